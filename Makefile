@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up all they need (Debian packages as root, .venv, the native extension) and run.
+SHELL := /bin/bash
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+TESTS ?= tests
+
+.PHONY: help demo test test-thorough lint format native setup setup-test bench clean
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: ## boot a stock Debian guest to a shell (ARGS=--script: unattended, shows the transcript)
+	@tools/setup guest
+	@$(PY) -m examples.demo $(ARGS)
+
+test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it)
+	$(PY) -m pytest $(TESTS) $(ARGS)
+
+test-thorough: setup-test ## also the tests that take long in the nested host: every device under two kernels, loads, reloads
+	AIOVMM_THOROUGH=1 $(PY) -m pytest $(TESTS) $(ARGS)
+
+setup: ## packages, virtual environment, native extension
+	@tools/setup base
+
+setup-test:
+	@tools/setup test
+
+lint: ## ruff and mypy --strict
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+native: ## rebuild the native extension and replace it in one step
+	@mkdir -p build && flock build/native.lock bash -o pipefail -c '\
+	  $(PY) -W ignore setup.py -q build_ext --build-lib build/lib --build-temp build/tmp 2>&1 | { grep -v -e ExperimentalConfiguration -e "config = read_configuration" -e "^$$" || true; } \
+	  && for so in build/lib/aiovmm/native/_native*.so; do \
+	       cp $$so aiovmm/native/.tmp.so && mv aiovmm/native/.tmp.so aiovmm/native/$$(basename $$so); done'
+
+bench: setup ## the benchmarks (ARGS=name)
+	$(PY) -m benchmarks $(ARGS)
+
+clean: ## what builds and tests leave
+	rm -rf build dist *.egg-info aiovmm/native/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

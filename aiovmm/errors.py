@@ -1,0 +1,130 @@
+"""The whole exception tree. An error names the culprit: the user, the host, the guest, or a peer process.
+
+AiovmmError
+├── UsageError (ValueError)      the caller asked for something that cannot be; nothing was changed
+│   ├── ConfigError              a configuration value or command-line option; names it
+│   ├── ImageError               a kernel, initramfs or disk image that is not what it should be
+│   └── StateError               the operation does not fit the state the VM or the device is in
+├── HostError (OSError)          the host refused an operation: errno, operation and a hint what to do
+│   └── KvmError                 the same for /dev/kvm and its ioctls
+├── GuestError                   the guest broke a rule; its device needs a reset, the monitor lives on
+│   ├── GuestFault               an address range outside guest memory
+│   └── ChainError               a malformed descriptor chain or ring
+├── PeerError                    a process at the other end of a socket broke its protocol
+├── ConsoleEnded (EOFError)      the console ended before it said, or took, what was wanted
+└── ExpectTimeout (TimeoutError) the console did not say what was expected in time
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "AiovmmError",
+    "ChainError",
+    "ConfigError",
+    "ConsoleEnded",
+    "ExpectTimeout",
+    "GuestError",
+    "GuestFault",
+    "HostError",
+    "ImageError",
+    "KvmError",
+    "PeerError",
+    "StateError",
+    "UsageError",
+]
+
+
+class AiovmmError(Exception):
+    """Base of every error that aiovmm raises on purpose."""
+
+
+class UsageError(AiovmmError, ValueError):
+    """The caller asked for something that cannot be done; nothing was changed."""
+
+
+class ConfigError(UsageError):
+    """A configuration value is not usable: `option` names it, `reason` says why, `hint` what to do next."""
+
+    def __init__(self, option: str, reason: str, hint: str = "") -> None:
+        self.option = option
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"{option}: {reason}" + (f" ({hint})" if hint else ""))
+
+
+class ImageError(UsageError):
+    """A file is not the image it should be: `path` names it, `reason` says what is wrong with it."""
+
+    def __init__(self, path: str, reason: str, hint: str = "") -> None:
+        self.path = path
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"{path}: {reason}" + (f" ({hint})" if hint else ""))
+
+
+class StateError(UsageError):
+    """The operation does not fit the present state."""
+
+
+class HostError(AiovmmError, OSError):
+    """The host refused `operation`: `errno` and its text, the file if there is one, and a hint what to do next."""
+
+    def __init__(self, operation: str, errno_: int, hint: str = "", path: str | None = None) -> None:
+        text = f"{operation}: {os.strerror(errno_)}" + (f" ({hint})" if hint else "")
+        super().__init__(errno_, text, path)
+        self.operation = operation
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.strerror}" + (f": {self.filename}" if self.filename else "")
+
+
+class KvmError(HostError):
+    """KVM refused an operation."""
+
+
+class GuestError(AiovmmError):
+    """The guest broke a rule of the platform. Its device is put into NEEDS_RESET; nobody else is touched."""
+
+
+class GuestFault(GuestError):
+    """[address, address + size) does not lie in guest memory with the access that was asked for."""
+
+    def __init__(self, address: int, size: int, what: str = "guest memory") -> None:
+        self.address = address
+        self.size = size
+        super().__init__(f"{size} bytes at {address:#x} are not in {what}")
+
+
+class ChainError(GuestError):
+    """A descriptor chain or ring is malformed; `head` is the chain's head index where it is known."""
+
+    def __init__(self, reason: str, head: int | None = None) -> None:
+        self.head = head
+        super().__init__(reason if head is None else f"chain {head}: {reason}")
+
+
+class PeerError(AiovmmError):
+    """The process at the other end of a socket broke its protocol."""
+
+
+class ConsoleEnded(AiovmmError, EOFError):
+    """The console ended: its guest is gone. `received` is what had arrived and was not read."""
+
+    def __init__(self, what: str, received: bytes = b"") -> None:
+        self.received = received
+        tail = f"; {len(received)} unread bytes end: {received[-2000:]!r}" if received else ""
+        super().__init__(f"the console has ended: {what}{tail}")
+
+
+class ExpectTimeout(AiovmmError, TimeoutError):
+    """The console did not match `pattern` in `timeout` seconds; `received` is what did arrive."""
+
+    def __init__(self, pattern: bytes, timeout: float, received: bytes) -> None:
+        self.pattern = pattern
+        self.timeout = timeout
+        self.received = received
+        tail = received[-2000:]
+        super().__init__(f"no match for {pattern!r} in {timeout:g} s; {len(received)} bytes arrived, ending: {tail!r}")

@@ -1,0 +1,15 @@
+#define AVMM_MEM_READ 1
+#define AVMM_MEM_WRITE 2
+struct avmm_region {
+    uint64_t base;
+    uint64_t size;
+    uint64_t host;
+    uint32_t perm;
+    uint32_t pad;
+};
+struct avmm_mem {
+    uint32_t count;
+    uint32_t pad;
+    struct avmm_region *regions;
+};
+void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, uint32_t perm);

@@ -1,0 +1,51 @@
+#define AVMM_NET_HDR ...
+#define AVMM_NET_FRAME ...
+#define AVMM_NET_PACKET ...
+#define AVMM_NET_STREAM_BUFFER ...
+enum avmm_net_kind {
+    AVMM_NET_VNET = 0,
+    AVMM_NET_PLAIN = 1,
+    AVMM_NET_STREAM = 2,
+};
+enum avmm_net_status {
+    AVMM_NET_WAIT = 0,
+    AVMM_NET_MORE = 1,
+    AVMM_NET_ROOM = 2,
+    AVMM_NET_ENDED = 3,
+    AVMM_NET_BAD = 4,
+};
+struct avmm_net_rx {
+    int32_t fd;
+    uint8_t kind;
+    uint8_t zero_ends;
+    uint8_t mergeable;
+    uint8_t discard;
+    uint32_t pending;
+    int32_t error;
+    uint8_t *packet;
+    uint8_t *stream;
+    uint32_t stream_at, stream_end;
+    uint64_t packets, bytes;
+    uint64_t dropped;
+};
+struct avmm_net_tx {
+    int32_t fd;
+    uint8_t kind;
+    uint8_t socket;
+    uint8_t checksum;
+    uint8_t discard;
+    uint32_t gso;
+    uint8_t ecn;
+    uint8_t pad[3];
+    int32_t error;
+    uint8_t *packet;
+    uint32_t left_at, left_end;
+    uint64_t packets, bytes;
+    uint64_t dropped;
+    uint64_t errors;
+};
+int avmm_net_receive(struct avmm_net_rx *rx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
+                     uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
+int avmm_net_send(struct avmm_net_tx *tx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
+                  uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
+uint32_t avmm_net_drain(struct avmm_net_rx *rx, uint32_t most);

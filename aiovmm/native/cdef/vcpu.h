@@ -1,0 +1,74 @@
+#define AVMM_SHADOW_READ 1
+#define AVMM_NOTE_READ 2
+#define AVMM_POSTED_WRITE 4
+#define AVMM_LATCH_WRITE 8
+#define AVMM_IGNORE_WRITE 16
+#define AVMM_COUNT_SYNC 0
+#define AVMM_COUNT_POSTED 1
+#define AVMM_COUNT_SHADOW 2
+#define AVMM_COUNT_IGNORED 3
+#define AVMM_COUNTS 4
+struct avmm_range {
+    uint64_t base;
+    uint64_t size;
+    const uint8_t *policy;
+    uint8_t *shadow;
+    uint64_t *counts;
+};
+struct avmm_table {
+    uint32_t count[2];
+    struct avmm_range *ranges[2];
+};
+#define AVMM_PIO_READ 0
+#define AVMM_PIO_WRITE 1
+#define AVMM_MMIO_READ 2
+#define AVMM_MMIO_WRITE 3
+#define AVMM_EOI 4
+#define AVMM_PARKED 5
+#define AVMM_ENDED 6
+struct avmm_event {
+    uint64_t address;
+    uint64_t data;
+    uint32_t count;
+    uint32_t seq;
+    uint16_t vcpu;
+    uint8_t kind;
+    uint8_t size;
+    uint32_t sync;
+};
+#define AVMM_END_STOP 0
+#define AVMM_END_ERRNO 1
+#define AVMM_END_EXIT 2
+struct avmm_final {
+    uint32_t kind;
+    uint32_t code;
+    uint32_t detail;
+    uint32_t ndata;
+    uint64_t data[16];
+};
+struct avmm_counters {
+    uint64_t exits;
+    uint64_t sync;
+    uint64_t posted;
+    uint64_t shadow;
+    uint64_t ignored;
+    uint64_t missed;
+    uint64_t full;
+};
+struct avmm_vm;
+struct avmm_vcpu;
+struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus);
+void avmm_vm_free(struct avmm_vm *vm);
+struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table);
+int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
+uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
+struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
+void avmm_vcpu_free(struct avmm_vcpu *v);
+void avmm_vcpu_run(struct avmm_vcpu *v);
+void avmm_vcpu_arm(struct avmm_vcpu *v);
+void avmm_vcpu_stop(struct avmm_vcpu *v);
+void avmm_vcpu_pause(struct avmm_vcpu *v, uint32_t generation);
+void avmm_vcpu_resume(struct avmm_vcpu *v);
+int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data);
+const struct avmm_final *avmm_vcpu_final(const struct avmm_vcpu *v);
+const struct avmm_counters *avmm_vcpu_counters(const struct avmm_vcpu *v);

@@ -1,0 +1,151 @@
+/* The data path of a virtio block device (VIRTIO 1.2 §5.2.6): chains become requests, requests become I/O straight on guest memory,
+ * completions become status bytes and used elements. One `avmm_blk` a disk with one `avmm_blk_queue` a virtqueue, all used by
+ * the event loop's thread, except `avmm_blk_perform`, which any thread may call. */
+#ifndef AIOVMM_BLK_H
+#define AIOVMM_BLK_H
+#include "ring.h"
+#include "uring.h"
+#include <stdbool.h>
+
+enum avmm_blk_type {
+    AVMM_BLK_IN = 0,
+    AVMM_BLK_OUT = 1,
+    AVMM_BLK_FLUSH = 4,
+    AVMM_BLK_GET_ID = 8,
+    AVMM_BLK_DISCARD = 11,
+    AVMM_BLK_WRITE_ZEROES = 13,
+};
+
+enum avmm_blk_status { AVMM_BLK_OK = 0, AVMM_BLK_IOERR = 1, AVMM_BLK_UNSUPP = 2 };
+
+/* What a malformed chain lacks; beside enum avmm_ring_code. */
+enum avmm_blk_code { AVMM_BLK_NO_HEADER = -100, AVMM_BLK_NO_STATUS = -101 };
+
+struct avmm_blk_queue;
+
+/* A parsed request in one of the slots of its queue; `iov`, `offset` and `left` advance as its data is transferred. */
+struct avmm_blk_request {
+    struct avmm_blk_queue *queue;
+    struct iovec *store; /* the chain's iovecs, `room` of them: from the queue's arena, or on the heap for an uncommon chain */
+    struct iovec *iov;   /* the data that is left to transfer */
+    uint32_t room, n_iov;
+    uint32_t type;   /* enum avmm_blk_type, or anything else */
+    struct avmm_blk_request *next; /* in disk->deferred */
+    uint8_t *bounce;     /* O_DIRECT with what is not aligned: a buffer of `bounce_size` bytes, else NULL */
+    uint32_t bounce_size;
+    struct iovec window; /* the part of it in use, whole blocks of the image ... */
+    uint64_t window_at;  /* ... from here on, of which the guest wants `wanted` bytes from `offset` on */
+    uint64_t wanted;
+    uint64_t offset; /* in the image, bytes */
+    uint64_t left;   /* bytes */
+    uint64_t done;   /* bytes written to the guest's buffers, from their start */
+    uint64_t in_total; /* bytes that the driver has room for before the status byte */
+    uint8_t *status;
+    int32_t error; /* what avmm_blk_perform met: 0 or an errno */
+    uint16_t head;
+    uint8_t punt;  /* have io_uring not try it at once */
+    uint8_t dsync; /* a write that is complete only when it is stable */
+    uint8_t at_end; /* it ends with the disk: the file may end up to 511 bytes earlier */
+    uint8_t bounces;  /* the next system call goes through `bounce` */
+    uint8_t fills;    /* and reads blocks of which a part is to be overwritten */
+    uint8_t partial;  /* a write of parts of blocks: no other write may run */
+    uint8_t writing;  /* counted in disk->writers, or the one that is disk->alone */
+};
+
+struct avmm_blk {
+    struct avmm_uring *ring; /* NULL: every request is handed to the caller, to be performed in threads */
+    int fd;                  /* open with O_DIRECT if `align_file` is not 0 */
+    uint32_t align_file;     /* O_DIRECT: alignment of offsets and lengths, bytes, a power of two; 0: none */
+    uint32_t align_memory;   /* O_DIRECT: alignment of addresses */
+    uint32_t punt_bytes;     /* what is copied from the page cache at once, in the loop's thread, of one request */
+    uint32_t inline_bytes;   /* and of all requests of one call; the rest is left to kernel threads */
+    uint32_t inline_left;
+    uint64_t capacity;       /* sectors of 512 bytes */
+    uint64_t max_bytes;      /* of one request */
+    uint8_t readonly;
+    uint8_t write_through;
+    uint8_t discard;      /* DISCARD was negotiated */
+    uint8_t write_zeroes; /* WRITE_ZEROES was negotiated */
+    uint8_t stopping;     /* set by avmm_blk_stop */
+    uint8_t id[20];
+    /* Blocks that are overwritten in part are read, changed and written; a write to their other sectors must not run meanwhile. */
+    uint32_t writers;                  /* writes of whole blocks that run */
+    struct avmm_blk_request *alone;    /* the write of parts of blocks that runs, by itself */
+    struct avmm_blk_request *deferred; /* writes that wait, in order */
+    uint32_t lent;                     /* buffers in use for what is not aligned */
+    uint32_t n_handed;                 /* requests in all queues' `handed` */
+    uint32_t in_flight; /* requests taken and not finished, over all queues */
+    uint32_t grown;     /* iovecs on the heap, of chains in more pieces than a slot of the arena takes */
+    struct avmm_blk_queue *finished; /* queues with requests that are finished and not published */
+};
+
+struct avmm_blk_queue {
+    struct avmm_blk *disk;
+    struct avmm_queue *vq;
+    const struct avmm_mem *mem;
+    uint64_t bit;    /* in the masks of queues that functions return */
+    uint32_t depth;  /* slots */
+    uint32_t n_free; /* of them */
+    uint32_t n_handed; /* requests for the caller, in `handed` */
+    uint32_t n_used;
+    uint32_t room; /* iovecs of a slot in the arena */
+    int32_t malformed; /* a code, if the last chain was: the device is broken */
+    int32_t malformed_head; /* returned unused already, or -1: the next pop of the queue meets the chain again */
+    uint8_t starved; /* the next chain waits until others in many pieces have ended */
+    uint16_t *handed; /* slot numbers */
+    uint16_t *free;
+    uint16_t *heads;
+    uint32_t *lengths;
+    struct avmm_blk_request *slots;
+    struct iovec *arena;
+    size_t arena_size;
+    struct avmm_blk_queue *next; /* in disk->finished */
+    uint64_t reads, writes, flushes, others, errors, read_bytes, written_bytes;
+};
+
+/* Beside the bits of queues in a mask: a queue has requests `handed` over, or a malformed chain; and submissions wait that the
+ * kernel did not take, so call avmm_blk_reap again in a while even if nothing completes; and this call has done its share, so
+ * call avmm_blk_serve again when others have had their turn: nobody kicks for what is left in the ring. */
+#define AVMM_BLK_LOOK (1ull << 62)
+#define AVMM_BLK_AGAIN (1ull << 63)
+#define AVMM_BLK_MORE (1ull << 61)
+#define AVMM_BLK_QUEUE_BITS 61
+
+/* Slots for `depth` requests whose chains have `room` iovecs (larger ones get them on demand). 0 or -ENOMEM. */
+int avmm_blk_queue_open(struct avmm_blk_queue *q, uint32_t depth, uint32_t room);
+/* Nothing may be in flight. Idempotent. */
+void avmm_blk_queue_close(struct avmm_blk_queue *q);
+
+/* Whether avmm_blk_serve can take a chain; if not, ends of requests on any queue of the disk may change that. */
+bool avmm_blk_can_take(const struct avmm_blk_queue *q);
+
+/* Take chains, as far as there are slots and up to a bound on their segments, start their I/O and publish what has ended already. Returns the mask of queues on
+ * which something was published, with the bits above. */
+uint64_t avmm_blk_serve(struct avmm_blk_queue *q);
+
+/* Take in completions. The same mask. */
+uint64_t avmm_blk_reap(struct avmm_blk *disk);
+
+/* Have what is in flight end soon: what has not been begun is cancelled, what is in the middle goes no further than the system
+ * call that it is in. The status of such requests is IOERR. Until `stopping` is cleared. */
+void avmm_blk_stop(struct avmm_blk *disk);
+
+/* Do reads, writes and flushes here and now, blocking. Then, in the loop's thread, finish them. */
+void avmm_blk_perform(struct avmm_blk_request **requests, uint32_t count);
+void avmm_blk_finish_performed(struct avmm_blk_request **requests, uint32_t count);
+
+/* Copy the readable data of a request that was handed over; how many bytes. */
+uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint8_t *to, uint32_t size);
+
+/* A request that was handed over has ended with `error`, an errno or 0. The status goes to the guest with the next publish. */
+void avmm_blk_finish(struct avmm_blk_request *request, int error);
+void avmm_blk_answer(struct avmm_blk_request *request, uint8_t status); /* the same with a status byte */
+uint64_t avmm_blk_publish(struct avmm_blk *disk); /* and submit what was started for them; the mask */
+
+/* fallocate(2), blocking; 0 or an errno. */
+int avmm_blk_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
+
+/* The one place where an errno becomes a status byte. */
+uint8_t avmm_blk_status(int error);
+
+#endif

@@ -1,0 +1,30 @@
+/* Guest memory as native code sees it: a sorted table of regions, each with its host address. */
+#ifndef AIOVMM_MEM_H
+#define AIOVMM_MEM_H
+#include <stddef.h>
+#include <stdint.h>
+
+#define AVMM_MEM_READ 1
+#define AVMM_MEM_WRITE 2
+
+struct avmm_region {
+    uint64_t base;  /* address the guest or the device uses (GPA, or IOVA behind an IOMMU) */
+    uint64_t size;  /* bytes */
+    uint64_t host;  /* host virtual address of the first byte */
+    uint32_t perm;  /* AVMM_MEM_READ | AVMM_MEM_WRITE */
+    uint32_t pad;
+};
+
+struct avmm_mem {
+    uint32_t count;
+    uint32_t pad;
+    struct avmm_region *regions; /* sorted by base, not overlapping */
+};
+
+/* Host address of [base, base + size), or NULL when it does not lie in one region that grants `perm`. */
+void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, uint32_t perm);
+
+/* Host address of `base` and in `*room` the bytes from there to its region's end; NULL as avmm_mem_find. */
+void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room);
+
+#endif

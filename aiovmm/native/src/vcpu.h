@@ -1,0 +1,118 @@
+/* The run loop of a vCPU thread, and the door between such threads and the event loop.
+ *
+ * A vCPU thread is one call of avmm_vcpu_run. It looks every exit up in the VM's range table and either answers it from
+ * there (shadow, posted, ignored, unclaimed), or asks the event loop and waits. What the loop must see goes through a ring per
+ * vCPU (one producer, one consumer, in order, bounded), and is handed out in the order of all of them; one eventfd per VM wakes the loop. No function here touches Python.
+ *
+ * Threads: avmm_vcpu_run belongs to the vCPU thread; every other function to the event loop's thread.
+ */
+#ifndef AIOVMM_VCPU_H
+#define AIOVMM_VCPU_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* Policy bits of one byte of a range; the values are aiovmm.bus.Policy's. */
+#define AVMM_SHADOW_READ 1
+#define AVMM_NOTE_READ 2
+#define AVMM_POSTED_WRITE 4
+#define AVMM_LATCH_WRITE 8
+#define AVMM_IGNORE_WRITE 16
+
+/* Per-range counters, by index. */
+#define AVMM_COUNT_SYNC 0
+#define AVMM_COUNT_POSTED 1
+#define AVMM_COUNT_SHADOW 2
+#define AVMM_COUNT_IGNORED 3
+#define AVMM_COUNTS 4
+
+struct avmm_range {
+    uint64_t base;
+    uint64_t size;
+    const uint8_t *policy; /* one byte an address, or NULL: every access waits for the loop */
+    uint8_t *shadow;
+    uint64_t *counts; /* AVMM_COUNTS of them */
+};
+
+struct avmm_table {
+    uint32_t count[2]; /* by space: 0 port I/O, 1 MMIO */
+    struct avmm_range *ranges[2]; /* sorted by base, not overlapping */
+};
+
+/* Kinds of event. The first four are 2 * space + is_write. */
+#define AVMM_PIO_READ 0
+#define AVMM_PIO_WRITE 1
+#define AVMM_MMIO_READ 2
+#define AVMM_MMIO_WRITE 3
+#define AVMM_EOI 4    /* data: vector of a level-triggered interrupt that the guest has ended */
+#define AVMM_PARKED 5 /* data: generation of the pause request that is now in force */
+#define AVMM_ENDED 6  /* the vCPU thread has left the guest for good; avmm_vcpu_final says why */
+
+struct avmm_event {
+    uint64_t address;
+    uint64_t data;  /* bytes written, little-endian; with count > 1 an offset into the drain's byte buffer */
+    uint32_t count; /* equal one-byte writes to one address, taken together */
+    uint32_t seq;   /* names a synchronous exit, for avmm_vcpu_complete */
+    uint16_t vcpu;
+    uint8_t kind;
+    uint8_t size; /* 1, 2, 4 or 8 */
+    uint32_t sync; /* 1: the vCPU waits for avmm_vcpu_complete */
+};
+
+/* Why a run ended. */
+#define AVMM_END_STOP 0  /* avmm_vcpu_stop */
+#define AVMM_END_ERRNO 1 /* KVM_RUN failed with `code` */
+#define AVMM_END_EXIT 2  /* KVM exit reason `code` */
+
+struct avmm_final {
+    uint32_t kind;
+    uint32_t code;
+    uint32_t detail; /* suberror, system event type, physical CPU */
+    uint32_t ndata;
+    uint64_t data[16];
+};
+
+struct avmm_counters { /* of one vCPU; written by its thread only */
+    uint64_t exits;    /* returns from KVM_RUN to user space */
+    uint64_t sync;     /* accesses that waited for the loop */
+    uint64_t posted;
+    uint64_t shadow;
+    uint64_t ignored;
+    uint64_t missed;   /* accesses to no range */
+    uint64_t full;     /* times the ring was full */
+};
+
+struct avmm_vm;
+struct avmm_vcpu;
+
+/* State shared by the vCPUs of one VM. `eventfd` is non-blocking and stays the caller's. NULL when out of memory. */
+struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus);
+void avmm_vm_free(struct avmm_vm *vm);
+
+/* Put `table` in force and return the one it replaces, which stays in use until avmm_table_used says otherwise. */
+struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table);
+int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
+
+/* Take up to `max` events from all rings, in the order in which the vCPUs put them wherever the guest can tell: across vCPUs
+ * too, what one did under a lock of the guest's comes before what the next holder does. Runs of one-byte posted writes are gathered into `bytes`. When something is left,
+ * the eventfd is signalled again. Returns the number of events. */
+uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
+
+/* A vCPU on `fd`; `ring` (a power of two) is its ring's entries. NULL with `*error` an errno on failure. */
+struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
+void avmm_vcpu_free(struct avmm_vcpu *v);
+
+/* Enter the guest and stay until it is stopped or ends. Call with avmm_vcpu_arm done before. */
+void avmm_vcpu_run(struct avmm_vcpu *v);
+void avmm_vcpu_arm(struct avmm_vcpu *v);
+
+void avmm_vcpu_stop(struct avmm_vcpu *v);
+void avmm_vcpu_pause(struct avmm_vcpu *v, uint32_t generation);
+void avmm_vcpu_resume(struct avmm_vcpu *v);
+
+/* Answer synchronous exit `seq` with `data`. Returns 0, or -1 when nobody waits for it any more. */
+int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data);
+
+const struct avmm_final *avmm_vcpu_final(const struct avmm_vcpu *v);
+const struct avmm_counters *avmm_vcpu_counters(const struct avmm_vcpu *v);
+
+#endif

@@ -1,0 +1,169 @@
+/* Random block requests in random framing through the native data path, under sanitizers, with io_uring and without. A second
+ * thread scribbles on guest memory meanwhile, as a hostile vCPU would. Every chain that is taken comes back exactly once,
+ * nothing stays in flight, and the image never becomes larger than the disk.
+ * Usage: blk_fuzz SEED ROUNDS IMAGE; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
+#include "blk.h"
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, PAGES = 64, SIZE = 16, SECTORS = 40, REGIONS = 4 };
+enum { DESC = 0, AVAIL = PAGE, USED = 2 * PAGE, DATA = 3 * PAGE };
+
+static uint64_t state;
+static uint64_t rnd(void) { /* xorshift64* */
+    state ^= state >> 12, state ^= state << 25, state ^= state >> 27;
+    return state * 2685821657736338717ull;
+}
+static uint64_t below(uint64_t n) { return rnd() % n; }
+
+static uint8_t *ram;
+static struct avmm_region regions[REGIONS];
+static struct avmm_mem mem = {REGIONS, 0, regions};
+static atomic_int stop;
+
+static void *scribble(void *arg) {
+    uint64_t s = (uint64_t)(uintptr_t)arg | 1;
+    while (!atomic_load(&stop)) {
+        s ^= s >> 12, s ^= s << 25, s ^= s >> 27;
+        ((volatile uint8_t *)ram)[s % (PAGES * PAGE)] = (uint8_t)(s >> 40);
+    }
+    return NULL;
+}
+
+static uint64_t address(uint32_t length) { return below(40) ? DATA + below(PAGES * PAGE - DATA - length) : rnd(); }
+
+static void put(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next) {
+    uint8_t *d = ram + DESC + 16 * i;
+    memcpy(d, &addr, 8), memcpy(d + 8, &len, 4), memcpy(d + 12, &flags, 2), memcpy(d + 14, &next, 2);
+}
+
+/* One request in the table from `first` on; how many descriptors it took. */
+static uint32_t some_request(uint32_t first) {
+    static const uint32_t kinds[] = {0, 0, 0, 1, 1, 4, 8, 11, 13, 77};
+    uint32_t kind = kinds[below(10)], n = first;
+    uint64_t sector = below(10) ? below(SECTORS) : rnd(), at = address(64);
+    uint8_t header[16] = {0};
+    memcpy(header, &kind, 4), memcpy(header + 8, &sector, 8);
+    if (at + 64 <= PAGES * PAGE)
+        memcpy(ram + at, header, 16);
+    uint32_t cut = below(6) ? 16 : (uint32_t)below(17);
+    put(n, at, cut, 1, n + 1), n++;
+    if (cut < 16)
+        put(n, at + cut, 16 - cut + (below(3) ? 0 : (uint32_t)below(600)), 1, n + 1), n++;
+    for (uint64_t parts = below(3); parts--; n++) {
+        uint32_t len = below(3) ? 512 * (uint32_t)below(8) : (uint32_t)below(1200);
+        put(n, address(len), len, kind == 0 || kind == 8 ? 3 : 1, n + 1);
+    }
+    put(n, address(1), 1, below(40) ? 2 : 0, 0);
+    return n + 1 - first;
+}
+
+static void carry_out(struct avmm_blk_queue *q) {
+    for (uint32_t i = 0; i < q->n_handed; i++) {
+        struct avmm_blk_request *r = &q->slots[q->handed[i]];
+        uint8_t payload[64];
+        if (r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES)
+            avmm_blk_answer(r, avmm_blk_payload(r, payload, sizeof payload) % 16 ? AVMM_BLK_IOERR : AVMM_BLK_OK);
+        else {
+            avmm_blk_perform(&r, 1);
+            avmm_blk_finish_performed(&r, 1);
+        }
+    }
+    q->disk->n_handed -= q->n_handed;
+    q->n_handed = 0;
+    avmm_blk_publish(q->disk);
+}
+
+static void wait_for_all(struct avmm_blk_queue *q) {
+    struct avmm_blk *disk = q->disk;
+    for (int spins = 0; disk->in_flight; spins++) {
+        assert(spins < 1000000);
+        avmm_blk_reap(disk);
+        carry_out(q);
+        if (spins > 100)
+            usleep(20);
+    }
+}
+
+static void round_trip(struct avmm_blk *disk, uint64_t counts[3]) {
+    struct avmm_queue vq = {.size = SIZE, .max_chain = 32, .event_idx = 1, .indirect = 1};
+    struct avmm_blk_queue q = {.disk = disk, .vq = &vq, .mem = &mem, .bit = 1};
+    vq.last_avail = vq.used_idx = vq.signalled = below(2) ? 0 : 65536 - below(8);
+    assert(avmm_ring_bind(&vq.desc, &mem, DESC, 16 * SIZE, 1, NULL) == 0);
+    assert(avmm_ring_bind(&vq.avail, &mem, AVAIL, 6 + 2 * SIZE, 1, NULL) == 0);
+    assert(avmm_ring_bind(&vq.used, &mem, USED, 6 + 8 * SIZE, 3, NULL) == 0);
+    assert(avmm_blk_queue_open(&q, 1 + below(SIZE), 2 + below(36)) == 0);
+    uint16_t idx = vq.last_avail, n = 0;
+    for (uint32_t i = 0; i + 8 < SIZE; n++) {
+        memcpy(ram + AVAIL + 4 + 2 * (idx % SIZE), &(uint16_t){(uint16_t)i}, 2);
+        idx++;
+        i += some_request(i);
+    }
+    memcpy(ram + AVAIL + 2, &idx, 2);
+    for (int turn = 0; turn < 6; turn++) {
+        avmm_blk_serve(&q);
+        carry_out(&q);
+        if (q.malformed) {
+            counts[1]++;
+            break;
+        }
+        if (below(2))
+            wait_for_all(&q);
+    }
+    wait_for_all(&q);
+    counts[0] += vq.pushed;
+    counts[2] += q.errors;
+    assert(vq.popped == vq.pushed && vq.last_avail == vq.used_idx && q.n_free == q.depth && !q.n_handed);
+    assert(!disk->writers && !disk->alone && !disk->deferred && !disk->lent && !disk->n_handed);
+    assert(q.reads + q.writes + q.flushes + q.others <= vq.popped);
+    avmm_blk_queue_close(&q);
+}
+
+int main(int argc, char **argv) {
+    assert(argc == 4);
+    uint64_t seed = strtoull(argv[1], NULL, 0), rounds = strtoull(argv[2], NULL, 0), counts[3] = {0};
+    state = seed * 0x9E3779B97F4A7C15ull | 1;
+    ram = aligned_alloc(PAGE, PAGES * PAGE);
+    memset(ram, 0, PAGES * PAGE);
+    for (uint64_t i = 0; i < REGIONS; i++) { /* adjoining: buffers that cross are several segments */
+        uint64_t size = PAGES / REGIONS * PAGE;
+        regions[i] = (struct avmm_region){i * size, size, (uint64_t)(uintptr_t)ram + i * size, 3, 0};
+    }
+    struct avmm_uring ring;
+    struct avmm_blk disk = {.capacity = SECTORS, .max_bytes = 1 << 20, .discard = 1, .write_zeroes = 1};
+    disk.fd = open(argv[3], O_RDWR | O_CREAT, 0600);
+    assert(disk.fd >= 0 && ftruncate(disk.fd, SECTORS * 512 - 100) == 0);
+    disk.punt_bytes = disk.inline_bytes = 2048;
+    int with_ring = seed % 3 && avmm_uring_open(&ring, SIZE) == 0;
+    disk.ring = with_ring ? &ring : NULL;
+    pthread_t thread;
+    if (seed % 2)
+        pthread_create(&thread, NULL, scribble, (void *)(uintptr_t)seed);
+    for (uint64_t i = 0; i < rounds; i++) {
+        disk.readonly = below(8) == 0;
+        disk.write_through = below(8) == 0;
+        disk.align_file = below(2) ? 0 : below(2) ? 512 : 4096; /* as if for O_DIRECT */
+        disk.align_memory = 16;
+        round_trip(&disk, counts);
+    }
+    atomic_store(&stop, 1);
+    if (seed % 2)
+        pthread_join(thread, NULL);
+    struct stat st;
+    assert(fstat(disk.fd, &st) == 0 && st.st_size <= SECTORS * 512);
+    if (with_ring)
+        avmm_uring_close(&ring);
+    close(disk.fd);
+    free(ram);
+    printf("%llu %llu %llu %d\n", (unsigned long long)counts[0], (unsigned long long)counts[1],
+           (unsigned long long)counts[2], with_ring);
+    return 0;
+}
