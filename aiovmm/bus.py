@@ -1,0 +1,197 @@
+"""The range map for port I/O and memory-mapped I/O: which device answers which address.
+
+A range may carry a `FastPage`: per byte of the range one policy byte and one shadow byte, in memory that the native run
+loop reads. With it a vCPU need not wait for the event loop: a posted write goes to the exit ring and the guest runs on,
+a shadow read is answered from the shadow byte. The owner of the range changes both at any time by plain stores, from the
+event loop's thread. Everything else is a synchronous exit. An address in no range reads as all ones and ignores writes;
+the run loop answers these itself and counts them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import enum
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from aiovmm.errors import UsageError
+
+__all__ = ["BatchDevice", "Bus", "BusDevice", "FastPage", "NotingDevice", "Policy", "Range", "RunDevice", "Space"]
+
+
+class Space(enum.IntEnum):
+    """The two address spaces a vCPU can leave the guest through."""
+
+    PIO = 0
+    MMIO = 1
+
+
+class Policy(enum.IntFlag):
+    """What the run loop may do with one byte of a range without waiting. An access wider than a byte needs it of all."""
+
+    SYNC = 0
+    SHADOW_READ = 1  # answer from the shadow byte
+    NOTE_READ = 2  # with SHADOW_READ: also post the read, so that the device learns of it
+    POSTED_WRITE = 4  # post the write and go on
+    LATCH_WRITE = 8  # with POSTED_WRITE: store the written byte into the shadow at once
+    IGNORE_WRITE = 16  # drop the write without an exit to the loop
+
+
+class FastPage:
+    """Policy and shadow bytes of a range; `size` is in bytes and equals the range's."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.policy = bytearray(size)
+        self.shadow = bytearray(size)
+
+
+class BusDevice(Protocol):
+    """Registers behind a range. Called from the event loop while a vCPU waits, so it never blocks."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes (1, 2, 4 or 8) at `offset` from the range's start, little-endian."""
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Store `data`. If an awaitable is returned, the guest's instruction completes when it is done."""
+
+
+@runtime_checkable
+class BatchDevice(Protocol):
+    """A BusDevice that gathers what posted writes brought and acts on it once a drain."""
+
+    def end_of_batch(self) -> None:
+        """Every exit that was waiting has been given out. Called once at the end of a drain that touched the device."""
+
+
+@runtime_checkable
+class RunDevice(Protocol):
+    """A BusDevice that takes a run of posted one-byte writes to one address in one call."""
+
+    def write_many(self, offset: int, data: bytes) -> None:
+        """As `write(offset, byte)` for each byte of `data` in turn."""
+
+
+@runtime_checkable
+class NotingDevice(Protocol):
+    """A BusDevice with NOTE_READ bytes, which must know what the guest was shown: the shadow may have changed since."""
+
+    def note_read(self, offset: int, data: bytes) -> None:
+        """The guest read at `offset` and was answered `data` from the shadow. In order with the vCPU's other exits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Range:
+    """`size` addresses from `base` in `space`, answered by `device`."""
+
+    space: Space
+    base: int
+    size: int
+    device: BusDevice
+    name: str
+    fast: FastPage | None = None
+
+    @property
+    def end(self) -> int:
+        """The first address after the range."""
+        return self.base + self.size
+
+
+@dataclass
+class _Map:
+    bases: list[int] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
+
+
+class Bus:
+    """Both address spaces of one VM. `on_change` (if set) is called after every change, to publish the ranges to native code."""
+
+    def __init__(self) -> None:
+        self._maps = (_Map(), _Map())
+        self.on_change: Callable[[], None] | None = None
+        self._batches = 0
+        self._changes = 0
+
+    def add(self, rng: Range) -> Range:
+        """Claim a range. Raises UsageError if it is empty, or overlaps one that is there already, by name."""
+        if rng.size <= 0 or rng.base < 0:
+            raise UsageError(f"bus range {rng.name!r} is empty or negative: {rng.base:#x} + {rng.size:#x}")
+        if rng.fast is not None and rng.fast.size != rng.size:
+            raise UsageError(f"bus range {rng.name!r}: its fast page has {rng.fast.size} bytes, not {rng.size}")
+        other = self._overlap(rng)
+        if other is not None:
+            raise UsageError(
+                f"bus range {rng.name!r} [{rng.base:#x}, {rng.end:#x}) overlaps "
+                f"{other.name!r} [{other.base:#x}, {other.end:#x})"
+            )
+        m = self._maps[rng.space]
+        i = bisect.bisect_left(m.bases, rng.base)
+        m.bases.insert(i, rng.base)
+        m.ranges.insert(i, rng)
+        self._changed()
+        return rng
+
+    def remove(self, rng: Range) -> None:
+        """Give a range back. Raises UsageError if it is not on the bus."""
+        m = self._maps[rng.space]
+        if rng not in m.ranges:
+            raise UsageError(f"bus range {rng.name!r} is not on the bus")
+        i = m.ranges.index(rng)
+        del m.bases[i], m.ranges[i]
+        self._changed()
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Changes within the block are published together, at its end: publishing costs time for every range there is."""
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            self._publish()
+
+    def find(self, space: Space, address: int, size: int = 1) -> Range | None:
+        """The range that holds all of [address, address + size), or None."""
+        m = self._maps[space]
+        i = bisect.bisect_right(m.bases, address) - 1
+        if i < 0:
+            return None
+        rng = m.ranges[i]
+        return rng if address + size <= rng.end else None
+
+    def ranges(self) -> list[Range]:
+        """All ranges, port I/O first, each space sorted by base."""
+        return [r for m in self._maps for r in m.ranges]
+
+    def read(self, space: Space, address: int, size: int) -> bytes:
+        """What the guest reads: the device's bytes, or all ones where there is none."""
+        rng = self.find(space, address, size)
+        if rng is None:
+            return b"\xff" * size
+        return rng.device.read(address - rng.base, size)
+
+    def write(self, space: Space, address: int, data: bytes) -> Awaitable[None] | None:
+        """Hand a write to its device; dropped where there is none. See BusDevice.write for the result."""
+        rng = self.find(space, address, len(data))
+        if rng is None:
+            return None
+        return rng.device.write(address - rng.base, data)
+
+    def _overlap(self, rng: Range) -> Range | None:
+        m = self._maps[rng.space]
+        i = bisect.bisect_right(m.bases, rng.base)
+        around = m.ranges[max(i - 1, 0) : i + 1]
+        return next((r for r in around if r.base < rng.end and rng.base < r.end), None)
+
+    def _changed(self) -> None:
+        self._changes += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._batches or not self._changes:
+            return
+        self._changes = 0
+        if self.on_change is not None:
+            self.on_change()

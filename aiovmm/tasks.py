@@ -1,0 +1,75 @@
+"""Tasks of one VM, and work that a cancelled caller must not leave half done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from aiovmm.errors import StateError
+
+__all__ = ["TaskScope", "finish", "in_thread"]
+
+OnError = Callable[[str, BaseException], None]
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+class TaskScope:
+    """A group of tasks that ends as a whole.
+
+    Unlike asyncio.TaskGroup, a child that fails neither cancels its siblings nor its owner: `on_error` hears of it.
+    """
+
+    def __init__(self, on_error: OnError) -> None:
+        self._on_error = on_error
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = False
+
+    def create(self, coro: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Start `coro` as a task of this scope. Raises StateError (and closes `coro`) after `aclose`."""
+        if self._closed:
+            coro.close()
+            raise StateError(f"task {name!r} comes too late: its VM is being torn down")
+        task = asyncio.get_running_loop().create_task(coro, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def aclose(self) -> None:
+        """Cancel what runs and wait for its end. Idempotent; the calling task is never waited for."""
+        self._closed = True
+        me = asyncio.current_task()
+        while tasks := [t for t in self._tasks if t is not me]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_error(task.get_name(), error)
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled():
+        task.exception()  # seen: what the caller asked for comes before it
+    raise cancelled
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """asyncio.to_thread, but a caller that is cancelled waits for the thread: what it works on is not taken away under it."""
+    return await finish(asyncio.to_thread(call, *args, **kwargs))
