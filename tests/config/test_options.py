@@ -1,0 +1,135 @@
+"""Option text: the reference monitor's syntax and meaning, and refusals that name the option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aiovmm.config import ConsoleMode, VMConfig
+from aiovmm.config import PayloadConfig as Payload
+from aiovmm.config.options import (
+    parse_console,
+    parse_cpus,
+    parse_device,
+    parse_disk,
+    parse_fs,
+    parse_memory,
+    parse_net,
+    parse_platform,
+    parse_pmem,
+    parse_rng,
+    parse_size,
+    parse_vsock,
+    split_options,
+)
+from aiovmm.errors import ConfigError
+
+
+def test_cpus_by_number_and_by_keys() -> None:
+    assert parse_cpus("2").boot == 2
+    both = parse_cpus("boot=2,max=4")
+    assert (both.boot, both.max) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("0x1000", 4096), ("8k", 8192)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size("memory", text) == size
+
+
+def test_memory() -> None:
+    assert parse_memory("256M").size == 256 << 20
+    memory = parse_memory("size=1G,shared=off,hugepages=on,prefault=on")
+    assert (memory.size, memory.shared, memory.hugepages, memory.prefault) == (1 << 30, False, True, True)
+
+
+def test_quotes_and_brackets_hold_commas() -> None:
+    assert split_options("net", 'a="x,y",fd=[1,2],b') == {"a": "x,y", "fd": "[1,2]", "b": ""}
+    assert parse_disk('path="a,b.img"').path == Path("a,b.img")
+    assert parse_net("fd=[3,4],num_queues=4").fd == (3, 4)
+
+
+def test_devices() -> None:
+    disk = parse_disk("path=/x.img,readonly=on,direct=on,num_queues=4,queue_size=256,serial=abc,id=d0,pci_segment=1")
+    assert (disk.readonly, disk.direct, disk.num_queues, disk.queue_size, disk.serial) == (True, True, 4, 256, "abc")
+    assert (disk.id, disk.pci_segment) == ("d0", 1)
+    assert parse_net("tap=,mac=2e:89:a8:e4:bf:01,mtu=9000,ip=10.0.0.1,mask=255.255.255.0").tap is None
+    assert parse_rng("src=/dev/hwrng").src == Path("/dev/hwrng")
+    assert parse_vsock("cid=5,socket=/tmp/s").cid == 5
+    assert parse_pmem("file=/p,size=4M,discard_writes=on").discard_writes
+    assert parse_fs("tag=home,socket=/s").queue_size == 1024
+    assert parse_device("path=/sys/bus/pci/devices/0000:01:00.0,iommu=on").iommu
+    assert parse_platform("num_pci_segments=4,iommu_segments=[1,2]").iommu_segments == (1, 2)
+
+
+def test_consoles() -> None:
+    assert parse_console("serial", "tty").mode is ConsoleMode.TTY
+    assert parse_console("serial", "socket=/tmp/s").path == Path("/tmp/s")
+    for bad in ("socket", "file=", "tty=x", "screen", ""):
+        with pytest.raises(ConfigError, match="serial"):
+            parse_console("serial", bad)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "named"),
+    [
+        (parse_cpus, "boot=0", "cpus.boot"),
+        (parse_cpus, "boot=4,max=2", "cpus.max"),
+        (parse_cpus, "boot=2,topology=1:2:1:1", "cpus.topology"),
+        (parse_memory, "12Q", "memory"),
+        (parse_memory, "size=512M,mergeable=on", "memory.mergeable"),
+        (parse_memory, "100", "memory.size"),
+        (parse_disk, "readonly=on", "disk.path"),
+        (parse_disk, "path=a,path=b", "disk.path"),
+        (parse_disk, "path=a,bw_size=1", "disk.bw_size"),
+        (parse_disk, "path=a,readonly=maybe", "disk.readonly"),
+        (parse_disk, "path=a,queue_size=100", "disk.queue_size"),
+        (parse_disk, "path=a,colour=red", "disk.colour"),
+        (parse_disk, "path=a,serial=" + "x" * 21, "disk.serial"),
+        (parse_disk, "path=a,vhost_user=on", "disk.socket"),
+        (parse_net, "num_queues=3", "net.num_queues"),
+        (parse_net, "tap=averyveryverylongname", "net.tap"),
+        (parse_net, "mac=01:00:00:00:00:00", "net.mac"),
+        (parse_net, "mac=nonsense", "net.mac"),
+        (parse_net, "ip=10.0.0.300", "net.ip"),
+        (parse_net, "mask=255.0.0.0", "net.mask"),
+        (parse_net, "fd=3,num_queues=4", "net.fd"),
+        (parse_net, "mtu=12", "net.mtu"),
+        (parse_vsock, "socket=/x", "vsock.cid"),
+        (parse_vsock, "cid=2,socket=/x", "vsock.cid"),
+        (parse_pmem, "size=2M", "pmem.file"),
+        (parse_pmem, "file=/x,size=3M", "pmem.size"),
+        (parse_fs, "tag=,socket=/x", "fs.tag"),
+        (parse_platform, "num_pci_segments=17", "platform.num_pci_segments"),
+        (parse_platform, "uuid=1", "platform.uuid"),
+    ],
+)
+def test_refusals_name_the_option(parse: object, text: str, named: str) -> None:
+    assert callable(parse)
+    with pytest.raises(ConfigError) as info:
+        parse(text)
+    assert info.value.option == named
+    assert named in str(info.value)
+
+
+def test_whole_machine_checks_what_parts_cannot() -> None:
+    payload = Payload(kernel=Path("/k"))
+    with pytest.raises(ConfigError, match="no segment 1"):
+        VMConfig(payload, disks=(parse_disk("path=a,pci_segment=1"),))
+    with pytest.raises(ConfigError, match="names two devices"):
+        VMConfig(payload, disks=(parse_disk("path=a,id=x"), parse_disk("path=b,id=x")))
+    with pytest.raises(ConfigError, match="terminal"):
+        VMConfig(payload, serial=parse_console("serial", "tty"), console=parse_console("console", "tty"))
+    with pytest.raises(ConfigError, match="NUL"):
+        Payload(kernel=Path("/k"), cmdline="a\0b")
+    with pytest.raises(ConfigError, match="colour"):
+        VMConfig(payload).with_changes({"colour": "red"})
+
+
+def test_the_default_command_line_talks_on_the_console_that_is_there() -> None:
+    payload = Payload(kernel=Path("/k"))
+    assert "ttyS0" in VMConfig(payload).cmdline
+    hvc = VMConfig(payload, serial=parse_console("serial", "off"), console=parse_console("console", "null"))
+    assert "hvc0" in hvc.cmdline
