@@ -1,0 +1,54 @@
+"""Shared by all tests: every async test runs on asyncio's own loop and on uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Generator, Mapping
+
+import pytest
+import uvloop
+from hypothesis import settings
+
+pytest_plugins = ["tests.kvmhost.plugin"]
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+settings.register_profile("ci", derandomize=True)  # CI's examples repeat; everywhere else they are new each time
+if os.environ.get("CI") or os.environ.get("AIOVMM_REQUIRE_GROUNDS"):
+    settings.load_profile("ci")
+
+THOROUGH = os.environ.get("AIOVMM_THOROUGH", "") not in ("", "0")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """`make test` boots what shows each part alive; AIOVMM_THOROUGH=1 (`make test-thorough`) adds what takes many minutes."""
+    if THOROUGH or any("::" in argument for argument in config.args):
+        return
+    long = [item for item in items if item.get_closest_marker("thorough")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+REQUIRED = os.environ.get("AIOVMM_REQUIRE_GROUNDS", "") not in ("", "0")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """On CI a test of a ground that this machine has fails when it is skipped: /dev/kvm if it exists, the nested host always."""
+    report = yield
+    on_kvm = "/dev/kvm cannot be used" in str(report.longrepr) and os.path.exists("/dev/kvm")
+    on_host = item.get_closest_marker("kvmhost") is not None or "kvmhost" in getattr(item, "fixturenames", ())
+    if REQUIRED and report.skipped and (on_kvm or on_host):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, although AIOVMM_REQUIRE_GROUNDS is set: {report.longrepr}"
+    return report

@@ -1,0 +1,53 @@
+"""The QEMU command line of a nested host: AMD-V emulated by TCG, so that the guest inside has a true `kvm_amd`."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+
+from .agent import PORT_NAME
+from .settings import Profile, Size
+
+_KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off quiet"
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    kernel: pathlib.Path
+    initramfs: pathlib.Path
+    disk: pathlib.Path
+
+
+def machine_name(profile: Profile) -> str:
+    """The name a host's process carries, by which it is told from whatever reuses its process id."""
+    return f"aiovmm-kvmhost-{profile.name}"
+
+
+def qemu_command(profile: Profile, size: Size, files: BootFiles) -> list[str]:
+    """The daemon's command line, to be run in the host's own directory: sockets, logs and disks are relative to it."""
+    return [
+        "qemu-system-x86_64",
+        *("-name", machine_name(profile)),
+        *("-M", profile.machine),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", "max"),
+        *("-smp", str(size.cpus)),
+        *("-m", f"{size.memory >> 20}M"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-kernel", str(files.kernel)),
+        *("-initrd", str(files.initramfs)),
+        *("-append", f"{_KERNEL_ARGUMENTS} {profile.kernel_arguments}".strip()),
+        # The image stays as built: what the host writes goes to an unnamed file that ends with it.
+        *("-drive", f"file={files.disk},if=none,id=root,format=raw,cache=unsafe,discard=unmap,snapshot=on"),
+        *("-device", "virtio-blk-pci,drive=root"),
+        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-serial-pci"),
+        *("-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off"),
+        *("-device", f"virtserialport,chardev=agent,name={PORT_NAME}"),
+        *("-chardev", "file,id=console,path=console.log"),
+        *("-serial", "chardev:console"),
+        *("-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *profile.devices,
+        *("-pidfile", "pid", "-daemonize"),
+    ]

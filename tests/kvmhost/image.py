@@ -1,0 +1,236 @@
+"""Builds the nested host's disk image and keeps it, by the key of its recipe, for all later starts."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from . import recipe as recipes
+from .errors import BuildFailed, MissingTool
+from .initramfs import load_order
+from .lock import HostLock
+from .requirements import requirements
+from .settings import PROJECT, PROJECT_IN_HOST, PYTHON_IN_HOST
+
+_KEPT_IMAGES = 3
+_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
+BUILD_TOOLS = {
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "depmod": "kmod",
+    "dpkg-deb": "dpkg",
+    "apt-get": "apt",
+    "gcc": "gcc",
+    "make": "make",
+}
+RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Image:
+    directory: pathlib.Path
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @property
+    def disk(self) -> pathlib.Path:
+        return self.directory / "disk.img"
+
+    @property
+    def kernel(self) -> pathlib.Path:
+        return self.directory / "vmlinuz"
+
+    @property
+    def boot(self) -> pathlib.Path:
+        return self.directory / "boot"
+
+
+def needed_tools() -> dict[str, str]:
+    """What building an image and running a host takes; without root also what makes a user namespace of many users."""
+    return {**BUILD_TOOLS, **RUN_TOOLS, **({} if os.geteuid() == 0 else {"newuidmap": "uidmap"})}
+
+
+def missing_tools(tools: dict[str, str]) -> dict[str, str]:
+    """Those of `tools` (program: Debian package) that the machine does not have."""
+    path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
+    return {tool: package for tool, package in tools.items() if not shutil.which(tool, path=path)}
+
+
+def current_recipe() -> recipes.Recipe:
+    pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    hook = (pathlib.Path(__file__).parent / "image_hook.sh").read_text()
+    return recipes.Recipe([*requirements(pyproject), *recipes.TOOL_REQUIREMENTS], hook)
+
+
+def ensure_image(cache: pathlib.Path, say: Say, *, force: bool = False) -> Image:
+    """The image of the current recipe, built if it is not there. MissingTool, BuildFailed."""
+    recipe = current_recipe()
+    image = Image(cache / "images" / recipe.key)
+    if image.directory.exists() and not force:
+        os.utime(image.directory)
+        return image
+    missing = missing_tools(needed_tools())
+    if missing:
+        raise MissingTool(missing)
+    with HostLock(cache / "images.lock", say):
+        if force or not image.directory.exists():
+            _build(recipe, image, say)
+            _prune(image)
+    return image
+
+
+def _build(recipe: recipes.Recipe, image: Image, say: Say) -> None:
+    started = time.monotonic()
+    say(f"building the nested host's image {image.key} (once; takes a minute or two)")
+    image.directory.parent.mkdir(parents=True, exist_ok=True)
+    # As root beside its final place; else where the user namespace's root, a stranger, can get at it.
+    place = image.directory.parent if os.geteuid() == 0 else pathlib.Path("/var/tmp")
+    with tempfile.TemporaryDirectory(prefix="building-", dir=place) as name:
+        stage = pathlib.Path(name)
+        _lay_out(stage, recipe)
+        say("Python packages")
+        _install_packages(recipe.requirements, stage / "overlay", say)
+        say("Debian packages")
+        tools = image.directory.parent.parent / "tools"
+        tools.mkdir(exist_ok=True)
+        _copy_files(tools, stage / "tools")
+        _make_disk(recipe, stage, say)
+        _copy_files(stage / "tools", tools)
+        _finish_boot_files(recipe, stage / "out")
+        if image.directory.exists():
+            shutil.rmtree(image.directory)
+        _move(stage / "out", image.directory, say)
+    say(f"image ready after {time.monotonic() - started:.0f} s: {image.directory}")
+
+
+def _copy_files(source: pathlib.Path, destination: pathlib.Path) -> None:
+    for path in source.iterdir():
+        shutil.copy(path, destination)
+
+
+def _move(directory: pathlib.Path, destination: pathlib.Path, say: Say) -> None:
+    try:
+        directory.rename(destination)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        partial = destination.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        # Not shutil: the disk image is nearly all holes.
+        _run(["cp", "-r", "--sparse=always", str(directory), str(partial)], "cp", say)
+        partial.rename(destination)
+
+
+def _lay_out(stage: pathlib.Path, recipe: recipes.Recipe) -> None:
+    stage.chmod(0o755)
+    for name in ("overlay", "debs", "tools", "out/boot"):
+        (stage / name).mkdir(parents=True)
+    for name in ("debs", "tools", "out", "out/boot"):
+        (stage / name).chmod(0o777)
+    (stage / "hook.sh").write_text(recipe.hook)
+    (stage / "out/recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
+    for path, content in recipes.virtual_environment().items():
+        target = stage / "overlay" / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if content.startswith("-> "):
+            target.symlink_to(content.removeprefix("-> "))
+        else:
+            target.write_text(content)
+
+
+def _install_packages(wanted: list[str], overlay: pathlib.Path, say: Say) -> None:
+    """Wheels for the host's CPython 3.11, whatever Python this is."""
+    site = overlay / PYTHON_IN_HOST.lstrip("/") / "lib/python3.11/site-packages"
+    site.mkdir(parents=True)
+    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + ["manylinux2014_x86_64"]
+    _run(
+        [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
+            *("--root-user-action=ignore", "--no-warn-script-location", "--only-binary=:all:"),
+            *("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none"),
+            *(f"--platform={platform}" for platform in platforms),
+            *("--target", str(site), *wanted),
+        ],
+        "pip",
+        say,
+    )
+    shutil.rmtree(site / "bin", ignore_errors=True)  # commands of the packages: use python -m
+    (site / "aiovmm-project.pth").write_text(f"{PROJECT_IN_HOST}\n")
+
+
+def _make_disk(recipe: recipes.Recipe, stage: pathlib.Path, say: Say) -> None:
+    kernels = " ".join(f"{series}={package}" for series, package in recipe.kernels.items())
+    env = {
+        **os.environ,
+        "PATH": f"{os.environ.get('PATH', os.defpath)}:{_SBIN}",
+        "TMPDIR": str(stage),
+        "HOST_KERNEL": recipes.HOST_KERNEL,
+        "BOOT_MODULES": " ".join(recipe.boot_modules),
+    }
+    command = recipes.mmdebstrap_command(recipe, stage, kernels)
+    _run(command, "mmdebstrap", say, env=env, given=debian_sources(recipe.suite))
+
+
+def debian_sources(suite: str) -> str:
+    """The machine's own apt sources of Debian's `suite`, as sources.list lines. BuildFailed if it has none."""
+    # Who published an archive is known only once its lists were fetched; without, its name has to do.
+    lines = _sources(suite, "Origin: Debian") or _sources(suite)
+    if not lines:
+        raise BuildFailed(f"this machine's apt sources have no Debian {suite}; add one, then run: apt-get update")
+    return "".join(f"deb {line}\ndeb-src {line}\n" for line in lines)
+
+
+def _sources(suite: str, *filters: str) -> list[str]:
+    form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages", *filters]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    releases = [line.split() for line in listing]
+    return [" ".join(words) for words in releases if len(words) == 3 and words[1].split("-")[0] == suite]
+
+
+def _finish_boot_files(recipe: recipes.Recipe, out: pathlib.Path) -> None:
+    order = load_order((out / "modules.dep").read_text(), list(recipe.boot_modules))
+    for directory in (out, out / "boot"):  # the hook, maybe a stranger, is done
+        directory.chmod(0o755)
+    names = [path.rsplit("/", 1)[-1] for path in order]
+    (out / "boot/order").write_text("".join(f"{name}\n" for name in names))
+    absent = [name for name in names if not (out / "boot" / name).exists()]
+    if absent:
+        raise BuildFailed(f"the kernel package lacks {', '.join(absent)}")
+
+
+def _run(command: list[str], what: str, say: Say, *, env: dict[str, str] | None = None, given: str = "") -> None:
+    """Run a step, saying its own `kvmhost:` lines; BuildFailed with its last words if it fails."""
+    words: list[str] = []
+    with subprocess.Popen(
+        command, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(given)
+        process.stdin.close()
+        for line in process.stdout:
+            words = [*words[-30:], line.rstrip()]
+            if line.startswith("kvmhost: "):
+                say(line.removeprefix("kvmhost: ").rstrip())
+    if process.returncode:
+        raise BuildFailed(f"{what} failed with status {process.returncode}:\n" + "\n".join(words))
+
+
+def _prune(newest: Image) -> None:
+    images = sorted(newest.directory.parent.glob("[0-9a-f]" * 16), key=lambda path: path.stat().st_mtime)
+    for old in [path for path in images if path != newest.directory][: -(_KEPT_IMAGES - 1)]:
+        shutil.rmtree(old)

@@ -1,0 +1,73 @@
+# Finishes the nested host's root file system and writes it to a disk image.
+# Called by mmdebstrap: ROOT STAGE DISK-GIB SERIES=PACKAGE...; nothing of ROOT outlives the call.
+set -eu
+umask 022
+root=$1 stage=$2 gib=$3
+shift 3
+
+# In a user namespace these belong to one who does not exist outside, where nobody could delete them.
+trap 'rm -rf "$stage"/debs/*' EXIT
+
+step() { echo "kvmhost: $*" >&2; }
+# apt as it will be in the image: its sources, not the machine's.
+in_apt() { env --chdir="$stage/debs" APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" "$@"; }
+
+for kernel in "$@"; do
+    series=${kernel%%=*} package=${kernel#*=}
+    real=$(in_apt apt-cache depends --important "$package" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
+    [ -n "$real" ] || { step "no kernel: $package is not in the apt sources of this machine"; exit 1; }
+    release=${real#linux-image-}
+    step "kernel $series is $release"
+    in_apt apt-get -qq download "$real"
+    dpkg-deb -x "$stage/debs/$real"_*.deb "$stage/debs/$series"
+    mkdir -p "$root/guest/$series" "$root/usr/lib/modules"
+    mv "$stage/debs/$series/lib/modules/$release" "$root/usr/lib/modules/"
+    mv "$stage/debs/$series/boot/vmlinuz-$release" "$root/guest/$series/vmlinuz"
+    mv "$stage/debs/$series/boot/config-$release" "$root/guest/$series/config"
+    ln -s "/usr/lib/modules/$release" "$root/guest/$series/modules"
+    echo "$release" >"$root/guest/$series/release"
+    depmod -b "$root" "$release"
+done
+
+# A static fio for guests that hold little more than busybox; kept by version, for it takes longest of all.
+static_fio() {
+    version=$(in_apt apt-cache showsrc fio | sed -n 's/^Version: //p' | head -n 1)
+    kept=$stage/tools/fio-$version
+    if [ ! -x "$kept" ]; then
+        in_apt apt-get -qq source --download-only fio &&
+            mkdir "$stage/debs/fio" &&
+            tar -xf "$stage"/debs/fio_*.orig.tar.?z -C "$stage/debs/fio" --strip-components=1 || return 1
+        (cd "$stage/debs/fio" && ./configure --build-static --disable-native && make -j"$(nproc)" fio && strip fio) \
+            >"$stage/out/fio.log" 2>&1 || return 1
+        cp "$stage/debs/fio/fio" "$kept" || return 1
+    fi
+    cp "$kept" "$root/guest/bin/fio" && ln -s /guest/bin/fio "$root/usr/local/bin/fio"
+}
+
+mkdir "$root/guest/bin"
+cp "$root/bin/busybox" "$root/guest/bin/busybox"
+step "static fio"
+static_fio || step "no fio in this image: its source could not be fetched or built (fio.log)"
+
+step "virtual environment"
+cp -a --no-preserve=ownership "$stage/overlay/." "$root/"
+mkdir -p "$root/root/aiovmm" "$root/run" "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
+rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
+
+step "boot files"
+host=$(cat "$root/guest/$HOST_KERNEL/release")
+install -m 644 "$root/guest/$HOST_KERNEL/vmlinuz" "$root/usr/lib/modules/$host/modules.dep" "$stage/out/"
+install -m 755 "$root/bin/busybox" "$stage/out/boot/"
+for module in $BOOT_MODULES; do
+    for path in $(sed -n "s|^\([^:]*/$module\.ko[^:]*\): *\(.*\)|\1 \2|p" "$root/usr/lib/modules/$host/modules.dep"); do
+        install -m 644 "$root/usr/lib/modules/$host/$path" "$stage/out/boot/"
+    done
+done
+
+step "disk image"
+# proc, sys and dev are mounted in the tree: a plain bind shows it without them.
+mkdir "$stage/debs/plain"
+unshare --mount sh -c '
+    mount --bind "$1" "$2/debs/plain" &&
+    mke2fs -q -t ext4 -O ^has_journal -m 0 -E lazy_itable_init=1,nodiscard -d "$2/debs/plain" "$2/out/disk.img" "$3G"
+' sh "$root" "$stage" "$gib" >&2

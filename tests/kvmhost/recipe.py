@@ -1,0 +1,99 @@
+"""What goes into the disk image, and the key that names an image made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from dataclasses import asdict, dataclass, field
+
+from .settings import PYTHON_IN_HOST
+
+SUITE = "bookworm"
+
+# Beside the project's own requirements: to install a built wheel of it in the host.
+TOOL_REQUIREMENTS = ("pip",)
+
+PACKAGES = (
+    "python3",
+    "busybox-static",
+    "qemu-system-x86",  # the peer in benchmarks; brings virtiofsd
+    "qemu-utils",  # qemu-img, qemu-io, qemu-storage-daemon
+    "iproute2",
+    "iputils-ping",
+    "kmod",
+    "e2fsprogs",
+    "socat",
+    "tmux",
+    "pciutils",
+    "strace",
+    "ethtool",
+    "iperf3",
+    "procps",
+    "psmisc",
+    "lsof",
+    "xz-utils",
+    "zstd",
+    "lz4",
+    "bzip2",
+    "lzop",
+    "less",
+    "acpica-tools",  # iasl
+    "tcpdump",
+    "dnsmasq-base",
+    "netcat-openbsd",
+)
+
+# Series in the host, under /guest: the package whose dependency is the newest kernel of that series.
+KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
+HOST_KERNEL = "6.1"
+BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that decides what an image holds, but for the versions its mirror has on the day."""
+
+    requirements: list[str]
+    hook: str  # the script that finishes the root file system
+    suite: str = SUITE
+    packages: tuple[str, ...] = PACKAGES
+    kernels: dict[str, str] = field(default_factory=lambda: dict(KERNELS))
+    boot_modules: tuple[str, ...] = BOOT_MODULES
+    disk_gib: int = 16  # sparse: room for tests' own disk images
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, kernels: str) -> list[str]:
+    """The command that makes the root file system and, in its hook, the disk image in `stage`.
+
+    All happens in the hook, so that it works the same as root and in an unprivileged user namespace, where the
+    tree belongs to nobody outside. It reads apt sources from standard input and keeps no tree.
+    """
+    excluded = ("doc", "man", "locale", "info", "lintian")
+    return [
+        "mmdebstrap",
+        "--variant=minbase",
+        "--format=null",
+        '--aptopt=Acquire::Languages "none"',
+        "--dpkgopt=force-unsafe-io",
+        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
+        f"--include={','.join(recipe.packages)}",
+        f'--customize-hook=sh {stage}/hook.sh "$1" {stage} {recipe.disk_gib} {kernels}',
+        recipe.suite,
+        "/dev/null",
+        "-",
+    ]
+
+
+def virtual_environment() -> dict[str, str]:
+    """Files and `->` symlinks that make PYTHON_IN_HOST a virtual environment of the host's own Python (PEP 405)."""
+    return {
+        f"{PYTHON_IN_HOST}/pyvenv.cfg": "home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.11\n",
+        f"{PYTHON_IN_HOST}/bin/python3": "-> /usr/bin/python3",
+        f"{PYTHON_IN_HOST}/bin/python": "-> python3",
+        f"{PYTHON_IN_HOST}/bin/python3.11": "-> python3",
+    }

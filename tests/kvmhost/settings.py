@@ -1,0 +1,102 @@
+"""Where the nested host keeps its files and what kinds of host there are."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import KvmHostError
+
+PROJECT = pathlib.Path(__file__).resolve().parents[2]
+PROJECT_IN_HOST = "/root/aiovmm"
+PYTHON_IN_HOST = "/opt/aiovmm"
+_GIB = 1 << 30
+
+
+def cache_directory(env: Mapping[str, str]) -> pathlib.Path:
+    """`$AIOVMM_CACHE/kvmhost`, by default `~/.cache/aiovmm/kvmhost` (XDG Base Directory)."""
+    base = env.get("AIOVMM_CACHE")
+    if not base:
+        base = os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "aiovmm")
+    return pathlib.Path(base).absolute() / "kvmhost"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """An empty disk made anew, beside the host's own, at each start. `size` in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A kind of nested host: what its machine has beyond the common ground of command.py."""
+
+    name: str
+    machine: str = "q35"
+    devices: tuple[str, ...] = ()  # further QEMU arguments; disks appear as files of their name
+    disks: tuple[Disk, ...] = ()
+    kernel_arguments: str = ""
+    modules: tuple[str, ...] = ()  # modprobe arguments, run at boot after the common ones
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("default"),
+        Profile(
+            "vfio",
+            machine="q35,kernel-irqchip=off",
+            devices=(
+                *("-device", "intel-iommu,intremap=off,caching-mode=on"),
+                *("-drive", "file=nvme.img,if=none,id=nvme,format=raw,cache=unsafe"),
+                *("-device", "nvme,drive=nvme,serial=kvmhost-nvme"),
+            ),
+            disks=(Disk("nvme.img", _GIB),),
+            kernel_arguments="intel_iommu=on iommu=nopt",
+            modules=("vfio_iommu_type1 allow_unsafe_interrupts=1", "vfio-pci"),
+        ),
+    )
+}
+
+
+def profile_named(name: str) -> Profile:
+    try:
+        return PROFILES[name]
+    except KeyError:
+        raise KvmHostError(f"no profile {name!r}; there are {', '.join(PROFILES)}") from None
+
+
+@dataclass(frozen=True)
+class Size:
+    """The machine's size; memory in bytes."""
+
+    cpus: int
+    memory: int
+
+
+def default_size(cpus: int, memory: int, env: Mapping[str, str]) -> Size:
+    """Up to four processors and 8 GiB of what the machine has, never more than half its memory."""
+    wanted_cpus = env.get("AIOVMM_KVMHOST_CPUS")
+    wanted_memory = env.get("AIOVMM_KVMHOST_MEMORY")
+    return Size(
+        int(wanted_cpus) if wanted_cpus else max(1, min(4, cpus)),
+        parse_size(wanted_memory) if wanted_memory else max(_GIB, min(8 * _GIB, memory // 2 // _GIB * _GIB)),
+    )
+
+
+def parse_size(text: str) -> int:
+    """Bytes in "4G", "512M" or "1048576"; KvmHostError if it is none of these."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    number, unit = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 1)
+    if not number.isdigit():
+        raise KvmHostError(f"{text!r} is not a size; write it like 4G or 512M")
+    return int(number) * unit
+
+
+def machine_size(env: Mapping[str, str]) -> Size:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return default_size(os.cpu_count() or 1, memory, env)

@@ -1,0 +1,101 @@
+"""The QEMU command line, sizes, profiles and directories, and the lock that makes users queue."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.kvmhost.command import BootFiles, qemu_command
+from tests.kvmhost.errors import KvmHostError, MissingTool
+from tests.kvmhost.lock import HostLock, holder
+from tests.kvmhost.machine import Machine
+from tests.kvmhost.settings import PROFILES, PROJECT, Size, cache_directory, default_size, parse_size, profile_named
+
+GIB = 1 << 30
+FILES = BootFiles(pathlib.Path("/i/vmlinuz"), pathlib.Path("/h/initramfs"), pathlib.Path("/i/disk.img"))
+
+
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_the_machine_emulates_amd_v_and_leaves_the_image_alone() -> None:
+    command = qemu_command(PROFILES["default"], Size(2, 8 * GIB), FILES)
+    assert option(command, "-accel") == "tcg,thread=multi"
+    assert option(command, "-cpu") == "max"
+    assert option(command, "-m") == "8192M"
+    assert "snapshot=on" in option(command, "-drive")
+    assert "-daemonize" in command
+
+
+def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
+    command = qemu_command(PROFILES["vfio"], Size(1, GIB), FILES)
+    assert option(command, "-M") == "q35,kernel-irqchip=off"
+    assert "intel-iommu,intremap=off,caching-mode=on" in command
+    assert "nvme,drive=nvme,serial=kvmhost-nvme" in command
+    assert option(command, "-append").endswith("intel_iommu=on iommu=nopt")
+
+
+def test_an_unknown_profile_names_the_known_ones() -> None:
+    with pytest.raises(KvmHostError, match="default, vfio"):
+        profile_named("nosuch")
+
+
+@pytest.mark.parametrize(
+    ("cpus", "memory", "env", "size"),
+    [
+        (2, 24 * GIB, {}, Size(2, 8 * GIB)),
+        (64, 512 * GIB, {}, Size(4, 8 * GIB)),
+        (1, 7 * GIB, {}, Size(1, 3 * GIB)),
+        (8, 24 * GIB, {"AIOVMM_KVMHOST_CPUS": "1", "AIOVMM_KVMHOST_MEMORY": "512M"}, Size(1, GIB // 2)),
+    ],
+)
+def test_size_follows_the_machine_or_the_environment(cpus: int, memory: int, env: dict[str, str], size: Size) -> None:
+    assert default_size(cpus, memory, env) == size
+
+
+def test_a_size_that_is_none_is_refused() -> None:
+    assert parse_size("2g") == 2 * GIB
+    with pytest.raises(KvmHostError, match="write it like"):
+        parse_size("lots")
+
+
+def test_the_cache_is_where_the_environment_says() -> None:
+    assert cache_directory({"AIOVMM_CACHE": "/a"}) == pathlib.Path("/a/kvmhost")
+    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == pathlib.Path("/b/aiovmm/kvmhost")
+    assert cache_directory({}) == pathlib.Path.home() / ".cache/aiovmm/kvmhost"
+
+
+def test_missing_tools_come_with_the_command_that_installs_them() -> None:
+    error = MissingTool({"mke2fs": "e2fsprogs", "depmod": "kmod"})
+    assert str(error).endswith("run: apt-get install --no-install-recommends e2fsprogs kmod")
+
+
+def test_a_process_id_that_another_process_has_now_is_not_the_host(tmp_path: pathlib.Path) -> None:
+    machine = Machine(tmp_path, PROFILES["default"])
+    assert machine.pid() is None
+    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+    assert machine.pid() is None
+
+
+def test_a_second_user_waits_and_is_told_for_whom(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "lock"
+    program = (
+        "import pathlib, sys; from tests.kvmhost.lock import HostLock\n"
+        "with HostLock(pathlib.Path(sys.argv[1]), lambda text: print(text, flush=True)): print('mine', flush=True)"
+    )
+    with HostLock(path, print) as lock, lock:
+        assert f"process {os.getpid()}" in holder(path)
+        second = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True, cwd=PROJECT
+        )
+        assert second.stdout is not None
+        assert f"held by process {os.getpid()}" in second.stdout.readline()
+    with second:
+        assert second.stdout.readline() == "mine\n"
+    assert second.returncode == 0
+    assert holder(path) == ""

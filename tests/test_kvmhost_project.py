@@ -1,0 +1,66 @@
+"""What is pushed to the host: all that matters, once, and only what changed."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import tarfile
+
+import pytest
+
+from tests.kvmhost.project import Source, Update, digest, manifest, parse_manifest, project_tree, update_archive
+
+
+@pytest.fixture
+def checkout(tmp_path: pathlib.Path) -> pathlib.Path:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "p"\nversion = "1"\n[project.scripts]\np = "p:main"\n')
+    for name in ("p/__init__.py", "p/native/_native.abi3.so", "p/__pycache__/x.pyc", ".git/config", "build/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def test_code_and_built_extension_go_compiled_files_and_repository_stay(checkout: pathlib.Path) -> None:
+    tree = project_tree(checkout)
+    assert {path for path in tree if path.startswith("/root")} == {
+        "/root/aiovmm/pyproject.toml",
+        "/root/aiovmm/p/__init__.py",
+        "/root/aiovmm/p/native/_native.abi3.so",
+    }
+    assert tree["/opt/aiovmm/bin/p"].mode == 0o755
+
+
+def test_a_file_changes_by_content_and_permissions_not_by_time(checkout: pathlib.Path) -> None:
+    before = manifest(project_tree(checkout))
+    path = checkout / "p/__init__.py"
+    path.touch()
+    assert manifest(project_tree(checkout)) == before
+    path.chmod(0o755)
+    after = manifest(project_tree(checkout))
+    assert Update.between(before, after) == Update(["/root/aiovmm/p/__init__.py"], [])
+    assert digest(after) != digest(before)
+
+
+def test_an_update_says_what_changed_and_what_is_gone() -> None:
+    update = Update.between({"/a": "1", "/b": "1", "/c": "1"}, {"/a": "1", "/b": "2", "/d": "1"})
+    assert update == Update(["/b", "/d"], ["/c"])
+
+
+def test_the_archive_carries_the_changes_and_ends_with_the_digest() -> None:
+    tree = {"/root/aiovmm/a": Source(b"A", 0o755, 7), "/root/aiovmm/b": Source(b"B")}
+    archive = update_archive(tree, Update(["/root/aiovmm/a"], ["/root/aiovmm/gone"]))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        first = tar.getmembers()[0]
+    assert list(members) == [
+        "root/aiovmm/a",
+        *(f"root/aiovmm/.kvmhost/{name}" for name in ("gone", "manifest.json", "digest")),
+    ]
+    assert (first.mode, first.mtime) == (0o755, 7)
+    assert members["root/aiovmm/.kvmhost/gone"] == b"/root/aiovmm/gone\0"
+    assert parse_manifest(members["root/aiovmm/.kvmhost/manifest.json"]) == manifest(tree)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]"])
+def test_a_damaged_manifest_means_that_all_is_sent(text: bytes) -> None:
+    assert parse_manifest(text) == {}
