@@ -1,0 +1,58 @@
+"""CPUID as KVM takes it: plain entries and `struct kvm_cpuid2`. What a guest is told is decided elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from aiovmm.errors import KvmError
+from aiovmm.kvm.ioctl import error, try_call
+from aiovmm.native import ffi, lib
+
+__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "pack"]
+
+SIGNIFICANT_INDEX = 1
+"""Flag: the entry answers only for its index (ECX), not for all of the function (EAX)."""
+
+_HEADER = struct.Struct("<II")  # struct kvm_cpuid2: nent, padding
+_ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+_LARGEST = 4096  # entries; KVM itself knows 256 at most (KVM_MAX_CPUID_ENTRIES)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """The answer to CPUID with EAX = function, and ECX = index where flags say that the index counts."""
+
+    function: int
+    index: int
+    flags: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+
+
+def get_supported(kvm_fd: int) -> list[CpuidEntry]:
+    """What this host and its KVM can offer a guest (KVM_GET_SUPPORTED_CPUID). Raises KvmError."""
+    count = 128
+    while True:
+        buffer = ffi.new("char[]", _HEADER.size + count * _ENTRY.size)
+        view = ffi.buffer(buffer)
+        view[: _HEADER.size] = _HEADER.pack(count, 0)
+        result = try_call(kvm_fd, lib.KVM_GET_SUPPORTED_CPUID, buffer)
+        if result >= 0:
+            (found, _) = _HEADER.unpack_from(view)
+            return [CpuidEntry(*_ENTRY.unpack_from(view, _HEADER.size + i * _ENTRY.size)) for i in range(found)]
+        if result != -errno.E2BIG or count >= _LARGEST:
+            raise error("asking KVM for the CPUID it supports", -result)
+        count *= 2
+
+
+def pack(entries: Iterable[CpuidEntry]) -> bytes:
+    """`struct kvm_cpuid2` with these entries."""
+    body = b"".join(_ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries)
+    if len(body) // _ENTRY.size > _LARGEST:
+        raise KvmError("setting the CPUID of a vCPU", errno.E2BIG, f"at most {_LARGEST} entries")
+    return _HEADER.pack(len(body) // _ENTRY.size, 0) + body

@@ -1,0 +1,217 @@
+"""The event loop's end of the door between vCPU threads and devices.
+
+One eventfd per VM wakes the loop; `_drain` then takes a bounded batch of events from all vCPUs' rings, hands each access to
+its device through the bus, and completes those that a vCPU waits for. What a device raises stays here: the guest reads ones,
+or its write is dropped, and `on_device_error` is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from aiovmm.bus import Bus, Range, Space
+from aiovmm.errors import StateError
+from aiovmm.kvm.exits import FinalExit, Stopped
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.native import ffi, lib
+
+__all__ = ["ExitLoop"]
+
+_EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, seq, vcpu, kind, size, sync
+_BATCH = 256  # events in one drain; then the loop's other work has its turn
+_BYTES = 4096  # posted bytes gathered in one drain
+
+_SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
+
+DeviceErrorCallback = Callable[[Range, Exception], None]
+
+
+class ExitLoop:
+    """Serves the exits of one VM. `open` and everything after it run in the event loop's thread.
+
+    `on_exit(vcpu_index, exit)` is told each exit that ended a vCPU of its own accord (never Stopped), `on_eoi(vector)` the end
+    of each level-triggered interrupt, `on_device_error(range, exception)` what a device raised. What these raise goes to the
+    event loop's exception handler.
+
+    A device may also be a bus.BatchDevice, RunDevice or NotingDevice. Without the second, runs of posted writes come as single
+    ones; without the third, a noted read comes as a read whose answer is dropped. Only a synchronous write may return an
+    awaitable: its guest waits, so there is one a vCPU at most. From a posted write it is an error, for a guest could pile
+    them up.
+    """
+
+    def __init__(
+        self,
+        vm: VmFd,
+        bus: Bus,
+        *,
+        on_exit: Callable[[int, FinalExit], None],
+        on_device_error: DeviceErrorCallback,
+        on_eoi: Callable[[int], None] | None = None,
+    ) -> None:
+        self._vm = vm
+        self._bus = bus
+        self._on_exit = on_exit
+        self._on_device_error = on_device_error
+        self._on_eoi = on_eoi
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tasks: set[asyncio.Future[None]] = set()
+        self._touched: dict[Range, None] = {}
+        self._events = ffi.new("struct avmm_event[]", _BATCH)
+        self._view = memoryview(ffi.buffer(self._events)).cast("B")
+        self._bytes = ffi.new("uint8_t[]", _BYTES)
+        self._data = ffi.buffer(self._bytes)
+
+    def open(self) -> None:
+        """Begin to serve, on the running loop, and publish the bus's ranges now and whenever they change. Raises StateError."""
+        if self._loop is not None:
+            raise StateError("the exit loop is open already")
+        self._loop = asyncio.get_running_loop()
+        self._bus.on_change = self._publish
+        self._publish()
+        self._loop.add_reader(self._vm.exit_fd, self._drain)
+
+    async def close(self) -> None:
+        """Stop serving; vCPUs that still run are stopped. Unfinished device writes are cancelled and awaited. Idempotent."""
+        if self._loop is None:
+            return
+        self._loop.remove_reader(self._vm.exit_fd)
+        self._loop = None
+        self._bus.on_change = None
+        for vcpu in self._vm.vcpus.values():
+            if vcpu.needs_end:
+                vcpu.stop()
+                vcpu.on_ended()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _publish(self) -> None:
+        self._vm.publish(self._bus.ranges())
+
+    def _drain(self) -> None:
+        count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
+        for event in _EVENT.iter_unpack(self._view[: count * _EVENT.size]):
+            kind = event[5]
+            if kind <= lib.AVMM_MMIO_WRITE:
+                if kind & 1:
+                    self._write(*event)
+                else:
+                    self._read(*event)
+            else:
+                self._control(kind, event[4], event[1])
+            if self._loop is None:  # a callback has closed us
+                return
+        if self._touched:
+            self._end_batch()
+
+    def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
+        answer = None
+        rng = self._bus.find(_SPACE[kind], address, size)
+        if rng is not None:
+            self._touched[rng] = None
+            if sync:
+                answer = self._try(rng, _checked_read, rng, address - rng.base, size)
+            else:
+                self._try(rng, _note_read, rng, address - rng.base, data.to_bytes(size, "little"))
+        if sync:
+            self._vm.vcpus[index].complete(seq, (1 << 8 * size) - 1 if answer is None else answer)
+
+    def _write(self, address: int, data: int, n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
+        pending: Awaitable[None] | None = None
+        rng = self._bus.find(_SPACE[kind], address, size)
+        if rng is not None:
+            self._touched[rng] = None
+            if n > 1:
+                self._write_many(rng, address - rng.base, bytes(self._data[data : data + n]))
+            elif sync:
+                pending = self._try(rng, rng.device.write, address - rng.base, data.to_bytes(size, "little"))
+            else:
+                self._try(rng, _write_posted, rng, address - rng.base, data.to_bytes(size, "little"))
+        if rng is not None and pending is not None:
+            self._finish_later(rng, pending, index, seq)
+        elif sync:
+            self._vm.vcpus[index].complete(seq, 0)
+
+    def _write_many(self, rng: Range, offset: int, data: bytes) -> None:
+        write_many = getattr(rng.device, "write_many", None)
+        if write_many is not None:
+            self._try(rng, write_many, offset, data)
+            return
+        for i in range(len(data)):
+            self._try(rng, _write_posted, rng, offset, data[i : i + 1])
+
+    def _finish_later(self, rng: Range, pending: Awaitable[None], index: int, seq: int) -> None:
+        """Run an asynchronous write to its end; then let the vCPU go on."""
+        vcpu = self._vm.vcpus[index]
+
+        def finished(task: asyncio.Future[None]) -> None:
+            self._tasks.discard(task)
+            exc = None if task.cancelled() else task.exception()
+            if isinstance(exc, Exception):
+                self._tell(self._on_device_error, rng, exc)
+            vcpu.complete(seq, 0)
+
+        task = asyncio.ensure_future(pending)
+        self._tasks.add(task)
+        task.add_done_callback(finished)
+
+    def _control(self, kind: int, index: int, data: int) -> None:
+        if kind == lib.AVMM_EOI:
+            if self._on_eoi is not None:
+                self._tell(self._on_eoi, data)
+        elif kind == lib.AVMM_PARKED:
+            self._vm.vcpus[index].on_parked(data)
+        else:
+            final = self._vm.vcpus[index].on_ended()
+            if not isinstance(final, Stopped):
+                self._tell(self._on_exit, index, final)
+
+    def _try(self, rng: Range, call: Callable[..., Any], *args: Any) -> Any:
+        """The result of a device's method; None if it raises, which the owner is told."""
+        try:
+            return call(*args)
+        except Exception as exc:
+            self._tell(self._on_device_error, rng, exc)
+            return None
+
+    def _tell(self, callback: Callable[..., None], *args: Any) -> None:
+        """Call one of the owner's callbacks: its error must not cost the exits that are still to be given out."""
+        try:
+            callback(*args)
+        except Exception as exc:
+            context = {"message": f"a callback of {type(self).__name__} failed", "exception": exc}
+            asyncio.get_running_loop().call_exception_handler(context)
+
+    def _end_batch(self) -> None:
+        touched, self._touched = self._touched, {}
+        for rng in touched:
+            end_of_batch = getattr(rng.device, "end_of_batch", None)
+            if end_of_batch is not None:
+                self._try(rng, end_of_batch)
+
+
+def _checked_read(rng: Range, offset: int, size: int) -> int:
+    data = rng.device.read(offset, size)
+    if len(data) != size:
+        raise ValueError(f"{rng.name}: a read of {size} bytes gave {len(data)}")
+    return int.from_bytes(data, "little")
+
+
+def _note_read(rng: Range, offset: int, data: bytes) -> None:
+    note_read = getattr(rng.device, "note_read", None)
+    if note_read is not None:
+        note_read(offset, data)
+    else:
+        rng.device.read(offset, len(data))
+
+
+def _write_posted(rng: Range, offset: int, data: bytes) -> None:
+    pending = rng.device.write(offset, data)
+    if pending is not None:
+        if isinstance(pending, Coroutine):
+            pending.close()
+        raise TypeError(f"{rng.name}: a posted write cannot be awaited, for the guest has gone on")

@@ -1,0 +1,42 @@
+"""ioctls on KVM's file descriptors, checked: a failure is a KvmError that names the operation, the errno and what to do."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from aiovmm.errors import KvmError
+from aiovmm.native import ffi, lib
+
+__all__ = ["FDS_PER_GUEST", "call", "error", "try_call"]
+
+FDS_PER_GUEST = 40
+"""A generous guess of the file descriptors a guest needs: VM, vCPUs, memory, one per queue and per interrupt vector."""
+
+_REMEDIES = {
+    errno.EMFILE: f"raise the limit of open files (`ulimit -n`); a guest needs about {FDS_PER_GUEST} file descriptors",
+    errno.ENFILE: "the host is out of file handles; raise fs.file-max",
+    errno.ENOMEM: "the host is out of memory, or `ulimit -v` is too low",
+    errno.EBUSY: "another hypervisor on this host holds the processor's virtualization extensions; stop it",
+    errno.EOPNOTSUPP: "the processor's virtualization extensions are off; enable them (VT-x, AMD-V) in the firmware",
+    errno.ENOTTY: "this kernel's KVM does not know the operation; a newer kernel is needed",
+}
+
+
+def try_call(fd: int, request: int, argument: Any = 0) -> int:
+    """The ioctl's result (>= 0), or a negated errno. `argument` is an integer or a cdata pointer."""
+    value = argument if isinstance(argument, int) else int(ffi.cast("uintptr_t", argument))
+    return int(lib.avmm_ioctl(fd, request, value))
+
+
+def call(fd: int, request: int, argument: Any, operation: str, hints: dict[int, str] | None = None) -> int:
+    """The ioctl's result. Raises KvmError with the hint that belongs to the errno; `hints` go before the general ones."""
+    result = try_call(fd, request, argument)
+    if result < 0:
+        raise error(operation, -result, hints)
+    return result
+
+
+def error(operation: str, code: int, hints: dict[int, str] | None = None, path: str | None = None) -> KvmError:
+    """The KvmError for errno `code`, with the hint that belongs to it."""
+    return KvmError(operation, code, {**_REMEDIES, **(hints or {})}.get(code, ""), path)

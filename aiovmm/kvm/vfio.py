@@ -1,0 +1,41 @@
+"""KVM's VFIO device: tells KVM which IOMMU groups a VM has, so that both keep caches coherent and know of each other's end.
+
+Linux, Documentation/virt/kvm/devices/vfio.rst.
+"""
+
+from __future__ import annotations
+
+import os
+
+from aiovmm.kvm.ioctl import call
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.native import ffi
+
+__all__ = ["KvmVfio"]
+
+_CREATE_DEVICE = 0xC00C_AEE0  # _IOWR(KVMIO, 0xe0, struct kvm_create_device)
+_SET_DEVICE_ATTR = 0x4018_AEE1  # _IOW(KVMIO, 0xe1, struct kvm_device_attr)
+_TYPE_VFIO = 4
+_GROUP, _GROUP_ADD = 1, 1
+
+
+class KvmVfio:
+    """One a VM. Closed before the VM; the groups may live on."""
+
+    def __init__(self, vm: VmFd) -> None:
+        """Make it. Raises KvmError."""
+        device = ffi.new("uint32_t[3]", [_TYPE_VFIO, 0, 0])
+        call(vm.fd, _CREATE_DEVICE, device, "creating KVM's VFIO device")
+        self._fd = int(device[1])
+
+    def add_group(self, fd: int) -> None:
+        """The VM has the group whose file is `fd`. Raises KvmError."""
+        argument = ffi.new("int32_t *", fd)
+        attribute = ffi.new("uint64_t[3]", [_GROUP << 32, _GROUP_ADD, int(ffi.cast("uintptr_t", argument))])
+        call(self._fd, _SET_DEVICE_ATTR, attribute, "telling KVM of an IOMMU group")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)

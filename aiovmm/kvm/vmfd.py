@@ -1,0 +1,198 @@
+"""One virtual machine as KVM knows it: memory slots, interrupt controller, doorbells, vCPUs.
+
+Closing goes from the inside out: vCPUs stopped and joined, exit loop closed (its reader leaves the loop), doorbells and irqfds
+closed by their owners, then `VmFd.close`, then the guest memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+
+from aiovmm.bus import Range, Space
+from aiovmm.errors import KvmError, StateError
+from aiovmm.kvm.ioctl import call, error, try_call
+from aiovmm.kvm.ioeventfd import Ioeventfd
+from aiovmm.kvm.ranges import RangeCounts, RangeTable
+from aiovmm.kvm.routing import GsiRouting, IrqfdLine
+from aiovmm.kvm.vcpu import Vcpu
+from aiovmm.memory import GuestMemory, MemoryRegion
+from aiovmm.native import ffi, lib
+
+__all__ = ["HostMemorySlot", "VmFd"]
+
+CAP_IRQ_ROUTING = 25
+CAP_SPLIT_IRQCHIP = 121
+CAP_X2APIC_API = 129
+
+_IRQCHIP_HINTS = {errno.EEXIST: "the VM has an interrupt controller, or a vCPU, already"}
+
+
+class VmFd:
+    """A VM's file descriptor and everything registered with it. Made by Kvm.create_vm."""
+
+    def __init__(self, fd: int, *, run_size: int, max_vcpus: int) -> None:
+        self.fd = fd
+        self.vcpus: dict[int, Vcpu] = {}
+        self.max_vcpus = max_vcpus
+        self.routing: GsiRouting | None = None
+        self._run_size = run_size
+        self._slots: dict[MemoryRegion, int] = {}
+        self._free_slots: list[int] = []
+        self._next_slot = 0
+        try:
+            self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as exc:
+            os.close(fd)
+            raise error("creating the exit eventfd of a VM", exc.errno or 0) from exc
+        self.native = lib.avmm_vm_new(self.exit_fd, max_vcpus)
+        if self.native == ffi.NULL:
+            os.close(self.exit_fd)
+            os.close(fd)
+            raise error("allocating a VM", errno.ENOMEM)
+        self._ranges = RangeTable(self.native)
+
+    # -- memory --
+
+    def set_memory(self, memory: GuestMemory) -> None:
+        """Make the VM's slots those of `memory`'s regions; call again after regions came or went. Raises KvmError."""
+        for region in [r for r in self._slots if r not in memory.regions]:
+            slot = self._slots.pop(region)
+            self._set_slot(slot, region, 0)
+            self._free_slots.append(slot)
+        for region in memory.regions:
+            if region not in self._slots:
+                slot = self._take_slot()
+                self._set_slot(slot, region, region.size)
+                self._slots[region] = slot
+
+    def host_memory(self, gpa: int, size: int, host: int) -> HostMemorySlot:
+        """Let the guest see `size` bytes at `host` of this process (a device's registers) at `gpa`. Raises KvmError."""
+        slot = self._take_slot()
+        try:
+            self._map_slot(slot, gpa, size, host)
+        except KvmError:
+            self._free_slots.append(slot)
+            raise
+        return HostMemorySlot(self, slot, gpa, host)
+
+    def _take_slot(self) -> int:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._next_slot += 1
+        return self._next_slot - 1
+
+    def _set_slot(self, slot: int, region: MemoryRegion, size: int) -> None:
+        self._map_slot(slot, region.gpa, size, region.host, readonly=region.readonly)
+
+    def _map_slot(self, slot: int, gpa: int, size: int, host: int, *, readonly: bool = False) -> None:
+        fields = {
+            "slot": slot,
+            "flags": lib.KVM_MEM_READONLY if readonly else 0,
+            "guest_phys_addr": gpa,
+            "memory_size": size,
+            "userspace_addr": host,
+        }
+        hints = {
+            errno.EEXIST: "it overlaps another slot",
+            errno.EINVAL: "too many slots, or read-only ones not supported",
+        }
+        arg = ffi.new("struct kvm_userspace_memory_region *", fields)
+        call(self.fd, lib.KVM_SET_USER_MEMORY_REGION, arg, f"mapping guest memory at {gpa:#x}", hints)
+
+    def set_identity_pages(self, address: int = 0xFFFB_C000) -> None:
+        """Give KVM four pages at `address` of guest-physical space for its own use (real mode on older Intel processors)."""
+        arg = ffi.new("uint64_t *", address)
+        call(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, arg, "setting the identity map address")
+        call(self.fd, lib.KVM_SET_TSS_ADDR, address + 0x1000, "setting the TSS address")
+
+    # -- interrupts --
+
+    def split_irqchip(self, pins: int = 24) -> GsiRouting:
+        """Local APICs in KVM, the I/O APIC (of `pins`) outside. Before any vCPU. The result is also `routing`."""
+        self._enable(CAP_SPLIT_IRQCHIP, pins, "creating the split interrupt controller", _IRQCHIP_HINTS)
+        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS | lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+        with contextlib.suppress(KvmError):  # a KVM without it is limited to 255 APIC ids, nothing else
+            self._enable(CAP_X2APIC_API, flags, "enabling 32-bit APIC ids")
+        limit = max(try_call(self.fd, lib.KVM_CHECK_EXTENSION, CAP_IRQ_ROUTING), pins)
+        self.routing = GsiRouting(self.fd, pins, limit)
+        return self.routing
+
+    def irqfd(self, gsi: int, fd: int | None = None) -> IrqfdLine:
+        """An eventfd bound to `gsi`, a new one or `fd` (which stays the caller's); the caller closes it. Raises KvmError."""
+        return IrqfdLine(self.fd, gsi, fd)
+
+    def signal_msi(self, address: int, data: int) -> bool:
+        """Send a message now. True if it was delivered, False if the guest had it blocked. Raises KvmError."""
+        fields = {"address_lo": address & 0xFFFF_FFFF, "address_hi": address >> 32, "data": data}
+        return call(self.fd, lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", fields), "sending an MSI") > 0
+
+    # -- accesses --
+
+    def ioeventfd(self, space: Space, address: int, size: int, fd: int, datamatch: int | None = None) -> Ioeventfd:
+        """Signal `fd` when the guest writes there; the caller closes the result. Raises KvmError."""
+        return Ioeventfd(self.fd, space, address, size, fd, datamatch)
+
+    def publish(self, ranges: Sequence[Range]) -> None:
+        """Replace the ranges that vCPUs look exits up in. Takes effect at once, while they run."""
+        self._ranges.publish(ranges)
+
+    def range_counts(self, rng: Range) -> RangeCounts:
+        """How accesses to a published range were answered so far. Raises KeyError."""
+        return self._ranges.counts(rng)
+
+    # -- vCPUs --
+
+    def create_vcpu(self, index: int, *, ring_size: int = 512) -> Vcpu:
+        """vCPU `index`, which is also its APIC id. `ring_size` (a power of two) bounds the exits it may be ahead of the loop."""
+        if index >= self.max_vcpus:
+            raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
+        fd = call(self.fd, lib.KVM_CREATE_VCPU, index, f"creating vCPU {index}")
+        vcpu = Vcpu(self.native, index, fd, self._run_size, ring_size)
+        self.vcpus[index] = vcpu
+        return vcpu
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self.fd < 0
+
+    def close(self) -> None:
+        """Close vCPUs and VM. Idempotent. Raises StateError while a vCPU thread runs."""
+        if self.closed:
+            return
+        running = [v.index for v in self.vcpus.values() if v.running]
+        if running:
+            raise StateError(f"vCPUs {running} are still running; stop and join them before closing the VM")
+        for vcpu in self.vcpus.values():
+            vcpu.close()
+        self.vcpus.clear()
+        self._ranges.close()
+        lib.avmm_vm_free(self.native)
+        os.close(self.exit_fd)
+        os.close(self.fd)
+        self.native, self.exit_fd, self.fd = ffi.NULL, -1, -1
+
+    def _enable(self, cap: int, argument: int, operation: str, hints: dict[int, str] | None = None) -> None:
+        arg = ffi.new("struct kvm_enable_cap *", {"cap": cap, "args": [argument]})
+        call(self.fd, lib.KVM_ENABLE_CAP, arg, operation, hints)
+
+
+class HostMemorySlot:
+    """Memory that the guest sees until `close`; it is the caller's and must be there as long. Made by VmFd.host_memory."""
+
+    def __init__(self, vm: VmFd, slot: int, gpa: int, host: int) -> None:
+        self.gpa = gpa
+        self._vm = vm
+        self._slot = slot
+        self._host = host
+        self._open = True
+
+    def close(self) -> None:
+        """Take it out of the guest's view. Idempotent."""
+        if self._open and not self._vm.closed:
+            self._vm._map_slot(self._slot, self.gpa, 0, self._host)
+            self._vm._free_slots.append(self._slot)
+        self._open = False

@@ -1,0 +1,215 @@
+# A kernel that is booted as kernels are (ELF, the Linux 64-bit protocol), and does what its command line says, letter by letter:
+#   h  print "hello"                     o  power off by ACPI
+#   c  print the command line            r  reset by ACPI
+#   e  echo input until a 'q'            k  reset by the keyboard controller
+#   FN print N times 256 KiB (N: '0' + it)  t  triple fault
+#   b  wait for the power button         u  run what the emulator does not know
+#   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
+# and these, which never end:
+#   i  halt, interrupts open             x  exits that wait for the loop
+#   s  spin                              n  exits that nobody waits for
+#   w  print
+# At the end of the line it halts for good.
+	.include "guest.inc"
+	.set ZERO_PAGE_CMDLINE, 0x228
+	.set COM1, 0x3f8
+	.set ACPI, 0x600
+	.set GED, 0x604
+	.set PM_TIMER, 0x608
+	.set LAPIC, 0xfee00000
+	.set TRAMPOLINE, 0x1000
+	.set ARRIVED, 0x60004
+	.set TURN, 0x60008
+	.set AP_ROLE, 0x6000c
+	.set PAGE, 0x70000
+	.set PAGES_A_PIECE, 64
+	.set TURNS, 4000
+
+	.macro on letter, label
+	cmpb $\letter, %al
+	je \label
+	.endm
+
+_start:	movl ZERO_PAGE_CMDLINE(%rsi), %r15d
+	movl %r15d, %r14d
+	cld
+next:	movb (%r15), %al
+	incl %r15d
+	on 'h', hello
+	on 'c', cmdline
+	on 'e', echo
+	on 'F', flood
+	on 'b', button
+	on 'a', processors
+	on 'A', turns
+	on 'i', idle
+	on 's', spin
+	on 'w', print_forever
+	on 'x', ask_forever
+	on 'n', nobody_forever
+	on 'o', off
+	on 'r', reset
+	on 'k', keyboard
+	on 't', fault
+	on 'u', unknown
+	on ' ', next
+	cli
+1:	hlt
+	jmp 1b
+
+# Print %ecx bytes at %rsi.
+print:	movw $COM1, %dx
+	rep outsb
+	ret
+
+hello:	leaq greeting(%rip), %rsi
+	movl $6, %ecx
+	call print
+	jmp next
+
+cmdline: movl %r14d, %esi
+	xorl %ecx, %ecx
+1:	incl %ecx
+	cmpb $0, (%rsi,%rcx)
+	jne 1b
+	call print
+	jmp next
+
+echo:	movw $COM1 + 5, %dx
+	inb %dx, %al
+	testb $1, %al
+	jz echo
+	movw $COM1, %dx
+	inb %dx, %al
+	outb %al, %dx
+	cmpb $'q', %al
+	jne echo
+	jmp next
+
+flood:	movzbl (%r15), %ebp
+	incl %r15d
+	subl $'0', %ebp
+	imull $PAGES_A_PIECE, %ebp
+	movl $PAGE, %edi
+1:	movl %edi, %eax
+	stosb
+	cmpl $PAGE + 4096, %edi
+	jne 1b
+	xorl %ebx, %ebx
+2:	movl %ebx, PAGE
+	movl $PAGE, %esi
+	movl $4096, %ecx
+	call print
+	incl %ebx
+	cmpl %ebp, %ebx
+	jne 2b
+	jmp next
+
+button:	movw $GED, %dx
+1:	incl COUNTER
+	inb %dx, %al
+	testb $8, %al
+	jz 1b
+	jmp next
+
+# INIT and SIPI to all but self; each begins at page TRAMPOLINE.
+start_others:
+	leaq ap(%rip), %rsi
+	movl $TRAMPOLINE, %edi
+	movl $(ap_end - ap), %ecx
+	rep movsb
+	movl $LAPIC, %ebx
+	movl $0x1ff, 0xf0(%rbx)
+	movl $0x000c4500, 0x300(%rbx)
+	movl $0x000c4600 + (TRAMPOLINE >> 12), 0x300(%rbx)
+	ret
+
+processors:
+	movzbl (%r15), %ebp
+	incl %r15d
+	subl $'0' + 1, %ebp
+	call start_others
+1:	cmpl %ebp, ARRIVED
+	jne 1b
+	put COM1, 'E'
+	jmp next
+
+turns:	movl $1, AP_ROLE
+	call start_others
+	movw $COM1, %dx
+1:	movl TURN, %eax
+	testb $1, %al
+	jnz 1b
+	outb %al, %dx
+	incl %eax
+	movl %eax, TURN
+	cmpl $TURNS, %eax
+	jb 1b
+	jmp next
+
+idle:	sti
+1:	hlt
+	jmp 1b
+
+spin:	incl COUNTER
+	jmp spin
+
+print_forever:
+	put COM1, 'w'
+	incl COUNTER
+	jmp print_forever
+
+ask_forever:
+	movw $PM_TIMER, %dx
+1:	inl %dx, %eax
+	incl COUNTER
+	jmp 1b
+
+nobody_forever:
+	movw $NOBODY, %dx
+1:	outb %al, %dx
+	incl COUNTER
+	jmp 1b
+
+off:	put ACPI, 0x34
+	put COM1, '!'		# nothing may run after it
+	jmp next
+reset:	put ACPI, 1
+	put COM1, '!'
+	jmp next
+keyboard:
+	put 0x64, 0xfe
+	jmp next
+fault:	lidt 1f(%rip)
+	ud2
+1:	.quad 0, 0
+unknown: movl $MMIO, %ebx
+	popcntl (%rbx), %eax
+	jmp next
+
+greeting: .ascii "hello\n"
+
+# In real mode. The processor's letter is 'a', 'b', ... in order of arrival; with AP_ROLE it takes the odd turns.
+	.code16
+ap:	cli
+	movw $0x6000, %ax
+	movw %ax, %ds
+	movw $COM1, %dx
+	cmpb $0, AP_ROLE - 0x60000
+	jne 2f
+	movl $1, %eax
+	lock xaddl %eax, ARRIVED - 0x60000
+	addb $'a', %al
+	outb %al, %dx
+1:	hlt
+	jmp 1b
+2:	movl TURN - 0x60000, %eax
+	testb $1, %al
+	jz 2b
+	outb %al, %dx
+	incl %eax
+	movl %eax, TURN - 0x60000
+	cmpl $TURNS, %eax
+	jb 2b
+	jmp 1b
+ap_end:

@@ -1,0 +1,58 @@
+"""The order of exits, and what holds a guest back."""
+
+from __future__ import annotations
+
+import time
+
+from aiovmm.bus import Range, Space
+from aiovmm.kvm import Kvm
+from tests.guests.machine import Machine, Recorder
+
+COUNTING = bytes(i & 0xFF for i in range(4000))
+
+
+async def test_synchronous_and_posted_writes_arrive_in_the_guests_order(kvm: Kvm) -> None:
+    async with Machine("hello", kvm=kvm) as m:
+        m.start()
+        await m.until(lambda: b"E" in m.written)
+        assert m.written == b"AbcdE"
+        counts = m.vm.range_counts(m.posted_range)
+        assert (counts.sync, counts.posted) == (0, 3)
+        assert m.cpu.counters.sync == 2
+
+
+async def test_a_full_ring_holds_the_guest_back_and_loses_nothing(kvm: Kvm) -> None:
+    async with Machine("burst", ring_size=4, kvm=kvm) as m:
+        m.start()
+        deadline = time.monotonic() + 10
+        while not m.cpu.counters.full:  # the event loop does not run here, so the ring fills
+            assert time.monotonic() < deadline
+        assert m.cpu.counters.posted == 5, "four in the ring, one waiting for room"
+        await m.until(lambda: len(m.written) > len(COUNTING))
+        assert m.written == COUNTING + b"E"
+
+
+async def test_runs_of_posted_bytes_come_together_to_a_device_that_takes_them(kvm: Kvm) -> None:
+    class Running(Recorder):
+        calls = 0
+        batches = 0
+
+        def write_many(self, offset: int, data: bytes) -> None:
+            self.calls += 1
+            self.write(offset, data)
+
+        def end_of_batch(self) -> None:
+            self.batches += 1
+
+    async with Machine("burst", kvm=kvm) as m:
+        m.bus.remove(m.posted_range)
+        device = Running(m.log, "posted")
+        m.bus.add(Range(Space.PIO, 0x200, 0x20, device, "running", m.fast))
+        m.start()
+        deadline = time.monotonic() + 10
+        while m.cpu.counters.posted < 100:
+            assert time.monotonic() < deadline
+        await m.until(lambda: len(m.written) > len(COUNTING))
+        assert m.written == COUNTING + b"E"
+        assert 0 < device.calls < 1000
+        assert device.batches > 0
