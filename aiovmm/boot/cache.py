@@ -1,0 +1,158 @@
+"""Unpacked kernels, kept by the SHA-256 of the packed file, so that a warm start neither unpacks nor hashes.
+
+    DIR/HASH.vmlinux   the unpacked kernel, a sparse file
+    DIR/HASH.json      the setup header, the unpacked file's own SHA-256 and the identity (inode, size, times) it had then
+    DIR/by-stat/KEY    HASH, where KEY is made of the packed file's identity: the shortcut past hashing
+
+An unpacked file whose identity is the recorded one is taken as it is. Any other (copied, restored, damaged) is hashed
+again, and thrown away if it is not what was stored. Everything is written to a temporary name and renamed. A directory
+that cannot be used costs time, never an error. Delete it at will.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from aiovmm.boot.source import FileIdentity, FileSource
+
+__all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
+
+_FORMAT = 1
+_HOLE = 16384  # bytes; smaller holes would cost more system calls than they save copying
+_SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change again within its timestamps' granularity
+
+
+@dataclass(frozen=True)
+class CachedKernel:
+    """An unpacked kernel in the cache: its bytes, the setup header of the image it came from, how that was packed."""
+
+    source: FileSource
+    header: bytes
+    compression: str
+
+
+def default_directory() -> Path:
+    """`$XDG_CACHE_HOME/aiovmm/kernels`, by default under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path(os.path.expanduser("~/.cache"))
+    return root / "aiovmm" / "kernels"
+
+
+class KernelCache:
+    """The cache in `directory`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def find_by_identity(self, identity: FileIdentity) -> CachedKernel | None:
+        """The kernel unpacked from the file that has `identity`: two small reads, no hashing."""
+        try:
+            return self.find((self._by_stat / _key(identity)).read_text().strip())
+        except (OSError, UnicodeDecodeError):
+            return None
+
+    def find(self, content_hash: str) -> CachedKernel | None:
+        """The kernel unpacked from the file with this SHA-256 (hex), if it is here and sound."""
+        try:
+            meta = json.loads((self.directory / f"{content_hash}.json").read_bytes())
+            if meta["format"] != _FORMAT:
+                return None
+            source = self._sound(content_hash, meta)
+            if source is None:
+                return None
+            return CachedKernel(source, bytes.fromhex(meta["header"]), str(meta["compression"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def store(self, content_hash: str, vmlinux: bytes, header: bytes, compression: str) -> CachedKernel | None:
+        """Keep `vmlinux`. None if the directory cannot be written."""
+        path = self._vmlinux(content_hash)
+        try:
+            _write_atomically(path, vmlinux, sparse=True)
+            source = FileSource(str(path), FileIdentity.of(os.stat(path)))
+            meta = {
+                "format": _FORMAT,
+                "header": header.hex(),
+                "compression": compression,
+                "sha256": sha256(vmlinux),
+                "identity": asdict(source.identity),
+            }
+            self._write_meta(content_hash, meta)
+        except OSError:
+            return None
+        return CachedKernel(source, header, compression)
+
+    def remember(self, identity: FileIdentity, content_hash: str) -> None:
+        """Note that the file with `identity` has this content, unless it is so new that it may still be changing."""
+        if time.time_ns() - max(identity.ctime_ns, identity.mtime_ns) > _SETTLED_NS:
+            with contextlib.suppress(OSError):  # without the shortcut the next start hashes again
+                _write_atomically(self._by_stat / _key(identity), content_hash.encode())
+
+    @property
+    def _by_stat(self) -> Path:
+        return self.directory / "by-stat"
+
+    def _vmlinux(self, content_hash: str) -> Path:
+        return self.directory / f"{content_hash}.vmlinux"
+
+    def _write_meta(self, content_hash: str, meta: dict[str, Any]) -> None:
+        _write_atomically(self.directory / f"{content_hash}.json", json.dumps(meta).encode())
+
+    def _sound(self, content_hash: str, meta: dict[str, Any]) -> FileSource | None:
+        path = self._vmlinux(content_hash)
+        identity = FileIdentity.of(os.stat(path))
+        if asdict(identity) != meta["identity"]:
+            if sha256(path.read_bytes()) != meta["sha256"]:
+                return None
+            with contextlib.suppress(OSError):  # only saves the next start this hashing
+                self._write_meta(content_hash, meta | {"identity": asdict(identity)})
+        return FileSource(str(path), identity)
+
+
+def _key(identity: FileIdentity) -> str:
+    numbers = (identity.device, identity.inode, identity.size, identity.mtime_ns, identity.ctime_ns)
+    return "-".join(f"{n:x}" for n in numbers)
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256."""
+    import hashlib  # loads OpenSSL, which a warm start can do without
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def _write_atomically(path: Path, data: bytes, *, sparse: bool = False) -> None:
+    import tempfile  # for cold starts only, like hashlib
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    try:
+        with os.fdopen(fd, "wb") as file:
+            if sparse:
+                _write_sparse(file.fileno(), data)
+            else:
+                file.write(data)
+                file.flush()
+            os.fsync(file.fileno())  # or a crash could leave the name with no content behind it
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _write_sparse(fd: int, data: bytes) -> None:
+    """Leave holes for zeros. A third of an unpacked kernel is .bss and padding, which then costs guests no memory."""
+    os.ftruncate(fd, len(data))
+    zeros = bytes(_HOLE)
+    for start in range(0, len(data), _HOLE):
+        block = data[start : start + _HOLE]
+        if block != zeros[: len(block)] and os.pwrite(fd, block, start) != len(block):
+            raise OSError(errno.ENOSPC, "short write")

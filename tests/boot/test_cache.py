@@ -1,0 +1,140 @@
+"""The cache of unpacked kernels: used when it is sound, redone when it is not, never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiovmm.boot import load_kernel, unpack
+from aiovmm.boot.cache import default_directory
+from aiovmm.boot.source import BytesSource, FileSource
+from aiovmm.memory import GuestMemory
+from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
+
+
+@pytest.fixture
+def path(put: Callable[..., Path]) -> Path:
+    path = put(bzimage(payload(elf(), "zstd")))
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    return path
+
+
+@pytest.fixture
+def unpacked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every unpacking."""
+    calls: list[int] = []
+    real = unpack.unpack
+
+    def counting(payload: bytes) -> bytes:
+        calls.append(len(payload))
+        return real(payload)
+
+    monkeypatch.setattr(unpack, "unpack", counting)
+    return calls
+
+
+def loads_right(path: Path, cache: Path) -> bool:
+    memory = GuestMemory.create([(0, 32 << 20)])
+    load_kernel(path, cache=cache).load_into(memory)
+    try:
+        return memory.read(KERNEL_ADDRESS, len(CODE)) == CODE
+    finally:
+        memory.close()
+
+
+def test_second_start_does_not_unpack(path: Path, cache: Path, unpacked: list[int]) -> None:
+    assert loads_right(path, cache)
+    assert loads_right(path, cache)
+    assert len(unpacked) == 1
+
+
+def test_same_content_under_another_name_is_found(path: Path, cache: Path, unpacked: list[int], tmp_path: Path) -> None:
+    load_kernel(path, cache=cache)
+    shutil.copyfile(path, tmp_path / "copy")
+    assert loads_right(tmp_path / "copy", cache)
+    assert len(unpacked) == 1
+
+
+def test_file_replaced_by_another_kernel_of_the_same_size_and_time(path: Path, cache: Path) -> None:
+    load_kernel(path, cache=cache)
+    other = bytes(reversed(CODE))
+    data = bytearray(bzimage(payload(elf([(KERNEL_ADDRESS, other, len(other))]), "none")))
+    load_kernel(path, cache=cache)
+    size = path.stat().st_size
+    path.write_bytes(data + bytes(max(0, size - len(data))))
+    os.utime(path, (1_000_000_000, 1_000_000_000))
+    memory = GuestMemory.create([(0, 32 << 20)])
+    load_kernel(path, cache=cache).load_into(memory)
+    assert memory.read(KERNEL_ADDRESS, len(other)) == other
+    memory.close()
+
+
+DAMAGES: dict[str, Callable[[Path, Path], object]] = {
+    "unpacked file changed": lambda vmlinux, meta: vmlinux.write_bytes(vmlinux.read_bytes().replace(CODE, CODE[::-1])),
+    "unpacked file cut": lambda vmlinux, meta: os.truncate(vmlinux, 5000),
+    "unpacked file empty": lambda vmlinux, meta: os.truncate(vmlinux, 0),
+    "unpacked file gone": lambda vmlinux, meta: vmlinux.unlink(),
+    "record cut": lambda vmlinux, meta: os.truncate(meta, 20),
+    "record of another format": lambda vmlinux, meta: meta.write_text(json.dumps({"format": 99})),
+    "record is not a record": lambda vmlinux, meta: meta.write_text("[1, 2]"),
+    "record gone": lambda vmlinux, meta: meta.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_entry_is_made_again(damage: str, path: Path, cache: Path, unpacked: list[int]) -> None:
+    load_kernel(path, cache=cache)
+    (vmlinux,), (meta,) = cache.glob("*.vmlinux"), cache.glob("*.json")
+    DAMAGES[damage](vmlinux, meta)
+    assert loads_right(path, cache)
+    assert len(unpacked) == 2
+    assert loads_right(path, cache)
+    assert len(unpacked) == 2, "and kept again"
+
+
+def test_cache_that_was_copied_elsewhere_is_checked_and_used(
+    path: Path, cache: Path, unpacked: list[int], tmp_path: Path
+) -> None:
+    load_kernel(path, cache=cache)
+    shutil.copytree(cache, tmp_path / "moved")
+    assert loads_right(path, tmp_path / "moved")
+    assert len(unpacked) == 1
+
+
+def test_cache_that_cannot_be_written(path: Path, tmp_path: Path, unpacked: list[int]) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    image = load_kernel(path, cache=tmp_path / "file" / "cache")
+    assert isinstance(image.source, BytesSource)
+    assert loads_right(path, tmp_path / "file" / "cache")
+    assert len(unpacked) == 2
+
+
+def test_nothing_temporary_is_left(path: Path, cache: Path) -> None:
+    assert isinstance(load_kernel(path, cache=cache).source, FileSource)
+    assert not [p for p in cache.rglob("*") if p.name.startswith(".tmp")]
+
+
+def test_file_just_written_is_hashed_again_next_time(put: Callable[..., Path], cache: Path) -> None:
+    """Its content could change once more within the granularity of its times."""
+    load_kernel(put(bzimage(payload(elf(), "gzip"))), cache=cache)
+    assert not (cache / "by-stat").exists()
+
+
+@pytest.mark.parametrize(
+    ("xdg", "expected"),
+    [
+        ("/x/cache", "/x/cache/aiovmm/kernels"),
+        ("", "/home/u/.cache/aiovmm/kernels"),
+        ("rel", "/home/u/.cache/aiovmm/kernels"),
+    ],
+)
+def test_default_directory(xdg: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG Base Directory Specification 0.8: a relative path is to be ignored."""
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/home/u")
+    assert str(default_directory()) == expected
