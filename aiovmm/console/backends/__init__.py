@@ -1,0 +1,57 @@
+"""The places a console can be joined to besides the program's own streams, and `open_backend`, which picks one."""
+
+from __future__ import annotations
+
+from aiovmm.config import ConsoleConfig, ConsoleMode
+from aiovmm.console.backends.base import ConsoleBackend
+from aiovmm.console.backends.file import FileBackend
+from aiovmm.console.backends.null import NullBackend
+from aiovmm.console.backends.pty import PtyBackend
+from aiovmm.console.backends.stdio import StdioBackend
+from aiovmm.console.backends.streams import StreamBackend
+from aiovmm.console.backends.tty import TtyBackend
+from aiovmm.console.backends.unix import SocketBackend
+from aiovmm.console.keys import DEFAULT_DETACH
+from aiovmm.console.stream import Console
+from aiovmm.console.terminal import Terminal
+from aiovmm.errors import UsageError
+
+__all__ = [
+    "ConsoleBackend",
+    "FileBackend",
+    "NullBackend",
+    "PtyBackend",
+    "SocketBackend",
+    "StdioBackend",
+    "StreamBackend",
+    "TtyBackend",
+    "open_backend",
+]
+
+
+def open_backend(
+    config: ConsoleConfig, console: Console, *, terminal: Terminal | None = None, detach: bytes = DEFAULT_DETACH
+) -> ConsoleBackend:
+    """The back end that `config` asks for, to be used with `async with`.
+
+    `tty` with standard input or output that is no terminal carries the bytes as they are. `off` means that there is no
+    such device, so there is no back end either (UsageError).
+    """
+    match config.mode:
+        case ConsoleMode.TTY:
+            terminal = terminal or Terminal()
+            if terminal.is_terminal():
+                return TtyBackend(console, terminal, detach=detach)
+            return StdioBackend(console, terminal.input_fd, terminal.output_fd)
+        case ConsoleMode.PTY:
+            return PtyBackend(console)
+        case ConsoleMode.SOCKET:
+            assert config.path is not None
+            return SocketBackend(console, config.path)
+        case ConsoleMode.FILE:
+            assert config.path is not None
+            return FileBackend(console, config.path)
+        case ConsoleMode.NULL:
+            return NullBackend(console)
+        case ConsoleMode.OFF:
+            raise UsageError("a console that is off has no back end")

@@ -1,0 +1,89 @@
+"""A place that a console is joined to for as long as an `async with` lasts."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Self
+
+from aiovmm.console.stream import Console
+from aiovmm.console.terminal import AttachEnd
+from aiovmm.errors import StateError
+
+__all__ = ["LINGER", "ConsoleBackend"]
+
+LINGER = 1.0
+"""Seconds that the other side has, at the end, to take the output that is left."""
+
+
+class ConsoleBackend(ABC):
+    """Carries a console's output out, and input in, between entering and leaving. The guest is never held up by it.
+
+    A host's error ends the back end, not the guest: `wait` raises it, and so does leaving if nobody waited.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._task: asyncio.Task[AttachEnd] | None = None
+        self._reported = False
+
+    @property
+    @abstractmethod
+    def place(self) -> str:
+        """Where the console can be found, for people: a path, or a few words."""
+
+    async def __aenter__(self) -> Self:
+        if self._task is not None:
+            raise StateError(f"the console at {self.place} is entered already")
+        try:
+            await self._open()
+        except BaseException:
+            await self._close()
+            raise
+        self._task = asyncio.create_task(self._run(), name=f"{self._console.name} at {self.place}")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def wait(self) -> AttachEnd:
+        """Wait until it has ended by itself, and why. Cancelling `wait` does not end it."""
+        if self._task is None:
+            raise StateError(f"the console at {self.place} is not entered")
+        await asyncio.wait([self._task])
+        self._reported = True
+        if self._task.cancelled():
+            return AttachEnd.DETACHED
+        return self._task.result()
+
+    async def aclose(self) -> None:
+        """Let the output that has been printed go out, but for no more than `LINGER` seconds, then let go. Idempotent."""
+        task = self._task
+        try:
+            if task is not None and not task.done():
+                self._finish()
+                await asyncio.wait([task], timeout=LINGER)
+        finally:
+            try:
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait([task])
+            finally:
+                await self._close()
+        if task is not None and not task.cancelled() and not self._reported:
+            self._reported = True
+            task.result()
+
+    async def _open(self) -> None:  # noqa: B027 (not every place has something to open)
+        """Acquire the place; a failure raises, and `_close` follows."""
+
+    @abstractmethod
+    async def _run(self) -> AttachEnd:
+        """Carry bytes until the guest or the other side is gone."""
+
+    @abstractmethod
+    def _finish(self) -> None:
+        """Make `_run` return once the output printed by now has gone out."""
+
+    async def _close(self) -> None:  # noqa: B027
+        """Release what `_open` acquired. Idempotent; `_run` has ended."""

@@ -1,0 +1,171 @@
+"""A pseudo-terminal that other programs open (screen, minicom, a test): a name in /dev/pts, and a link to it if wanted.
+
+The kernel does not tell the master's owner that somebody opens the slave; that nobody has it open is POLLHUP, which is
+level-triggered. So while nobody has it open it is looked at now and then, and the loop watches it only while somebody has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+import struct
+import termios
+import tty
+from pathlib import Path
+from typing import Any
+
+from aiovmm.console.backends.base import LINGER, ConsoleBackend
+from aiovmm.console.backends.duplex import CHUNK, GONE
+from aiovmm.console.fds import OwnedFd
+from aiovmm.console.race import first
+from aiovmm.console.stream import Console
+from aiovmm.console.terminal import AttachEnd
+from aiovmm.console.view import ConsoleView
+from aiovmm.errors import ConfigError, ConsoleEnded, HostError
+
+__all__ = ["PtyBackend"]
+
+_POLL = 0.2  # seconds between looks whether somebody has opened it
+_POLL_TAKEN = 0.01  # seconds between looks whether the last output has been read
+
+
+class PtyBackend(ConsoleBackend):
+    """Creates a pseudo-terminal in raw mode; `name` is its path, `symlink` an optional second one, removed at the end.
+
+    It may be opened and closed any number of times. Whoever opens it is shown the history first; while nobody has it
+    open, output goes to the history alone.
+    """
+
+    def __init__(self, console: Console, *, symlink: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(console)
+        self._symlink = Path(symlink) if symlink is not None else None
+        self._linked = False
+        self._master: OwnedFd | None = None
+        self._view: ConsoleView | None = None
+        self._finished = asyncio.Event()
+        self.name = ""
+
+    @property
+    def place(self) -> str:
+        return self.name or "a pseudo-terminal"
+
+    async def _open(self) -> None:
+        try:
+            master, slave = os.openpty()
+        except OSError as exc:
+            raise HostError("open a pseudo-terminal", exc.errno or 0, "see /proc/sys/kernel/pty/max") from exc
+        self._master = OwnedFd(master)
+        try:
+            self.name = os.ttyname(slave)
+            tty.setraw(slave)  # else the line discipline would echo the guest's output back as its input
+        finally:
+            os.close(slave)
+        if self._symlink is not None:
+            self._link(self._symlink)
+
+    async def _run(self) -> AttachEnd:
+        end = asyncio.ensure_future(self._until_over())
+        try:
+            while await self._opened(end):
+                await self._serve()
+        finally:
+            end.cancel()
+            await asyncio.wait([end])
+        return AttachEnd.GUEST_ENDED if self._console.closed else AttachEnd.DETACHED
+
+    async def _opened(self, end: asyncio.Future[Any]) -> bool:
+        """Wait until somebody has it open: True; False if it is over (which `end` tells) and nobody is to be served."""
+        assert self._master is not None
+        poller = select.poll()
+        poller.register(self._master.fileno(), select.POLLIN)
+        while True:
+            events = dict(poller.poll(0)).get(self._master.fileno(), 0)
+            if not events & select.POLLHUP:
+                return not self._over() or self._view is None
+            if events & select.POLLIN:  # somebody opened it, wrote and closed it again meanwhile
+                await self._take()
+            elif self._over():
+                return False
+            else:
+                await asyncio.wait([end], timeout=_POLL)
+
+    async def _until_over(self) -> None:
+        await first(self._console.wait_closed(), self._finished.wait())
+
+    def _over(self) -> bool:
+        return self._console.closed or self._finished.is_set()
+
+    async def _serve(self) -> None:
+        """One time that it is open."""
+        assert self._master is not None
+        self._view = self._console.view()
+        if self._finished.is_set():
+            self._view.close()
+        termios.tcflush(self._master.fileno(), termios.TCOFLUSH)  # what the one before did not read
+        if await first(self._show(self._view), self._take()) is AttachEnd.TERMINAL_CLOSED:
+            tty.setraw(self._master.fileno(), termios.TCSANOW)  # whatever the one who closed it has set
+            self._view = None
+
+    async def _show(self, view: ConsoleView) -> AttachEnd:
+        assert self._master is not None
+        try:
+            while data := await view.read():
+                await self._master.write(data)
+        except OSError as exc:
+            if exc.errno not in GONE:
+                raise
+            return AttachEnd.TERMINAL_CLOSED
+        await self._taken()
+        return AttachEnd.GUEST_ENDED
+
+    async def _take(self) -> AttachEnd:
+        """Carry input until nobody has it open."""
+        assert self._master is not None
+        while data := await self._master.read(CHUNK):
+            try:
+                await self._console.send(data)
+            except ConsoleEnded:
+                continue
+        return AttachEnd.TERMINAL_CLOSED
+
+    async def _taken(self) -> None:
+        """Wait until the reader has taken the last output: closing the master throws away what it has not."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + LINGER / 2
+        slave = os.open(self.name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while _readable(slave) and loop.time() < deadline:  # noqa: ASYNC110 (no event tells)
+                await asyncio.sleep(_POLL_TAKEN)
+        finally:
+            os.close(slave)
+
+    def _finish(self) -> None:
+        self._finished.set()
+        if self._view is not None:
+            self._view.close()
+
+    def _link(self, path: Path) -> None:
+        if os.path.lexists(path) and not path.is_symlink():
+            raise ConfigError("pty", f"{path} exists and is not a symbolic link", "remove it, or choose another path")
+        try:
+            path.unlink(missing_ok=True)
+            path.symlink_to(self.name)
+        except OSError as exc:
+            raise HostError("link to the pseudo-terminal", exc.errno or 0, path=str(path)) from exc
+        self._linked = True
+
+    async def _close(self) -> None:
+        if self._linked and self._symlink is not None:
+            self._linked = False
+            if self._symlink.is_symlink() and os.readlink(self._symlink) == self.name:
+                self._symlink.unlink()
+        if self._master is not None:
+            self._master.close()
+            self._master = None
+
+
+def _readable(fd: int) -> int:
+    """Bytes that a read of the terminal `fd` would give at once."""
+    return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])

@@ -1,0 +1,166 @@
+"""A unix socket at which any number of clients see the console and type to it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import select
+import socket
+import stat
+from pathlib import Path
+
+from aiovmm.console.backends.base import LINGER, ConsoleBackend
+from aiovmm.console.backends.duplex import CHUNK
+from aiovmm.console.race import first
+from aiovmm.console.stream import Console
+from aiovmm.console.terminal import AttachEnd
+from aiovmm.console.view import ConsoleView
+from aiovmm.errors import ConfigError, ConsoleEnded, HostError
+
+__all__ = ["SocketBackend"]
+
+_PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
+_HALF_CLOSED_POLL = 1.0  # seconds between looks whether a client that sends no more still listens
+
+
+class SocketBackend(ConsoleBackend):
+    """Listens at `path`, which only its owner may connect to (mode 0600) and which is removed at the end.
+
+    Each client is shown the history, then what comes. One that is slow loses the oldest output and is told so in place;
+    the others and the guest do not notice. Input of all clients is mixed. A socket file that nobody listens at is
+    replaced; one in use, or any other file, is refused.
+    """
+
+    def __init__(self, console: Console, path: str | os.PathLike[str]) -> None:
+        super().__init__(console)
+        self._path = Path(path)
+        self._server: asyncio.Server | None = None
+        self._inode: tuple[int, int] | None = None
+        self._clients: dict[asyncio.Task[None], ConsoleView] = {}
+        self._finished = asyncio.Event()
+        self._closed = False
+
+    @property
+    def place(self) -> str:
+        return str(self._path)
+
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._clients)
+
+    async def _open(self) -> None:
+        listener = _listen(self._path)
+        status = self._path.stat()
+        self._inode = (status.st_dev, status.st_ino)
+        try:  # not serving yet: a cancellation must not leave the loop watching a listener that nobody closes
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, start_serving=False)
+        except BaseException:
+            listener.close()
+            raise
+        await self._server.start_serving()
+
+    async def _run(self) -> AttachEnd:
+        assert self._server is not None
+        await first(self._console.wait_closed(), self._finished.wait())
+        self._server.close()
+        if self._clients:
+            await asyncio.wait(self._clients, timeout=LINGER)
+        return AttachEnd.GUEST_ENDED if self._console.closed else AttachEnd.DETACHED
+
+    def _finish(self) -> None:
+        self._finished.set()
+        for view in self._clients.values():
+            view.close()
+
+    async def _close(self) -> None:
+        self._closed = True
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        clients = list(self._clients)
+        for task in clients:
+            task.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+        if self._inode is not None and _inode(self._path) == self._inode:
+            self._path.unlink()
+        self._inode = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One client, in a task of its own."""
+        task = asyncio.current_task()
+        if task is None or self._closed:  # accepted just before the end
+            writer.transport.abort()
+            return
+        view = self._clients[task] = self._console.view()
+        if self._finished.is_set():
+            view.close()
+        try:
+            await first(_show(view, writer), self._take(reader, writer))
+        except (ConnectionError, asyncio.CancelledError):
+            pass  # the client is gone, or the back end is being left; either way that is all for this client
+        finally:
+            writer.transport.abort()
+            del self._clients[task]
+
+    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(CHUNK):
+                await self._console.send(data)
+        except ConsoleEnded:
+            pass  # the client is shown what is left
+        poller = select.poll()
+        poller.register(writer.get_extra_info("socket").fileno(), 0)
+        while not poller.poll(0):  # noqa: ASYNC110 (POLLHUP, that it has closed both sides, makes no event of its own)
+            await asyncio.sleep(_HALF_CLOSED_POLL)
+
+
+async def _show(view: ConsoleView, writer: asyncio.StreamWriter) -> None:
+    while data := await view.read():
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+def _listen(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > _PATH_LIMIT:
+        raise ConfigError("socket", f"{path} is longer than the {_PATH_LIMIT} bytes a socket's path may have")
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    bound = False
+    try:
+        listener.bind(os.fspath(path))
+        bound = True
+        os.chmod(path, 0o600)  # before listen: nobody can have connected yet
+        listener.listen()
+    except OSError as exc:
+        listener.close()
+        if bound:
+            path.unlink(missing_ok=True)
+        raise HostError("listen for the console", exc.errno or 0, path=str(path)) from exc
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket file that a process which is gone has left."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError("socket", f"{path} exists and is not a socket", "remove it, or choose another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        code = probe.connect_ex(os.fspath(path))
+    if code == errno.ECONNREFUSED:
+        path.unlink(missing_ok=True)
+    else:
+        raise HostError("listen for the console", errno.EADDRINUSE, "another process listens there", str(path))
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

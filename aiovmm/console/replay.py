@@ -1,0 +1,47 @@
+"""Showing old output to a terminal again, without the terminal answering old questions.
+
+A guest asks its terminal things: a shell, where the cursor is (`ESC [ 6 n`). The answer is typed into the guest's input.
+When history is shown to a terminal that attaches late, it must not answer again: the guest would read line noise.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["QueryFilter"]
+
+_QUERIES = re.compile(
+    rb"\x1b\[(?:\?[\d;]*)?[56]n"  # DSR: status, cursor position (ECMA-48 8.3.35)
+    rb"|\x1b\[\?(?:15|25|26|53|55|56|62|63|75|85)(?:;\d+)?n"  # DEC's forms of DSR
+    rb"|\x1b\[[>=]?[\d;]*c"  # DA: primary, secondary, tertiary (8.3.24)
+    rb"|\x1bZ"  # DECID
+    rb"|\x1b\[>\d*q"  # XTVERSION
+    rb"|\x1b\[\??[\d;]*\$p"  # DECRQM
+    rb"|\x1b\[[\d;]*x"  # DECREQTPARM
+    rb"|\x1b\[(?:1[1345689]|2[01])(?:;\d+)?t"  # xterm: window reports
+    rb"|\x1b\](?:\d+;)+\?(?:\x07|\x1b\\)"  # OSC: colour and clipboard queries
+    rb"|\x1bP[+$]q[^\x1b]*\x1b\\"  # DCS: XTGETTCAP, DECRQSS
+    rb"|\x05"  # ENQ
+)
+
+_UNFINISHED = re.compile(rb"\x1b(?:\[[>=?\d;$]{0,60}|[\]P][^\x07\x1b]{0,60}\x1b?)?\Z")
+_LONGEST = 64  # bytes of one: what is longer is not one of the queries above
+
+
+class QueryFilter:
+    """Removes from output, however it is cut to pieces, the control sequences that a terminal answers."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, output: bytes) -> bytes:
+        """What is to be shown of `output`, and of what was held back before it as a query's possible beginning."""
+        output = _QUERIES.sub(b"", self._held + output)
+        unfinished = _UNFINISHED.search(output, max(0, len(output) - _LONGEST))
+        self._held = unfinished.group() if unfinished else b""
+        return output[: len(output) - len(self._held)]
+
+    def flush(self) -> bytes:
+        """What is still held back: no query is going to come of it."""
+        held, self._held = self._held, b""
+        return held

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aiovmm.console import AttachEnd, Console
+from aiovmm.console.backends import PtyBackend
+from aiovmm.console.fds import OwnedFd
+from aiovmm.errors import ConfigError
+from tests.console.device import StubDevice
+from tests.console.screen import DEADLINE, eventually
+
+
+class Client:
+    """A program that has opened the pseudo-terminal."""
+
+    def __init__(self, name: str) -> None:
+        self.fd = OwnedFd(os.open(name, os.O_RDWR | os.O_NOCTTY))
+        self._seen = b""
+
+    async def until(self, text: bytes) -> bytes:
+        async with asyncio.timeout(DEADLINE):
+            while text not in self._seen:
+                data = await self.fd.read()
+                assert data, self._seen
+                self._seen += data
+        end = self._seen.index(text) + len(text)
+        shown, self._seen = self._seen[:end], self._seen[end:]
+        return shown
+
+
+@contextmanager
+def client_of(name: str) -> Iterator[Client]:
+    client = Client(name)
+    try:
+        yield client
+    finally:
+        client.fd.close()
+
+
+async def test_a_client_sees_the_history_and_types() -> None:
+    device = StubDevice()
+    console = Console(device)
+    async with PtyBackend(console) as pty:
+        assert pty.name.startswith("/dev/pts/")
+        console.feed(b"x" * 100_000 + b"boot\n")
+        with client_of(pty.name) as client:
+            assert len(await client.until(b"boot\n")) == 100_005
+            console.feed(b"login: ")
+            assert await client.until(b": ") == b"login: "
+            await client.fd.write(b"root\r\x03")
+            await eventually(lambda: device.received == b"root\r\x03")
+
+
+async def test_it_may_be_closed_and_opened_again() -> None:
+    device = StubDevice()
+    console = Console(device)
+    async with PtyBackend(console) as pty:
+        for round_ in range(3):
+            with client_of(pty.name) as client:
+                console.feed(b"<%d>" % round_)
+                assert await client.until(b"<%d>" % round_) == b"".join(b"<%d>" % n for n in range(round_ + 1))
+                await client.fd.write(b"k")
+                await eventually(lambda want=round_ + 1: device.received == b"k" * want)  # type: ignore[misc]
+                attributes = termios.tcgetattr(client.fd.fileno())
+                attributes[3] |= termios.ECHO | termios.ICANON
+                termios.tcsetattr(client.fd.fileno(), termios.TCSANOW, attributes)
+            await eventually(lambda: pty._view is None)
+    assert device.received == b"kkk"
+
+
+async def test_output_is_never_echoed_back_as_input() -> None:
+    device = StubDevice()
+    console = Console(device)
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name) as client:
+            console.feed(b"output\n")
+            await client.until(b"output\n")
+            await client.fd.write(b"!")
+            await eventually(lambda: device.received)
+        assert device.received == b"!"
+
+
+async def test_one_who_writes_and_closes_at_once_is_heard() -> None:
+    device = StubDevice()
+    async with PtyBackend(Console(device)) as pty:
+        with client_of(pty.name) as client:
+            await client.fd.write(b"echo hello\r")
+        await eventually(lambda: device.received == b"echo hello\r")
+
+
+async def test_while_nobody_has_it_open_the_loop_is_idle() -> None:
+    console = Console(StubDevice())
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name):
+            await eventually(lambda: pty._view is not None)
+        await eventually(lambda: pty._view is None)
+        began = time.process_time()
+        await asyncio.sleep(0.5)
+        assert time.process_time() - began < 0.25
+
+
+async def test_a_client_that_does_not_read_stalls_nobody() -> None:
+    console = Console(StubDevice(), history=1 << 16)
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name) as client:
+            await eventually(lambda: pty._view is not None)
+            for _ in range(200):
+                console.feed(b"." * 4096)
+                await asyncio.sleep(0)
+            console.feed(b"latest")
+            assert b"bytes of earlier output are not shown" in await client.until(b"latest")
+
+
+async def test_the_last_words_can_be_read() -> None:
+    console = Console(StubDevice())
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name) as client:
+            await eventually(lambda: pty._view is not None)
+            console.feed(b"Power down\n")
+            console.close()
+            ended = asyncio.create_task(pty.wait())
+            assert await client.until(b"down\n") == b"Power down\n"
+            assert await asyncio.wait_for(ended, DEADLINE) is AttachEnd.GUEST_ENDED
+            with pytest.raises(BlockingIOError):
+                os.read(client.fd.fileno(), 1)
+
+
+async def test_the_guests_end_ends_it_when_nobody_looks() -> None:
+    console = Console(StubDevice())
+    async with PtyBackend(console) as pty:
+        console.close()
+        assert await asyncio.wait_for(pty.wait(), DEADLINE) is AttachEnd.GUEST_ENDED
+
+
+async def test_a_link_leads_to_it_while_it_is_there(tmp_path: Path) -> None:
+    link = tmp_path / "console"
+    link.symlink_to("/dev/pts/of-an-earlier-run")
+    console = Console(StubDevice())
+    console.feed(b"hello")
+    async with PtyBackend(console, symlink=link) as pty:
+        assert os.readlink(link) == pty.name
+        with client_of(str(link)) as client:
+            await client.until(b"hello")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_file_in_the_place_of_the_link_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="not a symbolic link"):
+        await PtyBackend(Console(), symlink=path).__aenter__()
+    assert path.read_text() == "precious"

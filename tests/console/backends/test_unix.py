@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aiovmm.console import AttachEnd, Console
+from aiovmm.console.backends import SocketBackend
+from aiovmm.errors import ConfigError, HostError
+from tests.console.device import StubDevice
+from tests.console.screen import DEADLINE, eventually
+
+
+@asynccontextmanager
+async def client_of(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def test_clients_see_history_and_output_and_type(tmp_path: Path) -> None:
+    path, device = tmp_path / "console", StubDevice()
+    console = Console(device)
+    console.feed(b"boot\n")
+    async with (
+        SocketBackend(console, path) as backend,
+        client_of(path) as (reader, writer),
+        client_of(path) as (reader2, writer2),
+    ):
+        assert await reader.readline() == await reader2.readline() == b"boot\n"
+        console.feed(b"login: ")
+        assert await reader.readexactly(7) == await reader2.readexactly(7) == b"login: "
+        writer.write(b"a")
+        await eventually(lambda: device.received == b"a")
+        writer2.write(b"b")
+        await eventually(lambda: device.received == b"ab")
+        assert backend.clients == 2
+        writer.close()
+        await eventually(lambda: backend.clients == 1)
+        console.close()
+        assert await reader2.read() == b""
+        assert await backend.wait() is AttachEnd.GUEST_ENDED
+    assert not path.exists()
+
+
+async def test_only_the_owner_may_connect(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    async with SocketBackend(Console(), path):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_a_client_that_does_not_read_stalls_nobody(tmp_path: Path) -> None:
+    """8 MiB while one client is stalled: the other sees all of it, the stalled one is told what it lost."""
+    path, console = tmp_path / "console", Console()
+    piece = bytes(range(64, 128)) * 1024
+    async with SocketBackend(console, path) as backend, client_of(path) as (fast, _):
+        stalled = socket.socket(socket.AF_UNIX)
+        stalled.connect(str(path))
+        stalled.setblocking(False)
+        await eventually(lambda: backend.clients == 2)
+        for _ in range(128):
+            console.feed(piece)
+            assert await fast.readexactly(len(piece)) == piece
+        received, loop = b"", asyncio.get_running_loop()
+        async with asyncio.timeout(DEADLINE):
+            while b"bytes of earlier output are not shown" not in received:
+                received = received[-200:] + await loop.sock_recv(stalled, 1 << 16)
+        stalled.close()
+
+
+async def test_input_of_any_size_waits_for_the_guest(tmp_path: Path) -> None:
+    path, device = tmp_path / "console", StubDevice(room=0)
+    console = Console(device)
+    data = os.urandom(2 << 20)
+    async with SocketBackend(console, path), client_of(path) as (_, writer):
+        writer.write(data)
+        while len(device.received) < len(data):
+            await asyncio.sleep(0)
+            device.make_room(10_000)
+            assert console.input_waiting <= 64 << 10
+    assert device.received == data
+
+
+async def test_a_client_that_sends_no_more_still_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiovmm.console.backends.unix._HALF_CLOSED_POLL", 0.02)
+    path, device = tmp_path / "console", StubDevice()
+    console = Console(device)
+    async with SocketBackend(console, path) as backend:
+        async with client_of(path) as (reader, writer):
+            writer.write(b"poweroff\n")
+            writer.write_eof()
+            await eventually(lambda: device.received == b"poweroff\n")
+            console.feed(b"Power down\n")
+            assert await reader.readline() == b"Power down\n"
+        await eventually(lambda: backend.clients == 0)
+
+
+async def test_a_socket_that_nobody_listens_at_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    async with SocketBackend(Console(), path), client_of(path):
+        pass
+
+
+async def test_a_socket_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path, console = tmp_path / "console", Console()
+    console.feed(b"first")
+    async with SocketBackend(console, path):
+        with pytest.raises(HostError, match="listens"):
+            await SocketBackend(Console(), path).__aenter__()
+        async with client_of(path) as (reader, _):
+            assert await reader.readexactly(5) == b"first"
+
+
+async def test_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="not a socket"):
+        await SocketBackend(Console(), path).__aenter__()
+    assert path.read_text() == "precious"
+
+
+async def test_paths_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="107"):
+        await SocketBackend(Console(), tmp_path / ("x" * 200)).__aenter__()
+    with pytest.raises(HostError):
+        await SocketBackend(Console(), tmp_path / "none" / "console").__aenter__()
+
+
+async def test_leaving_disconnects_everybody(tmp_path: Path) -> None:
+    path, console = tmp_path / "console", Console()
+    async with SocketBackend(console, path):
+        reader, writer = await asyncio.open_unix_connection(path)
+        console.feed(b"last words")
+    async with asyncio.timeout(DEADLINE):
+        assert b"last words".startswith(await reader.read())
+    writer.transport.abort()
+    assert not path.exists()
