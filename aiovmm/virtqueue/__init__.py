@@ -1,0 +1,29 @@
+"""Virtqueues: how a driver in the guest and a device here pass buffers to each other (VIRTIO 1.2 §2).
+
+`VirtioDevice` is what a device author subclasses; `Queue` and `Chain` are what its `run` gets. `Negotiation` and
+`DeviceRunner` are for transports. `aiovmm.virtqueue.driver` is the guest's side, for tests.
+"""
+
+from __future__ import annotations
+
+from aiovmm.virtqueue.batch import Batch
+from aiovmm.virtqueue.chain import Chain
+from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig, QueueCounters, QueuePosition
+from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.virtqueue.queue import Queue
+from aiovmm.virtqueue.runner import DeviceRunner
+from aiovmm.virtqueue.status import Negotiation, Status
+
+__all__ = [
+    "NO_VECTOR",
+    "Batch",
+    "Chain",
+    "DeviceRunner",
+    "Negotiation",
+    "Queue",
+    "QueueConfig",
+    "QueueCounters",
+    "QueuePosition",
+    "Status",
+    "VirtioDevice",
+]

@@ -1,0 +1,72 @@
+"""What every virtio device is: a kind, features, queues, a configuration space, and a coroutine that serves the queues."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from aiovmm.virtqueue.queue import Queue
+
+__all__ = ["VirtioDevice"]
+
+
+class VirtioDevice(abc.ABC):
+    """One virtio device, free of any transport. Subclasses set the attributes and write `run`.
+
+    Its life: `open` once before the guest starts, then any number of times `run` (from DRIVER_OK until the driver resets
+    the device) followed by `reset`, and at last `close`.
+    """
+
+    device_id: ClassVar[int]
+    """VIRTIO 1.2 §5: 1 net, 2 block, 3 console, 4 entropy, 19 socket, ..."""
+
+    name: str = "virtio"
+    """For logs, errors and metrics."""
+
+    features: int = 0
+    """The feature bits of this kind of device that are offered; ring and transport bits are added by the transport."""
+
+    queue_sizes: tuple[int, ...] = (256,)
+    """The largest size of each queue, in descriptors: powers of two."""
+
+    _notify_config: Callable[[], None] | None = None  # set by the transport
+
+    @abc.abstractmethod
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Serve the queues until cancelled, which happens when the driver resets the device.
+
+        `queues[i]` is queue i, disabled ones included (`queue.enabled` is false); `features` is what was negotiated.
+        Before it returns or lets CancelledError pass, no host I/O on guest memory may be in flight any more. What it
+        raises puts the device into NEEDS_RESET.
+        """
+
+    def accepts(self, features: int) -> bool:
+        """Whether the device can work with this subset of its offer (VIRTIO 1.2 §2.2: else FEATURES_OK stays clear)."""
+        return True
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the device-specific configuration at `offset`; zeros beyond its end."""
+        return bytes(size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The driver writes its configuration. Read-only fields and everything beyond the end ignore it."""
+        return
+
+    def reset(self) -> None:
+        """Put what the driver has set back to its defaults. Called when `run` has ended and the driver resets."""
+        return
+
+    async def open(self) -> None:
+        """Acquire host resources. Raises HostError or ConfigError."""
+        return
+
+    async def close(self) -> None:
+        """Release them. Idempotent; called when no queue is live."""
+        return
+
+    def config_changed(self) -> None:
+        """To be called by the device when its configuration space changed: the driver gets an interrupt for it."""
+        if self._notify_config is not None:
+            self._notify_config()

@@ -1,0 +1,341 @@
+"""A live virtqueue, the device's side: chains are taken and returned by native code, kicks wake a coroutine.
+
+Two ways to serve it. For devices written in Python, one chain at a time:
+
+    async for chain in queue:
+        chain.write(answer(chain.read_all()))
+        queue.push(chain)
+
+For hot devices, whole batches as native arrays, at a cost in Python for each batch and not for each request:
+
+    async for batch in queue.batches():          # batch.count chains in batch.chains, their segments in batch.iov
+        ...                                      # hand both to native code
+        queue.push_many(heads, lengths, n)
+
+The reader of the kick eventfd is the queue's and goes with `close()`; the eventfd itself stays the transport's, which closes
+it later. A device that hands the queue to another process (vhost) uses `config`, `kick_fd` and `interrupt` and never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+from collections import deque
+from typing import Any
+
+from aiovmm.errors import ChainError, GuestError, GuestFault, StateError
+from aiovmm.irq import IrqLine
+from aiovmm.memory import AddressSpace
+from aiovmm.native import ffi, lib
+from aiovmm.virtqueue.batch import Batch
+from aiovmm.virtqueue.chain import Chain
+from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
+from aiovmm.virtqueue.ring import open_ring, ring_stands
+
+__all__ = ["Batches", "Queue"]
+
+_PIECES = 2048  # segments of chains taken at once: each becomes an object, so more would keep the loop busy for long
+_PIECES_A_TURN = 128  # of a chain that counts for one in the next line
+_DRAIN = 64  # chains handed out before the loop gets a turn, or the queue's size if that is less
+
+_REASONS = {
+    lib.AVMM_RING_BAD_INDEX: "the available index is further ahead than there are free descriptors",
+    lib.AVMM_RING_BAD_HEAD: "its head is outside the descriptor table",
+    lib.AVMM_RING_BAD_NEXT: "a next index is outside the descriptor table",
+    lib.AVMM_RING_TOO_LONG: "it loops, or is longer than the queue",
+    lib.AVMM_RING_TOO_LARGE: "it is longer than 2^32 bytes in total",
+    lib.AVMM_RING_BAD_ORDER: "a device-readable descriptor follows a device-writable one",
+    lib.AVMM_RING_BAD_INDIRECT: "its indirect descriptor is not legal",
+    lib.AVMM_RING_NO_ROOM: "it lies in too many pieces of memory",
+}
+
+
+class Queue:
+    """One live queue. Made by `activate`; of no use after `close`. One coroutine at a time waits on it."""
+
+    def __init__(
+        self,
+        config: QueueConfig,
+        memory: AddressSpace,
+        *,
+        index: int,
+        features: int,
+        kick_fd: int,
+        interrupt: IrqLine,
+        position: QueuePosition | None = None,
+    ) -> None:
+        self.config = dataclasses.replace(config)  # the transport's own changes when the driver resets
+        self.memory = memory
+        self.index = index
+        self.features = features
+        self.kick_fd = kick_fd
+        self.interrupt = interrupt
+        self.size = config.size
+        self.enabled = config.ready
+        self.interrupts = 0  # raised
+        self.kicks = 0  # seen
+        self._ring = open_ring(config, memory, features, position) if config.ready else None
+        self._q = self._ring.queue if self._ring is not None else ffi.NULL
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._reading = False
+        self._flush: asyncio.Handle | None = None
+        self._taken: deque[Chain] = deque()
+        self._budget = self._drain = min(self.size, _DRAIN)
+        self._batch: Batch | None = None
+        self._position = position or QueuePosition()
+        self._moved = (0, 0)
+        self._closed = False
+
+    @classmethod
+    def activate(
+        cls,
+        config: QueueConfig,
+        memory: AddressSpace,
+        *,
+        index: int,
+        features: int,
+        kick_fd: int,
+        interrupt: IrqLine,
+        position: QueuePosition | None = None,
+    ) -> Queue:
+        """Check the configuration and resolve the rings. `kick_fd` is a non-blocking eventfd; `position` resumes a stopped
+        queue. Raises ChainError or GuestFault if the driver's configuration is not usable."""
+        if config.ready:
+            config.check()
+        return cls(
+            config,
+            memory,
+            index=index,
+            features=features,
+            kick_fd=kick_fd,
+            interrupt=interrupt,
+            position=position,
+        )
+
+    def __repr__(self) -> str:
+        return f"<Queue {self.index}, {self.size} entries{'' if self._usable else ', off'}>"
+
+    # -- one chain at a time -------------------------------------------------------------------------------------------
+
+    def pop(self) -> Chain | None:
+        """The next chain, or None. Raises ChainError or GuestFault for a malformed one, which is returned unused."""
+        if not self._taken:
+            self._refill()
+        return self._taken.popleft() if self._taken else None
+
+    def put_back(self, chain: Chain) -> None:
+        """Undo a `pop`: the chain will be the next that is handed out."""
+        if chain.done or chain.owner is not self:
+            raise StateError(f"{chain!r} was returned already, or is not of {self!r}")
+        chain.rewind()
+        self._taken.appendleft(chain)
+
+    def push(self, chain: Chain, written: int | None = None) -> None:
+        """Return a chain, with the number of bytes written from its start (default: what `chain.write` counted).
+
+        The driver sees it at once; the interrupt comes at the end of the batch, when the loop gets its turn."""
+        if written is None:
+            written = chain.written
+        if chain.done or chain.owner is not self:
+            raise StateError(f"{chain!r} was returned already, or is not of {self!r}")
+        if not 0 <= written <= chain.writable_size:
+            raise StateError(f"{written} bytes cannot have been written to {chain!r}")
+        if lib.avmm_queue_push_one(self._live(), chain.head, written) < 0:
+            raise StateError(f"{chain!r} is not in flight on {self!r}")
+        chain.done = True
+        if self._flush is None:
+            self._flush = self._loop.call_soon(self.flush)
+
+    def __aiter__(self) -> Queue:
+        """Chains, for ever, as the driver offers them."""
+        return self
+
+    async def __anext__(self) -> Chain:
+        """The next chain, when there is one. Raises as `pop`."""
+        if self._budget == 0:
+            # Bounds what one guest can keep the loop busy with, however fast it refills the ring.
+            self._budget = self._drain
+            self.flush()
+            await asyncio.sleep(0)
+        while (chain := self.pop()) is None:
+            self.flush()
+            await self.wait()
+            self._budget = self._drain
+        self._budget = max(0, self._budget - 1 - (len(chain.readable) + len(chain.writable)) // _PIECES_A_TURN)
+        return chain
+
+    def _refill(self) -> None:
+        if self._batch is None:
+            limit = (
+                max(_PIECES, self._q.max_chain + 4) if self._usable else _PIECES
+            )  # a piece for each descriptor at least
+            self._batch = Batch(self._drain, 256, addresses=True, limit=limit)
+        if self._take(self._batch):
+            self._taken.extend(self._batch.unpack(self.memory, self))
+
+    # -- batches -------------------------------------------------------------------------------------------------------
+
+    def pop_batch(self, batch: Batch) -> int:
+        """Take all available chains, as far as they fit, into `batch`; how many. Raises ChainError or GuestFault."""
+        return self._take(batch)
+
+    def put_back_batch(self, count: int) -> None:
+        """Undo the last `count` pops of `pop_batch`."""
+        if lib.avmm_queue_put_back(self._live(), count) < 0:
+            raise StateError(f"{count} chains are not in flight on {self!r}")
+
+    def push_many(self, heads: Any, lengths: Any, count: int, *, notify: bool = True) -> None:
+        """Return `count` chains at once; `heads` is uint16_t[], `lengths` uint32_t[] (bytes written). Interrupts if the
+        driver wants it, unless `notify` is false (call `flush` later)."""
+        if lib.avmm_queue_push(self._live(), heads, lengths, count) < 0:
+            raise StateError(f"{count} chains that are not in flight on {self!r}")
+        if notify:
+            self.flush()
+
+    def batches(self, batch: Batch | None = None) -> Batches:
+        """Batches of at least one chain, for ever; the loop gets a turn between two. The same object each time."""
+        if batch is None:
+            batch = Batch(self.size, 4 * self.size)
+        return Batches(self, batch)
+
+    # -- kicks and interrupts ------------------------------------------------------------------------------------------
+
+    async def wait(self, more_than: int = 0) -> None:
+        """Until more than `more_than` chains are available in the ring: a device that has put chains back, because they did
+        not suffice, waits for further ones. A disabled queue waits for ever."""
+        if self._waiter is not None:
+            raise StateError(f"two tasks wait on {self!r}")
+        if self._closed:
+            raise StateError(f"{self!r} is closed")
+        if not self._reading:
+            self._loop.add_reader(self.kick_fd, self._on_kick)
+            self._reading = True
+        try:
+            # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
+            while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, more_than):
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        finally:
+            self._waiter = None
+        lib.avmm_queue_disable_notify(self._q)
+
+    def _on_kick(self) -> None:
+        try:
+            os.eventfd_read(self.kick_fd)
+        except BlockingIOError:  # woken for nothing
+            return
+        self.kicks += 1
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def flush(self) -> None:
+        """Interrupt the driver if it wants that for what was pushed (EVENT_IDX or flags, §2.7.7, §2.7.10)."""
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        if self._usable and lib.avmm_queue_needs_interrupt(self._q):
+            self.interrupts += 1
+            self.interrupt.pulse()
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def native(self) -> Any:
+        """`struct avmm_queue *` for native code of a device (see native/src/ring.h). Raises StateError when disabled."""
+        return self._live()
+
+    @property
+    def in_flight(self) -> int:
+        """Chains taken and not returned."""
+        return 0 if self._ring is None else (self._q.last_avail - self._q.used_idx) & 0xFFFF
+
+    @property
+    def counters(self) -> QueueCounters:
+        """What has happened since activation; also after `close`."""
+        if self._ring is not None:
+            self._moved = int(self._q.popped), int(self._q.pushed)
+        return QueueCounters(*self._moved, self.kicks, self.interrupts)
+
+    @property
+    def position(self) -> QueuePosition:
+        """Where the rings stand, or stood at `close`. A queue can be resumed from it if nothing else is in flight."""
+        if self._ring is None:
+            return self._position
+        return QueuePosition((self._q.last_avail - len(self._taken)) & 0xFFFF, self._q.used_idx)
+
+    def uses(self, start: int, end: int) -> bool:
+        """Whether a part of the rings lies at the device's addresses [start, end]."""
+        return self._usable and any(at <= end and start < at + size for at, size in self.config.parts)
+
+    def check_rings(self) -> None:
+        """The translation has changed. Raises GuestFault if it does not have the rings where they were."""
+        if self._ring is not None:
+            ring_stands(self._ring, self.config, self.memory)
+
+    def close(self) -> None:
+        """Stop listening and let go of guest memory. Idempotent; the kick eventfd may be closed after this."""
+        if self._closed:
+            return
+        self._position = self.position
+        self._moved = self.counters.popped, self.counters.pushed
+        self._closed = True
+        if self._reading:
+            self._loop.remove_reader(self.kick_fd)
+            self._reading = False
+        if self._flush is not None:
+            self._flush.cancel()
+            self._flush = None
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(StateError(f"{self!r} was closed"))
+        self._taken.clear()
+        self._batch = self._ring = None
+        self._q = ffi.NULL
+
+    @property
+    def _usable(self) -> bool:
+        return self._ring is not None
+
+    def _live(self) -> Any:
+        if not self._usable:
+            raise StateError(f"{self!r} is not in use")
+        return self._q
+
+    def _take(self, batch: Batch) -> int:
+        if not self.enabled:
+            return 0
+        n = batch.take(self._live(), self.memory.table)
+        if n < 0:
+            raise self._malformed(batch.error)
+        return n
+
+    def _malformed(self, error: Any) -> GuestError:
+        """The driver gets the head back, unused, where there is one to give."""
+        head = None if error.head < 0 else int(error.head)
+        if head is not None and error.code != lib.AVMM_RING_NO_ROOM:
+            lib.avmm_queue_push_one(self._q, head, 0)
+            self.flush()
+        if error.code == lib.AVMM_RING_FAULT:
+            return GuestFault(error.address, error.length)
+        return ChainError(_REASONS[error.code], head)
+
+
+class Batches:
+    """Asynchronous iterator over the batches of a queue."""
+
+    def __init__(self, queue: Queue, batch: Batch) -> None:
+        self._queue = queue
+        self._batch = batch
+        self._again = False
+
+    def __aiter__(self) -> Batches:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self._again:
+            await asyncio.sleep(0)
+        self._again = True
+        while not self._queue.pop_batch(self._batch):
+            await self._queue.wait()
+        return self._batch

@@ -1,0 +1,87 @@
+"""Binding a queue's three areas to host memory: done once, at activation.
+
+A translation that changes under a live queue does not move its rings: their pages stay mapped. `ring_stands` tells whether they
+are still where the translation has them; if not, the device is to be stopped. Buffers are translated anew for every chain.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from aiovmm.errors import GuestFault
+from aiovmm.memory import PAGE_SIZE, AddressSpace
+from aiovmm.native import ffi, lib
+from aiovmm.virtqueue.config import QueueConfig, QueuePosition
+from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
+
+__all__ = ["Ring", "open_ring", "ring_stands"]
+
+_CHAIN_MIN = 32  # Linux fills indirect tables with up to MAX_SKB_FRAGS + 2 descriptors, however small the ring
+
+
+_RIGHTS = (lib.AVMM_MEM_READ, lib.AVMM_MEM_READ, lib.AVMM_MEM_READ | lib.AVMM_MEM_WRITE)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """`queue` is `struct avmm_queue *`; `views` and `pages` keep alive what it points to."""
+
+    queue: Any
+    views: tuple[memoryview, ...]
+    pages: tuple[Any, ...]
+
+
+def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position: QueuePosition | None) -> Ring:
+    """Resolve a checked configuration. Raises GuestFault if a part of the ring is not in memory."""
+    queue = ffi.new("struct avmm_queue *")
+    queue.size = config.size
+    # §2.7.5.3.1: no chain is longer than the queue size of the device, which is the one that it offers
+    queue.max_chain = max(config.max_size, _CHAIN_MIN)
+    queue.event_idx = bool(features & EVENT_IDX)
+    queue.indirect = bool(features & INDIRECT_DESC)
+    views: list[memoryview] = []
+    pages = []
+    for part, (address, size), right in zip((queue.desc, queue.avail, queue.used), config.parts, _RIGHTS, strict=True):
+        found = ffi.new("uint64_t[]", size // PAGE_SIZE + 2)
+        if lib.avmm_ring_bind(ffi.addressof(part), memory.table, address, size, right, found) < 0:
+            raise GuestFault(address, size, "memory, as a ring has to be")
+        pages.append(found)
+        views += _hold(memory, address, size)
+    if position is not None:
+        queue.last_avail = position.last_avail
+        queue.used_idx = queue.signalled = position.used_idx
+        queue.unsignalled = 1 << 16  # the driver's interrupt may have been lost with the machine: give one more
+    if config.inflight:
+        again = ffi.new("uint16_t[]", config.size)
+        lib.avmm_queue_recover(queue, ffi.cast("struct avmm_inflight *", config.inflight), again)
+        pages.append(again)
+    return Ring(queue, tuple(views), tuple(pages))
+
+
+def ring_stands(ring: Ring, config: QueueConfig, memory: AddressSpace) -> None:
+    """Raise GuestFault if a part of a live ring is not in memory any more, or elsewhere in it."""
+    queue = ring.queue
+    now = ffi.new("struct avmm_ring_part *")
+    for part, (address, size), right in zip((queue.desc, queue.avail, queue.used), config.parts, _RIGHTS, strict=True):
+        found = ffi.new("uint64_t[]", size // PAGE_SIZE + 2)
+        bound = lib.avmm_ring_bind(now, memory.table, address, size, right, found) == 0
+        if not bound or _pages(now, size) != _pages(part, size):
+            raise GuestFault(address, size, "memory any more, where a live ring was")
+
+
+def _pages(part: Any, size: int) -> list[int]:
+    """The host address of each page that a part touches."""
+    count = (part.skew + size + PAGE_SIZE - 1) // PAGE_SIZE
+    if part.host:
+        first = part.host - part.skew
+        return [first + i * PAGE_SIZE for i in range(count)]
+    return [int(part.pages[i]) for i in range(count)]
+
+
+def _hold(memory: AddressSpace, address: int, size: int) -> list[memoryview]:
+    """Views that keep the mapping of [address, address + size) alive, page by page."""
+    end = address + size
+    cuts = [address, *range((address // PAGE_SIZE + 1) * PAGE_SIZE, end, PAGE_SIZE), end]
+    return [memory.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
