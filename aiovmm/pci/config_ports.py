@@ -1,0 +1,67 @@
+"""Configuration mechanism #1: ports 0xCF8 and 0xCFC (PCI Local Bus 3.0, 3.2.2.3.2), for segment 0, and the reset port.
+
+0xCF8 is a register for dword accesses only; narrower ones are other ports (Linux's probe writes a byte to 0xCFB and
+expects nothing). 0xCF9 among them is the reset control register.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiovmm.pci.segment import PciSegment
+
+__all__ = ["CONFIG_PORTS", "CONFIG_PORTS_SIZE", "ConfigPorts"]
+
+CONFIG_PORTS = 0xCF8
+CONFIG_PORTS_SIZE = 8
+_RESET_CONTROL = 1  # 0xCF9
+_DATA = 4  # 0xCFC
+_ENABLE = 1 << 31
+_ADDRESS_BITS = 0x80FFFFFC
+_RESET_CPU = 0x04  # a rising edge resets; bit 1 says how hard, which is the same to us
+
+
+class ConfigPorts:
+    """A BusDevice of 8 ports at 0xCF8. `reset` is called when the guest asks 0xCF9 for one."""
+
+    def __init__(self, segment: PciSegment, reset: Callable[[], None] | None = None) -> None:
+        self._segment = segment
+        self._reset = reset
+        self._address = 0
+        self._reset_control = 0
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The address register, the data window, or the reset control byte; ones elsewhere."""
+        if offset >= _DATA:
+            target = self._target(offset)
+            return b"\xff" * size if target is None else self._segment.read_config(*target, size)
+        if offset == 0 and size == 4:
+            return self._address.to_bytes(4, "little")
+        if offset == _RESET_CONTROL and size == 1:
+            return bytes([self._reset_control])
+        return b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """See `read`."""
+        if offset >= _DATA:
+            target = self._target(offset)
+            return None if target is None else self._segment.write_config(*target, data)
+        if offset == 0 and len(data) == 4:
+            self._address = int.from_bytes(data, "little") & _ADDRESS_BITS
+        elif offset == _RESET_CONTROL and len(data) == 1:
+            self._write_reset_control(data[0])
+        return None
+
+    def _target(self, offset: int) -> tuple[int, int] | None:
+        """(slot, register) that the data window shows, or None: off, another bus, or a function but 0."""
+        address = self._address
+        bus, slot, function = address >> 16 & 0xFF, address >> 11 & 0x1F, address >> 8 & 0x7
+        if not address & _ENABLE or bus or function:
+            return None
+        return slot, (address & 0xFC) + offset - _DATA
+
+    def _write_reset_control(self, value: int) -> None:
+        rising = value & ~self._reset_control & _RESET_CPU
+        self._reset_control = value & 0x0E & ~_RESET_CPU
+        if rising and self._reset is not None:
+            self._reset()

@@ -1,0 +1,60 @@
+"""A PCI function as a segment sees it, whatever stands behind it: virtio, or a device of the host.
+
+A segment owns the addresses: it reads and writes configuration space through `read_config` and `write_config`, decides
+where each BAR answers, puts its regions on the bus there and says so through `bar_moved`. A function whose BARs are
+memory slots instead of registers declares no regions and does all in `bar_moved`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+
+from aiovmm.bus import BusDevice, FastPage
+from aiovmm.pci.bar import Bar
+from aiovmm.pci.config_space import ConfigSpace
+
+__all__ = ["BarRegion", "PciFunction"]
+
+
+@dataclass(frozen=True)
+class BarRegion:
+    """`size` bytes of registers at `offset` in BAR `bar`. What no region covers reads as ones and ignores writes."""
+
+    bar: int
+    offset: int
+    size: int
+    device: BusDevice
+    name: str
+    fast: FastPage | None = None
+
+
+class PciFunction:
+    """A function with plain configuration space; others extend what they need."""
+
+    def __init__(
+        self, name: str, config: ConfigSpace, bars: Sequence[Bar] = (), regions: Sequence[BarRegion] = ()
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.bars = tuple(bars)
+        self.regions = tuple(regions)
+        self.live_registers: tuple[tuple[int, int], ...] = ()
+        """(offset, size) of configuration registers whose reads have side effects: they are never shadowed."""
+        for bar in self.bars:
+            bar.install(config)
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of configuration space."""
+        return self.config.read(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A write of the guest. The segment looks at the BARs afterwards. See BusDevice.write for the result."""
+        self.config.write(offset, data)
+        return None
+
+    def bar_moved(self, bar: Bar, address: int | None) -> None:
+        """`bar` answers at `address` from now on, or nowhere. Called while it answers. Never raises."""
+
+    async def close(self) -> None:
+        """The function was taken from its segment for good: end what it does."""

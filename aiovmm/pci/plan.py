@@ -1,0 +1,80 @@
+"""Where PCI segments lie in the address space: plain data that the VM and its ACPI tables both use.
+
+Segment n has bus 0 only, its ECAM at ECAM_BASE + n MiB, and an equal, aligned share of each memory window. There is one
+host bridge, one `_SEG` and one MCFG entry a segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiovmm.errors import UsageError
+
+__all__ = ["ECAM_BASE", "ECAM_SIZE", "MMIO32", "SegmentPlan", "Window", "plan_segments"]
+
+ECAM_BASE = 0xE8000000
+ECAM_SIZE = 1 << 20  # one bus: 32 devices of 8 functions of 4 KiB
+MAX_SEGMENTS = 256
+_SHARE_ALIGNMENT = 1 << 20
+
+
+@dataclass(frozen=True)
+class Window:
+    """`size` addresses from `base` that a host bridge forwards to its bus."""
+
+    base: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """The first address after the window."""
+        return self.base + self.size
+
+    def holds(self, base: int, size: int) -> bool:
+        """Whether all of [base, base + size) lies inside."""
+        return self.base <= base and base + size <= self.end
+
+
+MMIO32 = Window(0xC0000000, 640 << 20)
+
+
+@dataclass(frozen=True)
+class SegmentPlan:
+    """One PCI segment group: its number, ECAM, bus range (inclusive) and memory windows. `io` is None: no port windows."""
+
+    number: int
+    ecam_base: int
+    mmio32: Window
+    mmio64: Window
+    ecam_size: int = ECAM_SIZE
+    bus_start: int = 0
+    bus_end: int = 0
+    io: Window | None = None
+
+    @property
+    def windows(self) -> Sequence[Window]:
+        """The memory windows."""
+        return (self.mmio32, self.mmio64)
+
+
+def plan_segments(count: int, mmio32: Window, mmio64: Window) -> list[SegmentPlan]:
+    """Divide both windows among `count` segments (1..256). Raises UsageError if there is not 1 MiB for each."""
+    if not 1 <= count <= MAX_SEGMENTS:
+        raise UsageError(f"{count} PCI segments: there can be 1 to {MAX_SEGMENTS}")
+    return [
+        SegmentPlan(n, ECAM_BASE + n * ECAM_SIZE, _share(mmio32, n, count), _share(mmio64, n, count))
+        for n in range(count)
+    ]
+
+
+def _share(window: Window, number: int, count: int) -> Window:
+    """The share's alignment is as large as its size allows up to 4 GiB, so that large BARs find a place in it."""
+    alignment = _SHARE_ALIGNMENT
+    while alignment < 1 << 32 and window.size // count >= 64 * alignment:
+        alignment *= 2
+    base = -(-window.base // alignment) * alignment
+    size = (window.end - base) // count // alignment * alignment
+    if size < _SHARE_ALIGNMENT:
+        raise UsageError(f"{window.size:#x} bytes at {window.base:#x} are too few for {count} PCI segments")
+    return Window(base + number * size, size)

@@ -1,0 +1,71 @@
+"""All PCI of one machine: its segments, their bridges, and the configuration ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from aiovmm.bus import Range, Space
+from aiovmm.errors import UsageError
+from aiovmm.pci.config_ports import CONFIG_PORTS, CONFIG_PORTS_SIZE, ConfigPorts
+from aiovmm.pci.function import PciFunction
+from aiovmm.pci.plan import SegmentPlan
+from aiovmm.pci.segment import PciSegment
+from aiovmm.pci.services import PciServices
+
+__all__ = ["PciAddress", "PciRoot"]
+
+
+class PciAddress(NamedTuple):
+    """Where a function is. Bus and function number are always 0."""
+
+    segment: int
+    slot: int
+
+    def __str__(self) -> str:
+        """As Linux writes it: 0000:00:01.0."""
+        return f"{self.segment:04x}:00:{self.slot:02x}.0"
+
+    @property
+    def requester_id(self) -> int:
+        """Bus, device and function as one number, as an IOMMU sees the function within its segment."""
+        return self.slot << 3
+
+
+class PciRoot:
+    """Segments as planned, plugged into `services.bus`. `reset` is called when the guest asks port 0xCF9 for one."""
+
+    def __init__(
+        self, plans: Sequence[SegmentPlan], services: PciServices, reset: Callable[[], None] | None = None
+    ) -> None:
+        self.segments = [PciSegment(plan, services) for plan in plans]
+        self._services = services
+        ports = ConfigPorts(self.segments[0], reset)
+        self._ports: Range | None = services.bus.add(
+            Range(Space.PIO, CONFIG_PORTS, CONFIG_PORTS_SIZE, ports, "pci config ports")
+        )
+
+    def add(self, function: PciFunction, segment: int = 0, slot: int | None = None) -> PciAddress:
+        """Plug `function` into the first free slot of `segment`, or into `slot`. Raises UsageError."""
+        return PciAddress(segment, self._segment(segment).add(function, slot))
+
+    async def remove(self, address: PciAddress) -> None:
+        """Unplug and close the function at `address`. Raises UsageError if there is none."""
+        await self._segment(address.segment).remove(address.slot)
+
+    def function(self, address: PciAddress) -> PciFunction | None:
+        """What is at `address`. Raises UsageError if there is no such segment."""
+        return self._segment(address.segment).function(address.slot)
+
+    async def close(self) -> None:
+        """Unplug everything and leave the bus. Idempotent."""
+        for segment in reversed(self.segments):
+            await segment.close()
+        if self._ports is not None:
+            self._services.bus.remove(self._ports)
+            self._ports = None
+
+    def _segment(self, number: int) -> PciSegment:
+        if not 0 <= number < len(self.segments):
+            raise UsageError(f"there is no PCI segment {number}: this machine has {len(self.segments)}")
+        return self.segments[number]

@@ -1,0 +1,167 @@
+"""One PCI segment: bus 0 with a host bridge and 31 slots, its ECAM, and the BARs of its functions on the VM's bus."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from aiovmm.bus import FastPage, Policy, Range, Space
+from aiovmm.errors import UsageError
+from aiovmm.pci.aperture import Aperture, BarId, Placement
+from aiovmm.pci.bar import BARS_END, FIRST_BAR, Bar, BarKind
+from aiovmm.pci.config_space import COMMAND, SIZE, overlaps
+from aiovmm.pci.function import PciFunction
+from aiovmm.pci.host_bridge import host_bridge
+from aiovmm.pci.plan import SegmentPlan
+from aiovmm.pci.services import PciServices
+
+__all__ = ["SLOTS", "PciSegment"]
+
+SLOTS = 32
+_SLOT_SHIFT = 15  # ECAM address: bus 27:20, device 19:15, function 14:12 (PCI Express Base 4.0, 7.2.2)
+
+
+class PciSegment:
+    """Slots, addresses and configuration accesses of one segment. Slot 0 holds the host bridge."""
+
+    def __init__(self, plan: SegmentPlan, services: PciServices) -> None:
+        self.plan = plan
+        self.aperture = Aperture(plan)
+        self._services = services
+        self._slots: dict[int, PciFunction] = {}
+        self._ecam: dict[int, Range] = {}
+        self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
+        self.add(host_bridge(), slot=0)
+
+    def add(self, function: PciFunction, slot: int | None = None) -> int:
+        """Plug `function` in (the first free slot, or `slot`), give its BARs addresses. Its slot number; UsageError."""
+        slot = self._free_slot(slot)
+        try:
+            self._assign(slot, function)
+        except UsageError:
+            self._release(slot, function)
+            raise
+        self._slots[slot] = function
+        self._ecam[slot] = self._services.bus.add(self._ecam_range(slot, function))
+        return slot
+
+    async def remove(self, slot: int) -> None:
+        """Unplug what is in `slot`: the guest sees it no more, then it is closed. Raises UsageError if it is empty."""
+        function = self._slots.pop(slot, None)
+        if function is None:
+            raise UsageError(f"PCI segment {self.plan.number} has nothing in slot {slot}")
+        with self._services.bus.batch():
+            self._services.bus.remove(self._ecam.pop(slot))
+            for bar in function.bars:
+                changes = self.aperture.claim(BarId(slot, bar.index), bar.space, None, bar.size)
+                self._place(changes, gone={slot: function})
+        self._release(slot, function)
+        await function.close()
+
+    async def close(self) -> None:
+        """Unplug everything. Idempotent."""
+        for slot in sorted(self._slots, reverse=True):
+            await self.remove(slot)
+
+    def function(self, slot: int) -> PciFunction | None:
+        """What is in `slot`."""
+        return self._slots.get(slot)
+
+    @property
+    def functions(self) -> dict[int, PciFunction]:
+        """Slot -> function, the host bridge included."""
+        return dict(self._slots)
+
+    def read_config(self, slot: int, offset: int, size: int) -> bytes:
+        """A configuration read; ones where there is no function."""
+        function = self._slots.get(slot)
+        return b"\xff" * size if function is None else function.read_config(offset, size)
+
+    def write_config(self, slot: int, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A configuration write, BARs moved as it says. See BusDevice.write for the result."""
+        function = self._slots.get(slot)
+        if function is None:
+            return None
+        result = function.write_config(offset, data)
+        if overlaps(offset, len(data), COMMAND, 2) or overlaps(offset, len(data), FIRST_BAR, BARS_END - FIRST_BAR):
+            self._move_bars(slot, function)
+        return result
+
+    def _free_slot(self, slot: int | None) -> int:
+        if slot is None:
+            slot = next((n for n in range(SLOTS) if n not in self._slots), None)
+            if slot is None:
+                raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
+        if not 0 <= slot < SLOTS or slot in self._slots:
+            raise UsageError(f"PCI segment {self.plan.number}: slot {slot} is taken or does not exist")
+        return slot
+
+    def _ecam_range(self, slot: int, function: PciFunction) -> Range:
+        """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something."""
+        fast = FastPage(SIZE)
+        fast.shadow = function.config.data
+        fast.policy[:] = bytes([Policy.SHADOW_READ]) * SIZE
+        for offset, size in function.live_registers:
+            fast.policy[offset : offset + size] = bytes([Policy.SYNC]) * size
+        base = self.plan.ecam_base + (slot << _SLOT_SHIFT)
+        return Range(Space.MMIO, base, SIZE, _EcamPage(self, slot), f"ecam {function.name}", fast)
+
+    def _assign(self, slot: int, function: PciFunction) -> None:
+        for bar in function.bars:
+            address = self.aperture.allocate(
+                BarId(slot, bar.index), bar.space, bar.size, bar.alignment, wide=bar.kind is BarKind.MEM64
+            )
+            bar.assign(function.config, address)
+
+    def _release(self, slot: int, function: PciFunction) -> None:
+        for bar in function.bars:
+            self.aperture.forget(BarId(slot, bar.index))
+
+    def _move_bars(self, slot: int, function: PciFunction) -> None:
+        with self._services.bus.batch():
+            for bar in function.bars:
+                at = bar.decoded(function.config)
+                self._place(self.aperture.claim(BarId(slot, bar.index), bar.space, at, bar.size))
+
+    def _place(self, changes: list[Placement], gone: dict[int, PciFunction] | None = None) -> None:
+        for change in changes:
+            function = (gone or {}).get(change.owner.slot) or self._slots[change.owner.slot]
+            bar = next(b for b in function.bars if b.index == change.owner.bar)
+            if change.base is None:
+                function.bar_moved(bar, None)
+                self._unmap(change.owner)
+            elif self._map(change.owner, function, bar, change.base):
+                function.bar_moved(bar, change.base)
+
+    def _map(self, key: BarId, function: PciFunction, bar: Bar, base: int) -> bool:
+        """Put the BAR's regions on the bus; False, and none of them there, if something that is no BAR is in the way."""
+        mapped = self._mapped.setdefault(key, [])
+        for region in function.regions:
+            if region.bar != bar.index:
+                continue
+            rng = Range(bar.space, base + region.offset, region.size, region.device, region.name, region.fast)
+            try:
+                mapped.append(self._services.bus.add(rng))
+            except UsageError:  # the machine put it into our window without reserving it: the guest's BAR loses
+                self._unmap(key)
+                return False
+        return True
+
+    def _unmap(self, key: BarId) -> None:
+        for rng in self._mapped.pop(key, []):
+            self._services.bus.remove(rng)
+
+
+class _EcamPage:
+    """Configuration space of one slot on the bus."""
+
+    def __init__(self, segment: PciSegment, slot: int) -> None:
+        self._segment = segment
+        self._slot = slot
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Only registers whose reads do something come here; see FastPage."""
+        return self._segment.read_config(self._slot, offset, size)
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A configuration write."""
+        return self._segment.write_config(self._slot, offset, data)

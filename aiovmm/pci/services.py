@@ -1,0 +1,70 @@
+"""What PCI needs from the machine it is plugged into. vm.py gives it with KVM, `testing.RecordingServices` without."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aiovmm.bus import Bus, Space
+from aiovmm.memory import AddressSpace
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["IoEventFd", "MsiLine", "PciServices"]
+
+
+class MsiLine(Protocol):
+    """One message-signalled interrupt: an eventfd (irqfd) that is wired to a GSI, whose route holds address and data."""
+
+    @property
+    def fd(self) -> int | None:
+        """The eventfd, for other processes and for native code to signal; None if the line has none."""
+
+    @property
+    def pending(self) -> bool:
+        """Masked, and signalled through `fd` meanwhile."""
+
+    def set(self, address: int, data: int, masked: bool) -> None:
+        """Program the line. Masked: cut the eventfd off its GSI, so that signals stay in it until it is joined again.
+
+        Raises HostError.
+        """
+
+    def pulse(self) -> None:
+        """Send the message once. Never blocks."""
+
+    def close(self) -> None:
+        """Give GSI and eventfd back. Idempotent."""
+
+
+class IoEventFd(Protocol):
+    """A registered doorbell."""
+
+    def close(self) -> None:
+        """Take it off its address. Idempotent."""
+
+
+class PciServices(Protocol):
+    """The machine's side of PCI."""
+
+    @property
+    def bus(self) -> Bus:
+        """Where BAR regions and ECAM pages go."""
+
+    @property
+    def memory(self) -> AddressSpace:
+        """Guest memory as a device without an IOMMU reaches it."""
+
+    def msi_line(self, name: str) -> MsiLine:
+        """A new line, masked; `name` is for logs. Allocated only when the guest opens a vector. Raises HostError."""
+
+    def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> IoEventFd | None:
+        """Signal `fd` on guest writes of `size` bytes (0: of any) to `address`, without an exit.
+
+        None, if the machine cannot, or has as many as it can: such writes then reach the device through the bus.
+        Never raises.
+        """
+
+    def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """Run `coro` in the VM's task group."""

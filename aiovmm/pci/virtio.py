@@ -1,0 +1,240 @@
+"""The virtio-pci transport, modern only (VIRTIO 1.2, 4.1): one function, one 64-bit BAR, MSI-X and no INTx.
+
+BAR 0 (64 KiB), every structure in pages of its own:
+
+    0x0000 common    registers of `CommonConfig`; reads never wait, a status write may (see below)
+    0x1000 ISR       read to clear
+    0x2000 device    the device's own configuration
+    0x3000 notify    `Doorbells`, 4 bytes a queue
+    0x7000 PBA       MSI-X pending bits
+    0x8000 table     MSI-X vectors; reads never wait
+
+DRIVER_OK activates the back end and a status of 0 resets it. Both are asynchronous and strictly one after the other; the
+guest's status write completes only when they are done, so a driver that has reset the device knows that nothing of it
+touches memory any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+from aiovmm.errors import UsageError
+from aiovmm.memory import AddressSpace
+from aiovmm.pci.bar import Bar, BarKind
+from aiovmm.pci.common_config import CommonConfig
+from aiovmm.pci.config_space import ConfigSpace, Identity, overlaps
+from aiovmm.pci.config_window import ConfigWindow
+from aiovmm.pci.doorbells import Doorbells
+from aiovmm.pci.function import BarRegion, PciFunction
+from aiovmm.pci.msix import MAX_VECTORS, MsixTable
+from aiovmm.pci.msix_lines import MsixVectors
+from aiovmm.pci.services import PciServices
+from aiovmm.pci.virtio_bar import BAR_SIZE, MAX_QUEUES, NOTIFY, CommonRegisters, DeviceRegisters, VirtioStructures
+from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE, IsrStatus, VirtioInterrupt
+from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
+from aiovmm.virtqueue.config import QueueConfig
+from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
+from aiovmm.virtqueue.runner import DeviceRunner
+from aiovmm.virtqueue.status import Activate, Effect, Negotiation, ResetDevice
+
+__all__ = ["ServedElsewhere", "VirtioBackend", "VirtioPci"]
+
+VENDOR_ID = 0x1AF4
+DEVICE_ID_BASE = 0x1040
+_CLASSES = {1: 0x020000, 2: 0x018000, 3: 0x078000, 19: 0x078000, 26: 0x018000}  # by device type; others unassigned
+_CLASS_OTHER = 0xFF0000
+
+
+class VirtioPci(PciFunction):
+    """`device` on PCI. `backend` serves its queues (default: the device's own if it is ServedElsewhere, else a DeviceRunner on
+    `memory`, default the machine's); it calls `needs_reset()` when it breaks. `on_error(device, exc)` hears what broke it.
+    Raises UsageError."""
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        services: PciServices,
+        *,
+        backend: VirtioBackend | None = None,
+        memory: AddressSpace | None = None,
+        features: int = RING_FEATURES,
+        on_error: Callable[[VirtioDevice, Exception], None] | None = None,
+    ) -> None:
+        queues = len(device.queue_sizes)
+        if queues > MAX_QUEUES or queues + 1 > MAX_VECTORS:
+            raise UsageError(f"{device.name}: {queues} queues are more than virtio-pci has room for")
+        self.device = device
+        if isinstance(device, ServedElsewhere):
+            features &= device.ring_features
+        self.negotiation = Negotiation(
+            device.features | features, device.queue_sizes, partial(_accepts, device, features)
+        )
+        self._services = services
+        self._on_error = on_error
+        self._common = CommonConfig(self.negotiation, queues + 1)
+        self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name)
+        self._doorbells = Doorbells(services, queues)
+        self._isr = IsrStatus()
+        self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
+        self._transition = asyncio.Lock()
+        self._active = False
+        self._pending = 0  # transitions that have not ended
+        self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
+        config = ConfigSpace(_identity(device.device_id))
+        structures = VirtioStructures(
+            CommonRegisters(self._common, self._write_common),
+            self._isr,
+            DeviceRegisters(device, self._broken),
+            self._doorbells,
+            self._vectors,
+        )
+        super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name))
+        self._msix_control = structures.add_capabilities(config) + 2
+        self._window = ConfigWindow(config, self._read_bar, self._write_bar)
+        self.live_registers = (self._window.data,)
+        device._notify_config = self.config_changed
+
+    def _make_backend(self, memory: AddressSpace) -> VirtioBackend:
+        def create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+            return self._services.create_task(coro, name=self.device.name)
+
+        if isinstance(self.device, ServedElsewhere):
+            return self.device.make_backend(memory, self._broken, create_task)
+        return DeviceRunner(self.device, memory, create_task, needs_reset=self.needs_reset, on_error=self._on_error)
+
+    # -- what the device and its back end say ----------------------------------------------------------------------------
+
+    def config_changed(self) -> None:
+        """The device's configuration changed: a new generation, and an interrupt if the driver is there."""
+        tell = self.negotiation.config_changed()
+        self._common.refresh()
+        if tell:
+            self._config_irq.pulse()
+
+    def needs_reset(self) -> bool:
+        """The back end broke: sets DEVICE_NEEDS_RESET. True if the caller should pulse the configuration interrupt."""
+        tell = self.negotiation.needs_reset()
+        self._common.refresh()
+        return tell
+
+    async def close(self) -> None:
+        """Stop the back end and give fds and lines back. The device itself is its owner's to close."""
+        self.device._notify_config = None
+        await self._reset()
+        self._vectors.close()
+
+    # -- configuration space ---------------------------------------------------------------------------------------------
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Configuration space; reading the PCI_CFG data reads the BAR."""
+        self._window.before_read(offset, size)
+        return super().read_config(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Configuration space; MSI-X control and the PCI_CFG data take effect."""
+        super().write_config(offset, data)
+        if overlaps(offset, len(data), self._msix_control, 2):
+            control = self.config.get(self._msix_control, 2)
+            effects = self._vectors.table.set_control(enabled=bool(control & 0x8000), masked=bool(control & 0x4000))
+            self._vectors.apply(effects)
+        return self._window.after_write(offset, len(data))
+
+    def bar_moved(self, bar: Bar, address: int | None) -> None:
+        """The doorbells follow."""
+        self._doorbells.moved(None if address is None else address + NOTIFY)
+
+    # -- status ----------------------------------------------------------------------------------------------------------
+
+    def _write_common(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A write to the common configuration; the result is done when the device has started or stopped."""
+        result = None
+        for effect in self._common.write(offset, data):
+            result = self._carry_out(effect)
+        return result
+
+    def _carry_out(self, effect: Effect) -> Awaitable[None] | None:
+        if isinstance(effect, Activate):
+            return self._submit(self._activate(effect.features))
+        if isinstance(effect, ResetDevice):
+            if self._active or self._pending:
+                return self._submit(self._reset())
+            self._reset_registers()  # as every driver does first
+        return None
+
+    def _submit(self, transition: Coroutine[Any, Any, None]) -> Awaitable[None]:
+        """Whoever waits may be cancelled (a vCPU that stops); the transition goes on."""
+        task = self._services.create_task(transition, name=f"{self.name} transition")
+        self._pending += 1
+        task.add_done_callback(self._submitted)
+        return asyncio.shield(task)
+
+    def _submitted(self, task: asyncio.Task[None]) -> None:
+        self._pending -= 1
+
+    async def _activate(self, features: int) -> None:
+        async with self._transition:
+            queues = self.negotiation.queues
+            irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_vector_of, q)) for q in queues]
+            self._active = True
+            try:
+                kicks = self._doorbells.open()
+                await self.backend.activate(queues, features, kicks, irqs, self._config_irq)
+            except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
+                self._broken(exc)
+
+    async def _reset(self) -> None:
+        async with self._transition:
+            try:
+                await self.backend.reset()
+            except Exception as exc:
+                self._broken(exc)
+            self._doorbells.close()
+            self._active = False
+            self._reset_registers()
+
+    def _reset_registers(self) -> None:
+        self._isr.bits = 0
+        self._common.reset_done()
+
+    def _broken(self, exc: Exception) -> None:
+        """`exc` broke the device: the driver and `on_error` are told."""
+        if self.needs_reset():
+            self._config_irq.pulse()
+        if self._on_error is not None:
+            self._on_error(self.device, exc)
+
+    # -- BAR 0 -----------------------------------------------------------------------------------------------------------
+
+    def _region(self, bar: int, offset: int, size: int) -> BarRegion | None:
+        return next(
+            (r for r in self.regions if r.bar == bar and r.offset <= offset and offset + size <= r.offset + r.size),
+            None,
+        )
+
+    def _read_bar(self, bar: int, offset: int, size: int) -> bytes:
+        region = self._region(bar, offset, size)
+        return b"\xff" * size if region is None else region.device.read(offset - region.offset, size)
+
+    def _write_bar(self, bar: int, offset: int, data: bytes) -> Awaitable[None] | None:
+        region = self._region(bar, offset, len(data))
+        return None if region is None else region.device.write(offset - region.offset, data)
+
+
+def _accepts(device: VirtioDevice, offered: int, features: int) -> bool:
+    """6.2: a driver that does not take ACCESS_PLATFORM would give addresses that the translation does not know."""
+    return not offered & ~features & ACCESS_PLATFORM and device.accepts(features)
+
+
+def _identity(device_type: int) -> Identity:
+    """4.1.2.1: device id 0x1040 + type, revision 1 or higher."""
+    device = DEVICE_ID_BASE + device_type
+    class_code = _CLASSES.get(device_type, _CLASS_OTHER)
+    return Identity(VENDOR_ID, device, class_code, revision=1, subsystem_vendor=VENDOR_ID, subsystem=device)
+
+
+def _vector_of(queue: QueueConfig) -> int:
+    return queue.vector

@@ -1,0 +1,98 @@
+"""BAR 0 of a virtio-pci function: where its structures lie, and the two of them that need an adapter to the bus."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from aiovmm.bus import BusDevice, FastPage, Policy
+from aiovmm.errors import GuestError
+from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
+from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig
+from aiovmm.pci.config_space import ConfigSpace
+from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells
+from aiovmm.pci.function import BarRegion
+from aiovmm.pci.msix_lines import MsixPendingBits, MsixTableRegisters, MsixVectors
+from aiovmm.pci.virtio_irq import IsrStatus
+from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["BAR_SIZE", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures"]
+
+BAR_SIZE = 0x10000
+ISR, DEVICE, NOTIFY, PBA, TABLE = 0x1000, 0x2000, 0x3000, 0x7000, 0x8000
+DEVICE_SIZE = 0x1000
+MAX_QUEUES = (PBA - NOTIFY) // NOTIFY_MULTIPLIER
+
+
+@dataclass(frozen=True)
+class VirtioStructures:
+    """What stands in the BAR."""
+
+    common: CommonRegisters
+    isr: IsrStatus
+    device: DeviceRegisters
+    doorbells: Doorbells
+    vectors: MsixVectors
+
+    def regions(self, name: str) -> list[BarRegion]:
+        """All of it, at its place."""
+        table, pending = MsixTableRegisters(self.vectors), MsixPendingBits(self.vectors)
+        parts: list[tuple[int, int, BusDevice, str, FastPage | None]] = [
+            (0, COMMON_SIZE, self.common, "common", self.common.fast),
+            (ISR, IsrStatus.SIZE, self.isr, "isr", None),
+            (DEVICE, DEVICE_SIZE, self.device, "device", None),
+            (NOTIFY, self.doorbells.size, self.doorbells, "notify", None),
+            (PBA, len(self.vectors.table.pending), pending, "pba", None),
+            (TABLE, len(self.vectors.table.table), table, "msix", table.fast),
+        ]
+        return [BarRegion(0, at, size, device, f"{name} {part}", fast) for at, size, device, part, fast in parts]
+
+    def add_capabilities(self, config: ConfigSpace) -> int:
+        """Tell the driver where it is. Returns the offset of the MSI-X capability."""
+        for kind, offset, length, extra in (
+            (VirtioCapType.COMMON, 0, COMMON_SIZE, b""),
+            (VirtioCapType.ISR, ISR, IsrStatus.SIZE, b""),
+            (VirtioCapType.DEVICE, DEVICE, DEVICE_SIZE, b""),
+            (VirtioCapType.NOTIFY, NOTIFY, self.doorbells.size, NOTIFY_MULTIPLIER.to_bytes(4, "little")),
+        ):
+            config.add_capability(VENDOR, VirtioCap(kind, 0, offset, length).body(extra))
+        body, writable = msix(self.vectors.table.vectors, bar=0, table=TABLE, pba=PBA)
+        return config.add_capability(MSIX, body, writable)
+
+
+class CommonRegisters:
+    """The common configuration on the bus."""
+
+    def __init__(self, common: CommonConfig, write: Callable[[int, bytes], Awaitable[None] | None]) -> None:
+        self._write = write
+        self._common = common
+        self.fast = FastPage(COMMON_SIZE)
+        self.fast.shadow = common.image
+        self.fast.policy[:] = bytes([Policy.SHADOW_READ]) * COMMON_SIZE
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The registers as they are."""
+        return bytes(self._common.image[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A register write."""
+        return self._write(offset, data)
+
+
+class DeviceRegisters:
+    """The device's own configuration on the bus."""
+
+    def __init__(self, device: VirtioDevice, broken: Callable[[Exception], None]) -> None:
+        self._device = device
+        self._broken = broken
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What the device says."""
+        return self._device.read_config(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """What it does not understand breaks it, as a malformed request does."""
+        try:
+            self._device.write_config(offset, data)
+        except GuestError as exc:
+            self._broken(exc)

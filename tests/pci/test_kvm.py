@@ -1,0 +1,209 @@
+"""virtio-pci under /dev/kvm itself: a real vCPU makes the driver's accesses, KVM rings the doorbells and interrupts it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from aiovmm.bus import Range, Space
+from aiovmm.errors import KvmError
+from aiovmm.kvm import Kvm
+from aiovmm.machine.pci import KvmPciServices
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.driver import PciDriver
+from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.root import PciAddress, PciRoot
+from aiovmm.pci.virtio import VirtioPci
+from aiovmm.pci.virtio_driver import VirtioPciDriver
+from aiovmm.virtqueue.driver import Arena, Used
+from aiovmm.virtqueue.status import Status
+from tests.guests.machine import Machine
+from tests.pci.echo import Echo
+
+pytestmark = pytest.mark.kvm
+
+BLOCK, COUNTS = 0x50000, 0x51000  # see tests/guests/agent.S
+PLAN = plan_segments(1, MMIO32, Window(4 << 30, 1 << 30))[0]
+
+
+@pytest.fixture(scope="module")
+def kvm() -> Iterator[Kvm]:
+    try:
+        opened = Kvm.open()
+    except KvmError as exc:
+        pytest.skip(f"/dev/kvm cannot be used: {exc}")
+    yield opened
+    opened.close()
+
+
+class VcpuGuest:
+    """The agent guest as a GuestMachine. Used from a thread of its own, so that the event loop can serve its exits."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self._memory = memory
+        self._request = 0
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._seen: dict[int, int] = {}
+
+    def read(self, address: int, size: int, space: Space = Space.MMIO) -> bytes:
+        return self._do(size | 0x20 * (space is Space.PIO), address, 0).to_bytes(8, "little")[:size]
+
+    def write(self, address: int, data: bytes, space: Space = Space.MMIO) -> Awaitable[None] | None:
+        self._do(len(data) | 0x10 | 0x20 * (space is Space.PIO), address, int.from_bytes(data, "little"))
+        return None
+
+    def on_message(self, address: int, data: int, handler: Callable[[], None]) -> None:
+        self._handlers[data] = handler
+        self._seen[data] = self._word(COUNTS + 4 * data)
+
+    async def interrupts(self) -> None:
+        """Hand on what the guest counted, for ever."""
+        while True:
+            for vector, handler in list(self._handlers.items()):
+                count = self._word(COUNTS + 4 * vector)
+                if count != self._seen[vector]:
+                    self._seen[vector] = count
+                    handler()
+            await asyncio.sleep(0.001)
+
+    def _do(self, code: int, address: int, value: int) -> int:
+        self._request += 1
+        self._memory.write(BLOCK + 8, code.to_bytes(8, "little"))
+        self._memory.write(BLOCK + 16, address.to_bytes(8, "little") + value.to_bytes(8, "little"))
+        self._memory.write(BLOCK, self._request.to_bytes(4, "little"))
+        deadline = time.monotonic() + 20
+        while self._word(BLOCK + 4) != self._request:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the guest does not come back from access {code:#x} to {address:#x}")
+            time.sleep(0)
+        return int.from_bytes(self._memory.read(BLOCK + 24, 8), "little")
+
+    def _word(self, address: int) -> int:
+        return int.from_bytes(self._memory.read(address, 4), "little")
+
+
+class Running:
+    """The agent guest with one echo device in slot 1."""
+
+    def __init__(self, machine: Machine, plan: SegmentPlan = PLAN) -> None:
+        self.machine = machine
+        self.errors: list[Exception] = []
+        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task)
+        self.root = PciRoot([plan], services)
+        self.device = Echo()
+        self.transport = VirtioPci(self.device, services, on_error=lambda device, exc: self.errors.append(exc))
+        self.address: PciAddress = self.root.add(self.transport)
+
+    async def drive(self, scenario: Callable[[VirtioPciDriver], Awaitable[None]]) -> None:
+        """Run `scenario` in a thread with a loop of its own, on the vCPU."""
+        self.machine.start()
+        try:
+            await asyncio.to_thread(lambda: asyncio.run(self._drive(scenario)))
+            assert self.machine.errors == []
+        finally:
+            await self.root.close()
+
+    async def _drive(self, scenario: Callable[[VirtioPciDriver], Awaitable[None]]) -> None:
+        guest = VcpuGuest(self.machine.memory)
+        pci = PciDriver(guest, PLAN.ecam_base)
+        driver = VirtioPciDriver(guest, self.machine.memory, pci, self.address.slot, Arena(0x100000, 6 << 20))
+        await driver.probe()
+        interrupts = asyncio.create_task(guest.interrupts())
+        try:
+            await scenario(driver)
+        finally:
+            interrupts.cancel()
+
+    def waits(self, part: str) -> int:
+        """Accesses to a region of the device that a vCPU waited with."""
+        (rng,) = (r for r in self.machine.bus.ranges() if r.name == part)
+        return self.machine.vm.range_counts(rng).sync
+
+    @staticmethod
+    def _create_task(coro: object, *, name: str) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coro, name=name)  # type: ignore[arg-type]
+
+
+def ranges_of(running: Running, name: str) -> list[Range]:
+    return [r for r in running.machine.bus.ranges() if r.name.startswith(name)]
+
+
+async def test_a_device_serves_a_vcpu(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            for pci in (driver.pci, PciDriver(driver.guest, None)):
+                found = await pci.enumerate()
+                assert [(f.slot, f.vendor, f.device) for f in found] == [(0, 0x8086, 0x0D57), (1, 0x1AF4, 0x1044)]
+            await driver.start()
+            assert driver.status == 0x0F
+            for n in range(20):
+                assert await driver.request(0, [b"request %d" % n], [32]) == (b"request %d" % n)[::-1]
+            assert driver.queues[0].kicks > 0, "EVENT_IDX may save some"
+            assert running.waits("echo notify") == 0, "KVM takes the doorbells"
+            before = running.waits("ecam echo"), running.waits("echo common")
+            for offset in range(0, 64, 4):
+                driver.pci.read(1, offset)
+                driver.common(offset, 4)
+            assert (running.waits("ecam echo"), running.waits("echo common")) == before, "reads do not wait"
+
+        await running.drive(scenario)
+        assert running.errors == []
+        assert ranges_of(running, "e") == []
+
+
+async def test_resets_breakage_and_moves_under_a_vcpu(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            for _ in range(5):
+                await driver.start()
+                for n in range(8):
+                    driver.queues[0].add([b"%d" % n], [8])
+                    driver.queues[0].kick()
+            await driver.start()
+            driver.queues[0].add([b"break"], [8])
+            driver.queues[0].kick()
+            await driver.config_interrupt()
+            assert driver.status & Status.NEEDS_RESET
+            await driver.pci.write(1, 4, 0, 2)
+            await driver.pci.write(1, 0x10, 0xC8000000)
+            await driver.pci.write(1, 0x14, 0)
+            driver.structures.clear()
+            await driver.probe()
+            assert driver.function.bars[0].address == 0xC8000000
+            await driver.start()
+            assert await driver.request(0, [b"moved"], [8]) == b"devom"
+            assert running.waits("echo notify") == 0
+
+        await running.drive(scenario)
+        assert [str(e) for e in running.errors] == ["broken on demand"]
+
+
+async def test_a_masked_vector_waits_under_kvm(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            await driver.start()
+            message = (0xFEE00000, driver.first_vector + 1)
+            await driver.pci.program_vector(driver.function, 1, *message, masked=True)
+            queue = driver.queues[0]
+            queue.add([b"quiet"], [8])
+            queue.kick()
+            used: list[Used] = []
+            async with asyncio.timeout(10):
+                while not used:
+                    used = queue.poll()
+                    await asyncio.sleep(0.001)
+            assert queue.irq.pulses == 0
+            await driver.pci.program_vector(driver.function, 1, *message)
+            async with asyncio.timeout(10):
+                await queue.irq.wait()
+
+        await running.drive(scenario)

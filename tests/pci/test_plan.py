@@ -1,0 +1,53 @@
+"""Segments share the address space without overlap."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm.errors import UsageError
+from aiovmm.pci.plan import MMIO32, Window, plan_segments
+
+GIB = 1 << 30
+
+
+def test_one_segment_has_everything() -> None:
+    (plan,) = plan_segments(1, MMIO32, Window(4 * GIB, 1 << 40))
+    assert (plan.number, plan.ecam_base, plan.ecam_size, plan.bus_end) == (0, 0xE8000000, 1 << 20, 0)
+    assert plan.mmio32 == MMIO32
+    assert plan.mmio64 == Window(4 * GIB, 1 << 40)
+    assert MMIO32.end == plan.ecam_base
+
+
+@given(st.integers(1, 256), st.integers(4 * GIB, 1 << 38), st.integers(1 << 30, 1 << 46))
+def test_windows_and_ecams_never_overlap(count: int, base: int, size: int) -> None:
+    mmio64 = Window(base & ~0xFFF, size & ~0xFFF)
+    plans = plan_segments(count, MMIO32, mmio64)
+    assert [p.number for p in plans] == list(range(count))
+    for kind in ("mmio32", "mmio64"):
+        shares = [getattr(p, kind) for p in plans]
+        whole = MMIO32 if kind == "mmio32" else mmio64
+        assert all(whole.holds(s.base, s.size) and s.size >= 1 << 20 and not s.base % (1 << 20) for s in shares)
+        assert all(a.end <= b.base for a, b in itertools.pairwise(shares))
+    assert all(b.ecam_base - a.ecam_base == 1 << 20 for a, b in itertools.pairwise(plans))
+    assert plans[-1].ecam_base + plans[-1].ecam_size <= 0xF8000000
+
+
+def test_the_64_bit_window_starts_aligned_after_odd_ram() -> None:
+    plans = plan_segments(2, MMIO32, Window(4 * GIB + 0x1234000, 1 << 40))
+    assert plans[0].mmio64.base == 8 * GIB
+    assert plans[1].mmio64.base % (4 * GIB) == 0
+
+
+@pytest.mark.parametrize("count", [0, 257, -1])
+def test_segment_counts_are_bounded(count: int) -> None:
+    with pytest.raises(UsageError, match="PCI segments"):
+        plan_segments(count, MMIO32, Window(4 * GIB, 1 << 40))
+
+
+def test_too_small_a_window_is_refused() -> None:
+    with pytest.raises(UsageError, match="too few"):
+        plan_segments(4, MMIO32, Window(4 * GIB, 1 << 20))
