@@ -1,0 +1,107 @@
+"""The I/O APIC on the bus, and its pins as interrupt lines."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+from aiovmm.bus import FastPage, Policy
+from aiovmm.devices.ioapic.registers import PINS, Effect, Inject, IoApicRegisters, IoApicState
+from aiovmm.errors import UsageError
+
+__all__ = ["IoApic", "MsiSink", "PinLine"]
+
+_SELECT, _WINDOW = 0x00, 0x10
+
+
+class MsiSink(Protocol):
+    """Where messages go: the local APICs. `vm` joins it to KVM."""
+
+    def signal(self, address: int, data: int) -> None:
+        """Send one message-signalled interrupt."""
+
+    def route(self, pin: int, address: int, data: int | None) -> None:
+        """Level-triggered pin `pin` (0 to 23) sends this message, so its end must be told to `IoApic.eoi`; None: no more."""
+
+
+class PinLine:
+    """One pin, as an IrqLine and as a LevelLine."""
+
+    def __init__(self, ioapic: IoApic, pin: int) -> None:
+        self._ioapic = ioapic
+        self._pin = pin
+
+    def pulse(self) -> None:
+        """One edge; lost if the pin is masked."""
+        self._ioapic.pulse(self._pin)
+
+    def set_level(self, asserted: bool) -> None:
+        """Assert or release the pin."""
+        self._ioapic.set_level(self._pin, asserted)
+
+
+class IoApic:
+    """A BusDevice of 256 bytes: IOREGSEL at 0, IOWIN at 0x10, nothing else.
+
+    Registers are 32 bits wide and take nothing narrower (82093AA, 3.1): a write to IOWIN that is not 4 bytes at 0x10 (or 8,
+    of which the first 4 count) is dropped; reads of any width see the bytes that lie there.
+
+    IOREGSEL is a posted write: IOWIN always waits and the ring is in order, so an access to IOWIN finds the index that its vCPU
+    wrote last. Guests share the pair under a lock, whose holder waits for IOWIN before it lets go.
+    """
+
+    SIZE: ClassVar[int] = 0x100
+    PINS: ClassVar[int] = PINS
+
+    def __init__(self, sink: MsiSink) -> None:
+        self.fast = FastPage(self.SIZE)
+        self.fast.policy[_SELECT : _SELECT + 4] = bytes([Policy.POSTED_WRITE] * 4)
+        self._sink = sink
+        self._registers = IoApicRegisters()
+
+    def line(self, pin: int) -> PinLine:
+        """The line of pin 0 to 23. Raises UsageError for any other."""
+        if not 0 <= pin < PINS:
+            raise UsageError(f"the I/O APIC has pins 0 to {PINS - 1}, not {pin}")
+        return PinLine(self, pin)
+
+    def pulse(self, pin: int) -> None:
+        """One edge on a pin."""
+        self._do(self._registers.pulse(pin))
+
+    def set_level(self, pin: int, asserted: bool) -> None:
+        """Assert or release a pin."""
+        self._do(self._registers.set_level(pin, asserted))
+
+    def eoi(self, vector: int) -> None:
+        """A processor has ended level-triggered interrupt `vector`."""
+        self._do(self._registers.end_of_interrupt(vector))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Registers as they lie in memory; zeros between them."""
+        page = bytearray(self.SIZE + 8)
+        page[_SELECT] = self._registers.select
+        if offset < _WINDOW + 4 and offset + size > _WINDOW:
+            page[_WINDOW : _WINDOW + 4] = self._registers.read().to_bytes(4, "little")
+        return bytes(page[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> None:
+        """IOREGSEL or IOWIN."""
+        if offset == _SELECT:
+            self._registers.select = data[0]
+        elif offset == _WINDOW and len(data) >= 4:
+            self._do(self._registers.write(int.from_bytes(data[:4], "little")))
+
+    def snapshot(self) -> IoApicState:
+        """The state to give to `restore`."""
+        return self._registers.snapshot()
+
+    def restore(self, state: IoApicState) -> None:
+        """Go on from `state`, with the guest not running; routes are set anew."""
+        self._do(self._registers.restore(state))
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Inject):
+                self._sink.signal(effect.address, effect.data)
+            else:
+                self._sink.route(effect.pin, effect.address, effect.data)

@@ -1,0 +1,212 @@
+"""The serial port: a 16550A on the bus, an interrupt line, and byte streams on its far side.
+
+Which accesses need not wait for the event loop, and why that is right
+----------------------------------------------------------------------
+The rule: a read answered from the shadow must show everything that the same vCPU did before it and had to wait for, and must
+not claim what the register could never have shown. Between vCPUs the guest's own lock around the port decides, which counts on
+the exit loop to hand out what several vCPUs posted in the order in which they did.
+
+- Writes that change what other registers mean or show (IER, FCR, LCR, MCR, the divisor) wait for the loop, which puts the
+  shadows and policies right before the vCPU goes on.
+- A write to THR is posted, unless it is the divisor or goes to the receiver (DLAB, loopback). It changes two things that can
+  be read. LSR: nothing, for the transmitter is always empty. IIR: the THRE interrupt falls and comes back; until the loop has
+  seen the write, the guest reads either of the two, as it would on hardware while a byte is being sent.
+- IIR is answered from the shadow, and the loop told what was shown, for reading the THRE interrupt withdraws it. Until it has
+  been told, further reads may show that interrupt again: a driver then finds THR empty, which it is. The withdrawal goes by
+  what the guest saw and not by what stands now, so an interrupt that it has not seen is never lost.
+- LSR is shown while it has no error bits, MSR while it has no deltas: then reading them has no side effect. Its DR bit is
+  raised before the interrupt that tells of it, and falls before the read of RBR that empties the FIFO is answered.
+- SCR is a byte of memory: latched into the shadow when written, and never written there by the loop in answer to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+from aiovmm.bus import FastPage, Policy
+from aiovmm.devices.serial.pacing import InterruptPacer
+from aiovmm.devices.serial.uart import Uart16550, UartState
+from aiovmm.devices.serial.uart_registers import LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
+from aiovmm.devices.timer import CallLater
+from aiovmm.irq import IrqLine
+
+__all__ = ["SerialPort"]
+
+_LSR_EVENTS = LSR_ERRORS | LSR_FIFO_ERROR
+_THR, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCR = range(REGISTERS)
+_SYNC = int(Policy.SYNC)
+_POSTED = int(Policy.POSTED_WRITE)
+_SHADOW = int(Policy.SHADOW_READ)
+_NOTED = int(Policy.SHADOW_READ | Policy.NOTE_READ)
+_READ_ONLY = int(Policy.IGNORE_WRITE)
+_STATUS = int(Policy.SHADOW_READ | Policy.IGNORE_WRITE)
+_MEMORY = int(Policy.SHADOW_READ | Policy.POSTED_WRITE | Policy.LATCH_WRITE)
+
+_OUTPUT_LIMIT = 64 * 1024
+"""Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
+
+
+class SerialPort:
+    """A BusDevice of 8 bytes, with batches, runs and noted reads; and a ByteDevice for a console.
+
+    `output` gets what the guest sends, once a drain of the exit ring. It must take it all and return at once.
+    `call_later` lets the port hold back interrupts that the guest does not need; see `pacing`.
+    """
+
+    SIZE: ClassVar[int] = REGISTERS
+
+    def __init__(
+        self,
+        irq: IrqLine,
+        output: Callable[[bytes], None],
+        *,
+        call_later: CallLater | None = None,
+    ) -> None:
+        self.fast = FastPage(REGISTERS)
+        self._output = output
+        self._pacer = InterruptPacer(irq, call_later)
+        self._uart = Uart16550()
+        self._waiting = False  # `receive` took less than it was given
+        self._writable: Callable[[], None] | None = None
+        self._publish()
+
+    # -- the host's side
+
+    def receive(self, data: bytes) -> int:
+        """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback)."""
+        taken = self._uart.receive(data)
+        self._waiting = taken < len(data)
+        self._settle(now=True)
+        return taken
+
+    def set_writable_callback(self, callback: Callable[[], None] | None) -> None:
+        """`callback` is called when the guest has read all, after `receive` took less than it was given."""
+        self._writable = callback
+
+    def send_break(self) -> bool:
+        """A break on the line, which Linux takes for SysRq. False when the guest has no room for it now."""
+        sent = self._uart.receive_break()
+        self._settle(now=True)
+        return sent
+
+    def snapshot(self) -> UartState:
+        """The state to give to `restore`; output that was waiting for the end of the batch is handed on first."""
+        self.end_of_batch()
+        self._pacer.give()
+        return self._uart.snapshot()
+
+    def restore(self, state: UartState) -> None:
+        """Go on from `state`, with the guest not running."""
+        self._uart.restore(state)
+        self._pacer.reset()
+        self.fast.shadow[_SCR] = state.scr
+        self._publish()
+
+    def close(self) -> None:
+        """Forget the timer, and set none again. Idempotent."""
+        self._pacer.close()
+
+    # -- the guest's side
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Registers from `offset` on, one after the other, as the bus splits a wide access."""
+        value = bytes(self._uart.read(i) for i in range(offset, offset + size))
+        self._settle()
+        self._invite()
+        return value
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Registers from `offset` on. THR alone may come posted, and waits for the end of the batch."""
+        uart = self._uart
+        if offset == _THR and len(data) == 1 and not uart.dlab and not uart.loopback:
+            self._transmit(data)
+            return
+        for i, value in enumerate(data, offset):
+            uart.write(i, value)
+        if len(data) > 1 and offset + len(data) > _SCR:  # not latched: only an access of all latched bytes is
+            self.fast.shadow[_SCR] = uart.scr
+        if offset == _SCR:
+            return
+        self._settle()
+        self._invite()
+
+    def write_many(self, offset: int, data: bytes) -> None:
+        """A run of one-byte writes to one register."""
+        if offset == _THR and not self._uart.dlab and not self._uart.loopback:
+            self._transmit(data)
+            return
+        for i in range(len(data)):
+            self.write(offset, data[i : i + 1])
+
+    def note_read(self, offset: int, data: bytes) -> None:
+        """The guest was shown `data`; only IIR has a side effect. Settled at the end of the batch."""
+        if offset <= _IIR < offset + len(data):
+            shown = data[_IIR - offset]
+            self._uart.note_iir(shown)
+            self._pacer.shown(shown)
+
+    def end_of_batch(self) -> None:
+        """Hand on the output and let the transmitter run empty, which may raise the interrupt."""
+        self._flush()
+        self._uart.transmitted()
+        self.fast.shadow[_IIR] = self._uart.iir  # all that posted writes and noted reads change
+        self._interrupt()
+
+    # -- inside
+
+    def _transmit(self, data: bytes) -> None:
+        self._uart.transmit(data)
+        if len(self._uart.output) >= _OUTPUT_LIMIT:
+            self._flush()
+
+    def _flush(self) -> None:
+        output = self._uart.output
+        if output:
+            data = bytes(output)
+            output.clear()  # before the call, which may raise
+            self._output(data)
+
+    def _settle(self, now: bool = False) -> None:
+        """Shadows first, then the interrupt: what the guest's handler reads is never older than what called it."""
+        self._publish()
+        self._interrupt(now)
+
+    def _interrupt(self, now: bool = False) -> None:
+        uart = self._uart
+        self._pacer.update(uart.interrupt, uart.take_edge(), uart.take_tx_edge(), now=now)
+
+    def _invite(self) -> None:
+        """Ask for more input when there is some and the guest has read what there was."""
+        if self._waiting and self._writable is not None and self._uart.room and not self._uart.receiver.queue:
+            self._waiting = False
+            self._writable()
+
+    def _publish(self) -> None:
+        uart, policy, shadow = self._uart, self.fast.policy, self.fast.shadow
+        divisor = uart.dlab
+        policy[_THR] = _SYNC if divisor or uart.loopback else _POSTED
+        shadow[_IER] = uart.ier
+        policy[_IER] = _SYNC if divisor else _SHADOW
+        shadow[_IIR] = uart.iir
+        policy[_IIR] = _NOTED
+        shadow[_LCR] = uart.lcr
+        shadow[_MCR] = uart.modem.control
+        policy[_LCR] = policy[_MCR] = _SHADOW
+        policy[_SCR] = _MEMORY
+        lsr = uart.lsr
+        self._show(_LSR, lsr & ~_LSR_EVENTS, not lsr & _LSR_EVENTS)
+        self._show(_MSR, uart.modem.lines, not uart.modem.deltas)
+
+    def _show(self, register: int, value: int, whole: bool) -> None:
+        """A read-only register. `whole`: `value` is all of it, so a read has no side effect and need not wait.
+
+        The order keeps a vCPU that reads meanwhile from taking a new value without the bits that only the loop can give.
+        """
+        policy, shadow = self.fast.policy, self.fast.shadow
+        if whole:
+            shadow[register] = value
+            policy[register] = _STATUS
+        else:
+            policy[register] = _READ_ONLY
+            shadow[register] = value

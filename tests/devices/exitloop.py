@@ -1,0 +1,89 @@
+"""The run loop and the event loop's exit handling in miniature: what a vCPU sees of a device with a FastPage.
+
+Posted writes and noted reads wait in a ring until `drain`, as they do in production when the event loop is busy; a
+synchronous access drains first, since the ring is in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from aiovmm.bus import BatchDevice, BusDevice, FastPage, NotingDevice, Policy
+
+
+class FastDevice(BusDevice, Protocol):
+    @property
+    def fast(self) -> FastPage: ...
+
+
+@dataclass
+class Exits:
+    """How many accesses went each way."""
+
+    sync: int = 0
+    posted: int = 0
+    shadow: int = 0
+    ignored: int = 0
+
+
+@dataclass
+class Vcpu:
+    """One guest processor in front of one device."""
+
+    device: FastDevice
+    exits: Exits = field(default_factory=Exits)
+    ring: list[tuple[bool, int, bytes]] = field(default_factory=list)
+
+    def read(self, offset: int, size: int = 1) -> int:
+        page = self.device.fast
+        policies = page.policy[offset : offset + size]
+        if all(p & Policy.SHADOW_READ for p in policies):
+            self.exits.shadow += 1
+            data = bytes(page.shadow[offset : offset + size])
+            if any(p & Policy.NOTE_READ for p in policies):
+                self.ring.append((False, offset, data))
+            return int.from_bytes(data, "little")
+        self.exits.sync += 1
+        self._take()
+        data = self.device.read(offset, size)
+        assert len(data) == size
+        self._end()
+        return int.from_bytes(data, "little")
+
+    def write(self, offset: int, value: int, size: int = 1) -> None:
+        page = self.device.fast
+        policies = page.policy[offset : offset + size]
+        data = value.to_bytes(size, "little")
+        if all(p & Policy.IGNORE_WRITE for p in policies):
+            self.exits.ignored += 1
+        elif all(p & Policy.POSTED_WRITE for p in policies):
+            self.exits.posted += 1
+            for i, p in enumerate(policies):
+                if p & Policy.LATCH_WRITE:
+                    page.shadow[offset + i] = data[i]
+            self.ring.append((True, offset, data))
+        else:
+            self.exits.sync += 1
+            self._take()
+            assert self.device.write(offset, data) is None
+            self._end()
+
+    def drain(self) -> None:
+        """The event loop gets round to what was posted."""
+        if self.ring:
+            self._take()
+            self._end()
+
+    def _take(self) -> None:
+        ring, self.ring = self.ring, []
+        for is_write, offset, data in ring:
+            if is_write:
+                self.device.write(offset, data)
+            else:
+                assert isinstance(self.device, NotingDevice)
+                self.device.note_read(offset, data)
+
+    def _end(self) -> None:
+        if isinstance(self.device, BatchDevice):
+            self.device.end_of_batch()
