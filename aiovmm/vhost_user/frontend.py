@@ -1,0 +1,164 @@
+"""A back end as a device sees it: found at its socket, reached again after it went away, its configuration space.
+
+It outlives machines: a guest's reboot keeps the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiovmm.errors import HostError, PeerError
+from aiovmm.vhost_user.channel import ChannelClosed
+from aiovmm.vhost_user.connection import ANSWER_TIMEOUT, Connection, connect
+from aiovmm.vhost_user.protocol import ProtocolFeature
+from aiovmm.vhost_user.sequences import Offer, read_config, set_mtu, write_config
+
+__all__ = ["Frontend", "Timing"]
+
+_ABSENT = (errno.ENOENT, errno.ECONNREFUSED)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: how long to look for a back end that is being started at the same time, to wait for an answer, and to wait for
+    a back end that went away under a live device."""
+
+    connect: float = 5.0
+    answer: float = ANSWER_TIMEOUT
+    patience: float = 60.0
+
+
+@dataclass
+class Frontend:
+    """See the module. `wanted`: protocol features to use where they are offered. `on_lost` hears of the end of a connection,
+    `on_config` gets the configuration when it was read anew (`config_size` bytes; 0: this device's is not the back end's),
+    `on_refused` what went wrong with an access to it."""
+
+    path: str | os.PathLike[str]
+    wanted: ProtocolFeature
+    config_size: int = 0
+    timing: Timing = field(default_factory=Timing)
+    mtu: int | None = None  # to be told to the back end, where it wants to hear it
+    on_lost: Callable[[PeerError], None] = lambda error: None
+    on_config: Callable[[bytes], None] = lambda config: None
+    on_refused: Callable[[Exception], None] = lambda error: None
+    connection: Connection | None = None
+    offer: Offer = field(default_factory=lambda: Offer(0, ProtocolFeature(0)))
+    """What the first connection was offered: the guest has been promised it, so all later ones must offer no less."""
+
+    _written: dict[int, bytes] = field(default_factory=dict)  # what the driver has written to the configuration space
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _order: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _stale: bool = False  # the back end has said that its configuration changed
+
+    async def open(self) -> None:
+        """Find the back end and negotiate. Raises HostError if nobody listens, PeerError."""
+        deadline = asyncio.get_running_loop().time() + self.timing.connect
+        while True:
+            try:
+                self.connection = await self._connect()
+                break
+            except HostError as exc:
+                if exc.errno not in _ABSENT or asyncio.get_running_loop().time() >= deadline:
+                    raise
+            await asyncio.sleep(0.05)
+        self.offer = self.connection.offer
+        if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
+            self.on_config(await self.connection.carry_out(read_config(self.config_size)))
+
+    async def reopen(self) -> Connection:
+        """One attempt to reach a back end again; it is told what the driver wrote. Raises HostError, ChannelClosed if it is
+        not there yet, PeerError if it is another than it was."""
+        if self.connection is not None:
+            return self.connection
+        connection = await self._connect()
+        try:
+            missing = self.offer.features & ~connection.offer.features
+            if missing or connection.offer.protocol != self.offer.protocol:
+                raise PeerError(f"the back end came back with other features (without {missing:#x})")
+            for offset, data in self._written.items():
+                await connection.carry_out(write_config(offset, data))
+        except BaseException:
+            await connection.close()
+            raise
+        self.connection = connection
+        if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
+            self._config_changed()  # it may have changed while the back end was away
+        return connection
+
+    async def drop(self) -> None:
+        """End the connection, as after a back end that does not do what it is told."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def close(self) -> None:
+        """End everything. Idempotent."""
+        await self.drop()
+        for task in list(self._tasks):
+            task.cancel()
+            await asyncio.wait([task])
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Pass a write of the driver on; the guest does not wait for it."""
+        self._written[offset] = data
+        self._spawn(self._write_config(offset, data))
+
+    def forget_config(self) -> None:
+        """The driver has reset the device."""
+        self._written.clear()
+
+    async def _connect(self) -> Connection:
+        sock = await connect(self.path)
+        connection = await Connection.open(
+            sock,
+            self.wanted,
+            on_lost=self._lost,
+            on_config_change=self._config_changed,
+            timeout=self.timing.answer,
+        )
+        if self.mtu is not None and connection.offer.protocol & ProtocolFeature.MTU:
+            try:
+                await connection.carry_out(set_mtu(self.mtu))
+            except BaseException:
+                await connection.close()
+                raise
+        return connection
+
+    def _lost(self, connection: Connection, error: PeerError) -> None:
+        if connection is self.connection:
+            self.connection = None
+            self.on_lost(error)
+
+    def _config_changed(self) -> None:
+        """However often the back end says so, there is one reading under way and at most one more to come."""
+        if not self._stale:
+            self._stale = True
+            self._spawn(self._read_config())
+
+    async def _read_config(self) -> None:
+        async with self._order:
+            self._stale = False
+            if self.connection is not None and self.config_size:
+                self.on_config(await self.connection.carry_out(read_config(self.config_size)))
+
+    async def _write_config(self, offset: int, data: bytes) -> None:
+        async with self._order:
+            if self.connection is not None:
+                await self.connection.carry_out(write_config(offset, data))
+
+    def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coro, name="vhost-user configuration")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Exception) and not isinstance(error, ChannelClosed):  # a loss is told by on_lost
+            self.on_refused(error)

@@ -1,0 +1,42 @@
+"""When to try again to reach a back end that went away: bounded, ever more slowly, never at once twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["RetryPolicy"]
+
+
+@dataclass
+class RetryPolicy:
+    """`patience` seconds in all, pauses from `first` seconds doubling up to `longest`. Times are the loop's.
+
+    A connection counts as good once it has lived `stable` seconds. One that dies earlier (a request kills the back end
+    each time it is served again) goes on with the pauses and the deadline of the loss before it.
+    """
+
+    patience: float = 60.0
+    first: float = 0.05
+    longest: float = 1.0
+    stable: float = 5.0
+    _deadline: float = 0.0
+    _pause: float = 0.0
+    _since: float | None = None  # when the present connection was made
+
+    def connected(self, now: float) -> None:
+        """There is a connection."""
+        self._since = now
+
+    def lost(self, now: float) -> None:
+        """It went away."""
+        if self._deadline == 0 or (self._since is not None and now - self._since >= self.stable):
+            self._deadline = now + self.patience
+            self._pause = self.first
+        self._since = None
+
+    def pause(self, now: float) -> float | None:
+        """Seconds until the next attempt; None: give up."""
+        if now >= self._deadline:
+            return None
+        pause, self._pause = self._pause, min(self._pause * 2, self.longest)
+        return min(pause, self._deadline - now)

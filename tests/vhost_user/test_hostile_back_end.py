@@ -1,0 +1,327 @@
+"""A back end that does as it likes: the device says what is wrong, keeps running without it, and leaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from aiovmm.devices.virtio.vhost_user import VhostUserBlk
+from aiovmm.errors import PeerError
+from aiovmm.vhost_user import Timing
+from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
+from aiovmm.vhost_user.connection import Connection, connect
+from aiovmm.vhost_user.messages import Message
+from aiovmm.vhost_user.payloads import ConfigSpace, InflightArea, Payload, VringState, Word
+from aiovmm.vhost_user.protocol import F_PROTOCOL_FEATURES, BackendRequest, Flag, FrontendRequest, ProtocolFeature
+from aiovmm.vhost_user.sequences import get_record, read_config
+from aiovmm.virtqueue.features import VERSION_1
+from tests.pci.echo import until
+from tests.vhost_user.bench import Guest
+
+F = FrontendRequest
+P = ProtocolFeature
+Answer = Callable[[Channel, Message, socket.socket], Awaitable[bool]]
+OFFER = P.MQ | P.REPLY_ACK | P.CONFIG | P.BACKEND_REQ | P.INFLIGHT_SHMFD
+
+
+class FakeBackEnd:
+    """Answers as a good one does, unless `answer` has dealt with the message."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self.path = path
+        self.answer = answer
+        self.requests: socket.socket | None = None
+        self.connections = 0
+
+    async def __aenter__(self) -> FakeBackEnd:
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.setblocking(False)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self._task = asyncio.create_task(self._serve())
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        self._listener.close()
+
+    async def _serve(self) -> None:
+        while True:
+            sock, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+            self.connections += 1
+            channel = Channel(sock, FrontendRequest)
+            try:
+                while True:
+                    await self._one(channel, await channel.receive(), sock)
+            except (ChannelClosed, OSError):
+                continue
+            finally:
+                channel.close()
+                if self.requests is not None:
+                    self.requests.close()
+                    self.requests = None
+
+    async def _one(self, channel: Channel, message: Message, sock: socket.socket) -> None:
+        if message.request is F.SET_BACKEND_REQ_FD:
+            self.requests = socket.socket(fileno=os.dup(message.fds[0]))
+        close_fds(message.fds)
+        if await self.answer(channel, message, sock):
+            return
+        replies: dict[FrontendRequest, Payload] = {
+            F.GET_FEATURES: Word(VERSION_1 | F_PROTOCOL_FEATURES),
+            F.GET_PROTOCOL_FEATURES: Word(OFFER),
+            F.GET_QUEUE_NUM: Word(1),
+            F.GET_CONFIG: ConfigSpace(0, bytes(60)),
+            F.GET_VRING_BASE: VringState(0, 0),
+        }
+        assert isinstance(message.request, FrontendRequest)
+        if message.request is F.GET_INFLIGHT_FD:
+            fd = os.memfd_create("record")
+            os.ftruncate(fd, 8192)
+            await channel.send(Message(message.request, InflightArea(8192, 0, 1, 128), (fd,), Flag.REPLY))
+            os.close(fd)
+        elif message.request in replies:
+            await channel.send(Message(message.request, replies[message.request], flags=Flag.REPLY))
+        elif message.needs_reply:
+            await channel.send(Message(message.request, Word(0), flags=Flag.REPLY))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "vu.sock"
+
+
+def disk(path: Path, answer: float = 1.0) -> VhostUserBlk:
+    return VhostUserBlk(path, timing=Timing(connect=1, answer=answer, patience=0.3))
+
+
+def on(request: FrontendRequest, act: Callable[[Channel, Message, socket.socket], Awaitable[None]]) -> Answer:
+    """Do something else at one request."""
+
+    async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if message.request is not request:
+            return False
+        await act(channel, message, sock)
+        return True
+
+    return answer
+
+
+def raw(data: bytes, fds: int = 0) -> Callable[[Channel, Message, socket.socket], Awaitable[None]]:
+    """Send these bytes, with so many fds."""
+
+    async def act(channel: Channel, message: Message, sock: socket.socket) -> None:
+        opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(fds)]
+        try:
+            socket.send_fds(sock, [data], opened)
+        finally:
+            close_fds(opened)
+
+    return act
+
+
+async def hang_up(channel: Channel, message: Message, sock: socket.socket) -> None:
+    sock.shutdown(socket.SHUT_RDWR)
+
+
+def word(request: int, value: int = 0, flags: int = 5) -> bytes:
+    return struct.pack("<IIIQ", request, flags, 8, value)
+
+
+@pytest.mark.parametrize(
+    ("request_", "act", "complaint"),
+    [
+        (F.GET_FEATURES, hang_up, "closed the connection"),
+        (F.GET_FEATURES, raw(word(1)[:7]), "did not answer GET_FEATURES"),
+        (F.GET_FEATURES, raw(word(1, flags=6)), "protocol version 2"),
+        (F.GET_FEATURES, raw(struct.pack("<III", 1, 5, 1 << 31)), "announces 2147483648 bytes"),
+        (F.GET_FEATURES, raw(struct.pack("<III", 1, 5, 4) + b"abcd"), "a number has 4 bytes"),
+        (F.GET_FEATURES, raw(word(77)), "unknown request 77"),
+        (F.GET_FEATURES, raw(word(15)), "GET_FEATURES is answered by GET_PROTOCOL_FEATURES"),
+        (F.GET_FEATURES, raw(struct.pack("<III", 1, 1, 0)), "GET_FEATURES unasked"),
+        (F.GET_FEATURES, raw(word(1), 1), "comes with 1 file descriptors"),
+        (F.GET_FEATURES, raw(word(1), 8), "comes with 8 file descriptors"),
+        (F.GET_FEATURES, raw(word(1), 200), "more than 8 file descriptors"),
+        (F.GET_FEATURES, raw(word(1)), "does not offer VIRTIO_F_VERSION_1"),
+        (F.SET_BACKEND_REQ_FD, raw(word(21, 9)), r"refuses SET_BACKEND_REQ_FD \(it says 9\)"),
+        (F.GET_CONFIG, raw(struct.pack("<III", 24, 5, 0)), "no 60 bytes of configuration"),
+        (F.GET_CONFIG, raw(struct.pack("<IIIIII", 24, 5, 12, 0, 300, 0)), "of 300 bytes at 0"),
+    ],
+)
+async def test_while_connecting(
+    path: Path, request_: FrontendRequest, act: Callable[..., Awaitable[None]], complaint: str
+) -> None:
+    async with FakeBackEnd(path, on(request_, act)):
+        device = disk(path, answer=0.2)
+        with pytest.raises(PeerError, match=complaint):
+            await device.open()
+        await device.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "act", "complaint"),
+    [
+        (F.SET_MEM_TABLE, raw(word(5, 1)), "refuses SET_MEM_TABLE"),
+        (F.SET_FEATURES, raw(word(2, 0) + word(2, 0)), "unasked"),
+        (F.SET_VRING_KICK, raw(word(13)), "SET_VRING_KICK is answered by SET_VRING_CALL"),
+        (F.GET_INFLIGHT_FD, raw(struct.pack("<III", 31, 5, 20) + bytes(20), 2), "comes with 2"),
+        (F.SET_VRING_NUM, hang_up, "did not come back within 0.3 s"),
+    ],
+)
+async def test_while_starting(
+    path: Path, request_: FrontendRequest, act: Callable[..., Awaitable[None]], complaint: str
+) -> None:
+    async with FakeBackEnd(path, on(request_, act)), Guest(disk(path)) as guest:
+        await guest.driver.start()
+        error = await guest.broken()
+        assert isinstance(error, PeerError)
+        assert complaint in str(error)
+        assert guest.driver.status & 64
+        await guest.driver.reset()
+
+
+@pytest.mark.parametrize(
+    ("request_", "act"),
+    [
+        (F.GET_VRING_BASE, hang_up),
+        (F.GET_VRING_BASE, raw(struct.pack("<IIIII", 11, 5, 8, 5, 0))),
+        (F.GET_VRING_BASE, raw(b"\xff" * 64)),
+        (F.SET_VRING_ENABLE, raw(b"")),
+    ],
+)
+async def test_while_stopping_the_reset_ends_and_the_next_start_is_on_a_new_connection(
+    path: Path, request_: FrontendRequest, act: Callable[..., Awaitable[None]]
+) -> None:
+    armed = False
+
+    async def only_once(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        nonlocal armed
+        if not armed or message.request is not request_:
+            return False
+        armed = False
+        await act(channel, message, sock)
+        return True
+
+    async with FakeBackEnd(path, only_once) as fake, Guest(disk(path, answer=0.3)) as guest:
+        await guest.driver.start()
+        armed = True
+        async with asyncio.timeout(3):
+            await guest.driver.reset()
+        await guest.driver.start()
+        await until(lambda: guest.backend.connected)
+        assert fake.connections == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (word(1), "unasked"),
+        (b"\xff" * 12, "protocol version 3"),
+        (struct.pack("<III", 1, 1, 0), "unasked"),
+    ],
+)
+async def test_while_idle(path: Path, data: bytes, complaint: str) -> None:
+    sockets: list[socket.socket] = []
+
+    async def remember(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if sock not in sockets:
+            sockets.append(sock)
+        return False
+
+    async with FakeBackEnd(path, remember), Guest(disk(path)) as guest:
+        await guest.driver.start()
+        sockets[0].send(data)
+        assert complaint in str(await guest.broken())
+        await guest.driver.reset()
+
+
+@pytest.mark.parametrize(
+    ("data", "fds", "complaint"),
+    [
+        (struct.pack("<III", 3, 1, 0), 0, "unknown request 3"),
+        (struct.pack("<III", 2, 1, 0), 3, "comes with 3"),
+        (struct.pack("<III", 2, 5, 8) + bytes(8), 0, "was not asked"),
+        (struct.pack("<III", 2, 1, 1000), 0, "announces 1000 bytes"),
+    ],
+)
+async def test_on_the_back_ends_own_channel(path: Path, data: bytes, fds: int, complaint: str) -> None:
+    async def good(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        return False
+
+    async with FakeBackEnd(path, good) as fake, Guest(disk(path)) as guest:
+        await guest.driver.start()
+        assert fake.requests is not None
+        opened = [os.open("/dev/null", os.O_RDONLY) for _ in range(fds)]
+        socket.send_fds(fake.requests, [data], opened)
+        close_fds(opened)
+        assert complaint in str(await guest.broken())
+        await guest.driver.reset()
+
+
+async def test_a_flood_of_configuration_changes_is_read_one_at_a_time(path: Path) -> None:
+    reads = 0
+
+    async def count(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        nonlocal reads
+        reads += message.request is F.GET_CONFIG
+        return False
+
+    async with FakeBackEnd(path, count) as fake, Guest(disk(path)) as guest:
+        await guest.driver.start()
+        assert fake.requests is not None
+        notice = struct.pack("<III", BackendRequest.CONFIG_CHANGE, 9, 0)
+        fake.requests.setblocking(True)
+        before = reads
+        fake.requests.sendall(notice * 100)
+        got = 0
+        fake.requests.setblocking(False)
+        async with asyncio.timeout(5):
+            while got < 100 * 20:
+                got += len(await asyncio.get_running_loop().sock_recv(fake.requests, 4096))
+        await until(lambda: reads > before)
+        assert reads - before <= 100
+        assert guest.errors == []
+
+
+@contextlib.asynccontextmanager
+async def connection(path: Path, answer: Answer) -> AsyncIterator[tuple[Connection, list[PeerError]]]:
+    lost: list[PeerError] = []
+    async with FakeBackEnd(path, answer):
+        sock = await connect(path)
+        opened = await Connection.open(
+            sock, OFFER, on_lost=lambda c, error: lost.append(error), on_config_change=lambda: None, timeout=0.3
+        )
+        yield opened, lost
+        await opened.close()
+
+
+async def test_an_abandoned_request_ends_the_connection(path: Path) -> None:
+    """Its answer would be taken for that of the next."""
+    async with connection(path, on(F.GET_CONFIG, raw(b""))) as (opened, lost):
+        task = asyncio.create_task(opened.carry_out(read_config(60)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert "abandoned" in str(lost[0])
+        with pytest.raises(ChannelClosed):
+            await opened.carry_out(read_config(60))
+
+
+async def test_an_answer_with_an_fd_that_comes_too_late_is_closed(path: Path) -> None:
+    async def late(channel: Channel, message: Message, sock: socket.socket) -> None:
+        await asyncio.sleep(0.4)
+        await raw(struct.pack("<III", 31, 5, 20) + bytes(20), 1)(channel, message, sock)
+
+    async with connection(path, on(F.GET_INFLIGHT_FD, late)) as (opened, lost):
+        with pytest.raises(PeerError, match="did not answer GET_INFLIGHT_FD"):
+            await opened.carry_out(get_record(1, 64))
+        await asyncio.sleep(0.3)
+        assert len(lost) == 1

@@ -1,0 +1,51 @@
+"""Bounded, ever slower attempts."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm.vhost_user.retry import RetryPolicy
+
+
+def pauses(policy: RetryPolicy, now: float) -> list[float]:
+    found = []
+    while (pause := policy.pause(now)) is not None:
+        found.append(pause)
+        now += pause
+    return found
+
+
+@given(st.floats(0.1, 100), st.floats(0, 1e6))
+def test_pauses_double_to_a_limit_and_end(patience: float, now: float) -> None:
+    policy = RetryPolicy(patience)
+    policy.lost(now)
+    found = pauses(policy, now)
+    assert abs(sum(found) - patience) < 1e-3 * max(1, now / 1e6)
+    assert max(found) <= policy.longest
+    assert found[0] == min(policy.first, found[0])
+    assert len(found) <= patience / policy.longest + 10
+
+
+def test_a_back_end_that_dies_at_once_each_time_is_given_up_all_the_same() -> None:
+    policy = RetryPolicy(10.0)
+    now, attempts = 0.0, 0
+    policy.lost(now)
+    while (pause := policy.pause(now)) is not None:
+        now += pause
+        policy.connected(now)
+        now += 0.01
+        policy.lost(now)
+        attempts += 1
+        assert attempts < 50
+    assert now <= 11
+
+
+def test_one_that_lived_starts_anew() -> None:
+    policy = RetryPolicy(10.0)
+    policy.lost(0.0)
+    assert [policy.pause(0.0), policy.pause(0.05), policy.pause(0.15)] == [0.05, 0.1, 0.2]
+    policy.connected(1.0)
+    policy.lost(100.0)
+    assert policy.pause(100.0) == 0.05
+    assert policy.pause(111.0) is None
