@@ -1,0 +1,227 @@
+"""BlkDevice: the virtio block device on a disk image (VIRTIO 1.2 §5.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ClassVar, Self
+
+from aiovmm.config import DiskConfig
+from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
+from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
+from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
+from aiovmm.devices.virtio.blk.queue import BlkCounters
+from aiovmm.devices.virtio.blk.service import BlkService
+from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.native import ffi
+from aiovmm.virtqueue import Queue, VirtioDevice
+
+__all__ = ["BlkDevice"]
+
+MAX_IN_FLIGHT = 256
+"""Requests of one queue that are with the host's kernel at once; further ones wait in the ring."""
+MAX_IN_FLIGHT_DEVICE = 4096
+
+_MAX_SEGMENTS = 1022  # UIO_MAXIOV less header and status: one system call a request
+_MAX_REQUEST = 64 << 20  # bytes; overlapping descriptors let a small guest ask for 4 GiB
+_PUNT_BYTES = 256 << 10
+_INLINE_BYTES = 1 << 20
+_NEVER = 0xFFFF_FFFF
+
+
+class BlkDevice(VirtioDevice):
+    """A disk. `image` is open already and becomes the device's, or is a function that opens it and may block.
+
+    `queue_size` in descriptors; `serial` (up to 20 bytes) is what GET_ID answers; `io` chooses how the host does the I/O.
+    Requests in flight are bounded to MAX_IN_FLIGHT a queue.
+    """
+
+    device_id: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        image: DiskImage | Callable[[], DiskImage],
+        *,
+        num_queues: int = 1,
+        queue_size: int = 128,
+        serial: str = "",
+        name: str = "disk",
+        io: IoKind = IoKind.AUTO,
+    ) -> None:
+        if len(serial.encode()) > 20:
+            raise UsageError(f"serial {serial!r} is longer than 20 bytes")
+        self.name = name
+        self.queue_sizes = (queue_size,) * num_queues
+        self._serial = serial
+        self._io = io
+        self._image: DiskImage | None = None
+        self._open_image: Callable[[], DiskImage] | None = None
+        self._engine: Engine | None = None
+        self._config: BlkConfigSpace
+        self._service: BlkService | None = None
+        self._counters = BlkCounters()
+        self._negotiated = 0
+        self._disk = ffi.new("struct avmm_blk *")
+        self._resizing = asyncio.Lock()
+        if isinstance(image, DiskImage):
+            self._present(image)
+        else:
+            self._open_image = image
+
+    @classmethod
+    def from_config(cls, config: DiskConfig, name: str = "disk") -> Self:
+        """The disk that `config` describes; its image is opened by `open`. Raises ConfigError."""
+        path = config.path
+        if path is None:
+            raise ConfigError("disk.vhost_user", "is not a back end of this device")
+        return cls(
+            lambda: DiskImage.open(path, readonly=config.readonly, direct=config.direct),
+            num_queues=config.num_queues,
+            queue_size=config.queue_size,
+            serial=config.serial or "",
+            name=name,
+        )
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    def _present(self, image: DiskImage) -> None:
+        """Derive features and configuration space from the image."""
+        queues = len(self.queue_sizes)
+        self.features = int(offered(readonly=image.readonly, discard=image.can_discard, queues=queues))
+        self._image = image
+        self._config = BlkConfigSpace(
+            image.geometry,
+            capacity=image.sectors,
+            seg_max=max(1, min(self.queue_sizes[0] - 2, _MAX_SEGMENTS)),
+            num_queues=queues,
+            max_segment_sectors=MAX_SEGMENT_SECTORS,
+            max_segments=MAX_SEGMENTS,
+            may_unmap=image.can_discard,
+        )
+        disk = self._disk
+        disk.fd = image.fd
+        disk.align_file, disk.align_memory = image.align
+        disk.punt_bytes = disk.inline_bytes = _NEVER
+        if not image.direct:
+            disk.punt_bytes, disk.inline_bytes = _PUNT_BYTES, _INLINE_BYTES
+        disk.capacity = image.sectors
+        disk.max_bytes = _MAX_REQUEST
+        disk.readonly = image.readonly
+        disk.id = self._serial.encode().ljust(20, b"\0")
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that the guest sees."""
+        return self._config.capacity * SECTOR
+
+    @property
+    def io(self) -> IoKind:
+        """What is in use for reads and writes, once it is open."""
+        return self._opened()[1].kind
+
+    @property
+    def counters(self) -> BlkCounters:
+        """Requests over all activations."""
+        return self._counters if self._service is None else self._counters + self._service.counters
+
+    def accepts(self, features: int) -> bool:
+        """Any subset; without FLUSH the driver cannot empty a cache, so there is none (§5.2.5.2)."""
+        self._negotiated = features
+        self._set_write_back(bool(features & Feature.FLUSH))
+        return True
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`struct virtio_blk_config`."""
+        return self._config.read(offset, size)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """The cache mode, if CONFIG_WCE was negotiated."""
+        if not self._negotiated & Feature.CONFIG_WCE:
+            return
+        before = self._config.write_back
+        self._config.write(offset, data)
+        self._set_write_back(self._config.write_back)
+        if before and not self._config.write_back and self._service is not None:
+            self._service.make_stable()
+
+    def _set_write_back(self, on: bool) -> None:
+        self._config.set_write_back(on)
+        self._disk.write_through = not on
+
+    # -- its life ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the image, if it is not open, and set up the I/O. Raises HostError, ImageError."""
+        if self._image is None and self._open_image is not None:
+            opened = asyncio.ensure_future(asyncio.to_thread(self._open_image))
+            try:
+                self._present(await ended(opened))
+            except asyncio.CancelledError:
+                if not opened.cancelled() and opened.exception() is None:
+                    opened.result().close()
+                raise
+        if self._engine is None:
+            self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.name)
+            self._disk.ring = self._engine.ring
+
+    @property
+    def _depth(self) -> int:
+        return min(MAX_IN_FLIGHT, MAX_IN_FLIGHT_DEVICE // len(self.queue_sizes), self.queue_sizes[0])
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Serve requests. All I/O has ended when it returns."""
+        image, engine = self._opened()
+        self._disk.discard = bool(features & Feature.DISCARD)
+        self._disk.write_zeroes = bool(features & Feature.WRITE_ZEROES)
+        self._service = service = BlkService(self._disk, engine, image, self._depth)
+        try:
+            await service.run(queues)
+        finally:
+            self._service = None
+            self._counters += service.counters
+
+    def reset(self) -> None:
+        """The cache is in write-back mode until the next driver says otherwise."""
+        self._negotiated = 0
+        self._set_write_back(True)
+
+    async def close(self) -> None:
+        """Close and unlock the image. Idempotent."""
+        async with self._resizing:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+                self._disk.ring = ffi.NULL
+            if self._image is not None:
+                self._image.close()
+                self._image = None
+
+    # -- while it runs -------------------------------------------------------------------------------------------------
+
+    async def resize(self, size: int) -> None:
+        """Make the image file `size` bytes long and tell the guest. Shrinking cuts off what lies beyond, whatever the guest has
+        there. Raises UsageError, HostError, StateError."""
+        await self._change_size(lambda image: image.resize(size), max(size, 0) // SECTOR)
+
+    async def refresh(self) -> None:
+        """Look at the image's size and tell the guest if it has changed: it was resized by other means. Raises HostError."""
+        await self._change_size(DiskImage.refresh)
+
+    async def _change_size(self, change: Callable[[DiskImage], bool], sectors: int | None = None) -> None:
+        async with self._resizing:
+            image, engine = self._opened()
+            if sectors is not None:  # or a write beyond the new end would undo the shrinking
+                self._disk.capacity = min(image.sectors, sectors)
+            try:
+                changed = await engine.call(change, image)
+            finally:
+                self._disk.capacity = image.sectors
+            if changed:
+                self._config.capacity = image.sectors
+                self.config_changed()
+
+    def _opened(self) -> tuple[DiskImage, Engine]:
+        if self._image is None or self._engine is None:
+            raise StateError(f"{self.name} is not open")
+        return self._image, self._engine

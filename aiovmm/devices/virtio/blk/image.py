@@ -1,0 +1,179 @@
+"""A raw image file or block device as the back end of a disk: what it is, what it can do, and the rare operations on it.
+
+Everything here may block and is called before the guest runs, or in a thread. Reads and writes are native code's.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+from aiovmm.devices.virtio.blk import probe
+from aiovmm.devices.virtio.blk.extents import Extent
+from aiovmm.devices.virtio.blk.lock import lock_image
+from aiovmm.devices.virtio.blk.protocol import SECTOR
+from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.native import lib
+
+__all__ = ["DiskImage"]
+
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # <linux/falloc.h>
+_BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # <linux/fs.h>
+_ZEROS = bytes(1 << 20)
+
+
+class DiskImage:
+    """An open, locked image. `fd` is open with O_DIRECT if `direct`.
+
+    `align` is (file offsets and lengths, memory addresses) as O_DIRECT wants them, in bytes; (0, 0) if not `direct`.
+    """
+
+    def __init__(self, path: Path, fd: int, *, readonly: bool, direct: bool) -> None:
+        self.path = path
+        self.fd = fd
+        self.readonly = readonly
+        self.direct = direct
+        self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self.size = probe.size_of(fd)
+        self.align = probe.direct_alignment(fd, is_device=self.is_device) if direct else (0, 0)
+        logical = max(self.align[0], SECTOR)
+        self.geometry = probe.device_geometry(fd) if self.is_device else probe.file_geometry(fd, logical)
+        self.can_discard = not readonly and self._can_discard()
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, readonly: bool = False, direct: bool = False) -> DiskImage:
+        """Open and lock an image; shared if `readonly`, else exclusively. Raises ImageError for what is neither a file nor a
+        block device, HostError for what the host refuses."""
+        path = Path(path)
+        name = str(path)
+        flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
+        try:
+            mode = path.stat().st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):  # opening a FIFO might never return
+                raise ImageError(name, "is neither a file nor a block device")
+            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+        except OSError as exc:
+            raise HostError("opening the disk image", exc.errno or 0, _open_hint(exc.errno, direct), name) from exc
+        try:
+            lock_image(fd, name, shared=readonly)
+            image = cls(path, fd, readonly=readonly, direct=direct)
+            if image.size % image.geometry.logical and direct:
+                unit = image.geometry.logical
+                hint = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
+                raise ImageError(name, f"has {image.size} bytes, and O_DIRECT takes only whole blocks of {unit}", hint)
+        except (HostError, ImageError):
+            os.close(fd)
+            raise
+        except OSError as exc:
+            os.close(fd)
+            raise HostError("examining the disk image", exc.errno or 0, "", name) from exc
+        return image
+
+    @property
+    def sectors(self) -> int:
+        """Its capacity in sectors of 512 bytes. A last one that the file has only in part counts, and is filled with zeros; with
+        O_DIRECT only whole blocks count."""
+        if self.direct:
+            return self.size // self.geometry.logical * self.geometry.logical // SECTOR
+        return -(-self.size // SECTOR)
+
+    def refresh(self) -> bool:
+        """Look at the size again; whether it has changed. Raises HostError."""
+        before = self.sectors
+        try:
+            self.size = probe.size_of(self.fd)
+        except OSError as exc:
+            raise HostError("examining the disk image", exc.errno or 0, "", str(self.path)) from exc
+        return self.sectors != before
+
+    def resize(self, size: int) -> bool:
+        """Make a file `size` bytes long; whether the number of sectors has changed. Raises UsageError, HostError."""
+        unit = self.geometry.logical
+        if size <= 0 or size % unit:
+            raise UsageError(f"a disk cannot have {size} bytes: its blocks have {unit}")
+        if self.is_device:
+            raise UsageError(f"{self.path} is a block device: resize it by its own tools, then call refresh()")
+        if self.readonly:
+            raise UsageError(f"{self.path} is open for reading only: it cannot be resized")
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as exc:
+            raise HostError(f"resizing the disk image to {size} bytes", exc.errno or 0, "", str(self.path)) from exc
+        return self.refresh()
+
+    def discard(self, extent: Extent, stop: Callable[[], bool] = lambda: False) -> int:
+        """Give the space of `extent` back; 0 or an errno."""
+        if self.is_device:
+            return _device_ioctl(self.fd, _BLKDISCARD, extent)
+        return int(lib.avmm_blk_fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, extent.offset, extent.size))
+
+    def write_zeroes(self, extent: Extent, stop: Callable[[], bool] = lambda: False) -> int:
+        """Have `extent` read as zeros, and its space given back if it says so; 0 or an errno. Where zeros have to be written, it
+        ends early, with ECANCELED, once `stop()` is true."""
+        if self.is_device:
+            if extent.unmap and not lib.avmm_blk_fallocate(
+                self.fd, _PUNCH_HOLE | _KEEP_SIZE, extent.offset, extent.size
+            ):
+                return 0
+            return _device_ioctl(self.fd, _BLKZEROOUT, extent)
+        mode = _PUNCH_HOLE if extent.unmap and self.can_discard else _ZERO_RANGE
+        error = int(lib.avmm_blk_fallocate(self.fd, mode | _KEEP_SIZE, extent.offset, extent.size))
+        if error in (errno.EOPNOTSUPP, errno.ENOSYS):
+            # by O_DIRECT only what is aligned could be written: the driver writes the zeros itself when it hears of it
+            return errno.EOPNOTSUPP if self.direct else self._write_zeros(extent, stop)
+        return error
+
+    def flush(self) -> int:
+        """Make what was written stable; 0 or an errno."""
+        try:
+            os.fdatasync(self.fd)
+        except OSError as exc:
+            return exc.errno or errno.EIO
+        return 0
+
+    def close(self) -> None:
+        """Close and unlock. Idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+        self.fd = -1
+
+    def _can_discard(self) -> bool:
+        if self.is_device:
+            return probe.device_discards(self.fd)
+        # beyond the end of the file there is nothing to lose
+        beyond = -(-self.size // 4096) * 4096
+        return not lib.avmm_blk_fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, beyond, 4096)
+
+    def _write_zeros(self, extent: Extent, stop: Callable[[], bool]) -> int:
+        at, end = extent.offset, extent.offset + extent.size
+        try:
+            while at < end:
+                if stop():
+                    return errno.ECANCELED
+                at += os.pwrite(self.fd, _ZEROS[: end - at], at)
+        except OSError as exc:
+            return exc.errno or errno.EIO
+        return 0
+
+
+def _device_ioctl(fd: int, request: int, extent: Extent) -> int:
+    try:
+        fcntl.ioctl(fd, request, struct.pack("@QQ", extent.offset, extent.size))
+    except OSError as exc:
+        return exc.errno or errno.EIO
+    return 0
+
+
+def _open_hint(number: int | None, direct: bool) -> str:
+    if number == errno.ENOENT:
+        return "create it, for instance by `truncate -s 10G FILE`"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "say readonly=on, or change its permissions"
+    if number == errno.EINVAL and direct:
+        return "its file system refuses O_DIRECT: leave direct off"
+    return ""

@@ -1,0 +1,167 @@
+"""A disk at work, from DRIVER_OK to reset: one coroutine a queue, completions for all of them.
+
+    kick --> wait() --> avmm_blk_serve: take chains, submit, take in what has completed at once --> interrupt
+    ring readable ----> avmm_blk_reap: take in completions ---------------------------------------> interrupt
+
+Python runs once for each wake-up, and once for each request only for those that native code hands over: discards, zeroing,
+and, without io_uring, all that transfers data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from aiovmm.devices.virtio.blk.engine import THREADS, Engine
+from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.devices.virtio.blk.queue import BlkCounters, QueueService
+from aiovmm.errors import HostError
+from aiovmm.native import ffi, lib
+from aiovmm.virtqueue import Queue
+
+__all__ = ["BlkService"]
+
+_GO = 8  # transfers that a thread does in one go
+_RETRY = 0.002  # seconds until what the kernel did not take for want of memory is submitted again
+
+
+class BlkService:
+    """Serves `queues` until `run` is cancelled. `disk` is the `struct avmm_blk *` of the device, filled in."""
+
+    def __init__(self, disk: Any, engine: Engine, image: DiskImage, depth: int) -> None:
+        self.disk = disk
+        self.engine = engine
+        self.image = image
+        self._depth = depth
+        self._loop = asyncio.get_running_loop()
+        self._queues: list[QueueService] = []
+        self._idle: asyncio.Future[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._past = BlkCounters()
+        self._unstable = asyncio.Event()
+
+    async def run(self, queues: Sequence[Queue]) -> None:
+        """Until cancelled, or until a queue is malformed (ChainError, GuestFault). No I/O is in flight when it ends."""
+        fd = -1
+        try:
+            for queue in queues:
+                if queue.enabled:
+                    self._queues.append(QueueService(self, queue, self._depth))
+            if self.engine.ring != ffi.NULL:
+                fd = self.engine.ring.fd
+                self._loop.add_reader(fd, self._completed)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._flush_on_demand())
+                for service in self._queues:
+                    group.create_task(service.serve())
+        except asyncio.CancelledError:  # a reset: nobody waits for the answers; if a queue broke, somebody may
+            lib.avmm_blk_stop(self.disk)
+            raise
+        finally:
+            try:
+                await self._drain()
+            finally:
+                if fd >= 0:
+                    self._loop.remove_reader(fd)
+                self._let_go()
+
+    def _let_go(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+        self.disk.stopping = False
+        self._past = self.counters
+        for service in self._queues:
+            service.close()
+        self._queues.clear()
+
+    @property
+    def counters(self) -> BlkCounters:
+        """Since the start, also when it has ended."""
+        return sum((service.counters for service in self._queues), self._past)
+
+    def make_stable(self) -> None:
+        """The driver chose write-through and may never flush again: what it has written until now must become stable too."""
+        self._unstable.set()
+
+    async def _flush_on_demand(self) -> None:
+        while True:
+            await self._unstable.wait()
+            self._unstable.clear()
+            error = await self.engine.call(self.image.flush)
+            if error:
+                raise HostError("flushing the disk image", error, "", str(self.image.path))
+
+    def published(self, mask: int) -> None:
+        """Requests were returned to the driver on the queues in `mask`."""
+        for service in self._queues:
+            if mask & service.bit:
+                service.published()
+            service.wake()
+        if mask & lib.AVMM_BLK_LOOK:
+            for service in self._queues:
+                service.carry_out_handed()
+        if mask & lib.AVMM_BLK_AGAIN and self._retry is None:
+            self._retry = self._loop.call_later(_RETRY, self._try_again)
+        if self._idle is not None and not self._idle.done() and not self.disk.in_flight:
+            self._idle.set_result(None)
+
+    def _completed(self) -> None:
+        mask = lib.avmm_blk_reap(self.disk)
+        if mask:
+            self.published(mask)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._completed()
+
+    def perform(self, request: Any, work: Callable[..., int], *arguments: Any) -> None:
+        """Have a thread do `work`, which returns 0 or an errno, and answer the request with that."""
+        try:
+            future = self.engine.submit(work, *arguments)
+        except HostError:
+            self._refused([request])
+            return
+        future.add_done_callback(partial(self._performed, request))
+
+    def _performed(self, request: Any, future: asyncio.Future[int]) -> None:
+        lib.avmm_blk_finish(request, future.result())
+        self.published(lib.avmm_blk_publish(self.disk))
+
+    def transfer(self, requests: list[Any]) -> None:
+        """Have threads do reads, writes and flushes, and answer them: some in one go, since waking a thread is dear."""
+        step = min(_GO, -(-len(requests) // THREADS))
+        for at in range(0, len(requests), step):
+            some = ffi.new("struct avmm_blk_request *[]", requests[at : at + step])
+            try:
+                future = self.engine.submit(lib.avmm_blk_perform, some, len(some))
+            except HostError:
+                self._refused(some)
+                continue
+            future.add_done_callback(partial(self._transferred, some))
+
+    def _transferred(self, some: Any, future: asyncio.Future[None]) -> None:
+        future.result()
+        lib.avmm_blk_finish_performed(some, len(some))
+        self.published(lib.avmm_blk_publish(self.disk))
+
+    def _refused(self, requests: Iterable[Any]) -> None:
+        """No thread could be started. The driver may try again; no request may stay in flight, or a reset would not end."""
+        for request in requests:
+            lib.avmm_blk_finish(request, errno.EAGAIN)
+        self.published(lib.avmm_blk_publish(self.disk))
+
+    async def _drain(self) -> None:
+        """Until no I/O is in flight, however often this is cancelled: guest memory must not be let go before."""
+        cancelled: asyncio.CancelledError | None = None
+        while self.disk.in_flight:
+            self._idle = self._loop.create_future()
+            try:
+                await self._idle
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                lib.avmm_blk_stop(self.disk)
+        if cancelled is not None:
+            raise cancelled

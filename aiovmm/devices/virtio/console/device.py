@@ -1,0 +1,115 @@
+"""The console device, VIRTIO 1.2 §5.3, with one port: bytes from the guest, bytes to it, the terminal's size.
+
+Output: all chains that are there are copied out at once and returned, then their bytes are handed on in one piece. Linux spins
+until its chain comes back, so the output of a busy guest is a chain at a time, and what counts is how soon it is returned.
+
+Input: the guest's buffers are the only buffer. The device holds one of them at a time, validated, and `receive` copies straight
+into it; without one `receive` takes nothing, and the writable callback is called when the guest has offered another. So what the
+guest has not read stays with the writer, across resets and reboots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable
+
+from aiovmm.devices.virtio.console.output import OutputCopier
+from aiovmm.virtqueue import Queue, VirtioDevice
+from aiovmm.virtqueue.chain import Chain
+
+__all__ = ["F_EMERG_WRITE", "F_SIZE", "ConsoleDevice"]
+
+F_SIZE = 1 << 0
+F_EMERG_WRITE = 1 << 2
+
+_CONFIG = struct.Struct("<HHII")  # struct virtio_console_config, §5.3.4: cols, rows, max_nr_ports, emerg_wr
+_EMERG_WR = 8
+
+
+class ConsoleDevice(VirtioDevice):
+    """A ByteDevice and ResizableDevice for an `aiovmm.console.Console`; `output` gets what the guest prints, must take it all
+    and return at once. `size` is columns and rows until `resize` is called."""
+
+    device_id = 3
+    name = "console"
+    features = F_SIZE | F_EMERG_WRITE
+    queue_sizes = (128, 128)  # receiveq, transmitq; Linux fills the first with a page for each entry
+
+    def __init__(self, output: Callable[[bytes], None], *, size: tuple[int, int] = (80, 24)) -> None:
+        self._output = output
+        self._size = size
+        self._writable: Callable[[], None] | None = None
+        self._refused = False  # `receive` took less than it was given
+        self._receiveq: Queue | None = None
+        self._buffer: Chain | None = None  # the guest's, for the next input
+        self._filled = asyncio.Event()
+
+    # -- the host's side
+
+    def receive(self, data: bytes) -> int:
+        """Give the guest bytes to read; how many of them it had room for."""
+        chain, queue = self._buffer, self._receiveq
+        if chain is None or queue is None:
+            self._refused = True
+            return 0
+        taken = min(len(data), chain.room)
+        if taken:
+            chain.write(memoryview(data)[:taken])
+            self._buffer = None
+            queue.push(chain)
+            self._filled.set()
+        self._refused = taken < len(data)
+        return taken
+
+    def set_writable_callback(self, callback: Callable[[], None] | None) -> None:
+        """`callback` is called when there is room after `receive` took less than it was given."""
+        self._writable = callback
+
+    def resize(self, cols: int, rows: int) -> None:
+        """The terminal's size, which the guest is told of by a configuration interrupt."""
+        size = min(max(cols, 0), 0xFFFF), min(max(rows, 0), 0xFFFF)
+        if size != self._size:
+            self._size = size
+            self.config_changed()
+
+    # -- the guest's side
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """cols and rows; there is one port, and emerg_wr reads as 0."""
+        return _CONFIG.pack(*self._size, 1, 0)[offset : offset + size].ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """A write of emerg_wr prints its low byte, at any time in the device's life (§5.3.6.1)."""
+        if offset <= _EMERG_WR < offset + len(data):
+            self._output(data[_EMERG_WR - offset :][:1])
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Serve both directions. Raises GuestError for a malformed chain."""
+        receiveq, transmitq = queues
+        if features & F_SIZE:
+            self.config_changed()  # Linux reads the size only when it is told of a change
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._serve_input(receiveq), name="console input")
+                group.create_task(OutputCopier(transmitq, self._output).serve(), name="console output")
+        finally:
+            if self._buffer is not None and self._receiveq is not None:
+                self._receiveq.put_back(self._buffer)  # a queue that is resumed has it again
+            self._buffer = self._receiveq = None
+
+    async def _serve_input(self, queue: Queue) -> None:
+        self._receiveq = queue
+        async for chain in queue:
+            if not chain.room:
+                queue.push(chain)
+                continue
+            self._filled.clear()
+            self._buffer = chain
+            self._invite()
+            await self._filled.wait()
+
+    def _invite(self) -> None:
+        if self._refused and self._writable is not None:
+            self._refused = False
+            self._writable()

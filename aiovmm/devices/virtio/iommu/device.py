@@ -1,0 +1,240 @@
+"""The IOMMU as a virtio device: requests change domains, domains change the translations of endpoints, faults become events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Protocol
+
+from aiovmm.devices.virtio.iommu.domains import Added, Bound, Domains, Effect, Removed
+from aiovmm.devices.virtio.iommu.table import DomainTable
+from aiovmm.devices.virtio.iommu.translation import Translation
+from aiovmm.devices.virtio.iommu.wire import (
+    BYPASS_CONFIG,
+    BYPASS_OFFSET,
+    FAULT_SIZE,
+    INPUT_RANGE,
+    MAP_UNMAP,
+    PROBE,
+    REQUEST_SIZE,
+    TAIL_SIZE,
+    Malformed,
+    Probe,
+    Request,
+    Status,
+    config_space,
+    fault_event,
+    parse,
+    tail,
+)
+from aiovmm.errors import ChainError, StateError
+from aiovmm.memory import PAGE_SIZE, GuestMemory
+from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+__all__ = ["Endpoint", "IommuDevice", "Reach"]
+
+PROBE_SIZE = 512  # bytes for properties; zeros after the last (§5.13.6.7)
+_INPUT_END = (1 << 48) - 1
+
+_FAULTS_KEPT = 64  # a device that faults is stopped; more come only from a driver that starts it again and again
+
+
+class Endpoint(Protocol):
+    """A device behind the IOMMU, as far as the IOMMU deals with it."""
+
+    def uses(self, start: int, end: int) -> bool:
+        """Whether a part of its live rings lies in [start, end]. Called for every UNMAP: cheap."""
+
+    async def revalidate(self) -> None:
+        """What it reaches has changed, its rings perhaps: if one of them is no longer where it was, stop. Never raises."""
+
+
+class Reach(Protocol):
+    """What a device behind the IOMMU can reach: a Translation, or for a device of the host whoever programs the host's IOMMU."""
+
+    def bind(self, domain: DomainTable | None, *, bypass: bool = False) -> None:
+        """From now on: `domain`, or without one all of memory (`bypass`) or none of it. The endpoint is revalidated next."""
+
+
+class IommuDevice(VirtioDevice):
+    """`power_on` for each machine that is built, then `add_endpoint` for each device; then it is on its own."""
+
+    device_id = 23
+    name = "iommu"
+    features = MAP_UNMAP | PROBE | BYPASS_CONFIG | INPUT_RANGE
+    queue_sizes = (256, 256)
+
+    def __init__(self) -> None:
+        self.domains = Domains(input_end=_INPUT_END)
+        self.faults = 0  # accesses that were not translated
+        self.events_lost = 0  # of them, those that the driver had no buffer for
+        self._memory: GuestMemory | None = None
+        self._translations: dict[int, Reach] = {}
+        self._endpoints: dict[int, Endpoint] = {}
+        self._tables: dict[int, DomainTable] = {}
+        self._pending: deque[bytes] = deque(maxlen=_FAULTS_KEPT)
+        self._faulted = asyncio.Event()
+        self._live = False
+        self._stopping: set[asyncio.Task[None]] = set()
+
+    # -- the machine's side
+
+    def power_on(self, memory: GuestMemory) -> None:
+        """A new machine with this memory: no endpoints, no domains, and those that will come may bypass."""
+        self.power_off()
+        self._memory = memory
+
+    def power_off(self) -> None:
+        """The machine goes, and resets its devices one after the other: that the IOMMU's domains end is no fault of theirs."""
+        self.domains = Domains(input_end=_INPUT_END)
+        self._memory = None
+        self._translations.clear()
+        self._endpoints.clear()
+        self._tables.clear()
+        self._pending.clear()
+
+    def translation(self) -> Translation:
+        """What to give a device as its memory. Raises StateError before `power_on`."""
+        if self._memory is None:
+            raise StateError("the IOMMU stands in no machine")
+        return Translation(self._memory)
+
+    def add_endpoint(self, number: int, translation: Reach, endpoint: Endpoint) -> None:
+        """`endpoint` reaches memory by `translation`; `number` is its id in the firmware tables."""
+        self._translations[number] = translation
+        self._endpoints[number] = endpoint
+        self._carry_out([self.domains.add_endpoint(number)])
+
+    def fault(self, number: int, address: int) -> None:
+        """An access of endpoint `number` to `address` was not translated: the driver is told, if it has asked for that."""
+        translation = self._translations.get(number)
+        if not isinstance(translation, Translation):  # the host tells of no faults
+            return
+        self.faults += 1
+        if not self._live or len(self._pending) == _FAULTS_KEPT:
+            self.events_lost += 1
+            return
+        reason, access = translation.explain(address)
+        self._pending.append(fault_event(reason, number, address, access))
+        self._faulted.set()
+
+    # -- the driver's side
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """`struct virtio_iommu_config`."""
+        data = config_space(~(PAGE_SIZE - 1) & (1 << 64) - 1, _INPUT_END, PROBE_SIZE, self.domains.bypass)
+        return data[offset : offset + size].ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Only `bypass` can be written, with 0 or 1 (§5.13.4)."""
+        if offset <= BYPASS_OFFSET < offset + len(data) and data[BYPASS_OFFSET - offset] <= 1:
+            self._revalidate(self._carry_out(self.domains.set_bypass(bool(data[BYPASS_OFFSET - offset]))))
+
+    def reset(self) -> None:
+        """All endpoints are detached; the configuration stays."""
+        self._revalidate(self._carry_out(self.domains.reset()))
+        self._tables.clear()
+        self._pending.clear()
+
+    async def close(self) -> None:
+        """Let the stopping of devices end."""
+        if self._stopping:
+            await asyncio.wait(self._stopping)
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Answer requests and report faults. Raises ChainError for a request that cannot be answered."""
+        self._live = True
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._serve(queues[0]))
+                tasks.create_task(self._report(queues[1]))
+        finally:
+            self._live = False
+
+    async def _serve(self, queue: Queue) -> None:
+        async for chain in queue:
+            request = _read(chain)
+            if isinstance(request, Status):
+                chain.write(tail(request))
+            elif request is not None:  # of an unknown type not even the answer's layout is known (§5.13.6.2)
+                outcome = self.domains.handle(request)
+                for stopping in self._revalidate(self._carry_out(outcome.effects)):
+                    await asyncio.shield(stopping)
+                if isinstance(request, Probe):
+                    chain.write(outcome.properties.ljust(PROBE_SIZE, b"\0"))
+                chain.write(tail(outcome.status))
+            queue.push(chain)
+
+    def _carry_out(self, effects: Iterable[Effect]) -> list[Endpoint]:
+        """Change the translations; the endpoints that have to look at their rings again."""
+        again: list[Endpoint] = []
+        for effect in effects:
+            match effect:
+                case Added(domain, mapping):
+                    self._tables[domain].add(mapping)
+                case Removed(domain, start, end):
+                    self._tables[domain].remove(start, end)
+                    again += [
+                        e
+                        for n, e in self._endpoints.items()
+                        if self.domains.domain_of(n) == domain and e.uses(start, end)
+                    ]
+                case Bound(number, domain, bypass):
+                    self._translations[number].bind(self._table(domain), bypass=bypass)
+                    again.append(self._endpoints[number])
+        return again
+
+    def _table(self, domain: int | None) -> DomainTable | None:
+        """The table of a domain. Those of domains that have ended go: their number may come again, with other mappings."""
+        for number in [n for n in self._tables if not self.domains.exists(n)]:
+            del self._tables[number]
+        if domain is None:
+            return None
+        assert self._memory is not None
+        if domain not in self._tables:
+            self._tables[domain] = DomainTable(self._memory)
+        return self._tables[domain]
+
+    def _revalidate(self, endpoints: list[Endpoint]) -> list[asyncio.Task[None]]:
+        """Have them look at their rings, whether somebody waits for it or not."""
+        started = []
+        for endpoint in endpoints:
+            task = asyncio.get_running_loop().create_task(_revalidate(endpoint), name="iommu revalidation")
+            self._stopping.add(task)
+            task.add_done_callback(self._stopping.discard)
+            started.append(task)
+        return started
+
+    async def _report(self, queue: Queue) -> None:
+        while True:
+            await self._faulted.wait()
+            self._faulted.clear()
+            while self._pending:
+                event = self._pending.popleft()
+                chain = queue.pop()
+                if chain is None:
+                    self.events_lost += 1
+                    continue
+                if chain.writable_size < FAULT_SIZE:
+                    raise ChainError(f"a buffer for events has room for {FAULT_SIZE} bytes", chain.head)
+                chain.write(event)
+                queue.push(chain)
+
+
+async def _revalidate(endpoint: Endpoint) -> None:
+    await endpoint.revalidate()
+
+
+def _read(chain: Chain) -> Request | Status | None:
+    """The request of a chain, a status if it is none, or None if its type is not known. Raises ChainError without room for
+    the answer."""
+    if chain.writable_size < TAIL_SIZE:
+        raise ChainError("a request has room for its status", chain.head)
+    try:
+        request = parse(chain.read(min(chain.unread, REQUEST_SIZE)))
+    except Malformed:
+        return Status.INVAL
+    if isinstance(request, Probe) and chain.writable_size < PROBE_SIZE + TAIL_SIZE:
+        raise ChainError(f"a PROBE request has room for {PROBE_SIZE} bytes and its status", chain.head)
+    return request

@@ -1,0 +1,223 @@
+"""virtio-net (VIRTIO 1.2 §5.1): a network card with one or several queue pairs on a back end of the host.
+
+Queue 2i receives and 2i+1 transmits for pair i; the control queue comes after the last pair, or after the first where the
+driver knows no multiqueue (§5.1.2). Every queue is a coroutine; the control queue's commands start and end those of pairs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiovmm.config import NetConfig
+from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.backend import NetBackend
+from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP, NetConfigSpace
+from aiovmm.devices.virtio.net.control import (
+    ACK_ERR,
+    ACK_OK,
+    COMMAND_LIMIT,
+    AnnounceAck,
+    SetOffloads,
+    SetPairs,
+    parse_command,
+)
+from aiovmm.devices.virtio.net.counters import NetCounters
+from aiovmm.devices.virtio.net.mac import random_mac
+from aiovmm.devices.virtio.net.pairs import ActivePairs
+from aiovmm.devices.virtio.net.port import Port
+from aiovmm.errors import ConfigError
+from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.virtqueue.queue import Queue
+
+__all__ = ["NetDevice"]
+
+_CONTROL_SIZE = 64
+# Seconds after each command: switching queues and offloads takes the host's RTNL lock and a grace period of its kernel, so a
+# guest that did nothing else could hold up the loop, and the host's other network configuration.
+_COMMAND_PAUSE = 0.001
+_MAX_PAIRS = 0x8000  # §5.1.4.1
+
+
+class NetDevice(VirtioDevice):
+    """A network card. `mac` is 6 bytes (None: a random, locally administered one); `offloads` limits what is offered.
+
+    Raises ConfigError if `mac` is no card's address, or the back end has more pairs than there can be.
+    """
+
+    device_id = 1
+
+    def __init__(
+        self,
+        backend: NetBackend,
+        *,
+        mac: bytes | None = None,
+        queue_size: int = 256,
+        offloads: f.Offloads = f.ALL_OFFLOADS,
+        name: str = "net",
+    ) -> None:
+        self.mac = random_mac() if mac is None else mac
+        if len(self.mac) != 6 or self.mac[0] & 1:
+            raise ConfigError("net.mac", f"{self.mac.hex(':')} is not the address of a card")
+        if not 1 <= backend.pairs <= _MAX_PAIRS:
+            raise ConfigError("net.num_queues", f"{backend.pairs} queue pairs cannot be")
+        self.name = name
+        self.backend = backend
+        self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
+        self._queue_size = queue_size
+        self._offloads = offloads
+        self._link = True
+        self._ended: OSError | None = None
+        self._negotiated = 0
+        self._past = NetCounters()
+        self._space = NetConfigSpace(self.mac)
+        self._pairs: ActivePairs | None = None
+        self._describe()
+
+    @classmethod
+    def from_config(cls, config: NetConfig, name: str = "net") -> NetDevice:
+        """See `aiovmm.devices.virtio.net.configured.make_net`."""
+        from aiovmm.devices.virtio.net.configured import make_net
+
+        return make_net(config, name)
+
+    def _describe(self) -> None:
+        """Take over what the back end knows of itself; after `open` it knows more than before."""
+        backend = self.backend
+        self._space.max_virtqueue_pairs = backend.pairs
+        self._space.mtu = min(backend.mtu or 0, 0xFFFF)
+        self.features = f.offered(
+            pairs=backend.pairs,
+            queue_size=self._queue_size,
+            mtu=backend.mtu is not None,
+            vnet_hdr=backend.vnet_hdr,
+            uso=backend.uso,
+            offloads=self._offloads,
+        )
+
+    # -- what users see --------------------------------------------------------------------------------------------------
+
+    @property
+    def link(self) -> bool:
+        """Whether the cable is plugged, and there is something at its other end. Settable at any time."""
+        return self._link and self._ended is None
+
+    @link.setter
+    def link(self, up: bool) -> None:
+        self._link = up
+        self._show_link()
+
+    @property
+    def ended(self) -> OSError | None:
+        """Why the other end is gone for good (its socket was closed, the TAP removed), or None."""
+        return self._ended
+
+    def announce(self) -> None:
+        """Have the driver tell the network where it is (gratuitous ARP), as after a migration or a fork (§5.1.6.5.4)."""
+        if self._negotiated & f.GUEST_ANNOUNCE and self.link:
+            self._space.status |= ANNOUNCE
+            self.config_changed()
+
+    @property
+    def mtu(self) -> int | None:
+        """What the driver is told, in bytes."""
+        return self._space.mtu or None
+
+    @property
+    def active_pairs(self) -> int:
+        """Queue pairs that the driver uses now; 0 without a driver."""
+        return self._pairs.count if self._pairs is not None else 0
+
+    @property
+    def counters(self) -> NetCounters:
+        """All that went through."""
+        return sum((port.counters for port in self.backend.ports), self._past)
+
+    # -- the device ------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Open the back end. Raises HostError, ConfigError."""
+        await self.backend.open()
+        self._describe()
+        self._show_link()
+
+    async def close(self) -> None:
+        """Close it."""
+        self._past = self.counters
+        await self.backend.close()
+
+    def accepts(self, features: int) -> bool:
+        """Whether each bit has what it requires (§5.1.3.1)."""
+        return f.consistent(features)
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """§5.1.4."""
+        return self._space.read(offset, size)
+
+    def reset(self) -> None:
+        """Forget what the driver had chosen."""
+        self._negotiated = 0
+        self._space.status &= ~ANNOUNCE
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Serve all queues. What is not asynchronous ends at once, so nothing is in flight when it is cancelled."""
+        self._negotiated = features
+        if self._ended is None:
+            self.backend.set_offloads(features & f.OFFLOADS)
+        self._show_link()
+        control = queues[len(queues) - 1 if features & f.MQ else 2]
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._pairs = ActivePairs(self.backend, queues, group, self._port_ended)
+                await self._pairs.begin(features)
+                if features & f.CTRL_VQ:
+                    await self._control(control, self._pairs)
+        finally:
+            if self._pairs is not None:
+                self._pairs.close()
+                self._pairs = None
+
+    async def _control(self, queue: Queue, pairs: ActivePairs) -> None:
+        async for chain in queue:
+            ok = await self._command(chain.read_all(COMMAND_LIMIT), pairs)
+            chain.write(ACK_OK if ok else ACK_ERR)
+            queue.push(chain)
+            queue.flush()
+            del chain  # it would hold guest memory while this waits, and longer: a cancelled group of tasks is a cycle
+            await asyncio.sleep(_COMMAND_PAUSE)
+
+    async def _command(self, data: bytes, pairs: ActivePairs) -> bool:
+        """Carry out a command; whether it was legal and the host went along (§5.1.6.5)."""
+        command = parse_command(data)
+        try:
+            match command:
+                case SetPairs(count) if self._negotiated & f.MQ and 1 <= count <= self.backend.pairs:
+                    await pairs.set_count(count)
+                case SetOffloads(bits) if self._may_set(bits):
+                    self.backend.set_offloads(bits)
+                case AnnounceAck() if self._negotiated & f.GUEST_ANNOUNCE:
+                    self._space.status &= ~ANNOUNCE
+                case _:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def _may_set(self, bits: int) -> bool:
+        allowed = self._negotiated & f.OFFLOADS
+        return bool(self._negotiated & f.CTRL_GUEST_OFFLOADS) and not bits & ~allowed and f.consistent(bits)
+
+    def _port_ended(self, port: Port, error: OSError) -> None:
+        if self._ended is None:
+            self._ended = error
+            self._show_link()
+
+    def _show_link(self) -> None:
+        up = self.link
+        for port in self.backend.ports:
+            port.set_link(up)
+        if self._ended is None and self.backend.ports:
+            self.backend.set_carrier(up)
+        status = self._space.status & ~LINK_UP | (LINK_UP if up else 0)
+        if status != self._space.status:
+            self._space.status = status
+            self.config_changed()

@@ -1,0 +1,85 @@
+"""passt as back end: a network for guests of unprivileged users (https://passt.top).
+
+passt translates between the guest's Ethernet frames and ordinary sockets of the host, so that nothing has to be configured
+there: the guest gets the host's own address by DHCP, and reaches what the host reaches. It speaks the stream framing of QEMU.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import Sequence
+from errno import ENOENT
+
+from aiovmm.devices.virtio.net.backend import NetBackend
+from aiovmm.devices.virtio.net.port import Port
+from aiovmm.devices.virtio.net.sockets import SocketBackend
+from aiovmm.errors import HostError
+
+__all__ = ["PasstBackend"]
+
+_BUFFER = 4 << 20  # bytes of socket buffer that passt's own documentation recommends at most; the kernel grants less
+_PATIENCE = 2.0  # seconds until a passt whose guest is gone is killed
+
+
+class PasstBackend(NetBackend):
+    """A passt process of its own. `arguments` go to it, such as `-t 2222:22` to forward a TCP port of the host; `program` is its
+    path or name. When it dies the guest's link goes down."""
+
+    def __init__(self, arguments: Sequence[str] = (), *, program: str = "passt", mtu: int | None = None) -> None:
+        self.mtu = mtu
+        self._arguments = tuple(arguments)
+        self._program = program
+        self._socket: SocketBackend | None = None
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def ports(self) -> Sequence[Port]:
+        """The one, while it runs."""
+        return self._socket.ports if self._socket is not None else ()
+
+    @property
+    def pid(self) -> int | None:
+        """passt's process id."""
+        return self._process.pid if self._process is not None else None
+
+    async def open(self) -> None:
+        """Start passt. Raises HostError."""
+        if self._socket is not None:
+            return
+        program = shutil.which(self._program)
+        if program is None:
+            raise HostError("start passt", ENOENT, "install it: apt-get install passt", self._program)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+        self._socket = SocketBackend(ours, mtu=self.mtu)
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(program, "--foreground", "--quiet", "--fd", str(theirs.fileno())),
+                    *(("--mtu", str(self.mtu)) if self.mtu is not None else ()),
+                    *self._arguments,
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C at the terminal is for the guest
+                )
+        except OSError as exc:
+            await self.close()
+            raise HostError("start passt", exc.errno or 0, path=program) from exc
+
+    async def close(self) -> None:
+        """End it: it goes when its socket closes, or is killed. Idempotent."""
+        if self._socket is not None:
+            await self._socket.close()
+            self._socket = None
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                await asyncio.wait_for(process.wait(), _PATIENCE)
+            except TimeoutError:
+                process.kill()
+                await process.wait()

@@ -1,0 +1,65 @@
+"""One queue pair's way to the host: a descriptor that carries frames, with the native state of both directions."""
+
+from __future__ import annotations
+
+import enum
+import mmap
+from typing import Any
+
+from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.counters import NetCounters
+from aiovmm.native import ffi, lib
+
+__all__ = ["Port", "PortKind"]
+
+_DRAIN = 1024  # packets thrown away at most when a driver starts; a TAP's queue has 1000 by default
+
+
+class PortKind(enum.IntEnum):
+    """How frames travel on the descriptor (native/src/tap.h)."""
+
+    VNET = lib.AVMM_NET_VNET
+    PLAIN = lib.AVMM_NET_PLAIN
+    STREAM = lib.AVMM_NET_STREAM
+
+
+class Port:
+    """`fd` is non-blocking and stays its owner's. `zero_ends`: reading nothing means that the peer has closed."""
+
+    def __init__(self, fd: int, kind: PortKind, *, socket: bool = False, zero_ends: bool = False) -> None:
+        self.fd = fd
+        self.kind = kind
+        self.ended: OSError | None = None  # the other end is gone for good, and why
+        self.rx: Any = ffi.new("struct avmm_net_rx *")
+        self.tx: Any = ffi.new("struct avmm_net_tx *")
+        self.rx.fd = self.tx.fd = fd
+        self.rx.kind = self.tx.kind = kind
+        self.rx.zero_ends = zero_ends
+        self.tx.socket = socket
+        sizes = [lib.AVMM_NET_PACKET + 1] * 2 + [lib.AVMM_NET_STREAM_BUFFER] * (kind is PortKind.STREAM)
+        # Mapped, not allocated: most ports never touch their buffers, and there may be a thousand guests.
+        self._buffers = [ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size)) for size in sizes]
+        self.rx.packet, self.tx.packet = self._buffers[:2]
+        if kind is PortKind.STREAM:
+            self.rx.stream = self._buffers[2]
+
+    def begin(self, features: int) -> None:
+        """A driver starts with these features. Packets that waited for none are lost, as on a card that is off: they may have
+        been prepared for offloads that this driver does not know."""
+        self.rx.mergeable = bool(features & f.MRG_RXBUF)
+        self.rx.pending = 0
+        self.tx.checksum = bool(features & f.CSUM)
+        self.tx.gso = f.gso_types(features)
+        self.tx.ecn = bool(features & f.HOST_ECN)
+        if self.kind is PortKind.VNET and self.ended is None:
+            self.rx.dropped += lib.avmm_net_drain(self.rx, _DRAIN)
+
+    def set_link(self, up: bool) -> None:
+        """While the link is down frames of both directions are lost."""
+        self.rx.discard = self.tx.discard = not up
+
+    @property
+    def counters(self) -> NetCounters:
+        """What went through."""
+        rx, tx = self.rx, self.tx
+        return NetCounters(rx.packets, rx.bytes, rx.dropped, tx.packets, tx.bytes, tx.dropped, tx.errors)

@@ -1,0 +1,168 @@
+"""A TAP interface as back end: by name, made anew, or by open descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiovmm.devices.virtio.net import tun
+from aiovmm.devices.virtio.net.backend import NetBackend
+from aiovmm.devices.virtio.net.features import tun_offloads
+from aiovmm.devices.virtio.net.interface import Interface
+from aiovmm.devices.virtio.net.port import Port, PortKind
+from aiovmm.errors import ConfigError, HostError
+
+__all__ = ["HostAddress", "TapBackend"]
+
+_NEW_NAME = "aiovmm%d"  # the kernel puts in the first number that is free
+_USO_PROBE = 0x01 | 0x20 | 0x40  # TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
+
+
+@dataclass(frozen=True)
+class HostAddress:
+    """The host's side of the link: IPv4 address and netmask, MAC address. None: as it is."""
+
+    ip: str | None = None
+    mask: str = "255.255.255.0"
+    mac: bytes | None = None
+
+
+_AS_IT_IS = HostAddress()
+
+
+class TapBackend(NetBackend):
+    """A TAP with a queue for each pair.
+
+    `name`: attach to it, or make it; None makes one called aiovmm0, aiovmm1, ... What is made goes when it is closed.
+    `fds`: queues of a TAP that are open already; they are duplicated, and the interface itself is left as it is.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        fds: Sequence[int] = (),
+        pairs: int = 1,
+        mtu: int | None = None,
+        host: HostAddress = _AS_IT_IS,
+    ) -> None:
+        if fds and (name or host != _AS_IT_IS):
+            raise ConfigError("net.fd", "goes with neither a name nor an address", "configure the TAP that it is of")
+        if name is not None and len(name.encode()) > 15:
+            raise ConfigError("net.tap", f"{name!r} is longer than an interface name can be (15 bytes)")
+        self.name = name or ""
+        self.pairs = len(fds) or pairs
+        self.vnet_hdr = True
+        self.mtu = mtu
+        self._host = host
+        self._given = tuple(fds)
+        self._fds: list[int] = []
+        self._ports: list[Port] = []
+        self._active = 0
+
+    def __repr__(self) -> str:
+        return f"<TapBackend {self.name or 'to be made'}, {self.pairs} pairs>"
+
+    @property
+    def ports(self) -> Sequence[Port]:
+        """One for each pair."""
+        return self._ports
+
+    async def open(self) -> None:
+        """Attach all queues, configure the interface and bring it up. Raises HostError, ConfigError."""
+        if self._fds:
+            return
+        try:
+            # In the loop's own thread: a network namespace is a thread's, and these calls are short.
+            if self._given:
+                self._adopt()
+            else:
+                self._attach()
+                self._configure()
+        except BaseException:
+            await self.close()
+            raise
+        kind = PortKind.VNET if self.vnet_hdr else PortKind.PLAIN
+        self._ports = [Port(fd, kind) for fd in self._fds]
+
+    def _attach(self) -> None:
+        name = self.name or _NEW_NAME
+        multi = self.pairs > 1
+        for _ in range(self.pairs):
+            self._fds.append(tun.open_tun())
+            try:
+                name = tun.attach(self._fds[-1], name, multi_queue=multi)
+            except HostError as exc:
+                if multi or exc.errno != errno.EINVAL:
+                    raise
+                name = tun.attach(self._fds[-1], name, multi_queue=True)  # one that was made for several queues
+                multi = True
+        self.name = name
+        self._active = self.pairs
+        self._prepare()
+
+    def _adopt(self) -> None:
+        for fd in self._given:
+            self.name, flags = tun.describe(fd)
+            self.vnet_hdr = self.vnet_hdr and bool(flags & tun.IFF_VNET_HDR)
+            self._fds.append(os.dup(fd))
+            os.set_blocking(self._fds[-1], False)
+        self._active = self.pairs
+        if self.vnet_hdr:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        for fd in self._fds:
+            tun.size_header(fd)
+        try:
+            tun.set_offload(self._fds[0], _USO_PROBE)
+            self.uso = True
+        except OSError:  # Linux before 6.2
+            self.uso = False
+        tun.set_offload(self._fds[0], 0)
+
+    def _configure(self) -> None:
+        host = self._host
+        with Interface(self.name) as interface:
+            if self.mtu is not None:
+                interface.set_mtu(self.mtu)
+            self.mtu = interface.mtu
+            if host.mac is not None:
+                interface.set_mac(host.mac)
+            if host.ip is not None:
+                interface.set_address(host.ip, host.mask)
+            interface.up()
+
+    async def close(self) -> None:
+        """Let go of it; a TAP that was made here disappears. Idempotent."""
+        fds, self._fds, self._ports = self._fds, [], []
+        if fds:  # the kernel may take tens of milliseconds to remove an interface
+            await asyncio.to_thread(_close_all, fds)
+
+    def set_offloads(self, features: int) -> None:
+        """Tell the kernel what it may leave to the guest."""
+        if self.vnet_hdr:
+            tun.set_offload(self._fds[0], tun_offloads(features if self.uso else features & (1 << 32) - 1))
+
+    def activate(self, pairs: int) -> None:
+        """Detach and attach queues."""
+        while self._active > pairs:
+            tun.set_queue(self._fds[self._active - 1], attached=False)
+            self._active -= 1
+        while self._active < pairs:
+            tun.set_queue(self._fds[self._active], attached=True)
+            self._active += 1
+
+    def set_carrier(self, up: bool) -> None:
+        """The host sees the cable plugged or pulled."""
+        with contextlib.suppress(OSError):  # macvtap knows no such thing, and a TAP that is gone has none
+            tun.set_carrier(self._fds[0], up)
+
+
+def _close_all(fds: Sequence[int]) -> None:
+    for fd in reversed(fds):
+        os.close(fd)

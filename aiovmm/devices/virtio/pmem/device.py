@@ -1,0 +1,116 @@
+"""The pmem device: says where the file is in guest-physical space, and flushes it on request.
+
+Reading and writing never come here: the guest does them itself in the mapping. A flush runs in a thread; all that ask for one
+while it runs share the next, which covers what each of them has written before it asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Self
+
+from aiovmm.config import PmemConfig
+from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
+from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
+from aiovmm.errors import StateError
+from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+__all__ = ["PmemDevice"]
+
+
+class PmemDevice(VirtioDevice):
+    """`open_backing` is called by `open`, and what it returns is closed by `close`."""
+
+    device_id = 27
+    name = "pmem"
+    queue_sizes = (64,)
+    memory_alignment = ALIGNMENT
+
+    def __init__(self, open_backing: Callable[[], Backing]) -> None:
+        self._open_backing = open_backing
+        self._backing: Backing | None = None
+        self._start = 0
+        self.flushes = 0  # of the host's file, each for one or more requests
+        self.error: OSError | None = None  # why the last flush that failed did
+
+    @classmethod
+    def from_config(cls, config: PmemConfig) -> Self:
+        """A device on `config.file`."""
+        return cls(lambda: open_backing(config))
+
+    async def open(self) -> None:
+        """Open the file. Raises HostError, ConfigError."""
+        if self._backing is None:
+            self._backing = self._open_backing()
+
+    async def close(self) -> None:
+        """Close it."""
+        backing, self._backing = self._backing, None
+        if backing is not None:
+            backing.close()
+
+    def memory(self) -> Backing:
+        """What is to be mapped into the guest, checked anew. Raises ConfigError, StateError."""
+        if self._backing is None:
+            raise StateError("the pmem device is not open")
+        self._backing.check()
+        return self._backing
+
+    def placed(self, address: int) -> None:
+        """It was mapped at guest-physical `address`."""
+        self._start = address
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Where the memory is and how large (§5.19.4)."""
+        length = self._backing.size if self._backing is not None else 0
+        return config_space(self._start, length)[offset : offset + size].ljust(size, b"\0")
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Answer flushes. Raises ChainError for a request that cannot be answered."""
+        queue = queues[0]
+        while True:
+            await queue.wait()
+            waiting: list[Chain] = []
+            while len(waiting) < queue.size and (chain := queue.pop()) is not None:
+                if is_flush(chain):
+                    waiting.append(chain)
+                else:
+                    _answer(queue, chain, FAILURE)
+            if waiting:
+                result = SUCCESS if await self._flush() else FAILURE
+                for chain in waiting:
+                    _answer(queue, chain, result)
+            queue.flush()
+            await asyncio.sleep(0)
+
+    async def _flush(self) -> bool:
+        """Whether all that was written is on stable storage. With a private mapping there is nothing to bring there."""
+        backing = self._backing
+        assert backing is not None
+        if not backing.shared:
+            return True
+        self.flushes += 1
+        try:
+            await _to_the_end(backing.sync)
+        except OSError as exc:
+            self.error = exc
+            return False
+        return True
+
+
+def _answer(queue: Queue, chain: Chain, result: bytes) -> None:
+    chain.write(result)
+    queue.push(chain)
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Run `work` in a thread. A caller that is cancelled still waits: the file is not closed under the thread."""
+    task = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            await asyncio.wait([task])
+        task.exception()  # nobody is there to be told
+        raise

@@ -1,0 +1,186 @@
+"""Where entropy comes from: the host's urandom, which never blocks; whatever can be polled; the rest, in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import select
+import stat
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from aiovmm.errors import HostError
+
+__all__ = ["EntropySource", "ImmediateSource", "PolledSource", "ThreadedSource", "open_source"]
+
+_URANDOM = os.makedev(1, 9)  # Documentation/admin-guide/devices.txt
+
+
+class EntropySource(Protocol):
+    """One reader at a time. After a cancelled `read` nothing is written into its views any more."""
+
+    async def read(self, views: list[memoryview]) -> int:
+        """Wait for entropy and fill `views` (at least one byte of room, at most IOV_MAX views) from their start; how many
+        bytes, at least 1. Raises HostError when the source fails or has ended."""
+
+    def close(self) -> None:
+        """Idempotent."""
+
+
+def open_source(path: Path) -> EntropySource:
+    """Open the file, FIFO or device at `path`. Raises HostError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO need not have a writer yet
+    except OSError as exc:
+        raise HostError("opening the entropy source", exc.errno or 0, "rng.src names it", str(path)) from exc
+    try:
+        return _source(fd, str(path))
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _source(fd: int, path: str) -> EntropySource:
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        raise HostError("opening the entropy source", errno.EISDIR, "rng.src names it", path)
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == _URANDOM:
+        return ImmediateSource(fd, path)
+    if _can_be_polled(fd):
+        return PolledSource(fd, path)
+    os.set_blocking(fd, True)
+    return ThreadedSource(fd, path)
+
+
+def _can_be_polled(fd: int) -> bool:
+    with select.epoll() as poller:
+        try:
+            poller.register(fd, select.EPOLLIN)
+        except PermissionError:  # what epoll_ctl(2) says of regular files and of devices that have no poll, like hwrng
+            return False
+    return True
+
+
+class _FileSource:
+    def __init__(self, fd: int, path: str) -> None:
+        self.fd = fd
+        self.path = path
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def failed(self, errno_: int) -> HostError:
+        """The error of a read; 0 is the end of the file."""
+        if errno_ == 0:
+            return HostError("reading entropy", errno.ENODATA, "the source has ended", self.path)
+        return HostError("reading entropy", errno_, path=self.path)
+
+    def _read_now(self, views: list[memoryview]) -> int:
+        try:
+            done = os.readv(self.fd, views)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            raise self.failed(exc.errno or errno.EIO) from exc
+        if done == 0:
+            raise self.failed(0)
+        return done
+
+
+class ImmediateSource(_FileSource):
+    """A descriptor that never blocks, so that native code may read it as well."""
+
+    async def read(self, views: list[memoryview]) -> int:
+        """See EntropySource."""
+        return self._read_now(views)
+
+
+class PolledSource(_FileSource):
+    """A FIFO, socket or device that says when it is readable. Read straight into guest memory, without blocking."""
+
+    async def read(self, views: list[memoryview]) -> int:
+        """See EntropySource."""
+        while True:
+            await self._readable()  # first, for a FIFO that has not had a writer yet is at its end, but not readable
+            try:
+                return self._read_now(views)
+            except BlockingIOError:  # somebody else reads it too
+                continue
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(self.fd, _wake, ready)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(self.fd)
+
+
+class ThreadedSource(_FileSource):
+    """A file or device whose reads may block. Each read is a thread's, into memory of its own: one that blocks for ever keeps
+    neither guest memory nor the end of the VM waiting. What a cancelled reader did not take is there for the next."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        super().__init__(fd, path)
+        self._reading: asyncio.Future[bytes] | None = None
+        self._left = memoryview(b"")
+
+    async def read(self, views: list[memoryview]) -> int:
+        """See EntropySource."""
+        if not self._left:
+            if self._reading is None:
+                self._reading = self._start(sum(map(len, views)))
+            data = await _uncancelled(self._reading)
+            self._reading = None
+            self._left = memoryview(data)
+        done = 0
+        for view in views:
+            part = self._left[: len(view)]
+            view[: len(part)] = part
+            self._left = self._left[len(part) :]
+            done += len(part)
+        return done
+
+    def _start(self, size: int) -> asyncio.Future[bytes]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = loop.create_future()
+        fd = os.dup(self.fd)  # the thread's own: `close` may come while it reads
+
+        def work() -> None:
+            outcome: bytes | HostError
+            try:
+                outcome = os.read(fd, size) or self.failed(0)
+            except OSError as exc:
+                outcome = self.failed(exc.errno or errno.EIO)
+            finally:
+                os.close(fd)
+            with contextlib.suppress(RuntimeError):  # the loop was closed while this read blocked
+                loop.call_soon_threadsafe(_settle, future, outcome)
+
+        threading.Thread(target=work, name="rng source", daemon=True).start()
+        return future
+
+
+def _wake(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
+def _settle(future: asyncio.Future[bytes], outcome: bytes | HostError) -> None:
+    if isinstance(outcome, HostError):
+        future.set_exception(outcome)
+        future.exception()  # it is raised to the next reader, if there is one
+    else:
+        future.set_result(outcome)
+
+
+async def _uncancelled(future: asyncio.Future[bytes]) -> bytes:
+    """The future's result. Cancelling the waiter does not cancel the future."""
+    await asyncio.wait([future])
+    return future.result()

@@ -1,0 +1,104 @@
+"""virtio-vsock (VIRTIO 1.2 §5.10): stream sockets between the guest and this program, or the programs at a unix socket."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+from aiovmm.config import VsockConfig
+from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
+from aiovmm.devices.virtio.vsock.muxer import Muxer
+from aiovmm.devices.virtio.vsock.rings import Rings
+from aiovmm.devices.virtio.vsock.streams import Vsock
+from aiovmm.devices.virtio.vsock.switch import Switch
+from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.virtqueue.queue import Queue
+
+__all__ = ["VsockDevice"]
+
+
+class VsockDevice(VirtioDevice):
+    """The guest's context id is `cid`. `streams` is the program's side. With `path`, a unix socket there speaks the hybrid
+    protocol (see `hybrid`), and a guest's connection to port N goes to the unix socket `<path>_N` unless the program listens.
+
+    `buffer`: bytes that a guest may have under way to each host end. `limit`: connections. `connect_timeout`: seconds that a
+    client of the unix socket waits for its handshake and for the guest.
+    """
+
+    device_id = 19
+    name = "vsock"
+    features = 0  # stream sockets need none (§5.10.3)
+    queue_sizes = (256, 256, 16)
+
+    def __init__(
+        self,
+        cid: int,
+        path: Path | None = None,
+        *,
+        buffer: int = 64 << 10,
+        limit: int = 1024,
+        connect_timeout: float = 5.0,
+    ) -> None:
+        self.cid = cid
+        self._switch = Switch(Muxer(cid, buffer=buffer, limit=limit), self._pump)
+        self.streams = Vsock(self._switch)
+        self._hybrid = None if path is None else HybridSocket(self._switch, path, timeout=connect_timeout)
+        self._rings: Rings | None = None
+
+    @classmethod
+    def from_config(cls, config: VsockConfig) -> VsockDevice:
+        """Not open yet."""
+        return cls(
+            config.cid,
+            config.socket,
+            buffer=config.buffer_size,
+            limit=config.max_connections,
+            connect_timeout=config.connect_timeout,
+        )
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._switch.muxer.connections)
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """struct virtio_vsock_config (§5.10.4): guest_cid, 64 bits."""
+        return struct.pack("<Q", self.cid)[offset : offset + size].ljust(size, b"\0")
+
+    async def open(self) -> None:
+        """Listen at the unix socket. Raises HostError, ConfigError."""
+        self._switch.open()
+        try:
+            if self._hybrid is not None:
+                self._hybrid.open()
+        except BaseException:
+            self._switch.close()
+            raise
+
+    async def close(self) -> None:
+        """End all connections and listeners. Idempotent."""
+        self.streams.close()
+        if self._hybrid is not None:
+            await self._hybrid.close()
+        self._switch.close()
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Serve the guest. Listeners outlive it, connections do not."""
+        self._rings = Rings(queues, self._switch)
+        self._switch.live.set()
+        try:
+            await self._rings.serve()
+        finally:
+            self._rings = None
+            self._switch.live.clear()
+            self._switch.drop("the guest reset its vsock device")
+
+    def transport_reset(self) -> None:
+        """Drop all connections and tell the guest that they are gone and that its context id may have changed."""
+        self._switch.drop("the connections were reset")
+        if self._rings is not None:
+            self._rings.transport_reset()
+
+    def _pump(self) -> None:
+        if self._rings is not None:
+            self._rings.pump()

@@ -1,0 +1,274 @@
+"""The hybrid protocol: the guest's sockets at unix sockets, for host programs that know nothing of vsock.
+
+A program connects to `path`, sends `CONNECT <port>\\n`, and gets `OK <host port>\\n` when the guest has accepted; from then on
+it is the connection. Any failure closes. A guest that connects to CID 2 port N is connected to the unix socket `<path>_N`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+
+from aiovmm.devices.virtio.vsock.connection import Connection
+from aiovmm.devices.virtio.vsock.poller import GONE
+from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
+from aiovmm.errors import AiovmmError, ConfigError, HostError
+
+__all__ = ["HybridSocket"]
+
+_LINE = re.compile(rb"CONNECT +(\d{1,10}) *\r?\n", re.IGNORECASE)
+_LINE_MAX = 32  # bytes of a CONNECT line: a client that sends no newline is not waited for
+_BACKLOG = 512
+_ACCEPTS = 64  # at most, before others get a turn
+_RETRY = 0.02  # seconds until the next try at a listener whose backlog is full
+_PATH_MAX = 107 - len("_4294967294")  # bytes: sun_path (unix(7)) less its NUL and the longest `_<port>`
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_NO_ROOM_PAUSE = 0.5  # seconds without accepting, when descriptors have run out
+
+
+class HybridSocket:
+    """The listener at `path`, mode 0600, which is removed at the end. A stale file that nobody listens at is replaced.
+
+    `timeout`: seconds for a client's whole handshake, a guest that has no driver yet included, and for a host program
+    whose backlog is full. Raises ConfigError: a path so long that the unix socket of some port could have no name."""
+
+    def __init__(self, switch: Switch, path: Path, *, timeout: float) -> None:
+        if len(os.fsencode(path)) > _PATH_MAX:
+            raise ConfigError("vsock.socket", f"{path} is longer than {_PATH_MAX} bytes", "choose a shorter path")
+        self.path = path
+        self.timeout = timeout
+        self.switch = switch
+        self._listener: socket.socket | None = None
+        self._inode: tuple[int, int] | None = None
+        self._handshakes: set[_Handshake] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Listen. Raises HostError, ConfigError."""
+        self._listener = _listen(self.path)
+        self._inode = _inode(self.path)
+        self._watch()
+        self.switch.fallback = self._connect_host
+
+    async def close(self) -> None:
+        """Idempotent. Connections that are established are the switch's."""
+        self.switch.fallback = None
+        if self._pause is not None:
+            self._pause.cancel()
+        for handshake in list(self._handshakes):
+            handshake.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listener is not None:
+            self.switch.poller.forget(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        if self._inode is not None and _inode(self.path) == self._inode:
+            self.path.unlink()
+        self._inode = None
+
+    # -- host to guest -------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        assert self._listener is not None
+        self.switch.poller.watch(self._listener.fileno(), self._on_clients, edge=False)
+
+    def _on_clients(self, events: int) -> None:
+        assert self._listener is not None
+        for _ in range(_ACCEPTS):
+            try:
+                client, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno in _NO_ROOM:  # the listener stays readable: do not spin
+                    self.switch.poller.forget(self._listener.fileno())
+                    self._pause = asyncio.get_running_loop().call_later(_NO_ROOM_PAUSE, self._watch)
+                    return
+                continue  # the client went away
+            if len(self._handshakes) >= self.switch.muxer.limit:
+                client.close()
+                continue
+            self._handshakes.add(_Handshake(self, client))
+
+    def done(self, handshake: _Handshake) -> None:
+        """It has become a connection, or nothing."""
+        self._handshakes.discard(handshake)
+
+    # -- guest to host -------------------------------------------------------------------------------------------------
+
+    def _connect_host(self, port: int, accepted: Accepted) -> None:
+        """The guest asks for `port`."""
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError:  # no descriptors left: the guest sees a refusal, and may try again
+            accepted(None)
+            return
+        code = self._try(sock, port)
+        if code == 0:
+            accepted(sock)
+        elif code == errno.EAGAIN and len(self._tasks) < self.switch.muxer.limit:
+            task = asyncio.get_running_loop().create_task(self._retry(sock, port, accepted))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            sock.close()
+            accepted(None)
+
+    def _try(self, sock: socket.socket, port: int) -> int:
+        """0 or an errno, whatever port the guest names."""
+        try:
+            return sock.connect_ex(f"{self.path}_{port}")
+        except OSError as exc:  # of the address, which is looked at first: it has no errno
+            return exc.errno or errno.ENAMETOOLONG
+
+    async def _retry(self, sock: socket.socket, port: int, accepted: Accepted) -> None:
+        """Its backlog is full, which no event tells the end of."""
+        code = errno.EAGAIN
+        try:
+            async with asyncio.timeout(self.timeout):
+                while code == errno.EAGAIN:
+                    await asyncio.sleep(_RETRY)
+                    code = self._try(sock, port)
+        except TimeoutError:
+            pass
+        finally:
+            if code:
+                sock.close()
+            accepted(None if code else sock)
+
+
+class _Handshake:
+    """One client until it is a connection: reads the CONNECT line and not a byte more, then waits for the guest."""
+
+    def __init__(self, hybrid: HybridSocket, sock: socket.socket) -> None:
+        self._hybrid = hybrid
+        self._switch = hybrid.switch
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._port: int | None = None
+        self._waiter: asyncio.Task[None] | None = None
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(hybrid.timeout, self.close)
+        self._switch.poller.watch(self._fd, self._on_event)
+
+    def close(self) -> None:
+        """It came to nothing. Idempotent."""
+        self._finish()
+        self._switch.poller.forget(self._fd)
+        self._sock.close()
+
+    def _finish(self) -> None:
+        self._timer.cancel()
+        if self._waiter is not None:
+            self._waiter.cancel()
+            self._waiter = None
+        self._hybrid.done(self)
+
+    def _on_event(self, events: int) -> None:
+        if events & GONE:
+            self.close()
+        elif self._port is None:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            seen = self._sock.recv(_LINE_MAX, socket.MSG_PEEK)
+            end = seen.find(b"\n") + 1
+            if end:
+                self._sock.recv(end)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        match = _LINE.fullmatch(seen[:end]) if end else None
+        if match is None:
+            if end or len(seen) >= _LINE_MAX or not seen:
+                self.close()
+            return
+        self._port = int(match[1])
+        if self._port > 0xFFFFFFFE:
+            self.close()
+        elif self._switch.live.is_set():
+            self._request()
+        else:
+            self._waiter = asyncio.get_running_loop().create_task(self._wait_for_guest())
+
+    async def _wait_for_guest(self) -> None:
+        while not self._switch.live.is_set():
+            await self._switch.live.wait()
+        self._waiter = None
+        self._request()
+
+    def _request(self) -> None:
+        """Ask the guest; from here on the connection watches the socket."""
+        assert self._port is not None
+        self._switch.poller.forget(self._fd)
+        try:
+            link = self._switch.connect(self._port, self._sock, opened=self._opened, failed=self._failed)
+        except AiovmmError:
+            self.close()
+            return
+        self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(self._hybrid.timeout, link.close)
+        self._hybrid.done(self)
+
+    def _opened(self, connection: Connection) -> None:
+        self._timer.cancel()
+        with contextlib.suppress(OSError):  # it has gone, as an event is about to tell
+            self._sock.send(b"OK %d\n" % connection.host_port)
+
+    def _failed(self, error: OSError) -> None:
+        self._timer.cancel()
+
+
+def _listen(path: Path) -> socket.socket:
+    _remove_stale(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    bound = False
+    try:
+        listener.bind(os.fspath(path))
+        bound = True
+        os.chmod(path, 0o600)  # before listen: nobody can have connected yet
+        listener.listen(_BACKLOG)
+    except OSError as exc:
+        listener.close()
+        if bound:
+            path.unlink(missing_ok=True)
+        raise HostError("vsock: listening", exc.errno or 0, path=str(path)) from exc
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise HostError("vsock: listening", exc.errno or 0, path=str(path)) from exc
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError("vsock.socket", f"{path} exists and is not a socket", "remove it, or choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        code = probe.connect_ex(os.fspath(path))
+    if code != errno.ECONNREFUSED:
+        raise HostError("vsock: listening", errno.EADDRINUSE, "another process listens there", str(path))
+    path.unlink(missing_ok=True)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

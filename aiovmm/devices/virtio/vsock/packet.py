@@ -1,0 +1,74 @@
+"""The packets of virtio-vsock on the rings (VIRTIO 1.2 §5.10.6): a header of 44 bytes, for RW followed by the payload."""
+
+from __future__ import annotations
+
+import enum
+import struct
+from typing import NamedTuple
+
+__all__ = [
+    "HEADER_SIZE",
+    "HOST_CID",
+    "LENGTH_AT",
+    "MASK32",
+    "SHUTDOWN_BOTH",
+    "SHUTDOWN_RECEIVE",
+    "SHUTDOWN_SEND",
+    "STREAM",
+    "TRANSPORT_RESET",
+    "Header",
+    "Op",
+    "parse_headers",
+]
+
+HOST_CID = 2  # VMADDR_CID_HOST, §5.10.4
+STREAM = 1  # VIRTIO_VSOCK_TYPE_STREAM, §5.10.6
+SHUTDOWN_RECEIVE, SHUTDOWN_SEND = 1, 2  # flags of SHUTDOWN, §5.10.6.5: its sender receives, or sends, no more
+SHUTDOWN_BOTH = SHUTDOWN_RECEIVE | SHUTDOWN_SEND
+TRANSPORT_RESET = struct.pack("<I", 0)  # struct virtio_vsock_event, §5.10.6.7
+MASK32 = 0xFFFFFFFF
+
+_HEADER = struct.Struct("<QQIIIHHIII")
+HEADER_SIZE = _HEADER.size
+LENGTH_AT = 24  # offset of `len`
+
+
+class Op(enum.IntEnum):
+    """`op`, §5.10.6."""
+
+    REQUEST = 1
+    RESPONSE = 2
+    RST = 3
+    SHUTDOWN = 4
+    RW = 5
+    CREDIT_UPDATE = 6
+    CREDIT_REQUEST = 7
+
+
+class Header(NamedTuple):
+    """`struct virtio_vsock_hdr`. `length` counts the payload's bytes; `buf_alloc` and `fwd_cnt` are the sender's credit."""
+
+    src_cid: int
+    dst_cid: int
+    src_port: int
+    dst_port: int
+    length: int = 0
+    type: int = STREAM
+    op: int = 0
+    flags: int = 0
+    buf_alloc: int = 0
+    fwd_cnt: int = 0
+
+    def pack(self) -> bytes:
+        """Its 44 bytes."""
+        return _HEADER.pack(*self)
+
+    @classmethod
+    def parse(cls, data: bytes | bytearray | memoryview) -> Header:
+        """From the first 44 bytes of `data`. Any content parses; what it means is checked by who acts on it."""
+        return cls._make(_HEADER.unpack_from(data))
+
+
+def parse_headers(data: bytes | bytearray | memoryview) -> list[Header]:
+    """Headers that stand one after another, without payloads."""
+    return [Header._make(fields) for fields in _HEADER.iter_unpack(data)]

@@ -1,0 +1,70 @@
+"""Readiness of many sockets through one epoll of ours, whose descriptor is the only one that the event loop watches.
+
+Edge-triggered: a connection that cannot be served now (no credit, no room on the ring) is not reported again and again, and
+neither needs its interest changed, which would be two system calls whenever that happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import Callable
+
+__all__ = ["GONE", "IN", "OUT", "Poller"]
+
+IN, OUT = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR
+_EVENTS = 128  # handled before the loop gets a turn
+
+Handler = Callable[[int], None]
+
+
+class Poller:
+    """`watch` after `open`; `after` is called when a batch of events has been handled. Handlers must not raise."""
+
+    def __init__(self, after: Callable[[], None]) -> None:
+        self._after = after
+        self._epoll: select.epoll | None = None
+        self._handlers: dict[int, Handler] = {}
+        self._fresh: set[int] | None = None  # watched since the events at hand were fetched
+
+    def open(self) -> None:
+        """Begin to watch, in the running loop."""
+        self._epoll = select.epoll()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def close(self) -> None:
+        """Idempotent. The sockets are their owners'."""
+        if self._epoll is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+            self._handlers.clear()
+
+    def watch(self, fd: int, handler: Handler, *, edge: bool = True) -> None:
+        """Call `handler(events)`, at first with what is so already. Not edge-triggered: readable only, for listeners."""
+        assert self._epoll is not None
+        self._epoll.register(fd, IN | OUT | select.EPOLLET if edge else select.EPOLLIN)
+        self._handlers[fd] = handler
+        if self._fresh is not None:
+            self._fresh.add(fd)
+
+    def forget(self, fd: int) -> None:
+        """Before it is closed. Idempotent."""
+        if self._handlers.pop(fd, None) is not None and self._epoll is not None:
+            self._epoll.unregister(fd)
+
+    def _dispatch(self) -> None:
+        if self._epoll is None:
+            return
+        self._fresh = set()
+        try:
+            for fd, events in self._epoll.poll(0, _EVENTS):
+                handler = self._handlers.get(fd)
+                # A fresh one may have the number of one that was closed meanwhile: the event is not its own.
+                if handler is not None and fd not in self._fresh:
+                    handler(events)
+        finally:
+            self._fresh = None
+        self._after()

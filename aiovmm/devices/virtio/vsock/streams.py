@@ -1,0 +1,264 @@
+"""The program's way to the guest: asyncio streams, with no unix socket in any directory.
+
+A connection is a socket pair, one half the device's and one half behind real asyncio streams, so that buffering, flow
+control, `write_eof`, `drain` and `wait_closed` are asyncio's own, on any event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from aiovmm.devices.virtio.vsock.connection import Connection
+from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
+from aiovmm.errors import HostError, StateError, UsageError
+
+__all__ = ["Streams", "Vsock", "VsockServer"]
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+_PORT_MAX = 0xFFFFFFFE  # VMADDR_PORT_ANY is -1
+_BACKLOG = 128  # connections that wait to be accepted
+_RETRY_FIRST, _RETRY_LAST = 0.01, 0.25  # seconds between attempts while the guest does not listen yet
+
+
+class _Half:
+    """The program's half of a connection, before and after there are streams on it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._reader: asyncio.StreamReader | None = None
+        self._error: OSError | None = None
+
+    async def streams(self) -> Streams:
+        try:
+            reader, writer = await asyncio.open_connection(sock=self.sock)
+        except BaseException:
+            self.sock.close()
+            raise
+        self._reader = reader
+        if self._error is not None:
+            reader.set_exception(self._error)
+        return reader, writer
+
+    def aborted(self, error: OSError) -> None:
+        """An abrupt end must not look like a clean one: the reader raises `error`."""
+        self._error = error
+        if self._reader is not None:
+            self._reader.set_exception(error)
+
+
+class Vsock:
+    """Connections to the guest and from it, by port. `vm.vsock`."""
+
+    def __init__(self, switch: Switch) -> None:
+        self._switch = switch
+        self._servers: set[VsockServer] = set()
+        self._closed = False
+
+    async def connect(self, port: int, *, timeout: float | None = 10.0, wait: bool = False) -> Streams:
+        """A connection to `port` of the guest, as (StreamReader, StreamWriter), in at most `timeout` seconds.
+
+        A guest whose driver is not there yet is waited for, and with `wait` one where nobody listens yet too; else that is
+        ConnectionRefusedError. Raises TimeoutError, ConnectionError, HostError (too many), StateError (closed). When the
+        guest ends the connection abruptly, or reboots, the reader raises ConnectionResetError.
+        """
+        _check_port(port)
+        delay = _RETRY_FIRST
+        async with asyncio.timeout(timeout):
+            while True:
+                await self._guest()
+                try:
+                    return await self._attempt(port)
+                except (ConnectionRefusedError, ConnectionResetError):
+                    if not wait:
+                        raise
+                await asyncio.sleep(delay)
+                delay = min(2 * delay, _RETRY_LAST)
+
+    async def _guest(self) -> None:
+        """Wait for the guest's driver."""
+        while not self._closed and not self._switch.live.is_set():
+            await self._switch.live.wait()
+        if self._closed:
+            raise StateError("the vsock device is closed")
+
+    async def _attempt(self, port: int) -> Streams:
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as exc:
+            raise HostError("vsock: making a connection", exc.errno or 0, "raise the limit of open files") from exc
+        half = _Half(theirs)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def opened(connection: Connection) -> None:
+            if not answer.done():
+                answer.set_result(None)
+
+        def failed(error: OSError) -> None:
+            if not answer.done():
+                answer.set_exception(error)
+
+        try:
+            try:
+                self._switch.connect(port, ours, opened=opened, failed=failed, aborted=half.aborted)
+            except BaseException:
+                ours.close()
+                raise
+            await answer
+        except BaseException:
+            theirs.close()  # the device's half sees that
+            raise
+        return await half.streams()
+
+    async def listen(
+        self,
+        port: int,
+        callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None] | None = None,
+    ) -> VsockServer:
+        """Take the guest's connections to CID 2, `port`: `callback(reader, writer)` is run for each, as asyncio.start_server
+        does it; without one, `accept` them. Listeners stay over reboots of the guest. Raises StateError, UsageError.
+
+        While 128 connections wait to be accepted, or callbacks run for as many as the device may have, more are refused: a
+        guest can end its connections and ask for new ones faster than the program lets go of the old."""
+        _check_port(port)
+        if self._closed:
+            raise StateError("the vsock device is closed")
+        if port in self._switch.listeners:
+            raise UsageError(f"vsock port {port} is listened at already")
+        limit = self._switch.muxer.limit
+        backlog = min(_BACKLOG, limit) if callback is None else limit
+        server = VsockServer(port, callback, self._gone, backlog=backlog)
+        self._switch.listeners[port] = server._offered
+        self._servers.add(server)
+        return server
+
+    def close(self) -> None:
+        """End all servers. Idempotent."""
+        self._closed = True
+        self._switch.live.set()  # who waits for the guest hears of it
+        for server in list(self._servers):
+            server.close()
+
+    def _gone(self, server: VsockServer) -> None:
+        self._servers.discard(server)
+        self._switch.listeners.pop(server.port, None)
+
+
+class VsockServer:
+    """A port that is listened at. `async with` closes it; `async for reader, writer in server` accepts."""
+
+    def __init__(
+        self,
+        port: int,
+        callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None] | None,
+        gone: Callable[[VsockServer], None],
+        *,
+        backlog: int,
+    ) -> None:
+        self.port = port
+        self._callback = callback
+        self._gone = gone
+        self._backlog = backlog
+        self._waiting: deque[_Half] = deque()
+        self._news = asyncio.Event()  # for those who accept: one waits, or the server is closed
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = asyncio.Event()
+
+    async def accept(self) -> Streams:
+        """The next connection. Raises StateError when the server is closed."""
+        while not self._waiting:
+            if self._closed.is_set():
+                raise StateError(f"vsock port {self.port} is not listened at any more")
+            self._news.clear()
+            await self._news.wait()
+        return await self._waiting.popleft().streams()
+
+    def close(self) -> None:
+        """Take no more connections; those there are stay. Idempotent."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._gone(self)
+        while self._waiting:
+            self._waiting.popleft().sock.close()
+        self._news.set()
+
+    async def wait_closed(self) -> None:
+        """Until it is closed and its callbacks have ended."""
+        await self._closed.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+        for task in self._tasks:
+            task.cancel()
+        await self.wait_closed()
+
+    async def __aiter__(self) -> AsyncIterator[Streams]:
+        """Connections, until it is closed."""
+        with contextlib.suppress(StateError):
+            while True:
+                yield await self.accept()
+
+    def _offered(self, port: int, accepted: Accepted) -> None:
+        if len(self._waiting) + len(self._tasks) >= self._backlog:
+            accepted(None)
+            return
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError:  # no descriptors left: the guest sees a refusal, and may try again
+            accepted(None)
+            return
+        half = _Half(theirs)
+        if self._callback is None:
+            self._waiting.append(half)
+            self._news.set()
+            accepted(ours, lambda error: self._aborted(half, error))
+            return
+        accepted(ours, half.aborted)
+        task = asyncio.get_running_loop().create_task(self._call(half), name=f"vsock port {self.port}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _aborted(self, half: _Half, error: OSError) -> None:
+        """Nobody needs to accept what is over: its descriptor would be the guest's to multiply."""
+        half.aborted(error)
+        if half in self._waiting:
+            self._waiting.remove(half)
+            half.sock.close()
+
+    async def _call(self, half: _Half) -> None:
+        assert self._callback is not None
+        reader, writer = await half.streams()
+        try:
+            result = self._callback(reader, writer)
+            if result is not None:
+                await result
+        except Exception as exc:
+            asyncio.get_running_loop().call_exception_handler(
+                {
+                    "message": f"the handler of vsock port {self.port} failed",
+                    "exception": exc,
+                    "transport": writer.transport,
+                }
+            )
+            writer.transport.abort()
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
+
+
+def _check_port(port: int) -> None:
+    if not 0 <= port <= _PORT_MAX:
+        raise UsageError(f"{port} is not a vsock port (0..{_PORT_MAX:#x})")

@@ -1,0 +1,198 @@
+"""Joins the guest's connections to host ends, for as long as the device is open; the rings come and go with the driver.
+
+Nothing here waits. Host ends are made by whoever listens on a port: an `Acceptor` is given the port and a function to call,
+now or later, with a connected stream socket, or None to refuse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
+from aiovmm.devices.virtio.vsock.link import Link
+from aiovmm.devices.virtio.vsock.muxer import Muxer
+from aiovmm.devices.virtio.vsock.packet import Header
+from aiovmm.devices.virtio.vsock.poller import Poller
+from aiovmm.errors import HostError, StateError
+from aiovmm.virtqueue.batch import Batch
+
+__all__ = ["Acceptor", "HostEnd", "Switch"]
+
+HostEnd = socket.socket
+
+
+class Accepted(Protocol):
+    """To be called once, with the host end (the connection's from then on) or None; `aborted` hears of its abrupt end."""
+
+    def __call__(self, sock: HostEnd | None, aborted: Callable[[OSError], None] = ...) -> None: ...
+
+
+Acceptor = Callable[[int, Accepted], None]
+
+_CLOSE_PATIENCE = (
+    8.0  # seconds for the guest's RST after our SHUTDOWN of both directions (§5.10.6.5); Linux has the same
+)
+
+
+class Switch:
+    """See the module. `wake` is called whenever there may be something to send to the guest."""
+
+    def __init__(self, muxer: Muxer, wake: Callable[[], None]) -> None:
+        self.muxer = muxer
+        self.poller = Poller(wake)
+        self.links: dict[Connection, Link] = {}
+        self.listeners: dict[int, Acceptor] = {}
+        self.fallback: Acceptor | None = None
+        self.live = asyncio.Event()  # the guest's driver is there
+        self._wake = wake
+        self._ends: set[Link] = set()  # with those whose connection is over but who linger
+        self._timers: dict[Connection, asyncio.TimerHandle] = {}
+        self._opened = False
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Begin, in the running loop."""
+        self.poller.open()
+        self._opened = True
+
+    def close(self) -> None:
+        """End everything. Idempotent."""
+        self._opened = False
+        self.drop("the device was closed")
+        for link in list(self._ends):
+            link.abort(ConnectionResetError(errno.ECONNRESET, "the device was closed"))
+        self.poller.close()
+
+    def drop(self, why: str) -> None:
+        """The guest is gone, or has forgotten its connections: all host ends see a close. What a host has yet to take of a
+        connection that was closed before still reaches it."""
+        gone = self.muxer.clear()
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        for connection in gone:
+            link = self.links.pop(connection, None)
+            if link is not None:
+                error = ConnectionResetError(errno.ECONNRESET, why)
+                link.failed(error)
+                link.abort(error)
+
+    # -- from the guest ------------------------------------------------------------------------------------------------
+
+    def receive(self, header: Header, batch: Batch, index: int) -> None:
+        """A packet of the guest, in chain `index` of `batch`."""
+        effect, connection = self.muxer.receive(header)
+        if connection is None or effect is Effect.NONE:
+            return
+        if effect is Effect.ASKED:
+            self._ask(connection)
+            return
+        link = self.links.get(connection)
+        if link is None:
+            return
+        if effect is Effect.DELIVER:
+            link.deliver(batch, index, header.length)
+            if connection.pending:
+                self.settle(connection)
+        else:
+            self._carry_out(effect, link)
+
+    def _carry_out(self, effect: Effect, link: Link) -> None:
+        if effect is Effect.OPENED:
+            link.opened(link.connection)
+        elif effect is Effect.SHUTDOWN:
+            link.guest_shutdown()
+        elif effect is Effect.CLOSED:
+            link.linger()
+        elif effect is Effect.REFUSED:
+            error = ConnectionRefusedError(errno.ECONNREFUSED, f"the guest refused port {link.connection.guest_port}")
+            link.failed(error)
+            link.close()
+        elif effect is Effect.ABORTED:
+            link.abort(ConnectionResetError(errno.ECONNRESET, "reset by the guest"))
+        self._link_changed(link)
+
+    def _ask(self, connection: Connection) -> None:
+        """Find a host end for what the guest wants."""
+        acceptor = self.listeners.get(connection.host_port, self.fallback)
+
+        def accepted(sock: HostEnd | None, aborted: Callable[[OSError], None] = lambda error: None) -> None:
+            if sock is None or connection.state is not State.PENDING:
+                connection.refuse()
+                if sock is not None:
+                    sock.close()
+            else:
+                self._join(Link(connection, sock, self._link_changed, aborted=aborted))
+                connection.accept()
+            self.settle(connection)
+            self._wake()
+
+        if acceptor is None or len(self._ends) >= self.muxer.limit:
+            accepted(None)
+        else:
+            acceptor(connection.host_port, accepted)
+
+    # -- from the host -------------------------------------------------------------------------------------------------
+
+    def connect(
+        self,
+        guest_port: int,
+        sock: HostEnd,
+        *,
+        opened: Callable[[Connection], None],
+        failed: Callable[[OSError], None],
+        aborted: Callable[[OSError], None] = lambda error: None,
+    ) -> Link:
+        """Ask the guest to accept `sock`, which is the connection's from now on. Raises StateError, HostError."""
+        if not self._opened or not self.live.is_set():
+            raise StateError("the guest has no vsock driver now")
+        connection = self.muxer.connect(guest_port) if len(self._ends) < self.muxer.limit else None
+        if connection is None:
+            hint = "close some, or let the device have more"
+            raise HostError(f"vsock: {self.muxer.limit} connections are open", errno.ENOBUFS, hint)
+        link = Link(connection, sock, self._link_changed, opened=opened, failed=failed, aborted=aborted)
+        self._join(link)
+        self._wake()
+        return link
+
+    def _join(self, link: Link) -> None:
+        link.sock.setblocking(False)
+        self.links[link.connection] = link
+        self._ends.add(link)
+        self.poller.forget(link.fd)
+        self.poller.watch(link.fd, link.on_event)
+
+    def _link_changed(self, link: Link) -> None:
+        connection = link.connection
+        if link.closed and link in self._ends:
+            self._ends.discard(link)
+            self.poller.forget(link.fd)
+        self.settle(connection)
+        if link.readable and connection.wants_data and not connection.blocked:
+            self.muxer.schedule(connection)
+
+    def settle(self, connection: Connection) -> None:
+        """Draw the conclusions of what happened to a connection."""
+        self.muxer.settle(connection)
+        if connection.state is State.CLOSED:
+            self.links.pop(connection, None)
+            timer = self._timers.pop(connection, None)
+            if timer is not None:
+                timer.cancel()
+        elif connection.state is State.CLOSING and connection not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[connection] = loop.call_later(_CLOSE_PATIENCE, self._give_up, connection)
+            link = self.links.get(connection)
+            if link is not None:
+                link.close()
+
+    def _give_up(self, connection: Connection) -> None:
+        self._timers.pop(connection, None)
+        connection.refuse()
+        self.settle(connection)
+        self._wake()

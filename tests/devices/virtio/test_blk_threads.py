@@ -1,0 +1,71 @@
+"""A host that has no thread for a disk: requests fail, none is lost, and the device can be reset."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
+from aiovmm.devices.virtio.blk.engine import Engine, IoKind
+from aiovmm.devices.virtio.blk.protocol import Request
+from aiovmm.errors import HostError
+from aiovmm.testing import Harness
+from tests.devices.virtio.blk_driver import read, segments, submit
+
+
+def refuse(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> BlkDevice:
+    path = tmp_path / "disk"
+    path.write_bytes(os.urandom(1 << 20))
+    return BlkDevice(DiskImage.open(path), io=IoKind.THREADS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "room"),
+    [
+        (Request.IN, b"", 512),
+        (Request.OUT, bytes(512), 0),
+        (Request.FLUSH, b"", 0),
+        (Request.DISCARD, segments((0, 8, 0)), 0),
+        (Request.WRITE_ZEROES, segments((0, 8, 0)), 0),
+    ],
+    ids=lambda v: v.name if isinstance(v, Request) else "",
+)
+async def test_requests_fail_and_the_next_is_served(
+    disk: BlkDevice, monkeypatch: pytest.MonkeyPatch, kind: Request, data: bytes, room: int
+) -> None:
+    async with Harness(disk) as h:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            for _ in range(3):
+                assert (await submit(h, kind, 0, data, room))[0] is Status.IOERR
+            assert disk._disk.in_flight == 0
+            await asyncio.wait_for(h.reset(), 10)
+            await h.start()
+        assert len(await read(h, 0, 512)) == 512
+        assert disk.counters.errors == 3
+
+
+async def test_work_that_was_refused_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The executor keeps it in its queue, where a thread that is busy now would find it."""
+    engine = Engine(IoKind.THREADS, 1, "disk")
+    go = threading.Event()
+    done: list[str] = []
+    first = engine.submit(go.wait)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HostError):
+            engine.submit(done.append, "refused")
+    go.set()
+    await first
+    await engine.call(done.append, "accepted")
+    engine.close()
+    assert done == ["accepted"]

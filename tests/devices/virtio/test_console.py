@@ -1,0 +1,326 @@
+"""What a guest's driver and the program at the console see of virtio-console."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import struct
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiovmm.console import Console
+from aiovmm.devices.virtio.console import ConsoleDevice
+from aiovmm.devices.virtio.console.output import PIECE
+from aiovmm.errors import ChainError
+from aiovmm.testing import Descriptor, Harness
+from aiovmm.virtqueue.config import QueuePosition
+from aiovmm.virtqueue.driver import NEXT
+
+RX, TX = 0, 1
+
+
+class Pair:
+    """A device with its console, as a VM joins them."""
+
+    def __init__(self, history: int = 64 << 20) -> None:
+        self.console = Console(history=history)
+        self.device = ConsoleDevice(self.console.feed)
+        self.console.connect(self.device)
+
+
+def offer(h: Harness, count: int, size: int = 4096) -> None:
+    for _ in range(count):
+        h.queues[RX].add([], [size])
+    h.queues[RX].kick()
+
+
+async def received(h: Harness, size: int, *, refill: int = 0) -> bytes:
+    """What the driver gets, giving each buffer back at once if `refill` is its size."""
+    data = b""
+    async with asyncio.timeout(20):
+        while len(data) < size:
+            for used in await h.queues[RX].used():
+                data += used.data
+                if refill:
+                    offer(h, 1, refill)
+    return data
+
+
+async def test_output_arrives_in_order() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        for text in (b"hello ", b"from ", b"hvc0\n"):
+            assert await h.request(TX, [text]) == b""
+        assert await pair.console.readline() == b"hello from hvc0\n"
+
+
+async def test_output_is_copied_whole_whatever_its_shape() -> None:
+    pair = Pair()
+    parts = [os.urandom(n) for n in (1, 5000, 70000, 3, 65536)]
+    async with Harness(pair.device) as h:
+        h.queues[TX].add(parts[:2])
+        h.queues[TX].add(parts[2:], indirect=True)
+        h.queues[TX].kick()
+        assert [u.length for u in await h.queues[TX].used(2)] == [0, 0]
+        assert await pair.console.readexactly(sum(map(len, parts))) == b"".join(parts)
+
+
+async def test_a_guest_that_goes_on_printing_needs_no_doorbell_and_one_that_pauses_is_woken_for() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        q = h.queues[TX]
+        for round_ in range(3):
+            for i in range(50):
+                q.add([b"%d " % i])
+                assert q.kick() == (i == 0)  # the device looks at the ring by itself
+                await q.used()
+            for _ in range(100):
+                await asyncio.sleep(0)  # it has gone to sleep
+            assert q.kicks == round_ + 1
+        assert pair.console.history.count(b"49 ") == 3
+
+
+async def test_a_chain_is_back_before_its_output_is_looked_at() -> None:
+    """The driver spins until then."""
+    seen: list[int] = []
+    harness: list[Harness] = []
+    printed = asyncio.Event()
+
+    def output(data: bytes) -> None:
+        seen.append(len(harness[0].queues[TX].poll()))
+        printed.set()
+
+    async with Harness(ConsoleDevice(output)) as h:
+        harness.append(h)
+        h.queues[TX].add([b"a"])
+        h.queues[TX].add([b"b"])
+        h.queues[TX].kick()
+        await asyncio.wait_for(printed.wait(), 5)
+    assert seen == [2]
+
+
+async def test_overlapping_descriptors_are_printed_in_bounded_pieces_with_the_loop_free_in_between() -> None:
+    """100 descriptors over the same 1 MiB: 100 MiB of output from a small guest."""
+    pieces: list[int] = []
+    device = ConsoleDevice(lambda data: pieces.append(len(data)))
+    async with Harness(device, memory_size=8 << 20) as h:
+        q = h.queues[TX]
+        q.add_raw([Descriptor(0x300000, 1 << 20, NEXT, i + 1) for i in range(99)] + [Descriptor(0x300000, 1 << 20)])
+        q.kick()
+        turns = 0
+        async with asyncio.timeout(20):
+            while not q.poll():
+                await asyncio.sleep(0)
+                turns += 1
+    assert sum(pieces) == 100 << 20
+    assert max(pieces) <= PIECE
+    assert turns >= 1600
+
+
+async def test_a_chain_with_room_only_is_returned_and_prints_nothing() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        assert await h.request(TX, [], [16]) == b""
+        assert await h.request(TX, [b"x"], [16]) == b""
+        assert pair.console.unread == b"x"
+
+
+async def test_input_goes_into_the_drivers_buffers() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        offer(h, 4, 16)
+        pair.console.write(b"ls\n")
+        (used,) = await h.queues[RX].used()
+        assert used.data == b"ls\n"
+        pair.console.write(b"longer than one buffer\n")
+        assert await received(h, 23) == b"longer than one buffer\n"
+
+
+async def test_input_waits_for_the_driver_and_for_its_buffers() -> None:
+    pair = Pair()
+    pair.console.write(b"typed before there was a guest")
+    async with Harness(pair.device) as h:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert pair.console.input_waiting == 30
+        offer(h, 1, 5)
+        assert await received(h, 5) == b"typed"
+        offer(h, 5, 100)
+        assert await received(h, 25) == b" before there was a guest"
+        assert pair.console.input_waiting == 0
+
+
+async def test_a_guest_that_does_not_read_holds_the_writer_back() -> None:
+    pair = Pair()
+    data = os.urandom(256 << 10)
+    async with Harness(pair.device) as h:
+        sender = asyncio.ensure_future(pair.console.send(data))
+        offer(h, 2)
+        assert await received(h, 8192) == data[:8192]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not sender.done()
+        assert pair.console.input_waiting <= 64 << 10
+        offer(h, 20)
+        assert await received(h, len(data) - 8192, refill=4096) == data[8192:]
+        await sender
+
+
+async def test_input_is_kept_over_a_reset_and_none_is_doubled() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        offer(h, 1, 3)
+        pair.console.write(b"abcdef")
+        assert await received(h, 3) == b"abc"
+        await h.reset()
+        pair.console.write(b"ghi")
+        await h.start()
+        offer(h, 1, 100)
+        assert await received(h, 6) == b"defghi"
+
+
+async def test_a_buffer_that_waits_for_input_when_the_device_stops_is_not_lost() -> None:
+    """The queue can be resumed where it stands."""
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        offer(h, 3, 16)
+        queue = h.runner.queues[RX]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert queue.in_flight
+        await h.reset()
+        assert queue.position == QueuePosition(0, 0)
+
+
+async def test_an_empty_receive_buffer_goes_back_empty() -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        pair.console.write(b"x")
+        assert await h.request(RX, [b"readable only"]) == b""
+        assert await h.request(RX, [], [1]) == b"x"
+
+
+async def test_the_size_and_its_change_are_told() -> None:
+    pair = Pair()
+    assert pair.device.read_config(0, 12) == struct.pack("<HHII", 80, 24, 1, 0)
+    async with Harness(pair.device) as h:
+        await asyncio.wait_for(h.config_irq.wait(), 5)  # Linux does not look at the size before
+        h.config_irq.clear()
+        pair.console.resize(132, 43)
+        await asyncio.wait_for(h.config_irq.wait(), 5)
+        assert struct.unpack("<HH", pair.device.read_config(0, 4)) == (132, 43)
+        pair.console.resize(132, 43)
+        assert h.config_irq.pulses == 2
+        await h.reset()
+        await h.start()
+        assert struct.unpack("<H", pair.device.read_config(2, 2)) == (43,)
+
+
+def test_a_size_that_is_known_before_the_device_is_there() -> None:
+    console = Console()
+    console.resize(100, 30)
+    device = ConsoleDevice(console.feed)
+    console.connect(device)
+    assert struct.unpack("<HH", device.read_config(0, 4)) == (100, 30)
+
+
+def test_sizes_that_no_terminal_has_are_bounded() -> None:
+    device = ConsoleDevice(lambda data: None)
+    device.resize(1 << 20, -1)
+    assert struct.unpack("<HH", device.read_config(0, 4)) == (0xFFFF, 0)
+
+
+@pytest.mark.parametrize("offset", range(16))
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_any_read_of_the_configuration_is_answered_in_full(offset: int, size: int) -> None:
+    assert len(ConsoleDevice(lambda data: None).read_config(offset, size)) == size
+
+
+def test_an_emergency_write_prints_one_character_at_any_time() -> None:
+    printed: list[bytes] = []
+    device = ConsoleDevice(printed.append)
+    device.write_config(8, struct.pack("<I", ord("!")))
+    device.write_config(8, b"?")
+    device.write_config(0, b"\1\0\1\0")  # read-only
+    device.write_config(9, b"x")
+    assert printed == [b"!", b"?"]
+    assert device.read_config(0, 4) == struct.pack("<HH", 80, 24)
+
+
+@pytest.mark.parametrize("queue", [RX, TX])
+async def test_a_malformed_chain_breaks_the_device_until_reset(queue: int) -> None:
+    pair = Pair()
+    async with Harness(pair.device) as h:
+        h.queues[queue].add_raw([Descriptor(0x300000, 16, NEXT, 9999)])
+        h.queues[queue].kick()
+        assert isinstance(await h.broken(), ChainError)
+        pair.console.write(b"waits")
+        await h.reset()
+        await h.start()
+        await h.request(TX, [b"again"])
+        assert await h.request(RX, [], [9]) == b"waits"
+        assert pair.console.unread == b"again"
+
+
+async def test_no_output_is_lost_when_the_device_is_reset_200_times_under_load() -> None:
+    """What the device has returned, it has printed; input that went in came out once."""
+    pair = Pair()
+    rng = random.Random(7)
+    sent = got = 0
+    before = len(os.listdir("/proc/self/fd"))
+    async with Harness(pair.device, memory_size=16 << 20) as h:
+        for _ in range(200):
+            done = 0
+            start = pair.console.history_lost + len(pair.console.history)
+            for _ in range(rng.randrange(1, 30)):
+                h.queues[TX].add([bytes(rng.randrange(1, 3000))])
+            h.queues[TX].kick()
+            offer(h, rng.randrange(20), 64)
+            if pair.console.input_waiting < 10000:
+                n = rng.randrange(2000)
+                pair.console.write(bytes(n))
+                sent += n
+            for _ in range(rng.randrange(5)):
+                await asyncio.sleep(0)
+            await h.reset()
+            done = len(h.queues[TX].poll())
+            printed = pair.console.history_lost + len(pair.console.history) - start
+            assert (printed > 0) == (done > 0)
+            got += sum(u.length for u in h.queues[RX].poll())
+            assert got + pair.console.input_waiting == sent
+            await h.start()
+        await h.request(TX, [b"still here"])
+    assert pair.console.history.endswith(b"still here")
+    assert len(os.listdir("/proc/self/fd")) < before + 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    output=st.lists(st.tuples(st.lists(st.binary(min_size=1, max_size=4000), min_size=1, max_size=5), st.booleans())),
+    data=st.binary(max_size=3000),
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
+    start=st.sampled_from([0, 65530]),
+)
+def test_both_directions_are_streams(
+    output: list[tuple[list[bytes], bool]], data: bytes, sizes: list[int], start: int
+) -> None:
+    async def play() -> None:
+        pair = Pair()
+        async with Harness(pair.device, start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
+            pair.console.write(data)
+            for parts, indirect in output[:20]:
+                h.queues[TX].add(parts, indirect=indirect)
+                h.queues[TX].kick()
+            for size in sizes:
+                h.queues[RX].add([], [size])
+            h.queues[RX].kick()
+            expected = min(len(data), sum(sizes))
+            if expected:
+                assert await received(h, expected) == data[:expected]
+            await h.queues[TX].used(len(output[:20]))
+        assert pair.console.history == b"".join(b"".join(parts) for parts, _ in output[:20])
+
+    asyncio.run(play())

@@ -1,0 +1,67 @@
+"""passt, the network for unprivileged users: it answers DHCP, and its death takes the link down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+
+import pytest
+
+from aiovmm.config import NetConfig
+from aiovmm.devices.virtio.net import NetDevice, PasstBackend
+from aiovmm.errors import HostError
+from aiovmm.virtqueue.harness import Harness
+from tests.devices.virtio.net_guest import NetGuest, ready, until
+from tests.devices.virtio.test_net_tap import checksum
+
+MAC = bytes.fromhex("2e0000000042")
+needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed (apt-get install passt)")
+
+
+def discover() -> bytes:
+    """A DHCPDISCOVER frame (RFC 2131)."""
+    bootp = struct.pack("!BBBBIHH", 1, 1, 6, 0, 0x1234, 0, 0) + bytes(16) + MAC + bytes(10 + 192)
+    bootp = (bootp + b"\x63\x82\x53\x63" + b"\x35\1\1" + b"\xff").ljust(300, b"\0")
+    udp = struct.pack("!HHHH", 68, 67, 8 + len(bootp), 0) + bootp
+    ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + bytes(4) + b"\xff" * 4
+    return b"\xff" * 6 + MAC + b"\x08\0" + ip[:10] + struct.pack("!H", checksum(ip)) + ip[12:] + udp
+
+
+@needs_passt
+async def test_it_offers_an_address() -> None:
+    device = NetDevice(PasstBackend(["-a", "10.5.6.7", "-n", "24", "-g", "10.5.6.1"]), mac=MAC)
+    await device.open()
+    async with Harness(device) as harness:
+        await ready(device)
+        guest = NetGuest(harness)
+        guest.fill()
+        await guest.send(discover())
+        while (packet := await guest.receive()).frame[12:14] != b"\x08\0":
+            pass
+        assert packet.frame[58:62] == socket.inet_aton("10.5.6.7")  # yiaddr
+        assert isinstance(device.backend, PasstBackend)
+        pid = device.backend.pid
+    assert pid is not None
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@needs_passt
+async def test_its_death_takes_the_link_down() -> None:
+    device = NetDevice.from_config(NetConfig(passt=True))
+    await device.open()
+    async with Harness(device) as harness:
+        await ready(device)
+        NetGuest(harness).fill()
+        assert isinstance(device.backend, PasstBackend)
+        assert device.backend.pid is not None
+        os.kill(device.backend.pid, signal.SIGKILL)
+        await until(lambda: not device.link)
+
+
+async def test_without_passt_the_error_says_what_to_install() -> None:
+    with pytest.raises(HostError, match="apt-get install passt"):
+        await PasstBackend(program="no-such-passt").open()

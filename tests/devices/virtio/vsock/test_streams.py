@@ -1,0 +1,326 @@
+"""What a program and a guest see of each other through `Vsock`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from aiovmm.devices.virtio.vsock import VsockDevice
+from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_RECEIVE, SHUTDOWN_SEND, Op
+from aiovmm.errors import HostError, StateError, UsageError
+from aiovmm.virtqueue.harness import Harness
+from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
+
+SIZE = 8 << 20
+
+
+@asynccontextmanager
+async def running(device: VsockDevice | None = None) -> AsyncIterator[tuple[VsockDevice, Guest]]:
+    device = device or make_device()
+    async with Harness(device) as harness, Guest(harness) as guest:
+        yield device, guest
+
+
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, Sock, VsockDevice]]:
+    async with running() as (device, guest):
+        guest.listen(7)
+        reader, writer = await device.streams.connect(7)
+        yield reader, writer, await guest.accept(7), device
+
+
+async def pour(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(bytes(50_000))
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def test_the_guest_reads_its_context_id() -> None:
+    device = make_device()
+    assert device.read_config(0, 8) == (42).to_bytes(8, "little")
+    assert device.read_config(4, 8) == bytes(8)
+
+
+async def test_both_directions_at_once() -> None:
+    data = random.Random(1).randbytes(SIZE)
+
+    async def send_from_host(writer: asyncio.StreamWriter) -> None:
+        for at in range(0, SIZE, 100_000):
+            writer.write(data[at : at + 100_000])
+            await writer.drain()
+        writer.write_eof()
+
+    async def send_from_guest(sock: Sock) -> None:
+        await sock.send(data)
+        await sock.shutdown(SHUTDOWN_SEND)
+
+    async with connected() as (reader, writer, sock, device):
+        _, _, to_host, to_guest = await asyncio.gather(
+            send_from_host(writer), send_from_guest(sock), reader.read(), sock.recv_all()
+        )
+        assert hashlib.sha256(to_host).digest() == hashlib.sha256(to_guest).digest() == hashlib.sha256(data).digest()
+        await sock.close()
+        writer.close()
+        await writer.wait_closed()
+        assert device.connections == 0
+
+
+async def test_the_host_ends_its_direction_first() -> None:
+    async with connected() as (reader, writer, sock, _):
+        writer.write(b"question")
+        writer.write_eof()
+        assert await sock.recv_all() == b"question"
+        assert sock.peer_shutdown == SHUTDOWN_SEND
+        await sock.send(b"answer")
+        await sock.close()
+        assert await reader.read() == b"answer"
+
+
+async def test_the_guest_ends_its_direction_first() -> None:
+    async with connected() as (reader, writer, sock, _):
+        await sock.send(b"question")
+        await sock.shutdown(SHUTDOWN_SEND)
+        assert await reader.read() == b"question"
+        writer.write(b"answer")
+        writer.close()
+        assert await sock.recv_all() == b"answer"
+
+
+async def test_a_guest_that_reads_no_more_breaks_the_hosts_pipe() -> None:
+    async with connected() as (_, writer, sock, _):
+        await sock.shutdown(SHUTDOWN_RECEIVE)
+        with pytest.raises(ConnectionError):
+            await pour(writer)
+
+
+async def test_a_host_that_closes_with_unread_data() -> None:
+    async with connected() as (_, writer, sock, device):
+        await sock.send(bytes(1000))
+        writer.close()
+        await sock.wait("peer_shutdown")
+        with pytest.raises(BrokenPipeError):
+            await sock.send(bytes(1 << 20))
+        await sock.close()
+        assert device.connections == 0
+
+
+async def test_what_the_guest_sent_before_it_closed_arrives() -> None:
+    data = random.Random(2).randbytes(3 << 20)
+    async with connected() as (reader, _, sock, device):
+        sender = asyncio.create_task(sock.send(data))
+        received = await reader.readexactly(len(data) - 400_000)  # then the host is slow: buffers on the way fill up
+        await sender
+        await sock.close()
+        assert device.connections == 0
+        assert received + await reader.read() == data
+
+
+async def test_a_slow_host_holds_the_guest_back_and_no_more_than_the_buffer_is_kept() -> None:
+    async with connected() as (reader, _, sock, device):
+        sender = asyncio.create_task(sock.send(bytes(2 << 20)))
+        link = next(iter(device._switch.links.values()))
+        await sock.guest.until(lambda: sock.credit == 0 and link.connection.unforwarded)
+        assert len(link.backlog) <= 64 << 10
+        assert not sender.done()
+        assert len(await reader.readexactly(2 << 20)) == 2 << 20
+        await sender
+
+
+async def test_a_slow_guest_holds_the_host_back() -> None:
+    async with connected() as (_, writer, sock, _):
+        writer.write(bytes(2 << 20))
+        await sock.guest.until(lambda: len(sock.data) == sock.buffer)
+        assert Op.CREDIT_REQUEST in [h.op for h in sock.guest.log]
+        assert len(await sock.recv_exactly(2 << 20)) == 2 << 20
+        await writer.drain()
+
+
+async def test_nobody_listens_in_the_guest() -> None:
+    async with running() as (device, _):
+        with pytest.raises(ConnectionRefusedError):
+            await device.streams.connect(9)
+        assert device.connections == 0
+
+
+async def test_the_host_waits_for_the_guest_to_listen() -> None:
+    async with running() as (device, guest):
+        connecting = asyncio.create_task(device.streams.connect(9, wait=True))
+        await guest.until(lambda: sum(h.op == Op.REQUEST for h in guest.log) >= 2)
+        guest.listen(9)
+        _, writer = await connecting
+        writer.close()
+
+
+async def test_the_host_waits_for_the_driver() -> None:
+    device = make_device()
+    await device.open()
+    with pytest.raises(TimeoutError):
+        await device.streams.connect(9, timeout=0.01)
+    await device.close()
+    with pytest.raises(StateError):
+        await device.streams.connect(9)
+
+
+async def test_a_guest_that_never_answers() -> None:
+    device = make_device()
+    async with Harness(device):  # no rx buffers: it does not even hear of it
+        with pytest.raises(TimeoutError):
+            await device.streams.connect(9, timeout=0.01)
+        await asyncio.sleep(0)
+    assert device.connections == 0
+
+
+async def test_a_cancelled_connect_leaves_nothing() -> None:
+    async with running() as (device, guest):
+        connecting = asyncio.create_task(device.streams.connect(9, wait=True))
+        await guest.until(lambda: guest.log)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+        guest.listen(9)
+        _, writer = await device.streams.connect(9)
+        writer.close()
+
+
+async def test_the_guest_connects_to_a_callback() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    async with running() as (device, guest), await device.streams.listen(80, echo):
+        sock = await guest.connect(80)
+        await sock.send(b"hello")
+        await sock.shutdown(SHUTDOWN_SEND)
+        assert await sock.recv_all() == b"hello"
+        with pytest.raises(UsageError):
+            await device.streams.listen(80)
+
+
+async def test_the_guest_connects_to_an_acceptor() -> None:
+    async with running() as (device, guest):
+        async with await device.streams.listen(80) as server:
+            sock = await guest.connect(80)
+            reader, writer = await server.accept()
+            writer.write(b"hello")
+            assert await sock.recv_exactly(5) == b"hello"
+            waiting = asyncio.create_task(server.accept())
+            await asyncio.sleep(0)
+        with pytest.raises(StateError):
+            await waiting
+        with pytest.raises(ConnectionRefusedError):
+            await guest.connect(80)
+        writer.write(b"again")  # what was accepted stays
+        assert await sock.recv_exactly(5) == b"again"
+        await sock.close()
+        assert await reader.read() == b""
+
+
+async def test_a_callback_that_fails_closes_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise RuntimeError("no")
+
+    async with running() as (device, guest), await device.streams.listen(80, fail):
+        sock = await guest.connect(80)
+        assert await sock.recv_all() == b""
+        assert (await guest.connect(80)).established
+    assert "vsock port 80" in caplog.text
+
+
+async def test_the_limit_of_connections() -> None:
+    async with running(make_device(limit=3)) as (device, guest), await device.streams.listen(80):
+        guest.listen(7)
+        streams = [await device.streams.connect(7) for _ in range(2)]
+        await guest.connect(80)
+        with pytest.raises(ConnectionRefusedError):
+            await guest.connect(80)
+        with pytest.raises(HostError):
+            await device.streams.connect(7)
+        streams[0][1].close()
+        await (await guest.accept(7)).close()
+        await guest.connect(80)
+
+
+async def test_five_hundred_connections_at_once() -> None:
+    sizes = [1000 * (i % 40) + 1 for i in range(500)]
+
+    async def host(device: VsockDevice, size: int) -> None:
+        reader, writer = await device.streams.connect(7, timeout=50)
+        writer.write(size.to_bytes(4, "little") * 1000 + bytes(size))
+        writer.write_eof()
+        assert await reader.read() == size.to_bytes(4, "little")
+        writer.close()
+        await writer.wait_closed()
+
+    async def serve(sock: Sock) -> None:
+        size = int.from_bytes((await sock.recv_exactly(4000))[:4], "little")
+        assert len(await sock.recv_all()) == size
+        await sock.send(size.to_bytes(4, "little"))
+        await sock.close()
+
+    async with running() as (device, guest):
+        guest.listen(7)
+        tasks = [asyncio.create_task(host(device, size)) for size in sizes]
+        socks = [await guest.accept(7) for _ in sizes]
+        assert device.connections == 500
+        await asyncio.gather(*tasks, *(serve(sock) for sock in socks))
+        assert device.connections == 0
+
+
+async def test_a_reset_ends_all_connections_and_no_listener() -> None:
+    device = make_device()
+    async with Harness(device) as harness, await device.streams.listen(80) as server:
+        async with Guest(harness) as guest:
+            guest.listen(7)
+            reader, writer = await device.streams.connect(7)
+            await guest.connect(80)
+            accepted, _ = await server.accept()
+            late = asyncio.create_task(device.streams.connect(7, wait=True))
+            await harness.reset()
+            for end in (reader, accepted):
+                with pytest.raises(ConnectionResetError):
+                    await end.read()
+            writer.close()
+        assert device.connections == 0
+        await harness.start()
+        async with Guest(harness) as guest:
+            guest.listen(7)
+            sock = await guest.connect(80)
+            await server.accept()
+            assert sock.established
+            (await late)[1].close()
+
+
+async def test_resets_under_load_leave_nothing() -> None:
+    device = make_device()
+    async with Harness(device) as harness:
+        for round_ in range(200):
+            async with Guest(harness) as guest:
+                guest.listen(7)
+                _, writer = await device.streams.connect(7)
+                sock = await guest.accept(7)
+                pouring = asyncio.create_task(pour(writer))
+                await sock.recv_exactly(1000 * (round_ % 50) + 1)
+                await harness.reset()
+                with pytest.raises(ConnectionError):
+                    await pouring
+                writer.close()
+            assert device.connections == 0
+            assert not device._switch.links
+            assert not device._switch._ends
+            await harness.start()
+
+
+async def test_the_guest_is_told_that_the_transport_was_reset() -> None:
+    async with running() as (device, guest):
+        guest.listen(7)
+        reader, _ = await device.streams.connect(7)
+        device.transport_reset()
+        assert await guest.harness.request(2, [], [4]) == bytes(4)
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+        assert device.connections == 0
