@@ -1,0 +1,136 @@
+"""A host device behind the virtual IOMMU: what its guest maps there is mapped in the IOMMU of the host, and nothing else.
+
+A mapping that comes or goes is carried out at once, before the guest's request is answered. What may be long (all of memory,
+when the device bypasses the IOMMU, or another domain) is done in a thread, in `revalidate`, which the answer waits for.
+The host tells nobody of accesses that it has not translated, so there are no fault events of such a device.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from aiovmm.errors import HostError
+from aiovmm.memory import GuestMemory
+from aiovmm.vfio.container import Container
+
+__all__ = ["FollowedDomain", "Follower", "MappedPiece"]
+
+_READ, _WRITE = 1, 2
+
+
+class MappedPiece(Protocol):
+    """`size` bytes at the device's address `base` are guest memory at `gpa`; `perm`: 1 may be read, 2 written."""
+
+    @property
+    def base(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def gpa(self) -> int: ...
+    @property
+    def perm(self) -> int: ...
+
+
+class FollowedDomain(Protocol):
+    """A domain of the virtual IOMMU."""
+
+    followers: dict[object, Any]
+
+    @property
+    def pieces(self) -> Sequence[MappedPiece]:
+        """All that is mapped."""
+
+
+_Wanted = dict[tuple[int, int], tuple[int, int]]  # (address, bytes) of the device -> guest-physical address, rights
+
+
+class Follower:
+    """Keeps `container` as the virtual IOMMU says. `on_error` hears what the host refuses: the device then lacks it."""
+
+    def __init__(self, memory: GuestMemory, container: Container, on_error: Callable[[Exception], None]) -> None:
+        self._memory = memory
+        self._container = container
+        self._on_error = on_error
+        self._domain: FollowedDomain | None = None
+        self._bypass = False
+        self._mapped: _Wanted = {}
+        self._working = asyncio.Lock()
+        self._reported = False
+        self._loop = asyncio.get_running_loop()
+
+    # -- what the virtual IOMMU does
+
+    def bind(self, domain: FollowedDomain | None, *, bypass: bool = False) -> None:
+        """From the next `revalidate` on: `domain`, or without one all of memory (`bypass`) or none of it."""
+        if self._domain is not None:
+            self._domain.followers.pop(self, None)
+        self._domain, self._bypass = domain, bypass and domain is None
+        if domain is not None:
+            domain.followers[self] = self
+
+    def added(self, pieces: Sequence[MappedPiece]) -> None:
+        """The domain has got these."""
+        if not self._working.locked():
+            self._carry_out({}, _as_wanted(pieces))
+
+    def removed(self, pieces: Sequence[MappedPiece]) -> None:
+        """The domain has lost these."""
+        if not self._working.locked():
+            self._carry_out(_as_wanted(pieces), {})
+
+    def uses(self, start: int, end: int) -> bool:
+        """Nothing to look at again: what is gone is unmapped already, unless that waits for a thread."""
+        return self._working.locked()
+
+    async def revalidate(self) -> None:
+        """Be as the virtual IOMMU says. Never raises."""
+        async with self._working:
+            while (wanted := self._wanted()) != self._mapped:
+                gone = {key: value for key, value in self._mapped.items() if wanted.get(key) != value}
+                new = {key: value for key, value in wanted.items() if self._mapped.get(key) != value}
+                await asyncio.to_thread(self._carry_out, gone, new)
+
+    def close(self) -> None:
+        """Follow no more; what is mapped is the container's to unmap."""
+        self.bind(None)
+        self._mapped.clear()
+
+    # -- the host's side
+
+    def _wanted(self) -> _Wanted:
+        if self._domain is not None:
+            return _as_wanted(self._domain.pieces)
+        if not self._bypass:
+            return {}
+        return {
+            (region.gpa, region.size): (region.gpa, _READ | (0 if region.readonly else _WRITE))
+            for region in self._memory.regions
+        }
+
+    def _carry_out(self, gone: _Wanted, new: _Wanted) -> None:
+        """Unmap, then map. What the host refuses counts as done, and `on_error` hears of it."""
+        for address, size in gone:
+            try:
+                if self._mapped.pop((address, size), None) is not None:
+                    self._container.unmap_range(address, size)
+            except HostError as exc:
+                self._report(exc)
+        for (address, size), (gpa, perm) in new.items():
+            self._mapped[address, size] = gpa, perm
+            try:
+                if perm:
+                    self._container.map_range(address, size, self._memory.host_address(gpa, size), perm)
+            except HostError as exc:
+                self._report(exc)
+
+    def _report(self, error: HostError) -> None:
+        """Once: a guest can bring it about as often as it likes."""
+        if not self._reported:
+            self._reported = True
+            self._loop.call_soon_threadsafe(self._on_error, error)
+
+
+def _as_wanted(pieces: Sequence[MappedPiece]) -> _Wanted:
+    return {(piece.base, piece.size): (piece.gpa, piece.perm) for piece in pieces}

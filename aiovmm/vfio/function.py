@@ -1,0 +1,191 @@
+"""A device of the host as a function on the guest's PCI bus, for the life of one machine.
+
+The guest reaches the device's registers directly: BARs are memory slots of KVM's that follow where the guest puts them. What
+cannot be mapped (the pages of the MSI-X structures, BARs below a page) is trapped. Interrupts go from the device's kernel
+side to the guest by eventfds alone; the event loop sees neither.
+
+`start` readies the device, `close` quiets it: no bus mastering, no interrupts, then a reset, so that the next machine (after
+a reboot of the guest) and the host find it as after power-on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from aiovmm.errors import HostError, UsageError
+from aiovmm.pci.bar import Bar
+from aiovmm.pci.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEM, overlaps
+from aiovmm.pci.function import BarRegion, PciFunction
+from aiovmm.vfio.abi import Region
+from aiovmm.vfio.device import HostDevice, MappedArea
+from aiovmm.vfio.interrupts import MsiInterrupts, MsixInterrupts
+from aiovmm.vfio.layout import Piece, lay_out
+from aiovmm.vfio.notices import Notices
+from aiovmm.vfio.services import MemorySlot, VfioServices
+from aiovmm.vfio.virtual_config import VirtualConfig
+
+__all__ = ["VfioFunction"]
+
+_INTX_OFF = 0x0400
+_FROM_GUEST = COMMAND_MASTER | 0x0140  # parity response and SERR# too; decoding stays on, or mapped BARs would fault
+
+OnError = Callable[[str, Exception], None]
+
+
+class VfioFunction(PciFunction):
+    """`device` is open. `on_error(name, exc)` hears what the host refuses while the guest runs. Raises HostError, UsageError."""
+
+    def __init__(self, device: HostDevice, services: VfioServices, on_error: OnError) -> None:
+        self.device = device
+        self._services = services
+        self._on_error = on_error
+        self._slots: dict[int, list[MemorySlot]] = {}
+        virtual = VirtualConfig(device.config(), [region.size for region in device.regions[:6]])
+        if virtual.msi is None and virtual.msix is None:
+            raise UsageError(f"{device.name} has neither MSI nor MSI-X, and INTx is not passed through")
+        self._virtual = virtual
+        self._msi = self._msix = None
+        if virtual.msi is not None:
+            self._msi = MsiInterrupts(virtual.msi, device, services, device.name)
+        if virtual.msix is not None:
+            self._msix = MsixInterrupts(virtual.msix.vectors, device, services, device.name)
+        self._notices = Notices(device, on_error)
+        self._areas: dict[int, list[MappedArea]] = {}
+        regions = [region for bar in virtual.bars for region in self._lay_out(bar)]
+        super().__init__(device.name, virtual.space, virtual.bars, regions)
+        self.live_registers = virtual.live
+        self._reset_lock = asyncio.Lock()
+        self._closed = False
+
+    async def start(self) -> None:
+        """Reset the device and let its BARs answer. Raises HostError."""
+        await asyncio.to_thread(self.device.reset)
+        self._notices.open()
+        self._push_command()
+
+    # -- configuration space
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Ours, and the device's own where it is shown."""
+        data = super().read_config(offset, size)
+        if any(overlaps(offset, size, start, length) for start, length in self._virtual.live):
+            data = self._virtual.overlay(offset, data, self.device.read(Region.CONFIG, offset, size))
+        return data
+
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Ours and the device's own. The result of a function level reset is done when the device is."""
+        writes, reset = self._virtual.write(offset, data)
+        for write in writes:
+            self.device.write(Region.CONFIG, write.offset, write.data)
+        try:
+            self._follow(offset, len(data))
+        except HostError as exc:
+            self._on_error(self.name, exc)
+        if not reset:
+            return None
+        return asyncio.shield(self._services.create_task(self._reset(), name=f"{self.name} reset"))
+
+    def bar_moved(self, bar: Bar, address: int | None) -> None:
+        """Its slots follow."""
+        for slot in self._slots.pop(bar.index, []):
+            slot.close()
+        if address is None:
+            return
+        slots = self._slots.setdefault(bar.index, [])
+        try:
+            for area in self._areas[bar.index]:
+                slots.append(self._services.memory_slot(address + area.offset, area.size, area.host))
+        except HostError as exc:
+            self._on_error(self.name, exc)
+
+    async def close(self) -> None:
+        """Quiet and reset the device. Idempotent. Its owner closes it."""
+        if self._closed:
+            return
+        self._closed = True
+        for index in list(self._slots):
+            for slot in self._slots.pop(index):
+                slot.close()
+        self.device.write(Region.CONFIG, COMMAND, _INTX_OFF.to_bytes(2, "little"))
+        for interrupts in (self._notices, self._msi, self._msix):
+            try:
+                if interrupts is not None:
+                    interrupts.close()
+            except HostError as exc:
+                self._on_error(self.name, exc)
+        await self._reset()
+
+    # -- what is behind it
+
+    def _follow(self, offset: int, size: int) -> None:
+        """Registers of ours in [offset, offset + size) were written: carry out what they say now."""
+        if overlaps(offset, size, COMMAND, 2):
+            self._push_command()
+        msi, msix = self._virtual.msi, self._virtual.msix
+        if self._msi is not None and msi is not None and overlaps(offset, size, msi.offset, msi.size):
+            self._msi.update()
+        if self._msix is not None and msix is not None and overlaps(offset, size, msix.offset + 2, 2):
+            self._msix.control(self.config.get(msix.offset + 2, 2))
+
+    def _push_command(self) -> None:
+        """The device decodes memory always; the rest is the guest's."""
+        command = self.config.get(COMMAND, 2) & _FROM_GUEST | COMMAND_MEM | _INTX_OFF
+        self.device.write(Region.CONFIG, COMMAND, command.to_bytes(2, "little"))
+
+    async def _reset(self) -> None:
+        async with self._reset_lock:
+            try:
+                await asyncio.to_thread(self.device.reset)
+            except HostError as exc:
+                self._on_error(self.name, exc)
+
+    def _lay_out(self, bar: Bar) -> list[BarRegion]:
+        """Map what can be mapped of a BAR; the regions for the rest."""
+        ours = self._structures(bar.index)
+        layout = lay_out(bar.size, self.device.regions[bar.index].areas, [piece for piece, _ in ours])
+        self._areas[bar.index] = [self.device.map(bar.index, p.offset, p.size) for p in layout.mapped]
+        trapped = [
+            BarRegion(
+                bar.index,
+                p.offset,
+                p.size,
+                _Window(self.device, bar.index, p.offset),
+                f"{self.device.name} BAR {bar.index}",
+            )
+            for p in layout.trapped
+        ]
+        return [*trapped, *(region for _, region in ours)]
+
+    def _structures(self, bar: int) -> list[tuple[Piece, BarRegion]]:
+        """MSI-X table and pending bits, where they lie in this BAR."""
+        msix, where = self._msix, self._virtual.msix
+        if msix is None or where is None:
+            return []
+        found = []
+        (table_bar, table), (pending_bar, pending) = where.table, where.pending
+        name = self.device.name
+        if table_bar == bar:
+            region = BarRegion(bar, table, where.table_size, msix.table, f"{name} MSI-X table", msix.table.fast)
+            found.append((Piece(table, where.table_size), region))
+        if pending_bar == bar:
+            region = BarRegion(bar, pending, where.pending_size, msix.pending, f"{name} MSI-X pending bits")
+            found.append((Piece(pending, where.pending_size), region))
+        return found
+
+
+class _Window:
+    """Registers that are reached through VFIO, an access each: at `offset` of BAR `bar`."""
+
+    def __init__(self, device: HostDevice, bar: int, offset: int) -> None:
+        self._device = device
+        self._bar = bar
+        self._offset = offset
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The device's register."""
+        return self._device.read(self._bar, self._offset + offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """The device's register."""
+        self._device.write(self._bar, self._offset + offset, data)

@@ -1,0 +1,86 @@
+"""What sysfs says of a PCI device that is to be handed over: whether it can be, and if not, what is to be done.
+
+Everything is looked at before a VM exists; nothing is changed.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiovmm.errors import HostError
+
+__all__ = ["HostFunction", "find", "not_viable"]
+
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_FREE = ("vfio-pci", "pci-stub", "pcieport")  # drivers that do not keep a group from being handed over
+
+
+@dataclass(frozen=True)
+class HostFunction:
+    """A PCI function of the host, `address` as in 0000:00:04.0, in IOMMU group `group`."""
+
+    address: str
+    group: int
+
+
+def find(path: Path, sysfs: Path) -> HostFunction:
+    """The function whose sysfs directory `path` is. Raises HostError with a remedy if it cannot be handed over."""
+    directory = _directory(path, sysfs)
+    address = directory.name
+    if not _ADDRESS.fullmatch(address) or not (directory / "vendor").exists():
+        hint = "give the directory of one, like /sys/bus/pci/devices/0000:01:00.0; `lspci -D` lists them"
+        raise HostError("looking for a PCI device (device.path)", errno.ENODEV, hint, str(path))
+    group = directory / "iommu_group"
+    if not group.exists():
+        hint = (
+            "it is in no IOMMU group: turn the IOMMU on in the firmware, boot the host with intel_iommu=on or "
+            "amd_iommu=on, and see /sys/kernel/iommu_groups"
+        )
+        raise HostError(f"handing over {address}", errno.ENODEV, hint)
+    driver = driver_of(directory)
+    if driver != "vfio-pci":
+        raise HostError(f"handing over {address}: {_held(driver)}", errno.EBUSY, bind_hint(address, driver))
+    return HostFunction(address, int(group.resolve().name))
+
+
+def driver_of(directory: Path) -> str:
+    """The driver that holds the device in `directory`, or an empty text."""
+    link = directory / "driver"
+    return link.resolve().name if link.exists() else ""
+
+
+def bind_hint(address: str, driver: str) -> str:
+    """The commands that give `address` to vfio-pci."""
+    device = f"/sys/bus/pci/devices/{address}"
+    unbind = f"echo {address} > {device}/driver/unbind; " if driver else ""
+    return (
+        f"`modprobe vfio-pci; echo vfio-pci > {device}/driver_override; {unbind}"
+        f"echo {address} > /sys/bus/pci/drivers_probe` gives it to vfio-pci"
+    )
+
+
+def not_viable(function: HostFunction, sysfs: Path) -> HostError:
+    """Why the group of `function` cannot be handed over: which of its other devices the host still uses."""
+    devices = sysfs / "kernel/iommu_groups" / str(function.group) / "devices"
+    held = []
+    for entry in sorted(devices.iterdir()) if devices.exists() else []:
+        driver = driver_of(entry.resolve())
+        if driver and driver not in _FREE:
+            held.append(f"{entry.name} ({driver})")
+    names = ", ".join(held) or "others of the group"
+    hint = f"the host still uses {names} of IOMMU group {function.group}: give them to vfio-pci too, all or none of a group"
+    return HostError(f"handing over {function.address}", errno.EBUSY, hint)
+
+
+def _held(driver: str) -> str:
+    return f"the host's driver {driver} holds it" if driver else "no driver holds it"
+
+
+def _directory(path: Path, sysfs: Path) -> Path:
+    """`path` without links; a bare address is one below sysfs."""
+    if _ADDRESS.fullmatch(str(path)):
+        path = sysfs / "bus/pci/devices" / path
+    return path.resolve()

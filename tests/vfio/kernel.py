@@ -1,0 +1,266 @@
+"""A model of the host's VFIO: a sysfs, containers, groups and devices behind the ioctls. It refuses what Linux refuses."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REGION_SHIFT = 40  # as vfio-pci numbers offsets
+CONFIG = 7
+MSI, MSIX, ERR = 1, 2, 3
+TABLE, PENDING = 0x2000, 0x3000
+
+
+def config_space(*, msix: int = 8, msi: bool = True, express: bool = True) -> bytes:
+    """An NVMe-like endpoint: BAR 0 is 64-bit memory, BAR 2 32-bit, BAR 3 I/O; power, MSI, MSI-X and PCI Express capabilities."""
+    space = bytearray(256)
+    struct.pack_into("<HHHHBBBB", space, 0, 0x8086, 0x5845, 0x0507, 0x0010, 2, 2, 8, 1)
+    space[0x0E] = 0x80  # multifunction
+    struct.pack_into("<II", space, 0x10, 0xFEB0_0004, 0)
+    struct.pack_into("<II", space, 0x18, 0xFEA0_0000, 0xC001)
+    struct.pack_into("<HH", space, 0x2C, 0x1AF4, 0x1100)
+    space[0x3D] = 1  # INTA
+    capabilities = [(0x01, 0x40, struct.pack("<HH", 0xFE03, 0x0103) + bytes(2))]
+    if msi:
+        capabilities.append((0x05, 0x50, struct.pack("<H", 0x0186) + bytes(20)))  # 8 vectors, 64 bits, masks
+    if msix:
+        capabilities.append((0x11, 0x70, struct.pack("<HII", msix - 1, TABLE, PENDING)))
+    if express:
+        capabilities.append((0x10, 0x80, struct.pack("<H", 0x0002) + bytes(range(0x38))))
+    capabilities.append((0x0D, 0xC0, bytes(6)))  # of a bridge: unknown to us
+    capabilities.append((0x09, 0xD0, b"\x08hello"))
+    link = 0x34
+    for kind, offset, body in capabilities:
+        space[link] = offset
+        space[offset] = kind
+        space[offset + 2 : offset + 2 + len(body)] = body
+        link = offset + 1
+    return bytes(space)
+
+
+@dataclass
+class FakeDevice:
+    """One PCI device; `memory` is its file, a region each REGION_SHIFT bits."""
+
+    address: str
+    group: int
+    config: bytes
+    sizes: tuple[int, ...] = (0x4000, 0, 0x100, 0x20, 0, 0)
+    sparse: tuple[tuple[int, int], ...] | None = None
+    vectors: int = 64  # that the host has for it
+    memory: int = -1
+    irqs: dict[int, dict[int, int]] = field(default_factory=dict)
+    allocated: dict[int, int] = field(default_factory=dict)
+    resets: int = 0
+    opened: int = 0
+    fail_reset: bool = False
+
+    def bytes_at(self, region: int, offset: int, size: int) -> bytes:
+        return os.pread(self.memory, size, (region << REGION_SHIFT) + offset)
+
+    def put(self, region: int, offset: int, data: bytes) -> None:
+        os.pwrite(self.memory, data, (region << REGION_SHIFT) + offset)
+
+
+class FakeKernel:
+    """A System. `dma` is what its IOMMU maps; `open_fds` what nobody has closed."""
+
+    def __init__(self, root: Path) -> None:
+        self.sysfs = root
+        self.devices: dict[str, FakeDevice] = {}
+        self.dma: dict[int, tuple[int, int]] = {}
+        self.lock_limit = 1 << 40
+        self.denied: dict[str, int] = {}
+        self.unviable: set[int] = set()
+        self.unsafe_interrupts = True
+        self.open_fds: dict[int, tuple[str, object]] = {}
+        self._numbers = itertools.count(100_000)
+        (root / "bus/pci/devices").mkdir(parents=True)
+
+    def add(self, address: str, group: int | None = 7, driver: str = "vfio-pci", **how: object) -> FakeDevice:
+        """A device, in sysfs too. `group` None: the host has no IOMMU."""
+        directory = self.sysfs / "devices/pci0000:00" / address
+        directory.mkdir(parents=True)
+        (directory / "vendor").write_text("0x8086\n")
+        (self.sysfs / "bus/pci/devices" / address).symlink_to(directory)
+        if driver:
+            bound = self.sysfs / "bus/pci/drivers" / driver
+            bound.mkdir(parents=True, exist_ok=True)
+            (directory / "driver").symlink_to(bound)
+        if group is not None:
+            members = self.sysfs / "kernel/iommu_groups" / str(group) / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (directory / "iommu_group").symlink_to(members.parent)
+            (members / address).symlink_to(directory)
+        device = FakeDevice(address, group or 0, **{"config": config_space(), **how})  # type: ignore[arg-type]
+        device.memory = os.memfd_create("device")
+        os.ftruncate(device.memory, (CONFIG + 1) << REGION_SHIFT)
+        device.put(CONFIG, 0, device.config)
+        self.devices[address] = device
+        return device
+
+    def path(self, address: str) -> Path:
+        return self.sysfs / "bus/pci/devices" / address
+
+    def dispose(self) -> None:
+        for device in self.devices.values():
+            os.close(device.memory)
+
+    # -- System
+
+    def open(self, path: str) -> int:
+        if code := self.denied.get(path):
+            raise OSError(code, os.strerror(code))
+        name = path.removeprefix("/dev/vfio/")
+        if name != "vfio" and int(name) not in {d.group for d in self.devices.values()}:
+            raise FileNotFoundError(errno.ENOENT, "no such group")
+        if name != "vfio" and any(what == ("group", int(name)) for what in self.open_fds.values()):
+            raise OSError(errno.EBUSY, "busy")
+        return self._new("container" if name == "vfio" else "group", name if name == "vfio" else int(name))
+
+    def close(self, fd: int) -> None:
+        kind, what = self.open_fds.pop(fd)
+        if kind == "device":
+            assert isinstance(what, FakeDevice)
+            what.irqs.clear()
+        if kind == "container":
+            self.dma.clear()
+
+    def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
+        kind, what = self.open_fds[fd]
+        number = request - (ord(";") << 8) - 100
+        result = getattr(self, f"_{kind}")(number, argument, what)
+        assert isinstance(result, int)
+        return result
+
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        _, device = self.open_fds[fd]
+        assert isinstance(device, FakeDevice)
+        return os.pread(device.memory, size, offset)
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        _, device = self.open_fds[fd]
+        assert isinstance(device, FakeDevice)
+        return os.pwrite(device.memory, data, offset)
+
+    def mmap(self, fd: int, size: int, offset: int) -> mmap.mmap:
+        _, device = self.open_fds[fd]
+        assert isinstance(device, FakeDevice)
+        return mmap.mmap(device.memory, size, offset=offset)
+
+    # -- ioctls
+
+    def _new(self, kind: str, what: object) -> int:
+        fd = next(self._numbers)
+        self.open_fds[fd] = (kind, what)
+        return fd
+
+    def _container(self, number: int, argument: int | bytearray, _what: object) -> int:
+        if number == 0:
+            return 0
+        if number == 1:
+            return int(argument == 3)
+        if number == 2:
+            if not self.unsafe_interrupts:
+                raise OSError(errno.EPERM, "no interrupt remapping")
+            return 0
+        assert isinstance(argument, bytearray)
+        if number == 13:
+            argsz, flags, vaddr, iova, size = struct.unpack("<IIQQQ", argument)
+            assert argsz == 32
+            assert flags in (1, 2, 3)
+            if any(iova < at + n and at < iova + size for at, (_, n) in self.dma.items()):
+                raise OSError(errno.EEXIST, "mapped already")
+            if sum(n for _, n in self.dma.values()) + size > self.lock_limit:
+                raise OSError(errno.ENOMEM, "locked memory")
+            self.dma[iova] = (vaddr, size)
+            return 0
+        if number == 14:
+            _, _, iova, size = struct.unpack("<IIQQ", argument)
+            assert self.dma.pop(iova)[1] == size
+            return 0
+        raise OSError(errno.ENOTTY, "no such ioctl")
+
+    def _group(self, number: int, argument: int | bytearray, group: object) -> int:
+        assert isinstance(argument, bytearray)
+        assert isinstance(group, int)
+        if number == 3:
+            struct.pack_into("<I", argument, 4, 0 if group in self.unviable else 1)
+            return 0
+        if number == 4:
+            assert self.open_fds[int.from_bytes(argument, "little")][0] == "container"
+            return 0
+        if number == 6:
+            device = self.devices[argument.rstrip(b"\0").decode()]
+            device.opened += 1
+            return self._new("device", device)
+        raise OSError(errno.ENOTTY, "no such ioctl")
+
+    def _device(self, number: int, argument: int | bytearray, device: object) -> int:
+        assert isinstance(device, FakeDevice)
+        if number == 11:
+            if device.fail_reset:
+                raise OSError(errno.EIO, "it does not answer")
+            device.resets += 1
+            return 0
+        assert isinstance(argument, bytearray)
+        if number == 7:
+            struct.pack_into("<IIII", argument, 4, 3, 9, 5, 0)
+        elif number == 8:
+            self._region_info(argument, device)
+        elif number == 9:
+            kind = struct.unpack_from("<I", argument, 8)[0]
+            if kind > 3:
+                raise OSError(errno.EINVAL, "no such interrupt")
+            struct.pack_into("<II", argument, 8, kind, (1, 8, 8, 1)[kind])  # no REQ
+        elif number == 10:
+            return self._set_irqs(argument, device)
+        return 0
+
+    def _region_info(self, argument: bytearray, device: FakeDevice) -> None:
+        argsz, _, index = struct.unpack_from("<III", argument)
+        size = device.sizes[index] if index < 6 else 256 if index == CONFIG else 0
+        flags = 7 if index < 6 and index != 3 else 3
+        at = 0
+        if device.sparse is not None and index == 0:
+            flags |= 8
+            needed = 32 + 16 + 16 * len(device.sparse)
+            if argsz >= needed:
+                at = 32
+                struct.pack_into("<HHIII", argument, 32, 1, 1, 0, len(device.sparse), 0)
+                for n, area in enumerate(device.sparse):
+                    struct.pack_into("<QQ", argument, 48 + 16 * n, *area)
+            argsz = needed
+        struct.pack_into("<IIIIQQ", argument, 0, argsz, flags, index, at, size, index << REGION_SHIFT)
+
+    def _set_irqs(self, argument: bytearray, device: FakeDevice) -> int:
+        argsz, flags, kind, start, count = struct.unpack_from("<IIIII", argument)
+        assert argsz == len(argument)
+        if not count:
+            assert flags == 0x21
+            device.irqs.pop(kind, None)
+            device.allocated.pop(kind, None)
+            return 0
+        assert flags == 0x24
+        if kind in (MSI, MSIX) and {MSI, MSIX} & set(device.irqs) - {kind}:
+            raise OSError(errno.EINVAL, "MSI and MSI-X at once")
+        if kind not in device.irqs:
+            if start:
+                raise OSError(errno.EINVAL, "vectors start at 0")
+            if count > device.vectors:
+                return device.vectors
+            device.irqs[kind], device.allocated[kind] = {}, count
+        if start + count > device.allocated[kind]:
+            raise OSError(errno.EINVAL, "vectors cannot be added")
+        for n, fd in enumerate(struct.unpack_from(f"<{count}i", argument, 20)):
+            if fd >= 0:
+                os.fstat(fd)
+                device.irqs[kind][start + n] = fd
+            else:
+                device.irqs[kind].pop(start + n, None)
+        return 0

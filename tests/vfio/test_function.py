@@ -1,0 +1,320 @@
+"""A host device on a guest's PCI bus: BARs, interrupts, resets, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from aiovmm.errors import HostError, UsageError
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import Window, plan_segments
+from aiovmm.pci.root import PciRoot
+from aiovmm.testing.pci import RecordingServices
+from aiovmm.vfio import Container, HostDevice, VfioFunction
+from tests.vfio.conftest import ADDRESS
+from tests.vfio.kernel import CONFIG, ERR, MSI, MSIX, PENDING, TABLE, FakeDevice, FakeKernel, config_space
+
+ECAM = 0xE800_0000 + (1 << 15)  # slot 1
+MEM32 = Window(0xC000_0000, 640 << 20)
+MEM64 = Window(4 << 30, 1 << 39)
+
+
+@dataclass
+class Slot:
+    services: Services
+    address: int
+    size: int
+    host: int
+
+    def close(self) -> None:
+        if self in self.services.slots:
+            self.services.slots.remove(self)
+
+
+class Services(RecordingServices):
+    """With the memory slots that KVM would have."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        super().__init__(memory)
+        self.slots: list[Slot] = []
+        self.refuse_slots = False
+
+    def memory_slot(self, address: int, size: int, host: int) -> Slot:
+        if self.refuse_slots:
+            raise HostError("mapping", 28)
+        assert all(address >= s.address + s.size or s.address >= address + size for s in self.slots)
+        slot = Slot(self, address, size, host)
+        self.slots.append(slot)
+        return slot
+
+
+@dataclass
+class Guest:
+    """The guest's side of one function in slot 1."""
+
+    kernel: FakeKernel
+    hardware: FakeDevice
+    host: HostDevice
+    services: Services
+    function: VfioFunction
+    root: PciRoot
+    errors: list[tuple[str, Exception]] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def config(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.services.read(ECAM + offset, size), "little")
+
+    def set_config(self, offset: int, size: int, value: int) -> object:
+        return self.services.write(ECAM + offset, value.to_bytes(size, "little"))
+
+    def place(self, address: int) -> None:
+        """BAR 0 there, and memory on."""
+        self.set_config(0x10, 4, address & 0xFFFF_FFFF)
+        self.set_config(0x14, 4, address >> 32)
+        self.set_config(0x04, 2, 0x0006)
+
+    def write(self, address: int, data: bytes) -> None:
+        self.services.write(address, data)
+
+    def program(self, bar: int, vector: int, *, masked: bool, data: int = 0x40) -> None:
+        for n, word in enumerate((0xFEE0_0000, 0, data + vector, int(masked))):
+            self.write(bar + TABLE + 16 * vector + 4 * n, struct.pack("<I", word))
+
+    @property
+    def command(self) -> int:
+        """Of the device itself."""
+        return int.from_bytes(self.hardware.bytes_at(CONFIG, 4, 2), "little")
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    memory = GuestMemory.create([(0, 1 << 20)])
+    yield memory
+    memory.close()
+
+
+async def plug(kernel: FakeKernel, memory: GuestMemory, hardware: FakeDevice) -> Guest:
+    host = HostDevice(kernel.path(ADDRESS), Container(kernel), kernel)
+    host.open()
+    errors: list[tuple[str, Exception]] = []
+    heard = asyncio.Event()
+
+    def on_error(name: str, exc: Exception) -> None:
+        errors.append((name, exc))
+        heard.set()
+
+    services = Services(memory)
+    function = VfioFunction(host, services, on_error)
+    await function.start()
+    root = PciRoot(plan_segments(1, MEM32, MEM64), services)
+    root.add(function)
+    return Guest(kernel, hardware, host, services, function, root, errors, heard)
+
+
+@pytest.fixture
+async def guest(kernel: FakeKernel, memory: GuestMemory) -> AsyncIterator[Guest]:
+    guest = await plug(kernel, memory, kernel.add(ADDRESS))
+    yield guest
+    await guest.root.close()
+    guest.host.close()
+    assert not kernel.open_fds
+    assert not guest.services.slots
+    assert all(line.closed for line in guest.services.lines)
+
+
+BASE = MEM64.base + (1 << 30)
+
+
+async def test_a_bar_is_a_memory_slot_where_the_guest_puts_it(guest: Guest) -> None:
+    guest.place(BASE)
+    assert [(s.address, s.size) for s in guest.services.slots] == [(BASE, 0x2000)]  # the MSI-X pages are not in it
+    guest.place(BASE + (1 << 20))
+    assert [s.address for s in guest.services.slots] == [BASE + (1 << 20)]
+    guest.set_config(0x04, 2, 0)
+    assert not guest.services.slots
+
+
+async def test_a_slot_is_the_devices_own_registers(guest: Guest) -> None:
+    guest.place(BASE)
+    (slot,) = guest.services.slots
+    guest.hardware.put(0, 0x10, b"register")
+    area = guest.host.map(0, 0, 0x2000)
+    assert area.host == slot.host
+    assert area._mapping[0x10:0x18] == b"register"
+
+
+async def test_a_bar_below_a_page_is_reached_an_access_at_a_time(guest: Guest) -> None:
+    guest.set_config(0x18, 4, MEM32.base + 0x100)
+    guest.set_config(0x04, 2, 2)
+    guest.hardware.put(2, 8, b"\x11\x22\x33\x44")
+    assert guest.services.read(MEM32.base + 0x108, 4) == b"\x11\x22\x33\x44"
+    guest.write(MEM32.base + 0x110, b"\xaa\xbb")
+    assert guest.hardware.bytes_at(2, 0x10, 2) == b"\xaa\xbb"
+
+
+async def test_registers_beside_the_msix_table_are_the_devices(guest: Guest) -> None:
+    guest.place(BASE)
+    guest.hardware.put(0, TABLE + 0x800, b"\x55\x66\x77\x88")
+    assert guest.services.read(BASE + TABLE + 0x800, 4) == b"\x55\x66\x77\x88"
+    before = guest.hardware.bytes_at(0, TABLE, 0x80)
+    guest.program(BASE, 0, masked=False)
+    assert guest.hardware.bytes_at(0, TABLE, 0x80) == before
+
+
+async def test_an_msix_vector_signals_the_guests_line(guest: Guest) -> None:
+    guest.place(BASE)
+    guest.set_config(0x72, 2, 0xC000)
+    for vector in range(8):
+        guest.program(BASE, vector, masked=True)
+    assert guest.hardware.irqs[MSIX] == {}
+    guest.program(BASE, 3, masked=False)
+    guest.set_config(0x72, 2, 0x8000)
+    guest.program(BASE, 5, masked=False)
+    assert set(guest.hardware.irqs[MSIX]) == {3, 5}
+    for vector in (3, 5):
+        os.eventfd_write(guest.hardware.irqs[MSIX][vector], 1)
+    for line in guest.services.lines:
+        line.collect()
+    assert sorted(m for line in guest.services.lines for m in line.messages) == [
+        (0xFEE0_0000, 0x43),
+        (0xFEE0_0000, 0x45),
+    ]
+    guest.set_config(0x72, 2, 0)
+    assert MSIX not in guest.hardware.irqs
+
+
+async def test_a_masked_vector_is_pending(guest: Guest) -> None:
+    guest.place(BASE)
+    guest.set_config(0x72, 2, 0x8000)
+    guest.program(BASE, 2, masked=False)
+    guest.program(BASE, 2, masked=True)
+    os.eventfd_write(guest.hardware.irqs[MSIX][2], 1)
+    assert guest.services.read(BASE + PENDING, 8) == (1 << 2).to_bytes(8, "little")
+    guest.program(BASE, 2, masked=False)
+    assert guest.services.read(BASE + PENDING, 8) == bytes(8)
+
+
+async def test_msi_vectors_signal_lines(guest: Guest) -> None:
+    guest.set_config(0x54, 4, 0xFEE0_0000)
+    guest.set_config(0x5C, 2, 0x4060)
+    guest.set_config(0x52, 2, 0x0011)  # two vectors
+    assert set(guest.hardware.irqs[MSI]) == {0, 1}
+    os.eventfd_write(guest.hardware.irqs[MSI][1], 1)
+    for line in guest.services.lines:
+        line.collect()
+    assert [m for line in guest.services.lines for m in line.messages] == [(0xFEE0_0000, 0x4061)]
+    guest.set_config(0x52, 2, 0x0001)
+    assert set(guest.hardware.irqs[MSI]) == {0}
+    guest.set_config(0x52, 2, 0)
+    assert MSI not in guest.hardware.irqs
+
+
+async def test_a_host_without_vectors_is_reported_and_the_guest_goes_on(guest: Guest) -> None:
+    guest.hardware.vectors = 2
+    guest.place(BASE)
+    guest.set_config(0x72, 2, 0x8000)
+    ((name, error),) = guest.errors
+    assert name == ADDRESS
+    assert "the host has 2 vectors" in str(error)
+
+
+async def test_bus_mastering_is_the_guests_and_decoding_and_intx_are_not(guest: Guest) -> None:
+    assert guest.command == 0x0402
+    guest.set_config(0x04, 2, 0x0004)
+    assert guest.command == 0x0406
+    guest.set_config(0x04, 2, 0)
+    assert guest.command == 0x0402
+
+
+async def test_what_is_the_devices_is_read_from_it_each_time(guest: Guest) -> None:
+    guest.hardware.put(CONFIG, 0x8A, b"\x0f\x20")
+    assert guest.config(0x8A, 2) == 0x200F
+    guest.hardware.put(CONFIG, 0x8A, b"\x00\x00")
+    assert guest.config(0x8A, 2) == 0
+    guest.set_config(0x88, 2, 0x2810)
+    assert guest.hardware.bytes_at(CONFIG, 0x88, 2) == b"\x10\x28"
+
+
+async def test_a_function_level_reset_is_done_when_the_instruction_is(guest: Guest) -> None:
+    before = guest.hardware.resets
+    done = guest.set_config(0x88, 2, 0xA810)
+    assert isinstance(done, asyncio.Future)
+    await done
+    assert guest.hardware.resets == before + 1
+
+
+async def test_a_slot_that_kvm_refuses_is_reported(guest: Guest) -> None:
+    guest.services.refuse_slots = True
+    guest.place(BASE)
+    assert guest.errors
+    assert not guest.services.slots
+
+
+async def test_the_end_quiets_and_resets_the_device(guest: Guest) -> None:
+    guest.place(BASE)
+    guest.set_config(0x72, 2, 0x8000)
+    guest.program(BASE, 0, masked=False)
+    resets = guest.hardware.resets
+    await guest.function.close()
+    await guest.function.close()
+    assert guest.command == 0x0400
+    assert not guest.hardware.irqs
+    assert not guest.services.slots
+    assert guest.hardware.resets == resets + 1
+
+
+async def test_an_error_of_the_hardware_is_reported_once(guest: Guest) -> None:
+    os.eventfd_write(guest.hardware.irqs[ERR][0], 1)
+    await asyncio.wait_for(guest.heard.wait(), 5)
+    os.eventfd_write(guest.hardware.irqs[ERR][0], 1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    ((name, error),) = guest.errors
+    assert name == ADDRESS
+    assert "cannot be recovered from" in str(error)
+
+
+async def test_a_reset_that_fails_at_the_end_is_reported(guest: Guest) -> None:
+    guest.hardware.fail_reset = True
+    await guest.function.close()
+    ((_, error),) = guest.errors
+    assert "resetting" in str(error)
+
+
+async def test_a_second_machine_finds_the_device_again(guest: Guest, memory: GuestMemory) -> None:
+    """As after the guest's reboot: the device stays open, everything else is new."""
+    guest.place(BASE)
+    await guest.root.close()
+    services = Services(memory)
+    function = VfioFunction(guest.host, services, lambda name, exc: None)
+    await function.start()
+    root = PciRoot(plan_segments(1, MEM32, MEM64), services)
+    root.add(function)
+    again = Guest(guest.kernel, guest.hardware, guest.host, services, function, root)
+    assert again.config(0x04, 2) == 0
+    again.place(BASE)
+    assert [s.address for s in services.slots] == [BASE]
+    await root.close()
+    assert guest.hardware.opened == 1
+
+
+async def test_a_device_with_intx_alone_is_refused(kernel: FakeKernel, memory: GuestMemory) -> None:
+    kernel.add(ADDRESS, config=config_space(msix=0, msi=False))
+    host = HostDevice(kernel.path(ADDRESS), Container(kernel), kernel)
+    host.open()
+    with pytest.raises(UsageError, match="neither MSI nor MSI-X"):
+        VfioFunction(host, Services(memory), lambda name, exc: None)
+    host.close()
+
+
+async def test_msix_works_where_the_kernel_maps_no_table_page(kernel: FakeKernel, memory: GuestMemory) -> None:
+    guest = await plug(kernel, memory, kernel.add(ADDRESS, sparse=((0, 0x2000), (0x3000, 0x1000))))
+    guest.place(BASE)
+    assert [(s.address, s.size) for s in guest.services.slots] == [(BASE, 0x2000)]
+    await guest.root.close()
+    guest.host.close()
