@@ -1,0 +1,83 @@
+"""The event stream of a VM: one sender, any number of subscribers, each with a bounded queue of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator
+
+from aiovmm.lifecycle import Event
+
+__all__ = ["EventStream", "Subscription"]
+
+LIMIT = 1024  # events kept for a subscriber that does not read; the oldest go first
+
+
+class Subscription(AsyncIterator[Event]):
+    """Iterates over events from the moment it was made; ends when the VM has ended and all were read.
+
+    `lost` counts events that went by unread because more than 1024 waited. One task at a time may iterate.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[Event] = deque(maxlen=LIMIT)
+        self._wakeup = asyncio.Event()
+        self._ended = False
+        self.lost = 0
+
+    def _put(self, event: Event) -> None:
+        self.lost += len(self._queue) == LIMIT
+        self._queue.append(event)
+        self._wakeup.set()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._wakeup.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._queue:
+            if self._ended:
+                raise StopAsyncIteration
+            self._wakeup.clear()
+            await self._wakeup.wait()
+        return self._queue.popleft()
+
+
+class EventStream:
+    """Fans events out. `history` keeps the last ones, so that a late subscriber can ask for them."""
+
+    def __init__(self) -> None:
+        self.history: deque[Event] = deque(maxlen=LIMIT)
+        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()  # one that is dropped costs nothing more
+        self._ended = False
+
+    def emit(self, event: Event) -> None:
+        """Give `event` to every subscriber. Never blocks. Ignored after `end`."""
+        if self._ended:
+            return
+        self.history.append(event)
+        for subscription in self._subscriptions:
+            subscription._put(event)
+
+    def subscribe(self, *, from_start: bool = False) -> Subscription:
+        """A new subscription; with `from_start` it begins with the events that are kept."""
+        subscription = Subscription()
+        if from_start:
+            for event in self.history:
+                subscription._put(event)
+        if self._ended:
+            subscription._end()
+        else:
+            self._subscriptions.add(subscription)
+        return subscription
+
+    def end(self) -> None:
+        """No more events: every subscription ends when it has been read."""
+        self._ended = True
+        for subscription in self._subscriptions:
+            subscription._end()
+        self._subscriptions.clear()

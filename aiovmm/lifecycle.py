@@ -1,0 +1,115 @@
+"""The life of a VM as a pure state machine: states, why it ended, and the events that tell of both.
+
+    created ──start──► running ◄──resume── paused
+                          │  └────pause─────► │
+                          └──────end──────────┴──► stopped
+
+A guest's reboot under RebootPolicy.RESTART stays in `running`. Every transition is idempotent: asking for the state that the
+VM is in already changes nothing. `stopped` is final.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from aiovmm.errors import StateError
+
+__all__ = ["Event", "EventKind", "ExitReason", "ExitStatus", "Lifecycle", "VMState"]
+
+
+class VMState(enum.Enum):
+    """Where a VM is in its life."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class ExitReason(enum.Enum):
+    """Why a VM ended."""
+
+    SHUTDOWN = "shutdown"  # the guest powered itself off
+    REBOOT = "reboot"  # the guest asked for a reset (or triple-faulted) and the policy is to exit
+    PANIC = "panic"  # the guest's kernel panicked
+    KILLED = "killed"  # the program killed it
+    ERROR = "error"  # KVM or the host could not go on
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """The end of a VM: `reason`, a sentence of `detail`, and the exception behind an ERROR."""
+
+    reason: ExitReason
+    detail: str = ""
+    error: BaseException | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True if the guest ended by its own orderly will."""
+        return self.reason in (ExitReason.SHUTDOWN, ExitReason.REBOOT)
+
+
+class EventKind(enum.Enum):
+    """What can happen to a VM."""
+
+    STARTED = "started"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    REBOOTED = "rebooted"  # the guest was reset and runs again
+    POWER_BUTTON = "power-button"  # shutdown() pressed it
+    PANICKED = "panicked"
+    DEVICE_ERROR = "device-error"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event: `kind`, the VM's name, `time` (seconds since the epoch), and details as plain text."""
+
+    kind: EventKind
+    vm: str
+    time: float
+    detail: str = ""
+    device: str | None = None
+    status: ExitStatus | None = None
+
+
+_ALLOWED: dict[VMState, frozenset[VMState]] = {
+    VMState.CREATED: frozenset({VMState.RUNNING, VMState.STOPPED}),
+    VMState.RUNNING: frozenset({VMState.PAUSED, VMState.STOPPED}),
+    VMState.PAUSED: frozenset({VMState.RUNNING, VMState.STOPPED}),
+    VMState.STOPPED: frozenset(),
+}
+
+
+class Lifecycle:
+    """The state and the transitions. `move` says whether anything changed."""
+
+    def __init__(self) -> None:
+        self.state = VMState.CREATED
+        self.status: ExitStatus | None = None
+
+    def check(self, target: VMState) -> bool:
+        """True if `target` may be entered, False if the VM is there already. Raises StateError otherwise."""
+        if target is self.state:
+            return False
+        if target not in _ALLOWED[self.state]:
+            ended = f" ({self.status.reason.value}: {self.status.detail})" if self.status else ""
+            raise StateError(f"a VM that is {self.state.value}{ended} cannot become {target.value}; make a new VM")
+        return True
+
+    def move(self, target: VMState) -> bool:
+        """Enter `target`; False if the VM was there already. Raises StateError."""
+        changed = self.check(target)
+        self.state = target
+        return changed
+
+    def end(self, status: ExitStatus) -> bool:
+        """Enter `stopped` for the reason in `status`. The first reason stays; False if there was one."""
+        if self.state is VMState.STOPPED:
+            return False
+        self.state = VMState.STOPPED
+        self.status = status
+        return True

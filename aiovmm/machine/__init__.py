@@ -1,0 +1,19 @@
+"""One power-on of a guest: everything between the parts that survive a reboot and the first instruction.
+
+parts       what survives: kernel image, consoles, virtio devices
+power       the machine from the first power-on to the last, resets in between
+x86         Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
+legacy      the PC's devices that are not on PCI
+pci         segments, virtio transports, and their services by KVM
+interrupts  message lines and the I/O APIC's messages by KVM
+vcpus       processors as they come out of reset
+devices     virtio devices from their configuration
+watch       how a panic is noticed
+"""
+
+from __future__ import annotations
+
+from aiovmm.machine.parts import MachineParts, PluggedDevice
+from aiovmm.machine.x86 import Machine, MachineOwner
+
+__all__ = ["Machine", "MachineOwner", "MachineParts", "PluggedDevice"]

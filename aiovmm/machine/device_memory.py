@@ -1,0 +1,59 @@
+"""Devices that bring memory of their own (pmem): mapped above RAM, like RAM a slot of KVM's, but in no memory map.
+
+Their places depend only on the configuration, so a guest finds them where they were after a reboot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from aiovmm.errors import ConfigError
+from aiovmm.machine.parts import PluggedDevice
+from aiovmm.memory import GuestMemory
+
+__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory"]
+
+_FIRST_ALIGNMENT = 1 << 30  # keeps it out of the last memory sections (128 MiB) that RAM has in Linux
+
+
+class DeviceMemory(Protocol):
+    """`size` bytes from the start of file `fd`; `shared`: what the guest writes goes to the file."""
+
+    fd: int
+    size: int
+    shared: bool
+
+
+@runtime_checkable
+class MemoryDevice(Protocol):
+    """A device that is to be mapped into guest-physical space whenever a machine is built."""
+
+    memory_alignment: int
+
+    def memory(self) -> DeviceMemory:
+        """What to map. The file stays the device's. Raises ConfigError, HostError."""
+
+    def placed(self, address: int) -> None:
+        """Where it was mapped."""
+
+
+def map_device_memory(memory: GuestMemory, plugged: Iterable[PluggedDevice], start: int, limit: int) -> int:
+    """Map the memory of all devices that have some, from the first aligned address after `start`; the end of the last (or
+    `start`). Raises ConfigError for what does not lie below `limit`, HostError."""
+    end = start
+    for p in plugged:
+        if not isinstance(p.device, MemoryDevice):
+            continue
+        piece = p.device.memory()
+        alignment = _FIRST_ALIGNMENT if end == start else p.device.memory_alignment
+        address = -(-end // alignment) * alignment
+        if address + piece.size > limit:
+            raise ConfigError(
+                f"{p.id}.size",
+                f"{piece.size} bytes do not fit in this processor's {limit.bit_length() - 1} address bits",
+            )
+        memory.map_fd(address, piece.size, piece.fd, shared=piece.shared)
+        p.device.placed(address)
+        end = address + piece.size
+    return end

@@ -1,0 +1,119 @@
+"""Virtio devices from their configuration. Each kind's module is imported when the first such device is asked for."""
+
+from __future__ import annotations
+
+from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
+from aiovmm.errors import ConfigError
+from aiovmm.machine.iommu import refuse_remote, wants_iommu
+from aiovmm.machine.parts import MachineParts
+from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["plug_configured"]
+
+
+def plug_configured(parts: MachineParts) -> None:
+    """Make and plug what the configuration asks for, in a fixed order, so that guests find their devices where they were."""
+    config = parts.config
+    refuse_remote(config)
+    _plug_rng(parts)
+    _plug_console(parts)
+    _plug_disks(parts)
+    _plug_nets(parts)
+    _plug_vsock(parts)
+    _plug_pmems(parts)
+    _plug_fs(parts)
+    _plug_iommu(parts)
+    _plug_host_devices(parts)
+
+
+def _plug_rng(parts: MachineParts) -> None:
+    if (rng := parts.config.rng) is not None:
+        from aiovmm.devices.virtio.rng import RngDevice
+
+        parts.plug(RngDevice.from_config(rng), rng.id or "rng", rng.pci_segment, rng.iommu)
+
+
+def _plug_console(parts: MachineParts) -> None:
+    if parts.config.console.mode is not ConsoleMode.OFF:
+        from aiovmm.devices.virtio.console import ConsoleDevice
+
+        device = ConsoleDevice(parts.console_output)
+        parts.plug(device, "console")
+        parts.console.connect(device)
+
+
+def _plug_disks(parts: MachineParts) -> None:
+    for number, disk in enumerate(parts.config.disks):
+        id_ = disk.id or f"disk{number}"
+        parts.plug(_disk(parts.config, disk, id_), id_, disk.pci_segment, disk.iommu)
+
+
+def _disk(config: VMConfig, disk: DiskConfig, id_: str) -> VirtioDevice:
+    if disk.vhost_user:
+        from aiovmm.devices.virtio.vhost_user import VhostUserBlk
+
+        _check_shared(config, "disk")
+        return VhostUserBlk.from_config(disk, id_)
+    from aiovmm.devices.virtio.blk import BlkDevice
+
+    return BlkDevice.from_config(disk, id_)
+
+
+def _plug_nets(parts: MachineParts) -> None:
+    for number, net in enumerate(parts.config.nets):
+        id_ = net.id or f"net{number}"
+        parts.plug(_net(parts.config, net, id_), id_, net.pci_segment, net.iommu)
+
+
+def _net(config: VMConfig, net: NetConfig, id_: str) -> VirtioDevice:
+    if net.vhost_user:
+        from aiovmm.devices.virtio.vhost_user import VhostUserNet
+
+        _check_shared(config, "net")
+        return VhostUserNet.from_config(net, id_)
+    from aiovmm.devices.virtio.net import NetDevice
+
+    return NetDevice.from_config(net, id_)
+
+
+def _plug_vsock(parts: MachineParts) -> None:
+    if (vsock := parts.config.vsock) is not None:
+        from aiovmm.devices.virtio.vsock import VsockDevice
+
+        parts.plug(VsockDevice.from_config(vsock), vsock.id or "vsock", vsock.pci_segment, vsock.iommu)
+
+
+def _plug_pmems(parts: MachineParts) -> None:
+    for number, pmem in enumerate(parts.config.pmems):
+        from aiovmm.devices.virtio.pmem import PmemDevice
+
+        parts.plug(PmemDevice.from_config(pmem), pmem.id or f"pmem{number}", pmem.pci_segment, pmem.iommu)
+
+
+def _plug_iommu(parts: MachineParts) -> None:
+    if wants_iommu(parts):
+        from aiovmm.devices.virtio.iommu import IommuDevice
+
+        parts.plug(IommuDevice(), "iommu")
+
+
+def _plug_fs(parts: MachineParts) -> None:
+    for number, fs in enumerate(parts.config.fs):
+        from aiovmm.devices.virtio.vhost_user import VhostUserFs
+
+        _check_shared(parts.config, "fs")
+        id_ = fs.id or f"fs{number}"
+        parts.plug(VhostUserFs.from_config(fs, id_), id_, fs.pci_segment, fs.iommu)
+
+
+def _check_shared(config: VMConfig, option: str) -> None:
+    """A back end maps the guest's memory itself."""
+    if not config.memory.shared:
+        raise ConfigError("memory.shared", f"is off, and a vhost-user {option} needs shared memory", "say shared=on")
+
+
+def _plug_host_devices(parts: MachineParts) -> None:
+    if parts.config.devices:
+        from aiovmm.machine.passthrough import Passthrough
+
+        parts.passthrough = Passthrough(parts.config)

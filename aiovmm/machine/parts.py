@@ -1,0 +1,82 @@
+"""What a VM keeps across the guest's reboots: its configuration, kernel image, consoles and virtio devices.
+
+A machine (machine.x86) is built around these parts for each power-on and taken apart again; the parts hold whatever must
+survive that: open disks and TAPs, listening sockets, consoles with their history.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aiovmm.boot import KernelImage, load_kernel
+from aiovmm.config import VMConfig
+from aiovmm.console import Console
+from aiovmm.errors import ConfigError
+from aiovmm.tasks import in_thread
+from aiovmm.virtqueue.device import VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.machine.passthrough import Passthrough
+
+__all__ = ["MachineParts", "PluggedDevice", "load_kernel_image", "open_parts"]
+
+
+@dataclass(frozen=True)
+class PluggedDevice:
+    """A virtio device, the id it is known by, and its place on PCI."""
+
+    id: str
+    device: VirtioDevice
+    segment: int = 0
+    iommu: bool = False
+
+
+@dataclass
+class MachineParts:
+    """See the module. `serial_output` gets what the guest prints on its serial port, `console_output` what it prints on hvc0."""
+
+    config: VMConfig
+    kernel: KernelImage
+    serial: Console
+    console: Console
+    serial_output: Callable[[bytes], None]
+    console_output: Callable[[bytes], None]
+    plugged: list[PluggedDevice] = field(default_factory=list)
+    passthrough: Passthrough | None = None  # devices of the host, if there are any
+
+    def plug(self, device: VirtioDevice, id_: str, segment: int = 0, iommu: bool = False) -> None:
+        """Add a device. Raises ConfigError if its id is taken."""
+        if any(p.id == id_ for p in self.plugged):
+            raise ConfigError("device.id", f"{id_!r} names two devices")
+        self.plugged.append(PluggedDevice(id_, device, segment, iommu))
+
+    async def aclose(self) -> None:
+        """Close every device, the last first. Idempotent. What one raises does not keep the others open."""
+        errors: list[Exception] = []
+        while self.plugged:
+            try:
+                await self.plugged.pop().device.close()
+            except Exception as exc:
+                errors.append(exc)
+        if self.passthrough is not None:
+            try:
+                await in_thread(self.passthrough.close)
+            except Exception as exc:
+                errors.append(exc)
+        if errors:
+            raise errors[0]
+
+
+async def open_parts(parts: MachineParts) -> None:
+    """Have every device acquire its host resources. Raises HostError, ConfigError; `aclose` then releases what was acquired."""
+    for plugged in parts.plugged:
+        await plugged.device.open()
+    if parts.passthrough is not None:
+        await in_thread(parts.passthrough.open)
+
+
+async def load_kernel_image(config: VMConfig) -> KernelImage:
+    """Examine and unpack the kernel, off the loop. Raises ImageError before any VM exists."""
+    return await in_thread(load_kernel, config.payload.kernel)

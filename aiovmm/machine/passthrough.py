@@ -1,0 +1,108 @@
+"""Devices of the host in a machine (VFIO).
+
+`Passthrough` is theirs for the VM's whole life: devices opened before the machine is built, so that what the host lacks is said
+before there is a VM, and given back at its end. `plugged_in` is one machine's: guest memory mapped for them, functions on PCI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+
+from aiovmm.config import DeviceConfig, VMConfig
+from aiovmm.errors import ConfigError
+from aiovmm.kvm.vfio import KvmVfio
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.root import PciRoot
+from aiovmm.tasks import in_thread
+from aiovmm.vfio import Container, Follower, HostDevice, HostSystem, System, VfioFunction, VfioServices
+from aiovmm.vfio.limits import check_lockable
+
+__all__ = ["HostPlace", "Passthrough"]
+
+OnError = Callable[[str, Exception], None]
+
+
+@dataclass(frozen=True)
+class HostPlace:
+    """A device, the id it is known by, the segment it sits on; what it reaches, and whether the virtual IOMMU decides on that."""
+
+    id: str
+    device: HostDevice
+    segment: int
+    container: Container
+    iommu: bool = False
+
+
+class Passthrough:
+    """See the module. Devices behind the virtual IOMMU have a container each, the others one together."""
+
+    def __init__(self, config: VMConfig, system: System | None = None) -> None:
+        self._system = HostSystem() if system is None else system
+        self._memory_size = config.memory.size
+        self._common = Container(self._system)
+        self.places = [self._place(number, device, config) for number, device in enumerate(config.devices)]
+
+    def _place(self, number: int, device: DeviceConfig, config: VMConfig) -> HostPlace:
+        behind = device.iommu or device.pci_segment in config.platform.iommu_segments
+        container = Container(self._system) if behind else self._common
+        host = HostDevice(device.path, container, self._system)
+        return HostPlace(device.id or f"device{number}", host, device.pci_segment, container, behind)
+
+    def open(self) -> None:
+        """Take all devices from the host. Blocks. Raises HostError, ConfigError; `close` then gives back what was taken."""
+        check_lockable(self._memory_size)
+        taken: dict[int, HostPlace] = {}
+        for place in self.places:
+            function = place.device.find()
+            other = taken.setdefault(function.group, place)
+            if other.container is not place.container:
+                raise ConfigError(
+                    "device.iommu",
+                    f"{other.device.name} and {function.address} are of one IOMMU group, and cannot reach different memory",
+                    "hand over one of them, or put neither behind the virtual IOMMU",
+                )
+            place.device.open()
+
+    def close(self) -> None:
+        """Give them back. Blocks. Idempotent."""
+        for place in reversed(self.places):
+            place.device.close()
+
+    @asynccontextmanager
+    async def plugged_in(
+        self,
+        root: PciRoot,
+        services: VfioServices,
+        vm: VmFd,
+        memory: GuestMemory,
+        on_error: OnError,
+        iommu: MachineIommu | None = None,
+    ) -> AsyncIterator[None]:
+        """All devices are in this machine; afterwards they are quiet and reach no memory. Raises HostError, UsageError."""
+        async with AsyncExitStack() as stack:
+            kvm = KvmVfio(vm)
+            stack.callback(kvm.close)
+            containers = dict.fromkeys(place.container for place in self.places)
+            for container in containers:
+                for group in container.groups:
+                    kvm.add_group(group.fd)
+                stack.push_async_callback(in_thread, container.unmap)
+            if self._common.groups:
+                await in_thread(self._common.map, memory.regions)
+            for place in self.places:
+                function = VfioFunction(place.device, services, on_error)
+                stack.push_async_callback(function.close)
+                await function.start()
+                address = root.add(function, place.segment)
+                if place.iommu:
+                    assert iommu is not None, "a machine with a device behind an IOMMU has one"
+                    follower = Follower(memory, place.container, partial(on_error, place.device.name))
+                    stack.callback(follower.close)
+                    iommu.plugged_behind(address, follower, follower)
+                    await follower.revalidate()
+            yield

@@ -1,0 +1,123 @@
+"""PCI on this machine: its services by KVM, its segments, and virtio devices plugged into them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from aiovmm.boot import acpi
+from aiovmm.bus import Bus, Space
+from aiovmm.errors import KvmError
+from aiovmm.kvm.ioeventfd import Ioeventfd
+from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
+from aiovmm.machine.interrupts import KvmMsiLine
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.machine.parts import PluggedDevice
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.root import PciRoot
+from aiovmm.pci.virtio import VirtioPci
+from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
+from aiovmm.virtqueue.runner import DeviceRunner
+
+__all__ = ["KvmPciServices", "PciBuses", "describe_segments", "plan"]
+
+CreateTask = Callable[..., "asyncio.Task[None]"]
+DeviceError = Callable[[VirtioDevice, Exception], None]
+
+
+class KvmPciServices:
+    """pci.services.PciServices of one machine."""
+
+    def __init__(self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask) -> None:
+        self._vm = vm
+        self._bus = bus
+        self._memory = memory
+        self._create_task = create_task
+
+    @property
+    def bus(self) -> Bus:
+        """The machine's bus."""
+        return self._bus
+
+    @property
+    def memory(self) -> GuestMemory:
+        """Guest memory."""
+        return self._memory
+
+    def msi_line(self, name: str) -> KvmMsiLine:
+        """A new, masked line."""
+        return KvmMsiLine(self._vm, name)
+
+    def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> Ioeventfd | None:
+        """A doorbell in KVM; None if KVM refuses it, and the writes come through the bus."""
+        try:
+            return self._vm.ioeventfd(space, address, size, fd)
+        except KvmError:
+            return None
+
+    def memory_slot(self, address: int, size: int, host: int) -> HostMemorySlot:
+        """Memory of this process before the guest's eyes. Raises KvmError."""
+        return self._vm.host_memory(address, size, host)
+
+    def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """A task of the VM."""
+        return self._create_task(coro, name=name)
+
+
+def plan(count: int, end_of_memory: int, phys_bits: int) -> list[SegmentPlan]:
+    """Segments for `count` host bridges: 64-bit BARs from the end of RAM and pmem to the top of the physical address space."""
+    start = -(-end_of_memory // (1 << 30)) << 30
+    return plan_segments(count, MMIO32, Window(start, (1 << phys_bits) - start))
+
+
+def describe_segments(plans: Sequence[SegmentPlan]) -> tuple[acpi.PciSegment, ...]:
+    """The same for the ACPI tables."""
+    return tuple(
+        acpi.PciSegment(
+            p.number,
+            p.ecam_base,
+            acpi.Window(p.mmio32.base, p.mmio32.size),
+            acpi.Window(p.mmio64.base, p.mmio64.size),
+            start_bus=p.bus_start,
+            end_bus=p.bus_end,
+        )
+        for p in plans
+    )
+
+
+class PciBuses:
+    """All segments of a machine with what is plugged into them."""
+
+    def __init__(self, plans: Sequence[SegmentPlan], services: KvmPciServices, reset: Callable[[], None]) -> None:
+        self.root = PciRoot(plans, services, reset)
+        self._services = services
+
+    def plug(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu | None = None) -> VirtioPci:
+        """Put a virtio device into the first free slot of its segment, behind the machine's IOMMU if it is to be. Raises
+        UsageError."""
+        if iommu is not None and iommu.covers(plugged):
+            return self._plug_behind(plugged, on_error, iommu)
+        function = VirtioPci(plugged.device, self._services, on_error=on_error)
+        address = self.root.add(function, plugged.segment)
+        if iommu is not None:
+            iommu.plugged(plugged, address)
+        return function
+
+    def _plug_behind(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu) -> VirtioPci:
+        def failed(device: VirtioDevice, error: Exception) -> None:
+            iommu.failed(address, error)
+            on_error(device, error)
+
+        translation, features = iommu.translation(), RING_FEATURES | ACCESS_PLATFORM
+        function = VirtioPci(plugged.device, self._services, memory=translation, features=features, on_error=failed)
+        address = self.root.add(function, plugged.segment)
+        assert isinstance(function.backend, DeviceRunner)
+        iommu.plugged_behind(address, translation, function.backend)
+        return function
+
+    async def close(self) -> None:
+        """Reset every device and take it out. Idempotent."""
+        await self.root.close()

@@ -1,0 +1,97 @@
+"""The machine of one VM from the first power-on to the last: what stays is in the parts, and a reset makes the rest anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
+
+from aiovmm.config import VMConfig
+from aiovmm.console import Console
+from aiovmm.machine.devices import plug_configured
+from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image, open_parts
+from aiovmm.machine.watch import PanicWatch
+from aiovmm.machine.x86 import Machine, MachineOwner
+from aiovmm.tasks import TaskScope
+from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["SHORTEST_LIFE", "Power"]
+
+SHORTEST_LIFE = 0.05
+"""Seconds from one reset to the next: a guest that does nothing but reset itself must not keep the event loop busy."""
+
+
+class Power:
+    """See the module. `machine` is None before it is built, after `aclose`, and for a moment of each reset."""
+
+    def __init__(self, owner: MachineOwner) -> None:
+        self.parts: MachineParts | None = None
+        self.machine: Machine | None = None
+        self.tasks = TaskScope(owner.device_failed)
+        self._owner = owner
+        self._since = 0.0
+        self._button_pressed = False  # while there was no machine
+
+    async def build(
+        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, devices: Sequence[VirtioDevice]
+    ) -> None:
+        """Parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
+        kernel = await load_kernel_image(config)
+        outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
+        self.parts = MachineParts(config, kernel, serial, console, *outputs)
+        plug_configured(self.parts)
+        for number, device in enumerate(devices):
+            self.parts.plug(device, f"custom{number}")
+        await open_parts(self.parts)
+        self.machine = await Machine.build(self.parts, self._owner)
+
+    @property
+    def plugged(self) -> Sequence[PluggedDevice]:
+        """All virtio devices; none before they are made and after `aclose`."""
+        return self.parts.plugged if self.parts is not None else ()
+
+    async def on(self, machine: Machine, *, paused: bool = False) -> None:
+        """The first instruction. Gives the event loop no turn. Raises KvmError."""
+        await machine.start(paused=paused)
+        self._since = asyncio.get_running_loop().time()
+        if self._button_pressed:
+            self._button_pressed = False
+            machine.press_power_button()
+
+    async def reset(self, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
+        """A new machine in the place of the old one, running or `paused`. False, with none running, once `stopped` is set."""
+        assert self.parts is not None
+        old, self.machine = self.machine, None
+        if old is not None:
+            await old.aclose()
+        with suppress(TimeoutError):
+            alive = asyncio.get_running_loop().time() - self._since
+            await asyncio.wait_for(stopped.wait(), SHORTEST_LIFE - alive)
+        if not stopped.is_set():
+            self.machine = await Machine.build(self.parts, self._owner)
+        if stopped.is_set() or self.machine is None:
+            return False
+        await self.on(self.machine, paused=paused())
+        return True
+
+    def press_button(self) -> None:
+        """Tell the guest, or the one that a reset is about to bring."""
+        if self.machine is None:
+            self._button_pressed = True
+        else:
+            self.machine.press_power_button()
+
+    async def off(self) -> None:
+        """No further instruction. Idempotent."""
+        if self.machine is not None:
+            await self.machine.stop()
+
+    async def aclose(self) -> None:
+        """Release the machine, its tasks, and the parts. Idempotent."""
+        async with AsyncExitStack() as stack:
+            if self.parts is not None:
+                stack.push_async_callback(self.parts.aclose)
+            stack.push_async_callback(self.tasks.aclose)
+            machine, self.machine = self.machine, None
+            if machine is not None:
+                stack.push_async_callback(machine.aclose)

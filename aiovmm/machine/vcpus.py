@@ -1,0 +1,52 @@
+"""vCPUs as they come out of reset: CPUID, MSRs, FPU, local APIC; the boot processor at the kernel's first instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiovmm.boot import CpuidEntry as BootCpuid
+from aiovmm.boot import CpuState, boot_msrs
+from aiovmm.boot.cpu import DescriptorTable as BootTable
+from aiovmm.boot.cpu import Segment as BootSegment
+from aiovmm.boot.cpuid import adjust
+from aiovmm.kvm.cpuid import CpuidEntry
+from aiovmm.kvm.state import DescriptorTable, Regs, Segment
+from aiovmm.kvm.vcpu import Vcpu
+from aiovmm.kvm.vmfd import VmFd
+
+__all__ = ["create_vcpus"]
+
+
+def create_vcpus(vm: VmFd, count: int, supported: Sequence[CpuidEntry], boot: CpuState) -> list[Vcpu]:
+    """`count` vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
+    entries = [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in supported]
+    msrs = dict(boot_msrs())
+    vcpus = []
+    for index in range(count):
+        vcpu = vm.create_vcpu(index)
+        adjusted = adjust(entries, index, count)
+        vcpu.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
+        vcpu.set_msrs(msrs)
+        vcpu.reset_fpu()
+        vcpu.wire_local_interrupts()
+        vcpus.append(vcpu)
+    _enter(vcpus[0], boot)
+    return vcpus
+
+
+def _enter(vcpu: Vcpu, boot: CpuState) -> None:
+    sregs = vcpu.get_sregs()
+    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
+        setattr(sregs, name, _segment(getattr(boot, name)))
+    sregs.gdt, sregs.idt = _table(boot.gdt), _table(boot.idt)
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = boot.cr0, boot.cr3, boot.cr4, boot.efer
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(Regs(rip=boot.rip, rsp=boot.rsp, rsi=boot.rsi, rbx=boot.rbx, rflags=boot.rflags))
+
+
+def _segment(s: BootSegment) -> Segment:
+    return Segment(s.base, s.limit, s.selector, s.type, s.present, s.dpl, s.db, s.s, s.l, s.g, s.avl, s.unusable)
+
+
+def _table(t: BootTable) -> DescriptorTable:
+    return DescriptorTable(t.base, t.limit)

@@ -1,0 +1,215 @@
+"""An x86-64 machine: built in order, torn down in reverse, whatever fails on the way.
+
+Order: guest memory, KVM VM with the memory of devices (pmem) and its split irqchip, bus, legacy devices, PCI with virtio
+devices, kernel and tables into memory, vCPUs, exit loop. Each step pushes its undoing on a stack before the next one begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, Protocol
+
+from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
+from aiovmm.bus import Bus, Range
+from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
+from aiovmm.kvm.exits import InternalError, Shutdown
+from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.device_memory import map_device_memory
+from aiovmm.machine.interrupts import IoApicSink
+from aiovmm.machine.iommu import MachineIommu, machine_iommu
+from aiovmm.machine.legacy import GED_PIN, LegacyDevices
+from aiovmm.machine.parts import MachineParts
+from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
+from aiovmm.machine.vcpus import create_vcpus
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import SegmentPlan
+from aiovmm.tasks import finish, in_thread
+from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["Machine", "MachineOwner"]
+
+
+class MachineOwner(Protocol):
+    """What a machine tells its VM. All calls are made on the event loop, and none may raise."""
+
+    def guest_ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
+        """The guest powered off, asked for a reset, or cannot go on. May be called more than once."""
+
+    def device_failed(self, device: str, error: BaseException) -> None:
+        """A device broke; the machine goes on."""
+
+    def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """A task that ends with the VM."""
+
+
+class Machine:
+    """See the module. Made by `build`; `aclose` may be called at any time and any number of times."""
+
+    def __init__(self, parts: MachineParts, owner: MachineOwner) -> None:
+        self.parts = parts
+        self.bus = Bus()
+        self.memory: GuestMemory
+        self.kvm_vm: VmFd
+        self.pci: PciBuses
+        self.legacy: LegacyDevices
+        self.vcpus: list[Vcpu] = []
+        self._owner = owner
+        self._exits: ExitLoop
+        self._iommu: MachineIommu | None = None
+        self._stack = AsyncExitStack()
+
+    @classmethod
+    async def build(cls, parts: MachineParts, owner: MachineOwner) -> Machine:
+        """A machine that is ready to start. Raises ConfigError, ImageError, HostError, with nothing left behind."""
+        machine = cls(parts, owner)
+        try:
+            await machine._build()
+        except BaseException:
+            await finish(machine.aclose())
+            raise
+        return machine
+
+    async def _build(self) -> None:
+        config = self.parts.config
+        ram = ram_ranges(config.memory.size)
+        await self._make_memory(ram)
+        with Kvm.open() as kvm:
+            self.kvm_vm = vm = kvm.create_vm(config.cpus.boot)
+            self._stack.callback(vm.close)
+            supported = kvm.supported_cpuid()
+        vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
+        phys_bits = _phys_bits(supported)
+        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), 1 << phys_bits)
+        vm.set_memory(self.memory)
+        vm.split_irqchip()
+        ports = acpi.AcpiPorts()
+        self.legacy = LegacyDevices(self.bus, IoApicSink(vm), self.parts, ram, ports, self._ended)
+        self._stack.callback(self.legacy.close)
+        plans = plan(config.platform.num_pci_segments, end, phys_bits)
+        await self._plug_devices(plans)
+        tables = acpi.build(self._describe(plans, ports), layout.RSDP)
+        self.memory.write(tables.base, tables.blob)
+        boot_state = await in_thread(self._load, ram)
+        self.vcpus = create_vcpus(vm, config.cpus.boot, supported, boot_state)
+        self._exits = ExitLoop(
+            vm, self.bus, on_exit=self._vcpu_ended, on_device_error=self._device_error, on_eoi=self.legacy.ioapic.eoi
+        )
+        self._stack.push_async_callback(self._exits.close)
+        self._exits.open()
+
+    async def _make_memory(self, ram: list[tuple[int, int]]) -> None:
+        m = self.parts.config.memory
+
+        def create() -> None:
+            self.memory = GuestMemory.create(ram, shared=m.shared, hugepages=m.hugepages, prefault=m.prefault)
+            self._stack.callback(self.memory.close)
+
+        if m.prefault:  # the kernel clears every page of it
+            await in_thread(create)
+        else:
+            create()
+
+    async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
+        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task)
+        self.pci = PciBuses(plans, services, lambda: self._ended(ExitReason.REBOOT, "reset by port 0xcf9"))
+        self._stack.push_async_callback(self.pci.close)
+        self._iommu = machine_iommu(self.parts, self.memory)
+        if self._iommu is not None:
+            self._stack.callback(self._iommu.close)
+        for plugged in self.parts.plugged:
+            self.pci.plug(plugged, self._virtio_error, self._iommu)
+        if (passthrough := self.parts.passthrough) is not None:
+            inside = passthrough.plugged_in(
+                self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
+            )
+            await self._stack.enter_async_context(inside)
+
+    def _describe(self, plans: list[SegmentPlan], ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
+        cpus = self.parts.config.cpus
+        return acpi.AcpiConfig(
+            cpus=tuple(acpi.Cpu(i, enabled=i < cpus.boot) for i in range(cpus.max or cpus.boot)),
+            pci_segments=describe_segments(plans),
+            serial_ports=(acpi.SerialPort(),) if self.legacy.serial is not None else (),
+            ports=ports,
+            ged_gsi=GED_PIN,
+            iommu=self._iommu.describe() if self._iommu is not None else None,
+        )
+
+    def _load(self, ram: list[tuple[int, int]]) -> Any:
+        """Kernel, initramfs and boot parameters into memory; in a thread, for the files may have to be read from disk."""
+        config, kernel = self.parts.config, self.parts.kernel
+        kernel.load_into(self.memory)
+        return setup_linux(self.memory, kernel, config.cmdline, config.payload.initramfs, ram)
+
+    # -- running
+
+    async def start(self, *, paused: bool = False) -> None:
+        """Let all vCPUs run, or have them stand at their first instruction. Gives the event loop no turn. Raises KvmError."""
+        for vcpu in self.vcpus:
+            if paused:
+                await vcpu.pause()  # returns at once, for it does not run
+            vcpu.start()
+
+    async def pause(self) -> None:
+        """Park all vCPUs, or, if that fails or is cancelled, none."""
+        try:
+            await asyncio.gather(*(vcpu.pause() for vcpu in self.vcpus))
+        except BaseException:
+            self.resume()
+            raise
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for vcpu in self.vcpus:
+            vcpu.resume()
+
+    def press_power_button(self) -> None:
+        """Tell the guest by ACPI that somebody wants it to power off."""
+        self.legacy.ged.press_power_button()
+
+    async def stop(self) -> None:
+        """End all vCPU threads; devices stay as they are. Idempotent."""
+        self._halt()
+        for vcpu in self.vcpus:
+            if vcpu.needs_end:
+                await vcpu.join()
+
+    async def aclose(self) -> None:
+        """Stop and take everything apart. Idempotent."""
+        try:
+            await self.stop()
+        finally:
+            self.vcpus = []
+            await self._stack.aclose()
+
+    # -- what comes from below
+
+    def _halt(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.stop()
+
+    def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
+        self._halt()  # no instruction after the one that did it, on any vCPU
+        self._owner.guest_ended(reason, detail, error)
+
+    def _vcpu_ended(self, index: int, final: FinalExit) -> None:
+        if isinstance(final, Shutdown):
+            self._ended(ExitReason.REBOOT, f"triple fault of vCPU {index}")
+        else:
+            detail = f"vCPU {index}: {final}"
+            if isinstance(final, InternalError) and final.suberror == 1:
+                detail += " (this KVM emulates guest code, and cannot run that; `aiovmm doctor` tells)"
+            self._ended(ExitReason.ERROR, detail)
+
+    def _device_error(self, rng: Range, error: Exception) -> None:
+        self._owner.device_failed(rng.name, error)
+
+    def _virtio_error(self, device: VirtioDevice, error: Exception) -> None:
+        self._owner.device_failed(device.name, error)
+
+
+def _phys_bits(supported: Any) -> int:
+    """Width of guest-physical addresses in bits: CPUID 0x80000008 EAX[7:0]; 36 where a processor does not say."""
+    return next((e.eax & 0xFF for e in supported if e.function == 0x80000008), 36)

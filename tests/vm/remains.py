@@ -1,0 +1,75 @@
+"""What a VM could leave behind in its process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+__all__ = ["Remains"]
+
+SLACK = 80  # mappings: the interpreter's own heap, and malloc's for threads
+
+
+@dataclass(frozen=True)
+class Remains:
+    """A count of each kind. Names where they help to find the culprit."""
+
+    fds: tuple[str, ...]
+    threads: tuple[str, ...]
+    tasks: tuple[str, ...]
+    guest_mappings: int
+    mappings: int
+    files: frozenset[str]
+
+    @classmethod
+    def now(cls) -> Self:
+        """Count."""
+        threads = (t.name for t in threading.enumerate())
+        me = asyncio.current_task()
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return cls(
+            tuple(sorted(_fd_names())),
+            tuple(
+                sorted(name for name in threads if not name.startswith(("asyncio_", "uvloop_")))
+            ),  # the executor's stay
+            tuple(sorted(t.get_name() for t in asyncio.all_tasks() if t is not me)),
+            sum("aiovmm-ram" in line or "kvm-vcpu" in line for line in maps),
+            len(maps),
+            frozenset(os.listdir(tempfile.gettempdir())),
+        )
+
+    async def check(self, timeout: float = 5.0) -> None:
+        """Assert that there is nothing more than there was; what is on its way out has `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while (found := self._more()) and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)
+            await asyncio.sleep(0.005)
+        assert not found, found
+
+    def _more(self) -> dict[str, object]:
+        now = Remains.now()
+        found: dict[str, object] = {}
+        for name in ("fds", "threads", "tasks", "guest_mappings"):
+            if getattr(now, name) != getattr(self, name):
+                found[name] = (getattr(self, name), getattr(now, name))
+        if now.mappings > self.mappings + SLACK:
+            found["mappings"] = (self.mappings, now.mappings)
+        if new := {f for f in now.files - self.files if "aiovmm" in f}:
+            found["files"] = new
+        return found
+
+
+def _fd_names() -> list[str]:
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except FileNotFoundError:  # the one that lists them
+            continue
+        names.append(f"{fd} {name.split('[')[0]}")  # without inodes: uvloop has new sockets now and then
+    return names

@@ -1,0 +1,124 @@
+"""How a guest's end is told: by ExitStatus, and by events in their order."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm.journal import ERRORS_TOLD
+from tests.vm.guest import config, counts_on, event
+
+ENDS = {
+    "o": (ExitReason.SHUTDOWN, "powered off by ACPI"),
+    "r": (ExitReason.REBOOT, "reset by the ACPI reset register"),
+    "k": (ExitReason.REBOOT, "reset by the keyboard controller"),
+    "t": (ExitReason.REBOOT, "triple fault of vCPU 0"),
+}
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize("does", ENDS)
+async def test_ends_by_the_guest_itself(does: str, cpus: int) -> None:
+    async with VM(config("h" + does, cpus)) as vm:
+        events = vm.events()
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+        assert (status.reason, status.detail) == ENDS[does]
+        assert status.ok
+        assert vm.state is VMState.STOPPED
+        assert vm.serial.history == b"hello\n", "no instruction runs after the one that ended it"
+        told = [e async for e in events]
+    assert [e.kind for e in told] == [EventKind.STARTED, EventKind.STOPPED]
+    assert told[-1].status is status
+    assert [e async for e in vm.events(from_start=True)] == told
+    assert sorted(e.time for e in told) == [e.time for e in told]
+
+
+async def test_a_guest_that_cannot_go_on(emulated: bool) -> None:
+    async with VM(config("u", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+    assert status.reason is ExitReason.ERROR
+    assert not status.ok
+    assert "f3 0f b8 03" in status.detail, "the instruction"
+    assert ("aiovmm doctor" in status.detail) == emulated
+
+
+async def test_a_kernel_that_is_entered_by_pvh() -> None:
+    async with VM(config("said by PVH", kernel="pvh")) as vm:
+        await vm.start()
+        assert (await asyncio.wait_for(vm.wait(), 20)).reason is ExitReason.SHUTDOWN
+        assert vm.serial.history == b"said by PVH"
+
+
+async def test_resets_restart_the_guest_where_the_policy_says_so() -> None:
+    async with VM(config("ht", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await event(vm, EventKind.REBOOTED, 3)
+        await vm.kill()
+        kinds = [e.kind async for e in vm.events(from_start=True)]
+        assert vm.serial.history.startswith(b"hello\nhello\nhello\n"), "the console lives on"
+    assert kinds[:4] == [EventKind.STARTED] + [EventKind.REBOOTED] * 3
+    assert kinds[-1] is EventKind.STOPPED
+    assert set(kinds[4:-1]) <= {EventKind.REBOOTED}
+
+
+@pytest.mark.parametrize("policy", RebootPolicy)
+async def test_a_panic_and_the_policy_for_it(policy: RebootPolicy) -> None:
+    said = "cer Kernel panic - not syncing: no init"
+    async with VM(config(said, on_panic=policy, on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await event(vm, EventKind.PANICKED)
+        vm.serial.write(b"q")
+        if policy is RebootPolicy.EXIT:
+            status = await asyncio.wait_for(vm.wait(), 20)
+            assert status.reason is ExitReason.PANIC
+            assert "reset by the ACPI reset register" in status.detail
+            assert not status.ok
+        else:
+            await event(vm, EventKind.PANICKED, 2)
+            assert vm.state is VMState.RUNNING
+            await vm.kill()
+        kinds = [e.kind async for e in vm.events(from_start=True)]
+    assert kinds[:2] == [EventKind.STARTED, EventKind.PANICKED]
+
+
+async def test_a_device_that_raises_is_told_of_and_the_guest_goes_on() -> None:
+    async with VM(config("b")) as vm:
+
+        def broken(offset: int, size: int) -> bytes:
+            raise RuntimeError("out of order")
+
+        vm.machine.legacy.ged.read = broken  # type: ignore[method-assign]
+        # the guest reads 0xff, in which the button's bit is set: it takes that for a press, and halts
+        await vm.start()
+        await event(vm, EventKind.DEVICE_ERROR)
+        assert vm.state is VMState.RUNNING
+        told = [e async for e in _so_far(vm) if e.kind is EventKind.DEVICE_ERROR]
+        assert [(e.device, e.detail) for e in told] == [("ged", "out of order")]
+
+
+async def test_a_guest_that_provokes_errors_without_end_is_told_of_so_many_times() -> None:
+    async with VM(config("x")) as vm:
+
+        def broken(offset: int, size: int) -> bytes:
+            raise RuntimeError("again")
+
+        timer = next(r for r in vm.machine.bus.ranges() if r.name == "pm timer")
+        timer.device.read = broken  # type: ignore[method-assign]
+        await vm.start()
+        await counts_on(vm, 10 * ERRORS_TOLD)
+        await vm.kill()
+        events = [e async for e in vm.events(from_start=True)]
+    errors = [e for e in events if e.kind is EventKind.DEVICE_ERROR]
+    assert len(errors) == ERRORS_TOLD
+    assert "no more errors of this device are told" in errors[-1].detail
+    assert events[0].kind is EventKind.STARTED
+
+
+async def _so_far(vm: VM):  # type: ignore[no-untyped-def]
+    events = vm.events(from_start=True)
+    while events._queue:
+        yield await anext(events)

@@ -1,0 +1,72 @@
+"""Several processors in one VM, many VMs in one process, and what they notice of each other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+
+import pytest
+
+from aiovmm import VM, EventKind, ExitReason, VMState
+from tests.vm.guest import config, counter, counts_on, event, until
+from tests.vm.remains import Remains
+
+TURNS = 4000
+
+
+async def test_four_processors() -> None:
+    async with VM(config("a4o", 4)) as vm:
+        await vm.start()
+        assert (await asyncio.wait_for(vm.wait(), 20)).reason is ExitReason.SHUTDOWN
+        assert sorted(vm.serial.history) == sorted(b"abcE")
+        assert vm.serial.history.endswith(b"E"), "which is printed when the others are there"
+
+
+async def test_the_order_in_which_two_processors_print_is_the_guests() -> None:
+    """They take turns under a lock of the guest's. Each byte is posted, so nobody waits for the loop between two turns."""
+    async with VM(config("Ao", 2)) as vm:
+        await vm.start()
+        assert (await asyncio.wait_for(vm.wait(), 30)).reason is ExitReason.SHUTDOWN
+        assert vm.serial.history == bytes(i & 0xFF for i in range(TURNS + 1))
+
+
+@pytest.mark.timeout(120)
+async def test_two_hundred_vms_at_once() -> None:
+    remains = Remains.now()
+    async with AsyncExitStack() as stack:
+        vms = [await stack.enter_async_context(VM(config("hi", name=f"vm{i}"))) for i in range(200)]
+        asking = await stack.enter_async_context(VM(config("x", name="asking")))
+        await asyncio.gather(*(vm.start() for vm in [*vms, asking]))
+        await asyncio.gather(*(vm.serial.expect(rb"hello\n", timeout=60) for vm in vms))
+        await counts_on(asking, 1000)
+        await asyncio.gather(*(vm.kill() for vm in vms[::2]))
+        assert {vm.state for vm in vms[1::2]} == {VMState.RUNNING}
+        await asyncio.gather(*(vm.pause() for vm in vms[1::2]))
+        await counts_on(asking, 1000)
+    await remains.check()
+
+
+@pytest.mark.parametrize("does", ["w", "x", "n", "s"])
+async def test_guests_that_flood_leave_a_neighbour_its_turns(does: str) -> None:
+    async with AsyncExitStack() as stack:
+        floods = [await stack.enter_async_context(VM(config(does, 2, name=f"flood{i}"))) for i in range(8)]
+        neighbour = await stack.enter_async_context(VM(config("xo", name="neighbour")))
+        await asyncio.gather(*(vm.start() for vm in [*floods, neighbour]))
+        await asyncio.gather(*(counts_on(vm) for vm in floods))
+        await counts_on(neighbour, 500)
+        loop_turns = counter(neighbour)
+        await asyncio.sleep(0)
+        await until(lambda: counter(neighbour) > loop_turns + 500)
+        await asyncio.wait_for(asyncio.gather(*(vm.pause() for vm in floods)), 20)
+        await asyncio.wait_for(asyncio.gather(*(vm.resume() for vm in floods)), 20)
+
+
+async def test_one_vms_failure_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)
+    async with VM(config("x")) as good, VM(config("u")) as bad:
+        await asyncio.gather(good.start(), bad.start())
+        assert (await asyncio.wait_for(bad.wait(), 20)).reason is ExitReason.ERROR
+        await counts_on(good, 100)
+        assert [e.kind async for e in bad.events(from_start=True)] == [EventKind.STARTED, EventKind.STOPPED]
+        await event(good, EventKind.STARTED)
