@@ -1,0 +1,93 @@
+"""Debian packages, downloaded and unpacked by this user into a cache; nothing is installed and no privilege is needed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from aiovmm.errors import ImageError
+
+__all__ = ["default_directory", "fetch_package", "newest_dependency"]
+
+_TIMEOUT = 600  # seconds for a download
+
+
+def default_directory() -> Path:
+    """`$XDG_CACHE_HOME/aiovmm/debian`, by default under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(base) if base.startswith("/") else Path(os.path.expanduser("~/.cache"))
+    return root / "aiovmm" / "debian"
+
+
+def fetch_package(package: str, cache: Path) -> Path:
+    """The directory with the content of `package`, in its candidate version; downloaded only if it is not there yet.
+
+    Without apt or a network, the newest version in the cache serves. Raises ImageError that says what to do.
+    """
+    version = _candidate(package)
+    if version is None:
+        kept = sorted(cache.glob(f"{package}_*"), key=lambda p: p.stat().st_mtime)
+        if kept:
+            return kept[-1]
+        raise _unknown(package)
+    target = cache / f"{package}_{version.replace(':', '%3a')}"
+    if not target.is_dir():
+        _download(package, version, target)
+    return target
+
+
+def newest_dependency(package: str, pattern: str) -> str | None:
+    """The package matching `pattern` that the meta-package `package` depends on; None if apt does not know the package."""
+    text = _output(["apt-cache", "depends", package])
+    found = re.search(rf"Depends: ({pattern})$", text or "", re.MULTILINE)
+    return found[1] if found else None
+
+
+def _candidate(package: str) -> str | None:
+    text = _output(["apt-cache", "policy", package])
+    found = re.search(r"^  Candidate: (\S+)$", text or "", re.MULTILINE)
+    return found[1] if found and found[1] != "(none)" else None
+
+
+def _unknown(package: str) -> ImageError:
+    if shutil.which("apt-get") is None:
+        return ImageError(package, "cannot be fetched: this is not a Debian system", "give a kernel with --kernel")
+    return ImageError(package, "apt does not know this package", "run: sudo apt-get update")
+
+
+def _download(package: str, version: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
+        _run(["apt-get", "download", f"{package}={version}"], package, cwd=scratch)
+        (archive,) = Path(scratch).glob("*.deb")
+        _run(["dpkg-deb", "-x", str(archive), f"{scratch}/root"], package)
+        try:
+            os.rename(f"{scratch}/root", target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster, with the same content
+                raise
+
+
+def _run(command: list[str], package: str, cwd: str | None = None) -> None:
+    try:
+        subprocess.run(command, cwd=cwd, check=True, capture_output=True, timeout=_TIMEOUT)
+    except FileNotFoundError as exc:
+        raise ImageError(package, f"cannot be fetched: no program {command[0]}", "give a kernel with --kernel") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise ImageError(package, f"{command[0]} took longer than {_TIMEOUT} s", "is the network up?") from exc
+    except subprocess.CalledProcessError as exc:
+        said = exc.stderr.decode(errors="replace").strip().splitlines()
+        errors = [line for line in said if not line.startswith("W:")] or said
+        reason = f"{command[0]} failed: {errors[-1] if errors else exc.returncode}"
+        raise ImageError(package, reason, "run: sudo apt-get update") from exc
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,160 @@
+"""Kernel modules in a directory: what is there, what each needs, in which order they load.
+
+Everything is read from the modules' own `.modinfo` section (name, depends, softdep, alias, vermagic), so a package that was
+only unpacked (no depmod run), a full /lib/modules/RELEASE and a flat directory of .ko files all serve alike.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import zstandard
+
+from aiovmm.errors import ImageError
+
+__all__ = ["Module", "ModuleTree", "module_name"]
+
+_SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_LARGEST = 256 << 20  # bytes of one unpacked module
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+_SHDR = struct.Struct("<IIQQQQIIQQ")
+
+
+def module_name(text: str) -> str:
+    """The name the kernel knows a module by: file names may have dashes, module names have underscores."""
+    return text.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Module:
+    """An unpacked module and what it says of itself."""
+
+    name: str
+    data: bytes
+
+    @cached_property
+    def info(self) -> dict[str, list[str]]:
+        """The `key=value` strings of .modinfo, by key."""
+        info: dict[str, list[str]] = {}
+        for item in _section(self.data, b".modinfo").split(b"\0"):
+            key, equals, value = item.decode(errors="replace").partition("=")
+            if equals:
+                info.setdefault(key, []).append(value)
+        return info
+
+    @property
+    def depends(self) -> list[str]:
+        """Names of the modules it needs symbols of."""
+        return [module_name(n) for text in self.info.get("depends", []) for n in text.split(",") if n]
+
+    @property
+    def soft_depends(self) -> list[str]:
+        """Names of modules that it asks to have loaded before it ("softdep: pre:"), if they exist."""
+        words = [w for text in self.info.get("softdep", []) for w in text.split()]
+        wanted, before = [], False
+        for word in words:
+            if word.endswith(":"):
+                before = word == "pre:"
+            elif before:
+                wanted.append(module_name(word))
+        return wanted
+
+    @property
+    def aliases(self) -> list[str]:
+        """Patterns of the device ids (modalias) that it drives."""
+        return self.info.get("alias", [])
+
+    @property
+    def release(self) -> str:
+        """The kernel release it was built for (`uname -r`)."""
+        return next(iter(self.info.get("vermagic", [""]))).split(" ")[0]
+
+
+class ModuleTree:
+    """The modules below `directory`. Raises ImageError if it is not a directory."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        if not self.directory.is_dir():
+            raise ImageError(str(self.directory), "is not a directory of kernel modules")
+        self._paths = {module_name(p.name.split(".ko")[0]): p for p in self._files()}
+        self._loaded: dict[str, Module] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return module_name(name) in self._paths
+
+    @cached_property
+    def builtin(self) -> frozenset[str]:
+        """Names of what is built into the kernel instead, as far as modules.builtin tells."""
+        listing = self.directory / "modules.builtin"
+        lines = listing.read_text().split() if listing.is_file() else []
+        return frozenset(module_name(line.rpartition("/")[2].removesuffix(".ko")) for line in lines)
+
+    def module(self, name: str) -> Module:
+        """The module `name`. Raises ImageError if it is not here or cannot be unpacked."""
+        name = module_name(name)
+        if name not in self._paths:
+            raise ImageError(str(self.directory), f"has no kernel module {name}")
+        if name not in self._loaded:
+            self._loaded[name] = Module(name, _unpacked(self._paths[name]))
+        return self._loaded[name]
+
+    def load_order(self, wanted: Iterable[str]) -> list[Module]:
+        """`wanted` and all they need, each after its dependencies. Raises ImageError for a missing one or a cycle."""
+        order: dict[str, Module] = {}
+        for name in wanted:
+            self._visit(module_name(name), order, ())
+        return list(order.values())
+
+    def _visit(self, name: str, order: dict[str, Module], above: tuple[str, ...]) -> None:
+        if name in order or name in self.builtin:
+            return
+        if name in above:
+            raise ImageError(str(self.directory), f"kernel modules need each other: {' -> '.join((*above, name))}")
+        module = self.module(name)
+        for needed in [*module.depends, *(n for n in module.soft_depends if n in self)]:
+            self._visit(needed, order, (*above, name))
+        order[name] = module
+
+    def _files(self) -> Iterator[Path]:
+        for root, _, files in sorted(os.walk(self.directory)):
+            yield from (Path(root, f) for f in sorted(files) if f.endswith(_SUFFIXES))
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".xz":
+            data = lzma.decompress(data)
+        elif path.suffix == ".zst":
+            data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        elif path.suffix == ".gz":
+            data = gzip.decompress(data)
+    except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as exc:
+        raise ImageError(str(path), f"cannot be unpacked: {exc}") from exc
+    if len(data) > _LARGEST or data[:5] != b"\x7fELF\x02":
+        raise ImageError(str(path), "is not a 64-bit kernel module")
+    return data
+
+
+def _section(data: bytes, wanted: bytes) -> bytes:
+    """The content of an ELF64 section by name; empty if there is none or the file is damaged."""
+    try:
+        fields = _EHDR.unpack_from(data)
+        offset, entry_size, count, names_index = fields[6], fields[11], fields[12], fields[13]
+        headers = [_SHDR.unpack_from(data, offset + i * entry_size) for i in range(count)]
+        names = headers[names_index][4]
+        for header in headers:
+            name = names + header[0]
+            if data[name : data.index(b"\0", name)] == wanted:
+                return data[header[4] : header[4] + header[5]]
+    except (struct.error, IndexError, ValueError):
+        return b""
+    return b""

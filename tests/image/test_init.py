@@ -1,0 +1,187 @@
+"""The initramfs at work: Debian's kernel with our init in QEMU's instruction emulator, used as a person would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm.errors import ImageError
+from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no qemu-system-x86_64 (qemu-system-x86)"),
+    pytest.mark.timeout(180),
+]
+PROMPT = rb"guest:/root# (\x1b\[6n)?$"  # Debian's busybox asks the terminal where the cursor is
+
+
+class Guest:
+    """A running QEMU: its serial line as a stream, and its monitor socket."""
+
+    def __init__(self, files: KernelFiles, initramfs: Path, cmdline: str, options: tuple[str, ...]) -> None:
+        self.qmp = initramfs.parent / "qmp"
+        machine = ["-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-reboot"]
+        host = ["-display", "none", "-serial", "stdio", "-qmp", f"unix:{self.qmp},server,nowait"]
+        boot = ["-kernel", str(files.kernel), "-initrd", str(initramfs), "-append", f"console=ttyS0 quiet {cmdline}"]
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", *machine, *host, *boot, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.seen = b""
+
+    def expect(self, pattern: bytes, timeout: float = 60) -> bytes:
+        """Read until `pattern` matches what came since the last match; returns all up to its end."""
+        assert self.process.stdout is not None
+        fd, deadline = self.process.stdout.fileno(), time.monotonic() + timeout
+        while not (match := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([fd], [], [], max(deadline - time.monotonic(), 0))
+            data = os.read(fd, 65536) if ready else b""
+            assert data, f"no {pattern!r}; the guest said {self.seen[-2000:]!r}"
+            self.seen += data
+        text, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return text
+
+    def type(self, keys: bytes) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(keys)
+        self.process.stdin.flush()
+
+    def run(self, command: str) -> str:
+        """Output of a command typed at the prompt."""
+        self.type(command.encode() + b"\n")
+        text = self.expect(rb"\n[^\n]*" + PROMPT).decode()
+        return "\n".join(text.splitlines()[1:-1])
+
+    def press_power_button(self) -> None:
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(self.qmp))
+            with s.makefile("rw") as monitor:
+                for command in ("qmp_capabilities", "system_powerdown"):
+                    monitor.write(json.dumps({"execute": command}) + "\n")
+                    monitor.flush()
+                    while "return" not in monitor.readline():
+                        pass
+
+    def gone(self) -> bool:
+        """It powered off by itself, with no error."""
+        self.expect(rb"reboot: (Power down|Restarting system)")
+        return self.process.wait(20) == 0
+
+
+@pytest.fixture
+def package() -> str:
+    """The kernel to boot; a test may be given several."""
+    return "linux-image-cloud-amd64"
+
+
+@pytest.fixture
+def files(package: str) -> KernelFiles:
+    try:
+        return debian_kernel(package)
+    except ImageError as exc:
+        pytest.skip(f"no Debian kernel: {exc}")
+
+
+Boot = Callable[..., Guest]
+
+
+@pytest.fixture
+def boot(files: KernelFiles, tmp_path: Path) -> Iterator[Boot]:
+    guests: list[Guest] = []
+
+    def start(cmdline: str = "", *options: str, run: str | None = None, compression: str = "none") -> Guest:
+        image = build_initramfs(busybox=debian_busybox(), modules=files.modules, run=run, compression=compression)
+        (tmp_path / "initramfs").write_bytes(image.data)
+        guests.append(Guest(files, tmp_path / "initramfs", cmdline, options))
+        return guests[-1]
+
+    yield start
+    for guest in guests:
+        guest.process.kill()
+        guest.process.communicate()
+
+
+@pytest.mark.parametrize("package", ["linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64"])
+def test_interactive_session(boot: Boot) -> None:
+    guest = boot("", "-device", "virtio-rng-pci", "-device", "virtio-net-pci")
+    guest.expect(PROMPT)
+    assert guest.run("tty") == "/dev/ttyS0"
+    assert guest.run("stty size") == "24 80"
+    assert guest.run("echo $((6 * 7)) $HOME $(hostname)") == "42 /root guest"
+    guest.type(b"sh -c 'echo started; sleep 1000'\n")
+    guest.expect(rb"\nstarted\r\n")
+    guest.type(b"\x03")
+    guest.expect(PROMPT)
+    guest.type(b"sh -c 'echo started; sleep 1000'\n")
+    guest.expect(rb"\nstarted\r\n")
+    guest.type(b"\x1a")
+    guest.expect(rb"Stopped[^#]*" + PROMPT)
+    guest.run("kill -9 %1; wait %1")
+    guest.run("true")  # the shell may tell of the job at one prompt more
+    assert guest.run("mount | grep -cE '^(proc|sys|dev|pts|tmpfs) '") == "7"
+    loaded = guest.run("lsmod").split()
+    assert {"virtio_rng", "virtio_net", "button", "evdev"} <= set(loaded), "drivers of the devices there"
+    assert "virtio_blk" not in loaded, "and only those"
+    assert guest.run("cat /proc/sys/kernel/modprobe") == "/sbin/modprobe"
+    assert guest.run("modprobe nd_pmem && grep -c ^nd_pmem /proc/modules") == "1"
+    guest.type(b"exit\n")
+    guest.expect(rb"exit[^#]*" + PROMPT)
+    guest.type(b"poweroff\n")
+    assert guest.gone()
+
+
+def test_power_button(boot: Boot) -> None:
+    guest = boot("aiovmm.hostname=guest")
+    guest.expect(PROMPT)
+    guest.press_power_button()
+    assert guest.gone()
+
+
+def test_power_button_while_a_command_runs(boot: Boot) -> None:
+    guest = boot('aiovmm.run="echo started; sleep 1000"')
+    guest.expect(rb"started")
+    guest.press_power_button()
+    assert guest.gone()
+
+
+def test_command_given_on_the_kernel_command_line(boot: Boot) -> None:
+    guest = boot('aiovmm.run="echo one two; tty; false" aiovmm.then=reboot', compression="zstd")
+    text = guest.expect(rb"aiovmm: run end status=(\d+)").decode()
+    assert re.search(
+        r"aiovmm: init\r\n.*aiovmm: run begin\r\none two\r\n/dev/ttyS0\r\naiovmm: run end status=1$", text, re.S
+    )
+    assert guest.gone()
+
+
+def test_command_baked_in(boot: Boot) -> None:
+    guest = boot("aiovmm.then=shell", run="echo 'it\"s baked in'; exit 7", compression="lz4")
+    guest.expect(rb'it"s baked in\r\naiovmm: run end status=7')
+    guest.expect(PROMPT)
+    guest.type(b"reboot -f\n")
+    assert guest.gone()
+
+
+def test_root_on_a_disk(boot: Boot, tmp_path: Path) -> None:
+    if shutil.which("mke2fs") is None:
+        pytest.skip("no mke2fs (package e2fsprogs)")
+    root = tmp_path / "root"
+    for directory in ("bin", "dev", "proc", "sys", "run", "sbin"):
+        (root / directory).mkdir(parents=True)
+    shutil.copy(debian_busybox(), root / "bin/busybox")
+    script = '#!/bin/busybox sh\n/bin/busybox echo "root is $(/bin/busybox grep -c /dev/vda /proc/mounts)"\n'
+    (root / "sbin/init").write_text(script + "/bin/busybox poweroff -f\n")
+    (root / "sbin/init").chmod(0o755)
+    disk = tmp_path / "disk"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, disk, "16M"], check=True, timeout=60)
+    guest = boot("root=/dev/vda rootfstype=ext4 ro", "-drive", f"file={disk},if=virtio,format=raw")
+    guest.expect(rb"root is 1")
+    assert guest.gone()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from aiovmm.errors import ImageError, UsageError
+from aiovmm.image import Initramfs, build_initramfs, debian_kernel
+from tests.boot.images import elf
+from tests.image.conftest import RELEASE, ko
+
+BUSYBOX = shutil.which("busybox")
+needs_busybox = pytest.mark.skipif(BUSYBOX is None, reason="no busybox (package busybox-static)")
+pytestmark = pytest.mark.skipif(shutil.which("cpio") is None, reason="no cpio (package cpio)")
+
+
+def extract(image: Initramfs, directory: Path) -> Path:
+    """The archive's content without device nodes, which need root."""
+    command = ["cpio", "-i", "-d", "--nonmatching", "dev/*", "--quiet"]
+    subprocess.run(command, input=image.data, cwd=directory, check=True, timeout=20)
+    return directory
+
+
+@pytest.fixture
+def root(tree: Path, tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return extract(build_initramfs(busybox=BUSYBOX, modules=tree), tmp_path / "out")
+
+
+@needs_busybox
+def test_busybox_with_all_its_applets(root: Path) -> None:
+    assert (root / "bin/sh").readlink() == Path("busybox")
+    assert os.access(root / "bin/busybox", os.X_OK)
+    assert (root / "sbin/modprobe").resolve() == (root / "bin/busybox").resolve()
+    assert os.access(root / "init", os.X_OK)
+
+
+@needs_busybox
+def test_scripts_are_valid_shell(root: Path) -> None:
+    for script in ("init", "etc/aiovmm/console"):
+        subprocess.run([str(BUSYBOX), "sh", "-n", str(root / script)], check=True, timeout=10)
+
+
+@needs_busybox
+def test_modules_are_those_wanted_that_exist_with_their_dependencies(root: Path) -> None:
+    directory = root / "lib/modules" / RELEASE
+    found = {p.name for p in directory.glob("*.ko")}
+    assert found == {
+        f"{n}.ko"
+        for n in ("virtio", "virtio_ring", "virtio_pci", "virtio_blk", "virtio_rng", "ext4", "jbd2", "crc32c", "button")
+    }
+    assert (root / "etc/aiovmm/modules").read_text() == "button\n"
+
+
+@needs_busybox
+def test_indexes_for_modprobe(root: Path) -> None:
+    """modules.dep lists all that a module needs, and modprobe loads a line from its end."""
+    directory = root / "lib/modules" / RELEASE
+    dep = dict(line.split(":") for line in (directory / "modules.dep").read_text().splitlines())
+    assert dep["virtio_blk.ko"].split() == ["virtio.ko", "virtio_ring.ko"]
+    assert dep["virtio_ring.ko"] == ""
+    assert set(dep["ext4.ko"].split()) == {"jbd2.ko", "crc32c.ko"}
+    aliases = (directory / "modules.alias").read_text().splitlines()
+    assert "alias virtio:d00000002v* virtio_blk" in aliases
+    assert "alias fs-ext4 ext4" in aliases
+
+
+@needs_busybox
+@pytest.mark.skipif(shutil.which("depmod") is None, reason="no depmod (package kmod)")
+def test_dependencies_of_real_modules_are_those_that_depmod_finds(tmp_path: Path) -> None:
+    """depmod looks at symbols, we at what the modules say: both must come to the same."""
+    try:
+        files = debian_kernel()
+    except ImageError as exc:
+        pytest.skip(f"no Debian kernel: {exc}")
+    assert files.modules is not None
+    root = extract(build_initramfs(busybox=BUSYBOX, modules=files.modules), tmp_path)
+    path = root / "lib/modules" / files.release / "modules.dep"
+    ours = dependencies(path)
+    subprocess.run(["depmod", "-b", str(root), files.release], check=True, timeout=60, capture_output=True)
+    assert ours == dependencies(path)
+    assert {"virtio_pci.ko", "virtio_blk.ko", "virtio_net.ko", "button.ko", "evdev.ko"} <= set(ours)
+
+
+def dependencies(path: Path) -> dict[str, set[str]]:
+    lines = (line.split(":") for line in path.read_text().splitlines())
+    return {name: set(needs.split()) for name, needs in lines}
+
+
+@needs_busybox
+def test_equal_inputs_give_equal_bytes(tree: Path) -> None:
+    one, other = (build_initramfs(busybox=BUSYBOX, modules=tree, run="true") for _ in range(2))
+    assert one.data == other.data
+
+
+def test_files_and_directories_are_added(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "sub").mkdir(parents=True)
+    (source / "sub/tool").write_bytes(b"#!/bin/sh\n")
+    (source / "sub/tool").chmod(0o755)
+    (source / "link").symlink_to("sub/tool")
+    (tmp_path / "out").mkdir()
+    image = build_initramfs(
+        files={"/opt": source, "/etc/motd": b"hello\n", "/init": b"#!/opt/sub/tool\n", "/one": source / "sub/tool"}
+    )
+    out = extract(image, tmp_path / "out")
+    assert os.access(out / "opt/sub/tool", os.X_OK)
+    assert (out / "opt/link").readlink() == Path("sub/tool")
+    assert (out / "etc/motd").read_bytes() == b"hello\n"
+    assert os.access(out / "init", os.X_OK)
+    assert (out / "one").read_bytes() == b"#!/bin/sh\n"
+
+
+def test_script_to_run_and_an_init_of_ones_own(tmp_path: Path) -> None:
+    image = build_initramfs(init="#!/bin/true\n", run="echo hi")
+    out = extract(image, tmp_path)
+    assert (out / "init").read_text() == "#!/bin/true\n"
+    assert (out / "aiovmm/run").read_text() == "#!/bin/sh\necho hi\n"
+    assert os.access(out / "aiovmm/run", os.X_OK)
+
+
+def lz4(data: bytes) -> bytes:
+    return subprocess.run(["lz4", "-d", "-c"], input=data, capture_output=True, check=True, timeout=20).stdout
+
+
+@pytest.mark.parametrize(
+    ("compression", "unpack"),
+    [("gzip", gzip.decompress), ("zstd", lambda d: zstandard.ZstdDecompressor().decompress(d)), ("lz4", lz4)],
+)
+def test_compressed(compression: str, unpack: object) -> None:
+    if compression == "lz4" and shutil.which("lz4") is None:
+        pytest.skip("no lz4 (package lz4)")
+    assert callable(unpack)
+    files = {"/init": b"#!x", "/big": bytes(9 << 20)}  # lz4's legacy blocks are 8 MiB
+    packed = build_initramfs(files=files, compression=compression)
+    assert unpack(packed.data) == build_initramfs(files=files).data
+
+
+def test_nothing_that_could_be_process_1() -> None:
+    with pytest.raises(UsageError, match="busybox"):
+        build_initramfs(files={"/etc/motd": b"hello"})
+
+
+def test_unknown_compression() -> None:
+    with pytest.raises(UsageError, match="one of none, gzip, lz4, zstd"):
+        build_initramfs(files={"/init": b""}, compression="rar")
+
+
+def test_busybox_that_is_not_static_or_not_busybox(tmp_path: Path) -> None:
+    dynamic, other = tmp_path / "dynamic", tmp_path / "other"
+    dynamic.write_bytes(elf(interpreter=True))
+    other.write_bytes(elf())
+    other.chmod(0o755)
+    with pytest.raises(ImageError, match=r"not a statically linked.*busybox-static"):
+        build_initramfs(busybox=dynamic)
+    with pytest.raises(ImageError, match="does not run as busybox"):
+        build_initramfs(busybox=other)
+    with pytest.raises(ImageError, match="no such file"):
+        build_initramfs(busybox=tmp_path / "none")
+
+
+def test_modules_of_two_kernels(tree: Path) -> None:
+    (tree / "kernel/acpi/button.ko").write_bytes(ko("button", release="5.10.0-other"))
+    with pytest.raises(ImageError, match="several kernels"):
+        build_initramfs(modules=tree, files={"/init": b""})
+
+
+def test_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        build_initramfs(files={"/init": str(tmp_path / "none")})

@@ -1,0 +1,152 @@
+"""Where kernels come from: the host's own, and Debian's packages (apt stood in for by scripts)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aiovmm.errors import ImageError
+from aiovmm.image import CLOUD_KERNEL, debian_kernel, find_kernel, host_kernel
+from aiovmm.image import kernel as kernel_module
+from tests.boot.images import bzimage, elf, payload
+
+GOOD = bzimage(payload(elf(), "gzip"))
+
+
+def install(root: Path, release: str, data: bytes = GOOD, *, modules: bool = True) -> Path:
+    path = root / f"boot/vmlinuz-{release}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    if modules:
+        (root / f"lib/modules/{release}/kernel").mkdir(parents=True)
+    return path
+
+
+def test_newest_installed_kernel(tmp_path: Path) -> None:
+    for release in ("6.9.0-1-amd64", "6.12.3+deb13-amd64", "6.1.0-56-cloud-amd64"):
+        install(tmp_path, release)
+    files = host_kernel(tmp_path)
+    assert files.release == "6.12.3+deb13-amd64"
+    assert files.kernel == tmp_path / "boot/vmlinuz-6.12.3+deb13-amd64"
+    assert files.modules == tmp_path / "lib/modules/6.12.3+deb13-amd64"
+
+
+def test_kernel_beside_its_modules(tmp_path: Path) -> None:
+    directory = tmp_path / "usr/lib/modules/6.15.1-arch1"
+    (directory / "kernel").mkdir(parents=True)
+    (directory / "vmlinuz").write_bytes(GOOD)
+    assert host_kernel(tmp_path).kernel == directory / "vmlinuz"
+
+
+def test_kernel_without_modules(tmp_path: Path) -> None:
+    install(tmp_path, "6.1.0-x", modules=False)
+    assert host_kernel(tmp_path).modules is None
+
+
+def test_kernels_that_do_not_boot_here_are_passed_over(tmp_path: Path) -> None:
+    install(tmp_path, "6.9.0-broken", GOOD[:1500])
+    install(tmp_path, "6.8.0-text", b"what?")
+    install(tmp_path, "6.1.0-good")
+    assert host_kernel(tmp_path).release == "6.1.0-good"
+
+
+def test_no_kernel_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"no kernel is installed.*apt-get install"):
+        host_kernel(tmp_path)
+    install(tmp_path, "6.8.0-text", b"what?")
+    with pytest.raises(ImageError, match=r"6\.8\.0-text: not a kernel"):
+        host_kernel(tmp_path)
+
+
+@pytest.fixture
+def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that is all of PATH but the shell's own tools; scripts named apt-cache, apt-get, dpkg-deb go there."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
+    script(tools, "apt-cache", "exit 100")
+    script(tools, "apt-get", "echo 'E: Unable to locate package' >&2; exit 100")
+    script(tools, "dpkg-deb", "exit 2")
+    return tools
+
+
+def script(directory: Path, name: str, text: str) -> None:
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def package(apt: Path, tmp_path: Path) -> Path:
+    """An archive that has one kernel package behind the meta-package; counts its downloads."""
+    content = tmp_path / "content"
+    install(content, "6.1.0-99-cloud-amd64")
+    script(
+        apt,
+        "apt-cache",
+        """
+if [ $1 = depends ]; then
+  echo linux-image-cloud-amd64; echo '  Depends: linux-image-6.1.0-99-cloud-amd64'
+else
+  echo "$2:"; echo '  Installed: (none)'; echo '  Candidate: 1:6.1.99-1'
+fi""",
+    )
+    script(apt, "apt-get", f"echo x >>{tmp_path}/downloads; echo deb >linux.deb")
+    script(apt, "dpkg-deb", f'cp -r {content} "$3"')
+    return tmp_path / "downloads"
+
+
+def test_debian_kernel_is_downloaded_once(apt: Path, tmp_path: Path) -> None:
+    downloads = package(apt, tmp_path)
+    for _ in range(2):
+        files = debian_kernel(cache=tmp_path / "cache")
+        assert files.release == "6.1.0-99-cloud-amd64"
+        assert files.kernel.read_bytes() == GOOD
+        assert files.modules is not None
+        assert files.modules.is_dir()
+    assert downloads.read_text() == "x\n"
+    assert not list((tmp_path / "cache").glob(".tmp*"))
+
+
+def test_debian_kernel_offline_is_the_one_in_the_cache(apt: Path, tmp_path: Path) -> None:
+    package(apt, tmp_path)
+    first = debian_kernel(cache=tmp_path / "cache")
+    script(apt, "apt-cache", "exit 100")
+    assert debian_kernel(cache=tmp_path / "cache") == first
+
+
+def test_apt_without_lists(apt: Path, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="apt-get update"):
+        debian_kernel(cache=tmp_path / "cache")
+
+
+def test_failed_download_leaves_nothing(apt: Path, tmp_path: Path) -> None:
+    package(apt, tmp_path)
+    script(apt, "apt-get", "echo 'W: slow' >&2; echo 'E: Failed to fetch it: 404' >&2; exit 100")
+    with pytest.raises(ImageError, match=r"apt-get failed: E: Failed to fetch it: 404.*apt-get update"):
+        debian_kernel(cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_damaged_package_leaves_nothing(apt: Path, tmp_path: Path) -> None:
+    package(apt, tmp_path)
+    script(apt, "dpkg-deb", "echo 'dpkg-deb: error: not a Debian archive' >&2; exit 2")
+    with pytest.raises(ImageError, match="not a Debian archive"):
+        debian_kernel(cache=tmp_path / "cache")
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_machine_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ImageError, match=r"not a Debian system.*--kernel"):
+        debian_kernel(cache=tmp_path / "cache")
+
+
+def test_without_any_kernel_both_reasons_are_given(apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_here(root: str | os.PathLike[str] = "/") -> None:
+        raise ImageError("/boot", "no kernel is installed on this host")
+
+    monkeypatch.setattr(kernel_module, "host_kernel", none_here)
+    with pytest.raises(ImageError, match=rf"{CLOUD_KERNEL}: apt does not know.*no kernel is installed"):
+        find_kernel(cache=tmp_path / "cache")
