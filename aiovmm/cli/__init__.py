@@ -1,0 +1,67 @@
+"""The `aiovmm` command: a thin shell on the public API. Exit codes: 0 done, 1 the guest or the host failed, 2 wrong usage.
+
+Each subcommand is a module of its own and is imported only when it is called, so that `aiovmm run` starts fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+
+import click
+
+from aiovmm.errors import AiovmmError, UsageError
+
+__all__ = ["cli", "main"]
+
+_COMMANDS = {
+    "run": ("aiovmm.cli.run", "Boot a guest and talk to it."),
+    "attach": ("aiovmm.cli.attach", "Attach this terminal to a console's unix socket."),
+    "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
+    "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
+    "devices": ("aiovmm.cli.devices", "Say which devices a guest can have, and what they offer."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a subcommand's module when it is called; its one-line help stands in the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"aiovmm {metadata.version('aiovmm')}")
+        ctx.exit()
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Say the version."
+)
+def cli() -> None:
+    """A KVM virtual machine monitor that lives inside an asyncio program."""
+
+
+def main() -> None:
+    """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback."""
+    try:
+        cli(prog_name="aiovmm")
+    except UsageError as exc:
+        print(f"aiovmm: {exc}", file=sys.stderr)
+        sys.exit(2)
+    except AiovmmError as exc:
+        print(f"aiovmm: {exc}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,38 @@
+"""`aiovmm attach`: this terminal to a console's unix socket (`aiovmm run --serial socket=PATH`)."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("attach", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--detach-keys", default="ctrl-p,ctrl-q", show_default=True, help="Keys that detach; the guest runs on.")
+def command(path: Path, detach_keys: str) -> None:
+    """Attach this terminal to the console at the unix socket PATH. What the guest printed before is shown first."""
+    import uvloop
+
+    from aiovmm.console import AttachEnd, Terminal, attach_socket, parse_keys
+
+    async def run() -> AttachEnd:
+        terminal = Terminal()
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None
+        loop.add_signal_handler(signal.SIGWINCH, terminal.resized)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, task.cancel)
+        return await attach_socket(path, terminal=terminal, detach=parse_keys(detach_keys))
+
+    try:
+        end = uvloop.run(run())
+    except asyncio.CancelledError:
+        sys.exit(1)
+    print(f"\r\naiovmm: {end.value}", file=sys.stderr)

@@ -1,0 +1,23 @@
+"""`aiovmm devices`: the device model of this version."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command("devices", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--json", "form", flag_value="json", help="Print a JSON list of rows.")
+@click.option("--markdown", "form", flag_value="markdown", help="Print the tables of docs/devices.md.")
+def command(form: str | None) -> None:
+    """Say which devices a guest can have, how they are switched, and what they offer."""
+    from aiovmm.device_model import as_markdown, as_text, device_rows
+
+    rows = device_rows()
+    if form == "json":
+        click.echo(json.dumps([row.as_dict() for row in rows], indent=2))
+    else:
+        click.echo(as_markdown(rows) if form == "markdown" else as_text(rows), nl=False)

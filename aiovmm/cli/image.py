@@ -1,0 +1,82 @@
+"""`aiovmm image`: a kernel and an initramfs for a guest to boot from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from aiovmm.errors import UsageError
+
+__all__ = ["command"]
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group("image", context_settings=_CONTEXT)
+def command() -> None:
+    """Make or find what a guest boots from."""
+
+
+@command.command("kernel", context_settings=_CONTEXT)
+@click.option(
+    "--debian", is_flag=True, help="Fetch Debian's cloud kernel even if this machine has a kernel of its own."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: kernel, modules, release.")
+def kernel(debian: bool, as_json: bool) -> None:
+    """Print the path of a kernel: the newest of this machine that can be read, else Debian's cloud kernel, fetched."""
+    from aiovmm.image import debian_kernel, find_kernel
+
+    files = debian_kernel() if debian else find_kernel()
+    if as_json:
+        click.echo(json.dumps({k: str(getattr(files, k)) for k in ("kernel", "modules", "release")}))
+    else:
+        click.echo(files.kernel)
+
+
+def _files(specs: tuple[str, ...]) -> dict[str, str]:
+    files = {}
+    for spec in specs:
+        guest, separator, host = spec.partition("=")
+        if not separator or not guest.startswith("/") or not host:
+            raise UsageError(f"--file {spec!r}: say GUEST_PATH=HOST_PATH, like /etc/motd=motd.txt")
+        files[guest] = host
+    return files
+
+
+@command.command("initramfs", context_settings=_CONTEXT)
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's)."
+)
+@click.option("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
+@click.option("--module", "wanted", multiple=True, metavar="NAME", help="Only these modules and what they need.")
+@click.option("--file", "specs", multiple=True, metavar="GUEST=HOST", help="Add a file or a directory.")
+@click.option("--run", metavar="SCRIPT", help="Shell script that the guest runs, instead of giving a shell.")
+@click.option("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", show_default=True)
+def initramfs(
+    output: Path,
+    busybox: Path | None,
+    modules: Path | None,
+    wanted: tuple[str, ...],
+    specs: tuple[str, ...],
+    run: str | None,
+    compression: str,
+) -> None:
+    """Write an initramfs to OUTPUT: busybox, the virtio drivers a guest needs, an init that loads them and gives a shell.
+
+    Without --modules those that belong to the kernel of `aiovmm image kernel` are taken.
+    """
+    from aiovmm.image import GUEST_MODULES, build_initramfs, debian_busybox, find_kernel
+
+    image = build_initramfs(
+        busybox=busybox or debian_busybox(),
+        modules=modules or find_kernel().modules,
+        wanted=wanted or GUEST_MODULES,
+        files=_files(specs),
+        run=run,
+        compression=compression,
+    )
+    output.write_bytes(image.data)
+    click.echo(f"{output}: {len(image.data)} bytes, {len(image.modules)} modules of {image.release}", err=True)

@@ -1,0 +1,126 @@
+"""Wrong usage, help, doctor, and how fast the command is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiovmm.cli.arguments import NOT_THERE
+from tests.cli.conftest import Command
+
+WRONG = {
+    ("--cpus", "0"): b"cpus",
+    ("--cpus", "boot=4,max=2"): b"cpus.max",
+    ("--memory", "lots"): b"memory",
+    ("--memory", "size=4M,colour=red"): b"colour",
+    ("--serial", "nowhere"): b"serial",
+    ("--serial", "tty", "--console", "tty"): b"console",
+    ("--detach-keys", "alt-f4"): b"alt-f4",
+    ("--on-reboot", "maybe"): b"--on-reboot",
+    ("--nonsense",): b"--nonsense",
+}
+
+
+@pytest.mark.parametrize(("wrong", "named"), WRONG.items(), ids=lambda v: " ".join(v) if isinstance(v, tuple) else None)
+def test_wrong_usage_is_named(wrong: tuple[str, ...], named: bytes, aiovmm: Command, tmp_path: Path) -> None:
+    (tmp_path / "kernel").write_bytes(b"")
+    done = aiovmm.run("run", "--kernel", "kernel", *wrong)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("option", NOT_THERE)
+def test_an_option_that_is_not_there_is_refused_by_name(option: str) -> None:
+    from click.testing import CliRunner
+
+    from aiovmm.cli.run import command
+    from aiovmm.errors import ConfigError
+
+    for given in ([option], [option, "value"], [f"{option}=value"]):
+        result = CliRunner().invoke(command, ["--kernel", "x", *given])
+        assert isinstance(result.exception, ConfigError), result.output
+        assert option in str(result.exception)
+
+
+def test_no_kernel(aiovmm: Command) -> None:
+    done = aiovmm.run("run")
+    assert done.returncode == 2
+    assert b"--kernel" in done.stderr
+    assert b"aiovmm image kernel" in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"", b"#!/bin/sh\n", b"\x7fELF"], ids=["absent", "empty", "script", "stub"])
+def test_what_is_not_a_kernel(content: bytes | None, aiovmm: Command, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "kernel").write_bytes(content)
+    done = aiovmm.run("run", "--kernel", "kernel")
+    assert done.returncode == 2
+    assert b"kernel" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
+def test_help_names_every_command(aiovmm: Command) -> None:
+    done = aiovmm.run("--help")
+    assert done.returncode == 0
+    for name in (b"run", b"attach", b"doctor", b"image"):
+        assert name in done.stdout
+        assert aiovmm.run(name.decode(), "--help").returncode == 0
+
+
+def test_version(aiovmm: Command) -> None:
+    assert aiovmm.run("--version").stdout.startswith(b"aiovmm ")
+
+
+def test_doctor(aiovmm: Command) -> None:
+    told = aiovmm.run("doctor")
+    findings = json.loads(aiovmm.run("doctor", "--json").stdout)
+    assert {"question", "verdict", "found", "remedy"} == set(findings[0])
+    assert told.returncode == any(f["verdict"] == "missing" for f in findings)
+    for finding in findings:
+        assert finding["question"].encode() in told.stdout
+        assert finding["verdict"] == "ok" or finding["remedy"]
+
+
+def test_doctor_knows_a_kvm_that_emulates(aiovmm: Command, kvm: bool) -> None:
+    findings = {f["question"]: f for f in json.loads(aiovmm.run("doctor", "--json").stdout)}
+    assert findings["kvm"]["verdict"] == "ok"
+    assert findings["guest code"]["verdict"] == ("limited" if kvm else "ok")
+
+
+def _seconds(*command: str) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    return time.perf_counter() - began
+
+
+@pytest.mark.parametrize("command", [("-c", "import aiovmm"), ("-m", "aiovmm", "--help")], ids=" ".join)
+def test_how_fast_it_is_there(command: tuple[str, ...], record_property: Callable[[str, object], None]) -> None:
+    """Timings go into the report; what is asserted is what makes them: nothing heavy is imported."""
+    bare = min(_seconds("-c", "pass") for _ in range(3))
+    record_property("ms_above_bare_python", round(1000 * (min(_seconds(*command) for _ in range(3)) - bare), 1))
+    code = "import sys, runpy; sys.argv = ['aiovmm', '--help']\n"
+    run = "import aiovmm" if command[0] == "-c" else "runpy.run_module('aiovmm', run_name='__main__')"
+    code += f"try:\n    {run}\nexcept SystemExit:\n    pass\nprint(*sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    loaded = set(done.stderr.split())
+    assert "aiovmm" in loaded
+    assert not loaded & {
+        "asyncio",
+        "uvloop",
+        "structlog",
+        "rich",
+        "aiovmm.native",
+        "aiovmm.vm",
+        "lz4",
+        "zstandard",
+        "ssl",
+    }
