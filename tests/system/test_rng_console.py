@@ -1,0 +1,132 @@
+"""virtio-rng and virtio-console under the drivers of stock kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, ConsoleConfig, ConsoleMode, EventKind, ExitReason, RebootPolicy, RngConfig
+from tests.devices.virtio.fips import failures
+from tests.system.conftest import RELEASES, Guests
+from tests.system.guest import prompt, shell
+
+MIB = 1 << 20
+HVC0 = ConsoleConfig(ConsoleMode.NULL, history=8 * MIB)
+BOTH = "console=ttyS0 console=hvc0 panic=-1 quiet"
+
+
+async def raw_output(vm: VM, command: str, size: int, timeout: float = 120.0) -> bytes:
+    """`size` bytes that `command` prints on hvc0 with the terminal's processing off."""
+    await vm.console.send(f"stty raw -echo; echo be''gin; {command}; stty sane\n".encode())
+    async with asyncio.timeout(timeout):
+        await vm.console.readuntil(b"begin\n")
+        data = await vm.console.readexactly(size)
+    await prompt(vm, vm.console, timeout)
+    return data
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_hvc0_is_a_shell_with_a_size_and_carries_bytes_both_ways(guests: Guests, release: str) -> None:
+    config = guests.config(release, cmdline="console=hvc0 panic=-1 quiet", console=HVC0)
+    async with VM(config) as vm:
+        vm.console.resize(100, 37)
+        await vm.start()
+        await prompt(vm, vm.console)
+        assert (await shell(vm, "stty size", console=vm.console)).strip() == "37 100"
+        vm.console.resize(132, 43)
+        await shell(vm, "until [ \"$(stty size)\" = '43 132' ]; do sleep 0.1; done", console=vm.console)
+
+        digest = await shell(vm, "head -c 2097152 /dev/urandom >/tmp/out; sha256sum </tmp/out", console=vm.console)
+        data = await raw_output(vm, "cat /tmp/out", 2 * MIB)
+        assert hashlib.sha256(data).hexdigest() == digest.split()[0]
+
+        # all bytes but ^O, which is the SysRq key on a hvc console of Linux (hvc_console.c)
+        data = random.Random(1).randbytes(256 << 10).replace(b"\x0f", b"\x0e")
+        await vm.console.send(b"stty raw -echo; echo re''ady; head -c 262144 >/tmp/in; stty sane; echo do''ne\n")
+        await vm.console.expect(rb"ready\n")
+        await vm.console.send(data)
+        await vm.console.expect(rb"done", timeout=120)
+        await prompt(vm, vm.console)
+        digest = await shell(vm, "sha256sum </tmp/in", console=vm.console)
+        assert digest.split()[0] == hashlib.sha256(data).hexdigest()
+
+        assert not vm.serial.history
+        vm.console.write(b"poweroff\n")
+        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_megabyte_from_hwrng_is_random(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, cmdline=BOTH, console=HVC0)) as vm:
+        await vm.start()
+        await prompt(vm, vm.console)
+        assert (await shell(vm, "cat /sys/class/misc/hw_random/rng_current")).startswith("virtio_rng")
+        data = await raw_output(vm, "dd if=/dev/hwrng bs=4096 count=257 iflag=fullblock 2>/dev/null", 257 * 4096)
+        assert failures(data) <= 3  # as rngtest: of 420 blocks a good source fails 1 in 1,250
+        assert vm.device("rng").device_id == 4
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_drivers_come_and_go_and_the_console_outlives_a_reboot(guests: Guests, release: str) -> None:
+    config = guests.config(
+        release, cmdline="console=ttyS0 panic=-1 quiet", console=HVC0, on_reboot=RebootPolicy.RESTART
+    )
+    async with VM(config) as vm:
+        events = vm.events()
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "dmesg -c >/dev/null")
+        for round_ in range(4):
+            await _reload(vm, "virtio_rng", "dd if=/dev/hwrng bs=4096 count=4 iflag=fullblock of=/dev/null 2>/dev/null")
+            await _reload(vm, "virtio_console", f"echo round {round_} >/dev/hvc0")
+            await vm.console.expect(f"round {round_}".encode(), timeout=20)
+        assert not re.search(r"WARNING: CPU|BUG:|Oops", await shell(vm, "dmesg"))
+
+        vm.serial.write(b"reboot\n")
+        async for event in events:
+            if event.kind is EventKind.REBOOTED:
+                break
+        await vm.serial.expect(rb"aiovmm: init", timeout=60)  # the old shell's prompt may come after `reboot`
+        await prompt(vm)
+        await shell(vm, "(head -n 1 </dev/hvc0 >/tmp/line &); echo after the reboot >/dev/hvc0")
+        await vm.console.expect(rb"after the reboot", timeout=20)
+        vm.console.write(b"typed after it\n")
+        await shell(vm, "until grep -q 'typed after it' /tmp/line; do sleep 0.1; done")
+        vm.console.resize(77, 21)
+        await shell(vm, "until [ \"$(stty size </dev/hvc0)\" = '21 77' ]; do sleep 0.1; done")
+        await vm.kill()
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+
+
+async def _reload(vm: VM, module: str, use: str) -> None:
+    """Unload and load the driver, if it is a module, and use its device."""
+    await shell(vm, f"if grep -q ^{module} /proc/modules; then modprobe -r {module}; modprobe {module}; fi; {use}")
+
+
+async def test_a_panic_on_hvc0_is_a_panic(guests: Guests) -> None:
+    async with VM(guests.config(cmdline="console=hvc0 panic=-1", console=HVC0)) as vm:
+        await vm.start()
+        await prompt(vm, vm.console)
+        vm.console.write(b"echo c > /proc/sysrq-trigger\n")
+        status = await asyncio.wait_for(vm.wait(), 60)
+    assert status.reason is ExitReason.PANIC
+
+
+async def test_an_entropy_source_that_ends_fails_the_device_and_not_the_guest(guests: Guests, tmp_path: Path) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(os.urandom(100))
+    async with VM(guests.config(rng=RngConfig(src=path))) as vm:
+        events = vm.events()
+        await vm.start()
+        async with asyncio.timeout(120):
+            async for event in events:
+                if event.kind is EventKind.DEVICE_ERROR:
+                    break
+        assert "the source has ended" in event.detail
+        await prompt(vm)

@@ -1,0 +1,98 @@
+"""A person at a real terminal (tmux) with a stock guest, by `aiovmm run` on the terminal itself and by `aiovmm attach`."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VMConfig
+from tests.console.test_tmux import Tmux, check_sane
+from tests.system.conftest import Guests
+
+BOOT = 60.0
+
+
+class SlowTmux(Tmux):
+    """tmux in the nested host, where a boot takes its time."""
+
+    def until(self, text: str, times: int = 1, timeout: float = BOOT) -> str:
+        deadline = time.monotonic() + timeout
+        while (shown := self("capture-pane", "-p", "-S", "-")).count(text) < times:
+            assert time.monotonic() < deadline, f"no {text!r} in:\n{shown}"
+            time.sleep(0.2)
+        return shown
+
+
+@pytest.fixture
+def tmux(tmp_path: Path) -> Iterator[SlowTmux]:
+    tmux = SlowTmux(tmp_path)
+    yield tmux
+    tmux("kill-server")
+
+
+def command_line(config: VMConfig, *more: str) -> str:
+    payload = config.payload
+    options = f"--kernel {payload.kernel} --initramfs {payload.initramfs} --cmdline '{payload.cmdline}' --memory 256M"
+    return " ".join(["aiovmm run", options, *more])
+
+
+def test_attach_type_detach_and_attach_again(guests: Guests, tmux: SlowTmux, tmp_path: Path) -> None:
+    socket = tmp_path / "serial"
+    log = tmp_path / "log"
+    with log.open("wb") as out:
+        command = command_line(guests.config(), f"--serial socket={socket}")
+        monitor = subprocess.Popen(["sh", "-c", f"exec {command}"], stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + BOOT
+        while not socket.exists():
+            assert monitor.poll() is None, log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        tmux.type(f"aiovmm attach {socket}\r")
+        tmux.until("guest:/root#")
+        tmux.type("echo one-$((40+2))\r")
+        tmux.until("one-42")
+        tmux.type("sleep 1000; echo status-$?\r")
+        tmux.until("sleep 1000")
+        time.sleep(1)  # until the guest's shell has started it: a ctrl-c before that goes to the line being typed
+        tmux.keys("C-c")
+        tmux.until("guest:/root#", times=3)
+        tmux.keys("C-p", "C-q")
+        tmux.until("detached")
+        check_sane(tmux)
+        tmux("clear-history")
+        tmux.type(f"clear; aiovmm attach {socket}\r")
+        tmux.until("one-42")  # the history
+        tmux.type("poweroff\r")
+        tmux.until("guest ended")
+        check_sane(tmux)
+        assert monitor.wait(30) == 0, log.read_text()
+    finally:
+        monitor.kill()
+        monitor.wait()
+
+
+def test_run_on_the_terminal_itself(guests: Guests, tmux: SlowTmux) -> None:
+    tmux.type(command_line(guests.config(), "--serial tty") + "; echo status=$?\r")
+    tmux.until("guest:/root#")
+    tmux.type("echo two-$((40+2))\r")
+    tmux.until("two-42")
+    tmux.keys("C-p", "C-q")
+    tmux.until("a: attach again")
+    tmux.type("a\r")
+    tmux.until("two-42", times=2)
+    tmux.type("poweroff\r")
+    tmux.until("status=0")
+    check_sane(tmux)
+
+
+def test_a_killed_monitor_leaves_the_terminal_sane(guests: Guests, tmux: SlowTmux) -> None:
+    tmux.type(command_line(guests.config(), "--serial tty --stop-timeout 1") + "; echo status=$?\r")
+    tmux.until("guest:/root#")
+    subprocess.run(["pkill", "-TERM", "-f", "^[^ ]*python[^ ]* .*aiovmm run"], check=True)
+    tmux.until("status=")
+    check_sane(tmux)
