@@ -1,0 +1,186 @@
+/* The floor: a KVM monitor that does nothing but boot an ELF vmlinux and print its serial port.
+ *
+ *   floor VMLINUX INITRAMFS MEGABYTES CMDLINE
+ *
+ * One vCPU, everything that KVM has in the kernel (PIC, I/O APIC, PIT), no ACPI, no event loop, no second thread. It ends at the
+ * guest's reset or when the guest has printed the line "aiovmm: init". What aiovmm takes longer than this is what aiovmm costs.
+ */
+#include <asm/bootparam.h>
+#include <elf.h>
+#include <err.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { GDT = 0x500, ZERO_PAGE = 0x7000, STACK = 0x8ff0, PML4 = 0x9000, CMDLINE = 0x20000 };
+
+static uint8_t *ram;
+static uint64_t ram_size;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec / 1e9;
+}
+
+static int do_ioctl(int fd, unsigned long request, void *arg, const char *what) {
+    int r = ioctl(fd, request, arg);
+    if (r < 0)
+        err(1, "%s", what);
+    return r;
+}
+
+static void *map_file(const char *path, size_t *size) {
+    struct stat st;
+    int fd = open(path, O_RDONLY);
+    if (fd < 0 || fstat(fd, &st))
+        err(1, "%s", path);
+    *size = st.st_size;
+    void *p = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (p == MAP_FAILED)
+        err(1, "%s", path);
+    close(fd);
+    return p;
+}
+
+static uint64_t load_kernel(const char *path) {
+    size_t size;
+    uint8_t *file = map_file(path, &size);
+    Elf64_Ehdr *elf = (void *)file;
+    Elf64_Phdr *ph = (void *)(file + elf->e_phoff);
+    for (int i = 0; i < elf->e_phnum; i++)
+        if (ph[i].p_type == PT_LOAD)
+            memcpy(ram + ph[i].p_paddr, file + ph[i].p_offset, ph[i].p_filesz);
+    return elf->e_entry;
+}
+
+static void load_initramfs(struct boot_params *zero, const char *path) {
+    size_t size;
+    void *file = map_file(path, &size);
+    uint64_t at = (ram_size - size) & ~0xfffULL;
+    memcpy(ram + at, file, size);
+    zero->hdr.ramdisk_image = at;
+    zero->hdr.ramdisk_size = size;
+}
+
+static void fill_zero_page(struct boot_params *zero, const char *cmdline) {
+    zero->hdr.boot_flag = 0xaa55;
+    zero->hdr.header = 0x53726448; /* HdrS */
+    zero->hdr.version = 0x020f;
+    zero->hdr.type_of_loader = 0xff;
+    zero->hdr.loadflags = LOADED_HIGH;
+    zero->hdr.cmd_line_ptr = CMDLINE;
+    zero->hdr.cmdline_size = strlen(cmdline);
+    strcpy((char *)ram + CMDLINE, cmdline);
+    zero->e820_table[0] = (struct boot_e820_entry){0, 0xa0000, 1};
+    zero->e820_table[1] = (struct boot_e820_entry){0x100000, ram_size - 0x100000, 1};
+    zero->e820_entries = 2;
+}
+
+static void enter_long_mode(int vcpu, uint64_t entry) {
+    uint64_t *pml4 = (void *)(ram + PML4), *pdpt = pml4 + 512, *pd = pdpt + 512;
+    pml4[0] = (PML4 + 0x1000) | 3;
+    for (int i = 0; i < 4; i++)
+        pdpt[i] = (PML4 + 0x2000 + i * 0x1000) | 3;
+    for (uint64_t i = 0; i < 2048; i++)
+        pd[i] = i << 21 | 0x83;
+    struct kvm_sregs s;
+    do_ioctl(vcpu, KVM_GET_SREGS, &s, "sregs");
+    struct kvm_segment code = {.limit = ~0u, .selector = 0x10, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
+    struct kvm_segment data = {.limit = ~0u, .selector = 0x18, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+    uint64_t gdt[] = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
+    memcpy(ram + GDT, gdt, sizeof gdt);
+    s.cs = code;
+    s.ds = s.es = s.fs = s.gs = s.ss = data;
+    s.gdt.base = GDT;
+    s.gdt.limit = sizeof gdt - 1;
+    s.cr0 = 0x80000011;
+    s.cr3 = PML4;
+    s.cr4 = 0x20;
+    s.efer = 0x500;
+    do_ioctl(vcpu, KVM_SET_SREGS, &s, "sregs");
+    struct kvm_regs r = {.rip = entry, .rsp = STACK, .rsi = ZERO_PAGE, .rflags = 2};
+    do_ioctl(vcpu, KVM_SET_REGS, &r, "regs");
+}
+
+static void set_cpuid(int kvm, int vcpu) {
+    struct kvm_cpuid2 *c = calloc(1, sizeof *c + 256 * sizeof c->entries[0]);
+    c->nent = 256;
+    do_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, c, "cpuid");
+    for (unsigned i = 0; i < c->nent; i++)
+        if (c->entries[i].function == 1)
+            c->entries[i].ecx |= 1u << 31; /* a hypervisor is there: kvm-clock */
+    do_ioctl(vcpu, KVM_SET_CPUID2, c, "cpuid");
+}
+
+/* True when the marker has gone by. */
+static int print_byte(uint8_t c) {
+    static const char marker[] = "aiovmm: init\r";
+    static unsigned matched;
+    matched = c == marker[matched] ? matched + 1 : c == marker[0];
+    putchar_unlocked(c);
+    return matched == sizeof marker - 1;
+}
+
+static void run(int vcpu, struct kvm_run *run, double start) {
+    unsigned long exits = 0;
+    for (;;) {
+        do_ioctl(vcpu, KVM_RUN, NULL, "KVM_RUN");
+        exits++;
+        if (run->exit_reason == KVM_EXIT_IO) {
+            uint8_t *data = (uint8_t *)run + run->io.data_offset;
+            size_t n = (size_t)run->io.size * run->io.count;
+            if (run->io.direction == KVM_EXIT_IO_IN)
+                memset(data, run->io.port == 0x3fd ? 0x60 : run->io.port == 0x64 || run->io.port == 0x61 ? 0x20 : 0, n);
+            else if (run->io.port == 0x3f8 && print_byte(*data))
+                break;
+            else if (run->io.port == 0x64 && *data == 0xfe)
+                break;
+        } else if (run->exit_reason == KVM_EXIT_MMIO) {
+            if (!run->mmio.is_write)
+                memset(run->mmio.data, 0xff, 8);
+        } else {
+            fprintf(stderr, "exit %u\n", run->exit_reason);
+            break;
+        }
+    }
+    fflush(stdout);
+    fprintf(stderr, "floor: %.3f s, %lu exits\n", now() - start, exits);
+}
+
+int main(int argc, char **argv) {
+    if (argc != 5)
+        errx(2, "usage: floor VMLINUX INITRAMFS MEGABYTES CMDLINE");
+    ram_size = strtoull(argv[3], NULL, 10) << 20;
+    ram = mmap(NULL, ram_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    if (kvm < 0 || ram == MAP_FAILED)
+        err(1, "/dev/kvm or memory");
+    int vm = do_ioctl(kvm, KVM_CREATE_VM, 0, "VM");
+    do_ioctl(vm, KVM_SET_TSS_ADDR, (void *)0xfffbd000, "TSS");
+    do_ioctl(vm, KVM_CREATE_IRQCHIP, 0, "irqchip");
+    struct kvm_pit_config pit = {0};
+    do_ioctl(vm, KVM_CREATE_PIT2, &pit, "PIT");
+    struct kvm_userspace_memory_region slot = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
+    do_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "memory");
+    uint64_t entry = load_kernel(argv[1]);
+    struct boot_params *zero = (void *)(ram + ZERO_PAGE);
+    fill_zero_page(zero, argv[4]);
+    load_initramfs(zero, argv[2]);
+    int vcpu = do_ioctl(vm, KVM_CREATE_VCPU, 0, "vCPU");
+    set_cpuid(kvm, vcpu);
+    enter_long_mode(vcpu, entry);
+    size_t size = do_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "size");
+    struct kvm_run *shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
+    double start = now();
+    run(vcpu, shared, start);
+    return 0;
+}
