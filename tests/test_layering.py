@@ -1,0 +1,151 @@
+"""Who may import whom, and which files are pure. The rules are those of docs/architecture.md; this test keeps them true."""
+
+from __future__ import annotations
+
+import ast
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
+
+BASE = {"errors", "config", "memory", "bus", "irq", "native"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "irq": set(),
+    "native": set(),
+    "bus": {"errors"},
+    "config": {"errors"},
+    "memory": {"errors", "native"},
+    "lifecycle": {"errors"},
+    "tasks": {"errors"},
+    "events": {"lifecycle"},
+    "journal": {"events", "lifecycle", "log"},
+    "virtqueue": BASE,
+    "vfio": {"errors", "memory", "irq", "native", "pci", "bus"},
+    "pci": BASE | {"virtqueue"},
+    "vhost_user": {"errors", "memory", "irq", "native", "virtqueue"},
+    "devices": BASE | {"virtqueue", "vhost_user", "iouring", "net"},
+    "kvm": {"errors", "memory", "irq", "native", "bus"},
+    "boot": {"errors", "config", "memory"},
+    "image": {"errors", "config", "boot"},
+    "console": {"errors", "config"},
+}
+"""Units that are not listed compose others (vm, machine, cli, testing, ...) and may import anything but the command line."""
+
+PURE = [
+    "devices/serial/uart*.py",
+    "devices/rtc/registers.py",
+    "devices/rtc/calendar.py",
+    "devices/ioapic/entry.py",
+    "devices/ioapic/registers.py",
+    "devices/i8042.py",
+    "devices/acpi.py",
+    "devices/virtio/blk/extents.py",
+    "devices/virtio/blk/protocol.py",
+    "devices/virtio/vsock/packet.py",
+    "devices/virtio/vsock/connection.py",
+    "devices/virtio/vsock/muxer.py",
+    "devices/virtio/net/config_space.py",
+    "devices/virtio/net/control.py",
+    "devices/virtio/net/counters.py",
+    "devices/virtio/net/features.py",
+    "pci/config_space.py",
+    "pci/bar.py",
+    "pci/msix.py",
+    "pci/capabilities.py",
+    "pci/aperture.py",
+    "pci/common_config.py",
+    "pci/config_window.py",
+    "pci/plan.py",
+    "devices/virtio/iommu/domains.py",
+    "devices/virtio/iommu/mappings.py",
+    "devices/virtio/iommu/wire.py",
+    "devices/virtio/pmem/protocol.py",
+    "vfio/abi.py",
+    "vfio/host_config.py",
+    "vfio/layout.py",
+    "vfio/msi.py",
+    "vfio/virtual_config.py",
+    "virtqueue/status.py",
+    "virtqueue/config.py",
+    "vhost_user/protocol.py",
+    "vhost_user/payloads.py",
+    "vhost_user/messages.py",
+    "vhost_user/framing.py",
+    "vhost_user/sequences.py",
+    "vhost_user/server_state.py",
+    "vhost_user/effects.py",
+    "vhost_user/retry.py",
+    "boot/acpi/*.py",
+    "boot/cpuid.py",
+    "boot/cpu.py",
+    "console/keys.py",
+    "console/replay.py",
+    "console/ring.py",
+    "console/screen.py",
+    "console/search.py",
+    "lifecycle.py",
+    "irq.py",
+    "bus.py",
+]
+IMPURE = {"asyncio", "os", "threading", "socket", "select", "selectors", "subprocess", "fcntl"}
+
+
+def unit_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Names of modules that a file imports, `aiovmm.x.y` in full. Imports for type checking alone do not count."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    skip: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            skip |= {id(inner) for stmt in node.body for inner in ast.walk(stmt)}
+        if id(node) in skip:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found.add(node.module)
+            if node.module == "aiovmm":
+                found |= {f"aiovmm.{alias.name}" for alias in node.names}
+    return found
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_layers(path: Path) -> None:
+    unit = unit_of(path)
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("aiovmm.")} - {unit}
+    if unit not in ("cli", "__main__"):
+        assert "cli" not in used, f"{path.name} imports the command line"
+    if unit in ALLOWED:
+        assert used <= ALLOWED[unit], f"{path.relative_to(PACKAGE)} may not import {sorted(used - ALLOWED[unit])}"
+
+
+@pytest.mark.parametrize("pattern", PURE)
+def test_pure_files_know_no_io(pattern: str) -> None:
+    files = [p for p in FILES if fnmatch(str(p.relative_to(PACKAGE)), pattern)]
+    assert files, f"no file matches {pattern}: mend the list"
+    for path in files:
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & IMPURE, f"{path.relative_to(PACKAGE)} is a pure state machine but imports {roots & IMPURE}"
+
+
+def test_devices_and_kvm_do_not_know_each_other() -> None:
+    for path in FILES:
+        unit = unit_of(path)
+        names = imports(path)
+        if unit == "devices":
+            assert not any(n.startswith("aiovmm.kvm") for n in names), path
+        if unit == "kvm":
+            assert not any(n.startswith("aiovmm.devices") for n in names), path
