@@ -86,8 +86,8 @@ class VM:
 
     @property
     def status(self) -> ExitStatus | None:
-        """How it ended, or None as long as it has not."""
-        return self._life.status if self._stopped.is_set() else None
+        """How it ended, from the moment that `state` is STOPPED; None before. `wait` returns once all has come to rest."""
+        return self._life.status
 
     @property
     def machine(self) -> Machine:

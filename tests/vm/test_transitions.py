@@ -115,6 +115,19 @@ async def test_cancelling_wait_does_not_stop_the_guest() -> None:
         assert vm.state is VMState.RUNNING
 
 
+async def test_a_vm_that_is_stopped_says_why_from_the_first_moment() -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        killing = asyncio.ensure_future(vm.kill())
+        while vm.state is not VMState.STOPPED:
+            await asyncio.sleep(0)
+        assert not killing.done()
+        with pytest.raises(StateError, match="killed"):
+            await vm.resume()
+        assert vm.status is not None
+        assert await killing is vm.status
+
+
 async def test_many_tasks_at_once() -> None:
     async def tease(vm: VM, task: int) -> None:
         for i in range(20):
