@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from .report_lines import MARK
 
 _TEST_SECONDS = 600  # for a test with no limit of its own: everything takes about nine times as long there
 _TAIL_LINES = 40
+_PASSED_ON = ("AIOVMM_REQUIRE_GROUNDS", "CI")  # what is a failure here, a skip above all, is one there too
 
 
 class RemoteSession:
@@ -22,8 +24,9 @@ class RemoteSession:
         self._config = config
         self._tail: list[str] = []
         self._early: dict[str, list[pytest.TestReport]] = {}
-        command = [sys.executable, "-m", "tests.kvmhost", "--profile", profile, "run", "--", "python", "-m", "pytest"]
-        command += ["-p", "tests.kvmhost.report_lines", f"--timeout={_TEST_SECONDS}", *nodeids]
+        command = [sys.executable, "-m", "tests.kvmhost", "--profile", profile, "run", *_environment()]
+        command += ["--", "python", "-m", "pytest", "-p", "tests.kvmhost.report_lines", f"--timeout={_TEST_SECONDS}"]
+        command += nodeids
         self._process = subprocess.Popen(
             command,
             cwd=config.rootpath,
@@ -75,3 +78,7 @@ class RemoteSession:
         if self._process.poll() is None:
             self._process.terminate()
         self._process.communicate()
+
+
+def _environment() -> list[str]:
+    return [word for name in _PASSED_ON if name in os.environ for word in ("--env", f"{name}={os.environ[name]}")]

@@ -81,7 +81,7 @@ def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     profile = _profile(item)
     if not profile or item.get_closest_marker("skip"):
         return None
@@ -92,8 +92,20 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in sessions[profile].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
+    _tear_down_for(item, nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _tear_down_for(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the packages and modules that the last test run here shares with `item` but not with the next one.
+
+    Pytest left them set up, for it took `item` for the next user; nothing else would end them, and the next test's set-up
+    would fail on finding them.
+    """
+    call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown")
+    if call.excinfo is not None:
+        item.ihook.pytest_runtest_logreport(report=pytest.TestReport.from_item_and_call(item, call))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,0 +1,96 @@
+"""What is run on CI fails when it is skipped, wherever it runs; and tests that are handed elsewhere leave no set-up behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import grounds
+
+pytest_plugins = ["pytester"]
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("reason", "has_kvm", "excused"),
+    [
+        ("/dev/kvm cannot be used: no permission", True, False),
+        ("/dev/kvm cannot be used: it is not there", False, True),
+        ("no nested KVM host: qemu-system-x86_64 not installed", True, False),
+        ("tmux is not installed", True, False),
+        ("no Debian kernel: none found", True, False),
+        ("root may write to everything", True, True),
+        ("io_uring: Operation not permitted", True, True),
+        ("the host's kernel has no USO for TAPs (Linux 6.2)", True, True),
+    ],
+)
+def test_only_what_no_package_can_bring_is_excused(reason: str, has_kvm: bool, excused: bool) -> None:
+    assert grounds.excused(reason, has_kvm=has_kvm) is excused
+
+
+def test_the_reason_is_found_in_a_report() -> None:
+    assert grounds.skip_reason(("tests/test_x.py", 3, "Skipped: tmux is not installed")) == "tmux is not installed"
+
+
+CONFTEST = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests.conftest import *
+"""
+
+SKIPS = """
+import pytest
+def test_of_a_program(): pytest.skip("tmux is not installed")
+@pytest.mark.skipif(True, reason="root may write to everything")
+def test_of_the_machine(): ...
+"""
+
+
+@pytest.mark.parametrize(("required", "failed"), [("0", 0), ("1", 1)])
+def test_a_skip_fails_where_grounds_are_required(
+    required: str, failed: int, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIOVMM_REQUIRE_GROUNDS", required)
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(SKIPS)
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(skipped=2 - failed, failed=failed)
+
+
+HANDED_OVER = """
+import pytest
+@pytest.fixture(scope="module", autouse=True)
+def around():
+    yield
+    print("module is torn down")
+def test_here(): ...
+@pytest.mark.kvmhost
+def test_there(): ...
+"""
+
+REMOTE = """
+import pytest
+from tests.kvmhost import plugin
+class Session:
+    def __init__(self, config, profile, nodeids): pass
+    def reports(self, item):
+        for when in ("setup", "call", "teardown"):
+            yield pytest.TestReport(item.nodeid, item.location, {}, "passed", None, when)
+    def close(self): pass
+plugin.RemoteSession = Session
+plugin.lacking = lambda: ""
+plugin.INSIDE = False
+"""
+
+
+def test_the_next_test_finds_nothing_of_the_last_ones_module(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeconftest(CONFTEST + REMOTE)
+    pytester.makeini("[pytest]\nmarkers = kvmhost: x\nasyncio_default_fixture_loop_scope = function")
+    for folder in ("a", "b"):
+        pytester.mkpydir(folder)
+        (pytester.path / folder / f"test_{folder}.py").write_text(HANDED_OVER)
+    result = pytester.runpytest_subprocess("-s", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=4)
+    assert result.stdout.str().count("module is torn down") == 2
