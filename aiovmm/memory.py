@@ -23,6 +23,7 @@ __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 PAGE_SIZE = 4096
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; in the mmap module only from CPython 3.13 on
 _PERM_RW = 3
+_NO_HUGE_PAGES = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
 
 
 class AddressSpace(Protocol):
@@ -93,7 +94,7 @@ class GuestMemory:
             os.ftruncate(fd, total)
             offset = 0
             for gpa, size in ranges:
-                memory.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault)
+                memory.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages)
                 offset += size
         except OSError as exc:
             memory.close()
@@ -101,7 +102,7 @@ class GuestMemory:
                 raise
             hint = "free memory, or give the guest less" if exc.errno == errno.ENOMEM else ""
             if hugepages:
-                hint = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
+                hint = _NO_HUGE_PAGES
             raise HostError(f"allocating {total} bytes of guest memory", exc.errno or 0, hint) from exc
         except BaseException:
             memory.close()
@@ -118,20 +119,25 @@ class GuestMemory:
         shared: bool = True,
         readonly: bool = False,
         prefault: bool = False,
+        reserve: bool = False,
     ) -> MemoryRegion:
-        """Map `size` bytes of `fd` (stays the caller's, `create`'s own excepted) at `gpa`. Raises HostError, UsageError."""
+        """Map `size` bytes of `fd` (stays the caller's, `create`'s own excepted) at `gpa`. Raises HostError, UsageError.
+
+        `reserve` has the kernel refuse now what it could not give later. Huge pages need that: there is a fixed number of
+        them, and touching a page that is not to be had is a SIGBUS, which would end the process and all guests in it.
+        """
         if size <= 0 or gpa < 0 or (gpa | size | offset) % PAGE_SIZE:
             raise UsageError(f"memory region {gpa:#x} + {size:#x} (file offset {offset:#x}) is not page-aligned")
         if any(gpa < r.end and r.gpa < gpa + size for r in self._regions):
             raise UsageError(f"memory region {gpa:#x} + {size:#x} overlaps another")
-        flags = (
-            (mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE) | _MAP_NORESERVE | (mmap.MAP_POPULATE if prefault else 0)
-        )
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+        flags |= (0 if reserve else _MAP_NORESERVE) | (mmap.MAP_POPULATE if prefault else 0)
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
         try:
             mapping = mmap.mmap(fd, size, flags=flags, prot=prot, offset=offset)
         except OSError as exc:
-            raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0) from exc
+            hint = _NO_HUGE_PAGES if reserve else ""
+            raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc
         holder = ffi.from_buffer(mapping)
         host = int(ffi.cast("uintptr_t", holder))
         ffi.release(holder)
