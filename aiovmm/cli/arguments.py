@@ -37,6 +37,7 @@ NOT_THERE = (
     "--landlock",
     "--landlock-rules",
     "--log-file",
+    "--memory-zone",
     "--numa",
     "--pvmemcontrol",
     "--pvpanic",

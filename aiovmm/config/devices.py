@@ -136,7 +136,13 @@ class NetConfig(PlacedConfig):
             raise ConfigError(
                 "net.passt", "has no interface on the host, and one queue pair: no tap, fd, ip or host_mac"
             )
+        self._check_vhost_user()
         self._check_address()
+
+    def _check_vhost_user(self) -> None:
+        for key in ("tap", "fd", "ip", "host_mac", "passt") if self.vhost_user else ():
+            if getattr(self, key):
+                raise ConfigError(f"net.{key}", "does not go with vhost_user=on", "its back end has the host's side")
 
     def _check_address(self) -> None:
         if self.mask is not None and self.ip is None:

@@ -61,9 +61,9 @@ class MemoryConfig:
     prefault: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < MIB:
+        if self.size < 2 * MIB:
             raise ConfigError(
-                "memory.size", f"{self.size} bytes are too few", "give at least 1M; Linux wants about 64M"
+                "memory.size", f"{self.size} bytes are too few", "give at least 2M; Linux wants about 64M"
             )
         if self.size % PAGE:
             raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of the page size, {PAGE}")
@@ -191,12 +191,13 @@ class VMConfig:
 
     @property
     def cmdline(self) -> str:
-        """The kernel command line: the user's own, or one that talks on the console which the VM has."""
+        """The kernel command line: the user's own, or one that talks on all consoles the VM has, chiefly on the terminal's."""
         if self.payload.cmdline is not None:
             return self.payload.cmdline
-        if self.serial.mode is not ConsoleMode.OFF:
-            return "console=ttyS0 panic=-1"
-        return "console=hvc0 panic=-1" if self.console.mode is not ConsoleMode.OFF else "panic=-1"
+        there = {"hvc0": self.console.mode, "ttyS0": self.serial.mode}
+        names = [name for name, mode in there.items() if mode is not ConsoleMode.OFF]
+        names.sort(key=lambda name: there[name] is ConsoleMode.TTY)  # the kernel's /dev/console is the last
+        return " ".join([*(f"console={name}" for name in names), "panic=-1"])
 
     def with_changes(self, changes: Mapping[str, Any]) -> VMConfig:
         """A copy with some fields replaced, checked again. Raises ConfigError for a field that does not exist."""

@@ -131,8 +131,8 @@ def _need(option: str, values: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 def parse_cpus(text: str) -> CpusConfig:
     """`2`, or `boot=2,max=4`."""
-    if text.isdigit():
-        return CpusConfig(boot=int(text))
+    if "=" not in text:
+        return CpusConfig(boot=_int("cpus", text))
     return CpusConfig(**_convert("cpus", text, {"boot": _int, "max": _int}))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiovmm.boot import acpi
 from aiovmm.bus import Bus, Space
-from aiovmm.errors import KvmError
+from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
 from aiovmm.machine.interrupts import KvmMsiLine
@@ -68,8 +68,14 @@ class KvmPciServices:
 
 
 def plan(count: int, end_of_memory: int, phys_bits: int) -> list[SegmentPlan]:
-    """Segments for `count` host bridges: 64-bit BARs from the end of RAM and pmem to the top of the physical address space."""
+    """Segments for `count` host bridges: 64-bit BARs from the end of RAM and pmem to the top of the physical address space.
+
+    Raises ConfigError when memory leaves no room below that.
+    """
     start = -(-end_of_memory // (1 << 30)) << 30
+    if start + (count << 30) > 1 << phys_bits:
+        reason = f"RAM and pmem would end at {end_of_memory:#x}, and this processor has {phys_bits} address bits"
+        raise ConfigError("memory.size", reason, "give the guest less memory, or smaller pmem files")
     return plan_segments(count, MMIO32, Window(start, (1 << phys_bits) - start))
 
 

@@ -25,6 +25,8 @@ from aiovmm.config.options import (
 )
 from aiovmm.errors import ConfigError
 
+NOT_WITH_VHOST_USER = ("tap=tap0", "fd=3", "ip=10.0.0.1", "host_mac=2e:00:00:00:00:01", "passt=on")
+
 
 def test_cpus_by_number_and_by_keys() -> None:
     assert parse_cpus("2").boot == 2
@@ -76,11 +78,14 @@ def test_consoles() -> None:
     ("parse", "text", "named"),
     [
         (parse_cpus, "boot=0", "cpus.boot"),
+        (parse_cpus, "two", "cpus"),
+        (parse_cpus, "\u00b2", "cpus"),
         (parse_cpus, "boot=4,max=2", "cpus.max"),
         (parse_cpus, "boot=2,topology=1:2:1:1", "cpus.topology"),
         (parse_memory, "12Q", "memory"),
         (parse_memory, "size=512M,mergeable=on", "memory.mergeable"),
         (parse_memory, "100", "memory.size"),
+        (parse_memory, "1M", "memory.size"),
         (parse_disk, "readonly=on", "disk.path"),
         (parse_disk, "path=a,path=b", "disk.path"),
         (parse_disk, "path=a,bw_size=1", "disk.bw_size"),
@@ -97,6 +102,10 @@ def test_consoles() -> None:
         (parse_net, "mask=255.0.0.0", "net.mask"),
         (parse_net, "fd=3,num_queues=4", "net.fd"),
         (parse_net, "mtu=12", "net.mtu"),
+        *(
+            (parse_net, f"vhost_user=on,socket=/x,{wrong}", f"net.{wrong.partition('=')[0]}")
+            for wrong in NOT_WITH_VHOST_USER
+        ),
         (parse_vsock, "socket=/x", "vsock.cid"),
         (parse_vsock, "cid=2,socket=/x", "vsock.cid"),
         (parse_pmem, "size=2M", "pmem.file"),
@@ -133,3 +142,15 @@ def test_the_default_command_line_talks_on_the_console_that_is_there() -> None:
     assert "ttyS0" in VMConfig(payload).cmdline
     hvc = VMConfig(payload, serial=parse_console("serial", "off"), console=parse_console("console", "null"))
     assert "hvc0" in hvc.cmdline
+    assert "ttyS0" not in hvc.cmdline
+    none = VMConfig(payload, serial=parse_console("serial", "off"))
+    assert "console=" not in none.cmdline
+
+
+@pytest.mark.parametrize(("tty", "last"), [("serial", "ttyS0"), ("console", "hvc0"), (None, "ttyS0")])
+def test_of_two_consoles_the_one_with_the_terminal_is_the_last(tty: str | None, last: str) -> None:
+    modes = {name: parse_console(name, "tty" if name == tty else "null") for name in ("serial", "console")}
+    words = VMConfig(Payload(kernel=Path("/k")), **modes).cmdline.split()
+    named = [word.removeprefix("console=") for word in words if word.startswith("console=")]
+    assert sorted(named) == ["hvc0", "ttyS0"]
+    assert named[-1] == last

@@ -49,7 +49,7 @@ def test_passt() -> None:
         "passt=on,ip=10.0.0.1",
         "fd=3,ip=10.0.0.1",
         "host_mac=01:00:00:00:00:00",
-        "vhost_user=on,socket=/tmp/x",
+        "vhost_user=on,socket=/tmp/x,tap=tap0",
         "fd=999999",
     ],
 )

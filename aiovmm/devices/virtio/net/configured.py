@@ -21,8 +21,6 @@ __all__ = ["make_net"]
 
 def make_net(config: NetConfig, name: str = "net") -> NetDevice:
     """The device; nothing is opened yet. Raises ConfigError."""
-    if config.vhost_user:
-        raise ConfigError("net.vhost_user", "this version of aiovmm does not have it")
     mac = parse_mac(config.mac) if config.mac is not None else None
     offloads = Offloads(config.offload_csum, config.offload_tso, config.offload_ufo)
     return NetDevice(_backend(config), mac=mac, queue_size=config.queue_size, offloads=offloads, name=name)

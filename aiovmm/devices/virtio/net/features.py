@@ -33,6 +33,7 @@ __all__ = [
     "gso_types",
     "offered",
     "tun_offloads",
+    "withheld",
 ]
 
 CSUM = 1 << 0
@@ -93,6 +94,16 @@ class Offloads:
 
 ALL_OFFLOADS = Offloads()
 
+_SEGMENTATION_OF_TCP = HOST_TSO4 | HOST_TSO6 | HOST_ECN | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN
+_SEGMENTATION_OF_UDP = HOST_UFO | HOST_USO | GUEST_UFO | GUEST_USO4 | GUEST_USO6
+
+
+def withheld(offloads: Offloads) -> int:
+    """The bits that must not be offered. Without checksums there is no segmentation either (§5.1.3.1)."""
+    bits = 0 if offloads.tso and offloads.checksum else _SEGMENTATION_OF_TCP
+    bits |= 0 if offloads.ufo and offloads.checksum else _SEGMENTATION_OF_UDP
+    return bits | (0 if offloads.checksum else CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS)
+
 
 def offered(
     *, pairs: int, queue_size: int, mtu: bool, vnet_hdr: bool, uso: bool, offloads: Offloads = ALL_OFFLOADS
@@ -103,16 +114,12 @@ def offered(
         bits |= MQ
     if mtu:
         bits |= MTU
-    if vnet_hdr and offloads.checksum:
-        receives_segments = queue_size >= _SEGMENTS_NEED
+    if vnet_hdr:
         bits |= CSUM | GUEST_CSUM | CTRL_GUEST_OFFLOADS
-        if offloads.tso:
-            bits |= HOST_TSO4 | HOST_TSO6 | HOST_ECN
-            bits |= (GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN) * receives_segments
-        if offloads.ufo:
-            bits |= HOST_UFO | HOST_USO * uso
-            bits |= (GUEST_UFO | (GUEST_USO4 | GUEST_USO6) * uso) * receives_segments
-    return bits
+        bits |= HOST_TSO4 | HOST_TSO6 | HOST_ECN | HOST_UFO | HOST_USO * uso
+        if queue_size >= _SEGMENTS_NEED:
+            bits |= GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO | (GUEST_USO4 | GUEST_USO6) * uso
+    return bits & ~withheld(offloads)
 
 
 def consistent(features: int) -> bool:

@@ -11,7 +11,6 @@ from aiovmm.devices.virtio.net.config_space import NetConfigSpace
 from aiovmm.devices.virtio.net.mac import parse_mac, random_mac
 from aiovmm.devices.virtio.vhost_user.device import VhostUserDevice
 from aiovmm.devices.virtio.vhost_user.net_control import MultiqueueBackend
-from aiovmm.errors import ConfigError
 from aiovmm.memory import AddressSpace
 from aiovmm.vhost_user import Resume, Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
@@ -43,28 +42,28 @@ class VhostUserNet(VhostUserDevice):
         mtu: int | None = None,
         pairs: int = 1,
         queue_size: int = 256,
+        offloads: f.Offloads = f.ALL_OFFLOADS,
         name: str = "net",
         timing: Timing | None = None,
     ) -> None:
         control = (_CONTROL_SIZE,) if pairs > 1 else ()
         super().__init__(path, (queue_size,) * (2 * pairs) + control, name=name, timing=timing)
         self.pairs = pairs
+        self._withheld = f.withheld(offloads)
         self.space = NetConfigSpace(random_mac() if mac is None else mac, max_virtqueue_pairs=pairs, mtu=mtu or 0)
         self.frontend.mtu = mtu
 
     @classmethod
     def from_config(cls, config: NetConfig, name: str = "net") -> VhostUserNet:
-        """Raises ConfigError for options that a TAP has."""
+        """The device of a `config` with vhost_user=on."""
         assert config.socket is not None
-        for option, value in (("tap", config.tap), ("fd", config.fd), ("ip", config.ip)):
-            if value:
-                raise ConfigError(f"net.{option}", "does not go with vhost_user=on")
         return cls(
             config.socket,
             mac=None if config.mac is None else parse_mac(config.mac),
             mtu=config.mtu,
             pairs=config.num_queues // 2,
             queue_size=config.queue_size,
+            offloads=f.Offloads(config.offload_csum, config.offload_tso, config.offload_ufo),
             name=name,
         )
 
@@ -79,7 +78,7 @@ class VhostUserNet(VhostUserDevice):
 
     def select_features(self, offered: int) -> int:
         """What of the back end's can stand without the rest, and our own bits."""
-        bits = super().select_features(offered) | f.MAC
+        bits = super().select_features(offered & ~self._withheld) | f.MAC
         if self.pairs > 1:
             bits |= f.CTRL_VQ | f.MQ
         if self.space.mtu:
