@@ -21,6 +21,7 @@
 	.set ARRIVED, 0x60004
 	.set TURN, 0x60008
 	.set AP_ROLE, 0x6000c
+	.set TICKET, 0x60010
 	.set PAGE, 0x70000
 	.set PAGES_A_PIECE, 64
 	.set TURNS, 4000
@@ -189,7 +190,7 @@ unknown: movl $MMIO, %ebx
 
 greeting: .ascii "hello\n"
 
-# In real mode. The processor's letter is 'a', 'b', ... in order of arrival; with AP_ROLE it takes the odd turns.
+# In real mode. The processor's letter is 'a', 'b', ... by its ticket; with AP_ROLE it takes the odd turns.
 	.code16
 ap:	cli
 	movw $0x6000, %ax
@@ -198,9 +199,10 @@ ap:	cli
 	cmpb $0, AP_ROLE - 0x60000
 	jne 2f
 	movl $1, %eax
-	lock xaddl %eax, ARRIVED - 0x60000
+	lock xaddl %eax, TICKET - 0x60000
 	addb $'a', %al
 	outb %al, %dx
+	lock incl ARRIVED - 0x60000	# after the letter, so that nobody who waits for us is before it
 1:	hlt
 	jmp 1b
 2:	movl TURN - 0x60000, %eax
