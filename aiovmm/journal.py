@@ -7,7 +7,7 @@ from collections import Counter
 
 from aiovmm.events import EventStream, Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
-from aiovmm.log import get_logger
+from aiovmm.log import Log
 
 __all__ = ["Journal"]
 
@@ -22,7 +22,7 @@ class Journal:
         self._name = name
         self._stream = EventStream()
         self._errors: Counter[str] = Counter()
-        self._log = get_logger().bind(vm=name)
+        self._log = Log(vm=name)
 
     def emit(
         self, kind: EventKind, detail: str = "", *, device: str | None = None, status: ExitStatus | None = None

@@ -9,9 +9,8 @@ import os
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import cached_property
 from typing import Any
-
-import structlog
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import AttachEnd, Console, parse_keys
@@ -134,6 +133,25 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     return row
 
 
+class _LazyFormatter(logging.Formatter):
+    """structlog's formatter for terminals, imported with the first line that is printed: most runs print none."""
+
+    @cached_property
+    def _formatter(self) -> logging.Formatter:
+        import structlog
+
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),
+            ],
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._formatter.format(record)
+
+
 async def _print_events(events: Subscription) -> None:
     async for event in events:
         print(json.dumps(event_as_dict(event)), file=sys.stderr, flush=True)
@@ -142,15 +160,7 @@ async def _print_events(events: Subscription) -> None:
 def _configure_logging(verbosity: int) -> None:
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),
-            ],
-        )
-    )
+    handler.setFormatter(_LazyFormatter())
     logger = logging.getLogger("aiovmm")
     logger.addHandler(handler)
     logger.setLevel(level)

@@ -6,14 +6,15 @@ import asyncio
 import os
 import stat
 from pathlib import Path
-
-import aiofiles
-from aiofiles.threadpool.binary import AsyncFileIO
+from typing import TYPE_CHECKING
 
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from aiofiles.threadpool.binary import AsyncFileIO
 
 __all__ = ["FileBackend"]
 
@@ -86,4 +87,6 @@ class FileBackend(ConsoleBackend):
 
 
 async def _opened(path: Path, mode: str) -> AsyncFileIO:
+    import aiofiles  # for this back end only
+
     return await aiofiles.open(path, mode, buffering=0)  # type: ignore[call-overload,no-any-return]
