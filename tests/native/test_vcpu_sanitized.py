@@ -21,7 +21,7 @@ FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURC
 def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, tmp_path: Path) -> None:
     program = tmp_path / "vcpu_race"
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
-    sources = [str(HERE / "vcpu_race.c"), str(SOURCE / "vcpu.c")]
+    sources = [str(HERE / "vcpu_race.c"), str(SOURCE / "vcpu.c"), str(SOURCE / "drain.c")]
     subprocess.run(["gcc", *FLAGS, *sanitize, "-I", str(SOURCE), "-o", str(program), *sources], check=True, timeout=60)
     # The thread sanitizer needs its shadow where address randomization may put a library: off.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []

@@ -1,6 +1,6 @@
 /* The run loop against a made-up KVM, for the thread and address sanitizers (test_vcpu_sanitized.py).
  *
- * vcpu.c is compiled with ioctl renamed to fake_ioctl, below: a guest model that leaves "KVM_RUN" with one exit after the
+ * vcpu.c and drain.c are compiled with ioctl renamed to fake_ioctl, below: a guest model that leaves "KVM_RUN" with one exit after the
  * other and checks what it is answered. main is the event loop. Phase 1 runs every guest to its end, amid pauses and
  * changes of the range table, and checks order and answers on both sides. Phase 2 stops guests at random, in any state. Phase 3
  * ends a run with each exit that ends one. In phase 4 the guests take turns under a lock of theirs, each posting one value at

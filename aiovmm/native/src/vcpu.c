@@ -1,21 +1,14 @@
-#include "vcpu.h"
+#include "vcpu_state.h"
 
 #include <errno.h>
-#include <linux/futex.h>
 #include <linux/kvm.h>
-#include <pthread.h>
 #include <signal.h>
-#include <stdalign.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 /* The signal that takes a vCPU out of the guest. It is sent to the vCPU thread alone and blocked there; only KVM_RUN opens
  * it, through KVM_SET_SIGNAL_MASK, and closes it again before it could be delivered. So it needs no handler, and the
@@ -25,107 +18,20 @@
 #define REQUEST_STOP 1u
 #define REQUEST_PAUSE 2u
 
-/* What a vCPU thread may sleep for. */
-#define FOR_ANSWER 1u
-#define FOR_ROOM 2u
-#define FOR_RESUME 4u
-#define FOR_ANYTHING 7u
-
-struct entry { /* one place of a ring */
-    uint64_t address;
-    uint64_t data;
-    uint64_t stamp; /* its place in the order of all that the VM's vCPUs put */
-    uint32_t seq;
-    uint8_t kind;
-    uint8_t size;
-    uint8_t sync;
-    uint8_t pad;
-};
-
-struct avmm_vm {
-    _Atomic(struct avmm_table *) table;
-    _Atomic uint32_t notified; /* 1: the eventfd has been written and the loop has not looked since */
-    int eventfd;
-    uint32_t max_vcpus;
-    uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
-    struct avmm_vcpu **ready; /* of a drain: those with entries to take */
-    alignas(64) _Atomic uint64_t stamps; /* given out so far */
-    alignas(64) struct avmm_vcpu *vcpus[];
-};
-
-struct view { /* what a drain saw of a vCPU when it began */
-    uint32_t parked, ended;
-    uint32_t head, tail; /* tail advances with what is taken */
-};
-
-struct avmm_vcpu {
-    struct avmm_vm *vm;
-    struct kvm_run *run;
-    size_t run_size;
-    struct entry *ring;
-    uint32_t mask;
-    uint32_t index;
-    int fd;
-
-    /* The vCPU thread's side. */
-    alignas(64) _Atomic uint32_t head; /* entries ever put */
-    _Atomic(struct avmm_table *) hazard; /* the table this thread is reading */
-    _Atomic uint32_t asked;  /* the last synchronous exit */
-    _Atomic uint32_t parked; /* generation of the pause it is parked for; stays after it went on */
-    _Atomic uint32_t ended;
-    struct avmm_counters counters;
-    struct avmm_final final;
-
-    /* The loop's side. */
-    alignas(64) _Atomic uint32_t tail; /* entries ever taken */
-    uint32_t reported_parked;
-    uint32_t reported_ended;
-    struct view view;
-    uint64_t reply;
-    _Atomic uint32_t answered; /* seq that `reply` belongs to */
-    _Atomic uint32_t request;
-    _Atomic uint32_t generation; /* of the latest pause request */
-
-    /* Both: where the vCPU thread sleeps. */
-    alignas(64) _Atomic uint32_t wake;
-    _Atomic uint32_t sleeping; /* FOR_..., or 0 */
-    pthread_mutex_t tid_lock; /* keeps `tid` alive while it is signalled */
-    pid_t tid;
-    bool kicked; /* the kick signal is pending at the thread, which has not consumed it; under tid_lock */
-};
-
 static void bump(uint64_t *counter) { __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED); }
-
-/* ---- waking the loop ---- */
-
-/* After an entry is in a ring. The exchange pairs with the one in avmm_vm_drain: whoever finds 1 here knows that the drain
- * has yet to clear it, and looks into the rings after that; so no entry is left lying. */
-static void notify(struct avmm_vm *vm) {
-    if (atomic_exchange(&vm->notified, 1) == 0) {
-        uint64_t one = 1;
-        ssize_t n = write(vm->eventfd, &one, sizeof one);
-        (void)n; /* EAGAIN: the counter is at its limit, so the loop is awake anyway */
-    }
-}
 
 /* ---- sleeping and being woken ---- */
 
 static void wait_until(struct avmm_vcpu *v, uint32_t what, bool (*ready)(const struct avmm_vcpu *)) {
     for (;;) {
         uint32_t seen = atomic_load(&v->wake);
-        /* Sequentially consistent, as is wake_up: either it sees `sleeping`, or we see what it made true. */
+        /* Sequentially consistent, as is avmm_wake: either it sees `sleeping`, or we see what it made true. */
         atomic_store(&v->sleeping, what);
         if (ready(v))
             break;
         syscall(SYS_futex, &v->wake, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
     }
     atomic_store_explicit(&v->sleeping, 0, memory_order_relaxed);
-}
-
-static void wake_up(struct avmm_vcpu *v, uint32_t what) {
-    atomic_fetch_add(&v->wake, 1);
-    if (atomic_load(&v->sleeping) & what)
-        syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
 static bool stopping(const struct avmm_vcpu *v) { return atomic_load(&v->request) & REQUEST_STOP; }
@@ -139,19 +45,19 @@ static bool has_room(const struct avmm_vcpu *v) {
 static bool room_or_stop(const struct avmm_vcpu *v) { return has_room(v) || stopping(v); }
 
 /* False when the vCPU was stopped before there was room. */
-static bool put(struct avmm_vcpu *v, const struct entry *e) {
+static bool put(struct avmm_vcpu *v, const struct avmm_entry *e) {
     if (!has_room(v)) {
         bump(&v->counters.full);
-        wait_until(v, FOR_ROOM, room_or_stop);
+        wait_until(v, AVMM_FOR_ROOM, room_or_stop);
         if (!has_room(v))
             return false;
     }
     uint32_t head = atomic_load_explicit(&v->head, memory_order_relaxed);
-    struct entry *place = &v->ring[head & v->mask];
+    struct avmm_entry *place = &v->ring[head & v->mask];
     *place = *e;
     place->stamp = atomic_fetch_add(&v->vm->stamps, 1); /* pairs with the load in avmm_vm_drain */
     atomic_store_explicit(&v->head, head + 1, memory_order_release); /* pairs with the acquire in look */
-    notify(v->vm);
+    avmm_notify(v->vm);
     return true;
 }
 
@@ -160,14 +66,14 @@ static bool answered_or_stop(const struct avmm_vcpu *v) {
 }
 
 /* Put a synchronous exit and wait for its answer. False when the vCPU was stopped first. */
-static bool ask(struct avmm_vcpu *v, struct entry *e, uint64_t *answer) {
+static bool ask(struct avmm_vcpu *v, struct avmm_entry *e, uint64_t *answer) {
     e->sync = 1;
     e->seq = atomic_load_explicit(&v->asked, memory_order_relaxed) + 1;
     atomic_store_explicit(&v->asked, e->seq, memory_order_relaxed); /* published by put */
     bump(&v->counters.sync);
     if (!put(v, e))
         return false;
-    wait_until(v, FOR_ANSWER, answered_or_stop); /* at once: spinning first was measured to gain nothing */
+    wait_until(v, AVMM_FOR_ANSWER, answered_or_stop); /* at once: spinning first was measured to gain nothing */
     if (atomic_load_explicit(&v->answered, memory_order_acquire) != e->seq) /* pairs with avmm_vcpu_complete */
         return false;
     *answer = v->reply;
@@ -272,7 +178,7 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
         verdict = is_write ? judge_write(v, r, address - r->base, size, p) : judge_read(v, r, address - r->base, size, p);
     drop_table(v); /* before anything that may wait */
 
-    struct entry e = {.address = address, .kind = (uint8_t)(2 * space + is_write), .size = (uint8_t)size};
+    struct avmm_entry e = {.address = address, .kind = (uint8_t)(2 * space + is_write), .size = (uint8_t)size};
     if (is_write || verdict == POST)
         memcpy(&e.data, p, size);
     switch (verdict) {
@@ -373,7 +279,7 @@ static bool handle_exit(struct avmm_vcpu *v) {
     case KVM_EXIT_MMIO:
         return mmio(v) && !stopping(v);
     case KVM_EXIT_IOAPIC_EOI:
-        return put(v, &(struct entry){.kind = AVMM_EOI, .data = v->run->eoi.vector});
+        return put(v, &(struct avmm_entry){.kind = AVMM_EOI, .data = v->run->eoi.vector});
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
     case KVM_EXIT_SET_TPR:
@@ -400,7 +306,7 @@ static void rearm(struct avmm_vcpu *v) {
 static void request(struct avmm_vcpu *v, uint32_t what) {
     atomic_fetch_or(&v->request, what);
     set_immediate_exit(v, 1); /* for a vCPU on its way into KVM_RUN */
-    wake_up(v, FOR_ANYTHING); /* for one that waits for us */
+    avmm_wake(v, AVMM_FOR_ANYTHING); /* for one that waits for us */
     pthread_mutex_lock(&v->tid_lock);
     if (v->tid && !v->kicked) /* for one in the guest */
         v->kicked = syscall(SYS_tgkill, getpid(), v->tid, KICK_SIGNAL) == 0;
@@ -430,8 +336,8 @@ static bool unparked(const struct avmm_vcpu *v) {
 static void park(struct avmm_vcpu *v) {
     ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* the guest's watchdogs forgive the gap; EINVAL: it has no kvm-clock */
     atomic_store(&v->parked, atomic_load(&v->generation));
-    notify(v->vm);
-    wait_until(v, FOR_RESUME, unparked);
+    avmm_notify(v->vm);
+    wait_until(v, AVMM_FOR_RESUME, unparked);
 }
 
 /* KVM_RUN came back with EINTR or EAGAIN. */
@@ -483,7 +389,7 @@ void avmm_vcpu_run(struct avmm_vcpu *v) {
     consume_kick(v);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     atomic_store(&v->ended, 1);
-    notify(v->vm);
+    avmm_notify(v->vm);
 }
 
 /* ---- the loop's side ---- */
@@ -505,7 +411,7 @@ void avmm_vcpu_pause(struct avmm_vcpu *v, uint32_t generation) {
 
 void avmm_vcpu_resume(struct avmm_vcpu *v) {
     atomic_fetch_and(&v->request, ~REQUEST_PAUSE);
-    wake_up(v, FOR_RESUME);
+    avmm_wake(v, AVMM_FOR_RESUME);
 }
 
 int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data) {
@@ -513,197 +419,8 @@ int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data) {
         return -1;
     v->reply = data;
     atomic_store_explicit(&v->answered, seq, memory_order_release); /* pairs with ask */
-    wake_up(v, FOR_ANSWER);
+    avmm_wake(v, AVMM_FOR_ANSWER);
     return 0;
-}
-
-/* ---- draining ----
- *
- * Entries are handed out oldest first, over all vCPUs: what one of them did before it passed a lock of the guest's on comes
- * before what the next one does. A stamp is given before its entry is in sight, so a drain reads how many there are (`limit`)
- * before it looks at any ring. Whatever was put before an entry with a stamp below that is then in sight too: by the time that
- * later stamp was given, it was. An entry below the limit that is not in sight yet is still being put, so nothing is ordered
- * after it. */
-
-struct batch {
-    struct avmm_event *out;
-    uint32_t used, max;
-    uint8_t *bytes;
-    uint32_t nbytes, byte;
-};
-
-static const struct entry *oldest(const struct avmm_vcpu *v) { return &v->ring[v->view.tail & v->mask]; }
-
-static bool has_below(const struct avmm_vcpu *v, uint64_t bound) {
-    return v->view.tail != v->view.head && oldest(v)->stamp < bound;
-}
-
-static void look(struct avmm_vcpu *v) {
-    struct view *w = &v->view;
-    /* Before the ring is looked at: all that was put before the vCPU parked or ended is then in sight. */
-    w->parked = atomic_load(&v->parked);
-    w->ended = atomic_load(&v->ended);
-    w->head = atomic_load_explicit(&v->head, memory_order_acquire); /* pairs with put */
-    w->tail = atomic_load_explicit(&v->tail, memory_order_relaxed);
-}
-
-/* Gather the run of one-byte posted writes to the address of the oldest entry into `bytes`; its length, at least 1. */
-static uint32_t gather(const struct avmm_vcpu *v, uint64_t bound, uint8_t *bytes, uint32_t room) {
-    const struct entry *first = oldest(v);
-    uint32_t n = 0;
-    for (uint32_t at = v->view.tail; n < room && at != v->view.head; at++) {
-        const struct entry *e = &v->ring[at & v->mask];
-        if (e->stamp >= bound || e->kind != first->kind || e->address != first->address || e->size != 1 || e->sync)
-            break;
-        bytes[n++] = (uint8_t)e->data;
-    }
-    return n ? n : 1;
-}
-
-/* Move entries of one vCPU that are older than `bound` into the batch. */
-static void take(struct avmm_vcpu *v, uint64_t bound, struct batch *b) {
-    while (b->used < b->max && has_below(v, bound)) {
-        const struct entry *e = oldest(v);
-        struct avmm_event *o = &b->out[b->used++];
-        *o = (struct avmm_event){.address = e->address, .data = e->data, .count = 1, .seq = e->seq, .kind = e->kind,
-                                 .size = e->size, .sync = e->sync, .vcpu = (uint16_t)v->index};
-        bool is_write = e->kind == AVMM_PIO_WRITE || e->kind == AVMM_MMIO_WRITE;
-        if (is_write && e->size == 1 && !e->sync) {
-            uint32_t n = gather(v, bound, b->bytes + b->byte, b->nbytes - b->byte);
-            if (n > 1) {
-                o->data = b->byte;
-                o->count = n;
-                b->byte += n;
-            }
-        }
-        v->view.tail += o->count;
-    }
-}
-
-/* Take what is older than `limit` from `n` vCPUs, each of which has some, in order of age. */
-static void merge(struct avmm_vcpu **ready, uint32_t n, uint64_t limit, struct batch *b) {
-    while (n && b->used < b->max) {
-        uint32_t first = 0;
-        uint64_t bound = limit; /* the oldest entry of all the others */
-        for (uint32_t i = 1; i < n; i++) {
-            uint64_t stamp = oldest(ready[i])->stamp, least = oldest(ready[first])->stamp;
-            if (stamp < least)
-                first = i;
-            uint64_t later = stamp < least ? least : stamp;
-            bound = later < bound ? later : bound;
-        }
-        take(ready[first], bound, b);
-        if (!has_below(ready[first], limit))
-            ready[first] = ready[--n];
-    }
-}
-
-/* False when the batch has no room for it. */
-static bool report(struct batch *b, const struct avmm_vcpu *v, uint8_t kind, uint64_t data) {
-    if (b->used == b->max)
-        return false;
-    b->out[b->used++] = (struct avmm_event){.kind = kind, .data = data, .count = 1, .vcpu = (uint16_t)v->index};
-    return true;
-}
-
-static uint32_t reports_due(const struct avmm_vcpu *v) {
-    return (v->view.parked != v->reported_parked) + (v->view.ended && !v->reported_ended);
-}
-
-/* Give the taken places back, and tell of a park or an end that all entries before it have been taken. False when not all is told. */
-static bool settle(struct avmm_vcpu *v, struct batch *b) {
-    const struct view *w = &v->view;
-    if (w->tail != atomic_load_explicit(&v->tail, memory_order_relaxed)) {
-        atomic_store(&v->tail, w->tail); /* pairs with has_room; wake_up orders it before `sleeping` is read */
-        wake_up(v, FOR_ROOM);
-    }
-    if (w->tail != w->head)
-        return false;
-    if (w->parked != v->reported_parked) {
-        if (!report(b, v, AVMM_PARKED, w->parked))
-            return false;
-        v->reported_parked = w->parked;
-    }
-    if (w->ended && !v->reported_ended) {
-        if (!report(b, v, AVMM_ENDED, 0))
-            return false;
-        v->reported_ended = 1;
-    }
-    return true;
-}
-
-/* Fill `ready` with those that have entries below `limit`; how many. `due`: the parks and ends to report, of all. */
-static uint32_t look_at_all(struct avmm_vm *vm, uint64_t limit, uint32_t *due) {
-    uint32_t n = 0;
-    *due = 0;
-    for (uint32_t i = 0; i < vm->max_vcpus; i++) {
-        struct avmm_vcpu *v = vm->vcpus[i];
-        if (!v)
-            continue;
-        look(v);
-        *due += reports_due(v);
-        if (has_below(v, limit))
-            vm->ready[n++] = v;
-    }
-    return n;
-}
-
-uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes) {
-    uint64_t value;
-    ssize_t got = read(vm->eventfd, &value, sizeof value);
-    (void)got; /* EAGAIN: woken for nothing */
-    /* After the read: a write that follows this exchange stays in the eventfd and wakes the loop again. */
-    atomic_exchange(&vm->notified, 0);
-    uint64_t limit = atomic_load(&vm->stamps);
-    uint32_t due, n = look_at_all(vm, limit, &due);
-    uint32_t kept = due < max / 2 ? due : max / 2; /* room for reports, however much the guest floods */
-    struct batch b = {.out = out, .max = max - kept, .bytes = bytes, .nbytes = nbytes};
-    merge(vm->ready, n, limit, &b);
-    b.max = max;
-    bool all = true;
-    for (uint32_t i = 0; i < vm->max_vcpus; i++) {
-        struct avmm_vcpu *v = vm->vcpus[(vm->next + i) % vm->max_vcpus];
-        if (v && !settle(v, &b))
-            all = false;
-    }
-    vm->next = (vm->next + 1) % vm->max_vcpus;
-    if (!all)
-        notify(vm);
-    return b.used;
-}
-
-struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table) {
-    return atomic_exchange(&vm->table, table);
-}
-
-int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table) {
-    if (atomic_load(&vm->table) == table)
-        return 1;
-    for (uint32_t i = 0; i < vm->max_vcpus; i++)
-        if (vm->vcpus[i] && atomic_load(&vm->vcpus[i]->hazard) == table)
-            return 1;
-    return 0;
-}
-
-struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus) {
-    size_t size = sizeof(struct avmm_vm) + max_vcpus * sizeof(struct avmm_vcpu *);
-    struct avmm_vm *vm = aligned_alloc(64, (size + 63) & ~(size_t)63);
-    struct avmm_vcpu **ready = calloc(max_vcpus, sizeof *ready);
-    if (!vm || !ready) {
-        free(vm);
-        free(ready);
-        return NULL;
-    }
-    memset(vm, 0, size);
-    vm->eventfd = eventfd;
-    vm->max_vcpus = max_vcpus;
-    vm->ready = ready;
-    return vm;
-}
-
-void avmm_vm_free(struct avmm_vm *vm) {
-    free(vm->ready);
-    free(vm);
 }
 
 static int set_kvm_signal_mask(int fd) {
@@ -718,7 +435,7 @@ static int set_kvm_signal_mask(int fd) {
 
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error) {
     struct avmm_vcpu *v = index < vm->max_vcpus ? aligned_alloc(64, sizeof *v) : NULL;
-    struct entry *entries = calloc(ring, sizeof *entries);
+    struct avmm_entry *entries = calloc(ring, sizeof *entries);
     *error = v && entries ? set_kvm_signal_mask(fd) : ENOMEM;
     void *run = *error ? MAP_FAILED : mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (run == MAP_FAILED) {

@@ -1,0 +1,102 @@
+/* What the two sides of the exit ring share: the vCPU thread's (vcpu.c) and the event loop's (drain.c). Private to them.
+ *
+ * Every field says who writes it; what both touch is atomic, and each ordering names its partner. */
+#ifndef AIOVMM_VCPU_STATE_H
+#define AIOVMM_VCPU_STATE_H
+#include "vcpu.h"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <stdalign.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+/* What a vCPU thread may sleep for. */
+#define AVMM_FOR_ANSWER 1u
+#define AVMM_FOR_ROOM 2u
+#define AVMM_FOR_RESUME 4u
+#define AVMM_FOR_ANYTHING 7u
+
+struct avmm_entry { /* one place of a ring */
+    uint64_t address;
+    uint64_t data;
+    uint64_t stamp; /* its place in the order of all that the VM's vCPUs put */
+    uint32_t seq;
+    uint8_t kind;
+    uint8_t size;
+    uint8_t sync;
+    uint8_t pad;
+};
+
+struct avmm_vm {
+    _Atomic(struct avmm_table *) table;
+    _Atomic uint32_t notified; /* 1: the eventfd has been written and the loop has not looked since */
+    int eventfd;
+    uint32_t max_vcpus;
+    uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
+    struct avmm_vcpu **ready; /* of a drain: those with entries to take */
+    alignas(64) _Atomic uint64_t stamps; /* given out so far */
+    alignas(64) struct avmm_vcpu *vcpus[];
+};
+
+struct avmm_view { /* what a drain saw of a vCPU when it began */
+    uint32_t parked, ended;
+    uint32_t head, tail; /* tail advances with what is taken */
+};
+
+struct avmm_vcpu {
+    struct avmm_vm *vm;
+    struct kvm_run *run;
+    size_t run_size;
+    struct avmm_entry *ring;
+    uint32_t mask;
+    uint32_t index;
+    int fd;
+
+    /* The vCPU thread's side. */
+    alignas(64) _Atomic uint32_t head; /* entries ever put */
+    _Atomic(struct avmm_table *) hazard; /* the table this thread is reading */
+    _Atomic uint32_t asked;  /* the last synchronous exit */
+    _Atomic uint32_t parked; /* generation of the pause it is parked for; stays after it went on */
+    _Atomic uint32_t ended;
+    struct avmm_counters counters;
+    struct avmm_final final;
+
+    /* The loop's side. */
+    alignas(64) _Atomic uint32_t tail; /* entries ever taken */
+    uint32_t reported_parked;
+    uint32_t reported_ended;
+    struct avmm_view view;
+    uint64_t reply;
+    _Atomic uint32_t answered; /* seq that `reply` belongs to */
+    _Atomic uint32_t request;
+    _Atomic uint32_t generation; /* of the latest pause request */
+
+    /* Both: where the vCPU thread sleeps. */
+    alignas(64) _Atomic uint32_t wake;
+    _Atomic uint32_t sleeping; /* AVMM_FOR_..., or 0 */
+    pthread_mutex_t tid_lock; /* keeps `tid` alive while it is signalled */
+    pid_t tid;
+    bool kicked; /* the kick signal is pending at the thread, which has not consumed it; under tid_lock */
+};
+
+/* After an entry is in a ring. The exchange pairs with the one in avmm_vm_drain: whoever finds 1 here knows that the drain
+ * has yet to clear it, and looks into the rings after that; so no entry is left lying. */
+static inline void avmm_notify(struct avmm_vm *vm) {
+    if (atomic_exchange(&vm->notified, 1) == 0) {
+        uint64_t one = 1;
+        ssize_t n = write(vm->eventfd, &one, sizeof one);
+        (void)n; /* EAGAIN: the counter is at its limit, so the loop is awake anyway */
+    }
+}
+
+static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
+    atomic_fetch_add(&v->wake, 1);
+    if (atomic_load(&v->sleeping) & what)
+        syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+#endif
