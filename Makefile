@@ -36,8 +36,10 @@ native: ## rebuild the native extension and replace it in one step
 	  && for so in build/lib/aiovmm/native/_native*.so; do \
 	       cp $$so aiovmm/native/.tmp.so && mv aiovmm/native/.tmp.so aiovmm/native/$$(basename $$so); done'
 
-bench: setup ## the benchmarks (ARGS=name)
-	$(PY) -m benchmarks $(ARGS)
+bench: ## the benchmarks against QEMU and C floors (ARGS="NAME --quick"; without: all, into build/)
+	@tools/setup test
+	@mkdir -p build
+	$(PY) -m benchmarks $(or $(ARGS),all --json build/benchmarks.json --svg build/benchmarks.svg)
 
 clean: ## what builds and tests leave
 	rm -rf build dist *.egg-info aiovmm/native/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

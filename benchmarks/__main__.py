@@ -1,59 +1,136 @@
-"""`python -m benchmarks NAME` runs one benchmark; without a name it lists them; `--nested` first: in the nested host."""
+"""`python -m benchmarks [NAME...|all]` runs benchmarks and prints their tables; without a name it lists them.
+
+Those that boot stock kernels run in the nested host, unless this is it already; `--nested` sends the others there too.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
+import os
 import pkgutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks import place, report
+from benchmarks.harness import ROUNDS, Options, Result
+from benchmarks.programs import compile_programs
+
+_JSON = "/tmp/benchmark.json"  # in the nested host, whose /tmp is its own
 
 
-def names() -> dict[str, str]:
-    """Benchmark modules and the first line of what they say of themselves."""
-    found = {}
-    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
-        if module.name not in ("__main__", "harness"):
-            text = Path(__file__).with_name(f"{module.name}.py").read_text()
-            found[module.name] = text.split('"""')[1].split("\n")[0]
-    return found
+def modules() -> dict[str, ModuleType]:
+    """The benchmarks by name: the modules that have `run`."""
+    names = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    found = {name: importlib.import_module(f"benchmarks.{name}") for name in names if name != "__main__"}
+    return {name: module for name, module in found.items() if hasattr(module, "run")}
 
 
-def run_nested(arguments: list[str]) -> int:
-    """The same command in the nested host, which has no compiler: the C floor is built here and brought along."""
-    from benchmarks.boot import build_floor
-
-    kvmhost = [sys.executable, "-m", "tests.kvmhost"]
-    with tempfile.TemporaryDirectory() as name:
-        floor = build_floor(Path(name))
-        subprocess.run([*kvmhost, "put", str(floor), "/root/floor"], check=True)
-    inside = [
-        "--env",
-        "AIOVMM_FLOOR=/root/floor",
-        "--cwd",
-        "/root/aiovmm",
-        "--",
-        "python",
-        "-m",
-        "benchmarks",
-        *arguments,
-    ]
-    return subprocess.run([*kvmhost, "run", "--timeout", "3000", *inside], check=False).returncode
+def is_nested(module: ModuleType) -> bool:
+    """Whether it boots stock kernels."""
+    return bool(getattr(module, "NESTED", False))
 
 
-def main() -> int:
+def run_here(names: Sequence[str], options: Options) -> tuple[list[Result], dict[str, Any]]:
+    """Run them one after the other, printing each table as soon as it is there. One that fails does not stop the others."""
+    compile_programs()
+    where = place.where()
+    print(f"{place.title(where)}; {where['processor']}", flush=True)
+    results = []
+    for name in names:
+        for result in modules()[name].run(options):
+            print(report.table(result), flush=True)
+            results.append(result)
+    return results, where
+
+
+def run_nested(names: Sequence[str], options: Options, timeout: float) -> tuple[list[Result], dict[str, Any]]:
+    """The same in the nested host, which has no compiler: the programs are compiled here and go there with the tree."""
+    compile_programs()
+    inside = ["python", "-m", "benchmarks", *names, "--json", _JSON, *as_arguments(options)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "result.json")
+        outer = [sys.executable, "-m", "tests.kvmhost", "run", "--timeout", str(timeout), "--pull", f"{_JSON}:{file}"]
+        subprocess.run([*outer, "--", *inside], check=True)
+        return load(file)
+
+
+def load(file: Path) -> tuple[list[Result], dict[str, Any]]:
+    """What `--json` wrote."""
+    data = json.loads(file.read_text())
+    return [Result.from_dict(result) for result in data["results"]], data["where"]
+
+
+def as_arguments(options: Options) -> list[str]:
+    """The command line that gives these options."""
+    words = ["--rounds", str(options.rounds), "--release", options.release]
+    words += ["--quick"] if options.quick else []
+    return [*words, *(word for part in options.only for word in ("--only", part))]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    top.add_argument("names", nargs="*", metavar="NAME", help="benchmarks, or all")
+    top.add_argument("--nested", action="store_true", help="run in the nested host what could run here too")
+    top.add_argument("--rounds", type=int, help=f"default {ROUNDS}; 1 with --quick")
+    top.add_argument("--quick", action="store_true", help="a short version: only shows that all works")
+    top.add_argument("--only", action="append", default=[], metavar="PART", help="only rows with this in their names")
+    top.add_argument("--release", default="6.1", help="the guest's kernel (%(default)s)")
+    top.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    top.add_argument("--svg", type=Path, metavar="FILE", help="and a plot of the ratios there")
+    top.add_argument(
+        "--from", type=Path, action="append", default=[], dest="files", metavar="FILE", help="add results of --json"
+    )
+    top.add_argument("--timeout", type=float, default=3000, help="seconds in the nested host (%(default)g)")
+    return top
+
+
+def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names with `all` spelled out. Raises SystemExit for one that is not known."""
+    unknown = [name for name in names if name not in known and name != "all"]
+    if unknown:
+        raise SystemExit(f"no benchmark {', '.join(unknown)}; there are: {', '.join(known)}")
+    return list(known) if "all" in names else list(names)
+
+
+def write(args: argparse.Namespace, groups: Sequence[tuple[list[Result], dict[str, Any]]]) -> None:
+    """The files that were asked for. Results of two places go into one file of JSON under the first place that is nested."""
+    results = [result for group, _ in groups for result in group]
+    where = groups[-1][1]
+    if args.json:
+        args.json.write_text(report.as_json(results, where))
+    if args.svg:
+        args.svg.write_text(report.plot(results, place.title(where)))
+
+
+def main(arguments: Sequence[str]) -> int:
     """Entry point."""
-    if sys.argv[1:2] == ["--nested"]:
-        return run_nested(sys.argv[2:])
-    if len(sys.argv) < 2 or sys.argv[1] not in names():
-        for name, text in names().items():
-            print(f"{name:20} {text}")
-        return 0 if len(sys.argv) < 2 else 2
-    name = sys.argv.pop(1)
-    result = importlib.import_module(f"benchmarks.{name}").main()
-    return int(result or 0)
+    args = parser().parse_args(arguments)
+    found = modules()
+    names = chosen(args.names, list(found))
+    groups = [load(file) for file in args.files]
+    if not names and not groups:
+        for name, module in found.items():
+            print(f"{name:16} {(module.__doc__ or '').splitlines()[0]}")
+        return 0
+    options = Options(args.rounds or (1 if args.quick else ROUNDS), args.quick, args.release, tuple(args.only))
+    inside = "AIOVMM_KVMHOST" in os.environ
+    there = [name for name in names if not inside and (args.nested or is_nested(found[name]))]
+    here = [name for name in names if name not in there]
+    if here:
+        groups.append(run_here(here, options))
+    if there:
+        groups.append(run_nested(there, options, args.timeout))
+    write(args, groups)
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

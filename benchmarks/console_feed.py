@@ -1,17 +1,18 @@
 """What the console costs: guest output in, one and a hundred readers, expect over pieces, input out.
 
-Run `python -m benchmarks.console_feed`. Figures are the best of five, in milliseconds a mebibyte.
+No guest and no device: only the stream that an embedder reads and writes. In milliseconds a mebibyte.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import uvloop
 
 from aiovmm.console import Console
+from benchmarks.harness import Options, Result, run_rounds
 
 MIB = 1 << 20
 
@@ -69,20 +70,15 @@ CASES: list[tuple[str, Callable[[], Awaitable[None]]]] = [
 ]
 
 
-async def best_of(case: Callable[[], Awaitable[None]], times: int = 5) -> float:
-    """Seconds of the fastest run."""
-    durations = []
-    for _ in range(times):
-        began = time.perf_counter()
-        await case()
-        durations.append(time.perf_counter() - began)
-    return min(durations)
-
-
-async def main() -> None:
+def run(options: Options) -> Iterator[Result]:
+    """A row for each case."""
     for name, case in CASES:
-        print(f"{name:36} {await best_of(case) * 1e3:9.2f} ms")
+        if options.wants(name):
+            yield run_rounds(Result(name, "ms"), {"aiovmm": lambda c=case: uvloop.run(timed(c))}, options.rounds)  # type: ignore[misc]
 
 
-if __name__ == "__main__":
-    uvloop.run(main())
+async def timed(case: Callable[[], Awaitable[None]]) -> float:
+    """Milliseconds of one run."""
+    began = time.perf_counter()
+    await case()
+    return 1e3 * (time.perf_counter() - began)

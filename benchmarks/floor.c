@@ -5,38 +5,21 @@
  * One vCPU, everything that KVM has in the kernel (PIC, I/O APIC, PIT), no ACPI, no event loop, no second thread. It ends at the
  * guest's reset or when the guest has printed the line "aiovmm: init". What aiovmm takes longer than this is what aiovmm costs.
  */
+#include "long_mode.h"
+
 #include <asm/bootparam.h>
 #include <elf.h>
-#include <err.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { GDT = 0x500, ZERO_PAGE = 0x7000, STACK = 0x8ff0, PML4 = 0x9000, CMDLINE = 0x20000 };
 
 static uint8_t *ram;
 static uint64_t ram_size;
-
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec + t.tv_nsec / 1e9;
-}
-
-static int do_ioctl(int fd, unsigned long request, void *arg, const char *what) {
-    int r = ioctl(fd, request, arg);
-    if (r < 0)
-        err(1, "%s", what);
-    return r;
-}
 
 static void *map_file(const char *path, size_t *size) {
     struct stat st;
@@ -83,32 +66,6 @@ static void fill_zero_page(struct boot_params *zero, const char *cmdline) {
     zero->e820_table[0] = (struct boot_e820_entry){0, 0xa0000, 1};
     zero->e820_table[1] = (struct boot_e820_entry){0x100000, ram_size - 0x100000, 1};
     zero->e820_entries = 2;
-}
-
-static void enter_long_mode(int vcpu, uint64_t entry) {
-    uint64_t *pml4 = (void *)(ram + PML4), *pdpt = pml4 + 512, *pd = pdpt + 512;
-    pml4[0] = (PML4 + 0x1000) | 3;
-    for (int i = 0; i < 4; i++)
-        pdpt[i] = (PML4 + 0x2000 + i * 0x1000) | 3;
-    for (uint64_t i = 0; i < 2048; i++)
-        pd[i] = i << 21 | 0x83;
-    struct kvm_sregs s;
-    do_ioctl(vcpu, KVM_GET_SREGS, &s, "sregs");
-    struct kvm_segment code = {.limit = ~0u, .selector = 0x10, .type = 11, .present = 1, .s = 1, .l = 1, .g = 1};
-    struct kvm_segment data = {.limit = ~0u, .selector = 0x18, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
-    uint64_t gdt[] = {0, 0, 0x00af9b000000ffff, 0x00cf93000000ffff};
-    memcpy(ram + GDT, gdt, sizeof gdt);
-    s.cs = code;
-    s.ds = s.es = s.fs = s.gs = s.ss = data;
-    s.gdt.base = GDT;
-    s.gdt.limit = sizeof gdt - 1;
-    s.cr0 = 0x80000011;
-    s.cr3 = PML4;
-    s.cr4 = 0x20;
-    s.efer = 0x500;
-    do_ioctl(vcpu, KVM_SET_SREGS, &s, "sregs");
-    struct kvm_regs r = {.rip = entry, .rsp = STACK, .rsi = ZERO_PAGE, .rflags = 2};
-    do_ioctl(vcpu, KVM_SET_REGS, &r, "regs");
 }
 
 static void set_cpuid(int kvm, int vcpu) {
@@ -177,7 +134,7 @@ int main(int argc, char **argv) {
     load_initramfs(zero, argv[2]);
     int vcpu = do_ioctl(vm, KVM_CREATE_VCPU, 0, "vCPU");
     set_cpuid(kvm, vcpu);
-    enter_long_mode(vcpu, entry);
+    enter_long_mode(vcpu, ram, GDT, PML4, (struct kvm_regs){.rip = entry, .rsp = STACK, .rsi = ZERO_PAGE});
     size_t size = do_ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0, "size");
     struct kvm_run *shared = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     double start = now();

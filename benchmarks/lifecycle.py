@@ -1,22 +1,20 @@
 """How long a VM's transitions take, and what a neighbour's exits cost while other VMs flood the event loop.
 
-    python -m benchmarks.lifecycle [--rounds N] [--loop uvloop|asyncio]
-
-Bare-metal guests (tests/guests/kernel.S), which run on any KVM. Medians and worst cases; the machine's load shows in the latter.
+Bare-metal guests (tests/guests/kernel.S), which run on any KVM. The machine's load shows in the worst cases.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import statistics
+import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 
 import uvloop
 
 from aiovmm import VM, EventKind, RebootPolicy
+from benchmarks.harness import Options, Result
 from tests.vm.guest import config, counter, counts_on, event
 
 STATES = {
@@ -35,12 +33,7 @@ async def timed(work: Awaitable[object]) -> float:
     return time.perf_counter() - began
 
 
-def show(what: str, times: list[float]) -> None:
-    """One line."""
-    print(f"{what:28} median {1e3 * statistics.median(times):8.3f} ms   worst {1e3 * max(times):8.3f} ms")
-
-
-async def creations(rounds: int) -> None:
+async def creations(rounds: int) -> dict[str, list[float]]:
     """Enter, start, leave."""
     enter, start, leave = [], [], []
     for _ in range(rounds):
@@ -49,9 +42,7 @@ async def creations(rounds: int) -> None:
         start.append(await timed(vm.start()))
         await counts_on(vm)
         leave.append(await timed(vm.aclose()))
-    show("create", enter)
-    show("start", start)
-    show("close while running", leave)
+    return {"create": enter, "start": start, "close while running": leave}
 
 
 async def stops(rounds: int, does: str, cpus: int, before: Callable[[VM], Awaitable[object]]) -> list[float]:
@@ -81,7 +72,7 @@ async def created(vm: VM) -> None:
     """Never started."""
 
 
-async def pauses(rounds: int) -> None:
+async def pauses(rounds: int) -> dict[str, list[float]]:
     """Pause and resume."""
     down, up = [], []
     async with VM(config("s", 4)) as vm:
@@ -90,21 +81,20 @@ async def pauses(rounds: int) -> None:
             await counts_on(vm)
             down.append(await timed(vm.pause()))
             up.append(await timed(vm.resume()))
-    show("pause, 4 vCPUs", down)
-    show("resume, 4 vCPUs", up)
+    return {"pause, 4 vCPUs": down, "resume, 4 vCPUs": up}
 
 
-async def resets(rounds: int) -> None:
-    """A guest that does nothing else: the pace is bounded."""
+async def resets(rounds: int) -> list[float]:
+    """Seconds of each, of a guest that does nothing else: the pace is bounded."""
     async with VM(config("r", on_reboot=RebootPolicy.RESTART)) as vm:
         began = time.perf_counter()
         await vm.start()
         await event(vm, EventKind.REBOOTED, rounds, 60)
-        print(f"{'resets, as fast as it can':28} {rounds / (time.perf_counter() - began):.1f} a second")
+        return [(time.perf_counter() - began) / rounds]
 
 
-async def neighbour(seconds: float, floods: int, does: str) -> None:
-    """Exits a second that wait for the loop, of one VM beside others that flood it."""
+async def neighbour(seconds: float, floods: int, does: str) -> list[float]:
+    """Seconds of an exit that waits for the loop, of one VM beside others that flood it."""
     async with AsyncExitStack() as stack:
         asking = await stack.enter_async_context(VM(config("x")))
         for _ in range(floods):
@@ -114,32 +104,31 @@ async def neighbour(seconds: float, floods: int, does: str) -> None:
         seen = counter(asking)
         await asyncio.sleep(seconds)
         count = counter(asking) - seen
-    print(f"one that asks, beside {floods:2} of {does!r}: {1e6 * seconds / max(count, 1):8.1f} us an exit")
+    return [seconds / max(count, 1)]
 
 
-async def run(rounds: int) -> None:
-    """Everything."""
-    await creations(rounds)
+FLOODS = {"printing": "w", "asking": "x", "exiting": "n"}
+
+
+def run(options: Options) -> Iterator[Result]:
+    """A row for each transition in milliseconds, and for each kind of neighbours in microseconds an exit."""
+    rounds = options.pick(10 * options.rounds, 2)
+    yield from rows(uvloop.run(creations(rounds)), 1e3, "ms")
     for name, does in STATES.items():
-        show(f"kill while {name}", await stops(rounds, does, 1, running))
-    show("kill while spinning, 4 vCPUs", await stops(rounds, "s", 4, running))
-    show("kill while paused", await stops(rounds, "s", 1, paused))
-    show("kill before start", await stops(rounds, "s", 1, created))
-    await pauses(rounds)
-    await resets(20)
-    for floods, does in ((0, "w"), (1, "w"), (1, "x"), (1, "n"), (4, "w"), (4, "x"), (16, "w"), (16, "x")):
-        await neighbour(1.0, floods, does)
+        yield from rows({f"kill while {name}": uvloop.run(stops(rounds, does, 1, running))}, 1e3, "ms")
+    yield from rows({"kill while spinning, 4 vCPUs": uvloop.run(stops(rounds, "s", 4, running))}, 1e3, "ms")
+    yield from rows({"kill while paused": uvloop.run(stops(rounds, "s", 1, paused))}, 1e3, "ms")
+    yield from rows({"kill before start": uvloop.run(stops(rounds, "s", 1, created))}, 1e3, "ms")
+    yield from rows(uvloop.run(pauses(rounds)), 1e3, "ms")
+    yield from rows({"reset, as fast as it can": uvloop.run(resets(options.pick(20, 2)))}, 1e3, "ms")
+    for number in options.pick((0, 1, 4, 16), (0, 1)):
+        for name, does in FLOODS.items() if number else [("nobody", "")]:
+            name = f"a waiting exit, beside {number} {name}" if number else "a waiting exit, alone"
+            yield from rows({name: uvloop.run(neighbour(options.pick(1.0, 0.1), number, does))}, 1e6, "us")
 
 
-def main() -> None:
-    """Parse arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    args = parser.parse_args()
-    runner = uvloop.run if args.loop == "uvloop" else asyncio.run
-    runner(run(args.rounds))
-
-
-if __name__ == "__main__":
-    main()
+def rows(samples: Mapping[str, list[float]], scale: float, unit: str) -> Iterator[Result]:
+    """Results without a peer, of seconds."""
+    for name, values in samples.items():
+        print(name, file=sys.stderr)
+        yield Result(name, unit, samples={"aiovmm": [scale * value for value in values]})

@@ -1,19 +1,17 @@
-"""What a virtqueue request costs the event loop's thread: `python -m benchmarks.virtqueue_cost [--loop uvloop|asyncio]`.
+"""What a request costs the event loop's thread on a ring, before any device does anything for it.
 
 Requests have the shape of a block request (16 bytes, 512 bytes and a status byte, three descriptors) and are offered `depth`
 at a time; what is timed begins when the device takes them and ends when it has returned them and decided on the interrupt.
 `ring` is the native pop and push alone, the part that another ring format could make faster; `batch` adds the Python of a
 device that hands batches to native code; `chain` is `async for chain in queue` without touching the data; `echo` also reads
-16 bytes and writes 16. The least of many rounds is shown, in microseconds a request.
+16 bytes and writes 16. A sample is the least of many shots, in microseconds a request.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import uvloop
 
@@ -23,9 +21,9 @@ from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Batch, Queue
 from aiovmm.virtqueue.driver import Arena, DriverQueue
 from aiovmm.virtqueue.features import RING_FEATURES
+from benchmarks.harness import Options, Result
 
-DEPTHS = (1, 8, 32, 128)
-ROUNDS = 300
+DEPTHS = (1, 32)
 
 
 class Bench:
@@ -71,10 +69,10 @@ class Bench:
         self.queue.flush()
         return time.perf_counter() - began
 
-    async def least(self, case: Callable[[int], Awaitable[float]], depth: int) -> float:
+    async def least(self, case: Callable[[int], Awaitable[float]], depth: int, shots: int) -> float:
         """Microseconds a request."""
         best = float("inf")
-        for _ in range(ROUNDS):
+        for _ in range(shots):
             for i in range(depth):
                 self.heads[i] = self.driver.add([b"h" * 16], [512, 1])
             self.driver.enable_interrupts()
@@ -83,21 +81,23 @@ class Bench:
         return best / depth * 1e6
 
 
-async def main() -> None:
+def run(options: Options) -> Iterator[Result]:
+    """A row for each case and depth."""
+    results: dict[str, Result] = {}
+    for _ in range(options.rounds):
+        for name, value in uvloop.run(one_round(options.pick(300, 30))):
+            results.setdefault(name, Result(name, "us")).add("aiovmm", value)
+    yield from (result for name, result in results.items() if options.wants(name))
+
+
+async def one_round(shots: int) -> list[tuple[str, float]]:
+    """Every case at every depth."""
     memory = GuestMemory.create([(0, 4 << 20)])
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     bench = Bench(memory, fd)
-    print(f"{'':>8}" + "".join(f"{f'depth {d}':>12}" for d in DEPTHS))
-    for name, case in (("ring", bench.ring), ("batch", bench.batches), ("chain", bench.chain), ("echo", bench.echo)):
-        print(f"{name:>8}" + "".join([f"{await bench.least(case, d):>12.3f}" for d in DEPTHS]))
+    cases = {"ring": bench.ring, "batch": bench.batches, "chain": bench.chain, "echo": bench.echo}
+    values = [(f"{n}, depth {d}", await bench.least(case, d, shots)) for n, case in cases.items() for d in DEPTHS]
     bench.queue.close()
     os.close(fd)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loop", choices=["uvloop", "asyncio"], default="uvloop")
-    if parser.parse_args().loop == "uvloop":
-        uvloop.run(main())
-    else:
-        asyncio.run(main())
+    memory.close()
+    return values

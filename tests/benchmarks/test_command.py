@@ -1,0 +1,39 @@
+"""`python -m benchmarks`, with a benchmark that needs no KVM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.__main__ import main, modules
+
+
+def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert names == sorted(modules())
+    assert {"boot", "blk", "net", "vsock", "output", "device_cost", "exits", "startup", "idle"} <= set(names)
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    with pytest.raises(SystemExit, match="no benchmark nonsense; there are: "):
+        main(["nonsense"])
+
+
+def test_a_quick_run_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data, picture = tmp_path / "a.json", tmp_path / "a.svg"
+    arguments = ["startup", "--quick", "--only", "import aiovmm", "--json", str(data), "--svg", str(picture)]
+    assert main(arguments) == 0
+    assert "target: at most 1 x + 120 ms" in capsys.readouterr().out
+    written = json.loads(data.read_text())
+    assert written["where"]["kernel"]
+    assert [result["name"] for result in written["results"]] == ["import aiovmm"]
+    assert ElementTree.parse(picture).getroot().tag.endswith("svg")
+
+    again = tmp_path / "b.json"
+    assert main(["virtqueue_cost", "--quick", "--only", "ring", "--from", str(data), "--json", str(again)]) == 0
+    names = [result["name"] for result in json.loads(again.read_text())["results"]]
+    assert names == ["import aiovmm", "ring, depth 1", "ring, depth 32"]
