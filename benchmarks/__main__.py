@@ -13,6 +13,7 @@ import pkgutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -37,31 +38,42 @@ def is_nested(module: ModuleType) -> bool:
     return bool(getattr(module, "NESTED", False))
 
 
-def run_here(names: Sequence[str], options: Options) -> tuple[list[Result], dict[str, Any]]:
+Group = tuple[list[Result], dict[str, Any]]
+"""Results and where they are from; `failed` there names the benchmarks that did not come to their end."""
+
+
+def run_here(names: Sequence[str], options: Options) -> Group:
     """Run them one after the other, printing each table as soon as it is there. One that fails does not stop the others."""
     compile_programs()
     where = place.where()
+    where["failed"] = []
     print(f"{place.title(where)}; {where['processor']}", flush=True)
     results = []
     for name in names:
-        for result in modules()[name].run(options):
-            print(report.table(result), flush=True)
-            results.append(result)
+        try:
+            for result in modules()[name].run(options):
+                print(report.table(result), flush=True)
+                results.append(result)
+        except Exception:
+            traceback.print_exc()
+            where["failed"].append(name)
     return results, where
 
 
-def run_nested(names: Sequence[str], options: Options, timeout: float) -> tuple[list[Result], dict[str, Any]]:
+def run_nested(names: Sequence[str], options: Options, timeout: float) -> Group:
     """The same in the nested host, which has no compiler: the programs are compiled here and go there with the tree."""
     compile_programs()
     inside = ["python", "-m", "benchmarks", *names, "--json", _JSON, *as_arguments(options)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "result.json")
         outer = [sys.executable, "-m", "tests.kvmhost", "run", "--timeout", str(timeout), "--pull", f"{_JSON}:{file}"]
-        subprocess.run([*outer, "--", *inside], check=True)
+        subprocess.run([*outer, "--", *inside], check=False)
+        if not file.exists():
+            raise SystemExit("the nested host gave no results")
         return load(file)
 
 
-def load(file: Path) -> tuple[list[Result], dict[str, Any]]:
+def load(file: Path) -> Group:
     """What `--json` wrote."""
     data = json.loads(file.read_text())
     return [Result.from_dict(result) for result in data["results"]], data["where"]
@@ -84,6 +96,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--only", action="append", default=[], metavar="PART", help="only rows with this in their names")
     top.add_argument("--release", default="6.1", help="the guest's kernel (%(default)s)")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    top.add_argument("--markdown", type=Path, metavar="FILE", help="and a table for a document there")
     top.add_argument("--svg", type=Path, metavar="FILE", help="and a plot of the ratios there")
     top.add_argument(
         "--from", type=Path, action="append", default=[], dest="files", metavar="FILE", help="add results of --json"
@@ -100,12 +113,14 @@ def chosen(names: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(known) if "all" in names else list(names)
 
 
-def write(args: argparse.Namespace, groups: Sequence[tuple[list[Result], dict[str, Any]]]) -> None:
-    """The files that were asked for. Results of two places go into one file of JSON under the first place that is nested."""
+def write(args: argparse.Namespace, groups: Sequence[Group]) -> None:
+    """The files that were asked for. Results of two places go into one file, under the last of them."""
     results = [result for group, _ in groups for result in group]
     where = groups[-1][1]
     if args.json:
         args.json.write_text(report.as_json(results, where))
+    if args.markdown:
+        args.markdown.write_text(report.markdown(results))
     if args.svg:
         args.svg.write_text(report.plot(results, place.title(where)))
 
@@ -129,7 +144,10 @@ def main(arguments: Sequence[str]) -> int:
     if there:
         groups.append(run_nested(there, options, args.timeout))
     write(args, groups)
-    return 0
+    failed = [name for _, where in groups for name in where["failed"]]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

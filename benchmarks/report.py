@@ -1,4 +1,4 @@
-"""What is made of results: a table for a terminal, JSON for machines, a plot as SVG."""
+"""What is made of results: a table for a terminal, one for documents, JSON for machines, a plot as SVG."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from benchmarks.harness import Result
 
-__all__ = ["as_json", "plot", "table"]
+__all__ = ["as_json", "markdown", "plot", "table"]
 
 _ROW, _TOP, _LEFT, _SCALE, _RIGHT = 26, 44, 330, 420, 190  # pixels
 _GOOD, _BAD, _PLAIN = "#2a7f62", "#b5483a", "#5b6b7b"
@@ -48,6 +48,19 @@ def _verdict(result: Result) -> list[str]:
 def as_json(results: Sequence[Result], where: dict[str, Any]) -> str:
     """One object: where it ran, and the results."""
     return json.dumps({"where": where, "results": [result.as_dict() for result in results]}, indent=1)
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """One table for a document: a row a result, with medians and, in brackets, the ratios' spread."""
+    lines = ["| | aiovmm | peer | ratio | target | |", "|---|---:|---:|---:|---|---|"]
+    for result in results:
+        ours = f"{figure(result.median(result.ours))} {result.unit}"
+        peer = "" if result.peer is None else f"{figure(result.median(result.peer))} ({result.peer})"
+        spread = f"{result.ratio:.2f} ({min(result.ratios):.2f} to {max(result.ratios):.2f})" if result.ratios else ""
+        target = "" if result.target is None else result.target.text(result.unit)
+        verdict = {None: "", True: "met", False: "**missed**"}[result.met]
+        lines.append(f"| {result.name} | {ours} | {peer} | {spread} | {target} | {verdict} |")
+    return "\n".join(lines) + "\n"
 
 
 def plot(results: Sequence[Result], title: str) -> str:

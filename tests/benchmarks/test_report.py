@@ -6,7 +6,7 @@ import json
 from xml.etree import ElementTree
 
 from benchmarks.harness import Result, Target
-from benchmarks.report import as_json, plot, table
+from benchmarks.report import as_json, markdown, plot, table
 
 SVG = "{http://www.w3.org/2000/svg}"
 SLOWER = Result("<boot> & init", "s", "ours", ("QEMU",), Target(0.8), {"QEMU": [4.0, 5.0], "ours": [8.0, 9.0]})
@@ -33,6 +33,12 @@ def test_json_has_what_machines_want() -> None:
     assert slower["medians"] == {"QEMU": 4.5, "ours": 8.5}
     assert slower["met"] is False
     assert alone["ratio"] is None
+
+
+def test_a_document_gets_a_row_a_result() -> None:
+    rows = markdown([SLOWER, ALONE]).splitlines()[2:]
+    assert rows[0] == "| <boot> & init | 8.5 s | 4.5 (QEMU) | 1.89 (1.80 to 2.00) | at most 0.8 x | **missed** |"
+    assert rows[1] == "| cost | 0.5 us |  |  | at most 1 us | met |"
 
 
 def test_the_plot_is_well_formed_and_has_a_bar_for_each_comparison() -> None:
