@@ -1,5 +1,6 @@
 #include "frames.h"
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -21,9 +22,8 @@ static uint32_t window(const struct iovec *iov, uint32_t n, uint64_t skip, uint6
     return count;
 }
 
-uint32_t avmm_frame_copy(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, uint64_t skip,
-                         uint8_t *to, uint32_t length) {
-    const struct avmm_chain *c = &chains[index];
+/* Copy the readable bytes [skip, skip + length) of a chain; how many there were. */
+static uint32_t copy_from(const struct avmm_chain *c, const struct iovec *iov, uint64_t skip, uint8_t *to, uint32_t length) {
     const struct iovec *part = iov + c->iov;
     uint32_t done = 0;
     for (uint32_t i = 0; i < c->n_read && done < length; i++) {
@@ -45,7 +45,7 @@ int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct i
     for (uint32_t i = 0; i < n; i++, headers += header_size) {
         uint32_t length;
         heads[i] = chains[i].head;
-        if (avmm_frame_copy(chains, i, iov, 0, headers, header_size) < header_size)
+        if (copy_from(&chains[i], iov, 0, headers, header_size) < header_size)
             return -1 - (int)i;
         memcpy(&length, headers + length_at, sizeof length);
         if (length > chains[i].read_bytes - header_size)
@@ -54,16 +54,85 @@ int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct i
     return (int)n;
 }
 
-int64_t avmm_frame_send(int fd, const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, uint32_t skip,
-                        uint32_t length) {
-    const struct avmm_chain *c = &chains[index];
-    struct iovec parts[PARTS];
-    struct msghdr message = {.msg_iov = parts, .msg_iovlen = window(iov + c->iov, c->n_read, skip, length, parts)};
+static uint32_t load32(const uint8_t *at) {
+    uint32_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static void store32(uint8_t *at, uint32_t value) { memcpy(at, &value, sizeof value); }
+
+/* Whether a frame has payload, of the kind that can be joined, up to the end of its chain. */
+static bool joins(const struct avmm_chain *c, const struct avmm_frame_layout *l, const uint8_t *header) {
+    uint32_t length = load32(header + l->length_at);
+    uint16_t kind;
+    memcpy(&kind, header + l->kind_at, sizeof kind);
+    return kind == l->kind && length && length == c->read_bytes - l->size;
+}
+
+/* Whether two headers are equal but for their lengths and the latest of something. */
+static bool same_stream(const struct avmm_frame_layout *l, const uint8_t *a, const uint8_t *b) {
+    for (uint32_t at = 0; at < l->size; at += sizeof(uint32_t))
+        if (at != l->length_at && at != l->latest_at && load32(a + at) != load32(b + at))
+            return false;
+    return true;
+}
+
+uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
+                          uint8_t *headers, uint32_t *firsts) {
+    const struct avmm_frame_layout *l = layout;
+    uint32_t runs = 0;
+    bool open = false; /* the last run may go on */
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t *header = headers + (size_t)i * l->size;
+        uint8_t *last = headers + (size_t)(runs ? runs - 1 : 0) * l->size;
+        bool can = joins(&chains[i], l, header);
+        uint32_t length = load32(header + l->length_at);
+        if (open && can && same_stream(l, last, header) && length <= UINT32_MAX - load32(last + l->length_at)) {
+            store32(last + l->length_at, load32(last + l->length_at) + length);
+            store32(last + l->latest_at, load32(header + l->latest_at));
+            continue;
+        }
+        memmove(headers + (size_t)runs * l->size, header, l->size);
+        firsts[runs++] = i;
+        open = can;
+    }
+    firsts[runs] = n;
+    return runs;
+}
+
+int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
+                         uint32_t header_size, uint32_t length) {
+    struct iovec parts[2 * PARTS];
+    uint32_t used = 0;
+    for (uint32_t i = first; i < first + count && used < PARTS && length; i++) {
+        const struct avmm_chain *c = &chains[i];
+        uint64_t payload = c->read_bytes - header_size, take = payload < length ? payload : length;
+        used += window(iov + c->iov, c->n_read, header_size, take, parts + used);
+        length -= (uint32_t)take;
+    }
+    struct msghdr message = {.msg_iov = parts, .msg_iovlen = used};
     ssize_t sent;
     do
         sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
     while (sent < 0 && errno == EINTR);
     return sent < 0 ? -errno : sent;
+}
+
+uint32_t avmm_frames_copy(const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
+                          uint32_t header_size, uint64_t skip, uint8_t *to, uint32_t length) {
+    uint32_t done = 0;
+    for (uint32_t i = first; i < first + count && done < length; i++) {
+        uint64_t payload = chains[i].read_bytes - header_size, left = length - done;
+        if (skip >= payload) {
+            skip -= payload;
+            continue;
+        }
+        uint32_t take = (uint32_t)(payload - skip < left ? payload - skip : left);
+        done += copy_from(&chains[i], iov, header_size + skip, to + done, take);
+        skip = 0;
+    }
+    return done;
 }
 
 int avmm_frame_put(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, const uint8_t *header,

@@ -10,13 +10,26 @@
 int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, uint32_t header_size,
                      uint32_t length_at, uint8_t *headers, uint16_t *heads);
 
-/* Send the readable bytes [skip, skip + length) of a chain, as far as the socket takes them: bytes, or -errno. */
-int64_t avmm_frame_send(int fd, const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, uint32_t skip,
-                        uint32_t length);
+/* Where frames can be joined: those with payload whose 16 bits at `kind_at` are `kind`. Bytes of a header that may differ
+ * between two of one run are its payload's size, at `length_at`, and the 32 bits at `latest_at`, of which the last count. */
+struct avmm_frame_layout {
+    uint32_t size, length_at, latest_at, kind_at;
+    uint16_t kind;
+};
 
-/* Copy the readable bytes [skip, skip + length) of a chain; how many there were. */
-uint32_t avmm_frame_copy(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, uint64_t skip,
-                         uint8_t *to, uint32_t length);
+/* Join neighbours among the `n` headers that avmm_frames_read has read into runs, each with one header, whose payload's size
+ * is the sum. `headers` then holds as many headers as there are runs, which is returned; run r is of the chains
+ * [firsts[r], firsts[r + 1]). Only frames whose payload fills their chain are joined. */
+uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
+                          uint8_t *headers, uint32_t *firsts);
+
+/* Send `length` bytes of the payloads of a run of `count` chains, as far as the socket takes them: bytes, or -errno. */
+int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
+                         uint32_t header_size, uint32_t length);
+
+/* Copy the bytes [skip, skip + length) of the payloads of a run; how many there were. */
+uint32_t avmm_frames_copy(const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
+                          uint32_t header_size, uint64_t skip, uint8_t *to, uint32_t length);
 
 /* Make `header` the whole content of a chain. 0, or -1 if it has no room. */
 int avmm_frame_put(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, const uint8_t *header,

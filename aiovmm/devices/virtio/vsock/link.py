@@ -74,26 +74,26 @@ class Link:
 
     # -- to the host ---------------------------------------------------------------------------------------------------
 
-    def deliver(self, batch: Batch, index: int, length: int) -> None:
-        """The payload of chain `index`: on to the host, or into the backlog."""
+    def deliver(self, batch: Batch, first: int, count: int, length: int) -> None:
+        """The payloads of a run of `count` chains, `length` bytes in all: on to the host, or into the backlog."""
         if self._deaf:
             self.connection.forwarded(length)
             return
         sent = 0
         if not self.backlog:
-            sent = lib.avmm_frame_send(self.fd, batch.chains, index, batch.iov, HEADER_SIZE, length)
+            sent = lib.avmm_frames_send(self.fd, batch.chains, first, count, batch.iov, HEADER_SIZE, length)
             if sent < 0 and sent not in _AGAIN:
                 self._host_reads_no_more()
                 self.connection.forwarded(length)
                 return
             sent = max(sent, 0)
         if sent < length:
-            self._keep(batch, index, HEADER_SIZE + sent, length - sent)
+            self._keep(batch, first, count, sent, length - sent)
         self.connection.forwarded(sent)
 
-    def _keep(self, batch: Batch, index: int, skip: int, length: int) -> None:
+    def _keep(self, batch: Batch, first: int, count: int, skip: int, length: int) -> None:
         room = ffi.new("uint8_t[]", length)
-        lib.avmm_frame_copy(batch.chains, index, batch.iov, skip, room, length)
+        lib.avmm_frames_copy(batch.chains, first, count, batch.iov, HEADER_SIZE, skip, room, length)
         self.backlog += ffi.buffer(room, length)
 
     def flush(self) -> None:

@@ -7,10 +7,12 @@ import struct
 from typing import NamedTuple
 
 __all__ = [
+    "CREDIT_AT",
     "HEADER_SIZE",
     "HOST_CID",
     "LENGTH_AT",
     "MASK32",
+    "OP_AT",
     "SHUTDOWN_BOTH",
     "SHUTDOWN_RECEIVE",
     "SHUTDOWN_SEND",
@@ -30,7 +32,7 @@ MASK32 = 0xFFFFFFFF
 
 _HEADER = struct.Struct("<QQIIIHHIII")
 HEADER_SIZE = _HEADER.size
-LENGTH_AT = 24  # offset of `len`
+LENGTH_AT, OP_AT, CREDIT_AT = 24, 30, 40  # offsets of `len`, `op` and `fwd_cnt`
 
 
 class Op(enum.IntEnum):

@@ -10,7 +10,15 @@ import asyncio
 from collections.abc import Sequence
 
 from aiovmm.devices.virtio.vsock.connection import Connection
-from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, LENGTH_AT, TRANSPORT_RESET, parse_headers
+from aiovmm.devices.virtio.vsock.packet import (
+    CREDIT_AT,
+    HEADER_SIZE,
+    LENGTH_AT,
+    OP_AT,
+    TRANSPORT_RESET,
+    Op,
+    parse_headers,
+)
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.errors import ChainError, GuestError
 from aiovmm.native import ffi, lib
@@ -76,18 +84,23 @@ class Rings:
     # -- from the guest ------------------------------------------------------------------------------------------------
 
     async def _serve_tx(self) -> None:
+        """Neighbouring payloads of one connection are taken as one packet: one pass through the states, one system call. A guest
+        that keeps to its credit sees no difference, since what it may send in all does not depend on where it cuts."""
         limit = min(_TX_BATCH, self._tx.size)
         headers = ffi.new("uint8_t[]", limit * HEADER_SIZE)
         view = ffi.buffer(headers)
         heads = ffi.new("uint16_t[]", limit)
         lengths = ffi.new("uint32_t[]", limit)  # nothing is ever written to these
+        layout = ffi.new("struct avmm_frame_layout *", (HEADER_SIZE, LENGTH_AT, CREDIT_AT, OP_AT, Op.RW))
+        firsts = ffi.new("uint32_t[]", limit + 1)
         receive = self._switch.receive
         async for batch in self._tx.batches(Batch(limit, 4 * limit)):
             n = lib.avmm_frames_read(batch.chains, batch.count, batch.iov, HEADER_SIZE, LENGTH_AT, headers, heads)
             if n < 0:
                 raise ChainError("a packet is shorter than its header, or than its header says", heads[-1 - n])
-            for index, header in enumerate(parse_headers(view[: n * HEADER_SIZE])):
-                receive(header, batch, index)
+            runs = lib.avmm_frames_join(batch.chains, n, layout, headers, firsts)
+            for run, header in enumerate(parse_headers(view[: runs * HEADER_SIZE])):
+                receive(header, batch, firsts[run], firsts[run + 1] - firsts[run])
             self._tx.push_many(heads, lengths, n)
             self.pump()
 

@@ -84,8 +84,8 @@ class Switch:
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
-    def receive(self, header: Header, batch: Batch, index: int) -> None:
-        """A packet of the guest, in chain `index` of `batch`."""
+    def receive(self, header: Header, batch: Batch, first: int, count: int) -> None:
+        """A packet of the guest, or several that were joined to one, in `count` chains of `batch`."""
         effect, connection = self.muxer.receive(header)
         if connection is None or effect is Effect.NONE:
             return
@@ -96,7 +96,7 @@ class Switch:
         if link is None:
             return
         if effect is Effect.DELIVER:
-            link.deliver(batch, index, header.length)
+            link.deliver(batch, first, count, header.length)
             if connection.pending:
                 self.settle(connection)
         else:
