@@ -34,6 +34,12 @@ CID, PORT, PAYLOAD = 3, 7000, 1024
 LINE = 64
 
 
+async def rest() -> None:
+    """The device does what it has to do, and will not look at its rings before it is kicked. Not a sleep: caches stay warm."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def blk_read(folder: Path) -> AsyncIterator[Shot]:
     """4 KiB each, from the page cache."""
@@ -150,7 +156,7 @@ async def vsock_send(folder: Path) -> AsyncIterator[Shot]:
             while len(rx.free) >= 2:  # for updates of our credit
                 rx.add([], [HEADER_SIZE, PAYLOAD])
             rx.kick()
-            await asyncio.sleep(0.001)  # the device comes to rest, and will not look at its ring before it is kicked
+            await rest()
             for _ in range(depth):
                 tx.add([packet(Op.RW, PAYLOAD), bytes(PAYLOAD)])
             return tx, tx.kick
@@ -215,7 +221,7 @@ async def console_type(folder: Path) -> AsyncIterator[Shot]:
             while queue.free:
                 queue.add([], [LINE])
             queue.kick()
-            await asyncio.sleep(0.001)
+            await rest()
             left.extend(bytes(LINE * depth))
             return queue, give
 
