@@ -124,3 +124,22 @@ def test_how_fast_it_is_there(command: tuple[str, ...], record_property: Callabl
         "zstandard",
         "ssl",
     }
+
+
+def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
+    code = (
+        "import sys, logging\n"
+        "from aiovmm.cli.session import _configure_logging\n"
+        "from aiovmm.journal import Journal\n"
+        "from aiovmm.lifecycle import EventKind\n"
+        "_configure_logging(0)\n"
+        "journal = Journal('guest')\n"
+        "journal.emit(EventKind.STARTED)\n"
+        "print(sorted({'structlog', 'rich'} & set(sys.modules)))\n"
+        "journal.device_error('disk0', OSError('it broke'))\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout == "[]\n"
+    for words in ("device failed", "device=disk0", "error='it broke'", "vm=guest"):
+        assert words in done.stderr
