@@ -34,11 +34,11 @@ async def test_a_full_ring_holds_the_guest_back_and_loses_nothing(kvm: Kvm) -> N
 
 async def test_runs_of_posted_bytes_come_together_to_a_device_that_takes_them(kvm: Kvm) -> None:
     class Running(Recorder):
-        calls = 0
+        longest = 0
         batches = 0
 
         def write_many(self, offset: int, data: bytes) -> None:
-            self.calls += 1
+            self.longest = max(self.longest, len(data))
             self.write(offset, data)
 
         def end_of_batch(self) -> None:
@@ -54,5 +54,5 @@ async def test_runs_of_posted_bytes_come_together_to_a_device_that_takes_them(kv
             assert time.monotonic() < deadline
         await m.until(lambda: len(m.written) > len(COUNTING))
         assert m.written == COUNTING + b"E"
-        assert 0 < device.calls < 1000
+        assert device.longest >= 100, "what was in the ring when the loop came"
         assert device.batches > 0
