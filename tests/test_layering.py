@@ -40,6 +40,7 @@ PURE = [
     "devices/rtc/calendar.py",
     "devices/ioapic/entry.py",
     "devices/ioapic/registers.py",
+    "devices/ioapic/intx.py",
     "devices/i8042.py",
     "devices/acpi.py",
     "devices/virtio/blk/extents.py",

@@ -197,5 +197,5 @@ def _vfio() -> DeviceRow:
         "off",
         "--device path=/sys/bus/pci/devices/...",
         back_ends="a PCI function of the host that vfio-pci holds, in a container with an IOMMU of type 1",
-        limits="MSI and MSI-X, no INTx; no I/O BARs, expansion ROM or extended configuration space; all guest memory is locked",
+        limits="MSI, MSI-X and INTx; no I/O BARs, expansion ROM or extended configuration space; all guest memory is locked",
     )

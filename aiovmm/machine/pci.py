@@ -8,6 +8,7 @@ from typing import Any
 
 from aiovmm.boot import acpi
 from aiovmm.bus import Bus, Space
+from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
@@ -17,6 +18,7 @@ from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
+from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
@@ -29,13 +31,14 @@ DeviceError = Callable[[VirtioDevice, Exception], None]
 
 
 class KvmPciServices:
-    """pci.services.PciServices of one machine."""
+    """pci.services.PciServices and vfio.VfioServices of one machine."""
 
-    def __init__(self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask) -> None:
+    def __init__(self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask, intx: IntxPins) -> None:
         self._vm = vm
         self._bus = bus
         self._memory = memory
         self._create_task = create_task
+        self._intx = intx
 
     @property
     def bus(self) -> Bus:
@@ -62,6 +65,10 @@ class KvmPciServices:
         """Memory of this process before the guest's eyes. Raises KvmError."""
         return self._vm.host_memory(address, size, host)
 
+    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+        """A wire to a pin of the I/O APIC."""
+        return self._intx.line(ended)
+
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """A task of the VM."""
         return self._create_task(coro, name=name)
@@ -79,19 +86,25 @@ def plan(count: int, end_of_memory: int, phys_bits: int) -> list[SegmentPlan]:
     return plan_segments(count, MMIO32, Window(start, (1 << phys_bits) - start))
 
 
-def describe_segments(plans: Sequence[SegmentPlan]) -> tuple[acpi.PciSegment, ...]:
-    """The same for the ACPI tables."""
+def describe_segments(segments: Sequence[PciSegment]) -> tuple[acpi.PciSegment, ...]:
+    """The same for the ACPI tables, with the wires of the functions that have an interrupt pin."""
     return tuple(
         acpi.PciSegment(
-            p.number,
-            p.ecam_base,
-            acpi.Window(p.mmio32.base, p.mmio32.size),
-            acpi.Window(p.mmio64.base, p.mmio64.size),
-            start_bus=p.bus_start,
-            end_bus=p.bus_end,
+            s.plan.number,
+            s.plan.ecam_base,
+            acpi.Window(s.plan.mmio32.base, s.plan.mmio32.size),
+            acpi.Window(s.plan.mmio64.base, s.plan.mmio64.size),
+            start_bus=s.plan.bus_start,
+            end_bus=s.plan.bus_end,
+            intx=_wires(s),
         )
-        for p in plans
+        for s in segments
     )
+
+
+def _wires(segment: PciSegment) -> tuple[acpi.IntxWire, ...]:
+    found = ((slot, function.interrupt_gsi) for slot, function in sorted(segment.functions.items()))
+    return tuple(acpi.IntxWire(slot, gsi) for slot, gsi in found if gsi is not None)
 
 
 class PciBuses:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
 from aiovmm.bus import Bus, Range
+from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.exits import InternalError, Shutdown
 from aiovmm.lifecycle import ExitReason
@@ -89,7 +90,7 @@ class Machine:
         self._stack.callback(self.legacy.close)
         plans = plan(config.platform.num_pci_segments, end, phys_bits)
         await self._plug_devices(plans)
-        tables = acpi.build(self._describe(plans, ports), layout.RSDP)
+        tables = acpi.build(self._describe(ports), layout.RSDP)
         self.memory.write(tables.base, tables.blob)
         boot_state = await in_thread(self._load, ram)
         self.vcpus = create_vcpus(vm, config.cpus.boot, supported, boot_state)
@@ -112,7 +113,8 @@ class Machine:
             create()
 
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
-        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task)
+        intx = IntxPins(self.legacy.ioapic)
+        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task, intx)
         self.pci = PciBuses(plans, services, lambda: self._ended(ExitReason.REBOOT, "reset by port 0xcf9"))
         self._stack.push_async_callback(self.pci.close)
         self._iommu = machine_iommu(self.parts, self.memory)
@@ -126,11 +128,11 @@ class Machine:
             )
             await self._stack.enter_async_context(inside)
 
-    def _describe(self, plans: list[SegmentPlan], ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
+    def _describe(self, ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
         cpus = self.parts.config.cpus
         return acpi.AcpiConfig(
             cpus=tuple(acpi.Cpu(i, enabled=i < cpus.boot) for i in range(cpus.max or cpus.boot)),
-            pci_segments=describe_segments(plans),
+            pci_segments=describe_segments(self.pci.root.segments),
             serial_ports=(acpi.SerialPort(),) if self.legacy.serial is not None else (),
             ports=ports,
             ged_gsi=GED_PIN,

@@ -58,7 +58,7 @@ class ConfigSpace:
         self.define(0x0C, 0, 1, writable=0xFF)  # cache line size: storage only
         self.define(0x2C, identity.subsystem_vendor, 2)
         self.define(0x2E, identity.subsystem, 2)
-        self.define(0x3C, 0, 1, writable=0xFF)  # interrupt line: storage only; pin 0x3D is 0, there is no INTx
+        self.define(0x3C, 0, 1, writable=0xFF)  # interrupt line: storage only; pin 0x3D is 0: no INTx
 
     def define(self, offset: int, value: int, size: int, *, writable: int = 0, clear: int = 0) -> None:
         """Lay out a register of `size` bytes: its value, the bits that can be written, the bits that RW1C clears."""

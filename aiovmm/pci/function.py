@@ -41,6 +41,8 @@ class PciFunction:
         self.regions = tuple(regions)
         self.live_registers: tuple[tuple[int, int], ...] = ()
         """(offset, size) of configuration registers whose reads have side effects: they are never shadowed."""
+        self.interrupt_gsi: int | None = None
+        """What its INTA is wired to, for the firmware's tables; None: it has no interrupt pin."""
         for bar in self.bars:
             bar.install(config)
 

@@ -23,6 +23,7 @@ __all__ = [
     "irq_eventfds",
     "irq_info",
     "irq_off",
+    "irq_unmask",
     "parse_region_info",
     "region_info",
 ]
@@ -74,7 +75,7 @@ _REGION_MMAP, _REGION_CAPS = 4, 8
 _CAP_SPARSE_MMAP = 1
 _IRQ_NORESIZE = 8
 DMA_READ, DMA_WRITE = 1, 2
-_SET_NONE, _SET_EVENTFD, _SET_TRIGGER = 1 << 0, 1 << 2, 1 << 5
+_SET_NONE, _SET_EVENTFD, _SET_UNMASK, _SET_TRIGGER = 1 << 0, 1 << 2, 1 << 4, 1 << 5
 
 _GROUP = struct.Struct("<II")  # argsz, flags
 _DEVICE = struct.Struct("<IIIII")  # argsz, flags, num_regions, num_irqs, cap_offset
@@ -193,6 +194,11 @@ def irq_eventfds(index: int, start: int, fds: Sequence[int]) -> bytearray:
 def irq_off(index: int) -> bytearray:
     """Argument of DEVICE_SET_IRQS: all interrupts of kind `index` off."""
     return bytearray(_IRQ_SET.pack(_IRQ_SET.size, _SET_NONE | _SET_TRIGGER, index, 0, 0))
+
+
+def irq_unmask(index: int) -> bytearray:
+    """Argument of DEVICE_SET_IRQS: let the first interrupt of kind `index`, which masks itself, signal again."""
+    return bytearray(_IRQ_SET.pack(_IRQ_SET.size, _SET_NONE | _SET_UNMASK, index, 0, 1))
 
 
 def dma_map(iova: int, size: int, vaddr: int, perm: int) -> bytearray:

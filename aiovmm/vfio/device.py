@@ -173,6 +173,10 @@ class HostDevice:
         """No interrupt of this kind any more. Raises HostError."""
         self._call(Request.DEVICE_SET_IRQS, abi.irq_off(kind), f"turning off {kind.name} of")
 
+    def unmask_irq(self, kind: Irq) -> None:
+        """Let the interrupt of this kind, which the kernel masks when it signals it, come again. Raises HostError."""
+        self._call(Request.DEVICE_SET_IRQS, abi.irq_unmask(kind), f"unmasking {kind.name} of")
+
     def reset(self) -> None:
         """Put the device into the state it has after power-on; blocks for 100 ms and more. Raises HostError."""
         if self.can_reset:

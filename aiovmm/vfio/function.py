@@ -1,8 +1,9 @@
 """A device of the host as a function on the guest's PCI bus, for the life of one machine.
 
 The guest reaches the device's registers directly: BARs are memory slots of KVM's that follow where the guest puts them. What
-cannot be mapped (the pages of the MSI-X structures, BARs below a page) is trapped. Interrupts go from the device's kernel
-side to the guest by eventfds alone; the event loop sees neither.
+cannot be mapped (the pages of the MSI-X structures, BARs below a page) is trapped. Messages (MSI, MSI-X) go from the device's
+kernel side to the guest by eventfds alone; the event loop sees neither. INTx goes through it (see `intx`), and is on while
+no messages are: a function has one kind of interrupt at a time (PCI Local Bus 3.0, 6.8.2), and so has VFIO.
 
 `start` readies the device, `close` quiets it: no bus mastering, no interrupts, then a reset, so that the next machine (after
 a reboot of the guest) and the host find it as after power-on.
@@ -17,9 +18,10 @@ from aiovmm.errors import HostError, UsageError
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEM, overlaps
 from aiovmm.pci.function import BarRegion, PciFunction
-from aiovmm.vfio.abi import Region
+from aiovmm.vfio.abi import Irq, Region
 from aiovmm.vfio.device import HostDevice, MappedArea
 from aiovmm.vfio.interrupts import MsiInterrupts, MsixInterrupts
+from aiovmm.vfio.intx import IntxInterrupt
 from aiovmm.vfio.layout import Piece, lay_out
 from aiovmm.vfio.notices import Notices
 from aiovmm.vfio.services import MemorySlot, VfioServices
@@ -28,6 +30,8 @@ from aiovmm.vfio.virtual_config import VirtualConfig
 __all__ = ["VfioFunction"]
 
 _INTX_OFF = 0x0400
+_MSIX_ON = 0x8000
+_INTERRUPT_LINE = 0x3C
 _FROM_GUEST = COMMAND_MASTER | 0x0140  # parity response and SERR# too; decoding stays on, or mapped BARs would fault
 
 OnError = Callable[[str, Exception], None]
@@ -41,11 +45,11 @@ class VfioFunction(PciFunction):
         self._services = services
         self._on_error = on_error
         self._slots: dict[int, list[MemorySlot]] = {}
-        virtual = VirtualConfig(device.config(), [region.size for region in device.regions[:6]])
-        if virtual.msi is None and virtual.msix is None:
-            raise UsageError(f"{device.name} has neither MSI nor MSI-X, and INTx is not passed through")
+        virtual = VirtualConfig(device.config(), [region.size for region in device.regions[:6]], intx=_has_pin(device))
+        if virtual.msi is None and virtual.msix is None and not virtual.intx:
+            raise UsageError(f"{device.name} has no interrupt that can be passed through: no MSI-X, no MSI, no INTx")
         self._virtual = virtual
-        self._msi = self._msix = None
+        self._intx = self._msi = self._msix = None
         if virtual.msi is not None:
             self._msi = MsiInterrupts(virtual.msi, device, services, device.name)
         if virtual.msix is not None:
@@ -54,7 +58,11 @@ class VfioFunction(PciFunction):
         self._areas: dict[int, list[MappedArea]] = {}
         regions = [region for bar in virtual.bars for region in self._lay_out(bar)]
         super().__init__(device.name, virtual.space, virtual.bars, regions)
-        self.live_registers = virtual.live
+        self.live_registers = virtual.watched
+        if virtual.intx:
+            self._intx = IntxInterrupt(device, services, self._failed)
+            self.interrupt_gsi = self._intx.gsi
+            self.config.put(_INTERRUPT_LINE, 1, self._intx.gsi)  # firmware leaves it there
         self._reset_lock = asyncio.Lock()
         self._closed = False
 
@@ -63,13 +71,15 @@ class VfioFunction(PciFunction):
         await asyncio.to_thread(self.device.reset)
         self._notices.open()
         self._push_command()
+        if self._intx is not None:
+            self._intx.turn_on()
 
     # -- configuration space
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Ours, and the device's own where it is shown."""
         data = super().read_config(offset, size)
-        if any(overlaps(offset, size, start, length) for start, length in self._virtual.live):
+        if any(overlaps(offset, size, start, length) for start, length in self.live_registers):
             data = self._virtual.overlay(offset, data, self.device.read(Region.CONFIG, offset, size))
         return data
 
@@ -108,7 +118,7 @@ class VfioFunction(PciFunction):
             for slot in self._slots.pop(index):
                 slot.close()
         self.device.write(Region.CONFIG, COMMAND, _INTX_OFF.to_bytes(2, "little"))
-        for interrupts in (self._notices, self._msi, self._msix):
+        for interrupts in (self._notices, self._intx, self._msi, self._msix):
             try:
                 if interrupts is not None:
                     interrupts.close()
@@ -123,15 +133,38 @@ class VfioFunction(PciFunction):
         if overlaps(offset, size, COMMAND, 2):
             self._push_command()
         msi, msix = self._virtual.msi, self._virtual.msix
-        if self._msi is not None and msi is not None and overlaps(offset, size, msi.offset, msi.size):
+        to_msi = msi is not None and overlaps(offset, size, msi.offset, msi.size)
+        to_msix = msix is not None and overlaps(offset, size, msix.offset + 2, 2)
+        if not to_msi and not to_msix:
+            return
+        if self._intx is not None and self._messages:
+            self._intx.turn_off()
+        if self._msi is not None and to_msi:
             self._msi.update()
-        if self._msix is not None and msix is not None and overlaps(offset, size, msix.offset + 2, 2):
+        if self._msix is not None and msix is not None and to_msix:
             self._msix.control(self.config.get(msix.offset + 2, 2))
+        if self._intx is not None and not self._messages:
+            self._intx.turn_on()
+
+    @property
+    def _messages(self) -> bool:
+        """Whether the guest has MSI or MSI-X on."""
+        msi, msix = self._virtual.msi, self._virtual.msix
+        return bool(msi is not None and msi.vectors) or bool(
+            msix is not None and self.config.get(msix.offset + 2, 2) & _MSIX_ON
+        )
 
     def _push_command(self) -> None:
         """The device decodes memory always; the rest is the guest's."""
-        command = self.config.get(COMMAND, 2) & _FROM_GUEST | COMMAND_MEM | _INTX_OFF
+        command = self.config.get(COMMAND, 2) & (_FROM_GUEST | _INTX_OFF) | COMMAND_MEM
+        if self._intx is None:
+            command |= _INTX_OFF
         self.device.write(Region.CONFIG, COMMAND, command.to_bytes(2, "little"))
+        if self._intx is not None:
+            self._intx.disable(bool(command & _INTX_OFF))
+
+    def _failed(self, error: HostError) -> None:
+        self._on_error(self.name, error)
 
     async def _reset(self) -> None:
         async with self._reset_lock:
@@ -172,6 +205,12 @@ class VfioFunction(PciFunction):
             region = BarRegion(bar, pending, where.pending_size, msix.pending, f"{name} MSI-X pending bits")
             found.append((Piece(pending, where.pending_size), region))
         return found
+
+
+def _has_pin(device: HostDevice) -> bool:
+    """Whether the host's kernel gives INTx: there is a pin, wired, and not known to be broken."""
+    info = device.irqs.get(Irq.INTX)
+    return info is not None and info.count > 0
 
 
 class _Window:

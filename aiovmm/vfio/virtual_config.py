@@ -1,8 +1,11 @@
 """The configuration space that a guest sees of a host device. Pure.
 
     ours            identity, command, BARs, MSI, MSI-X, the power state (stored, never carried out: the device stays in D0)
-    the device's    PCI Express, vital product data and vendor capabilities: read and, by its kernel's rules, written
-    not there       INTx (the pin reads 0), I/O BARs, expansion ROM, extended space, other capabilities
+    the device's    PCI Express, vital product data and vendor capabilities: read and, by its kernel's rules, written;
+                    whether it asserts INTx
+    not there       I/O BARs, expansion ROM, extended space, other capabilities
+
+The interrupt pin is INTA whatever it is on the host: the function is the only one of its slot.
 
 Capabilities keep their offsets, for some drivers know them by heart; those that are not shown are unlinked. A PCI Express
 endpoint becomes an integrated one, since it sits on the root bus with no port above it (PCI Express Base 4.0, 1.3.2.3). A
@@ -22,8 +25,9 @@ from aiovmm.vfio.msi import MsiCapability
 
 __all__ = ["DeviceWrite", "MsixLayout", "VirtualConfig"]
 
-_STATUS, _POINTER = 0x06, 0x34
-_CAP_LIST = 0x10
+_STATUS, _POINTER, _PIN = 0x06, 0x34, 0x3D
+_CAP_LIST, _INTX_STATUS = 0x10, 0x08
+_INTA = 1
 _DEVICE_CONTROL = 8  # of the PCI Express capability
 _FLR = 0x8000
 _TYPE_MASK, _INTEGRATED = 0x00F0, 0x0090
@@ -65,13 +69,16 @@ class DeviceWrite:
 
 
 class VirtualConfig:
-    """`host` is the first 256 bytes of the device's space, `bar_sizes` the bytes of its BARs by index."""
+    """`host` is the first 256 bytes of the device's space, `bar_sizes` the bytes of its BARs by index; `intx`: it has a pin."""
 
-    def __init__(self, host: bytes, bar_sizes: Sequence[int]) -> None:
+    def __init__(self, host: bytes, bar_sizes: Sequence[int], *, intx: bool = False) -> None:
         self.space = ConfigSpace(host_config.identity(host))
         self.bars: tuple[Bar, ...] = host_config.memory_bars(host, bar_sizes)
         self.live: tuple[tuple[int, int], ...] = ()
         """(offset, size) of what is the device's: never answered from `space`."""
+        self.intx = intx
+        if intx:
+            self.space.define(_PIN, _INTA, 1)
         self.msi: MsiCapability | None = None
         self.msix: MsixLayout | None = None
         self._express: Capability | None = None
@@ -83,6 +90,11 @@ class VirtualConfig:
                 link = capability.offset + 1
                 self.space.put(_STATUS, 1, _CAP_LIST)
 
+    @property
+    def watched(self) -> tuple[tuple[int, int], ...]:
+        """(offset, size) of all that must be read from the device: `live`, and the status register where it tells of INTx."""
+        return (*self.live, (_STATUS, 1)) if self.intx else self.live
+
     def overlay(self, offset: int, data: bytes, device: bytes) -> bytes:
         """`data` as read from `space` at `offset`, with what is the device's taken from `device`, which was read at the same."""
         mixed = bytearray(data)
@@ -90,6 +102,8 @@ class VirtualConfig:
             low, high = max(start, offset), min(start + size, offset + len(data))
             if low < high:
                 mixed[low - offset : high - offset] = device[low - offset : high - offset]
+        if self.intx and 0 <= (at := _STATUS - offset) < len(data):
+            mixed[at] = mixed[at] & ~_INTX_STATUS & 0xFF | device[at] & _INTX_STATUS
         if self._express is not None:
             self._integrate(offset, mixed, self._express.offset + 2)
         return bytes(mixed)

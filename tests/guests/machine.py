@@ -72,6 +72,7 @@ class Machine:
         self.exits: list[tuple[int, FinalExit]] = []
         self.errors: list[tuple[Range, Exception]] = []
         self.eois: list[int] = []
+        self.on_eoi: Callable[[int], None] = self.eois.append
         self.kvm = kvm or Kvm.open()
         self._own_kvm = kvm is None
         self.memory = GuestMemory.create(ram or [(0, 2 << 20)])
@@ -87,7 +88,7 @@ class Machine:
             self.bus,
             on_exit=lambda index, final: self.exits.append((index, final)),
             on_device_error=lambda rng, exc: self.errors.append((rng, exc)),
-            on_eoi=self.eois.append,
+            on_eoi=lambda vector: self.on_eoi(vector),
         )
         self.memory.write(CODE, build(name))
         self._identity_map()

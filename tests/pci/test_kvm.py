@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from aiovmm.bus import Range, Space
+from aiovmm.devices.ioapic import IntxPins, IoApic
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
+from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver
@@ -91,7 +93,8 @@ class Running:
     def __init__(self, machine: Machine, plan: SegmentPlan = PLAN) -> None:
         self.machine = machine
         self.errors: list[Exception] = []
-        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task)
+        intx = IntxPins(IoApic(IoApicSink(machine.vm)))
+        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task, intx)
         self.root = PciRoot([plan], services)
         self.device = Echo()
         self.transport = VirtioPci(self.device, services, on_error=lambda device, exc: self.errors.append(exc))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 REGION_SHIFT = 40  # as vfio-pci numbers offsets
 CONFIG = 7
-MSI, MSIX, ERR = 1, 2, 3
+INTX, MSI, MSIX, ERR = 0, 1, 2, 3
+INTX_DISABLE = 0x0400
 TABLE, PENDING = 0x2000, 0x3000
 
 
@@ -59,12 +60,43 @@ class FakeDevice:
     resets: int = 0
     opened: int = 0
     fail_reset: bool = False
+    fail_unmask: bool = False
+    pins: int = 1  # interrupt pins that the kernel gives; 0: it takes INTx for broken
+    asserted: bool = False  # the device's own pin
+    masked: bool = False  # by the kernel, when it signalled or because the command register says so
+    unmasked: int = 0  # how often it was told to
 
     def bytes_at(self, region: int, offset: int, size: int) -> bytes:
         return os.pread(self.memory, size, (region << REGION_SHIFT) + offset)
 
     def put(self, region: int, offset: int, data: bytes) -> None:
         os.pwrite(self.memory, data, (region << REGION_SHIFT) + offset)
+
+    @property
+    def disabled(self) -> bool:
+        """INTx, by the command register."""
+        return bool(int.from_bytes(self.bytes_at(CONFIG, 4, 2), "little") & INTX_DISABLE)
+
+    def set_pin(self, asserted: bool) -> None:
+        """The device wants an interrupt, or no more."""
+        self.asserted = asserted
+        status = self.bytes_at(CONFIG, 6, 1)[0]
+        self.put(CONFIG, 6, bytes([status | 8 if asserted else status & ~8]))
+        self.look()
+
+    def look(self) -> None:
+        """Signal INTx and mask it, if there is a reason to and nothing against it (vfio_intx_handler)."""
+        if self.asserted and not self.masked and not self.disabled and INTX in self.irqs:
+            self.masked = True
+            os.eventfd_write(self.irqs[INTX][0], 1)
+
+    def command_written(self, was_disabled: bool) -> None:
+        """The kernel follows the INTx disable bit (vfio_basic_config_write)."""
+        if self.disabled and not was_disabled:
+            self.masked = True
+        elif was_disabled and not self.disabled:
+            self.masked = False
+            self.look()
 
 
 class FakeKernel:
@@ -146,7 +178,11 @@ class FakeKernel:
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         _, device = self.open_fds[fd]
         assert isinstance(device, FakeDevice)
-        return os.pwrite(device.memory, data, offset)
+        disabled = device.disabled
+        written = os.pwrite(device.memory, data, offset)
+        if offset >> REGION_SHIFT == CONFIG and offset & 0xFF < 6 and (offset & 0xFF) + len(data) > 4:
+            device.command_written(disabled)
+        return written
 
     def mmap(self, fd: int, size: int, offset: int) -> mmap.mmap:
         _, device = self.open_fds[fd]
@@ -217,7 +253,7 @@ class FakeKernel:
             kind = struct.unpack_from("<I", argument, 8)[0]
             if kind > 3:
                 raise OSError(errno.EINVAL, "no such interrupt")
-            struct.pack_into("<II", argument, 8, kind, (1, 8, 8, 1)[kind])  # no REQ
+            struct.pack_into("<II", argument, 8, kind, (device.pins, 8, 8, 1)[kind])  # no REQ
         elif number == 10:
             return self._set_irqs(argument, device)
         return 0
@@ -241,14 +277,18 @@ class FakeKernel:
     def _set_irqs(self, argument: bytearray, device: FakeDevice) -> int:
         argsz, flags, kind, start, count = struct.unpack_from("<IIIII", argument)
         assert argsz == len(argument)
+        if flags == 0x11:
+            return self._unmask(kind, start, count, device)
         if not count:
             assert flags == 0x21
             device.irqs.pop(kind, None)
             device.allocated.pop(kind, None)
             return 0
         assert flags == 0x24
-        if kind in (MSI, MSIX) and {MSI, MSIX} & set(device.irqs) - {kind}:
-            raise OSError(errno.EINVAL, "MSI and MSI-X at once")
+        if kind in (INTX, MSI, MSIX) and {INTX, MSI, MSIX} & set(device.irqs) - {kind}:
+            raise OSError(errno.EINVAL, "two kinds of interrupt at once")
+        if kind == INTX and (start, count) != (0, min(device.pins, 1)):
+            raise OSError(errno.EINVAL, "there is one pin")
         if kind not in device.irqs:
             if start:
                 raise OSError(errno.EINVAL, "vectors start at 0")
@@ -263,4 +303,19 @@ class FakeKernel:
                 device.irqs[kind][start + n] = fd
             else:
                 device.irqs[kind].pop(start + n, None)
+        if kind == INTX:
+            device.masked = device.disabled
+            device.look()
+        return 0
+
+    def _unmask(self, kind: int, start: int, count: int, device: FakeDevice) -> int:
+        assert (kind, start, count) == (INTX, 0, 1)
+        if device.fail_unmask:
+            raise OSError(errno.EIO, "it does not answer")
+        if INTX not in device.irqs:
+            raise OSError(errno.EINVAL, "INTx is not on")
+        device.unmasked += 1
+        if not device.disabled:
+            device.masked = False
+            device.look()
         return 0

@@ -10,7 +10,7 @@ from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory
 from aiovmm.vfio import Container, HostDevice
 from aiovmm.vfio.abi import Irq
-from tests.vfio.conftest import ADDRESS
+from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
 
 

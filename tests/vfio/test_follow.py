@@ -15,7 +15,7 @@ from aiovmm.devices.virtio.iommu.domains import Domains
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Request, Status, Unmap
 from aiovmm.memory import GuestMemory
 from aiovmm.vfio import Container, Follower, HostDevice
-from tests.vfio.conftest import ADDRESS
+from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
 
 ENDPOINT = 0x10

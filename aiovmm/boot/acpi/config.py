@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 
 from aiovmm.boot.acpi.checks import U16, U32, require, require_apart
-from aiovmm.boot.acpi.config_pci import EndpointRange, PciSegment, VirtioIommu, Window
+from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 
 __all__ = [
     "RESET_VALUE",
@@ -32,6 +32,7 @@ __all__ = [
     "Cpu",
     "EndpointRange",
     "GedEvent",
+    "IntxWire",
     "IoApic",
     "PciSegment",
     "SerialPort",
@@ -132,6 +133,9 @@ class AcpiConfig:
         if self.iommu is not None:
             require(self.iommu.segment in numbers, "acpi.iommu", f"there is no PCI segment {self.iommu.segment}")
 
+    def _wires(self) -> list[IntxWire]:
+        return [wire for segment in self.pci_segments for wire in segment.intx]
+
     def _interrupt_pages(self) -> list[Window]:
         return [Window(self.io_apic.address, 1 << 12), Window(self.local_apic_address, 1 << 12)]
 
@@ -150,9 +154,13 @@ class AcpiConfig:
         for option, gsi in (
             ("acpi.ged_gsi", self.ged_gsi),
             *(("acpi.serial_ports.gsi", s.gsi) for s in self.serial_ports),
+            *(("acpi.pci_segments.intx", wire.gsi) for wire in self._wires()),
         ):
             require(first <= gsi <= last, option, f"GSI {gsi} is not a pin of the I/O APIC ({first}..{last})")
         taken = {s.gsi for s in self.serial_ports}
         require(self.ged_gsi not in taken, "acpi.ged_gsi", f"GSI {self.ged_gsi} belongs to a serial port")
+        edges = taken | {self.ged_gsi}
+        for wire in self._wires():
+            require(wire.gsi not in edges, "acpi.pci_segments.intx", f"GSI {wire.gsi} is not PCI's to share")
         for serial in self.serial_ports:
             require(0 < serial.port <= U16 - 8, "acpi.serial_ports", f"{serial.port:#x} is not a port")

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from aiovmm.boot.acpi.checks import U16, U32, U64, require, require_window
 
-__all__ = ["EndpointRange", "PciSegment", "VirtioIommu", "Window"]
+__all__ = ["EndpointRange", "IntxWire", "PciSegment", "VirtioIommu", "Window"]
 
 MAX_SEGMENTS = 256  # host bridges are named PC00 to PCFF
+_SLOTS = 32
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,14 @@ class Window:
 
 
 @dataclass(frozen=True)
+class IntxWire:
+    """INTA of the device in `slot` of the first bus is global system interrupt `gsi`, level-triggered; it may be shared."""
+
+    slot: int
+    gsi: int
+
+
+@dataclass(frozen=True)
 class PciSegment:
     """A PCI segment group with one host bridge. `ecam_base` is where bus 0 would be; `end_bus` is included."""
 
@@ -35,6 +44,7 @@ class PciSegment:
     io: tuple[Window, ...] = ()
     start_bus: int = 0
     end_bus: int = 0
+    intx: tuple[IntxWire, ...] = ()
 
     @property
     def ecam(self) -> Window:
@@ -59,6 +69,9 @@ class PciSegment:
         for window in self.io:
             require_window(f"{option}.io", window, U16)
             require(window.size < U16, f"{option}.io", "the window must be smaller than all ports")
+        slots = [wire.slot for wire in self.intx]
+        require(all(0 <= slot < _SLOTS for slot in slots), f"{option}.intx", f"slots are 0..{_SLOTS - 1}")
+        require(len(set(slots)) == len(slots), f"{option}.intx", "a slot's INTA has one wire")
 
 
 @dataclass(frozen=True)

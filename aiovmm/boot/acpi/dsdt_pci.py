@@ -1,11 +1,12 @@
-"""A PCI Express host bridge in the DSDT (PCI Firmware Specification 3.3, 4.1 and 4.5; ACPI 6.4, 6.2.11 and 6.5)."""
+"""A PCI Express host bridge in the DSDT (PCI Firmware Specification 3.3, 4.1 and 4.5; ACPI 6.4, 6.2.11, 6.2.13 and 6.5)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntFlag
 
 from aiovmm.boot.acpi import aml
-from aiovmm.boot.acpi.config import PciSegment
+from aiovmm.boot.acpi.config import IntxWire, PciSegment
 
 __all__ = ["Control", "bridge_name", "host_bridge"]
 
@@ -40,7 +41,8 @@ def bridge_name(segment: PciSegment) -> str:
 
 
 def host_bridge(segment: PciSegment) -> bytes:
-    """The bridge of a segment. There is no _PRT: no device has an INTx pin."""
+    """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin."""
+    routing = [_prt(segment.intx)] if segment.intx else []
     return aml.device(
         bridge_name(segment),
         aml.name("_HID", aml.eisa_id("PNP0A08")),
@@ -49,8 +51,21 @@ def host_bridge(segment: PciSegment) -> bytes:
         aml.name("_SEG", aml.integer(segment.segment)),
         aml.name("_BBN", aml.integer(segment.start_bus)),
         aml.name("_CRS", aml.resource_template(*_resources(segment))),
+        *routing,
         _osc(),
     )
+
+
+def _prt(wires: Sequence[IntxWire]) -> bytes:
+    """_PRT (ACPI 6.4, 6.2.13): for all functions of a slot, pin 0 (INTA), no link device: a global system interrupt.
+
+    Such an interrupt is level-triggered and active low, as PCI's are, where nothing else says how it is.
+    """
+    entries = (
+        aml.package(aml.integer(wire.slot << 16 | 0xFFFF), aml.integer(0), aml.integer(0), aml.integer(wire.gsi))
+        for wire in wires
+    )
+    return aml.name("_PRT", aml.package(*entries))
 
 
 def _resources(segment: PciSegment) -> list[bytes]:

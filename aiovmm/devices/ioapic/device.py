@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from aiovmm.bus import FastPage, Policy
@@ -57,6 +58,7 @@ class IoApic:
         self.fast.policy[_SELECT : _SELECT + 4] = bytes([Policy.POSTED_WRITE | Policy.LAZY_WRITE] * 4)
         self._sink = sink
         self._registers = IoApicRegisters()
+        self._on_end: dict[int, Callable[[], None]] = {}
 
     def line(self, pin: int) -> PinLine:
         """The line of pin 0 to 23. Raises UsageError for any other."""
@@ -72,8 +74,16 @@ class IoApic:
         """Assert or release a pin."""
         self._do(self._registers.set_level(pin, asserted))
 
+    def on_end(self, pin: int, callback: Callable[[], None]) -> None:
+        """Call `callback` at each end of an interrupt of level-triggered `pin`, before the pin's level is looked at again: the
+        place for a source that is asserted until somebody has asked it anew. One a pin."""
+        self._on_end[pin] = callback
+
     def eoi(self, vector: int) -> None:
         """A processor has ended level-triggered interrupt `vector`."""
+        for pin in self._registers.in_service(vector):
+            if (callback := self._on_end.get(pin)) is not None:
+                callback()
         self._do(self._registers.end_of_interrupt(vector))
 
     def read(self, offset: int, size: int) -> bytes:

@@ -145,13 +145,16 @@ class IoApicRegisters:
         self.levels = self.levels & ~bit | held
         return effects
 
+    def in_service(self, vector: int) -> list[int]:
+        """Pins whose level-triggered interrupt `vector` was delivered and is not ended."""
+        return [p for p, entry in enumerate(self.entries) if entry & REMOTE_IRR and vector_of(entry) == vector]
+
     def end_of_interrupt(self, vector: int) -> list[Effect]:
         """A processor has ended level-triggered interrupt `vector`; all entries with it hear of it."""
         effects: list[Effect] = []
-        for pin, entry in enumerate(self.entries):
-            if entry & REMOTE_IRR and vector_of(entry) == vector:
-                self.entries[pin] = entry & ~REMOTE_IRR
-                effects += self._route(pin) + self._deliver_level(pin)
+        for pin in self.in_service(vector):
+            self.entries[pin] &= ~REMOTE_IRR
+            effects += self._route(pin) + self._deliver_level(pin)
         return effects
 
     # -- inside

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from aiovmm.boot.acpi import AcpiConfig, Cpu, EndpointRange, PciSegment, VirtioIommu, Window
+from dataclasses import replace
+
+from aiovmm.boot.acpi import AcpiConfig, Cpu, EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 
 ECAM = 0xE8000000
 BASE = 0xA0000
@@ -26,6 +28,12 @@ def segments(count: int) -> tuple[PciSegment, ...]:
     )
 
 
+def wired(*wires: tuple[int, int]) -> tuple[PciSegment, ...]:
+    """Two segments, the second with these (slot, GSI)."""
+    first, second = segments(2)
+    return first, replace(second, intx=tuple(IntxWire(*wire) for wire in wires))
+
+
 IOMMU = VirtioIommu(0, 0x08, (EndpointRange(0, 0x10, 0x1F), EndpointRange(1, 0x08, 0x08)))
 
 MACHINES = {
@@ -33,6 +41,7 @@ MACHINES = {
     "no serial port": AcpiConfig(serial_ports=(), pci_segments=segments(1)),
     "usual": AcpiConfig(cpus=cpus(2, 4), pci_segments=segments(1)),
     "two segments and an IOMMU": AcpiConfig(cpus=cpus(4, 4), pci_segments=segments(2), iommu=IOMMU),
+    "interrupt pins": AcpiConfig(pci_segments=wired((1, 16), (2, 17), (31, 16))),
     "sixteen segments": AcpiConfig(cpus=cpus(1, 255), pci_segments=segments(16), iommu=IOMMU),
     "255 processors": AcpiConfig(cpus=cpus(255, 255)),
     "256 processors": AcpiConfig(cpus=cpus(256, 256), pci_segments=segments(3)),

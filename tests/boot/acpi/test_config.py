@@ -12,6 +12,7 @@ from aiovmm.boot.acpi import (
     AcpiPorts,
     Cpu,
     EndpointRange,
+    IntxWire,
     PciSegment,
     SerialPort,
     VirtioIommu,
@@ -58,6 +59,20 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "all ports": (lambda: PciSegment(0, ECAM, io=(Window(0, 0x10000),)), ".io"),
     "segment 256": (lambda: PciSegment(256, ECAM), "acpi.pci_segments[256]"),
     "bus 256": (lambda: PciSegment(0, ECAM, end_bus=256), "acpi.pci_segments[0]"),
+    "interrupt pin of slot 32": (lambda: PciSegment(0, ECAM, intx=(IntxWire(32, 16),)), "acpi.pci_segments[0].intx"),
+    "a pin wired twice": (lambda: PciSegment(0, ECAM, intx=(IntxWire(1, 16), IntxWire(1, 17))), ".intx"),
+    "a pin wired to no pin": (
+        lambda: AcpiConfig(pci_segments=(PciSegment(0, ECAM, intx=(IntxWire(1, 24),)),)),
+        "acpi.pci_segments.intx",
+    ),
+    "a pin wired to the serial port's": (
+        lambda: AcpiConfig(pci_segments=(PciSegment(0, ECAM, intx=(IntxWire(1, 4),)),)),
+        "acpi.pci_segments.intx",
+    ),
+    "a pin wired to the GED's": (
+        lambda: AcpiConfig(pci_segments=(PciSegment(0, ECAM, intx=(IntxWire(1, 5),)),)),
+        "acpi.pci_segments.intx",
+    ),
     "backward endpoints": (lambda: EndpointRange(0, 9, 8), "acpi.iommu.endpoints"),
     "IOMMU behind itself": (lambda: VirtioIommu(0, 8, (EndpointRange(0, 0, 16),)), "acpi.iommu"),
     "IOMMU on no bus": (lambda: AcpiConfig(iommu=VirtioIommu(0, 8)), "acpi.iommu"),

@@ -9,7 +9,7 @@ import pytest
 from aiovmm.boot.acpi import AcpiConfig, GedEvent
 from aiovmm.boot.acpi.dsdt import dsdt
 from tests.boot.acpi.acpica import Acpica
-from tests.boot.acpi.machines import MACHINES, cpus, segments
+from tests.boot.acpi.machines import MACHINES, cpus, segments, wired
 
 PCI_UUID = "5B4DDB33F71F1C4096577441C03DD766"
 OTHER_UUID = "00000000000000000000000000000000"
@@ -81,6 +81,14 @@ def test_osc_grants_native_control(
     assert match is not None, output
     expected = f"{status} 00 00 00 FF FF FF FF {granted} " + asked[2:4].replace("01", "00") + " 00 00 "
     assert match[1] == expected
+
+
+def test_interrupt_pins_are_routed_where_there_are_any(acpica: Acpica) -> None:
+    table = dsdt(AcpiConfig(pci_segments=wired((1, 16), (31, 23))))
+    output = acpica.execute(table, r"evaluate \_SB.PC01._PRT")
+    numbers = [int(n, 16) for n in re.findall(r"\[Integer\] = (\w{16})", output)]
+    assert numbers == [0x0001FFFF, 0, 0, 16, 0x001FFFFF, 0, 0, 23]
+    assert "_PRT" not in acpica.execute(table, r"namespace \_SB.PC00")
 
 
 def test_absent_processors_are_absent_and_the_others_work(acpica: Acpica) -> None:
