@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aiovmm.config import NetConfig
 from aiovmm.devices.virtio.net import features as f
@@ -133,3 +135,17 @@ async def test_a_driver_without_multiqueue_has_its_control_queue_third(path: Pat
         await guest.driver.start(guest.device.features & ~f.MQ | 1 << 32, [64, 64, 64])
         assert await guest.driver.request(2, [struct.pack("<BBH", 4, 0, 2)], [1]) == b"\1"
         assert await exchange(guest, 0, b"frame" * 20) == b"frame" * 20
+
+
+@given(st.integers(0, (1 << 64) - 1))
+def test_a_driver_may_take_all_that_is_offered_whatever_the_back_end_has(offered: int) -> None:
+    device = card(Path("socket"))
+    bits = device.select_features(offered)
+    assert device.accepts(bits)
+    assert bits & ~(offered | f.MAC) == 0
+
+
+def test_a_back_end_with_congestion_notification_for_no_segmentation() -> None:
+    """DPDK's vhost driver without tso=1."""
+    theirs = f.CSUM | f.GUEST_CSUM | f.GUEST_TSO4 | f.GUEST_ECN | f.HOST_ECN | f.MRG_RXBUF
+    assert card(Path("socket")).select_features(theirs) == theirs & ~f.HOST_ECN | f.MAC

@@ -32,6 +32,7 @@ __all__ = [
     "consistent",
     "gso_types",
     "offered",
+    "supported",
     "tun_offloads",
     "withheld",
 ]
@@ -125,6 +126,15 @@ def offered(
 def consistent(features: int) -> bool:
     """Whether every bit has what it requires."""
     return all(not features & bit or any(features & need for need in needs) for bit, needs in _NEEDS.items())
+
+
+def supported(features: int) -> int:
+    """`features` without the bits that lack what they require, so that a driver may accept all that it is offered."""
+    while not consistent(features):
+        for bit, needs in _NEEDS.items():
+            if not any(features & need for need in needs):
+                features &= ~bit
+    return features
 
 
 def gso_types(features: int) -> int:

@@ -77,8 +77,11 @@ class VhostUserNet(VhostUserDevice):
         return f.consistent(features)
 
     def select_features(self, offered: int) -> int:
-        """What of the back end's can stand without the rest, and our own bits."""
-        bits = super().select_features(offered & ~self._withheld) | f.MAC
+        """What of the back end's can stand without the rest, and our own bits.
+
+        DPDK without segmentation still offers HOST_ECN, which is nothing by itself: a driver that took it would be refused.
+        """
+        bits = f.supported(super().select_features(offered & ~self._withheld)) | f.MAC
         if self.pairs > 1:
             bits |= f.CTRL_VQ | f.MQ
         if self.space.mtu:
