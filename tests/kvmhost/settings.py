@@ -43,6 +43,15 @@ class Profile:
     modules: tuple[str, ...] = ()  # modprobe arguments, run at boot after the common ones
 
 
+def _network_card(number: int, driver: str) -> tuple[str, ...]:
+    """A card on the machine's one hub, with MAC address 52:54:00:00:00:`number`, behind a PCI Express port of its own."""
+    return (
+        *("-netdev", f"hubport,id=lan{number},hubid=0"),
+        *("-device", f"pcie-root-port,id=port{number},chassis={number},slot={number}"),
+        *("-device", f"{driver},netdev=lan{number},bus=port{number},mac=52:54:00:00:00:{number:02x}"),
+    )
+
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -54,6 +63,11 @@ PROFILES = {
                 *("-device", "intel-iommu,intremap=off,caching-mode=on"),
                 *("-drive", "file=nvme.img,if=none,id=nvme,format=raw,cache=unsafe"),
                 *("-device", "nvme,drive=nvme,serial=kvmhost-nvme"),
+                # Three cards that see each other and nobody else: one for the host to keep, one whose driver takes MSI-X,
+                # and one that has INTx alone.
+                *_network_card(1, "virtio-net-pci"),
+                *_network_card(2, "vmxnet3"),
+                *_network_card(3, "virtio-net-pci,vectors=0,disable-legacy=on,iommu_platform=on"),
             ),
             disks=(Disk("nvme.img", _GIB),),
             kernel_arguments="intel_iommu=on iommu=nopt",

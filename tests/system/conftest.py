@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,8 +34,12 @@ CORE = {
     "test_boot.py": "",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_custom_device.py": "[6.1]",
+    "test_iommu.py": "a_disk_behind_the_iommu",
     "test_net.py": "test_traffic_both_ways[6.1]",
+    "test_pmem.py": "root_file_system_is_on_pmem[shared]",
     "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1]",
+    "test_vfio_net.py": "intx_alone",
+    "test_vhost_user.py": "storage_daemons_disk",
     "test_vsock.py": "test_linux_speaks_vsock[6.1]",
     "test_terminal.py": "attach_type_detach",
 }
@@ -54,29 +62,63 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     compile_programs()  # before the nested host, which has no compiler, gets the tree
 
 
+class OnDemand(dict[str, Path]):
+    """A file for each kernel release, made when the first test wants it: most want one of them."""
+
+    def __init__(self, make: Callable[[str], Path]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, release: str) -> Path:
+        self[release] = path = self._make(release)
+        return path
+
+
+def with_libraries(program: str) -> dict[str, Path]:
+    """A program of the host's and all that it is linked with, as `files` of an initramfs."""
+    libraries = re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", program], text=True))
+    return {path: Path(path).resolve() for path in (program, *libraries)}
+
+
 @pytest.fixture(scope="session")
 def initramfs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An initramfs with a shell for each kernel release."""
-    found = {}
-    for release in RELEASES:
+
+    def make(release: str) -> Path:
         path = tmp_path_factory.mktemp("initramfs") / f"{release}.cpio"
         path.write_bytes(build_initramfs(busybox=GUESTS / "bin/busybox", modules=GUESTS / release / "modules").data)
-        found[release] = path
-    return found
+        return path
+
+    return OnDemand(make)
 
 
 @pytest.fixture(scope="session")
 def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The kernels of the bzImages, unpacked: ELF files."""
-    found = {}
-    for release in RELEASES:
+
+    def make(release: str) -> Path:
         image = load_kernel(GUESTS / release / "vmlinuz")
         path = tmp_path_factory.mktemp("vmlinux") / f"{release}.elf"
         view = memoryview(bytearray(image.source.size))
         image.source.read_into([(0, view)])
         path.write_bytes(view)
-        found[release] = path
-    return found
+        return path
+
+    return OnDemand(make)
+
+
+@pytest.fixture(scope="session")
+def with_mke2fs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Initramfs images that have the host's mke2fs."""
+    files = {"/etc/mke2fs.conf": Path("/etc/mke2fs.conf"), **with_libraries("/sbin/mkfs.ext4")}
+
+    def make(release: str) -> Path:
+        path = tmp_path_factory.mktemp("mke2fs") / f"{release}.cpio"
+        modules = GUESTS / release / "modules"
+        path.write_bytes(build_initramfs(busybox=GUESTS / "bin/busybox", modules=modules, files=files).data)
+        return path
+
+    return OnDemand(make)
 
 
 class Guests:
@@ -110,3 +152,11 @@ class Guests:
 @pytest.fixture
 def guests(initramfs: dict[str, Path], vmlinux: dict[str, Path]) -> Guests:
     return Guests(initramfs, vmlinux)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """On a real file system."""
+    path = Path(tempfile.mkdtemp(prefix="vhost_user", dir="/var/tmp"))
+    yield path
+    shutil.rmtree(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,26 +16,10 @@ import pytest
 from aiovmm import VM, DiskConfig, EventKind, RebootPolicy, VMConfig
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.engine import IoKind
-from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import prompt, shell, shell_status
 
 MB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def with_mke2fs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Initramfs images that have the host's mke2fs."""
-    files = {"/sbin/mkfs.ext4": Path("/sbin/mke2fs"), "/etc/mke2fs.conf": Path("/etc/mke2fs.conf")}
-    for library in re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", "/sbin/mke2fs"], text=True)):
-        files[library] = Path(library).resolve()
-    found = {}
-    for release in RELEASES:
-        path = tmp_path_factory.mktemp("mke2fs") / f"{release}.cpio"
-        modules = GUESTS / release / "modules"
-        path.write_bytes(build_initramfs(busybox=GUESTS / "bin/busybox", modules=modules, files=files).data)
-        found[release] = path
-    return found
 
 
 @pytest.fixture

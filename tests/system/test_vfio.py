@@ -16,24 +16,15 @@ from aiovmm import VM, DeviceConfig, EventKind, RebootPolicy
 from aiovmm.errors import HostError
 from tests.system.conftest import Guests
 from tests.system.guest import prompt, shell
+from tests.system.host_pci import devices_of_class, give_to
 
-PCI = Path("/sys/bus/pci")
 MB = 1 << 20
 
 
 def _drive() -> Path:
-    for device in sorted((PCI / "devices").iterdir()):
-        if (device / "class").read_text().startswith("0x010802"):
-            return device
-    pytest.fail("this host has no NVMe drive: it is the vfio profile's")
-
-
-def _give_to(device: Path, driver: str) -> None:
-    (device / "driver_override").write_text(f"{driver}\n")
-    if (device / "driver").exists():
-        (device / "driver/unbind").write_text(device.name)
-    (PCI / "drivers_probe").write_text(device.name)
-    assert (device / "driver").resolve().name == driver
+    drives = devices_of_class("0x010802")
+    assert drives, "this host has no NVMe drive: it is the vfio profile's"
+    return drives[0]
 
 
 @pytest.fixture
@@ -41,14 +32,14 @@ def drive() -> Iterator[Path]:
     """The drive's sysfs directory, vfio-pci its driver; nvme again afterwards."""
     subprocess.run(["modprobe", "-a", "nvme", "vfio-pci"], check=True)
     device = _drive()
-    _give_to(device, "vfio-pci")
+    give_to(device, "vfio-pci")
     yield device
-    _give_to(device, "nvme")
+    give_to(device, "nvme")
 
 
 def _read_on_host(device: Path, size: int) -> bytes:
     """The drive's first bytes, as the host's own driver reads them."""
-    _give_to(device, "nvme")
+    give_to(device, "nvme")
     deadline = time.monotonic() + 30
     while not (found := [Path("/dev", entry.name) for entry in device.glob("nvme/nvme*/nvme*n1")]):
         assert time.monotonic() < deadline, "the host's driver does not find the drive's namespace"
@@ -98,6 +89,18 @@ async def test_a_guest_drives_an_nvme_drive_of_the_host(guests: Guests, drive: P
 
 
 @pytest.mark.kvmhost(profile="vfio")
+async def test_a_guest_that_is_told_to_use_no_messages_drives_it_by_intx(guests: Guests, drive: Path) -> None:
+    cmdline = "console=ttyS0 panic=-1 quiet pci=nomsi"
+    async with VM(guests.config(devices=(DeviceConfig(path=drive),), cmdline=cmdline, rng=None)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await _write(vm)
+        lines = (await shell(vm, "grep nvme /proc/interrupts")).splitlines()
+        assert all("IO-APIC" in line for line in lines), lines
+        assert sum(int(line.split()[1]) for line in lines) > 8
+
+
+@pytest.mark.kvmhost(profile="vfio")
 async def test_a_drive_behind_the_virtual_iommu(guests: Guests, drive: Path) -> None:
     config = guests.config("6.12", memory=256, devices=(DeviceConfig(path=drive, iommu=True),))
     async with VM(config) as vm:
@@ -117,7 +120,7 @@ async def test_a_drive_behind_the_virtual_iommu(guests: Guests, drive: Path) -> 
 
 @pytest.mark.kvmhost(profile="vfio")
 async def test_a_drive_that_the_host_uses_is_refused_before_there_is_a_vm(guests: Guests, drive: Path) -> None:
-    _give_to(drive, "nvme")
+    give_to(drive, "nvme")
     with pytest.raises(HostError, match="driver nvme holds it") as refused:
         async with VM(guests.config(devices=(DeviceConfig(path=drive),))):
             pass

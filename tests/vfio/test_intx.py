@@ -11,7 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from aiovmm.boot.acpi import IntxWire
 from aiovmm.devices.ioapic import IntxLine, IntxPins, IoApic
+from aiovmm.machine.pci import describe_segments
 from aiovmm.memory import GuestMemory
 from aiovmm.vfio import Container, HostDevice, VfioFunction
 from tests.vfio.guest import ADDRESS, BASE, ECAM, Guest, Messages, Services, plug
@@ -77,6 +79,12 @@ async def test_the_guest_sees_a_pin_and_where_it_goes(guest: Guest) -> None:
     assert guest.config(0x3C, 1) == guest.function.interrupt_gsi == 16
     guest.set_config(0x3C, 2, 0x020B)
     assert guest.config(0x3C, 2) == 0x010B, "the line is the guest's to note things in, the pin is not"
+
+
+async def test_the_firmware_tables_tell_of_the_wire(guest: Guest) -> None:
+    """The device is in slot 1; the host bridge beside it has no pin."""
+    (segment,) = describe_segments(guest.root.segments)
+    assert segment.intx == (IntxWire(1, 16),)
 
 
 async def test_the_pin_is_the_first_whatever_it_is_on_the_host(kernel: FakeKernel, memory: GuestMemory) -> None:

@@ -1,0 +1,174 @@
+"""Network cards of the host in stock guests: traffic with checksums, reboot, the guest killed, the card usable again.
+
+The host keeps another card on the same wire. One of those given away is driven by MSI-X, one has nothing but INTx.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, DeviceConfig, EventKind, PayloadConfig, RebootPolicy
+from aiovmm.image import GUEST_MODULES, build_initramfs
+from tests.system.conftest import GUESTS, Guests, with_libraries
+from tests.system.guest import prompt, shell
+from tests.system.host_pci import give_to, interfaces, network_card
+from tests.system.traffic import exchange, transfer
+
+HOST, GUEST, AGAIN = "192.168.78.1", "192.168.78.2", "192.168.78.3"
+KEPT, WITH_MSIX, WITH_INTX = (f"52:54:00:00:00:0{n}" for n in (1, 2, 3))
+MB = 1 << 20
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True)
+
+
+def no_segmentation(name: str) -> None:
+    subprocess.run(["ethtool", "-K", name, "tso", "off"], check=True)
+
+
+@pytest.fixture
+def wire() -> Iterator[None]:
+    """The host's own card has an address."""
+    (card,) = interfaces(network_card(KEPT))
+    ip("address", "replace", f"{HOST}/24", "dev", card.name)
+    ip("link", "set", card.name, "up")
+    yield
+    ip("address", "flush", "dev", card.name)
+
+
+def given_away(mac: str) -> Iterator[Path]:
+    device = network_card(mac)
+    own = (device / "driver").resolve().name
+    give_to(device, "vfio-pci")
+    yield device
+    give_to(device, own)
+
+
+@pytest.fixture
+def card(wire: None) -> Iterator[Path]:
+    yield from given_away(WITH_MSIX)
+
+
+@pytest.fixture
+def old_card(wire: None) -> Iterator[Path]:
+    yield from given_away(WITH_INTX)
+
+
+@pytest.fixture(scope="session")
+def payload(tmp_path_factory: pytest.TempPathFactory) -> PayloadConfig:
+    """A kernel and an initramfs with the card's driver, and with what can turn its segmentation off: QEMU's card puts packets
+    that it is to segment on the wire as IP fragments, and fails with some of them, under any driver."""
+    path = tmp_path_factory.mktemp("vmxnet3") / "initramfs.cpio"
+    modules = GUESTS / "6.1/modules"
+    wanted, files = (*GUEST_MODULES, "vmxnet3"), with_libraries("/usr/sbin/ethtool")
+    path.write_bytes(build_initramfs(busybox=GUESTS / "bin/busybox", modules=modules, wanted=wanted, files=files).data)
+    return PayloadConfig(GUESTS / "6.1/vmlinuz", path, "console=ttyS0 panic=-1 quiet")
+
+
+async def plug_in(vm: VM, mac: str) -> None:
+    """The guest's side of the wire."""
+    assert (await shell(vm, "cat /sys/class/net/eth0/address")).strip() == mac
+    await shell(vm, f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
+
+
+async def interrupts(vm: VM, name: str, how: str) -> int:
+    """How many interrupts of these names the guest has taken, all of them by way of `how`."""
+    lines = [line for line in (await shell(vm, "cat /proc/interrupts")).splitlines() if re.search(name, line)]
+    assert lines
+    assert all(how in line for line in lines), lines
+    return sum(int(line.split()[1]) for line in lines)
+
+
+async def killed_while_it_sends(vm: VM) -> None:
+    """In the middle of a transfer that has no end."""
+    enough = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(MB)
+        enough.set()
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+    server = await asyncio.start_server(take, HOST, 0)
+    vm.serial.write(f"nc {HOST} {server.sockets[0].getsockname()[1]} </dev/zero\n".encode())
+    await asyncio.wait_for(enough.wait(), 60)
+    await vm.kill()
+    server.close()
+
+
+async def used_by_the_host(device: Path, driver: str) -> None:
+    """Its own driver has it again, in a network namespace, and carries a transfer over the same wire."""
+    give_to(device, driver)
+    (card,) = interfaces(device)
+    ip("netns", "add", "given")
+    try:
+        no_segmentation(card.name)
+        ip("link", "set", card.name, "netns", "given")
+        ip("-n", "given", "address", "add", f"{AGAIN}/24", "dev", card.name)
+        ip("-n", "given", "link", "set", card.name, "up")
+        await exchange(_run_there, HOST, random.Random(9).randbytes(MB))
+    finally:
+        ip("netns", "delete", "given")
+
+
+async def _run_there(command: str) -> str:
+    line = ["ip", "netns", "exec", "given", "sh", "-c", command.replace("nc ", "nc -N ")]
+    process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, command
+    return output.decode()
+
+
+@pytest.mark.kvmhost(profile="vfio")
+@pytest.mark.timeout(400)
+async def test_a_guest_drives_a_network_card_of_the_host(guests: Guests, card: Path, payload: PayloadConfig) -> None:
+    config = replace(guests.config(), payload=payload, devices=(DeviceConfig(path=card),))
+    async with VM(replace(config, on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await plug_in(vm, WITH_MSIX)
+        await shell(vm, "/usr/sbin/ethtool -K eth0 tso off")
+        await transfer(vm, HOST, random.Random(1).randbytes(4 * MB))
+        assert await interrupts(vm, "eth0", "PCI-MSI") > 10
+
+        vm.serial.write(b"reboot -f\n")
+        async with asyncio.timeout(60):
+            async for event in vm.events():
+                if event.kind is EventKind.REBOOTED:
+                    break
+        await prompt(vm)
+        await plug_in(vm, WITH_MSIX)
+        await shell(vm, "/usr/sbin/ethtool -K eth0 tso off")
+        await transfer(vm, HOST, random.Random(2).randbytes(4 * MB))
+        await killed_while_it_sends(vm)
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+    await used_by_the_host(card, "vmxnet3")
+
+
+@pytest.mark.kvmhost(profile="vfio")
+async def test_a_network_card_that_has_intx_alone(guests: Guests, old_card: Path) -> None:
+    config = guests.config(devices=(DeviceConfig(path=old_card),), rng=None)
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        await plug_in(vm, WITH_INTX)
+        await transfer(vm, HOST, random.Random(3).randbytes(MB))
+        taken = await interrupts(vm, "virtio", "IO-APIC")
+        assert taken > 10
+        await shell(vm, "modprobe -r virtio_net; modprobe virtio_net")
+        await plug_in(vm, WITH_INTX)
+        await transfer(vm, HOST, random.Random(4).randbytes(MB // 4))
+        assert await interrupts(vm, "virtio", "IO-APIC") > taken
+        await killed_while_it_sends(vm)
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+    await used_by_the_host(old_card, "virtio-pci")
