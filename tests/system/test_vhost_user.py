@@ -11,8 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,53 +24,11 @@ from aiovmm.events import Subscription
 from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.vhost_user import VhostUserBackend
 from tests.system.conftest import GUESTS, RELEASES, Guests
+from tests.system.daemon import PROJECT, Daemon, until
 from tests.system.guest import prompt, shell
 
 MB = 1 << 20
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
-PROJECT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """On a real file system."""
-    path = Path(tempfile.mkdtemp(prefix="vhost_user", dir="/var/tmp"))
-    yield path
-    shutil.rmtree(path)
-
-
-class Daemon:
-    """A back end in a process of its own."""
-
-    def __init__(self, command: Sequence[str | Path], socket: Path) -> None:
-        self._command = [str(part) for part in command]
-        self._socket = socket
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._socket.unlink(missing_ok=True)
-        self._process = subprocess.Popen(self._command, cwd=PROJECT)
-
-    def kill(self) -> None:
-        """SIGKILL, and its end."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-    async def __aenter__(self) -> Daemon:
-        self.start()
-        await until(self._socket.exists)
-        return self
-
-    async def __aexit__(self, *_exc: object) -> None:
-        self.kill()
-
-    def has_written(self, size: int) -> bool:
-        """Whether the process has changed so many bytes of files, those in the page cache included."""
-        assert self._process is not None
-        text = Path(f"/proc/{self._process.pid}/io").read_text()
-        return int(re.findall(r"\nwrite_bytes: (\d+)", text)[0]) >= size
 
 
 def storage_daemon(image: Path, path: Path, queues: int = 1) -> Daemon:
@@ -111,13 +68,6 @@ def md5_inside(image: Path, name: str, out: Path) -> str:
     return hashlib.md5(out.read_bytes()).hexdigest()
 
 
-async def until(condition: Callable[[], bool], timeout: float = 60.0) -> None:
-    """Wait for what cannot be awaited."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-
-
 async def power_off(vm: VM) -> None:
     vm.serial.write(b"poweroff\n")
     assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
@@ -152,6 +102,26 @@ async def test_a_disk_of_qemus_storage_daemon(guests: Guests, folder: Path, rele
         await prompt(vm)
         await shell(vm, "mkdir -p /mnt; mount /dev/vda /mnt")
         assert (await shell(vm, "md5sum </mnt/of_guest")).split()[0] == digest
+        await shell(vm, "umount /mnt")
+        await power_off(vm)
+    check_clean(image)
+    assert md5_inside(image, "of_guest", folder / "out") == digest
+
+
+async def test_the_guest_makes_a_file_system_on_the_storage_daemons_disk(
+    guests: Guests, with_mke2fs: dict[str, Path], folder: Path
+) -> None:
+    image, path = folder / "disk.img", folder / "qsd.sock"
+    image.touch()
+    os.truncate(image, 64 * MB)
+    config = guests.config(disks=(DiskConfig(vhost_user=True, socket=path),))
+    config = replace(config, payload=replace(config.payload, initramfs=with_mke2fs["6.1"]))
+    async with storage_daemon(image, path), VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "mkfs.ext4 -q /dev/vda; mkdir -p /mnt; mount -t ext4 /dev/vda /mnt")
+        await shell(vm, "head -c 8388608 /dev/urandom >/mnt/of_guest; sync; echo 3 >/proc/sys/vm/drop_caches")
+        digest = (await shell(vm, "md5sum </mnt/of_guest")).split()[0]
         await shell(vm, "umount /mnt")
         await power_off(vm)
     check_clean(image)
