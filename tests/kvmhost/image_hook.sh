@@ -49,6 +49,12 @@ cp "$root/bin/busybox" "$root/guest/bin/busybox"
 step "static fio"
 static_fio || step "no fio in this image: its source could not be fetched or built (fio.log)"
 
+# Its package also wants every other driver of DPDK, and the headers: ten times as much.
+step "testpmd"
+in_apt apt-get -qq download dpdk-dev
+dpkg-deb -x "$stage"/debs/dpdk-dev_*.deb "$stage/debs/dpdk"
+install -m 755 "$stage/debs/dpdk/usr/bin/dpdk-testpmd" "$root/usr/local/bin/"
+
 step "virtual environment"
 cp -a --no-preserve=ownership "$stage/overlay/." "$root/"
 mkdir -p "$root/root/aiovmm" "$root/run" "$root/proc" "$root/sys" "$root/dev" "$root/tmp"

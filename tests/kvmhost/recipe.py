@@ -42,6 +42,18 @@ PACKAGES = (
     "tcpdump",
     "dnsmasq-base",
     "netcat-openbsd",
+    # DPDK's testpmd, which the hook takes out of its package: the drivers that it is to have, then what it is linked with
+    *("librte-net-vhost23", "librte-net-tap23", "librte-mempool-ring23"),
+    *(
+        "librte-bitratestats23",
+        "librte-bpf23",
+        "librte-cmdline23",
+        "librte-crypto-scheduler23",
+        "librte-gro23",
+        "librte-gso23",
+    ),
+    *("librte-latencystats23", "librte-net-bnxt23", "librte-net-bond23", "librte-net-dpaa23", "librte-net-i40e23"),
+    *("librte-net-ice23", "librte-net-ixgbe23", "librte-net-mlx5-23", "librte-pdump23"),
 )
 
 # Series in the host, under /guest: the package whose dependency is the newest kernel of that series.
