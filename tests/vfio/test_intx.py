@@ -176,6 +176,17 @@ async def test_a_signal_that_the_disable_bit_overtakes_is_not_lost(guest: Guest)
     await driver.interrupted(1)
 
 
+@pytest.mark.parametrize(("register", "value"), [(0x04, INTX_OFF), (0x52, 1)], ids=["disable bit", "MSI"])
+async def test_what_waits_at_a_masked_pin_goes_with_the_wire(guest: Guest, register: int, value: int) -> None:
+    driver = Driver(guest)
+    program(driver.ioapic, driver.pin, VECTOR | LEVEL | MASKED)
+    guest.hardware.set_pin(True)
+    await driver.interrupted(0)
+    guest.set_config(register, 2, value)
+    program(driver.ioapic, driver.pin, VECTOR | LEVEL)
+    await driver.interrupted(0)
+
+
 async def test_the_status_register_tells_whether_the_device_asserts_it(guest: Guest) -> None:
     guest.set_config(0x04, 2, INTX_OFF)  # the bit is what it is whether or not it is passed on: PCI 3.0, 6.2.3
     for asserted in (True, False):
