@@ -1,6 +1,6 @@
 """What a guest prints on its serial port and on hvc0, until it is at the other end of a unix socket. Boots stock kernels.
 
-256 KiB on ttyS0, where each byte is an exit, and 1 MiB on hvc0, which is virtio-console; both raw. Against QEMU.
+64 KiB on ttyS0, where each byte is an exit, and 1 MiB on hvc0, which is virtio-console; both raw. Against QEMU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def run(options: Options) -> Iterator[Result]:
         )
         with qemu, aiovmm, connect(places[QEMU]) as theirs, connect(places[AIOVMM]) as ours:
             outputs = {QEMU: theirs, AIOVMM: ours}
-            rows = (("ttyS0", 256 << 10, 16 << 10, None), ("hvc0", 1 << 20, 1 << 20, outputs))
+            rows = (("ttyS0", 64 << 10, 8 << 10, None), ("hvc0", 1 << 20, 1 << 20, outputs))
             for device, usual, quick, places_ in rows:
                 size = options.pick(usual, quick)
                 row = Result(f"{device} output, {size >> 10} KiB", "KiB/s", AIOVMM, (QEMU,), Target(1.5, most=False))
