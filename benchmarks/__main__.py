@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> int:
     if there:
         groups.append(run_nested(there, options, args.timeout))
     write(args, groups)
-    failed = [name for _, where in groups for name in where["failed"]]
+    failed = [name for _, where in groups for name in where.get("failed", ())]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
