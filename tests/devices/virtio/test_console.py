@@ -304,23 +304,20 @@ async def test_no_output_is_lost_when_the_device_is_reset_200_times_under_load()
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
     start=st.sampled_from([0, 65530]),
 )
-def test_both_directions_are_streams(
+async def test_both_directions_are_streams(
     output: list[tuple[list[bytes], bool]], data: bytes, sizes: list[int], start: int
 ) -> None:
-    async def play() -> None:
-        pair = Pair()
-        async with Harness(pair.device, start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
-            pair.console.write(data)
-            for parts, indirect in output[:20]:
-                h.queues[TX].add(parts, indirect=indirect)
-                h.queues[TX].kick()
-            for size in sizes:
-                h.queues[RX].add([], [size])
-            h.queues[RX].kick()
-            expected = min(len(data), sum(sizes))
-            if expected:
-                assert await received(h, expected) == data[:expected]
-            await h.queues[TX].used(len(output[:20]))
-        assert pair.console.history == b"".join(b"".join(parts) for parts, _ in output[:20])
-
-    asyncio.run(play())
+    pair = Pair()
+    async with Harness(pair.device, start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
+        pair.console.write(data)
+        for parts, indirect in output[:20]:
+            h.queues[TX].add(parts, indirect=indirect)
+            h.queues[TX].kick()
+        for size in sizes:
+            h.queues[RX].add([], [size])
+        h.queues[RX].kick()
+        expected = min(len(data), sum(sizes))
+        if expected:
+            assert await received(h, expected) == data[:expected]
+        await h.queues[TX].used(len(output[:20]))
+    assert pair.console.history == b"".join(b"".join(parts) for parts, _ in output[:20])

@@ -253,16 +253,13 @@ async def test_reset_200_times_under_load_leaks_nothing(endless: EntropySource) 
     ),
     start=st.sampled_from([0, 65530]),
 )
-def test_every_shape_of_request_is_filled(shapes: list[tuple[list[int], bool]], start: int) -> None:
-    async def play() -> None:
-        async with Harness(device(), start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
-            q = h.queues[0]
-            for sizes, indirect in shapes:
-                q.add([], sizes, indirect=indirect)
-            q.kick()
-            used = await q.used(len(shapes))
-            for one in used:
-                size = sum(map(len, one.buffers))
-                assert min(size, 4096) <= one.length <= size
-
-    asyncio.run(play())
+async def test_every_shape_of_request_is_filled(shapes: list[tuple[list[int], bool]], start: int) -> None:
+    async with Harness(device(), start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
+        q = h.queues[0]
+        for sizes, indirect in shapes:
+            q.add([], sizes, indirect=indirect)
+        q.kick()
+        used = await q.used(len(shapes))
+        for one in used:
+            size = sum(map(len, one.buffers))
+            assert min(size, 4096) <= one.length <= size
