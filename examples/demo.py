@@ -11,9 +11,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
+import shutil
+import socketserver
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +32,8 @@ NESTED_GUEST = Path("/guest/6.1")
 CMDLINE = "console=ttyS0 quiet panic=-1"
 HOST, GUEST, MASK = "10.78.0.1", "10.78.0.2", "255.255.255.0"
 DISK_SIZE = 64 << 20
+VSOCK_PORT = 2048  # of the guest's connection to CID 2, which arrives at the unix socket `vsock_2048`
+HVC_GREETING = "hello from hvc0"
 SCRIPT = ("uname -a", "nproc", "free -m", "df -h /mnt", "ip address show eth0", "cat /proc/interrupts")
 PROMPT = rb"guest:\S+ ?[#$] "
 BANNER = f"""
@@ -37,8 +45,8 @@ if [ -d /sys/class/net/eth0 ]; then
   ping -c 1 -W 5 {HOST} >/dev/null && echo "  network: the host answers at {HOST}"
 fi
 echo "  entropy: $(cat /sys/class/misc/hw_random/rng_current), $(dd if=/dev/hwrng bs=8 count=1 2>/dev/null | od -An -tx1)"
-[ -c /dev/vsock ] && echo "  socket: /dev/vsock"
-[ -c /dev/hvc0 ] && echo "  console: hvc0, beside this one" && echo "hello from hvc0" > /dev/hvc0
+answer=$(echo "guest $(uname -r)" | socat -t 10 - VSOCK-CONNECT:2:{VSOCK_PORT}) && echo "  socket: $answer"
+[ -c /dev/hvc0 ] && echo "{HVC_GREETING}" > /dev/hvc0 && echo "  console: hvc0, beside this one, is written to"
 echo "poweroff ends it."
 """
 PROFILE = f"""PS1='\\h:\\w\\$ '
@@ -72,9 +80,37 @@ def make_images(directory: Path) -> tuple[Path, Path]:
         files = find_kernel()
         kernel, modules = files.kernel, files.modules
     initramfs = directory / "initramfs.cpio"
-    image = build_initramfs(busybox=debian_busybox(), modules=modules, files={"/etc/profile": PROFILE.encode()})
+    files = {"/etc/profile": PROFILE.encode(), **socat()}
+    image = build_initramfs(busybox=debian_busybox(), modules=modules, files=files)
     initramfs.write_bytes(image.data)
     return kernel, initramfs
+
+
+def socat() -> dict[str, Path]:
+    """For the guest: socat of this machine with its libraries, since busybox has nothing that speaks vsock."""
+    program = shutil.which("socat")
+    if program is None:
+        print("demo: without a word over vsock: socat is missing (apt-get install socat)", file=sys.stderr)
+        return {}
+    needed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    return {"/bin/socat": Path(program).resolve(), **{n: Path(n).resolve() for n in re.findall(r"(/\S+) \(", needed)}}
+
+
+class Answering(socketserver.StreamRequestHandler):
+    """The host's program behind the guest's vsock: an ordinary one at a unix socket."""
+
+    def handle(self) -> None:
+        """One line in, one line out."""
+        self.wfile.write(b"the host has heard of %s over vsock\n" % self.rfile.readline(1000).strip())
+
+
+@contextmanager
+def answering(directory: Path) -> Iterator[None]:
+    """Answers who connects to port VSOCK_PORT of the host, in a thread."""
+    with socketserver.ThreadingUnixStreamServer(str(directory / f"vsock_{VSOCK_PORT}"), Answering) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield
+        server.shutdown()
 
 
 def devices(directory: Path) -> list[str]:
@@ -119,13 +155,14 @@ async def script(config: VMConfig) -> int:
         vm.serial.write(b"poweroff\n")
         status = await vm.wait()
         print(vm.serial.history.decode(errors="replace"))
+        print("demo: on hvc0 arrived:", vm.console.history.decode(errors="replace").strip() or "nothing")
         print(f"demo: the guest ended: {status.reason.value} ({status.detail})")
     return 0 if status.ok else 1
 
 
 def run_here(unattended: bool) -> int:
     """Run the guest with this machine's KVM."""
-    with tempfile.TemporaryDirectory(prefix="aiovmm-demo-") as name:
+    with tempfile.TemporaryDirectory(prefix="aiovmm-demo-") as name, answering(Path(name)):
         kernel, initramfs = make_images(Path(name))
         options = devices(Path(name))
         if unattended:

@@ -43,8 +43,9 @@ def test_demo_shows_every_device_alive() -> None:
         "disk: 64 MiB, mounted",
         "network: the host answers",
         "entropy: virtio_rng",
-        "socket: /dev/vsock",
+        "socket: the host has heard of guest 6.1.",
         "console: hvc0",
+        "demo: on hvc0 arrived: hello from hvc0",
     ):
         assert line in shown
     assert "demo: the guest ended: shutdown" in shown
