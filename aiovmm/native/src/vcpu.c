@@ -20,38 +20,7 @@
 
 static void bump(uint64_t *counter) { __atomic_store_n(counter, *counter + 1, __ATOMIC_RELAXED); }
 
-/* ---- looking, and sleeping ---- */
-
-/* How long to look for what the other side is likely to do in a moment, before sleeping for it: to be woken on an idle processor
- * takes longer than most exits take to be served. Looking in vain makes the next looks rarer, so that a guest whose exits are
- * further apart, or a host with one processor, loses 1 part in SPIN_SKIPS of this at each. */
-#define SPIN_NS 50000u
-#define SPIN_SKIPS 15u
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-bool avmm_look_for(struct avmm_patience *p, const _Atomic uint32_t *at, uint32_t value) {
-    if (p->left) {
-        p->left--;
-        return false;
-    }
-    uint64_t end = now_ns() + SPIN_NS;
-    do {
-        for (int i = 0; i < 32; i++) {
-            if (atomic_load_explicit(at, memory_order_relaxed) == value) {
-                p->skips = 0;
-                return true;
-            }
-            __builtin_ia32_pause();
-        }
-    } while (now_ns() < end);
-    p->left = p->skips = p->skips * 2 + 1 < SPIN_SKIPS ? p->skips * 2 + 1 : SPIN_SKIPS;
-    return false;
-}
+/* ---- sleeping and being woken ---- */
 
 static void wait_until(struct avmm_vcpu *v, uint32_t what, bool (*ready)(const struct avmm_vcpu *)) {
     for (;;) {
@@ -73,11 +42,6 @@ static bool has_room(const struct avmm_vcpu *v) {
     return atomic_load_explicit(&v->head, memory_order_relaxed) - atomic_load(&v->tail) <= v->mask;
 }
 
-/* Whether the loop had better come soon, be it only for room. */
-static bool is_filling(const struct avmm_vcpu *v, uint32_t head) {
-    return head - atomic_load_explicit(&v->tail, memory_order_relaxed) > v->mask / 2;
-}
-
 static bool room_or_stop(const struct avmm_vcpu *v) { return has_room(v) || stopping(v); }
 
 /* False when the vCPU was stopped before there was room. */
@@ -93,10 +57,7 @@ static bool put(struct avmm_vcpu *v, const struct avmm_entry *e) {
     *place = *e;
     place->stamp = atomic_fetch_add(&v->vm->stamps, 1); /* pairs with the load in avmm_vm_drain */
     atomic_store_explicit(&v->head, head + 1, memory_order_release); /* pairs with the acquire in look */
-    if (e->lazy && !is_filling(v, head))
-        avmm_notify_lazily(v->vm);
-    else
-        avmm_notify(v->vm);
+    avmm_notify(v->vm);
     return true;
 }
 
@@ -112,8 +73,7 @@ static bool ask(struct avmm_vcpu *v, struct avmm_entry *e, uint64_t *answer) {
     bump(&v->counters.sync);
     if (!put(v, e))
         return false;
-    avmm_look_for(&v->patience, &v->answered, e->seq);
-    wait_until(v, AVMM_FOR_ANSWER, answered_or_stop);
+    wait_until(v, AVMM_FOR_ANSWER, answered_or_stop); /* at once: spinning first was measured to gain nothing */
     if (atomic_load_explicit(&v->answered, memory_order_acquire) != e->seq) /* pairs with avmm_vcpu_complete */
         return false;
     *answer = v->reply;
@@ -154,7 +114,7 @@ static const struct avmm_range *find(const struct avmm_table *table, int space, 
     return offset < r->size && size <= r->size - offset ? r : NULL;
 }
 
-enum verdict { MISS, SYNC, POST, POST_LAZILY, DONE };
+enum verdict { MISS, SYNC, POST, DONE };
 
 /* What the policy bytes of an access have in common (`all`), and what any of them asks for (`any`). */
 static void policy_of(const struct avmm_range *r, uint64_t offset, uint32_t size, uint8_t *all, uint8_t *any) {
@@ -199,9 +159,6 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         count(v, r, AVMM_COUNT_IGNORED);
         return DONE;
     }
-    uint8_t first = r->policy ? __atomic_load_n(&r->policy[offset], __ATOMIC_ACQUIRE) : 0;
-    if (size == 4 && first & AVMM_POSTED_DWORD)
-        all = first | AVMM_POSTED_WRITE;
     if (!(all & AVMM_POSTED_WRITE)) {
         count(v, r, AVMM_COUNT_SYNC);
         return SYNC;
@@ -210,7 +167,7 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         if (r->policy[offset + i] & AVMM_LATCH_WRITE)
             __atomic_store_n(&r->shadow[offset + i], p[i], __ATOMIC_RELEASE);
     count(v, r, AVMM_COUNT_POSTED);
-    return all & AVMM_LAZY_WRITE ? POST_LAZILY : POST;
+    return POST;
 }
 
 /* One access of 1, 2, 4 or 8 bytes at `p`. False when the vCPU was stopped in it. */
@@ -222,7 +179,6 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
     drop_table(v); /* before anything that may wait */
 
     struct avmm_entry e = {.address = address, .kind = (uint8_t)(2 * space + is_write), .size = (uint8_t)size};
-    e.lazy = verdict == POST_LAZILY;
     if (is_write || verdict == POST)
         memcpy(&e.data, p, size);
     switch (verdict) {
@@ -234,7 +190,6 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
     case DONE:
         return true;
     case POST:
-    case POST_LAZILY:
         return put(v, &e);
     case SYNC:
         break;

@@ -17,8 +17,6 @@
 #define AVMM_POSTED_WRITE 4
 #define AVMM_LATCH_WRITE 8
 #define AVMM_IGNORE_WRITE 16
-#define AVMM_POSTED_DWORD 32
-#define AVMM_LAZY_WRITE 64
 
 /* Per-range counters, by index. */
 #define AVMM_COUNT_SYNC 0
@@ -98,14 +96,6 @@ int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
  * too, what one did under a lock of the guest's comes before what the next holder does. Runs of one-byte posted writes are gathered into `bytes`. When something is left,
  * the eventfd is signalled again. Returns the number of events. */
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
-
-/* Look for further events for some microseconds, if that has proved worth it: whether there are any to drain. For after a
- * drain of synchronous exits, since drivers make several in a row. */
-int avmm_vm_linger(struct avmm_vm *vm);
-
-/* The loop drains again within milliseconds, whatever happens: until then lazily posted writes do not wake it, unless they
- * fill half a ring. */
-void avmm_vm_doze(struct avmm_vm *vm);
 
 /* A vCPU on `fd`; `ring` (a power of two) is its ring's entries. NULL with `*error` an errno on failure. */
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
