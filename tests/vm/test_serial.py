@@ -59,8 +59,8 @@ async def test_input_arrives_whole_once_the_guest_reads() -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("pieces", [5, pytest.param(32, marks=pytest.mark.thorough)], ids=["1.25 MiB", "8 MiB"])
 async def test_output_while_nobody_reads(pieces: int) -> None:
-    """It goes round the history either way. Each byte is an exit, since KVM hands over `rep outsb` byte by byte: 9 to 14 us where
-    it emulates, which makes two minutes of 8 MiB."""
+    """It goes round the history either way. Each byte is an exit, since KVM hands over `rep outsb` byte by byte: 8 to 14 us where
+    it emulates, which makes one or two minutes of 8 MiB."""
     expected = flood(pieces)
     async with VM(config(f"F{chr(ord('0') + pieces)}o")) as vm:
         stalled = vm.serial.reader()
