@@ -1,0 +1,47 @@
+"""KVM_EXIT_FAIL_ENTRY, from a processor that refuses a guest's state: a KVM that only emulates refuses none."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiovmm.bus import Bus
+from aiovmm.kvm import ExitLoop, Kvm
+from aiovmm.kvm.exits import FailEntry, FinalExit
+from aiovmm.kvm.probe import long_mode
+from aiovmm.memory import GuestMemory
+
+VMEXIT_INVALID = 0xFFFFFFFF  # AMD64 APM volume 2, appendix C: -1, of which KVM hands on 32 bits
+
+
+async def test_a_state_that_the_processor_refuses_ends_the_run_with_fail_entry() -> None:
+    ends: list[tuple[int, FinalExit]] = []
+    memory = GuestMemory.create([(0, 2 << 20)])
+    with Kvm.open() as kvm:
+        assert not kvm.emulates_guest_code()
+        vm = kvm.create_vm(1)
+        vm.set_identity_pages()
+        vm.set_memory(memory)
+        vm.split_irqchip()
+        errors: list[Exception] = []
+        loop = ExitLoop(
+            vm,
+            Bus(),
+            on_exit=lambda index, end: ends.append((index, end)),
+            on_device_error=lambda rng, exc: errors.append(exc),
+        )
+        loop.open()
+        vcpu = vm.create_vcpu(0)
+        vcpu.set_cpuid(kvm.supported_cpuid())
+        sregs = long_mode(vcpu.get_sregs(), 0x1000)
+        sregs.cs.db = 1  # with cs.l in long mode: illegal by APM volume 2, 15.5.1
+        vcpu.set_sregs(sregs)
+        try:
+            vcpu.start()
+            end = await asyncio.wait_for(vcpu.join(), 20)
+            assert isinstance(end, FailEntry)
+            assert end.reason == VMEXIT_INVALID
+            assert ends == [(0, end)]
+        finally:
+            await loop.close()
+            vm.close()
+            memory.close()
