@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -34,9 +36,13 @@ def tmux(tmp_path: Path) -> Iterator[SlowTmux]:
     tmux("kill-server")
 
 
-def command_line(config: VMConfig, *more: str) -> str:
+HVC0 = "console=hvc0 panic=-1 quiet"
+
+
+def command_line(config: VMConfig, *more: str, cmdline: str | None = None) -> str:
     payload = config.payload
-    options = f"--kernel {payload.kernel} --initramfs {payload.initramfs} --cmdline '{payload.cmdline}' --memory 256M"
+    cmdline = payload.cmdline if cmdline is None else cmdline
+    options = f"--kernel {payload.kernel} --initramfs {payload.initramfs} --cmdline '{cmdline}' --memory 256M"
     return " ".join(["aiovmm run", options, *more])
 
 
@@ -90,9 +96,47 @@ def test_run_on_the_terminal_itself(guests: Guests, tmux: SlowTmux) -> None:
     check_sane(tmux)
 
 
+def test_a_session_on_hvc0_follows_the_windows_size(guests: Guests, tmux: SlowTmux) -> None:
+    options = ("--serial null", "--console tty", "--stop-timeout 1")
+    tmux.type(command_line(guests.config(), *options, cmdline=HVC0) + "; echo status=$?\r")
+    tmux.until("guest:/root#")
+    tmux.type("clear; stty size\r")
+    tmux.until("30 100")
+    tmux("resize-window", "-x", "90", "-y", "25")
+    tmux.type("until [ \"$(stty size)\" = '25 90' ]; do sleep 0.1; done; echo now-$(stty size)\r")
+    tmux.until("now-25 90")
+    tmux.type("trap 'echo interrupted-$((40+2))' INT; echo star''ted; sleep 1000\r")
+    tmux.until("started")
+    tmux.keys("C-c")
+    tmux.until("interrupted-42")
+    tmux.keys("C-p", "C-q")
+    tmux.until("a: attach again")
+    tmux("clear-history")
+    tmux.type("a\r")
+    tmux.until("interrupted-42", times=2)  # on the screen still, and in the history
+    os.kill(tmux.child(), signal.SIGTERM)
+    tmux.until("status=")
+    check_sane(tmux)
+
+
+def test_a_monitor_that_dies_of_sigkill_leaves_a_terminal_that_stty_sane_restores(
+    guests: Guests, tmux: SlowTmux
+) -> None:
+    tmux.type(command_line(guests.config(), "--serial null", "--console tty", cmdline=HVC0) + "; echo status=$?\r")
+    tmux.until("guest:/root#")
+    monitor = tmux.child()
+    os.kill(monitor, signal.SIGKILL)
+    tmux.until("status=137")
+    assert not Path(f"/proc/{monitor}").exists(), "and with it the guest"
+    tmux.type("stty sane; echo restored")
+    tmux.keys("C-j")
+    tmux.until("restored")  # once: what is typed is not echoed until then
+    check_sane(tmux)
+
+
 def test_a_killed_monitor_leaves_the_terminal_sane(guests: Guests, tmux: SlowTmux) -> None:
     tmux.type(command_line(guests.config(), "--serial tty --stop-timeout 1") + "; echo status=$?\r")
     tmux.until("guest:/root#")
-    subprocess.run(["pkill", "-TERM", "-f", "^[^ ]*python[^ ]* .*aiovmm run"], check=True)
+    os.kill(tmux.child(), signal.SIGTERM)
     tmux.until("status=")
     check_sane(tmux)
