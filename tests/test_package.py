@@ -33,10 +33,15 @@ def test_the_wheel_is_abi3_and_whole(wheel: Path) -> None:
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "examples/"))]
 
 
+@pytest.fixture(scope="module")
+def installed(wheel: Path, kvmhost_unlocked: Host) -> str:
+    """The interpreter of a virtual environment in the nested host that has the wheel and nothing else of the project."""
+    return kvmhost_unlocked.install(wheel)
+
+
 @pytest.mark.timeout(900)
-def test_the_installed_package_boots_a_kernel(wheel: Path, kvmhost: Host) -> None:
-    python = kvmhost.install(wheel)
-    aiovmm = python.replace("/bin/python", "/bin/aiovmm")
+def test_the_installed_command_boots_a_kernel(installed: str, kvmhost: Host) -> None:
+    aiovmm = installed.replace("/bin/python", "/bin/aiovmm")
     kvmhost.run([aiovmm, "doctor"], cwd="/", timeout=60).check()
     make = [
         aiovmm,
@@ -54,3 +59,53 @@ def test_the_installed_package_boots_a_kernel(wheel: Path, kvmhost: Host) -> Non
     assert b"it is 6.1." in done.stdout
     assert b'"event": "stopped"' in done.stderr
     assert b'"reason": "shutdown"' in done.stderr
+
+
+BOOT = r"""
+import asyncio, pathlib, sys
+import aiovmm
+from aiovmm.boot import load_kernel
+from aiovmm.image import build_initramfs
+
+async def main(guest, elf):
+    kernel, initramfs = guest / "vmlinuz", pathlib.Path("/tmp/installed.cpio")
+    initramfs.write_bytes(build_initramfs(busybox=pathlib.Path("/guest/bin/busybox"), modules=guest / "modules").data)
+    if elf:
+        source = load_kernel(kernel).source
+        image = bytearray(source.size)
+        source.read_into([(0, memoryview(image))])
+        kernel = pathlib.Path("/tmp/installed.elf")
+        kernel.write_bytes(image)
+    print("kernel", kernel.read_bytes()[:4])
+    payload = aiovmm.PayloadConfig(kernel, initramfs, "console=ttyS0 panic=-1 quiet")
+    async with aiovmm.VM(aiovmm.VMConfig(payload)) as vm:
+        await vm.start()
+        await vm.serial.expect(rb"guest:\S+ ?[#$] ", timeout=120)
+        vm.serial.write(b"echo it is $(uname -r)\n")
+        found = await vm.serial.expect(rb"it is (\d\S+)", timeout=60)
+        vm.serial.write(b"poweroff\n")
+        print("guest", found[1].decode(), (await vm.wait()).reason.value)
+
+print("package", aiovmm.__file__)
+asyncio.run(main(pathlib.Path(sys.argv[1]), sys.argv[2] == "vmlinux"))
+"""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("release", "image"),
+    [
+        ("6.12", "vmlinux"),
+        *(pytest.param(*case, marks=pytest.mark.thorough) for case in (("6.1", "bzImage"), ("6.1", "vmlinux"))),
+        pytest.param("6.12", "bzImage", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_installed_package_boots_a_kernel_to_a_shell(
+    installed: str, kvmhost: Host, release: str, image: str
+) -> None:
+    done = kvmhost.run([installed, "-c", BOOT, f"/guest/{release}", image], cwd="/", timeout=200).check()
+    said = dict(line.split(" ", 1) for line in done.stdout.decode().splitlines())
+    assert said["package"].startswith(installed.removesuffix("bin/python"))
+    assert (said["kernel"] == r"b'\x7fELF'") == (image == "vmlinux")
+    assert said["guest"].startswith(f"{release}.")
+    assert said["guest"].endswith(" shutdown")
