@@ -10,6 +10,14 @@ from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import BOOT, prompt, shell
 
+MIB, GIB = 1 << 20, 1 << 30
+BOTH = ["6.1", pytest.param("6.12", marks=pytest.mark.thorough)]
+
+
+async def memory_total(vm: VM) -> int:
+    """Bytes of memory as `free` shows them."""
+    return int((await shell(vm, "free -k | grep Mem:")).split()[1]) << 10
+
 
 @pytest.mark.parametrize("elf", [False, True], ids=["bzImage", "vmlinux"])
 @pytest.mark.parametrize("release", RELEASES)
@@ -19,6 +27,7 @@ async def test_a_stock_kernel_boots_to_a_shell_and_powers_off(guests: Guests, re
         await prompt(vm)
         assert f" {release}." in await shell(vm, "uname -a")
         assert (await shell(vm, "nproc")).strip() == "1"
+        assert 200 * MIB < await memory_total(vm) <= 256 * MIB
         log = await shell(vm, "dmesg")
         assert "kvm-clock" in log
         errors = [
@@ -31,27 +40,55 @@ async def test_a_stock_kernel_boots_to_a_shell_and_powers_off(guests: Guests, re
     assert status.ok
 
 
-async def test_four_processors(guests: Guests) -> None:
-    async with VM(guests.config(cpus=4)) as vm:
+@pytest.mark.parametrize("release", BOTH)
+async def test_four_processors_and_a_stop_that_the_guest_heeds(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, cpus=4)) as vm:
         await vm.start()
         await prompt(vm)
         assert (await shell(vm, "nproc")).strip() == "4"
         topology = await shell(vm, "cat /sys/devices/system/cpu/cpu*/topology/core_id")
         assert sorted(topology.split()) == ["0", "1", "2", "3"]
+        assert (await vm.stop(timeout=60)).reason is ExitReason.SHUTDOWN
 
 
-async def test_five_gigabytes_lie_around_the_pci_hole(guests: Guests) -> None:
+async def free_above_4_gib(vm: VM) -> int:
+    """Free bytes in the zone that begins there."""
+    zone = await shell(vm, "sed -n '/zone *Normal/,/nr_free_pages/p' /proc/zoneinfo")
+    return int(zone.split()[zone.split().index("nr_free_pages") + 1]) * 4096
+
+
+@pytest.mark.parametrize("release", BOTH)
+async def test_five_gigabytes_lie_around_the_pci_hole(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, memory=5 << 10)) as vm:
+        await vm.start()
+        await prompt(vm)
+        assert 4.7 * GIB < await memory_total(vm) <= 5 * GIB
+        ram = [line.split()[0] for line in (await shell(vm, "grep 'System RAM' /proc/iomem")).splitlines()]
+        assert ram[-1] == "100000000-17fffffff"
+        assert all(int(part.split("-")[1], 16) < 3 * GIB for part in ram[:-1])
+        before = await free_above_4_gib(vm)
+        assert before > 1.5 * GIB
+        await shell(vm, "head -c 32m /dev/urandom >/tmp/x && md5sum /tmp/x >/tmp/sum", timeout=120)
+        assert before - await free_above_4_gib(vm) > 28 * MIB, "the file does not lie there"
+        await shell(vm, "md5sum -c /tmp/sum", timeout=120)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+async def test_more_memory_than_lies_below_the_pci_hole_keeps_what_it_was_given(guests: Guests) -> None:
     async with VM(guests.config(memory=5 << 10)) as vm:
         await vm.start()
         await prompt(vm)
-        total = int((await shell(vm, "grep MemTotal /proc/meminfo")).split()[1]) << 10
-        assert 4.7 * (1 << 30) < total <= 5 << 30
-        # a page beyond 4 GiB can be used: half of all memory would not fit below the hole and the kernel's own
-        await shell(vm, "dd if=/dev/zero of=/tmp/x bs=1M count=64 && rm /tmp/x")
+        await shell(vm, "mount -t tmpfs -o size=4G big /mnt && head -c 1m /dev/urandom >/tmp/mib")
+        blocks = "for n in $(seq 3200); do echo $n; cat /tmp/mib; done"  # no two are the same
+        written = await shell(vm, f"({blocks}) | tee /mnt/big | md5sum", timeout=400)
+        assert await free_above_4_gib(vm) < 200 * MIB
+        assert await shell(vm, "md5sum </mnt/big", timeout=200) == written
 
 
-async def test_the_power_button_is_heeded(guests: Guests) -> None:
-    async with VM(guests.config()) as vm:
+@pytest.mark.parametrize("release", BOTH)
+async def test_the_power_button_is_heeded(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release)) as vm:
         await vm.start()
         await prompt(vm)
         vm.shutdown()
@@ -59,8 +96,9 @@ async def test_the_power_button_is_heeded(guests: Guests) -> None:
     assert status.reason is ExitReason.SHUTDOWN
 
 
-async def test_a_reboot_exits_when_the_policy_says_so(guests: Guests) -> None:
-    async with VM(guests.config(on_reboot=RebootPolicy.EXIT)) as vm:
+@pytest.mark.parametrize("release", BOTH)
+async def test_a_reboot_exits_when_the_policy_says_so(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, on_reboot=RebootPolicy.EXIT)) as vm:
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"reboot\n")
@@ -68,8 +106,9 @@ async def test_a_reboot_exits_when_the_policy_says_so(guests: Guests) -> None:
     assert status.reason is ExitReason.REBOOT
 
 
-async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests) -> None:
-    async with VM(guests.config(on_reboot=RebootPolicy.RESTART)) as vm:
+@pytest.mark.parametrize("release", BOTH)
+async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, on_reboot=RebootPolicy.RESTART)) as vm:
         events = vm.events()
         await vm.start()
         await prompt(vm)
@@ -86,8 +125,9 @@ async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests) -> None
         assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
 
 
-async def test_a_panic_is_told_apart_from_a_reboot(guests: Guests) -> None:
-    async with VM(guests.config()) as vm:
+@pytest.mark.parametrize("release", BOTH)
+async def test_a_panic_is_told_apart_from_a_reboot(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release)) as vm:
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"echo c > /proc/sysrq-trigger\n")
@@ -97,12 +137,20 @@ async def test_a_panic_is_told_apart_from_a_reboot(guests: Guests) -> None:
     assert EventKind.PANICKED in kinds
 
 
-async def test_a_guest_that_hangs_is_killed_by_stop(guests: Guests) -> None:
-    async with VM(guests.config(cmdline="console=ttyS0 quiet aiovmm.run='sleep 1000'")) as vm:
+DEAF = (  # what reads the power button in the guest's init, and the shell that waits for it, end
+    "for p in $(pidof dd); do parent=$(awk '/PPid/ {print $2}' /proc/$p/status); kill -9 $parent $p; done; ! pidof dd"
+)
+WITNESS = "dd bs=24 count=1 </dev/input/event0 >/dev/null 2>&1 && echo pressed && sleep 2 && echo on"
+
+
+async def test_a_guest_that_ignores_the_power_button_is_killed_after_the_timeout(guests: Guests) -> None:
+    async with VM(guests.config()) as vm:
         await vm.start()
-        await vm.serial.expect(rb"run begin", timeout=120)
-        vm.serial.write(b"\x03")
-        status = await vm.stop(timeout=0.05)
+        await prompt(vm)
+        await shell(vm, DEAF)
+        await shell(vm, f"({WITNESS}) & :")
+        status = await vm.stop(timeout=15)  # one that heeds it is gone in a fraction of that
+        assert b"pressed\r\non\r\n" in vm.serial.history, "it saw the button, and had time to act"
     assert status.reason is ExitReason.KILLED
 
 
