@@ -73,22 +73,43 @@ async def test_a_megabyte_from_hwrng_is_random(guests: Guests, release: str) -> 
 
 
 @pytest.mark.parametrize("release", RELEASES)
-async def test_drivers_come_and_go_and_the_console_outlives_a_reboot(guests: Guests, release: str) -> None:
-    config = guests.config(
-        release, cmdline="console=ttyS0 panic=-1 quiet", console=HVC0, on_reboot=RebootPolicy.RESTART
-    )
-    async with VM(config) as vm:
-        events = vm.events()
+async def test_the_entropy_driver_comes_and_goes_under_load(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release)) as vm:
         await vm.start()
         await prompt(vm)
         await shell(vm, "dmesg -c >/dev/null")
-        for round_ in range(4):
-            await _reload(vm, "virtio_rng", "dd if=/dev/hwrng bs=4096 count=4 iflag=fullblock of=/dev/null 2>/dev/null")
-            await _reload(vm, "virtio_console", f"echo round {round_} >/dev/hvc0")
-            await vm.console.expect(f"round {round_}".encode(), timeout=20)
+        for _ in range(20):
+            await reload_under_load(vm, "virtio_rng", "cat /dev/hwrng >/dev/null")
+            await shell(vm, "dd if=/dev/hwrng bs=4096 count=4 iflag=fullblock of=/dev/null 2>/dev/null")
         assert not re.search(r"WARNING: CPU|BUG:|Oops", await shell(vm, "dmesg"))
+        await vm.kill()
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
 
-        vm.serial.write(b"reboot\n")
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("rounds", [3, 20], ids=["3 rounds", "20 rounds"])
+async def test_the_console_driver_comes_and_goes_under_load(guests: Guests, release: str, rounds: int) -> None:
+    async with VM(guests.config(release, console=HVC0)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "dmesg -c >/dev/null")
+        for round_ in range(rounds):
+            await reload_under_load(vm, "virtio_console", "yes load >/dev/hvc0")
+            await vm.console.expect(rb"load", timeout=20)
+            await shell(vm, f"echo round {round_} >/dev/hvc0")
+            await vm.console.expect(f"round {round_}\r\n".encode(), timeout=20)
+        assert not re.search(r"WARNING: CPU|BUG:|Oops", await shell(vm, "dmesg"))
+        await vm.kill()
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_the_console_outlives_a_reboot_under_load(guests: Guests, release: str) -> None:
+    async with VM(guests.config(release, console=HVC0, on_reboot=RebootPolicy.RESTART)) as vm:
+        events = vm.events()
+        await vm.start()
+        await prompt(vm)
+        vm.serial.write(b"yes load >/dev/hvc0 & cat /dev/hwrng >/dev/null & reboot\n")
         async for event in events:
             if event.kind is EventKind.REBOOTED:
                 break
@@ -104,9 +125,14 @@ async def test_drivers_come_and_go_and_the_console_outlives_a_reboot(guests: Gue
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
 
 
-async def _reload(vm: VM, module: str, use: str) -> None:
-    """Unload and load the driver, if it is a module, and use its device."""
-    await shell(vm, f"if grep -q ^{module} /proc/modules; then modprobe -r {module}; modprobe {module}; fi; {use}")
+async def reload_under_load(vm: VM, module: str, load: str) -> None:
+    """Unload and load the driver, or where the kernel has it built in unbind and bind it, while `load` uses its device."""
+    driver = f"/sys/bus/virtio/drivers/{module}"
+    await shell(vm, f"d=$(basename $(ls -d {driver}/virtio*)); ({load}) 2>/dev/null & sleep 0.2; kill -0 $!")
+    away = f"if grep -q ^{module} /proc/modules; then rmmod {module}; else echo $d >{driver}/unbind; fi"
+    again = f"if [ -d {driver} ]; then echo $d >{driver}/bind; else modprobe {module}; fi"
+    await shell(vm, f"{away} && ! ls {driver}/$d 2>/dev/null && {again}")
+    await shell(vm, f"kill $! 2>/dev/null; wait; ls -d {driver}/$d")
 
 
 async def test_a_panic_on_hvc0_is_a_panic(guests: Guests) -> None:
