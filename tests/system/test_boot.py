@@ -73,19 +73,6 @@ async def test_five_gigabytes_lie_around_the_pci_hole(guests: Guests, release: s
         await shell(vm, "md5sum -c /tmp/sum", timeout=120)
 
 
-@pytest.mark.thorough
-@pytest.mark.timeout(600)
-async def test_more_memory_than_lies_below_the_pci_hole_keeps_what_it_was_given(guests: Guests) -> None:
-    async with VM(guests.config(memory=5 << 10)) as vm:
-        await vm.start()
-        await prompt(vm)
-        await shell(vm, "mount -t tmpfs -o size=4G big /mnt && head -c 1m /dev/urandom >/tmp/mib")
-        blocks = "for n in $(seq 3200); do echo $n; cat /tmp/mib; done"  # no two are the same
-        written = await shell(vm, f"({blocks}) | tee /mnt/big | md5sum", timeout=400)
-        assert await free_above_4_gib(vm) < 200 * MIB
-        assert await shell(vm, "md5sum </mnt/big", timeout=200) == written
-
-
 @pytest.mark.parametrize("release", BOTH)
 async def test_the_power_button_is_heeded(guests: Guests, release: str) -> None:
     async with VM(guests.config(release)) as vm:

@@ -72,6 +72,7 @@ async def test_a_megabyte_from_hwrng_is_random(guests: Guests, release: str) -> 
         assert vm.device("rng").device_id == 4
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("release", RELEASES)
 async def test_the_entropy_driver_comes_and_goes_under_load(guests: Guests, release: str) -> None:
     async with VM(guests.config(release)) as vm:
