@@ -24,16 +24,21 @@ _ENTRY = struct.Struct(
 
 
 class GsiRouting:
-    """The table GSI → message of one VM. Changes take effect together at `commit`."""
+    """The table GSI → message of one VM. Changes take effect together at `commit`.
+
+    The table is kept as KVM takes it, so that a change of one vector, of which a driver with many queues makes hundreds, costs
+    the same however long the table is.
+    """
 
     def __init__(self, vm_fd: int, pins: int, limit: int) -> None:
         self._fd = vm_fd
         self._routes: dict[int, tuple[int, int]] = {}
-        self._committed: dict[int, tuple[int, int]] = {}  # what KVM has
+        self._before: dict[int, tuple[int, int] | None] = {}  # what has changed since the commit, as KVM has it
+        self._places: dict[int, int] = {}  # of each route in the table
+        self._table = bytearray(_at(pins))
         self._free: list[int] = []
         self._next = pins
         self._limit = limit
-        self._dirty = False
 
     def allocate(self) -> int:
         """A GSI that nobody uses. Raises KvmError (ENOSPC) when KVM has no more."""
@@ -51,32 +56,57 @@ class GsiRouting:
 
     def set_msi(self, gsi: int, address: int, data: int) -> None:
         """Route `gsi` to a message. With 32-bit APIC ids bits 63:40 of `address` carry bits 31:8 of the destination."""
-        if self._routes.get(gsi) != (address, data):
-            self._routes[gsi] = (address, data)
-            self._dirty = True
+        self._change(gsi, (address, data))
 
     def clear(self, gsi: int) -> None:
         """Take the route of `gsi` away: its irqfd then does nothing."""
-        self._dirty |= self._routes.pop(gsi, None) is not None
+        self._change(gsi, None)
 
     def commit(self) -> None:
         """Give KVM the table, if anything has changed since the last time. Raises KvmError, and then all is as it was: one
         message that KVM refuses, of one device, must not keep the others from theirs."""
-        if not self._dirty:
+        if not self._before:
             return
-        body = b"".join(
-            _ENTRY.pack(gsi, lib.KVM_IRQ_ROUTING_MSI, 0, 0, address & 0xFFFF_FFFF, address >> 32, data)
-            for gsi, (address, data) in sorted(self._routes.items())
-        )
-        buffer = ffi.new("char[]", _HEADER.pack(len(self._routes), 0) + body)
+        count = len(self._routes)
+        _HEADER.pack_into(self._table, 0, count, 0)
         try:
-            call(self._fd, lib.KVM_SET_GSI_ROUTING, buffer, f"setting {len(self._routes)} interrupt routes")
-            self._committed = dict(self._routes)
+            call(self._fd, lib.KVM_SET_GSI_ROUTING, ffi.from_buffer(self._table), f"setting {count} interrupt routes")
         except KvmError:
-            self._routes = dict(self._committed)
+            for gsi, message in list(self._before.items()):
+                self._change(gsi, message)
             raise
         finally:
-            self._dirty = False
+            self._before.clear()
+
+    def _change(self, gsi: int, message: tuple[int, int] | None) -> None:
+        now = self._routes.get(gsi)
+        if now == message:
+            return
+        self._before.setdefault(gsi, now)
+        if message is None:
+            self._drop(gsi)
+            return
+        self._routes[gsi] = message
+        place = self._places.setdefault(gsi, len(self._places))
+        if _at(place + 1) > len(self._table):
+            self._table += bytes(len(self._table))
+        address, data = message
+        entry = (gsi, lib.KVM_IRQ_ROUTING_MSI, 0, 0, address & 0xFFFF_FFFF, address >> 32, data)
+        _ENTRY.pack_into(self._table, _at(place), *entry)
+
+    def _drop(self, gsi: int) -> None:
+        """Take a route out; the last of the table moves to its place."""
+        del self._routes[gsi]
+        place = self._places.pop(gsi)
+        last = len(self._places)
+        if place < last:
+            moved = _ENTRY.unpack_from(self._table, _at(last))
+            _ENTRY.pack_into(self._table, _at(place), *moved)
+            self._places[moved[0]] = place
+
+
+def _at(place: int) -> int:
+    return _HEADER.size + place * _ENTRY.size
 
 
 class IrqfdLine:
