@@ -23,7 +23,7 @@ _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
 # Receive chains are looked at before it is known how many packets there are. Few suffice for a trickle, at less cost.
 _RX_CHAINS = 256
-_RX_FEW = 64
+_RX_FEW = 16
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
 
 
@@ -114,9 +114,10 @@ class Transmitter(_Pump):
 
     async def run(self) -> None:
         """Until cancelled. Once the other end has gone frames are dropped. Raises ChainError, GuestFault."""
-        tx = self._port.tx
+        tx, sent = self._port.tx, 0
         while True:
-            status, n, _ = self._turn(lib.avmm_net_send, tx)
+            status, n, used = self._turn(lib.avmm_net_send, tx)
+            sent += used
             if status == lib.AVMM_NET_WAIT:
                 await self._watch.writable()
             elif status == lib.AVMM_NET_ENDED:
@@ -124,7 +125,8 @@ class Transmitter(_Pump):
                 tx.left_at = tx.left_end = 0
                 self._ended(tx.error)
                 await asyncio.sleep(0)
-            elif n:
+            elif used < n or n == self._batch.max_chains or sent >= _TURN_FRAMES:
+                sent = 0
                 await asyncio.sleep(0)
-            else:
+            else:  # the ring was empty: ask for a kick at once, which goes on without one if there are frames again
                 await self._queue.wait()
