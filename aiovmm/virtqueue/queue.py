@@ -194,6 +194,15 @@ class Queue:
         if notify:
             self.flush()
 
+    def finish_batch(self, unused: int, heads: Any, lengths: Any, count: int) -> None:
+        """The end of a batch in one call: `put_back_batch(unused)`, then `push_many(heads, lengths, count)`."""
+        wanted = lib.avmm_queue_finish(self._live(), unused, heads, lengths, count)
+        if wanted < 0:
+            raise StateError(f"{unused} + {count} chains that are not in flight on {self!r}")
+        if wanted:
+            self.interrupts += 1
+            self.interrupt.pulse()
+
     def batches(self, batch: Batch | None = None) -> Batches:
         """Batches of at least one chain, for ever; the loop gets a turn between two. The same object each time."""
         if batch is None:

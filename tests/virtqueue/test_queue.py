@@ -198,6 +198,22 @@ async def test_pop_and_put_back(live: Live) -> None:
         queue.put_back_batch(4)
 
 
+async def test_the_end_of_a_batch_puts_back_returns_and_interrupts_in_one(live: Live) -> None:
+    queue, batch = live.activate(), Batch(4, 8)
+    for byte in b"abc":
+        live.driver.add([bytes([byte])], [1])
+    assert queue.pop_batch(batch) == 3
+    heads = ffi.new("uint16_t[]", [batch.chains[0].head])
+    lengths = ffi.new("uint32_t[]", [1])
+    queue.finish_batch(2, heads, lengths, 1)
+    assert queue.interrupts == 1
+    assert [used.length for used in live.driver.poll()] == [1]
+    rest = [queue.pop(), queue.pop(), queue.pop()]
+    assert [c and c.read_all() for c in rest] == [b"b", b"c", None]
+    with pytest.raises(StateError):
+        queue.finish_batch(3, heads, lengths, 0)
+
+
 async def test_a_chain_is_returned_once_to_its_own_queue(live: Live) -> None:
     queue, other = live.activate(), live.activate()
     live.driver.add([b"a"], [1])

@@ -62,6 +62,7 @@ int avmm_queue_push(struct avmm_queue *q, const uint16_t *heads, const uint32_t 
 int avmm_queue_push_one(struct avmm_queue *q, uint16_t head, uint32_t len);
 void avmm_queue_recover(struct avmm_queue *q, struct avmm_inflight *record, uint16_t *again);
 int avmm_queue_needs_interrupt(struct avmm_queue *q);
+int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n);
 uint32_t avmm_queue_available(const struct avmm_queue *q);
 int avmm_queue_enable_notify_after(struct avmm_queue *q, uint16_t held);
 int avmm_queue_enable_notify(struct avmm_queue *q);

@@ -338,6 +338,12 @@ int avmm_queue_needs_interrupt(struct avmm_queue *q) {
     return (uint16_t)(now - event - 1) < (uint16_t)(now - old);
 }
 
+int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
+    if (avmm_queue_put_back(q, unused) < 0 || avmm_queue_push(q, heads, lens, n) < 0)
+        return -1;
+    return avmm_queue_needs_interrupt(q);
+}
+
 /* ---- a record that outlives its server ------------------------------------------------------------------------------- */
 
 /* The server died between publishing a batch and clearing its entries: finish that. */

@@ -106,6 +106,10 @@ void avmm_queue_recover(struct avmm_queue *q, struct avmm_inflight *record, uint
 /* Whether the driver wants an interrupt for what was published since the last call. */
 int avmm_queue_needs_interrupt(struct avmm_queue *q);
 
+/* The end of a batch in one call: undo the last `unused` pops, publish `n` used elements, and whether the driver wants an
+ * interrupt for all that was published since it was last asked about. -1 if one of the first two cannot be done. */
+int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n);
+
 /* Chains that wait to be taken (also when more wait than can be: pop tells). */
 uint32_t avmm_queue_available(const struct avmm_queue *q);
 

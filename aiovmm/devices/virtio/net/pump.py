@@ -46,10 +46,8 @@ class _Pump:
         used = int(self._used[0])
         if status == lib.AVMM_NET_BAD:
             bad = int(batch.chains[used].head)
-        if n > used:
-            queue.put_back_batch(n - used)
-        if used:
-            queue.push_many(self._heads, self._lens, used)
+        if n:
+            queue.finish_batch(n - used, self._heads, self._lens, used)
         if status == lib.AVMM_NET_BAD:
             raise ChainError("it has no room for a header, or buffers of the other direction", bad)
         return status, n, used
