@@ -23,6 +23,7 @@ __all__ = ["ExitLoop"]
 _EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, seq, vcpu, kind, size, sync
 _BATCH = 256  # events in one drain; then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
+_STAYS = 16  # drains in one turn of the loop, while the guest asks again as soon as it is answered
 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
 
@@ -93,9 +94,19 @@ class ExitLoop:
         self._vm.publish(self._bus.ranges())
 
     def _drain(self) -> None:
+        """Serve what there is. Drivers make exits that wait in rows; so after one, the next is looked for a moment here, which
+        saves the way through the event loop and the wake-up."""
+        for _ in range(_STAYS):
+            if not self._serve() or self._loop is None or not lib.avmm_vm_linger(self._vm.native):
+                return
+
+    def _serve(self) -> bool:
+        """One batch; whether a vCPU waited for something in it."""
+        waited = 0
         count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
         for event in _EVENT.iter_unpack(self._view[: count * _EVENT.size]):
             kind = event[5]
+            waited |= event[7]
             if kind <= lib.AVMM_MMIO_WRITE:
                 if kind & 1:
                     self._write(*event)
@@ -104,9 +115,10 @@ class ExitLoop:
             else:
                 self._control(kind, event[4], event[1])
             if self._loop is None:  # a callback has closed us
-                return
+                return False
         if self._touched:
             self._end_batch()
+        return bool(waited)
 
     def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
         answer = None

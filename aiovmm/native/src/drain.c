@@ -157,6 +157,8 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     return b.used;
 }
 
+int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, &vm->notified, 1); }
+
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table) {
     return atomic_exchange(&vm->table, table);
 }

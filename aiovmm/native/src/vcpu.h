@@ -97,6 +97,10 @@ int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
  * the eventfd is signalled again. Returns the number of events. */
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
 
+/* Look for further events for some microseconds, if that has proved worth it: whether there are any to drain. For after a
+ * drain of synchronous exits, since drivers make several in a row. */
+int avmm_vm_linger(struct avmm_vm *vm);
+
 /* A vCPU on `fd`; `ring` (a power of two) is its ring's entries. NULL with `*error` an errno on failure. */
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);

@@ -31,6 +31,11 @@ struct avmm_entry { /* one place of a ring */
     uint8_t pad;
 };
 
+struct avmm_patience { /* of one side, with looking for what the other will do in a moment */
+    uint32_t skips; /* this many looks are left out after one in vain */
+    uint32_t left;  /* and this many still are */
+};
+
 struct avmm_vm {
     _Atomic(struct avmm_table *) table;
     _Atomic uint32_t notified; /* 1: the eventfd has been written and the loop has not looked since */
@@ -38,6 +43,7 @@ struct avmm_vm {
     uint32_t max_vcpus;
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
     struct avmm_vcpu **ready; /* of a drain: those with entries to take */
+    struct avmm_patience patience; /* of the loop */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];
 };
@@ -62,6 +68,7 @@ struct avmm_vcpu {
     _Atomic uint32_t asked;  /* the last synchronous exit */
     _Atomic uint32_t parked; /* generation of the pause it is parked for; stays after it went on */
     _Atomic uint32_t ended;
+    struct avmm_patience patience;
     struct avmm_counters counters;
     struct avmm_final final;
 
@@ -98,5 +105,9 @@ static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
     if (atomic_load(&v->sleeping) & what)
         syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
+
+/* Whether `*at` becomes `value` within some microseconds, if looking for that has paid lately. Relaxed: who acts on it loads
+ * again, with the order that it needs. */
+bool avmm_look_for(struct avmm_patience *p, const _Atomic uint32_t *at, uint32_t value);
 
 #endif
