@@ -37,6 +37,7 @@ class Policy(enum.IntFlag):
     POSTED_WRITE = 4  # post the write and go on
     LATCH_WRITE = 8  # with POSTED_WRITE: store the written byte into the shadow at once
     IGNORE_WRITE = 16  # drop the write without an exit to the loop
+    POSTED_DWORD = 32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes
 
 
 class FastPage:

@@ -1,13 +1,15 @@
 """Configuration mechanism #1: ports 0xCF8 and 0xCFC (PCI Local Bus 3.0, 3.2.2.3.2), for segment 0, and the reset port.
 
 0xCF8 is a register for dword accesses only; narrower ones are other ports (Linux's probe writes a byte to 0xCFB and
-expects nothing). 0xCF9 among them is the reset control register.
+expects nothing). 0xCF9 among them is the reset control register. A write of the address is posted: the access to the data
+window that follows it waits, and a vCPU's exits are served in order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.segment import PciSegment
 
 __all__ = ["CONFIG_PORTS", "CONFIG_PORTS_SIZE", "ConfigPorts"]
@@ -29,6 +31,8 @@ class ConfigPorts:
         self._reset = reset
         self._address = 0
         self._reset_control = 0
+        self.fast = FastPage(CONFIG_PORTS_SIZE)
+        self.fast.policy[0] = Policy.POSTED_DWORD
 
     def read(self, offset: int, size: int) -> bytes:
         """The address register, the data window, or the reset control byte; ones elsewhere."""

@@ -42,7 +42,7 @@ class PciRoot:
         self._services = services
         ports = ConfigPorts(self.segments[0], reset)
         self._ports: Range | None = services.bus.add(
-            Range(Space.PIO, CONFIG_PORTS, CONFIG_PORTS_SIZE, ports, "pci config ports")
+            Range(Space.PIO, CONFIG_PORTS, CONFIG_PORTS_SIZE, ports, "pci config ports", ports.fast)
         )
 
     def add(self, function: PciFunction, segment: int = 0, slot: int | None = None) -> PciAddress:

@@ -109,14 +109,15 @@ class Machine:
     def _add_ranges(self) -> None:
         self.device = Recorder(self.log, "sync")
         self.posted = Recorder(self.log, "posted")
-        self.fast = FastPage(0x20)
+        self.fast = FastPage(0x28)
         fast, policy = self.fast, Policy
         fast.policy[0:8] = bytes([policy.POSTED_WRITE] * 8)
         fast.policy[8:16] = bytes([policy.POSTED_WRITE | policy.LATCH_WRITE | policy.SHADOW_READ] * 8)
         fast.policy[16:24] = bytes([policy.SHADOW_READ | policy.NOTE_READ] * 8)
         fast.policy[24:32] = bytes([policy.IGNORE_WRITE | policy.SHADOW_READ] * 8)
+        fast.policy[0x20] = policy.POSTED_DWORD
         self.sync_range = self.bus.add(Range(Space.PIO, SYNC, 0x20, self.device, "sync"))
-        self.posted_range = self.bus.add(Range(Space.PIO, POSTED, 0x20, self.posted, "posted", fast))
+        self.posted_range = self.bus.add(Range(Space.PIO, POSTED, 0x28, self.posted, "posted", fast))
         self.mmio = Recorder(self.log, "mmio")
         self.bus.add(Range(Space.MMIO, MMIO, 0x1000, self.mmio, "mmio"))
 

@@ -78,6 +78,20 @@ async def test_policies_latch_note_ignore_and_nobody(kvm: Kvm) -> None:
         assert (c.missed, c.ignored, c.posted) == (2, 1, 2)
 
 
+async def test_of_a_register_for_dwords_only_dwords_are_posted(kvm: Kvm) -> None:
+    async with Machine("dword", kvm=kvm) as m:
+        m.start()
+        await m.until(lambda: m.written.endswith(b"E"))
+        written = [(a.offset, a.data) for a in m.log if a.kind == "posted write"]
+        assert written == [
+            (0x20, b"\x11\x22\x33\x44"),
+            (0x20, b"\x11\x22"),
+            (0x20, b"\x11"),
+            (0x21, b"\x11\x22\x33\x44"),
+        ]
+        assert (m.cpu.counters.posted, m.cpu.counters.sync) == (1, 4)
+
+
 async def test_a_noted_read_tells_the_device_what_the_guest_was_shown(kvm: Kvm) -> None:
     class Noting(Recorder):
         def note_read(self, offset: int, data: bytes) -> None:
@@ -86,7 +100,7 @@ async def test_a_noted_read_tells_the_device_what_the_guest_was_shown(kvm: Kvm) 
     async with Machine("policies", kvm=kvm) as m:
         m.bus.remove(m.posted_range)
         noting = Noting(m.log, "posted")
-        m.bus.add(Range(Space.PIO, 0x200, 0x20, noting, "noting", m.fast))
+        m.bus.add(Range(Space.PIO, 0x200, 0x28, noting, "noting", m.fast))
         m.fast.shadow[0x10:0x12] = b"\xa1\xa2"
         m.start()
         await m.until(lambda: m.written.endswith(b"E"))

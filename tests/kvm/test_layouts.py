@@ -21,4 +21,5 @@ def test_the_run_loops_policy_bits_are_the_buss() -> None:
         lib.AVMM_POSTED_WRITE,
         lib.AVMM_LATCH_WRITE,
         lib.AVMM_IGNORE_WRITE,
+        lib.AVMM_POSTED_DWORD,
     ]

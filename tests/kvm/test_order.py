@@ -47,7 +47,7 @@ async def test_runs_of_posted_bytes_come_together_to_a_device_that_takes_them(kv
     async with Machine("burst", kvm=kvm) as m:
         m.bus.remove(m.posted_range)
         device = Running(m.log, "posted")
-        m.bus.add(Range(Space.PIO, 0x200, 0x20, device, "running", m.fast))
+        m.bus.add(Range(Space.PIO, 0x200, 0x28, device, "running", m.fast))
         m.start()
         deadline = time.monotonic() + 10
         while m.cpu.counters.posted < 100:

@@ -191,7 +191,8 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         count(v, r, AVMM_COUNT_IGNORED);
         return DONE;
     }
-    if (!(all & AVMM_POSTED_WRITE)) {
+    bool dword = size == 4 && r->policy && __atomic_load_n(&r->policy[offset], __ATOMIC_ACQUIRE) & AVMM_POSTED_DWORD;
+    if (!(all & AVMM_POSTED_WRITE) && !dword) {
         count(v, r, AVMM_COUNT_SYNC);
         return SYNC;
     }

@@ -17,6 +17,7 @@
 #define AVMM_POSTED_WRITE 4
 #define AVMM_LATCH_WRITE 8
 #define AVMM_IGNORE_WRITE 16
+#define AVMM_POSTED_DWORD 32
 
 /* Per-range counters, by index. */
 #define AVMM_COUNT_SYNC 0
