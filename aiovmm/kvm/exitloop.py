@@ -23,6 +23,7 @@ __all__ = ["ExitLoop"]
 _EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, seq, vcpu, kind, size, sync
 _BATCH = 256  # events in one drain; then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
+_DOZE = 0.003  # seconds after a drain until the next one for what is posted lazily: less than anybody notices
 _STAYS = 16  # drains in one turn of the loop, while the guest asks again as soon as it is answered
 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
@@ -58,6 +59,7 @@ class ExitLoop:
         self._on_device_error = on_device_error
         self._on_eoi = on_eoi
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._doze: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Future[None]] = set()
         self._touched: dict[Range, None] = {}
         self._events = ffi.new("struct avmm_event[]", _BATCH)
@@ -80,6 +82,8 @@ class ExitLoop:
             return
         self._loop.remove_reader(self._vm.exit_fd)
         self._loop = None
+        if self._doze is not None:
+            self._doze.cancel()
         self._bus.on_change = None
         for vcpu in self._vm.vcpus.values():
             if vcpu.needs_end:
@@ -95,13 +99,26 @@ class ExitLoop:
 
     def _drain(self) -> None:
         """Serve what there is. Drivers make exits that wait in rows; so after one, the next is looked for a moment here, which
-        saves the way through the event loop and the wake-up."""
+        saves the way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
+        count = 0
         for _ in range(_STAYS):
-            if not self._serve() or self._loop is None or not lib.avmm_vm_linger(self._vm.native):
+            served, waited = self._serve()
+            count += served
+            if self._loop is None:  # a callback has closed us
                 return
+            if not waited or not lib.avmm_vm_linger(self._vm.native):
+                break
+        if count and self._doze is None:
+            self._doze = self._loop.call_later(_DOZE, self._look_again)
+        if self._doze is not None:
+            lib.avmm_vm_doze(self._vm.native)
 
-    def _serve(self) -> bool:
-        """One batch; whether a vCPU waited for something in it."""
+    def _look_again(self) -> None:
+        self._doze = None
+        self._drain()
+
+    def _serve(self) -> tuple[int, int]:
+        """One batch: how many events it had, and whether a vCPU waited for one of them."""
         waited = 0
         count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
         for event in _EVENT.iter_unpack(self._view[: count * _EVENT.size]):
@@ -114,11 +131,11 @@ class ExitLoop:
                     self._read(*event)
             else:
                 self._control(kind, event[4], event[1])
-            if self._loop is None:  # a callback has closed us
-                return False
+            if self._loop is None:
+                return 0, 0
         if self._touched:
             self._end_batch()
-        return bool(waited)
+        return count, waited
 
     def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
         answer = None

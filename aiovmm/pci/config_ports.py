@@ -32,7 +32,7 @@ class ConfigPorts:
         self._address = 0
         self._reset_control = 0
         self.fast = FastPage(CONFIG_PORTS_SIZE)
-        self.fast.policy[0] = Policy.POSTED_DWORD
+        self.fast.policy[0] = Policy.POSTED_DWORD | Policy.LAZY_WRITE
 
     def read(self, offset: int, size: int) -> bytes:
         """The address register, the data window, or the reset control byte; ones elsewhere."""

@@ -55,7 +55,7 @@ class IoApic:
 
     def __init__(self, sink: MsiSink) -> None:
         self.fast = FastPage(self.SIZE)
-        self.fast.policy[_SELECT : _SELECT + 4] = bytes([Policy.POSTED_WRITE] * 4)
+        self.fast.policy[_SELECT : _SELECT + 4] = bytes([Policy.POSTED_WRITE | Policy.LAZY_WRITE] * 4)
         self._sink = sink
         self._registers = IoApicRegisters()
         self._on_end: dict[int, Callable[[], None]] = {}

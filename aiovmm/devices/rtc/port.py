@@ -37,7 +37,7 @@ class Rtc:
         call_later: CallLater | None = None,
     ) -> None:
         self.fast = FastPage(self.SIZE)
-        self.fast.policy[0] = Policy.POSTED_WRITE | Policy.SHADOW_READ
+        self.fast.policy[0] = Policy.POSTED_WRITE | Policy.LAZY_WRITE | Policy.SHADOW_READ
         self.fast.shadow[0] = 0xFF  # the index cannot be read back
         self._time = time
         self._on_reset = on_reset

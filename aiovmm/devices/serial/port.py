@@ -8,9 +8,10 @@ the exit loop to hand out what several vCPUs posted in the order in which they d
 
 - Writes that change what other registers mean or show (IER, FCR, LCR, MCR, the divisor) wait for the loop, which puts the
   shadows and policies right before the vCPU goes on.
-- A write to THR is posted, unless it is the divisor or goes to the receiver (DLAB, loopback). It changes two things that can
-  be read. LSR: nothing, for the transmitter is always empty. IIR: the THRE interrupt falls and comes back; until the loop has
-  seen the write, the guest reads either of the two, as it would on hardware while a byte is being sent.
+- A write to THR is posted, unless it is the divisor or goes to the receiver (DLAB, loopback), and lazily so unless the driver
+  waits for the THRE interrupt: a boot's messages then wake the loop some hundred times a second at most. It changes two things
+  that can be read. LSR: nothing, for the transmitter is always empty. IIR: the THRE interrupt falls and comes back; until
+  the loop has seen the write, the guest reads either of the two, as it would on hardware while a byte is being sent.
 - IIR is answered from the shadow, and the loop told what was shown, for reading the THRE interrupt withdraws it. Until it has
   been told, further reads may show that interrupt again: a driver then finds THR empty, which it is. The withdrawal goes by
   what the guest saw and not by what stands now, so an interrupt that it has not seen is never lost.
@@ -27,7 +28,7 @@ from typing import ClassVar
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.serial.pacing import InterruptPacer
 from aiovmm.devices.serial.uart import Uart16550, UartState
-from aiovmm.devices.serial.uart_registers import LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
+from aiovmm.devices.serial.uart_registers import IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
 
@@ -37,6 +38,7 @@ _LSR_EVENTS = LSR_ERRORS | LSR_FIFO_ERROR
 _THR, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCR = range(REGISTERS)
 _SYNC = int(Policy.SYNC)
 _POSTED = int(Policy.POSTED_WRITE)
+_LAZY = int(Policy.POSTED_WRITE | Policy.LAZY_WRITE)
 _SHADOW = int(Policy.SHADOW_READ)
 _NOTED = int(Policy.SHADOW_READ | Policy.NOTE_READ)
 _READ_ONLY = int(Policy.IGNORE_WRITE)
@@ -185,7 +187,10 @@ class SerialPort:
     def _publish(self) -> None:
         uart, policy, shadow = self._uart, self.fast.policy, self.fast.shadow
         divisor = uart.dlab
-        policy[_THR] = _SYNC if divisor or uart.loopback else _POSTED
+        waits = (
+            _POSTED if uart.ier & IER_TX_EMPTY else _LAZY
+        )  # a driver that takes no interrupt polls, and LSR never lets it wait
+        policy[_THR] = _SYNC if divisor or uart.loopback else waits
         shadow[_IER] = uart.ier
         policy[_IER] = _SYNC if divisor else _SHADOW
         shadow[_IIR] = uart.iir

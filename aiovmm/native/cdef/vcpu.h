@@ -4,6 +4,7 @@
 #define AVMM_LATCH_WRITE 8
 #define AVMM_IGNORE_WRITE 16
 #define AVMM_POSTED_DWORD 32
+#define AVMM_LAZY_WRITE 64
 #define AVMM_COUNT_SYNC 0
 #define AVMM_COUNT_POSTED 1
 #define AVMM_COUNT_SHADOW 2
@@ -64,6 +65,7 @@ struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table)
 int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
 int avmm_vm_linger(struct avmm_vm *vm);
+void avmm_vm_doze(struct avmm_vm *vm);
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
 void avmm_vcpu_run(struct avmm_vcpu *v);

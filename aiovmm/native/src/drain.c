@@ -138,7 +138,7 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     ssize_t got = read(vm->eventfd, &value, sizeof value);
     (void)got; /* EAGAIN: woken for nothing */
     /* After the read: a write that follows this exchange stays in the eventfd and wakes the loop again. */
-    atomic_exchange(&vm->notified, 0);
+    atomic_exchange(&vm->notified, AVMM_ASLEEP);
     uint64_t limit = atomic_load(&vm->stamps);
     uint32_t due, n = look_at_all(vm, limit, &due);
     uint32_t kept = due < max / 2 ? due : max / 2; /* room for reports, however much the guest floods */
@@ -157,7 +157,12 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     return b.used;
 }
 
-int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, &vm->notified, 1); }
+int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, &vm->notified, AVMM_CALLED); }
+
+void avmm_vm_doze(struct avmm_vm *vm) {
+    uint32_t asleep = AVMM_ASLEEP; /* one who has called since the drain is not to be forgotten */
+    atomic_compare_exchange_strong(&vm->notified, &asleep, AVMM_DOZING);
+}
 
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table) {
     return atomic_exchange(&vm->table, table);

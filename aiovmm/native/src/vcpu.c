@@ -73,6 +73,11 @@ static bool has_room(const struct avmm_vcpu *v) {
     return atomic_load_explicit(&v->head, memory_order_relaxed) - atomic_load(&v->tail) <= v->mask;
 }
 
+/* Whether the loop had better come soon, be it only for room. */
+static bool is_filling(const struct avmm_vcpu *v, uint32_t head) {
+    return head - atomic_load_explicit(&v->tail, memory_order_relaxed) > v->mask / 2;
+}
+
 static bool room_or_stop(const struct avmm_vcpu *v) { return has_room(v) || stopping(v); }
 
 /* False when the vCPU was stopped before there was room. */
@@ -88,7 +93,10 @@ static bool put(struct avmm_vcpu *v, const struct avmm_entry *e) {
     *place = *e;
     place->stamp = atomic_fetch_add(&v->vm->stamps, 1); /* pairs with the load in avmm_vm_drain */
     atomic_store_explicit(&v->head, head + 1, memory_order_release); /* pairs with the acquire in look */
-    avmm_notify(v->vm);
+    if (e->lazy && !is_filling(v, head))
+        avmm_notify_lazily(v->vm);
+    else
+        avmm_notify(v->vm);
     return true;
 }
 
@@ -146,7 +154,7 @@ static const struct avmm_range *find(const struct avmm_table *table, int space, 
     return offset < r->size && size <= r->size - offset ? r : NULL;
 }
 
-enum verdict { MISS, SYNC, POST, DONE };
+enum verdict { MISS, SYNC, POST, POST_LAZILY, DONE };
 
 /* What the policy bytes of an access have in common (`all`), and what any of them asks for (`any`). */
 static void policy_of(const struct avmm_range *r, uint64_t offset, uint32_t size, uint8_t *all, uint8_t *any) {
@@ -191,8 +199,10 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         count(v, r, AVMM_COUNT_IGNORED);
         return DONE;
     }
-    bool dword = size == 4 && r->policy && __atomic_load_n(&r->policy[offset], __ATOMIC_ACQUIRE) & AVMM_POSTED_DWORD;
-    if (!(all & AVMM_POSTED_WRITE) && !dword) {
+    uint8_t first = r->policy ? __atomic_load_n(&r->policy[offset], __ATOMIC_ACQUIRE) : 0;
+    if (size == 4 && first & AVMM_POSTED_DWORD)
+        all = first | AVMM_POSTED_WRITE;
+    if (!(all & AVMM_POSTED_WRITE)) {
         count(v, r, AVMM_COUNT_SYNC);
         return SYNC;
     }
@@ -200,7 +210,7 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         if (r->policy[offset + i] & AVMM_LATCH_WRITE)
             __atomic_store_n(&r->shadow[offset + i], p[i], __ATOMIC_RELEASE);
     count(v, r, AVMM_COUNT_POSTED);
-    return POST;
+    return all & AVMM_LAZY_WRITE ? POST_LAZILY : POST;
 }
 
 /* One access of 1, 2, 4 or 8 bytes at `p`. False when the vCPU was stopped in it. */
@@ -212,6 +222,7 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
     drop_table(v); /* before anything that may wait */
 
     struct avmm_entry e = {.address = address, .kind = (uint8_t)(2 * space + is_write), .size = (uint8_t)size};
+    e.lazy = verdict == POST_LAZILY;
     if (is_write || verdict == POST)
         memcpy(&e.data, p, size);
     switch (verdict) {
@@ -223,6 +234,7 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
     case DONE:
         return true;
     case POST:
+    case POST_LAZILY:
         return put(v, &e);
     case SYNC:
         break;

@@ -18,6 +18,7 @@
 #define AVMM_LATCH_WRITE 8
 #define AVMM_IGNORE_WRITE 16
 #define AVMM_POSTED_DWORD 32
+#define AVMM_LAZY_WRITE 64
 
 /* Per-range counters, by index. */
 #define AVMM_COUNT_SYNC 0
@@ -101,6 +102,10 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
 /* Look for further events for some microseconds, if that has proved worth it: whether there are any to drain. For after a
  * drain of synchronous exits, since drivers make several in a row. */
 int avmm_vm_linger(struct avmm_vm *vm);
+
+/* The loop drains again within milliseconds, whatever happens: until then lazily posted writes do not wake it, unless they
+ * fill half a ring. */
+void avmm_vm_doze(struct avmm_vm *vm);
 
 /* A vCPU on `fd`; `ring` (a power of two) is its ring's entries. NULL with `*error` an errno on failure. */
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);

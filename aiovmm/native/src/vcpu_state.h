@@ -14,6 +14,11 @@
 #include <sys/types.h>
 #include <unistd.h>
 
+/* Of `notified`. */
+#define AVMM_ASLEEP 0u
+#define AVMM_CALLED 1u /* the eventfd has been written, and the loop has not looked since */
+#define AVMM_DOZING 2u /* it will look by itself in a moment */
+
 /* What a vCPU thread may sleep for. */
 #define AVMM_FOR_ANSWER 1u
 #define AVMM_FOR_ROOM 2u
@@ -28,7 +33,7 @@ struct avmm_entry { /* one place of a ring */
     uint8_t kind;
     uint8_t size;
     uint8_t sync;
-    uint8_t pad;
+    uint8_t lazy; /* need not wake the loop */
 };
 
 struct avmm_patience { /* of one side, with looking for what the other will do in a moment */
@@ -38,7 +43,7 @@ struct avmm_patience { /* of one side, with looking for what the other will do i
 
 struct avmm_vm {
     _Atomic(struct avmm_table *) table;
-    _Atomic uint32_t notified; /* 1: the eventfd has been written and the loop has not looked since */
+    _Atomic uint32_t notified; /* how far the loop is from looking: ASLEEP, CALLED or DOZING */
     int eventfd;
     uint32_t max_vcpus;
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
@@ -90,14 +95,21 @@ struct avmm_vcpu {
     bool kicked; /* the kick signal is pending at the thread, which has not consumed it; under tid_lock */
 };
 
-/* After an entry is in a ring. The exchange pairs with the one in avmm_vm_drain: whoever finds 1 here knows that the drain
- * has yet to clear it, and looks into the rings after that; so no entry is left lying. */
+/* After an entry is in a ring. The exchange pairs with the one in avmm_vm_drain: whoever finds AVMM_CALLED here knows that the
+ * drain has yet to clear it, and looks into the rings after that; so no entry is left lying. */
 static inline void avmm_notify(struct avmm_vm *vm) {
-    if (atomic_exchange(&vm->notified, 1) == 0) {
+    if (atomic_exchange(&vm->notified, AVMM_CALLED) != AVMM_CALLED) {
         uint64_t one = 1;
         ssize_t n = write(vm->eventfd, &one, sizeof one);
         (void)n; /* EAGAIN: the counter is at its limit, so the loop is awake anyway */
     }
+}
+
+/* The same for an entry that can wait. A read-modify-write, so that it is ordered after the entry as the exchange is: who still
+ * finds AVMM_DOZING here comes before the drain that ends it. */
+static inline void avmm_notify_lazily(struct avmm_vm *vm) {
+    if (atomic_fetch_or(&vm->notified, 0) != AVMM_DOZING)
+        avmm_notify(vm);
 }
 
 static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
