@@ -108,8 +108,8 @@ class ExitLoop:
                 return
             if not waited or not lib.avmm_vm_linger(self._vm.native):
                 break
-        if count and self._doze is None:
-            self._doze = self._loop.call_later(_DOZE, self._look_again)
+        if self._doze is None and count:
+            self._doze = asyncio.get_running_loop().call_later(_DOZE, self._look_again)
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
 
