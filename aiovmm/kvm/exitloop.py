@@ -15,6 +15,7 @@ from typing import Any
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.errors import StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
+from aiovmm.kvm.patience import patience
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib
 
@@ -23,7 +24,6 @@ __all__ = ["ExitLoop"]
 _EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, seq, vcpu, kind, size, sync
 _BATCH = 256  # events in one drain; then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
-_DOZE = 0.003  # seconds after a drain until the next one for what is posted lazily: less than anybody notices
 _STAYS = 16  # drains in one turn of the loop, while the guest asks again as soon as it is answered
 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
@@ -108,8 +108,8 @@ class ExitLoop:
                 return
             if not waited or not lib.avmm_vm_linger(self._vm.native):
                 break
-        if self._doze is None and count:
-            self._doze = asyncio.get_running_loop().call_later(_DOZE, self._look_again)
+        if self._doze is None and count and (after := patience().doze) is not None:
+            self._doze = asyncio.get_running_loop().call_later(after, self._look_again)
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
 

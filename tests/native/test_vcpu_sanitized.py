@@ -17,8 +17,9 @@ FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURC
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("look_ns", [0, 2000])
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
-def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, tmp_path: Path) -> None:
+def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, look_ns: int, tmp_path: Path) -> None:
     program = tmp_path / "vcpu_race"
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     sources = [str(HERE / "vcpu_race.c"), str(SOURCE / "vcpu.c"), str(SOURCE / "drain.c")]
@@ -27,6 +28,6 @@ def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, tmp
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
     # The tables that are in force at the end are left to the end of the process.
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [*fixed, str(program), "20000"]
+    command = [*fixed, str(program), "20000", str(look_ns)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]

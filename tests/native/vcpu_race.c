@@ -431,7 +431,7 @@ int main(int argc, char **argv) {
     memset(policies[1], AVMM_POSTED_WRITE | AVMM_LAZY_WRITE, 8);
     memset(policies[2], AVMM_SHADOW_READ, 8);
     int fd = eventfd(0, EFD_NONBLOCK);
-    struct avmm_vm *vm = avmm_vm_new(fd, GUESTS);
+    struct avmm_vm *vm = avmm_vm_new(fd, GUESTS, argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0);
     for (int i = 0; i < GUESTS; i++) {
         int error, run_fd = memfd_create("run", 0);
         CHECK(ftruncate(run_fd, RUN_SIZE) == 0);

@@ -59,7 +59,7 @@ struct avmm_counters {
 };
 struct avmm_vm;
 struct avmm_vcpu;
-struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus);
+struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns);
 void avmm_vm_free(struct avmm_vm *vm);
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table);
 int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);

@@ -157,7 +157,7 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     return b.used;
 }
 
-int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, &vm->notified, AVMM_CALLED); }
+int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, vm->look_ns, &vm->notified, AVMM_CALLED); }
 
 void avmm_vm_doze(struct avmm_vm *vm) {
     uint32_t asleep = AVMM_ASLEEP; /* one who has called since the drain is not to be forgotten */
@@ -177,7 +177,7 @@ int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table) {
     return 0;
 }
 
-struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus) {
+struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns) {
     size_t size = sizeof(struct avmm_vm) + max_vcpus * sizeof(struct avmm_vcpu *);
     struct avmm_vm *vm = aligned_alloc(64, (size + 63) & ~(size_t)63);
     struct avmm_vcpu **ready = calloc(max_vcpus, sizeof *ready);
@@ -189,6 +189,7 @@ struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus) {
     memset(vm, 0, size);
     vm->eventfd = eventfd;
     vm->max_vcpus = max_vcpus;
+    vm->look_ns = look_ns;
     vm->ready = ready;
     return vm;
 }

@@ -22,11 +22,15 @@ static void bump(uint64_t *counter) { __atomic_store_n(counter, *counter + 1, __
 
 /* ---- looking, and sleeping ---- */
 
-/* How long to look for what the other side is likely to do in a moment, before sleeping for it: to be woken on an idle processor
- * takes longer than most exits take to be served. Looking in vain makes the next looks rarer, so that a guest whose exits are
- * further apart, or a host with one processor, loses 1 part in SPIN_SKIPS of this at each. */
-#define SPIN_NS 50000u
+/* Looking in vain makes the next looks rarer, so that a guest whose exits are further apart loses 1 part in SPIN_SKIPS of the
+ * time of a look at each. */
 #define SPIN_SKIPS 15u
+
+#if defined(__x86_64__)
+#define RELAX() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define RELAX() __asm__ volatile("yield" ::: "memory")
+#endif
 
 static uint64_t now_ns(void) {
     struct timespec t;
@@ -34,19 +38,21 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-bool avmm_look_for(struct avmm_patience *p, const _Atomic uint32_t *at, uint32_t value) {
+bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t *at, uint32_t value) {
+    if (!ns)
+        return false;
     if (p->left) {
         p->left--;
         return false;
     }
-    uint64_t end = now_ns() + SPIN_NS;
+    uint64_t end = now_ns() + ns;
     do {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(at, memory_order_relaxed) == value) {
                 p->skips = 0;
                 return true;
             }
-            __builtin_ia32_pause();
+            RELAX();
         }
     } while (now_ns() < end);
     p->left = p->skips = p->skips * 2 + 1 < SPIN_SKIPS ? p->skips * 2 + 1 : SPIN_SKIPS;
@@ -112,7 +118,7 @@ static bool ask(struct avmm_vcpu *v, struct avmm_entry *e, uint64_t *answer) {
     bump(&v->counters.sync);
     if (!put(v, e))
         return false;
-    avmm_look_for(&v->patience, &v->answered, e->seq);
+    avmm_look_for(&v->patience, v->vm->look_ns, &v->answered, e->seq);
     wait_until(v, AVMM_FOR_ANSWER, answered_or_stop);
     if (atomic_load_explicit(&v->answered, memory_order_acquire) != e->seq) /* pairs with avmm_vcpu_complete */
         return false;

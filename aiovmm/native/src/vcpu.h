@@ -86,8 +86,9 @@ struct avmm_counters { /* of one vCPU; written by its thread only */
 struct avmm_vm;
 struct avmm_vcpu;
 
-/* State shared by the vCPUs of one VM. `eventfd` is non-blocking and stays the caller's. NULL when out of memory. */
-struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus);
+/* State shared by the vCPUs of one VM. `eventfd` is non-blocking and stays the caller's. `look_ns`: how long a vCPU that waits, and
+ * avmm_vm_linger, look for the other side before they sleep. NULL when out of memory. */
+struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns);
 void avmm_vm_free(struct avmm_vm *vm);
 
 /* Put `table` in force and return the one it replaces, which stays in use until avmm_table_used says otherwise. */

@@ -46,6 +46,7 @@ struct avmm_vm {
     _Atomic uint32_t notified; /* how far the loop is from looking: ASLEEP, CALLED or DOZING */
     int eventfd;
     uint32_t max_vcpus;
+    uint32_t look_ns; /* how long either side looks for the other before it sleeps; 0: not at all */
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
     struct avmm_vcpu **ready; /* of a drain: those with entries to take */
     struct avmm_patience patience; /* of the loop */
@@ -118,8 +119,8 @@ static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
         syscall(SYS_futex, &v->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* Whether `*at` becomes `value` within some microseconds, if looking for that has paid lately. Relaxed: who acts on it loads
- * again, with the order that it needs. */
-bool avmm_look_for(struct avmm_patience *p, const _Atomic uint32_t *at, uint32_t value);
+/* Whether `*at` becomes `value` within `ns`, if looking for that has paid lately: to be woken on an idle processor takes longer
+ * than most exits take to be served. Relaxed: who acts on it loads again, with the order that it needs. */
+bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t *at, uint32_t value);
 
 #endif

@@ -1,0 +1,1 @@
+int avmm_is_tcg(void);
