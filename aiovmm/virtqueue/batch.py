@@ -44,17 +44,20 @@ class Batch:
             n: int = lib.avmm_queue_pop(
                 queue, table, self.chains, self.max_chains, self.iov, self.addresses, self.max_iov, self.error
             )
-            if n != lib.AVMM_RING_NO_ROOM or self.max_iov >= self.limit:
+            if n != lib.AVMM_RING_NO_ROOM or not self.grow():
                 break
-            self._grow()
         self.count = max(n, 0)
         return n
 
-    def _grow(self) -> None:
+    def grow(self) -> bool:
+        """Room for four times as many segments, after AVMM_RING_NO_ROOM; what was taken is done with. False: at the limit."""
+        if self.max_iov >= self.limit:
+            return False
         self.max_iov = min(4 * self.max_iov, self.limit)
         self.iov = ffi.new("struct iovec[]", self.max_iov)
         if self.addresses != ffi.NULL:
             self.addresses = ffi.new("uint64_t[]", self.max_iov)
+        return True
 
     def unpack(self, memory: AddressSpace, owner: object = None) -> list[Chain]:
         """The chains as views of `memory`, which keep its mapping alive. Needs `addresses`."""

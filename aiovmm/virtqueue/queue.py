@@ -209,6 +209,17 @@ class Queue:
             batch = Batch(self.size, 4 * self.size)
         return Batches(self, batch)
 
+    def malformed(self, error: Any) -> GuestError:
+        """What to raise for the `struct avmm_ring_error *` of a chain that was popped here, or by native code of a device. The
+        driver gets the head back, unused, where there is one to give."""
+        head = None if error.head < 0 else int(error.head)
+        if head is not None and error.code != lib.AVMM_RING_NO_ROOM:
+            lib.avmm_queue_push_one(self._q, head, 0)
+            self.flush()
+        if error.code == lib.AVMM_RING_FAULT:
+            return GuestFault(error.address, error.length)
+        return ChainError(_REASONS[error.code], head)
+
     # -- kicks and interrupts ------------------------------------------------------------------------------------------
 
     async def wait(self, more_than: int = 0) -> None:
@@ -316,18 +327,8 @@ class Queue:
             return 0
         n = batch.take(self._live(), self.memory.table)
         if n < 0:
-            raise self._malformed(batch.error)
+            raise self.malformed(batch.error)
         return n
-
-    def _malformed(self, error: Any) -> GuestError:
-        """The driver gets the head back, unused, where there is one to give."""
-        head = None if error.head < 0 else int(error.head)
-        if head is not None and error.code != lib.AVMM_RING_NO_ROOM:
-            lib.avmm_queue_push_one(self._q, head, 0)
-            self.flush()
-        if error.code == lib.AVMM_RING_FAULT:
-            return GuestFault(error.address, error.length)
-        return ChainError(_REASONS[error.code], head)
 
 
 class Batches:

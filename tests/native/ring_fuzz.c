@@ -1,7 +1,7 @@
 /* Random rings through the native queue, under sanitizers: every byte of every segment that it yields is touched, so a
  * segment outside the regions is a crash. A second thread scribbles on the rings meanwhile, as a hostile vCPU would.
  * Usage: ring_fuzz SEED ROUNDS */
-#include "ring.h"
+#include "stream.h"
 #include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -80,6 +80,20 @@ static uint64_t touch(const struct avmm_chain *c, const struct iovec *iov, uint3
     return sum;
 }
 
+/* Output as the ring has it; 0 if it is malformed. In flight afterwards is what of the batch is not behind yet. */
+static int output_turn(struct avmm_queue *q, struct avmm_output *o, struct iovec *iov) {
+    struct avmm_ring_error err;
+    uint8_t bytes[700];
+    memset(bytes, 7, sizeof bytes);
+    uint32_t room = 1 + below(sizeof bytes);
+    o->iov = iov, o->max_iov = below(8) ? MAX_IOV : 1;
+    assert(avmm_queue_output(q, &mem, o, bytes, room, below(2) * 100, 20000, &err) <= room);
+    if (err.code && err.code != AVMM_RING_NO_ROOM)
+        return 0; /* the device is broken; a head that is none stays in flight */
+    assert((uint16_t)(q->last_avail - q->used_idx) == o->count - o->at.chain);
+    return 1;
+}
+
 static int round_trip(uint64_t counts[16]) {
     struct avmm_queue q = {.size = 1u << below(6), .event_idx = below(2), .indirect = below(8) != 0};
     uint64_t pages[3][8];
@@ -106,10 +120,21 @@ static int round_trip(uint64_t counts[16]) {
         uint16_t head = below(20) ? below(q.size) : rnd();
         memcpy(avmm_mem_span(&mem, at[1] + 4 + 2 * i, AVMM_MEM_READ, &room), &head, 2);
     }
+    struct avmm_chain batch[MAX_CHAINS];
+    struct iovec batch_iov[MAX_IOV];
+    uint16_t heads[MAX_CHAINS];
+    uint32_t zeros[MAX_CHAINS] = {0};
+    struct avmm_output output = {.chains = batch, .heads = heads, .lengths = zeros, .max_chains = 1 + below(MAX_CHAINS)};
+    int streams = !below(3); /* else the parts */
     for (int turn = 0; turn < 4; turn++) {
         uint64_t room;
         uint16_t idx = q.last_avail + below(below(20) ? q.size + 1 : 70000);
         memcpy(avmm_mem_span(&mem, at[1] + 2, AVMM_MEM_READ, &room), &idx, 2);
+        if (streams) {
+            if (!output_turn(&q, &output, batch_iov))
+                break;
+            continue;
+        }
         int n = avmm_queue_pop(&q, &mem, chains, 1 + below(MAX_CHAINS), iov, below(2) ? address : NULL,
                                below(8) ? MAX_IOV : 1, &err);
         counts[n < 0 ? -n : 0]++;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 def compile_c(folder: Path, name: str, *flags: str) -> Path:
     program = folder / name
-    sources = [HERE / f"{name}.c", SOURCE / "ring.c", SOURCE / "mem.c"]
+    sources = [HERE / f"{name}.c", *(SOURCE / f"{part}.c" for part in ("stream", "ring", "mem"))]
     command = ["gcc", *FLAGS, *flags, "-I", str(SOURCE), "-o", str(program), *map(str, sources)]
     subprocess.run(command, check=True, timeout=60)
     return program
@@ -42,6 +43,11 @@ def race(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_c(tmp_path_factory.mktemp("ring"), "ring_race", "-O2")
 
 
+@pytest.fixture(scope="module")
+def printer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_c(tmp_path_factory.mktemp("ring"), "ring_print", "-O2")
+
+
 @pytest.mark.parametrize("seed", range(1, 7), ids=lambda s: f"{s}-{'hostile' if s % 2 else 'quiet'}")
 def test_random_rings_never_lead_outside_memory(fuzz: Path, seed: int) -> None:
     bound, taken, *refused = run(fuzz, seed, 20_000)
@@ -57,3 +63,24 @@ def test_no_wake_up_is_lost_between_two_threads(race: Path, event_idx: int, size
     kicks, interrupts = run(race, event_idx, size, chains)
     assert 0 < kicks <= chains
     assert 0 < interrupts <= chains
+
+
+@pytest.mark.parametrize("event_idx", [0, 1])
+def test_output_of_a_driver_that_spins_arrives_in_order_and_without_its_doorbell(printer: Path, event_idx: int) -> None:
+    chains = 5_000
+    sleeps, kicks, found, _ = run(printer, event_idx, 0, chains, 500)
+    assert 0 < kicks <= chains
+    assert sleeps > 0
+    assert found == 0
+    if len(os.sched_getaffinity(0)) > 1:
+        _, kicks, found, _ = run(printer, event_idx, 1_000_000, chains, 500)
+        assert found > chains // 2  # were it not for the pauses, and for other work of the machine, nearly all
+        assert kicks < chains // 2
+
+
+def test_looking_for_output_ends_when_it_is_vain(printer: Path) -> None:
+    """Each chain comes 2 ms after the last."""
+    sleeps, kicks, found, _ = run(printer, 1, 50_000, 100, 1)
+    assert found < 20
+    assert kicks > 80
+    assert sleeps > 80

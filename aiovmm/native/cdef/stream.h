@@ -6,5 +6,16 @@ struct avmm_gather {
     uint32_t segment;
     uint64_t offset;
 };
-uint32_t avmm_chains_gather(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, struct avmm_gather *at,
-                            uint8_t *out, uint32_t room, uint16_t *heads);
+struct avmm_output {
+    struct avmm_chain *chains;
+    struct iovec *iov;
+    uint16_t *heads;
+    const uint32_t *lengths;
+    uint32_t max_chains, max_iov;
+    uint32_t count;
+    struct avmm_gather at;
+    uint32_t taken;
+    uint32_t found;
+};
+uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
+                           uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err);

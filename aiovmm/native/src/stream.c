@@ -1,7 +1,9 @@
 #include "stream.h"
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 
 #define MAX_SEGMENTS 64 /* of one chain that are filled; giving less than was asked for is legal (VIRTIO 1.2, 5.4.6.1) */
 
@@ -53,15 +55,17 @@ int avmm_chains_fill(int fd, const struct avmm_chain *chains, uint32_t n, const 
     return (int)i;
 }
 
-uint32_t avmm_chains_gather(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, struct avmm_gather *at,
-                            uint8_t *out, uint32_t room, uint16_t *heads)
+/* Copy readable bytes from `o->at` on into `out`, until it is full or the batch ends; how many. Notes the heads of chains that
+ * are behind, each at its own index. */
+static uint32_t copy_out(struct avmm_output *o, uint8_t *out, uint32_t room)
 {
+    struct avmm_gather *at = &o->at;
     uint32_t done = 0;
 
-    for (; at->chain < n; at->chain++, at->segment = 0) {
-        const struct avmm_chain *chain = &chains[at->chain];
+    for (; at->chain < o->count; at->chain++, at->segment = 0) {
+        const struct avmm_chain *chain = &o->chains[at->chain];
         for (; at->segment < chain->n_read; at->segment++, at->offset = 0) {
-            const struct iovec *segment = &iov[chain->iov + at->segment];
+            const struct iovec *segment = &o->iov[chain->iov + at->segment];
             uint64_t length = segment->iov_len - at->offset;
             if (length > room - done)
                 length = room - done;
@@ -71,7 +75,63 @@ uint32_t avmm_chains_gather(const struct avmm_chain *chains, uint32_t n, const s
             if (at->offset < segment->iov_len)
                 return done;
         }
-        heads[at->chain] = chain->head;
+        o->heads[at->chain] = chain->head;
+    }
+    return done;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static inline void relax(void)
+{
+#ifdef __x86_64__
+    __builtin_ia32_pause();
+#endif
+}
+
+/* Whether a chain is there by the time `until`. */
+static bool look_for_chain(const struct avmm_queue *q, uint64_t until)
+{
+    do {
+        for (int i = 0; i < 32; i++, relax())
+            if (avmm_queue_available(q))
+                return true;
+    } while (now_ns() < until);
+    return false;
+}
+
+uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
+                           uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err)
+{
+    uint64_t now = now_ns(), end = now + turn;
+    uint32_t done = 0;
+
+    err->code = 0;
+    o->taken = o->found = 0;
+    for (; done < room && now < end; now = now_ns()) {
+        if (o->at.chain == o->count) {
+            int n = avmm_queue_pop(q, mem, o->chains, o->max_chains, o->iov, NULL, o->max_iov, err);
+            o->at = (struct avmm_gather){0};
+            o->count = n > 0 ? (uint32_t)n : 0;
+            o->taken += o->count;
+            if (n < 0)
+                break;
+            if (!n) {
+                if (!(done || o->taken) || !look || !look_for_chain(q, now + look < end ? now + look : end))
+                    break;
+                o->found++;
+                continue;
+            }
+        }
+        uint32_t first = o->at.chain;
+        done += copy_out(o, out + done, room - done);
+        if (o->at.chain > first)
+            avmm_queue_push(q, o->heads + first, o->lengths, o->at.chain - first);
     }
     return done;
 }

@@ -1,4 +1,4 @@
-/* Chains as streams of bytes: filled from a file descriptor (entropy), or gathered into a buffer (console output). */
+/* Chains as streams of bytes: filled from a file descriptor (entropy), or copied out into a buffer (console). */
 #ifndef AIOVMM_STREAM_H
 #define AIOVMM_STREAM_H
 #include "ring.h"
@@ -18,9 +18,25 @@ struct avmm_gather {
     uint64_t offset;
 };
 
-/* Copy readable bytes from `at` on into `out`, until it is full or the batch ends; how many. Moves `at`, and notes in
- * `heads` the heads of chains that were finished, each at its own index. */
-uint32_t avmm_chains_gather(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, struct avmm_gather *at,
-                            uint8_t *out, uint32_t room, uint16_t *heads);
+/* Chains of a queue on their way into a buffer. The arrays are the caller's: room for `max_chains` chains and heads and for
+ * `max_iov` segments. `count` and `at` say what of them is still to be copied, from call to call; zero at first. */
+struct avmm_output {
+    struct avmm_chain *chains;
+    struct iovec *iov;
+    uint16_t *heads;
+    const uint32_t *lengths; /* `max_chains` zeros: nothing is written to the guest */
+    uint32_t max_chains, max_iov;
+    uint32_t count;
+    struct avmm_gather at;
+    uint32_t taken; /* by the last call: chains */
+    uint32_t found; /* by the last call: how often a chain came while it looked for one */
+};
+
+/* Copy the bytes of chains into `out`, returning each chain as soon as it is behind; how many bytes. When nothing more is there
+ * after some was, look at the ring for up to `look` nanoseconds: a driver that spins until its chain is back has the next one
+ * there soon, and needs to ring no doorbell for it. Ends after `turn` nanoseconds at the latest, but for one batch. No interrupt
+ * is raised. `err->code` is 0, or what was wrong with the chain behind the last (as for avmm_queue_pop). */
+uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
+                           uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err);
 
 #endif

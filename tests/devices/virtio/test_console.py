@@ -6,18 +6,21 @@ import asyncio
 import os
 import random
 import struct
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.console import Console
-from aiovmm.devices.virtio.console import ConsoleDevice
-from aiovmm.devices.virtio.console.output import PIECE
+from aiovmm.devices.virtio.console import ConsoleDevice, output
+from aiovmm.devices.virtio.console.output import PIECE, Patience
 from aiovmm.errors import ChainError
+from aiovmm.memory import PAGE_SIZE
 from aiovmm.testing import Descriptor, Harness
 from aiovmm.virtqueue.config import QueuePosition
-from aiovmm.virtqueue.driver import NEXT
+from aiovmm.virtqueue.driver import NEXT, WRITE
+from tests.virtqueue.pieces import IOVA, OnePageManyTimes
 
 RX, TX = 0, 1
 
@@ -83,17 +86,89 @@ async def test_a_guest_that_goes_on_printing_needs_no_doorbell_and_one_that_paus
         assert pair.console.history.count(b"49 ") == 3
 
 
+async def test_a_guest_that_goes_on_printing_wakes_its_readers_seldom_and_one_that_pauses_is_read_at_once() -> None:
+    pieces: list[bytes] = []
+    async with Harness(ConsoleDevice(pieces.append)) as h:
+        q = h.queues[TX]
+        for i in range(100):
+            q.add([b"%d " % i])
+            q.kick()
+            await q.used()
+            if i == 0:
+                assert pieces == [b"0 "]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert b"".join(pieces) == b"".join(b"%d " % i for i in range(100))
+        assert len(pieces) < 50
+
+
+async def test_output_that_is_held_back_is_not_lost_by_a_reset_or_a_malformed_chain() -> None:
+    pieces: list[bytes] = []
+    async with Harness(ConsoleDevice(pieces.append)) as h:
+        await h.request(TX, [b"first "])
+        await h.request(TX, [b"second "])
+        await h.reset()
+        assert b"".join(pieces) == b"first second "
+        await h.start()
+        await h.request(TX, [b"third "])
+        await h.request(TX, [b"fourth "])
+        h.queues[TX].add_raw([Descriptor(0x300000, 16, NEXT, 9999)])
+        h.queues[TX].kick()
+        assert isinstance(await h.broken(), ChainError)
+        assert b"".join(pieces) == b"first second third fourth "
+
+
+def test_looking_within_native_code_is_tried_seldom_where_it_is_vain() -> None:
+    patience = Patience()
+    looks = 0
+    for _ in range(1000):
+        looks += patience.pays
+        patience.note(found=False)
+    assert 0 < looks < 100
+    patience.note(found=True)
+    assert patience.pays
+
+
+async def test_looking_in_vain_does_not_keep_the_loop_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver waits for interrupts, here: whatever is looked for within native code does not come."""
+    monkeypatch.setattr(output, "LOOK", 20_000_000)
+    monkeypatch.setattr(output, "TURN", 20_000_000)
+    async with Harness(ConsoleDevice(lambda data: None)) as h:
+        began = time.monotonic()
+        for _ in range(200):
+            await h.request(TX, [b"a line\n"])
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("queue", [RX, TX])
+async def test_a_chain_in_very_many_pieces_behind_a_translation(queue: int) -> None:
+    pair = Pair()
+    h = Harness(pair.device)
+    h.device_memory = OnePageManyTimes(h.memory, 0x300000, 2000)
+    h.memory.write(0x300000, b"x" * PAGE_SIZE)
+    async with h:
+        pair.console.write(b"typed")
+        h.queues[queue].add_raw([Descriptor(IOVA, 2000 * PAGE_SIZE, WRITE if queue == RX else 0)])
+        h.queues[queue].kick()
+        (used,) = await h.queues[queue].used()
+        if queue == RX:
+            assert used.length == 5
+            assert h.memory.read(0x300000, 6) == b"typedx"
+        else:
+            assert await pair.console.readexactly(2000 * PAGE_SIZE) == b"x" * 2000 * PAGE_SIZE
+
+
 async def test_a_chain_is_back_before_its_output_is_looked_at() -> None:
     """The driver spins until then."""
     seen: list[int] = []
     harness: list[Harness] = []
     printed = asyncio.Event()
 
-    def output(data: bytes) -> None:
+    def show(data: bytes) -> None:
         seen.append(len(harness[0].queues[TX].poll()))
         printed.set()
 
-    async with Harness(ConsoleDevice(output)) as h:
+    async with Harness(ConsoleDevice(show)) as h:
         harness.append(h)
         h.queues[TX].add([b"a"])
         h.queues[TX].add([b"b"])
@@ -299,18 +374,18 @@ async def test_no_output_is_lost_when_the_device_is_reset_200_times_under_load()
 
 @settings(max_examples=30, deadline=None)
 @given(
-    output=st.lists(st.tuples(st.lists(st.binary(min_size=1, max_size=4000), min_size=1, max_size=5), st.booleans())),
+    printed=st.lists(st.tuples(st.lists(st.binary(min_size=1, max_size=4000), min_size=1, max_size=5), st.booleans())),
     data=st.binary(max_size=3000),
     sizes=st.lists(st.integers(1, 300), min_size=1, max_size=20),
     start=st.sampled_from([0, 65530]),
 )
 async def test_both_directions_are_streams(
-    output: list[tuple[list[bytes], bool]], data: bytes, sizes: list[int], start: int
+    printed: list[tuple[list[bytes], bool]], data: bytes, sizes: list[int], start: int
 ) -> None:
     pair = Pair()
     async with Harness(pair.device, start=start, shuffle=random.Random(0), memory_size=8 << 20) as h:
         pair.console.write(data)
-        for parts, indirect in output[:20]:
+        for parts, indirect in printed[:20]:
             h.queues[TX].add(parts, indirect=indirect)
             h.queues[TX].kick()
         for size in sizes:
@@ -319,5 +394,5 @@ async def test_both_directions_are_streams(
         expected = min(len(data), sum(sizes))
         if expected:
             assert await received(h, expected) == data[:expected]
-        await h.queues[TX].used(len(output[:20]))
-    assert pair.console.history == b"".join(b"".join(parts) for parts, _ in output[:20])
+        await h.queues[TX].used(len(printed[:20]))
+    assert pair.console.history == b"".join(b"".join(parts) for parts, _ in printed[:20])
