@@ -16,7 +16,7 @@ LOW_WATER = 16 << 10
 INPUT_LIMIT = 1 << 20
 """The most that waits for a guest which does not read: a program that never drains gets an error, not all the memory."""
 
-_CHUNK = 4096
+_CHUNK = 4096  # bytes that a device is given first; each time it takes all, twice as many, up to `HIGH_WATER`
 
 
 class InputQueue:
@@ -124,10 +124,13 @@ class InputQueue:
             self._wake()
 
     def _deliver(self, receive: Callable[[bytes], int]) -> None:
+        size = _CHUNK
         while self._buffer:
             self._room_appeared = False
-            chunk = bytes(self._buffer[:_CHUNK])
+            chunk = bytes(self._buffer[:size])
             taken = receive(chunk)
             del self._buffer[:taken]
-            if taken == 0 or (taken < len(chunk) and not self._room_appeared):
+            if taken == size:
+                size = min(2 * size, HIGH_WATER)
+            elif taken == 0 or (taken < len(chunk) and not self._room_appeared):
                 return

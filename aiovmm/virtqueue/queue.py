@@ -145,8 +145,7 @@ class Queue:
         if lib.avmm_queue_push_one(self._live(), chain.head, written) < 0:
             raise StateError(f"{chain!r} is not in flight on {self!r}")
         chain.done = True
-        if self._flush is None:
-            self._flush = self._loop.call_soon(self.flush)
+        self.flush_soon()
 
     def __aiter__(self) -> Queue:
         """Chains, for ever, as the driver offers them."""
@@ -249,6 +248,11 @@ class Queue:
         self.kicks += 1
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def flush_soon(self) -> None:
+        """Call `flush` when the loop gets its turn, once for all that is pushed until then."""
+        if self._flush is None:
+            self._flush = self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Interrupt the driver if it wants that for what was pushed (EVENT_IDX or flags, §2.7.7, §2.7.10)."""

@@ -153,3 +153,16 @@ async def test_a_new_device_takes_over() -> None:
     assert new.sizes == [(80, 24)]
     old.make_room(100)
     assert old.received == b""
+
+
+async def test_a_device_that_takes_all_is_given_large_pieces() -> None:
+    sizes: list[int] = []
+
+    class Greedy(StubDevice):
+        def receive(self, data: bytes) -> int:
+            sizes.append(len(data))
+            return len(data)
+
+    await Console(Greedy()).send(bytes(60 << 10))
+    assert sum(sizes) == 60 << 10
+    assert len(sizes) <= 5

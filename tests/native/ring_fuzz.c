@@ -94,6 +94,23 @@ static int output_turn(struct avmm_queue *q, struct avmm_output *o, struct iovec
     return 1;
 }
 
+static int input_turn(struct avmm_queue *q) {
+    struct avmm_ring_error err;
+    struct iovec iov[MAX_IOV];
+    uint16_t heads[64];
+    uint32_t lengths[64];
+    uint8_t bytes[700];
+    uint32_t size = below(4) ? below(sizeof bytes) : 0;
+    uint16_t in_flight = q->last_avail - q->used_idx;
+    struct avmm_input in = {iov, heads, lengths, below(8) ? MAX_IOV : 1, q->size, 0};
+    memset(bytes, 7, sizeof bytes);
+    assert(avmm_queue_input(q, &mem, &in, bytes, size, &err) <= size);
+    if (err.code && err.code != AVMM_RING_NO_ROOM)
+        return 0;
+    assert((uint16_t)(q->last_avail - q->used_idx) == in_flight);
+    return 1;
+}
+
 static int round_trip(uint64_t counts[16]) {
     struct avmm_queue q = {.size = 1u << below(6), .event_idx = below(2), .indirect = below(8) != 0};
     uint64_t pages[3][8];
@@ -125,13 +142,13 @@ static int round_trip(uint64_t counts[16]) {
     uint16_t heads[MAX_CHAINS];
     uint32_t zeros[MAX_CHAINS] = {0};
     struct avmm_output output = {.chains = batch, .heads = heads, .lengths = zeros, .max_chains = 1 + below(MAX_CHAINS)};
-    int streams = !below(3); /* else the parts */
+    int streams = below(3); /* 0: output, 1: input, else the parts */
     for (int turn = 0; turn < 4; turn++) {
         uint64_t room;
         uint16_t idx = q.last_avail + below(below(20) ? q.size + 1 : 70000);
         memcpy(avmm_mem_span(&mem, at[1] + 2, AVMM_MEM_READ, &room), &idx, 2);
-        if (streams) {
-            if (!output_turn(&q, &output, batch_iov))
+        if (streams < 2) {
+            if (!(streams ? input_turn(&q) : output_turn(&q, &output, batch_iov)))
                 break;
             continue;
         }

@@ -19,3 +19,12 @@ struct avmm_output {
 };
 uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
                            uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err);
+struct avmm_input {
+    struct iovec *iov;
+    uint16_t *heads;
+    uint32_t *lengths;
+    uint32_t max_iov, max_chains;
+    uint32_t returned;
+};
+uint32_t avmm_queue_input(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_input *in, const uint8_t *data,
+                          uint32_t size, struct avmm_ring_error *err);

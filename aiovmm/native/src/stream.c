@@ -135,3 +135,40 @@ uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, str
     }
     return done;
 }
+
+/* Copy `data` into the writable bytes of a chain, as far as it has room; how many. */
+static uint32_t copy_in(const struct avmm_chain *chain, const struct iovec *iov, const uint8_t *data, uint32_t size)
+{
+    uint32_t done = 0;
+
+    iov += chain->n_read;
+    for (uint32_t i = 0; i < chain->n_write && done < size; i++) {
+        uint32_t length = iov[i].iov_len < size - done ? (uint32_t)iov[i].iov_len : size - done;
+        memcpy(iov[i].iov_base, data + done, length);
+        done += length;
+    }
+    return done;
+}
+
+uint32_t avmm_queue_input(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_input *in, const uint8_t *data,
+                          uint32_t size, struct avmm_ring_error *err)
+{
+    struct avmm_chain chain;
+    uint32_t done = 0, n = 0;
+
+    err->code = 0;
+    while (n < in->max_chains && (done < size || !size)) {
+        if (avmm_queue_pop(q, mem, &chain, 1, in->iov, NULL, in->max_iov, err) <= 0)
+            break;
+        if (!size && chain.write_bytes) {
+            avmm_queue_put_back(q, 1);
+            break;
+        }
+        in->lengths[n] = copy_in(&chain, in->iov, data + done, size - done);
+        done += in->lengths[n];
+        in->heads[n++] = chain.head;
+    }
+    avmm_queue_push(q, in->heads, in->lengths, n);
+    in->returned = n;
+    return done;
+}

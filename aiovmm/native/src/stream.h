@@ -1,4 +1,4 @@
-/* Chains as streams of bytes: filled from a file descriptor (entropy), or copied out into a buffer (console). */
+/* Chains as streams of bytes: filled from a file descriptor (entropy), copied out or filled from a buffer (console). */
 #ifndef AIOVMM_STREAM_H
 #define AIOVMM_STREAM_H
 #include "ring.h"
@@ -38,5 +38,20 @@ struct avmm_output {
  * is raised. `err->code` is 0, or what was wrong with the chain behind the last (as for avmm_queue_pop). */
 uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
                            uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err);
+
+/* Where avmm_queue_input works: room for `max_chains` (the queue's size) heads and lengths, and `max_iov` segments. */
+struct avmm_input {
+    struct iovec *iov;
+    uint16_t *heads;
+    uint32_t *lengths;
+    uint32_t max_iov, max_chains;
+    uint32_t returned; /* by the last call: chains */
+};
+
+/* Fill as many chains as `data` needs, or as there are, each to its end before the next is begun; returns them, at once, and
+ * says how many bytes they took. No interrupt is raised. Chains without room go back empty. Without data (`size` 0) it only does
+ * this, and looks whether the chain behind them is well formed. `err` as for avmm_queue_output. */
+uint32_t avmm_queue_input(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_input *in, const uint8_t *data,
+                          uint32_t size, struct avmm_ring_error *err);
 
 #endif

@@ -1,11 +1,10 @@
 """The console device, VIRTIO 1.2 §5.3, with one port: bytes from the guest, bytes to it, the terminal's size.
 
-Output: all chains that are there are copied out at once and returned, then their bytes are handed on in one piece. Linux spins
-until its chain comes back, so the output of a busy guest is a chain at a time, and what counts is how soon it is returned.
+Output: chains are copied out and returned at once, and their bytes handed on in large pieces; see `output`.
 
-Input: the guest's buffers are the only buffer. The device holds one of them at a time, validated, and `receive` copies straight
-into it; without one `receive` takes nothing, and the writable callback is called when the guest has offered another. So what the
-guest has not read stays with the writer, across resets and reboots.
+Input: the guest's buffers are the only buffer. `receive` copies straight into as many of them as it needs; when there are too few
+it takes less, and the writable callback is called when the guest has offered others. So what the guest has not read stays with
+the writer, across resets and reboots.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import asyncio
 import struct
 from collections.abc import Callable
 
+from aiovmm.devices.virtio.console.input import InputFiller
 from aiovmm.devices.virtio.console.output import OutputCopier
 from aiovmm.virtqueue import Queue, VirtioDevice
-from aiovmm.virtqueue.chain import Chain
 
 __all__ = ["F_EMERG_WRITE", "F_SIZE", "ConsoleDevice"]
 
@@ -41,24 +40,13 @@ class ConsoleDevice(VirtioDevice):
         self._size = size
         self._writable: Callable[[], None] | None = None
         self._refused = False  # `receive` took less than it was given
-        self._receiveq: Queue | None = None
-        self._buffer: Chain | None = None  # the guest's, for the next input
-        self._filled = asyncio.Event()
+        self._input: InputFiller | None = None  # of a live device
 
     # -- the host's side
 
     def receive(self, data: bytes) -> int:
         """Give the guest bytes to read; how many of them it had room for."""
-        chain, queue = self._buffer, self._receiveq
-        if chain is None or queue is None:
-            self._refused = True
-            return 0
-        taken = min(len(data), chain.room)
-        if taken:
-            chain.write(memoryview(data)[:taken])
-            self._buffer = None
-            queue.push(chain)
-            self._filled.set()
+        taken = self._input.fill(data) if self._input is not None else 0
         self._refused = taken < len(data)
         return taken
 
@@ -89,25 +77,13 @@ class ConsoleDevice(VirtioDevice):
         receiveq, transmitq = queues
         if features & F_SIZE:
             self.config_changed()  # Linux reads the size only when it is told of a change
+        self._input = InputFiller(receiveq, self._invite)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._serve_input(receiveq), name="console input")
+                group.create_task(self._input.serve(), name="console input")
                 group.create_task(OutputCopier(transmitq, self._output).serve(), name="console output")
         finally:
-            if self._buffer is not None and self._receiveq is not None:
-                self._receiveq.put_back(self._buffer)  # a queue that is resumed has it again
-            self._buffer = self._receiveq = None
-
-    async def _serve_input(self, queue: Queue) -> None:
-        self._receiveq = queue
-        async for chain in queue:
-            if not chain.room:
-                queue.push(chain)
-                continue
-            self._filled.clear()
-            self._buffer = chain
-            self._invite()
-            await self._filled.wait()
+            self._input = None
 
     def _invite(self) -> None:
         if self._refused and self._writable is not None:
