@@ -12,6 +12,10 @@ uint32_t avmm_frames_copy(const struct avmm_chain *chains, uint32_t first, uint3
                           uint32_t header_size, uint64_t skip, uint8_t *to, uint32_t length);
 int avmm_frame_put(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, const uint8_t *header,
                    uint32_t header_size, uint16_t *heads, uint32_t *lengths);
+struct avmm_frames_taken {
+    uint32_t chains;
+    uint32_t drained;
+};
 int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t end, const struct iovec *iov,
                          const uint8_t *header, uint32_t header_size, uint32_t length_at, uint32_t limit, uint16_t *heads,
-                         uint32_t *lengths, uint32_t *used);
+                         uint32_t *lengths, struct avmm_frames_taken *taken);

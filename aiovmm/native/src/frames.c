@@ -154,11 +154,11 @@ int avmm_frame_put(const struct avmm_chain *chains, uint32_t index, const struct
 
 int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t end, const struct iovec *iov,
                          const uint8_t *header, uint32_t header_size, uint32_t length_at, uint32_t limit, uint16_t *heads,
-                         uint32_t *lengths, uint32_t *used) {
+                         uint32_t *lengths, struct avmm_frames_taken *taken) {
     struct iovec parts[2 * PARTS];
     uint32_t room[PARTS], count = 0, i, wanted = 0;
     uint8_t copy[64];
-    *used = 0;
+    *taken = (struct avmm_frames_taken){0};
     if (header_size > sizeof copy || length_at + sizeof(uint32_t) > header_size)
         return -EINVAL;
     for (i = first; i < end && i - first < PARTS && count < PARTS && wanted < limit; i++) {
@@ -185,6 +185,8 @@ int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first
     while (got < 0 && errno == EINTR);
     if (got < 0)
         return -errno;
+    /* A unix socket also stops behind descriptors that were sent along, which are lost here (MSG_CTRUNC): there may be more. */
+    taken->drained = (uint32_t)got < wanted && !(message.msg_flags & MSG_CTRUNC);
     memcpy(copy, header, header_size);
     uint32_t left = (uint32_t)got;
     for (i = first; left; i++) {
@@ -193,7 +195,7 @@ int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first
         avmm_frame_put(chains, i, iov, copy, header_size, heads, lengths);
         lengths[i] = header_size + payload;
         left -= payload;
-        ++*used;
+        taken->chains++;
     }
     return got;
 }

@@ -35,11 +35,16 @@ uint32_t avmm_frames_copy(const struct avmm_chain *chains, uint32_t first, uint3
 int avmm_frame_put(const struct avmm_chain *chains, uint32_t index, const struct iovec *iov, const uint8_t *header,
                    uint32_t header_size, uint16_t *heads, uint32_t *lengths);
 
+struct avmm_frames_taken {
+    uint32_t chains;  /* filled */
+    uint32_t drained; /* the socket had less than there was room for: whatever it has next will be an event */
+};
+
 /* Receive at most `limit` bytes as the payloads of the chains [first, end), each after a copy of `header` with the
  * payload's size as 32 bits at `length_at`. Bytes (0: end of the stream) or -errno; -EMSGSIZE: the first chain has no
- * room for a payload. `used` chains were filled; `heads` and `lengths` are set for these, from index `first` on. */
+ * room for a payload. `heads` and `lengths` are set for the chains that were filled, from index `first` on. */
 int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t end, const struct iovec *iov,
                          const uint8_t *header, uint32_t header_size, uint32_t length_at, uint32_t limit, uint16_t *heads,
-                         uint32_t *lengths, uint32_t *used);
+                         uint32_t *lengths, struct avmm_frames_taken *taken);
 
 #endif

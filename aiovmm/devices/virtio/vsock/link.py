@@ -13,7 +13,7 @@ from typing import Any
 
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, LENGTH_AT, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND
-from aiovmm.devices.virtio.vsock.poller import GONE, IN, OUT
+from aiovmm.devices.virtio.vsock.poller import ENDING, GONE, IN, OUT
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue.batch import Batch
 
@@ -48,6 +48,9 @@ class Link:
         self.lingering = False  # the guest's side is over; the backlog still goes to the host
         self.closed = False
         self._hung_up = False
+        self._ending = (
+            False  # an end, or out-of-band data, is or was behind what can be read: no further event may tell of it
+        )
         self._deaf = False  # the host reads no more
         self._changed = changed
 
@@ -57,6 +60,8 @@ class Link:
         """Readiness, as epoll reports it."""
         if events & OUT and self.backlog:
             self.flush()
+        if events & (ENDING | GONE):
+            self._ending = True
         if events & GONE:
             self._hung_up = True
             self._host_is_gone()
@@ -125,7 +130,7 @@ class Link:
     # -- from the host -------------------------------------------------------------------------------------------------
 
     def receive(
-        self, batch: Batch, first: int, header: Any, limit: int, heads: Any, lengths: Any, used: Any
+        self, batch: Batch, first: int, header: Any, limit: int, heads: Any, lengths: Any, taken: Any
     ) -> int | None:
         """At most `limit` bytes into chains from `first` on; None if the first has no room for a payload."""
         got: int = lib.avmm_frames_recv(
@@ -140,10 +145,12 @@ class Link:
             limit,
             heads,
             lengths,
-            used,
+            taken,
         )
         if got > 0:
             self.connection.sent(got)
+            if taken.drained and not self._ending:
+                self.readable = False  # without asking once more: what comes next is an event
             return got
         if got == -errno.EMSGSIZE:
             return None

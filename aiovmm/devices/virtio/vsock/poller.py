@@ -10,9 +10,10 @@ import asyncio
 import select
 from collections.abc import Callable
 
-__all__ = ["GONE", "IN", "OUT", "Poller"]
+__all__ = ["ENDING", "GONE", "IN", "OUT", "Poller"]
 
-IN, OUT = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
+ENDING = select.EPOLLRDHUP | select.EPOLLPRI
+IN, OUT = select.EPOLLIN | ENDING, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
 _EVENTS = 128  # handled before the loop gets a turn
 

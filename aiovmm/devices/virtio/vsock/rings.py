@@ -49,7 +49,7 @@ class Rings:
         self._batch = Batch(min(_RX_BATCH, self._rx.size), 4 * _RX_BATCH)
         self._heads = ffi.new("uint16_t[]", _RX_BATCH)
         self._lengths = ffi.new("uint32_t[]", _RX_BATCH)
-        self._used = ffi.new("uint32_t *")
+        self._taken = ffi.new("struct avmm_frames_taken *")
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for malformed chains."""
@@ -171,10 +171,10 @@ class Rings:
         elif at < count:
             header = connection.header()
             limit = min(credit, _TURN)
-            got = link.receive(self._batch, at, header, limit, self._heads, self._lengths, self._used)
+            got = link.receive(self._batch, at, header, limit, self._heads, self._lengths, self._taken)
             if got is None:
                 raise ChainError("an rx buffer has no room for a payload", self._batch.chains[at].head)
-            at += self._used[0]
+            at += self._taken.chains
             if link.readable:
                 self._switch.muxer.schedule(connection)
         else:
