@@ -7,6 +7,7 @@ import os
 import random
 import struct
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from aiovmm.console import Console
 from aiovmm.devices.virtio.console import ConsoleDevice, output
-from aiovmm.devices.virtio.console.output import PIECE, Patience
+from aiovmm.devices.virtio.console.output import PIECE, LookPolicy
 from aiovmm.errors import ChainError
 from aiovmm.memory import PAGE_SIZE
 from aiovmm.testing import Descriptor, Harness
@@ -118,15 +119,26 @@ async def test_output_that_is_held_back_is_not_lost_by_a_reset_or_a_malformed_ch
         assert b"".join(pieces) == b"first second third fourth "
 
 
-def test_looking_within_native_code_is_tried_seldom_where_it_is_vain() -> None:
-    patience = Patience()
+def test_looking_within_native_code_is_tried_seldom_where_it_is_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(output, "lib", SimpleNamespace(avmm_is_tcg=lambda: False))
+    policy = LookPolicy()
     looks = 0
     for _ in range(1000):
-        looks += patience.pays
-        patience.note(found=False)
+        looks += policy.look > 0
+        policy.note(found=False)
     assert 0 < looks < 100
-    patience.note(found=True)
-    assert patience.pays
+    policy.note(found=True)
+    assert policy.look == output.LOOK
+
+
+@pytest.mark.parametrize(("processors", "tcg"), [(1, False), (2, True)])
+def test_nothing_is_looked_for_where_it_cannot_come_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, processors: int, tcg: bool
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    monkeypatch.setattr(output, "lib", SimpleNamespace(avmm_is_tcg=lambda: tcg))
+    assert LookPolicy().look == 0
 
 
 async def test_looking_in_vain_does_not_keep_the_loop_from_others(monkeypatch: pytest.MonkeyPatch) -> None:

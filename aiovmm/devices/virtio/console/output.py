@@ -11,13 +11,14 @@ The interrupt is considered when the native call ends: a driver that spins has b
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Batch, Queue
 
-__all__ = ["HOLD", "LOOK", "LOOKS", "PIECE", "TURN", "OutputCopier", "Patience"]
+__all__ = ["HOLD", "LOOK", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
 
 PIECE = 64 << 10
 """Bytes handed on at once. Bounds memory and a turn: a chain of overlapping descriptors can be 4 GiB of output."""
@@ -36,20 +37,22 @@ HOLD = 0.005
 a pause is handed on at once, and the rest when the guest pauses again."""
 
 
-class Patience:
-    """Whether to look within native calls. What comes of it is only known by trying: a guest that prints a line now and then, or
-    one whose processor is the one that would look, makes every look vain. After some of these in a row it is tried seldom."""
+class LookPolicy:
+    """How long to look within native calls. What comes of it is only known by trying: a guest that prints a line now and then, or
+    one whose processor is the one that would look, makes every look vain. After some of these in a row it is tried seldom. Never
+    where both share the only processor, nor on one that QEMU emulates, as when waiting for exits (see `kvm.patience`)."""
 
     VAIN = 4
     SELDOM = 16
 
     def __init__(self) -> None:
         self._vain = 0
+        self._look = 0 if lib.avmm_is_tcg() or len(os.sched_getaffinity(0)) < 2 else LOOK
 
     @property
-    def pays(self) -> bool:
-        """Whether to look this time."""
-        return self._vain < self.VAIN or self._vain % self.SELDOM == 0
+    def look(self) -> int:
+        """Nanoseconds, this time."""
+        return self._look if self._vain < self.VAIN or self._vain % self.SELDOM == 0 else 0
 
     def note(self, found: bool) -> None:
         """Chains were taken; whether further ones were found by looking. Also after those that were not followed by a look."""
@@ -69,7 +72,7 @@ class OutputCopier:
         self._piece = ffi.new("uint8_t[]", PIECE)
         self._held = 0  # bytes of it that have not been handed on
         self._handed_on = -HOLD  # when, the last time
-        self._patience = Patience()
+        self._policy = LookPolicy()
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for a malformed chain."""
@@ -90,10 +93,9 @@ class OutputCopier:
     def _copy(self) -> bool:
         """Take what there is, as far as it fits; whether there was any. Chains are back before their bytes are looked at."""
         batch, at, queue, held = self._batch, self._at, self._queue, self._held
-        look = LOOK if self._patience.pays else 0
         at.chains, at.max_chains, at.iov, at.max_iov = batch.chains, batch.max_chains, batch.iov, batch.max_iov
         size = lib.avmm_queue_output(
-            queue.native, queue.memory.table, at, self._piece + held, PIECE - held, look, TURN, batch.error
+            queue.native, queue.memory.table, at, self._piece + held, PIECE - held, self._policy.look, TURN, batch.error
         )
         queue.flush()
         self._held += size
@@ -104,7 +106,7 @@ class OutputCopier:
         if batch.error.code:
             raise queue.malformed(batch.error)
         if at.taken:
-            self._patience.note(at.found > 0)
+            self._policy.note(at.found > 0)
         return bool(size or at.taken)
 
     def _hand_on(self) -> None:
