@@ -13,9 +13,10 @@ import bisect
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol, runtime_checkable
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
 __all__ = ["BatchDevice", "Bus", "BusDevice", "FastPage", "NotingDevice", "Policy", "Range", "RunDevice", "Space"]
@@ -103,7 +104,7 @@ class Range:
         return self.base + self.size
 
 
-@dataclass
+@dataclass()
 class _Map:
     bases: list[int] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)

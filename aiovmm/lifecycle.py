@@ -11,8 +11,8 @@ VM is in already changes nothing. `stopped` is final.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import StateError
 
 __all__ = ["Event", "EventKind", "ExitReason", "ExitStatus", "Lifecycle", "VMState"]

@@ -12,9 +12,9 @@ import errno
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, UsageError
 from aiovmm.native import ffi
 

@@ -16,11 +16,12 @@ import errno
 import json
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aiovmm.boot.source import FileIdentity, FileSource
+from aiovmm.dataclass import dataclass
 
 __all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
 

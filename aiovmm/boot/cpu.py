@@ -9,9 +9,10 @@ nothing of this: they come out of reset into wait-for-SIPI, and the kernel start
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from aiovmm.boot import layout
+from aiovmm.dataclass import dataclass
 from aiovmm.memory import GuestMemory
 
 __all__ = ["CpuState", "DescriptorTable", "Segment", "boot_msrs", "linux64_state", "pvh_state"]

@@ -8,8 +8,9 @@ Documentation/virt/kvm/x86/cpuid.rst.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
 __all__ = ["CpuTopology", "CpuidEntry", "adjust", "apic_id"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from aiovmm.boot import layout
+from aiovmm.dataclass import dataclass
 
 __all__ = ["RAM", "RESERVED", "E820Entry", "memory_map"]
 

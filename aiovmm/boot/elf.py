@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+
+from aiovmm.dataclass import dataclass
 
 __all__ = ["ELF_MAGIC", "ElfError", "ElfImage", "ElfSegment", "is_static", "machine_name", "parse", "reader"]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiovmm.boot import elf
@@ -20,6 +19,7 @@ from aiovmm.boot.detect import HEAD_SIZE, describe
 from aiovmm.boot.elf import ElfImage, ElfSegment
 from aiovmm.boot.params import BOOT_FLAG, HEADER_MAGIC, HEADER_OFFSET, SetupHeader
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource, Source, open_regular
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, ImageError
 from aiovmm.memory import GuestMemory
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from aiovmm.boot.e820 import E820Entry
+from aiovmm.dataclass import dataclass
 
 __all__ = ["HEADER_OFFSET", "SetupHeader", "zero_page"]
 

@@ -7,9 +7,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import HostError, ImageError
 
 __all__ = ["BytesSource", "FileIdentity", "FileSource", "Source", "open_regular"]

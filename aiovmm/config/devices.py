@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aiovmm.config.devices import (
     RngConfig,
     VsockConfig,
 )
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = [

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
+from aiovmm.dataclass import dataclass
 from aiovmm.irq import LevelLine
 
 __all__ = ["AcpiControl", "Ged", "GedEvent", "GedEvents", "PmCounter", "PmTimer"]
@@ -50,7 +50,7 @@ class AcpiControl:
             self._on_shutdown()
 
 
-@dataclass
+@dataclass()
 class PmCounter:
     """The power management timer: counts PM_TIMER_HZ from `origin_ns`, by a monotonic clock in nanoseconds, and wraps."""
 
@@ -101,7 +101,7 @@ class GedEvent(enum.IntFlag):
     POWER_BUTTON = 8
 
 
-@dataclass
+@dataclass()
 class GedEvents:
     """Events that the guest has not fetched; the line is asserted while there are any."""
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
+from aiovmm.dataclass import dataclass
 from aiovmm.irq import IrqLine
 
 __all__ = ["I8042", "I8042Registers", "I8042State"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.native import ffi, lib
@@ -21,7 +21,7 @@ _ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
 _LARGEST = 4096  # entries; KVM itself knows 256 at most (KVM_MAX_CPUID_ENTRIES)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CpuidEntry:
     """The answer to CPUID with EAX = function, and ECX = index where flags say that the index counts."""
 

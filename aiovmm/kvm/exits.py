@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
 from typing import Any
 
+from aiovmm.dataclass import dataclass
 from aiovmm.native import lib
 
 __all__ = [
@@ -36,27 +36,27 @@ class SystemEventType(enum.IntEnum):
     SEV_TERM = 6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FinalExit:
     """Base of all: the vCPU is out of the guest and its thread has ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stopped(FinalExit):
     """It was asked to stop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shutdown(FinalExit):
     """KVM_EXIT_SHUTDOWN: a triple fault, which on a PC resets the machine."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Hlt(FinalExit):
     """KVM_EXIT_HLT: only without an interrupt controller in the kernel; nothing could wake the vCPU again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class InternalError(FinalExit):
     """KVM_EXIT_INTERNAL_ERROR. Suberror 1: the instruction emulator does not know `instruction` (up to 15 bytes)."""
 
@@ -70,7 +70,7 @@ class InternalError(FinalExit):
         return text + (f" at instruction bytes {self.instruction.hex(' ')}" if self.instruction else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FailEntry(FinalExit):
     """KVM_EXIT_FAIL_ENTRY: the processor refused the guest's state; `reason` is the hardware's code."""
 
@@ -78,7 +78,7 @@ class FailEntry(FinalExit):
     cpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SystemEvent(FinalExit):
     """KVM_EXIT_SYSTEM_EVENT: the guest asked its firmware interface for `type`."""
 
@@ -86,7 +86,7 @@ class SystemEvent(FinalExit):
     data: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunFailed(FinalExit):
     """KVM_RUN itself failed with `errno` (EFAULT: guest memory has no backing)."""
 
@@ -96,7 +96,7 @@ class RunFailed(FinalExit):
         return f"KVM_RUN: {os.strerror(self.errno)}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Debug(FinalExit):
     """KVM_EXIT_DEBUG at `pc`; `exception`, `dr6` and `dr7` as the processor has them."""
 
@@ -106,7 +106,7 @@ class Debug(FinalExit):
     dr7: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unknown(FinalExit):
     """An exit that this monitor does not handle: KVM's exit reason, and the hardware's where KVM does not know it."""
 

@@ -11,9 +11,9 @@ instruction after VMRUN) and CR3. With either it does so in one boot of about fi
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import cache
 
+from aiovmm.dataclass import dataclass
 from aiovmm.native import lib
 
 __all__ = ["Patience", "patience"]

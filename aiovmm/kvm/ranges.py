@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from aiovmm.bus import Range, Space
+from aiovmm.dataclass import dataclass
 from aiovmm.native import ffi, lib
 
 __all__ = ["RangeCounts", "RangeTable"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RangeCounts:
     """Accesses to one range, by how they were answered: `sync` made a vCPU wait for the event loop."""
 

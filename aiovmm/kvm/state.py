@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
+
+from aiovmm.dataclass import dataclass
 
 __all__ = ["BLOBS", "DescriptorTable", "MpState", "Regs", "Segment", "Sregs"]
 
@@ -18,7 +20,7 @@ class MpState:
     SIPI_RECEIVED = 4
 
 
-@dataclass(slots=True)
+@dataclass()
 class Regs:
     """General registers."""
 
@@ -42,7 +44,7 @@ class Regs:
     rflags: int = 2
 
 
-@dataclass(slots=True)
+@dataclass()
 class Segment:
     """A segment register with its hidden part. `limit` is in bytes, whatever the granularity."""
 
@@ -60,7 +62,7 @@ class Segment:
     unusable: int = 0
 
 
-@dataclass(slots=True)
+@dataclass()
 class DescriptorTable:
     """GDTR or IDTR."""
 
@@ -68,7 +70,7 @@ class DescriptorTable:
     limit: int = 0
 
 
-@dataclass(slots=True)
+@dataclass()
 class Sregs:
     """Segment, control and table registers."""
 

@@ -15,9 +15,9 @@ import errno
 import os
 import threading
 import weakref
-from dataclasses import dataclass
 from typing import Any
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
@@ -27,7 +27,7 @@ from aiovmm.native import ffi, lib
 __all__ = ["Vcpu", "VcpuCounters"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class VcpuCounters:
     """What one vCPU has done: `exits` from KVM, of which accesses by how they were answered, and waits on a full ring."""
 

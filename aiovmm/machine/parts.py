@@ -7,12 +7,13 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
 from aiovmm.config import VMConfig
 from aiovmm.console import Console
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 from aiovmm.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
@@ -33,7 +34,7 @@ class PluggedDevice:
     iommu: bool = False
 
 
-@dataclass
+@dataclass()
 class MachineParts:
     """See the module. `serial_output` gets what the guest prints on its serial port, `console_output` what it prints on hvc0."""
 

@@ -8,10 +8,10 @@ addresses. A BAR that loses answers nowhere, until the conflict is gone: then th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from aiovmm.bus import Space
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 from aiovmm.pci.plan import SegmentPlan, Window
 

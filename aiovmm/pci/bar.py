@@ -8,9 +8,9 @@ lets the function decode that space.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 
 from aiovmm.bus import Space
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 from aiovmm.pci.config_space import COMMAND, COMMAND_IO, COMMAND_MEM, ConfigSpace
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 import struct
-from dataclasses import dataclass
+
+from aiovmm.dataclass import dataclass
 
 __all__ = ["MSIX", "VENDOR", "VirtioCap", "VirtioCapType", "msix"]
 

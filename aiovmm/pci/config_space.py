@@ -8,8 +8,7 @@ extended space (0x100 and up) reads as zero, which means "no extended capabiliti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
 __all__ = ["CAPABILITIES_END", "COMMAND", "ConfigSpace", "Identity", "overlaps"]

@@ -8,9 +8,9 @@ memory slots instead of registers declares no regions and does all in `bar_moved
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 
 from aiovmm.bus import BusDevice, FastPage
+from aiovmm.dataclass import dataclass
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
 

@@ -10,8 +10,8 @@ Table and pending bits are the flat bytes that the guest reads, so the run loop 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
 __all__ = ["ENTRY_SIZE", "MAX_VECTORS", "Deliver", "MsixTable", "Route"]

@@ -7,8 +7,8 @@ host bridge, one `_SEG` and one MCFG entry a segment.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
 __all__ = ["ECAM_BASE", "ECAM_SIZE", "MMIO32", "SegmentPlan", "Window", "plan_segments"]

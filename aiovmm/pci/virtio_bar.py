@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from aiovmm.bus import BusDevice, FastPage, Policy
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestError
 from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
 from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig

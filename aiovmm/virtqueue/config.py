@@ -5,8 +5,7 @@ A transport fills a `QueueConfig` from register writes, as they come and uncheck
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import ChainError
 
 __all__ = ["NO_VECTOR", "QUEUE_SIZE_MAX", "QueueConfig", "QueueCounters", "QueuePosition"]
@@ -41,7 +40,7 @@ class QueueCounters:
         )
 
 
-@dataclass
+@dataclass()
 class QueueConfig:
     """One queue's registers. `size` counts descriptors; `desc`, `avail`, `used` are guest addresses (IOVAs behind an
     IOMMU); `vector` is the transport's interrupt vector for it. `inflight` is the host address of a record of requests in

@@ -7,9 +7,9 @@ are still where the translation has them; if not, the device is to be stopped. B
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import Any
 
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault
 from aiovmm.memory import PAGE_SIZE, AddressSpace
 from aiovmm.native import ffi, lib

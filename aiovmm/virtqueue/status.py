@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_RESET, VERSION_1
 

@@ -17,11 +17,12 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntFlag
 
 from aiovmm.boot.acpi.checks import U16, U32, require, require_apart
 from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.dataclass import dataclass
 
 __all__ = [
     "RESET_VALUE",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aiovmm.boot.acpi.checks import U16, U32, U64, require, require_window
+from aiovmm.dataclass import dataclass
 
 __all__ = ["EndpointRange", "IntxWire", "PciSegment", "VirtioIommu", "Window"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from aiovmm.boot.acpi.config import AcpiConfig
 from aiovmm.boot.acpi.dsdt import dsdt
@@ -12,6 +11,7 @@ from aiovmm.boot.acpi.madt import madt
 from aiovmm.boot.acpi.mcfg import mcfg
 from aiovmm.boot.acpi.sdt import RSDP_SIZE, rsdp, xsdt
 from aiovmm.boot.acpi.viot import viot
+from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["AcpiImage", "build"]

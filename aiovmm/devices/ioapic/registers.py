@@ -17,8 +17,7 @@ Source: Intel 82093AA I/O APIC data sheet (290566-001, May 1996), section 3; the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aiovmm.dataclass import dataclass
 from aiovmm.devices.ioapic.entry import (
     LEVEL_TRIGGERED,
     MASKED,

@@ -13,8 +13,8 @@ rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
+from aiovmm.dataclass import dataclass
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]

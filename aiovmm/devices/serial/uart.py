@@ -16,8 +16,7 @@ Source: National Semiconductor PC16550D data sheet, June 1995, section 8; the se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aiovmm.dataclass import dataclass
 from aiovmm.devices.serial.uart_modem import Modem
 from aiovmm.devices.serial.uart_receiver import Receiver
 from aiovmm.devices.serial.uart_registers import (

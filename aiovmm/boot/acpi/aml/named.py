@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from aiovmm.boot.acpi.aml.data import integer
 from aiovmm.boot.acpi.aml.encoding import name_string, package_of, raw_pkg_length
+from aiovmm.dataclass import dataclass
 
 __all__ = [
     "Access",

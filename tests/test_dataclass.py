@@ -1,0 +1,179 @@
+"""aiovmm.dataclass against the standard library's dataclasses: the same classes, made by both, behave alike."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import pickle
+from dataclasses import FrozenInstanceError, field
+from typing import Any
+
+import pytest
+
+from aiovmm.dataclass import dataclass
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Two fields with a default, one without, and a check."""
+
+    a: int
+    b: tuple[int, ...] = ()
+    c: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.a < 0:
+            raise ValueError("a is negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Theirs:
+    """The same."""
+
+    a: int
+    b: tuple[int, ...] = ()
+    c: list[int] = field(default_factory=list)
+
+
+CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((1,), {}),
+    ((), {"a": 1}),
+    ((1, (2,)), {"c": [3]}),
+    ((1, (2,), [3]), {}),
+    ((), {}),
+    ((1,), {"a": 1}),
+    ((1,), {"d": 1}),
+    ((1, (2,), [3], 4), {}),
+    ((), {"b": (1,)}),
+]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), CALLS)
+def test_a_call_gives_the_same_values_or_is_refused(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        theirs = Theirs(*args, **kwargs)
+    except TypeError:
+        with pytest.raises(TypeError, match=r"Ours\(\): "):
+            Ours(*args, **kwargs)
+    else:
+        ours = Ours(*args, **kwargs)
+        assert dataclasses.asdict(ours) == dataclasses.asdict(theirs)
+        assert repr(ours) == repr(theirs).replace("Theirs", "Ours")
+
+
+def test_a_default_factory_makes_a_new_value_each_time() -> None:
+    assert Ours(1).c is not Ours(1).c
+
+
+def test_values_compare_and_a_frozen_one_hashes() -> None:
+    assert Ours(1) == Ours(1)
+    assert Ours(1) != Ours(2)
+    assert Ours(1) != Theirs(1)
+    assert hash(Point(1, 2)) == hash(Point(1, 2))
+    assert len({Point(1, 2), Point(1, 2), Point(2, 1)}) == 2
+
+
+def test_a_frozen_one_cannot_be_changed() -> None:
+    point = Point(1, 2)
+    with pytest.raises(FrozenInstanceError):
+        point.x = 2  # type: ignore[misc]
+    with pytest.raises(FrozenInstanceError):
+        del point.x
+    assert point.x == 1
+
+
+def test_replace_checks_again() -> None:
+    assert dataclasses.replace(Ours(1), b=(5,)) == Ours(1, (5,))
+    with pytest.raises(ValueError, match="negative"):
+        dataclasses.replace(Ours(1), a=-1)
+
+
+def test_copies_and_pickles() -> None:
+    point = Point(1, 2)
+    assert pickle.loads(pickle.dumps(point)) == copy.deepcopy(point) == copy.copy(point) == point
+
+
+def test_the_signature_is_that_of_the_fields() -> None:
+    ours, theirs = inspect.signature(Ours), inspect.signature(Theirs)
+    assert list(ours.parameters) == list(theirs.parameters)
+    assert [p.kind for p in ours.parameters.values()] == [p.kind for p in theirs.parameters.values()]
+
+
+@dataclass(frozen=True)
+class Point:
+    """No defaults."""
+
+    x: int
+    y: int
+
+
+def test_it_matches_by_position() -> None:
+    match Point(1, 2):
+        case Point(x, y):
+            assert (x, y) == (1, 2)
+
+
+@dataclass(kw_only=True)
+class Named:
+    """A base whose fields are given by name."""
+
+    name: str = ""
+
+
+@dataclass()
+class Placed(Named):
+    """Its own field is given by position."""
+
+    z: int
+
+
+def test_inherited_fields_and_ones_given_by_name() -> None:
+    placed = Placed(3, name="here")
+    assert (placed.z, placed.name) == (3, "here")
+    assert Placed(3).name == ""
+    with pytest.raises(TypeError):
+        Placed(3, "here")  # type: ignore[misc]
+    placed.z = 4
+    assert placed == Placed(4, name="here")
+    assert str(inspect.signature(Placed)) == "(z: 'int', *, name: 'str' = '') -> None"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(placed)
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """Only equal to itself."""
+
+    x: int
+
+
+def test_without_eq_identity_counts() -> None:
+    one = Identity(1)
+    assert one == one
+    assert one != Identity(1)
+    assert {one: 1}[one] == 1
+
+
+@dataclass(frozen=True)
+class Own:
+    """Says itself how it is printed."""
+
+    x: int
+
+    def __repr__(self) -> str:
+        return "mine"
+
+
+def test_what_a_class_defines_itself_stays() -> None:
+    assert repr(Own(1)) == "mine"
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No fields."""
+
+
+def test_one_without_fields() -> None:
+    assert Nothing() == Nothing()
+    assert repr(Nothing()) == "Nothing()"
