@@ -1,4 +1,9 @@
-"""Guest memory: a memfd mapped shared, so that other processes can be given it and snapshots can be taken of it.
+"""Guest memory: private, or a memfd mapped shared that other processes can be given.
+
+Private memory is anonymous, which is what the kernel gives huge pages for of itself: loading a kernel then costs a page
+fault for 2 MiB instead of 4 KiB, and so does what the guest touches, twice (the processor's nested page tables have large
+entries where guest-physical and host addresses agree modulo 2 MiB). Shared memory has them only if the host's administrator
+has allowed it (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
 
 `slice` hands out bounds-checked, writable views; a view keeps its mapping alive, so memory is never unmapped under
 somebody's feet. Native code walks the same regions through `table` (see native/src/mem.h). Anything that rings and devices
@@ -8,6 +13,7 @@ use to reach memory has the shape of `AddressSpace`: guest memory itself, or a t
 from __future__ import annotations
 
 import bisect
+import contextlib
 import errno
 import mmap
 import os
@@ -21,7 +27,9 @@ from aiovmm.native import ffi
 __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 
 PAGE_SIZE = 4096
+_HUGE_PAGE = 2 << 20
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; in the mmap module only from CPython 3.13 on
+_MADV_POPULATE_WRITE = 23  # Linux 5.14
 _PERM_RW = 3
 _NO_HUGE_PAGES = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
 
@@ -45,7 +53,7 @@ class AddressSpace(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class MemoryRegion:
-    """`size` bytes of guest-physical space at `gpa`, backed by `fd` at `offset` and mapped here at `host`."""
+    """`size` bytes of guest-physical space at `gpa`, mapped here at `host`; backed by `fd` at `offset`, or by none (-1)."""
 
     gpa: int
     size: int
@@ -63,7 +71,7 @@ class MemoryRegion:
 
 
 class GuestMemory:
-    """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its memfd and mappings."""
+    """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its mappings, and its memfd if it is shared."""
 
     def __init__(self) -> None:
         self._regions: list[MemoryRegion] = []
@@ -81,21 +89,21 @@ class GuestMemory:
         shared: bool = True,
         hugepages: bool = False,
         prefault: bool = False,
+        thp: bool = True,
         name: str = "aiovmm-ram",
     ) -> GuestMemory:
-        """RAM at `ranges` of (gpa, size in bytes), page-aligned, all in one memfd. Raises HostError, UsageError."""
+        """RAM at `ranges` of (gpa, size in bytes), page-aligned. Raises HostError, UsageError.
+
+        `hugepages` come from the host's reserve, `thp` are those that the kernel makes for private memory as it can.
+        """
         memory = cls()
-        flags = os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugepages else 0)
         total = sum(size for _, size in ranges)
-        fd = -1
         try:
-            fd = os.memfd_create(name, flags)
-            memory._fds.append(fd)
-            os.ftruncate(fd, total)
-            offset = 0
-            for gpa, size in ranges:
-                memory.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages)
-                offset += size
+            if shared or hugepages:
+                memory._create_fd(ranges, total, name, shared=shared, hugepages=hugepages, prefault=prefault)
+            else:
+                for gpa, size in ranges:
+                    memory._map_private(gpa, size, prefault=prefault, thp=thp)
         except OSError as exc:
             memory.close()
             if isinstance(exc, HostError):
@@ -108,6 +116,34 @@ class GuestMemory:
             memory.close()
             raise
         return memory
+
+    def _create_fd(
+        self, ranges: Sequence[tuple[int, int]], total: int, name: str, *, shared: bool, hugepages: bool, prefault: bool
+    ) -> None:
+        """All ranges in one memfd."""
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugepages else 0))
+        self._fds.append(fd)
+        os.ftruncate(fd, total)
+        offset = 0
+        for gpa, size in ranges:
+            self.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages)
+            offset += size
+
+    def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool) -> None:
+        """Anonymous memory. No child process gets it: if one had a copy, each write here would first copy a page."""
+        self._check_place(gpa, size)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        mapping = mmap.mmap(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        start = (gpa - _address(mapping)) % _HUGE_PAGE
+        mapping.madvise(mmap.MADV_DONTFORK)
+        with contextlib.suppress(OSError):  # a kernel without them
+            mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
+        if prefault:
+            mapping.madvise(_MADV_POPULATE_WRITE, start, size)
+        host = _address(mapping) + start
+        self._insert(
+            MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False), memoryview(mapping)[start : start + size]
+        )
 
     def map_fd(
         self,
@@ -126,10 +162,7 @@ class GuestMemory:
         `reserve` has the kernel refuse now what it could not give later. Huge pages need that: there is a fixed number of
         them, and touching a page that is not to be had is a SIGBUS, which would end the process and all guests in it.
         """
-        if size <= 0 or gpa < 0 or (gpa | size | offset) % PAGE_SIZE:
-            raise UsageError(f"memory region {gpa:#x} + {size:#x} (file offset {offset:#x}) is not page-aligned")
-        if any(gpa < r.end and r.gpa < gpa + size for r in self._regions):
-            raise UsageError(f"memory region {gpa:#x} + {size:#x} overlaps another")
+        self._check_place(gpa, size, offset)
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
         flags |= (0 if reserve else _MAP_NORESERVE) | (mmap.MAP_POPULATE if prefault else 0)
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
@@ -138,16 +171,22 @@ class GuestMemory:
         except OSError as exc:
             hint = _NO_HUGE_PAGES if reserve else ""
             raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc
-        holder = ffi.from_buffer(mapping)
-        host = int(ffi.cast("uintptr_t", holder))
-        ffi.release(holder)
-        region = MemoryRegion(gpa, size, fd, offset, mapping, host, readonly, shared)
-        i = bisect.bisect_left(self._bases, gpa)
-        self._bases.insert(i, gpa)
-        self._regions.insert(i, region)
-        self._views.insert(i, memoryview(mapping))
-        self._publish()
+        region = MemoryRegion(gpa, size, fd, offset, mapping, _address(mapping), readonly, shared)
+        self._insert(region, memoryview(mapping))
         return region
+
+    def _check_place(self, gpa: int, size: int, offset: int = 0) -> None:
+        if size <= 0 or gpa < 0 or (gpa | size | offset) % PAGE_SIZE:
+            raise UsageError(f"memory region {gpa:#x} + {size:#x} (file offset {offset:#x}) is not page-aligned")
+        if any(gpa < r.end and r.gpa < gpa + size for r in self._regions):
+            raise UsageError(f"memory region {gpa:#x} + {size:#x} overlaps another")
+
+    def _insert(self, region: MemoryRegion, view: memoryview) -> None:
+        i = bisect.bisect_left(self._bases, region.gpa)
+        self._bases.insert(i, region.gpa)
+        self._regions.insert(i, region)
+        self._views.insert(i, view)
+        self._publish()
 
     def unmap(self, region: MemoryRegion) -> None:
         """Take a region out. The mapping itself goes when its last view does."""
@@ -219,6 +258,13 @@ class GuestMemory:
         self._table.count = 0
         self._table.regions = array
         self._table.count = len(self._regions)
+
+
+def _address(mapping: mmap.mmap) -> int:
+    holder = ffi.from_buffer(mapping)
+    address = int(ffi.cast("uintptr_t", holder))
+    ffi.release(holder)
+    return address
 
 
 def _close_mapping(mapping: mmap.mmap) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from aiovmm.errors import GuestFault, HostError, UsageError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
+from aiovmm.native import ffi
 
 HUGE = 2 << 20
 LOW, HIGH = (0, 4 * PAGE_SIZE), (1 << 32, 4 * PAGE_SIZE)
@@ -31,13 +33,68 @@ def huge_pages(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def test_what_is_written_is_read_and_is_in_the_file(memory: GuestMemory) -> None:
+@pytest.fixture(params=[True, False], ids=["shared", "private"])
+def either(request: pytest.FixtureRequest) -> Iterator[GuestMemory]:
+    memory = GuestMemory.create([LOW, HIGH], shared=request.param)
+    yield memory
+    memory.close()
+
+
+def test_what_is_written_is_read(either: GuestMemory) -> None:
+    either.write(HIGH[0] + 5, b"hello")
+    assert either.read(HIGH[0] + 5, 5) == b"hello"
+    either.slice(0, 3)[:] = b"abc"
+    assert either.read(0, 3) == b"abc"
+    assert either.read(PAGE_SIZE, 8) == bytes(8)
+    address = either.host_address(0, 3)
+    assert bytes(ffi.buffer(ffi.cast("char *", address), 3)) == b"abc"
+
+
+def test_shared_memory_is_in_its_file(memory: GuestMemory) -> None:
     memory.write(HIGH[0] + 5, b"hello")
-    assert memory.read(HIGH[0] + 5, 5) == b"hello"
     region = memory.regions[1]
+    assert region.shared
     assert os.pread(region.fd, 5, region.offset + 5) == b"hello"
-    memory.slice(0, 3)[:] = b"abc"
-    assert memory.read(0, 3) == b"abc"
+
+
+def flags_of(address: int) -> set[str]:
+    """What /proc/self/smaps says of the mapping that has this address (proc(5), VmFlags)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            start, end = (int(text, 16) for text in first.split("-"))
+            inside = start <= address < end
+        elif inside and first == "VmFlags:":
+            return set(line.split()[1:])
+    raise AssertionError(f"nothing is mapped at {address:#x}")
+
+
+@pytest.mark.parametrize("thp", [True, False])
+def test_private_memory_lies_so_that_huge_pages_fit_and_no_child_process_has_it(thp: bool) -> None:
+    memory = GuestMemory.create([(0, 4 * HUGE), (1 << 32, HUGE)], shared=False, thp=thp)
+    for region in memory.regions:
+        assert (region.host - region.gpa) % HUGE == 0
+        assert (region.fd, region.shared) == (-1, False)
+        flags = flags_of(region.host)
+        assert "dc" in flags  # not copied by fork
+        assert ("hg" in flags, "nh" in flags) in ((thp, not thp), (False, False))  # a kernel may know no huge pages
+    memory.close()
+
+
+def test_private_memory_is_there_when_it_is_to_be_prefaulted() -> None:
+    memory = GuestMemory.create([(0, 4 * HUGE)], shared=False, prefault=True)
+    resident = mincore(memory.regions[0].host, 4 * HUGE)
+    assert all(resident)
+    memory.close()
+
+
+def mincore(address: int, size: int) -> list[bool]:
+    """Which pages are in memory (mincore(2))."""
+    vector = ctypes.create_string_buffer(size // PAGE_SIZE)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(size), vector) == 0
+    return [bool(byte & 1) for byte in vector.raw]
 
 
 @given(

@@ -42,7 +42,7 @@ def _device_options(function: Any) -> Any:
 @click.option("--initramfs", type=click.Path(path_type=Path), help="Initial RAM file system.")
 @click.option("--cmdline", help="Kernel command line (one that fits the consoles).")
 @click.option("--cpus", metavar="N|boot=,max=", help="Processors (1).")
-@click.option("--memory", metavar="SIZE|size=,...", help="RAM (512M); size=,shared=,hugepages=,prefault=.")
+@click.option("--memory", metavar="SIZE|size=,...", help="RAM (512M); size=,shared=,hugepages=,prefault=,thp=.")
 @click.option("--serial", metavar="PLACE", help="ttyS0: tty, pty, socket=PATH, file=PATH, null or off.")
 @click.option("--console", metavar="PLACE", help="hvc0, likewise.")
 @click.option("--rng", metavar="src=", help="Source of entropy (/dev/urandom).")

@@ -54,12 +54,16 @@ class CpusConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Guest RAM: `size` in bytes. `shared` mappings can be given to other processes; `prefault` touches every page now."""
+    """Guest RAM: `size` in bytes. `shared` memory can be given to other processes (None: if a device needs that, vhost-user
+    does); memory that is not has huge pages where the kernel finds some (`thp`). `hugepages` are those that the host has
+    reserved. `prefault` touches every page now.
+    """
 
     size: int = 512 * MIB
-    shared: bool = True
+    shared: bool | None = None
     hugepages: bool = False
     prefault: bool = False
+    thp: bool = True
 
     def __post_init__(self) -> None:
         if self.size < 2 * MIB:

@@ -42,7 +42,7 @@ _RATE_LIMIT = frozenset(
 )
 _ABSENT: dict[str, frozenset[str]] = {
     "cpus": frozenset({"topology", "kvm_hyperv", "max_phys_bits", "affinity", "features", "nested"}),
-    "memory": frozenset({"mergeable", "hugepage_size", "thp", "hotplug_method", "hotplug_size", "hotplugged_size"}),
+    "memory": frozenset({"mergeable", "hugepage_size", "hotplug_method", "hotplug_size", "hotplugged_size"}),
     "disk": frozenset({*_RATE_LIMIT, "rate_limit_group", "queue_affinity", "backing_files"}),
     "net": frozenset({*_RATE_LIMIT, "vhost_mode"}),
     "device": frozenset({"x_nv_gpudirect_clique"}),
@@ -137,10 +137,11 @@ def parse_cpus(text: str) -> CpusConfig:
 
 
 def parse_memory(text: str) -> MemoryConfig:
-    """`512M`, or `size=512M,shared=on,hugepages=off,prefault=off`."""
+    """`512M`, or `size=512M,shared=on,hugepages=off,prefault=off,thp=on`."""
     if "=" not in text:
         return MemoryConfig(size=parse_size("memory", text))
-    keys = {"size": parse_size, "shared": parse_bool, "hugepages": parse_bool, "prefault": parse_bool}
+    switches = ("shared", "hugepages", "prefault", "thp")
+    keys: dict[str, Converter] = {"size": parse_size, **dict.fromkeys(switches, parse_bool)}
     return MemoryConfig(**_convert("memory", text, keys))
 
 

@@ -168,7 +168,7 @@ def _vhost_user() -> tuple[DeviceRow, ...]:
             "--disk vhost_user=on,socket=,num_queues=,queue_size=",
             vhost_blk_features(),
             f"a process at a unix socket (QEMU's storage daemon, SPDK, one of your own); features are {_THEIRS}",
-            "needs --memory shared=on; a back end that dies is waited for",
+            "not with --memory shared=off; a back end that dies is waited for",
         ),
         DeviceRow(
             "vhost-user-fs",
@@ -176,7 +176,7 @@ def _vhost_user() -> tuple[DeviceRow, ...]:
             "off",
             "--fs tag=,socket=,num_queues=,queue_size=",
             back_ends="virtiofsd or its like at a unix socket",
-            limits="needs --memory shared=on; no DAX; a back end that dies takes the mount with it",
+            limits="not with --memory shared=off; no DAX; a back end that dies takes the mount with it",
         ),
         DeviceRow(
             "vhost-user-net",
@@ -185,7 +185,7 @@ def _vhost_user() -> tuple[DeviceRow, ...]:
             "--net vhost_user=on,socket=,mac=,num_queues=,queue_size=",
             vhost_net_features(),
             f"a process at a unix socket (DPDK, Open vSwitch, one of your own); features are {_THEIRS}",
-            "needs --memory shared=on; a back end that dies is waited for",
+            "not with --memory shared=off; a back end that dies is waited for",
         ),
     )
 

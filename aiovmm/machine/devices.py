@@ -108,8 +108,8 @@ def _plug_fs(parts: MachineParts) -> None:
 
 def _check_shared(config: VMConfig, option: str) -> None:
     """A back end maps the guest's memory itself."""
-    if not config.memory.shared:
-        raise ConfigError("memory.shared", f"is off, and a vhost-user {option} needs shared memory", "say shared=on")
+    if config.memory.shared is False:
+        raise ConfigError("memory.shared", f"is off, and a vhost-user {option} needs shared memory", "leave it out")
 
 
 def _plug_host_devices(parts: MachineParts) -> None:

@@ -102,9 +102,11 @@ class Machine:
 
     async def _make_memory(self, ram: list[tuple[int, int]]) -> None:
         m = self.parts.config.memory
+        needed = any(p.device.shares_memory for p in self.parts.plugged)
+        shared = needed or m.hugepages if m.shared is None else m.shared
 
         def create() -> None:
-            self.memory = GuestMemory.create(ram, shared=m.shared, hugepages=m.hugepages, prefault=m.prefault)
+            self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
             self._stack.callback(self.memory.close)
 
         if m.prefault:  # the kernel clears every page of it

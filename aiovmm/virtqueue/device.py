@@ -31,6 +31,9 @@ class VirtioDevice(abc.ABC):
     queue_sizes: tuple[int, ...] = (256,)
     """The largest size of each queue, in descriptors: powers of two."""
 
+    shares_memory: bool = False
+    """Whether another process is to map the guest's memory, which then is a memfd."""
+
     _notify_config: Callable[[], None] | None = None  # set by the transport
 
     @abc.abstractmethod

@@ -33,13 +33,17 @@ class Remains:
         threads = (t.name for t in threading.enumerate())
         me = asyncio.current_task()
         maps = Path("/proc/self/maps").read_text().splitlines()
+        flags = [
+            line.split() for line in Path("/proc/self/smaps").read_text().splitlines() if line.startswith("VmFlags")
+        ]
         return cls(
             tuple(sorted(_fd_names())),
             tuple(
                 sorted(name for name in threads if not name.startswith(("asyncio_", "uvloop_")))
             ),  # the executor's stay
             tuple(sorted(t.get_name() for t in asyncio.all_tasks() if t is not me)),
-            sum("aiovmm-ram" in line or "kvm-vcpu" in line for line in maps),
+            sum("aiovmm-ram" in line or "kvm-vcpu" in line for line in maps)
+            + sum("dc" in words for words in flags),  # what no child process gets: private guest memory
             len(maps),
             frozenset(os.listdir(tempfile.gettempdir())),
         )

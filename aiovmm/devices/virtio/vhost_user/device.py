@@ -29,6 +29,7 @@ _ALWAYS = (
 class VhostUserDevice(VirtioDevice):
     """The front end at the unix socket `path`. Subclasses say which features are theirs; the back end chooses among them."""
 
+    shares_memory = True
     resume = Resume.IF_IDLE
     wanted = _ALWAYS
     known_features = 0
