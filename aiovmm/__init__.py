@@ -9,8 +9,9 @@ The public names are loaded when they are first used, so that importing aiovmm c
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from aiovmm.lazy import lazy_names
 
 if TYPE_CHECKING:
     from aiovmm.config import (
@@ -49,18 +50,6 @@ if TYPE_CHECKING:
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
-
-_HOMES = {
-    "aiovmm.config": "ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig NetConfig PayloadConfig "
-    "PlatformConfig PmemConfig RebootPolicy RngConfig VMConfig VsockConfig",
-    "aiovmm.console": "Console ConsoleReader",
-    "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError ImageError "
-    "KvmError PeerError StateError UsageError",
-    "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
-    "aiovmm.virtqueue.device": "VirtioDevice",
-    "aiovmm.vm": "VM",
-}
-_WHERE = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "VM",
@@ -103,13 +92,20 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'aiovmm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_WHERE[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "aiovmm.config": "ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig NetConfig "
+        "PayloadConfig PlatformConfig PmemConfig RebootPolicy RngConfig VMConfig VsockConfig",
+        "aiovmm.console": "Console ConsoleReader",
+        "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
+        "ImageError KvmError PeerError StateError UsageError",
+        "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
+        "aiovmm.virtqueue.device": "VirtioDevice",
+        "aiovmm.vm": "VM",
+    },
+)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_WHERE])
+    return sorted([*globals(), *__all__])

@@ -10,11 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
 
-EVERYWHERE = {"dataclass"}
+EVERYWHERE = {"dataclass", "lazy"}
 BASE = {"errors", "config", "memory", "bus", "irq", "native"}
 ALLOWED: dict[str, set[str]] = {
     "dataclass": set(),
     "errors": set(),
+    "lazy": set(),
     "irq": set(),
     "native": set(),
     "bus": {"errors"},

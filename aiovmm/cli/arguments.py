@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from aiovmm.config import (
     ConsoleConfig,
     ConsoleMode,
@@ -22,7 +20,7 @@ from aiovmm.config import (
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
 
-__all__ = ["LIST_OPTIONS", "NOT_THERE", "build_config", "spread_lists"]
+__all__ = ["LIST_OPTIONS", "NOT_THERE", "build_config", "refuse_absent", "spread_lists"]
 
 LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device")
 
@@ -115,8 +113,9 @@ def build_config(args: dict[str, Any]) -> VMConfig:
     )
 
 
-def refuse(ctx: click.Context, param: click.Parameter, value: object) -> None:
-    """Callback of the options that are not there: say so by name."""
-    if value is not None and not ctx.resilient_parsing:
-        name = param.opts[0]
-        raise ConfigError(name, "is an option of the reference monitor that aiovmm does not have")
+def refuse_absent(args: Sequence[str]) -> None:
+    """Raise ConfigError for an option that is not there, by its name."""
+    for arg in args:
+        name = arg.partition("=")[0]
+        if name in NOT_THERE:
+            raise ConfigError(name, "is an option of the reference monitor that aiovmm does not have")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from aiovmm.cli.arguments import LIST_OPTIONS, NOT_THERE, build_config, refuse, spread_lists
+from aiovmm.cli.arguments import LIST_OPTIONS, build_config, refuse_absent, spread_lists
 
 __all__ = ["command"]
 
 
 class _RunCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            refuse_absent(args)
         return super().parse_args(ctx, spread_lists(args))
 
 
@@ -30,10 +33,6 @@ _TEXT = {
 def _device_options(function: Any) -> Any:
     for name in reversed(LIST_OPTIONS):
         function = click.option(name, multiple=True, metavar="KEY=VALUE,...", help=_TEXT[name])(function)
-    for name in NOT_THERE:
-        function = click.option(name, hidden=True, is_flag=False, flag_value="", expose_value=False, callback=refuse)(
-            function
-        )
     return function
 
 
@@ -66,6 +65,7 @@ def command(**args: Any) -> None:
     Exit codes: 0 the guest shut down or rebooted, 1 it panicked, was killed or the host failed, 2 wrong usage.
     """
     config = build_config(args)
+    gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
     import uvloop
 
     from aiovmm.cli.session import Session

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import gc
 import logging
 import os
 import signal
@@ -13,8 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
-from aiovmm.console import AttachEnd, Console, parse_keys
-from aiovmm.console.backends import open_backend
+from aiovmm.console import Console, parse_keys
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, VMState
 from aiovmm.vm import VM
@@ -48,6 +47,8 @@ class Session:
             terminal = await self._open_consoles(vm, stack)
             if vm.state is VMState.CREATED:  # else a signal has come already
                 await vm.start()
+                gc.freeze()
+                gc.enable()
                 if terminal is not None:
                     await self._interact(vm, *terminal)
             status = await vm.wait()
@@ -64,12 +65,16 @@ class Session:
             if config.mode is ConsoleMode.TTY:
                 terminal = config, console
             elif config.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
+                from aiovmm.console.backends import open_backend
+
                 backend = await stack.enter_async_context(open_backend(config, console))
                 print(f"aiovmm: {console.name} is at {backend.place}", file=sys.stderr)
         return terminal
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
         """Give this terminal to the console until the guest ends; without a terminal, standard input and output as they are."""
+        from aiovmm.console import AttachEnd, open_backend  # while the guest runs already
+
         while True:
             async with open_backend(config, console, detach=self._detach) as backend:
                 end = await backend.wait()
@@ -153,6 +158,8 @@ class _LazyFormatter(logging.Formatter):
 
 
 async def _print_events(events: Subscription) -> None:
+    import json
+
     async for event in events:
         print(json.dumps(event_as_dict(event)), file=sys.stderr, flush=True)
 

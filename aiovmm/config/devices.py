@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 MAX_QUEUE_SIZE = 32768  # VIRTIO 1.2, 2.7: the largest split ring
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
+_MAC = r"[0-9a-f]{2}(:[0-9a-f]{2}){5}"
 _PMEM_ALIGN = 2 << 20
 
 
@@ -34,7 +34,7 @@ class PlacedConfig:
     iommu: bool = False
 
     def _check_place(self, option: str) -> None:
-        if self.id is not None and not _ID.fullmatch(self.id):
+        if self.id is not None and not re.fullmatch(_ID, self.id):
             raise ConfigError(f"{option}.id", f"{self.id!r} is not a name", "use up to 64 letters, digits, _ . and -")
         if self.pci_segment < 0:
             raise ConfigError(f"{option}.pci_segment", f"{self.pci_segment} is negative")
@@ -121,7 +121,7 @@ class NetConfig(PlacedConfig):
         if self.fd and len(self.fd) * 2 != self.num_queues:
             raise ConfigError("net.fd", f"{len(self.fd)} fds need num_queues={len(self.fd) * 2}, not {self.num_queues}")
         for key, mac in (("mac", self.mac), ("host_mac", self.host_mac)):
-            if mac is not None and not _MAC.fullmatch(mac.lower()):
+            if mac is not None and not re.fullmatch(_MAC, mac.lower()):
                 raise ConfigError(f"net.{key}", f"{mac!r} is not a MAC address", "like 2e:00:00:00:00:01")
             if mac is not None and int(mac[:2], 16) & 1:
                 raise ConfigError(f"net.{key}", f"{mac!r} is a multicast address")

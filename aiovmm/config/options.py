@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_TOPLEVEL_COMMA = re.compile(r',(?=(?:[^"\[\]]|"[^"]*"|\[[^\]]*\])*$)')
+_TOPLEVEL_COMMA = r',(?=(?:[^"\[\]]|"[^"]*"|\[[^\]]*\])*$)'
 
 # Keys of the reference that this monitor does not have; the text tells the user why, or what to do instead.
 _RATE_LIMIT = frozenset(
@@ -100,7 +100,7 @@ _PLACE: dict[str, Converter] = {"id": _text, "pci_segment": _int, "iommu": parse
 def split_options(option: str, text: str) -> dict[str, str]:
     """`a=1,b=[2,3],c` into {"a": "1", "b": "[2,3]", "c": ""}. Raises ConfigError for a repeated or nameless key."""
     values: dict[str, str] = {}
-    for part in _TOPLEVEL_COMMA.split(text):
+    for part in re.split(_TOPLEVEL_COMMA, text):
         key, _, value = part.partition("=")
         if not key:
             raise ConfigError(option, f"{text!r} has a part without a name", f"like {option} key=value,key=value")

@@ -10,15 +10,20 @@ backends    pty, unix socket, file, streams, terminal: `open_backend` picks one;
 
 from __future__ import annotations
 
-from aiovmm.console.backends import ConsoleBackend, open_backend
-from aiovmm.console.client import attach_socket
+from typing import TYPE_CHECKING
+
 from aiovmm.console.device import ByteDevice, ResizableDevice
 from aiovmm.console.keys import DEFAULT_DETACH, format_keys, parse_keys
 from aiovmm.console.reader import ConsoleReader
 from aiovmm.console.search import Pattern
 from aiovmm.console.stream import DEFAULT_HISTORY, Console
-from aiovmm.console.terminal import AttachEnd, Terminal
-from aiovmm.console.view import ConsoleView
+from aiovmm.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from aiovmm.console.backends import ConsoleBackend, open_backend
+    from aiovmm.console.client import attach_socket
+    from aiovmm.console.terminal import AttachEnd, Terminal
+    from aiovmm.console.view import ConsoleView
 
 __all__ = [
     "DEFAULT_DETACH",
@@ -37,3 +42,13 @@ __all__ = [
     "open_backend",
     "parse_keys",
 ]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "aiovmm.console.backends": "ConsoleBackend open_backend",
+        "aiovmm.console.client": "attach_socket",
+        "aiovmm.console.terminal": "AttachEnd Terminal",
+        "aiovmm.console.view": "ConsoleView",
+    },
+)

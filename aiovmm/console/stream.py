@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING
 
 from aiovmm.console.device import ByteDevice, ResizableDevice
 from aiovmm.console.input import InputQueue
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.reader import CHUNK, ConsoleReader, OutputLog
 from aiovmm.console.search import OVERLAP, Pattern
-from aiovmm.console.terminal import AttachEnd, Terminal, attach_console
-from aiovmm.console.view import ConsoleView
+
+if TYPE_CHECKING:
+    from aiovmm.console.terminal import AttachEnd, Terminal
+    from aiovmm.console.view import ConsoleView
 
 __all__ = ["DEFAULT_HISTORY", "Console"]
 
@@ -106,6 +109,8 @@ class Console:
     def view(self, *, history: bool = True) -> ConsoleView:
         """Output for a person's terminal, from the beginning of the history or from now on."""
         now = self._log.ring.end
+        from aiovmm.console.view import ConsoleView
+
         return ConsoleView(self.reader(from_history=history), self._log.ring.start, now if history else 0)
 
     async def read(self, n: int = CHUNK) -> bytes:
@@ -179,4 +184,6 @@ class Console:
         self, terminal: Terminal | None = None, *, detach: bytes = DEFAULT_DETACH, history: bool = True
     ) -> AttachEnd:
         """Join a terminal (None: standard input and output) to the guest until detached; see `attach_console`."""
+        from aiovmm.console.terminal import Terminal, attach_console
+
         return await attach_console(self, terminal or Terminal(), detach=detach, history=history)

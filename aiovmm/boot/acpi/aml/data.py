@@ -15,7 +15,7 @@ _STRING_PREFIX = b"\x0d"
 _BUFFER, _PACKAGE = b"\x11", b"\x12"
 _MAX_INTEGER = (1 << 64) - 1
 _MAX_ELEMENTS = 255
-_EISA_ID = re.compile(r"[A-Z]{3}[0-9A-F]{4}")
+_EISA_ID = r"[A-Z]{3}[0-9A-F]{4}"
 
 
 def integer(value: int) -> bytes:
@@ -53,7 +53,7 @@ def package(*elements: bytes) -> bytes:
 
 def eisa_id(text: str) -> bytes:
     """ASL's EisaId: "PNP0501" as a dword, three letters of five bits each, then four hex digits, big-endian (19.6)."""
-    if not _EISA_ID.fullmatch(text):
+    if not re.fullmatch(_EISA_ID, text):
         raise ValueError(f"{text!r} is not an EISA ID: three letters and four hex digits")
     vendor = 0
     for letter in text[:3]:
