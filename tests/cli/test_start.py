@@ -1,0 +1,75 @@
+"""What `aiovmm run` does not import before its guest runs: all that it imports is time in which there is no guest yet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+NOT_IMPORTED = [
+    "aiofiles",
+    "aiovmm.boot.unpack",
+    "aiovmm.cli.attach",
+    "aiovmm.console.backends",
+    "aiovmm.console.client",
+    "aiovmm.console.terminal",
+    "aiovmm.console.view",
+    "aiovmm.device_model",
+    "aiovmm.devices.virtio",
+    "aiovmm.doctor",
+    "aiovmm.image",
+    "aiovmm.machine.passthrough",
+    "aiovmm.vfio",
+    "aiovmm.vhost_user",
+    "importlib.metadata",
+    "lz4",
+    "multiprocessing",
+    "pkg_resources",
+    "rich",
+    "structlog",
+    "tempfile",
+    "zstandard",
+]
+
+START = """
+import dataclasses, gc, json, sys
+from aiovmm.cli import main
+try:
+    main()
+except SystemExit as exc:
+    assert exc.code == 2, exc.code
+modules = [module for name, module in sys.modules.items() if name.startswith("aiovmm")]
+classes = {c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__.startswith("aiovmm")}
+compiled = [c.__qualname__ for c in classes if dataclasses.is_dataclass(c) and "__signature__" not in vars(c)]
+print(json.dumps({"modules": list(sys.modules), "compiled": compiled}))
+"""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of a start that went up to the kernel, which is not there."""
+    kernel = tmp_path_factory.mktemp("start") / "none"
+    arguments = ["run", "--kernel", kernel, "--initramfs", kernel, "--memory", "256M", "--serial", "tty"]
+    root = Path(__file__).resolve().parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", START, *arguments], cwd=root, capture_output=True, timeout=60)
+    assert b"no such kernel" in done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert "aiovmm.machine.x86" in result["modules"]
+    return result
+
+
+@pytest.mark.parametrize("name", NOT_IMPORTED)
+def test_it_does_not_import(name: str, start: dict[str, Any]) -> None:
+    assert not [module for module in start["modules"] if f"{module}.".startswith(f"{name}.")]
+
+
+def test_its_own_modules_are_not_more_than_they_need_to_be(start: dict[str, Any]) -> None:
+    assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 150
+
+
+def test_its_dataclasses_are_of_the_kind_that_compiles_nothing(start: dict[str, Any]) -> None:
+    assert start["compiled"] == []
