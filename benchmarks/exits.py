@@ -21,6 +21,7 @@ from benchmarks.programs import program
 from tests.guests import build
 from tests.guests.machine import IGNORED, LATCH, NOTED, POSTED, SYNC, Machine
 
+NEEDS_KVM = True
 READ, WRITE = 0, 1
 _WAITS, _GOES_ON = Target(2.0, 15.0), Target(1.2)
 CASES = {

@@ -17,6 +17,7 @@ from aiovmm import VM, EventKind, RebootPolicy
 from benchmarks.harness import Options, Result
 from tests.vm.guest import config, counter, counts_on, event
 
+NEEDS_KVM = True
 STATES = {
     "spinning": "s",
     "halted": "i",
