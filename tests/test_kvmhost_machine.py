@@ -48,9 +48,9 @@ def test_an_unknown_profile_names_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("cpus", "memory", "env", "size"),
     [
-        (2, 24 * GIB, {}, Size(2, 8 * GIB)),
+        (2, 24 * GIB, {}, Size(3, 8 * GIB)),
         (64, 512 * GIB, {}, Size(4, 8 * GIB)),
-        (1, 7 * GIB, {}, Size(1, 3 * GIB)),
+        (1, 7 * GIB, {}, Size(3, 3 * GIB)),
         (8, 24 * GIB, {"AIOVMM_KVMHOST_CPUS": "1", "AIOVMM_KVMHOST_MEMORY": "512M"}, Size(1, GIB // 2)),
     ],
 )

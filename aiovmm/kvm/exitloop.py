@@ -108,8 +108,8 @@ class ExitLoop:
                 return
             if not waited or not lib.avmm_vm_linger(self._vm.native):
                 break
-        if self._doze is None and count and (after := patience().doze) is not None:
-            self._doze = asyncio.get_running_loop().call_later(after, self._look_again)
+        if self._doze is None and count:
+            self._doze = asyncio.get_running_loop().call_later(patience().doze, self._look_again)
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
 

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
-from aiovmm.kvm.patience import Patience, patience
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import BOOT, prompt, shell
 
@@ -39,11 +38,6 @@ async def test_a_stock_kernel_boots_to_a_shell_and_powers_off(guests: Guests, re
         status = await asyncio.wait_for(vm.wait(), 60)
     assert status.reason is ExitReason.SHUTDOWN
     assert status.ok
-
-
-def test_the_nested_host_is_known_for_what_it_is() -> None:
-    """Its emulated AMD-V does not stand what kvm.patience does elsewhere."""
-    assert patience() == Patience(0, None)
 
 
 @pytest.mark.parametrize("release", BOTH)

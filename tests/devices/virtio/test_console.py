@@ -7,7 +7,6 @@ import os
 import random
 import struct
 import time
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -121,7 +120,6 @@ async def test_output_that_is_held_back_is_not_lost_by_a_reset_or_a_malformed_ch
 
 def test_looking_within_native_code_is_tried_seldom_where_it_is_vain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
-    monkeypatch.setattr(output, "lib", SimpleNamespace(avmm_is_tcg=lambda: False))
     policy = LookPolicy()
     looks = 0
     for _ in range(1000):
@@ -132,12 +130,8 @@ def test_looking_within_native_code_is_tried_seldom_where_it_is_vain(monkeypatch
     assert policy.look == output.LOOK
 
 
-@pytest.mark.parametrize(("processors", "tcg"), [(1, False), (2, True)])
-def test_nothing_is_looked_for_where_it_cannot_come_meanwhile(
-    monkeypatch: pytest.MonkeyPatch, processors: int, tcg: bool
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(processors)))
-    monkeypatch.setattr(output, "lib", SimpleNamespace(avmm_is_tcg=lambda: tcg))
+def test_nothing_is_looked_for_where_it_cannot_come_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     assert LookPolicy().look == 0
 
 

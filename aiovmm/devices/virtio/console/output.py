@@ -40,14 +40,14 @@ a pause is handed on at once, and the rest when the guest pauses again."""
 class LookPolicy:
     """How long to look within native calls. What comes of it is only known by trying: a guest that prints a line now and then, or
     one whose processor is the one that would look, makes every look vain. After some of these in a row it is tried seldom. Never
-    where both share the only processor, nor on one that QEMU emulates, as when waiting for exits (see `kvm.patience`)."""
+    where both share the only processor."""
 
     VAIN = 4
     SELDOM = 16
 
     def __init__(self) -> None:
         self._vain = 0
-        self._look = 0 if lib.avmm_is_tcg() or len(os.sched_getaffinity(0)) < 2 else LOOK
+        self._look = LOOK if len(os.sched_getaffinity(0)) > 1 else 0
 
     @property
     def look(self) -> int:

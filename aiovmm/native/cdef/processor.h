@@ -1,1 +1,0 @@
-int avmm_is_tcg(void);
