@@ -7,8 +7,9 @@ other for a while, and what the guest posts without waiting for anything does no
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from functools import cache
+
+from aiovmm.dataclass import dataclass
 
 __all__ = ["Patience", "patience"]
 
