@@ -39,9 +39,7 @@ class Policy(enum.IntFlag):
     LATCH_WRITE = 8  # with POSTED_WRITE: store the written byte into the shadow at once
     IGNORE_WRITE = 16  # drop the write without an exit to the loop
     POSTED_DWORD = 32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes
-    LAZY_WRITE = (
-        64  # with a posted write: nobody waits for what it does, so the loop may learn of it milliseconds later
-    )
+    LAZY_WRITE = 64  # with a posted write: nobody waits for what it does, so the loop may learn of it some ms later
 
 
 class FastPage:

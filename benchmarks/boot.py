@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,18 +102,25 @@ def exits(vm: VM) -> str:
 
 
 def from_exec(command: Sequence[Word], mark: bytes) -> float:
-    """Seconds from the start of a process until it has printed `mark`; then it is killed. Raises RuntimeError if it ends."""
+    """Seconds from the start of a process until it has printed `mark`; then it is killed. Raises RuntimeError if it ends before,
+    or is ended after LIMIT."""
     began = time.monotonic()
     words = [str(word) for word in command]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        late = threading.Timer(LIMIT, process.kill)
+        late.start()
         seen = b""
         while mark not in seen:
             data = process.stdout.read1(65536)  # type: ignore[attr-defined]
             if not data:
-                raise RuntimeError(f"{words[0]} ended early: {seen[-500:]!r} {process.stderr.read()[-500:]!r}")
+                late.cancel()
+                raise RuntimeError(
+                    f"{words[0]} ended, or was ended after {LIMIT:g} s: {seen[-500:]!r} {process.stderr.read()[-500:]!r}"
+                )
             seen = seen[-64:] + data
         took = time.monotonic() - began
+        late.cancel()
         process.kill()
     return took

@@ -10,12 +10,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
 
-EVERYWHERE = {"dataclass", "lazy"}
+EVERYWHERE = {"dataclass", "lazy", "patience"}
 BASE = {"errors", "config", "memory", "bus", "irq", "native"}
 ALLOWED: dict[str, set[str]] = {
     "dataclass": set(),
     "errors": set(),
     "lazy": set(),
+    "patience": set(),
     "irq": set(),
     "native": set(),
     "bus": {"errors"},

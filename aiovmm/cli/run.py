@@ -66,15 +66,18 @@ def command(**args: Any) -> None:
     """
     config = build_config(args)
     gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
-    import uvloop
+    try:
+        import uvloop
 
-    from aiovmm.cli.session import Session
+        from aiovmm.cli.session import Session
 
-    session = Session(
-        config,
-        detach_keys=args["detach_keys"],
-        stop_timeout=args["stop_timeout"],
-        as_json=args["as_json"],
-        verbosity=args["verbose"],
-    )
-    sys.exit(uvloop.run(session.run()))
+        session = Session(
+            config,
+            detach_keys=args["detach_keys"],
+            stop_timeout=args["stop_timeout"],
+            as_json=args["as_json"],
+            verbosity=args["verbose"],
+        )
+        sys.exit(uvloop.run(session.run()))
+    finally:  # also where it never ran: whoever called this in his own process goes on
+        gc.enable()

@@ -15,9 +15,9 @@ from typing import Any
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.errors import StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
-from aiovmm.kvm.patience import patience
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib
+from aiovmm.patience import DOZE
 
 __all__ = ["ExitLoop"]
 
@@ -109,7 +109,7 @@ class ExitLoop:
             if not waited or not lib.avmm_vm_linger(self._vm.native):
                 break
         if self._doze is None and count:
-            self._doze = asyncio.get_running_loop().call_later(patience().doze, self._look_again)
+            self._doze = asyncio.get_running_loop().call_later(DOZE, self._look_again)
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
 

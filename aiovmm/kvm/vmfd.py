@@ -15,12 +15,12 @@ from aiovmm.bus import Range, Space
 from aiovmm.errors import KvmError, StateError
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.kvm.ioeventfd import Ioeventfd
-from aiovmm.kvm.patience import patience
 from aiovmm.kvm.ranges import RangeCounts, RangeTable
 from aiovmm.kvm.routing import GsiRouting, IrqfdLine
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib
+from aiovmm.patience import look_ns
 
 __all__ = ["HostMemorySlot", "VmFd"]
 
@@ -48,7 +48,7 @@ class VmFd:
         except OSError as exc:
             os.close(fd)
             raise error("creating the exit eventfd of a VM", exc.errno or 0) from exc
-        self.native = lib.avmm_vm_new(self.exit_fd, max_vcpus, patience().look_ns)
+        self.native = lib.avmm_vm_new(self.exit_fd, max_vcpus, look_ns())
         if self.native == ffi.NULL:
             os.close(self.exit_fd)
             os.close(fd)

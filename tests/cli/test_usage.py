@@ -143,3 +143,16 @@ def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
     assert done.stdout == "[]\n"
     for words in ("device failed", "device=disk0", "error='it broke'", "vm=guest"):
         assert words in done.stderr
+
+
+def test_a_start_that_fails_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:
+    import gc
+
+    from click.testing import CliRunner
+
+    from aiovmm.cli.run import command
+
+    assert gc.isenabled()
+    result = CliRunner().invoke(command, ["--kernel", str(tmp_path / "none")])
+    assert result.exit_code != 0
+    assert gc.isenabled()

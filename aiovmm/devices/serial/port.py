@@ -187,10 +187,9 @@ class SerialPort:
     def _publish(self) -> None:
         uart, policy, shadow = self._uart, self.fast.policy, self.fast.shadow
         divisor = uart.dlab
-        waits = (
-            _POSTED if uart.ier & IER_TX_EMPTY else _LAZY
-        )  # a driver that takes no interrupt polls, and LSR never lets it wait
-        policy[_THR] = _SYNC if divisor or uart.loopback else waits
+        # A driver that takes no interrupt polls LSR, which never lets it wait.
+        posted = _POSTED if uart.ier & IER_TX_EMPTY else _LAZY
+        policy[_THR] = _SYNC if divisor or uart.loopback else posted
         shadow[_IER] = uart.ier
         policy[_IER] = _SYNC if divisor else _SHADOW
         shadow[_IIR] = uart.iir

@@ -1,9 +1,9 @@
 #include "stream.h"
+#include "look.h"
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/uio.h>
-#include <time.h>
 
 #define MAX_SEGMENTS 64 /* of one chain that are filled; giving less than was asked for is legal (VIRTIO 1.2, 5.4.6.1) */
 
@@ -80,40 +80,26 @@ static uint32_t copy_out(struct avmm_output *o, uint8_t *out, uint32_t room)
     return done;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static inline void relax(void)
-{
-#ifdef __x86_64__
-    __builtin_ia32_pause();
-#endif
-}
-
 /* Whether a chain is there by the time `until`. */
 static bool look_for_chain(const struct avmm_queue *q, uint64_t until)
 {
     do {
-        for (int i = 0; i < 32; i++, relax())
+        for (int i = 0; i < 32; i++, avmm_relax())
             if (avmm_queue_available(q))
                 return true;
-    } while (now_ns() < until);
+    } while (avmm_now_ns() < until);
     return false;
 }
 
 uint32_t avmm_queue_output(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_output *o, uint8_t *out,
                            uint32_t room, uint64_t look, uint64_t turn, struct avmm_ring_error *err)
 {
-    uint64_t now = now_ns(), end = now + turn;
+    uint64_t now = avmm_now_ns(), end = now + turn;
     uint32_t done = 0;
 
     err->code = 0;
     o->taken = o->found = 0;
-    for (; done < room && now < end; now = now_ns()) {
+    for (; done < room && now < end; now = avmm_now_ns()) {
         if (o->at.chain == o->count) {
             int n = avmm_queue_pop(q, mem, o->chains, o->max_chains, o->iov, NULL, o->max_iov, err);
             o->at = (struct avmm_gather){0};

@@ -1,3 +1,4 @@
+#include "look.h"
 #include "vcpu_state.h"
 
 #include <errno.h>
@@ -8,7 +9,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
 
 /* The signal that takes a vCPU out of the guest. It is sent to the vCPU thread alone and blocked there; only KVM_RUN opens
  * it, through KVM_SET_SIGNAL_MASK, and closes it again before it could be delivered. So it needs no handler, and the
@@ -26,18 +26,6 @@ static void bump(uint64_t *counter) { __atomic_store_n(counter, *counter + 1, __
  * time of a look at each. */
 #define SPIN_SKIPS 15u
 
-#if defined(__x86_64__)
-#define RELAX() __builtin_ia32_pause()
-#elif defined(__aarch64__)
-#define RELAX() __asm__ volatile("yield" ::: "memory")
-#endif
-
-static uint64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t *at, uint32_t value) {
     if (!ns)
         return false;
@@ -45,16 +33,16 @@ bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t 
         p->left--;
         return false;
     }
-    uint64_t end = now_ns() + ns;
+    uint64_t end = avmm_now_ns() + ns;
     do {
         for (int i = 0; i < 32; i++) {
             if (atomic_load_explicit(at, memory_order_relaxed) == value) {
                 p->skips = 0;
                 return true;
             }
-            RELAX();
+            avmm_relax();
         }
-    } while (now_ns() < end);
+    } while (avmm_now_ns() < end);
     p->left = p->skips = p->skips * 2 + 1 < SPIN_SKIPS ? p->skips * 2 + 1 : SPIN_SKIPS;
     return false;
 }

@@ -3,7 +3,7 @@
 Linux spins until its chain is back, and then writes the next: 16 bytes of a kernel message, 2 KiB of a program's. So what
 counts is how soon a chain is returned, and that a guest which goes on printing needs no doorbell for each. Hence the ring is
 looked at for some time after a chain was taken, in two ways: within the native call, which is quick but keeps the loop, so it is
-bounded by LOOK and TURN and left out where it does not pay; and then for some turns of the loop, which leave it to others.
+bounded by `look_ns` and TURN and left out where it does not pay; and then for some turns of the loop, which leave it to others.
 
 The interrupt is considered when the native call ends: a driver that spins has by then taken its chain back, and wants none.
 """
@@ -11,23 +11,20 @@ The interrupt is considered when the native call ends: a driver that spins has b
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 
 from aiovmm.native import ffi, lib
+from aiovmm.patience import look_ns
 from aiovmm.virtqueue import Batch, Queue
 
-__all__ = ["HOLD", "LOOK", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
+__all__ = ["HOLD", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
 
 PIECE = 64 << 10
 """Bytes handed on at once. Bounds memory and a turn: a chain of overlapping descriptors can be 4 GiB of output."""
 
 TURN = 500_000
 """Nanoseconds of a native call before the loop gets its turn."""
-
-LOOK = 50_000
-"""Nanoseconds for which a native call looks for the next chain, each time one was there."""
 
 LOOKS = 8
 """Turns of the loop for which the ring is looked at again before a kick is asked for. An idle console costs nothing."""
@@ -39,15 +36,14 @@ a pause is handed on at once, and the rest when the guest pauses again."""
 
 class LookPolicy:
     """How long to look within native calls. What comes of it is only known by trying: a guest that prints a line now and then, or
-    one whose processor is the one that would look, makes every look vain. After some of these in a row it is tried seldom. Never
-    where both share the only processor."""
+    one whose processor is the one that would look, makes every look vain. After some of these in a row it is tried seldom."""
 
     VAIN = 4
     SELDOM = 16
 
     def __init__(self) -> None:
         self._vain = 0
-        self._look = LOOK if len(os.sched_getaffinity(0)) > 1 else 0
+        self._look = look_ns()
 
     @property
     def look(self) -> int:

@@ -48,9 +48,8 @@ class Link:
         self.lingering = False  # the guest's side is over; the backlog still goes to the host
         self.closed = False
         self._hung_up = False
-        self._ending = (
-            False  # an end, or out-of-band data, is or was behind what can be read: no further event may tell of it
-        )
+        # An end, or out-of-band data, is or was behind what can be read: no further event may tell of it.
+        self._ending = False
         self._deaf = False  # the host reads no more
         self._changed = changed
 
