@@ -23,7 +23,7 @@ _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
 # Receive chains are looked at before it is known how many packets there are. Few suffice for a trickle, at less cost.
 _RX_CHAINS = 256
-_RX_FEW = 16
+_RX_FEW = 64
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
 
 
