@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.msix import Deliver, MsixTable, Route
 from aiovmm.pci.services import MsiLine, PciServices
@@ -33,6 +35,7 @@ class MsixVectors:
         self.table = table
         self._services = services
         self._name = name
+        self.open: dict[int, Callable[[], None]] = {}  # `pulse` of the lines whose vectors are not masked
         self._lines: dict[int, MsiLine] = {}
         self._shared: set[int] = set()  # vectors that somebody signals through the fd, behind our back
 
@@ -42,9 +45,11 @@ class MsixVectors:
 
     def pulse(self, index: int) -> None:
         """Trigger vector `index`."""
-        line = self._lines.get(index)  # none: the host could not make one, which was an error when the guest opened it
-        if self.table.trigger(index) and line is not None:
-            line.pulse()
+        send = self.open.get(index)
+        if send is not None:
+            send()
+        else:  # pending; without an effect if the host could not make a line, which was an error when the guest opened it
+            self.table.trigger(index)
 
     def share(self, index: int) -> int | None:
         """The eventfd of vector `index`."""
@@ -73,6 +78,7 @@ class MsixVectors:
         """Give all lines back."""
         for line in self._lines.values():
             line.close()
+        self.open.clear()
         self._lines.clear()
         self._shared.clear()
 
@@ -80,7 +86,10 @@ class MsixVectors:
         line = self._lines.get(route.index)
         if line is None:
             line = self._lines[route.index] = self._services.msi_line(f"{self._name} vector {route.index}")
+        self.open.pop(route.index, None)
         line.set(route.address, route.data, route.masked)
+        if not route.masked:
+            self.open[route.index] = line.pulse
 
 
 class MsixTableRegisters:

@@ -40,13 +40,15 @@ class VirtioInterrupt:
 
     def pulse(self) -> None:
         """Notify the driver. Without a vector nothing is sent: there is no INTx."""
-        table = self._vectors.table
+        vectors, vector = self._vectors, self._vector()
         # 4.1.4.5.1: the configuration bit always, the queue bit only while MSI-X is disabled
-        if self._bit == ISR_CONFIG or not table.enabled:
+        if self._bit == ISR_CONFIG or not vectors.table.enabled:
             self._isr.bits |= self._bit
-        vector = self._vector()
-        if vector < table.vectors:
-            self._vectors.pulse(vector)
+        send = vectors.open.get(vector)
+        if send is not None:
+            send()
+        elif vector < vectors.table.vectors:
+            vectors.pulse(vector)
 
     @property
     def fd(self) -> int | None:

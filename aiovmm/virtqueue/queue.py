@@ -12,6 +12,8 @@ For hot devices, whole batches as native arrays, at a cost in Python for each ba
         ...                                      # hand both to native code
         queue.push_many(heads, lengths, n)
 
+A turn that never waits can be a plain function, called as soon as the driver kicks: `await queue.serve(turn)`.
+
 The reader of the kick eventfd is the queue's and goes with `close()`; the eventfd itself stays the transport's, which closes
 it later. A device that hands the queue to another process (vhost) uses `config`, `kick_fd` and `interrupt` and never waits.
 """
@@ -32,6 +34,7 @@ from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.ring import open_ring, ring_stands
+from aiovmm.virtqueue.serving import Serving, Turn
 
 __all__ = ["Batches", "Queue"]
 
@@ -67,6 +70,7 @@ class Queue:
     ) -> None:
         self.config = dataclasses.replace(config)  # the transport's own changes when the driver resets
         self.memory = memory
+        self._table = memory.table
         self.index = index
         self.features = features
         self.kick_fd = kick_fd
@@ -79,6 +83,7 @@ class Queue:
         self._q = self._ring.queue if self._ring is not None else ffi.NULL
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._serving: Serving | None = None
         self._reading = False
         self._flush: asyncio.Handle | None = None
         self._taken: deque[Chain] = deque()
@@ -171,14 +176,19 @@ class Queue:
                 max(_PIECES, self._q.max_chain + 4) if self._usable else _PIECES
             )  # a piece for each descriptor at least
             self._batch = Batch(self._drain, 256, addresses=True, limit=limit)
-        if self._take(self._batch):
+        if self.pop_batch(self._batch):
             self._taken.extend(self._batch.unpack(self.memory, self))
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
     def pop_batch(self, batch: Batch) -> int:
         """Take all available chains, as far as they fit, into `batch`; how many. Raises ChainError or GuestFault."""
-        return self._take(batch)
+        if not self.enabled:
+            return 0
+        n = batch.take(self._live(), self._table)
+        if n < 0:
+            raise self.malformed(batch.error)
+        return n
 
     def put_back_batch(self, count: int) -> None:
         """Undo the last `count` pops of `pop_batch`."""
@@ -224,13 +234,7 @@ class Queue:
     async def wait(self, more_than: int = 0) -> None:
         """Until more than `more_than` chains are available in the ring: a device that has put chains back, because they did
         not suffice, waits for further ones. A disabled queue waits for ever."""
-        if self._waiter is not None:
-            raise StateError(f"two tasks wait on {self!r}")
-        if self._closed:
-            raise StateError(f"{self!r} is closed")
-        if not self._reading:
-            self._loop.add_reader(self.kick_fd, self._on_kick)
-            self._reading = True
+        self._listen()
         try:
             # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
             while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, more_than):
@@ -240,13 +244,46 @@ class Queue:
             self._waiter = None
         lib.avmm_queue_disable_notify(self._q)
 
+    async def serve(self, turn: Turn) -> None:
+        """Call `turn` whenever there may be chains, straight from the loop's callbacks, until it wants to return. It does not
+        wait, and bounds what it does; what it returns says how it goes on. Raises what it raises, StateError when closed."""
+        self._listen()
+        self._serving = Serving(self, turn)
+        try:
+            await self._serving.run()
+        finally:
+            self._serving = None
+
+    def begin_turn(self) -> None:
+        """Ask for no kicks until `end_turn`."""
+        if self._usable:
+            lib.avmm_queue_disable_notify(self._q)
+
+    def end_turn(self) -> bool:
+        """Ask for a kick. False: there are chains already, and no kick will tell of them."""
+        if not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, 0):
+            return True
+        lib.avmm_queue_disable_notify(self._q)
+        return False
+
+    def _listen(self) -> None:
+        if self._waiter is not None or self._serving is not None:
+            raise StateError(f"two tasks wait on {self!r}")
+        if self._closed:
+            raise StateError(f"{self!r} is closed")
+        if not self._reading:
+            self._loop.add_reader(self.kick_fd, self._on_kick)
+            self._reading = True
+
     def _on_kick(self) -> None:
         try:
             os.eventfd_read(self.kick_fd)
         except BlockingIOError:  # woken for nothing
             return
         self.kicks += 1
-        if self._waiter is not None and not self._waiter.done():
+        if self._serving is not None:
+            self._serving.kicked()
+        elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def flush_soon(self) -> None:
@@ -313,6 +350,8 @@ class Queue:
             self._flush = None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(StateError(f"{self!r} was closed"))
+        if self._serving is not None:
+            self._serving.fail(StateError(f"{self!r} was closed"))
         self._taken.clear()
         self._batch = self._ring = None
         self._q = ffi.NULL
@@ -322,17 +361,9 @@ class Queue:
         return self._ring is not None
 
     def _live(self) -> Any:
-        if not self._usable:
+        if self._ring is None:
             raise StateError(f"{self!r} is not in use")
         return self._q
-
-    def _take(self, batch: Batch) -> int:
-        if not self.enabled:
-            return 0
-        n = batch.take(self._live(), self.memory.table)
-        if n < 0:
-            raise self.malformed(batch.error)
-        return n
 
 
 class Batches:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 
 import pytest
 
@@ -17,43 +15,7 @@ from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.driver import NEXT, Arena, Descriptor, DriverQueue
 from aiovmm.virtqueue.features import RING_FEATURES, VERSION_1
 from aiovmm.virtqueue.queue import Queue
-
-
-@dataclass
-class Live:
-    memory: GuestMemory
-    fd: int
-    driver: DriverQueue
-    queues: list[Queue] = field(default_factory=list)
-
-    def activate(self, config: QueueConfig | None = None, features: int = RING_FEATURES) -> Queue:
-        queue = Queue.activate(
-            config or self.driver.config(),
-            self.memory,
-            index=0,
-            features=features,
-            kick_fd=self.fd,
-            interrupt=self.driver.irq,
-        )
-        self.queues.append(queue)
-        return queue
-
-
-@pytest.fixture
-async def live(memory: GuestMemory) -> AsyncIterator[Live]:
-    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    driver = DriverQueue(memory, Arena(0x1000, memory.size - 0x1000), lambda: os.eventfd_write(fd, 1), size=128)
-    live = Live(memory, fd, driver)
-    yield live
-    for queue in live.queues:
-        queue.close()
-    os.close(fd)
-
-
-async def turn() -> None:
-    """Let everything that is ready in the loop run, file descriptors included."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+from tests.virtqueue.live import Live, turn
 
 
 async def test_a_waiting_task_is_woken_by_a_kick(live: Live) -> None:

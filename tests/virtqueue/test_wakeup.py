@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import threading
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,6 +14,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.virtqueue.driver import Arena, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from aiovmm.virtqueue.queue import Queue
+from aiovmm.virtqueue.serving import Next
 
 REQUESTS = 4000
 
@@ -50,9 +52,32 @@ def drive(driver: DriverQueue, line: ThreadLine, seed: int) -> int:
     return right
 
 
+async def by_chain(queue: Queue) -> None:
+    async for chain in queue:
+        chain.write(chain.read_all())
+        queue.push(chain)
+
+
+async def by_turn(queue: Queue) -> None:
+    def turn() -> Next:
+        for _ in range(4):
+            chain = queue.pop()
+            if chain is None:
+                queue.flush()
+                return Next.KICK
+            chain.write(chain.read_all())
+            queue.push(chain)
+        return Next.TURN
+
+    await queue.serve(turn)
+
+
+@pytest.mark.parametrize("serve", [by_chain, by_turn])
 @pytest.mark.parametrize("size", [2, 16])
 @pytest.mark.parametrize("features", [VERSION_1 | INDIRECT_DESC, VERSION_1 | INDIRECT_DESC | EVENT_IDX])
-async def test_a_thread_is_answered_to_the_end(memory: GuestMemory, size: int, features: int) -> None:
+async def test_a_thread_is_answered_to_the_end(
+    memory: GuestMemory, size: int, features: int, serve: Callable[[Queue], Awaitable[None]]
+) -> None:
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     driver = DriverQueue(
         memory, Arena(0x1000, 0x80000), lambda: os.eventfd_write(fd, 1), size=size, features=features, start=65000
@@ -62,12 +87,7 @@ async def test_a_thread_is_answered_to_the_end(memory: GuestMemory, size: int, f
         driver.config(), memory, index=0, features=features, kick_fd=fd, interrupt=line, position=driver.position
     )
 
-    async def serve() -> None:
-        async for chain in queue:
-            chain.write(chain.read_all())
-            queue.push(chain)
-
-    device = asyncio.create_task(serve())
+    device = asyncio.ensure_future(serve(queue))
     try:
         assert await asyncio.to_thread(drive, driver, line, size) == REQUESTS
     finally:

@@ -101,6 +101,12 @@ uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const str
     return runs;
 }
 
+int avmm_frames_runs(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
+                     const struct avmm_frame_layout *layout, uint8_t *headers, uint16_t *heads, uint32_t *firsts) {
+    int read = avmm_frames_read(chains, n, iov, layout->size, layout->length_at, headers, heads);
+    return read < 0 ? read : (int)avmm_frames_join(chains, n, layout, headers, firsts);
+}
+
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
                          uint32_t header_size, uint32_t length) {
     struct iovec parts[2 * PARTS];

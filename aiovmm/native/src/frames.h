@@ -23,6 +23,10 @@ struct avmm_frame_layout {
 uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
                           uint8_t *headers, uint32_t *firsts);
 
+/* Both in one call: the number of runs, or what avmm_frames_read says of a bad chain. */
+int avmm_frames_runs(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
+                     const struct avmm_frame_layout *layout, uint8_t *headers, uint16_t *heads, uint32_t *firsts);
+
 /* Send `length` bytes of the payloads of a run of `count` chains, as far as the socket takes them: bytes, or -errno. */
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
                          uint32_t header_size, uint32_t length);

@@ -33,8 +33,10 @@ from aiovmm.devices.virtio.vsock.packet import (
     SHUTDOWN_BOTH,
     SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND,
+    STREAM,
     Header,
     Op,
+    pack_header,
 )
 
 __all__ = ["Connection", "Effect", "State"]
@@ -197,6 +199,11 @@ class Connection:
         """Bytes of the guest that the host's end has not taken."""
         return (self.rx_cnt - self.fwd_cnt) & MASK32
 
+    @property
+    def calm(self) -> bool:
+        """Established, with nothing to conclude and nothing to send but what its host's end has."""
+        return self.state is State.ESTABLISHED and not self.pending and not self.blocked
+
     # -- to the guest --------------------------------------------------------------------------------------------------
 
     @property
@@ -235,16 +242,8 @@ class Connection:
     def header(self, op: Op = Op.RW) -> bytes:
         """A header for the guest, with the newest credit; RW without its length."""
         flags = self.local_shutdown if op is Op.SHUTDOWN else 0
-        return Header(
-            HOST_CID,
-            self.guest_cid,
-            self.host_port,
-            self.guest_port,
-            op=op,
-            flags=flags,
-            buf_alloc=self.buffer,
-            fwd_cnt=self.fwd_cnt,
-        ).pack()
+        ports = self.host_port, self.guest_port
+        return pack_header(HOST_CID, self.guest_cid, *ports, 0, STREAM, op, flags, self.buffer, self.fwd_cnt)
 
     def next_control(self) -> bytes | None:
         """The next control packet that is due, taken off the list, or None."""

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
+from select import EPOLLIN
 from typing import Any
 
 from aiovmm.devices.virtio.vsock.connection import Connection
@@ -52,11 +53,16 @@ class Link:
         self._ending = False
         self._deaf = False  # the host reads no more
         self._changed = changed
+        self.want_room: Callable[[bool], None] = lambda wanted: None  # given by who watches the socket
 
     # -- what the socket says ------------------------------------------------------------------------------------------
 
     def on_event(self, events: int) -> None:
         """Readiness, as epoll reports it."""
+        if events == EPOLLIN and not self.closed:
+            self.readable = True
+            self._changed(self)
+            return
         if events & OUT and self.backlog:
             self.flush()
         if events & (ENDING | GONE):
@@ -98,6 +104,8 @@ class Link:
     def _keep(self, batch: Batch, first: int, count: int, skip: int, length: int) -> None:
         room = ffi.new("uint8_t[]", length)
         lib.avmm_frames_copy(batch.chains, first, count, batch.iov, HEADER_SIZE, skip, room, length)
+        if not self.backlog:
+            self.want_room(True)
         self.backlog += ffi.buffer(room, length)
 
     def flush(self) -> None:
@@ -112,6 +120,7 @@ class Link:
                 break
             del self.backlog[:sent]
             self.connection.forwarded(sent)
+        self.want_room(False)
         if self.lingering:
             self.close()
         elif self.connection.peer_shutdown & SHUTDOWN_SEND:

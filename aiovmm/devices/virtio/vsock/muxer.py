@@ -43,7 +43,8 @@ class Muxer:
         if connection is None or header.dst_cid != HOST_CID or header.type != STREAM:
             return self._unknown(header)
         effect = connection.receive(header)
-        self.settle(connection)
+        if not connection.calm:
+            self.settle(connection)
         return effect, connection
 
     def _unknown(self, header: Header) -> tuple[Effect, Connection | None]:

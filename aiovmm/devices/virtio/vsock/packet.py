@@ -20,6 +20,7 @@ __all__ = [
     "TRANSPORT_RESET",
     "Header",
     "Op",
+    "pack_header",
     "parse_headers",
 ]
 
@@ -32,6 +33,8 @@ MASK32 = 0xFFFFFFFF
 
 _HEADER = struct.Struct("<QQIIIHHIII")
 HEADER_SIZE = _HEADER.size
+pack_header = _HEADER.pack
+"""The 44 bytes of a header from its fields, in the order of `Header`'s."""
 LENGTH_AT, OP_AT, CREDIT_AT = 24, 30, 40  # offsets of `len`, `op` and `fwd_cnt`
 
 

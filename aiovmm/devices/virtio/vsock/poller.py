@@ -1,7 +1,8 @@
 """Readiness of many sockets through one epoll of ours, whose descriptor is the only one that the event loop watches.
 
 Edge-triggered: a connection that cannot be served now (no credit, no room on the ring) is not reported again and again, and
-neither needs its interest changed, which would be two system calls whenever that happens.
+neither needs its interest changed, which would be two system calls whenever that happens. Room to write is reported only
+while there is something to write: else whatever a reader takes would wake the loop.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ class Poller:
     def watch(self, fd: int, handler: Handler, *, edge: bool = True) -> None:
         """Call `handler(events)`, at first with what is so already. Not edge-triggered: readable only, for listeners."""
         assert self._epoll is not None
-        self._epoll.register(fd, IN | OUT | select.EPOLLET if edge else select.EPOLLIN)
+        self._epoll.register(fd, IN | select.EPOLLET if edge else select.EPOLLIN)
         self._handlers[fd] = handler
         if self._fresh is not None:
             self._fresh.add(fd)
+
+    def want_room(self, fd: int, wanted: bool) -> None:
+        """Also report OUT of a watched fd, now if it is so already, or no more."""
+        if self._epoll is not None and fd in self._handlers:
+            self._epoll.modify(fd, (IN | OUT if wanted else IN) | select.EPOLLET)
 
     def forget(self, fd: int) -> None:
         """Before it is closed. Idempotent."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import socket
 from collections.abc import Callable
 from typing import Protocol
@@ -166,6 +167,7 @@ class Switch:
         self._ends.add(link)
         self.poller.forget(link.fd)
         self.poller.watch(link.fd, link.on_event)
+        link.want_room = functools.partial(self.poller.want_room, link.fd)
 
     def _link_changed(self, link: Link) -> None:
         connection = link.connection
@@ -178,6 +180,8 @@ class Switch:
 
     def settle(self, connection: Connection) -> None:
         """Draw the conclusions of what happened to a connection."""
+        if connection.calm:
+            return
         self.muxer.settle(connection)
         if connection.state is State.CLOSED:
             self.links.pop(connection, None)

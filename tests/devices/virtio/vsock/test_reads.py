@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -84,3 +85,45 @@ async def test_what_follows_out_of_band_data_arrives() -> None:
         while b"after" not in data:
             data += await sock.recv()
         assert data in (b"beforeafter", b"before!after")
+
+
+async def test_a_host_that_takes_what_it_got_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[int] = []
+    on_event = link.Link.on_event
+
+    def counting(self: link.Link, what: int) -> None:
+        events.append(what)
+        on_event(self, what)
+
+    monkeypatch.setattr(link.Link, "on_event", counting)
+    async with joined() as (sock, host):
+        for _ in range(10):
+            await sock.send(b"message")
+            assert await asyncio.to_thread(host.recv, 100) == b"message"
+        assert events == []
+
+
+async def test_only_who_has_something_left_hears_of_room() -> None:
+    """A host that reads late gets all of it, and its socket is watched for room only meanwhile."""
+    async with joined() as (sock, host):
+        wanted: list[bool] = []
+        (end,) = sock.guest.harness.device._switch.links.values()
+        want_room = end.want_room
+
+        def noted(wants: bool) -> None:
+            wanted.append(wants)
+            want_room(wants)
+
+        end.want_room = noted
+        end.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        data = bytes(range(256)) * 200
+        for at in range(0, len(data), 4096):
+            await sock.send(data[at : at + 4096])
+        await sock.guest.until(lambda: end.connection.rx_cnt == len(data))
+        assert wanted == [True]
+        got = bytearray()
+        async with asyncio.timeout(20):
+            while len(got) < len(data):
+                got += await asyncio.to_thread(host.recv, 1 << 16)
+        assert got == data
+        assert not wanted[-1]

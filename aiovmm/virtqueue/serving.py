@@ -1,0 +1,79 @@
+"""A queue served from the event loop's own callbacks, for devices whose turn never waits.
+
+A kick that wakes a coroutine costs a future, a step of a task and two more rounds of the loop before the chain is looked at, and
+one more behind it. Here the callback of the kick is the turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable
+from typing import Protocol
+
+__all__ = ["Next", "Serving", "Turn"]
+
+
+class Next(enum.Enum):
+    """What a turn wants to be followed by."""
+
+    KICK = enum.auto()  # the ring was empty: another one as soon as it is not
+    TURN = enum.auto()  # another one, when the loop has had its own
+    RETURN = enum.auto()  # none: there is something else to be waited for
+
+
+Turn = Callable[[], Next]
+
+
+class Kicked(Protocol):
+    """What is needed of the queue."""
+
+    def begin_turn(self) -> None:
+        """Ask for no kicks for a while."""
+
+    def end_turn(self) -> bool:
+        """Ask for a kick. False: there are chains already."""
+
+
+class Serving:
+    """One call of `Queue.serve`. A turn that raises ends it, and so does `fail`."""
+
+    def __init__(self, queue: Kicked, turn: Turn) -> None:
+        self._queue = queue
+        self._turn = turn
+        self._loop = asyncio.get_running_loop()
+        self._done: asyncio.Future[None] = self._loop.create_future()
+        self._again: asyncio.Handle | None = None
+
+    async def run(self) -> None:
+        """Until a turn wants to return. Raises what a turn raises."""
+        try:
+            self._run()
+            await self._done
+        finally:
+            if self._again is not None:
+                self._again.cancel()
+            if not self._done.cancel() and not self._done.cancelled():
+                self._done.exception()  # seen, also if a cancellation came first
+
+    def kicked(self) -> None:
+        """The driver has kicked. Nothing to do while another turn is due anyhow."""
+        if self._again is None and not self._done.done():
+            self._queue.begin_turn()
+            self._run()
+
+    def fail(self, error: Exception) -> None:
+        """Let `run` raise this."""
+        if not self._done.done():
+            self._done.set_exception(error)
+
+    def _run(self) -> None:
+        self._again = None
+        try:
+            after = self._turn()
+            if after is Next.RETURN:
+                self._done.set_result(None)
+            elif after is Next.TURN or not self._queue.end_turn():
+                self._again = self._loop.call_soon(self._run)
+        except Exception as exc:
+            self.fail(exc)
