@@ -14,6 +14,7 @@ from aiovmm.devices.virtio.blk.protocol import Request, Status
 from aiovmm.errors import ChainError, HostError
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Batch, Queue
+from aiovmm.virtqueue.serving import Next
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.service import BlkService
@@ -22,7 +23,6 @@ __all__ = ["BlkCounters", "QueueService"]
 
 _LOOK = lib.AVMM_BLK_LOOK
 _MORE = lib.AVMM_BLK_MORE
-_TURN = 64  # chains of one queue before the loop gets a turn
 _MALFORMED = {
     lib.AVMM_BLK_NO_HEADER: "it is shorter than the header of a request",
     lib.AVMM_BLK_NO_STATUS: "it has no room for a status byte",
@@ -53,13 +53,13 @@ class QueueService:
         self.bit = 1 << queue.index % lib.AVMM_BLK_QUEUE_BITS
         self._owner = owner
         self._queue = queue
-        self._vq = queue.native
+        vq = queue.native
         self._native = native = ffi.new("struct avmm_blk_queue *")
         native.disk = owner.disk
-        native.vq = self._vq
+        native.vq = vq
         native.mem = queue.memory.table
         native.bit = self.bit
-        room = min(self._vq.max_chain + 4, 1024)  # a few more than descriptors: buffers may cross regions of memory
+        room = min(vq.max_chain + 4, 1024)  # a few more than descriptors: buffers may cross regions of memory
         error = -lib.avmm_blk_queue_open(native, min(depth, queue.size), room)
         if error:
             raise HostError("allocating the requests of a disk", error)
@@ -67,21 +67,21 @@ class QueueService:
 
     async def serve(self) -> None:
         """Serve the queue for ever. Raises ChainError or GuestFault when the driver breaks the rules."""
-        queue, native, owner, vq = self._queue, self._native, self._owner, self._vq
-        serve = lib.avmm_blk_serve
-        turn = vq.popped + _TURN
         while True:
-            await queue.wait()
-            if not native.n_free or native.starved:
-                await self._wait_for_slot()
-            mask = serve(native)
-            if mask:
-                owner.published(mask)
-                if mask & _LOOK and native.malformed:
-                    self._refuse()
-            if vq.popped >= turn or mask & _MORE:  # wait() does not suspend while there is more
-                turn = vq.popped + _TURN
-                await asyncio.sleep(0)
+            await self._queue.serve(self._turn)
+            await self._wait_for_slot()
+
+    def _turn(self) -> Next:
+        """What there is, as far as there are slots for it."""
+        native = self._native
+        if (not native.n_free or native.starved) and not lib.avmm_blk_can_take(native):
+            return Next.RETURN
+        mask = lib.avmm_blk_serve(native)
+        if mask:
+            self._owner.published(mask)
+            if mask & _LOOK and native.malformed:
+                self._refuse()
+        return Next.TURN if mask & _MORE else Next.KICK
 
     def published(self) -> None:
         """Some requests were returned: interrupt."""
