@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from aiovmm.errors import UsageError
@@ -35,7 +36,6 @@ from aiovmm.pci.services import PciServices
 from aiovmm.pci.virtio_bar import BAR_SIZE, MAX_QUEUES, NOTIFY, CommonRegisters, DeviceRegisters, VirtioStructures
 from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE, IsrStatus, VirtioInterrupt
 from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
-from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
@@ -47,6 +47,7 @@ VENDOR_ID = 0x1AF4
 DEVICE_ID_BASE = 0x1040
 _CLASSES = {1: 0x020000, 2: 0x018000, 3: 0x078000, 19: 0x078000, 26: 0x018000}  # by device type; others unassigned
 _CLASS_OTHER = 0xFF0000
+_VECTOR = attrgetter("vector")
 
 
 class VirtioPci(PciFunction):
@@ -178,7 +179,7 @@ class VirtioPci(PciFunction):
     async def _activate(self, features: int) -> None:
         async with self._transition:
             queues = self.negotiation.queues
-            irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_vector_of, q)) for q in queues]
+            irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
             self._active = True
             try:
                 kicks = self._doorbells.open()
@@ -234,7 +235,3 @@ def _identity(device_type: int) -> Identity:
     device = DEVICE_ID_BASE + device_type
     class_code = _CLASSES.get(device_type, _CLASS_OTHER)
     return Identity(VENDOR_ID, device, class_code, revision=1, subsystem_vendor=VENDOR_ID, subsystem=device)
-
-
-def _vector_of(queue: QueueConfig) -> int:
-    return queue.vector

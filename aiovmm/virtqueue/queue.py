@@ -33,6 +33,7 @@ from aiovmm.native import ffi, lib
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
+from aiovmm.virtqueue.features import EVENT_IDX
 from aiovmm.virtqueue.ring import open_ring, ring_stands
 from aiovmm.virtqueue.serving import Serving, Turn
 
@@ -71,6 +72,7 @@ class Queue:
         self.config = dataclasses.replace(config)  # the transport's own changes when the driver resets
         self.memory = memory
         self._table = memory.table
+        self._event_idx = bool(features & EVENT_IDX)  # then a kick is given once, without being asked not to go on
         self.index = index
         self.features = features
         self.kick_fd = kick_fd
@@ -185,7 +187,7 @@ class Queue:
         """Take all available chains, as far as they fit, into `batch`; how many. Raises ChainError or GuestFault."""
         if not self.enabled:
             return 0
-        n = batch.take(self._live(), self._table)
+        n = batch.take(self._q if self._ring is not None else self._live(), self._table)
         if n < 0:
             raise self.malformed(batch.error)
         return n
@@ -205,12 +207,17 @@ class Queue:
 
     def finish_batch(self, unused: int, heads: Any, lengths: Any, count: int) -> None:
         """The end of a batch in one call: `put_back_batch(unused)`, then `push_many(heads, lengths, count)`."""
-        wanted = lib.avmm_queue_finish(self._live(), unused, heads, lengths, count)
+        q = self._q if self._ring is not None else self._live()
+        wanted = lib.avmm_queue_finish(q, unused, heads, lengths, count)
         if wanted < 0:
             raise StateError(f"{unused} + {count} chains that are not in flight on {self!r}")
         if wanted:
-            self.interrupts += 1
-            self.interrupt.pulse()
+            self.signal()
+
+    def signal(self) -> None:
+        """Interrupt the driver, who wants that: native code has asked it."""
+        self.interrupts += 1
+        self.interrupt.pulse()
 
     def batches(self, batch: Batch | None = None) -> Batches:
         """Batches of at least one chain, for ever; the loop gets a turn between two. The same object each time."""
@@ -254,11 +261,6 @@ class Queue:
         finally:
             self._serving = None
 
-    def begin_turn(self) -> None:
-        """Ask for no kicks until `end_turn`."""
-        if self._usable:
-            lib.avmm_queue_disable_notify(self._q)
-
     def end_turn(self) -> bool:
         """Ask for a kick. False: there are chains already, and no kick will tell of them."""
         if not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, 0):
@@ -282,6 +284,8 @@ class Queue:
             return
         self.kicks += 1
         if self._serving is not None:
+            if not self._event_idx and self._ring is not None:
+                lib.avmm_queue_disable_notify(self._q)
             self._serving.kicked()
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -297,8 +301,7 @@ class Queue:
             self._flush.cancel()
             self._flush = None
         if self._usable and lib.avmm_queue_needs_interrupt(self._q):
-            self.interrupts += 1
-            self.interrupt.pulse()
+            self.signal()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 

@@ -28,9 +28,6 @@ Turn = Callable[[], Next]
 class Kicked(Protocol):
     """What is needed of the queue."""
 
-    def begin_turn(self) -> None:
-        """Ask for no kicks for a while."""
-
     def end_turn(self) -> bool:
         """Ask for a kick. False: there are chains already."""
 
@@ -48,7 +45,7 @@ class Serving:
     async def run(self) -> None:
         """Until a turn wants to return. Raises what a turn raises."""
         try:
-            self._run()
+            self.kicked()
             await self._done
         finally:
             if self._again is not None:
@@ -57,23 +54,23 @@ class Serving:
                 self._done.exception()  # seen, also if a cancellation came first
 
     def kicked(self) -> None:
-        """The driver has kicked. Nothing to do while another turn is due anyhow."""
-        if self._again is None and not self._done.done():
-            self._queue.begin_turn()
-            self._run()
+        """The driver has kicked: a turn, unless one is due anyhow."""
+        if self._again is not None or self._done.done():
+            return
+        try:
+            after = self._turn()
+            if after is Next.RETURN:
+                self._done.set_result(None)
+            elif after is Next.TURN or not self._queue.end_turn():
+                self._again = self._loop.call_soon(self._go_on)
+        except Exception as exc:
+            self.fail(exc)
 
     def fail(self, error: Exception) -> None:
         """Let `run` raise this."""
         if not self._done.done():
             self._done.set_exception(error)
 
-    def _run(self) -> None:
+    def _go_on(self) -> None:
         self._again = None
-        try:
-            after = self._turn()
-            if after is Next.RETURN:
-                self._done.set_result(None)
-            elif after is Next.TURN or not self._queue.end_turn():
-                self._again = self._loop.call_soon(self._run)
-        except Exception as exc:
-            self.fail(exc)
+        self.kicked()

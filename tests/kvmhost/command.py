@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .agent import PORT_NAME
 from .settings import Profile, Size
 
-_KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off quiet"
+_KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet"
 
 
 @dataclass(frozen=True)

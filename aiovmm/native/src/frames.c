@@ -101,12 +101,6 @@ uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const str
     return runs;
 }
 
-int avmm_frames_runs(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                     const struct avmm_frame_layout *layout, uint8_t *headers, uint16_t *heads, uint32_t *firsts) {
-    int read = avmm_frames_read(chains, n, iov, layout->size, layout->length_at, headers, heads);
-    return read < 0 ? read : (int)avmm_frames_join(chains, n, layout, headers, firsts);
-}
-
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
                          uint32_t header_size, uint32_t length) {
     struct iovec parts[2 * PARTS];
@@ -202,6 +196,42 @@ int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first
         lengths[i] = header_size + payload;
         left -= payload;
         taken->chains++;
+    }
+    return got;
+}
+
+static int pop(struct avmm_frames *f) {
+    int n = avmm_queue_pop(f->queue, f->mem, f->chains, f->max_chains, f->iov, NULL, f->max_iov, &f->error);
+    f->n = n < 0 ? 0 : (uint32_t)n;
+    return n;
+}
+
+int avmm_frames_take(struct avmm_frames *f) {
+    const struct avmm_frame_layout *l = &f->layout;
+    int n = pop(f);
+    if (n <= 0)
+        return n < 0 ? AVMM_FRAMES_RING : 0;
+    n = avmm_frames_read(f->chains, f->n, f->iov, l->size, l->length_at, f->headers, f->heads);
+    if (n < 0) {
+        f->bad = f->heads[-1 - n];
+        return AVMM_FRAMES_SHORT;
+    }
+    return (int)avmm_frames_join(f->chains, f->n, l, f->headers, f->firsts);
+}
+
+int64_t avmm_frames_give(struct avmm_frames *f, int fd, const uint8_t *header, uint32_t limit) {
+    struct avmm_frames_taken taken;
+    f->drained = f->interrupt = 0;
+    int n = pop(f);
+    if (n <= 0)
+        return n < 0 ? AVMM_FRAMES_RING : 0;
+    int64_t got = avmm_frames_recv(fd, f->chains, 0, f->n, f->iov, header, f->layout.size, f->layout.length_at, limit,
+                                   f->heads, f->lengths, &taken);
+    f->drained = taken.drained;
+    f->interrupt = avmm_queue_finish(f->queue, f->n - taken.chains, f->heads, f->lengths, taken.chains) > 0;
+    if (got == -EMSGSIZE) { /* the chain is no receive buffer; it has been put back and is the next again */
+        f->bad = f->chains[0].head;
+        return AVMM_FRAMES_SHORT;
     }
     return got;
 }

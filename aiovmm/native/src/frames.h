@@ -23,10 +23,6 @@ struct avmm_frame_layout {
 uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
                           uint8_t *headers, uint32_t *firsts);
 
-/* Both in one call: the number of runs, or what avmm_frames_read says of a bad chain. */
-int avmm_frames_runs(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                     const struct avmm_frame_layout *layout, uint8_t *headers, uint16_t *heads, uint32_t *firsts);
-
 /* Send `length` bytes of the payloads of a run of `count` chains, as far as the socket takes them: bytes, or -errno. */
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
                          uint32_t header_size, uint32_t length);
@@ -50,5 +46,37 @@ struct avmm_frames_taken {
 int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t end, const struct iovec *iov,
                          const uint8_t *header, uint32_t header_size, uint32_t length_at, uint32_t limit, uint16_t *heads,
                          uint32_t *lengths, struct avmm_frames_taken *taken);
+
+/* What the turns of one queue work with, so that a turn is one call: set up once, but for what the calls fill in. */
+struct avmm_frames {
+    struct avmm_queue *queue;
+    const struct avmm_mem *mem;
+    struct avmm_chain *chains; /* room for `max_chains`, with `max_iov` segments in all */
+    struct iovec *iov;
+    uint32_t max_chains, max_iov;
+    uint8_t *headers;          /* taking: one for each chain */
+    uint32_t *firsts;          /* taking: max_chains + 1 */
+    uint16_t *heads;
+    uint32_t *lengths;         /* giving */
+    struct avmm_frame_layout layout;
+    /* filled in */
+    uint32_t n;                /* chains that there were */
+    uint32_t bad;              /* AVMM_FRAMES_SHORT: the head of the chain */
+    uint32_t drained;          /* giving: see avmm_frames_taken */
+    uint32_t interrupt;        /* giving: the driver wants one */
+    struct avmm_ring_error error;
+};
+
+enum avmm_frames_code {
+    AVMM_FRAMES_RING = -4096,  /* below all of -errno. A malformed chain came first: see `error` */
+    AVMM_FRAMES_SHORT = -4097, /* a frame is shorter than its header, or than that says */
+};
+
+/* Take chains and join their frames: the number of runs, or a code. */
+int avmm_frames_take(struct avmm_frames *f);
+
+/* Receive from the socket into the first few chains, at most `limit` bytes, and return them: bytes, or -errno, as
+ * avmm_frames_recv; or a code. With no chain at all (`n`) nothing is received, and it gives 0. */
+int64_t avmm_frames_give(struct avmm_frames *f, int fd, const uint8_t *header, uint32_t limit);
 
 #endif

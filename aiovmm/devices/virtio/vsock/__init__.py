@@ -1,6 +1,7 @@
 """virtio-vsock: `VsockDevice` for the machine, `Vsock` with its streams for the program.
 
-packet, connection and muxer are the protocol, pure; link, switch and poller join it to sockets; rings to virtqueues;
+packet, connection and muxer are the protocol, pure; link, switch and poller join it to sockets; from_guest, to_guest
+and rings to virtqueues;
 hybrid (unix sockets) and streams (asyncio) are the two ways in for the host.
 """
 

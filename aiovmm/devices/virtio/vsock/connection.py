@@ -116,19 +116,17 @@ class Connection:
         self.peer_buf_alloc = header.buf_alloc
         self.peer_fwd_cnt = header.fwd_cnt
         if header.op == Op.RW and self.state is State.ESTABLISHED:  # the hot one
-            return self._data(header.length)
+            length = header.length
+            if self.peer_shutdown & SHUTDOWN_SEND or length > self.buffer - ((self.rx_cnt - self.fwd_cnt) & MASK32):
+                return self._broken()
+            if not length:
+                return Effect.NONE
+            self.rx_cnt = (self.rx_cnt + length) & MASK32
+            return Effect.DELIVER
         if header.op == Op.RST:
             return self._close(_WHEN_RESET[self.state])
         handler = _HANDLERS.get((self.state, header.op))
         return self._broken() if handler is None else handler(self, header)
-
-    def _data(self, length: int) -> Effect:
-        if self.peer_shutdown & SHUTDOWN_SEND or length > self.buffer - self.unforwarded:
-            return self._broken()
-        if not length:
-            return Effect.NONE
-        self.rx_cnt = (self.rx_cnt + length) & MASK32
-        return Effect.DELIVER
 
     def _opened(self, header: Header) -> Effect:
         self.state = State.ESTABLISHED

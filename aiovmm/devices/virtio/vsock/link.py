@@ -26,7 +26,7 @@ _AGAIN = (-errno.EAGAIN, -errno.EWOULDBLOCK)
 class Link:
     """`opened(connection)` is called when the guest accepts, before any payload; `failed(error)` if it refuses; `aborted`
     if the established connection ends otherwise than by both sides' will. `changed(link)` asks for a look at it: it has
-    something to send, or is closed."""
+    something to send, or is closed. `offer`, if given, is called instead when all that is new is something to send."""
 
     def __init__(
         self,
@@ -34,6 +34,7 @@ class Link:
         sock: socket.socket,
         changed: Callable[[Link], None],
         *,
+        offer: Callable[[Link], None] | None = None,
         opened: Callable[[Connection], None] = lambda connection: None,
         failed: Callable[[OSError], None] = lambda error: None,
         aborted: Callable[[OSError], None] = lambda error: None,
@@ -52,7 +53,8 @@ class Link:
         # An end, or out-of-band data, is or was behind what can be read: no further event may tell of it.
         self._ending = False
         self._deaf = False  # the host reads no more
-        self._changed = changed
+        self.changed = changed
+        self._offer = offer or changed
         self.want_room: Callable[[bool], None] = lambda wanted: None  # given by who watches the socket
 
     # -- what the socket says ------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ class Link:
         """Readiness, as epoll reports it."""
         if events == EPOLLIN and not self.closed:
             self.readable = True
-            self._changed(self)
+            self._offer(self)
             return
         if events & OUT and self.backlog:
             self.flush()
@@ -72,7 +74,7 @@ class Link:
             self._host_is_gone()
         if events & IN and not self.closed:
             self.readable = True
-        self._changed(self)
+        self.changed(self)
 
     def _host_is_gone(self) -> None:
         """It takes nothing more. What it has sent before is still read, if the guest wants it."""
@@ -155,17 +157,21 @@ class Link:
             lengths,
             taken,
         )
-        if got > 0:
-            self.connection.sent(got)
-            if taken.drained and not self._ending:
-                self.readable = False  # without asking once more: what comes next is an event
-            return got
         if got == -errno.EMSGSIZE:
             return None
+        self.received(got, taken.drained)
+        return max(got, 0)
+
+    def received(self, got: int, drained: bool) -> None:
+        """What a read of the socket gave: bytes, now on the ring; 0, its end; or -errno."""
+        if got > 0:
+            self.connection.sent(got)
+            if drained and not self._ending:
+                self.readable = False  # without asking once more: what comes next is an event
+            return
         self.readable = False
         if got not in _AGAIN:  # the end, or an error that is one
             self.connection.end(SHUTDOWN_BOTH if self._hung_up or got < 0 else SHUTDOWN_SEND)
-        return 0
 
     # -- what the guest says -------------------------------------------------------------------------------------------
 
@@ -204,5 +210,5 @@ class Link:
         self.closed = True
         self.readable = False
         self.connection.end(SHUTDOWN_BOTH)
-        self._changed(self)
+        self.changed(self)
         self.sock.close()

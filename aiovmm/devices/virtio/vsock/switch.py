@@ -50,6 +50,7 @@ class Switch:
         self.fallback: Acceptor | None = None
         self.live = asyncio.Event()  # the guest's driver is there
         self._wake = wake
+        self.offer: Callable[[Link], None] | None = None  # the rings' shortest way from a socket to the guest
         self._ends: set[Link] = set()  # with those whose connection is over but who linger
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._opened = False
@@ -128,7 +129,7 @@ class Switch:
                 if sock is not None:
                     sock.close()
             else:
-                self._join(Link(connection, sock, self._link_changed, aborted=aborted))
+                self._join(Link(connection, sock, self._link_changed, offer=self.offer, aborted=aborted))
                 connection.accept()
             self.settle(connection)
             self._wake()
@@ -156,7 +157,8 @@ class Switch:
         if connection is None:
             hint = "close some, or let the device have more"
             raise HostError(f"vsock: {self.muxer.limit} connections are open", errno.ENOBUFS, hint)
-        link = Link(connection, sock, self._link_changed, opened=opened, failed=failed, aborted=aborted)
+        changed, offer = self._link_changed, self.offer
+        link = Link(connection, sock, changed, offer=offer, opened=opened, failed=failed, aborted=aborted)
         self._join(link)
         self._wake()
         return link
@@ -174,14 +176,13 @@ class Switch:
         if link.closed and link in self._ends:
             self._ends.discard(link)
             self.poller.forget(link.fd)
-        self.settle(connection)
+        if not connection.calm:
+            self.settle(connection)
         if link.readable and connection.wants_data and not connection.blocked:
             self.muxer.schedule(connection)
 
     def settle(self, connection: Connection) -> None:
         """Draw the conclusions of what happened to a connection."""
-        if connection.calm:
-            return
         self.muxer.settle(connection)
         if connection.state is State.CLOSED:
             self.links.pop(connection, None)

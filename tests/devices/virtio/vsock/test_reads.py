@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiovmm.devices.virtio.vsock import link
+from aiovmm.devices.virtio.vsock import link, to_guest
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
 
@@ -31,6 +31,11 @@ class CountingLib:
         got: int = self._lib.avmm_frames_recv(*arguments)
         return got
 
+    def avmm_frames_give(self, *arguments: Any) -> int:
+        self.reads += 1
+        got: int = self._lib.avmm_frames_give(*arguments)
+        return got
+
 
 @asynccontextmanager
 async def joined() -> AsyncIterator[tuple[Sock, socket.socket]]:
@@ -46,6 +51,7 @@ async def joined() -> AsyncIterator[tuple[Sock, socket.socket]]:
 async def test_a_message_is_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
     lib = CountingLib(link.lib)
     monkeypatch.setattr(link, "lib", lib)
+    monkeypatch.setattr(to_guest, "lib", lib)
     async with joined() as (sock, host):
         for number in range(10):
             host.send(b"message %d" % number)
