@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, SHUTDOWN_SEND, Header, Op
-from aiovmm.errors import ChainError, HostError
+from aiovmm.errors import ChainError, GuestFault, HostError
+from aiovmm.virtqueue.driver import WRITE, Descriptor
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import CID, Guest, make_device
 
@@ -284,3 +285,35 @@ async def test_callbacks_run_for_as_many_connections_as_the_device_may_have() ->
             await guest.connect(80)
         with pytest.raises(ConnectionRefusedError):
             await guest.connect(80)
+
+
+async def test_an_rx_buffer_outside_memory_breaks_the_device_when_a_program_sends() -> None:
+    device = make_device()
+    async with Harness(device) as harness, await device.streams.listen(80) as server:
+        harness.queues[0].add(writable=[HEADER_SIZE])
+        harness.queues[1].add([header(Op.REQUEST).pack()])
+        harness.queues[1].kick()
+        _, writer = await server.accept()
+        await harness.queues[0].used()
+        harness.queues[0].add_raw([Descriptor(1 << 40, 4096, WRITE)])
+        writer.write(b"data")
+        assert isinstance(await harness.broken(), GuestFault)
+        writer.close()
+
+
+async def test_what_a_program_sends_waits_for_rx_buffers() -> None:
+    device = make_device()
+    async with Harness(device) as harness, await device.streams.listen(80) as server:
+        harness.queues[0].add(writable=[HEADER_SIZE])
+        harness.queues[1].add([header(Op.REQUEST).pack()])
+        harness.queues[1].kick()
+        _, writer = await server.accept()
+        await harness.queues[0].used()
+        for _ in range(3):
+            writer.write(b"data")
+            await asyncio.sleep(0.01)
+            harness.queues[0].add(writable=[HEADER_SIZE + 100])
+            harness.queues[0].kick()
+            (used,) = await harness.queues[0].used()
+            assert used.data[HEADER_SIZE:] == b"data"
+        writer.close()
