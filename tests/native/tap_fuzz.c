@@ -1,6 +1,8 @@
 /* Frames through the native network code under sanitizers, in chains of every shape and over every kind of descriptor. Each
- * segment is an allocation of its own, so a byte too far is a crash; what arrives is compared with what was sent.
- * Usage: tap_fuzz SEED ROUNDS; prints packets received, dropped, sent, refused, and calls that would have blocked. */
+ * segment is an allocation of its own, so a byte too far is a crash; what arrives is compared with what was sent. The ring is
+ * not a real one: it hands out the chains below, and has a malformed one at times.
+ * Usage: tap_fuzz SEED ROUNDS; prints packets received, dropped, sent, refused, calls that would have blocked, turns in which
+ * packets got larger than expected, malformed chains that were met first, and behind others. */
 #include "tap.h"
 #include <assert.h>
 #include <errno.h>
@@ -51,6 +53,81 @@ static struct avmm_chain *add_chain(uint32_t total, uint32_t pieces, int writabl
     return c;
 }
 
+/* ---- the ring -------------------------------------------------------------------------------------------------------- */
+
+static uint32_t ring_at, ring_done, malformed_at; /* chains taken, chains returned */
+static uint64_t first, behind;                    /* malformed chains */
+
+static uint32_t copy_chain(uint32_t from, struct avmm_chain *to, struct iovec *segments, uint32_t filled) {
+    const struct avmm_chain *c = &chains[from];
+    uint32_t n = c->n_read + c->n_write;
+    memcpy(segments + filled, iov + c->iov, n * sizeof *iov);
+    *to = *c;
+    to->iov = filled;
+    return filled + n;
+}
+
+int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_chain *to, uint32_t max_chains,
+                   struct iovec *segments, uint64_t *address, uint32_t max_iov, struct avmm_ring_error *err) {
+    uint32_t n = 0, filled = 0;
+    assert(!q && !mem && !address && max_chains);
+    for (; n < max_chains && ring_at < n_chains; n++, ring_at++) {
+        if (ring_at == malformed_at) {
+            if (n)
+                break;
+            ring_at++;
+            return err->code = AVMM_RING_TOO_LONG;
+        }
+        if (filled + chains[ring_at].n_read + chains[ring_at].n_write > max_iov)
+            return n ? (int)n : (err->code = AVMM_RING_NO_ROOM);
+        filled = copy_chain(ring_at, &to[n], segments, filled);
+    }
+    return (int)n;
+}
+
+int avmm_queue_put_back(struct avmm_queue *q, uint32_t n) {
+    assert(!q && n <= ring_at - ring_done);
+    ring_at -= n;
+    behind += n == 1 && ring_at == malformed_at;
+    return 0;
+}
+
+int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
+    assert(!avmm_queue_put_back(q, unused) && ring_done + n == ring_at);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct avmm_chain *c = &chains[ring_done++];
+        assert(heads[i] == c->head && lens[i] <= c->write_bytes);
+    }
+    return n != 0;
+}
+
+static struct avmm_net_turn turn;
+
+/* Arrays of random sizes, which are allocations too. `most`: chains, 0 for none at all. */
+static void new_turn(uint32_t most, uint32_t budget) {
+    free(turn.chains), free(turn.iov), free(turn.heads), free(turn.lens);
+    turn = (struct avmm_net_turn){.max_chains = most, .max_iov = below(4) ? MAX_IOV : 40 + below(400), .budget = budget};
+    turn.chains = malloc(most * sizeof *turn.chains);
+    turn.iov = malloc(turn.max_iov * sizeof *turn.iov);
+    turn.heads = malloc(most * sizeof *turn.heads);
+    turn.lens = malloc(most * sizeof *turn.lens);
+}
+
+/* What a caller must find after a turn. True: it was the ring. */
+static int was_malformed(int status) {
+    assert(turn.used <= turn.n && turn.n <= turn.max_chains && turn.interrupt == (turn.used != 0));
+    if (status == AVMM_NET_RING) {
+        assert(!turn.n && turn.error.code == (ring_at > ring_done ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM));
+        first += ring_at > ring_done;
+        ring_done = ring_at; /* the malformed one is given back */
+        return 1;
+    }
+    assert(ring_at == ring_done);
+    return 0;
+}
+
+/* ---- rounds ---------------------------------------------------------------------------------------------------------- */
+
 static uint32_t frame_size(void) {
     switch (below(6)) {
     case 0: return 14 + below(50);
@@ -84,41 +161,60 @@ static int put(int fd, int kind, uint32_t size) {
     return sendmsg(fd, &m, MSG_DONTWAIT) == (ssize_t)(size + lead_size);
 }
 
-static uint64_t blocked;
+static uint64_t blocked, grown;
 
-static void receive_round(struct avmm_net_rx *rx, int wire) {
-    uint32_t expected[4], pushed = 0, got = 0, used;
-    uint16_t heads[MAX_CHAINS];
-    uint32_t lens[MAX_CHAINS];
-    rx->mergeable = below(4) != 0;
-    for (uint32_t i = 1 + below(rx->kind == AVMM_NET_STREAM ? 1 : 3); i--;) { /* a stream must take a frame whole */
+/* A stream must take a frame whole, so it gets one. */
+static uint32_t put_frames(struct avmm_net_rx *rx, int wire, uint32_t *expected) {
+    uint32_t pushed = 0;
+    for (uint32_t i = 1 + below(rx->kind == AVMM_NET_STREAM ? 1 : 3); i--;) {
         uint32_t size = frame_size();
         fill_frame(size, (uint8_t)size);
         if (!put(wire, rx->kind, size))
             break;
         expected[pushed++] = size;
     }
-    for (int turn = 0; turn < 60; turn++) {
+    return pushed;
+}
+
+/* The packet that begins in chain `at` is one of those expected; how many chains it has. */
+static uint32_t check_packet(const struct avmm_net_rx *rx, uint32_t at, const uint32_t *expected, uint32_t pushed, uint32_t *got) {
+    uint32_t parts = byte_at(&chains[at], 10) | byte_at(&chains[at], 11) << 8, have = 0, size;
+    assert(parts >= 1 && at + parts <= turn.used && (rx->mergeable || parts == 1));
+    for (uint32_t i = at; i < at + parts; i++) {
+        have += turn.lens[i];
+        assert(i + 1 == at + parts || turn.lens[i] == chains[i].write_bytes);
+    }
+    do /* some were dropped */
+        assert(*got < pushed), size = expected[(*got)++];
+    while (size + 12 != have);
+    for (uint32_t i = at, done = 0; i < at + parts; i++) {
+        for (uint32_t j = done ? 0 : 12; j < turn.lens[i]; j += 1 + below(50))
+            assert(byte_at(&chains[i], j) == (uint8_t)((uint8_t)size + (done + j - 12) * 7));
+        done += turn.lens[i];
+    }
+    return parts;
+}
+
+static void receive_round(struct avmm_net_rx *rx, int wire) {
+    uint32_t expected[4], got = 0;
+    rx->mergeable = below(4) != 0;
+    rx->aim = below(3) ? rx->aim : below(2000);
+    uint32_t pushed = put_frames(rx, wire, expected);
+    for (int i = 0; i < 60; i++) {
+        uint32_t aim = rx->aim;
         clear();
-        for (uint32_t i = below(MAX_CHAINS); i--;)
+        for (uint32_t n = below(MAX_CHAINS); n--;)
             add_chain(rx->mergeable ? 12 + below(below(2) ? 100 : 6000) : 1500 + below(70000), 1 + below(below(4) ? 4 : 600), 1);
-        int status = avmm_net_receive(rx, chains, n_chains, iov, 1 << 20, heads, lens, &used);
-        assert(status != AVMM_NET_BAD && status != AVMM_NET_ENDED && used <= n_chains);
-        for (uint32_t at = 0, size; at < used;) {
-            uint32_t parts = byte_at(&chains[at], 10) | byte_at(&chains[at], 11) << 8, have = 0;
-            assert(parts >= 1 && at + parts <= used && (rx->mergeable || parts == 1));
-            for (uint32_t i = at; i < at + parts; i++)
-                assert(heads[i] == chains[i].head && lens[i] <= chains[i].write_bytes), have += lens[i];
-            do /* some were dropped */
-                assert(got < pushed), size = expected[got++];
-            while (size + 12 != have);
-            for (uint32_t i = at, done = 0; i < at + parts; i++) {
-                for (uint32_t j = done ? 0 : 12; j < lens[i]; j += 1 + below(50))
-                    assert(byte_at(&chains[i], j) == (uint8_t)((uint8_t)size + (done + j - 12) * 7));
-                done += lens[i];
-            }
-            at += parts;
-        }
+        ring_at = ring_done = 0;
+        malformed_at = below(4) ? UINT32_MAX : below(10);
+        new_turn(below(8) ? MAX_CHAINS : below(MAX_CHAINS), 1 << 20);
+        int status = avmm_net_receive_turn(rx, &turn);
+        assert(status != AVMM_NET_BAD && status != AVMM_NET_ENDED);
+        if (was_malformed(status))
+            continue;
+        grown += rx->aim > aim && turn.used;
+        for (uint32_t at = 0; at < turn.used;)
+            at += check_packet(rx, at, expected, pushed, &got);
         if (status == AVMM_NET_WAIT) {
             blocked++;
             break;
@@ -126,15 +222,13 @@ static void receive_round(struct avmm_net_rx *rx, int wire) {
     }
     rx->discard = 1; /* what is left is lost, as while the link is down */
     rx->pending = 0;
-    while (avmm_net_receive(rx, NULL, 0, NULL, 1, NULL, NULL, &used) == AVMM_NET_MORE)
-        assert(!used && !rx->pending);
+    new_turn(0, 1);
+    while (avmm_net_receive_turn(rx, &turn) == AVMM_NET_MORE)
+        assert(!turn.n && !rx->pending);
     rx->discard = 0;
 }
 
 static void send_round(struct avmm_net_tx *tx, int wire) {
-    uint32_t used, done = 0;
-    uint16_t heads[MAX_CHAINS];
-    uint32_t lens[MAX_CHAINS];
     static uint8_t back[1 << 18];
     clear();
     tx->checksum = (uint8_t)below(2), tx->gso = (uint32_t)rnd(), tx->ecn = (uint8_t)below(2);
@@ -146,14 +240,17 @@ static void send_round(struct avmm_net_tx *tx, int wire) {
         for (uint32_t k = 0; k < c->n_read; k++)
             memset(iov[c->iov + k].iov_base, below(3) ? 0 : (int)rnd(), iov[c->iov + k].iov_len);
     }
-    uint32_t total = n_chains;
-    for (int turn = 0; done < total || tx->left_at < tx->left_end; turn++) {
-        assert(turn < 100000);
-        int status = avmm_net_send(tx, chains + done, total - done, iov, below(200000) + 1, heads, lens, &used);
+    ring_at = ring_done = 0;
+    malformed_at = below(4) ? UINT32_MAX : below(10);
+    for (int i = 0; ring_done < n_chains || tx->left_at < tx->left_end; i++) {
+        assert(i < 100000);
+        new_turn(1 + below(MAX_CHAINS), below(200000) + 1);
+        int status = avmm_net_send_turn(tx, &turn);
+        if (was_malformed(status))
+            continue;
         assert(status == AVMM_NET_MORE || status == AVMM_NET_WAIT);
-        for (uint32_t i = 0; i < used; i++)
-            assert(heads[i] == chains[done + i].head && lens[i] == 0);
-        done += used;
+        for (uint32_t k = 0; k < turn.used; k++)
+            assert(turn.lens[k] == 0);
         if (status == AVMM_NET_WAIT) {
             blocked++;
             assert(recv(wire, back, 1 + below(sizeof back), MSG_DONTWAIT) > 0);
@@ -184,6 +281,8 @@ int main(int argc, char **argv) {
         close(fds[0]), close(fds[1]);
     }
     clear();
-    printf("%lu %lu %lu %lu %lu\n", sum[0], sum[1], sum[2], sum[3], blocked);
+    new_turn(0, 0);
+    free(turn.chains), free(turn.iov), free(turn.heads), free(turn.lens);
+    printf("%lu %lu %lu %lu %lu %lu %lu %lu\n", sum[0], sum[1], sum[2], sum[3], blocked, grown, first, behind);
     return 0;
 }

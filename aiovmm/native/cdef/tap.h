@@ -13,6 +13,7 @@ enum avmm_net_status {
     AVMM_NET_ROOM = 2,
     AVMM_NET_ENDED = 3,
     AVMM_NET_BAD = 4,
+    AVMM_NET_RING = 5,
 };
 struct avmm_net_rx {
     int32_t fd;
@@ -21,6 +22,7 @@ struct avmm_net_rx {
     uint8_t mergeable;
     uint8_t discard;
     uint32_t pending;
+    uint32_t aim;
     int32_t error;
     uint8_t *packet;
     uint8_t *stream;
@@ -44,8 +46,20 @@ struct avmm_net_tx {
     uint64_t dropped;
     uint64_t errors;
 };
-int avmm_net_receive(struct avmm_net_rx *rx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                     uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
-int avmm_net_send(struct avmm_net_tx *tx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                  uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
+struct avmm_net_turn {
+    struct avmm_queue *queue;
+    const struct avmm_mem *mem;
+    struct avmm_chain *chains;
+    struct iovec *iov;
+    uint32_t max_chains, max_iov;
+    uint16_t *heads;
+    uint32_t *lens;
+    uint32_t budget;
+    uint32_t n;
+    uint32_t used;
+    int32_t interrupt;
+    struct avmm_ring_error error;
+};
+int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn);
+int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn);
 uint32_t avmm_net_drain(struct avmm_net_rx *rx, uint32_t most);

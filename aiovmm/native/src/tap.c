@@ -13,6 +13,8 @@ _Static_assert(sizeof(struct virtio_net_hdr_v1) == AVMM_NET_HDR, "VIRTIO 1.2 §5
 #define NUM_BUFFERS offsetof(struct virtio_net_hdr_v1, num_buffers)
 #define MAX_VEC 1024u /* IOV_MAX */
 #define MIN_FRAME 14u /* an Ethernet header */
+#define FIRST 2u      /* chains that a turn takes first: for the packet that there is, and to look for another */
+#define DISCARD 64u   /* packets thrown away in a turn while the link is down */
 
 /* ---- guest buffers --------------------------------------------------------------------------------------------------- */
 
@@ -46,32 +48,93 @@ static void gather(const struct iovec *iov, void *buffer, uint32_t size) {
 static inline bool is_receive_buffer(const struct avmm_chain *c) { return !c->n_read && c->write_bytes >= AVMM_NET_HDR; }
 static inline bool is_transmit_buffer(const struct avmm_chain *c) { return !c->n_write && c->read_bytes >= AVMM_NET_HDR; }
 
+/* ---- the chains of a turn -------------------------------------------------------------------------------------------- */
+
+static void begin(struct avmm_net_turn *t) {
+    t->n = t->used = 0;
+    t->interrupt = 0;
+}
+
+/* Take up to `most` chains behind those that are there, their segments behind theirs; how many, or enum avmm_ring_code. */
+static int take(struct avmm_net_turn *t, uint32_t most) {
+    uint32_t base = 0;
+    if (t->n) {
+        const struct avmm_chain *last = &t->chains[t->n - 1];
+        base = last->iov + last->n_read + last->n_write;
+    }
+    int got = avmm_queue_pop(t->queue, t->mem, t->chains + t->n, most, t->iov + base, NULL, t->max_iov - base, &t->error);
+    for (int i = 0; i < got; i++)
+        t->chains[t->n++].iov += base;
+    return got;
+}
+
+/* Return those that were used, and put the others back. */
+static void finish(struct avmm_net_turn *t, uint32_t used) {
+    t->used = used;
+    if (t->n)
+        t->interrupt = avmm_queue_finish(t->queue, t->n - used, t->heads, t->lens, used);
+}
+
 /* ---- receiving ------------------------------------------------------------------------------------------------------- */
 
 struct receive {
     struct avmm_net_rx *rx;
-    const struct avmm_chain *chains;
-    uint32_t n;
-    const struct iovec *iov;
-    uint16_t *heads;
-    uint32_t *lens;
+    struct avmm_net_turn *turn;
     uint32_t at;     /* chains filled */
+    uint32_t step;   /* chains to take the next time */
     uint32_t passed; /* bytes */
+    bool dry;        /* the ring has no further chain, for this turn */
+    bool malformed;  /* not even a first one */
 };
+
+/* Take twice as many as the last time. False: there are none. */
+static bool take_more(struct receive *r) {
+    struct avmm_net_turn *t = r->turn;
+    uint32_t left = t->max_chains - t->n, most = r->step < left ? r->step : left;
+    if (r->dry || !most)
+        return false;
+    int got = take(t, most);
+    r->dry = got < (int)most;
+    r->step *= 2;
+    if (got < 0 && !t->n)
+        r->malformed = true;
+    else if (got < 0 && got != AVMM_RING_BAD_INDEX && got != AVMM_RING_NO_ROOM)
+        avmm_queue_put_back(t->queue, 1); /* the next turn meets it again, and reports it */
+    return got > 0;
+}
+
+static inline bool has_chain(struct receive *r, uint32_t i) { return i < r->turn->n || take_more(r); }
+
+/* Whether the chains from `at` on hold `size` bytes, as many of them as a packet may span. */
+static bool has_room(struct receive *r, uint32_t size) {
+    uint64_t room = 0;
+    for (uint32_t i = r->at; has_chain(r, i) && is_receive_buffer(&r->turn->chains[i]); i++) {
+        room += r->turn->chains[i].write_bytes;
+        if (room >= size || !r->rx->mergeable)
+            break;
+    }
+    return room >= size;
+}
+
+/* The segments of the chains from `at` on. Receive chains have no readable part, so there is nothing between them. */
+static inline const struct iovec *segments(const struct receive *r) {
+    return r->turn->iov + r->turn->chains[r->at].iov;
+}
 
 /* A packet of `size` bytes now lies in the chains from `at` on, which have room for it. */
 static void complete(struct receive *r, uint32_t size) {
-    uint32_t first = r->at, left = size;
+    const struct iovec *first = segments(r);
+    uint32_t was = r->at, left = size;
     while (left) {
-        const struct avmm_chain *c = &r->chains[r->at];
+        const struct avmm_chain *c = &r->turn->chains[r->at];
         uint32_t part = c->write_bytes < left ? (uint32_t)c->write_bytes : left;
-        r->heads[r->at] = c->head;
-        r->lens[r->at] = part;
+        r->turn->heads[r->at] = c->head;
+        r->turn->lens[r->at] = part;
         left -= part;
         r->at++;
     }
-    uint16_t buffers = (uint16_t)(r->at - first);
-    scatter(r->iov + r->chains[first].iov, NUM_BUFFERS, &buffers, sizeof buffers);
+    uint16_t buffers = (uint16_t)(r->at - was);
+    scatter(first, NUM_BUFFERS, &buffers, sizeof buffers);
     r->passed += size;
     r->rx->packets++;
     r->rx->bytes += size - AVMM_NET_HDR;
@@ -80,14 +143,9 @@ static void complete(struct receive *r, uint32_t size) {
 /* Copy the pending packet into chains. False: they have not enough room. */
 static bool place_pending(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
-    uint64_t room = 0;
-    uint32_t i = r->at, last = rx->mergeable || r->at == r->n ? r->n : r->at + 1;
-    for (; i < last && room < rx->pending && is_receive_buffer(&r->chains[i]); i++)
-        room += r->chains[i].write_bytes;
-    if (room < rx->pending)
+    if (!has_room(r, rx->pending))
         return false;
-    const struct avmm_chain *c = &r->chains[r->at]; /* receive chains have no readable part: their iovecs are consecutive */
-    scatter(r->iov + c->iov, 0, rx->packet, rx->pending);
+    scatter(segments(r), 0, rx->packet, rx->pending);
     complete(r, rx->pending);
     rx->pending = 0;
     return true;
@@ -125,21 +183,43 @@ static int read_whole(struct avmm_net_rx *rx, uint32_t skip) {
     return AVMM_NET_MORE;
 }
 
-/* One packet straight into the chains from `at` on. What does not fit goes to its place in rx->packet, and the rest after it. */
+/* The segments for a packet of the expected size, one at least, as far as there are chains; how many, and their `room`. */
+static uint32_t offer(struct receive *r, struct iovec *vec, uint64_t *room) {
+    uint32_t n = 0, last = r->rx->mergeable ? UINT32_MAX : r->at, aim = r->rx->aim ? r->rx->aim : 1;
+    *room = 0;
+    for (uint32_t i = r->at; *room < aim && n + 1 < MAX_VEC && i <= last && has_chain(r, i); i++) {
+        const struct avmm_chain *c = &r->turn->chains[i];
+        if (!is_receive_buffer(c))
+            break;
+        for (uint32_t j = 0; j < c->n_write && *room < aim && n + 1 < MAX_VEC; j++) {
+            vec[n] = r->turn->iov[c->iov + j];
+            *room += vec[n++].iov_len;
+        }
+    }
+    return n;
+}
+
+/* A packet of `size` bytes was read: `room` of them into guest memory, the others behind so many in rx->packet. */
+static void settle(struct receive *r, const struct iovec *vec, uint64_t room, uint32_t size) {
+    struct avmm_net_rx *rx = r->rx;
+    rx->aim = size > rx->aim ? size : rx->aim - (rx->aim - size) / 8;
+    if (size > room && !has_room(r, size)) {
+        gather(vec, rx->packet, (uint32_t)room);
+        rx->pending = size;
+        return;
+    }
+    if (size > room)
+        scatter(segments(r), (uint32_t)room, rx->packet + room, size - (uint32_t)room);
+    complete(r, size);
+}
+
+/* One packet straight into the chains from `at` on. The kernel looks at every segment that it is given, so they are no more
+ * than a packet like the last ones needs. What does not fit goes to its place in rx->packet, and is copied. */
 static int read_direct(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
     struct iovec vec[MAX_VEC];
-    uint32_t n = 0, last = rx->mergeable ? r->n : r->at + 1;
-    uint64_t room = 0;
-    for (uint32_t i = r->at; i < last && room <= AVMM_NET_PACKET && n + 1 < MAX_VEC; i++) {
-        const struct avmm_chain *c = &r->chains[i];
-        if (!is_receive_buffer(c))
-            break;
-        for (uint32_t j = 0; j < c->n_write && room <= AVMM_NET_PACKET && n + 1 < MAX_VEC; j++) {
-            vec[n] = r->iov[c->iov + j];
-            room += vec[n++].iov_len;
-        }
-    }
+    uint64_t room;
+    uint32_t n = offer(r, vec, &room);
     if (room <= AVMM_NET_PACKET)
         vec[n++] = (struct iovec){rx->packet + room, AVMM_NET_PACKET + 1 - room};
     ssize_t got = read_retrying(rx->fd, vec, n);
@@ -149,14 +229,10 @@ static int read_direct(struct receive *r) {
         rx->error = 0;
         return AVMM_NET_ENDED;
     }
-    if ((size_t)got < AVMM_NET_HDR + MIN_FRAME || (size_t)got > AVMM_NET_PACKET) {
+    if ((size_t)got < AVMM_NET_HDR + MIN_FRAME || (size_t)got > AVMM_NET_PACKET)
         rx->dropped++;
-    } else if ((uint64_t)got > room) {
-        gather(vec, rx->packet, (uint32_t)room);
-        rx->pending = (uint32_t)got;
-    } else {
-        complete(r, (uint32_t)got);
-    }
+    else
+        settle(r, vec, room, (uint32_t)got);
     return AVMM_NET_MORE;
 }
 
@@ -207,31 +283,45 @@ static int read_packet(struct receive *r) {
     return rx->discard ? read_whole(rx, 0) : read_direct(r);
 }
 
-int avmm_net_receive(struct avmm_net_rx *rx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                     uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used) {
-    struct receive r = {rx, chains, n, iov, heads, lens, 0, 0};
+/* A packet waits in rx->packet: give it to the guest, or lose it where it can have no chains. */
+static int give_pending(struct receive *r, bool chain) {
+    struct avmm_net_rx *rx = r->rx;
+    if (place_pending(r))
+        return AVMM_NET_MORE;
+    if (!rx->discard && (rx->mergeable || !chain))
+        return AVMM_NET_ROOM;
+    rx->pending = 0;
+    rx->dropped++;
+    return AVMM_NET_MORE;
+}
+
+static int receive(struct receive *r) {
+    struct avmm_net_rx *rx = r->rx;
     uint32_t discarded = 0;
     int status = AVMM_NET_MORE;
-    while (status == AVMM_NET_MORE && r.passed < budget && discarded < 64) {
-        if (r.at < n && !is_receive_buffer(&chains[r.at])) {
+    while (status == AVMM_NET_MORE && r->passed < r->turn->budget && discarded < DISCARD) {
+        bool chain = (!rx->discard || rx->pending) && has_chain(r, r->at);
+        if (r->malformed) {
+            status = AVMM_NET_RING;
+        } else if (chain && !is_receive_buffer(&r->turn->chains[r->at])) {
             status = AVMM_NET_BAD;
         } else if (rx->pending) {
-            if (place_pending(&r))
-                continue;
-            if (rx->discard || (!rx->mergeable && r.at < n)) {
-                rx->pending = 0;
-                rx->dropped++;
-            } else {
-                status = AVMM_NET_ROOM;
-            }
-        } else if (r.at == n && !rx->discard) {
+            status = give_pending(r, chain);
+        } else if (!chain && !rx->discard) {
             status = AVMM_NET_ROOM;
         } else {
             discarded += rx->discard;
-            status = read_packet(&r);
+            status = read_packet(r);
         }
     }
-    *used = r.at;
+    return status;
+}
+
+int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn) {
+    struct receive r = {.rx = rx, .turn = turn, .step = FIRST};
+    begin(turn);
+    int status = receive(&r);
+    finish(turn, r.at);
     return status;
 }
 
@@ -356,21 +446,23 @@ static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const 
     return AVMM_NET_MORE;
 }
 
-int avmm_net_send(struct avmm_net_tx *tx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                  uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used) {
+int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn) {
     uint64_t passed = 0;
     uint32_t i = 0;
+    begin(turn);
+    if (turn->max_chains && take(turn, turn->max_chains) < 0)
+        return AVMM_NET_RING;
     int status = write_rest(tx);
-    while (status == AVMM_NET_MORE && i < n && passed < budget) {
-        const struct avmm_chain *c = &chains[i];
-        status = is_transmit_buffer(c) ? send_frame(tx, c, iov) : AVMM_NET_BAD;
+    while (status == AVMM_NET_MORE && i < turn->n && passed < turn->budget) {
+        const struct avmm_chain *c = &turn->chains[i];
+        status = is_transmit_buffer(c) ? send_frame(tx, c, turn->iov) : AVMM_NET_BAD;
         if (status == AVMM_NET_MORE) {
-            heads[i] = c->head;
-            lens[i++] = 0;
+            turn->heads[i] = c->head;
+            turn->lens[i++] = 0;
             passed += c->read_bytes;
             status = write_rest(tx); /* also after the last frame: the caller must learn that it has to wait */
         }
     }
-    *used = i;
+    finish(turn, i);
     return status;
 }

@@ -1,6 +1,6 @@
-/* Network frames between a file descriptor (a TAP, a datagram or stream socket) and chains that were taken from a queue:
- * whole batches a call, without a copy between a TAP and guest memory. Knows rings only as `struct avmm_chain`; taking and
- * returning them is the caller's. All descriptors are non-blocking. The guest may change its buffers at any time. */
+/* Network frames between a file descriptor (a TAP, a datagram or stream socket) and the chains of a queue: a turn of the event
+ * loop is one call, which takes chains, moves what there is and returns them, without a copy between a TAP and guest memory.
+ * All descriptors are non-blocking. The guest may change its buffers at any time. */
 #ifndef AIOVMM_TAP_H
 #define AIOVMM_TAP_H
 #include "ring.h"
@@ -25,6 +25,7 @@ enum avmm_net_status {
     AVMM_NET_ROOM = 2,  /* receiving only: no chains left, or too few for the packet that is pending */
     AVMM_NET_ENDED = 3, /* the other end is gone for good: `error` is the errno, 0 at the end of a stream */
     AVMM_NET_BAD = 4,   /* the chain after the `used` ones is not one that this queue can have */
+    AVMM_NET_RING = 5,  /* the ring is malformed, and nothing was done: see the turn's `error` */
 };
 
 /* `packet` has AVMM_NET_PACKET + 1 bytes; `stream`, for that kind only, AVMM_NET_STREAM_BUFFER. */
@@ -35,6 +36,7 @@ struct avmm_net_rx {
     uint8_t mergeable; /* VIRTIO_NET_F_MRG_RXBUF */
     uint8_t discard;   /* the link is down: what arrives is lost */
     uint32_t pending;  /* bytes of the packet, header included, that waits in `packet` for chains; 0: none */
+    uint32_t aim;      /* bytes that a packet is expected to have: grows at once, shrinks slowly */
     int32_t error;
     uint8_t *packet;
     uint8_t *stream;
@@ -60,14 +62,29 @@ struct avmm_net_tx {
     uint64_t errors;  /* frames or headers of the guest that are not legal */
 };
 
-/* Read packets into chains[0..n) until `budget` bytes have passed. The first `*used` chains were filled; heads and lens (both
- * of n elements) are ready to be published, all at once, since a packet may span chains. Returns enum avmm_net_status. */
-int avmm_net_receive(struct avmm_net_rx *rx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                     uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
+/* What the turns of one queue work with: set up once, but for what they fill in. */
+struct avmm_net_turn {
+    struct avmm_queue *queue;
+    const struct avmm_mem *mem;
+    struct avmm_chain *chains; /* room for `max_chains`, with `max_iov` segments in all; no chain is taken if it is 0 */
+    struct iovec *iov;
+    uint32_t max_chains, max_iov;
+    uint16_t *heads;           /* max_chains each */
+    uint32_t *lens;
+    uint32_t budget;           /* a turn ends when so many bytes have passed */
+    /* filled in */
+    uint32_t n;                /* chains that were taken */
+    uint32_t used;             /* the first of them, which have been returned; the others have been put back */
+    int32_t interrupt;         /* 1: the driver wants one; -1: so many chains were not in flight, nothing was returned */
+    struct avmm_ring_error error;
+};
 
-/* Write the frames of chains[0..n); likewise. */
-int avmm_net_send(struct avmm_net_tx *tx, const struct avmm_chain *chains, uint32_t n, const struct iovec *iov,
-                  uint32_t budget, uint16_t *heads, uint32_t *lens, uint32_t *used);
+/* Read packets into chains, which are taken a few at a time as packets keep coming, until `budget` bytes have passed. They are
+ * returned all at once, since a packet may span chains. Returns enum avmm_net_status. */
+int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn);
+
+/* Write the frames of the chains that there are; likewise. */
+int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn);
 
 /* Throw away up to `most` packets that wait on the descriptor; how many there were. Not for streams. */
 uint32_t avmm_net_drain(struct avmm_net_rx *rx, uint32_t most);

@@ -138,13 +138,13 @@ async def test_a_packet_that_needs_more_buffers_than_there_are_waits_for_them() 
 
 async def test_waiting_for_more_buffers_does_not_keep_the_loop_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
-    receive = lib.avmm_net_receive
+    receive = lib.avmm_net_receive_turn
 
     class Counting:
         def __getattr__(self, name: str) -> object:
             nonlocal turns
-            turns += name == "avmm_net_receive"
-            return receive if name == "avmm_net_receive" else getattr(lib, name)
+            turns += name == "avmm_net_receive_turn"
+            return receive if name == "avmm_net_receive_turn" else getattr(lib, name)
 
     monkeypatch.setattr(pump, "lib", Counting())
     monkeypatch.setattr(pump, "_PATIENCE", 60)

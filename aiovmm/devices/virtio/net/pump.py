@@ -9,10 +9,11 @@ from typing import Any
 
 from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.watch import FdWatch
-from aiovmm.errors import ChainError
+from aiovmm.errors import ChainError, StateError
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
+from aiovmm.virtqueue.serving import Next
 
 __all__ = ["Receiver", "Transmitter"]
 
@@ -21,10 +22,14 @@ Ended = Callable[[Port, OSError], None]
 # What one guest may do to the loop in a turn. A segmented packet costs the host's network stack some 20 us.
 _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
-# Receive chains are looked at before it is known how many packets there are. Few suffice for a trickle, at less cost.
-_RX_CHAINS = 256
-_RX_FEW = 64
+_RX_CHAINS = 256  # at most; they are taken a few at a time, as packets keep coming
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
+
+_WAIT = lib.AVMM_NET_WAIT
+_ROOM = lib.AVMM_NET_ROOM
+_ENDED = lib.AVMM_NET_ENDED
+_BAD = lib.AVMM_NET_BAD
+_RING = lib.AVMM_NET_RING
 
 
 class _Pump:
@@ -33,24 +38,41 @@ class _Pump:
         self._port = port
         self._watch = watch
         self._on_end = on_end
-        self._batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
-        self._heads: Any = ffi.new("uint16_t[]", self._batch.max_chains)
-        self._lens: Any = ffi.new("uint32_t[]", self._batch.max_chains)
-        self._used: Any = ffi.new("uint32_t *")
+        self._batch = batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
+        self._heads: Any = ffi.new("uint16_t[]", batch.max_chains)
+        self._lens: Any = ffi.new("uint32_t[]", batch.max_chains)
+        self._turn = turn = ffi.new("struct avmm_net_turn *")
+        turn.chains, turn.heads, turn.lens = batch.chains, self._heads, self._lens
+        turn.iov, turn.max_iov = batch.iov, batch.max_iov
+        turn.mem, turn.budget = queue.memory.table, _TURN_BYTES
+        if queue.enabled:  # else there are no chains
+            turn.queue, turn.max_chains = queue.native, batch.max_chains
 
-    def _turn(self, move: Callable[..., int], state: Any) -> tuple[int, int, int]:
-        """One batch: the native status, the chains that were there, and how many of them were used."""
-        queue, batch = self._queue, self._batch
-        n = queue.pop_batch(batch)
-        status = move(state, batch.chains, n, batch.iov, _TURN_BYTES, self._heads, self._lens, self._used)
-        used = int(self._used[0])
-        if status == lib.AVMM_NET_BAD:
-            bad = int(batch.chains[used].head)
-        if n:
-            queue.finish_batch(n - used, self._heads, self._lens, used)
-        if status == lib.AVMM_NET_BAD:
-            raise ChainError("it has no room for a header, or buffers of the other direction", bad)
-        return status, n, used
+    def _move(self, call: Callable[..., int], state: Any) -> int:
+        """One batch: the native status. Raises ChainError, GuestFault."""
+        turn = self._turn
+        status = call(state, turn)
+        if turn.interrupt:
+            self._interrupt()
+        if status >= _BAD:
+            self._refuse(status)
+            return self._move(call, state)
+        return status
+
+    def _interrupt(self) -> None:
+        if self._turn.interrupt < 0:
+            raise StateError(f"chains that are not in flight on {self._queue!r}")
+        self._queue.signal()
+
+    def _refuse(self, status: int) -> None:
+        """Raise what is wrong with the driver's chains, unless it is that one needs more segments than there was room for."""
+        turn, batch = self._turn, self._batch
+        if status == _BAD:
+            head = int(batch.chains[turn.used].head)
+            raise ChainError("it has no room for a header, or buffers of the other direction", head)
+        if turn.error.code != lib.AVMM_RING_NO_ROOM or not batch.grow():
+            raise self._queue.malformed(turn.error)
+        turn.iov, turn.max_iov = batch.iov, batch.max_iov
 
     def _ended(self, error: int) -> None:
         if self._port.ended is None:
@@ -64,29 +86,28 @@ class Receiver(_Pump):
 
     def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
         super().__init__(queue, port, watch, on_end, _RX_CHAINS)
-        self._all = self._batch.max_chains
-        self._few = min(_RX_FEW, self._all)
+        self._rx = port.rx
+        self._status = 0
 
     async def run(self) -> None:
         """Until cancelled, or until the other end has gone. Raises ChainError, GuestFault."""
-        rx = self._port.rx
         while self._port.ended is None:
-            limit = self._batch.max_chains
-            status, n, used = self._turn(lib.avmm_net_receive, rx)
-            self._batch.max_chains = self._few if used < self._few // 2 and not rx.pending else self._all
-            if status == lib.AVMM_NET_WAIT:
-                await self._watch.readable()
-            elif status == lib.AVMM_NET_ROOM and not used and (n < limit or limit == self._all):
-                await self._room(n)
-            elif status == lib.AVMM_NET_ENDED:
-                self._ended(rx.error)
-            else:
-                await asyncio.sleep(0)
+            await self._watch.serve(self._receive)
+            if self._status == _ENDED:
+                self._ended(self._rx.error)
+            elif self._status == _ROOM:
+                await self._room(int(self._turn.n))
         self._watch.ignore()
+
+    def _receive(self) -> Next:
+        self._status = status = self._move(lib.avmm_net_receive_turn, self._rx)
+        if self._port.ended is not None or status == _ENDED or (status == _ROOM and not self._turn.used):
+            return Next.RETURN
+        return Next.KICK if status == _WAIT else Next.TURN
 
     async def _room(self, held: int) -> None:
         """`held` chains are too few: wait for the driver, unless it has nothing better to give; then the packet is lost."""
-        queue, rx = self._queue, self._port.rx
+        queue, rx = self._queue, self._rx
         if rx.pending and queue.enabled:
             available = lib.avmm_queue_available(queue.native)
             # A driver with half of its ring filled is not short of buffers: they are too small, and waiting would be for ever.
@@ -112,13 +133,14 @@ class Transmitter(_Pump):
 
     async def run(self) -> None:
         """Until cancelled. Once the other end has gone frames are dropped. Raises ChainError, GuestFault."""
-        tx, sent = self._port.tx, 0
+        tx, turn, sent = self._port.tx, self._turn, 0
         while True:
-            status, n, used = self._turn(lib.avmm_net_send, tx)
+            status = self._move(lib.avmm_net_send_turn, tx)
+            n, used = turn.n, turn.used
             sent += used
-            if status == lib.AVMM_NET_WAIT:
+            if status == _WAIT:
                 await self._watch.writable()
-            elif status == lib.AVMM_NET_ENDED:
+            elif status == _ENDED:
                 tx.discard = True
                 tx.left_at = tx.left_end = 0
                 self._ended(tx.error)

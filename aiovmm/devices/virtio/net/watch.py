@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import asyncio
 
+from aiovmm.virtqueue.serving import Serving, Turn
+
 __all__ = ["FdWatch"]
 
 
 class FdWatch:
-    """One coroutine may wait for `fd` to be readable and one for it to be writable. `close` before the descriptor is closed."""
+    """One coroutine may serve what is read from `fd`, and one wait for it to be writable. `close` before the descriptor is
+    closed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._loop = asyncio.get_running_loop()
         self._reading = False
-        self._reader: asyncio.Future[None] | None = None
+        self._serving: Serving | None = None
         self._writer: asyncio.Future[None] | None = None
 
-    async def readable(self) -> None:
-        """Until there is something to read. The descriptor stays watched, for the next time, until `ignore`."""
+    async def serve(self, turn: Turn) -> None:
+        """Call `turn` at once, and whenever there may be something to read, straight from the loop's callbacks, until it wants
+        to return. `Next.KICK` waits for input. Raises what it raises. The descriptor stays watched, for the next time, until
+        `ignore`."""
+        self._serving = Serving(self, turn)
+        try:
+            await self._serving.run()
+        finally:
+            self._serving = None
+
+    def end_turn(self) -> bool:
+        """There is nothing to read: watch for it. The loop tells as long as there is something, so nothing is missed."""
         if not self._reading:
             self._loop.add_reader(self._fd, self._on_readable)
             self._reading = True
-        self._reader = self._loop.create_future()
-        try:
-            await self._reader
-        finally:
-            self._reader = None
+        return True
 
     def ignore(self) -> None:
         """Stop watching for input: nobody could take it now, and the loop must not spin on it."""
@@ -50,8 +59,10 @@ class FdWatch:
         self._loop.remove_writer(self._fd)
 
     def _on_readable(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
+        if self._serving is not None:
+            self._serving.kicked()
+        else:
+            self.ignore()
 
     def _on_writable(self) -> None:
         if self._writer is not None and not self._writer.done():

@@ -1,0 +1,226 @@
+"""Receiving a few chains at a time, into as many as the last packets needed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from aiovmm.devices.virtio.net import NetDevice, SocketBackend, pump
+from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.port import Port
+from aiovmm.errors import ChainError, GuestFault
+from aiovmm.native import lib
+from aiovmm.virtqueue.batch import Batch
+from aiovmm.virtqueue.driver import WRITE, Descriptor
+from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
+from aiovmm.virtqueue.harness import Harness
+from tests.devices.virtio.net_guest import NetGuest, ready, until
+
+SMALL = bytes(range(64))
+LARGE = bytes(i % 251 for i in range(65536))
+
+
+@asynccontextmanager
+async def card(
+    features: int | None = None, queue_size: int = 256
+) -> AsyncIterator[tuple[Harness, Port, socket.socket]]:
+    """A running device, its port, and the other end of its socket, which carries headers."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.setblocking(False)
+    device = NetDevice(SocketBackend(ours, vnet_hdr=True), queue_size=queue_size)
+    with theirs:
+        async with Harness(device, features=features) as harness:
+            await ready(device)
+            yield harness, device.backend.ports[0], theirs
+
+
+def send(peer: socket.socket, frame: bytes) -> None:
+    peer.send(bytes(12) + frame)
+
+
+@pytest.mark.parametrize("before", [0, 1, 40])
+async def test_a_large_packet_after_small_ones_arrives_whole(before: int) -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill()
+        for _ in range(before):
+            send(peer, SMALL)
+            assert (await guest.receive()).frame == SMALL
+        assert port.rx.aim == (76 if before else 0)
+        for frame, buffers in ((LARGE, 43), (SMALL, 1), (LARGE[:3000], 2), (LARGE[::-1], 43)):
+            send(peer, frame)
+            packet = await guest.receive()
+            assert packet.frame == frame
+            assert packet.header.num_buffers == buffers
+        assert port.rx.dropped == 0
+
+
+async def test_what_is_expected_grows_at_once_and_shrinks_slowly() -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill()
+        seen = []
+        for size in (64, 9000, *[64] * 60):
+            send(peer, LARGE[:size])
+            assert (await guest.receive()).frame == LARGE[:size]
+            seen.append(port.rx.aim)
+        assert seen[:3] == [76, 9012, 9012 - (9012 - 76) // 8]
+        assert seen[1:] == sorted(seen[1:], reverse=True)
+        assert seen[30] > 200
+        assert seen[-1] < 100
+
+
+async def test_lost_packets_say_nothing_of_those_to_come() -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill()
+        peer.send(bytes(100_000))
+        peer.send(bytes(20))
+        send(peer, SMALL)
+        assert (await guest.receive()).frame == SMALL
+        assert (port.rx.aim, port.rx.dropped) == (76, 2)
+
+
+async def test_a_packet_larger_than_expected_waits_for_chains_that_are_missing() -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill(1)
+        send(peer, SMALL)
+        assert (await guest.rx.used())[0].length == 76
+        guest.fill(3)
+        send(peer, LARGE[:9000])
+        send(peer, SMALL)
+        await until(lambda: port.rx.pending)
+        assert port.rx.pending == 9012
+        assert not guest.rx.poll()
+        guest.fill(7)
+        packet = await guest.receive()
+        assert packet.frame == LARGE[:9000]
+        assert packet.header.num_buffers == 6
+        assert (await guest.receive()).frame == SMALL
+        assert port.rx.dropped == 0
+
+
+@pytest.mark.parametrize("pieces", [1, 17, 600])
+async def test_chains_of_many_pieces(pieces: int) -> None:
+    """Without mergeable buffers. 600 pieces: there is not room for the segments of two chains at once."""
+    each = -(-65600 // pieces)
+    sizes = (64, 65536, 64, 30000, 64)
+    async with card(f.MAC | RING_FEATURES, queue_size=1024) as (harness, port, peer):
+        guest = NetGuest(harness, mergeable=False, sizes=lambda: [each] * pieces, indirect=True)
+        guest.fill(len(sizes))
+        for size in sizes:
+            send(peer, LARGE[:size])
+        for used, size in zip(await guest.rx.used(len(sizes)), sizes, strict=True):
+            assert used.data == bytes(10) + b"\1\0" + LARGE[:size]
+        assert port.rx.dropped == 0
+
+
+async def test_a_packet_that_does_not_fit_is_lost_and_the_chain_is_the_next_ones() -> None:
+    async with card(f.MAC | RING_FEATURES) as (harness, port, peer):
+        guest = NetGuest(harness, mergeable=False)
+        guest.fill(1)
+        send(peer, LARGE[:3000])
+        send(peer, SMALL)
+        assert (await guest.rx.used())[0].data[12:] == SMALL
+        assert port.rx.dropped == 1
+
+
+async def test_a_chain_in_more_pieces_than_there_was_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "Batch", lambda chains, _: Batch(chains, 3))
+    async with card() as (harness, _, peer):
+        guest = NetGuest(harness, sizes=lambda: [10] * 100)
+        guest.fill(2)
+        send(peer, SMALL)
+        assert (await guest.rx.used())[0].data[12:] == SMALL
+        await guest.send(SMALL, cuts=list(range(1, 60)))
+        assert peer.recv(100)[12:] == SMALL
+
+
+async def test_a_chain_in_more_pieces_than_there_can_be_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "Batch", lambda chains, _: Batch(chains, 3, limit=50))
+    async with card() as (harness, _, peer):
+        guest = NetGuest(harness, sizes=lambda: [10] * 100)
+        guest.fill(2)
+        send(peer, SMALL)
+        assert "pieces" in str(await harness.broken())
+
+
+@pytest.mark.parametrize("good", range(9))
+async def test_a_malformed_chain_behind_good_ones_is_met_when_it_is_their_turn(good: int) -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill(good)
+        head = guest.rx.add([], [1526])
+        guest.rx.put(head, Descriptor(1 << 50, 1526, WRITE))
+        guest.fill(20)
+        for i in range(12):
+            send(peer, bytes([i]) * 60)
+        assert isinstance(await harness.broken(), GuestFault)
+        used = guest.rx.poll()
+        assert [u.data[12] for u in used[:good]] == list(range(good))
+        assert [(u.head, u.length) for u in used[good:]] == [(head, 0)]
+        assert port.rx.packets == good
+
+
+@pytest.mark.parametrize("good", range(6))
+async def test_no_receive_buffer_behind_good_ones(good: int) -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill(good)
+        guest.rx.add([b"readable"])
+        guest.fill(20)
+        for _ in range(12):
+            send(peer, SMALL)
+        assert isinstance(await harness.broken(), ChainError)
+        assert len(guest.rx.poll()) == port.rx.packets == good
+
+
+async def test_a_lone_packet_is_one_call_and_one_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            calls.append(name)
+            return getattr(lib, name)
+
+    monkeypatch.setattr(pump, "lib", Counting())
+    async with card() as (harness, _, peer):
+        guest = NetGuest(harness)
+        guest.fill()
+        send(peer, SMALL)
+        await guest.receive()
+        calls.clear()
+        pulses = guest.rx.irq.pulses
+        send(peer, SMALL)
+        await guest.receive()
+        assert calls == ["avmm_net_receive_turn"]
+        assert guest.rx.irq.pulses == pulses + 1
+
+
+@pytest.mark.parametrize("features", [RING_FEATURES, RING_FEATURES & ~EVENT_IDX], ids=["event index", "flags"])
+async def test_no_interrupt_that_the_driver_does_not_want(features: int) -> None:
+    async with card(f.MAC | f.MRG_RXBUF | features) as (harness, port, peer):
+        guest = NetGuest(harness)
+        guest.fill()
+        send(peer, SMALL)
+        await guest.receive()
+        await guest.send(SMALL)
+        guest.rx.disable_interrupts()  # with an event index it is left behind
+        guest.tx.disable_interrupts()
+        before = guest.rx.irq.pulses, guest.tx.irq.pulses
+        for _ in range(5):
+            send(peer, SMALL)
+            guest.offer(SMALL)
+            guest.tx.kick()
+            await asyncio.sleep(0.002)
+        assert (port.rx.packets, port.tx.packets) == (6, 6)
+        assert (guest.rx.irq.pulses, guest.tx.irq.pulses) == before
+        guest.rx.poll()
+        assert guest.rx.enable_interrupts()
+        send(peer, SMALL)
+        await asyncio.wait_for(guest.rx.irq.wait(), 10)
