@@ -55,7 +55,8 @@ static void begin(struct avmm_net_turn *t) {
     t->interrupt = 0;
 }
 
-/* Take up to `most` chains behind those that are there, their segments behind theirs; how many, or enum avmm_ring_code. */
+/* Take up to `most` chains behind those that are there, their segments behind theirs; how many, or enum avmm_ring_code. If there
+ * are some, that is no error: the next turn meets the malformed one again, and reports it. */
 static int take(struct avmm_net_turn *t, uint32_t most) {
     uint32_t base = 0;
     if (t->n) {
@@ -63,6 +64,8 @@ static int take(struct avmm_net_turn *t, uint32_t most) {
         base = last->iov + last->n_read + last->n_write;
     }
     int got = avmm_queue_pop(t->queue, t->mem, t->chains + t->n, most, t->iov + base, NULL, t->max_iov - base, &t->error);
+    if (got < 0 && t->n && got != AVMM_RING_BAD_INDEX && got != AVMM_RING_NO_ROOM)
+        avmm_queue_put_back(t->queue, 1);
     for (int i = 0; i < got; i++)
         t->chains[t->n++].iov += base;
     return got;
@@ -96,10 +99,7 @@ static bool take_more(struct receive *r) {
     int got = take(t, most);
     r->dry = got < (int)most;
     r->step *= 2;
-    if (got < 0 && !t->n)
-        r->malformed = true;
-    else if (got < 0 && got != AVMM_RING_BAD_INDEX && got != AVMM_RING_NO_ROOM)
-        avmm_queue_put_back(t->queue, 1); /* the next turn meets it again, and reports it */
+    r->malformed = got < 0 && !t->n;
     return got > 0;
 }
 
@@ -446,23 +446,32 @@ static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const 
     return AVMM_NET_MORE;
 }
 
-int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn) {
-    uint64_t passed = 0;
-    uint32_t i = 0;
-    begin(turn);
-    if (turn->max_chains && take(turn, turn->max_chains) < 0)
-        return AVMM_NET_RING;
-    int status = write_rest(tx);
-    while (status == AVMM_NET_MORE && i < turn->n && passed < turn->budget) {
-        const struct avmm_chain *c = &turn->chains[i];
-        status = is_transmit_buffer(c) ? send_frame(tx, c, turn->iov) : AVMM_NET_BAD;
-        if (status == AVMM_NET_MORE) {
-            turn->heads[i] = c->head;
-            turn->lens[i++] = 0;
-            passed += c->read_bytes;
-            status = write_rest(tx); /* also after the last frame: the caller must learn that it has to wait */
+/* The frames of the chains from `at` on; the chain after the last that was sent. */
+static uint32_t send_frames(struct avmm_net_tx *tx, struct avmm_net_turn *t, uint32_t at, uint64_t *passed, int *status) {
+    while (*status == AVMM_NET_MORE && at < t->n && *passed < t->budget) {
+        const struct avmm_chain *c = &t->chains[at];
+        *status = is_transmit_buffer(c) ? send_frame(tx, c, t->iov) : AVMM_NET_BAD;
+        if (*status == AVMM_NET_MORE) {
+            t->heads[at] = c->head;
+            t->lens[at++] = 0;
+            *passed += c->read_bytes;
+            *status = write_rest(tx); /* also after the last frame: the caller must learn that it has to wait */
         }
     }
-    finish(turn, i);
+    return at;
+}
+
+int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn) {
+    uint64_t passed = 0;
+    uint32_t at = 0;
+    begin(turn);
+    int got = 1, status = write_rest(tx);
+    while (status == AVMM_NET_MORE && got > 0 && turn->n < turn->max_chains && passed < turn->budget) {
+        got = take(turn, turn->max_chains - turn->n); /* at last none: the driver goes on meanwhile */
+        if (got < 0 && !turn->n)
+            return AVMM_NET_RING;
+        at = send_frames(tx, turn, at, &passed, &status);
+    }
+    finish(turn, at);
     return status;
 }

@@ -83,7 +83,7 @@ struct avmm_net_turn {
  * returned all at once, since a packet may span chains. Returns enum avmm_net_status. */
 int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn);
 
-/* Write the frames of the chains that there are; likewise. */
+/* Write the frames of the chains that there are, and of those that the driver offers meanwhile; likewise. */
 int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn);
 
 /* Throw away up to `most` packets that wait on the descriptor; how many there were. Not for streams. */

@@ -15,7 +15,8 @@ from aiovmm.devices.virtio.net.port import Port
 from aiovmm.errors import ChainError, GuestFault
 from aiovmm.native import lib
 from aiovmm.virtqueue.batch import Batch
-from aiovmm.virtqueue.driver import WRITE, Descriptor
+from aiovmm.virtqueue.config import QueueConfig
+from aiovmm.virtqueue.driver import WRITE, Descriptor, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
@@ -224,3 +225,61 @@ async def test_no_interrupt_that_the_driver_does_not_want(features: int) -> None
         assert guest.rx.enable_interrupts()
         send(peer, SMALL)
         await asyncio.wait_for(guest.rx.irq.wait(), 10)
+
+
+@pytest.mark.parametrize("good", range(4))
+async def test_a_malformed_frame_behind_good_ones_is_met_when_it_is_its_turn(good: int) -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        for _ in range(good):
+            guest.offer(SMALL)
+        head = guest.tx.add([bytes(100)])
+        guest.tx.put(head, Descriptor(1 << 50, 100))
+        guest.offer(SMALL)
+        guest.tx.kick()
+        assert isinstance(await harness.broken(), GuestFault)
+        assert len(guest.tx.poll()) == good + 1
+        assert port.tx.packets == good
+        for _ in range(good):
+            assert peer.recv(100)[12:] == SMALL
+
+
+async def test_more_frames_than_a_turn_takes() -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        for _ in range(200):
+            guest.tx.add([bytes(12) + SMALL])
+        guest.tx.kick()
+        got = 0
+
+        def all_arrived() -> bool:
+            nonlocal got
+            try:
+                while peer.recv(100):
+                    got += 1
+            except BlockingIOError:
+                return got == 200
+            return False
+
+        await until(all_arrived)
+        await guest.tx.used(200)
+        assert port.tx.packets == 200
+
+
+async def test_queues_that_the_driver_has_not_enabled_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            nonlocal calls
+            calls += name.endswith("_turn")
+            return getattr(lib, name)
+
+    monkeypatch.setattr(pump, "lib", Counting())
+    monkeypatch.setattr(DriverQueue, "config", lambda self, size=None: QueueConfig(max_size=size or 256))
+    async with card() as (harness, port, peer):
+        assert not any(queue.enabled for queue in harness.runner.queues)
+        send(peer, SMALL)
+        await asyncio.sleep(0.02)
+        assert calls < 5
+        assert port.rx.packets == port.rx.dropped == 0

@@ -26,6 +26,7 @@ _RX_CHAINS = 256  # at most; they are taken a few at a time, as packets keep com
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
 
 _WAIT = lib.AVMM_NET_WAIT
+_MORE = lib.AVMM_NET_MORE
 _ROOM = lib.AVMM_NET_ROOM
 _ENDED = lib.AVMM_NET_ENDED
 _BAD = lib.AVMM_NET_BAD
@@ -38,6 +39,7 @@ class _Pump:
         self._port = port
         self._watch = watch
         self._on_end = on_end
+        self._status = _MORE  # of the last turn
         self._batch = batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
         self._heads: Any = ffi.new("uint16_t[]", batch.max_chains)
         self._lens: Any = ffi.new("uint32_t[]", batch.max_chains)
@@ -87,7 +89,6 @@ class Receiver(_Pump):
     def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
         super().__init__(queue, port, watch, on_end, _RX_CHAINS)
         self._rx = port.rx
-        self._status = 0
 
     async def run(self) -> None:
         """Until cancelled, or until the other end has gone. Raises ChainError, GuestFault."""
@@ -130,23 +131,23 @@ class Transmitter(_Pump):
 
     def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
         super().__init__(queue, port, watch, on_end, _TURN_FRAMES)
+        self._tx = port.tx
 
     async def run(self) -> None:
         """Until cancelled. Once the other end has gone frames are dropped. Raises ChainError, GuestFault."""
-        tx, turn, sent = self._port.tx, self._turn, 0
+        tx = self._tx
         while True:
-            status = self._move(lib.avmm_net_send_turn, tx)
-            n, used = turn.n, turn.used
-            sent += used
-            if status == _WAIT:
+            await self._queue.serve(self._send)
+            if self._status == _WAIT:
                 await self._watch.writable()
-            elif status == _ENDED:
+            else:
                 tx.discard = True
                 tx.left_at = tx.left_end = 0
                 self._ended(tx.error)
-                await asyncio.sleep(0)
-            elif used < n or n == self._batch.max_chains or sent >= _TURN_FRAMES:
-                sent = 0
-                await asyncio.sleep(0)
-            else:  # the ring was empty: ask for a kick at once, which goes on without one if there are frames again
-                await self._queue.wait()
+
+    def _send(self) -> Next:
+        self._status = status = self._move(lib.avmm_net_send_turn, self._tx)
+        if status != _MORE:
+            return Next.RETURN
+        n = self._turn.n
+        return Next.KICK if n == self._turn.used and n < self._batch.max_chains else Next.TURN
