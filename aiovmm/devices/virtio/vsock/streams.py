@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from asyncio.trsock import TransportSocket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
@@ -40,6 +41,10 @@ class _Half:
         except BaseException:
             self.sock.close()
             raise
+        # uvloop's transport has the descriptor, not the socket. Both would close it where a program drops its streams, or where
+        # the guest resets the connection in this very moment: the second time it may be somebody else's.
+        if not isinstance(writer.get_extra_info("socket"), TransportSocket):
+            self.sock.detach()
         self._reader = reader
         if self._error is not None:
             reader.set_exception(self._error)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
+import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -119,6 +121,25 @@ async def test_what_the_guest_sent_before_it_closed_arrives() -> None:
         await sock.close()
         assert device.connections == 0
         assert received + await reader.read() == data
+
+
+async def test_streams_that_are_dropped_close_nobody_elses_descriptor() -> None:
+    """Garbage is collected between the end of the connection and the loop's next look at it, and the number is given anew."""
+    async with running() as (device, guest):
+        guest.listen(7)
+        for _ in range(20):
+            box: list[object] = list(await device.streams.connect(7))
+            sock = await guest.accept(7)
+            await guest.send(sock.header(Op.RST))
+            await guest.until(lambda: device.connections == 0)
+            box.append(box)
+            del box
+            gc.collect()
+            others = [os.eventfd(0) for _ in range(8)]
+            for _ in range(5):
+                await asyncio.sleep(0)
+            for other in others:
+                os.close(other)  # raises OSError if somebody has
 
 
 async def test_a_slow_host_holds_the_guest_back_and_no_more_than_the_buffer_is_kept() -> None:
