@@ -12,6 +12,7 @@ from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig, QueueCounters, Queue
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.runner import DeviceRunner
+from aiovmm.virtqueue.serving import Next
 from aiovmm.virtqueue.status import Negotiation, Status
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Chain",
     "DeviceRunner",
     "Negotiation",
+    "Next",
     "Queue",
     "QueueConfig",
     "QueueCounters",

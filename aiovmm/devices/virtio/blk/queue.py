@@ -13,8 +13,7 @@ from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request, Status
 from aiovmm.errors import ChainError, HostError
 from aiovmm.native import ffi, lib
-from aiovmm.virtqueue import Batch, Queue
-from aiovmm.virtqueue.serving import Next
+from aiovmm.virtqueue import Batch, Next, Queue
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.service import BlkService
