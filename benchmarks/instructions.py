@@ -28,7 +28,7 @@ DEPTH = 32
 WARM = 5  # shots before the ones that count
 SHOTS = 10
 MARK = "getppid"  # nobody else calls it; callgrind begins a new count there
-LIMITS = {"rng read": 2.4, "console output": 2.5, "console input": 1.4, "vsock send": 4.8, "vsock receive": 4.9}
+LIMITS = {"rng read": 2.4, "console output": 2.5, "console input": 1.4, "vsock send": 3.8, "vsock receive": 5.0}
 """Thousands of instructions a request. Of blk the kernel decides how often it looks for completions, and net needs root."""
 STARTS = {"import aiovmm": 16.0, "from aiovmm import VM": 420.0, "aiovmm run --help": 178.0}
 """Millions of instructions."""

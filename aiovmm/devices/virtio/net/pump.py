@@ -149,5 +149,5 @@ class Transmitter(_Pump):
         self._status = status = self._move(lib.avmm_net_send_turn, self._tx)
         if status != _MORE:
             return Next.RETURN
-        n = self._turn.n
-        return Next.KICK if n == self._turn.used and n < self._batch.max_chains else Next.TURN
+        # A kick costs the guest an exit: who has sent a frame may well send another, which is looked for before one is asked for.
+        return Next.TURN if self._turn.n else Next.KICK
