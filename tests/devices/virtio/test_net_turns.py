@@ -19,6 +19,8 @@ from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.driver import WRITE, Descriptor, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
+from aiovmm.virtqueue.queue import Queue
+from aiovmm.virtqueue.serving import Next
 from tests.devices.virtio.net_guest import NetGuest, ready, until
 
 SMALL = bytes(range(64))
@@ -283,3 +285,28 @@ async def test_queues_that_the_driver_has_not_enabled_cost_nothing(monkeypatch: 
         await asyncio.sleep(0.02)
         assert calls < 5
         assert port.rx.packets == port.rx.dropped == 0
+
+
+async def test_another_frame_is_looked_for_before_a_kick_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    end_turn, send_turn = Queue.end_turn, pump.Transmitter._send
+
+    def ended(self: Queue) -> bool:
+        steps.extend(["asked"] * (self.index == 1))
+        return end_turn(self)
+
+    def sent(self: pump.Transmitter) -> Next:
+        following = send_turn(self)
+        steps.append(f"{self._turn.n} sent")
+        return following
+
+    monkeypatch.setattr(Queue, "end_turn", ended)
+    monkeypatch.setattr(pump.Transmitter, "_send", sent)
+    async with card() as (harness, _, peer):
+        guest = NetGuest(harness)
+        assert steps == ["0 sent", "asked"]
+        guest.offer(SMALL)
+        guest.tx.kick()
+        await until(lambda: steps.count("asked") == 2)
+        assert steps[2:] == ["1 sent", "0 sent", "asked"]
+        assert peer.recv(100)
