@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.devices.virtio.vsock import VsockServer
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, SHUTDOWN_SEND, Header, Op
 from aiovmm.errors import ChainError, GuestFault, HostError
 from aiovmm.virtqueue.driver import WRITE, Descriptor
@@ -287,14 +288,20 @@ async def test_callbacks_run_for_as_many_connections_as_the_device_may_have() ->
             await guest.connect(80)
 
 
+async def accepted(harness: Harness, server: VsockServer) -> asyncio.StreamWriter:
+    """A connection of a guest that has no rx buffer left."""
+    harness.queues[0].add(writable=[HEADER_SIZE])
+    harness.queues[1].add([header(Op.REQUEST).pack()])
+    harness.queues[1].kick()
+    _, writer = await server.accept()
+    await harness.queues[0].used()
+    return writer
+
+
 async def test_an_rx_buffer_outside_memory_breaks_the_device_when_a_program_sends() -> None:
     device = make_device()
     async with Harness(device) as harness, await device.streams.listen(80) as server:
-        harness.queues[0].add(writable=[HEADER_SIZE])
-        harness.queues[1].add([header(Op.REQUEST).pack()])
-        harness.queues[1].kick()
-        _, writer = await server.accept()
-        await harness.queues[0].used()
+        writer = await accepted(harness, server)
         harness.queues[0].add_raw([Descriptor(1 << 40, 4096, WRITE)])
         writer.write(b"data")
         assert isinstance(await harness.broken(), GuestFault)
@@ -304,11 +311,7 @@ async def test_an_rx_buffer_outside_memory_breaks_the_device_when_a_program_send
 async def test_what_a_program_sends_waits_for_rx_buffers() -> None:
     device = make_device()
     async with Harness(device) as harness, await device.streams.listen(80) as server:
-        harness.queues[0].add(writable=[HEADER_SIZE])
-        harness.queues[1].add([header(Op.REQUEST).pack()])
-        harness.queues[1].kick()
-        _, writer = await server.accept()
-        await harness.queues[0].used()
+        writer = await accepted(harness, server)
         for _ in range(3):
             writer.write(b"data")
             await asyncio.sleep(0.01)
