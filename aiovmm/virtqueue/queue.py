@@ -187,7 +187,7 @@ class Queue:
         """Take all available chains, as far as they fit, into `batch`; how many. Raises ChainError or GuestFault."""
         if not self.enabled:
             return 0
-        n = batch.take(self._q if self._ring is not None else self._live(), self._table)
+        n = batch.take(self._live(), self._table)
         if n < 0:
             raise self.malformed(batch.error)
         return n
@@ -207,8 +207,7 @@ class Queue:
 
     def finish_batch(self, unused: int, heads: Any, lengths: Any, count: int) -> None:
         """The end of a batch in one call: `put_back_batch(unused)`, then `push_many(heads, lengths, count)`."""
-        q = self._q if self._ring is not None else self._live()
-        wanted = lib.avmm_queue_finish(q, unused, heads, lengths, count)
+        wanted = lib.avmm_queue_finish(self._live(), unused, heads, lengths, count)
         if wanted < 0:
             raise StateError(f"{unused} + {count} chains that are not in flight on {self!r}")
         if wanted:

@@ -1,11 +1,7 @@
-int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, uint32_t header_size,
-                     uint32_t length_at, uint8_t *headers, uint16_t *heads);
 struct avmm_frame_layout {
     uint32_t size, length_at, latest_at, kind_at;
     uint16_t kind;
 };
-uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
-                          uint8_t *headers, uint32_t *firsts);
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
                          uint32_t header_size, uint32_t length);
 uint32_t avmm_frames_copy(const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,

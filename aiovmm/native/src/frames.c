@@ -40,18 +40,22 @@ static uint32_t copy_from(const struct avmm_chain *c, const struct iovec *iov, u
     return done;
 }
 
-int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, uint32_t header_size,
-                     uint32_t length_at, uint8_t *headers, uint16_t *heads) {
-    for (uint32_t i = 0; i < n; i++, headers += header_size) {
+/* The headers of all chains to f->headers, and their heads. False: the chain of head f->bad is shorter than
+ * its header, or than that says. */
+static bool read_headers(struct avmm_frames *f) {
+    const struct avmm_frame_layout *l = &f->layout;
+    uint8_t *header = f->headers;
+    for (uint32_t i = 0; i < f->n; i++, header += l->size) {
+        const struct avmm_chain *c = &f->chains[i];
         uint32_t length;
-        heads[i] = chains[i].head;
-        if (copy_from(&chains[i], iov, 0, headers, header_size) < header_size)
-            return -1 - (int)i;
-        memcpy(&length, headers + length_at, sizeof length);
-        if (length > chains[i].read_bytes - header_size)
-            return -1 - (int)i;
+        f->heads[i] = f->bad = c->head;
+        if (copy_from(c, f->iov, 0, header, l->size) < l->size)
+            return false;
+        memcpy(&length, header + l->length_at, sizeof length);
+        if (length > c->read_bytes - l->size)
+            return false;
     }
-    return (int)n;
+    return true;
 }
 
 static uint32_t load32(const uint8_t *at) {
@@ -78,15 +82,16 @@ static bool same_stream(const struct avmm_frame_layout *l, const uint8_t *a, con
     return true;
 }
 
-uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
-                          uint8_t *headers, uint32_t *firsts) {
-    const struct avmm_frame_layout *l = layout;
+/* Join neighbours among the headers into runs; how many. */
+static uint32_t join_runs(struct avmm_frames *f) {
+    const struct avmm_frame_layout *l = &f->layout;
+    uint8_t *headers = f->headers;
     uint32_t runs = 0;
     bool open = false; /* the last run may go on */
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < f->n; i++) {
         const uint8_t *header = headers + (size_t)i * l->size;
         uint8_t *last = headers + (size_t)(runs ? runs - 1 : 0) * l->size;
-        bool can = joins(&chains[i], l, header);
+        bool can = joins(&f->chains[i], l, header);
         uint32_t length = load32(header + l->length_at);
         if (open && can && same_stream(l, last, header) && length <= UINT32_MAX - load32(last + l->length_at)) {
             store32(last + l->length_at, load32(last + l->length_at) + length);
@@ -94,10 +99,10 @@ uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const str
             continue;
         }
         memmove(headers + (size_t)runs * l->size, header, l->size);
-        firsts[runs++] = i;
+        f->firsts[runs++] = i;
         open = can;
     }
-    firsts[runs] = n;
+    f->firsts[runs] = f->n;
     return runs;
 }
 
@@ -207,16 +212,10 @@ static int pop(struct avmm_frames *f) {
 }
 
 int avmm_frames_take(struct avmm_frames *f) {
-    const struct avmm_frame_layout *l = &f->layout;
     int n = pop(f);
     if (n <= 0)
         return n < 0 ? AVMM_FRAMES_RING : 0;
-    n = avmm_frames_read(f->chains, f->n, f->iov, l->size, l->length_at, f->headers, f->heads);
-    if (n < 0) {
-        f->bad = f->heads[-1 - n];
-        return AVMM_FRAMES_SHORT;
-    }
-    return (int)avmm_frames_join(f->chains, f->n, l, f->headers, f->firsts);
+    return read_headers(f) ? (int)join_runs(f) : AVMM_FRAMES_SHORT;
 }
 
 int64_t avmm_frames_give(struct avmm_frames *f, int fd, const uint8_t *header, uint32_t limit) {

@@ -5,23 +5,12 @@
 #define AIOVMM_FRAMES_H
 #include "ring.h"
 
-/* Copy the first `header_size` readable bytes of each chain to `headers`, and the chains' heads to `heads`. `n`, or
- * -1 - i if chain i is shorter than a header, or than the payload that the 32 bits at `length_at` of it announce. */
-int avmm_frames_read(const struct avmm_chain *chains, uint32_t n, const struct iovec *iov, uint32_t header_size,
-                     uint32_t length_at, uint8_t *headers, uint16_t *heads);
-
 /* Where frames can be joined: those with payload whose 16 bits at `kind_at` are `kind`. Bytes of a header that may differ
  * between two of one run are its payload's size, at `length_at`, and the 32 bits at `latest_at`, of which the last count. */
 struct avmm_frame_layout {
     uint32_t size, length_at, latest_at, kind_at;
     uint16_t kind;
 };
-
-/* Join neighbours among the `n` headers that avmm_frames_read has read into runs, each with one header, whose payload's size
- * is the sum. `headers` then holds as many headers as there are runs, which is returned; run r is of the chains
- * [firsts[r], firsts[r + 1]). Only frames whose payload fills their chain are joined. */
-uint32_t avmm_frames_join(const struct avmm_chain *chains, uint32_t n, const struct avmm_frame_layout *layout,
-                          uint8_t *headers, uint32_t *firsts);
 
 /* Send `length` bytes of the payloads of a run of `count` chains, as far as the socket takes them: bytes, or -errno. */
 int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first, uint32_t count, const struct iovec *iov,
@@ -72,7 +61,9 @@ enum avmm_frames_code {
     AVMM_FRAMES_SHORT = -4097, /* a frame is shorter than its header, or than that says */
 };
 
-/* Take chains and join their frames: the number of runs, or a code. */
+/* Take chains and join neighbours among their frames into runs, each with one header, whose payload's size is the sum: the
+ * number of runs, or a code. `headers` then holds as many headers as there are runs; run r is of the chains
+ * [firsts[r], firsts[r + 1]). Only frames whose payload fills their chain are joined. */
 int avmm_frames_take(struct avmm_frames *f);
 
 /* Receive from the socket into the first few chains, at most `limit` bytes, and return them: bytes, or -errno, as

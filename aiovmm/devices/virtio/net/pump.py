@@ -30,7 +30,6 @@ _MORE = lib.AVMM_NET_MORE
 _ROOM = lib.AVMM_NET_ROOM
 _ENDED = lib.AVMM_NET_ENDED
 _BAD = lib.AVMM_NET_BAD
-_RING = lib.AVMM_NET_RING
 
 
 class _Pump:
@@ -56,7 +55,7 @@ class _Pump:
         status = call(state, turn)
         if turn.interrupt:
             self._interrupt()
-        if status >= _BAD:
+        if status >= _BAD:  # or AVMM_NET_RING
             self._refuse(status)
             return self._move(call, state)
         return status

@@ -117,7 +117,7 @@ class Connection:
         self.peer_fwd_cnt = header.fwd_cnt
         if header.op == Op.RW and self.state is State.ESTABLISHED:  # the hot one
             length = header.length
-            if self.peer_shutdown & SHUTDOWN_SEND or length > self.buffer - ((self.rx_cnt - self.fwd_cnt) & MASK32):
+            if self.peer_shutdown & SHUTDOWN_SEND or length > self.buffer - self.unforwarded:
                 return self._broken()
             if not length:
                 return Effect.NONE

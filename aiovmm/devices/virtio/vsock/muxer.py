@@ -43,7 +43,7 @@ class Muxer:
         if connection is None or header.dst_cid != HOST_CID or header.type != STREAM:
             return self._unknown(header)
         effect = connection.receive(header)
-        if connection.pending or connection.blocked or connection.state is not State.ESTABLISHED:
+        if not connection.calm:
             self.settle(connection)
         return effect, connection
 

@@ -37,21 +37,22 @@ class ToGuest:
         self._broken = broken
         self._loop = asyncio.get_running_loop()
         self._starved = asyncio.Event()  # there is something to send, and no rx buffer
-        self._pumping = False
+        self._pumping = self._closed = False
         self._again: asyncio.Handle | None = None
         self._batch = Batch(min(_BATCH, queue.size), 4 * _BATCH)
         self._all = self._batch.max_chains
+        self._least = min(_FEW, self._all)
         self._heads = ffi.new("uint16_t[]", _BATCH)
         self._lengths = ffi.new("uint32_t[]", _BATCH)
         self._taken = ffi.new("struct avmm_frames_taken *")
-        self._few = Batch(min(_FEW, queue.size), _BATCH)
+        self._few = Batch(self._least, _BATCH)
         self._frames = frames_of(queue, self._few, self._heads, self._lengths)
 
     def close(self) -> None:
         """Send nothing any more. Idempotent."""
         if self._again is not None:
             self._again.cancel()
-        self._pumping = True
+        self._closed = True
 
     async def refill(self) -> None:
         """Whenever the guest has given no buffers, wait for some and go on. Until cancelled."""
@@ -64,15 +65,15 @@ class ToGuest:
     @property
     def _busy(self) -> bool:
         waiting = self._pumping or self._again is not None or self._starved.is_set()
-        return waiting or self._broken.done() or not self._queue.enabled
+        return waiting or self._closed or self._broken.done() or not self._queue.enabled
 
     # -- the short way -------------------------------------------------------------------------------------------------
 
     def offer(self, link: Link) -> None:
         """`link` has something to read."""
-        connection, muxer = link.connection, self._muxer
+        connection = link.connection
         credit = connection.credit
-        if muxer.round or muxer.resets or self._busy or not connection.calm or not connection.wants_data or not credit:
+        if self._muxer.busy or self._busy or not connection.calm or not connection.wants_data or not credit:
             link.changed(link)
             return
         frames = self._frames
@@ -91,7 +92,7 @@ class ToGuest:
     def pump(self) -> None:
         """Send what there is, as far as the guest has given buffers. Never raises."""
         muxer, batch = self._muxer, self._batch
-        if not (muxer.round or muxer.resets) or self._busy:
+        if not muxer.busy or self._busy:
             return
         self._pumping = True
         try:
@@ -99,8 +100,8 @@ class ToGuest:
                 if not self._queue.pop_batch(batch):
                     self._starved.set()
                     return
-                batch.max_chains = _FEW if self._fill(batch.count) < _FEW else self._all
-                if not (muxer.round or muxer.resets):
+                batch.max_chains = self._least if self._fill(batch.count) < self._least else self._all
+                if not muxer.busy:
                     return
             self._again = self._loop.call_soon(self._pump_again)
         except GuestError as exc:
@@ -117,8 +118,9 @@ class ToGuest:
         muxer, at = self._muxer, 0
         try:
             while at < count:
-                if muxer.resets:
-                    at = self._put(at, muxer.resets.popleft())
+                packet = muxer.next_reset()
+                if packet is not None:
+                    at = self._put(at, packet)
                     continue
                 connection = muxer.next_turn()
                 if connection is None:

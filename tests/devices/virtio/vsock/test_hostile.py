@@ -312,11 +312,29 @@ async def test_what_a_program_sends_waits_for_rx_buffers() -> None:
     device = make_device()
     async with Harness(device) as harness, await device.streams.listen(80) as server:
         writer = await accepted(harness, server)
+        assert device._rings is not None
+        starved = device._rings._to_guest._starved
         for _ in range(3):
             writer.write(b"data")
-            await asyncio.sleep(0.01)
+            await asyncio.wait_for(starved.wait(), 10)
             harness.queues[0].add(writable=[HEADER_SIZE + 100])
             harness.queues[0].kick()
             (used,) = await harness.queues[0].used()
             assert used.data[HEADER_SIZE:] == b"data"
+        writer.close()
+
+
+async def test_a_small_ring_is_never_asked_for_more_than_there_is_room_for() -> None:
+    device = make_device()
+    async with Harness(device, queue_sizes=(2, 16, 2)) as harness, await device.streams.listen(80) as server:
+        writer = await accepted(harness, server)
+        assert device._rings is not None
+        batch = device._rings._to_guest._batch
+        room = batch.max_chains
+        for _ in range(3):
+            writer.write(b"data")
+            harness.queues[0].add(writable=[HEADER_SIZE + 100])
+            harness.queues[0].kick()
+            await harness.queues[0].used()
+            assert batch.max_chains <= room == 2
         writer.close()
