@@ -86,6 +86,7 @@ def as_arguments(options: Options) -> list[str]:
     """The command line that gives these options."""
     words = ["--rounds", str(options.rounds), "--release", options.release]
     words += ["--quick"] if options.quick else []
+    words += ["--profile"] if options.profile else []
     return [*words, *(word for part in options.only for word in ("--only", part))]
 
 
@@ -97,6 +98,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--rounds", type=int, help=f"default {ROUNDS}; 1 with --quick")
     top.add_argument("--quick", action="store_true", help="a short version: only shows that all works")
     top.add_argument("--only", action="append", default=[], metavar="PART", help="only rows with this in their names")
+    top.add_argument(
+        "--profile", action="store_true", help="what threads and KVM did meanwhile, of rows of guests in turn"
+    )
     top.add_argument("--release", default="6.1", help="the guest's kernel (%(default)s)")
     top.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
     top.add_argument("--markdown", type=Path, metavar="FILE", help="and a table for a document there")
@@ -138,7 +142,9 @@ def main(arguments: Sequence[str]) -> int:
         for name, module in found.items():
             print(f"{name:16} {(module.__doc__ or '').splitlines()[0]}")
         return 0
-    options = Options(args.rounds or (1 if args.quick else ROUNDS), args.quick, args.release, tuple(args.only))
+    options = Options(
+        args.rounds or (1 if args.quick else ROUNDS), args.quick, args.release, tuple(args.only), args.profile
+    )
     inside = "AIOVMM_KVMHOST" in os.environ
     there = [name for name in names if not inside and (args.nested or is_nested(found[name]))]
     here = [name for name in names if name not in there]

@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.guest import AIOVMM, QEMU, Files, Guest, Word, both
-from benchmarks.harness import Options, Result, Target, run_rounds
+from benchmarks.guest import AIOVMM, QEMU, Files, Guest, Word, both, compare
+from benchmarks.harness import Options, Result, Target
 from benchmarks.place import GUESTS
 
 NESTED = True
@@ -85,5 +85,5 @@ def measure(job: str, mode: str, guests: tuple[Guest, ...], options: Options) ->
     fio = f"fio {common} --runtime={options.pick(2, 1)} {arguments}"
     command = f"echo result $({fio} | cut -d ';' -f {field})"
     per_unit = 1 if unit == "IOPS" else 1024  # fio's bandwidth is in KiB
-    contestants = {g.name: lambda g=g: g.result(command) / per_unit for g in guests}
-    return run_rounds(Result(f"{job}, {mode}", unit, AIOVMM, (QEMU,), target), contestants, options.rounds)
+    row = Result(f"{job}, {mode}", unit, AIOVMM, (QEMU,), target)
+    return compare(row, guests, lambda guest: guest.result(command) / per_unit, options)

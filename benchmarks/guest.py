@@ -12,17 +12,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from aiovmm.image import build_initramfs
+from benchmarks.harness import Options, Result, run_rounds
 from benchmarks.place import GUESTS
+from benchmarks.profile import Profile, Source
 from benchmarks.programs import program
 
-__all__ = ["AIOVMM", "QEMU", "Files", "Guest", "aiovmm_command", "both", "qemu_command"]
+__all__ = ["AIOVMM", "QEMU", "Files", "Guest", "aiovmm_command", "both", "compare", "qemu_command"]
 
 AIOVMM, QEMU = "aiovmm", "QEMU q35"
 CMDLINE = "console=ttyS0 panic=-1 reboot=k quiet"
@@ -75,7 +77,7 @@ def qemu_command(
 ) -> list[Word]:
     """QEMU with KVM and nothing that was not asked for. `serial` as its option has it."""
     common: list[Word] = ["qemu-system-x86_64", "-M", machine, "-accel", "kvm", "-cpu", "host", "-m", str(mib)]
-    common += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", serial]
+    common += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", serial, "-name", "guest,debug-threads=on"]
     return [*common, "-kernel", files.kernel, "-initrd", files.initramfs, "-append", cmdline, *devices]
 
 
@@ -189,3 +191,24 @@ def both(files: Files, ours: Sequence[Word] = (), qemus: Sequence[Word] = (), *,
     a, b = files.folder / "qemu.sock", files.folder / "aiovmm.sock"
     qemu = qemu_command(files, f"unix:{a},server=on,wait=on", qemus, mib=mib)
     return Guest(QEMU, qemu, a), Guest(AIOVMM, aiovmm_command(files, f"socket={b}", ours, mib=mib), b)
+
+
+def compare(
+    row: Result,
+    guests: Sequence[Guest],
+    measure: Callable[[Guest], float],
+    options: Options,
+    more: Mapping[str, Source] | None = None,
+) -> Result:
+    """The row, with rounds of `measure` of all guests in turn. A profile, if asked for, has `more` counters by guest."""
+    contestants: dict[str, Callable[[], float]] = {g.name: lambda g=g: measure(g) for g in guests}  # type: ignore[misc]
+    if not options.profile:
+        return run_rounds(row, contestants, options.rounds)
+    profile = Profile()
+    for guest in guests:
+        contestants[guest.name] = profile.around(
+            guest.name, guest.pid, contestants[guest.name], (more or {}).get(guest.name)
+        )
+    run_rounds(row, contestants, options.rounds)
+    row.notes["a second, medians"] = "\n" + profile.table()
+    return row

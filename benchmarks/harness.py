@@ -27,6 +27,7 @@ class Options:
     quick: bool = False
     release: str = "6.1"
     only: tuple[str, ...] = ()
+    profile: bool = False
 
     def wants(self, row: str) -> bool:
         """Whether a row is to be measured: all are, unless `only` has parts of names."""

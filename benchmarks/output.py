@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.guest import AIOVMM, QEMU, Files, both, connect
-from benchmarks.harness import Options, Result, Target, run_rounds
+from benchmarks.guest import AIOVMM, QEMU, Files, Guest, both, compare, connect
+from benchmarks.harness import Options, Result, Target
 
 NESTED = True
 
@@ -31,10 +32,9 @@ def run(options: Options) -> Iterator[Result]:
                 size = options.pick(usual, quick)
                 row = Result(f"{device} output, {size >> 10} KiB", "KiB/s", AIOVMM, (QEMU,), Target(1.5, most=False))
                 if options.wants(row.name):
-                    contestants = {
-                        g.name: lambda g=g, d=device, n=size, o=places_: (
-                            n / 1024 / g.print_dots(f"/dev/{d}", n, o and o[g.name])
-                        )
-                        for g in (qemu, aiovmm)
-                    }
-                    yield run_rounds(row, contestants, options.rounds)
+                    yield compare(row, (qemu, aiovmm), printing(f"/dev/{device}", size, places_), options)
+
+
+def printing(device: str, size: int, outputs: Mapping[str, socket.socket] | None) -> Callable[[Guest], float]:
+    """KiB a second of dots on a device of the guest, which come out of `outputs` by its name, or of its serial port."""
+    return lambda guest: size / 1024 / guest.print_dots(device, size, outputs and outputs[guest.name])

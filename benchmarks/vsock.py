@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.guest import AIOVMM, QEMU, Files, Guest, both
-from benchmarks.harness import Options, Result, Target, run_rounds
+from benchmarks.guest import AIOVMM, QEMU, Files, Guest, both, compare
+from benchmarks.harness import Options, Result, Target
 from benchmarks.network import serving
 from benchmarks.programs import program
 
@@ -40,5 +40,5 @@ def rows(guests: tuple[Guest, ...], options: Options) -> Iterator[Result]:
     }
     for name, (unit, target, command) in measures.items():
         if options.wants(name):
-            contestants = {g.name: lambda g=g, c=command: g.result(c) for g in guests}
-            yield run_rounds(Result(name, unit, AIOVMM, (QEMU,), target), contestants, options.rounds)
+            row = Result(name, unit, AIOVMM, (QEMU,), target)
+            yield compare(row, guests, lambda guest, c=command: guest.result(c), options)  # type: ignore[misc]
