@@ -258,11 +258,13 @@ class DriverQueue:
             result.append(self._reap(head, length))
         return result
 
-    def enable_interrupts(self) -> bool:
-        """Ask for an interrupt at the next used chain. False: there is one already, poll again (§2.7.7.1)."""
-        self._set_used_event(self._last_used)
+    def enable_interrupts(self, after: int = 0) -> bool:
+        """Ask for an interrupt at the next used chain, or with EVENT_IDX at that behind `after` further ones. False: it is there
+        already, poll again (§2.7.7.1)."""
+        self._set_used_event(self._last_used + after & 0xFFFF)
         lib.avmm_fence()  # pairs with the device's in needs_interrupt: we see its used.idx, or it our used_event
-        return bool(self._last_used == lib.avmm_load16(self._used_host + 2))
+        ready = (lib.avmm_load16(self._used_host + 2) - self._last_used) & 0xFFFF
+        return bool(ready <= (after if self.event_idx else 0))
 
     def disable_interrupts(self) -> None:
         """Say that none is wanted; a hint, without EVENT_IDX (with it, a used_event left behind does the same)."""

@@ -1,6 +1,6 @@
 /* Frames through the native network code under sanitizers, in chains of every shape and over every kind of descriptor. Each
  * segment is an allocation of its own, so a byte too far is a crash; what arrives is compared with what was sent. The ring is
- * not a real one: it hands out the chains below, and has a malformed one at times.
+ * not a real one: it hands out the chains below, has a malformed one at times, and wants an interrupt when it likes.
  * Usage: tap_fuzz SEED ROUNDS; prints packets received, dropped, sent, refused, calls that would have blocked, turns in which
  * packets got larger than expected, malformed chains that were met first, and behind others. */
 #include "tap.h"
@@ -55,7 +55,10 @@ static struct avmm_chain *add_chain(uint32_t total, uint32_t pieces, int writabl
 
 /* ---- the ring -------------------------------------------------------------------------------------------------------- */
 
+static struct avmm_queue ring;
 static uint32_t ring_at, ring_done, malformed_at; /* chains taken, chains returned */
+static uint32_t written[MAX_CHAINS];              /* bytes, of those returned */
+static int wants;                                 /* one in so many times an interrupt */
 static uint64_t first, behind;                    /* malformed chains */
 
 static uint32_t copy_chain(uint32_t from, struct avmm_chain *to, struct iovec *segments, uint32_t filled) {
@@ -70,7 +73,7 @@ static uint32_t copy_chain(uint32_t from, struct avmm_chain *to, struct iovec *s
 int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_chain *to, uint32_t max_chains,
                    struct iovec *segments, uint64_t *address, uint32_t max_iov, struct avmm_ring_error *err) {
     uint32_t n = 0, filled = 0;
-    assert(!q && !mem && !address && max_chains);
+    assert(q == &ring && !mem && !address && max_chains);
     for (; n < max_chains && ring_at < n_chains; n++, ring_at++) {
         if (ring_at == malformed_at) {
             if (n)
@@ -86,19 +89,32 @@ int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm
 }
 
 int avmm_queue_put_back(struct avmm_queue *q, uint32_t n) {
-    assert(!q && n <= ring_at - ring_done);
+    assert(q == &ring && n <= ring_at - ring_done);
     ring_at -= n;
     behind += n == 1 && ring_at == malformed_at;
     return 0;
 }
 
-int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
-    assert(!avmm_queue_put_back(q, unused) && ring_done + n == ring_at);
+int avmm_queue_push(struct avmm_queue *q, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
+    assert(q == &ring && n && n <= ring_at - ring_done);
     for (uint32_t i = 0; i < n; i++) {
-        const struct avmm_chain *c = &chains[ring_done++];
+        const struct avmm_chain *c = &chains[ring_done];
         assert(heads[i] == c->head && lens[i] <= c->write_bytes);
+        written[ring_done++] = lens[i];
     }
-    return n != 0;
+    q->unsignalled += n;
+    return 0;
+}
+
+int avmm_queue_needs_interrupt(struct avmm_queue *q) {
+    int unsignalled = q->unsignalled != 0;
+    q->unsignalled = 0;
+    return unsignalled && below((uint32_t)wants) == 0;
+}
+
+int avmm_queue_finish(struct avmm_queue *q, uint32_t unused, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
+    assert(!unused && !avmm_queue_push(q, heads, lens, n));
+    return avmm_queue_needs_interrupt(q);
 }
 
 static struct avmm_net_turn turn;
@@ -106,7 +122,7 @@ static struct avmm_net_turn turn;
 /* Arrays of random sizes, which are allocations too. `most`: chains, 0 for none at all. */
 static void new_turn(uint32_t most, uint32_t budget) {
     free(turn.chains), free(turn.iov), free(turn.heads), free(turn.lens);
-    turn = (struct avmm_net_turn){.max_chains = most, .max_iov = below(4) ? MAX_IOV : 40 + below(400), .budget = budget};
+    turn = (struct avmm_net_turn){.queue = &ring, .max_chains = most, .max_iov = below(4) ? MAX_IOV : 40 + below(400), .budget = budget};
     turn.chains = malloc(most * sizeof *turn.chains);
     turn.iov = malloc(turn.max_iov * sizeof *turn.iov);
     turn.heads = malloc(most * sizeof *turn.heads);
@@ -115,7 +131,7 @@ static void new_turn(uint32_t most, uint32_t budget) {
 
 /* What a caller must find after a turn. True: it was the ring. */
 static int was_malformed(int status) {
-    assert(turn.used <= turn.n && turn.n <= turn.max_chains && turn.interrupt == (turn.used != 0));
+    assert(turn.used <= turn.n && turn.n <= turn.max_chains && (turn.interrupt == 0 || turn.interrupt == 1));
     if (status == AVMM_NET_RING) {
         assert(!turn.n && turn.error.code == (ring_at > ring_done ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM));
         first += ring_at > ring_done;
@@ -181,16 +197,16 @@ static uint32_t check_packet(const struct avmm_net_rx *rx, uint32_t at, const ui
     uint32_t parts = byte_at(&chains[at], 10) | byte_at(&chains[at], 11) << 8, have = 0, size;
     assert(parts >= 1 && at + parts <= turn.used && (rx->mergeable || parts == 1));
     for (uint32_t i = at; i < at + parts; i++) {
-        have += turn.lens[i];
-        assert(i + 1 == at + parts || turn.lens[i] == chains[i].write_bytes);
+        have += written[i];
+        assert(i + 1 == at + parts || written[i] == chains[i].write_bytes);
     }
     do /* some were dropped */
         assert(*got < pushed), size = expected[(*got)++];
     while (size + 12 != have);
     for (uint32_t i = at, done = 0; i < at + parts; i++) {
-        for (uint32_t j = done ? 0 : 12; j < turn.lens[i]; j += 1 + below(50))
+        for (uint32_t j = done ? 0 : 12; j < written[i]; j += 1 + below(50))
             assert(byte_at(&chains[i], j) == (uint8_t)((uint8_t)size + (done + j - 12) * 7));
-        done += turn.lens[i];
+        done += written[i];
     }
     return parts;
 }
@@ -207,11 +223,13 @@ static void receive_round(struct avmm_net_rx *rx, int wire) {
             add_chain(rx->mergeable ? 12 + below(below(2) ? 100 : 6000) : 1500 + below(70000), 1 + below(below(4) ? 4 : 600), 1);
         ring_at = ring_done = 0;
         malformed_at = below(4) ? UINT32_MAX : below(10);
+        wants = 1 + (int)below(8);
         new_turn(below(8) ? MAX_CHAINS : below(MAX_CHAINS), 1 << 20);
         int status = avmm_net_receive_turn(rx, &turn);
         assert(status != AVMM_NET_BAD && status != AVMM_NET_ENDED);
         if (was_malformed(status))
             continue;
+        assert(!ring.unsignalled && (turn.interrupt || status != AVMM_NET_MORE));
         grown += rx->aim > aim && turn.used;
         for (uint32_t at = 0; at < turn.used;)
             at += check_packet(rx, at, expected, pushed, &got);
@@ -242,6 +260,7 @@ static void send_round(struct avmm_net_tx *tx, int wire) {
     }
     ring_at = ring_done = 0;
     malformed_at = below(4) ? UINT32_MAX : below(10);
+    wants = 1 + (int)below(8);
     for (int i = 0; ring_done < n_chains || tx->left_at < tx->left_end; i++) {
         assert(i < 100000);
         new_turn(1 + below(MAX_CHAINS), below(200000) + 1);
@@ -250,12 +269,14 @@ static void send_round(struct avmm_net_tx *tx, int wire) {
             continue;
         assert(status == AVMM_NET_MORE || status == AVMM_NET_WAIT);
         for (uint32_t k = 0; k < turn.used; k++)
-            assert(turn.lens[k] == 0);
+            assert(written[ring_done - turn.used + k] == 0);
+        assert(!ring.unsignalled || (turn.used && status == AVMM_NET_MORE && !turn.interrupt));
         if (status == AVMM_NET_WAIT) {
             blocked++;
             assert(recv(wire, back, 1 + below(sizeof back), MSG_DONTWAIT) > 0);
         }
     }
+    assert(avmm_net_send_turn(tx, &turn) == AVMM_NET_MORE && !turn.n && !ring.unsignalled); /* the turn that follows */
     while (recv(wire, back, sizeof back, MSG_DONTWAIT) > 0)
         ;
 }

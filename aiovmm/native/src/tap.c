@@ -14,6 +14,9 @@ _Static_assert(sizeof(struct virtio_net_hdr_v1) == AVMM_NET_HDR, "VIRTIO 1.2 §5
 #define MAX_VEC 1024u /* IOV_MAX */
 #define MIN_FRAME 14u /* an Ethernet header */
 #define FIRST 2u      /* chains that a turn takes first: for the packet that there is, and to look for another */
+#define AT_ONCE 16u   /* chains to send that are taken at once; those behind an interrupt are put back */
+#define ASK_FRAMES 64u /* sent without a look whether the driver wants an interrupt; likewise bytes: of a segmented frame or two */
+#define ASK_BYTES (32u << 10)
 #define DISCARD 64u   /* packets thrown away in a turn while the link is down */
 
 /* ---- guest buffers --------------------------------------------------------------------------------------------------- */
@@ -71,11 +74,17 @@ static int take(struct avmm_net_turn *t, uint32_t most) {
     return got;
 }
 
-/* Return those that were used, and put the others back. */
-static void finish(struct avmm_net_turn *t, uint32_t used) {
-    t->used = used;
-    if (t->n)
-        t->interrupt = avmm_queue_finish(t->queue, t->n - used, t->heads, t->lens, used);
+/* Return the next `n`. The driver goes on with them while the turn does with others, unless it wants an interrupt: that comes
+ * first, so the turn ends. A driver that is busy with earlier packets wants none. */
+static void give(struct avmm_net_turn *t, const uint16_t *heads, const uint32_t *lens, uint32_t n) {
+    t->used += n;
+    t->interrupt = avmm_queue_finish(t->queue, 0, heads, lens, n);
+}
+
+/* Put those back that were not used. */
+static void end(struct avmm_net_turn *t) {
+    if (t->n > t->used)
+        avmm_queue_put_back(t->queue, t->n - t->used);
 }
 
 /* ---- receiving ------------------------------------------------------------------------------------------------------- */
@@ -83,7 +92,6 @@ static void finish(struct avmm_net_turn *t, uint32_t used) {
 struct receive {
     struct avmm_net_rx *rx;
     struct avmm_net_turn *turn;
-    uint32_t at;     /* chains filled */
     uint32_t step;   /* chains to take the next time */
     uint32_t passed; /* bytes */
     bool dry;        /* the ring has no further chain, for this turn */
@@ -105,10 +113,10 @@ static bool take_more(struct receive *r) {
 
 static inline bool has_chain(struct receive *r, uint32_t i) { return i < r->turn->n || take_more(r); }
 
-/* Whether the chains from `at` on hold `size` bytes, as many of them as a packet may span. */
+/* Whether the next chains hold `size` bytes, as many of them as a packet may span. */
 static bool has_room(struct receive *r, uint32_t size) {
     uint64_t room = 0;
-    for (uint32_t i = r->at; has_chain(r, i) && is_receive_buffer(&r->turn->chains[i]); i++) {
+    for (uint32_t i = r->turn->used; has_chain(r, i) && is_receive_buffer(&r->turn->chains[i]); i++) {
         room += r->turn->chains[i].write_bytes;
         if (room >= size || !r->rx->mergeable)
             break;
@@ -116,25 +124,24 @@ static bool has_room(struct receive *r, uint32_t size) {
     return room >= size;
 }
 
-/* The segments of the chains from `at` on. Receive chains have no readable part, so there is nothing between them. */
+/* The segments of the chains that are next. Receive chains have no readable part, so there is nothing between them. */
 static inline const struct iovec *segments(const struct receive *r) {
-    return r->turn->iov + r->turn->chains[r->at].iov;
+    return r->turn->iov + r->turn->chains[r->turn->used].iov;
 }
 
-/* A packet of `size` bytes now lies in the chains from `at` on, which have room for it. */
+/* A packet of `size` bytes now lies in the next chains, which have room for it. */
 static void complete(struct receive *r, uint32_t size) {
-    const struct iovec *first = segments(r);
-    uint32_t was = r->at, left = size;
-    while (left) {
-        const struct avmm_chain *c = &r->turn->chains[r->at];
+    struct avmm_net_turn *t = r->turn;
+    uint16_t buffers = 0;
+    for (uint32_t left = size; left; buffers++) {
+        const struct avmm_chain *c = &t->chains[t->used + buffers];
         uint32_t part = c->write_bytes < left ? (uint32_t)c->write_bytes : left;
-        r->turn->heads[r->at] = c->head;
-        r->turn->lens[r->at] = part;
+        t->heads[buffers] = c->head;
+        t->lens[buffers] = part;
         left -= part;
-        r->at++;
     }
-    uint16_t buffers = (uint16_t)(r->at - was);
-    scatter(first, NUM_BUFFERS, &buffers, sizeof buffers);
+    scatter(segments(r), NUM_BUFFERS, &buffers, sizeof buffers);
+    give(t, t->heads, t->lens, buffers);
     r->passed += size;
     r->rx->packets++;
     r->rx->bytes += size - AVMM_NET_HDR;
@@ -185,9 +192,9 @@ static int read_whole(struct avmm_net_rx *rx, uint32_t skip) {
 
 /* The segments for a packet of the expected size, one at least, as far as there are chains; how many, and their `room`. */
 static uint32_t offer(struct receive *r, struct iovec *vec, uint64_t *room) {
-    uint32_t n = 0, last = r->rx->mergeable ? UINT32_MAX : r->at, aim = r->rx->aim ? r->rx->aim : 1;
+    uint32_t n = 0, last = r->rx->mergeable ? UINT32_MAX : r->turn->used, aim = r->rx->aim ? r->rx->aim : 1;
     *room = 0;
-    for (uint32_t i = r->at; *room < aim && n + 1 < MAX_VEC && i <= last && has_chain(r, i); i++) {
+    for (uint32_t i = r->turn->used; *room < aim && n + 1 < MAX_VEC && i <= last && has_chain(r, i); i++) {
         const struct avmm_chain *c = &r->turn->chains[i];
         if (!is_receive_buffer(c))
             break;
@@ -213,7 +220,7 @@ static void settle(struct receive *r, const struct iovec *vec, uint64_t room, ui
     complete(r, size);
 }
 
-/* One packet straight into the chains from `at` on. The kernel looks at every segment that it is given, so they are no more
+/* One packet straight into the next chains. The kernel looks at every segment that it is given, so they are no more
  * than a packet like the last ones needs. What does not fit goes to its place in rx->packet, and is copied. */
 static int read_direct(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
@@ -297,13 +304,14 @@ static int give_pending(struct receive *r, bool chain) {
 
 static int receive(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
+    const struct avmm_net_turn *t = r->turn;
     uint32_t discarded = 0;
     int status = AVMM_NET_MORE;
-    while (status == AVMM_NET_MORE && r->passed < r->turn->budget && discarded < DISCARD) {
-        bool chain = (!rx->discard || rx->pending) && has_chain(r, r->at);
+    while (status == AVMM_NET_MORE && r->passed < t->budget && discarded < DISCARD && !t->interrupt) {
+        bool chain = (!rx->discard || rx->pending) && has_chain(r, t->used);
         if (r->malformed) {
             status = AVMM_NET_RING;
-        } else if (chain && !is_receive_buffer(&r->turn->chains[r->at])) {
+        } else if (chain && !is_receive_buffer(&t->chains[t->used])) {
             status = AVMM_NET_BAD;
         } else if (rx->pending) {
             status = give_pending(r, chain);
@@ -321,7 +329,7 @@ int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn) {
     struct receive r = {.rx = rx, .turn = turn, .step = FIRST};
     begin(turn);
     int status = receive(&r);
-    finish(turn, r.at);
+    end(turn);
     return status;
 }
 
@@ -446,32 +454,47 @@ static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const 
     return AVMM_NET_MORE;
 }
 
-/* The frames of the chains from `at` on; the chain after the last that was sent. */
-static uint32_t send_frames(struct avmm_net_tx *tx, struct avmm_net_turn *t, uint32_t at, uint64_t *passed, int *status) {
-    while (*status == AVMM_NET_MORE && at < t->n && *passed < t->budget) {
-        const struct avmm_chain *c = &t->chains[at];
-        *status = is_transmit_buffer(c) ? send_frame(tx, c, t->iov) : AVMM_NET_BAD;
-        if (*status == AVMM_NET_MORE) {
-            t->heads[at] = c->head;
-            t->lens[at++] = 0;
+/* A frame was sent: return its chain at once, for sockets of the guest have only so much under way. Whether the driver wants an
+ * interrupt is asked more seldom: Linux frees what was sent whenever it sends, and moves the point of its next interrupt on. */
+static void sent(struct avmm_net_turn *t, uint64_t *unasked) {
+    const struct avmm_chain *c = &t->chains[t->used++];
+    *unasked += c->read_bytes;
+    if (avmm_queue_push(t->queue, &c->head, &(uint32_t){0}, 1) < 0) {
+        t->interrupt = -1;
+    } else if (*unasked >= ASK_BYTES || t->queue->unsignalled >= ASK_FRAMES) {
+        *unasked = 0;
+        t->interrupt = avmm_queue_needs_interrupt(t->queue);
+    }
+}
+
+/* The frames of the chains that were taken, as far as the budget goes. */
+static int send_frames(struct avmm_net_tx *tx, struct avmm_net_turn *t, uint64_t *passed, uint64_t *unasked) {
+    int status = AVMM_NET_MORE;
+    while (status == AVMM_NET_MORE && t->used < t->n && *passed < t->budget && !t->interrupt) {
+        const struct avmm_chain *c = &t->chains[t->used];
+        status = is_transmit_buffer(c) ? send_frame(tx, c, t->iov) : AVMM_NET_BAD;
+        if (status == AVMM_NET_MORE) {
             *passed += c->read_bytes;
-            *status = write_rest(tx); /* also after the last frame: the caller must learn that it has to wait */
+            sent(t, unasked);
+            status = write_rest(tx); /* also after the last frame: the caller must learn that it has to wait */
         }
     }
-    return at;
+    return status;
 }
 
 int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn) {
-    uint64_t passed = 0;
-    uint32_t at = 0;
+    uint64_t passed = 0, unasked = 0;
     begin(turn);
     int got = 1, status = write_rest(tx);
-    while (status == AVMM_NET_MORE && got > 0 && turn->n < turn->max_chains && passed < turn->budget) {
-        got = take(turn, turn->max_chains - turn->n); /* at last none: the driver goes on meanwhile */
+    while (status == AVMM_NET_MORE && got > 0 && turn->n < turn->max_chains && passed < turn->budget && !turn->interrupt) {
+        uint32_t left = turn->max_chains - turn->n;
+        got = take(turn, left < AT_ONCE ? left : AT_ONCE); /* at last none: the driver goes on meanwhile */
         if (got < 0 && !turn->n)
             return AVMM_NET_RING;
-        at = send_frames(tx, turn, at, &passed, &status);
+        status = send_frames(tx, turn, &passed, &unasked);
     }
-    finish(turn, at);
+    if (turn->max_chains && !turn->interrupt && (!turn->n || status != AVMM_NET_MORE)) /* else another turn follows, and asks */
+        turn->interrupt = avmm_queue_needs_interrupt(turn->queue);
+    end(turn);
     return status;
 }

@@ -69,7 +69,7 @@ struct avmm_net_turn {
     struct avmm_chain *chains; /* room for `max_chains`, with `max_iov` segments in all; no chain is taken if it is 0 */
     struct iovec *iov;
     uint32_t max_chains, max_iov;
-    uint16_t *heads;           /* max_chains each */
+    uint16_t *heads;           /* max_chains each: those of one packet */
     uint32_t *lens;
     uint32_t budget;           /* a turn ends when so many bytes have passed */
     /* filled in */
@@ -79,11 +79,12 @@ struct avmm_net_turn {
     struct avmm_ring_error error;
 };
 
-/* Read packets into chains, which are taken a few at a time as packets keep coming, until `budget` bytes have passed. They are
- * returned all at once, since a packet may span chains. Returns enum avmm_net_status. */
+/* Read packets into chains, which are taken a few at a time as packets keep coming, until `budget` bytes have passed or the driver
+ * wants an interrupt. Those of a packet are returned as soon as it is there. Returns enum avmm_net_status. */
 int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn);
 
-/* Write the frames of the chains that there are, and of those that the driver offers meanwhile; likewise. */
+/* Write the frames of the chains that there are, and of those that the driver offers meanwhile; likewise. After a turn that sent
+ * frames the driver may still be owed an interrupt: another turn is to follow, or a look whether it wants one. */
 int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn);
 
 /* Throw away up to `most` packets that wait on the descriptor; how many there were. Not for streams. */

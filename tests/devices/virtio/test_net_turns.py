@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,22 @@ async def card(
         async with Harness(device, features=features) as harness:
             await ready(device)
             yield harness, device.backend.ports[0], theirs
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What each native turn came to, in order."""
+    seen: list[str] = []
+    move = pump._Pump._move
+
+    def moved(self: pump._Pump, call: Any, state: Any) -> int:
+        status = move(self, call, state)
+        which = "receive" if isinstance(self, pump.Receiver) else "send"
+        seen.append(f"{which}: {self._turn.used} used, {self._turn.interrupt} interrupt")
+        return status
+
+    monkeypatch.setattr(pump._Pump, "_move", moved)
+    return seen
 
 
 def send(peer: socket.socket, frame: bytes) -> None:
@@ -183,26 +200,78 @@ async def test_no_receive_buffer_behind_good_ones(good: int) -> None:
         assert len(guest.rx.poll()) == port.rx.packets == good
 
 
-async def test_a_lone_packet_is_one_call_and_one_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-
-    class Counting:
-        def __getattr__(self, name: str) -> object:
-            calls.append(name)
-            return getattr(lib, name)
-
-    monkeypatch.setattr(pump, "lib", Counting())
+async def test_a_lone_packet_is_one_interrupt_before_another_is_looked_for(calls: list[str]) -> None:
     async with card() as (harness, _, peer):
         guest = NetGuest(harness)
         guest.fill()
         send(peer, SMALL)
         await guest.receive()
         calls.clear()
-        pulses = guest.rx.irq.pulses
         send(peer, SMALL)
         await guest.receive()
-        assert calls == ["avmm_net_receive_turn"]
-        assert guest.rx.irq.pulses == pulses + 1
+        assert calls == ["receive: 1 used, 1 interrupt", "receive: 0 used, 0 interrupt"]
+
+
+async def test_packets_that_keep_coming_are_one_interrupt(calls: list[str]) -> None:
+    async with card() as (harness, _, peer):
+        guest = NetGuest(harness)
+        for _ in range(10):
+            send(peer, SMALL)
+        await asyncio.sleep(0)
+        calls.clear()
+        guest.fill()
+        await guest.rx.used(10)
+        assert calls == ["receive: 1 used, 1 interrupt", "receive: 9 used, 0 interrupt"]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "after", "turns"),
+    [
+        (10, 64, 2, ["10 used, 0", "0 used, 1"]),  # once the ring is empty
+        (10, 64, 10, ["10 used, 0", "0 used, 0"]),  # the driver wants none
+        (100, 64, 2, ["64 used, 1", "36 used, 0", "0 used, 0"]),  # once so many have gone, however few bytes
+        (5, 30000, 1, ["2 used, 1", "3 used, 0", "0 used, 0"]),  # once so many bytes have gone
+        (5, 30000, 2, ["4 used, 1", "1 used, 0", "0 used, 0"]),
+    ],
+)
+async def test_an_interrupt_for_what_was_sent_waits_for_more(
+    count: int, size: int, after: int, turns: list[str], calls: list[str]
+) -> None:
+    async with card() as (harness, port, peer):
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        guest = NetGuest(harness)
+        await until(lambda: calls)
+        calls.clear()
+        assert guest.tx.enable_interrupts(after)
+        for _ in range(count):
+            guest.offer(LARGE[:size])
+        guest.tx.kick()
+        await until(lambda: len(calls) >= len(turns))
+        assert [call for call in calls if call.startswith("send")] == [f"send: {turn} interrupt" for turn in turns]
+        assert port.tx.packets == count
+        assert guest.tx.irq.pulses == sum(turn.endswith("1") for turn in turns)
+        assert len(guest.tx.poll()) == count  # whether there was an interrupt or not
+
+
+async def test_a_transmitter_that_is_stopped_owes_no_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the driver uses fewer pairs, in the moment between the last frame and the turn that would have asked."""
+    async with card() as (harness, _, _peer):
+        guest = NetGuest(harness)
+        send_turn = pump.Transmitter._send
+
+        def last(self: pump.Transmitter) -> Next:
+            following = send_turn(self)
+            if self._turn.n:
+                tasks.pop().cancel()
+            return following
+
+        monkeypatch.setattr(pump.Transmitter, "_send", last)
+        tasks = [harness.device._pairs._tasks[0][1]]
+        assert guest.tx.enable_interrupts()
+        guest.offer(SMALL)
+        guest.tx.kick()
+        await asyncio.wait_for(guest.tx.irq.wait(), 10)
+        assert guest.tx.irq.pulses == 1
 
 
 @pytest.mark.parametrize("features", [RING_FEATURES, RING_FEATURES & ~EVENT_IDX], ids=["event index", "flags"])

@@ -22,6 +22,7 @@ Ended = Callable[[Port, OSError], None]
 # What one guest may do to the loop in a turn. A segmented packet costs the host's network stack some 20 us.
 _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
+_TURN_CALLS = 4  # a call ends with these, or when the driver wants an interrupt
 _RX_CHAINS = 256  # at most; they are taken a few at a time, as packets keep coming
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
 
@@ -100,7 +101,10 @@ class Receiver(_Pump):
         self._watch.ignore()
 
     def _receive(self) -> Next:
-        self._status = status = self._move(lib.avmm_net_receive_turn, self._rx)
+        for _ in range(_TURN_CALLS):
+            self._status = status = self._move(lib.avmm_net_receive_turn, self._rx)
+            if status != _MORE or not self._turn.interrupt:
+                break
         if self._port.ended is not None or status == _ENDED or (status == _ROOM and not self._turn.used):
             return Next.RETURN
         return Next.KICK if status == _WAIT else Next.TURN
@@ -135,18 +139,24 @@ class Transmitter(_Pump):
     async def run(self) -> None:
         """Until cancelled. Once the other end has gone frames are dropped. Raises ChainError, GuestFault."""
         tx = self._tx
-        while True:
-            await self._queue.serve(self._send)
-            if self._status == _WAIT:
-                await self._watch.writable()
-            else:
-                tx.discard = True
-                tx.left_at = tx.left_end = 0
-                self._ended(tx.error)
+        try:
+            while True:
+                await self._queue.serve(self._send)
+                if self._status == _WAIT:
+                    await self._watch.writable()
+                else:
+                    tx.discard = True
+                    tx.left_at = tx.left_end = 0
+                    self._ended(tx.error)
+        finally:
+            self._queue.flush()  # an interrupt that the next turn would have raised
 
     def _send(self) -> Next:
-        self._status = status = self._move(lib.avmm_net_send_turn, self._tx)
-        if status != _MORE:
-            return Next.RETURN
+        for _ in range(_TURN_CALLS):
+            self._status = status = self._move(lib.avmm_net_send_turn, self._tx)
+            if status != _MORE:
+                return Next.RETURN
+            if not (self._turn.interrupt and self._turn.n):
+                break
         # A kick costs the guest an exit: who has sent a frame may well send another, which is looked for before one is asked for.
         return Next.TURN if self._turn.n else Next.KICK
