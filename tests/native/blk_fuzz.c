@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, PAGES = 64, SIZE = 16, SECTORS = 40, REGIONS = 4 };
@@ -23,6 +24,14 @@ static uint64_t rnd(void) { /* xorshift64* */
     return state * 2685821657736338717ull;
 }
 static uint64_t below(uint64_t n) { return rnd() % n; }
+
+/* A file system that takes cached writes without waiting, now and then. */
+ssize_t pwritev2(int fd, const struct iovec *iov, int n, off_t offset, int flags) {
+    if (!(flags & RWF_NOWAIT) || below(3) == 0)
+        return pwritev(fd, iov, n, offset);
+    errno = below(2) ? EOPNOTSUPP : EAGAIN;
+    return -1;
+}
 
 static uint8_t *ram;
 static struct avmm_region regions[REGIONS];
@@ -152,6 +161,7 @@ int main(int argc, char **argv) {
         disk.write_through = below(8) == 0;
         disk.align_file = below(2) ? 0 : below(2) ? 512 : 4096; /* as if for O_DIRECT */
         disk.align_memory = 16;
+        disk.writes_wait = (uint8_t)below(3);
         round_trip(&disk, counts);
     }
     atomic_store(&stop, 1);

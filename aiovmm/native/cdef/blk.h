@@ -8,6 +8,7 @@ enum avmm_blk_type {
     ...
 };
 enum avmm_blk_status { AVMM_BLK_OK, AVMM_BLK_IOERR, AVMM_BLK_UNSUPP, ... };
+enum avmm_blk_known { AVMM_BLK_UNKNOWN, AVMM_BLK_NO, AVMM_BLK_YES, ... };
 enum avmm_blk_code { AVMM_BLK_NO_HEADER, AVMM_BLK_NO_STATUS, ... };
 #define AVMM_BLK_LOOK ...
 #define AVMM_BLK_AGAIN ...
@@ -17,6 +18,7 @@ struct avmm_blk_request {
     uint32_t type;
     uint64_t offset;
     uint64_t left;
+    uint8_t punt;
     ...;
 };
 struct avmm_blk {
@@ -26,6 +28,7 @@ struct avmm_blk {
     uint32_t align_memory;
     uint32_t punt_bytes;
     uint32_t inline_bytes;
+    uint8_t writes_wait;
     uint64_t capacity;
     uint64_t max_bytes;
     uint8_t readonly;

@@ -532,6 +532,23 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
     return 0;
 }
 
+/* Whether this is a cached write that the kernel leaves to its threads of its own accord, as it does where the file system takes
+ * none without waiting. To leave it to them here would have each such write wake or start one more thread, though the file lets in
+ * one at a time. The file is asked once, with the first piece of a large write, which is written again with the rest. */
+static bool is_left_to_threads(const struct avmm_blk_request *r) {
+    struct avmm_blk *disk = r->queue->disk;
+    if (r->type != AVMM_BLK_OUT || !disk->ring)
+        return false;
+    if (!disk->writes_wait && r->left > disk->punt_bytes && !r->dsync) {
+        ssize_t n = pwritev2(disk->fd, r->iov, 1, (off_t)r->offset, RWF_NOWAIT);
+        if (n > 0)
+            disk->writes_wait = AVMM_BLK_NO;
+        else if (n < 0 && errno == EOPNOTSUPP)
+            disk->writes_wait = AVMM_BLK_YES;
+    }
+    return disk->writes_wait == AVMM_BLK_YES;
+}
+
 static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
     struct avmm_blk_queue *q = r->queue;
     struct avmm_blk *disk = q->disk;
@@ -550,9 +567,11 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
     r->offset = sector * SECTOR;
     r->at_end = sector + r->left / SECTOR == disk->capacity;
     r->dsync = out && disk->write_through;
-    r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left;
-    if (!r->punt)
-        disk->inline_left -= (uint32_t)r->left;
+    if (!is_left_to_threads(r)) {
+        r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left;
+        if (!r->punt)
+            disk->inline_left -= (uint32_t)r->left;
+    }
     int error = route(r);
     if (error)
         avmm_blk_finish(r, -error);

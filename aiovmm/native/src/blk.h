@@ -21,6 +21,8 @@ enum avmm_blk_status { AVMM_BLK_OK = 0, AVMM_BLK_IOERR = 1, AVMM_BLK_UNSUPP = 2 
 /* What a malformed chain lacks; beside enum avmm_ring_code. */
 enum avmm_blk_code { AVMM_BLK_NO_HEADER = -100, AVMM_BLK_NO_STATUS = -101 };
 
+enum avmm_blk_known { AVMM_BLK_UNKNOWN = 0, AVMM_BLK_NO, AVMM_BLK_YES };
+
 struct avmm_blk_queue;
 
 /* A parsed request in one of the slots of its queue; `iov`, `offset` and `left` advance as its data is transferred. */
@@ -60,6 +62,7 @@ struct avmm_blk {
     uint32_t punt_bytes;     /* what is copied from the page cache at once, in the loop's thread, of one request */
     uint32_t inline_bytes;   /* and of all requests of one call; the rest is left to kernel threads */
     uint32_t inline_left;
+    uint8_t writes_wait;     /* enum avmm_blk_known: cached writes to this file are never done at once */
     uint64_t capacity;       /* sectors of 512 bytes */
     uint64_t max_bytes;      /* of one request */
     uint8_t readonly;
