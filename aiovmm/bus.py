@@ -40,6 +40,7 @@ class Policy(enum.IntFlag):
     IGNORE_WRITE = 16  # drop the write without an exit to the loop
     POSTED_DWORD = 32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes
     LAZY_WRITE = 64  # with a posted write: nobody waits for what it does, so the loop may learn of it some ms later
+    DROP_SAME = 128  # with SHADOW_READ: a write of what the shadow shows changes nothing, so drop it
 
 
 class FastPage:

@@ -55,7 +55,8 @@ class Vcpu:
         page = self.device.fast
         policies = page.policy[offset : offset + size]
         data = value.to_bytes(size, "little")
-        if all(p & Policy.IGNORE_WRITE for p in policies):
+        same = data == page.shadow[offset : offset + size] and all(p & Policy.DROP_SAME for p in policies)
+        if same or all(p & Policy.IGNORE_WRITE for p in policies):
             self.exits.ignored += 1
         elif all(p & Policy.POSTED_WRITE for p in policies):
             self.exits.posted += 1

@@ -519,6 +519,37 @@ def test_snapshot_goes_on_in_another_port(rig: Rig) -> None:
     assert other.guest.read(IIR) == 0xC2
 
 
+def test_messages_before_any_interrupt_was_enabled_do_not_wait_for_the_loop(rig: Rig) -> None:
+    """What Linux's console does around each: it saves IER, turns it off, and puts it back."""
+    rig.guest.drain()
+    before = rig.guest.exits.sync
+    for _ in range(3):
+        ier = rig.guest.read(IER)
+        rig.guest.write(IER, 0)
+        for byte in b"message":
+            assert rig.guest.read(LSR) & 0x20
+            rig.guest.write(TX, byte)
+        rig.guest.write(IER, ier)
+    rig.guest.drain()
+    assert rig.output == 3 * b"message"
+    assert rig.guest.exits.sync == before
+
+
+@pytest.mark.parametrize("register", [IER, LCR, MCR])
+def test_control_registers_change_when_something_else_is_written(rig: Rig, register: int) -> None:
+    for value in (0x01, 0x01, 0x03, 0x00, 0x00, 0x01):
+        rig.guest.write(register, value)
+        assert rig.guest.read(register) == value
+        assert rig.port._uart.read(register) == value
+
+
+def test_bits_that_ier_does_not_have_are_not_taken_for_what_it_shows(rig: Rig) -> None:
+    rig.guest.write(IER, 0x40)  # Linux looks for chips that keep it
+    assert rig.guest.read(IER) == 0
+    rig.guest.write(IER, 0x45)
+    assert rig.guest.read(IER) == 0x05
+
+
 def test_status_with_side_effects_waits_for_the_loop(rig: Rig) -> None:
     rig.port.send_break()
     assert not rig.port.fast.policy[LSR] & Policy.SHADOW_READ

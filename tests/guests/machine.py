@@ -116,6 +116,7 @@ class Machine:
         fast.policy[16:24] = bytes([policy.SHADOW_READ | policy.NOTE_READ] * 8)
         fast.policy[24:32] = bytes([policy.IGNORE_WRITE | policy.SHADOW_READ] * 8)
         fast.policy[0x20] = policy.POSTED_DWORD
+        fast.policy[0x24:0x26] = bytes([policy.SHADOW_READ | policy.DROP_SAME] * 2)
         self.sync_range = self.bus.add(Range(Space.PIO, SYNC, 0x20, self.device, "sync"))
         self.posted_range = self.bus.add(Range(Space.PIO, POSTED, 0x28, self.posted, "posted", fast))
         self.mmio = Recorder(self.log, "mmio")

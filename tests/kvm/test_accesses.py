@@ -92,6 +92,17 @@ async def test_of_a_register_for_dwords_only_dwords_are_posted(kvm: Kvm) -> None
         assert (m.cpu.counters.posted, m.cpu.counters.sync) == (1, 4)
 
 
+async def test_a_write_of_what_a_register_shows_is_dropped(kvm: Kvm) -> None:
+    async with Machine("same", kvm=kvm) as m:
+        m.fast.shadow[0x24:0x26] = b"\x05\x06"
+        m.start()
+        await m.until(lambda: m.written.endswith(b"E"))
+        written = [(a.offset, a.data) for a in m.log if a.kind == "posted write"]
+        assert written == [(0x24, b"\x04"), (0x24, b"\x05\x07")]
+        assert m.word(0x60000) == 0x0605
+        assert (m.cpu.counters.ignored, m.cpu.counters.sync, m.cpu.counters.posted) == (2, 3, 0)
+
+
 async def test_a_noted_read_tells_the_device_what_the_guest_was_shown(kvm: Kvm) -> None:
     class Noting(Recorder):
         def note_read(self, offset: int, data: bytes) -> None:

@@ -23,4 +23,5 @@ def test_the_run_loops_policy_bits_are_the_buss() -> None:
         lib.AVMM_IGNORE_WRITE,
         lib.AVMM_POSTED_DWORD,
         lib.AVMM_LAZY_WRITE,
+        lib.AVMM_DROP_SAME,
     ]

@@ -7,7 +7,8 @@ not claim what the register could never have shown. Between vCPUs the guest's ow
 the exit loop to hand out what several vCPUs posted in the order in which they did.
 
 - Writes that change what other registers mean or show (IER, FCR, LCR, MCR, the divisor) wait for the loop, which puts the
-  shadows and policies right before the vCPU goes on.
+  shadows and policies right before the vCPU goes on. A write to IER, LCR or MCR of what it has already changes nothing and is
+  dropped: Linux turns interrupts off and on around each message, most of which come before any has been turned on.
 - A write to THR is posted, unless it is the divisor or goes to the receiver (DLAB, loopback), and lazily so unless the driver
   waits for the THRE interrupt: a boot's messages then wake the loop some hundred times a second at most. It changes two things
   that can be read. LSR: nothing, for the transmitter is always empty. IIR: the THRE interrupt falls and comes back; until
@@ -39,7 +40,7 @@ _THR, _IER, _IIR, _LCR, _MCR, _LSR, _MSR, _SCR = range(REGISTERS)
 _SYNC = int(Policy.SYNC)
 _POSTED = int(Policy.POSTED_WRITE)
 _LAZY = int(Policy.POSTED_WRITE | Policy.LAZY_WRITE)
-_SHADOW = int(Policy.SHADOW_READ)
+_CONTROL = int(Policy.SHADOW_READ | Policy.DROP_SAME)
 _NOTED = int(Policy.SHADOW_READ | Policy.NOTE_READ)
 _READ_ONLY = int(Policy.IGNORE_WRITE)
 _STATUS = int(Policy.SHADOW_READ | Policy.IGNORE_WRITE)
@@ -191,12 +192,12 @@ class SerialPort:
         posted = _POSTED if uart.ier & IER_TX_EMPTY else _LAZY
         policy[_THR] = _SYNC if divisor or uart.loopback else posted
         shadow[_IER] = uart.ier
-        policy[_IER] = _SYNC if divisor else _SHADOW
+        policy[_IER] = _SYNC if divisor else _CONTROL
         shadow[_IIR] = uart.iir
         policy[_IIR] = _NOTED
         shadow[_LCR] = uart.lcr
         shadow[_MCR] = uart.modem.control
-        policy[_LCR] = policy[_MCR] = _SHADOW
+        policy[_LCR] = policy[_MCR] = _CONTROL
         policy[_SCR] = _MEMORY
         lsr = uart.lsr
         self._show(_LSR, lsr & ~_LSR_EVENTS, not lsr & _LSR_EVENTS)

@@ -185,11 +185,18 @@ static enum verdict judge_read(struct avmm_vcpu *v, const struct avmm_range *r, 
     return any & AVMM_NOTE_READ ? POST : DONE;
 }
 
+static bool shows(const struct avmm_range *r, uint64_t offset, uint32_t size, const uint8_t *p) {
+    for (uint32_t i = 0; i < size; i++)
+        if (__atomic_load_n(&r->shadow[offset + i], __ATOMIC_ACQUIRE) != p[i])
+            return false;
+    return true;
+}
+
 static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r, uint64_t offset, uint32_t size,
                                 const uint8_t *p) {
     uint8_t all, any;
     policy_of(r, offset, size, &all, &any);
-    if (all & AVMM_IGNORE_WRITE) {
+    if (all & AVMM_IGNORE_WRITE || (all & AVMM_DROP_SAME && shows(r, offset, size, p))) {
         count(v, r, AVMM_COUNT_IGNORED);
         return DONE;
     }

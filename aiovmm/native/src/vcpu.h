@@ -19,6 +19,7 @@
 #define AVMM_IGNORE_WRITE 16
 #define AVMM_POSTED_DWORD 32
 #define AVMM_LAZY_WRITE 64
+#define AVMM_DROP_SAME 128
 
 /* Per-range counters, by index. */
 #define AVMM_COUNT_SYNC 0
