@@ -15,7 +15,7 @@ __all__ = ["DOZE", "LOOK_NS", "look_ns"]
 LOOK_NS = 50_000
 """Nanoseconds of a look in vain."""
 
-DOZE = 0.003
+DOZE = 0.01
 """Seconds: less than anybody notices."""
 
 

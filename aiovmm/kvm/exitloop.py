@@ -101,12 +101,12 @@ class ExitLoop:
         """Serve what there is. Drivers make exits that wait in rows; so after one, the next is looked for a moment here, which
         saves the way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
         count = 0
-        for _ in range(_STAYS):
-            served, waited = self._serve()
+        for left in reversed(range(_STAYS)):
+            served = self._serve()
             count += served
             if self._loop is None:  # a callback has closed us
                 return
-            if not waited or not lib.avmm_vm_linger(self._vm.native):
+            if not served or not left or not lib.avmm_vm_linger(self._vm.native):
                 break
         if self._doze is None and count:
             self._doze = asyncio.get_running_loop().call_later(DOZE, self._look_again)
@@ -117,13 +117,11 @@ class ExitLoop:
         self._doze = None
         self._drain()
 
-    def _serve(self) -> tuple[int, int]:
-        """One batch: how many events it had, and whether a vCPU waited for one of them."""
-        waited = 0
-        count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
+    def _serve(self) -> int:
+        """One batch: how many events it had."""
+        count: int = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
         for event in _EVENT.iter_unpack(self._view[: count * _EVENT.size]):
             kind = event[5]
-            waited |= event[7]
             if kind <= lib.AVMM_MMIO_WRITE:
                 if kind & 1:
                     self._write(*event)
@@ -132,10 +130,10 @@ class ExitLoop:
             else:
                 self._control(kind, event[4], event[1])
             if self._loop is None:
-                return 0, 0
+                return 0
         if self._touched:
             self._end_batch()
-        return count, waited
+        return count
 
     def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
         answer = None

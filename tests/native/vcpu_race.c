@@ -299,9 +299,12 @@ static void serve(struct avmm_vm *vm, int fd, int timeout) {
     }
     struct avmm_event events[8];
     uint8_t bytes[16];
-    uint32_t n = avmm_vm_drain(vm, events, 8, bytes, sizeof bytes);
-    for (uint32_t i = 0; i < n; i++)
-        handle(&events[i], bytes);
+    uint32_t n;
+    do {
+        n = avmm_vm_drain(vm, events, 8, bytes, sizeof bytes);
+        for (uint32_t i = 0; i < n; i++)
+            handle(&events[i], bytes);
+    } while (n && rand() % 8 && avmm_vm_linger(vm));
     dozing = n > 0; /* as the event loop's timer: until a drain finds nothing */
     if (dozing)
         avmm_vm_doze(vm);

@@ -135,8 +135,9 @@ static uint32_t look_at_all(struct avmm_vm *vm, uint64_t limit, uint32_t *due) {
 
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes) {
     uint64_t value;
-    ssize_t got = read(vm->eventfd, &value, sizeof value);
+    ssize_t got = vm->seen ? 0 : read(vm->eventfd, &value, sizeof value);
     (void)got; /* EAGAIN: woken for nothing */
+    vm->seen = false;
     /* After the read: a write that follows this exchange stays in the eventfd and wakes the loop again. */
     atomic_exchange(&vm->notified, AVMM_ASLEEP);
     uint64_t limit = atomic_load(&vm->stamps);
@@ -157,7 +158,15 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     return b.used;
 }
 
-int avmm_vm_linger(struct avmm_vm *vm) { return avmm_look_for(&vm->patience, vm->look_ns, &vm->notified, AVMM_CALLED); }
+int avmm_vm_linger(struct avmm_vm *vm) {
+    uint32_t asleep = AVMM_ASLEEP, looking = AVMM_LOOKING;
+    if (!atomic_compare_exchange_strong(&vm->notified, &asleep, AVMM_LOOKING))
+        return true; /* called since the drain, by way of the eventfd */
+    avmm_look_for(&vm->patience, vm->look_ns, &vm->notified, AVMM_CALLED);
+    /* Who calls before this finds LOOKING and writes nothing, and is seen here; who calls after it writes. */
+    vm->seen = !atomic_compare_exchange_strong(&vm->notified, &looking, AVMM_ASLEEP);
+    return vm->seen;
+}
 
 void avmm_vm_doze(struct avmm_vm *vm) {
     uint32_t asleep = AVMM_ASLEEP; /* one who has called since the drain is not to be forgotten */

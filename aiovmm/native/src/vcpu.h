@@ -101,8 +101,9 @@ int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
  * the eventfd is signalled again. Returns the number of events. */
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
 
-/* Look for further events for some microseconds, if that has proved worth it: whether there are any to drain. For after a
- * drain of synchronous exits, since drivers make several in a row. */
+/* Look for further events for some microseconds, if that has proved worth it: whether there are any. If so they must be drained
+ * now, for nothing else may tell of them; if not, avmm_vm_doze must follow, for what was posted lazily meanwhile. For after a
+ * drain that had events, since drivers make several exits in a row. */
 int avmm_vm_linger(struct avmm_vm *vm);
 
 /* The loop drains again within milliseconds, whatever happens: until then lazily posted writes do not wake it, unless they

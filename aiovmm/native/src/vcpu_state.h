@@ -16,8 +16,9 @@
 
 /* Of `notified`. */
 #define AVMM_ASLEEP 0u
-#define AVMM_CALLED 1u /* the eventfd has been written, and the loop has not looked since */
-#define AVMM_DOZING 2u /* it will look by itself in a moment */
+#define AVMM_CALLED 1u  /* the eventfd has been written, unless it was LOOKING, and the loop has not looked since */
+#define AVMM_DOZING 2u  /* it will look by itself in a moment */
+#define AVMM_LOOKING 3u /* it waits right here for this to change, and will doze after that */
 
 /* What a vCPU thread may sleep for. */
 #define AVMM_FOR_ANSWER 1u
@@ -43,13 +44,14 @@ struct avmm_patience { /* of one side, with looking for what the other will do i
 
 struct avmm_vm {
     _Atomic(struct avmm_table *) table;
-    _Atomic uint32_t notified; /* how far the loop is from looking: ASLEEP, CALLED or DOZING */
+    _Atomic uint32_t notified; /* how far the loop is from looking: ASLEEP, CALLED, DOZING or LOOKING */
     int eventfd;
     uint32_t max_vcpus;
     uint32_t look_ns; /* how long either side looks for the other before it sleeps; 0: not at all */
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
     struct avmm_vcpu **ready; /* of a drain: those with entries to take */
     struct avmm_patience patience; /* of the loop */
+    bool seen; /* it was LOOKING when it was called, so there is nothing to read from the eventfd */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];
 };
@@ -99,7 +101,8 @@ struct avmm_vcpu {
 /* After an entry is in a ring. The exchange pairs with the one in avmm_vm_drain: whoever finds AVMM_CALLED here knows that the
  * drain has yet to clear it, and looks into the rings after that; so no entry is left lying. */
 static inline void avmm_notify(struct avmm_vm *vm) {
-    if (atomic_exchange(&vm->notified, AVMM_CALLED) != AVMM_CALLED) {
+    uint32_t was = atomic_exchange(&vm->notified, AVMM_CALLED);
+    if (was != AVMM_CALLED && was != AVMM_LOOKING) {
         uint64_t one = 1;
         ssize_t n = write(vm->eventfd, &one, sizeof one);
         (void)n; /* EAGAIN: the counter is at its limit, so the loop is awake anyway */
@@ -107,9 +110,10 @@ static inline void avmm_notify(struct avmm_vm *vm) {
 }
 
 /* The same for an entry that can wait. A read-modify-write, so that it is ordered after the entry as the exchange is: who still
- * finds AVMM_DOZING here comes before the drain that ends it. */
+ * finds AVMM_DOZING here, or AVMM_LOOKING, comes before the drain that ends it. */
 static inline void avmm_notify_lazily(struct avmm_vm *vm) {
-    if (atomic_fetch_or(&vm->notified, 0) != AVMM_DOZING)
+    uint32_t is = atomic_fetch_or(&vm->notified, 0);
+    if (is != AVMM_DOZING && is != AVMM_LOOKING)
         avmm_notify(vm);
 }
 
