@@ -1,0 +1,55 @@
+/* What the parts of the block data path have for each other:
+ *
+ *   blk.c           chains become requests
+ *   blk_slots.c     where requests and their iovecs are kept
+ *   blk_run.c       requests are started, in order where that matters, and end
+ *   blk_transfer.c  the data of a request, a system call at a time */
+#ifndef AIOVMM_BLK_PARTS_H
+#define AIOVMM_BLK_PARTS_H
+#include "blk.h"
+
+#define AVMM_BLK_SECTOR 512u
+#define AVMM_BLK_MAX_TRANSFER (1u << 30) /* a system call moves less than 2 GiB and says so in 31 bits */
+
+/* ---- slots ----------------------------------------------------------------------------------------------------------- */
+
+/* The iovecs that a legal chain can need at most. */
+uint32_t avmm_blk_most_room(const struct avmm_blk_queue *q);
+/* Whether a request may get that many on the heap, and give it them. False: there is no memory, or it has them. */
+bool avmm_blk_may_grow(const struct avmm_blk_queue *q);
+bool avmm_blk_grow(struct avmm_blk_request *r);
+/* Keep `n` iovecs of what has grown; or none. */
+void avmm_blk_trim(struct avmm_blk_request *r, uint32_t n);
+void avmm_blk_shrink(struct avmm_blk_request *r);
+
+/* ---- running --------------------------------------------------------------------------------------------------------- */
+
+/* Start a request: by io_uring, or it is handed to the caller of avmm_blk_serve. */
+void avmm_blk_start(struct avmm_blk_request *r);
+/* Start a request that changes the disk, or a read, when it may. */
+void avmm_blk_launch(struct avmm_blk_request *r);
+/* io_uring is done with one, which is NULL for a cancellation. */
+void avmm_blk_completed(struct avmm_blk_request *r, int32_t result);
+/* Return a chain to the driver with the next publish. */
+void avmm_blk_push_later(struct avmm_blk_queue *q, uint16_t head, uint32_t length);
+
+/* ---- data ------------------------------------------------------------------------------------------------------------ */
+
+/* The next system call for a read or write. */
+struct avmm_blk_call {
+    bool in;
+    const struct iovec *iov;
+    uint32_t n_iov;
+    uint64_t offset;
+};
+
+struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r);
+/* What came of it: 1 if there is more to do, 0 if the request is complete, else a negative errno. */
+int avmm_blk_advance(struct avmm_blk_request *r, int64_t result);
+/* Choose between the guest's buffers and one of our own for what comes next; 0 or a negative errno. */
+int avmm_blk_route(struct avmm_blk_request *r);
+/* Copy between the iovecs' next `n` bytes and `buffer`, and pass over them. */
+void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool to_guest);
+bool avmm_blk_is_stopping(const struct avmm_blk *disk);
+
+#endif

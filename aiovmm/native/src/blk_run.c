@@ -1,0 +1,195 @@
+#include "blk_parts.h"
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#ifndef IORING_ASYNC_CANCEL_ALL
+#define IORING_ASYNC_CANCEL_ALL (1U << 0)
+#endif
+#ifndef IORING_ASYNC_CANCEL_ANY
+#define IORING_ASYNC_CANCEL_ANY (1U << 2)
+#endif
+
+uint8_t avmm_blk_status(int error) {
+    switch (error) {
+    case 0:
+        return AVMM_BLK_OK;
+    case EOPNOTSUPP:
+    case ENOSYS:
+    case ENOTTY:
+        return AVMM_BLK_UNSUPP;
+    default:
+        return AVMM_BLK_IOERR;
+    }
+}
+
+/* ---- ends of requests --------------------------------------------------------------------------------------------- */
+
+void avmm_blk_push_later(struct avmm_blk_queue *q, uint16_t head, uint32_t length) {
+    if (!q->n_used) {
+        q->next = q->disk->finished;
+        q->disk->finished = q;
+    }
+    q->heads[q->n_used] = head;
+    q->lengths[q->n_used++] = length;
+}
+
+static void start_deferred(struct avmm_blk *disk);
+
+static void release(struct avmm_blk_request *r) {
+    struct avmm_blk_queue *q = r->queue;
+    avmm_blk_shrink(r);
+    if (r->bounce) {
+        atomic_fetch_sub_explicit((_Atomic uint32_t *)&q->disk->lent, 1, memory_order_relaxed);
+        free(r->bounce);
+        r->bounce = NULL;
+    }
+    q->free[q->n_free++] = (uint16_t)(r - q->slots);
+    q->disk->in_flight--;
+}
+
+void avmm_blk_answer(struct avmm_blk_request *r, uint8_t status) {
+    *r->status = status; /* seen before the used index, which is stored with release */
+    if (status != AVMM_BLK_OK)
+        r->queue->errors++;
+    /* §2.7.8.2: no more than was written from the start; the status byte counts if nothing before it was left out */
+    uint64_t length = r->done + (r->done == r->in_total);
+    avmm_blk_push_later(r->queue, r->head, length > UINT32_MAX ? UINT32_MAX : (uint32_t)length);
+    struct avmm_blk *disk = r->queue->disk;
+    bool wrote = r->writing;
+    if (wrote && disk->alone == r)
+        disk->alone = NULL;
+    else if (wrote)
+        disk->writers--;
+    r->writing = 0;
+    release(r);
+    if (wrote)
+        start_deferred(disk);
+}
+
+void avmm_blk_finish(struct avmm_blk_request *r, int error) { avmm_blk_answer(r, avmm_blk_status(error)); }
+
+uint64_t avmm_blk_publish(struct avmm_blk *disk) {
+    uint64_t mask = 0;
+    for (struct avmm_blk_queue *q; (q = disk->finished) != NULL; disk->finished = q->next) {
+        avmm_queue_push(q->vq, q->heads, q->lengths, q->n_used);
+        q->n_used = 0;
+        mask |= q->bit;
+    }
+    if (disk->ring && disk->ring->pending && avmm_uring_submit(disk->ring))
+        mask |= AVMM_BLK_AGAIN;
+    return disk->n_handed ? mask | AVMM_BLK_LOOK : mask;
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------------ */
+
+static void hand_over(struct avmm_blk_request *r) {
+    struct avmm_blk_queue *q = r->queue;
+    q->handed[q->n_handed++] = (uint16_t)(r - q->slots);
+    q->disk->n_handed++;
+}
+
+void avmm_blk_start(struct avmm_blk_request *r) {
+    struct avmm_blk_queue *q = r->queue;
+    if (!q->disk->ring || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES) {
+        hand_over(r);
+        return;
+    }
+    /* A request has one SQE at a time and the ring has as many as there are slots, so there is always one. */
+    struct io_uring_sqe *sqe = avmm_uring_sqe(q->disk->ring);
+    sqe->fd = q->disk->fd;
+    sqe->user_data = (uintptr_t)r;
+    if (r->punt)
+        sqe->flags = IOSQE_ASYNC;
+    if (r->type == AVMM_BLK_FLUSH) {
+        sqe->opcode = IORING_OP_FSYNC;
+        sqe->fsync_flags = IORING_FSYNC_DATASYNC;
+        return;
+    }
+    struct avmm_blk_call c = avmm_blk_next_call(r);
+    sqe->off = c.offset;
+    if (r->dsync && !c.in)
+        sqe->rw_flags = RWF_DSYNC;
+    if (c.n_iov == 1) {
+        sqe->opcode = c.in ? IORING_OP_READ : IORING_OP_WRITE;
+        sqe->addr = (uintptr_t)c.iov->iov_base;
+        sqe->len = c.iov->iov_len < AVMM_BLK_MAX_TRANSFER ? (uint32_t)c.iov->iov_len : AVMM_BLK_MAX_TRANSFER;
+    } else {
+        sqe->opcode = c.in ? IORING_OP_READV : IORING_OP_WRITEV;
+        sqe->addr = (uintptr_t)c.iov;
+        sqe->len = c.n_iov;
+    }
+}
+
+/* ---- the order of writes under O_DIRECT --------------------------------------------------------------------------- */
+
+static bool may_write(const struct avmm_blk *disk, const struct avmm_blk_request *r) {
+    return !disk->alone && !(r->partial && disk->writers);
+}
+
+static void start_write(struct avmm_blk *disk, struct avmm_blk_request *r) {
+    if (r->partial)
+        disk->alone = r;
+    else
+        disk->writers++;
+    r->writing = 1;
+    avmm_blk_start(r);
+}
+
+static void defer(struct avmm_blk *disk, struct avmm_blk_request *r) {
+    struct avmm_blk_request **end = &disk->deferred;
+    while (*end)
+        end = &(*end)->next;
+    r->next = NULL;
+    *end = r;
+}
+
+static void start_deferred(struct avmm_blk *disk) {
+    for (struct avmm_blk_request *r; (r = disk->deferred) != NULL && may_write(disk, r);) {
+        disk->deferred = r->next;
+        start_write(disk, r);
+    }
+}
+
+/* Start a request that changes the disk, or a read, when it may. */
+void avmm_blk_launch(struct avmm_blk_request *r) {
+    struct avmm_blk *disk = r->queue->disk;
+    r->partial = r->type == AVMM_BLK_OUT && disk->align_file && ((r->offset | r->left) & (disk->align_file - 1));
+    if (r->type == AVMM_BLK_IN || !disk->align_file)
+        avmm_blk_start(r);
+    else if (disk->deferred || !may_write(disk, r))
+        defer(disk, r);
+    else
+        start_write(disk, r);
+}
+
+void avmm_blk_stop(struct avmm_blk *disk) {
+    struct io_uring_sqe *sqe;
+    atomic_store_explicit((_Atomic uint8_t *)&disk->stopping, 1, memory_order_relaxed);
+    for (struct avmm_blk_request *r; (r = disk->deferred) != NULL;) {
+        disk->deferred = r->next;
+        avmm_blk_finish(r, ECANCELED);
+    }
+    avmm_blk_publish(disk);
+    if (!disk->ring || !disk->in_flight || avmm_uring_submit(disk->ring) || !(sqe = avmm_uring_sqe(disk->ring)))
+        return; /* then it takes longer */
+    sqe->opcode = IORING_OP_ASYNC_CANCEL; /* all requests: Linux 5.19; before it, -EINVAL and no harm */
+    sqe->fd = -1;
+    sqe->cancel_flags = IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY;
+    avmm_uring_submit(disk->ring);
+}
+
+void avmm_blk_completed(struct avmm_blk_request *r, int32_t result) {
+    if (!r) /* the cancellation itself */
+        return;
+    if ((result == -EAGAIN || result == -EINTR) && !avmm_blk_is_stopping(r->queue->disk)) {
+        r->punt = 1; /* in a kernel thread it may wait */
+        avmm_blk_start(r);
+        return;
+    }
+    int more = avmm_blk_advance(r, result);
+    if (more > 0)
+        avmm_blk_start(r);
+    else
+        avmm_blk_finish(r, -more);
+}
