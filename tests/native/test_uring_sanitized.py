@@ -16,7 +16,11 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("blk") / "blk_fuzz"
-    sources = [HERE / "blk_fuzz.c", *SOURCE.glob("blk*.c"), *(SOURCE / f"{name}.c" for name in ("uring", "ring", "mem"))]
+    sources = [
+        HERE / "blk_fuzz.c",
+        *SOURCE.glob("blk*.c"),
+        *(SOURCE / f"{name}.c" for name in ("uring", "ring", "mem")),
+    ]
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = ["gcc", *FLAGS, *sanitize, "-I", str(SOURCE), "-o", str(program), *map(str, sources)]
     subprocess.run(command, check=True, timeout=60)
