@@ -1,7 +1,7 @@
 """How long one thread looks for what another is about to do, before it sleeps or asks to be woken.
 
 To be woken on an idle processor takes 20 us and more, several times what serving an exit or a chain takes. So a vCPU that waits
-for an answer, the loop after an exit that waited, and a console's output look for a while first. What the guest posts without
+for an answer, the loop after any exits, and a console's output look for a while first. What the guest posts without
 waiting for anything does not wake the loop at all, which looks for that by itself after DOZE.
 """
 

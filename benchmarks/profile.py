@@ -1,10 +1,11 @@
 """Where the time of a measurement went, by the kernel's own counters: of a monitor's threads, and of KVM about its guest.
 
-Reading them before and after costs the measured nothing, unlike a trace. KVM's are in debugfs and need root.
+Reading them before and after costs the measured nothing, unlike a trace. KVM's are in debugfs, and left out without root.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -18,6 +19,7 @@ __all__ = ["Counters", "Profile", "Source", "counters"]
 Counters = dict[str, float]
 Source = Callable[[], Counters]
 _KVM = Path("/sys/kernel/debug/kvm")
+_THREADS = ": threads"
 _LEAST = 0.5  # what happens less often in a second is left out
 
 
@@ -44,7 +46,7 @@ def _threads(pid: int) -> Counters:
             user, system = (task / "stat").read_text().rpartition(")")[2].split()[11:13]
         except (FileNotFoundError, ProcessLookupError):
             continue
-        total[f"{name}: threads"] += 1
+        total[name + _THREADS] += 1
         total[f"{name}: on a processor, ms"] += ran / 1e6
         total[f"{name}: waiting for one, ms"] += waited / 1e6
         total[f"{name}: user, ms"] += int(user) * 10
@@ -57,10 +59,10 @@ def _threads(pid: int) -> Counters:
 
 def _guest(pid: int) -> Counters:
     """KVM's counters of all VMs of the process."""
-    if not _KVM.exists():
+    if os.geteuid() == 0 and not _KVM.exists():
         subprocess.run(["mount", "-t", "debugfs", "none", "/sys/kernel/debug"], check=False, capture_output=True)
     total: Counter[str] = Counter()
-    for folder in _KVM.glob(f"{pid}-*"):
+    for folder in _KVM.glob(f"{pid}-*"):  # none, where it may not be looked into
         for file in folder.iterdir():
             if file.is_file() and re.fullmatch(r"\d+\n", text := file.read_text()):
                 total[f"kvm: {file.name}"] += int(text)
@@ -85,8 +87,7 @@ class Profile:
             before, began = read(), time.monotonic()
             value = measure()
             took, after = time.monotonic() - began, read()
-            rise = {key: (value - before.get(key, 0.0)) / took for key, value in after.items()}
-            self.rounds.setdefault(name, []).append(rise)
+            self.rounds.setdefault(name, []).append(_rise(before, after, took))
             return value
 
         return measured
@@ -100,6 +101,12 @@ class Profile:
         for key in keys:
             lines.append(f"  {key:42}" + "".join(f"{medians[name].get(key, 0.0):14,.0f}" for name in names))
         return "\n".join(lines)
+
+
+def _rise(before: Counters, after: Counters, seconds: float) -> Counters:
+    """What each rose by a second, but how many threads there are: that is no counter. What fell has ended."""
+    rates = {key: max(value - before.get(key, 0.0), 0.0) / seconds for key, value in after.items()}
+    return rates | {key: value for key, value in after.items() if key.endswith(_THREADS)}
 
 
 def _medians(rounds: list[Counters]) -> Counters:

@@ -22,9 +22,10 @@ from aiovmm.patience import DOZE
 __all__ = ["ExitLoop"]
 
 _EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, seq, vcpu, kind, size, sync
-_BATCH = 256  # events in one drain; then the loop's other work has its turn
+_BATCH = 256  # events in one drain
+_FULL = _BATCH // 2  # that many had no room for more, reports apart: then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
-_STAYS = 16  # drains in one turn of the loop, while the guest asks again as soon as it is answered
+_STAYS = 16  # drains in one turn of the loop, while the guest has something again at once
 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
 
@@ -84,6 +85,7 @@ class ExitLoop:
         self._loop = None
         if self._doze is not None:
             self._doze.cancel()
+            self._doze = None
         self._bus.on_change = None
         for vcpu in self._vm.vcpus.values():
             if vcpu.needs_end:
@@ -98,18 +100,16 @@ class ExitLoop:
         self._vm.publish(self._bus.ranges())
 
     def _drain(self) -> None:
-        """Serve what there is. Drivers make exits that wait in rows; so after one, the next is looked for a moment here, which
-        saves the way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
-        count = 0
+        """Serve what there is. Drivers make exits in rows; so after some, the next is looked for a moment here, which saves the
+        way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
         for left in reversed(range(_STAYS)):
             served = self._serve()
-            count += served
             if self._loop is None:  # a callback has closed us
                 return
-            if not served or not left or not lib.avmm_vm_linger(self._vm.native):
+            if served and self._doze is None:  # before we linger: it also ends what an exception here would leave
+                self._doze = self._loop.call_later(DOZE, self._look_again)
+            if not 0 < served < _FULL or not left or not lib.avmm_vm_linger(self._vm.native):
                 break
-        if self._doze is None and count:
-            self._doze = asyncio.get_running_loop().call_later(DOZE, self._look_again)
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
 

@@ -1,7 +1,7 @@
 """Build description of the native extension (cffi, API mode, abi3).
 
-Each part of the mechanism is a pair: `src/NAME.c` with its header `src/NAME.h`, and `cdef/NAME.h` with the declarations
-that Python sees. The pairs are collected by name, so a part is added by adding its files.
+Each part of the mechanism has a header `src/NAME.h`, one or several files `src/NAME*.c`, and `cdef/NAME.h` with the declarations
+that Python sees. All are collected, so a part is added by adding its files.
 """
 
 from pathlib import Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,18 +48,26 @@ def test_threads_go_by_their_names_without_numbers() -> None:
     assert after["vcpu: threads"] == 3
 
 
-def test_a_table_has_medians_of_what_rose() -> None:
+def test_a_table_has_medians_of_what_rose_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 100, 2))  # each measurement takes two seconds
+    monkeypatch.setattr("benchmarks.profile.time.monotonic", lambda: next(clock))
     profile = Profile()
     counts = iter([0.0, 10.0, 10.0, 50.0, 50.0, 70.0])
     for _ in range(3):
-        profile.around("ours", os.getpid(), lambda: busy(0.001), lambda: {"thing": next(counts)})()
-    profile.around("theirs", os.getpid(), lambda: 1.0, lambda: {"thing": 5.0})()
+        profile.around("ours", os.getpid(), lambda: 1.0, lambda: {"thing": next(counts)})()
+    counts = iter([9.0, 4.0])  # a thread has ended
+    profile.around("theirs", os.getpid(), lambda: 1.0, lambda: {"thing": next(counts), "pool: threads": 3.0})()
     head, *lines = profile.table().splitlines()
     assert head.split() == ["ours", "theirs"]
-    line = next(line for line in lines if line.split()[0] == "thing")
-    ours, theirs = line.split()[1:]
-    assert int(ours.replace(",", "")) > 0
-    assert theirs == "0"
+    table = {line[:42].strip(): line[42:].split() for line in lines}
+    assert table["thing"] == ["10", "0"]
+    assert table["pool: threads"] == ["0", "3"]
+
+
+def test_kvm_counters_that_may_not_be_read_are_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("benchmarks.profile._KVM", tmp_path / "none")
+    monkeypatch.setattr("benchmarks.profile.os.geteuid", lambda: 1000)
+    assert not [key for key in counters(os.getpid()) if key.startswith("kvm")]
 
 
 def test_packets_of_an_interface_that_is_there_and_one_that_is_not() -> None:

@@ -41,19 +41,21 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
 
 /* Whether this is a cached write that the kernel leaves to its threads of its own accord, as it does where the file system takes
  * none without waiting. To leave it to them here would have each such write wake or start one more thread, though the file lets in
- * one at a time. The file is asked once, with the first piece of a large write, which is written again with the rest. */
+ * one at a time. */
 static bool is_left_to_threads(const struct avmm_blk_request *r) {
-    struct avmm_blk *disk = r->queue->disk;
-    if (r->type != AVMM_BLK_OUT || !disk->ring)
-        return false;
-    if (!disk->writes_wait && r->left > disk->punt_bytes && !r->dsync) {
-        ssize_t n = pwritev2(disk->fd, r->iov, 1, (off_t)r->offset, RWF_NOWAIT);
-        if (n > 0)
-            disk->writes_wait = AVMM_BLK_NO;
-        else if (n < 0 && errno == EOPNOTSUPP)
-            disk->writes_wait = AVMM_BLK_YES;
-    }
-    return disk->writes_wait == AVMM_BLK_YES;
+    return r->type == AVMM_BLK_OUT && r->queue->disk->ring && r->queue->disk->writes_wait == AVMM_BLK_YES;
+}
+
+/* Ask the file, until it answers, with the first bytes of a large write, which are written again with the rest. */
+static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
+    if (r->type != AVMM_BLK_OUT || disk->writes_wait || r->left <= disk->punt_bytes || r->dsync)
+        return;
+    struct iovec some = {r->iov->iov_base, r->iov->iov_len < AVMM_BLK_SECTOR ? r->iov->iov_len : AVMM_BLK_SECTOR};
+    ssize_t n = pwritev2(disk->fd, &some, 1, (off_t)r->offset, RWF_NOWAIT);
+    if (n > 0)
+        disk->writes_wait = AVMM_BLK_NO;
+    else if (n < 0 && errno == EOPNOTSUPP)
+        disk->writes_wait = AVMM_BLK_YES;
 }
 
 static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
@@ -74,6 +76,7 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
     r->offset = sector * AVMM_BLK_SECTOR;
     r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
     r->dsync = out && disk->write_through;
+    ask_file(disk, r);
     if (!is_left_to_threads(r)) {
         r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left;
         if (!r->punt)

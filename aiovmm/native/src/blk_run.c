@@ -151,7 +151,6 @@ static void start_deferred(struct avmm_blk *disk) {
     }
 }
 
-/* Start a request that changes the disk, or a read, when it may. */
 void avmm_blk_launch(struct avmm_blk_request *r) {
     struct avmm_blk *disk = r->queue->disk;
     r->partial = r->type == AVMM_BLK_OUT && disk->align_file && ((r->offset | r->left) & (disk->align_file - 1));

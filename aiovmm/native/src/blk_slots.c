@@ -62,7 +62,6 @@ bool avmm_blk_grow(struct avmm_blk_request *r) {
     return true;
 }
 
-/* Keep `n` iovecs of what has grown. */
 void avmm_blk_trim(struct avmm_blk_request *r, uint32_t n) {
     struct avmm_blk_queue *q = r->queue;
     if (r->store == q->arena + (size_t)(r - q->slots) * q->room || !n)

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 #define MAX_IOV 1024u /* UIO_MAXIOV: what one system call takes */
-#define PAGE 4096u
+#define PAGE 4096u /* what a buffer of our own is aligned to */
 #define LARGE_BUFFER (128u << 10)
 #define SMALL_BUFFER (8u << 10)
 #define LARGE_BUFFERS 32u
@@ -26,7 +26,6 @@ static void skip(struct avmm_blk_request *r, uint64_t n) {
     }
 }
 
-/* Copy between the iovecs' next `n` bytes and `buffer`, and pass over them. */
 void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool to_guest) {
     while (n) {
         uint64_t part = n < r->iov->iov_len ? n : r->iov->iov_len;
@@ -134,7 +133,6 @@ static int advance_window(struct avmm_blk_request *r, uint64_t result) {
     return account(r, n);
 }
 
-/* The outcome of one system call: 1 if there is more to do, 0 if the request is complete, else a negative errno. */
 int avmm_blk_advance(struct avmm_blk_request *r, int64_t result) {
     if (result < 0)
         return (int)result;

@@ -75,7 +75,7 @@ struct avmm_net_turn {
     /* filled in */
     uint32_t n;                /* chains that were taken */
     uint32_t used;             /* the first of them, which have been returned; the others have been put back */
-    int32_t interrupt;         /* 1: the driver wants one; -1: so many chains were not in flight, nothing was returned */
+    int32_t interrupt;         /* 1: the driver wants one; -1: a chain that was not in flight */
     struct avmm_ring_error error;
 };
 

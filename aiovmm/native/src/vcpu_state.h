@@ -51,7 +51,7 @@ struct avmm_vm {
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
     struct avmm_vcpu **ready; /* of a drain: those with entries to take */
     struct avmm_patience patience; /* of the loop */
-    bool seen; /* it was LOOKING when it was called, so there is nothing to read from the eventfd */
+    bool seen; /* it was LOOKING when it was called, so the eventfd need not be read: who wrote it late wakes the loop in vain */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];
 };

@@ -14,7 +14,7 @@ from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, 
 from aiovmm.devices.virtio.blk.queue import BlkCounters
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.errors import ConfigError, StateError, UsageError
-from aiovmm.native import ffi
+from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 __all__ = ["BlkDevice"]
@@ -103,6 +103,7 @@ class BlkDevice(VirtioDevice):
         disk.fd = image.fd
         disk.align_file, disk.align_memory = image.align
         disk.punt_bytes = disk.inline_bytes = _NEVER
+        disk.writes_wait = lib.AVMM_BLK_NO if image.is_device else lib.AVMM_BLK_UNKNOWN  # a device takes many at a time
         if not image.direct:
             disk.punt_bytes, disk.inline_bytes = _PUNT_BYTES, _INLINE_BYTES
         disk.capacity = image.sectors

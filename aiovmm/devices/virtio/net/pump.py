@@ -19,10 +19,10 @@ __all__ = ["Receiver", "Transmitter"]
 
 Ended = Callable[[Port, OSError], None]
 
-# What one guest may do to the loop in a turn. A segmented packet costs the host's network stack some 20 us.
+# What one guest may do to the loop in a call. A segmented packet costs the host's network stack some 20 us.
 _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
-_TURN_CALLS = 4  # a call ends with these, or when the driver wants an interrupt
+_TURN_CALLS = 4  # in a turn, at most: a further one only after a call that the driver's wish for an interrupt has ended
 _RX_CHAINS = 256  # at most; they are taken a few at a time, as packets keep coming
 _PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
 
