@@ -43,12 +43,12 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
  * none without waiting. To leave it to them here would have each such write wake or start one more thread, though the file lets in
  * one at a time. */
 static bool is_left_to_threads(const struct avmm_blk_request *r) {
-    return r->type == AVMM_BLK_OUT && r->queue->disk->ring && r->queue->disk->writes_wait == AVMM_BLK_YES;
+    return r->type == AVMM_BLK_OUT && r->queue->disk->writes_wait == AVMM_BLK_YES;
 }
 
 /* Ask the file, until it answers, with the first bytes of a large write, which are written again with the rest. */
 static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
-    if (r->type != AVMM_BLK_OUT || disk->writes_wait || r->left <= disk->punt_bytes || r->dsync)
+    if (r->type != AVMM_BLK_OUT || !disk->ring || disk->writes_wait || r->left <= disk->punt_bytes || r->dsync)
         return;
     struct iovec some = {r->iov->iov_base, r->iov->iov_len < AVMM_BLK_SECTOR ? r->iov->iov_len : AVMM_BLK_SECTOR};
     ssize_t n = pwritev2(disk->fd, &some, 1, (off_t)r->offset, RWF_NOWAIT);

@@ -69,7 +69,7 @@ struct avmm_net_turn {
     struct avmm_chain *chains; /* room for `max_chains`, with `max_iov` segments in all; no chain is taken if it is 0 */
     struct iovec *iov;
     uint32_t max_chains, max_iov;
-    uint16_t *heads;           /* max_chains each: those of one packet */
+    uint16_t *heads;           /* receiving only, max_chains each: those of one packet */
     uint32_t *lens;
     uint32_t budget;           /* a turn ends when so many bytes have passed */
     /* filled in */

@@ -86,3 +86,12 @@ async def test_write_through_is_not_asked_with_a_write_that_is_not_stable(disk: 
         await write(h, 0, data)
         assert disk._disk.writes_wait == UNKNOWN
     assert contents(path)[:LARGE] == data
+
+
+async def test_threads_of_ours_need_not_know(path: Path) -> None:
+    disk = BlkDevice(DiskImage.open(path), io=IoKind.THREADS)
+    data = os.urandom(LARGE)
+    async with Harness(disk) as h:
+        await write(h, 0, data)
+        assert disk._disk.writes_wait == UNKNOWN
+    assert contents(path)[:LARGE] == data

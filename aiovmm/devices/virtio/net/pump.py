@@ -41,11 +41,8 @@ class _Pump:
         self._on_end = on_end
         self._status = _MORE  # of the last turn
         self._batch = batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
-        self._heads: Any = ffi.new("uint16_t[]", batch.max_chains)
-        self._lens: Any = ffi.new("uint32_t[]", batch.max_chains)
         self._turn = turn = ffi.new("struct avmm_net_turn *")
-        turn.chains, turn.heads, turn.lens = batch.chains, self._heads, self._lens
-        turn.iov, turn.max_iov = batch.iov, batch.max_iov
+        turn.chains, turn.iov, turn.max_iov = batch.chains, batch.iov, batch.max_iov
         turn.mem, turn.budget = queue.memory.table, _TURN_BYTES
         if queue.enabled:  # else there are no chains
             turn.queue, turn.max_chains = queue.native, batch.max_chains
@@ -88,6 +85,9 @@ class Receiver(_Pump):
 
     def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
         super().__init__(queue, port, watch, on_end, _RX_CHAINS)
+        self._heads: Any = ffi.new("uint16_t[]", self._batch.max_chains)
+        self._lens: Any = ffi.new("uint32_t[]", self._batch.max_chains)
+        self._turn.heads, self._turn.lens = self._heads, self._lens
         self._rx = port.rx
 
     async def run(self) -> None:
