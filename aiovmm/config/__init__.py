@@ -24,6 +24,7 @@ from aiovmm.config.machine import (
     PayloadConfig,
     PlatformConfig,
     RebootPolicy,
+    TopologyConfig,
     VMConfig,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "PmemConfig",
     "RebootPolicy",
     "RngConfig",
+    "TopologyConfig",
     "VMConfig",
     "VsockConfig",
 ]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.config.devices import DeviceConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VsockConfig
-from aiovmm.config.machine import ConsoleConfig, ConsoleMode, CpusConfig, MemoryConfig, PlatformConfig
+from aiovmm.config.machine import ConsoleConfig, ConsoleMode, CpusConfig, MemoryConfig, PlatformConfig, TopologyConfig
 from aiovmm.errors import ConfigError
 
 __all__ = [
@@ -41,7 +41,7 @@ _RATE_LIMIT = frozenset(
     {"bw_size", "bw_one_time_burst", "bw_refill_time", "ops_size", "ops_one_time_burst", "ops_refill_time"}
 )
 _ABSENT: dict[str, frozenset[str]] = {
-    "cpus": frozenset({"topology", "kvm_hyperv", "max_phys_bits", "affinity", "features", "nested"}),
+    "cpus": frozenset({"kvm_hyperv", "affinity"}),
     "memory": frozenset({"mergeable", "hugepage_size", "hotplug_method", "hotplug_size", "hotplugged_size"}),
     "disk": frozenset({*_RATE_LIMIT, "rate_limit_group", "queue_affinity", "backing_files"}),
     "net": frozenset({*_RATE_LIMIT, "vhost_mode"}),
@@ -133,7 +133,32 @@ def parse_cpus(text: str) -> CpusConfig:
     """`2`, or `boot=2,max=4`."""
     if "=" not in text:
         return CpusConfig(boot=_int("cpus", text))
-    return CpusConfig(**_convert("cpus", text, {"boot": _int, "max": _int}))
+    return CpusConfig(**_convert("cpus", text, _CPUS))
+
+
+def _topology(option: str, text: str) -> TopologyConfig:
+    """`threads:cores:dies:packages`."""
+    counts = [_int(option, part) for part in text.split(":")]
+    if len(counts) != 4:
+        raise ConfigError(
+            option, f"{text!r} is no topology", "threads per core:cores per die:dies per package:packages"
+        )
+    return TopologyConfig(*counts)
+
+
+def _words(_option: str, text: str) -> tuple[str, ...]:
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return tuple(word.strip() for word in inner.split(",") if word.strip())
+
+
+_CPUS: dict[str, Converter] = {
+    "boot": _int,
+    "max": _int,
+    "topology": _topology,
+    "max_phys_bits": _int,
+    "nested": parse_bool,
+    "features": _words,
+}
 
 
 def parse_memory(text: str) -> MemoryConfig:

@@ -146,11 +146,13 @@ class VmFd:
 
     # -- vCPUs --
 
-    def create_vcpu(self, index: int, *, ring_size: int = 512) -> Vcpu:
-        """vCPU `index`, which is also its APIC id. `ring_size` (a power of two) bounds the exits it may be ahead of the loop."""
+    def create_vcpu(self, index: int, *, apic_id: int | None = None, ring_size: int = 512) -> Vcpu:
+        """vCPU `index`, which is also its APIC id, unless `apic_id` says otherwise. `ring_size` (a power of two) bounds the
+        exits it may be ahead of the loop."""
         if index >= self.max_vcpus:
             raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
-        fd = call(self.fd, lib.KVM_CREATE_VCPU, index, f"creating vCPU {index}")
+        id_ = index if apic_id is None else apic_id
+        fd = call(self.fd, lib.KVM_CREATE_VCPU, id_, f"creating vCPU {index}")
         vcpu = Vcpu(self.native, index, fd, self._run_size, ring_size)
         self.vcpus[index] = vcpu
         return vcpu

@@ -8,23 +8,31 @@ from aiovmm.boot import CpuidEntry as BootCpuid
 from aiovmm.boot import CpuState, boot_msrs
 from aiovmm.boot.cpu import DescriptorTable as BootTable
 from aiovmm.boot.cpu import Segment as BootSegment
-from aiovmm.boot.cpuid import adjust
+from aiovmm.boot.cpuid import CpuTopology, adjust, apic_id
+from aiovmm.config import CpusConfig
 from aiovmm.kvm.cpuid import CpuidEntry
 from aiovmm.kvm.state import DescriptorTable, Regs, Segment
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 
-__all__ = ["create_vcpus"]
+__all__ = ["create_vcpus", "topology_of"]
 
 
-def create_vcpus(vm: VmFd, count: int, supported: Sequence[CpuidEntry], boot: CpuState) -> list[Vcpu]:
-    """`count` vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
+def topology_of(cpus: CpusConfig) -> CpuTopology:
+    """What the guest is told of its processors: one package of cores, unless the configuration lays them out."""
+    t = cpus.topology
+    return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores * t.dies, t.threads)
+
+
+def create_vcpus(vm: VmFd, cpus: CpusConfig, supported: Sequence[CpuidEntry], boot: CpuState) -> list[Vcpu]:
+    """All vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
     entries = [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in supported]
     msrs = dict(boot_msrs())
+    topology = topology_of(cpus)
     vcpus = []
-    for index in range(count):
-        vcpu = vm.create_vcpu(index)
-        adjusted = adjust(entries, index, count)
+    for index in range(cpus.boot):
+        vcpu = vm.create_vcpu(index, apic_id=apic_id(topology, index))
+        adjusted = adjust(entries, index, cpus.boot, topology=topology)
         vcpu.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
         vcpu.set_msrs(msrs)
         vcpu.reset_fpu()

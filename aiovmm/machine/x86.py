@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
+from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
@@ -23,7 +24,7 @@ from aiovmm.machine.iommu import MachineIommu, machine_iommu
 from aiovmm.machine.legacy import GED_PIN, LegacyDevices
 from aiovmm.machine.parts import MachineParts
 from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
-from aiovmm.machine.vcpus import create_vcpus
+from aiovmm.machine.vcpus import create_vcpus, topology_of
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.tasks import finish, in_thread
@@ -93,7 +94,7 @@ class Machine:
         tables = acpi.build(self._describe(ports), layout.RSDP)
         self.memory.write(tables.base, tables.blob)
         boot_state = await in_thread(self._load, ram)
-        self.vcpus = create_vcpus(vm, config.cpus.boot, supported, boot_state)
+        self.vcpus = create_vcpus(vm, config.cpus, supported, boot_state)
         self._exits = ExitLoop(
             vm, self.bus, on_exit=self._vcpu_ended, on_device_error=self._device_error, on_eoi=self.legacy.ioapic.eoi
         )
@@ -132,8 +133,10 @@ class Machine:
 
     def _describe(self, ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
         cpus = self.parts.config.cpus
+        topology = topology_of(cpus)
+        apic_ids = (apic_id(topology, i) for i in range(cpus.max or cpus.boot))
         return acpi.AcpiConfig(
-            cpus=tuple(acpi.Cpu(i, enabled=i < cpus.boot) for i in range(cpus.max or cpus.boot)),
+            cpus=tuple(acpi.Cpu(id_, enabled=i < cpus.boot) for i, id_ in enumerate(apic_ids)),
             pci_segments=describe_segments(self.pci.root.segments),
             serial_ports=(acpi.SerialPort(),) if self.legacy.serial is not None else (),
             ports=ports,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.config import ConsoleMode, VMConfig
+from aiovmm.config import ConsoleMode, TopologyConfig, VMConfig
 from aiovmm.config import PayloadConfig as Payload
 from aiovmm.config.options import (
     parse_console,
@@ -32,6 +32,14 @@ def test_cpus_by_number_and_by_keys() -> None:
     assert parse_cpus("2").boot == 2
     both = parse_cpus("boot=2,max=4")
     assert (both.boot, both.max) == (2, 4)
+
+
+def test_what_the_guest_sees_of_its_processors() -> None:
+    cpus = parse_cpus("boot=2,max=8,topology=2:2:1:2,max_phys_bits=40,nested=off,features=amx")
+    assert cpus.topology == TopologyConfig(threads=2, cores=2, dies=1, packages=2)
+    assert (cpus.max_phys_bits, cpus.nested, cpus.features) == (40, False, ("amx",))
+    assert parse_cpus("boot=2").topology is None
+    assert (parse_cpus("2").nested, parse_cpus("2").features) == (True, ())
 
 
 @pytest.mark.parametrize(
@@ -81,7 +89,12 @@ def test_consoles() -> None:
         (parse_cpus, "two", "cpus"),
         (parse_cpus, "\u00b2", "cpus"),
         (parse_cpus, "boot=4,max=2", "cpus.max"),
-        (parse_cpus, "boot=2,topology=1:2:1:1", "cpus.topology"),
+        (parse_cpus, "boot=2,topology=1:4:1:1", "cpus.topology"),
+        (parse_cpus, "boot=2,topology=1:2", "cpus.topology"),
+        (parse_cpus, "boot=2,topology=0:2:1:1", "cpus.topology"),
+        (parse_cpus, "boot=1,max_phys_bits=64", "cpus.max_phys_bits"),
+        (parse_cpus, "boot=1,features=sse9", "cpus.features"),
+        (parse_cpus, "boot=1,kvm_hyperv=on", "cpus.kvm_hyperv"),
         (parse_memory, "12Q", "memory"),
         (parse_memory, "size=512M,mergeable=on", "memory.mergeable"),
         (parse_memory, "100", "memory.size"),

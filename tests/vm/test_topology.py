@@ -1,0 +1,20 @@
+"""How the guest's processors are numbered: local APICs, firmware tables and CPUID say the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from aiovmm import VM, CpusConfig
+from aiovmm.boot.cpuid import apic_id
+from aiovmm.config import TopologyConfig
+from aiovmm.machine.vcpus import topology_of
+from tests.vm.guest import config
+
+
+async def test_a_topology_decides_on_apic_ids() -> None:
+    """Three cores need two bits: the second package begins at 4."""
+    cpus = CpusConfig(boot=6, topology=TopologyConfig(threads=1, cores=3, dies=1, packages=2))
+    async with VM(replace(config("s"), cpus=cpus)) as vm:
+        ids = [int.from_bytes(vcpu.get_state("lapic")[0x20:0x24], "little") >> 24 for vcpu in vm.machine.vcpus]
+    assert ids == [0, 1, 2, 4, 5, 6]
+    assert ids == [apic_id(topology_of(cpus), index) for index in range(6)]
