@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 
 from aiovmm.events import EventStream, Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
 from aiovmm.log import Log
+from aiovmm.quota import SECONDS_EACH, Quota
 
 __all__ = ["Journal"]
-
-ERRORS_TOLD = 32
-"""Errors of one device that are told, for each time the guest is powered on: a guest may cause them as fast as it likes."""
 
 
 class Journal:
@@ -21,7 +19,7 @@ class Journal:
     def __init__(self, name: str) -> None:
         self._name = name
         self._stream = EventStream()
-        self._errors: Counter[str] = Counter()
+        self._quotas: defaultdict[str, Quota] = defaultdict(Quota)  # by device: of errors that are told
         self._log = Log(vm=name)
 
     def emit(
@@ -32,18 +30,21 @@ class Journal:
         self._stream.emit(Event(kind, self._name, time.time(), detail, device, status))
 
     def device_error(self, device: str, error: BaseException) -> None:
-        """A device broke. After ERRORS_TOLD of one device, it is said that more are not told."""
-        self._errors[device] += 1
-        count = self._errors[device]
-        if count > ERRORS_TOLD:
+        """A device broke. A guest can have that happen as fast as it likes, so it is told within a Quota for each device."""
+        quota = self._quotas[device]
+        untold = quota.take(time.monotonic())
+        if untold is None:
             return
-        last = "; no more errors of this device are told until the guest is reset" if count == ERRORS_TOLD else ""
-        self._log.warning("device failed", device=device, error=f"{error}{last}", kind=type(error).__name__)
-        self.emit(EventKind.DEVICE_ERROR, f"{error}{last}", device=device)
+        text = str(error)
+        if untold:
+            text += f"; {untold} more before it were not told"
+        if quota.spent:
+            text += f"; of further errors of this device one is told in {SECONDS_EACH:g} s"
+        self._log.warning("device failed", device=device, error=text, kind=type(error).__name__)
+        self.emit(EventKind.DEVICE_ERROR, text, device=device)
 
     def powered_on(self, kind: EventKind) -> None:
         """The guest runs its first instruction: started, or rebooted."""
-        self._errors.clear()
         self.emit(kind)
 
     def end(self, status: ExitStatus) -> None:

@@ -145,6 +145,30 @@ def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
         assert words in done.stderr
 
 
+def test_an_error_that_a_guest_causes_imports_nothing() -> None:
+    code = (
+        "import logging, sys\n"
+        "from aiovmm.journal import Journal\n"
+        "import aiovmm.vm, aiovmm.errors\n"
+        "records = []\n"
+        "handler = logging.Handler()\n"
+        "handler.emit = records.append\n"
+        "logging.getLogger('aiovmm').addHandler(handler)\n"
+        "journal = Journal('guest')\n"
+        "before = set(sys.modules)\n"
+        "journal.device_error('disk0', OSError('it broke'))\n"
+        "assert set(sys.modules) == before, set(sys.modules) - before\n"
+        "import structlog\n"
+        "structlog.contextvars.bind_contextvars(request='r1')\n"
+        "journal.device_error('disk1', OSError('so did this'))\n"
+        "print([(r.getMessage(), r.vm, r.device, r.error, getattr(r, 'request', None)) for r in records])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    first = ("device failed", "guest", "disk0", "it broke", None)
+    assert done.stdout.strip() == str([first, ("device failed", "guest", "disk1", "so did this", "r1")])
+
+
 def test_a_start_that_fails_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:
     import gc
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
-from aiovmm.journal import ERRORS_TOLD
+from aiovmm.quota import BURST
 from tests.vm.guest import config, counts_on, event
 
 ENDS = {
@@ -109,12 +109,12 @@ async def test_a_guest_that_provokes_errors_without_end_is_told_of_so_many_times
         timer = next(r for r in vm.machine.bus.ranges() if r.name == "pm timer")
         timer.device.read = broken  # type: ignore[method-assign]
         await vm.start()
-        await counts_on(vm, 10 * ERRORS_TOLD)
+        await counts_on(vm, 10 * BURST)
         await vm.kill()
         events = [e async for e in vm.events(from_start=True)]
     errors = [e for e in events if e.kind is EventKind.DEVICE_ERROR]
-    assert len(errors) == ERRORS_TOLD
-    assert "no more errors of this device are told" in errors[-1].detail
+    assert len(errors) == BURST
+    assert "of further errors of this device one is told in 60 s" in errors[-1].detail
     assert events[0].kind is EventKind.STARTED
 
 
