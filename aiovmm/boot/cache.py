@@ -69,7 +69,7 @@ class KernelCache:
             if source is None:
                 return None
             return CachedKernel(source, bytes.fromhex(meta["header"]), str(meta["compression"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
     def store(self, content_hash: str, vmlinux: bytes, header: bytes, compression: str) -> CachedKernel | None:

@@ -4,7 +4,7 @@ A bzImage is unpacked here, on the host, and the vmlinux inside is loaded at its
 64-bit entry: the guest does not spend its time on it, and the work is done once for many guests. That skips the
 decompressor's address randomisation (KASLR): the kernel runs where it was linked. `unpack=False` loads the image packed
 and lets the guest unpack and randomise it; so are images with LZO, and boot-protocol programs without a vmlinux inside.
-A bare ELF kernel is entered by PVH if it has that note, else by the 64-bit entry.
+A bare ELF kernel is entered by PVH if it has that note, else by the 64-bit entry; a 32-bit one (Xen's) by PVH alone.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import enum
 import os
 from pathlib import Path
 
-from aiovmm.boot import elf
+from aiovmm.boot import layout
 from aiovmm.boot.cache import CachedKernel, KernelCache, default_directory, sha256
 from aiovmm.boot.detect import HEAD_SIZE, describe
-from aiovmm.boot.elf import ElfImage, ElfSegment
-from aiovmm.boot.params import BOOT_FLAG, HEADER_MAGIC, HEADER_OFFSET, SetupHeader
-from aiovmm.boot.source import BytesSource, FileIdentity, FileSource, Source, open_regular
+from aiovmm.boot.elf import ELF_MAGIC, ElfError
+from aiovmm.boot.elf_kernel import ElfImage, ElfSegment, parse
+from aiovmm.boot.params import BOOT_FLAG, HEADER_MAGIC, HEADER_OFFSET, PARAGRAPH, SetupHeader
+from aiovmm.boot.source import BytesSource, FileIdentity, FileSource, Source, open_regular, read_at, window
+from aiovmm.boot.window import FileWindow
 from aiovmm.dataclass import dataclass
-from aiovmm.errors import GuestFault, ImageError
+from aiovmm.errors import GuestFault, HostError, ImageError
 from aiovmm.memory import GuestMemory
 
 __all__ = ["BootProtocol", "Entry", "KernelImage", "KernelKind", "load_kernel"]
 
 _HEADER_MIN = 0x260  # up to pref_address: a 2.10 header, the oldest with a relocatable 64-bit kernel
+_OLDEST = 0x20A
+_WANTED = "give a Linux bzImage (vmlinuz), a vmlinux, or an ELF kernel with a PVH entry, for x86-64"
 _LARGEST = 1 << 30  # bytes of a bzImage
 _ENTRY64_OFFSET = 0x200  # boot.rst, "64-bit Boot Protocol"
 
@@ -67,18 +71,24 @@ class KernelImage:
 
     @property
     def entry(self) -> Entry:
-        """Where and how it is entered."""
-        if self.header is None and self.elf.pvh_entry is not None:
-            return Entry(self.elf.pvh_entry, BootProtocol.PVH, self.elf.end)
-        return Entry(self.elf.entry, BootProtocol.LINUX64, self.elf.end)
+        """Where and how it is entered: by PVH if it is a bare ELF file that can be, or if there is no other entry."""
+        pvh, entry = self.elf.pvh_entry, self.elf.entry
+        if pvh is not None and (self.header is None or entry is None):
+            return Entry(pvh, BootProtocol.PVH, self.elf.end)
+        assert entry is not None, "parsing makes sure that there is an entry"
+        return Entry(entry, BootProtocol.LINUX64, self.elf.end)
 
     def load_into(self, memory: GuestMemory, *, fresh: bool = True) -> Entry:
         """Read the segments into `memory`. With `fresh` its RAM must still be all zero, else the .bss is cleared too.
 
         Raises ImageError if the kernel does not fit, or if the file has changed since it was examined.
         """
+        if self.entry.address >= layout.RAM_ABOVE_4G:
+            raise ImageError(self.path, f"the kernel's entry {self.entry.address:#x} lies above 4 GiB", "link it lower")
         pieces = []
         for segment in self.elf.segments:
+            if any(segment.address < end and start < segment.end for start, end in layout.BOOT_AREAS):
+                raise ImageError(self.path, _in_the_way(segment), "link it to run at 1 MiB or above")
             try:
                 view = memory.slice(segment.address, segment.memory_size)
             except GuestFault as exc:
@@ -104,17 +114,17 @@ def load_kernel(
         identity = FileIdentity.of(os.fstat(fd))
         if unpack and (cached := kernel_cache.find_by_identity(identity)) and (image := _from_cache(name, cached)):
             return image
-        head = os.pread(fd, HEAD_SIZE, 0)
-        if head.startswith(elf.ELF_MAGIC):
+        head = read_at(fd, 0, HEAD_SIZE, name)
+        if head.startswith(ELF_MAGIC):
             return _elf_kernel(name, fd, FileSource(name, identity))
         header = _setup_header(name, head, identity.size)
-        if not unpack or _unpacks_itself(fd, header):
+        if not unpack or _unpacks_itself(name, fd, header):
             return _packed_kernel(name, header, FileSource(name, identity))
         return _unpacked_kernel(name, fd, header, identity, kernel_cache)
 
 
 def _elf_kernel(name: str, fd: int, source: FileSource) -> KernelImage:
-    image = _parse_elf(name, lambda offset, size: os.pread(fd, size, offset), source.size)
+    image = _parse_elf(name, window(fd, source.size, name))
     kind = KernelKind.ELF if image.pvh_entry is None else KernelKind.PVH
     return KernelImage(name, kind, "none", None, image, source)
 
@@ -122,22 +132,27 @@ def _elf_kernel(name: str, fd: int, source: FileSource) -> KernelImage:
 def _setup_header(name: str, head: bytes, size: int) -> SetupHeader:
     """The header of a bzImage that is all there: `head` is how its `size` bytes begin. Raises ImageError."""
     if head[0x202:0x206] != HEADER_MAGIC or int.from_bytes(head[0x1FE:0x200], "little") != BOOT_FLAG:
-        raise ImageError(name, describe(head), "give an x86-64 bzImage (vmlinuz) or vmlinux")
+        raise ImageError(name, describe(head), _WANTED)
     end = 0x202 + head[0x201]
     if end < _HEADER_MIN or len(head) < end:
         raise ImageError(name, "truncated, or a Linux older than boot protocol 2.10")
     header = SetupHeader(head[HEADER_OFFSET:end])
+    if header.version < _OLDEST:
+        major, minor = divmod(header.version, 256)
+        raise ImageError(
+            name, f"speaks boot protocol {major}.{minor}: it needs a BIOS, which this machine has not", _WANTED
+        )
     whole = header.setup_size + header.protected_size
-    if size < whole:
+    if size <= whole - PARAGRAPH:
         raise ImageError(name, f"truncated: {size} of {whole} bytes of the kernel", "fetch or copy it again")
     return header
 
 
-def _unpacks_itself(fd: int, header: SetupHeader) -> bool:
+def _unpacks_itself(name: str, fd: int, header: SetupHeader) -> bool:
     from aiovmm.boot import unpack  # all the decompressors there are, which a warm start can do without
 
     offset, length = header.payload
-    return length == 0 or unpack.detect(os.pread(fd, 16, offset)) == "lzo"
+    return length == 0 or unpack.detect(read_at(fd, offset, 16, name)) == "lzo"
 
 
 def _packed_kernel(name: str, header: SetupHeader, source: FileSource) -> KernelImage:
@@ -156,7 +171,7 @@ def _unpacked_kernel(
 ) -> KernelImage:
     if identity.size > _LARGEST:
         raise ImageError(name, f"{identity.size} bytes are too many for a kernel")
-    data = os.pread(fd, identity.size, 0)
+    data = read_at(fd, 0, identity.size, name)
     content_hash = sha256(data)
     cached = cache.find(content_hash)
     image = _from_cache(name, cached) if cached else None
@@ -180,7 +195,7 @@ def _unpack(name: str, data: bytes, header: SetupHeader) -> KernelImage:
         vmlinux = unpack.unpack(payload)
     except unpack.UnpackError as exc:
         raise ImageError(name, str(exc), "fetch or copy it again") from exc
-    image = _parse_elf(name, elf.reader(vmlinux), len(vmlinux))
+    image = _parse_elf(name, FileWindow.over(vmlinux))
     compression = unpack.detect(payload) or ""
     return KernelImage(name, KernelKind.BZIMAGE, compression, header, image, BytesSource(vmlinux))
 
@@ -189,20 +204,23 @@ def _from_cache(name: str, cached: CachedKernel) -> KernelImage | None:
     """The cached kernel; None if its entry went away or does not parse, so that it is made again."""
     try:
         with open_regular(cached.source.path) as fd:
-            image = elf.parse(lambda offset, size: os.pread(fd, size, offset), cached.source.size)
-    except (ImageError, elf.ElfError):
+            image = parse(window(fd, cached.source.size, cached.source.path))
+    except (ImageError, HostError, ElfError):
         return None
     header = SetupHeader(cached.header)
     return KernelImage(name, KernelKind.BZIMAGE, cached.compression, header, image, cached.source)
 
 
-def _parse_elf(name: str, read: elf.Read, size: int) -> ElfImage:
+def _parse_elf(name: str, file: FileWindow) -> ElfImage:
     try:
-        return elf.parse(read, size)
-    except elf.ElfError as exc:
-        raise ImageError(name, str(exc)) from exc
+        return parse(file)
+    except ElfError as exc:
+        raise ImageError(name, str(exc), _WANTED) from exc
 
 
 def _no_room(segment: ElfSegment) -> str:
-    end = segment.address + segment.memory_size
-    return f"the kernel occupies {segment.address:#x} to {end:#x}, which is not all in the guest's memory"
+    return f"the kernel occupies {segment.address:#x} to {segment.end:#x}, which is not all in the guest's memory"
+
+
+def _in_the_way(segment: ElfSegment) -> str:
+    return f"the kernel occupies {segment.address:#x} to {segment.end:#x}, where its boot parameters and ACPI tables have to be"

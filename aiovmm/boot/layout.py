@@ -34,6 +34,8 @@ ACPI_TABLES = 0xA0040  # the RSDP is 36 bytes; tables are aligned to 64 for the 
 ACPI_TABLES_END = 0xF0000
 SMBIOS = 0xF0000
 HIGH_RAM = 0x100000
+BOOT_AREAS = ((GDT, CMDLINE + CMDLINE_MAX), (LOW_RAM_END, HIGH_RAM))
+"""(start, end) of what is written around a kernel, where it can have no segment."""
 
 MMIO32 = 0xC0000000
 MMIO32_SIZE = 640 * MIB

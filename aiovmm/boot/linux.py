@@ -64,17 +64,38 @@ def _write_cmdline(memory: GuestMemory, cmdline: str, longest: int) -> None:
 def _place_initrd(
     memory: GuestMemory, image: KernelImage, header: SetupHeader, initrd: Initrd, ram: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
-    """Copy the initrd, page-aligned, as high in low RAM as the kernel can reach; (gpa, size)."""
+    """Copy the initrd, page-aligned, as high as it can be in the first place that has room; (gpa, size)."""
     source, name = _initrd_source(initrd)
+    places = _initrd_places(image, header, ram)
+    for floor, top in places:
+        address = (top - source.size) & -layout.PAGE
+        if address >= floor:
+            source.read_into([(0, memory.slice(address, source.size))])
+            return address, source.size
+    free = max(0, *(top - floor for floor, top in places))
+    reason = f"{source.size} bytes long, but the kernel leaves {free} bytes of the guest's memory for it"
+    raise ImageError(name, reason, _initrd_hint(image, header, source.size))
+
+
+def _initrd_places(image: KernelImage, header: SetupHeader, ram: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(floor, top) of where an initrd may be: where every kernel of this protocol finds it, then where newer ones do."""
+    end = image.entry.end
     low = max((gpa + size for gpa, size in ram if gpa < layout.MMIO32), default=0)
-    top = min(low, layout.MMIO32, header.initrd_max + 1)
-    address = (top - source.size) & -layout.PAGE
-    if address < image.entry.end:
-        free = max(top - image.entry.end, 0)
-        reason = f"{source.size} bytes long, but the kernel leaves {free} bytes of the guest's memory for it"
-        raise ImageError(name, reason, "give the guest more memory")
-    source.read_into([(0, memory.slice(address, source.size))])
-    return address, source.size
+    places = [(end, min(low, layout.MMIO32, header.initrd_max + 1))]
+    if header.above_4g or image.entry.protocol is BootProtocol.PVH:  # initrd_max speaks of entries that these are not
+        places.append((end, min(low, layout.MMIO32)))
+    if header.above_4g and image.entry.protocol is BootProtocol.LINUX64:  # Linux keeps 32 bits of what PVH tells it
+        places += [(max(gpa, end), gpa + size) for gpa, size in ram if gpa >= layout.RAM_ABOVE_4G]
+    return places
+
+
+def _initrd_hint(image: KernelImage, header: SetupHeader, size: int) -> str:
+    """More memory, unless no amount of it would do."""
+    (floor, top), *more = _initrd_places(image, header, [(0, layout.MMIO32), (layout.RAM_ABOVE_4G, 1 << 52)])
+    most = max([top - floor, *(top - floor for floor, top in more)])
+    if size <= most:
+        return "give the guest more memory"
+    return f"no more than {most} bytes are in this kernel's reach: make it smaller, or put its content on a disk"
 
 
 def _initrd_source(initrd: Initrd) -> tuple[Source, str]:

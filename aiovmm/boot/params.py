@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from aiovmm.boot.e820 import E820Entry
 from aiovmm.dataclass import dataclass
 
-__all__ = ["HEADER_OFFSET", "SetupHeader", "zero_page"]
+__all__ = ["HEADER_OFFSET", "PARAGRAPH", "SetupHeader", "zero_page"]
 
 HEADER_OFFSET = 0x1F1
 BOOT_FLAG, HEADER_MAGIC = 0xAA55, b"HdrS"
-XLF_KERNEL_64 = 1 << 0
+XLF_KERNEL_64, XLF_CAN_BE_LOADED_ABOVE_4G = 1 << 0, 1 << 1
+PARAGRAPH = 16
+"""Bytes: the unit of `syssize`, to which sizes are rounded up."""
 LOADED_HIGH, KASLR_FLAG = 1 << 0, 1 << 1
 _TYPE_OF_LOADER = 0xFF  # "undefined": a loader with no assigned number
 _E820_TABLE, _E820_MAX = 0x2D0, 128
@@ -23,6 +25,8 @@ _HEADER_END_MAX = 0x290  # where boot_params reserves the header's room to end
 _VERSION_64BIT = 0x20C  # xloadflags came with 2.12
 _SYNTHETIC_VERSION = 0x20F
 _INITRD_MAX_DEFAULT = 0x7FFFFFFF
+_SINCE = {0x22C: 0x203, 0x238: 0x206, 0x248: 0x208, 0x24C: 0x208, 0x258: 0x20A, 0x260: 0x20A, 0x236: _VERSION_64BIT}
+"""Protocol versions that brought fields in. What an older header has in their place is anything, text of a loader's say."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,13 @@ class SetupHeader:
         header = header.with_field(0x1FE, "<H", BOOT_FLAG).with_field(0x206, "<H", _SYNTHETIC_VERSION)
         header = header.with_field(0x202, "<I", int.from_bytes(HEADER_MAGIC, "little"))
         header = header.with_field(0x211, "<B", LOADED_HIGH).with_field(0x230, "<I", 0x1000000)
+        header = header.with_field(0x236, "<H", XLF_KERNEL_64 | XLF_CAN_BE_LOADED_ABOVE_4G)
         return header.with_field(0x22C, "<I", _INITRD_MAX_DEFAULT).with_field(0x238, "<I", 2047)
 
     def field(self, offset: int, fmt: str) -> int:
-        """The field at image offset `offset`; 0 where an older protocol's header ends before it."""
+        """The field at image offset `offset`; 0 where it is of a later protocol, or the header ends before it."""
         start = offset - HEADER_OFFSET
-        if start + struct.calcsize(fmt) > len(self.raw):
+        if start + struct.calcsize(fmt) > len(self.raw) or (offset in _SINCE and self.version < _SINCE[offset]):
             return 0
         return int(struct.unpack_from(fmt, self.raw, start)[0])
 
@@ -61,8 +66,8 @@ class SetupHeader:
 
     @property
     def protected_size(self) -> int:
-        """Bytes of the protected-mode kernel that follows: `syssize`, in 16-byte units."""
-        return self.field(0x1F4, "<I") * 16
+        """Bytes of the protected-mode kernel that follows, rounded up to a paragraph (`syssize`): the file may end before."""
+        return self.field(0x1F4, "<I") * PARAGRAPH
 
     @property
     def version(self) -> int:
@@ -71,7 +76,12 @@ class SetupHeader:
     @property
     def is_64bit(self) -> bool:
         """Has the 64-bit entry point at 0x200 of the protected-mode kernel (XLF_KERNEL_64)."""
-        return self.version >= _VERSION_64BIT and bool(self.field(0x236, "<H") & XLF_KERNEL_64)
+        return bool(self.field(0x236, "<H") & XLF_KERNEL_64)
+
+    @property
+    def above_4g(self) -> bool:
+        """Finds an initrd above 4 GiB, too."""
+        return bool(self.field(0x236, "<H") & XLF_CAN_BE_LOADED_ABOVE_4G)
 
     @property
     def payload(self) -> tuple[int, int]:

@@ -9,10 +9,11 @@ import stat
 from collections.abc import Iterator
 from typing import Protocol
 
+from aiovmm.boot.window import FileWindow
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import HostError, ImageError
 
-__all__ = ["BytesSource", "FileIdentity", "FileSource", "Source", "open_regular"]
+__all__ = ["BytesSource", "FileIdentity", "FileSource", "Source", "open_regular", "read_at", "window"]
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,30 @@ def _data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
 def _read_exactly(fd: int, view: memoryview, offset: int, path: str) -> None:
     done = 0
     while done < len(view):
-        n = os.preadv(fd, [view[done:]], offset + done)
+        try:
+            n = os.preadv(fd, [view[done:]], offset + done)
+        except OSError as exc:  # a disk or a server that fails
+            raise _unreadable(exc, path) from exc
         if n == 0:
             raise ImageError(path, f"ends at byte {offset + done}, while {offset + len(view)} were expected")
         done += n
+
+
+def read_at(fd: int, offset: int, size: int, path: str) -> bytes:
+    """`size` bytes at `offset` of the file `path`, fewer at its end. Raises HostError."""
+    try:
+        return os.pread(fd, size, offset)
+    except OSError as exc:
+        raise _unreadable(exc, path) from exc
+
+
+def window(fd: int, size: int, path: str) -> FileWindow:
+    """The first `size` bytes of the file `path`. Its parts raise HostError where the file cannot be read."""
+    return FileWindow(lambda offset, length: read_at(fd, offset, length, path), size)
+
+
+def _unreadable(exc: OSError, path: str) -> HostError:
+    return HostError("reading a file", exc.errno or errno.EIO, "its disk or server fails", path)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import zstandard
 
 from aiovmm.boot.elf import ELF_MAGIC
 
-__all__ = ["UnpackError", "detect", "unpack"]
+__all__ = ["UnpackError", "detect", "expand", "unpack"]
 
 _LARGEST = 1 << 30  # bytes; a damaged size field must not make us allocate without bound
 _LZ4_BLOCK = 8 << 20  # the legacy frame's fixed block size (lz4 doc/lz4_Frame_format.md, "Legacy frame")
@@ -55,9 +55,20 @@ def unpack(payload: bytes) -> bytes:
     expected = int.from_bytes(payload[-4:], "little")
     if expected > _LARGEST:
         raise UnpackError(f"the kernel claims to unpack to {expected} bytes; the limit is {_LARGEST}")
-    stream = memoryview(payload)[: None if name == "gzip" else -4]
+    data = expand(name, memoryview(payload)[: None if name == "gzip" else -4], expected)
+    if len(data) != expected:
+        raise UnpackError(
+            f"the kernel's {name} payload is damaged: it does not unpack to the {expected} bytes it claims"
+        )
+    return data
+
+
+def expand(name: str, stream: bytes | memoryview, most: int) -> bytes:
+    """What `stream` unpacks to, of which no more than `most` + 1 bytes are ever made. Raises UnpackError."""
     try:
-        data = _DECODERS[name](stream, expected)
+        return _DECODERS[name](stream, most)
+    except MemoryError as exc:
+        raise UnpackError(f"there is no memory to unpack up to {most} bytes") from exc
     except (
         OSError,
         EOFError,
@@ -67,36 +78,37 @@ def unpack(payload: bytes) -> bytes:
         lz4.block.LZ4BlockError,
         zstandard.ZstdError,
     ) as exc:
-        raise UnpackError(f"the kernel's {name} payload is damaged: {exc}") from exc
-    if len(data) != expected:
-        raise UnpackError(f"the kernel's {name} payload is damaged: it unpacks to {len(data)} of {expected} bytes")
-    return data
+        raise UnpackError(f"its {name} data is damaged: {exc}") from exc
 
 
-def _gzip(stream: memoryview, size: int) -> bytes:
+def _gzip(stream: bytes | memoryview, size: int) -> bytes:
     inflater = zlib.decompressobj(wbits=31)  # 31: gzip header and CRC
-    data = inflater.decompress(stream, size + 1) + inflater.flush()
-    if not inflater.eof:
+    data = inflater.decompress(stream, size + 1)  # flush() would give all that is left, however much that is
+    if not inflater.eof and len(data) <= size:
         raise ValueError("the stream does not end")
     return data
 
 
-def _bzip2(stream: memoryview, size: int) -> bytes:
+def _bzip2(stream: bytes | memoryview, size: int) -> bytes:
     return bz2.BZ2Decompressor().decompress(stream, size + 1)
 
 
-def _lzma(stream: memoryview, size: int) -> bytes:
+def _lzma(stream: bytes | memoryview, size: int) -> bytes:
     """.xz or .lzma, branch filters included; the limit is against a header that asks for gigabytes of dictionary."""
     return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(stream, size + 1)
 
 
-def _lz4_legacy(stream: memoryview, size: int) -> bytes:
+def _lz4_legacy(stream: bytes | memoryview, size: int) -> bytes:
     blocks, total, at = [], 0, 4
     while at + 4 <= len(stream):
+        if total % _LZ4_BLOCK:
+            raise ValueError("a block that is not the last is short")  # or a file of empty blocks would take for ever
         length = int.from_bytes(stream[at : at + 4], "little")
         if not 0 < length <= len(stream) - at - 4:
             raise ValueError(f"a block of {length} bytes does not fit")
         block = lz4.block.decompress(stream[at + 4 : at + 4 + length], uncompressed_size=_LZ4_BLOCK)
+        if not block:
+            raise ValueError("a block is empty")
         blocks.append(block)
         total += len(block)
         if total > size:
@@ -105,17 +117,17 @@ def _lz4_legacy(stream: memoryview, size: int) -> bytes:
     return b"".join(blocks)
 
 
-def _zstd(stream: memoryview, size: int) -> bytes:
+def _zstd(stream: bytes | memoryview, size: int) -> bytes:
     decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     with decoder.stream_reader(stream) as reader:
         return reader.read(size + 1)
 
 
-def _none(stream: memoryview, size: int) -> bytes:
+def _none(stream: bytes | memoryview, size: int) -> bytes:
     return bytes(stream[:size])
 
 
-_DECODERS: dict[str, Callable[[memoryview, int], bytes]] = {
+_DECODERS: dict[str, Callable[[bytes | memoryview, int], bytes]] = {
     "gzip": _gzip,
     "bzip2": _bzip2,
     "lzma": _lzma,

@@ -16,6 +16,7 @@ __all__ = ["CpioArchive", "CpioEntry"]
 
 _TRAILER = "TRAILER!!!"
 _BLOCK = 512  # archives are padded to it, as GNU cpio does
+_LONGEST_PATH = 4095  # the kernel skips members with longer ones (PATH_MAX)
 _LARGEST_FILE = 0xFFFFFFFF  # c_filesize has eight hexadecimal digits
 
 
@@ -54,7 +55,7 @@ class CpioArchive:
 
     def symlink(self, path: str, target: str) -> None:
         """A symbolic link to `target`."""
-        self._add(path, CpioEntry(stat.S_IFLNK | 0o777, target.encode()))
+        self._add(path, CpioEntry(stat.S_IFLNK | 0o777, target.encode(errors="surrogateescape")))
 
     def character_device(self, path: str, major: int, minor: int, mode: int = 0o600) -> None:
         """A character device node."""
@@ -85,11 +86,14 @@ def _normal(path: str) -> str:
     parts = [p for p in path.split("/") if p not in ("", ".")]
     if not parts or ".." in parts or "\0" in path:
         raise UsageError(f"not a path for a file in an archive: {path!r}")
-    return "/".join(parts)
+    name = "/".join(parts)
+    if len(name) > _LONGEST_PATH:
+        raise UsageError(f"a path of {len(name)} bytes is too long for a file in an archive")
+    return name
 
 
 def _append(out: bytearray, inode: int, path: str, entry: CpioEntry) -> None:
-    name = path.encode() + b"\0"
+    name = path.encode(errors="surrogateescape") + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     major, minor = entry.device
     fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0)

@@ -158,7 +158,7 @@ def _applets(path: Path) -> list[str]:
         done = subprocess.run([path, "--list"], capture_output=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError) as exc:
         raise ImageError(str(path), f"does not run as busybox: {exc}", "apt-get install busybox-static") from exc
-    applets = [line.rpartition("/")[2] for line in done.stdout.decode().split()]
+    applets = [line.rpartition("/")[2] for line in done.stdout.decode(errors="replace").split()]
     missing = _NEEDED_APPLETS - set(applets)
     if missing:
         raise ImageError(str(path), f"lacks the applets {', '.join(sorted(missing))}", "apt-get install busybox-static")
@@ -202,10 +202,17 @@ def _add_file(archive: CpioArchive, path: str, source: str | os.PathLike[str] | 
         archive.symlink(path, os.readlink(host))
     elif host.is_dir():
         archive.directory(path, stat.S_IMODE(host.stat().st_mode))
-        for child in sorted(host.iterdir()):
+        for child in _children(host):
             _add_file(archive, f"{path}/{child.name}", child)
     else:
         archive.file(path, _read(host), stat.S_IMODE(host.stat().st_mode))
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except OSError as exc:
+        raise ImageError(str(directory), f"cannot be listed: {exc.strerror}") from exc
 
 
 def _read(path: Path) -> bytes:

@@ -6,8 +6,6 @@ only unpacked (no depmod run), a full /lib/modules/RELEASE and a flat directory 
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -15,14 +13,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import zstandard
-
+from aiovmm.boot.unpack import UnpackError, expand
+from aiovmm.boot.window import FileWindow, OutsideFile
 from aiovmm.errors import ImageError
 
 __all__ = ["Module", "ModuleTree", "module_name"]
 
 _SUFFIXES = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
+_COMPRESSIONS = {".xz": "xz", ".zst": "zstd", ".gz": "gzip"}
 _LARGEST = 256 << 20  # bytes of one unpacked module
+_DEEPEST = 100  # dependencies in a row; the kernel's own chains have about ten
 _EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 
@@ -94,7 +94,7 @@ class ModuleTree:
     def builtin(self) -> frozenset[str]:
         """Names of what is built into the kernel instead, as far as modules.builtin tells."""
         listing = self.directory / "modules.builtin"
-        lines = listing.read_text().split() if listing.is_file() else []
+        lines = listing.read_text(errors="replace").split() if listing.is_file() else []
         return frozenset(module_name(line.rpartition("/")[2].removesuffix(".ko")) for line in lines)
 
     def module(self, name: str) -> Module:
@@ -116,6 +116,8 @@ class ModuleTree:
     def _visit(self, name: str, order: dict[str, Module], above: tuple[str, ...]) -> None:
         if name in order or name in self.builtin:
             return
+        if len(above) > _DEEPEST:
+            raise ImageError(str(self.directory), f"more than {_DEEPEST} kernel modules need each other in a row")
         if name in above:
             raise ImageError(str(self.directory), f"kernel modules need each other: {' -> '.join((*above, name))}")
         module = self.module(name)
@@ -131,13 +133,9 @@ class ModuleTree:
 def _unpacked(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-        if path.suffix == ".xz":
-            data = lzma.decompress(data)
-        elif path.suffix == ".zst":
-            data = zstandard.ZstdDecompressor().decompressobj().decompress(data)
-        elif path.suffix == ".gz":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, lzma.LZMAError, zstandard.ZstdError) as exc:
+        if path.suffix in _COMPRESSIONS:
+            data = expand(_COMPRESSIONS[path.suffix], data, _LARGEST)
+    except (OSError, UnpackError) as exc:
         raise ImageError(str(path), f"cannot be unpacked: {exc}") from exc
     if len(data) > _LARGEST or data[:5] != b"\x7fELF\x02":
         raise ImageError(str(path), "is not a 64-bit kernel module")
@@ -146,15 +144,17 @@ def _unpacked(path: Path) -> bytes:
 
 def _section(data: bytes, wanted: bytes) -> bytes:
     """The content of an ELF64 section by name; empty if there is none or the file is damaged."""
+    file = FileWindow.over(data)
     try:
-        fields = _EHDR.unpack_from(data)
+        fields = _EHDR.unpack(file.part(0, _EHDR.size, "the ELF header"))
         offset, entry_size, count, names_index = fields[6], fields[11], fields[12], fields[13]
-        headers = [_SHDR.unpack_from(data, offset + i * entry_size) for i in range(count)]
-        names = headers[names_index][4]
+        if entry_size != _SHDR.size or names_index >= count:
+            return b""
+        headers = list(_SHDR.iter_unpack(file.part(offset, count * entry_size, "the table of sections")))
+        names = file.part(headers[names_index][4], headers[names_index][5], "the names of sections")
         for header in headers:
-            name = names + header[0]
-            if data[name : data.index(b"\0", name)] == wanted:
-                return data[header[4] : header[4] + header[5]]
-    except (struct.error, IndexError, ValueError):
+            if names[header[0] :].partition(b"\0")[0] == wanted:
+                return file.part(header[4], header[5], "a section")
+    except OutsideFile:
         return b""
     return b""

@@ -11,9 +11,20 @@ from collections.abc import Callable
 import lz4.block
 import zstandard
 
-LOAD, NOTE, INTERP = 1, 4, 3
+LOAD, NOTE, DYNAMIC, INTERP, TLS = 1, 4, 2, 3, 7
 KERNEL_ADDRESS = 0x1000000
 CODE = bytes(range(256)) * 64  # 16 KiB that any decoder's mistake would show in
+
+
+def _file_header(elf_class: int) -> struct.Struct:
+    return struct.Struct("<16sHHIIIIIHHHHHH" if elf_class == 1 else "<16sHHIQQQIHHHHHH")
+
+
+def _program_header(elf_class: int, kind: int, flags: int, *rest: int) -> bytes:
+    """`rest`: offset, virtual and physical address, sizes in file and memory, alignment."""
+    if elf_class == 1:
+        return struct.pack("<8I", kind, *(value & 0xFFFFFFFF for value in rest[:5]), flags, rest[5])
+    return struct.pack("<IIQQQQQQ", kind, flags, *rest)
 
 
 def elf(
@@ -22,31 +33,33 @@ def elf(
     entry: int = KERNEL_ADDRESS + 0x40,
     pvh: int | None = None,
     virtual_offset: int = 0,
-    machine: int = 62,
+    machine: int | None = None,
     elf_class: int = 2,
     kind: int = 2,
-    interpreter: bool = False,
+    also: tuple[int, ...] = (),
 ) -> bytes:
-    """An ELF64 file; `segments` are (physical address, content, size in memory)."""
+    """An ELF file, of 32 bits for `elf_class` 1; `segments` are (physical address, content, size in memory); `also` are kinds
+    of program headers that it has besides."""
     segments = segments if segments is not None else [(KERNEL_ADDRESS, CODE, len(CODE) + 0x3000)]
     note = b"" if pvh is None else struct.pack("<III4sI", 4, 4, 18, b"Xen\0", pvh)
     note = struct.pack("<III4sI", 4, 4, 1, b"GNU\0", 7) + note if note else b""
-    count = len(segments) + bool(note) + interpreter
+    count = len(segments) + bool(note) + len(also)
     offset = 0x1000
     headers, body = [], bytearray()
     for address, content, memory in segments:
         at = offset + len(body)
-        headers.append(
-            struct.pack("<IIQQQQQQ", LOAD, 7, at, address + virtual_offset, address, len(content), memory, 4096)
-        )
+        places = (at, address + virtual_offset, address, len(content), memory, 4096)
+        headers.append(_program_header(elf_class, LOAD, 7, *places))
         body += content + bytes(-len(content) % 4096)
     if note:
-        headers.append(struct.pack("<IIQQQQQQ", NOTE, 4, offset + len(body), 0, 0, len(note), len(note), 4))
+        headers.append(_program_header(elf_class, NOTE, 4, offset + len(body), 0, 0, len(note), len(note), 4))
         body += note
-    if interpreter:
-        headers.append(struct.pack("<IIQQQQQQ", INTERP, 4, offset, 0, 0, 8, 8, 1))
+    headers += [_program_header(elf_class, extra, 4, offset, 0, 0, 8, 8, 1) for extra in also]
+    layout = _file_header(elf_class)
+    size = len(_program_header(elf_class, 0, 0, *[0] * 6))
     ident = b"\x7fELF" + bytes([elf_class, 1, 1]) + bytes(9)
-    header = struct.pack("<16sHHIQQQIHHHHHH", ident, kind, machine, 1, entry, 64, 0, 0, 64, 56, count, 0, 0, 0)
+    cpu = machine or (3 if elf_class == 1 else 62)
+    header = layout.pack(ident, kind, cpu, 1, entry, layout.size, 0, 0, layout.size, size, count, 0, 0, 0)
     head = header + b"".join(headers)
     return head + bytes(offset - len(head)) + bytes(body)
 
@@ -92,6 +105,7 @@ def bzimage(
     initrd_max: int = 0x7FFFFFFF,
     cmdline_max: int = 2047,
     init_size: int = 0x100000,
+    address: int = KERNEL_ADDRESS,
     signature: bytes = b"a signature appended after the kernel",
 ) -> bytes:
     """A bzImage with `packed` as its payload (empty: a boot-protocol program without one)."""
@@ -109,6 +123,6 @@ def bzimage(
     struct.pack_into("<IBBH", setup, 0x230, 0x200000, 1, 21, xloadflags)
     struct.pack_into("<I", setup, 0x238, cmdline_max)
     struct.pack_into("<II", setup, 0x248, 0x240 if packed else 0, len(packed))
-    struct.pack_into("<QI", setup, 0x258, KERNEL_ADDRESS, init_size)
+    struct.pack_into("<QI", setup, 0x258, address, init_size)
     setup[0x26C:0x270] = b"\xff\xff\xff\xff"  # not header any more: must not reach the zero page
     return bytes(setup + protected) + signature

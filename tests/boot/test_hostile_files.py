@@ -15,8 +15,23 @@ from tests.boot.images import COMPRESSORS, KERNEL_ADDRESS, bzimage, elf, payload
 
 SMALL = elf([(KERNEL_ADDRESS, b"code" * 50, 4096)], pvh=KERNEL_ADDRESS)
 SEEDS = [SMALL, *(bzimage(payload(SMALL, c)) for c in COMPRESSORS)]
-PATCHES = st.lists(st.tuples(st.integers(0, 0x280), st.binary(min_size=1, max_size=8)), max_size=6)
-PAYLOAD_PATCHES = st.lists(st.tuples(st.integers(0, 1500), st.binary(min_size=1, max_size=8)), max_size=3)
+LIMITS = [n.to_bytes(8, "little") for n in (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1)]
+SETUP_FIELDS = {
+    0x1F1: 1,
+    0x1F4: 4,
+    0x201: 1,
+    0x206: 2,
+    0x22C: 4,
+    0x236: 2,
+    0x238: 4,
+    0x248: 4,
+    0x24C: 4,
+    0x258: 8,
+    0x260: 4,
+}
+PATCH = st.binary(min_size=1, max_size=8) | st.sampled_from(LIMITS)
+PATCHES = st.lists(st.tuples(st.integers(0, 0x280), PATCH), max_size=6)
+PAYLOAD_PATCHES = st.lists(st.tuples(st.integers(0, 1500), PATCH), max_size=3)
 
 
 def attempt(data: bytes, directory: Path) -> None:
@@ -44,6 +59,16 @@ def test_damaged_headers_and_payloads(
         data[offset : offset + len(patch)] = patch
     attempt(bytes(data), tmp_path)
     attempt(bytes(data[:keep]) or b"\0", tmp_path)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lz4"])
+@pytest.mark.parametrize("offset", SETUP_FIELDS)
+def test_every_setup_field_at_every_limit(offset: int, compression: str, tmp_path: Path) -> None:
+    for packed in (payload(SMALL, compression), b""):
+        for number in LIMITS:
+            data = bytearray(bzimage(packed))
+            data[offset : offset + SETUP_FIELDS[offset]] = number[: SETUP_FIELDS[offset]]
+            attempt(bytes(data), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import random
 import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 from aiovmm.boot import BootProtocol, KernelKind, load_kernel
 from aiovmm.errors import ImageError
 from aiovmm.memory import GuestMemory
-from tests.boot.images import CODE, COMPRESSORS, KERNEL_ADDRESS, bzimage, elf, payload
+from tests.boot.images import CODE, COMPRESSORS, INTERP, KERNEL_ADDRESS, bzimage, elf, payload
 
 Put = Callable[..., Path]
 
@@ -61,6 +63,52 @@ def test_vmlinux_with_pvh_note_is_entered_there(put: Put, cache: Path) -> None:
 def test_bzimage_is_entered_at_its_64bit_entry_although_it_has_a_pvh_note(put: Put, cache: Path) -> None:
     image = load_kernel(put(bzimage(payload(elf(pvh=KERNEL_ADDRESS + 0x850), "gzip"))), cache=cache)
     assert image.entry.protocol is BootProtocol.LINUX64
+
+
+def test_32bit_kernel_with_a_pvh_note(put: Put, cache: Path, memory: GuestMemory) -> None:
+    image = load_kernel(put(elf(elf_class=1, pvh=KERNEL_ADDRESS + 0x10)), cache=cache)
+    entry = image.load_into(memory)
+    assert (image.kind, entry.protocol, entry.address) == (KernelKind.PVH, BootProtocol.PVH, KERNEL_ADDRESS + 0x10)
+    assert memory.read(KERNEL_ADDRESS, len(CODE)) == CODE
+
+
+def test_bzimage_around_a_32bit_kernel_is_entered_by_pvh(put: Put, cache: Path) -> None:
+    packed = payload(elf(elf_class=1, pvh=KERNEL_ADDRESS + 0x10), "xz")
+    for _ in range(2):  # unpacked, then from the cache
+        image = load_kernel(put(bzimage(packed, xloadflags=0)), cache=cache)
+        assert (image.entry.protocol, image.entry.address) == (BootProtocol.PVH, KERNEL_ADDRESS + 0x10)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 15])
+def test_a_file_may_end_within_the_last_paragraph(missing: int, put: Put, cache: Path) -> None:
+    """As memtest86+ does: syssize is rounded up."""
+    data = bzimage(b"", signature=b"")
+    load_kernel(put(data[: len(data) - missing]), cache=cache)
+    with pytest.raises(ImageError, match="truncated"):
+        load_kernel(put(data[:-16]), cache=cache)
+
+
+def test_fields_of_a_later_protocol_are_not_read(put: Put, cache: Path) -> None:
+    image = load_kernel(put(bzimage(payload(elf(), "gzip"), version=0x20A)), cache=cache)
+    assert image.header is not None
+    assert image.header.field(0x260, "<I") == 0x100000
+    assert image.header.field(0x236, "<H") == 0, "xloadflags came with 2.12"
+    with pytest.raises(ImageError, match="32-bit kernel"):
+        load_kernel(put(bzimage(b"", version=0x20A)), cache=cache)
+
+
+@pytest.mark.parametrize("address", [0x1000, 0x7000, 0x2F000, 0xA0000, 0xFF000])
+def test_kernel_where_the_boot_parameters_have_to_be(address: int, put: Put, cache: Path, memory: GuestMemory) -> None:
+    image = load_kernel(put(elf([(KERNEL_ADDRESS, CODE, len(CODE)), (address, b"data", 4096)])), cache=cache)
+    with pytest.raises(ImageError, match="boot parameters"):
+        image.load_into(memory)
+
+
+def test_kernel_that_is_entered_above_4_gib(put: Put, cache: Path, memory: GuestMemory) -> None:
+    for data in (elf([(1 << 32, CODE, len(CODE))], entry=1 << 32), bzimage(b"", address=(1 << 63) - 1)):
+        image = load_kernel(put(data), cache=cache)
+        with pytest.raises(ImageError, match="above 4 GiB"):
+            image.load_into(memory)
 
 
 def test_vmlinux_that_names_a_virtual_entry(put: Put, cache: Path) -> None:
@@ -131,7 +179,12 @@ NOT_KERNELS: dict[str, tuple[bytes, str]] = {
     "ARM zImage": (bytes(0x24) + b"\x18\x28\x6f\x01" + bytes(2000), "32-bit ARM"),
     "RISC-V Image": (bytes(0x38) + b"RSC\x05" + bytes(2000), "RISC-V"),
     "arm64 vmlinux": (elf(machine=183), "64-bit ELF file for arm64"),
-    "32-bit vmlinux": (elf(machine=3, elf_class=1), "32-bit ELF file for 32-bit x86"),
+    "32-bit vmlinux": (elf(elf_class=1), "32-bit ELF file without a PVH entry"),
+    "32-bit ARM vmlinux": (elf(machine=40, elf_class=1), "32-bit ELF file for 32-bit ARM"),
+    "64-bit class, 32-bit machine": (elf(machine=3), "64-bit ELF file for 32-bit x86"),
+    "user-space program": (elf(also=(INTERP,)), "user space.*PVH entry, for x86-64"),
+    "program for a BIOS": (bzimage(b"", version=0x207), "boot protocol 2.7: it needs a BIOS"),
+    "bzImage around a 32-bit kernel": (bzimage(payload(elf(elf_class=1), "gzip")), "32-bit ELF file without"),
     "kernel module": (elf(kind=1), "not an executable"),
     "ELF magic only": (b"\x7fELF", "truncated"),
     "ELF header only": (elf()[:64], "truncated"),
@@ -186,6 +239,17 @@ def test_size_field_that_asks_for_the_moon_is_refused(put: Put, cache: Path) -> 
     packed = payload(elf(), "lz4")[:-4] + b"\xff\xff\xff\xff"
     with pytest.raises(ImageError, match="claims to unpack to 4294967295"):
         load_kernel(put(bzimage(packed)), cache=cache)
+
+
+def test_a_payload_that_goes_on_unpacking_is_stopped(put: Put, cache: Path) -> None:
+    bomb = gzip.compress(bytes(256 << 20), 9)[:-4] + struct.pack("<I", 1000)
+    blocks = b"\x02\x21\x4c\x18" + struct.pack("<IB", 1, 0) * 100_000 + struct.pack("<I", 8)
+    for packed in (bomb, blocks):
+        tracemalloc.start()
+        with pytest.raises(ImageError, match=r"damaged"):
+            load_kernel(put(bzimage(packed)), cache=cache)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+        tracemalloc.stop()
 
 
 def test_missing_file_directory_and_fifo(tmp_path: Path, cache: Path) -> None:

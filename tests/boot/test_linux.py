@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.boot import layout, load_kernel, ram_ranges, setup_linux
+from aiovmm.boot import layout, linux, load_kernel, ram_ranges, setup_linux
 from aiovmm.boot.kernel import KernelImage
+from aiovmm.boot.params import zero_page
 from aiovmm.errors import ConfigError, ImageError
 from aiovmm.memory import GuestMemory
 from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
@@ -95,6 +96,83 @@ def test_initrd_that_would_overwrite_the_kernel_is_refused(memory: GuestMemory, 
     with pytest.raises(ImageError, match=f"leaves {room} bytes.*more memory"):
         setup_linux(memory, kernel, "", bytes(room + 1), RAM)
     setup_linux(memory, kernel, "", bytes(room & ~4095), RAM)
+
+
+class Placed:
+    """Guest memory of any size, of which only the address that something goes to is of interest."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, int] = {}
+
+    def slice(self, address: int, size: int) -> memoryview:
+        self.at[address] = size
+        return memoryview(bytearray(0))
+
+    def write(self, address: int, data: bytes) -> None:
+        pass
+
+
+class Huge:
+    """An initrd of `size` bytes that are never there."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read_into(self, pieces: object, *, zeroed: bool = False) -> None:
+        pass
+
+
+def place(kernel: KernelImage, size: int, gigabytes: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    monkeypatch.setattr(linux, "_initrd_source", lambda initrd: (Huge(size), "initrd"))
+    memory = Placed()
+    setup_linux(memory, kernel, "", b"stands for it", ram_ranges(gigabytes << 30))  # type: ignore[arg-type]
+    ((address, length),) = memory.at.items()
+    return address, length
+
+
+GIB = 1 << 30
+ABOVE_4G = 2  # of xloadflags
+
+
+@pytest.mark.parametrize(
+    ("size", "gigabytes", "top"),
+    [
+        (GIB, 8, 2 * GIB),  # where every kernel finds it
+        (5 * GIB // 2, 3, 3 * GIB),  # between initrd_addr_max and the PCI hole
+        (5 * GIB // 2, 16, 3 * GIB),
+        (4 * GIB, 16, 17 * GIB),  # above 4 GiB; the hole is 1 GiB
+        (9 * GIB, 16, 17 * GIB),
+    ],
+)
+def test_initrd_of_gigabytes(
+    size: int, gigabytes: int, top: int, kernel: KernelImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert kernel.header is not None
+    assert kernel.header.above_4g
+    assert place(kernel, size, gigabytes, monkeypatch) == (top - size, size)
+
+
+def test_initrd_above_4_gib_in_the_zero_page(kernel: KernelImage) -> None:
+    header = kernel.header
+    assert header is not None
+    page = zero_page(header, cmdline=0x20000, initrd=(0x123456000, 0x300001000), e820=[], rsdp=0)
+    assert struct.unpack_from("<II", page, 0x218) == (0x23456000, 0x00001000)
+    assert struct.unpack_from("<II", page, 0xC0) == (0x1, 0x3), "ext_ramdisk_image, ext_ramdisk_size"
+
+
+def test_initrd_out_of_an_old_kernels_reach(put: Put, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = load_kernel(put(bzimage(payload(elf(), "gzip"), xloadflags=0x7F & ~ABOVE_4G)), cache=cache)
+    most = 2 * GIB - old.entry.end
+    with pytest.raises(ImageError, match=f"no more than {most} bytes are in this kernel's reach"):
+        place(old, 5 * GIB // 2, 16, monkeypatch)
+    with pytest.raises(ImageError, match="give the guest more memory"):
+        place(old, GIB, 1, monkeypatch)
+
+
+def test_initrd_for_pvh_is_below_4_gib(pvh_kernel: KernelImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert place(pvh_kernel, 5 * GIB // 2, 16, monkeypatch) == (GIB // 2, 5 * GIB // 2)
+    with pytest.raises(ImageError, match="in this kernel's reach"):
+        place(pvh_kernel, 3 * GIB, 16, monkeypatch)
 
 
 def test_initrd_that_is_no_file_or_empty(memory: GuestMemory, kernel: KernelImage, put: Put, tmp_path: Path) -> None:

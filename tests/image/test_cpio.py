@@ -126,3 +126,14 @@ def test_file_in_the_place_of_a_directory() -> None:
     archive.file("a", b"")
     with pytest.raises(UsageError, match="not a directory"):
         archive.file("a/b", b"")
+
+
+def test_names_that_are_no_utf8_and_names_too_long() -> None:
+    archive = CpioArchive()
+    archive.file("/a\udcff", b"x")
+    archive.symlink("/b", "\udcfe")
+    data = archive.build()
+    assert b"a\xff\0" in data
+    assert b"\xfe" in data
+    with pytest.raises(UsageError, match="too long"):
+        archive.file("/" + "x/" * 3000 + "y", b"")

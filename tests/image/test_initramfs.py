@@ -11,7 +11,7 @@ import zstandard
 
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image import Initramfs, build_initramfs, debian_kernel
-from tests.boot.images import elf
+from tests.boot.images import INTERP, elf
 from tests.image.conftest import RELEASE, ko
 
 BUSYBOX = shutil.which("busybox")
@@ -153,7 +153,7 @@ def test_unknown_compression() -> None:
 
 def test_busybox_that_is_not_static_or_not_busybox(tmp_path: Path) -> None:
     dynamic, other = tmp_path / "dynamic", tmp_path / "other"
-    dynamic.write_bytes(elf(interpreter=True))
+    dynamic.write_bytes(elf(also=(INTERP,)))
     other.write_bytes(elf())
     other.chmod(0o755)
     with pytest.raises(ImageError, match=r"not a statically linked.*busybox-static"):

@@ -3,6 +3,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import shutil
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,49 @@ def test_module_cut_short_has_no_dependencies_but_does_not_break_us() -> None:
 def test_no_directory(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not a directory"):
         ModuleTree(tmp_path / "none")
+
+
+LIMITS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
+NUMBERS = {
+    0x28: 8,
+    0x3A: 2,
+    0x3C: 2,
+    0x3E: 2,
+}  # of the file header: where sections are, their size, count, and their names
+SECTION_NUMBERS = {0: 4, 24: 8, 32: 8}  # name, offset, size
+
+
+@pytest.mark.parametrize("number", LIMITS)
+def test_module_whose_headers_name_any_place(number: int) -> None:
+    good = ko("virtio")
+    table = int.from_bytes(good[0x28:0x30], "little")
+    places = NUMBERS | {table + 64 * i + at: width for i in (1, 2) for at, width in SECTION_NUMBERS.items()}
+    for at, width in places.items():
+        data = bytearray(good)
+        data[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
+        assert Module("virtio", bytes(data)).release in ("", RELEASE)
+
+
+@pytest.mark.parametrize(
+    "pack", [lzma.compress, gzip.compress, zstandard.ZstdCompressor().compress], ids=["xz", "gz", "zst"]
+)
+def test_module_that_unpacks_without_end(
+    pack: Callable[[bytes], bytes], tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiovmm.image.modules._LARGEST", 1 << 20)
+    suffix = {lzma.compress: ".xz", gzip.compress: ".gz"}.get(pack, ".zst")
+    bomb = tree / ("kernel/bomb.ko" + suffix)
+    bomb.write_bytes(pack(b"\x7fELF\x02" + bytes(64 << 20)))
+    tracemalloc.start()
+    with pytest.raises(ImageError, match="bomb"):
+        ModuleTree(tree).module("bomb")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_modules_that_need_each_other_without_end(tree: Path) -> None:
+    for i in range(3000):
+        (tree / f"kernel/m{i}.ko").write_bytes(ko(f"m{i}", depends=f"m{i + 1}"))
+    with pytest.raises(ImageError, match="in a row"):
+        names(ModuleTree(tree), "m0")
