@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
+from aiovmm.errors import AiovmmError
 from aiovmm.events import EventStream, Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
 from aiovmm.log import Log
 from aiovmm.quota import SECONDS_EACH, Quota
+from aiovmm.traces import let_go
 
 __all__ = ["Journal"]
 
@@ -23,35 +25,49 @@ class Journal:
         self._log = Log(vm=name)
 
     def emit(
-        self, kind: EventKind, detail: str = "", *, device: str | None = None, status: ExitStatus | None = None
+        self,
+        kind: EventKind,
+        detail: str = "",
+        *,
+        device: str | None = None,
+        status: ExitStatus | None = None,
+        error: BaseException | None = None,
     ) -> None:
         """Something happened."""
-        self._log.debug(kind.value, detail=detail)
-        self._stream.emit(Event(kind, self._name, time.time(), detail, device, status))
+        self._log.debug(kind.value, detail=detail, **({"device": device} if device else {}))
+        self._stream.emit(Event(kind, self._name, time.time(), detail, device, status, error))
 
     def device_error(self, device: str, error: BaseException) -> None:
-        """A device broke. A guest can have that happen as fast as it likes, so it is told within a Quota for each device."""
+        """A device, or what serves it on the host, has failed. A guest can have that happen as fast as it likes, so it is told
+        within a Quota for each device."""
         quota = self._quotas[device]
         untold = quota.take(time.monotonic())
         if untold is None:
             return
-        text = str(error)
+        text = _words(error)
         if untold:
             text += f"; {untold} more before it were not told"
         if quota.spent:
             text += f"; of further errors of this device one is told in {SECONDS_EACH:g} s"
-        self._log.warning("device failed", device=device, error=text, kind=type(error).__name__)
-        self.emit(EventKind.DEVICE_ERROR, text, device=device)
-
-    def powered_on(self, kind: EventKind) -> None:
-        """The guest runs its first instruction: started, or rebooted."""
-        self.emit(kind)
+        let_go(error)
+        bug = not isinstance(error, AiovmmError | OSError)  # the traceback is of use to who wrote the device
+        traced = {"exc_info": error} if bug else {}
+        self._log.warning("device failed", device=device, error=text, kind=type(error).__name__, **traced)
+        self.emit(EventKind.DEVICE_ERROR, text, device=device, error=error)
 
     def end(self, status: ExitStatus) -> None:
         """The last event."""
-        self.emit(EventKind.STOPPED, status.detail, status=status)
+        self.emit(EventKind.STOPPED, status.detail, status=status, error=status.error)
         self._stream.end()
 
     def subscribe(self, *, from_start: bool) -> Subscription:
         """See VM.events."""
         return self._stream.subscribe(from_start=from_start)
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, and its kind where that is half of the message (KeyError: 'x')."""
+    text = str(error)
+    if isinstance(error, AiovmmError | OSError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -66,7 +66,11 @@ class EventKind(enum.Enum):
 
 @dataclass(frozen=True)
 class Event:
-    """One event: `kind`, the VM's name, `time` (seconds since the epoch), and details as plain text."""
+    """One event: `kind`, the VM's name, `time` (seconds since the epoch), and details as plain text.
+
+    `device` is the id by which `VM.device` finds it, or the name of a device of the platform. `error` is what a device or the
+    host failed with; its traceback says where, and holds nothing.
+    """
 
     kind: EventKind
     vm: str
@@ -74,6 +78,7 @@ class Event:
     detail: str = ""
     device: str | None = None
     status: ExitStatus | None = None
+    error: BaseException | None = None
 
 
 _ALLOWED: dict[VMState, frozenset[VMState]] = {

@@ -1,7 +1,8 @@
 """Log records of the library, made with the standard `logging` module under the name "aiovmm".
 
-Nothing is configured here: as with every library, warnings go to stderr until the program sets up `logging`. What an event
-carries (vm, device, ...) is in the record's `extra`, and so is what the program has bound to structlog's context variables.
+Nothing is configured here: as with every library, warnings go to stderr until the program sets up `logging`. A record's text
+says all there is to say: the VM, the device, what happened, the error. The same values (vm, device, ...) are in its `extra`, and
+so is what the program has bound to structlog's context variables.
 
 structlog is asked only if the program has imported it, and never imported: the first event may be one that a guest causes, and
 an import takes the event loop, and with it all other guests, 80 ms.
@@ -14,6 +15,8 @@ import sys
 from typing import Any
 
 __all__ = ["Log"]
+
+_IN_FRONT = ("vm", "device")
 
 
 class Log:
@@ -33,7 +36,22 @@ class Log:
 
     def _say(self, level: int, event: str, values: dict[str, object]) -> None:
         if self._logger.isEnabledFor(level):
-            self._logger.log(level, event, extra={**_context(), **self._bound, **values}, stacklevel=3)
+            traced = values.pop("exc_info", None)
+            values = {**self._bound, **values}
+            text = _in_words(event, values)
+            self._logger.log(level, text, extra={**_context(), **values}, exc_info=traced, stacklevel=3)  # type: ignore[arg-type]
+
+
+def _in_words(event: str, values: dict[str, object]) -> str:
+    """`guest: disk0: device failed: error='...' kind=HostError`, for whoever prints no more than a record's message."""
+    rest = " ".join(f"{key}={_quoted(value)}" for key, value in values.items() if key not in _IN_FRONT and value != "")
+    parts = (values.get("vm"), values.get("device"), event, rest)
+    return ": ".join(str(part) for part in parts if part)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if text.isascii() and text.replace("-", "").replace(".", "").isalnum() else repr(text)
 
 
 def _context() -> dict[str, Any]:

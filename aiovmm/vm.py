@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VM"]
 
+_PANIC_LINE = 0.2  # seconds that the line of a panic's message has to end
+
 
 class VM:
     """One guest. Create it, enter it, start it; every method belongs to the event loop it was entered on.
@@ -50,7 +52,10 @@ class VM:
         self._embedder_devices = tuple(devices)
         self._life = Lifecycle()
         self._journal = Journal(config.name)
-        self._panic = PanicWatch(lambda message: self._journal.emit(EventKind.PANICKED, message))
+        self._panic = PanicWatch(
+            lambda message: self._journal.emit(EventKind.PANICKED, message),
+            lambda flush: asyncio.get_running_loop().call_later(_PANIC_LINE, flush),
+        )
         self._entered = False
         self._power = Power(self)
         self._transition = asyncio.Lock()  # held by whoever changes between running and paused, or resets
@@ -127,7 +132,7 @@ class VM:
                     await finish(self._end(_failed("it could not start", exc)))
                     raise
                 self._life.move(VMState.RUNNING)
-                self._journal.powered_on(EventKind.STARTED)
+                self._journal.emit(EventKind.STARTED)
 
     async def pause(self) -> None:
         """Stop all vCPUs at an instruction boundary; devices finish what they have. Idempotent. Raises StateError.
@@ -203,6 +208,7 @@ class VM:
     # -- inside
 
     async def _after_end(self, status: ExitStatus) -> None:
+        self._panic.flush()
         panicked = self._panic.seen and status.reason in (ExitReason.REBOOT, ExitReason.SHUTDOWN)
         policy = self.config.on_panic if panicked else self.config.on_reboot
         try:
@@ -220,7 +226,7 @@ class VM:
         async with self._transition:
             if await self._power.reset(self._stopped, lambda: self.state is VMState.PAUSED):
                 self._panic.clear()
-                self._journal.powered_on(EventKind.REBOOTED)
+                self._journal.emit(EventKind.REBOOTED)
 
     async def _end(self, status: ExitStatus) -> None:
         """Stop the guest and tell everybody; the first status stays. Returns when that is done, whoever does it."""
@@ -230,6 +236,7 @@ class VM:
         try:
             await self._power.off()
         finally:
+            self._panic.flush()
             self._stopped.set()
             self.serial.close()
             self.console.close()

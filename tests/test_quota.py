@@ -38,7 +38,7 @@ async def test_resets_renew_nothing() -> None:
     journal = Journal("guest")
     events = journal.subscribe(from_start=True)
     for _ in range(20):
-        journal.powered_on(EventKind.REBOOTED)
+        journal.emit(EventKind.REBOOTED)
         for _ in range(10):
             journal.device_error("disk0", OSError("it broke"))
     journal.device_error("disk1", OSError("this one broke once"))

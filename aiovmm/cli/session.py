@@ -133,6 +133,10 @@ def event_as_dict(event: Event) -> dict[str, Any]:
         row["detail"] = event.detail
     if event.device:
         row["device"] = event.device
+    if event.error:
+        row["error"] = type(event.error).__name__
+    if isinstance(event.error, OSError) and event.error.errno:
+        row["errno"] = event.error.errno
     if event.status:
         row["reason"] = event.status.reason.value
     return row
@@ -146,7 +150,7 @@ class _LazyFormatter(logging.Formatter):
         import structlog
 
         return structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.ExtraAdder()],
+            foreign_pre_chain=[structlog.stdlib.add_log_level],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 
 from aiovmm.config import VMConfig
 from aiovmm.console import Console
@@ -42,6 +43,8 @@ class Power:
         plug_configured(self.parts)
         for number, device in enumerate(devices):
             self.parts.plug(device, f"custom{number}")
+        for plugged in self.parts.plugged:
+            plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
         await open_parts(self.parts)
         self.machine = await Machine.build(self.parts, self._owner)
 

@@ -12,15 +12,25 @@ from collections.abc import Callable
 __all__ = ["PanicWatch"]
 
 _WORDS = b"Kernel panic - not syncing"
+_LONGEST = 1024  # bytes of the message; a line of Linux's log has no more
 
 
 class PanicWatch:
-    """Looks at console output as it goes by. `seen` stays until `clear`."""
+    """Looks at console output as it goes by. `seen` stays until `clear`; `on_panic` gets the message when its line is whole.
 
-    def __init__(self, on_panic: Callable[[str], None]) -> None:
+    `flush_later` is given `flush` when a message has begun, to call it a moment later: a line may never end.
+    """
+
+    def __init__(
+        self,
+        on_panic: Callable[[str], None],
+        flush_later: Callable[[Callable[[], None]], object] = lambda flush: None,
+    ) -> None:
         self.seen = False
         self._on_panic = on_panic
+        self._flush_later = flush_later
         self._tails: dict[str, bytes] = {}
+        self._message: tuple[str, bytes] | None = None  # the stream it comes on, and what has come of it
 
     def over(self, output: Callable[[bytes], None], stream: str) -> Callable[[bytes], None]:
         """`output` of one stream, watched."""
@@ -33,6 +43,10 @@ class PanicWatch:
 
     def watch(self, data: bytes, stream: str = "serial") -> None:
         """Look at the next piece of one stream of output; a message cut in two pieces is found as well."""
+        if self._message is not None:
+            if stream == self._message[0]:
+                self._gather(stream, self._message[1] + data)
+            return
         if self.seen:
             return
         text = self._tails.get(stream, b"") + data
@@ -42,9 +56,23 @@ class PanicWatch:
             return
         self.seen = True
         self._tails.clear()
-        self._on_panic(text[at : at + 200].split(b"\n")[0].decode(errors="replace").strip())
+        self._gather(stream, text[at:])
+        if self._message is not None:
+            self._flush_later(self.flush)
+
+    def flush(self) -> None:
+        """The kernel says no more: the message is what has come of it."""
+        if self._message is not None:
+            message, self._message = self._message[1], None
+            self._on_panic(message[:_LONGEST].split(b"\n")[0].decode(errors="replace").strip())
+
+    def _gather(self, stream: str, message: bytes) -> None:
+        self._message = stream, message
+        if b"\n" in message or len(message) >= _LONGEST:
+            self.flush()
 
     def clear(self) -> None:
         """A new kernel runs: forget."""
+        self.flush()
         self.seen = False
         self._tails.clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
@@ -124,7 +125,7 @@ class Machine:
         if self._iommu is not None:
             self._stack.callback(self._iommu.close)
         for plugged in self.parts.plugged:
-            self.pci.plug(plugged, self._virtio_error, self._iommu)
+            self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
         if (passthrough := self.parts.passthrough) is not None:
             inside = passthrough.plugged_in(
                 self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
@@ -213,8 +214,8 @@ class Machine:
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)
 
-    def _virtio_error(self, device: VirtioDevice, error: Exception) -> None:
-        self._owner.device_failed(device.name, error)
+    def _virtio_error(self, id_: str, _device: VirtioDevice, error: Exception) -> None:
+        self._owner.device_failed(id_, error)
 
 
 def _phys_bits(supported: Any) -> int:

@@ -62,6 +62,7 @@ class Session:
     async def run(self) -> None:
         """Returns when the front end has closed the connection. Raises PeerError if it breaks the protocol."""
         self.device._notify_config = self._config_changed
+        self.device._notify_error = self._on_error
         try:
             while True:
                 message = await self._channel.receive()
@@ -77,7 +78,7 @@ class Session:
             await self._close()
 
     async def _close(self) -> None:
-        self.device._notify_config = None
+        self.device._notify_config = self.device._notify_error = None
         self._channel.close()
         if self._requests is not None:
             self._requests.close()

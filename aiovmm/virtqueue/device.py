@@ -35,6 +35,7 @@ class VirtioDevice(abc.ABC):
     """Whether another process is to map the guest's memory, which then is a memfd."""
 
     _notify_config: Callable[[], None] | None = None  # set by the transport
+    _notify_error: Callable[[Exception], None] | None = None  # set by the VM
 
     @abc.abstractmethod
     async def run(self, queues: list[Queue], features: int) -> None:
@@ -73,3 +74,9 @@ class VirtioDevice(abc.ABC):
         """To be called by the device when its configuration space changed: the driver gets an interrupt for it."""
         if self._notify_config is not None:
             self._notify_config()
+
+    def report(self, error: Exception) -> None:
+        """To be called by the device when something fails on the host's side and it goes on: the VM has a DEVICE_ERROR event
+        of it. The error need not have been raised. How many are told is bounded. To be called on the event loop."""
+        if self._notify_error is not None:
+            self._notify_error(error)

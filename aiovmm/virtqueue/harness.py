@@ -46,6 +46,7 @@ class Harness:
         self.device_memory: AddressSpace = self.memory  # put a translation in front of it before entering
         self.config_irq = WaitLine()
         self.errors: list[Exception] = []
+        self.reported: list[Exception] = []  # by VirtioDevice.report
         self.queues: list[DriverQueue] = []
         offered = device.features | RING_FEATURES
         self.negotiation = Negotiation(offered, device.queue_sizes, device.accepts)
@@ -68,6 +69,7 @@ class Harness:
             on_error=self._failed,
         )
         self.device._notify_config = self._config_changed
+        self.device._notify_error = self.reported.append
         self._fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self._sizes]
         try:
             await self.device.open()
@@ -176,7 +178,7 @@ class Harness:
     async def _close(self) -> None:
         await self.reset()
         await self.device.close()
-        self.device._notify_config = None
+        self.device._notify_config = self.device._notify_error = None
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()

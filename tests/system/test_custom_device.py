@@ -46,7 +46,7 @@ async def test_a_bug_in_a_device_is_an_event_and_the_guest_lives(guests: Guests)
             async for event in events:
                 if event.kind is EventKind.DEVICE_ERROR:
                     break
-        assert event.device == "broken"
+        assert event.device == "custom0"
         assert "while serving" in event.detail
         await prompt(vm)
         assert (await shell(vm, "echo alive")).strip() == "alive"

@@ -97,7 +97,7 @@ async def test_a_device_that_raises_is_told_of_and_the_guest_goes_on() -> None:
         await event(vm, EventKind.DEVICE_ERROR)
         assert vm.state is VMState.RUNNING
         told = [e async for e in _so_far(vm) if e.kind is EventKind.DEVICE_ERROR]
-        assert [(e.device, e.detail) for e in told] == [("ged", "out of order")]
+        assert [(e.device, e.detail) for e in told] == [("ged", "RuntimeError: out of order")]
 
 
 async def test_a_guest_that_provokes_errors_without_end_is_told_of_so_many_times() -> None:

@@ -41,6 +41,9 @@ struct avmm_blk {
     uint32_t n_handed;
     uint32_t lent;
     uint32_t grown;
+    uint32_t failures;
+    int32_t failure;
+    uint32_t failed_type;
     ...;
 };
 struct avmm_blk_queue {

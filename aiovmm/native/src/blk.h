@@ -79,6 +79,9 @@ struct avmm_blk {
     uint32_t n_handed;                 /* requests in all queues' `handed` */
     uint32_t in_flight; /* requests taken and not finished, over all queues */
     uint32_t grown;     /* iovecs on the heap, of chains in more pieces than a slot of the arena takes */
+    uint32_t failures;    /* requests that the host failed, since the caller set this to 0 */
+    int32_t failure;      /* the errno of the last of them */
+    uint32_t failed_type; /* and its type */
     struct avmm_blk_queue *finished; /* queues with requests that are finished and not published */
 };
 

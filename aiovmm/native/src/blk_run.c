@@ -67,7 +67,16 @@ void avmm_blk_answer(struct avmm_blk_request *r, uint8_t status) {
         start_deferred(disk);
 }
 
-void avmm_blk_finish(struct avmm_blk_request *r, int error) { avmm_blk_answer(r, avmm_blk_status(error)); }
+void avmm_blk_finish(struct avmm_blk_request *r, int error) {
+    struct avmm_blk *disk = r->queue->disk;
+    uint8_t status = avmm_blk_status(error);
+    if (status == AVMM_BLK_IOERR && error != ECANCELED) { /* which is a reset's doing */
+        disk->failures++;
+        disk->failure = error;
+        disk->failed_type = r->type;
+    }
+    avmm_blk_answer(r, status);
+}
 
 uint64_t avmm_blk_publish(struct avmm_blk *disk) {
     uint64_t mask = 0;

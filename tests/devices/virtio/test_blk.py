@@ -316,7 +316,12 @@ async def test_a_full_host_is_an_io_error(path: Path, kind: IoKind, tmp_path: Pa
     async with Harness(disk) as h:
         assert await submit(h, Request.OUT, 0, bytes(4096)) == (Status.IOERR, b"")
         assert disk.counters.errors == 1
+        assert await submit(h, Request.IN, disk.capacity // 512, room=512) == (Status.IOERR, b"")
+        (error,) = h.reported  # and none of what is the guest's fault
     os.close(full)
+    assert isinstance(error, HostError)
+    assert (error.errno, error.filename) == (errno.ENOSPC, str(path))
+    assert "writing the disk image: No space left on device" in str(error)
 
 
 async def test_a_medium_error_is_an_io_error(path: Path, kind: IoKind, tmp_path: Path) -> None:
@@ -327,6 +332,7 @@ async def test_a_medium_error_is_an_io_error(path: Path, kind: IoKind, tmp_path:
     disk._disk.fd = wrong
     async with Harness(disk) as h:
         assert await submit(h, Request.IN, 0, room=4096) == (Status.IOERR, b"")
+        assert ["reading" in str(error) for error in h.reported] == [True]
     os.close(wrong)
 
 

@@ -120,6 +120,7 @@ async def test_a_flush_that_fails_says_so_and_the_device_goes_on(image: Path) ->
         assert await h.request(0, [FLUSH], [4]) == FAILED
         assert dev.error is not None
         assert dev.error.errno == errno.EIO
+        assert [str(error).partition(" (")[0] for error in h.reported] == ["flushing the pmem file: Input/output error"]
         backing.fail = 0
         assert await h.request(0, [FLUSH], [4]) == OK
 

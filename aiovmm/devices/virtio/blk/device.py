@@ -175,7 +175,7 @@ class BlkDevice(VirtioDevice):
         image, engine = self._opened()
         self._disk.discard = bool(features & Feature.DISCARD)
         self._disk.write_zeroes = bool(features & Feature.WRITE_ZEROES)
-        self._service = service = BlkService(self._disk, engine, image, self._depth)
+        self._service = service = BlkService(self._disk, engine, image, self._depth, self.report)
         try:
             await service.run(queues)
         finally:

@@ -26,16 +26,32 @@ __all__ = ["BlkService"]
 
 _GO = 8  # transfers that a thread does in one go
 _RETRY = 0.002  # seconds until what the kernel did not take for want of memory is submitted again
+_OPERATIONS = {
+    lib.AVMM_BLK_IN: "reading",
+    lib.AVMM_BLK_OUT: "writing",
+    lib.AVMM_BLK_FLUSH: "flushing",
+    lib.AVMM_BLK_DISCARD: "discarding a part of",
+    lib.AVMM_BLK_WRITE_ZEROES: "writing zeroes to",
+}
 
 
 class BlkService:
-    """Serves `queues` until `run` is cancelled. `disk` is the `struct avmm_blk *` of the device, filled in."""
+    """Serves `queues` until `run` is cancelled. `disk` is the `struct avmm_blk *` of the device, filled in; `report` hears what
+    the host fails."""
 
-    def __init__(self, disk: Any, engine: Engine, image: DiskImage, depth: int) -> None:
+    def __init__(
+        self,
+        disk: Any,
+        engine: Engine,
+        image: DiskImage,
+        depth: int,
+        report: Callable[[Exception], None] = lambda error: None,
+    ) -> None:
         self.disk = disk
         self.engine = engine
         self.image = image
         self._depth = depth
+        self._report = report
         self._loop = asyncio.get_running_loop()
         self._queues: list[QueueService] = []
         self._idle: asyncio.Future[None] | None = None
@@ -96,6 +112,8 @@ class BlkService:
 
     def published(self, mask: int) -> None:
         """Requests were returned to the driver on the queues in `mask`."""
+        if self.disk.failures:
+            self._report_failures()
         for service in self._queues:
             if mask & service.bit:
                 service.published()
@@ -107,6 +125,13 @@ class BlkService:
             self._retry = self._loop.call_later(_RETRY, self._try_again)
         if self._idle is not None and not self._idle.done() and not self.disk.in_flight:
             self._idle.set_result(None)
+
+    def _report_failures(self) -> None:
+        disk = self.disk
+        count, disk.failures = disk.failures, 0
+        operation = _OPERATIONS.get(disk.failed_type, "working on")
+        hint = "the guest was told of an I/O error" + (f", {count} times at once" if count > 1 else "")
+        self._report(HostError(f"{operation} the disk image", disk.failure, hint, str(self.image.path)))
 
     def _completed(self) -> None:
         mask = lib.avmm_blk_reap(self.disk)

@@ -13,7 +13,7 @@ from typing import Self
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
-from aiovmm.errors import StateError
+from aiovmm.errors import HostError, StateError
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
 __all__ = ["PmemDevice"]
@@ -95,6 +95,8 @@ class PmemDevice(VirtioDevice):
             await _to_the_end(backing.sync)
         except OSError as exc:
             self.error = exc
+            hint = "what the guest has flushed may be lost; it was told so"
+            self.report(HostError("flushing the pmem file", exc.errno or 0, hint, str(backing.path)))
             return False
         return True
 
