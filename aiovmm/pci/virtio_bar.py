@@ -90,9 +90,17 @@ class DeviceRegisters:
         """What the device says."""
         return self._device.read_config(offset, size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """What it does not understand breaks it, as a malformed request does."""
         try:
-            self._device.write_config(offset, data)
+            pending = self._device.write_config(offset, data)
+        except GuestError as exc:
+            self._broken(exc)
+            return None
+        return None if pending is None else self._finish(pending)
+
+    async def _finish(self, pending: Awaitable[None]) -> None:
+        try:
+            await pending
         except GuestError as exc:
             self._broken(exc)

@@ -105,7 +105,7 @@ class Session:
             case e.ReadConfig(offset, size):
                 await self._reply(message, ConfigSpace(offset, self.device.read_config(offset, size)))
             case e.WriteConfig(offset, data):
-                self._write_config(offset, data)
+                await self._write_config(offset, data)
             case e.MakeInflight(queues, queue_size):
                 await self._make_record(message, queues, queue_size)
             case e.MapInflight(area):
@@ -126,9 +126,11 @@ class Session:
         finally:
             close_fds([fd])
 
-    def _write_config(self, offset: int, data: bytes) -> None:
+    async def _write_config(self, offset: int, data: bytes) -> None:
         try:
-            self.device.write_config(offset, data)
+            pending = self.device.write_config(offset, data)
+            if pending is not None:
+                await pending
         except AiovmmError as exc:  # the driver's mistake, not the front end's
             self._on_error(exc)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from aiovmm.vhost_user.sequences import Offer, read_config, set_mtu, write_confi
 
 __all__ = ["Frontend", "Timing"]
 
+Place = tuple[int, int]  # offset and size in bytes of a write to the configuration space
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED)
 
 
@@ -51,7 +52,9 @@ class Frontend:
     offer: Offer = field(default_factory=lambda: Offer(0, ProtocolFeature(0)))
     """What the first connection was offered: the guest has been promised it, so all later ones must offer no less."""
 
-    _written: dict[int, bytes] = field(default_factory=dict)  # what the driver has written to the configuration space
+    _written: dict[Place, bytes] = field(default_factory=dict)  # what the driver has written to the configuration space
+    _untold: dict[Place, bytes] = field(default_factory=dict)  # of that, what the back end has yet to hear
+    _telling: asyncio.Task[None] | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _order: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stale: bool = False  # the back end has said that its configuration changed
@@ -81,8 +84,8 @@ class Frontend:
             missing = self.offer.features & ~connection.offer.features
             if missing or connection.offer.protocol != self.offer.protocol:
                 raise PeerError(f"the back end came back with other features (without {missing:#x})")
-            for offset, data in self._written.items():
-                await connection.carry_out(write_config(offset, data))
+            self._untold = dict(self._written)
+            await self._tell(connection)
         except BaseException:
             await connection.close()
             raise
@@ -104,14 +107,23 @@ class Frontend:
             task.cancel()
             await asyncio.wait([task])
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Pass a write of the driver on; the guest does not wait for it."""
-        self._written[offset] = data
-        self._spawn(self._write_config(offset, data))
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Pass a write of the driver on, who waits until the back end has it. None: there is nobody to wait for; one that comes
+        back is told. However much is written there is one task, and one record of what each place holds."""
+        place = offset, len(data)
+        for writes in (self._written, self._untold):
+            writes.pop(place, None)  # the last write is to be told last: it may overlap others
+            writes[place] = data
+        if self.connection is None:
+            return None
+        if self._telling is None:
+            self._telling = self._spawn(self._write_config())
+        return _ended(self._telling)
 
     def forget_config(self) -> None:
         """The driver has reset the device."""
         self._written.clear()
+        self._untold.clear()
 
     async def _connect(self) -> Connection:
         sock = await connect(self.path)
@@ -147,18 +159,33 @@ class Frontend:
             if self.connection is not None and self.config_size:
                 self.on_config(await self.connection.carry_out(read_config(self.config_size)))
 
-    async def _write_config(self, offset: int, data: bytes) -> None:
-        async with self._order:
-            if self.connection is not None:
-                await self.connection.carry_out(write_config(offset, data))
+    async def _write_config(self) -> None:
+        try:
+            async with self._order:
+                if self.connection is not None:
+                    await self._tell(self.connection)
+        finally:
+            self._telling = None
 
-    def _spawn(self, coro: Coroutine[Any, Any, None]) -> None:
+    async def _tell(self, connection: Connection) -> None:
+        while self._untold:
+            place, data = next(iter(self._untold.items()))
+            del self._untold[place]
+            await connection.carry_out(write_config(place[0], data))
+
+    def _spawn(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coro, name="vhost-user configuration")
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and not isinstance(error, ChannelClosed):  # a loss is told by on_lost
             self.on_refused(error)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Wait for it, whatever comes of it; cancelled, let it go on."""
+    await asyncio.wait([task])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -54,9 +54,13 @@ class VirtioDevice(abc.ABC):
         """`size` bytes of the device-specific configuration at `offset`; zeros beyond its end."""
         return bytes(size)
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The driver writes its configuration. Read-only fields and everything beyond the end ignore it."""
-        return
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """The driver writes its configuration. Read-only fields and everything beyond the end ignore it.
+
+        What takes time is returned as an awaitable: the guest's instruction completes when it is done. Never start a task for a
+        write and return, for a guest writes faster than anything else is done.
+        """
+        return None
 
     def reset(self) -> None:
         """Put what the driver has set back to its defaults. Called when `run` has ended and the driver resets."""

@@ -226,8 +226,15 @@ async def test_another_device_at_the_same_socket_is_refused(path: Path) -> None:
 
 async def test_what_the_driver_wrote_to_the_configuration_is_told_again(path: Path) -> None:
     async with Served(path) as (guest, server):
-        guest.device.write_config(0, b"ABC")
+        pending = guest.device.write_config(0, b"ABCD")
+        assert pending is not None
+        await pending
+        pending = guest.device.write_config(0, b"A")  # takes nothing back of the first
+        assert pending is not None
+        await pending
         await server.__aexit__(None, None, None)
+        await until(lambda: not guest.backend.connected)
+        assert guest.device.write_config(2, b"Cd") is None, "nobody to wait for"
         again = Echo()
         async with VhostUserServer(again, path):
             await until(lambda: again.config == b"ABCdefgh")

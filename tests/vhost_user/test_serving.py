@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from aiovmm.vhost_user import Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.features import VERSION_1
-from tests.pci.echo import Echo, until
+from tests.pci.echo import Echo
 from tests.vhost_user.bench import Guest
 from tests.vhost_user.disks import RamDisk, read_header, write_header
 
@@ -118,9 +119,29 @@ async def test_what_the_driver_writes_to_the_configuration_arrives(path: Path) -
     echo = Echo()
     async with VhostUserServer(echo, path), Guest(echo_frontend(path)) as guest:
         await guest.driver.start()
-        guest.device.write_config(2, b"xy")
+        pending = guest.device.write_config(2, b"xy")
         assert guest.device.read_config(0, 8) == b"abxyefgh"
-        await until(lambda: echo.config == b"abxyefgh")
+        assert pending is not None
+        await pending
+        assert echo.config == b"abxyefgh", "the driver's write completes when the back end has it"
+
+
+async def test_however_much_the_driver_writes_there_is_one_task_and_the_last_word_counts(path: Path) -> None:
+    echo = Echo()
+    async with VhostUserServer(echo, path), Guest(echo_frontend(path)) as guest:
+        await guest.driver.start()
+        before = len(asyncio.all_tasks())
+        for n in range(1000):
+            pending = guest.device.write_config(n % 4, bytes([n % 251, n % 241]))
+            assert isinstance(pending, Coroutine)
+            pending.close()  # as of a vCPU that is stopped
+        assert len(asyncio.all_tasks()) <= before + 1
+        assert len(guest.device.frontend._written) == 4
+        pending = guest.device.write_config(1, b"xyz")
+        assert pending is not None
+        await pending
+        assert echo.config == guest.device.read_config(0, 8)
+        assert bytes(echo.config[1:4]) == b"xyz"
 
 
 async def test_a_device_that_breaks_there_needs_a_reset_here(path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import random
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 
 import pytest
@@ -93,7 +93,7 @@ async def pair(*, bypass: bool = True) -> AsyncIterator[Pair]:
     echo.device_memory = translation
     async with Harness(device, memory_size=MIB) as iommu:
         if not bypass:
-            device.write_config(36, b"\0")
+            assert device.write_config(36, b"\0") is None
         # the runner is made on entering: the rings are live from then on, in bypass
         device.add_endpoint(EP, translation, _Later(echo))
         async with echo:
@@ -131,6 +131,29 @@ async def test_without_bypass_it_reaches_nothing() -> None:
     async with pair(bypass=False) as p:
         assert isinstance(await p.echo.broken(), GuestFault)
         assert p.translation.table.count == 0
+
+
+async def test_the_driver_has_written_bypass_when_devices_have_let_go() -> None:
+    async with pair() as p:
+        assert p.echo.runner.live
+        pending = p.device.write_config(36, b"\0")
+        assert pending is not None
+        await pending
+        assert not p.echo.runner.live
+        assert isinstance(await p.echo.broken(), GuestFault)
+
+
+async def test_however_often_the_driver_writes_bypass_there_is_one_task_a_device() -> None:
+    async with pair() as p:
+        before = len(asyncio.all_tasks())
+        for n in range(1001):
+            pending = p.device.write_config(36, bytes([n & 1]))
+            if isinstance(pending, Coroutine):
+                pending.close()  # as of a vCPU that is stopped
+        assert len(asyncio.all_tasks()) <= before + 1
+        await p.device.close()
+        assert not p.echo.runner.live, "the last word was that it reaches nothing"
+        assert isinstance(await p.echo.broken(), GuestFault)
 
 
 async def test_a_bypass_domain_changes_nothing_for_a_live_device() -> None:
@@ -208,7 +231,7 @@ async def test_a_device_whose_rings_are_unmapped_is_stopped_before_the_answer() 
 async def test_nor_does_it_go_on_in_a_domain_that_does_not_have_its_rings(how: str) -> None:
     async with pair() as p:
         await restart_in_domain(p)
-        p.device.write_config(36, b"\0")
+        assert p.device.write_config(36, b"\0") is None
         if how.startswith("detach"):
             assert await p.detach(1) == OK
         elif how.startswith("attach"):
@@ -250,7 +273,9 @@ async def test_probe_and_configuration() -> None:
         config = struct.unpack("<QQQIIIB3x", p.device.read_config(0, 40))
         assert config == ((1 << 64) - PAGE_SIZE, 0, (1 << 48) - 1, 0, 0xFFFFFFFF, 512, 1)
         for data, expected in ((b"\2", 1), (b"\0", 0), (b"\1", 1)):
-            p.device.write_config(36, data)
+            pending = p.device.write_config(36, data)
+            if isinstance(pending, Coroutine):
+                pending.close()
             assert p.device.read_config(36, 1)[0] == expected
         p.device.write_config(0, bytes(8))
         assert p.device.read_config(0, 8) != bytes(8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Collection, Iterable
 from typing import Protocol
 
 from aiovmm.devices.virtio.iommu.domains import Added, Bound, Domains, Effect, Removed
@@ -76,7 +76,8 @@ class IommuDevice(VirtioDevice):
         self._pending: deque[bytes] = deque(maxlen=_FAULTS_KEPT)
         self._faulted = asyncio.Event()
         self._live = False
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._stale: set[Endpoint] = set()  # what they reach has changed since they last looked
+        self._looking: dict[Endpoint, asyncio.Task[None]] = {}
 
     # -- the machine's side
 
@@ -126,10 +127,12 @@ class IommuDevice(VirtioDevice):
         data = config_space(~(PAGE_SIZE - 1) & (1 << 64) - 1, _INPUT_END, PROBE_SIZE, self.domains.bypass)
         return data[offset : offset + size].ljust(size, b"\0")
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Only `bypass` can be written, with 0 or 1 (§5.13.4)."""
-        if offset <= BYPASS_OFFSET < offset + len(data) and data[BYPASS_OFFSET - offset] <= 1:
-            self._revalidate(self._carry_out(self.domains.set_bypass(bool(data[BYPASS_OFFSET - offset]))))
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Only `bypass` can be written, with 0 or 1 (§5.13.4). Done when devices have let go of what they may not reach."""
+        if not offset <= BYPASS_OFFSET < offset + len(data) or data[BYPASS_OFFSET - offset] > 1:
+            return None
+        tasks = self._revalidate(self._carry_out(self.domains.set_bypass(bool(data[BYPASS_OFFSET - offset]))))
+        return _ended(tasks) if tasks else None
 
     def reset(self) -> None:
         """All endpoints are detached; the configuration stays."""
@@ -139,8 +142,7 @@ class IommuDevice(VirtioDevice):
 
     async def close(self) -> None:
         """Let the stopping of devices end."""
-        if self._stopping:
-            await asyncio.wait(self._stopping)
+        await _ended(self._looking.values())
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Answer requests and report faults. Raises ChainError for a request that cannot be answered."""
@@ -159,8 +161,7 @@ class IommuDevice(VirtioDevice):
                 chain.write(tail(request))
             elif request is not None:  # of an unknown type not even the answer's layout is known (§5.13.6.2)
                 outcome = self.domains.handle(request)
-                for stopping in self._revalidate(self._carry_out(outcome.effects)):
-                    await asyncio.shield(stopping)
+                await _ended(self._revalidate(self._carry_out(outcome.effects)))
                 if isinstance(request, Probe):
                     chain.write(outcome.properties.ljust(PROBE_SIZE, b"\0"))
                 chain.write(tail(outcome.status))
@@ -196,15 +197,22 @@ class IommuDevice(VirtioDevice):
             self._tables[domain] = DomainTable(self._memory)
         return self._tables[domain]
 
-    def _revalidate(self, endpoints: list[Endpoint]) -> list[asyncio.Task[None]]:
-        """Have them look at their rings, whether somebody waits for it or not."""
-        started = []
-        for endpoint in endpoints:
-            task = asyncio.get_running_loop().create_task(_revalidate(endpoint), name="iommu revalidation")
-            self._stopping.add(task)
-            task.add_done_callback(self._stopping.discard)
-            started.append(task)
-        return started
+    def _revalidate(self, endpoints: Collection[Endpoint]) -> list[asyncio.Task[None]]:
+        """Have them look at their rings, whether somebody waits for it or not: a task for each, which looks once more if what it
+        reaches changes meanwhile, however often that is."""
+        self._stale.update(endpoints)
+        for endpoint in self._stale - self._looking.keys():
+            task = asyncio.get_running_loop().create_task(self._look(endpoint), name="iommu revalidation")
+            self._looking[endpoint] = task
+        return [self._looking[endpoint] for endpoint in endpoints]
+
+    async def _look(self, endpoint: Endpoint) -> None:
+        try:
+            while endpoint in self._stale:
+                self._stale.discard(endpoint)
+                await endpoint.revalidate()
+        finally:
+            del self._looking[endpoint]
 
     async def _report(self, queue: Queue) -> None:
         while True:
@@ -222,8 +230,11 @@ class IommuDevice(VirtioDevice):
                 queue.push(chain)
 
 
-async def _revalidate(endpoint: Endpoint) -> None:
-    await endpoint.revalidate()
+async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Wait for them; cancelled, let them go on."""
+    waiting = set(tasks)
+    if waiting:
+        await asyncio.wait(waiting)
 
 
 def _read(chain: Chain) -> Request | Status | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiovmm.errors import ConfigError, UsageError
 from aiovmm.memory import AddressSpace, GuestMemory
@@ -106,11 +106,12 @@ class VhostUserDevice(VirtioDevice):
         """What the back end said last."""
         return bytes(self._config[offset : offset + size]).ljust(size, b"\0")
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """Passed on, where the space is the back end's."""
-        if data and offset + len(data) <= self.config_size:
-            self._config[offset : offset + len(data)] = data
-            self.frontend.write_config(offset, data)
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Passed on, where the space is the back end's; the driver waits until that has it."""
+        if not data or offset + len(data) > self.config_size:
+            return None
+        self._config[offset : offset + len(data)] = data
+        return self.frontend.write_config(offset, data)
 
     def adjust_config(self, config: bytearray) -> None:
         """A subclass changes what the back end says about itself to what the driver shall see."""
