@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, UsageError
-from aiovmm.native import ffi
+from aiovmm.native import ffi, owners
+from aiovmm.native.mapping import Mapping
 
 __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 
@@ -59,7 +60,7 @@ class MemoryRegion:
     size: int
     fd: int
     offset: int
-    mapping: mmap.mmap
+    mapping: Mapping
     host: int
     readonly: bool = False
     shared: bool = True  # stores are seen through the fd, so that other processes can be given it
@@ -79,7 +80,7 @@ class GuestMemory:
         self._bases: list[int] = []
         self._fds: list[int] = []
         self._table = ffi.new("struct avmm_mem *")
-        self._keep: list[Any] = []
+        self._array: Any = ffi.NULL
 
     @classmethod
     def create(
@@ -133,14 +134,14 @@ class GuestMemory:
         """Anonymous memory. No child process gets it: if one had a copy, each write here would first copy a page."""
         self._check_place(gpa, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        mapping = mmap.mmap(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        start = (gpa - _address(mapping)) % _HUGE_PAGE
+        mapping = Mapping(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        start = (gpa - mapping.host) % _HUGE_PAGE
         mapping.madvise(mmap.MADV_DONTFORK)
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
         if prefault:
             mapping.madvise(_MADV_POPULATE_WRITE, start, size)
-        host = _address(mapping) + start
+        host = mapping.host + start
         self._insert(
             MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False), memoryview(mapping)[start : start + size]
         )
@@ -167,11 +168,11 @@ class GuestMemory:
         flags |= (0 if reserve else _MAP_NORESERVE) | (mmap.MAP_POPULATE if prefault else 0)
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
         try:
-            mapping = mmap.mmap(fd, size, flags=flags, prot=prot, offset=offset)
+            mapping = Mapping(fd, size, flags=flags, prot=prot, offset=offset)
         except OSError as exc:
             hint = _NO_HUGE_PAGES if reserve else ""
             raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc
-        region = MemoryRegion(gpa, size, fd, offset, mapping, _address(mapping), readonly, shared)
+        region = MemoryRegion(gpa, size, fd, offset, mapping, mapping.host, readonly, shared)
         self._insert(region, memoryview(mapping))
         return region
 
@@ -195,7 +196,7 @@ class GuestMemory:
         del self._regions[i], self._views[i], self._bases[i]
         self._publish()
         view.release()
-        _close_mapping(region.mapping)
+        region.mapping.close()
 
     @property
     def regions(self) -> tuple[MemoryRegion, ...]:
@@ -211,6 +212,11 @@ class GuestMemory:
     def table(self) -> Any:
         """`struct avmm_mem *`; changes in place when regions come and go."""
         return self._table
+
+    @property
+    def native_regions(self) -> Any:
+        """`struct avmm_region[]`, sorted: what `table` points at now, and its owner."""
+        return self._array
 
     def slice(self, address: int, size: int) -> memoryview:
         """Writable view of `size` bytes at guest-physical `address`. Raises GuestFault."""
@@ -254,21 +260,8 @@ class GuestMemory:
         array = ffi.new("struct avmm_region[]", max(len(self._regions), 1))
         for slot, r in zip(array, self._regions, strict=False):
             slot.base, slot.size, slot.host, slot.perm = r.gpa, r.size, r.host, 1 if r.readonly else _PERM_RW
-        self._keep.append(array)
+        owners.keep(self._table, array)
+        self._array = array
         self._table.count = 0
-        self._table.regions = array
+        owners.link(self._table, regions=array)
         self._table.count = len(self._regions)
-
-
-def _address(mapping: mmap.mmap) -> int:
-    holder = ffi.from_buffer(mapping)
-    address = int(ffi.cast("uintptr_t", holder))
-    ffi.release(holder)
-    return address
-
-
-def _close_mapping(mapping: mmap.mmap) -> None:
-    try:
-        mapping.close()
-    except BufferError:  # somebody holds a view: the garbage collector unmaps after the last one
-        return

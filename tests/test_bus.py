@@ -85,3 +85,11 @@ def test_changes_in_a_batch_are_told_once_and_nothing_is_told_for_none() -> None
     with bus.batch():
         pass
     assert told == [1, 3]
+
+
+def test_a_fast_page_has_as_many_bytes_as_it_shows() -> None:
+    registers = bytearray(8)
+    page = FastPage(8, registers)
+    assert page.shadow is registers
+    with pytest.raises(UsageError, match="cannot show 8"):
+        FastPage(9, registers)

@@ -6,7 +6,7 @@ import errno
 from typing import Any
 
 from aiovmm.errors import KvmError
-from aiovmm.native import ffi, lib
+from aiovmm.native import lib, owners
 
 __all__ = ["FDS_PER_GUEST", "call", "error", "try_call"]
 
@@ -25,7 +25,7 @@ _REMEDIES = {
 
 def try_call(fd: int, request: int, argument: Any = 0) -> int:
     """The ioctl's result (>= 0), or a negated errno. `argument` is an integer or a cdata pointer."""
-    value = argument if isinstance(argument, int) else int(ffi.cast("uintptr_t", argument))
+    value = argument if isinstance(argument, int) else owners.address(argument)
     return int(lib.avmm_ioctl(fd, request, value))
 
 

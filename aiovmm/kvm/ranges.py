@@ -7,7 +7,8 @@ from typing import Any
 
 from aiovmm.bus import Range, Space
 from aiovmm.dataclass import dataclass
-from aiovmm.native import ffi, lib
+from aiovmm.errors import StateError
+from aiovmm.native import ffi, lib, owners
 
 __all__ = ["RangeCounts", "RangeTable"]
 
@@ -27,45 +28,54 @@ class RangeTable:
 
     def __init__(self, native_vm: Any) -> None:
         self._vm = native_vm
-        self._counts: dict[Range, Any] = {}
-        self._current: tuple[Any, ...] = ()
-        self._retired: list[tuple[Any, ...]] = []
+        self._cells: dict[Range, _Cells] = {}
+        self._current: Any = None
+        self._retired: list[Any] = []
 
     def publish(self, ranges: Sequence[Range]) -> None:
         """Put `ranges` in force for the next exit of every vCPU. They are sorted by base within a space, as Bus has them."""
-        self._counts = {r: self._counts.get(r) or ffi.new("uint64_t[]", lib.AVMM_COUNTS) for r in ranges}
-        table, keep = self._build(ranges)
+        if self._vm is None:
+            raise StateError("the VM of this range table is closed")
+        self._cells = {r: self._cells.get(r) or _Cells(r) for r in ranges}
+        table = self._build(ranges)
         lib.avmm_vm_publish(self._vm, table)
-        if self._current:
+        if self._current is not None:
             self._retired.append(self._current)
-        self._current = (table, *keep)
-        self._retired = [old for old in self._retired if lib.avmm_table_used(self._vm, old[0])]
+        self._current = table
+        self._retired = [old for old in self._retired if lib.avmm_table_used(self._vm, old)]
 
     def counts(self, rng: Range) -> RangeCounts:
         """How often the range was used so far. Raises KeyError if it is not published."""
-        return RangeCounts(*self._counts[rng])
+        return RangeCounts(*self._cells[rng].counts)
 
     def close(self) -> None:
         """Forget everything. No vCPU may be running."""
         lib.avmm_vm_publish(self._vm, ffi.NULL)
-        self._current = ()
+        self._vm = self._current = None
         self._retired.clear()
-        self._counts.clear()
+        self._cells.clear()
 
-    def _build(self, ranges: Sequence[Range]) -> tuple[Any, list[Any]]:
+    def _build(self, ranges: Sequence[Range]) -> Any:
         table = ffi.new("struct avmm_table *")
-        keep: list[Any] = []
+        arrays = []
         for space in Space:
             mine = [r for r in ranges if r.space == space]
             array = ffi.new("struct avmm_range[]", len(mine))
-            for slot, rng in zip(array, mine, strict=True):
-                counts = self._counts[rng]
-                slot.base, slot.size, slot.counts = rng.base, rng.size, counts
-                keep.append(counts)
-                if rng.fast is not None:
-                    policy, shadow = ffi.from_buffer(rng.fast.policy), ffi.from_buffer(rng.fast.shadow)
-                    slot.policy, slot.shadow = ffi.cast("uint8_t *", policy), ffi.cast("uint8_t *", shadow)
-                    keep += [policy, shadow, rng.fast]
-            table.count[space], table.ranges[space] = len(mine), array
-            keep.append(array)
-        return table, keep
+            for index, rng in enumerate(mine):
+                slot, cells = array[index], self._cells[rng]
+                slot.base, slot.size = rng.base, rng.size
+                owners.link_item(array, index, counts=cells.counts, policy=cells.policy, shadow=cells.shadow)
+            table.count[space] = len(mine)
+            arrays.append(array)
+        owners.link(table, ranges=arrays)
+        return table
+
+
+class _Cells:
+    """What native code reads and writes for one range, for as long as it is published."""
+
+    def __init__(self, rng: Range) -> None:
+        self.counts = ffi.new("uint64_t[]", lib.AVMM_COUNTS)
+        fast = rng.fast
+        self.policy = ffi.NULL if fast is None else owners.view(fast.policy)
+        self.shadow = ffi.NULL if fast is None else owners.view(fast.shadow)

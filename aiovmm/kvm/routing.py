@@ -13,7 +13,7 @@ import struct
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import call, error
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 
 __all__ = ["GsiRouting", "IrqfdLine"]
 
@@ -70,7 +70,7 @@ class GsiRouting:
         count = len(self._routes)
         _HEADER.pack_into(self._table, 0, count, 0)
         try:
-            call(self._fd, lib.KVM_SET_GSI_ROUTING, ffi.from_buffer(self._table), f"setting {count} interrupt routes")
+            call(self._fd, lib.KVM_SET_GSI_ROUTING, owners.view(self._table), f"setting {count} interrupt routes")
         except KvmError:
             for gsi, message in list(self._before.items()):
                 self._change(gsi, message)

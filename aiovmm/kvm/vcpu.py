@@ -15,7 +15,7 @@ import errno
 import os
 import threading
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import KvmError, StateError
@@ -40,20 +40,28 @@ class VcpuCounters:
     full: int
 
 
+class Vm(Protocol):
+    """What a vCPU belongs to (vmfd.VmFd), and keeps."""
+
+    native: Any
+
+
 class Vcpu(VcpuState):
     """One virtual processor. Made by VmFd.create_vcpu."""
 
-    def __init__(self, native_vm: Any, index: int, fd: int, run_size: int, ring_size: int) -> None:
+    def __init__(self, vm: Vm, index: int, fd: int, run_size: int, ring_size: int) -> None:
         self.index = index
         self.fd = fd
         code = ffi.new("int *", errno.EINVAL)
         power_of_two = ring_size > 0 and not ring_size & (ring_size - 1)
-        new = lib.avmm_vcpu_new(native_vm, index, fd, run_size, ring_size, code) if power_of_two else ffi.NULL
+        new = lib.avmm_vcpu_new(vm.native, index, fd, run_size, ring_size, code) if power_of_two else ffi.NULL
         if new == ffi.NULL:
             os.close(fd)
             self.fd = -1
             raise error(f"setting up vCPU {index}", code[0])
         self.native = new
+        self._vm = vm  # while the thread runs it reads the VM's table of ranges, and the guest the VM's memory
+        self._final: FinalExit | None = None  # of the last run, once closed
         self._thread: threading.Thread | None = None
         self._ended: asyncio.Future[FinalExit] | None = None
         self._parked: asyncio.Future[None] | None = None
@@ -84,7 +92,7 @@ class Vcpu(VcpuState):
         """Why the last run ended. Raises StateError before it has."""
         if self._thread is None or self.running:
             raise StateError(f"vCPU {self.index} has not run to an end")
-        return decode(lib.avmm_vcpu_final(self.native))
+        return self._final or decode(lib.avmm_vcpu_final(self.native))
 
     def start(self) -> None:
         """Run the guest from the present state. With a pause in force the vCPU parks at once. Raises StateError, KvmError."""
@@ -197,9 +205,11 @@ class Vcpu(VcpuState):
             return
         self.stop()
         self._join_thread()
+        if self._thread is not None:
+            self._final = self.final
         lib.avmm_vcpu_free(self.native)
         os.close(self.fd)
-        self.native, self.fd = ffi.NULL, -1
+        self.native, self.fd = None, -1  # None: native code refuses it, where NULL would be followed
 
     def _checked_fd(self) -> int:
         """The fd, when using it would not wait for the guest: KVM holds a vCPU's lock for as long as it runs."""

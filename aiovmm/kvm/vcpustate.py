@@ -71,7 +71,7 @@ class VcpuState(ABC):
 
     def get_state(self, name: str) -> bytes:
         """State `name` (a key of kvm.state.BLOBS) as the bytes of KVM's structure."""
-        return bytes(ffi.buffer(ffi.addressof(self._get(name.upper(), BLOBS[name]))))
+        return bytes(ffi.buffer(self._get(name.upper(), BLOBS[name])))
 
     def set_state(self, name: str, data: bytes) -> None:
         """Put back what get_state gave."""
@@ -95,7 +95,7 @@ class VcpuState(ABC):
     def _get(self, name: str, struct: str) -> Any:
         arg = ffi.new(f"{struct} *")
         self._ioctl(getattr(lib, f"KVM_GET_{name}"), arg, f"reading {name.lower()}")
-        return arg[0]
+        return arg  # the pointer itself: it owns the structure
 
     def _set_plain(self, name: str, struct: str, plain: Any) -> None:
         arg = ffi.new(f"{struct} *")

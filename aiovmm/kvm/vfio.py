@@ -9,7 +9,7 @@ import os
 
 from aiovmm.kvm.ioctl import call
 from aiovmm.kvm.vmfd import VmFd
-from aiovmm.native import ffi
+from aiovmm.native import ffi, owners
 
 __all__ = ["KvmVfio"]
 
@@ -31,7 +31,7 @@ class KvmVfio:
     def add_group(self, fd: int) -> None:
         """The VM has the group whose file is `fd`. Raises KvmError."""
         argument = ffi.new("int32_t *", fd)
-        attribute = ffi.new("uint64_t[3]", [_GROUP << 32, _GROUP_ADD, int(ffi.cast("uintptr_t", argument))])
+        attribute = ffi.new("uint64_t[3]", [_GROUP << 32, _GROUP_ADD, owners.address(argument)])
         call(self._fd, _SET_DEVICE_ATTR, attribute, "telling KVM of an IOMMU group")
 
     def close(self) -> None:

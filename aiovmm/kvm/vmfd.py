@@ -20,6 +20,7 @@ from aiovmm.kvm.routing import GsiRouting, IrqfdLine
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib
+from aiovmm.native.mapping import Mapping
 from aiovmm.patience import look_ns
 
 __all__ = ["HostMemorySlot", "VmFd"]
@@ -40,7 +41,7 @@ class VmFd:
         self.max_vcpus = max_vcpus
         self.routing: GsiRouting | None = None
         self._run_size = run_size
-        self._slots: dict[MemoryRegion, int] = {}
+        self._slots: dict[MemoryRegion, tuple[int, memoryview]] = {}  # a view keeps the mapping while KVM has it
         self._free_slots: list[int] = []
         self._next_slot = 0
         try:
@@ -60,24 +61,25 @@ class VmFd:
     def set_memory(self, memory: GuestMemory) -> None:
         """Make the VM's slots those of `memory`'s regions; call again after regions came or went. Raises KvmError."""
         for region in [r for r in self._slots if r not in memory.regions]:
-            slot = self._slots.pop(region)
+            slot, _ = self._slots[region]
             self._set_slot(slot, region, 0)
+            del self._slots[region]
             self._free_slots.append(slot)
         for region in memory.regions:
             if region not in self._slots:
                 slot = self._take_slot()
                 self._set_slot(slot, region, region.size)
-                self._slots[region] = slot
+                self._slots[region] = slot, memoryview(region.mapping)
 
-    def host_memory(self, gpa: int, size: int, host: int) -> HostMemorySlot:
-        """Let the guest see `size` bytes at `host` of this process (a device's registers) at `gpa`. Raises KvmError."""
+    def host_memory(self, gpa: int, size: int, mapping: Mapping) -> HostMemorySlot:
+        """Let the guest see the first `size` bytes of `mapping` (a device's registers) at `gpa`. Raises KvmError."""
         slot = self._take_slot()
         try:
-            self._map_slot(slot, gpa, size, host)
+            self._map_slot(slot, gpa, size, mapping.host)
         except KvmError:
             self._free_slots.append(slot)
             raise
-        return HostMemorySlot(self, slot, gpa, host)
+        return HostMemorySlot(self, slot, gpa, mapping)
 
     def _take_slot(self) -> int:
         if self._free_slots:
@@ -153,7 +155,7 @@ class VmFd:
             raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
         id_ = index if apic_id is None else apic_id
         fd = call(self.fd, lib.KVM_CREATE_VCPU, id_, f"creating vCPU {index}")
-        vcpu = Vcpu(self.native, index, fd, self._run_size, ring_size)
+        vcpu = Vcpu(self, index, fd, self._run_size, ring_size)
         self.vcpus[index] = vcpu
         return vcpu
 
@@ -172,11 +174,12 @@ class VmFd:
         for vcpu in self.vcpus.values():
             vcpu.close()
         self.vcpus.clear()
+        self._slots.clear()
         self._ranges.close()
         lib.avmm_vm_free(self.native)
         os.close(self.exit_fd)
         os.close(self.fd)
-        self.native, self.exit_fd, self.fd = ffi.NULL, -1, -1
+        self.native, self.exit_fd, self.fd = None, -1, -1  # None: native code refuses it, where NULL would be followed
 
     def _enable(self, cap: int, argument: int, operation: str, hints: dict[int, str] | None = None) -> None:
         arg = ffi.new("struct kvm_enable_cap *", {"cap": cap, "args": [argument]})
@@ -184,18 +187,18 @@ class VmFd:
 
 
 class HostMemorySlot:
-    """Memory that the guest sees until `close`; it is the caller's and must be there as long. Made by VmFd.host_memory."""
+    """Memory that the guest sees until `close`, and that is there as long. Made by VmFd.host_memory."""
 
-    def __init__(self, vm: VmFd, slot: int, gpa: int, host: int) -> None:
+    def __init__(self, vm: VmFd, slot: int, gpa: int, mapping: Mapping) -> None:
         self.gpa = gpa
         self._vm = vm
         self._slot = slot
-        self._host = host
-        self._open = True
+        self._host = mapping.host
+        self._view: memoryview | None = memoryview(mapping)
 
     def close(self) -> None:
         """Take it out of the guest's view. Idempotent."""
-        if self._open and not self._vm.closed:
+        if self._view is not None and not self._vm.closed:
             self._vm._map_slot(self._slot, self.gpa, 0, self._host)
             self._vm._free_slots.append(self._slot)
-        self._open = False
+        self._view = None

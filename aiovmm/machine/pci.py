@@ -16,6 +16,7 @@ from aiovmm.machine.interrupts import KvmMsiLine
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
+from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.segment import PciSegment
@@ -61,9 +62,9 @@ class KvmPciServices:
         except KvmError:
             return None
 
-    def memory_slot(self, address: int, size: int, host: int) -> HostMemorySlot:
+    def memory_slot(self, address: int, size: int, mapping: Mapping) -> HostMemorySlot:
         """Memory of this process before the guest's eyes. Raises KvmError."""
-        return self._vm.host_memory(address, size, host)
+        return self._vm.host_memory(address, size, mapping)
 
     def intx_line(self, ended: Callable[[], None]) -> IntxLine:
         """A wire to a pin of the I/O APIC."""

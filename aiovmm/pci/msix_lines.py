@@ -98,8 +98,7 @@ class MsixTableRegisters:
     def __init__(self, vectors: MsixVectors) -> None:
         self._vectors = vectors
         table = vectors.table.table
-        self.fast = FastPage(len(table))
-        self.fast.shadow = table
+        self.fast = FastPage(len(table), table)
         self.fast.policy[:] = bytes([Policy.SHADOW_READ]) * len(table)
 
     def read(self, offset: int, size: int) -> bytes:

@@ -97,8 +97,7 @@ class PciSegment:
 
     def _ecam_range(self, slot: int, function: PciFunction) -> Range:
         """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something."""
-        fast = FastPage(SIZE)
-        fast.shadow = function.config.data
+        fast = FastPage(SIZE, function.config.data)
         fast.policy[:] = bytes([Policy.SHADOW_READ]) * SIZE
         for offset, size in function.live_registers:
             fast.policy[offset : offset + size] = bytes([Policy.SYNC]) * size

@@ -66,8 +66,7 @@ class CommonRegisters:
     def __init__(self, common: CommonConfig, write: Callable[[int, bytes], Awaitable[None] | None]) -> None:
         self._write = write
         self._common = common
-        self.fast = FastPage(COMMON_SIZE)
-        self.fast.shadow = common.image
+        self.fast = FastPage(COMMON_SIZE, common.image)
         self.fast.policy[:] = bytes([Policy.SHADOW_READ]) * COMMON_SIZE
 
     def read(self, offset: int, size: int) -> bytes:

@@ -151,7 +151,7 @@ class Rings:
             self.state.translate(ring.address.avail, 6 + 2 * ring.size),
             self.state.translate(ring.address.used, 6 + 8 * ring.size),
             ready=True,
-            inflight=record.address(index, ring.size),
+            inflight=record.native(index, ring.size),
         )
 
     async def _run(self, queues: list[Queue], features: int) -> None:

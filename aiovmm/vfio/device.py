@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
 from aiovmm.errors import HostError, StateError
-from aiovmm.native import ffi
+from aiovmm.native.mapping import Mapping
 from aiovmm.vfio import abi
 from aiovmm.vfio.abi import Irq, IrqInfo, Region, RegionInfo, Request
 from aiovmm.vfio.container import Container, Group
@@ -21,20 +20,17 @@ CONFIG_SIZE = 256
 
 
 class MappedArea:
-    """`size` bytes at `offset` of a BAR, mapped here at `host`."""
+    """`size` bytes at `offset` of a BAR, mapped here."""
 
-    def __init__(self, bar: int, offset: int, mapping: mmap.mmap) -> None:
+    def __init__(self, bar: int, offset: int, mapping: Mapping) -> None:
         self.bar = bar
         self.offset = offset
         self.size = len(mapping)
-        self._mapping = mapping
-        view = ffi.from_buffer(mapping)
-        self.host = int(ffi.cast("uintptr_t", view))
-        ffi.release(view)
+        self.mapping = mapping
 
     def close(self) -> None:
         """Unmap."""
-        self._mapping.close()
+        self.mapping.close()
 
 
 class HostDevice:

@@ -105,7 +105,7 @@ class VfioFunction(PciFunction):
         slots = self._slots.setdefault(bar.index, [])
         try:
             for area in self._areas[bar.index]:
-                slots.append(self._services.memory_slot(address + area.offset, area.size, area.host))
+                slots.append(self._services.memory_slot(address + area.offset, area.size, area.mapping))
         except HostError as exc:
             self._on_error(self.name, exc)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from aiovmm.native.mapping import Mapping
 from aiovmm.pci.services import PciServices
 
 __all__ = ["IntxLine", "MemorySlot", "VfioServices"]
@@ -34,7 +35,7 @@ class IntxLine(Protocol):
 class VfioServices(PciServices, Protocol):
     """The machine's side."""
 
-    def memory_slot(self, address: int, size: int, host: int) -> MemorySlot:
+    def memory_slot(self, address: int, size: int, mapping: Mapping) -> MemorySlot:
         """Let the guest see `size` bytes at `host` of this process at guest-physical `address`. Raises HostError."""
 
     def intx_line(self, ended: Callable[[], None]) -> IntxLine:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from aiovmm.native.mapping import Mapping
+
 __all__ = ["HostSystem", "System"]
 
 
@@ -32,7 +34,7 @@ class System(Protocol):
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
         """Store at `offset`; how many bytes were."""
 
-    def mmap(self, fd: int, size: int, offset: int) -> mmap.mmap:
+    def mmap(self, fd: int, size: int, offset: int) -> Mapping:
         """A shared mapping for reading and writing."""
 
 
@@ -65,9 +67,9 @@ class HostSystem:
         """See System."""
         return os.pwrite(fd, data, offset)
 
-    def mmap(self, fd: int, size: int, offset: int) -> mmap.mmap:
+    def mmap(self, fd: int, size: int, offset: int) -> Mapping:
         """See System."""
-        return mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+        return Mapping(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
 
 
 def _plain(fd: int, request: int, argument: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 import os
+from typing import Any
 
 from aiovmm.errors import HostError, PeerError
-from aiovmm.native import ffi
+from aiovmm.native import owners
+from aiovmm.native.mapping import Mapping
 from aiovmm.vhost_user.payloads import InflightArea
 
 __all__ = ["InflightRecord", "record_size"]
@@ -28,12 +29,10 @@ class InflightRecord:
         self.queues = queues
         self.queue_size = queue_size
         try:
-            self._mapping = mmap.mmap(fd, offset + queues * record_size(queue_size))
+            self._mapping = Mapping(fd, offset + queues * record_size(queue_size))
         except (OSError, ValueError) as exc:
             raise HostError("mapping a record of requests in flight", getattr(exc, "errno", None) or 22) from exc
-        holder = ffi.from_buffer(self._mapping)
-        self._base = int(ffi.cast("uintptr_t", holder)) + offset
-        ffi.release(holder)
+        self._offset = offset
 
     @classmethod
     def create(cls, queues: int, queue_size: int) -> tuple[InflightArea, int]:
@@ -57,12 +56,14 @@ class InflightRecord:
         except HostError as exc:
             raise PeerError(f"the in-flight record cannot be mapped: {exc}") from exc
 
-    def address(self, index: int, size: int) -> int:
-        """Host address of ring `index`'s record. Raises PeerError if there is none with room for `size` entries."""
+    def native(self, index: int, size: int) -> Any:
+        """`struct avmm_inflight *` of ring `index`, which keeps the mapping. Raises PeerError if there is none with room for
+        `size` entries."""
         if index >= self.queues or size > self.queue_size:
             raise PeerError(f"ring {index} with {size} entries is not in the in-flight record")
-        return self._base + index * record_size(self.queue_size)
+        start = self._offset + index * record_size(self.queue_size)
+        return owners.view(memoryview(self._mapping)[start:], "struct avmm_inflight *")
 
     def close(self) -> None:
-        """Unmap. No queue may use it any more."""
+        """Unmap it; while a queue has one of its records, that keeps it."""
         self._mapping.close()

@@ -5,6 +5,8 @@ A transport fills a `QueueConfig` from register writes, as they come and uncheck
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import ChainError
 
@@ -43,8 +45,8 @@ class QueueCounters:
 @dataclass()
 class QueueConfig:
     """One queue's registers. `size` counts descriptors; `desc`, `avail`, `used` are guest addresses (IOVAs behind an
-    IOMMU); `vector` is the transport's interrupt vector for it. `inflight` is the host address of a record of requests in
-    flight that outlives this process (vhost-user's, native/src/ring.h), 0 for none; a queue with one resumes by it."""
+    IOMMU); `vector` is the transport's interrupt vector for it. `inflight` is a `struct avmm_inflight *`, a record of requests in
+    flight that outlives this process (vhost-user's, native/src/ring.h), or None; a queue with one resumes by it."""
 
     max_size: int
     size: int = -1  # -1: max_size
@@ -53,7 +55,7 @@ class QueueConfig:
     used: int = 0
     ready: bool = False
     vector: int = NO_VECTOR
-    inflight: int = 0
+    inflight: Any = None
 
     def __post_init__(self) -> None:
         if self.size < 0:
@@ -65,7 +67,7 @@ class QueueConfig:
         self.desc = self.avail = self.used = 0
         self.ready = False
         self.vector = NO_VECTOR
-        self.inflight = 0
+        self.inflight = None
 
     def check(self) -> None:
         """Raise ChainError unless the size and the alignments are those of VIRTIO 1.2 §2.7."""

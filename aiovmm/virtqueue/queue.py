@@ -29,7 +29,7 @@ from typing import Any
 from aiovmm.errors import ChainError, GuestError, GuestFault, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
-from aiovmm.native import ffi, lib
+from aiovmm.native import lib
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
@@ -82,7 +82,7 @@ class Queue:
         self.interrupts = 0  # raised
         self.kicks = 0  # seen
         self._ring = open_ring(config, memory, features, position) if config.ready else None
-        self._q = self._ring.queue if self._ring is not None else ffi.NULL
+        self._q: Any = self._ring.queue if self._ring is not None else None
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._serving: Serving | None = None
@@ -356,7 +356,7 @@ class Queue:
             self._serving.fail(StateError(f"{self!r} was closed"))
         self._taken.clear()
         self._batch = self._ring = None
-        self._q = ffi.NULL
+        self._q = None  # native code refuses it, where NULL would be followed
 
     @property
     def _usable(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault
 from aiovmm.memory import PAGE_SIZE, AddressSpace
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
 
@@ -21,16 +21,15 @@ __all__ = ["Ring", "open_ring", "ring_stands"]
 _CHAIN_MIN = 32  # Linux fills indirect tables with up to MAX_SKB_FRAGS + 2 descriptors, however small the ring
 
 
+_PARTS = ("desc", "avail", "used")
 _RIGHTS = (lib.AVMM_MEM_READ, lib.AVMM_MEM_READ, lib.AVMM_MEM_READ | lib.AVMM_MEM_WRITE)
 
 
 @dataclass(frozen=True)
 class Ring:
-    """`queue` is `struct avmm_queue *`; `views` and `pages` keep alive what it points to."""
+    """`queue` is `struct avmm_queue *`, which keeps the memory of the ring."""
 
     queue: Any
-    views: tuple[memoryview, ...]
-    pages: tuple[Any, ...]
 
 
 def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position: QueuePosition | None) -> Ring:
@@ -41,23 +40,20 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
     queue.max_chain = max(config.max_size, _CHAIN_MIN)
     queue.event_idx = bool(features & EVENT_IDX)
     queue.indirect = bool(features & INDIRECT_DESC)
-    views: list[memoryview] = []
-    pages = []
-    for part, (address, size), right in zip((queue.desc, queue.avail, queue.used), config.parts, _RIGHTS, strict=True):
+    for name, (address, size), right in zip(_PARTS, config.parts, _RIGHTS, strict=True):
         found = ffi.new("uint64_t[]", size // PAGE_SIZE + 2)
-        if lib.avmm_ring_bind(ffi.addressof(part), memory.table, address, size, right, found) < 0:
+        if lib.avmm_ring_bind(owners.part(queue, name), memory.table, address, size, right, found) < 0:
             raise GuestFault(address, size, "memory, as a ring has to be")
-        pages.append(found)
-        views += _hold(memory, address, size)
+        owners.keep(queue, found, *_hold(memory, address, size))
     if position is not None:
         queue.last_avail = position.last_avail
         queue.used_idx = queue.signalled = position.used_idx
         queue.unsignalled = 1 << 16  # the driver's interrupt may have been lost with the machine: give one more
-    if config.inflight:
+    if config.inflight is not None:
         again = ffi.new("uint16_t[]", config.size)
-        lib.avmm_queue_recover(queue, ffi.cast("struct avmm_inflight *", config.inflight), again)
-        pages.append(again)
-    return Ring(queue, tuple(views), tuple(pages))
+        lib.avmm_queue_recover(queue, config.inflight, again)
+        owners.keep(queue, config.inflight, again)
+    return Ring(queue)
 
 
 def ring_stands(ring: Ring, config: QueueConfig, memory: AddressSpace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm, VmFd
 from aiovmm.memory import GuestMemory
-from aiovmm.native import ffi
+from aiovmm.native.mapping import Mapping
 
 
 @pytest.fixture
@@ -22,16 +21,14 @@ def vm() -> Iterator[VmFd]:
 
 
 @pytest.fixture
-def registers() -> Iterator[int]:
+def registers() -> Iterator[Mapping]:
     """A page of this process."""
-    mapping = mmap.mmap(-1, 4096)
-    view = ffi.from_buffer(mapping)
-    yield int(ffi.cast("uintptr_t", view))
-    ffi.release(view)
+    mapping = Mapping(-1, 4096)
+    yield mapping
     mapping.close()
 
 
-def test_a_slot_can_be_moved_any_number_of_times(vm: VmFd, registers: int) -> None:
+def test_a_slot_can_be_moved_any_number_of_times(vm: VmFd, registers: Mapping) -> None:
     memory = GuestMemory.create([(0, 1 << 20)])
     vm.set_memory(memory)
     for n in range(40_000):  # more than KVM has slots
@@ -42,7 +39,7 @@ def test_a_slot_can_be_moved_any_number_of_times(vm: VmFd, registers: int) -> No
     second.close()
 
 
-def test_what_overlaps_is_refused_and_its_slot_is_free_again(vm: VmFd, registers: int) -> None:
+def test_what_overlaps_is_refused_and_its_slot_is_free_again(vm: VmFd, registers: Mapping) -> None:
     slot = vm.host_memory(0xC000_0000, 4096, registers)
     for _ in range(3):
         with pytest.raises(KvmError, match="it overlaps another slot"):

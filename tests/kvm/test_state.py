@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 
 from aiovmm.errors import KvmError, StateError
 from aiovmm.kvm import CpuidEntry, Kvm, Regs
 from aiovmm.kvm.state import BLOBS
+from aiovmm.native import lib
 from tests.guests.machine import Machine
+
+FREED = """
+import sys
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.ioctl import call
+from aiovmm.kvm.state import BLOBS
+from aiovmm.native import ffi, lib
+
+name = sys.argv[1]
+with Kvm.open() as kvm:
+    vm = kvm.create_vm(1)
+vm.split_irqchip()
+vcpu = vm.create_vcpu(0)
+held = ffi.new(BLOBS[name] + " *")
+call(vcpu.fd, getattr(lib, "KVM_GET_" + name.upper()), held, "reading")
+told = 576 if name == "xsave" else ffi.sizeof(held[0])  # what follows depends on the processor
+state = vcpu.get_state(name)
+assert state[:told] == bytes(ffi.buffer(held))[:told], state.hex(" ")
+print("the same")
+vm.close()
+"""
 
 TSC_AUX, APIC_BASE = 0xC000_0103, 0x1B
 
@@ -54,6 +79,15 @@ async def test_opaque_state_goes_out_and_in(name: str, kvm: Kvm) -> None:
             assert m.cpu.get_state(name)[:told] == state[:told]
 
 
+@pytest.mark.parametrize("name", BLOBS)
+def test_state_is_what_kvm_says_though_freed_memory_is_overwritten(name: str, kvm: Kvm) -> None:
+    """In a process whose freed memory is filled with 0x5a (mallopt(3), M_PERTURB)."""
+    environment = {**os.environ, "MALLOC_PERTURB_": "165", "PYTHONMALLOC": "malloc"}
+    command = [sys.executable, "-c", FREED, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=50, env=environment)
+    assert (done.returncode, done.stdout) == (0, "the same\n"), done.stderr
+
+
 async def test_the_fpu_as_a_loader_leaves_it(kvm: Kvm) -> None:
     async with Machine("hello", kvm=kvm) as m:
         m.cpu.reset_fpu()
@@ -76,6 +110,28 @@ async def test_cpuid_is_taken_and_too_much_of_it_refused(kvm: Kvm) -> None:
         m.cpu.set_cpuid([*supported, CpuidEntry(0x4000_0100, 0, 0, 1, 2, 3, 4)])
         with pytest.raises(KvmError, match="Argument list too long"):
             m.cpu.set_cpuid(supported[:1] * 5000)
+
+
+async def test_how_a_run_ended_is_known_after_the_close(kvm: Kvm) -> None:
+    async with Machine("triple", kvm=kvm) as m:
+        m.start()
+        final = await m.ended()
+        assert m.cpu.final == final
+    assert m.cpu.final == final
+    assert await m.cpu.join() == final
+
+
+async def test_native_code_is_not_given_what_is_closed(kvm: Kvm) -> None:
+    m = Machine("hello", kvm=kvm)
+    async with m:
+        pass
+    for use in (lib.avmm_vcpu_final, lib.avmm_vcpu_counters):
+        with pytest.raises(TypeError):
+            use(m.cpu.native)
+    with pytest.raises(StateError, match="closed"):
+        m.vm.publish([])
+    with pytest.raises(TypeError):
+        lib.avmm_vm_linger(m.vm.native)
 
 
 async def test_a_closed_vcpu_says_so(kvm: Kvm) -> None:

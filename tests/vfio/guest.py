@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from aiovmm.devices.ioapic import IntxLine, IntxPins, IoApic
 from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory
+from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.testing.pci import RecordingServices
@@ -63,11 +64,11 @@ class Services(RecordingServices):
         self.slots: list[Slot] = []
         self.refuse_slots = False
 
-    def memory_slot(self, address: int, size: int, host: int) -> Slot:
+    def memory_slot(self, address: int, size: int, mapping: Mapping) -> Slot:
         if self.refuse_slots:
             raise HostError("mapping", 28)
         assert all(address >= s.address + s.size or s.address >= address + size for s in self.slots)
-        slot = Slot(self, address, size, host)
+        slot = Slot(self, address, size, mapping.host)
         self.slots.append(slot)
         return slot
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
-import mmap
 import os
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from aiovmm.native.mapping import Mapping
 
 REGION_SHIFT = 40  # as vfio-pci numbers offsets
 CONFIG = 7
@@ -184,10 +185,10 @@ class FakeKernel:
             device.command_written(disabled)
         return written
 
-    def mmap(self, fd: int, size: int, offset: int) -> mmap.mmap:
+    def mmap(self, fd: int, size: int, offset: int) -> Mapping:
         _, device = self.open_fds[fd]
         assert isinstance(device, FakeDevice)
-        return mmap.mmap(device.memory, size, offset=offset)
+        return Mapping(device.memory, size, offset=offset)
 
     # -- ioctls
 

@@ -30,8 +30,8 @@ async def test_a_slot_is_the_devices_own_registers(guest: Guest) -> None:
     (slot,) = guest.services.slots
     guest.hardware.put(0, 0x10, b"register")
     area = guest.host.map(0, 0, 0x2000)
-    assert area.host == slot.host
-    assert area._mapping[0x10:0x18] == b"register"
+    assert area.mapping.host == slot.host
+    assert area.mapping[0x10:0x18] == b"register"
 
 
 async def test_a_bar_below_a_page_is_reached_an_access_at_a_time(guest: Guest) -> None:

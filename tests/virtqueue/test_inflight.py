@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.memory import GuestMemory
-from aiovmm.native import ffi, lib
+from aiovmm.native import lib, owners
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.config import QueuePosition
 from aiovmm.virtqueue.features import RING_FEATURES
@@ -29,8 +29,7 @@ class Mortal(RingPair):
     def __init__(self, memory: GuestMemory, start: int = 0) -> None:
         super().__init__(memory, size=SIZE, start=start)
         self.record = bytearray(HEAD.size + SIZE * ENTRY.size)
-        self._buffer = ffi.from_buffer(self.record)
-        self.config = replace(self.config, inflight=int(ffi.cast("uintptr_t", self._buffer)))
+        self.config = replace(self.config, inflight=owners.view(self.record, "struct avmm_inflight *"))
         self.born(QueuePosition(start, start))
 
     def born(self, position: QueuePosition | None = None) -> None:

@@ -14,7 +14,7 @@ from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, 
 from aiovmm.devices.virtio.blk.queue import BlkCounters
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.errors import ConfigError, StateError, UsageError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 __all__ = ["BlkDevice"]
@@ -164,7 +164,7 @@ class BlkDevice(VirtioDevice):
                 raise
         if self._engine is None:
             self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.name)
-            self._disk.ring = self._engine.ring
+            owners.link(self._disk, ring=self._engine.ring)
 
     @property
     def _depth(self) -> int:
@@ -193,7 +193,7 @@ class BlkDevice(VirtioDevice):
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
-                self._disk.ring = ffi.NULL
+                owners.link(self._disk, ring=ffi.NULL)
             if self._image is not None:
                 self._image.close()
                 self._image = None

@@ -12,7 +12,7 @@ from aiovmm.devices.virtio.blk.extents import PAYLOAD_MAX, Extent, parse_extents
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request, Status
 from aiovmm.errors import ChainError, HostError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Batch, Next, Queue
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ class QueueService:
         self._queue = queue
         vq = queue.native
         self._native = native = ffi.new("struct avmm_blk_queue *")
-        native.disk = owner.disk
-        native.vq = vq
-        native.mem = queue.memory.table
+        owners.link(native, disk=owner.disk, vq=vq, mem=queue.memory.table)
         native.bit = self.bit
         room = min(vq.max_chain + 4, 1024)  # a few more than descriptors: buffers may cross regions of memory
         error = -lib.avmm_blk_queue_open(native, min(depth, queue.size), room)
@@ -118,7 +116,7 @@ class QueueService:
         """A discard or write-zeroes."""
         kind = Request(request.type)
         buffer = bytearray(min(request.left, PAYLOAD_MAX + 1))
-        lib.avmm_blk_payload(request, ffi.from_buffer(buffer), len(buffer))
+        lib.avmm_blk_payload(request, owners.view(buffer), len(buffer))
         extents = parse_extents(kind, bytes(buffer), self._owner.disk.capacity)
         if isinstance(extents, Status):
             lib.avmm_blk_answer(request, extents)

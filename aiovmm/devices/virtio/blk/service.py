@@ -19,7 +19,7 @@ from aiovmm.devices.virtio.blk.engine import THREADS, Engine
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.queue import BlkCounters, QueueService
 from aiovmm.errors import HostError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Queue
 
 __all__ = ["BlkService"]
@@ -159,7 +159,7 @@ class BlkService:
         """Have threads do reads, writes and flushes, and answer them: some in one go, since waking a thread is dear."""
         step = min(_GO, -(-len(requests) // THREADS))
         for at in range(0, len(requests), step):
-            some = ffi.new("struct avmm_blk_request *[]", requests[at : at + step])
+            some = owners.pointers("struct avmm_blk_request *[]", requests[at : at + step], self)
             try:
                 future = self.engine.submit(lib.avmm_blk_perform, some, len(some))
             except HostError:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from aiovmm.errors import GuestError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Batch, Queue
 
 __all__ = ["InputFiller"]
@@ -19,9 +19,9 @@ class InputFiller:
         self._queue = queue
         self._invite = invite
         self._batch = Batch(1, 4 * queue.size)
-        self._arrays = ffi.new("uint16_t[]", queue.size), ffi.new("uint32_t[]", queue.size)  # heads and lengths
         self._at = ffi.new("struct avmm_input *", {"max_chains": queue.size})
-        self._at.heads, self._at.lengths = self._arrays
+        owners.link(self._at, heads=ffi.new("uint16_t[]", queue.size), lengths=ffi.new("uint32_t[]", queue.size))
+        self._use_room()
         self._looked = asyncio.Event()  # at the ring, which may be empty or malformed now
         self._error: GuestError | None = None
 
@@ -42,13 +42,17 @@ class InputFiller:
         queue, batch, at = self._queue, self._batch, self._at
         if not queue.enabled or self._error is not None:
             return 0
-        at.iov, at.max_iov = batch.iov, batch.max_iov
         taken: int = lib.avmm_queue_input(queue.native, queue.memory.table, at, data, len(data), batch.error)
         if at.returned:
             queue.flush_soon()
         if batch.error.code == lib.AVMM_RING_NO_ROOM and batch.grow():
+            self._use_room()
             return taken + self.fill(data[taken:])
         if batch.error.code:
             self._error = queue.malformed(batch.error)
         self._looked.set()
         return taken
+
+    def _use_room(self) -> None:
+        owners.link(self._at, iov=self._batch.iov)
+        self._at.max_iov = self._batch.max_iov

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.patience import look_ns
 from aiovmm.virtqueue import Batch, Queue
 
@@ -62,9 +62,11 @@ class OutputCopier:
         self._queue = queue
         self._output = output
         self._batch = Batch(queue.size, 4 * queue.size)
-        self._arrays = ffi.new("uint16_t[]", queue.size), ffi.new("uint32_t[]", queue.size)  # heads, and lengths: all 0
         self._at = ffi.new("struct avmm_output *")
-        self._at.heads, self._at.lengths = self._arrays
+        lengths = ffi.new("uint32_t[]", queue.size)  # all 0
+        owners.link(self._at, heads=ffi.new("uint16_t[]", queue.size), lengths=lengths, chains=self._batch.chains)
+        self._at.max_chains = self._batch.max_chains
+        self._use_room()
         self._piece = ffi.new("uint8_t[]", PIECE)
         self._held = 0  # bytes of it that have not been handed on
         self._handed_on = -HOLD  # when, the last time
@@ -89,7 +91,6 @@ class OutputCopier:
     def _copy(self) -> bool:
         """Take what there is, as far as it fits; whether there was any. Chains are back before their bytes are looked at."""
         batch, at, queue, held = self._batch, self._at, self._queue, self._held
-        at.chains, at.max_chains, at.iov, at.max_iov = batch.chains, batch.max_chains, batch.iov, batch.max_iov
         size = lib.avmm_queue_output(
             queue.native, queue.memory.table, at, self._piece + held, PIECE - held, self._policy.look, TURN, batch.error
         )
@@ -98,12 +99,17 @@ class OutputCopier:
         if self._held == PIECE or (self._held and time.monotonic() - self._handed_on >= HOLD):
             self._hand_on()
         if batch.error.code == lib.AVMM_RING_NO_ROOM and batch.grow():
+            self._use_room()
             return True
         if batch.error.code:
             raise queue.malformed(batch.error)
         if at.taken:
             self._policy.note(at.found > 0)
         return bool(size or at.taken)
+
+    def _use_room(self) -> None:
+        owners.link(self._at, iov=self._batch.iov)
+        self._at.max_iov = self._batch.max_iov
 
     def _hand_on(self) -> None:
         size, self._held = self._held, 0

@@ -13,7 +13,7 @@ from aiovmm.devices.virtio.iommu.table import DomainTable
 from aiovmm.devices.virtio.iommu.wire import MAP_READ, MAP_WRITE, FaultReason
 from aiovmm.errors import GuestFault
 from aiovmm.memory import GuestMemory
-from aiovmm.native import ffi
+from aiovmm.native import ffi, owners
 
 __all__ = ["Translation"]
 
@@ -26,7 +26,6 @@ class Translation:
         self._table = ffi.new("struct avmm_mem *")
         self._domain: DomainTable | None = None
         self._bypass = False
-        self._regions: Any = None
 
     def bind(self, domain: DomainTable | None, *, bypass: bool = False) -> None:
         """From now on: `domain`, or without one all of memory (`bypass`) or none of it."""
@@ -42,11 +41,11 @@ class Translation:
         if self._domain is not None:
             count, regions = self._domain.count, self._domain.regions
         elif self._bypass:
-            count, regions = self.memory.table.count, self.memory.table.regions
+            count, regions = self.memory.table.count, self.memory.native_regions
         else:
             count, regions = 0, ffi.NULL
-        self._table.count, self._table.regions = count, regions
-        self._regions = regions  # keeps the array alive that the table points to
+        self._table.count = count
+        owners.link(self._table, regions=regions)
 
     @property
     def table(self) -> Any:

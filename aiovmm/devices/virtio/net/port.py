@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import enum
-import mmap
 from typing import Any
 
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.counters import NetCounters
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
+from aiovmm.native.mapping import Mapping
 
 __all__ = ["Port", "PortKind"]
 
@@ -38,10 +38,11 @@ class Port:
         self.tx.socket = socket
         sizes = [lib.AVMM_NET_PACKET + 1] * 2 + [lib.AVMM_NET_STREAM_BUFFER] * (kind is PortKind.STREAM)
         # Mapped, not allocated: most ports never touch their buffers, and there may be a thousand guests.
-        self._buffers = [ffi.from_buffer("uint8_t[]", mmap.mmap(-1, size)) for size in sizes]
-        self.rx.packet, self.tx.packet = self._buffers[:2]
+        buffers = [owners.view(Mapping(-1, size)) for size in sizes]
+        owners.link(self.rx, packet=buffers[0])
+        owners.link(self.tx, packet=buffers[1])
         if kind is PortKind.STREAM:
-            self.rx.stream = self._buffers[2]
+            owners.link(self.rx, stream=buffers[2])
 
     def begin(self, features: int) -> None:
         """A driver starts with these features. Packets that waited for none are lost, as on a card that is off: they may have

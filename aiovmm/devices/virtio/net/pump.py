@@ -10,7 +10,7 @@ from typing import Any
 from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.watch import FdWatch
 from aiovmm.errors import ChainError, StateError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
@@ -42,10 +42,11 @@ class _Pump:
         self._status = _MORE  # of the last turn
         self._batch = batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
         self._turn = turn = ffi.new("struct avmm_net_turn *")
-        turn.chains, turn.iov, turn.max_iov = batch.chains, batch.iov, batch.max_iov
-        turn.mem, turn.budget = queue.memory.table, _TURN_BYTES
+        turn.max_iov, turn.budget = batch.max_iov, _TURN_BYTES
+        owners.link(turn, chains=batch.chains, iov=batch.iov, mem=queue.memory.table)
         if queue.enabled:  # else there are no chains
-            turn.queue, turn.max_chains = queue.native, batch.max_chains
+            owners.link(turn, queue=queue.native)
+            turn.max_chains = batch.max_chains
 
     def _move(self, call: Callable[..., int], state: Any) -> int:
         """One batch: the native status. Raises ChainError, GuestFault."""
@@ -71,7 +72,8 @@ class _Pump:
             raise ChainError("it has no room for a header, or buffers of the other direction", head)
         if turn.error.code != lib.AVMM_RING_NO_ROOM or not batch.grow():
             raise self._queue.malformed(turn.error)
-        turn.iov, turn.max_iov = batch.iov, batch.max_iov
+        owners.link(turn, iov=batch.iov)
+        turn.max_iov = batch.max_iov
 
     def _ended(self, error: int) -> None:
         if self._port.ended is None:
@@ -87,7 +89,7 @@ class Receiver(_Pump):
         super().__init__(queue, port, watch, on_end, _RX_CHAINS)
         self._heads: Any = ffi.new("uint16_t[]", self._batch.max_chains)
         self._lens: Any = ffi.new("uint32_t[]", self._batch.max_chains)
-        self._turn.heads, self._turn.lens = self._heads, self._lens
+        owners.link(self._turn, heads=self._heads, lens=self._lens)
         self._rx = port.rx
 
     async def run(self) -> None:

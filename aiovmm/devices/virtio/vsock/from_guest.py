@@ -8,7 +8,7 @@ from typing import Any
 from aiovmm.devices.virtio.vsock.packet import CREDIT_AT, HEADER_SIZE, LENGTH_AT, OP_AT, Op, parse_headers
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.errors import ChainError
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
@@ -32,7 +32,7 @@ class FromGuest:
         self._heads = ffi.new("uint16_t[]", self._batch.max_chains)
         self._lengths = ffi.new("uint32_t[]", self._batch.max_chains)  # nothing is ever written to these
         self._frames = frames_of(queue, self._batch, self._heads, self._lengths)
-        self._frames.headers, self._frames.firsts = self._headers, self._firsts
+        owners.link(self._frames, headers=self._headers, firsts=self._firsts)
 
     def turn(self) -> Next:
         """Neighbouring payloads of one connection are taken as one packet: one pass through the states, one system call. A guest
@@ -58,17 +58,17 @@ class FromGuest:
         if code == lib.AVMM_FRAMES_RING:
             if frames.error.code != lib.AVMM_RING_NO_ROOM or not batch.grow():
                 raise self._queue.malformed(frames.error)
-            frames.iov, frames.max_iov = batch.iov, batch.max_iov
+            owners.link(frames, iov=batch.iov)
+            frames.max_iov = batch.max_iov
             return Next.TURN
         return Next.KICK
 
 
 def frames_of(queue: Queue, batch: Batch, heads: Any, lengths: Any) -> Any:
-    """A `struct avmm_frames` over these; they must outlive it."""
+    """A `struct avmm_frames` over these, which it keeps."""
     frames = ffi.new("struct avmm_frames *")
-    frames.queue, frames.mem = queue.native if queue.enabled else ffi.NULL, queue.memory.table
-    frames.chains, frames.max_chains = batch.chains, batch.max_chains
-    frames.iov, frames.max_iov = batch.iov, batch.max_iov
-    frames.heads, frames.lengths = heads, lengths
+    owners.link(frames, queue=queue.native if queue.enabled else ffi.NULL, mem=queue.memory.table)
+    owners.link(frames, chains=batch.chains, iov=batch.iov, heads=heads, lengths=lengths)
+    frames.max_chains, frames.max_iov = batch.max_chains, batch.max_iov
     frames.layout = (HEADER_SIZE, LENGTH_AT, CREDIT_AT, OP_AT, Op.RW)
     return frames
