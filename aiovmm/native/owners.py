@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from aiovmm.native import ffi
 
-__all__ = ["address", "keep", "link", "link_item", "part", "pointers", "view"]
+__all__ = ["address", "drop", "keep", "link", "link_item", "part", "pointers", "view"]
 
 _links: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -65,6 +65,11 @@ def keep(owner: Any, *things: Any) -> None:
     """`things` live as long as the structure `owner`. Raises TypeError if that owns nothing."""
     _check(owner)
     _kept(owner).setdefault(None, []).extend(things)
+
+
+def drop(owner: Any) -> None:
+    """The structure `owner` keeps nothing any more; what it points at must not be used through it after this."""
+    _links.pop(owner, None)
 
 
 def _link(owner: Any, struct: Any, index: int | None, fields: dict[str, Any]) -> None:

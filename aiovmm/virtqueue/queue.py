@@ -34,7 +34,7 @@ from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX
-from aiovmm.virtqueue.ring import open_ring, ring_stands
+from aiovmm.virtqueue.ring import close_ring, open_ring, ring_stands
 from aiovmm.virtqueue.serving import Serving, Turn
 
 __all__ = ["Batches", "Queue"]
@@ -355,6 +355,8 @@ class Queue:
         if self._serving is not None:
             self._serving.fail(StateError(f"{self!r} was closed"))
         self._taken.clear()
+        if self._ring is not None:
+            close_ring(self._ring)
         self._batch = self._ring = None
         self._q = None  # native code refuses it, where NULL would be followed
 

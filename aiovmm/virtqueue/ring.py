@@ -16,7 +16,7 @@ from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
 
-__all__ = ["Ring", "open_ring", "ring_stands"]
+__all__ = ["Ring", "close_ring", "open_ring", "ring_stands"]
 
 _CHAIN_MIN = 32  # Linux fills indirect tables with up to MAX_SKB_FRAGS + 2 descriptors, however small the ring
 
@@ -54,6 +54,20 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
         lib.avmm_queue_recover(queue, config.inflight, again)
         owners.keep(queue, config.inflight, again)
     return Ring(queue)
+
+
+def close_ring(ring: Ring) -> None:
+    """Let go of guest memory, whoever still has the queue: native code then finds an empty ring of one entry, which is nobody's."""
+    queue = ring.queue
+    owners.link(queue, inflight=ffi.NULL, again=ffi.NULL)
+    queue.size, queue.n_again = 1, 0
+    queue.last_avail = queue.used_idx = queue.signalled = queue.unsignalled = queue.again_at = 0
+    empty = ffi.new("uint64_t[]", 4)  # as long as the longest of the three parts, and the words behind it
+    for name in _PARTS:
+        part = owners.part(queue, name)
+        part.skew, part.host = 0, owners.address(empty)
+    owners.drop(queue)
+    owners.keep(queue, empty)
 
 
 def ring_stands(ring: Ring, config: QueueConfig, memory: AddressSpace) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from aiovmm.errors import ChainError, GuestFault, StateError
 from aiovmm.memory import GuestMemory
-from aiovmm.native import ffi
+from aiovmm.native import ffi, lib
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.driver import NEXT, Arena, Descriptor, DriverQueue
@@ -388,6 +388,27 @@ async def test_native_code_gets_at_a_live_queue_only(live: Live) -> None:
         _ = queue.native
     with pytest.raises(StateError):
         await queue.wait()
+
+
+async def test_who_still_has_a_closed_queue_finds_nothing_there(live: Live) -> None:
+    """Its memory goes at once, not when the last of those who serve it does."""
+    queue = live.activate()
+    live.driver.add([b"x"])
+    live.driver.kick()
+    native, table, batch = queue.native, live.memory.table, Batch(4, 16)
+    (region,) = live.memory.regions
+    queue.close()
+    live.memory.close()
+    assert region.mapping.closed
+    with pytest.raises(TypeError):
+        lib.avmm_queue_enable_notify(queue._q)
+    for _ in range(3):
+        assert lib.avmm_queue_available(native) == 0
+        assert lib.avmm_queue_enable_notify(native) == 0
+        lib.avmm_queue_disable_notify(native)
+        assert lib.avmm_queue_pop(native, table, batch.chains, 4, batch.iov, ffi.NULL, 16, batch.error) == 0
+        assert lib.avmm_queue_push_one(native, 0, 0) == -1
+        assert lib.avmm_queue_needs_interrupt(native) == 0
 
 
 async def test_a_returned_chain_cannot_be_put_back(live: Live) -> None:
