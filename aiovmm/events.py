@@ -7,6 +7,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 
+from aiovmm.home import HomeLoop
 from aiovmm.lifecycle import Event
 
 __all__ = ["EventStream", "Subscription"]
@@ -20,7 +21,8 @@ class Subscription(AsyncIterator[Event]):
     `lost` counts events that went by unread because more than 1024 waited. One task at a time may iterate.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, home: HomeLoop) -> None:
+        self._home = home
         self._queue: deque[Event] = deque(maxlen=LIMIT)
         self._wakeup = asyncio.Event()
         self._ended = False
@@ -42,6 +44,7 @@ class Subscription(AsyncIterator[Event]):
         while not self._queue:
             if self._ended:
                 raise StopAsyncIteration
+            self._home.check()
             self._wakeup.clear()
             await self._wakeup.wait()
         return self._queue.popleft()
@@ -50,7 +53,8 @@ class Subscription(AsyncIterator[Event]):
 class EventStream:
     """Fans events out. `history` keeps the last ones, so that a late subscriber can ask for them."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: HomeLoop | None = None) -> None:
+        self._home = home or HomeLoop("a subscription to events")
         self.history: deque[Event] = deque(maxlen=LIMIT)
         self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()  # one that is dropped costs nothing more
         self._ended = False
@@ -65,7 +69,7 @@ class EventStream:
 
     def subscribe(self, *, from_start: bool = False) -> Subscription:
         """A new subscription; with `from_start` it begins with the events that are kept."""
-        subscription = Subscription()
+        subscription = Subscription(self._home)
         if from_start:
             for event in self.history:
                 subscription._put(event)

@@ -7,6 +7,7 @@ from collections import defaultdict
 
 from aiovmm.errors import AiovmmError
 from aiovmm.events import EventStream, Subscription
+from aiovmm.home import HomeLoop
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
 from aiovmm.log import Log
 from aiovmm.quota import SECONDS_EACH, Quota
@@ -18,9 +19,9 @@ __all__ = ["Journal"]
 class Journal:
     """Of one VM. Times are seconds since the epoch."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, home: HomeLoop | None = None) -> None:
         self._name = name
-        self._stream = EventStream()
+        self._stream = EventStream(home)
         self._quotas: defaultdict[str, Quota] = defaultdict(Quota)  # by device: of errors that are told
         self._log = Log(vm=name)
 

@@ -25,8 +25,9 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"errors", "native"},
     "lifecycle": {"errors"},
     "tasks": {"errors"},
-    "events": {"lifecycle"},
-    "journal": {"errors", "events", "lifecycle", "log", "quota", "traces"},
+    "home": {"errors"},
+    "events": {"home", "lifecycle"},
+    "journal": {"errors", "events", "home", "lifecycle", "log", "quota", "traces"},
     "traces": set(),
     "log": set(),
     "virtqueue": BASE,
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "kvm": {"errors", "memory", "irq", "native", "bus"},
     "boot": {"errors", "config", "memory"},
     "image": {"errors", "config", "boot"},
-    "console": {"errors", "config"},
+    "console": {"errors", "config", "home"},
 }
 """Units that are not listed compose others (vm, machine, cli, testing, ...) and may import anything but the command line."""
 

@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 import sys
-from contextlib import AsyncExitStack
 from functools import cached_property
 from typing import Any
 
@@ -39,12 +38,12 @@ class Session:
 
     async def run(self) -> int:
         """Run the guest to its end; the exit code."""
-        vm = VM(self._config)
+        vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
         self._handle_signals(vm)
-        async with vm, AsyncExitStack() as stack:
+        async with vm:
             if self._as_json:
                 self._spawn(_print_events(vm.events(from_start=True)))
-            terminal = await self._open_consoles(vm, stack)
+            terminal = self._consoles(vm)
             if vm.state is VMState.CREATED:  # else a signal has come already
                 await vm.start()
                 gc.freeze()
@@ -58,17 +57,14 @@ class Session:
             print(f"aiovmm: the guest ended: {status.reason.value}: {status.detail}", file=sys.stderr)
         return 0 if status.ok else 1
 
-    async def _open_consoles(self, vm: VM, stack: AsyncExitStack) -> tuple[ConsoleConfig, Console] | None:
-        """Join consoles to where the configuration says; the one that gets this terminal is returned instead."""
+    def _consoles(self, vm: VM) -> tuple[ConsoleConfig, Console] | None:
+        """Say where consoles are; the one that gets this terminal is returned instead."""
         terminal = None
         for config, console in ((self._config.serial, vm.serial), (self._config.console, vm.console)):
             if config.mode is ConsoleMode.TTY:
                 terminal = config, console
-            elif config.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
-                from aiovmm.console.backends import open_backend
-
-                backend = await stack.enter_async_context(open_backend(config, console))
-                print(f"aiovmm: {console.name} is at {backend.place}", file=sys.stderr)
+            elif console.place:
+                print(f"aiovmm: {console.name} is at {console.place}", file=sys.stderr)
         return terminal
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:

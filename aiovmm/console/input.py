@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Callable
 
 from aiovmm.console.device import ByteDevice
+from aiovmm.console.use import Use
 from aiovmm.errors import ConsoleEnded, StateError
+from aiovmm.home import HomeLoop
 
 __all__ = ["HIGH_WATER", "INPUT_LIMIT", "LOW_WATER", "InputQueue"]
 
@@ -22,7 +24,10 @@ _CHUNK = 4096  # bytes that a device is given first; each time it takes all, twi
 class InputQueue:
     """From `high` bytes on it is full for those who wait, until it is down to `low`; `limit` bounds those who do not."""
 
-    def __init__(self, high: int = HIGH_WATER, low: int = LOW_WATER, limit: int = INPUT_LIMIT) -> None:
+    def __init__(
+        self, high: int = HIGH_WATER, low: int = LOW_WATER, limit: int = INPUT_LIMIT, use: Use | None = None
+    ) -> None:
+        self._use = use or Use(HomeLoop("a console"))
         self._high, self._low, self._limit = high, low, limit
         self._buffer = bytearray()
         self._device: ByteDevice | None = None
@@ -46,6 +51,7 @@ class InputQueue:
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Queue all of `data`, or raise StateError and queue nothing if more than `limit` bytes would wait."""
+        self._use.check()
         if self._ended:
             raise ConsoleEnded("its guest takes no more input")
         waiting = len(self._buffer) + len(data)
@@ -85,6 +91,7 @@ class InputQueue:
 
     async def _room(self) -> None:
         """Wait in turn until the queue is not full. Whoever returns from it calls `_wake` for the next in turn."""
+        self._use.check_waiting()
         while self._full and not self._ended:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)

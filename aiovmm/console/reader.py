@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from aiovmm.console.ring import HistoryRing
 from aiovmm.console.search import OVERLAP, Pattern, PatternSearch, SeparatorSearch
+from aiovmm.console.use import Use
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, StateError, UsageError
 
 __all__ = ["ConsoleReader", "OutputLog"]
@@ -20,7 +21,8 @@ CHUNK = 64 << 10
 class OutputLog:
     """What the guest printed: the ring, whether more can come, and those who wait for it."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, use: Use) -> None:
+        self.use = use
         self.ring = HistoryRing(capacity)
         self.ended = False
         self.over = asyncio.Event()
@@ -182,6 +184,7 @@ class ConsoleReader:
 
         While it is `unfinished()` with what there is, it is asked again as soon as others have had the loop.
         """
+        self._log.use.check_waiting()
         if self._waiting:
             raise StateError("another task waits on this reader; take one of your own from Console.reader()")
         self._waiting = True

@@ -11,6 +11,8 @@ from aiovmm.console.input import InputQueue
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.reader import CHUNK, ConsoleReader, OutputLog
 from aiovmm.console.search import OVERLAP, Pattern
+from aiovmm.console.use import Use
+from aiovmm.home import HomeLoop
 
 if TYPE_CHECKING:
     from aiovmm.console.terminal import AttachEnd, Terminal
@@ -32,16 +34,27 @@ class Console:
     Input goes through a queue of bounded size: `write` then `await drain()`, as with asyncio.StreamWriter, or
     `await send(data)` for data of any size.
 
-    All methods belong to the event loop's thread. The device's side is `feed`, and `close` when the guest is gone.
+    All methods belong to the event loop's thread, and waiting ones to the loop (`home`, None: the first that one is called on).
+    `absent` says why there is no such device: then whoever reads or writes gets it as a StateError. The device's side is
+    `feed`, and `close` when the guest is gone.
     """
 
     def __init__(
-        self, device: ByteDevice | None = None, *, history: int = DEFAULT_HISTORY, name: str = "console"
+        self,
+        device: ByteDevice | None = None,
+        *,
+        history: int = DEFAULT_HISTORY,
+        name: str = "console",
+        home: HomeLoop | None = None,
+        absent: str = "",
     ) -> None:
         self.name = name
-        self._log = OutputLog(history)
+        self.place = ""
+        """Where else it is: the path of its pseudo-terminal, socket or file; "" if only the program has it."""
+        self._use = Use(home or HomeLoop(f"console {name!r}"), absent)
+        self._log = OutputLog(history, self._use)
         self._main = ConsoleReader(self._log, 0)
-        self._input = InputQueue()
+        self._input = InputQueue(use=self._use)
         self._device: ByteDevice | None = None
         self._size: tuple[int, int] | None = None
         if device is not None:
@@ -80,6 +93,7 @@ class Console:
 
     async def wait_closed(self) -> None:
         """Wait until the guest is gone."""
+        self._use.check_waiting()
         await self._log.over.wait()
 
     @property

@@ -177,9 +177,14 @@ class Machine:
         """Tell the guest by ACPI that somebody wants it to power off."""
         self.legacy.ged.press_power_button()
 
+    def halt(self) -> None:
+        """Ask all vCPU threads to end, without waiting for them. Idempotent."""
+        for vcpu in self.vcpus:
+            vcpu.stop()
+
     async def stop(self) -> None:
         """End all vCPU threads; devices stay as they are. Idempotent."""
-        self._halt()
+        self.halt()
         for vcpu in self.vcpus:
             if vcpu.needs_end:
                 await vcpu.join()
@@ -194,12 +199,8 @@ class Machine:
 
     # -- what comes from below
 
-    def _halt(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.stop()
-
     def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
-        self._halt()  # no instruction after the one that did it, on any vCPU
+        self.halt()  # no instruction after the one that did it, on any vCPU
         self._owner.guest_ended(reason, detail, error)
 
     def _vcpu_ended(self, index: int, final: FinalExit) -> None:

@@ -225,7 +225,7 @@ async def test_a_guest_that_was_paused_in_a_reset_stands_at_its_first_instructio
     async with VM(config("ehr", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         await vm.pause()
-        vm.guest_ended(ExitReason.REBOOT, "as by a reset that came with the pause")
+        vm._ending.guest_ended(ExitReason.REBOOT, "as by a reset that came with the pause")
         await event(vm, EventKind.REBOOTED)
         assert vm.state is VMState.PAUSED
         await vm.pause()
@@ -242,7 +242,7 @@ async def test_a_guest_that_was_paused_in_a_reset_stands_at_its_first_instructio
 async def test_the_button_pressed_in_a_reset_is_pressed_for_the_next_life() -> None:
     async with VM(config("ebo", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
-        vm.guest_ended(ExitReason.REBOOT, "as by a reset")
+        vm._ending.guest_ended(ExitReason.REBOOT, "as by a reset")
         await until(lambda: vm._power.machine is None)
         vm.shutdown()
         await event(vm, EventKind.REBOOTED)

@@ -1,0 +1,53 @@
+"""The places that a VM's consoles are joined to by its configuration, from when it is entered until it is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiovmm.config import ConsoleConfig, ConsoleMode
+from aiovmm.console.stream import Console
+
+if TYPE_CHECKING:
+    from aiovmm.console.backends import ConsoleBackend
+
+__all__ = ["Places"]
+
+_NOWHERE = (ConsoleMode.OFF, ConsoleMode.NULL)
+
+
+class Places:
+    """`on_error(id, exc)` hears of a place that fails while the guest runs (a full disk), which holds up nobody."""
+
+    def __init__(self, on_error: Callable[[str, Exception], None]) -> None:
+        self._on_error = on_error
+        self._joined: list[tuple[Console, ConsoleBackend, asyncio.Task[None]]] = []
+
+    async def join(self, id_: str, console: Console, config: ConsoleConfig) -> None:
+        """Open the place that `config` names, if it names one, and say at `console.place` where it is. Raises ConfigError,
+        HostError."""
+        if config.mode in _NOWHERE:
+            return
+        from aiovmm.console.backends import open_backend
+
+        backend = await open_backend(config, console).__aenter__()
+        console.place = backend.place
+        watch = asyncio.create_task(self._watch(id_, backend), name=f"{console.name} at {backend.place}")
+        self._joined.append((console, backend, watch))
+
+    async def aclose(self) -> None:
+        """Let what was printed go out, for a bounded time, and let go. Idempotent."""
+        while self._joined:
+            console, backend, watch = self._joined.pop()
+            try:
+                await backend.aclose()
+            finally:
+                console.place = ""
+                await asyncio.wait([watch])
+
+    async def _watch(self, id_: str, backend: ConsoleBackend) -> None:
+        try:
+            await backend.wait()
+        except Exception as exc:
+            self._on_error(id_, exc)

@@ -1,0 +1,141 @@
+"""What a machine tells its VM, and how the end of a guest is brought about and told. Whatever fails on the way, the end arrives.
+
+guest_ended --> _after: a reset, or --> end: vCPUs stopped --> _tell: `stopped`, consoles' ends, the event STOPPED
+                   |                     |                       ^
+                   +-- fails, cancelled -+----------- in any case
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from aiovmm.config import RebootPolicy, VMConfig
+from aiovmm.console import Console
+from aiovmm.home import HomeLoop
+from aiovmm.journal import Journal
+from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, Lifecycle, VMState
+from aiovmm.machine.power import Power
+from aiovmm.machine.watch import PanicWatch
+
+__all__ = ["Ending", "failed"]
+
+_PANIC_LINE = 0.2  # seconds that the line of a panic's message has to end
+
+
+class Ending:
+    """Of one VM (machine.MachineOwner). `transition` is held by whoever changes between running and paused, or resets."""
+
+    def __init__(self, config: VMConfig, home: HomeLoop, consoles: Sequence[Console]) -> None:
+        self.life = Lifecycle()
+        self.journal = Journal(config.name, home)
+        self.panic = PanicWatch(
+            lambda message: self.journal.emit(EventKind.PANICKED, message),
+            lambda flush: asyncio.get_running_loop().call_later(_PANIC_LINE, flush),
+        )
+        self.stopped = asyncio.Event()
+        self.transition = asyncio.Lock()
+        self.power = Power(self)
+        self._config = config
+        self._consoles = tuple(consoles)
+        self._task: asyncio.Task[None] | None = None
+
+    # -- what the machine tells us (machine.MachineOwner)
+
+    def guest_ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
+        """The guest powered off, asked for a reset, or cannot go on. Called on the loop, from anywhere in a dispatch."""
+        if self._task is not None or self.life.state is VMState.STOPPED:
+            return
+        work = self._after(ExitStatus(reason, detail, error))
+        try:
+            self._task = asyncio.get_running_loop().create_task(work, name=f"{self._config.name}: end")
+        except Exception as exc:
+            work.close()
+            self._give_up(exc)
+        else:
+            self._task.add_done_callback(self._handled)
+
+    def device_failed(self, device: str, error: BaseException) -> None:
+        """A device broke; the guest has been told by NEEDS_RESET where there is such a thing."""
+        self.journal.device_error(device, error)
+
+    def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        """A task of this VM, ended with it."""
+        return self.power.tasks.create(coro, f"{self._config.name}: {name}")
+
+    # -- the end
+
+    async def end(self, status: ExitStatus) -> None:
+        """Stop the guest and tell everybody; the first status stays. Returns when that is done, whoever does it."""
+        if not self.life.end(status):
+            await self.stopped.wait()
+            return
+        try:
+            await self.power.off()
+        except Exception as exc:
+            self.life.status = failed(f"{status.detail}; its machine could not be stopped", exc)
+        finally:
+            self._tell()
+
+    async def settled(self) -> None:
+        """Wait until nobody is at work on an end any more."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def _after(self, status: ExitStatus) -> None:
+        self.panic.flush()
+        panicked = self.panic.seen and status.reason in (ExitReason.REBOOT, ExitReason.SHUTDOWN)
+        policy = self._config.on_panic if panicked else self._config.on_reboot
+        try:
+            if status.reason is ExitReason.REBOOT and policy is RebootPolicy.RESTART:
+                await self._reset()
+                self._task = None  # the new guest may end as well
+                return
+            if panicked:
+                status = ExitStatus(ExitReason.PANIC, f"its kernel panicked, then it was {status.detail}")
+        except Exception as exc:
+            status = failed("it could not be reset", exc)
+        await self.end(status)
+
+    async def _reset(self) -> None:
+        async with self.transition:
+            if await self.power.reset(self.stopped, lambda: self.life.state is VMState.PAUSED):
+                self.panic.clear()
+                self.journal.emit(EventKind.REBOOTED)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        """A task that was cancelled, perhaps before it began, or that failed where nothing should, has told nobody."""
+        error = asyncio.CancelledError("its task was cancelled") if task.cancelled() else task.exception()
+        if error is not None:
+            self._give_up(error)
+
+    def _give_up(self, error: BaseException) -> None:
+        self.life.end(ExitStatus(ExitReason.ERROR, f"its end could not be handled: {_said(error)}", error))
+        if self.power.machine is not None:
+            self.power.machine.halt()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Everybody hears of it, whatever one of them makes of it. Idempotent."""
+        if self.stopped.is_set():
+            return
+        assert self.life.status is not None
+        with ExitStack() as told:  # the last first
+            told.callback(self.journal.end, self.life.status)
+            for console in self._consoles:
+                told.callback(console.close)
+            told.callback(self.panic.flush)
+            self.stopped.set()
+
+
+def failed(what: str, error: BaseException) -> ExitStatus:
+    """The status of a VM that ended because `what` met `error`."""
+    if isinstance(error, asyncio.CancelledError):
+        return ExitStatus(ExitReason.KILLED, f"{what}: its program cancelled it")
+    return ExitStatus(ExitReason.ERROR, f"{what}: {_said(error)}", error)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__
