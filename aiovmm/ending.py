@@ -22,6 +22,7 @@ from aiovmm.machine.watch import PanicWatch
 
 __all__ = ["Ending", "failed"]
 
+_RESETS = (ExitReason.REBOOT, ExitReason.TRIPLE_FAULT)  # how a kernel may end that has panicked
 _PANIC_LINE = 0.2  # seconds that the line of a panic's message has to end
 
 
@@ -86,10 +87,11 @@ class Ending:
 
     async def _after(self, status: ExitStatus) -> None:
         self.panic.flush()
-        panicked = self.panic.seen and status.reason in (ExitReason.REBOOT, ExitReason.SHUTDOWN)
+        panicked = self.panic.seen and status.reason in (ExitReason.SHUTDOWN, *_RESETS)
         policy = self._config.on_panic if panicked else self._config.on_reboot
         try:
-            if status.reason is ExitReason.REBOOT and policy is RebootPolicy.RESTART:
+            resets = status.reason is ExitReason.REBOOT or (panicked and status.reason in _RESETS)
+            if resets and policy is RebootPolicy.RESTART:
                 await self._reset()
                 self._task = None  # the new guest may end as well
                 return

@@ -31,8 +31,11 @@ class ExitReason(enum.Enum):
     """Why a VM ended."""
 
     SHUTDOWN = "shutdown"  # the guest powered itself off
-    REBOOT = "reboot"  # the guest asked for a reset (or triple-faulted) and the policy is to exit
+    REBOOT = (
+        "reboot"  # the guest asked for a reset (or triple-faulted, having run user space) and the policy is to exit
+    )
     PANIC = "panic"  # the guest's kernel panicked
+    TRIPLE_FAULT = "triple-fault"  # before any user space ran: a reset would only bring it again
     KILLED = "killed"  # the program killed it
     ERROR = "error"  # KVM or the host could not go on
 

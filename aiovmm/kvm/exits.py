@@ -10,6 +10,7 @@ from aiovmm.dataclass import dataclass
 from aiovmm.native import lib
 
 __all__ = [
+    "EMULATION",
     "Debug",
     "FailEntry",
     "FinalExit",
@@ -77,6 +78,9 @@ class FailEntry(FinalExit):
     reason: int
     cpu: int
 
+    def __str__(self) -> str:
+        return f"the processor refused the guest's state: hardware entry failure {self.reason:#x} on CPU {self.cpu}"
+
 
 @dataclass(frozen=True)
 class SystemEvent(FinalExit):
@@ -113,8 +117,13 @@ class Unknown(FinalExit):
     reason: int
     hardware_reason: int = 0
 
+    def __str__(self) -> str:
+        return (
+            f"KVM exit {self.reason}, hardware exit reason {self.hardware_reason:#x}, which this monitor does not know"
+        )
 
-_EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
+
+EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
 _HAS_INSTRUCTION = 1  # KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
 
 
@@ -146,7 +155,7 @@ def decode(final: Any) -> FinalExit:
 
 def _instruction(suberror: int, data: tuple[int, ...]) -> bytes:
     """`emulation_failure` overlays data: flags, then a byte of length and 15 of instruction."""
-    if suberror != _EMULATION or len(data) < 3 or not data[0] & _HAS_INSTRUCTION:
+    if suberror != EMULATION or len(data) < 3 or not data[0] & _HAS_INSTRUCTION:
         return b""
     raw = b"".join(word.to_bytes(8, "little") for word in data[1:3])
     return raw[1 : 1 + min(raw[0], 15)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 
 from aiovmm.errors import KvmError
-from aiovmm.kvm.exits import InternalError
+from aiovmm.kvm.exits import EMULATION, InternalError
 from aiovmm.kvm.state import DescriptorTable, Regs, Segment, Sregs
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.memory import GuestMemory
@@ -21,7 +21,6 @@ DEADLINE = 5.0
 """Seconds after which the probe gives up."""
 
 _CODE = bytes.fromhex("f3 0f b8 c1 f4")  # popcnt %ecx, %eax; hlt
-_EMULATION = 1  # KVM_INTERNAL_ERROR_EMULATION
 _PML4, _PDPT, _PD, _CODE_AT, _SIZE = 0x1000, 0x2000, 0x3000, 0x4000, 0x5000
 
 
@@ -42,7 +41,7 @@ def emulates_guest_code(vm: VmFd) -> bool:
         final = vcpu.wait_blocking(DEADLINE)
         if final is None:
             raise KvmError("probing what this KVM can run", errno.ETIMEDOUT, "its guests make no progress")
-        return isinstance(final, InternalError) and final.suberror == _EMULATION
+        return isinstance(final, InternalError) and final.suberror == EMULATION
     finally:
         for vcpu in vm.vcpus.values():
             vcpu.close()

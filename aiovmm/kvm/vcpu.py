@@ -21,6 +21,7 @@ from aiovmm.dataclass import dataclass
 from aiovmm.errors import KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
+from aiovmm.kvm.paging import Paging
 from aiovmm.kvm.vcpustate import VcpuState
 from aiovmm.native import ffi, lib
 
@@ -198,6 +199,19 @@ class Vcpu(VcpuState):
         self._check_open()
         c = lib.avmm_vcpu_counters(self.native)
         return VcpuCounters(c.exits, c.sync, c.posted, c.shadow, c.ignored, c.missed, c.full)
+
+    @property
+    def seen_paging(self) -> Paging:
+        """The page tables that the guest was last seen on; at any time. All zero before the first time."""
+        self._check_open()
+        p = lib.avmm_vcpu_paging(self.native)
+        return Paging(p.cr0, p.cr3, p.cr4, p.efer)
+
+    @property
+    def paging(self) -> Paging:
+        """The page tables that it is on. Raises StateError while the guest runs."""
+        s = self.get_sregs()
+        return Paging(s.cr0, s.cr3, s.cr4, s.efer)
 
     def close(self) -> None:
         """Stop if need be (this waits for the thread, which takes well below a millisecond) and give all back. Idempotent."""

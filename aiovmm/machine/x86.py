@@ -17,8 +17,9 @@ from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
-from aiovmm.kvm.exits import InternalError, Shutdown
+from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
 from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
 from aiovmm.machine.device_memory import map_device_memory
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
@@ -205,12 +206,16 @@ class Machine:
 
     def _vcpu_ended(self, index: int, final: FinalExit) -> None:
         if isinstance(final, Shutdown):
-            self._ended(ExitReason.REBOOT, f"triple fault of vCPU {index}")
+            self._ended(*triple_fault(self.memory, ram_ranges(self.parts.config.memory.size), self.vcpus, index))
+        elif isinstance(final, InternalError) and final.suberror == EMULATION:
+            self._halt()
+            self._owner.create_task(self._emulation_failed(f"vCPU {index}: {final}"), name="why it failed")
         else:
-            detail = f"vCPU {index}: {final}"
-            if isinstance(final, InternalError) and final.suberror == 1:
-                detail += " (this KVM emulates guest code, and cannot run that; `aiovmm doctor` tells)"
-            self._ended(ExitReason.ERROR, detail)
+            self._ended(ExitReason.ERROR, f"vCPU {index}: {final}")
+
+    async def _emulation_failed(self, detail: str) -> None:
+        """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode."""
+        self._ended(ExitReason.ERROR, detail + (EMULATES if await in_thread(kvm_emulates) else ""))
 
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)

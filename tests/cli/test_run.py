@@ -46,10 +46,12 @@ def read_until(stream: IO[bytes] | None, mark: bytes) -> bytes:
 
 # -- how it ends
 
-CODES = {"o": 0, "r": 0, "t": 0, "u": 1, "cr Kernel panic - not syncing: x": 1}
+CODES = {"o": 0, "r": 0, "Ut": 0, "t": 1, "u": 1, "cr Kernel panic - not syncing: x": 1}
 
 
-@pytest.mark.parametrize(("does", "code"), CODES.items(), ids=["power off", "reset", "triple fault", "error", "panic"])
+@pytest.mark.parametrize(
+    ("does", "code"), CODES.items(), ids=["power off", "reset", "triple fault", "early fault", "error", "panic"]
+)
 def test_exit_codes(does: str, code: int, aiovmm: Command, guest: list[str]) -> None:
     done = aiovmm.run(*guest, "--cmdline", does, "--on-reboot", "exit", "--serial", "null")
     assert done.returncode == code, done.stderr

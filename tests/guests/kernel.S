@@ -4,6 +4,7 @@
 #   e  echo input until a 'q'            k  reset by the keyboard controller
 #   FN print N times 256 KiB (N: '0' + it)  t  triple fault
 #   b  wait for the power button         u  run what the emulator does not know
+#   U  give ring 3 its first pages, as for a process
 #   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
@@ -53,6 +54,7 @@ next:	movb (%r15), %al
 	on 'k', keyboard
 	on 't', fault
 	on 'u', unknown
+	on 'U', user
 	on ' ', next
 	cli
 1:	hlt
@@ -186,6 +188,20 @@ fault:	lidt 1f(%rip)
 1:	.quad 0, 0
 unknown: movl $MMIO, %ebx
 	popcntl (%rbx), %eax
+	jmp next
+
+user:	movq %cr3, %rbx
+	movl $3, %ecx			# down to the entry of the first 2 MiB
+1:	orq $4, (%rbx)
+	movq (%rbx), %rbx
+	andq $~0xfff, %rbx
+	loop 1b
+	movq %cr3, %rbx
+	movq %rbx, %cr3
+	movl $20000, %ecx		# exits for some milliseconds, at one of which the monitor looks
+	movw $PM_TIMER, %dx
+2:	inl %dx, %eax
+	loop 2b
 	jmp next
 
 greeting: .ascii "hello\n"

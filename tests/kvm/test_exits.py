@@ -50,3 +50,8 @@ def test_an_instruction_length_from_the_kernel_is_not_trusted() -> None:
     told = decode(final(17, 1, (1, 0xFF, 0)))
     assert isinstance(told, exits.InternalError)
     assert len(told.instruction) == 15
+
+
+def test_codes_of_the_hardware_are_hexadecimal() -> None:
+    assert "0x80000021 on CPU 3" in str(decode(final(9, 3, (0x80000021,))))
+    assert "hardware exit reason 0x401" in str(decode(final(0, 0, (0x401,))))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm import VM, EventKind, ExitReason, PayloadConfig, RebootPolicy, VMState
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import BOOT, prompt, shell
 
@@ -110,6 +111,28 @@ async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests, release
         assert (await shell(vm, "ls /tmp")).strip() == ""
         vm.serial.write(b"poweroff\n")
         assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+
+
+async def test_linux_that_reboots_by_a_triple_fault(guests: Guests) -> None:
+    """It has run user space, and means it."""
+    async with VM(guests.config(cmdline="console=ttyS0 panic=-1 quiet reboot=t", on_reboot=RebootPolicy.EXIT)) as vm:
+        await vm.start()
+        await prompt(vm)
+        vm.serial.write(b"reboot\n")
+        status = await asyncio.wait_for(vm.wait(), 60)
+    assert (status.reason, status.detail) == (ExitReason.REBOOT, "triple fault of vCPU 0")
+
+
+async def test_linux_that_faults_before_it_has_run_user_space(guests: Guests) -> None:
+    """Here because it finds none, and is told to reset by such a fault."""
+    config = guests.config()
+    kernel_alone = PayloadConfig(config.payload.kernel, None, "console=ttyS0 panic=-1 reboot=t")
+    config = replace(config, payload=kernel_alone, on_reboot=RebootPolicy.RESTART)
+    async with VM(config) as vm:
+        vm._panic.watch = lambda *_: None  # type: ignore[method-assign]  # else it is told as the panic that it is
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), BOOT)
+    assert status.reason is ExitReason.TRIPLE_FAULT
 
 
 @pytest.mark.parametrize("release", BOTH)

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm.kvm import Kvm
 from aiovmm.quota import BURST
 from tests.vm.guest import config, counts_on, event
 
@@ -14,8 +15,11 @@ ENDS = {
     "o": (ExitReason.SHUTDOWN, "powered off by ACPI"),
     "r": (ExitReason.REBOOT, "reset by the ACPI reset register"),
     "k": (ExitReason.REBOOT, "reset by the keyboard controller"),
-    "t": (ExitReason.REBOOT, "triple fault of vCPU 0"),
+    "Ut": (ExitReason.REBOOT, "triple fault of vCPU 0"),
 }
+EARLY = (
+    "triple fault of vCPU 0, before any user space ran: it is no kernel for this machine, or it failed as it started"
+)
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
@@ -36,6 +40,31 @@ async def test_ends_by_the_guest_itself(does: str, cpus: int) -> None:
     assert sorted(e.time for e in told) == [e.time for e in told]
 
 
+@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize("policy", RebootPolicy)
+async def test_a_triple_fault_before_user_space_is_an_error(policy: RebootPolicy, cpus: int) -> None:
+    """Whatever the policy for reboots: it would only come again."""
+    async with VM(config("ht", cpus, on_reboot=policy)) as vm:
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+        assert (status.reason, status.detail) == (ExitReason.TRIPLE_FAULT, EARLY)
+        assert not status.ok
+        assert [e.kind async for e in vm.events(from_start=True)] == [EventKind.STARTED, EventKind.STOPPED]
+
+
+@pytest.mark.parametrize("policy", RebootPolicy)
+async def test_a_panic_that_resets_by_a_triple_fault_is_a_panic(policy: RebootPolicy) -> None:
+    """As Linux does with reboot=t, before user space too: it is told as what it is."""
+    said = "ct Kernel panic - not syncing: no init"
+    async with VM(config(said, on_panic=policy)) as vm:
+        await vm.start()
+        await event(vm, EventKind.PANICKED, 1 if policy is RebootPolicy.EXIT else 2)
+        if policy is RebootPolicy.EXIT:
+            status = await asyncio.wait_for(vm.wait(), 20)
+            assert status.reason is ExitReason.PANIC
+            assert "triple fault of vCPU 0" in status.detail
+
+
 async def test_a_guest_that_cannot_go_on(emulated: bool) -> None:
     async with VM(config("u", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
@@ -46,6 +75,19 @@ async def test_a_guest_that_cannot_go_on(emulated: bool) -> None:
     assert ("aiovmm doctor" in status.detail) == emulated
 
 
+@pytest.mark.parametrize("blamed", [False, True])
+async def test_kvm_is_blamed_only_where_it_emulates_all_of_a_guest(
+    blamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere it emulates an instruction that touches a device, and the guest's choice of it was odd."""
+    monkeypatch.setattr(Kvm, "emulates_guest_code", lambda self: blamed)
+    async with VM(config("u")) as vm:
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+    assert status.reason is ExitReason.ERROR
+    assert ("this KVM emulates guest code" in status.detail) == blamed
+
+
 async def test_a_kernel_that_is_entered_by_pvh() -> None:
     async with VM(config("said by PVH", kernel="pvh")) as vm:
         await vm.start()
@@ -54,7 +96,7 @@ async def test_a_kernel_that_is_entered_by_pvh() -> None:
 
 
 async def test_resets_restart_the_guest_where_the_policy_says_so() -> None:
-    async with VM(config("ht", on_reboot=RebootPolicy.RESTART)) as vm:
+    async with VM(config("hUt", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         await event(vm, EventKind.REBOOTED, 3)
         await vm.kill()

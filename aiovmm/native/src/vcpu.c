@@ -403,7 +403,11 @@ static bool step(struct avmm_vcpu *v) {
     if (result < 0 && (errno == EINTR || errno == EAGAIN))
         return interrupted(v);
     bump(&v->counters.exits);
-    return result < 0 ? end(v, AVMM_END_ERRNO, (uint32_t)errno) : handle_exit(v);
+    if (result < 0)
+        return end(v, AVMM_END_ERRNO, (uint32_t)errno);
+    if (v->run->exit_reason != KVM_EXIT_SHUTDOWN) /* whose registers may be those of reset */
+        avmm_note_paging(v);
+    return handle_exit(v);
 }
 
 /* All signals but those that report a fault of this very thread, so that the process's signals go to its other threads. */

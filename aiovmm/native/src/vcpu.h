@@ -84,6 +84,10 @@ struct avmm_counters { /* of one vCPU; written by its thread only */
     uint64_t full;     /* times the ring was full */
 };
 
+struct avmm_paging { /* control registers of some moment; all zero before the first note */
+    uint64_t cr0, cr3, cr4, efer;
+};
+
 struct avmm_vm;
 struct avmm_vcpu;
 
@@ -127,5 +131,8 @@ int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data);
 
 const struct avmm_final *avmm_vcpu_final(const struct avmm_vcpu *v);
 const struct avmm_counters *avmm_vcpu_counters(const struct avmm_vcpu *v);
+
+/* The page tables that the guest was last seen on, at an exit that did not end it; at any time. */
+struct avmm_paging avmm_vcpu_paging(const struct avmm_vcpu *v);
 
 #endif

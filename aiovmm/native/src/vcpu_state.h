@@ -79,6 +79,10 @@ struct avmm_vcpu {
     struct avmm_patience patience;
     struct avmm_counters counters;
     struct avmm_final final;
+    uint64_t paging_since, paging_due; /* of avmm_note_paging, coarse nanoseconds */
+    struct {
+        _Atomic uint64_t cr0, cr3, cr4, efer;
+    } paging;
 
     /* The loop's side. */
     alignas(64) _Atomic uint32_t tail; /* entries ever taken */
@@ -126,5 +130,8 @@ static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
 /* Whether `*at` becomes `value` within `ns`, if looking for that has paid lately: to be woken on an idle processor takes longer
  * than most exits take to be served. Relaxed: who acts on it loads again, with the order that it needs. */
 bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t *at, uint32_t value);
+
+/* After an exit: what avmm_vcpu_paging says, if the last note is old enough. */
+void avmm_note_paging(struct avmm_vcpu *v);
 
 #endif

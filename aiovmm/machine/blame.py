@@ -1,0 +1,38 @@
+"""Whose fault it is that a guest ended as it did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiovmm.errors import HostError
+from aiovmm.kvm import Kvm, Vcpu
+from aiovmm.kvm.paging import has_user_pages
+from aiovmm.lifecycle import ExitReason
+from aiovmm.memory import GuestMemory
+
+__all__ = ["EMULATES", "kvm_emulates", "triple_fault"]
+
+EMULATES = " (this KVM emulates guest code, and cannot run that; `aiovmm doctor` tells)"
+_NO_USER_SPACE = ", before any user space ran: it is no kernel for this machine, or it failed as it started"
+
+
+def triple_fault(
+    memory: GuestMemory, ram: Sequence[tuple[int, int]], vcpus: Sequence[Vcpu], index: int
+) -> tuple[ExitReason, str]:
+    """Reason and detail. A PC is reset by a triple fault, and some kernels do that on purpose; but one that has run no user space
+    would only fault again, for ever. Looks at tables for some milliseconds at worst.
+    """
+    detail = f"triple fault of vCPU {index}"
+    seen = [vcpus[index].paging, *(vcpu.seen_paging for vcpu in vcpus)]
+    if any(has_user_pages(memory, ram, paging) for paging in seen):
+        return ExitReason.REBOOT, detail
+    return ExitReason.TRIPLE_FAULT, detail + _NO_USER_SPACE
+
+
+def kvm_emulates() -> bool:
+    """Whether this host's KVM emulates all guest code; False where it cannot be asked. Blocks: for a thread."""
+    try:
+        with Kvm.open() as kvm:
+            return kvm.emulates_guest_code()
+    except HostError:
+        return False
