@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiovmm.errors import HostError
 from aiovmm.kvm import Kvm, Vcpu
 from aiovmm.kvm.paging import has_user_pages
 from aiovmm.lifecycle import ExitReason
@@ -30,9 +29,9 @@ def triple_fault(
 
 
 def kvm_emulates() -> bool:
-    """Whether this host's KVM emulates all guest code; False where it cannot be asked. Blocks: for a thread."""
+    """Whether this host's KVM emulates all guest code; False where it cannot be asked, for want of memory, descriptors or time."""
     try:
         with Kvm.open() as kvm:
             return kvm.emulates_guest_code()
-    except HostError:
+    except (OSError, MemoryError):
         return False

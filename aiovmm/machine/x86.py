@@ -208,14 +208,18 @@ class Machine:
         if isinstance(final, Shutdown):
             self._ended(*triple_fault(self.memory, ram_ranges(self.parts.config.memory.size), self.vcpus, index))
         elif isinstance(final, InternalError) and final.suberror == EMULATION:
-            self._halt()
+            self.halt()
             self._owner.create_task(self._emulation_failed(f"vCPU {index}: {final}"), name="why it failed")
         else:
             self._ended(ExitReason.ERROR, f"vCPU {index}: {final}")
 
     async def _emulation_failed(self, detail: str) -> None:
         """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode."""
-        self._ended(ExitReason.ERROR, detail + (EMULATES if await in_thread(kvm_emulates) else ""))
+        emulates = False
+        try:
+            emulates = await in_thread(kvm_emulates)
+        finally:  # told in any case
+            self._ended(ExitReason.ERROR, detail + (EMULATES if emulates else ""))
 
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)
