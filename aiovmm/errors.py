@@ -17,9 +17,11 @@ AiovmmError
 
 from __future__ import annotations
 
+import errno
 import os
 
 __all__ = [
+    "MORE_THREADS",
     "AiovmmError",
     "ChainError",
     "ConfigError",
@@ -33,7 +35,50 @@ __all__ = [
     "PeerError",
     "StateError",
     "UsageError",
+    "host_error",
+    "remedy",
 ]
+
+_REMEDIES = {
+    errno.EMFILE: ("RLIMIT_NOFILE", "raise the limit of open files: `ulimit -n`"),
+    errno.ENFILE: ("", "this machine has no more open files: raise fs.file-max by sysctl"),
+    errno.EFBIG: ("RLIMIT_FSIZE", "raise the limit of file sizes: `ulimit -f`"),
+    errno.ENOSPC: ("", "free some space there, or use another place"),
+    errno.EDQUOT: ("", "free some space there, or have the quota raised"),
+    errno.ENOMEM: (
+        "RLIMIT_AS",
+        "give the guest less memory, or raise the limits: `ulimit -v` and `-l`, the cgroup's memory.max",
+    ),
+}
+
+MORE_THREADS = "raise the limits of threads and of memory: `ulimit -u` and `-v`, the cgroup's pids.max"
+
+
+def remedy(number: int) -> str:
+    """What to do about an errno that says that there is not enough of something; with the limit in force, where there is one."""
+    name, text = _REMEDIES.get(number, ("", ""))
+    if name:
+        import resource  # for who has run into one
+
+        limit = resource.getrlimit(getattr(resource, name))[0]
+        text += f", now {limit}" if limit != resource.RLIM_INFINITY else ""
+    return text
+
+
+def host_error(operation: str, error: BaseException) -> HostError | None:
+    """What the operating system or the interpreter raised because there was too little of something, as a HostError; or None."""
+    if isinstance(error, HostError):
+        return error
+    if isinstance(error, AiovmmError):
+        return None
+    if isinstance(error, OSError):
+        path = error.filename if isinstance(error.filename, str) else None
+        return HostError(operation, error.errno or errno.EIO, path=path)
+    if isinstance(error, MemoryError):
+        return HostError(operation, errno.ENOMEM)
+    if isinstance(error, RuntimeError) and "new thread" in str(error):  # all that `threading` says
+        return HostError(f"{operation}: starting a thread", errno.EAGAIN, MORE_THREADS)
+    return None
 
 
 class AiovmmError(Exception):
@@ -72,6 +117,7 @@ class HostError(AiovmmError, OSError):
     """The host refused `operation`: `errno` and its text, the file if there is one, and a hint what to do next."""
 
     def __init__(self, operation: str, errno_: int, hint: str = "", path: str | None = None) -> None:
+        hint = hint or remedy(errno_)
         text = f"{operation}: {os.strerror(errno_)}" + (f" ({hint})" if hint else "")
         super().__init__(errno_, text, path)
         self.operation = operation

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import errno
 import mmap
 import os
 from collections.abc import Sequence
@@ -109,9 +108,7 @@ class GuestMemory:
             memory.close()
             if isinstance(exc, HostError):
                 raise
-            hint = "free memory, or give the guest less" if exc.errno == errno.ENOMEM else ""
-            if hugepages:
-                hint = _NO_HUGE_PAGES
+            hint = _NO_HUGE_PAGES if hugepages else ""
             raise HostError(f"allocating {total} bytes of guest memory", exc.errno or 0, hint) from exc
         except BaseException:
             memory.close()

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import AiovmmError
+from aiovmm.stdio import fill_standard_descriptors
 
 if TYPE_CHECKING:
     from aiovmm.config import VMConfig
@@ -185,6 +186,7 @@ def run_nested(unattended: bool) -> int:
 
 def main() -> int:
     """Entry point."""
+    fill_standard_descriptors()
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n")[0])
     parser.add_argument("--script", action="store_true", help="unattended: run a few commands and show the transcript")
     parser.add_argument("--here", action="store_true", help="use this machine's KVM, whatever it is")

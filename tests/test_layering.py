@@ -20,6 +20,10 @@ ALLOWED: dict[str, set[str]] = {
     "quota": set(),
     "irq": set(),
     "native": set(),
+    "ofdlock": set(),
+    "output_file": {"errors", "ofdlock"},
+    "stdio": set(),
+    "user_dirs": {"errors"},
     "bus": {"errors"},
     "config": {"errors"},
     "memory": {"errors", "native"},
@@ -34,11 +38,11 @@ ALLOWED: dict[str, set[str]] = {
     "vfio": {"errors", "memory", "irq", "native", "pci", "bus"},
     "pci": BASE | {"virtqueue"},
     "vhost_user": {"errors", "memory", "irq", "native", "virtqueue"},
-    "devices": BASE | {"virtqueue", "vhost_user", "iouring", "net"},
+    "devices": BASE | {"virtqueue", "vhost_user", "iouring", "net", "ofdlock"},
     "kvm": {"errors", "memory", "irq", "native", "bus"},
-    "boot": {"errors", "config", "memory"},
-    "image": {"errors", "config", "boot"},
-    "console": {"errors", "config", "home"},
+    "boot": {"errors", "config", "memory", "user_dirs"},
+    "image": {"errors", "config", "boot", "output_file", "user_dirs"},
+    "console": {"errors", "config", "home", "ofdlock", "output_file"},
 }
 """Units that are not listed compose others (vm, machine, cli, testing, ...) and may import anything but the command line."""
 

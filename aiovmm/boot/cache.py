@@ -16,12 +16,15 @@ import errno
 import json
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from aiovmm.boot.source import FileIdentity, FileSource
+from aiovmm.boot.source import BytesSource, FileIdentity, FileSource
 from aiovmm.dataclass import dataclass
+from aiovmm.errors import ImageError
+from aiovmm.user_dirs import find_cache_directory
 
 __all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
 
@@ -31,26 +34,57 @@ _SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change agai
 
 
 @dataclass(frozen=True)
+class CachedSource(FileSource):
+    """An unpacked kernel in the cache, known by its content: another process may put the same one into its place, or delete it,
+    at any time before a guest, or a guest's reset, reads it. `remake` gives its bytes anew, from the packed file."""
+
+    sha256: str = ""
+    remake: Callable[[], bytes] | None = None
+
+    def read_into(self, pieces: list[tuple[int, memoryview]], *, zeroed: bool = False) -> None:
+        try:
+            super().read_into(pieces, zeroed=zeroed)
+        except ImageError:
+            BytesSource(self._again()).read_into(pieces)
+
+    def _again(self) -> bytes:
+        """The same bytes from what is there now. Raises ImageError if they are nowhere."""
+        with contextlib.suppress(OSError):
+            data = Path(self.path).read_bytes()
+            if sha256(data) == self.sha256:
+                return data
+        if self.remake is None or sha256(data := self.remake()) != self.sha256:
+            raise ImageError(self.path, "changed after it was examined", "load it again")
+        return data
+
+
+@dataclass(frozen=True)
 class CachedKernel:
     """An unpacked kernel in the cache: its bytes, the setup header of the image it came from, how that was packed."""
 
-    source: FileSource
+    source: CachedSource
     header: bytes
     compression: str
 
 
-def default_directory() -> Path:
-    """`$XDG_CACHE_HOME/aiovmm/kernels`, by default under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path(os.path.expanduser("~/.cache"))
-    return root / "aiovmm" / "kernels"
+def default_directory() -> Path | None:
+    """`$XDG_CACHE_HOME/aiovmm/kernels`, by default under ~/.cache; None for a user without a home."""
+    root = find_cache_directory()
+    return root / "kernels" if root is not None else None
 
 
 class KernelCache:
-    """The cache in `directory`."""
+    """The cache in `directory`; without one nothing is kept."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    @property
+    def directory(self) -> Path:
+        """Raises FileNotFoundError if there is none."""
+        if self._directory is None:
+            raise FileNotFoundError(errno.ENOENT, "this user has no home directory")
+        return self._directory
 
     def find_by_identity(self, identity: FileIdentity) -> CachedKernel | None:
         """The kernel unpacked from the file that has `identity`: two small reads, no hashing."""
@@ -72,17 +106,35 @@ class KernelCache:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
+    @contextlib.contextmanager
+    def unpacking(self) -> Iterator[None]:
+        """One process at a time unpacks; who waited finds what the other has stored. Without a directory all unpack."""
+        import fcntl
+
+        fd = -1
+        with contextlib.suppress(OSError):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            fd = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
+                os.close(fd)
+
     def store(self, content_hash: str, vmlinux: bytes, header: bytes, compression: str) -> CachedKernel | None:
         """Keep `vmlinux`. None if the directory cannot be written."""
-        path = self._vmlinux(content_hash)
         try:
+            path = self._vmlinux(content_hash)
             _write_atomically(path, vmlinux, sparse=True)
-            source = FileSource(str(path), FileIdentity.of(os.stat(path)))
+            source = CachedSource(str(path), FileIdentity.of(os.stat(path)), sha256(vmlinux))
             meta = {
                 "format": _FORMAT,
                 "header": header.hex(),
                 "compression": compression,
-                "sha256": sha256(vmlinux),
+                "sha256": source.sha256,
                 "identity": asdict(source.identity),
             }
             self._write_meta(content_hash, meta)
@@ -106,7 +158,7 @@ class KernelCache:
     def _write_meta(self, content_hash: str, meta: dict[str, Any]) -> None:
         _write_atomically(self.directory / f"{content_hash}.json", json.dumps(meta).encode())
 
-    def _sound(self, content_hash: str, meta: dict[str, Any]) -> FileSource | None:
+    def _sound(self, content_hash: str, meta: dict[str, Any]) -> CachedSource | None:
         path = self._vmlinux(content_hash)
         identity = FileIdentity.of(os.stat(path))
         if asdict(identity) != meta["identity"]:
@@ -114,7 +166,7 @@ class KernelCache:
                 return None
             with contextlib.suppress(OSError):  # only saves the next start this hashing
                 self._write_meta(content_hash, meta | {"identity": asdict(identity)})
-        return FileSource(str(path), identity)
+        return CachedSource(str(path), identity, str(meta["sha256"]))
 
 
 def _key(identity: FileIdentity) -> str:

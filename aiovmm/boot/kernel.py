@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import enum
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from aiovmm.boot import layout
@@ -173,15 +175,26 @@ def _unpacked_kernel(
         raise ImageError(name, f"{identity.size} bytes are too many for a kernel")
     data = read_at(fd, 0, identity.size, name)
     content_hash = sha256(data)
-    cached = cache.find(content_hash)
-    image = _from_cache(name, cached) if cached else None
-    if image is None:
-        image = _unpack(name, data, header)
-        assert isinstance(image.source, BytesSource)
-        stored = cache.store(content_hash, bytes(image.source.data), header.raw, image.compression)
-        image = (stored and _from_cache(name, stored)) or image
-    cache.remember(identity, content_hash)
+    with cache.unpacking():
+        cached = cache.find(content_hash)
+        image = _from_cache(name, cached) if cached else None
+        if image is None:
+            image = _unpack(name, data, header)
+            assert isinstance(image.source, BytesSource)
+            stored = cache.store(content_hash, bytes(image.source.data), header.raw, image.compression)
+            image = (stored and _from_cache(name, stored)) or image
+        cache.remember(identity, content_hash)
     return image
+
+
+def _unpack_again(name: str) -> bytes:
+    """The vmlinux in the bzImage `name`, as it is now; for a kernel whose cache entry is gone."""
+    with open_regular(name, "kernel") as fd:
+        size = min(os.fstat(fd).st_size, _LARGEST)
+        data = os.pread(fd, size, 0)
+    source = _unpack(name, data, _setup_header(name, data[:HEAD_SIZE], len(data))).source
+    assert isinstance(source, BytesSource)
+    return bytes(source.data)
 
 
 def _unpack(name: str, data: bytes, header: SetupHeader) -> KernelImage:
@@ -208,7 +221,8 @@ def _from_cache(name: str, cached: CachedKernel) -> KernelImage | None:
     except (ImageError, HostError, ElfError):
         return None
     header = SetupHeader(cached.header)
-    return KernelImage(name, KernelKind.BZIMAGE, cached.compression, header, image, cached.source)
+    source = replace(cached.source, remake=partial(_unpack_again, name))
+    return KernelImage(name, KernelKind.BZIMAGE, cached.compression, header, image, source)
 
 
 def _parse_elf(name: str, file: FileWindow) -> ElfImage:

@@ -6,11 +6,16 @@ Each subcommand is a module of its own and is imported only when it is called, s
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from contextlib import suppress
+from typing import Any
 
 import click
 
-from aiovmm.errors import AiovmmError, UsageError
+from aiovmm.cli.messages import say
+from aiovmm.errors import AiovmmError, UsageError, host_error
+from aiovmm.stdio import fill_standard_descriptors
 
 __all__ = ["cli", "main"]
 
@@ -57,12 +62,41 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback."""
+    """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback; so does
+    what the host refuses: a descriptor, memory, a thread, room for what is printed."""
+    closed = fill_standard_descriptors()
     try:
-        cli(prog_name="aiovmm")
+        cli(prog_name="aiovmm", obj=closed)
+        code: Any = 0
+    except SystemExit as exc:  # click's, and its only way to return
+        code = exc.code
     except UsageError as exc:
-        print(f"aiovmm: {exc}", file=sys.stderr)
-        sys.exit(2)
+        code = _failed(exc, 2)
     except AiovmmError as exc:
-        print(f"aiovmm: {exc}", file=sys.stderr)
-        sys.exit(1)
+        code = _failed(exc, 1)
+    except (OSError, MemoryError, RuntimeError) as exc:
+        error = host_error(" ".join(["aiovmm", *sys.argv[1:2]]), exc)
+        if error is None:
+            raise
+        code = _failed(error, 1)
+    sys.exit(code if _flushed() else code or 1)
+
+
+def _failed(error: BaseException, code: int) -> int:
+    say(str(error))
+    return code
+
+
+def _flushed() -> bool:
+    """Whether what was printed is out. If not, it is given up with a word: the interpreter would end with a traceback."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as exc:
+        if not isinstance(exc, BrokenPipeError):
+            say(f"standard output cannot be written: {exc}")
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return False
+    return True

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import click
 
+from aiovmm.cli.messages import say
+from aiovmm.stdio import require_descriptors
+
 __all__ = ["command"]
+
+_DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 
 
 @click.command("attach", context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,20 +24,22 @@ def command(path: Path, detach_keys: str) -> None:
     """Attach this terminal to the console at the unix socket PATH. What the guest printed before is shown first."""
     import uvloop
 
+    from aiovmm.cli.jobs import follow_job_control
     from aiovmm.console import AttachEnd, Terminal, attach_socket, parse_keys
 
     async def run() -> AttachEnd:
-        terminal = Terminal()
+        terminal = Terminal(on_output_lost=lambda exc: say(f"standard output cannot be written: {exc.strerror}"))
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
-        loop.add_signal_handler(signal.SIGWINCH, terminal.resized)
+        follow_job_control(terminal)
         for number in (signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, task.cancel)
         return await attach_socket(path, terminal=terminal, detach=parse_keys(detach_keys))
 
+    require_descriptors(_DESCRIPTORS)
     try:
         end = uvloop.run(run())
     except asyncio.CancelledError:
         sys.exit(1)
-    print(f"\r\naiovmm: {end.value}", file=sys.stderr)
+    say(end.value, below=True)

@@ -10,8 +10,12 @@ from typing import Any
 import click
 
 from aiovmm.cli.arguments import LIST_OPTIONS, build_config, refuse_absent, spread_lists
+from aiovmm.stdio import require_descriptors
 
 __all__ = ["command"]
+
+_DESCRIPTORS = 16
+"""That many are in use before a guest without devices runs: uvloop's, the VM's and its vCPU's."""
 
 
 class _RunCommand(click.Command):
@@ -57,16 +61,26 @@ def _device_options(function: Any) -> Any:
 @click.option("--name", default="vm", help="Name in events and logs.")
 @click.option("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach the terminal.")
 @click.option("--stop-timeout", type=float, default=10.0, help="Seconds a guest has after the power button.")
-@click.option("--json", "as_json", is_flag=True, help="Lifecycle events as JSON lines on stderr.")
+@click.option(
+    "--json",
+    "events_to",
+    is_flag=False,
+    flag_value="2",
+    metavar="[=FILE|FD]",
+    help="Lifecycle events as JSON lines: to a file or a descriptor of their own, else on stderr.",
+)
 @click.option("-v", "--verbose", count=True, help="Log more (on stderr).")
 def command(**args: Any) -> None:
     """Boot a Linux kernel and talk to it. Options are those of the reference monitor, with its syntax and meaning.
 
-    Exit codes: 0 the guest shut down or rebooted, 1 it panicked, was killed or the host failed, 2 wrong usage.
+    Exit codes: 0 the guest shut down or rebooted, 1 it panicked, was killed, the host failed or its output was lost, 2 wrong
+    usage; what a guest runs by `aiovmm image initramfs --run` gives its own.
     """
     config = build_config(args)
     gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
     try:
+        import asyncio
+
         import uvloop
 
         from aiovmm.cli.session import Session
@@ -75,9 +89,12 @@ def command(**args: Any) -> None:
             config,
             detach_keys=args["detach_keys"],
             stop_timeout=args["stop_timeout"],
-            as_json=args["as_json"],
+            events_to=args["events_to"],
             verbosity=args["verbose"],
+            closed=click.get_current_context().obj or (),
         )
-        sys.exit(uvloop.run(session.run()))
+        require_descriptors(_DESCRIPTORS)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(session.run()))
     finally:  # also where it never ran: whoever called this in his own process goes on
         gc.enable()

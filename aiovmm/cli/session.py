@@ -3,37 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
-import logging
 import os
 import signal
-import sys
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any
 
+from aiovmm.cli.logs import configure_logging as _configure_logging
+from aiovmm.cli.messages import say
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
+from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
-from aiovmm.lifecycle import Event, VMState
+from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.vm import VM
 
 __all__ = ["Session"]
 
-_MENU = "[detached; the guest runs on]  a: attach again   p: power button   k: kill   "
+_KEEP = "--serial file=PATH keeps it"
 
 
 class Session:
     """Runs one VM in the foreground. SIGTERM and SIGINT stop it (power button, then kill), a second one kills it."""
 
     def __init__(
-        self, config: VMConfig, *, detach_keys: str, stop_timeout: float, as_json: bool, verbosity: int = 0
+        self,
+        config: VMConfig,
+        *,
+        detach_keys: str,
+        stop_timeout: float,
+        events_to: str | None,
+        verbosity: int = 0,
+        closed: Sequence[int] = (),
     ) -> None:
+        """`events_to`: see events.open_events; `closed`: standard descriptors that are not there."""
         self._config = config
         self._detach = parse_keys(detach_keys)
         self._stop_timeout = stop_timeout
-        self._as_json = as_json
+        self._events_to = events_to
+        self._closed = closed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._output_lost = False
         _configure_logging(verbosity)
 
     async def run(self) -> int:
@@ -41,8 +53,11 @@ class Session:
         vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
         self._handle_signals(vm)
         async with vm:
-            if self._as_json:
-                self._spawn(_print_events(vm.events(from_start=True)))
+            if self._events_to is not None:
+                from aiovmm.cli.events import open_events, print_events
+
+                self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to)))
+            self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
             if vm.state is VMState.CREATED:  # else a signal has come already
                 await vm.start()
@@ -53,61 +68,67 @@ class Session:
             status = await vm.wait()
             for task in list(self._tasks):
                 await asyncio.wait([task], timeout=1)
-        if not status.ok and not self._as_json:
-            print(f"aiovmm: the guest ended: {status.reason.value}: {status.detail}", file=sys.stderr)
-        return 0 if status.ok else 1
+        if not status.ok and self._events_to != "2":
+            say(f"the guest ended: {status.reason.value}: {status.detail}")
+        return 0 if status.ok and not self._output_lost else 1
 
     def _consoles(self, vm: VM) -> tuple[ConsoleConfig, Console] | None:
         """Say where consoles are; the one that gets this terminal is returned instead."""
         terminal = None
         for config, console in ((self._config.serial, vm.serial), (self._config.console, vm.console)):
             if config.mode is ConsoleMode.TTY:
+                _check_standard_streams()
                 terminal = config, console
             elif console.place:
-                print(f"aiovmm: {console.name} is at {console.place}", file=sys.stderr)
+                say(f"{console.name} is at {console.place}")
         return terminal
 
-    async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
-        """Give this terminal to the console until the guest ends; without a terminal, standard input and output as they are."""
-        from aiovmm.console import AttachEnd, open_backend  # while the guest runs already
+    async def _watch_places(self, events: Subscription) -> None:
+        """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
+        async for event in events:
+            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console"):
+                self._output_lost |= isinstance(event.error, OSError)
 
+    async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
+        """Give this terminal to the console until the guest ends; without one, standard input and output as they are."""
+        from aiovmm.console import AttachEnd, Terminal, open_backend  # while the guest runs already
+
+        if 1 in self._closed:
+            say(f"standard output is closed: what the guest prints goes nowhere ({_KEEP})")
+        terminal = Terminal(on_output_lost=self._stdout_lost)
+        if terminal.is_terminal():
+            from aiovmm.cli.jobs import follow_job_control
+
+            follow_job_control(terminal)
         while True:
-            async with open_backend(config, console, detach=self._detach) as backend:
+            async with open_backend(config, console, terminal=terminal, detach=self._detach) as backend:
                 end = await backend.wait()
-            if end is not AttachEnd.DETACHED or not await self._menu(vm):
+            if end is not AttachEnd.DETACHED:
+                return
+            from aiovmm.cli.menu import menu
+
+            if not await menu(vm, terminal):
                 return
 
-    async def _menu(self, vm: VM) -> bool:
-        """What to do while detached; True to attach again, False when the guest has ended."""
-        loop = asyncio.get_running_loop()
-        lines: asyncio.Queue[bytes] = asyncio.Queue()
-        loop.add_reader(0, lambda: lines.put_nowait(os.read(0, 256)))  # the terminal is in line mode
-        ended = asyncio.ensure_future(vm.wait())
-        try:
-            while True:
-                print(f"\r\n{_MENU}", end="", flush=True)
-                line = asyncio.ensure_future(lines.get())
-                await asyncio.wait([line, ended], return_when=asyncio.FIRST_COMPLETED)
-                if ended.done():
-                    line.cancel()
-                    return False
-                match line.result().lower()[:1]:
-                    case b"a":
-                        return True
-                    case b"p" if vm.state is VMState.RUNNING:
-                        vm.shutdown()
-                    case b"k":
-                        await vm.kill("from the keyboard")
-                    case b"":  # the end of input: nobody is there to be asked
-                        return False
-        finally:
-            loop.remove_reader(0)
-            ended.cancel()
+    def _stdout_lost(self, error: OSError) -> None:
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):  # `| head`: who had seen enough has left
+            say(f"nobody reads standard output any more; the guest runs on ({_KEEP})")
+        else:
+            self._lost("standard output", HostError("write the guest's output", error.errno or errno.EIO))
+
+    def _lost(self, where: str, error: OSError) -> None:
+        self._output_lost = True
+        say(f"{where}: {error}; the guest runs on, what it prints is lost")
 
     def _handle_signals(self, vm: VM) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._on_signal, vm, number)
+        for number in (
+            signal.SIGTTOU,
+            signal.SIGTTIN,
+        ):  # a word on a terminal that a shell has taken back must not stop us
+            signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, vm: VM, number: signal.Signals) -> None:
         if self._stopping or number is signal.SIGHUP:
@@ -122,52 +143,12 @@ class Session:
         task.add_done_callback(self._tasks.discard)
 
 
-def event_as_dict(event: Event) -> dict[str, Any]:
-    """An event as plain data for JSON."""
-    row: dict[str, Any] = {"event": event.kind.value, "vm": event.vm, "time": event.time}
-    if event.detail:
-        row["detail"] = event.detail
-    if event.device:
-        row["device"] = event.device
-    if event.error:
-        row["error"] = type(event.error).__name__
-    if isinstance(event.error, OSError) and event.error.errno:
-        row["errno"] = event.error.errno
-    if event.status:
-        row["reason"] = event.status.reason.value
-    return row
-
-
-class _LazyFormatter(logging.Formatter):
-    """structlog's formatter for terminals, imported with the first line that is printed: most runs print none."""
-
-    @cached_property
-    def _formatter(self) -> logging.Formatter:
-        import structlog
-
-        return structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_log_level],
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),
-            ],
-        )
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._formatter.format(record)
-
-
-async def _print_events(events: Subscription) -> None:
-    import json
-
-    async for event in events:
-        print(json.dumps(event_as_dict(event)), file=sys.stderr, flush=True)
-
-
-def _configure_logging(verbosity: int) -> None:
-    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
-    handler = logging.StreamHandler()
-    handler.setFormatter(_LazyFormatter())
-    logger = logging.getLogger("aiovmm")
-    logger.addHandler(handler)
-    logger.setLevel(level)
+def _check_standard_streams() -> None:
+    """Raise ConfigError for what is no stream (a directory, one that is open the wrong way round), before the guest starts."""
+    for fd, name, access in ((0, "input", lambda: os.read(0, 0)), (1, "output", lambda: os.write(1, b""))):
+        try:
+            access()
+        except OSError as exc:
+            if exc.errno in (errno.EBADF, errno.EISDIR, errno.EINVAL):
+                hint = f"standard {name} (descriptor {fd}) is opened by who starts aiovmm; or use --serial socket=PATH"
+                raise ConfigError(f"standard {name}", exc.strerror or "", hint) from exc

@@ -8,10 +8,72 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import stat
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
-__all__ = ["OwnedFd"]
+from aiovmm.console.modes import undisturbed
+
+__all__ = ["Descriptor", "OwnedFd", "open_end", "open_output"]
+
+
+class Descriptor(Protocol):
+    """One side of standard input and output, or of what stands for them."""
+
+    async def read(self, n: int = ...) -> bytes:
+        """1..`n` bytes; b"" at the end."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`."""
+
+    def write_some(self, data: bytes) -> int:
+        """Write what fits now; the number of bytes."""
+
+    def close(self) -> None: ...
+
+
+def open_end(fd: int, flags: int) -> Descriptor:
+    """By the kind of file: a regular one must not be reopened, which would begin at its first byte again."""
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd):
+        return OwnedFd.reopen(fd, flags)
+    return FileDescriptor(fd)
+
+
+def open_output(fd: int, on_lost: Callable[[OSError], None] | None) -> Descriptor:
+    """`open_end` for writing. With `on_lost` its writes do not fail: it hears of the first error, and what follows is dropped."""
+    end = open_end(fd, os.O_WRONLY)
+    return end if on_lost is None else _LosableOutput(end, on_lost)
+
+
+class _LosableOutput:
+    """An output that is done without once it has failed."""
+
+    def __init__(self, end: Descriptor, on_lost: Callable[[OSError], None]) -> None:
+        self._end = end
+        self._on_lost = on_lost
+        self._lost = False
+        self.read = end.read
+        self.close = end.close
+
+    async def write(self, data: bytes) -> None:
+        try:
+            if not self._lost:
+                await self._end.write(data)
+        except OSError as exc:
+            self._lose(exc)
+
+    def write_some(self, data: bytes) -> int:
+        try:
+            return len(data) if self._lost else self._end.write_some(data)
+        except OSError as exc:
+            self._lose(exc)
+            return len(data)
+
+    def _lose(self, error: OSError) -> None:
+        self._lost = True
+        self._on_lost(error)
 
 
 class OwnedFd:
@@ -23,6 +85,7 @@ class OwnedFd:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._was_blocking = os.get_blocking(fd)
+        self._guard: Callable[[], AbstractContextManager[None]] = undisturbed if os.isatty(fd) else nullcontext
         os.set_blocking(fd, False)
 
     @classmethod
@@ -40,12 +103,14 @@ class OwnedFd:
         return self._fd
 
     async def read(self, n: int = 65536) -> bytes:
-        """1..`n` bytes; b"" at the end, which for a terminal is also that its other side is gone (EIO)."""
+        """1..`n` bytes; b"" at the end, which for a terminal is also that its other side is gone, or that this process is in its
+        background (EIO)."""
         loop = asyncio.get_running_loop()
         while True:
             await self._ready(loop.add_reader, loop.remove_reader)
             try:
-                return os.read(self._fd, n)
+                with self._guard():
+                    return os.read(self._fd, n)
             except BlockingIOError:
                 continue
             except OSError as exc:
@@ -65,7 +130,8 @@ class OwnedFd:
     def write_some(self, data: bytes | memoryview) -> int:
         """Write what fits now; the number of bytes, 0 if none."""
         try:
-            return os.write(self._fd, data)
+            with self._guard():
+                return os.write(self._fd, data)
         except BlockingIOError:
             return 0
 
@@ -90,3 +156,24 @@ class OwnedFd:
 def _set(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
+
+
+class FileDescriptor:
+    """A file or /dev/null, which the loop cannot watch and which does not make a thread wait for long. It stays the caller's."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    async def read(self, n: int = 65536) -> bytes:
+        return await asyncio.to_thread(os.read, self._fd, n)
+
+    async def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[await asyncio.to_thread(os.write, self._fd, view) :]
+
+    def write_some(self, data: bytes | memoryview) -> int:
+        return os.write(self._fd, data)
+
+    def close(self) -> None:
+        """The descriptor is the caller's."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["QueryFilter"]
+__all__ = ["QueryFilter", "asks_terminal"]
 
 _QUERIES = re.compile(
     rb"\x1b\[(?:\?[\d;]*)?[56]n"  # DSR: status, cursor position (ECMA-48 8.3.35)
@@ -26,6 +26,11 @@ _QUERIES = re.compile(
 
 _UNFINISHED = re.compile(rb"\x1b(?:\[[>=?\d;$]{0,60}|[\]P][^\x07\x1b]{0,60}\x1b?)?\Z")
 _LONGEST = 64  # bytes of one: what is longer is not one of the queries above
+
+
+def asks_terminal(output: bytes) -> bool:
+    """Whether `output` has a control sequence that a terminal answers."""
+    return (b"\x1b" in output or b"\x05" in output) and _QUERIES.search(output) is not None
 
 
 class QueryFilter:

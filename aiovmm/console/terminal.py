@@ -1,32 +1,28 @@
-"""A real terminal joined to a guest: raw mode, window size, detach keys, and everything back as it was afterwards."""
+"""A real terminal joined to a guest: raw mode, window size, job control, and everything back as it was afterwards."""
 
 from __future__ import annotations
 
 import asyncio
 import atexit
 import enum
-import errno
 import os
-import termios
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from aiovmm.console.fds import OwnedFd
-from aiovmm.console.keys import DEFAULT_DETACH, DetachKeys
+from aiovmm.console.fds import Descriptor, open_end, open_output
+from aiovmm.console.keys import DEFAULT_DETACH
+from aiovmm.console.modes import ModeSetter, raw, raw_output, same_terminal
 from aiovmm.console.race import first
-from aiovmm.console.screen import ScreenModes
-from aiovmm.errors import ConsoleEnded, UsageError
+from aiovmm.errors import UsageError
 
 if TYPE_CHECKING:
     from aiovmm.console.stream import Console
 
 __all__ = ["AttachEnd", "FarSide", "Terminal", "attach_console", "run_session"]
 
-_TYPE_AHEAD = 1 << 20  # bytes typed (or pasted) that wait for a guest which does not read; more is refused with a bell
 _HOLD = 1.0  # seconds after which a first detach key alone goes to the guest
-_LINGER = 0.5  # seconds for the guest to take what was typed before the end
-_SIZE_POLL = 0.5  # seconds between looks at the window's size
+_SIZE_POLL = 0.5  # seconds between looks at the window's size, and at who has the terminal
 
 
 class AttachEnd(enum.Enum):
@@ -50,44 +46,84 @@ class FarSide(Protocol):
 
 
 class Terminal:
-    """The terminal behind two descriptors, which stay the caller's: they are not closed.
+    """The terminal behind two descriptors, which stay the caller's: they are not closed. One of the two may be anything else.
 
-    A new size is noticed within half a second, or at once if the program calls `resized` (from its SIGWINCH handler: a
-    library installs none).
+    A new size, or a shell that brings this process to the foreground or sends it to the background, is noticed within half a
+    second; or at once if the program says so (from its handlers of SIGWINCH and SIGCONT: a library installs none).
+
+    An output that is no terminal and cannot be written ends the session by its error; with `on_output_lost` that hears of the
+    error instead, once, and the session goes on without output.
     """
 
-    def __init__(self, input_fd: int = 0, output_fd: int = 1) -> None:
+    def __init__(
+        self, input_fd: int = 0, output_fd: int = 1, *, on_output_lost: Callable[[OSError], None] | None = None
+    ) -> None:
         self.input_fd = input_fd
         self.output_fd = output_fd
-        self._resized = asyncio.Event()
+        self.on_output_lost = on_output_lost
+        self._modes: list[ModeSetter] = []  # while it is raw
+        self._changed = asyncio.Event()
+        self._usable = asyncio.Event()
 
     def resized(self) -> None:
         """The terminal's size may have changed: look at once. To be called on the loop."""
-        self._resized.set()
+        self._changed.set()
 
-    async def wait_resized(self) -> None:
-        """Until `resized` is called, or half a second has passed."""
+    def continued(self) -> None:
+        """This process goes on after a stop (SIGCONT), and others may have used the terminal. To be called on the loop."""
+        self.look(again=True)
+        self._changed.set()
+
+    def suspend(self) -> None:
+        """This process is about to stop (SIGTSTP): put the modes back until `continued`."""
+        for modes in self._modes:
+            modes.give_back()
+        self._usable.clear()
+
+    async def wait_changed(self) -> None:
+        """Until `resized` or `continued` is called, or half a second has passed."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_SIZE_POLL):
-                await self._resized.wait()
-        self._resized.clear()
+                await self._changed.wait()
+        self._changed.clear()
+
+    async def wait_usable(self) -> None:
+        """Until this process may read keys: it is in the foreground, or the input is no terminal."""
+        await self._usable.wait()
+
+    def look(self, *, again: bool = False) -> None:
+        """See whether the terminal is ours to use now, and set its modes if it has just become so, or `again`."""
+        ours = [modes.look(again=again) for modes in self._modes]
+        if all(ours):
+            self._usable.set()
+        else:
+            self._usable.clear()
+
+    @property
+    def input_is_terminal(self) -> bool:
+        return os.isatty(self.input_fd)
+
+    @property
+    def output_is_terminal(self) -> bool:
+        return os.isatty(self.output_fd)
 
     def is_terminal(self) -> bool:
-        return os.isatty(self.input_fd) and os.isatty(self.output_fd)
+        """Whether either side is one."""
+        return self.input_is_terminal or self.output_is_terminal
 
     def size(self) -> tuple[int, int] | None:
         """(columns, rows), or None if the terminal does not know."""
         try:
-            size = os.get_terminal_size(self.output_fd)
+            size = os.get_terminal_size(self.output_fd if self.output_is_terminal else self.input_fd)
         except OSError:
             return None
         return (size.columns, size.lines) if size.columns and size.lines else None
 
     @contextmanager
-    def raw(self) -> Iterator[tuple[OwnedFd, OwnedFd]]:
+    def raw(self) -> Iterator[tuple[Descriptor, Descriptor]]:
         """Raw mode: every key is a byte for the guest. Gives descriptors to read and write; all is put back at the end.
 
-        Also at the interpreter's exit, should nobody get to end it.
+        Also at the interpreter's exit, should nobody get to end it. In the background it waits for the foreground.
         """
         if not self.is_terminal():
             raise UsageError("standard input and output are not a terminal; use a socket, a pty or a file instead")
@@ -95,16 +131,30 @@ class Terminal:
         atexit.register(stack.close)
         try:
             with stack:
-                saved = termios.tcgetattr(self.input_fd)
-                keys = OwnedFd.reopen(self.input_fd, os.O_RDONLY)
+                keys = open_end(self.input_fd, os.O_RDONLY)
                 stack.callback(keys.close)
-                screen = OwnedFd.reopen(self.output_fd, os.O_WRONLY)
+                screen = open_output(self.output_fd, None if self.output_is_terminal else self.on_output_lost)
                 stack.callback(screen.close)
-                stack.callback(_set_attributes, self.input_fd, saved)
-                _set_attributes(self.input_fd, _raw_attributes(saved))
+                stack.callback(self._modes.clear)
+                stack.callback(self.suspend)
+                self._modes += self._setters()
+                self.look()
                 yield keys, screen
         finally:
             atexit.unregister(stack.close)
+
+    def drop_input(self) -> None:
+        """What the terminal has sent by itself, for the guest asked it, is not for who has the terminal next."""
+        for modes in self._modes:
+            modes.flush = True
+
+    def _setters(self) -> list[ModeSetter]:
+        setters = []
+        if self.input_is_terminal:
+            setters.append(ModeSetter(self.input_fd, raw, flush=True))
+        if self.output_is_terminal and not (setters and same_terminal(self.input_fd, self.output_fd)):
+            setters.append(ModeSetter(self.output_fd, raw_output, flush=False))
+        return setters
 
 
 async def attach_console(
@@ -112,95 +162,25 @@ async def attach_console(
 ) -> AttachEnd:
     """Join `terminal` to `console` until the keys `detach` (b"": none) are typed or one side ends; says which.
 
-    `history`: show what the guest printed before. Raises UsageError if it is not a terminal. However it ends, by
-    cancellation too, the terminal's modes and its descriptors' flags are as they were. Any number may be attached.
+    `history`: show what the guest printed before. Raises UsageError if neither side is a terminal. However it ends, by
+    cancellation too, the terminal's modes and its descriptors' flags are as they were. Any number may be attached. Where only
+    one side is a terminal, input that is none has no detach keys, and its end does not end the session.
     """
     return await run_session(terminal, _ConsoleSide(console, history), detach)
 
 
 async def run_session(terminal: Terminal, far: FarSide, detach: bytes) -> AttachEnd:
     """Carry bytes both ways between `terminal` and `far` until one side ends or the detach keys are typed."""
+    from aiovmm.console.session import Session
+
     with terminal.raw() as (keys, screen):
-        session = _Session(keys, screen, far, detach)
+        session = Session(terminal, keys, screen, far, detach, _HOLD)
         try:
-            return await first(session.show(), session.read_keys(), session.send_keys(), _follow_size(terminal, far))
+            end = await first(session.show(), session.read_keys(), session.send_keys(), _follow(terminal, far))
+            await session.settle()
         finally:
             session.leave()
-
-
-class _Session:
-    """The three pumps of one attachment. The keys are always read, so detaching works when the guest takes no input."""
-
-    def __init__(self, keys: OwnedFd, screen: OwnedFd, far: FarSide, detach: bytes) -> None:
-        self._keys, self._screen, self._far = keys, screen, far
-        self._detach = DetachKeys(detach)
-        self._modes = ScreenModes()
-        self._typed = bytearray()
-        self._more = asyncio.Event()
-        self._sent = asyncio.Event()
-
-    async def show(self) -> AttachEnd:
-        try:
-            while data := await self._far.read():
-                self._modes.feed(data)
-                await self._screen.write(data)
-        except OSError as exc:
-            return _terminal_closed(exc)
-        return AttachEnd.GUEST_ENDED
-
-    async def read_keys(self) -> AttachEnd:
-        end = await self._read_keys()
-        with suppress(TimeoutError):  # what was typed just before goes to the guest, if it takes it
-            async with asyncio.timeout(_LINGER if self._typed else 0):
-                await self._sent.wait()
-        return end
-
-    async def _read_keys(self) -> AttachEnd:
-        while True:
-            try:
-                async with asyncio.timeout(_HOLD if self._detach.holding else None):
-                    data = await self._keys.read()
-            except TimeoutError:
-                self._type(self._detach.flush())
-                continue
-            except OSError as exc:
-                return _terminal_closed(exc)
-            if not data:
-                return AttachEnd.TERMINAL_CLOSED
-            forward, detached = self._detach.feed(data)
-            self._type(forward)
-            if detached:
-                return AttachEnd.DETACHED
-
-    async def send_keys(self) -> AttachEnd:
-        try:
-            while await self._more.wait():
-                data = bytes(self._typed[:4096])
-                await self._far.send(data)
-                del self._typed[: len(data)]
-                if not self._typed:
-                    self._more.clear()
-                    self._sent.set()
-        except ConsoleEnded:
-            pass  # `show` says so, once it has shown the last output
-        never: asyncio.Future[AttachEnd] = asyncio.get_running_loop().create_future()
-        return await never
-
-    def leave(self) -> None:
-        """Undo what the guest did to the screen, as far as the terminal takes it now."""
-        try:
-            self._screen.write_some(self._modes.undo())
-        except OSError as exc:
-            _terminal_closed(exc)
-
-    def _type(self, data: bytes) -> None:
-        if len(self._typed) + len(data) > _TYPE_AHEAD:
-            self._screen.write_some(b"\a")
-            return
-        self._typed += data
-        if self._typed:
-            self._more.set()
-            self._sent.clear()
+    return end
 
 
 class _ConsoleSide:
@@ -213,48 +193,13 @@ class _ConsoleSide:
         self.resize = console.resize
 
 
-async def _follow_size(terminal: Terminal, far: FarSide) -> AttachEnd:
+async def _follow(terminal: Terminal, far: FarSide) -> AttachEnd:
+    """Keep the guest's idea of the terminal's size, and the terminal's modes, as they should be."""
     known = None
     while True:
+        terminal.look()
         size = terminal.size()
         if size is not None and size != known:
             known = size
             far.resize(*size)
-        await terminal.wait_resized()
-
-
-def _raw_attributes(attributes: list[Any]) -> list[Any]:
-    """What cfmakeraw(3) does."""
-    iflag, oflag, cflag, lflag, ispeed, ospeed, cc = attributes
-    iflag &= ~(
-        termios.IGNBRK
-        | termios.BRKINT
-        | termios.PARMRK
-        | termios.ISTRIP
-        | termios.INLCR
-        | termios.IGNCR
-        | termios.ICRNL
-        | termios.IXON
-    )
-    oflag &= ~termios.OPOST
-    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-    cc = list(cc)
-    cc[termios.VMIN], cc[termios.VTIME] = 1, 0
-    return [iflag, oflag, cflag, lflag, ispeed, ospeed, cc]
-
-
-def _set_attributes(fd: int, attributes: list[Any]) -> None:
-    """At once: waiting for output to drain (TCSADRAIN) would hang on a terminal that was stopped."""
-    try:
-        termios.tcsetattr(fd, termios.TCSANOW, attributes)
-    except termios.error as exc:
-        if exc.args[0] not in (errno.EIO, errno.EBADF, errno.ENOTTY):  # hung up or closed: nothing is left to restore
-            raise
-
-
-def _terminal_closed(exc: OSError) -> AttachEnd:
-    """For a terminal that is gone; any other error is raised on."""
-    if exc.errno in (errno.EIO, errno.EPIPE, errno.ENXIO):
-        return AttachEnd.TERMINAL_CLOSED
-    raise exc
+        await terminal.wait_changed()

@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from aiovmm.errors import ImageError
+from aiovmm.errors import HostError, ImageError
+from aiovmm.user_dirs import cache_directory
 
 __all__ = ["default_directory", "fetch_package", "newest_dependency"]
 
@@ -17,10 +18,8 @@ _TIMEOUT = 600  # seconds for a download
 
 
 def default_directory() -> Path:
-    """`$XDG_CACHE_HOME/aiovmm/debian`, by default under ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path(os.path.expanduser("~/.cache"))
-    return root / "aiovmm" / "debian"
+    """`$XDG_CACHE_HOME/aiovmm/debian`, by default under ~/.cache. Raises UsageError for a user without a home."""
+    return cache_directory() / "debian"
 
 
 def fetch_package(package: str, cache: Path) -> Path:
@@ -36,7 +35,11 @@ def fetch_package(package: str, cache: Path) -> Path:
         raise _unknown(package)
     target = cache / f"{package}_{version.replace(':', '%3a')}"
     if not target.is_dir():
-        _download(package, version, target)
+        try:
+            _download(package, version, target)
+        except OSError as exc:
+            hint = "XDG_CACHE_HOME says where else packages may be kept"
+            raise HostError(f"keeping the package {package}", exc.errno or 0, hint, str(cache)) from exc
     return target
 
 

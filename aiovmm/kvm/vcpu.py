@@ -18,7 +18,7 @@ import weakref
 from typing import Any, Protocol
 
 from aiovmm.dataclass import dataclass
-from aiovmm.errors import KvmError, StateError
+from aiovmm.errors import MORE_THREADS, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
 from aiovmm.kvm.paging import Paging
@@ -107,8 +107,7 @@ class Vcpu(VcpuState):
         try:
             thread.start()
         except RuntimeError as exc:
-            hint = "raise the limits of threads (`ulimit -u`, the cgroup's pids.max)"
-            raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, hint) from exc
+            raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
         self._thread, self._ended, self._reported = thread, None, False
         self._guard = weakref.finalize(self, _end_thread, self.native, thread)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
-from aiovmm.config import VMConfig
+from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
 from aiovmm.machine.devices import plug_configured
 from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image, open_parts
@@ -37,6 +37,10 @@ class Power:
         self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, devices: Sequence[VirtioDevice]
     ) -> None:
         """Parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
+        if ConsoleMode.FILE in (config.serial.mode, config.console.mode):
+            from aiovmm.config.outputs import refuse_inputs_as_outputs
+
+            refuse_inputs_as_outputs(config)
         kernel = await load_kernel_image(config)
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
         self.parts = MachineParts(config, kernel, serial, console, *outputs)

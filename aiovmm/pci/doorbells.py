@@ -41,7 +41,7 @@ class Doorbells:
                 self._kicks.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         except OSError as exc:
             self.close()
-            raise HostError("making a kick eventfd", exc.errno or 0, "raise the limit on open files") from exc
+            raise HostError("making a kick eventfd", exc.errno or 0) from exc
         self._register()
         return tuple(self._kicks)
 

@@ -20,7 +20,7 @@ class EventReader:
         try:
             self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as exc:
-            raise HostError("making an eventfd", exc.errno or 0, "raise the limit on open files") from exc
+            raise HostError("making an eventfd", exc.errno or 0) from exc
         self._heard = heard
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self.fd, self._readable)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ import pytest
 from aiovmm.boot import load_kernel, unpack
 from aiovmm.boot.cache import default_directory
 from aiovmm.boot.source import BytesSource, FileSource
+from aiovmm.errors import ImageError, UsageError
+from aiovmm.image.debian import default_directory as debian_busybox_cache
 from aiovmm.memory import GuestMemory
 from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
 
@@ -106,6 +110,52 @@ def test_cache_that_was_copied_elsewhere_is_checked_and_used(
     assert len(unpacked) == 1
 
 
+def test_starts_at_once_with_an_empty_cache(path: Path, cache: Path, unpacked: list[int]) -> None:
+    """Each has examined the kernel before another stores it: whoever wins, every guest gets its bytes, unpacked once."""
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: loads_right(path, cache), range(16)))
+    assert len(unpacked) == 1
+
+
+REPLACED: dict[str, Callable[[Path], object]] = {
+    "stored again by a process that did not wait": lambda file: _put_again(file),
+    "deleted": lambda file: file.unlink(),
+    "damaged": lambda file: file.write_bytes(b"x"),
+    "its directory deleted": lambda file: shutil.rmtree(file.parent),
+}
+
+
+def _put_again(file: Path) -> None:
+    shutil.copyfile(file, file.with_suffix(".new"))
+    os.replace(file.with_suffix(".new"), file)
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_the_cache_may_change_between_examining_and_loading(how: str, path: Path, cache: Path) -> None:
+    image = load_kernel(path, cache=cache)
+    (file,) = cache.glob("*.vmlinux")
+    REPLACED[how](file)
+    memory = GuestMemory.create([(0, 32 << 20)])
+    try:
+        for fresh in (True, False):  # a start, then a guest's reset
+            image.load_into(memory, fresh=fresh)
+            assert memory.read(KERNEL_ADDRESS, len(CODE)) == CODE
+    finally:
+        memory.close()
+
+
+def test_a_kernel_that_is_nowhere_any_more_is_said_to_have_changed(path: Path, cache: Path) -> None:
+    image = load_kernel(path, cache=cache)
+    (file,) = cache.glob("*.vmlinux")
+    file.unlink()
+    other = bytes(reversed(CODE))
+    path.write_bytes(bzimage(payload(elf([(KERNEL_ADDRESS, other, len(other))]), "zstd")))
+    memory = GuestMemory.create([(0, 32 << 20)])
+    with pytest.raises(ImageError, match="changed after it was examined"):
+        image.load_into(memory)
+    memory.close()
+
+
 def test_cache_that_cannot_be_written(path: Path, tmp_path: Path, unpacked: list[int]) -> None:
     (tmp_path / "file").write_bytes(b"")
     image = load_kernel(path, cache=tmp_path / "file" / "cache")
@@ -138,3 +188,26 @@ def test_default_directory(xdg: str, expected: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     monkeypatch.setenv("HOME", "/home/u")
     assert str(default_directory()) == expected
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "~"])
+def test_a_user_without_a_home_keeps_nothing(
+    home: str | None, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither HOME nor an entry in the user database, as in many containers: nothing is written where he happens to stand."""
+
+    def unknown(uid: int) -> object:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    assert isinstance(load_kernel(path).source, BytesSource)
+    with pytest.raises(UsageError, match="XDG_CACHE_HOME"):
+        debian_busybox_cache()
+    assert list(work.iterdir()) == []

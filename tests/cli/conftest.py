@@ -29,8 +29,7 @@ class Command:
         process = subprocess.Popen(
             [sys.executable, "-m", "aiovmm", *arguments],
             cwd=self._directory,
-            env=environment,
-            **{**pipes, **options},  # type: ignore[call-overload]
+            **{"env": environment, **pipes, **options},  # type: ignore[call-overload]
         )
         self._running.append(process)
         return process

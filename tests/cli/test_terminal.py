@@ -58,6 +58,17 @@ def test_typing(person: Person) -> None:
     person.ends(0)
 
 
+def test_a_terminal_for_the_output_alone(aiovmm: Command, guest: list[str]) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    process = aiovmm.start(*guest, "--cmdline", "cho  ", stdin=subprocess.DEVNULL, stdout=slave, stderr=subprocess.PIPE)
+    with os.fdopen(master, "rb", buffering=0) as screen:
+        read_until(screen, b"hello\n")  # not \r\n: a guest's lines end as it ends them
+        assert process.wait(DEADLINE) == 0
+        assert termios.tcgetattr(slave) == before
+        os.close(slave)
+
+
 @pytest.mark.parametrize("person", ["heo"], indirect=True)
 def test_detach_and_attach_again(person: Person) -> None:
     person.sees(b"hello\n")

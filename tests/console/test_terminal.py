@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import os
+import termios
 from collections.abc import AsyncIterator
 
 import pytest
@@ -279,3 +282,106 @@ async def test_what_is_no_terminal_is_refused() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+async def test_an_output_alone_is_shown_as_the_guest_prints_it(screen: Screen) -> None:
+    """`aiovmm run </dev/null` in a terminal: no CR is added to the guest's own, and the interrupt key is the shell's yet."""
+    console = Console(StubDevice())
+    before = screen.state()
+    with open("/dev/null", "rb") as nothing:  # noqa: ASYNC230
+        task = asyncio.create_task(console.attach(Terminal(nothing.fileno(), screen.slave)))
+        await eventually(lambda: screen.state() != before)
+        assert termios.tcgetattr(screen.slave)[3] & termios.ISIG
+        console.feed(b"one\r\ntwo\r\n")
+        assert await screen.until(b"two\r\n") == b"one\r\ntwo\r\n"
+        assert not task.done(), "the end of a file does not end the session"
+        console.close()
+        assert await task is AttachEnd.GUEST_ENDED
+    assert screen.state() == before
+
+
+async def test_an_input_alone_types_to_the_guest(screen: Screen) -> None:
+    """`aiovmm run | tee log`: keys go as they are typed, and detach; the output goes on as it is."""
+    device = StubDevice()
+    console = Console(device)
+    reading, writing = os.pipe()
+    before = screen.state()
+    try:
+        task = asyncio.create_task(console.attach(Terminal(screen.slave, writing)))
+        await eventually(lambda: screen.state() != before)
+        console.feed(b"hello\r\n")
+        await screen.type(b"\x03x")
+        await eventually(lambda: device.received == b"\x03x")
+        await screen.type(b"\x10\x11")
+        assert await task is AttachEnd.DETACHED
+        assert os.read(reading, 100) == b"hello\r\n", "and nothing for a terminal that it is not"
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert screen.state() == before
+
+
+async def test_a_pipe_into_a_session_waits_for_the_guest(screen: Screen) -> None:
+    """Megabytes for a guest that takes them slowly: none is refused, as a person's would be with a bell."""
+    device = StubDevice(room=0)
+    reading, writing = os.pipe()
+    sent = os.urandom(3 << 20)
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+        task = asyncio.create_task(Console(device).attach(Terminal(source.fileno(), screen.slave)))
+        feeding = asyncio.create_task(asyncio.to_thread(sink.write, sent[: 1 << 20]))
+        for start in range(0, 3 << 20, 1 << 20):
+            while len(device.received) < start + (1 << 20):
+                device.make_room(50_000)
+                await asyncio.sleep(0)
+            assert await feeding == 1 << 20
+            feeding = asyncio.create_task(asyncio.to_thread(sink.write, sent[start + (1 << 20) : start + (2 << 20)]))
+        await feeding
+        assert device.received == sent
+        await stop(task)
+
+
+def waits_to_be_read(fd: int) -> int:
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), "little")
+
+
+async def test_answers_to_the_guests_questions_are_not_left_to_the_shell(screen: Screen) -> None:
+    """The terminal answers a moment after the guest has ended: where the cursor is, which would be typed to the shell."""
+    console = Console(StubDevice())
+    task = await attached(console, screen)
+    console.feed(b"bye\x1b[6n")
+    console.close()
+    await screen.until(b"\x1b[6n")
+    await screen.type(b"\x1b[24;80R")
+    assert await task is AttachEnd.GUEST_ENDED
+    assert waits_to_be_read(screen.slave) == 0
+
+
+async def test_what_was_typed_before_the_end_is_the_guests(screen: Screen) -> None:
+    """Not even what it did not take is left to the shell (TCSAFLUSH)."""
+    console = Console(StubDevice())
+    task = await attached(console, screen)
+    os.write(screen._master.fileno(), b"rm -r everything\r")
+    task.cancel()  # before the loop has seen it
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    attributes = termios.tcgetattr(screen.slave)
+    attributes[3] &= ~termios.ICANON  # so that it would count
+    termios.tcsetattr(screen.slave, termios.TCSANOW, attributes)
+    assert waits_to_be_read(screen.slave) == 0
+
+
+async def test_an_output_that_breaks_is_told_once_and_the_session_goes_on(screen: Screen) -> None:
+    device, told = StubDevice(), []
+    console = Console(device)
+    with open("/dev/full", "wb") as full:  # noqa: ASYNC230
+        terminal = Terminal(screen.slave, full.fileno(), on_output_lost=told.append)
+        before = screen.state()
+        task = asyncio.create_task(console.attach(terminal))
+        await eventually(lambda: screen.state() != before)
+        for _ in range(3):
+            console.feed(b"lost")
+            await eventually(lambda: told)
+        await screen.type(b"x")
+        await eventually(lambda: device.received == b"x")
+        assert [error.errno for error in told] == [errno.ENOSPC]
+        await stop(task)

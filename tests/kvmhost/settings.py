@@ -19,7 +19,10 @@ def cache_directory(env: Mapping[str, str]) -> pathlib.Path:
     """`$AIOVMM_CACHE/kvmhost`, by default `~/.cache/aiovmm/kvmhost` (XDG Base Directory)."""
     base = env.get("AIOVMM_CACHE")
     if not base:
-        base = os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "aiovmm")
+        root = env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if root.startswith("~"):
+            raise KvmHostError("this user has no home directory: set AIOVMM_CACHE to where the nested host may be kept")
+        base = os.path.join(root, "aiovmm")
     return pathlib.Path(base).absolute() / "kvmhost"
 
 

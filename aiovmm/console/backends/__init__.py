@@ -39,8 +39,8 @@ def open_backend(
 ) -> ConsoleBackend:
     """The back end that `config` asks for, to be used with `async with`.
 
-    `tty` with standard input or output that is no terminal carries the bytes as they are. `off` means that there is no
-    such device, so there is no back end either (UsageError).
+    `tty` where neither standard input nor output is a terminal carries the bytes as they are. `off` means that there is no such
+    device, so there is no back end either (UsageError).
     """
     match config.mode:
         case ConsoleMode.TTY:
@@ -51,7 +51,7 @@ def open_backend(
                 return TtyBackend(console, terminal, detach=detach)
             from aiovmm.console.backends.stdio import StdioBackend
 
-            return StdioBackend(console, terminal.input_fd, terminal.output_fd)
+            return StdioBackend(console, terminal.input_fd, terminal.output_fd, on_output_lost=terminal.on_output_lost)
         case ConsoleMode.PTY:
             from aiovmm.console.backends.pty import PtyBackend
 

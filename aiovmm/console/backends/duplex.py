@@ -57,8 +57,8 @@ class DuplexBackend(ConsoleBackend):
         try:
             while data := await self._read():
                 await self._console.send(data)
-        except (ConsoleEnded, ConnectionError):
-            pass  # the output ends by itself
+        except (ConsoleEnded, OSError):
+            pass  # the output ends by itself; an input that cannot be read has ended
         never: asyncio.Future[AttachEnd] = asyncio.get_running_loop().create_future()
         return await never
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aiovmm import ofdlock
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
-from aiovmm.errors import ConfigError, HostError
+from aiovmm.errors import HostError
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -22,7 +22,8 @@ __all__ = ["FileBackend"]
 class FileBackend(ConsoleBackend):
     """Writes all output, from the beginning of the history, to the file `path`, off the loop. There is no input.
 
-    The file is emptied first unless `append`. A disk that is slower than the guest loses the oldest output (`lost`).
+    The file is emptied first unless `append`; aiovmm.output_file says which files are refused, and whose a new one is. A disk
+    that is slower than the guest loses the oldest output (`lost`).
     """
 
     def __init__(self, console: Console, path: str | os.PathLike[str], *, append: bool = False) -> None:
@@ -43,12 +44,7 @@ class FileBackend(ConsoleBackend):
         return self._reader.lost
 
     async def _open(self) -> None:
-        try:
-            if self._path.exists() and stat.S_ISFIFO(self._path.stat().st_mode):
-                raise ConfigError("file", f"{self._path} is a FIFO, which blocks until it is read", "use socket=PATH")
-            self._file = await self._open_file()
-        except OSError as exc:
-            raise HostError("open the console's file", exc.errno or 0, path=str(self._path)) from exc
+        self._file = await self._open_file()
 
     async def _open_file(self) -> AsyncFileIO:
         """A cancelled open waits for the thread that opens, to close what it has opened."""
@@ -83,10 +79,16 @@ class FileBackend(ConsoleBackend):
         if self._file is not None:
             file, self._file = self._file, None
             if not self._writing:  # else a thread is stuck in it yet, and the file closes when that lets go of it
+                ofdlock.unlock(file.fileno())
                 await file.close()
 
 
 async def _opened(path: Path, mode: str) -> AsyncFileIO:
     import aiofiles  # for this back end only
 
-    return await aiofiles.open(path, mode, buffering=0)  # type: ignore[call-overload,no-any-return]
+    from aiovmm.output_file import open_output_file
+
+    def opener(name: str, _flags: int) -> int:
+        return open_output_file(name, "file", "open the console's file", append=mode == "ab")
+
+    return await aiofiles.open(path, mode, buffering=0, opener=opener)  # type: ignore[call-overload,no-any-return]

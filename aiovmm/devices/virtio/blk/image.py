@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from aiovmm import ofdlock
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
@@ -67,10 +68,10 @@ class DiskImage:
                 hint = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
                 raise ImageError(name, f"has {image.size} bytes, and O_DIRECT takes only whole blocks of {unit}", hint)
         except (HostError, ImageError):
-            os.close(fd)
+            _let_go(fd)
             raise
         except OSError as exc:
-            os.close(fd)
+            _let_go(fd)
             raise HostError("examining the disk image", exc.errno or 0, "", name) from exc
         return image
 
@@ -139,7 +140,7 @@ class DiskImage:
     def close(self) -> None:
         """Close and unlock. Idempotent."""
         if self.fd >= 0:
-            os.close(self.fd)
+            _let_go(self.fd)
         self.fd = -1
 
     def _can_discard(self) -> bool:
@@ -159,6 +160,12 @@ class DiskImage:
         except OSError as exc:
             return exc.errno or errno.EIO
         return 0
+
+
+def _let_go(fd: int) -> None:
+    """Unlock and close: a child that was forked meanwhile may have it open yet."""
+    ofdlock.unlock(fd)
+    os.close(fd)
 
 
 def _device_ioctl(fd: int, request: int, extent: Extent) -> int:

@@ -1,0 +1,63 @@
+"""`--json`: the events of a VM as lines of JSON, on a stream of their own if one is named."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from typing import Any
+
+from aiovmm.cli.messages import say
+from aiovmm.errors import ConfigError
+from aiovmm.events import Subscription
+from aiovmm.lifecycle import Event
+
+__all__ = ["event_as_dict", "open_events", "print_events"]
+
+
+def event_as_dict(event: Event) -> dict[str, Any]:
+    """An event as plain data for JSON."""
+    row: dict[str, Any] = {"event": event.kind.value, "vm": event.vm, "time": event.time}
+    if event.detail:
+        row["detail"] = event.detail
+    if event.device:
+        row["device"] = event.device
+    if event.error:
+        row["error"] = type(event.error).__name__
+    if isinstance(event.error, OSError) and event.error.errno:
+        row["errno"] = event.error.errno
+    if event.status:
+        row["reason"] = event.status.reason.value
+    return row
+
+
+def open_events(place: str) -> int:
+    """A descriptor for `place`: a number is one that the caller has given us, anything else a file. Raises ConfigError and
+    HostError."""
+    if not place.isdecimal():
+        from aiovmm.output_file import open_output_file
+
+        return open_output_file(place, "--json", "open the file of events")
+    fd = int(place)
+    try:
+        writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+    except (OSError, OverflowError):
+        writable = False
+    if not writable:
+        hint = "the shell opens it by `3>FILE`; a file of that name is ./" + place
+        raise ConfigError("--json", f"descriptor {place} is not open for writing", hint)
+    return fd
+
+
+async def print_events(events: Subscription, fd: int) -> None:
+    """One line an event, until the last; where they cannot be written, a word on stderr and no more of them."""
+    async for event in events:
+        line = json.dumps(event_as_dict(event)).encode() + b"\n"
+        try:
+            while line:
+                line = line[os.write(fd, line) :]
+        except OSError as exc:
+            if exc.errno not in (errno.EPIPE, errno.EAGAIN):
+                say(f"events cannot be written any more: {exc.strerror}")
+            return

@@ -1,0 +1,47 @@
+"""Log lines of a session on standard error."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from functools import cached_property
+
+__all__ = ["configure_logging"]
+
+
+class _LazyFormatter(logging.Formatter):
+    """structlog's formatter for terminals, imported with the first line that is printed: most runs print none."""
+
+    @cached_property
+    def _formatter(self) -> logging.Formatter:
+        import structlog
+
+        return structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_log_level],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),
+            ],
+        )
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._formatter.format(record)
+
+
+class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+    """A line that cannot be written is lost: saying so would go the same way."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+def configure_logging(verbosity: int) -> None:
+    """Warnings, and with each -v more."""
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
+    handler = _Handler()
+    handler.setFormatter(_LazyFormatter())
+    logger = logging.getLogger("aiovmm")
+    logger.addHandler(handler)
+    logger.setLevel(level)

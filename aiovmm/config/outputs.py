@@ -1,0 +1,43 @@
+"""A file that a console is written to must not be one that the same guest reads from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from aiovmm.config.machine import ConsoleMode
+from aiovmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aiovmm.config.machine import VMConfig
+
+__all__ = ["refuse_inputs_as_outputs"]
+
+
+def refuse_inputs_as_outputs(config: VMConfig) -> None:
+    """Look at the files as they are now, through links and by whatever names. Raises ConfigError."""
+    for name, console in (("serial", config.serial), ("console", config.console)):
+        if console.mode is ConsoleMode.FILE and console.path is not None:
+            for option, path in _inputs(config):
+                if _same(console.path, path):
+                    hint = "it would be overwritten: give a file of its own"
+                    raise ConfigError(f"{name}.file", f"{console.path} is the guest's {option}", hint)
+
+
+def _inputs(config: VMConfig) -> Iterator[tuple[str, str | os.PathLike[str]]]:
+    yield "kernel", config.payload.kernel
+    if config.payload.initramfs is not None:
+        yield "initramfs", config.payload.initramfs
+    for disk in config.disks:
+        if disk.path is not None:
+            yield "disk", disk.path
+    for pmem in config.pmems:
+        yield "pmem file", pmem.file
+
+
+def _same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False

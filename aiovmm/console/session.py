@@ -1,0 +1,143 @@
+"""What carries bytes between a terminal and a guest while they are attached."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import time
+from contextlib import suppress
+
+from aiovmm.console.fds import Descriptor
+from aiovmm.console.keys import DetachKeys
+from aiovmm.console.modes import in_foreground
+from aiovmm.console.replay import asks_terminal
+from aiovmm.console.screen import ScreenModes
+from aiovmm.console.terminal import AttachEnd, FarSide, Terminal
+from aiovmm.errors import ConsoleEnded
+
+__all__ = ["Session"]
+
+_TYPE_AHEAD = 1 << 20  # bytes typed (or pasted) that wait for a guest which does not read; more is refused with a bell
+_LINGER = 0.5  # seconds for the guest to take what was typed before the end
+_ANSWER = 0.2  # seconds that a terminal has for its answer to a guest's query, which then does not go to the shell
+_ASKED = 1.0  # seconds after a query in which its answer may still be on its way
+
+
+class Session:
+    """The three pumps of one attachment. The keys are always read, so detaching works when the guest takes no input."""
+
+    def __init__(
+        self, terminal: Terminal, keys: Descriptor, screen: Descriptor, far: FarSide, detach: bytes, hold: float
+    ) -> None:
+        """`hold`: seconds after which a first detach key alone goes to the guest."""
+        self._terminal = terminal
+        self._keys, self._screen, self._far = keys, screen, far
+        self._is_typed = terminal.input_is_terminal
+        self._is_shown = terminal.output_is_terminal
+        self._hold = hold
+        self._detach = DetachKeys(detach if self._is_typed else b"")
+        self._modes = ScreenModes()
+        self._asked = float("-inf")
+        self._typed = bytearray()
+        self._more = asyncio.Event()
+        self._sent = asyncio.Event()
+
+    async def show(self) -> AttachEnd:
+        try:
+            while data := await self._far.read():
+                self._modes.feed(data)
+                if self._is_shown and asks_terminal(data):
+                    self._asked = time.monotonic()
+                    self._terminal.drop_input()
+                await self._screen.write(data)
+        except OSError as exc:
+            return _terminal_closed(exc)
+        return AttachEnd.GUEST_ENDED
+
+    async def read_keys(self) -> AttachEnd:
+        end = await self._read_keys()
+        with suppress(TimeoutError):  # what was typed just before goes to the guest, if it takes it
+            async with asyncio.timeout(_LINGER if self._typed else 0):
+                await self._sent.wait()
+        return end
+
+    async def _read_keys(self) -> AttachEnd:
+        while True:
+            await self._terminal.wait_usable()
+            try:
+                async with asyncio.timeout(self._hold if self._detach.holding else None):
+                    data = await self._keys.read()
+            except TimeoutError:
+                await self._type(self._detach.flush())
+                continue
+            except OSError as exc:
+                if not self._is_typed:
+                    return await _never()
+                return _terminal_closed(exc)
+            if not data:
+                if not self._is_typed:  # the end of a file or a pipe is not the end of the session
+                    return await _never()
+                if in_foreground(self._terminal.input_fd):
+                    return AttachEnd.TERMINAL_CLOSED
+                self._terminal.look()  # EIO, for we read from the background: wait for our turn
+                continue
+            forward, detached = self._detach.feed(data)
+            await self._type(forward)
+            if detached:
+                return AttachEnd.DETACHED
+
+    async def send_keys(self) -> AttachEnd:
+        try:
+            while await self._more.wait():
+                data = bytes(self._typed[:4096])
+                await self._far.send(data)
+                del self._typed[: len(data)]
+                if not self._typed:
+                    self._more.clear()
+                    self._sent.set()
+        except ConsoleEnded:
+            pass  # `show` says so, once it has shown the last output
+        return await _never()
+
+    async def settle(self) -> None:
+        """Give the terminal time to answer what the guest has asked it last; leaving drops the answer."""
+        if self._is_typed and time.monotonic() - self._asked < _ASKED:
+            with suppress(TimeoutError, OSError):
+                async with asyncio.timeout(_ANSWER):
+                    while await self._keys.read():
+                        pass
+
+    def leave(self) -> None:
+        """Undo what the guest did to the screen, as far as the terminal takes it now."""
+        if not self._is_shown:
+            return
+        try:
+            self._screen.write_some(self._modes.undo())
+        except OSError as exc:
+            _terminal_closed(exc)
+
+    async def _type(self, data: bytes) -> None:
+        if not self._is_typed:  # a pipe waits, unlike a person
+            while len(self._typed) >= _TYPE_AHEAD // 2:
+                self._sent.clear()
+                await self._sent.wait()
+        elif len(self._typed) + len(data) > _TYPE_AHEAD:
+            if self._is_shown:
+                self._screen.write_some(b"\a")
+            return
+        self._typed += data
+        if self._typed:
+            self._more.set()
+            self._sent.clear()
+
+
+async def _never() -> AttachEnd:
+    never: asyncio.Future[AttachEnd] = asyncio.get_running_loop().create_future()
+    return await never
+
+
+def _terminal_closed(exc: OSError) -> AttachEnd:
+    """For a terminal that is gone; any other error is raised on."""
+    if exc.errno in (errno.EIO, errno.EPIPE, errno.ENXIO, errno.ECONNRESET):
+        return AttachEnd.TERMINAL_CLOSED
+    raise exc

@@ -1,0 +1,46 @@
+"""Standard input, output and error as a program finds them: there, or not."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["fill_standard_descriptors", "require_descriptors"]
+
+
+def fill_standard_descriptors() -> tuple[int, ...]:
+    """Open /dev/null in the place of those of descriptors 0, 1 and 2 that are closed, as they may be at a program's start; which.
+
+    Without it the next files that are opened get these numbers: prints go into them, and uvloop, whose library takes none of its
+    own to be one of the three, aborts the process. A program calls this first, before it opens anything or makes a loop.
+    """
+    missing = tuple(fd for fd in range(3) if not _is_open(fd))
+    for fd in missing:
+        opened = os.open(os.devnull, os.O_RDONLY if fd == 0 else os.O_WRONLY)
+        if opened != fd:  # a lower number was free
+            os.dup2(opened, fd)
+            os.close(opened)
+        os.set_inheritable(fd, True)
+    for fd, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+        if fd in missing and getattr(sys, name) is None:  # else `print(file=sys.stderr)` would print to standard output
+            setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
+    return missing
+
+
+def require_descriptors(number: int) -> None:
+    """Raise OSError (EMFILE) unless `number` more may be open. uvloop does not take it well when it has too few: it aborts."""
+    opened: list[int] = []
+    try:
+        for _ in range(number):
+            opened.append(os.dup(0))
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
