@@ -14,6 +14,10 @@ enum avmm_blk_code { AVMM_BLK_NO_HEADER, AVMM_BLK_NO_STATUS, ... };
 #define AVMM_BLK_AGAIN ...
 #define AVMM_BLK_MORE ...
 #define AVMM_BLK_QUEUE_BITS ...
+struct avmm_blk_magic {
+    uint32_t offset, size;
+    uint8_t bytes[24];
+};
 struct avmm_blk_request {
     uint32_t type;
     uint64_t offset;
@@ -37,6 +41,8 @@ struct avmm_blk {
     uint8_t write_zeroes;
     uint8_t stopping;
     uint8_t id[20];
+    uint32_t n_magics;
+    struct avmm_blk_magic magics[16];
     uint32_t in_flight;
     uint32_t n_handed;
     uint32_t lent;

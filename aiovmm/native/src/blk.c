@@ -28,7 +28,7 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
     r->type = h->type;
     r->done = 0;
     r->in_total = c->write_bytes - 1;
-    r->punt = r->bounces = r->fills = 0;
+    r->punt = r->bounces = r->fills = r->guarded = 0;
     if (r->type == AVMM_BLK_IN || r->type == AVMM_BLK_GET_ID) {
         r->iov = r->store + c->n_read;
         r->n_iov = n_write;
@@ -48,7 +48,8 @@ static bool is_left_to_threads(const struct avmm_blk_request *r) {
 
 /* Ask the file, until it answers, with the first bytes of a large write, which are written again with the rest. */
 static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
-    if (r->type != AVMM_BLK_OUT || !disk->ring || disk->writes_wait || r->left <= disk->punt_bytes || r->dsync)
+    if (r->type != AVMM_BLK_OUT || !disk->ring || disk->writes_wait || r->left <= disk->punt_bytes || r->dsync ||
+        r->guarded)
         return;
     struct iovec some = {r->iov->iov_base, r->iov->iov_len < AVMM_BLK_SECTOR ? r->iov->iov_len : AVMM_BLK_SECTOR};
     ssize_t n = pwritev2(disk->fd, &some, 1, (off_t)r->offset, RWF_NOWAIT);
@@ -56,6 +57,12 @@ static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
         disk->writes_wait = AVMM_BLK_NO;
     else if (n < 0 && errno == EOPNOTSUPP)
         disk->writes_wait = AVMM_BLK_YES;
+}
+
+static bool begins_with_header(const struct avmm_blk_request *r) {
+    uint8_t sector[AVMM_BLK_SECTOR];
+    avmm_blk_payload(r, sector, sizeof sector);
+    return avmm_blk_is_header(r->queue->disk, sector);
 }
 
 static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
@@ -74,6 +81,11 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
         return;
     }
     r->offset = sector * AVMM_BLK_SECTOR;
+    r->guarded = out && !sector && disk->n_magics;
+    if (r->guarded && begins_with_header(r)) {
+        avmm_blk_finish(r, EPERM);
+        return;
+    }
     r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
     r->dsync = out && disk->write_through;
     ask_file(disk, r);

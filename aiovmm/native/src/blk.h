@@ -25,6 +25,13 @@ enum avmm_blk_known { AVMM_BLK_UNKNOWN = 0, AVMM_BLK_NO, AVMM_BLK_YES };
 
 struct avmm_blk_queue;
 
+/* What the guest may not write into sector 0: it makes an image one of another format. */
+struct avmm_blk_magic {
+    uint32_t offset, size; /* both within the sector */
+    uint8_t bytes[24];
+};
+#define AVMM_BLK_MAGICS 16
+
 /* A parsed request in one of the slots of its queue; `iov`, `offset` and `left` advance as its data is transferred. */
 struct avmm_blk_request {
     struct avmm_blk_queue *queue;
@@ -51,6 +58,7 @@ struct avmm_blk_request {
     uint8_t bounces;  /* the next system call goes through `bounce` */
     uint8_t fills;    /* and reads blocks of which a part is to be overwritten */
     uint8_t partial;  /* a write of parts of blocks: no other write may run */
+    uint8_t guarded;  /* a write to sector 0 of a disk with magics */
     uint8_t writing;  /* counted in disk->writers, or the one that is disk->alone */
 };
 
@@ -71,6 +79,8 @@ struct avmm_blk {
     uint8_t write_zeroes; /* WRITE_ZEROES was negotiated */
     uint8_t stopping;     /* set by avmm_blk_stop */
     uint8_t id[20];
+    uint32_t n_magics;
+    struct avmm_blk_magic magics[AVMM_BLK_MAGICS];
     /* Blocks that are overwritten in part are read, changed and written; a write to their other sectors must not run meanwhile. */
     uint32_t writers;                  /* writes of whole blocks that run */
     struct avmm_blk_request *alone;    /* the write of parts of blocks that runs, by itself */

@@ -49,6 +49,15 @@ uint32_t avmm_blk_payload(const struct avmm_blk_request *r, uint8_t *to, uint32_
     return n;
 }
 
+bool avmm_blk_is_header(const struct avmm_blk *disk, const uint8_t *sector) {
+    for (uint32_t i = 0; i < disk->n_magics; i++) {
+        const struct avmm_blk_magic *m = &disk->magics[i];
+        if (!memcmp(sector + m->offset, m->bytes, m->size))
+            return true;
+    }
+    return false;
+}
+
 /* What the next system call for this request is given: a prefix of its iovecs that a call can take. */
 static uint32_t span(const struct avmm_blk_request *r) {
     uint64_t bytes = 0;
@@ -77,18 +86,22 @@ static bool lend(struct avmm_blk_request *r) {
 }
 
 /* O_DIRECT takes only what is aligned; all else goes through a buffer that is, a window of the image at a time. Not through the
- * page cache: what it holds beside the guest's sectors could overwrite what O_DIRECT wrote there. 0 or -ENOMEM. */
+ * page cache: what it holds beside the guest's sectors could overwrite what O_DIRECT wrote there. What is written to a guarded
+ * sector goes through a buffer too: the guest could change its own after we have looked. 0 or -ENOMEM. */
 int avmm_blk_route(struct avmm_blk_request *r) {
     const struct avmm_blk *disk = r->queue->disk;
     uint64_t memory = 0, file = r->offset | r->left, block = disk->align_file;
+    bool guarded = r->guarded && r->offset < AVMM_BLK_SECTOR;
     r->bounces = r->fills = 0;
-    if (!block)
+    if (!block && !guarded)
         return 0;
+    if (!block)
+        block = AVMM_BLK_SECTOR;
     for (uint32_t i = 0; i < r->n_iov; i++) {
         memory |= (uintptr_t)r->iov[i].iov_base;
         file |= r->iov[i].iov_len;
     }
-    if (!(file & (block - 1)) && !(memory & (disk->align_memory - 1)))
+    if (!guarded && !(file & (block - 1)) && !(memory & (disk->align_memory - 1)))
         return 0;
     if (!r->bounce && !lend(r))
         return -ENOMEM;
@@ -157,6 +170,8 @@ struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r) {
         return (struct avmm_blk_call){in, r->iov, span(r), r->offset};
     if (!in)
         avmm_blk_payload(r, r->bounce + (r->offset - r->window_at), (uint32_t)r->wanted);
+    if (!in && r->guarded && !r->window_at && avmm_blk_is_header(r->queue->disk, r->bounce))
+        memset(r->bounce, 0, AVMM_BLK_SECTOR); /* it was not when the request came: the guest changed it meanwhile */
     return (struct avmm_blk_call){in, &r->window, 1, r->window_at};
 }
 

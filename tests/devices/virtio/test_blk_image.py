@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from aiovmm.config import DiskConfig, LockGranularity
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Geometry, Status
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.extents import Extent
@@ -22,7 +23,7 @@ from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
-from tests.devices.virtio.blk_driver import allocated, contents, header, submit
+from tests.devices.virtio.blk_driver import allocated, contents, header, submit, write
 
 SIZE = 1 << 20
 
@@ -314,3 +315,52 @@ async def test_more_segments_than_one_system_call_takes(tmp_path: Path, io: IoKi
         await h.queues[0].used()
         assert h.memory.read(0x200100, 1) == b"\0"
     assert contents(path) == data
+
+
+# -- options -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_serial_number_of_the_files_own(path: Path) -> None:
+    """As the reference monitor makes it, so that /dev/disk/by-id names stay."""
+    file = path.stat()
+    image = DiskImage.open(path)
+    assert image.serial == f"{file.st_dev}{file.st_rdev}{file.st_ino}"[:20]
+    assert bytes(BlkDevice(image)._disk.id).rstrip(b"\0") == image.serial.encode()
+    assert bytes(BlkDevice(image, serial="of-its-own")._disk.id).rstrip(b"\0") == b"of-its-own"
+    image.close()
+
+
+async def test_what_is_not_sparse_keeps_its_space(path: Path) -> None:
+    for sparse in (True, False):
+        disk = BlkDevice(DiskImage.open(path, sparse=sparse))
+        assert bool(disk.features & (1 << 13)) is sparse  # DISCARD
+        async with Harness(disk) as h:
+            await write(h, 0, os.urandom(SIZE))
+            status, _ = await submit(h, Request.WRITE_ZEROES, 0, struct.pack("<QII", 0, SIZE // 512, 1))
+            assert status is Status.OK
+        assert contents(path) == bytes(SIZE)
+        assert (allocated(path) == 0) is sparse
+
+
+def test_a_lock_on_the_bytes_that_are_there(path: Path) -> None:
+    """Another program may lock what lies behind them."""
+    for lock, free in ((LockGranularity.BYTE_RANGE, True), (LockGranularity.FULL, False)):
+        image = DiskImage.open(path, lock=lock)
+        with path.open("r+b") as other:
+            behind = struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, SIZE, 1, 0)
+            inside = struct.pack("@hhqqi4x", fcntl.F_WRLCK, 0, SIZE - 1, 1, 0)
+            try:
+                fcntl.fcntl(other, fcntl.F_OFD_SETLK, behind)
+            except OSError:
+                assert not free
+            else:
+                assert free
+            with pytest.raises(OSError, match=r"Resource temporarily unavailable|Permission denied"):
+                fcntl.fcntl(other, fcntl.F_OFD_SETLK, inside)
+        image.close()
+
+
+def test_threads_where_io_uring_is_not_wanted(path: Path) -> None:
+    config = DiskConfig(path=path, io_uring=False)
+    assert BlkDevice.from_config(config)._io is IoKind.THREADS
+    assert BlkDevice.from_config(DiskConfig(path=path))._io is IoKind.AUTO

@@ -246,6 +246,13 @@ async def test_a_file_that_was_cut_short_is_not_mapped_again(image: Path) -> Non
         dev.memory()
 
 
+async def test_an_image_of_another_format_is_not_mapped(image: Path) -> None:
+    overwrite(image, b"QFI\xfb")
+    for discard in (False, True):
+        with pytest.raises(ConfigError, match=r"is a qcow2 image.*qemu-img convert"):
+            await opened(image, discard_writes=discard)
+
+
 async def test_a_directory_gives_an_unnamed_file(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="needs size="):
         await device(tmp_path).open()

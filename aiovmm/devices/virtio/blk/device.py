@@ -6,14 +6,17 @@ import asyncio
 from collections.abc import Callable
 from typing import ClassVar, Self
 
-from aiovmm.config import DiskConfig
+from aiovmm.config import DiskConfig, ImageType
+from aiovmm.config.checks import encoded
+from aiovmm.config.disk import SERIAL_SIZE
 from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
 from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
 from aiovmm.devices.virtio.blk.queue import BlkCounters
 from aiovmm.devices.virtio.blk.service import BlkService
-from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.devices.virtio.formats import HEADERS
+from aiovmm.errors import ConfigError, StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Queue, VirtioDevice
 
@@ -33,7 +36,8 @@ _NEVER = 0xFFFF_FFFF
 class BlkDevice(VirtioDevice):
     """A disk. `image` is open already and becomes the device's, or is a function that opens it and may block.
 
-    `queue_size` in descriptors; `serial` (up to 20 bytes) is what GET_ID answers; `io` chooses how the host does the I/O.
+    `queue_size` in descriptors; `serial` (up to 20 bytes) is what GET_ID answers, None: one made of the file's numbers; `io`
+    chooses how the host does the I/O.
     Requests in flight are bounded to MAX_IN_FLIGHT a queue.
     """
 
@@ -45,12 +49,12 @@ class BlkDevice(VirtioDevice):
         *,
         num_queues: int = 1,
         queue_size: int = 128,
-        serial: str = "",
+        serial: str | None = None,
         name: str = "disk",
         io: IoKind = IoKind.AUTO,
     ) -> None:
-        if len(serial.encode()) > 20:
-            raise UsageError(f"serial {serial!r} is longer than 20 bytes")
+        if serial:
+            encoded("disk.serial", serial, SERIAL_SIZE)
         self.name = name
         self.queue_sizes = (queue_size,) * num_queues
         self._serial = serial
@@ -76,11 +80,19 @@ class BlkDevice(VirtioDevice):
         if path is None:
             raise ConfigError("disk.vhost_user", "is not a back end of this device")
         return cls(
-            lambda: DiskImage.open(path, readonly=config.readonly, direct=config.direct),
+            lambda: DiskImage.open(
+                path,
+                readonly=config.readonly,
+                direct=config.direct,
+                raw=config.image_type is ImageType.RAW,
+                sparse=config.sparse,
+                lock=config.lock_granularity,
+            ),
             num_queues=config.num_queues,
             queue_size=config.queue_size,
-            serial=config.serial or "",
+            serial=config.serial,
             name=name,
+            io=IoKind.AUTO if config.io_uring else IoKind.THREADS,
         )
 
     # -- what it is ----------------------------------------------------------------------------------------------------
@@ -109,7 +121,12 @@ class BlkDevice(VirtioDevice):
         disk.capacity = image.sectors
         disk.max_bytes = _MAX_REQUEST
         disk.readonly = image.readonly
-        disk.id = self._serial.encode().ljust(20, b"\0")
+        serial = image.serial if self._serial is None else self._serial
+        disk.id = serial.encode(errors="surrogateescape").ljust(SERIAL_SIZE, b"\0")
+        disk.n_magics = len(HEADERS) if image.guarded else 0
+        for magic, header in zip(disk.magics, HEADERS, strict=False):
+            magic.offset, magic.size = header.offset, len(header.magic)
+            magic.bytes = header.magic.ljust(len(magic.bytes), b"\0")
 
     @property
     def capacity(self) -> int:

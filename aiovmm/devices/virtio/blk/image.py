@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiovmm import ofdlock
+from aiovmm.config.disk import SERIAL_SIZE, LockGranularity
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
+from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.native import lib
 
@@ -32,9 +34,12 @@ class DiskImage:
     """An open, locked image. `fd` is open with O_DIRECT if `direct`.
 
     `align` is (file offsets and lengths, memory addresses) as O_DIRECT wants them, in bytes; (0, 0) if not `direct`.
+    `guarded`: nobody said that it is `raw`, so the guest may not write what would make it look like something else.
     """
 
-    def __init__(self, path: Path, fd: int, *, readonly: bool, direct: bool) -> None:
+    def __init__(
+        self, path: Path, fd: int, *, readonly: bool, direct: bool, raw: bool = False, sparse: bool = True
+    ) -> None:
         self.path = path
         self.fd = fd
         self.readonly = readonly
@@ -44,12 +49,23 @@ class DiskImage:
         self.align = probe.direct_alignment(fd, is_device=self.is_device) if direct else (0, 0)
         logical = max(self.align[0], SECTOR)
         self.geometry = probe.device_geometry(fd) if self.is_device else probe.file_geometry(fd, logical)
-        self.can_discard = not readonly and self._can_discard()
+        self.can_discard = sparse and not readonly and self._can_discard()
+        self.guarded = not raw and not readonly
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, readonly: bool = False, direct: bool = False) -> DiskImage:
-        """Open and lock an image; shared if `readonly`, else exclusively. Raises ImageError for what is neither a file nor a
-        block device, HostError for what the host refuses."""
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        direct: bool = False,
+        raw: bool = False,
+        sparse: bool = True,
+        lock: LockGranularity = LockGranularity.FULL,
+    ) -> DiskImage:
+        """Open and lock an image; shared if `readonly`, else exclusively. `raw`: it is raw, whatever it looks like; not `sparse`:
+        it never gives space back. Raises ImageError for what is no raw file or block device, HostError for what the host refuses.
+        """
         path = Path(path)
         name = str(path)
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
@@ -61,8 +77,10 @@ class DiskImage:
         except OSError as exc:
             raise HostError("opening the disk image", exc.errno or 0, _open_hint(exc.errno, direct), name) from exc
         try:
-            lock_image(fd, name, shared=readonly)
-            image = cls(path, fd, readonly=readonly, direct=direct)
+            lock_image(fd, name, shared=readonly, size=probe.size_of(fd) if lock is LockGranularity.BYTE_RANGE else 0)
+            if not raw:
+                _refuse_other_formats(path)
+            image = cls(path, fd, readonly=readonly, direct=direct, raw=raw, sparse=sparse)
             if image.size % image.geometry.logical and direct:
                 unit = image.geometry.logical
                 hint = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
@@ -74,6 +92,12 @@ class DiskImage:
             _let_go(fd)
             raise HostError("examining the disk image", exc.errno or 0, "", name) from exc
         return image
+
+    @property
+    def serial(self) -> str:
+        """The serial number of a disk that has none of its own; the same each time, and the reference monitor's."""
+        file = os.fstat(self.fd)
+        return f"{file.st_dev}{file.st_rdev}{file.st_ino}"[:SERIAL_SIZE]
 
     @property
     def sectors(self) -> int:
@@ -117,8 +141,10 @@ class DiskImage:
         """Have `extent` read as zeros, and its space given back if it says so; 0 or an errno. Where zeros have to be written, it
         ends early, with ECANCELED, once `stop()` is true."""
         if self.is_device:
-            if extent.unmap and not lib.avmm_blk_fallocate(
-                self.fd, _PUNCH_HOLE | _KEEP_SIZE, extent.offset, extent.size
+            if (
+                extent.unmap
+                and self.can_discard
+                and not lib.avmm_blk_fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, extent.offset, extent.size)
             ):
                 return 0
             return _device_ioctl(self.fd, _BLKZEROOUT, extent)
@@ -166,6 +192,17 @@ def _let_go(fd: int) -> None:
     """Unlock and close: a child that was forked meanwhile may have it open yet."""
     ofdlock.unlock(fd)
     os.close(fd)
+
+
+def _refuse_other_formats(path: Path) -> None:
+    """Raises ImageError for an image that is not raw, as far as one can see, and OSError."""
+    with open(path, "rb", buffering=0) as file:
+        head = file.read(HEAD_SIZE)
+        file.seek(max(0, file.seek(0, os.SEEK_END) - HEAD_SIZE))
+        found = format_of(head, file.read(HEAD_SIZE))
+    if found is not None:
+        hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one; image_type=raw takes it as it is, headers and all"
+        raise ImageError(str(path), f"is a {found} image, and disks are raw here", hint)
 
 
 def _device_ioctl(fd: int, request: int, extent: Extent) -> int:

@@ -12,11 +12,11 @@ __all__ = ["lock_image"]
 _IN_USE = (errno.EAGAIN, errno.EACCES)
 
 
-def lock_image(fd: int, path: str, *, shared: bool, reader: str = "readonly=on") -> None:
-    """Lock the file behind `fd`, which must be open for writing unless `shared`. Does not wait. `reader` is the option that
-    makes it shared. Raises HostError."""
+def lock_image(fd: int, path: str, *, shared: bool, reader: str = "readonly=on", size: int = 0) -> None:
+    """Lock the file behind `fd`, or its first `size` bytes. It must be open for writing unless `shared`. Does not wait. `reader`
+    is the option that makes it shared. Raises HostError."""
     try:
-        ofdlock.lock(fd, shared=shared)
+        ofdlock.lock(fd, shared=shared, size=size)
     except OSError as exc:
         number = exc.errno or errno.EIO
         hint = "the file system does not support locks: put the image on another one"

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.blk.lock import lock_image
+from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import ConfigError, HostError
 
 __all__ = ["ALIGNMENT", "Backing", "open_backing"]
@@ -71,6 +72,8 @@ def open_backing(config: PmemConfig) -> Backing:
         lock_image(fd, str(path), shared=config.discard_writes, reader="discard_writes=on")
         if temporary:
             os.ftruncate(fd, config.size or 0)
+        elif stat.S_ISREG(os.fstat(fd).st_mode):
+            _refuse_other_formats(fd, path)
         return Backing(fd, _size(fd, config), shared, path)
     except BaseException as exc:
         os.close(fd)
@@ -96,6 +99,15 @@ def _size(fd: int, config: PmemConfig) -> int:
     if config.size > present:
         raise _too_short(config.file, config.size, present)
     return config.size
+
+
+def _refuse_other_formats(fd: int, path: Path) -> None:
+    """The guest would have the format's tables for its data, and write over them."""
+    end = os.lseek(fd, 0, os.SEEK_END)
+    found = format_of(os.pread(fd, HEAD_SIZE, 0), os.pread(fd, HEAD_SIZE, max(0, end - HEAD_SIZE)))
+    if found is not None:
+        hint = "`qemu-img convert -O raw IMAGE NEW` makes one"
+        raise ConfigError("pmem.file", f"{path} is a {found} image, and what is mapped is raw", hint)
 
 
 def _too_short(path: Path, wanted: int, present: int) -> ConfigError:
