@@ -8,8 +8,12 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from aiovmm.config import NetConfig
 from aiovmm.devices.virtio.net import HostAddress, NetDevice, TapBackend, tun
@@ -22,7 +26,7 @@ from tests.devices.virtio.net_guest import CONTROL_ERR, CONTROL_OK, Header, NetG
 HOST = "10.77.0.1"
 GUEST = "10.77.0.2"
 MAC = bytes.fromhex("2e0000000042")
-ADDRESS = HostAddress(ip=HOST)
+ADDRESS = HostAddress(HOST, "255.255.255.0")
 _UDP_SEGMENT = 103  # linux/udp.h
 
 
@@ -256,6 +260,54 @@ async def test_addresses_of_the_host() -> None:
     assert "2e:00:00:00:00:99" in shown
     assert "UP" in shown
     await backend.close()
+
+
+@pytest.mark.parametrize(
+    ("ip", "mask", "shown"),
+    [
+        ("10.1.2.3", "24", "inet 10.1.2.3/24 "),
+        ("10.1.2.3", "255.255.255.252", "inet 10.1.2.3/30 "),
+        ("10.1.2.3", "0.0.0.0", "inet 10.1.2.3/0 "),
+        ("fd00:77::1", "ffff:ffff:ffff:ffff::", "inet6 fd00:77::1/64 "),
+        ("fd00:77::1", "128", "inet6 fd00:77::1/128 "),
+    ],
+)
+async def test_addresses_and_masks_of_every_form(ip: str, mask: str, shown: str) -> None:
+    netns.ip("tuntap add kept0 mode tap")
+    for _ in range(2):  # an IPv6 address that is there already is as good
+        backend = TapBackend("kept0", host=HostAddress(ip, mask))
+        await backend.open()
+        assert shown in netns.ip("address show kept0")
+        await backend.close()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ip=st.one_of(st.ip_addresses().map(str), st.sampled_from(["255.255.255.255", "127.0.0.1", "::1", "240.0.0.1"])),
+    length=st.integers(0, 128),
+    spelled=st.booleans(),
+)
+def test_what_the_configuration_takes_is_what_the_interface_gets(ip: str, length: int, spelled: bool) -> None:
+    """Or the host refuses it by an error of its own; never something else."""
+    width = 128 if ":" in ip else 32
+    length = min(length, width)
+    mask = str(ip_address(type(ip_address(ip))((1 << width) - (1 << width - length)))) if spelled else str(length)
+    try:
+        config = NetConfig(tap="any0", ip=ip, mask=mask)
+    except ConfigError:
+        assert ip_address(ip).is_multicast or ip_address(ip).is_unspecified
+        return
+
+    async def configure() -> str:
+        backend = TapBackend("any0", host=HostAddress(config.ip, config.mask))
+        await backend.open()
+        try:
+            return netns.ip("address show any0")
+        finally:
+            await backend.close()
+
+    with suppress(HostError):
+        assert f" {ip_address(ip)}/{length} " in asyncio.run(configure())
 
 
 async def test_a_persistent_tap_stays() -> None:

@@ -34,7 +34,7 @@ def _backend(config: NetConfig) -> NetBackend:
             return SocketBackend(socket.socket(fileno=os.dup(config.fd[0])), mtu=config.mtu)
         return TapBackend(fds=config.fd, mtu=config.mtu)
     host_mac = parse_mac(config.host_mac) if config.host_mac is not None else None
-    host = HostAddress(config.ip, config.mask or HostAddress.mask, host_mac)
+    host = HostAddress(config.ip, config.mask, host_mac)
     return TapBackend(config.tap, pairs=config.num_queues // 2, mtu=config.mtu, host=host)
 
 

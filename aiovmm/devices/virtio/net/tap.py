@@ -8,13 +8,18 @@ import errno
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from aiovmm.config.net import check_interface_name
 from aiovmm.devices.virtio.net import tun
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.features import tun_offloads
 from aiovmm.devices.virtio.net.interface import Interface
 from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Interface, IPv6Interface
 
 __all__ = ["HostAddress", "TapBackend"]
 
@@ -24,11 +29,22 @@ _USO_PROBE = 0x01 | 0x20 | 0x40  # TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
 
 @dataclass(frozen=True)
 class HostAddress:
-    """The host's side of the link: IPv4 address and netmask, MAC address. None: as it is."""
+    """The host's side of the link: IPv4 or IPv6 address with its netmask (or the length of that), MAC address. None: as it is."""
 
     ip: str | None = None
-    mask: str = "255.255.255.0"
+    mask: str | None = None
     mac: bytes | None = None
+
+    @property
+    def interface(self) -> IPv4Interface | IPv6Interface | None:
+        """Both as one. Raises ConfigError."""
+        if self.ip is None:
+            return None
+        from aiovmm.config.address import host_interface
+
+        if self.mask is None:
+            raise ConfigError("net.mask", "is missing: ip is given", "like 255.255.255.0, or 24")
+        return host_interface(self.ip, self.mask)
 
 
 _AS_IT_IS = HostAddress()
@@ -52,8 +68,8 @@ class TapBackend(NetBackend):
     ) -> None:
         if fds and (name or host != _AS_IT_IS):
             raise ConfigError("net.fd", "goes with neither a name nor an address", "configure the TAP that it is of")
-        if name is not None and len(name.encode()) > 15:
-            raise ConfigError("net.tap", f"{name!r} is longer than an interface name can be (15 bytes)")
+        if name:
+            check_interface_name(name)
         self.name = name or ""
         self.pairs = len(fds) or pairs
         self.vnet_hdr = True
@@ -133,8 +149,8 @@ class TapBackend(NetBackend):
             self.mtu = interface.mtu
             if host.mac is not None:
                 interface.set_mac(host.mac)
-            if host.ip is not None:
-                interface.set_address(host.ip, host.mask)
+            if (address := host.interface) is not None:
+                interface.set_address(address)
             interface.up()
 
     async def close(self) -> None:

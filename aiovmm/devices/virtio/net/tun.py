@@ -55,10 +55,10 @@ def attach(fd: int, name: str, *, multi_queue: bool) -> str:
     Raises HostError with a remedy."""
     flags = _IFF_TAP | _IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
     try:
-        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+        answer = fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(os.fsencode(name), flags))
     except OSError as exc:
         raise HostError(f"attach to TAP {name!r}", exc.errno or 0, _remedy(exc.errno, name, multi_queue)) from exc
-    return answer[:16].rstrip(b"\0").decode()
+    return os.fsdecode(answer[:16].partition(b"\0")[0])
 
 
 def _remedy(code: int | None, name: str, multi_queue: bool) -> str:
@@ -85,7 +85,7 @@ def describe(fd: int) -> tuple[str, int]:
     name, flags = _IFREQ.unpack(answer)
     if not flags & _IFF_TAP or not flags & _IFF_NO_PI:
         raise ConfigError("net.fd", f"{fd} carries no bare Ethernet frames", "open it with IFF_TAP | IFF_NO_PI")
-    return name.rstrip(b"\0").decode(), flags
+    return os.fsdecode(name.partition(b"\0")[0]), flags
 
 
 def size_header(fd: int) -> None:
