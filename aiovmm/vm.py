@@ -20,7 +20,7 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
 from aiovmm.console.places import Places
 from aiovmm.ending import Ending, failed
-from aiovmm.errors import StateError
+from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
 from aiovmm.home import HomeLoop
 from aiovmm.inventory import Inventory
@@ -42,6 +42,8 @@ class VM(Inventory):
     """
 
     def __init__(self, config: VMConfig, *, devices: Sequence[VirtioDevice] = (), terminal: bool = True) -> None:
+        if terminal and config.serial.mode is config.console.mode is ConsoleMode.TTY:
+            raise ConfigError("console", "serial and console cannot both have the terminal", "set one of them to null")
         self._config = config
         self._home = HomeLoop(f"VM {config.name!r}")
         self._serial = self._make_console("serial", config.serial)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
+from aiovmm.cli.usage import version_option
 from aiovmm.errors import AiovmmError, UsageError, host_error
 from aiovmm.stdio import fill_standard_descriptors
 
@@ -45,18 +46,8 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from importlib import metadata
-
-        click.echo(f"aiovmm {metadata.version('aiovmm')}")
-        ctx.exit()
-
-
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Say the version."
-)
+@version_option
 def cli() -> None:
     """A KVM virtual machine monitor that lives inside an asyncio program."""
 

@@ -20,66 +20,49 @@ from aiovmm.config import (
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
 
-__all__ = ["LIST_OPTIONS", "NOT_THERE", "build_config", "refuse_absent", "spread_lists"]
+__all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "refuse_absent", "spread_lists"]
 
 LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device")
 
-NOT_THERE = (
-    "--api-socket",
-    "--balloon",
-    "--debug-console",
-    "--event-monitor",
-    "--firmware",
-    "--gdb",
-    "--igvm",
-    "--landlock",
-    "--landlock-rules",
-    "--log-file",
-    "--memory-zone",
-    "--numa",
-    "--pvmemcontrol",
-    "--pvpanic",
-    "--rate-limit-group",
-    "--restore",
-    "--seccomp",
-    "--sgx-epc",
-    "--tpm",
-    "--user-device",
-    "--vdpa",
-    "--watchdog",
-)
-"""Options of the reference monitor that are refused by name."""
+_YEAR = 366 * 86400.0
 
 
 def spread_lists(args: Sequence[str]) -> list[str]:
     """The reference takes `--disk a b` for `--disk a --disk b`; write it out, as click wants it."""
     spread: list[str] = []
-    current: str | None = None
+    current, filled = "", False
     for arg in args:
         if arg.startswith("-"):
-            current = arg if arg in LIST_OPTIONS else None
-            spread.append(arg)
-        elif current is not None and spread[-1] != current:
-            spread += [current, arg]
+            name, separator, _ = arg.partition("=")
+            current, filled = name if name in LIST_OPTIONS else "", bool(separator)
+        elif current and filled:
+            spread.append(current)
         else:
-            spread.append(arg)
+            filled = True
+        spread.append(arg)
     return spread
 
 
+def _last_console(cmdline: str | None) -> str:
+    """ "ttyS" or "hvc", what the command line names last; "" if it names neither, and "ttyS" if one is to be made."""
+    words = ("console=ttyS0" if cmdline is None else cmdline).split()
+    names = [word[8:] for word in words if word.startswith("console=")]
+    return next((kind for kind in ("ttyS", "hvc") if names and names[-1].startswith(kind)), "")
+
+
 def _consoles(serial: str | None, console: str | None, cmdline: str | None) -> tuple[ConsoleConfig, ConsoleConfig]:
-    """Where one is not given, the terminal goes to the console that the command line names last, or else to ttyS0."""
-    names = [word[8:] for word in (cmdline or "").split() if word.startswith("console=")]
-    on_hvc = bool(names) and names[-1].startswith("hvc")
-    if console is not None:
-        console_config = parse.parse_console("console", console)
-    else:
-        console_config = ConsoleConfig(ConsoleMode.TTY if on_hvc and serial != "tty" else ConsoleMode.OFF)
-    if serial is not None:
-        serial_config = parse.parse_console("serial", serial)
-    else:
-        has_terminal = on_hvc or console_config.mode is ConsoleMode.TTY
-        serial_config = ConsoleConfig(ConsoleMode.NULL if has_terminal else ConsoleMode.TTY)
-    return serial_config, console_config
+    """Both are there. One that is not given is on the terminal if the command line names it last, or names neither, or if nothing
+    else would be there: a guest cannot be seen only if both were told to be elsewhere."""
+    last = _last_console(cmdline)
+    there = None if serial is None else parse.parse_console("serial", serial)
+    other = None if console is None else parse.parse_console("console", console)
+    if other is None:
+        seen = last == "ttyS" and (there is None or there.mode is ConsoleMode.TTY)
+        other = ConsoleConfig(ConsoleMode.NULL if seen else ConsoleMode.TTY)
+    if there is None:
+        seen = other.mode is ConsoleMode.TTY and (last == "hvc" or cmdline is None)
+        there = ConsoleConfig(ConsoleMode.NULL if seen else ConsoleMode.TTY)
+    return there, other
 
 
 def _each(texts: Sequence[str], parser: Callable[[str], Any]) -> tuple[Any, ...]:
@@ -88,34 +71,52 @@ def _each(texts: Sequence[str], parser: Callable[[str], Any]) -> tuple[Any, ...]
 
 def build_config(args: dict[str, Any]) -> VMConfig:
     """The VMConfig for click's values. Raises ConfigError."""
-    if args["kernel"] is None:
+    kernel: Path | None = _file("--kernel", args["kernel"])
+    if kernel is None:
         raise ConfigError("--kernel", "is missing", "`aiovmm image kernel` finds or fetches one")
-    initramfs: Path | None = args["initramfs"]
     cmdline: str | None = args["cmdline"]
     serial, console = _consoles(args["serial"], args["console"], cmdline)
+    if cmdline is None and args["console"] is None and console.mode is ConsoleMode.NULL:
+        cmdline = "console=ttyS0 panic=-1"  # what nobody sees need not be printed twice
     return VMConfig(
-        payload=PayloadConfig(args["kernel"], initramfs, cmdline),
-        cpus=parse.parse_cpus(args["cpus"]) if args["cpus"] else CpusConfig(),
-        memory=parse.parse_memory(args["memory"]) if args["memory"] else MemoryConfig(),
+        payload=PayloadConfig(kernel, _file("--initramfs", args["initramfs"]), cmdline),
+        cpus=_or(args["cpus"], parse.parse_cpus, CpusConfig),
+        memory=_or(args["memory"], parse.parse_memory, MemoryConfig),
         serial=serial,
         console=console,
-        rng=parse.parse_rng(args["rng"]) if args["rng"] else RngConfig(),
+        rng=_or(args["rng"], parse.parse_rng, RngConfig),
         disks=_each(args["disk"], parse.parse_disk),
         nets=_each(args["net"], parse.parse_net),
-        vsock=parse.parse_vsock(args["vsock"]) if args["vsock"] else None,
+        vsock=_or(args["vsock"], parse.parse_vsock, lambda: None),
         pmems=_each(args["pmem"], parse.parse_pmem),
         fs=_each(args["fs"], parse.parse_fs),
         devices=_each(args["device"], parse.parse_device),
-        platform=parse.parse_platform(args["platform"]) if args["platform"] else PlatformConfig(),
+        platform=_or(args["platform"], parse.parse_platform, PlatformConfig),
         on_reboot=RebootPolicy(args["on_reboot"]),
         on_panic=RebootPolicy(args["on_panic"]),
         name=args["name"],
     )
 
 
-def refuse_absent(args: Sequence[str]) -> None:
-    """Raise ConfigError for an option that is not there, by its name."""
-    for arg in args:
-        name = arg.partition("=")[0]
-        if name in NOT_THERE:
-            raise ConfigError(name, "is an option of the reference monitor that aiovmm does not have")
+def _or(text: str | None, parser: Callable[[str], Any], default: Callable[[], Any]) -> Any:
+    return default() if text is None else parser(text)
+
+
+def _file(option: str, path: Path | None) -> Path | None:
+    if path == Path():  # what an empty argument makes, and the working directory
+        raise ConfigError(option, "is no file")
+    return path
+
+
+def check_seconds(option: str, seconds: float) -> None:
+    """Raise ConfigError for what is no time to wait for: a float may be negative, infinite, or no number."""
+    if not 0 <= seconds <= _YEAR:
+        raise ConfigError(option, f"{seconds:g} is not a number of seconds in 0..{_YEAR:g}")
+
+
+def refuse_absent(name: str) -> None:
+    """Raise ConfigError if that is an option of the reference that is not there, with the reason."""
+    from aiovmm.config.reference import why_not
+
+    if reason := why_not(name):
+        raise ConfigError(name, f"is an option of the reference monitor that aiovmm does not have: {reason}")

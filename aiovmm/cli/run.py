@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
-from aiovmm.cli.arguments import LIST_OPTIONS, build_config, refuse_absent, spread_lists
+from aiovmm.cli.arguments import LIST_OPTIONS, build_config, check_seconds, refuse_absent, spread_lists
+from aiovmm.cli.usage import OneLineCommand, once, version_option
+from aiovmm.config.options import KEYS
+from aiovmm.errors import UsageError
 from aiovmm.stdio import require_descriptors
 
 __all__ = ["command"]
@@ -18,49 +21,47 @@ _DESCRIPTORS = 16
 """That many are in use before a guest without devices runs: uvloop's, the VM's and its vCPU's."""
 
 
-class _RunCommand(click.Command):
+class _RunCommand(OneLineCommand):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            refuse_absent(args)
-        return super().parse_args(ctx, spread_lists(args))
+        try:
+            return super().parse_args(ctx, spread_lists(args))
+        except UsageError as exc:
+            if isinstance(exc.__cause__, click.NoSuchOption):
+                refuse_absent(exc.__cause__.option_name)
+            raise
 
 
-_TEXT = {
-    "--disk": "path=,readonly=,direct=,num_queues=,queue_size=,serial=,vhost_user=,socket=",
-    "--net": "tap=,fd=,ip=,mask=,mac=,mtu=,num_queues=,queue_size=,vhost_user=,socket=",
-    "--fs": "tag=,socket=,num_queues=,queue_size=",
-    "--pmem": "file=,size=,discard_writes=",
-    "--device": "path=/sys/bus/pci/devices/...",
-}
+def _keys(option: str) -> str:
+    """For the help."""
+    return ", ".join(f"{key}=" for key in KEYS[option] if not key.startswith("_")) + "."
 
 
 def _device_options(function: Any) -> Any:
     for name in reversed(LIST_OPTIONS):
-        function = click.option(name, multiple=True, metavar="KEY=VALUE,...", help=_TEXT[name])(function)
+        function = click.option(name, multiple=True, metavar="KEY=VALUE,...", help=_keys(name[2:]))(function)
     return function
 
 
+_POLICY = click.Choice(["restart", "exit"])
+
+
 @click.command("run", cls=_RunCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--kernel", type=click.Path(path_type=Path), help="bzImage, ELF or PVH kernel image.")
-@click.option("--initramfs", type=click.Path(path_type=Path), help="Initial RAM file system.")
-@click.option("--cmdline", help="Kernel command line (one that fits the consoles).")
-@click.option("--cpus", metavar="N|boot=,max=", help="Processors (1).")
-@click.option("--memory", metavar="SIZE|size=,...", help="RAM (512M); size=,shared=,hugepages=,prefault=,thp=.")
-@click.option("--serial", metavar="PLACE", help="ttyS0: tty, pty, socket=PATH, file=PATH, null or off.")
-@click.option("--console", metavar="PLACE", help="hvc0, likewise.")
-@click.option("--rng", metavar="src=", help="Source of entropy (/dev/urandom).")
+@once("--kernel", type=click.Path(path_type=Path), help="bzImage, ELF or PVH kernel image.")
+@once("--initramfs", type=click.Path(path_type=Path), help="Initial RAM file system.")
+@once("--cmdline", help="Kernel command line (one that fits the consoles).")
+@once("--cpus", metavar="N|KEY=VALUE,...", help=f"Processors (1). {_keys('cpus')}")
+@once("--memory", metavar="SIZE|KEY=VALUE,...", help=f"RAM (512M). {_keys('memory')}")
+@once("--serial", metavar="PLACE", help="ttyS0: tty, pty, socket=PATH, file=PATH, null or off.")
+@once("--console", metavar="PLACE[,KEY=VALUE...]", help="hvc0, likewise; id=, pci_segment=, pci_device_id=, iommu=.")
+@once("--rng", metavar="KEY=VALUE,...", help=f"Source of entropy (/dev/urandom). {_keys('rng')}")
 @_device_options
-@click.option("--vsock", metavar="cid=,socket=", help="Socket device to the host.")
-@click.option("--platform", metavar="num_pci_segments=", help="PCI segments.")
-@click.option(
-    "--on-reboot", type=click.Choice(["restart", "exit"]), default="restart", help="What a guest's reboot does."
-)
-@click.option(
-    "--on-panic", type=click.Choice(["restart", "exit"]), default="exit", help="What a reset after a panic does."
-)
-@click.option("--name", default="vm", help="Name in events and logs.")
-@click.option("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach the terminal.")
-@click.option("--stop-timeout", type=float, default=10.0, help="Seconds a guest has after the power button.")
+@once("--vsock", metavar="KEY=VALUE,...", help=f"Socket device to the host. {_keys('vsock')}")
+@once("--platform", metavar="KEY=VALUE,...", help=f"PCI segments. {_keys('platform')}")
+@once("--on-reboot", type=_POLICY, default="restart", help="What a guest's reboot does (restart).")
+@once("--on-panic", type=_POLICY, default="exit", help="What a reset after a panic does (exit).")
+@once("--name", default="vm", help="Name in events and logs.")
+@once("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach the terminal (ctrl-p,ctrl-q).")
+@once("--stop-timeout", type=float, default=10.0, help="Seconds a guest has after the power button (10).")
 @click.option(
     "--json",
     "events_to",
@@ -70,6 +71,7 @@ def _device_options(function: Any) -> Any:
     help="Lifecycle events as JSON lines: to a file or a descriptor of their own, else on stderr.",
 )
 @click.option("-v", "--verbose", count=True, help="Log more (on stderr).")
+@version_option
 def command(**args: Any) -> None:
     """Boot a Linux kernel and talk to it. Options are those of the reference monitor, with its syntax and meaning.
 
@@ -77,6 +79,7 @@ def command(**args: Any) -> None:
     usage; what a guest runs by `aiovmm image initramfs --run` gives its own.
     """
     config = build_config(args)
+    check_seconds("--stop-timeout", args["stop_timeout"])
     gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
     try:
         import asyncio

@@ -74,9 +74,11 @@ class Session:
 
     def _consoles(self, vm: VM) -> tuple[ConsoleConfig, Console] | None:
         """Say where consoles are; the one that gets this terminal is returned instead."""
-        terminal = None
-        for config, console in ((self._config.serial, vm.serial), (self._config.console, vm.console)):
-            if config.mode is ConsoleMode.TTY:
+        terminal: tuple[ConsoleConfig, Console] | None = None
+        for config, console in _by_importance(self._config, vm):
+            if config.mode is ConsoleMode.TTY and terminal is not None:
+                console.copy_to(terminal[1])
+            elif config.mode is ConsoleMode.TTY:
                 _check_standard_streams()
                 terminal = config, console
             elif console.place:
@@ -152,3 +154,10 @@ def _check_standard_streams() -> None:
             if exc.errno in (errno.EBADF, errno.EISDIR, errno.EINVAL):
                 hint = f"standard {name} (descriptor {fd}) is opened by who starts aiovmm; or use --serial socket=PATH"
                 raise ConfigError(f"standard {name}", exc.strerror or "", hint) from exc
+
+
+def _by_importance(config: VMConfig, vm: VM) -> list[tuple[ConsoleConfig, Console]]:
+    """The one first to which what is typed belongs, if both have the terminal: that which the command line names last."""
+    both = [(config.serial, vm.serial), (config.console, vm.console)]
+    names = [word for word in config.cmdline.split() if word.startswith("console=")]
+    return both[::-1] if names and names[-1].startswith("console=hvc") else both

@@ -6,27 +6,13 @@ same values from option text (`size=512M,shared=on`), with the keys and the mean
 
 from __future__ import annotations
 
-from aiovmm.config.devices import (
-    DeviceConfig,
-    DiskConfig,
-    FsConfig,
-    NetConfig,
-    PlacedConfig,
-    PmemConfig,
-    RngConfig,
-    VsockConfig,
-)
-from aiovmm.config.machine import (
-    ConsoleConfig,
-    ConsoleMode,
-    CpusConfig,
-    MemoryConfig,
-    PayloadConfig,
-    PlatformConfig,
-    RebootPolicy,
-    TopologyConfig,
-    VMConfig,
-)
+from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.cpus import CpusConfig, TopologyConfig
+from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
+from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig, RebootPolicy, VMConfig
+from aiovmm.config.net import NetConfig
+from aiovmm.config.placed import PlacedConfig
 
 __all__ = [
     "ConsoleConfig",
@@ -35,6 +21,8 @@ __all__ = [
     "DeviceConfig",
     "DiskConfig",
     "FsConfig",
+    "ImageType",
+    "LockGranularity",
     "MemoryConfig",
     "NetConfig",
     "PayloadConfig",

@@ -1,4 +1,4 @@
-"""The machine itself: processors, memory, what to boot, consoles, platform, policies."""
+"""The machine itself: memory, what to boot, platform, policies; and the whole of it."""
 
 from __future__ import annotations
 
@@ -8,92 +8,23 @@ from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from aiovmm.config.devices import (
-    DeviceConfig,
-    DiskConfig,
-    FsConfig,
-    NetConfig,
-    PmemConfig,
-    RngConfig,
-    VsockConfig,
-)
+from aiovmm.config.checks import check_path, encoded
+from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.cpus import CpusConfig
+from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.disk import DiskConfig
+from aiovmm.config.net import NetConfig
+from aiovmm.config.placed import PlacedConfig
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = [
-    "CPU_FEATURES",
-    "ConsoleConfig",
-    "ConsoleMode",
-    "CpusConfig",
-    "MemoryConfig",
-    "PayloadConfig",
-    "PlatformConfig",
-    "RebootPolicy",
-    "TopologyConfig",
-    "VMConfig",
-]
+__all__ = ["MemoryConfig", "PayloadConfig", "PlatformConfig", "RebootPolicy", "VMConfig"]
 
 MIB = 1 << 20
-MAX_CPUS = 254  # xAPIC ids are 8 bits wide and 255 is the broadcast id
-MAX_SEGMENTS = 16  # the ECAM window has room for more; the reference document allows 16
+MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and each has a share of the memory windows
+MAX_MEMORY = 1 << 52  # bytes: no x86 processor has a wider physical address
 PAGE = 4096
 MAX_CMDLINE = 64 * 1024 - 1
-CPU_FEATURES = ("amx",)
-"""Processor features that a guest gets only if it is asked for."""
-
-
-@dataclass(frozen=True)
-class TopologyConfig:
-    """How the guest sees its processors laid out; `threads` per core, `cores` per die, `dies` per package, `packages`."""
-
-    threads: int = 1
-    cores: int = 1
-    dies: int = 1
-    packages: int = 1
-
-    def __post_init__(self) -> None:
-        for name in ("threads", "cores", "dies", "packages"):
-            if not 1 <= getattr(self, name) <= MAX_CPUS:
-                raise ConfigError("cpus.topology", f"{getattr(self, name)} {name} are not in 1..{MAX_CPUS}")
-
-    @property
-    def cpus(self) -> int:
-        """Logical processors in all."""
-        return self.threads * self.cores * self.dies * self.packages
-
-
-@dataclass(frozen=True)
-class CpusConfig:
-    """`boot` processors at start; room for `max` in all (those above `boot` are described to the guest as absent).
-
-    `topology`: None is one package of `max` cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None:
-    as wide as the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features` are those
-    that have to be asked for, of CPU_FEATURES.
-    """
-
-    boot: int = 1
-    max: int | None = None
-    topology: TopologyConfig | None = None
-    max_phys_bits: int | None = None
-    nested: bool = True
-    features: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.boot <= MAX_CPUS:
-            raise ConfigError("cpus.boot", f"{self.boot} is not in 1..{MAX_CPUS}")
-        if self.max is not None and not self.boot <= self.max <= MAX_CPUS:
-            raise ConfigError("cpus.max", f"{self.max} is not in boot ({self.boot})..{MAX_CPUS}")
-        if self.topology is not None and self.topology.cpus != (self.max or self.boot):
-            raise ConfigError(
-                "cpus.topology",
-                f"{self.topology.cpus} processors are laid out, and there are {self.max or self.boot}",
-                "threads x cores x dies x packages must be max=, or boot= where that is not given",
-            )
-        if self.max_phys_bits is not None and not 32 <= self.max_phys_bits <= 52:
-            raise ConfigError("cpus.max_phys_bits", f"{self.max_phys_bits} is not in 32..52")
-        for feature in self.features:
-            if feature not in CPU_FEATURES:
-                raise ConfigError("cpus.features", f"{feature!r} is not known", f"known: {', '.join(CPU_FEATURES)}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +45,8 @@ class MemoryConfig:
             raise ConfigError(
                 "memory.size", f"{self.size} bytes are too few", "give at least 2M; Linux wants about 64M"
             )
+        if self.size >= MAX_MEMORY:
+            raise ConfigError("memory.size", f"{self.size} bytes are more than a processor can address")
         if self.size % PAGE:
             raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of the page size, {PAGE}")
         if self.hugepages and self.size % (2 * MIB):
@@ -129,45 +62,20 @@ class PayloadConfig:
     cmdline: str | None = None
 
     def __post_init__(self) -> None:
-        if self.cmdline is not None:
+        for option, path in (("kernel", self.kernel), ("initramfs", self.initramfs)):
+            if path is not None:
+                check_path(option, path)
+        if self.cmdline:
             if "\0" in self.cmdline or "\n" in self.cmdline:
                 raise ConfigError("cmdline", "contains a NUL or a newline")
-            if len(self.cmdline.encode()) > MAX_CMDLINE:
+            if len(self.cmdline) > MAX_CMDLINE:
                 raise ConfigError("cmdline", f"is longer than {MAX_CMDLINE} bytes")
-
-
-class ConsoleMode(enum.Enum):
-    """Where a console goes besides the program's own stream."""
-
-    OFF = "off"  # no such device in the guest
-    NULL = "null"  # the device is there; only the program's stream has its output
-    TTY = "tty"
-    PTY = "pty"
-    SOCKET = "socket"
-    FILE = "file"
-
-
-@dataclass(frozen=True)
-class ConsoleConfig:
-    """A serial port or virtio console: its mode, the path for `socket` and `file`, the history kept, in bytes."""
-
-    mode: ConsoleMode = ConsoleMode.NULL
-    path: Path | None = None
-    history: int = MIB
-
-    def __post_init__(self) -> None:
-        needs_path = self.mode in (ConsoleMode.SOCKET, ConsoleMode.FILE)
-        if needs_path and self.path is None:
-            raise ConfigError("console.path", f"mode {self.mode.value} needs a path", f"say {self.mode.value}=PATH")
-        if not needs_path and self.path is not None:
-            raise ConfigError("console.path", f"mode {self.mode.value} takes no path")
-        if not PAGE <= self.history <= 1 << 30:
-            raise ConfigError("console.history", f"{self.history} bytes are not in {PAGE}..{1 << 30}")
+            encoded("cmdline", self.cmdline, MAX_CMDLINE)
 
 
 @dataclass(frozen=True)
 class PlatformConfig:
-    """`num_pci_segments` PCI domains, 1..16, each with a host bridge; devices in `iommu_segments` are behind the IOMMU."""
+    """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU."""
 
     num_pci_segments: int = 1
     iommu_segments: tuple[int, ...] = ()
@@ -209,7 +117,14 @@ class VMConfig:
     name: str = "vm"
 
     def __post_init__(self) -> None:
+        if self.serial != ConsoleConfig(self.serial.mode, self.serial.path, self.serial.history):
+            raise ConfigError("serial", "takes no id, and no place: the serial port is not on PCI")
+        encoded("name", self.name, 64)
+        self._check_places()
+
+    def _check_places(self) -> None:
         ids: set[str] = set()
+        slots: set[tuple[int, int | None]] = set()
         segments = self.platform.num_pci_segments
         for option, placed in self._placed():
             if placed.pci_segment >= segments:
@@ -218,15 +133,19 @@ class VMConfig:
                     f"there is no segment {placed.pci_segment}",
                     f"raise platform.num_pci_segments, now {segments}",
                 )
-            if placed.id is not None and placed.id in ids:
+            if placed.id in ids:
                 raise ConfigError(f"{option}.id", f"{placed.id!r} names two devices")
             if placed.id is not None:
                 ids.add(placed.id)
-        if self.serial.mode is ConsoleMode.TTY and self.console.mode is ConsoleMode.TTY:
-            raise ConfigError("console", "serial and console cannot both have the terminal", "set one of them to null")
+            slot = (placed.pci_segment, placed.pci_device_id)
+            if placed.pci_device_id is not None and slot in slots:
+                raise ConfigError(
+                    f"{option}.pci_device_id", f"slot {slot[1]} of segment {slot[0]} is given to two devices"
+                )
+            slots.add(slot)
 
-    def _placed(self) -> list[tuple[str, Any]]:
-        rows: list[tuple[str, Any]] = []
+    def _placed(self) -> list[tuple[str, PlacedConfig]]:
+        rows: list[tuple[str, PlacedConfig]] = [("console", self.console)]
         for option, group in (
             ("disk", self.disks),
             ("net", self.nets),
@@ -244,6 +163,8 @@ class VMConfig:
         if self.payload.cmdline is not None:
             return self.payload.cmdline
         there = {"hvc0": self.console.mode, "ttyS0": self.serial.mode}
+        if there["hvc0"] is there["ttyS0"] is ConsoleMode.TTY:
+            del there["hvc0"]  # all would be on the terminal twice
         names = [name for name, mode in there.items() if mode is not ConsoleMode.OFF]
         names.sort(key=lambda name: there[name] is ConsoleMode.TTY)  # the kernel's /dev/console is the last
         return " ".join([*(f"console={name}" for name in names), "panic=-1"])

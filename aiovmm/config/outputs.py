@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from aiovmm.config.machine import ConsoleMode
+from aiovmm.config.console import ConsoleMode
 from aiovmm.errors import ConfigError
 
 if TYPE_CHECKING:

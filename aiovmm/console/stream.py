@@ -57,6 +57,7 @@ class Console:
         self._input = InputQueue(use=self._use)
         self._device: ByteDevice | None = None
         self._size: tuple[int, int] | None = None
+        self._copy: Console | None = None
         if device is not None:
             self.connect(device)
 
@@ -70,6 +71,12 @@ class Console:
         """Output of the guest. Never waits and never fails; costs one copy of `data`. Ignored after `close`."""
         if not self._log.ended:
             self._log.feed(data)
+        if self._copy is not None:
+            self._copy.feed(data)
+
+    def copy_to(self, other: Console | None) -> None:
+        """What the guest says here from now on is said at `other` too, at once: two consoles on one terminal."""
+        self._copy = other
 
     def connect(self, device: ByteDevice | None) -> None:
         """Give input to `device` from now on; what was written before there was one is delivered now. None: keep it again."""

@@ -12,16 +12,17 @@ __all__ = ["plug_configured"]
 
 
 def plug_configured(parts: MachineParts) -> None:
-    """Make and plug what the configuration asks for, in a fixed order, so that guests find their devices where they were."""
+    """Make and plug what the configuration asks for, in the reference's order: guests name their interfaces by PCI slots. Devices
+    of the host come after these, and the IOMMU last."""
     config = parts.config
     refuse_remote(config)
-    _plug_rng(parts)
     _plug_console(parts)
     _plug_disks(parts)
     _plug_nets(parts)
-    _plug_vsock(parts)
-    _plug_pmems(parts)
+    _plug_rng(parts)
     _plug_fs(parts)
+    _plug_pmems(parts)
+    _plug_vsock(parts)
     _plug_iommu(parts)
     _plug_host_devices(parts)
 
@@ -30,7 +31,7 @@ def _plug_rng(parts: MachineParts) -> None:
     if (rng := parts.config.rng) is not None:
         from aiovmm.devices.virtio.rng import RngDevice
 
-        parts.plug(RngDevice.from_config(rng), rng.id or "rng", rng.pci_segment, rng.iommu)
+        parts.plug(RngDevice.from_config(rng), "rng", rng)
 
 
 def _plug_console(parts: MachineParts) -> None:
@@ -38,14 +39,14 @@ def _plug_console(parts: MachineParts) -> None:
         from aiovmm.devices.virtio.console import ConsoleDevice
 
         device = ConsoleDevice(parts.console_output)
-        parts.plug(device, "console")
+        parts.plug(device, "console", parts.config.console)
         parts.console.connect(device)
 
 
 def _plug_disks(parts: MachineParts) -> None:
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
-        parts.plug(_disk(parts.config, disk, id_), id_, disk.pci_segment, disk.iommu)
+        parts.plug(_disk(parts.config, disk, id_), id_, disk)
 
 
 def _disk(config: VMConfig, disk: DiskConfig, id_: str) -> VirtioDevice:
@@ -62,7 +63,7 @@ def _disk(config: VMConfig, disk: DiskConfig, id_: str) -> VirtioDevice:
 def _plug_nets(parts: MachineParts) -> None:
     for number, net in enumerate(parts.config.nets):
         id_ = net.id or f"net{number}"
-        parts.plug(_net(parts.config, net, id_), id_, net.pci_segment, net.iommu)
+        parts.plug(_net(parts.config, net, id_), id_, net)
 
 
 def _net(config: VMConfig, net: NetConfig, id_: str) -> VirtioDevice:
@@ -80,14 +81,14 @@ def _plug_vsock(parts: MachineParts) -> None:
     if (vsock := parts.config.vsock) is not None:
         from aiovmm.devices.virtio.vsock import VsockDevice
 
-        parts.plug(VsockDevice.from_config(vsock), vsock.id or "vsock", vsock.pci_segment, vsock.iommu)
+        parts.plug(VsockDevice.from_config(vsock), "vsock", vsock)
 
 
 def _plug_pmems(parts: MachineParts) -> None:
     for number, pmem in enumerate(parts.config.pmems):
         from aiovmm.devices.virtio.pmem import PmemDevice
 
-        parts.plug(PmemDevice.from_config(pmem), pmem.id or f"pmem{number}", pmem.pci_segment, pmem.iommu)
+        parts.plug(PmemDevice.from_config(pmem), f"pmem{number}", pmem)
 
 
 def _plug_iommu(parts: MachineParts) -> None:
@@ -103,7 +104,7 @@ def _plug_fs(parts: MachineParts) -> None:
 
         _check_shared(parts.config, "fs")
         id_ = fs.id or f"fs{number}"
-        parts.plug(VhostUserFs.from_config(fs, id_), id_, fs.pci_segment, fs.iommu)
+        parts.plug(VhostUserFs.from_config(fs, id_), id_, fs)
 
 
 def _check_shared(config: VMConfig, option: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
-from aiovmm.config import VMConfig
+from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["MachineParts", "PluggedDevice", "load_kernel_image", "open_parts"]
 
 
+_ANYWHERE = PlacedConfig()
+
+
 @dataclass(frozen=True)
 class PluggedDevice:
     """A virtio device, the id it is known by, and its place on PCI."""
@@ -32,6 +35,7 @@ class PluggedDevice:
     device: VirtioDevice
     segment: int = 0
     iommu: bool = False
+    slot: int | None = None
 
 
 @dataclass()
@@ -47,11 +51,19 @@ class MachineParts:
     plugged: list[PluggedDevice] = field(default_factory=list)
     passthrough: Passthrough | None = None  # devices of the host, if there are any
 
-    def plug(self, device: VirtioDevice, id_: str, segment: int = 0, iommu: bool = False) -> None:
-        """Add a device. Raises ConfigError if its id is taken."""
+    def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:
+        """Add a device; `id_` is its name where `place` has none. Raises ConfigError if that is taken."""
+        id_ = place.id or id_
         if any(p.id == id_ for p in self.plugged):
             raise ConfigError("device.id", f"{id_!r} names two devices")
-        self.plugged.append(PluggedDevice(id_, device, segment, iommu))
+        self.plugged.append(PluggedDevice(id_, device, place.pci_segment, place.iommu, place.pci_device_id))
+
+    def chosen_slots(self) -> list[tuple[int, int]]:
+        """(segment, slot) of the devices whose slots were chosen."""
+        slots = [(p.segment, p.slot) for p in self.plugged if p.slot is not None]
+        if self.passthrough is not None:
+            slots += [(p.segment, p.slot) for p in self.passthrough.places if p.slot is not None]
+        return slots
 
     async def aclose(self) -> None:
         """Close every device, the last first. Idempotent. What one raises does not keep the others open."""

@@ -36,6 +36,7 @@ class HostPlace:
     segment: int
     container: Container
     iommu: bool = False
+    slot: int | None = None
 
 
 class Passthrough:
@@ -51,7 +52,9 @@ class Passthrough:
         behind = device.iommu or device.pci_segment in config.platform.iommu_segments
         container = Container(self._system) if behind else self._common
         host = HostDevice(device.path, container, self._system)
-        return HostPlace(device.id or f"device{number}", host, device.pci_segment, container, behind)
+        return HostPlace(
+            device.id or f"device{number}", host, device.pci_segment, container, behind, device.pci_device_id
+        )
 
     def open(self) -> None:
         """Take all devices from the host. Blocks. Raises HostError, ConfigError; `close` then gives back what was taken."""
@@ -98,7 +101,7 @@ class Passthrough:
                 function = VfioFunction(place.device, services, on_error)
                 stack.push_async_callback(function.close)
                 await function.start()
-                address = root.add(function, place.segment)
+                address = root.add(function, place.segment, place.slot)
                 if place.iommu:
                     assert iommu is not None, "a machine with a device behind an IOMMU has one"
                     follower = Follower(memory, place.container, partial(on_error, place.device.name))

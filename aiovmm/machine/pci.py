@@ -116,12 +116,12 @@ class PciBuses:
         self._services = services
 
     def plug(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu | None = None) -> VirtioPci:
-        """Put a virtio device into the first free slot of its segment, behind the machine's IOMMU if it is to be. Raises
+        """Put a virtio device into its slot, or the first free one of its segment; behind the IOMMU if it is to be. Raises
         UsageError."""
         if iommu is not None and iommu.covers(plugged):
             return self._plug_behind(plugged, on_error, iommu)
         function = VirtioPci(plugged.device, self._services, on_error=on_error)
-        address = self.root.add(function, plugged.segment)
+        address = self.root.add(function, plugged.segment, plugged.slot)
         if iommu is not None:
             iommu.plugged(plugged, address)
         return function
@@ -133,7 +133,7 @@ class PciBuses:
 
         translation, features = iommu.translation(), RING_FEATURES | ACCESS_PLATFORM
         function = VirtioPci(plugged.device, self._services, memory=translation, features=features, on_error=failed)
-        address = self.root.add(function, plugged.segment)
+        address = self.root.add(function, plugged.segment, plugged.slot)
         assert isinstance(function.backend, DeviceRunner)
         iommu.plugged_behind(address, translation, function.backend)
         return function

@@ -125,13 +125,18 @@ class Machine:
         self._iommu = machine_iommu(self.parts, self.memory)
         if self._iommu is not None:
             self._stack.callback(self._iommu.close)
-        for plugged in self.parts.plugged:
+        for segment, slot in self.parts.chosen_slots():
+            self.pci.root.reserve(segment, slot)
+        last = [p for p in self.parts.plugged if self._iommu is not None and p.device is self._iommu.device]
+        for plugged in [p for p in self.parts.plugged if p not in last]:
             self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
         if (passthrough := self.parts.passthrough) is not None:
             inside = passthrough.plugged_in(
                 self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
             )
             await self._stack.enter_async_context(inside)
+        for plugged in last:
+            self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
 
     def _describe(self, ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
         cpus = self.parts.config.cpus

@@ -49,6 +49,10 @@ class PciRoot:
         """Plug `function` into the first free slot of `segment`, or into `slot`. Raises UsageError."""
         return PciAddress(segment, self._segment(segment).add(function, slot))
 
+    def reserve(self, segment: int, slot: int) -> None:
+        """Keep a slot for a function that will be added by its number. Raises UsageError."""
+        self._segment(segment).reserve(slot)
+
     async def remove(self, address: PciAddress) -> None:
         """Unplug and close the function at `address`. Raises UsageError if there is none."""
         await self._segment(address.segment).remove(address.slot)

@@ -28,6 +28,7 @@ class PciSegment:
         self.aperture = Aperture(plan)
         self._services = services
         self._slots: dict[int, PciFunction] = {}
+        self._reserved: set[int] = set()
         self._ecam: dict[int, Range] = {}
         self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
         self.add(host_bridge(), slot=0)
@@ -62,6 +63,10 @@ class PciSegment:
         for slot in sorted(self._slots, reverse=True):
             await self.remove(slot)
 
+    def reserve(self, slot: int) -> None:
+        """Keep `slot` for one who asks for it by its number."""
+        self._reserved.add(slot)
+
     def function(self, slot: int) -> PciFunction | None:
         """What is in `slot`."""
         return self._slots.get(slot)
@@ -88,7 +93,7 @@ class PciSegment:
 
     def _free_slot(self, slot: int | None) -> int:
         if slot is None:
-            slot = next((n for n in range(SLOTS) if n not in self._slots), None)
+            slot = next((n for n in range(SLOTS) if n not in self._slots and n not in self._reserved), None)
             if slot is None:
                 raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
         if not 0 <= slot < SLOTS or slot in self._slots:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aiovmm.config import ConsoleMode, TopologyConfig, VMConfig
+from aiovmm.config import ConsoleMode, CpusConfig, RngConfig, TopologyConfig, VMConfig
 from aiovmm.config import PayloadConfig as Payload
 from aiovmm.config.options import (
     parse_console,
@@ -19,13 +21,12 @@ from aiovmm.config.options import (
     parse_platform,
     parse_pmem,
     parse_rng,
-    parse_size,
     parse_vsock,
-    split_options,
 )
+from aiovmm.config.text import to_ints, to_pairs, to_size
 from aiovmm.errors import ConfigError
 
-NOT_WITH_VHOST_USER = ("tap=tap0", "fd=3", "ip=10.0.0.1", "host_mac=2e:00:00:00:00:01", "passt=on")
+NOT_WITH_VHOST_USER = ("tap=tap0", "fd=3", "ip=10.0.0.1,mask=24", "host_mac=2e:00:00:00:00:01", "passt=on")
 
 
 def test_cpus_by_number_and_by_keys() -> None:
@@ -43,10 +44,11 @@ def test_what_the_guest_sees_of_its_processors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("0x1000", 4096), ("8k", 8192)]
+    ("text", "size"),
+    [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("0x1000", 4096), ("8k", 8192), ("010M", 10 << 20)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size("memory", text) == size
+    assert to_size("memory", text) == size
 
 
 def test_memory() -> None:
@@ -56,9 +58,58 @@ def test_memory() -> None:
 
 
 def test_quotes_and_brackets_hold_commas() -> None:
-    assert split_options("net", 'a="x,y",fd=[1,2],b') == {"a": "x,y", "fd": "[1,2]", "b": ""}
     assert parse_disk('path="a,b.img"').path == Path("a,b.img")
+    assert parse_disk('path="a[,""b"""').path == Path('a[,"b"')
+    assert parse_disk("path=/tmp/[a,[b,c]],readonly=on").path == Path("/tmp/[a,[b,c]]")
     assert parse_net("fd=[3,4],num_queues=4").fd == (3, 4)
+    assert parse_net('fd="[3,4]",num_queues=4').fd == (3, 4)
+    assert parse_console("console", 'file="a,b",iommu=on').path == Path("a,b")
+
+
+def test_nested_brackets_end_where_they_end() -> None:
+    cpus = parse_cpus("boot=2,affinity=[0@[0-1],1@[2,4-5]],max=4")
+    assert (cpus.max, cpus.affinity) == (4, ((0, (0, 1)), (1, (2, 4, 5))))
+    with pytest.raises(ConfigError, match="queue_affinity"):
+        parse_disk("path=/d,queue_affinity=[0@[1]]")
+
+
+def test_ranges_in_lists() -> None:
+    assert to_ints("x", "[1-3]") == (1, 2, 3)
+    assert to_ints("x", "[1,3-5,0x10]") == (1, 3, 4, 5, 16)
+    assert to_ints("x", "7") == (7,)
+    assert to_ints("x", "[]") == ()
+    assert to_pairs("x", "0@1") == ((0, (1,)),)
+    assert parse_platform("num_pci_segments=4,iommu_segments=[1-3]").iommu_segments == (1, 2, 3)
+    for bad in ("[3-1]", "[1-]", "[-1]", "[0-4294967295]", "[1,,2]", "[a]"):
+        with pytest.raises(ConfigError, match=r"^x: "):
+            to_ints("x", bad)
+
+
+def test_a_key_with_nothing_after_it_is_not_set() -> None:
+    assert parse_net("tap=,mac=,ip=,mask=,fd=,mtu=,num_queues=,offload_tso=") == parse_net("")
+    assert parse_disk("path=/d,readonly=,serial=,image_type=,socket=") == parse_disk("path=/d")
+    assert parse_cpus("boot=,max=,topology=") == CpusConfig()
+    assert parse_rng("src=") == RngConfig()
+    with pytest.raises(ConfigError, match=r"disk\.path: is missing"):
+        parse_disk("path=,readonly=on")
+    with pytest.raises(ConfigError, match=r"disk\.readonly: has no value \(say readonly=\.\.\.\)"):
+        parse_disk("path=/d,readonly")
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "meant"),
+    [
+        (parse_disk, "/tmp/x.img", "path=/tmp/x.img"),
+        (parse_disk, "/tmp/x.img,readonly=on", "path=/tmp/x.img"),
+        (parse_pmem, "/p", "file=/p"),
+        (parse_device, "/sys/bus/pci/devices/0000:01:00.0", "path=/sys"),
+        (parse_net, "tap0", "tap=tap0"),
+        (parse_disk, "path=/d,read_only=on", "readonly="),
+    ],
+)
+def test_what_was_probably_meant_is_said(parse: Callable[[str], object], text: str, meant: str) -> None:
+    with pytest.raises(ConfigError, match="did you mean " + re.escape(meant)):
+        parse(text)
 
 
 def test_devices() -> None:
@@ -66,6 +117,8 @@ def test_devices() -> None:
     assert (disk.readonly, disk.direct, disk.num_queues, disk.queue_size, disk.serial) == (True, True, 4, 256, "abc")
     assert (disk.id, disk.pci_segment) == ("d0", 1)
     assert parse_net("tap=,mac=2e:89:a8:e4:bf:01,mtu=9000,ip=10.0.0.1,mask=255.255.255.0").tap is None
+    assert parse_net("tap=vm0,ip=fd00::1,mask=ffff:ffff:ffff:ffff::").ip == "fd00::1"
+    assert parse_net("ip=10.0.0.1,mask=24").mask == "24"
     assert parse_rng("src=/dev/hwrng").src == Path("/dev/hwrng")
     assert parse_vsock("cid=5,socket=/tmp/s").cid == 5
     assert parse_pmem("file=/p,size=4M,discard_writes=on").discard_writes
@@ -77,6 +130,16 @@ def test_devices() -> None:
 def test_consoles() -> None:
     assert parse_console("serial", "tty").mode is ConsoleMode.TTY
     assert parse_console("serial", "socket=/tmp/s").path == Path("/tmp/s")
+    placed = parse_console("console", "tty,id=con0,pci_segment=1,pci_device_id=4,iommu=on")
+    assert (placed.mode, placed.id, placed.pci_segment, placed.pci_device_id) == (ConsoleMode.TTY, "con0", 1, 4)
+    assert placed.iommu
+    filed = parse_console("console", "file=/tmp/f,iommu=on")
+    assert (filed.mode, filed.path, filed.iommu) == (ConsoleMode.FILE, Path("/tmp/f"), True)
+    for bad in ("tty,id=a", "file=/f,iommu=on", "file=/f,socket=/s", "tty,null", "tty,tty"):
+        with pytest.raises(ConfigError, match=r"^serial"):
+            parse_console("serial", bad)
+    with pytest.raises(ConfigError, match=r"^console\.socket: .* 107 bytes"):
+        parse_console("console", "socket=" + "x" * 108)
     for bad in ("socket", "file=", "tty=x", "screen", ""):
         with pytest.raises(ConfigError, match="serial"):
             parse_console("serial", bad)
@@ -95,12 +158,41 @@ def test_consoles() -> None:
         (parse_cpus, "boot=1,max_phys_bits=64", "cpus.max_phys_bits"),
         (parse_cpus, "boot=1,features=sse9", "cpus.features"),
         (parse_cpus, "boot=1,kvm_hyperv=on", "cpus.kvm_hyperv"),
+        (parse_cpus, "boot=2,affinity=[2@[0]]", "cpus.affinity"),
+        (parse_cpus, "boot=2,affinity=[0@[0],0@[1]]", "cpus.affinity"),
+        (parse_cpus, "boot=2,affinity=[0@[]]", "cpus.affinity"),
+        (parse_memory, "size=1.5G", "memory.size"),
+        (parse_memory, "size=5000T", "memory.size"),
+        (parse_memory, "size=512M,size=512M", "memory"),
+        (parse_disk, "path=a,image_type=qcow2", "disk.image_type"),
+        (parse_disk, "path=a,lock_granularity=none", "disk.lock_granularity"),
+        (parse_disk, "vhost_user=on,socket=/s,image_type=raw", "disk.image_type"),
+        (parse_disk, "path=a,pci_device_id=0", "disk.pci_device_id"),
+        (parse_disk, "path=a,pci_device_id=32", "disk.pci_device_id"),
+        (parse_disk, 'path="a', "disk"),
+        (parse_disk, "path=[a", "disk"),
+        (parse_disk, "path=a],x=[", "disk"),
+        (parse_net, "ip=10.0.0.1", "net.mask"),
+        (parse_net, "ip=10.0.0.1,mask=0.0.0.255", "net.mask"),
+        (parse_net, "ip=10.0.0.1,mask=33", "net.mask"),
+        (parse_net, "ip=10.0.0.1,mask=ffff::", "net.mask"),
+        (parse_net, "ip=fd00::1,mask=255.255.255.0", "net.mask"),
+        (parse_net, "ip=fd00::1,mask=ffff::ffff", "net.mask"),
+        (parse_net, "ip=fe80::1%eth0,mask=64", "net.ip"),
+        (parse_net, "ip=0.0.0.0,mask=24", "net.ip"),
+        (parse_net, "tap=a/b", "net.tap"),
+        (parse_net, "tap=a b", "net.tap"),
+        (parse_net, "tap=x%d", "net.tap"),
+        (parse_net, "fd=2", "net.fd"),
+        (parse_net, "fd=4294967296", "net.fd"),
+        (parse_net, "fd=[3,3],num_queues=4", "net.fd"),
+        (parse_net, "mac=00:00:00:00:00:00", "net.mac"),
         (parse_memory, "12Q", "memory"),
         (parse_memory, "size=512M,mergeable=on", "memory.mergeable"),
         (parse_memory, "100", "memory.size"),
         (parse_memory, "1M", "memory.size"),
         (parse_disk, "readonly=on", "disk.path"),
-        (parse_disk, "path=a,path=b", "disk.path"),
+        (parse_disk, "path=a,path=b", "disk"),
         (parse_disk, "path=a,bw_size=1", "disk.bw_size"),
         (parse_disk, "path=a,readonly=maybe", "disk.readonly"),
         (parse_disk, "path=a,queue_size=100", "disk.queue_size"),
@@ -111,8 +203,8 @@ def test_consoles() -> None:
         (parse_net, "tap=averyveryverylongname", "net.tap"),
         (parse_net, "mac=01:00:00:00:00:00", "net.mac"),
         (parse_net, "mac=nonsense", "net.mac"),
-        (parse_net, "ip=10.0.0.300", "net.ip"),
-        (parse_net, "mask=255.0.0.0", "net.mask"),
+        (parse_net, "ip=10.0.0.300,mask=24", "net.ip"),
+        (parse_net, "mask=255.0.0.0", "net.ip"),
         (parse_net, "fd=3,num_queues=4", "net.fd"),
         (parse_net, "mtu=12", "net.mtu"),
         *(
@@ -124,7 +216,7 @@ def test_consoles() -> None:
         (parse_pmem, "size=2M", "pmem.file"),
         (parse_pmem, "file=/x,size=3M", "pmem.size"),
         (parse_fs, "tag=,socket=/x", "fs.tag"),
-        (parse_platform, "num_pci_segments=17", "platform.num_pci_segments"),
+        (parse_platform, "num_pci_segments=97", "platform.num_pci_segments"),
         (parse_platform, "uuid=1", "platform.uuid"),
     ],
 )
@@ -142,8 +234,12 @@ def test_whole_machine_checks_what_parts_cannot() -> None:
         VMConfig(payload, disks=(parse_disk("path=a,pci_segment=1"),))
     with pytest.raises(ConfigError, match="names two devices"):
         VMConfig(payload, disks=(parse_disk("path=a,id=x"), parse_disk("path=b,id=x")))
-    with pytest.raises(ConfigError, match="terminal"):
-        VMConfig(payload, serial=parse_console("serial", "tty"), console=parse_console("console", "tty"))
+    with pytest.raises(ConfigError, match="slot 5 of segment 0 is given to two"):
+        VMConfig(payload, disks=(parse_disk("path=a,pci_device_id=5"),), nets=(parse_net("pci_device_id=5"),))
+    with pytest.raises(ConfigError, match="names two devices"):
+        VMConfig(payload, console=parse_console("console", "null,id=x"), disks=(parse_disk("path=b,id=x"),))
+    with pytest.raises(ConfigError, match="not on PCI"):
+        VMConfig(payload, serial=parse_console("console", "null,id=x"))
     with pytest.raises(ConfigError, match="NUL"):
         Payload(kernel=Path("/k"), cmdline="a\0b")
     with pytest.raises(ConfigError, match="colour"):
@@ -158,6 +254,11 @@ def test_the_default_command_line_talks_on_the_console_that_is_there() -> None:
     assert "ttyS0" not in hvc.cmdline
     none = VMConfig(payload, serial=parse_console("serial", "off"))
     assert "console=" not in none.cmdline
+
+
+def test_two_consoles_on_the_terminal_say_all_once() -> None:
+    modes = {name: parse_console(name, "tty") for name in ("serial", "console")}
+    assert VMConfig(Payload(kernel=Path("/k")), **modes).cmdline.count("console=") == 1
 
 
 @pytest.mark.parametrize(("tty", "last"), [("serial", "ttyS0"), ("console", "hvc0"), (None, "ttyS0")])

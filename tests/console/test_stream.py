@@ -166,3 +166,15 @@ async def test_a_device_that_takes_all_is_given_large_pieces() -> None:
     await Console(Greedy()).send(bytes(60 << 10))
     assert sum(sizes) == 60 << 10
     assert len(sizes) <= 5
+
+
+async def test_what_one_console_says_is_said_at_another_to_the_last_byte() -> None:
+    source, target = Console(), Console()
+    source.feed(b"before ")
+    source.copy_to(target)
+    source.feed(b"hvc0 ")
+    target.feed(b"ttyS0 ")
+    source.feed(b"last")
+    source.close()
+    assert target.history == b"hvc0 ttyS0 last"
+    assert source.history == b"before hvc0 last"

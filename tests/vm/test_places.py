@@ -117,3 +117,10 @@ async def test_standard_output_is_the_terminals_place_unless_the_program_keeps_i
     )
     output, _ = await asyncio.wait_for(process.communicate(), 40)
     assert (process.returncode, output) == (0, shown)
+
+
+def test_one_terminal_for_two_consoles_is_refused_where_the_vm_would_have_to_share_it() -> None:
+    tty = ConsoleConfig(ConsoleMode.TTY)
+    with pytest.raises(ConfigError, match="both have the terminal"):
+        VM(config("s", serial=tty, console=tty))
+    VM(config("s", serial=tty, console=tty), terminal=False)

@@ -34,7 +34,9 @@ class VhostUserFs(VhostUserDevice):
     ) -> None:
         super().__init__(path, (queue_size,) * (1 + num_queues), name=name, timing=timing)
         # §5.11.4: struct virtio_fs_config { u8 tag[36]; le32 num_request_queues; }
-        self._config = bytearray(tag.encode().ljust(_TAG_SIZE, b"\0") + num_queues.to_bytes(4, "little"))
+        self._config = bytearray(
+            tag.encode(errors="surrogateescape").ljust(_TAG_SIZE, b"\0") + num_queues.to_bytes(4, "little")
+        )
 
     @classmethod
     def from_config(cls, config: FsConfig, name: str = "fs") -> VhostUserFs:

@@ -1,0 +1,48 @@
+"""How commands take their arguments: an option that is meant once may be given once, and what is wrong is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from aiovmm.errors import UsageError
+
+__all__ = ["OneLineCommand", "once", "version_option"]
+
+
+class OneLineCommand(click.Command):
+    """Its usage errors are UsageErrors, which are printed as one line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises UsageError."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as exc:
+            raise UsageError(" ".join(exc.format_message().split())) from exc
+
+
+def once(*names: str, default: Any = None, **settings: Any) -> Callable[[Any], Any]:
+    """An option that cannot be given twice; its value, or `default`."""
+
+    def one(_ctx: click.Context, param: click.Parameter, values: tuple[Any, ...]) -> Any:
+        if len(values) > 1:
+            raise UsageError(f"{param.opts[0]}: is given twice")
+        return values[0] if values else default
+
+    return click.option(*names, multiple=True, callback=one, **settings)
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        click.echo(f"aiovmm {metadata.version('aiovmm')}")
+        ctx.exit()
+
+
+version_option = click.option(
+    "-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Say the version."
+)
+"""Says the version and ends."""

@@ -1,0 +1,78 @@
+"""Processors."""
+
+from __future__ import annotations
+
+from aiovmm.dataclass import dataclass
+from aiovmm.errors import ConfigError
+
+__all__ = ["CPU_FEATURES", "MAX_CPUS", "CpusConfig", "TopologyConfig"]
+
+MAX_CPUS = 254  # xAPIC ids are 8 bits wide and 255 is the broadcast id
+CPU_FEATURES = ("amx",)
+"""Processor features that a guest gets only if it is asked for."""
+
+
+@dataclass(frozen=True)
+class TopologyConfig:
+    """How the guest sees its processors laid out; `threads` per core, `cores` per die, `dies` per package, `packages`."""
+
+    threads: int = 1
+    cores: int = 1
+    dies: int = 1
+    packages: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "cores", "dies", "packages"):
+            if not 1 <= getattr(self, name) <= MAX_CPUS:
+                raise ConfigError("cpus.topology", f"{getattr(self, name)} {name} are not in 1..{MAX_CPUS}")
+
+    @property
+    def cpus(self) -> int:
+        """Logical processors in all."""
+        return self.threads * self.cores * self.dies * self.packages
+
+
+@dataclass(frozen=True)
+class CpusConfig:
+    """`boot` processors at start; room for `max` in all (those above `boot` are described to the guest as absent).
+
+    `topology`: None is one package of `max` cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None:
+    as wide as the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features` are those
+    that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
+    """
+
+    boot: int = 1
+    max: int | None = None
+    topology: TopologyConfig | None = None
+    max_phys_bits: int | None = None
+    nested: bool = True
+    features: tuple[str, ...] = ()
+    affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.boot <= MAX_CPUS:
+            raise ConfigError("cpus.boot", f"{self.boot} is not in 1..{MAX_CPUS}")
+        if self.max is not None and not self.boot <= self.max <= MAX_CPUS:
+            raise ConfigError("cpus.max", f"{self.max} is not in boot ({self.boot})..{MAX_CPUS}")
+        if self.topology is not None and self.topology.cpus != (self.max or self.boot):
+            raise ConfigError(
+                "cpus.topology",
+                f"{self.topology.cpus} processors are laid out, and there are {self.max or self.boot}",
+                "threads x cores x dies x packages must be max=, or boot= where that is not given",
+            )
+        if self.max_phys_bits is not None and not 32 <= self.max_phys_bits <= 52:
+            raise ConfigError("cpus.max_phys_bits", f"{self.max_phys_bits} is not in 32..52")
+        for feature in self.features:
+            if feature not in CPU_FEATURES:
+                raise ConfigError("cpus.features", f"{feature!r} is not known", f"known: {', '.join(CPU_FEATURES)}")
+        self._check_affinity()
+
+    def _check_affinity(self) -> None:
+        vcpus = [vcpu for vcpu, _ in self.affinity]
+        for vcpu, hosts in self.affinity:
+            if vcpu >= self.boot:
+                raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", f"the first of {self.boot} is 0")
+            if vcpus.count(vcpu) > 1:
+                raise ConfigError("cpus.affinity", f"names vCPU {vcpu} twice")
+            if not hosts:
+                raise ConfigError("cpus.affinity", f"leaves no processor of the host for vCPU {vcpu}")

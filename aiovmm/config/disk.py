@@ -1,0 +1,74 @@
+"""Disks."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+from aiovmm.config.checks import check_path, check_queues, check_socket, encoded
+from aiovmm.config.placed import PlacedConfig
+from aiovmm.dataclass import dataclass
+from aiovmm.errors import ConfigError
+
+__all__ = ["SERIAL_SIZE", "DiskConfig", "ImageType", "LockGranularity"]
+
+SERIAL_SIZE = 20  # VIRTIO 1.2, 5.2.6: what GET_ID answers
+_OURS_ALONE = ("direct", "serial", "image_type", "sparse", "lock_granularity", "io_uring")
+
+
+class ImageType(enum.Enum):
+    """What is in an image. It decides on how it is read, and says that the user knows."""
+
+    RAW = "raw"
+
+
+class LockGranularity(enum.Enum):
+    """What of an image's file is locked: the bytes that it has when it is opened, or all that it may ever have."""
+
+    BYTE_RANGE = "byte-range"
+    FULL = "full"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskConfig(PlacedConfig):
+    """virtio-blk from a raw image or block device at `path`, or from a vhost-user back end at `socket`.
+
+    `image_type`: None takes the image for raw unless it looks like something else, and keeps the guest from making it look
+    so; see docs/disks.md. `serial`: up to 20 bytes; None derives one from the file's numbers. `sparse`: space that the guest
+    trims is given back. `io_uring`: False has threads do the I/O.
+    """
+
+    path: Path | None = None
+    readonly: bool = False
+    direct: bool = False
+    num_queues: int = 1
+    queue_size: int = 128
+    serial: str | None = None
+    image_type: ImageType | None = None
+    sparse: bool = True
+    lock_granularity: LockGranularity = LockGranularity.FULL
+    io_uring: bool = True
+    vhost_user: bool = False
+    socket: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._check_place("disk")
+        check_queues("disk", self.num_queues, self.queue_size)
+        if self.vhost_user:
+            self._check_back_end()
+        elif self.path is None:
+            raise ConfigError("disk.path", "is missing", "say path=IMAGE")
+        elif self.socket is not None:
+            raise ConfigError("disk.socket", "is for vhost_user=on only")
+        else:
+            check_path("disk.path", self.path)
+        if self.serial is not None:
+            encoded("disk.serial", self.serial, SERIAL_SIZE)
+
+    def _check_back_end(self) -> None:
+        if self.socket is None or self.path is not None:
+            raise ConfigError("disk.socket", "vhost_user=on takes socket=PATH and no path")
+        check_socket("disk.socket", self.socket)
+        for key in _OURS_ALONE:
+            if getattr(self, key) != getattr(DiskConfig, key):
+                raise ConfigError(f"disk.{key}", "does not go with vhost_user=on", "the image is the back end's affair")

@@ -1,0 +1,109 @@
+"""Network cards."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from aiovmm.config.checks import check_queues, check_socket, encoded
+from aiovmm.config.placed import PlacedConfig
+from aiovmm.dataclass import dataclass
+from aiovmm.errors import ConfigError
+
+__all__ = ["NetConfig", "check_interface_name"]
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_NOT_IN_NAMES = re.compile(rb"[/:%\s]")
+
+
+def check_interface_name(name: str) -> None:
+    """As the kernel's dev_valid_name does; and no %, which it would take for a number of its choice. Raises ConfigError."""
+    if _NOT_IN_NAMES.search(encoded("net.tap", name, 15)) or name in (".", ".."):
+        raise ConfigError("net.tap", f"{name!r} is not a name for an interface", "no spaces, and none of / : %")
+
+
+def _check_mac(option: str, mac: str) -> None:
+    if not _MAC.fullmatch(mac):
+        raise ConfigError(option, f"{mac!r} is not a MAC address", "like 2e:00:00:00:00:01")
+    if int(mac[:2], 16) & 1 or not mac.strip("0:"):
+        hint = "the second digit of a card's own address is even"
+        raise ConfigError(option, f"{mac!r} is {'a multicast' if mac.strip('0:') else 'no'} address", hint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig(PlacedConfig):
+    """virtio-net: on the TAP named `tap` (None or empty: one is made and removed), on open `fd`s (of a TAP, or one socket),
+    through a `passt` process, which needs no privilege, or a vhost-user `socket`.
+
+    `num_queues` counts both directions, as in the reference monitor: 2 is one pair. `ip`, `mask` and `host_mac` are the host
+    side's. The offloads say what guest and host may leave to each other: checksums, TCP and UDP segmentation.
+    """
+
+    tap: str | None = None
+    fd: tuple[int, ...] = ()
+    ip: str | None = None
+    mask: str | None = None
+    mac: str | None = None
+    host_mac: str | None = None
+    mtu: int | None = None
+    offload_csum: bool = True
+    offload_tso: bool = True
+    offload_ufo: bool = True
+    num_queues: int = 2
+    queue_size: int = 256
+    passt: bool = False
+    vhost_user: bool = False
+    socket: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._check_place("net")
+        check_queues("net", self.num_queues, self.queue_size, least=2)
+        if self.num_queues % 2:
+            raise ConfigError("net.num_queues", f"{self.num_queues} is odd", "it counts both directions: 2 is one pair")
+        if self.vhost_user != (self.socket is not None):
+            raise ConfigError("net.socket", "vhost_user=on and socket=PATH go together")
+        if self.socket is not None:
+            check_socket("net.socket", self.socket)
+        if self.tap:
+            check_interface_name(self.tap)
+        if self.mtu is not None and not 68 <= self.mtu <= 65535:
+            raise ConfigError("net.mtu", f"{self.mtu} is not in 68..65535")
+        for key, mac in (("mac", self.mac), ("host_mac", self.host_mac)):
+            if mac is not None:
+                _check_mac(f"net.{key}", mac)
+        self._check_descriptors()
+        self._check_back_end()
+        self._check_address()
+
+    def _check_descriptors(self) -> None:
+        for fd in self.fd:
+            if not 3 <= fd < 1 << 31:
+                reason = "is standard input, output or error" if 0 <= fd < 3 else "is not a descriptor"
+                raise ConfigError("net.fd", f"{fd} {reason}")
+        if len(set(self.fd)) < len(self.fd):
+            raise ConfigError("net.fd", "names a descriptor twice", "each queue pair needs one of its own")
+        if self.fd and len(self.fd) * 2 != self.num_queues:
+            raise ConfigError("net.fd", f"{len(self.fd)} fds need num_queues={len(self.fd) * 2}, not {self.num_queues}")
+
+    def _check_back_end(self) -> None:
+        """Each has its own half of the keys."""
+        if self.fd and (self.tap or self.ip or self.host_mac):
+            hint = "configure the interface that it is of"
+            raise ConfigError("net.fd", "goes with none of tap, ip, mask, host_mac", hint)
+        if self.passt and (self.tap or self.fd or self.ip or self.host_mac or self.num_queues != 2):
+            raise ConfigError(
+                "net.passt", "has no interface on the host, and one queue pair: no tap, fd, ip or host_mac"
+            )
+        for key in ("tap", "fd", "ip", "host_mac", "passt") if self.vhost_user else ():
+            if getattr(self, key):
+                raise ConfigError(f"net.{key}", "does not go with vhost_user=on", "its back end has the host's side")
+
+    def _check_address(self) -> None:
+        if self.ip is None and self.mask is None:
+            return
+        if self.ip is None or self.mask is None:
+            missing, there = ("ip", "mask") if self.ip is None else ("mask", "ip")
+            raise ConfigError(f"net.{missing}", f"is missing: {there}= is given", "like ip=10.0.0.1,mask=255.255.255.0")
+        from aiovmm.config.address import host_interface
+
+        host_interface(self.ip, self.mask)

@@ -1,0 +1,61 @@
+"""Every option and key of the reference monitor (cloud-hypervisor 53) against this one's: what docs/reference.md and the reason
+of a refusal are made of. Imported by who is refused something, or asks.
+
+`python -m aiovmm.config.reference` prints the tables of docs/reference.md.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+from aiovmm.config.reference import device_keys, machine_keys, whole_options
+
+__all__ = ["Row", "Verdict", "as_markdown", "rows", "why_not"]
+
+
+class Verdict(enum.Enum):
+    """What becomes of an option."""
+
+    SAME = "same"
+    DIFFERS = "differs"  # taken, and different on purpose: the note says how
+    REFUSED = "refused"  # by name: the note says why
+    OURS = "ours"  # the reference has none such
+
+
+class Row(NamedTuple):
+    """`key` is empty for an option as a whole."""
+
+    option: str
+    key: str
+    verdict: Verdict
+    note: str
+
+
+@cache
+def rows() -> tuple[Row, ...]:
+    """All of them, in the order of the document."""
+    texts = (machine_keys.TABLE, device_keys.TABLE, whole_options.TABLE)
+    return tuple(row for text in texts for row in _parse(text))
+
+
+def _parse(text: str) -> Iterator[Row]:
+    for line in text.strip().splitlines():
+        name, verdict, note = (part.strip() for part in line.split("|"))
+        option, _, keys = name.partition(" ")
+        for key in keys.split() or [""]:
+            yield Row(option, key, Verdict(verdict), note)
+
+
+def why_not(option: str, key: str = "") -> str:
+    """Why an option or a key of the reference is refused; empty if it is none."""
+    return next((r.note for r in rows() if (r.option, r.key, r.verdict) == (option, key, Verdict.REFUSED)), "")
+
+
+def as_markdown() -> str:
+    """The table of docs/reference.md."""
+    lines = ["| Option | Here | |", "|---|---|---|"]
+    lines += [f"| `{f'{r.option} {r.key}='.removesuffix(' =')}` | {r.verdict.value} | {r.note} |" for r in rows()]
+    return "\n".join(lines).replace(" tty=`", " tty`").replace(" null=`", " null`") + "\n"

@@ -1,0 +1,53 @@
+"""Keys of the options that add devices; see machine_keys."""
+
+from __future__ import annotations
+
+__all__ = ["TABLE"]
+
+TABLE = """
+--disk path | differs | raw images and block devices; what looks like qcow2, VHD, VHDX or VMDK is refused without image_type=raw
+--disk image_type | differs | `raw`; unset, the guest cannot write another format's header to sector 0 (there: nothing)
+--disk readonly direct | same |
+--disk queue_size | differs | a power of two from 2; the reference refuses 2
+--disk num_queues | differs | may be more than there are vCPUs
+--disk serial | same | 1 to 20 bytes; unset: from the numbers of the file and its device
+--disk sparse | differs | off: the guest cannot trim, and zeros stay allocated; what the image does not have yet is not allocated
+--disk lock_granularity | differs | unset: `full`, where the reference says `byte-range`
+--disk _disable_io_uring | same | threads do the I/O
+--disk _disable_aio | same | Linux AIO is never used
+--disk vhost_user socket | same |
+--disk bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | there are no rate limiters
+--disk rate_limit_group | refused | there are no rate limiters
+--disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all
+--disk backing_files | refused | images are raw, which have none
+--disk id pci_segment pci_device_id iommu | same |
+--net tap | differs | unset or empty: one called aiovmm0, aiovmm1, ... is made (vmtap0 there)
+--net ip | same | IPv4 or IPv6; goes with mask=
+--net mask | differs | also the length of a netmask, like 24 or 64
+--net mac host_mac | differs | multicast addresses are refused: a guest's driver takes none of them
+--net offload_tso offload_ufo | same |
+--net offload_csum | differs | off also switches segmentation off, which is nothing without; the reference wants all three
+--net mtu queue_size | same |
+--net num_queues | differs | counts both directions; may be more than twice the vCPUs
+--net vhost_user socket | same |
+--net fd | differs | also one connected socket
+--net vhost_mode | refused | the back end listens, and the monitor connects
+--net bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | there are no rate limiters
+--net passt | ours | a network without privileges
+--net id pci_segment pci_device_id iommu | same |
+--fs tag queue_size socket | same |
+--fs num_queues | differs | may be more than there are vCPUs
+--fs id pci_segment pci_device_id | same |
+--fs iommu | ours | refused: a vhost-user back end reaches memory by itself
+--pmem file | differs | locked while it is in use
+--pmem size | differs | no more than the file has; for a directory, that of an unnamed file in it
+--pmem discard_writes | same |
+--pmem id pci_segment pci_device_id iommu | same |
+--device path | differs | by a VFIO container of type 1; no I/O BARs, expansion ROM or extended configuration space
+--device fd | refused | devices of the host go through a VFIO container, by path=
+--device x_nv_gpudirect_clique x_exclude_mmap_bars | refused | devices are shown to the guest as they are
+--device id pci_segment pci_device_id iommu | same |
+--vsock cid | same |
+--vsock socket | differs | may be left out; at most 90 bytes, since a port comes after it
+--vsock id pci_segment pci_device_id iommu | same |
+"""

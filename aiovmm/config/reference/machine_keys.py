@@ -1,0 +1,50 @@
+"""Keys of the options that describe the machine itself. `option keys | verdict | note`, a line for each note."""
+
+from __future__ import annotations
+
+__all__ = ["TABLE"]
+
+TABLE = """
+--cpus boot | differs | 1 to 254 (8192 there); `--cpus 2` is short for it; 0 is refused
+--cpus max | differs | processors above `boot` are described as absent; none can be added while the guest runs
+--cpus topology | same |
+--cpus max_phys_bits | differs | 32 to 52; unset: as wide as the host's processor, where the reference caps at 46
+--cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it
+--cpus nested | same |
+--cpus features | same | `amx`
+--cpus kvm_hyperv | refused | interfaces for Windows guests are not there
+--cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other
+--cpus profile | refused | processor models serve live migration, which is not there
+--memory size | differs | at least 2M; suffixes K, M, G, T; `--memory 512M` is short for it; 0, for zones, is refused
+--memory shared | differs | unset: on by itself where a vhost-user device needs it; off refuses such devices, as in the reference
+--memory hugepages | differs | pages of the host's default size
+--memory prefault thp | same |
+--memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
+--memory mergeable | refused | merging of equal pages (KSM) is not there
+--memory hotplug_method hotplug_size hotplugged_size | refused | memory cannot be added or taken while the guest runs
+--memory hugepage_size | refused | huge pages have the host's default size: `hugepages=on`
+--memory reserve | refused | memory is reserved with hugepages=on only; `prefault=on` takes all of it now
+--platform num_pci_segments | same | 1 to 96
+--platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
+--platform iommu_address_width | refused | guests' I/O addresses have 48 bits
+--platform serial_number uuid oem_strings system_manufacturer system_product_name | refused | there are no SMBIOS tables
+--platform system_version system_serial_number system_uuid system_sku_number system_family | refused | there are no SMBIOS tables
+--platform chassis_asset_tag | refused | there are no SMBIOS tables
+--platform iommufd iommufd_fd | refused | devices of the host go through a VFIO container
+--platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers
+--platform tdx sev_snp | refused | confidential guests are not there
+--rng src id pci_segment pci_device_id iommu | same |
+--serial off | differs | the terminal then has hvc0, as in the reference
+--serial null | differs | unset, ttyS0 is on the terminal if the kernel's command line names no hvc console last
+--serial tty | differs | keys (ctrl-p ctrl-q) detach
+--serial pty | differs | its path is said on standard error
+--serial file | same |
+--serial socket | differs | any number of clients, with 1 MiB of history each; `aiovmm attach` is one
+--console off | differs | the terminal then has ttyS0, where the reference leaves it null and the guest mute
+--console null | differs | likewise
+--console tty | differs | keys (ctrl-p ctrl-q) detach; with `--serial tty` both print there and what is typed goes to ttyS0
+--console pty | differs | its path is said on standard error
+--console file | same |
+--console socket | ours | as `--serial socket=`
+--console id pci_segment pci_device_id iommu | same |
+"""

@@ -1,0 +1,53 @@
+"""Options without keys, and those that are refused with all of theirs; see machine_keys."""
+
+from __future__ import annotations
+
+__all__ = ["TABLE"]
+
+TABLE = """
+--kernel | differs | bzImage, ELF or PVH
+--initramfs | same |
+--cmdline | differs | unset: one that talks on the consoles that there are, with panic=-1 (empty there)
+-v | same |
+-V | same |
+--version | same |
+--name | ours | the guest's name in events and logs
+--on-reboot | ours | `exit`, or `restart` as the reference
+--on-panic | ours | `exit`, or `restart` as the reference
+--detach-keys | ours | keys that detach the terminal
+--stop-timeout | ours | SIGTERM presses the power button, and kills after this time; the reference ends at once
+--json | ours | events
+--api-socket | refused | there is no HTTP API: a Python program is the API, see docs/embedding.md
+--balloon | refused | virtio-balloon is not there
+--dbus-object-path | refused | there is no D-Bus API
+--dbus-service-name | refused | there is no D-Bus API
+--dbus-system-bus | refused | there is no D-Bus API
+--debug-console | refused | there is no debug port: `--serial` and `--console` are the consoles
+--event-monitor | refused | `--json` tells the events of a guest's life
+--firmware | refused | there is no firmware: give a kernel
+--fw-cfg-config | refused | fw_cfg is not there
+--gdb | refused | there is no debugger's stub
+--generic-vhost-user | refused | vhost-user devices are --disk, --net and --fs
+--host-data | refused | confidential guests are not there
+--igvm | refused | confidential guests are not there
+--ivshmem | refused | ivshmem is not there
+--landlock | refused | there is no sandbox of its own: run it as a user that may do little
+--landlock-rules | refused | there is no sandbox of its own: run it as a user that may do little
+--log-file | refused | logs go to standard error
+--log-format | refused | logs have one form; `--json` tells events as JSON
+--memory-zone | refused | memory is one zone: `--memory size=`
+--no-shutdown | refused | the command ends with its guest
+--numa | refused | memory is one node
+--pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
+--pvmemcontrol | refused | pvmemcontrol is not there
+--pvpanic | refused | a kernel's panic is found in what its console says; see --on-panic
+--rate-limit-group | refused | there are no rate limiters
+--restore | refused | there are no snapshots
+--rtc | refused | virtio-rtc is not there: guests have kvm-clock and the CMOS clock
+--seccomp | refused | there is no seccomp filter
+--sgx-epc | refused | SGX is not there, nor in the reference any more
+--tpm | refused | there is no TPM
+--user-device | refused | vfio-user is not there
+--vdpa | refused | vDPA is not there
+--watchdog | refused | virtio-watchdog is not there
+"""
