@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, UsageError
+from aiovmm.forks import keep_private, let_go
 from aiovmm.native import ffi, owners
 from aiovmm.native.mapping import Mapping
 
@@ -120,7 +121,7 @@ class GuestMemory:
     ) -> None:
         """All ranges in one memfd."""
         fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugepages else 0))
-        self._fds.append(fd)
+        self._fds.append(keep_private(fd))
         os.ftruncate(fd, total)
         offset = 0
         for gpa, size in ranges:
@@ -128,12 +129,11 @@ class GuestMemory:
             offset += size
 
     def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool) -> None:
-        """Anonymous memory. No child process gets it: if one had a copy, each write here would first copy a page."""
+        """Anonymous memory."""
         self._check_place(gpa, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         mapping = Mapping(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         start = (gpa - mapping.host) % _HUGE_PAGE
-        mapping.madvise(mmap.MADV_DONTFORK)
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
         if prefault:
@@ -249,7 +249,7 @@ class GuestMemory:
         for region in list(self._regions):
             self.unmap(region)
         for fd in self._fds:
-            os.close(fd)
+            os.close(let_go(fd))
         self._fds.clear()
 
     def _publish(self) -> None:

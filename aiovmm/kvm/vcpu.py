@@ -109,7 +109,7 @@ class Vcpu(VcpuState):
         except RuntimeError as exc:
             raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
         self._thread, self._ended, self._reported = thread, None, False
-        self._guard = weakref.finalize(self, _end_thread, self.native, thread)
+        self._guard = weakref.finalize(self, _end_thread, os.getpid(), self.native, thread)
 
     def stop(self) -> None:
         """Ask the thread to leave the guest for good, from whatever it does. Idempotent; `join` waits for it."""
@@ -236,6 +236,7 @@ class Vcpu(VcpuState):
             raise StateError(f"vCPU {self.index} is closed")
 
 
-def _end_thread(native: Any, thread: threading.Thread) -> None:
-    lib.avmm_vcpu_stop(native)
-    thread.join()
+def _end_thread(pid: int, native: Any, thread: threading.Thread) -> None:
+    if os.getpid() == pid:  # in a forked child, which ends or forgets its copy, there is no such thread
+        lib.avmm_vcpu_stop(native)
+        thread.join()

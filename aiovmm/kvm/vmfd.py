@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import KvmError, StateError
+from aiovmm.forks import keep_private, let_go
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.ranges import RangeCounts, RangeTable
@@ -36,7 +37,7 @@ class VmFd:
     """A VM's file descriptor and everything registered with it. Made by Kvm.create_vm."""
 
     def __init__(self, fd: int, *, run_size: int, max_vcpus: int) -> None:
-        self.fd = fd
+        self.fd = keep_private(fd)
         self.vcpus: dict[int, Vcpu] = {}
         self.max_vcpus = max_vcpus
         self.routing: GsiRouting | None = None
@@ -47,12 +48,12 @@ class VmFd:
         try:
             self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as exc:
-            os.close(fd)
+            os.close(let_go(fd))
             raise error("creating the exit eventfd of a VM", exc.errno or 0) from exc
         self.native = lib.avmm_vm_new(self.exit_fd, max_vcpus, look_ns())
         if self.native == ffi.NULL:
             os.close(self.exit_fd)
-            os.close(fd)
+            os.close(let_go(fd))
             raise error("allocating a VM", errno.ENOMEM)
         self._ranges = RangeTable(self.native)
 
@@ -178,7 +179,7 @@ class VmFd:
         self._ranges.close()
         lib.avmm_vm_free(self.native)
         os.close(self.exit_fd)
-        os.close(self.fd)
+        os.close(let_go(self.fd))
         self.native, self.exit_fd, self.fd = None, -1, -1  # None: native code refuses it, where NULL would be followed
 
     def _enable(self, cap: int, argument: int, operation: str, hints: dict[int, str] | None = None) -> None:

@@ -16,7 +16,9 @@ class Mapping(mmap.mmap):
     host: int
 
     def __init__(self, *_args: Any, **_options: Any) -> None:
-        """The arguments of mmap.mmap. Raises OSError."""
+        """The arguments of mmap.mmap. Raises OSError. No child process gets it, nor the guest's memory with it; of one that is
+        private each write here would first copy a page for the child."""
+        self.madvise(mmap.MADV_DONTFORK)
         holder = ffi.from_buffer(self)
         self.host = owners.address(holder)
         ffi.release(holder)

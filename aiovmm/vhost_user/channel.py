@@ -79,6 +79,8 @@ class Channel:
         self._closed = True
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)  # a child that was forked meanwhile may have it open yet
         self._sock.close()
         close_fds(self._framer.fds)
         self._framer.fds.clear()

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.console.backends.base import LINGER, ConsoleBackend
@@ -101,7 +102,7 @@ class SocketBackend(ConsoleBackend):
         except (ConnectionError, asyncio.CancelledError):
             pass  # the client is gone, or the back end is being left; either way that is all for this client
         finally:
-            writer.transport.abort()
+            _end(writer)
             del self._clients[task]
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -120,8 +121,16 @@ async def _show(view: ConsoleView, writer: asyncio.StreamWriter) -> None:
     while data := await view.read():
         writer.write(data)
         await writer.drain()
+    writer.write_eof()  # which the client sees also if a child that was forked meanwhile has the socket open yet
     writer.close()
     await writer.wait_closed()
+
+
+def _end(writer: asyncio.StreamWriter) -> None:
+    """Close the connection, also if a child that was forked meanwhile has it open yet."""
+    with suppress(OSError), socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as ours:
+        ours.shutdown(socket.SHUT_RDWR)
+    writer.transport.abort()
 
 
 def _listen(path: Path) -> socket.socket:

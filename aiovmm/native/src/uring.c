@@ -48,6 +48,8 @@ static int map(struct avmm_uring *r, const struct io_uring_params *p) {
     if (sqes == MAP_FAILED)
         return -errno;
     r->sqes = sqes;
+    madvise(r->rings, r->rings_size, MADV_DONTFORK); /* a child would keep the ring, and with it all files in flight */
+    madvise(r->sqes, r->sqes_size, MADV_DONTFORK);
     return 0;
 }
 

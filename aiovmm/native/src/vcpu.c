@@ -494,6 +494,7 @@ struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size
         free(v);
         return NULL;
     }
+    madvise(run, run_size, MADV_DONTFORK); /* a child would keep the vCPU, and could tell ours to exit */
     memset(v, 0, sizeof *v);
     v->vm = vm;
     v->run = run;

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from aiovmm.errors import HostError
+from aiovmm.forks import keep_private, let_go
 from aiovmm.native import ffi, lib
 
 __all__ = ["THREADS", "Engine", "IoKind", "ended"]
@@ -46,6 +47,7 @@ class Engine:
         error = -lib.avmm_uring_open(ring, entries)
         if not error:
             self.ring = ring
+            keep_private(ring.fd)
         elif kind is IoKind.URING or error not in _REFUSED:
             hint = "leave the choice to the monitor, which then uses threads" if kind is IoKind.URING else ""
             raise HostError("setting up io_uring", error, hint)
@@ -85,6 +87,7 @@ class Engine:
             self._threads.shutdown()
             self._threads = None
         if self.ring != ffi.NULL:
+            let_go(self.ring.fd)
             lib.avmm_uring_close(self.ring)
             self.ring = ffi.NULL
 

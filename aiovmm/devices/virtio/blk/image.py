@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
 from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.forks import keep_private, let_go
 from aiovmm.native import lib
 
 __all__ = ["DiskImage"]
@@ -77,6 +78,7 @@ class DiskImage:
         except OSError as exc:
             raise HostError("opening the disk image", exc.errno or 0, _open_hint(exc.errno, direct), name) from exc
         try:
+            keep_private(fd)
             lock_image(fd, name, shared=readonly, size=probe.size_of(fd) if lock is LockGranularity.BYTE_RANGE else 0)
             if not raw:
                 _refuse_other_formats(path)
@@ -191,7 +193,7 @@ class DiskImage:
 def _let_go(fd: int) -> None:
     """Unlock and close: a child that was forked meanwhile may have it open yet."""
     ofdlock.unlock(fd)
-    os.close(fd)
+    os.close(let_go(fd))
 
 
 def _refuse_other_formats(path: Path) -> None:

@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.net.features import tun_offloads
 from aiovmm.devices.virtio.net.interface import Interface
 from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.forks import keep_private, let_go
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
@@ -109,7 +110,7 @@ class TapBackend(NetBackend):
         name = self.name or _NEW_NAME
         multi = self.pairs > 1
         for _ in range(self.pairs):
-            self._fds.append(tun.open_tun())
+            self._fds.append(keep_private(tun.open_tun()))
             try:
                 name = tun.attach(self._fds[-1], name, multi_queue=multi)
             except HostError as exc:
@@ -125,7 +126,7 @@ class TapBackend(NetBackend):
         for fd in self._given:
             self.name, flags = tun.describe(fd)
             self.vnet_hdr = self.vnet_hdr and bool(flags & tun.IFF_VNET_HDR)
-            self._fds.append(os.dup(fd))
+            self._fds.append(keep_private(os.dup(fd)))
             os.set_blocking(self._fds[-1], False)
         self._active = self.pairs
         if self.vnet_hdr:
@@ -181,4 +182,4 @@ class TapBackend(NetBackend):
 
 def _close_all(fds: Sequence[int]) -> None:
     for fd in reversed(fds):
-        os.close(fd)
+        os.close(let_go(fd))

@@ -15,10 +15,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiovmm import ofdlock
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.forks import keep_private, let_go
 
 __all__ = ["ALIGNMENT", "Backing", "open_backing"]
 
@@ -54,8 +56,14 @@ class Backing:
     def close(self) -> None:
         """Idempotent. Mappings of the file stay."""
         if self.fd >= 0:
-            os.close(self.fd)
+            _let_go(self.fd)
             self.fd = -1
+
+
+def _let_go(fd: int) -> None:
+    """Unlock and close: a mapping, or a child that was forked meanwhile, may have the file open yet."""
+    ofdlock.unlock(fd)
+    os.close(let_go(fd))
 
 
 def open_backing(config: PmemConfig) -> Backing:
@@ -69,6 +77,7 @@ def open_backing(config: PmemConfig) -> Backing:
         code = exc.errno or 0
         raise HostError("opening a pmem file (pmem.file)", code, _HINTS.get(code, ""), str(path)) from exc
     try:
+        keep_private(fd)
         lock_image(fd, str(path), shared=config.discard_writes, reader="discard_writes=on")
         if temporary:
             os.ftruncate(fd, config.size or 0)
@@ -76,7 +85,7 @@ def open_backing(config: PmemConfig) -> Backing:
             _refuse_other_formats(fd, path)
         return Backing(fd, _size(fd, config), shared, path)
     except BaseException as exc:
-        os.close(fd)
+        _let_go(fd)
         if isinstance(exc, OSError) and not isinstance(exc, HostError):
             raise HostError("preparing a pmem file (pmem.file)", exc.errno or 0, path=str(path)) from exc
         raise
