@@ -21,6 +21,7 @@ from aiovmm.kvm import Kvm
 __all__ = ["Finding", "Verdict", "examine"]
 
 FDS_PER_GUEST = 16  # a small guest's: VM, vCPU, memory, exit eventfd, and a device with its doorbells and interrupts
+SET_UP = ("12", "13")  # the releases of Debian that tools/setup is for
 _MANY_GUESTS = 100
 
 
@@ -48,7 +49,7 @@ class Finding:
 
 def examine(kvm_path: str = "/dev/kvm") -> list[Finding]:
     """All findings. Never raises for what a machine lacks."""
-    findings = [_system()]
+    findings = [_system(), _distribution()]
     findings += _kvm(kvm_path)
     findings += [_nested(), _files(), _memory(), _hugepages(), _tap(), _io_uring(), _vfio(), _initramfs_tools()]
     return findings
@@ -60,6 +61,18 @@ def _system() -> Finding:
     if machine != "x86_64":
         return Finding("system", Verdict.MISSING, found, "guests are x86-64 so far: use an x86-64 host")
     return Finding("system", Verdict.OK, found)
+
+
+def _distribution() -> Finding:
+    try:
+        known = platform.freedesktop_os_release()
+    except OSError:
+        known = {"PRETTY_NAME": "an unnamed distribution"}
+    name = known.get("PRETTY_NAME") or known["NAME"]
+    if known.get("ID") == "debian" and known.get("VERSION_ID") in SET_UP:
+        return Finding("distribution", Verdict.OK, f"{name}: `make demo` and `make test` set up what they need")
+    remedy = f"`make demo` and `make test` are tried on Debian {' and '.join(SET_UP)}; tools/setup lists the packages they need"
+    return Finding("distribution", Verdict.LIMITED, f"{name}: guests run, the rest is for you to set up", remedy)
 
 
 def _kvm(path: str) -> Iterator[Finding]:

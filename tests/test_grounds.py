@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
         ("tmux is not installed", True, False),
         ("no Debian kernel: none found", True, False),
         ("root may write to everything", True, True),
+        ("no Python 3.14", True, True),
         ("io_uring: Operation not permitted", True, True),
         ("the host's kernel has no USO for TAPs (Linux 6.2)", True, True),
     ],

@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 
+from tests.debian.stock import STOCK_KERNELS
 from tests.kvmhost import CommandFailed, CommandRefused, Host, HostLost
 from tests.kvmhost.settings import PROJECT
 
@@ -134,7 +135,7 @@ def test_the_host_outlives_its_starter_and_can_be_stopped(kvmhost: Host) -> None
     assert kvmhost.status().uptime <= time.monotonic() - started + 1
 
 
-@pytest.mark.parametrize("series", ["6.1", "6.12"])
+@pytest.mark.parametrize("series", STOCK_KERNELS)
 def test_a_stock_debian_kernel_boots_on_the_hosts_kvm(kvmhost: Host, series: str) -> None:
     boot = ["-kernel", f"/guest/{series}/vmlinuz", "-append", "console=ttyS0 panic=-1"]
     quiet = ["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"]

@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from tests.kvmhost.command import BootFiles, qemu_command
+from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL, BootFiles, qemu_command
 from tests.kvmhost.errors import KvmHostError, MissingTool
 from tests.kvmhost.lock import HostLock, holder
 from tests.kvmhost.machine import Machine
+from tests.kvmhost.qemu import Qemu
 from tests.kvmhost.settings import PROFILES, PROJECT, Size, cache_directory, default_size, parse_size, profile_named
 
 GIB = 1 << 30
@@ -24,7 +25,7 @@ def option(command: list[str], name: str) -> str:
 
 
 def test_the_machine_emulates_amd_v_and_leaves_the_image_alone() -> None:
-    command = qemu_command(PROFILES["default"], Size(2, 8 * GIB), FILES)
+    command = qemu_command(Qemu(), PROFILES["default"], Size(2, 8 * GIB), FILES)
     assert option(command, "-accel") == "tcg,thread=multi"
     assert option(command, "-cpu") == "max"
     assert option(command, "-m") == "8192M"
@@ -33,11 +34,17 @@ def test_the_machine_emulates_amd_v_and_leaves_the_image_alone() -> None:
 
 
 def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
-    command = qemu_command(PROFILES["vfio"], Size(1, GIB), FILES)
+    command = qemu_command(Qemu(), PROFILES["vfio"], Size(1, GIB), FILES)
     assert option(command, "-M") == "q35,kernel-irqchip=off"
     assert "intel-iommu,intremap=off,caching-mode=on" in command
     assert "nvme,drive=nvme,serial=kvmhost-nvme" in command
     assert option(command, "-append").endswith("intel_iommu=on iommu=nopt")
+
+
+def test_a_host_in_an_old_qemu_tells_the_tests_inside() -> None:
+    old = qemu_command(Qemu(notice="the machine's own"), PROFILES["default"], Size(1, GIB), FILES)
+    assert option(old, "-append").endswith(f" {NOT_THE_NEWEST_KERNEL}")
+    assert NOT_THE_NEWEST_KERNEL not in option(qemu_command(Qemu(), PROFILES["vfio"], Size(1, GIB), FILES), "-append")
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:

@@ -55,16 +55,16 @@ def test_the_key_changes_with_anything_that_goes_in_and_with_nothing_else() -> N
         dataclasses.replace(recipe, hook="other"),
         dataclasses.replace(recipe, packages=(*recipe.packages, "vim")),
         dataclasses.replace(recipe, disk_gib=8),
-        dataclasses.replace(recipe, kernels={"6.1": "linux-image-cloud-amd64"}),
+        dataclasses.replace(recipe, kernels={"6.1": ("bookworm", "linux-image-cloud-amd64")}),
     ]
     assert len({recipe.key, *(other.key for other in others)}) == 6
 
 
 def test_mmdebstrap_is_told_the_packages_and_where_its_hook_works() -> None:
     recipe = Recipe([], "hook")
-    command = mmdebstrap_command(recipe, pathlib.Path("/stage"), "6.1=linux")
+    command = mmdebstrap_command(recipe, pathlib.Path("/stage"))
     assert f"--include={','.join(recipe.packages)}" in command
-    assert '--customize-hook=sh /stage/hook.sh "$1" /stage 16 6.1=linux' in command
+    assert '--customize-hook=sh /stage/hook.sh "$1" /stage 16' in command
     assert command[-3:] == ["bookworm", "/dev/null", "-"]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from aiovmm.errors import HostError, ImageError
 from aiovmm.user_dirs import cache_directory
 
-__all__ = ["default_directory", "fetch_package", "newest_dependency"]
+__all__ = ["default_directory", "dependencies", "fetch_package"]
 
 _TIMEOUT = 600  # seconds for a download
 
@@ -22,10 +22,11 @@ def default_directory() -> Path:
     return cache_directory() / "debian"
 
 
-def fetch_package(package: str, cache: Path) -> Path:
+def fetch_package(package: str, cache: Path, *, parts: str = "") -> Path:
     """The directory with the content of `package`, in its candidate version; downloaded only if it is not there yet.
 
-    Without apt or a network, the newest version in the cache serves. Raises ImageError that says what to do.
+    What `package` depends on of the names that match `parts`, a regular expression, is unpacked with it. Without apt or a
+    network, the newest version in the cache serves. Raises ImageError that says what to do.
     """
     version = _candidate(package)
     if version is None:
@@ -36,18 +37,17 @@ def fetch_package(package: str, cache: Path) -> Path:
     target = cache / f"{package}_{version.replace(':', '%3a')}"
     if not target.is_dir():
         try:
-            _download(package, version, target)
+            _download(package, version, target, dependencies(package, parts) if parts else [])
         except OSError as exc:
             hint = "XDG_CACHE_HOME says where else packages may be kept"
             raise HostError(f"keeping the package {package}", exc.errno or 0, hint, str(cache)) from exc
     return target
 
 
-def newest_dependency(package: str, pattern: str) -> str | None:
-    """The package matching `pattern` that the meta-package `package` depends on; None if apt does not know the package."""
-    text = _output(["apt-cache", "depends", package])
-    found = re.search(rf"Depends: ({pattern})$", text or "", re.MULTILINE)
-    return found[1] if found else None
+def dependencies(package: str, pattern: str) -> list[str]:
+    """The packages of names that match `pattern` that `package` depends on; none if apt does not know it."""
+    text = _output(["apt-cache", "depends", "--important", package])
+    return re.findall(rf"Depends: ({pattern})$", text or "", re.MULTILINE)
 
 
 def _candidate(package: str) -> str | None:
@@ -62,12 +62,12 @@ def _unknown(package: str) -> ImageError:
     return ImageError(package, "apt does not know this package", "run: sudo apt-get update")
 
 
-def _download(package: str, version: str, target: Path) -> None:
+def _download(package: str, version: str, target: Path, parts: list[str]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
-        _run(["apt-get", "download", f"{package}={version}"], package, cwd=scratch)
-        (archive,) = Path(scratch).glob("*.deb")
-        _run(["dpkg-deb", "-x", str(archive), f"{scratch}/root"], package)
+        _run(["apt-get", "download", f"{package}={version}", *parts], package, cwd=scratch)
+        for archive in sorted(Path(scratch).glob("*.deb")):
+            _run(["dpkg-deb", "-x", str(archive), f"{scratch}/root"], package)
         try:
             os.rename(f"{scratch}/root", target)
         except OSError:

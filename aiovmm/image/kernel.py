@@ -13,9 +13,20 @@ from aiovmm.boot.kernel import load_kernel
 from aiovmm.errors import ImageError
 from aiovmm.image import debian
 
-__all__ = ["CLOUD_KERNEL", "KernelFiles", "debian_busybox", "debian_kernel", "find_kernel", "host_kernel"]
+__all__ = [
+    "CLOUD_KERNEL",
+    "KERNEL_PACKAGES",
+    "KernelFiles",
+    "debian_busybox",
+    "debian_kernel",
+    "find_kernel",
+    "host_kernel",
+    "kernel_parts",
+    "kernels_in",
+]
 
 CLOUD_KERNEL = "linux-image-cloud-amd64"
+KERNEL_PACKAGES = r"linux-image-\d\S+"  # what such a meta-package depends on
 _NO_KERNEL = "install one (apt-get install linux-image-cloud-amd64), or use Debian's: aiovmm image kernel --debian"
 
 
@@ -31,7 +42,7 @@ class KernelFiles:
 def host_kernel(root: str | os.PathLike[str] = "/") -> KernelFiles:
     """The newest kernel installed on this host that this user can read and that boots here. Raises ImageError."""
     problems = []
-    for files in sorted(_installed(Path(root)), key=lambda f: _version_key(f.release), reverse=True):
+    for files in sorted(kernels_in(Path(root)), key=lambda f: _version_key(f.release), reverse=True):
         try:
             load_kernel(files.kernel, unpack=False)
         except ImageError as exc:
@@ -48,15 +59,15 @@ def debian_kernel(package: str = CLOUD_KERNEL, cache: str | os.PathLike[str] | N
     Raises ImageError that says what to do.
     """
     directory = debian.default_directory() if cache is None else Path(cache)
-    real = debian.newest_dependency(package, r"linux-image-\d\S+") or package
+    real = (debian.dependencies(package, KERNEL_PACKAGES) or [package])[0]
     try:
-        root = debian.fetch_package(real, directory)
+        root = debian.fetch_package(real, directory, parts=kernel_parts(real))
     except ImageError:
-        kept = [f for root in directory.glob("linux-image-*_*") for f in _installed(root)]
+        kept = [f for root in directory.glob("linux-image-*_*") for f in kernels_in(root)]
         if package != CLOUD_KERNEL or not kept:
             raise
         return max(kept, key=lambda f: _version_key(f.release))
-    found = list(_installed(root))
+    found = list(kernels_in(root))
     if not found:
         raise ImageError(real, "is a package without a kernel", f"the usual one is {CLOUD_KERNEL}")
     return found[0]
@@ -85,7 +96,12 @@ def debian_busybox(cache: str | os.PathLike[str] | None = None) -> Path:
     return found[0]
 
 
-def _installed(root: Path) -> Iterator[KernelFiles]:
+def kernel_parts(package: str) -> str:
+    """Names of the packages, as a regular expression, that `linux-image-RELEASE` may leave the kernel to: Debian 14's does."""
+    return rf"linux-(?:base|binary|modules)-{re.escape(package.removeprefix('linux-image-'))}"
+
+
+def kernels_in(root: Path) -> Iterator[KernelFiles]:
     """Kernels where distributions put them: /boot/vmlinuz-RELEASE, /lib/modules/RELEASE/vmlinuz."""
     seen = set()
     for release, path in _candidates(root):

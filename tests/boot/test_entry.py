@@ -13,12 +13,12 @@ import pytest
 
 from aiovmm.boot import CpuState, KernelImage, layout, load_kernel, ram_ranges, setup_linux
 from aiovmm.errors import ImageError
-from aiovmm.image import Initramfs, build_initramfs, debian_busybox, debian_kernel
+from aiovmm.image import Initramfs, build_initramfs, debian_busybox
 from aiovmm.memory import GuestMemory
+from tests.debian.stock import STOCK_KERNELS, stock_kernel_or_skip
 
 RAM_SIZE = 256 << 20
 ROM_BASE = 0xFFFF0000
-KERNELS = ("linux-image-cloud-amd64", "linux-image-6.12-cloud-amd64")
 COMMAND = """
 echo "kernel $(uname -r)"
 echo $(cut -d" " -f1 /proc/modules | sort)
@@ -37,13 +37,13 @@ class Guest:
     initramfs: Initramfs
 
 
-@pytest.fixture(scope="module", params=KERNELS)
+@pytest.fixture(scope="module", params=STOCK_KERNELS)
 def guest(request: pytest.FixtureRequest) -> Guest:
+    files = stock_kernel_or_skip(request.param)
     try:
-        files = debian_kernel(request.param)
         busybox = debian_busybox()
     except ImageError as exc:
-        pytest.skip(f"no Debian kernel: {exc}")
+        pytest.skip(f"no busybox: {exc}")
     assert files.modules is not None
     return Guest(files.kernel, build_initramfs(busybox=busybox, modules=files.modules, run=COMMAND))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm import doctor
 from aiovmm.config.reference import Verdict, rows
 from tests.cli.conftest import Command
 
@@ -109,6 +111,31 @@ def test_doctor(aiovmm: Command) -> None:
     for finding in findings:
         assert finding["question"].encode() in told.stdout
         assert finding["verdict"] == "ok" or finding["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("release", "verdict"),
+    [
+        ({"ID": "debian", "VERSION_ID": "12", "PRETTY_NAME": "Debian 12"}, doctor.Verdict.OK),
+        ({"ID": "debian", "VERSION_ID": "13", "PRETTY_NAME": "Debian 13"}, doctor.Verdict.OK),
+        ({"ID": "debian", "NAME": "Debian sid"}, doctor.Verdict.LIMITED),
+        ({"ID": "fedora", "VERSION_ID": "13", "PRETTY_NAME": "Fedora 13"}, doctor.Verdict.LIMITED),
+        (None, doctor.Verdict.LIMITED),
+    ],
+)
+def test_doctor_says_where_everything_is_set_up(
+    release: dict[str, str] | None, verdict: doctor.Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> dict[str, str]:
+        if release is None:
+            raise FileNotFoundError("/etc/os-release")
+        return release
+
+    monkeypatch.setattr(platform, "freedesktop_os_release", told)
+    (finding,) = [one for one in doctor.examine() if one.question == "distribution"]
+    assert finding.verdict is verdict
+    assert (finding.remedy == "") == (verdict is doctor.Verdict.OK)
+    assert release is None or (release.get("PRETTY_NAME") or release["NAME"]) in finding.found
 
 
 def test_doctor_knows_a_kvm_that_emulates(aiovmm: Command, kvm: bool) -> None:

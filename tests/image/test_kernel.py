@@ -109,6 +109,36 @@ def test_debian_kernel_is_downloaded_once(apt: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "cache").glob(".tmp*"))
 
 
+def test_a_kernel_that_comes_in_several_packages_is_whole(apt: Path, tmp_path: Path) -> None:
+    """Debian 14's package of a kernel is empty, and depends on those that hold it."""
+    release = "7.2.13+deb14-cloud-amd64"
+    for name, path in (
+        ("binary", f"usr/lib/modules/{release}/vmlinuz"),
+        ("modules", f"usr/lib/modules/{release}/kernel/x"),
+    ):
+        (tmp_path / f"linux-{name}-{release}" / path).parent.mkdir(parents=True)
+        (tmp_path / f"linux-{name}-{release}" / path).write_bytes(GOOD)
+    (tmp_path / f"linux-image-{release}/usr").mkdir(parents=True)
+    script(
+        apt,
+        "apt-cache",
+        f"""
+for name; do :; done
+case $1.$name in
+  depends.linux-image-cloud-amd64) echo '  Depends: linux-image-{release}';;
+  depends.*) printf '  Depends: linux-%s-{release}\n' binary modules; echo '  Depends: initramfs-tools';;
+  *) echo '  Candidate: 7.2.13-1'; echo;;
+esac""",
+    )
+    script(apt, "apt-get", 'shift; for package; do echo >"${package%%=*}.deb"; done')
+    script(apt, "dpkg-deb", f'name=${{2##*/}}; mkdir -p "$3"; cp -r {tmp_path}/"${{name%.deb}}"/. "$3"')
+    files = debian_kernel(cache=tmp_path / "cache")
+    assert files.release == release
+    assert files.kernel.read_bytes() == GOOD
+    assert files.modules is not None
+    assert (files.modules / "kernel/x").read_bytes() == GOOD
+
+
 def test_debian_kernel_offline_is_the_one_in_the_cache(apt: Path, tmp_path: Path) -> None:
     package(apt, tmp_path)
     first = debian_kernel(cache=tmp_path / "cache")

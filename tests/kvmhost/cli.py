@@ -16,6 +16,7 @@ from .errors import CommandRefused, KvmHostError
 from .host import Host, say_on_stderr
 from .image import ensure_image
 from .messages import Request, Result
+from .qemu import ensure_qemu
 from .settings import PROFILES, PROJECT_IN_HOST, Size, cache_directory, machine_size, parse_size
 from .terminal import SizeWatch, raw
 
@@ -171,7 +172,11 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _build(options: argparse.Namespace) -> int:
-    print(ensure_image(cache_directory(os.environ), say_on_stderr, force=options.force).directory)
+    cache = cache_directory(os.environ)
+    notice = ensure_qemu(cache, os.environ, say_on_stderr, force=options.force).notice
+    if notice:
+        say_on_stderr(f"it will run in {notice}")
+    print(ensure_image(cache, say_on_stderr, force=options.force).directory)
     return 0
 
 

@@ -6,7 +6,7 @@ import io
 import pathlib
 import tarfile
 
-from .settings import PROJECT_IN_HOST, PYTHON_IN_HOST
+from .settings import PROJECT_IN_HOST, PYTHON_IN_HOST, SITE_PACKAGES
 
 INSTALLED = "/opt/installed"
 
@@ -14,9 +14,9 @@ INSTALLED = "/opt/installed"
 INSTALL_WHEEL = f"""set -e
 rm -rf {INSTALLED}
 python3 -m venv --without-pip {INSTALLED}
-site={INSTALLED}/lib/python3.11/site-packages
+site={INSTALLED}/{SITE_PACKAGES}
 python -m pip --python {INSTALLED}/bin/python install -q --no-deps --no-index --no-compile "$1"
-echo {PYTHON_IN_HOST}/lib/python3.11/site-packages >"$site/dependencies.pth"
+echo {PYTHON_IN_HOST}/{SITE_PACKAGES} >"$site/dependencies.pth"
 """
 
 

@@ -16,6 +16,7 @@ from .image import Image, ensure_image
 from .lock import HostLock, holder
 from .machine import Machine
 from .messages import Hello, Request, Result
+from .qemu import Qemu, ensure_qemu
 from .results import Completed, Status
 from .settings import PROJECT, PROJECT_IN_HOST, Size, cache_directory, machine_size, profile_named
 
@@ -83,10 +84,10 @@ class Host:
 
     def _open(self) -> tuple[Channel, Hello]:
         """A session with a host that fits: the running one, or one started now."""
-        image = ensure_image(self._cache, self._say)
+        image, qemu = ensure_image(self._cache, self._say), ensure_qemu(self._cache, os.environ, self._say)
         pid = self.machine.pid()
         if pid is not None:
-            misfit = self._misfit(image)
+            misfit = self._misfit(image, qemu)
             if misfit:
                 self._say(f"restarting the nested host: {misfit}")
                 self.machine.stop()
@@ -97,8 +98,8 @@ class Host:
                     self._say(f"restarting the nested host, which is broken: {error}")
                     self.machine.stop()
         started = time.monotonic()
-        self._say("starting the nested host")
-        self.machine.start(image, self._size or machine_size(os.environ))
+        self._say(f"starting the nested host{f' in {qemu.notice}' if qemu.notice else ''}")
+        self.machine.start(image, qemu, self._size or machine_size(os.environ))
         try:
             channel, hello = self._greet(_BOOT_SECONDS)
         except HostLost as error:
@@ -107,11 +108,11 @@ class Host:
         self._say(f"up after {time.monotonic() - started:.1f} s")
         return channel, hello
 
-    def _misfit(self, image: Image) -> str:
+    def _misfit(self, image: Image, qemu: Qemu) -> str:
         """Why the running host cannot be used; empty if it can. Its size matters only where one was asked for."""
         facts = self.machine.started_with()
         running = Size(int(str(facts.get("cpus", 0))), int(str(facts.get("memory", 0))))
-        if facts.get("made_of") != self.machine.made_of(image, running):
+        if facts.get("made_of") != self.machine.made_of(image, qemu, running):
             return "it is out of date"
         return "another size is wanted" if self._size not in (None, running) else ""
 

@@ -8,19 +8,22 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from tests.debian import NoSources, sources
+
 from . import recipe as recipes
+from . import wheels
 from .errors import BuildFailed, MissingTool
 from .initramfs import load_order
+from .kernels import fetch_kernels
 from .lock import HostLock
 from .requirements import requirements
-from .settings import PROJECT, PROJECT_IN_HOST, PYTHON_IN_HOST
+from .settings import PROJECT, PROJECT_IN_HOST, PYTHON_IN_HOST, SITE_PACKAGES
 
 _KEPT_IMAGES = 3
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -103,6 +106,8 @@ def _build(recipe: recipes.Recipe, image: Image, say: Say) -> None:
         _lay_out(stage, recipe)
         say("Python packages")
         _install_packages(recipe.requirements, stage / "overlay", say)
+        say("kernels")
+        fetch_kernels(recipe.kernels, recipes.OPTIONAL_KERNELS, stage, say)
         say("Debian packages")
         tools = image.directory.parent.parent / "tools"
         tools.mkdir(exist_ok=True)
@@ -136,7 +141,7 @@ def _move(directory: pathlib.Path, destination: pathlib.Path, say: Say) -> None:
 
 def _lay_out(stage: pathlib.Path, recipe: recipes.Recipe) -> None:
     stage.chmod(0o755)
-    for name in ("overlay", "debs", "tools", "out/boot"):
+    for name in ("overlay", "kernels", "debs", "tools", "out/boot"):
         (stage / name).mkdir(parents=True)
     for name in ("debs", "tools", "out", "out/boot"):
         (stage / name).chmod(0o777)
@@ -152,27 +157,13 @@ def _lay_out(stage: pathlib.Path, recipe: recipes.Recipe) -> None:
 
 
 def _install_packages(wanted: list[str], overlay: pathlib.Path, say: Say) -> None:
-    """Wheels for the host's CPython 3.11, whatever Python this is."""
-    site = overlay / PYTHON_IN_HOST.lstrip("/") / "lib/python3.11/site-packages"
-    site.mkdir(parents=True)
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + ["manylinux2014_x86_64"]
-    _run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
-            *("--root-user-action=ignore", "--no-warn-script-location", "--only-binary=:all:"),
-            *("--python-version=3.11", "--implementation=cp", "--abi=cp311", "--abi=abi3", "--abi=none"),
-            *(f"--platform={platform}" for platform in platforms),
-            *("--target", str(site), *wanted),
-        ],
-        "pip",
-        say,
-    )
+    site = overlay / PYTHON_IN_HOST.lstrip("/") / SITE_PACKAGES
+    wheels.install(wanted, site, lambda command: _run(command, "pip", say))
     shutil.rmtree(site / "bin", ignore_errors=True)  # commands of the packages: use python -m
     (site / "aiovmm-project.pth").write_text(f"{PROJECT_IN_HOST}\n")
 
 
 def _make_disk(recipe: recipes.Recipe, stage: pathlib.Path, say: Say) -> None:
-    kernels = " ".join(f"{series}={package}" for series, package in recipe.kernels.items())
     env = {
         **os.environ,
         "PATH": f"{os.environ.get('PATH', os.defpath)}:{_SBIN}",
@@ -180,25 +171,17 @@ def _make_disk(recipe: recipes.Recipe, stage: pathlib.Path, say: Say) -> None:
         "HOST_KERNEL": recipes.HOST_KERNEL,
         "BOOT_MODULES": " ".join(recipe.boot_modules),
     }
-    command = recipes.mmdebstrap_command(recipe, stage, kernels)
+    command = recipes.mmdebstrap_command(recipe, stage)
     _run(command, "mmdebstrap", say, env=env, given=debian_sources(recipe.suite))
 
 
 def debian_sources(suite: str) -> str:
-    """The machine's own apt sources of Debian's `suite`, as sources.list lines. BuildFailed if it has none."""
-    # Who published an archive is known only once its lists were fetched; without, its name has to do.
-    lines = _sources(suite, "Origin: Debian") or _sources(suite)
-    if not lines:
-        raise BuildFailed(f"this machine's apt sources have no Debian {suite}; add one, then run: apt-get update")
+    """sources.list lines of Debian's `suite`, with its source packages. BuildFailed if there are none."""
+    try:
+        lines = sources(suite)
+    except NoSources as error:
+        raise BuildFailed(str(error)) from error
     return "".join(f"deb {line}\ndeb-src {line}\n" for line in lines)
-
-
-def _sources(suite: str, *filters: str) -> list[str]:
-    form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
-    command = ["apt-get", "indextargets", "--format", form, "Created-By: Packages", *filters]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    releases = [line.split() for line in listing]
-    return [" ".join(words) for words in releases if len(words) == 3 and words[1].split("-")[0] == suite]
 
 
 def _finish_boot_files(recipe: recipes.Recipe, out: pathlib.Path) -> None:

@@ -1,9 +1,8 @@
 # Finishes the nested host's root file system and writes it to a disk image.
-# Called by mmdebstrap: ROOT STAGE DISK-GIB SERIES=PACKAGE...; nothing of ROOT outlives the call.
+# Called by mmdebstrap: ROOT STAGE DISK-GIB; nothing of ROOT outlives the call.
 set -eu
 umask 022
 root=$1 stage=$2 gib=$3
-shift 3
 
 # In a user namespace these belong to one who does not exist outside, where nobody could delete them.
 trap 'rm -rf "$stage"/debs/*' EXIT
@@ -12,22 +11,18 @@ step() { echo "kvmhost: $*" >&2; }
 # apt as it will be in the image: its sources, not the machine's.
 in_apt() { env --chdir="$stage/debs" APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" "$@"; }
 
-for kernel in "$@"; do
-    series=${kernel%%=*} package=${kernel#*=}
-    real=$(in_apt apt-cache depends --important "$package" | sed -n 's/^ *Depends: \(linux-image-[0-9].*\)/\1/p' | head -n 1)
-    [ -n "$real" ] || { step "no kernel: $package is not in the apt sources of this machine"; exit 1; }
-    release=${real#linux-image-}
-    step "kernel $series is $release"
-    in_apt apt-get -qq download "$real"
-    dpkg-deb -x "$stage/debs/$real"_*.deb "$stage/debs/$series"
-    mkdir -p "$root/guest/$series" "$root/usr/lib/modules"
-    mv "$stage/debs/$series/lib/modules/$release" "$root/usr/lib/modules/"
-    mv "$stage/debs/$series/boot/vmlinuz-$release" "$root/guest/$series/vmlinuz"
-    mv "$stage/debs/$series/boot/config-$release" "$root/guest/$series/config"
-    ln -s "/usr/lib/modules/$release" "$root/guest/$series/modules"
-    echo "$release" >"$root/guest/$series/release"
+mkdir -p "$root/guest" "$root/usr/lib/modules"
+for kernel in "$stage"/kernels/*; do
+    release=$(cat "$kernel/release")
+    installed=$root/guest/${kernel##*/}
+    mkdir "$installed"
+    cp "$kernel/vmlinuz" "$kernel/config" "$kernel/release" "$installed/"
+    cp -r "$kernel/modules" "$root/usr/lib/modules/$release"
+    ln -s "/usr/lib/modules/$release" "$installed/modules"
     depmod -b "$root" "$release"
 done
+# Also by its series, like 7.2 for 7.2.13.
+[ ! -d "$root/guest/newest" ] || ln -s newest "$root/guest/$(cut -d. -f1,2 "$root/guest/newest/release")"
 
 # A static fio for guests that hold little more than busybox; kept by version, for it takes longest of all.
 static_fio() {

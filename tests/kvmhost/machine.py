@@ -17,6 +17,7 @@ from .command import BootFiles, machine_name, qemu_command
 from .errors import HostLost, MissingTool
 from .image import RUN_TOOLS, Image, missing_tools
 from .initramfs import build
+from .qemu import Qemu
 from .settings import Profile, Size
 
 _STOP_SECONDS = 10.0
@@ -55,7 +56,7 @@ class Machine:
             return {}
         return facts
 
-    def start(self, image: Image, size: Size) -> None:
+    def start(self, image: Image, qemu: Qemu, size: Size) -> None:
         """Start the process; it boots on its own. MissingTool, HostLost with QEMU's words if it does not start."""
         missing = missing_tools(RUN_TOOLS)
         if missing:
@@ -65,23 +66,28 @@ class Machine:
         for disk in self.profile.disks:
             with open(self.directory / disk.name, "wb") as file:
                 file.truncate(disk.size)
-        command = self._command(image, size)
-        facts = {"made_of": self.made_of(image, size), "cpus": size.cpus, "memory": size.memory, "command": command}
+        command = self._command(image, qemu, size)
+        facts = {
+            "made_of": self.made_of(image, qemu, size),
+            "cpus": size.cpus,
+            "memory": size.memory,
+            "command": command,
+        }
         (self.directory / "started.json").write_text(json.dumps(facts, indent=1))
         # TMPDIR: the unnamed file of the disk's changes lies beside the image, not in a small /tmp.
-        env = {**os.environ, "TMPDIR": str(self.directory)}
+        env = {**os.environ, **qemu.environment, "TMPDIR": str(self.directory)}
         result = subprocess.run(
             command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if result.returncode:
             raise HostLost(f"QEMU did not start (status {result.returncode}): {result.stderr.strip()}")
 
-    def _command(self, image: Image, size: Size) -> list[str]:
-        return qemu_command(self.profile, size, BootFiles(image.kernel, self.directory / "initramfs", image.disk))
+    def _command(self, image: Image, qemu: Qemu, size: Size) -> list[str]:
+        return qemu_command(qemu, self.profile, size, BootFiles(image.kernel, self.directory / "initramfs", image.disk))
 
-    def made_of(self, image: Image, size: Size) -> str:
+    def made_of(self, image: Image, qemu: Qemu, size: Size) -> str:
         """Digest of all that a host started now would be: image, initramfs with agent, QEMU's command line."""
-        parts = hashlib.sha256(json.dumps(self._command(image, size)).encode())
+        parts = hashlib.sha256(json.dumps(self._command(image, qemu, size)).encode())
         parts.update(build(image.boot, self.profile))
         return parts.hexdigest()[:16]
 

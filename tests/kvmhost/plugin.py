@@ -66,7 +66,11 @@ def _profile(item: pytest.Item) -> str:
     return str(marker.kwargs.get("profile", "default")) if marker else ""
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "kvmhost_possible" in getattr(item, "fixturenames", ()):
+            item.add_marker("kvmhost_client")
     reason = lacking() if any(_profile(item) for item in items) else ""
     if reason and not _REQUIRED:
         for item in items:

@@ -7,7 +7,9 @@ import json
 import pathlib
 from dataclasses import asdict, dataclass, field
 
-from .settings import PYTHON_IN_HOST
+from tests.debian.stock import STOCK_KERNELS
+
+from .settings import PYTHON_IN_HOST, PYTHON_VERSION
 
 SUITE = "bookworm"
 
@@ -56,9 +58,8 @@ PACKAGES = (
     *("librte-net-ice23", "librte-net-ixgbe23", "librte-net-mlx5-23", "librte-pdump23"),
 )
 
-# Series in the host, under /guest: the package whose dependency is the newest kernel of that series.
-KERNELS = {"6.1": "linux-image-cloud-amd64", "6.12": "linux-image-6.12-cloud-amd64"}
 HOST_KERNEL = "6.1"
+OPTIONAL_KERNELS = ("newest",)  # an image may be without, where their archive cannot be reached
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 
@@ -70,7 +71,7 @@ class Recipe:
     hook: str  # the script that finishes the root file system
     suite: str = SUITE
     packages: tuple[str, ...] = PACKAGES
-    kernels: dict[str, str] = field(default_factory=lambda: dict(KERNELS))
+    kernels: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(STOCK_KERNELS))
     boot_modules: tuple[str, ...] = BOOT_MODULES
     disk_gib: int = 16  # sparse: room for tests' own disk images
 
@@ -79,7 +80,7 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, kernels: str) -> list[str]:
+def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path) -> list[str]:
     """The command that makes the root file system and, in its hook, the disk image in `stage`.
 
     All happens in the hook, so that it works the same as root and in an unprivileged user namespace, where the
@@ -94,7 +95,7 @@ def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, kernels: str) -> lis
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         f"--include={','.join(recipe.packages)}",
-        f'--customize-hook=sh {stage}/hook.sh "$1" {stage} {recipe.disk_gib} {kernels}',
+        f'--customize-hook=sh {stage}/hook.sh "$1" {stage} {recipe.disk_gib}',
         recipe.suite,
         "/dev/null",
         "-",
@@ -104,8 +105,10 @@ def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, kernels: str) -> lis
 def virtual_environment() -> dict[str, str]:
     """Files and `->` symlinks that make PYTHON_IN_HOST a virtual environment of the host's own Python (PEP 405)."""
     return {
-        f"{PYTHON_IN_HOST}/pyvenv.cfg": "home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.11\n",
+        f"{PYTHON_IN_HOST}/pyvenv.cfg": (
+            f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {PYTHON_VERSION}\n"
+        ),
         f"{PYTHON_IN_HOST}/bin/python3": "-> /usr/bin/python3",
         f"{PYTHON_IN_HOST}/bin/python": "-> python3",
-        f"{PYTHON_IN_HOST}/bin/python3.11": "-> python3",
+        f"{PYTHON_IN_HOST}/bin/python{PYTHON_VERSION}": "-> python3",
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from .settings import SITE_PACKAGES
+
 # Declared for development, of no use where tests only run.
 _DEVELOPMENT_ONLY = re.compile(r"(mypy|ruff|build|setuptools|wheel|coverage|atheris|types-.*)$")
 
@@ -31,7 +33,7 @@ def distribution_files(pyproject: dict[str, Any]) -> dict[str, str]:
     """
     project = pyproject["project"]
     name, version = project["name"], project.get("version", "0")
-    info = f"lib/python3.11/site-packages/{re.sub(r'[-.]+', '_', name)}-{version}.dist-info"
+    info = f"{SITE_PACKAGES}/{re.sub(r'[-.]+', '_', name)}-{version}.dist-info"
     scripts = project.get("scripts", {})
     groups = {"console_scripts": scripts, **project.get("entry-points", {})}
     entry_points = "".join(

@@ -11,7 +11,9 @@ from .errors import KvmHostError
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
 PROJECT_IN_HOST = "/root/aiovmm"
-PYTHON_IN_HOST = "/opt/aiovmm"
+PYTHON_IN_HOST = "/opt/aiovmm"  # a virtual environment
+PYTHON_VERSION = "3.11"  # of the release that the image is made of (recipe.SUITE)
+SITE_PACKAGES = f"lib/python{PYTHON_VERSION}/site-packages"
 _GIB = 1 << 30
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 TIMEOUT = 50
+# What acpiexec of 2025 forgets to free as it ends, of any table: its debugger's, of which the interpreter in Linux has none.
+_ITS_OWN_BOOKKEEPING = re.compile(r"^ACPI Error: .* Outstanding cache allocations \(\d+/uttrack-\d+\)$", re.MULTILINE)
 
 
 def installed() -> bool:
@@ -64,6 +66,7 @@ class Acpica:
         output = self._run("acpiexec", "-r", "-fv", hex(region_fill), "-b", batch, "dsdt.aml")
         # The command "resources" also tries to set them, which no fixed device allows.
         output = output.replace("AcpiSetCurrentResources failed: AE_NOT_FOUND", "")
+        output = _ITS_OWN_BOOKKEEPING.sub("", output)
         problem = re.search(r".*(ACPI (BIOS )?(Error|Warning|Exception)|AE_\w+|Could not).*", output)
         assert problem is None, problem[0] + "\n" + output
         return output

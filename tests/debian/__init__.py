@@ -1,0 +1,8 @@
+"""Debian's archive from any Debian: packages of another release than the machine's, unpacked beside it, and whole roots."""
+
+from __future__ import annotations
+
+from .archive import Archive, ArchiveError
+from .sources import NoSources, sources
+
+__all__ = ["Archive", "ArchiveError", "NoSources", "sources"]

@@ -1,0 +1,91 @@
+"""Which QEMU a nested host runs in: a newer one than the machine's where Debian's archive can be reached.
+
+QEMU 7.2's AMD-V does not intercept XSETBV: KVM does not learn what its guest enabled and shows it sizes of states that are not
+so, and Linux 7 does not boot ("XSAVE consistency problem"). Debian sid's QEMU is unpacked beside the machine's with all its
+libraries, the C library's loader too, and run by that loader: nothing is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tests.debian import Archive, ArchiveError
+
+from .lock import HostLock
+
+PROGRAM = "qemu-system-x86_64"
+SUITE = "sid"
+PACKAGES = ("qemu-system-x86",)
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/systemd", "etc", "var")
+_RETRY_SECONDS = 86400.0  # until an archive that could not be reached is tried again
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """How to run it: the words before its arguments, and what its environment has to say. `notice`: why it is not a newer one."""
+
+    command: tuple[str, ...] = (PROGRAM,)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notice: str = ""
+
+
+def ensure_qemu(cache: pathlib.Path, env: Mapping[str, str], say: Say, *, force: bool = False) -> Qemu:
+    """The newer QEMU, fetched if it is not there; the machine's own, with a notice, if it cannot be had.
+
+    `$AIOVMM_KVMHOST_QEMU` is another program to take instead.
+    """
+    if env.get("AIOVMM_KVMHOST_QEMU"):
+        return Qemu((env["AIOVMM_KVMHOST_QEMU"],))
+    directory = cache / "qemu" / _key()
+    refused = directory.with_suffix(".refused")
+    if force or not (directory.exists() or _is_recent(refused)):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with HostLock(cache / "qemu.lock", say):
+            if force or not directory.exists():
+                _fetch(directory, refused, say)
+    if directory.exists():
+        return unpacked(directory)
+    return Qemu(notice=f"the machine's own QEMU, under which Linux 7 does not boot: {refused.read_text().strip()}")
+
+
+def unpacked(root: pathlib.Path) -> Qemu:
+    """The QEMU in a tree of unpacked packages, run by the loader and with the libraries, modules and firmware of that tree."""
+    libraries = root / _LIBRARIES
+    loader = libraries / "ld-linux-x86-64.so.2"
+    program = (str(loader), "--library-path", str(libraries), "--argv0", PROGRAM, str(root / "usr/bin" / PROGRAM))
+    firmware = ("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios"))
+    return Qemu((*program, *firmware), {"QEMU_MODULE_DIR": str(libraries / "qemu")})
+
+
+def _key() -> str:
+    return hashlib.sha256(json.dumps([SUITE, PACKAGES, _UNUSED]).encode()).hexdigest()[:16]
+
+
+def _is_recent(path: pathlib.Path) -> bool:
+    return path.exists() and time.time() - path.stat().st_mtime < _RETRY_SECONDS
+
+
+def _fetch(directory: pathlib.Path, refused: pathlib.Path, say: Say) -> None:
+    say(f"fetching QEMU of Debian {SUITE} (once)")
+    with tempfile.TemporaryDirectory(prefix=".fetching-", dir=directory.parent) as name:
+        place = pathlib.Path(name)
+        try:
+            Archive(SUITE, place / "apt").unpack_with_dependencies(PACKAGES, place / "root")
+        except ArchiveError as error:
+            refused.write_text(f"{error}\n")
+            return
+        for unused in _UNUSED:
+            shutil.rmtree(place / "root" / unused, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(directory)
+        (place / "root").rename(directory)
+        refused.unlink(missing_ok=True)
