@@ -29,7 +29,7 @@ def triple_fault(
 
 
 def kvm_emulates() -> bool:
-    """Whether this host's KVM emulates all guest code; False where it cannot be asked, for want of memory, descriptors or time."""
+    """Whether this host's KVM emulates all guest code; False where it cannot be asked for want of memory, files or time."""
     try:
         with Kvm.open() as kvm:
             return kvm.emulates_guest_code()

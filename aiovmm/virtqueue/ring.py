@@ -57,7 +57,7 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
 
 
 def close_ring(ring: Ring) -> None:
-    """Let go of guest memory, whoever still has the queue: native code then finds an empty ring of one entry, which is nobody's."""
+    """Let go of guest memory, whoever still has the queue: native code then finds an empty ring of one entry, nobody's."""
     queue = ring.queue
     owners.link(queue, inflight=ffi.NULL, again=ffi.NULL)
     queue.size, queue.n_again = 1, 0
