@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .archive import Archive, ArchiveError
 from .sources import NoSources, sources
+from .unpacked import Unpacked
 
-__all__ = ["Archive", "ArchiveError", "NoSources", "sources"]
+__all__ = ["Archive", "ArchiveError", "NoSources", "Unpacked", "sources"]

@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from tests.debian import Archive, ArchiveError
+from tests.debian import Archive, ArchiveError, Unpacked
 
 from .lock import HostLock
 
 PROGRAM = "qemu-system-x86_64"
 SUITE = "sid"
 PACKAGES = ("qemu-system-x86",)
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/systemd", "etc", "var")
 _RETRY_SECONDS = 86400.0  # until an archive that could not be reached is tried again
 Say = Callable[[str], None]
@@ -58,12 +57,10 @@ def ensure_qemu(cache: pathlib.Path, env: Mapping[str, str], say: Say, *, force:
 
 
 def unpacked(root: pathlib.Path) -> Qemu:
-    """The QEMU in a tree of unpacked packages, run by the loader and with the libraries, modules and firmware of that tree."""
-    libraries = root / _LIBRARIES
-    loader = libraries / "ld-linux-x86-64.so.2"
-    program = (str(loader), "--library-path", str(libraries), "--argv0", PROGRAM, str(root / "usr/bin" / PROGRAM))
+    """The QEMU in a tree of unpacked packages, run with the libraries, modules and firmware of that tree."""
     firmware = ("-L", str(root / "usr/share/qemu"), "-L", str(root / "usr/share/seabios"))
-    return Qemu((*program, *firmware), {"QEMU_MODULE_DIR": str(libraries / "qemu")})
+    modules = root / "usr/lib/x86_64-linux-gnu/qemu"
+    return Qemu((*Unpacked(root).command(f"usr/bin/{PROGRAM}"), *firmware), {"QEMU_MODULE_DIR": str(modules)})
 
 
 def _key() -> str:
