@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aiovmm.image import KernelFiles
-from aiovmm.image.debian import default_directory
 from aiovmm.image.kernel import kernels_in
+from aiovmm.user_dirs import cache_directory
 
 from .archive import Archive, ArchiveError
 
@@ -24,7 +24,7 @@ STOCK_KERNELS = {
 
 def stock_kernel(name: str) -> KernelFiles:
     """The kernel of that name in STOCK_KERNELS. ArchiveError if it is not in the cache and cannot be had."""
-    target = default_directory().parent / "stock" / name
+    target = cache_directory() / "stock" / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as scratch:

@@ -61,7 +61,9 @@ async def test_a_worker_keeps_nothing_of_a_guest(pool: ProcessPoolExecutor, tmp_
         await vm.start()
         await counts_on(vm)
         targets, maps = await loop.run_in_executor(pool, in_worker)
-        kept = (*GUESTS, "io_uring") if isinstance(loop, asyncio.BaseEventLoop) else GUESTS  # uvloop makes one of its own
+        kept = (
+            (*GUESTS, "io_uring") if isinstance(loop, asyncio.BaseEventLoop) else GUESTS
+        )  # uvloop makes one of its own
         assert not [name for name in (*targets, *maps) if any(word in name for word in kept)]
         await counts_on(vm)  # and the guest has not noticed
 
