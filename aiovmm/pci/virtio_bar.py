@@ -101,5 +101,5 @@ class DeviceRegisters:
     async def _finish(self, pending: Awaitable[None]) -> None:
         try:
             await pending
-        except GuestError as exc:
+        except Exception as exc:  # the border, as for all that a device does on its own
             self._broken(exc)

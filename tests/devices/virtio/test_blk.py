@@ -492,6 +492,36 @@ async def test_write_through_makes_stable_what_was_written_before(
         assert isinstance(await h.broken(), HostError)
 
 
+async def test_the_switch_to_write_through_ends_with_its_flush(
+    disk: BlkDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = disk._image
+    assert image is not None
+    started, go_on = threading.Event(), threading.Event()
+
+    def flush() -> int:
+        started.set()
+        go_on.wait(10)
+        return 0
+
+    monkeypatch.setattr(image, "flush", flush)
+    async with Harness(disk) as h:
+        await write(h, 0, bytes(512))
+        switched = disk.write_config(32, b"\0")
+        assert switched is not None
+        waiting = asyncio.ensure_future(switched)
+        await asyncio.to_thread(started.wait, 10)
+        assert not waiting.done(), "what was written is not stable yet"
+        go_on.set()
+        await asyncio.wait_for(waiting, 10)
+        monkeypatch.setattr(image, "flush", lambda: errno.EIO)
+        disk.write_config(32, b"\1")
+        switched = disk.write_config(32, b"\0")
+        assert switched is not None
+        await asyncio.wait_for(asyncio.ensure_future(switched), 10)  # a device that broke keeps no processor waiting
+        assert isinstance(await h.broken(), HostError)
+
+
 async def test_opening_that_is_cancelled_leaves_nothing_open(path: Path) -> None:
     started, go_on = threading.Event(), threading.Event()
 

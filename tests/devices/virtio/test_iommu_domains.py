@@ -61,6 +61,9 @@ def play(iommu: Domains, *requests: Request) -> Outcome:
         ([attach(1, 8), Detach(1, 99, NONE8)], Status.NOENT),
         ([attach(1, 8), Detach(1, 8, NONE8), Detach(1, 8, NONE8)], Status.INVAL),
         ([map_(1, 0)], Status.NOENT),
+        ([map_(1, 0, flags=4)], Status.INVAL),  # what can never be right comes before what is not there
+        ([Map(1, PAGE, PAGE - 1, 0, 3)], Status.INVAL),
+        ([Unmap(1, PAGE, 0, NONE4)], Status.INVAL),
         ([attach(1, 8), map_(1, 0)], Status.OK),
         ([attach(1, 8), map_(1, 0, flags=0)], Status.OK),
         ([attach(1, 8), map_(1, 0, flags=4)], Status.INVAL),  # MMIO is not offered

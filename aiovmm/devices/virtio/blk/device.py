@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, Self
 
 from aiovmm.config import DiskConfig, ImageType
@@ -153,15 +153,16 @@ class BlkDevice(VirtioDevice):
         """`struct virtio_blk_config`."""
         return self._config.read(offset, size)
 
-    def write_config(self, offset: int, data: bytes) -> None:
-        """The cache mode, if CONFIG_WCE was negotiated."""
+    def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """The cache mode, if CONFIG_WCE was negotiated. In write-through mode when all that was written is stable (§5.2.5.2)."""
         if not self._negotiated & Feature.CONFIG_WCE:
-            return
+            return None
         before = self._config.write_back
         self._config.write(offset, data)
         self._set_write_back(self._config.write_back)
         if before and not self._config.write_back and self._service is not None:
-            self._service.make_stable()
+            return self._service.make_stable()
+        return None
 
     def _set_write_back(self, on: bool) -> None:
         self._config.set_write_back(on)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,7 @@ class BlkService:
         self._retry: asyncio.TimerHandle | None = None
         self._past = BlkCounters()
         self._unstable = asyncio.Event()
+        self._stable: list[asyncio.Future[None]] = []
 
     async def run(self, queues: Sequence[Queue]) -> None:
         """Until cancelled, or until a queue is malformed (ChainError, GuestFault). No I/O is in flight when it ends."""
@@ -92,21 +93,30 @@ class BlkService:
         for service in self._queues:
             service.close()
         self._queues.clear()
+        _release(self._stable)
 
     @property
     def counters(self) -> BlkCounters:
         """Since the start, also when it has ended."""
         return sum((service.counters for service in self._queues), self._past)
 
-    def make_stable(self) -> None:
-        """The driver chose write-through and may never flush again: what it has written until now must become stable too."""
+    def make_stable(self) -> Awaitable[None]:
+        """The driver chose write-through and may never flush again: what it has written until now must become stable too. The
+        result is done when it is, or when the device is broken or reset."""
         self._unstable.set()
+        done = self._loop.create_future()
+        self._stable.append(done)
+        return done
 
     async def _flush_on_demand(self) -> None:
         while True:
             await self._unstable.wait()
             self._unstable.clear()
-            error = await self.engine.call(self.image.flush)
+            waiting, self._stable = self._stable, []
+            try:
+                error = await self.engine.call(self.image.flush)
+            finally:
+                _release(waiting)
             if error:
                 raise HostError("flushing the disk image", error, "", str(self.image.path))
 
@@ -190,3 +200,9 @@ class BlkService:
                 lib.avmm_blk_stop(self.disk)
         if cancelled is not None:
             raise cancelled
+
+
+def _release(waiting: list[asyncio.Future[None]]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)

@@ -185,10 +185,12 @@ class Domains:
             del self._domains[number]
 
     def _map(self, r: Map) -> Outcome:
+        if r.flags & ~(MAP_READ | MAP_WRITE) or r.end < r.start:  # whatever the domain: §5.13.6.5.2
+            return Outcome(Status.INVAL)
         domain = self._domains.get(r.domain)
         if domain is None:
             return Outcome(Status.NOENT)
-        if domain.bypass or r.flags & ~(MAP_READ | MAP_WRITE) or r.end < r.start:
+        if domain.bypass:
             return Outcome(Status.INVAL)
         aligned = not (r.start | r.end + 1 | r.physical) % self.granule
         if not aligned or r.end > self.input_end or r.physical + (r.end - r.start) >= 1 << 64:
@@ -203,10 +205,12 @@ class Domains:
         return Outcome(Status.OK, (Added(r.domain, mapping),))
 
     def _unmap(self, r: Unmap) -> Outcome:
+        if r.end < r.start:
+            return Outcome(Status.INVAL)
         domain = self._domains.get(r.domain)
         if domain is None:
             return Outcome(Status.NOENT)
-        if domain.bypass or r.end < r.start:
+        if domain.bypass:
             return Outcome(Status.INVAL)
         covered = domain.mappings.cover(r.start, r.end)
         if covered is None:  # a mapping cannot be split (§5.13.6.6)
