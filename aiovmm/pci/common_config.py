@@ -90,7 +90,9 @@ class CommonConfig:
             shown.size,
             shown.vector,
             shown.ready,
-            n.queue_select if queue is not None else 0,  # queue_notify_off
+            min(
+                n.queue_select, len(n.queues)
+            ),  # queue_notify_off; of a queue that is not there a place where nothing is
             shown.desc,
             shown.avail,
             shown.used,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 
-__all__ = ["CAPABILITIES_END", "COMMAND", "ConfigSpace", "Identity", "overlaps"]
+__all__ = ["CAPABILITIES_END", "COMMAND", "STATUS", "ConfigSpace", "Identity", "overlaps"]
 
 SIZE = 4096
 COMMAND = 0x04
@@ -23,7 +23,9 @@ CAPABILITIES_END = 0x100  # capabilities and every writable bit lie below
 COMMAND_IO = 0x0001
 COMMAND_MEM = 0x0002
 COMMAND_MASTER = 0x0004
-_COMMAND_WRITABLE = COMMAND_MASTER | 0x0040 | 0x0100 | 0x0400  # parity response, SERR#, INTx disable
+COMMAND_INTX_OFF = 0x0400
+_COMMAND_WRITABLE = COMMAND_MASTER | 0x0040 | 0x0100 | COMMAND_INTX_OFF  # parity response, SERR#
+STATUS_INTERRUPT = 0x0008
 _STATUS_CAP_LIST = 0x0010
 _STATUS_RW1C = 0xF900  # error bits, PCI 3.0, 6.2.3
 
@@ -57,7 +59,7 @@ class ConfigSpace:
         self.define(0x0C, 0, 1, writable=0xFF)  # cache line size: storage only
         self.define(0x2C, identity.subsystem_vendor, 2)
         self.define(0x2E, identity.subsystem, 2)
-        self.define(0x3C, 0, 1, writable=0xFF)  # interrupt line: storage only; pin 0x3D is 0: no INTx
+        self.define(0x3C, 0, 1, writable=0xFF)  # interrupt line: storage only; for pin 0x3D see intx.InterruptPin
 
     def define(self, offset: int, value: int, size: int, *, writable: int = 0, clear: int = 0) -> None:
         """Lay out a register of `size` bytes: its value, the bits that can be written, the bits that RW1C clears."""

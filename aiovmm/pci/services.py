@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.bus import Bus, Space
@@ -11,7 +11,7 @@ from aiovmm.memory import AddressSpace
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["IoEventFd", "MsiLine", "PciServices"]
+__all__ = ["IntxLine", "IoEventFd", "MsiLine", "PciServices"]
 
 
 class MsiLine(Protocol):
@@ -38,6 +38,20 @@ class MsiLine(Protocol):
         """Give GSI and eventfd back. Idempotent."""
 
 
+class IntxLine(Protocol):
+    """A pin of the interrupt controller for a function's INTA, perhaps shared with other functions: an irq.LevelLine."""
+
+    @property
+    def gsi(self) -> int:
+        """The global system interrupt that it is, for the firmware's tables."""
+
+    def set_level(self, asserted: bool) -> None:
+        """Assert or release the pin. Idempotent."""
+
+    def close(self) -> None:
+        """Release it and give it back. Idempotent."""
+
+
 class IoEventFd(Protocol):
     """A registered doorbell."""
 
@@ -58,6 +72,9 @@ class PciServices(Protocol):
 
     def msi_line(self, name: str) -> MsiLine:
         """A new line, masked; `name` is for logs. Allocated only when the guest opens a vector. Raises HostError."""
+
+    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+        """A pin, released. `ended()`: the guest has ended its interrupt while it was asserted, and it has been released."""
 
     def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> IoEventFd | None:
         """Signal `fd` on guest writes of `size` bytes (0: of any) to `address`, without an exit.

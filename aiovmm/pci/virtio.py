@@ -1,9 +1,9 @@
-"""The virtio-pci transport, modern only (VIRTIO 1.2, 4.1): one function, one 64-bit BAR, MSI-X and no INTx.
+"""The virtio-pci transport, modern only (VIRTIO 1.2, 4.1): one function, one 64-bit BAR, MSI-X, and INTx while that is off.
 
 BAR 0 (64 KiB), every structure in pages of its own:
 
     0x0000 common    registers of `CommonConfig`; reads never wait, a status write may (see below)
-    0x1000 ISR       read to clear
+    0x1000 ISR       read to clear; while it is not 0 and MSI-X is off the interrupt pin is asserted
     0x2000 device    the device's own configuration
     0x3000 notify    `Doorbells`, 4 bytes a queue
     0x7000 PBA       MSI-X pending bits
@@ -26,10 +26,11 @@ from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.common_config import CommonConfig
-from aiovmm.pci.config_space import ConfigSpace, Identity, overlaps
+from aiovmm.pci.config_space import COMMAND, ConfigSpace, Identity, overlaps
 from aiovmm.pci.config_window import ConfigWindow
 from aiovmm.pci.doorbells import Doorbells
 from aiovmm.pci.function import BarRegion, PciFunction
+from aiovmm.pci.intx import InterruptPin
 from aiovmm.pci.msix import MAX_VECTORS, MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
 from aiovmm.pci.services import PciServices
@@ -79,7 +80,7 @@ class VirtioPci(PciFunction):
         self._common = CommonConfig(self.negotiation, queues + 1)
         self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name)
         self._doorbells = Doorbells(services, queues)
-        self._isr = IsrStatus()
+        self._isr = IsrStatus(self._isr_changed)
         self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
         self._transition = asyncio.Lock()
         self._active = False
@@ -95,6 +96,8 @@ class VirtioPci(PciFunction):
         )
         super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name))
         self._msix_control = structures.add_capabilities(config) + 2
+        self._pin = InterruptPin(config, services)
+        self.interrupt_gsi = self._pin.gsi
         self._window = ConfigWindow(config, self._read_bar, self._write_bar)
         self.live_registers = (self._window.data,)
         device._notify_config = self.config_changed
@@ -127,6 +130,7 @@ class VirtioPci(PciFunction):
         self.device._notify_config = None
         await self._reset()
         self._vectors.close()
+        self._pin.close()
 
     # -- configuration space ---------------------------------------------------------------------------------------------
 
@@ -142,11 +146,17 @@ class VirtioPci(PciFunction):
             control = self.config.get(self._msix_control, 2)
             effects = self._vectors.table.set_control(enabled=bool(control & 0x8000), masked=bool(control & 0x4000))
             self._vectors.apply(effects)
+            self._isr_changed()
+        if overlaps(offset, len(data), COMMAND, 2):
+            self._pin.command_written()
         return self._window.after_write(offset, len(data))
 
     def bar_moved(self, bar: Bar, address: int | None) -> None:
         """The doorbells follow."""
         self._doorbells.moved(None if address is None else address + NOTIFY)
+
+    def _isr_changed(self) -> None:
+        self._pin.set_pending(bool(self._isr.bits) and not self._vectors.table.enabled)
 
     # -- status ----------------------------------------------------------------------------------------------------------
 
@@ -198,7 +208,7 @@ class VirtioPci(PciFunction):
             self._reset_registers()
 
     def _reset_registers(self) -> None:
-        self._isr.bits = 0
+        self._isr.clear()
         self._common.reset_done()
 
     def _broken(self, exc: Exception) -> None:

@@ -62,6 +62,7 @@ class VirtioPciDriver:
         self.config_irq = WaitLine()
         self.notify_multiplier = 0
         self.features = 0
+        self.msix = True
         self.device_features = 0  # what was offered, as `negotiate` read it
         self.function: FoundFunction
 
@@ -103,15 +104,22 @@ class VirtioPciDriver:
             if cap_id == VENDOR:
                 self._map_capability(offset)
 
-    async def start(self, features: int | None = None, queue_sizes: Sequence[int] | None = None) -> None:
+    async def start(
+        self, features: int | None = None, queue_sizes: Sequence[int] | None = None, *, msix: bool = True
+    ) -> None:
         """Reset, negotiate (default: all that is offered), set vectors and queues up, DRIVER_OK.
 
-        Vector 0 is the configuration's, queue i has vector i + 1. Raises UsageError if the device refuses.
+        Vector 0 is the configuration's, queue i has vector i + 1; without `msix` the pin is all there is, and whoever hears it
+        calls `pin_interrupt`. Raises UsageError if the device refuses.
         """
+        self.msix = msix
         await self.reset()
         await self.negotiate(features)
         count = self.common(0x12, 2)
-        await self._enable_msix(count)
+        if msix:
+            await self._enable_msix(count)
+        else:
+            await self.pci.set_msix(self.function, enabled=False)
         sizes = queue_sizes or [0] * count
         self.queues = [await self._setup_queue(index, size) for index, size in enumerate(sizes)]
         for index in range(count):
@@ -155,6 +163,16 @@ class VirtioPciDriver:
         q.kick()
         (used,) = await q.used(timeout=timeout)
         return used.data
+
+    def pin_interrupt(self) -> bool:
+        """vp_interrupt: the ISR, which releases the pin, says whose interrupt it is. False if it is not this function's."""
+        isr = self.load(VirtioCapType.ISR, 0, 1)
+        if isr & 2:
+            self.config_irq.pulse()
+        if isr & 1:
+            for queue in self.queues:
+                queue.irq.pulse()
+        return bool(isr)
 
     async def config_interrupt(self, timeout: float = 10.0) -> None:
         """Wait for a configuration change notification. Raises TimeoutError after `timeout` seconds."""
@@ -202,6 +220,8 @@ class VirtioPciDriver:
         for register, value in ((0x20, queue.desc), (0x28, queue.avail), (0x30, queue.used_ring)):
             await self.set_common(register, value & 0xFFFFFFFF, 4)
             await self.set_common(register + 4, value >> 32, 4)
+        if not self.msix:
+            return queue
         self.guest.on_message(_MSI_ADDRESS, self.first_vector + index + 1, queue.irq.pulse)
         await self.set_common(0x1A, index + 1, 2)
         if self.common(0x1A, 2) == NO_VECTOR:

@@ -1,4 +1,4 @@
-"""Which MSI-X vector a virtio notification goes to, looked up when it is sent: the driver may change its mind."""
+"""Where a virtio notification goes, an MSI-X vector or the pin, looked up when it is sent: the driver may change its mind."""
 
 from __future__ import annotations
 
@@ -17,12 +17,29 @@ class IsrStatus:
 
     SIZE = 4
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None]) -> None:
+        """`changed` is called when a bit was set, or all were cleared."""
         self.bits = 0
+        self._changed = changed
+
+    def set(self, bit: int) -> None:
+        """Something happened that the driver will ask for."""
+        if not self.bits & bit:
+            self.bits |= bit
+            self._changed()
+
+    def clear(self) -> None:
+        """The driver has seen it, or was reset."""
+        if self.bits:
+            self.bits = 0
+            self._changed()
 
     def read(self, offset: int, size: int) -> bytes:
         """The bits, which it clears."""
-        bits, self.bits = (self.bits, 0) if offset == 0 else (0, self.bits)
+        if offset:
+            return bytes(size)
+        bits = self.bits
+        self.clear()
         return bits.to_bytes(size, "little")
 
     def write(self, offset: int, data: bytes) -> None:
@@ -39,11 +56,11 @@ class VirtioInterrupt:
         self._vector = vector
 
     def pulse(self) -> None:
-        """Notify the driver. Without a vector nothing is sent: there is no INTx."""
+        """Notify the driver: by its vector, or while MSI-X is off by the function's pin, which follows the ISR."""
         vectors, vector = self._vectors, self._vector()
         # 4.1.4.5.1: the configuration bit always, the queue bit only while MSI-X is disabled
         if self._bit == ISR_CONFIG or not vectors.table.enabled:
-            self._isr.bits |= self._bit
+            self._isr.set(self._bit)
         send = vectors.open.get(vector)
         if send is not None:
             send()
@@ -52,6 +69,13 @@ class VirtioInterrupt:
 
     @property
     def fd(self) -> int | None:
-        """An eventfd to signal instead, for a back end in another process; None without a vector. Raises HostError."""
+        """An eventfd to signal instead, for a back end in another process; None without a vector: `pulse` it, unless it is
+        `silent`. Raises HostError."""
         vector = self._vector()
         return self._vectors.share(vector) if vector < self._vectors.table.vectors else None
+
+    @property
+    def silent(self) -> bool:
+        """The driver has MSI-X on and no vector here: it polls."""
+        table = self._vectors.table
+        return table.enabled and self._vector() >= table.vectors

@@ -11,8 +11,9 @@ from typing import Any
 from aiovmm.bus import Bus, Policy, Space
 from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
+from aiovmm.pci.services import IntxLine
 
-__all__ = ["Doorbell", "RecordedMsiLine", "RecordingServices"]
+__all__ = ["Doorbell", "RecordedIntxLine", "RecordedMsiLine", "RecordingServices"]
 
 
 class RecordedMsiLine:
@@ -76,6 +77,37 @@ class RecordedMsiLine:
         return bool(poll.poll(0))
 
 
+class RecordedIntxLine:
+    """An interrupt pin that asks its handler, if there is one, at each rising level; `end` is the guest's end of interrupt."""
+
+    def __init__(self, gsi: int, ended: Callable[[], None]) -> None:
+        self.gsi = gsi
+        self.asserted = False
+        self.closed = False
+        self.interrupts = 0
+        self.handler: Callable[[], None] = lambda: None
+        self._ended = ended
+
+    def set_level(self, asserted: bool) -> None:
+        """Assert or release it."""
+        rising = asserted and not self.asserted
+        self.asserted = asserted
+        if rising:
+            self.interrupts += 1
+            self.handler()
+
+    def end(self) -> None:
+        """The guest ends the interrupt: the pin is released, and whoever still has a reason asserts it again."""
+        if self.asserted:
+            self.set_level(False)
+            self._ended()
+
+    def close(self) -> None:
+        """Release it."""
+        self.set_level(False)
+        self.closed = True
+
+
 class Doorbell:
     """One registered ioeventfd."""
 
@@ -97,6 +129,7 @@ class RecordingServices:
         self.memory = memory
         self.doorbells: list[Doorbell] = []
         self.lines: list[RecordedMsiLine] = []
+        self.pins: list[RecordedIntxLine] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.waited = 0
         """Accesses that a vCPU would have waited for the event loop with."""
@@ -108,6 +141,12 @@ class RecordingServices:
         line = RecordedMsiLine(name, self._message)
         self.lines.append(line)
         return line
+
+    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+        """A new pin, noted in `pins`."""
+        pin = RecordedIntxLine(16 + len(self.pins) % 8, ended)
+        self.pins.append(pin)
+        return pin
 
     def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> Doorbell | None:
         """Register; raises UsageError where KVM says EEXIST."""

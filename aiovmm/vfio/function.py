@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 
 from aiovmm.errors import HostError, UsageError
 from aiovmm.pci.bar import Bar
-from aiovmm.pci.config_space import COMMAND, COMMAND_MASTER, COMMAND_MEM, overlaps
+from aiovmm.pci.config_space import COMMAND, COMMAND_INTX_OFF, COMMAND_MASTER, COMMAND_MEM, overlaps
 from aiovmm.pci.function import BarRegion, PciFunction
 from aiovmm.vfio.abi import Irq, Region
 from aiovmm.vfio.device import HostDevice, MappedArea
@@ -29,7 +29,6 @@ from aiovmm.vfio.virtual_config import VirtualConfig
 
 __all__ = ["VfioFunction"]
 
-_INTX_OFF = 0x0400
 _MSIX_ON = 0x8000
 _INTERRUPT_LINE = 0x3C
 _FROM_GUEST = COMMAND_MASTER | 0x0140  # parity response and SERR# too; decoding stays on, or mapped BARs would fault
@@ -117,7 +116,7 @@ class VfioFunction(PciFunction):
         for index in list(self._slots):
             for slot in self._slots.pop(index):
                 slot.close()
-        self.device.write(Region.CONFIG, COMMAND, _INTX_OFF.to_bytes(2, "little"))
+        self.device.write(Region.CONFIG, COMMAND, COMMAND_INTX_OFF.to_bytes(2, "little"))
         for interrupts in (self._notices, self._intx, self._msi, self._msix):
             try:
                 if interrupts is not None:
@@ -156,12 +155,12 @@ class VfioFunction(PciFunction):
 
     def _push_command(self) -> None:
         """The device decodes memory always; the rest is the guest's."""
-        command = self.config.get(COMMAND, 2) & (_FROM_GUEST | _INTX_OFF) | COMMAND_MEM
+        command = self.config.get(COMMAND, 2) & (_FROM_GUEST | COMMAND_INTX_OFF) | COMMAND_MEM
         if self._intx is None:
-            command |= _INTX_OFF
+            command |= COMMAND_INTX_OFF
         self.device.write(Region.CONFIG, COMMAND, command.to_bytes(2, "little"))
         if self._intx is not None:
-            self._intx.disable(bool(command & _INTX_OFF))
+            self._intx.disable(bool(command & COMMAND_INTX_OFF))
 
     def _failed(self, error: HostError) -> None:
         self._on_error(self.name, error)

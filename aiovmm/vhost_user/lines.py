@@ -39,9 +39,11 @@ class EventReader:
 
 
 def call_fd(line: IrqLine, bridges: list[EventReader]) -> int | None:
-    """The eventfd that stands for `line`: its own (None: the driver has no vector and polls), or a bridge to `pulse`."""
-    if hasattr(line, "fd"):
-        fd: int | None = line.fd
+    """The eventfd that stands for `line`: its own, or a bridge to `pulse`; None where nobody listens (the driver polls)."""
+    if getattr(line, "silent", False):
+        return None
+    fd: int | None = getattr(line, "fd", None)
+    if fd is not None:
         return fd
     bridge = EventReader(line.pulse)
     bridges.append(bridge)

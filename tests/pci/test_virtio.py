@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import struct
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
@@ -290,6 +291,36 @@ async def test_a_malformed_configuration_write_breaks_the_device_only(machine: M
     assert machine.driver.status & Status.NEEDS_RESET
 
 
+async def test_a_configuration_write_that_takes_time_ends_when_it_is_done(machine: Machine) -> None:
+    await machine.driver.start()
+    done = asyncio.get_running_loop().create_future()
+    machine.device.write_config = lambda offset, data: done  # type: ignore[method-assign,assignment]
+    writing = asyncio.ensure_future(machine.driver.store(DEVICE, 0, 1, 1))
+    await asyncio.sleep(0)
+    assert not writing.done()
+    done.set_exception(OSError(5, "the host could not"))
+    await writing
+    assert machine.driver.status & Status.NEEDS_RESET
+    assert [str(error) for error in machine.errors] == ["[Errno 5] the host could not"]
+
+
+@pytest.mark.parametrize("queue", [2, 3, 100, 0xFFFF])
+async def test_a_queue_that_is_not_there_has_no_doorbell(machine: Machine, queue: int) -> None:
+    d = machine.driver
+    await d.start()
+    await d.set_common(0x16, queue, 2)
+    offset = d.common(0x1E, 2) * d.notify_multiplier
+    assert offset >= d.structures[NOTIFY].length
+    address = d.structures[NOTIFY].address + offset
+    bar = d.function.bars[0]
+    assert address < bar.address + bar.size, "nor that of another function"
+    assert all(bell.address != address for bell in machine.services.doorbells)
+    d.queues[0].add([b"x"], [1])
+    machine.services.write(address, struct.pack("<H", queue))
+    await asyncio.sleep(0.01)
+    assert d.queues[0].poll() == []
+
+
 async def test_config_changes_before_driver_ok_interrupt_nobody(machine: Machine) -> None:
     machine.device.config_changed()
     assert machine.driver.config_irq.pulses == 0
@@ -302,7 +333,7 @@ async def test_without_msix_the_isr_bit_is_kept(machine: Machine) -> None:
     await machine.pci.set_msix(d.function, enabled=False)
     d.queues[0].add([b"x"], [1])
     d.queues[0].kick()
-    await until(lambda: bool(machine.transport._isr.bits))
+    await until(lambda: machine.services.pins[0].asserted)
     assert len(d.queues[0].poll()) == 1
     assert machine.services.read(d.structures[VirtioCapType.ISR].address, 1) == b"\1"
     assert d.queues[0].irq.pulses == 0

@@ -38,6 +38,7 @@ CORE = {
     "test_iommu.py": "a_disk_behind_the_iommu",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",
+    "test_pci.py": "interrupted_by_pins[6.1]",
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
     "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]",
     "test_vfio_net.py": "intx_alone",

@@ -106,6 +106,32 @@ async def test_every_segment_has_a_sane_tree(
     assert not pci_problems(log)
 
 
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_guest_without_messages_is_interrupted_by_pins(guests: Guests, tmp_path: Path, release: str) -> None:
+    disk, other = tmp_path / "disk.raw", tmp_path / "other.raw"
+    disk.write_bytes(b"by its pin".ljust(8 << 20, b"\0"))
+    other.write_bytes(b" or another".ljust(1 << 20, b"\0"))
+    config = guests.config(
+        release,
+        rng=RngConfig(),
+        console=ConsoleConfig(),
+        disks=(DiskConfig(path=disk), DiskConfig(path=other, pci_segment=1)),
+        platform=PlatformConfig(num_pci_segments=2),
+    )
+    config = replace(config, payload=replace(config.payload, cmdline=f"{config.cmdline} pci=nomsi"))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        assert (await shell(vm, "head -c 10 /dev/vda; head -c 11 /dev/vdb")) == "by its pin or another"
+        assert (await shell(vm, "dd if=/dev/zero of=/dev/vda bs=64k count=64 conv=fsync 2>/dev/null; echo $?")) == "0\n"
+        assert (await shell(vm, "head -c 1000 /dev/hwrng | wc -c")).strip() == "1000"
+        lines = [line for line in (await shell(vm, "cat /proc/interrupts")).splitlines() if "virtio" in line]
+    assert lines
+    assert all("IO-APIC" in line and "fasteoi" in line for line in lines), lines
+    assert len({name for line in lines for name in re.findall(r"virtio\d", line)}) == 4
+    assert disk.read_bytes()[:10] == bytes(10)
+
+
 def parse(text: str) -> list[Function]:
     """Paragraphs of lspci; fails on what lspci itself marks as wrong."""
     for mark in (
