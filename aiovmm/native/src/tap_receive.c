@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #define NUM_BUFFERS offsetof(struct virtio_net_hdr_v1, num_buffers)
+#define NEEDS_CSUM 1u
 #define FIRST 2u    /* chains that a turn takes first: for the packet that there is, and to look for another */
 #define DISCARD 64u /* packets thrown away in a turn while the link is down */
 
@@ -70,6 +71,12 @@ static void complete(struct receive *r, uint32_t size) {
         left -= part;
     }
     avmm_net_scatter(segments(r), NUM_BUFFERS, &buffers, sizeof buffers);
+    if (!r->rx->checked) { /* §5.1.6.4.1: no DATA_VALID without GUEST_CSUM; a TAP tells of checked packets all the same */
+        uint8_t flags;
+        avmm_net_gather(segments(r), &flags, sizeof flags);
+        flags &= NEEDS_CSUM; /* the host sends none of these then; a socket's peer that does left the sum out */
+        avmm_net_scatter(segments(r), 0, &flags, sizeof flags);
+    }
     give(t, t->heads, t->lens, buffers);
     r->passed += size;
     r->rx->packets++;

@@ -293,6 +293,24 @@ async def test_a_malformed_ring_breaks_the_device_and_a_reset_mends_it() -> None
 # -- control queue
 
 
+@pytest.mark.parametrize("knows", [True, False])
+async def test_only_a_driver_that_knows_checksum_offloads_hears_of_them(knows: bool) -> None:
+    """A TAP sets DATA_VALID whatever it was told."""
+    async with card(features=f.MAC | (f.GUEST_CSUM | f.CTRL_VQ | f.CTRL_GUEST_OFFLOADS if knows else 0)) as (
+        h,
+        _,
+        peer,
+    ):
+        guest = NetGuest(h, mergeable=False)
+        guest.fill()
+        peer.send(Header(flags=2).pack() + FRAME)
+        assert (await guest.receive()).header.flags == (2 if knows else 0)
+        if knows:  # and not while it has them switched off
+            assert await control(h, b"\5\0" + bytes(8)) == CONTROL_OK
+            peer.send(Header(flags=2).pack() + FRAME)
+            assert (await guest.receive()).header.flags == 0
+
+
 async def control(harness: Harness, data: bytes) -> bytes:
     return await harness.request(CONTROL, [data[:2], data[2:]] if len(data) > 2 else [data], [1])
 

@@ -162,7 +162,7 @@ class NetDevice(VirtioDevice):
         """Serve all queues. What is not asynchronous ends at once, so nothing is in flight when it is cancelled."""
         self._negotiated = features
         if self._ended is None:
-            self.backend.set_offloads(features & f.OFFLOADS)
+            self._set_offloads(features & f.OFFLOADS)
         self._show_link()
         control = queues[len(queues) - 1 if features & f.MQ else 2]
         try:
@@ -193,7 +193,7 @@ class NetDevice(VirtioDevice):
                 case SetPairs(count) if self._negotiated & f.MQ and 1 <= count <= self.backend.pairs:
                     await pairs.set_count(count)
                 case SetOffloads(bits) if self._may_set(bits):
-                    self.backend.set_offloads(bits)
+                    self._set_offloads(bits)
                 case AnnounceAck() if self._negotiated & f.GUEST_ANNOUNCE:
                     self._space.status &= ~ANNOUNCE
                 case _:
@@ -205,6 +205,12 @@ class NetDevice(VirtioDevice):
     def _may_set(self, bits: int) -> bool:
         allowed = self._negotiated & f.OFFLOADS
         return bool(self._negotiated & f.CTRL_GUEST_OFFLOADS) and not bits & ~allowed and f.consistent(bits)
+
+    def _set_offloads(self, bits: int) -> None:
+        """The back end first, which may refuse."""
+        self.backend.set_offloads(bits)
+        for port in self.backend.ports:
+            port.set_offloads(bits)
 
     def _port_ended(self, port: Port, error: OSError) -> None:
         if self._ended is None:

@@ -55,6 +55,10 @@ class Port:
         if self.kind is PortKind.VNET and self.ended is None:
             self.rx.dropped += lib.avmm_net_drain(self.rx, _DRAIN)
 
+    def set_offloads(self, features: int) -> None:
+        """What the driver takes now, as feature bits."""
+        self.rx.checked = bool(features & f.GUEST_CSUM)
+
     def set_link(self, up: bool) -> None:
         """While the link is down frames of both directions are lost."""
         self.rx.discard = self.tx.discard = not up
