@@ -93,12 +93,12 @@ class IoApicSink:
     def __init__(self, vm: VmFd) -> None:
         self._vm = vm
 
-    def signal(self, address: int, data: int) -> None:
-        """Deliver a message now. A destination that is not there is the guest's mistake and drops it."""
+    def signal(self, address: int, data: int) -> bool:
+        """Deliver a message now; whether it was taken. A destination that is not there is the guest's mistake and drops it."""
         try:
-            self._vm.signal_msi(address, data)
+            return self._vm.signal_msi(address, data)
         except KvmError:
-            return  # KVM refuses a message to no processor: on hardware it would be lost on the bus as well
+            return False  # KVM refuses a message to no processor: on hardware it would be lost on the bus as well
 
     def route(self, pin: int, address: int, data: int | None) -> None:
         """Route `pin` to a message, or take its route away."""

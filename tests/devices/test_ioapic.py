@@ -23,10 +23,13 @@ class Apics:
         self.messages: list[tuple[int, int]] = []
         self.routes: dict[int, tuple[int, int]] = {}
         self.log: list[str] = []
+        self.refuse = False
 
-    def signal(self, address: int, data: int) -> None:
+    def signal(self, address: int, data: int) -> bool:
         self.log.append("signal")
-        self.messages.append((address, data))
+        if not self.refuse:
+            self.messages.append((address, data))
+        return not self.refuse
 
     def route(self, pin: int, address: int, data: int | None) -> None:
         self.log.append("route")
@@ -239,6 +242,30 @@ class TestLevel:
         rig.take()
         rig.ioapic.eoi(0x59)
         assert len(rig.take()) == 2
+
+    def test_a_message_that_nobody_took_is_not_in_service(self, rig: Rig) -> None:
+        rig.program(9, LEVEL | 0x59, destination=7)
+        rig.apics.refuse = True
+        rig.ioapic.set_level(9, True)
+        assert not rig.entry(9) & REMOTE_IRR, "no end of it would ever come"
+        rig.apics.refuse = False
+        rig.program(9, LEVEL | 0x59, destination=1)
+        assert rig.take() == [(0xFEE01000, 0xC059)]
+        assert rig.entry(9) & REMOTE_IRR
+
+    def test_what_nobody_took_is_sent_again_at_the_end_of_its_vector(self, rig: Rig) -> None:
+        for pin in (9, 10):
+            rig.program(pin, LEVEL | 0x59)
+        rig.ioapic.set_level(9, True)
+        rig.apics.refuse = True  # KVM: the vector is pending already
+        rig.ioapic.set_level(10, True)
+        rig.apics.refuse = False
+        rig.ioapic.set_level(9, False)
+        rig.take()
+        rig.ioapic.eoi(0x59)
+        assert rig.take() == [(0xFEE00000, 0xC059)]
+        assert rig.entry(10) & REMOTE_IRR
+        assert not rig.entry(9) & REMOTE_IRR
 
     def test_a_pulse_counts_for_its_instant(self, rig: Rig) -> None:
         rig.program(9, LEVEL | 0x59)

@@ -43,8 +43,9 @@ class Messages:
         self.sent: list[int] = []
         self.routes: dict[int, int] = {}
 
-    def signal(self, address: int, data: int) -> None:
+    def signal(self, address: int, data: int) -> bool:
         self.sent.append(data & 0xFF)
+        return True
 
     def route(self, pin: int, address: int, data: int | None) -> None:
         if data is None:

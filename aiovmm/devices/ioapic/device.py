@@ -17,8 +17,8 @@ _SELECT, _WINDOW = 0x00, 0x10
 class MsiSink(Protocol):
     """Where messages go: the local APICs. `vm` joins it to KVM."""
 
-    def signal(self, address: int, data: int) -> None:
-        """Send one message-signalled interrupt."""
+    def signal(self, address: int, data: int) -> bool:
+        """Send one message-signalled interrupt. Whether a local APIC took it."""
 
     def route(self, pin: int, address: int, data: int | None) -> None:
         """Level-triggered pin `pin` (0 to 23) sends this message, so its end must be told to `IoApic.eoi`; None: no more."""
@@ -112,6 +112,8 @@ class IoApic:
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Inject):
-                self._sink.signal(effect.address, effect.data)
+                taken = self._sink.signal(effect.address, effect.data)
+                if not taken and effect.pin is not None:
+                    self._do(self._registers.refused(effect.pin))
             else:
                 self._sink.route(effect.pin, effect.address, effect.data)

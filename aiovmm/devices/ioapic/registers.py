@@ -1,10 +1,12 @@
 """The I/O APIC as a pure state machine: register accesses, pin levels and end-of-interrupt go in, messages come out.
 
 Theory of operation. A level-triggered pin delivers when it is asserted, unmasked and Remote IRR is clear; delivery sets Remote
-IRR, the end of the interrupt clears it and looks at the pin again. An edge-triggered pin delivers at the rising edge. An edge
-on a masked pin is lost, not kept: the data sheet says so (3.2.4, bit 16), KVM's own I/O APIC gives no such edge at unmasking
-either, and Linux knows it (it leaves an edge pin unmasked when a driver disables it, and resends in software). A kept one would
-go off in the face of whoever next uses the pin. Polarity is stored and has no effect: pins here are logical.
+IRR ("when the local APIC accepts", 3.2.4, bit 14), the end of the interrupt clears it and looks at the pin again. A message
+that no local APIC took leaves it clear, for no end will come: the pin delivers again when its entry is written, or at the end
+of another interrupt of that vector. An edge-triggered pin delivers at the rising edge. An edge on a masked pin is lost, not
+kept: the data sheet says so (3.2.4, bit 16), KVM's own I/O APIC gives no such edge at unmasking either, and Linux knows it (it
+leaves an edge pin unmasked when a driver disables it, and resends in software). A kept one would go off in the face of whoever
+next uses the pin. Polarity is stored and has no effect: pins here are logical.
 
 Delivery Status is always idle, for a message is never held up on its way.
 
@@ -41,10 +43,11 @@ _LOW = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Inject:
-    """Send a message to the local APICs."""
+    """Send a message to the local APICs. `pin` is level-triggered: if none of them takes it, `refused` has to know."""
 
     address: int
     data: int
+    pin: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,16 @@ class IoApicRegisters:
     def end_of_interrupt(self, vector: int) -> list[Effect]:
         """A processor has ended level-triggered interrupt `vector`; all entries with it hear of it."""
         effects: list[Effect] = []
-        for pin in self.in_service(vector):
-            self.entries[pin] &= ~REMOTE_IRR
-            effects += self._route(pin) + self._deliver_level(pin)
+        for pin, entry in enumerate(self.entries):
+            if entry & LEVEL_TRIGGERED and vector_of(entry) == vector:
+                self.entries[pin] = entry & ~REMOTE_IRR
+                effects += self._route(pin) + self._deliver_level(pin)
         return effects
+
+    def refused(self, pin: int) -> list[Effect]:
+        """No local APIC took the last message of level-triggered `pin`."""
+        self.entries[pin] &= ~REMOTE_IRR
+        return self._route(pin)
 
     # -- inside
 
@@ -168,7 +177,7 @@ class IoApicRegisters:
         if not ready or not self.levels >> pin & 1:
             return []
         self.entries[pin] = entry | REMOTE_IRR
-        return [Inject(message_address(entry), message_data(entry))]
+        return [Inject(message_address(entry), message_data(entry), pin)]
 
     def _route(self, pin: int) -> list[Effect]:
         entry = self.entries[pin]
