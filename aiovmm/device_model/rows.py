@@ -45,7 +45,8 @@ def _legacy() -> tuple[DeviceRow, ...]:
             "on in `aiovmm run` and VMConfig",
             "--serial tty|pty|socket=PATH|file=PATH|null|off",
             back_ends="the program's streams always; terminal, pseudo-terminal, unix socket or file",
-            limits="one 16550A at 0x3f8, IRQ 4; input has back-pressure, output never stalls the guest",
+            limits="one 16550A at 0x3f8, IRQ 4 while OUT2 is set; a character timeout is due at once; "
+            "input has back-pressure, output never stalls the guest",
         ),
         DeviceRow(
             "RTC/CMOS",
@@ -53,7 +54,7 @@ def _legacy() -> tuple[DeviceRow, ...]:
             "on",
             "none: always on",
             back_ends="the host's clock",
-            limits="alarm and update interrupts, IRQ 8",
+            limits="alarm and update interrupts, IRQ 8; no daylight saving (DSE reads as 0)",
         ),
         DeviceRow(
             "I/O APIC",

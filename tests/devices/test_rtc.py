@@ -96,6 +96,30 @@ class TestTime:
         rig.write(B, H24 | BINARY)
         assert rig.read(4) == 19
 
+    def test_the_weekday_is_the_guests_own_count(self, rig: Rig) -> None:
+        rig.write(6, 5)  # it says that this Sunday is a Thursday
+        assert (rig.read(6), rig.read(7)) == (5, 0x22)
+        rig.now += 86400
+        assert (rig.read(6), rig.read(7)) == (6, 0x23)
+        rig.now += 2 * 86400
+        assert (rig.read(6), rig.read(7)) == (1, 0x25)
+        rig.set_time(0x20, 0x26, 0x12, 0x24, 0x10, 0, 0)
+        assert rig.read(6) == 1, "setting the date leaves it"
+        state = rig.rtc.snapshot()
+        other = Rig()
+        other.now = rig.now
+        other.rtc.restore(state)
+        assert other.read(6) == 1
+
+    @pytest.mark.parametrize("weekday", [0, 8, 0xFF])
+    def test_what_is_no_weekday_counts_as_the_right_one(self, rig: Rig, weekday: int) -> None:
+        rig.write(6, weekday)
+        assert rig.read(6) == 1
+
+    def test_daylight_saving_cannot_be_turned_on(self, rig: Rig) -> None:
+        rig.write(B, H24 | 0x01)
+        assert rig.read(B) == H24
+
     @pytest.mark.parametrize(("hour", "shown"), [(0, 0x12), (1, 0x01), (11, 0x11), (12, 0x92), (13, 0x81), (23, 0x91)])
     def test_noon_and_midnight_in_12_hours(self, rig: Rig, hour: int, shown: int) -> None:
         rig.now = datetime(2026, 1, 1, hour, tzinfo=UTC).timestamp()

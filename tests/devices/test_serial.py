@@ -11,7 +11,7 @@ from aiovmm.devices.serial import SerialPort, Uart16550
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_8250 as linux
 from tests.devices.exitloop import Vcpu
-from tests.devices.linux_8250 import FCR, IER, IIR, LCR, LSR, MCR, MSR, RX, SCR, TX
+from tests.devices.linux_8250 import FCR, IER, IIR, LCR, LSR, MCR, MSR, OUT2, RX, SCR, TX
 
 
 class Timer:
@@ -24,14 +24,17 @@ class Timer:
 
 
 class Rig:
-    """A port with a recorded line and output, and a guest in front of it. `patient`: interrupts may be held back."""
+    """A port with a recorded line and output, and a guest in front of it that has opened the gate of its interrupts (OUT2).
+    `patient`: interrupts may be held back."""
 
-    def __init__(self, patient: bool = False) -> None:
+    def __init__(self, patient: bool = False, mcr: int = OUT2) -> None:
         self.line = RecordingLine()
         self.chunks: list[bytes] = []
         self.timers: list[Timer] = []
         self.port = SerialPort(self.line, self.chunks.append, call_later=self.call_later if patient else None)
         self.guest = Vcpu(self.port)
+        self.guest.write(MCR, mcr)
+        self.guest.exits.sync = 0
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
         assert delay == 0.001
@@ -387,9 +390,27 @@ class TestInput:
 
         port = SerialPort(Handler(), lambda _: None)
         guest = Vcpu(port)
+        guest.write(MCR, OUT2)
         guest.write(IER, 0x01)
         port.receive(b"x")
         assert seen == [0x61]
+
+    def test_out2_is_the_gate_to_the_interrupt_controller(self) -> None:
+        rig = Rig(mcr=0)
+        rig.guest.write(IER, 0x03)
+        rig.port.receive(b"x")
+        assert rig.guest.read(IIR) == 0x04, "the chip says so"
+        assert rig.line.pulses == 0, "the board does not pass it on"
+        rig.guest.write(MCR, OUT2)
+        assert rig.line.pulses == 1
+        rig.guest.write(MCR, 0)
+        rig.guest.write(MCR, OUT2)
+        assert rig.line.pulses == 2, "still pending: the line rises again"
+        rig.guest.read(RX)
+        rig.guest.write(MCR, 0)
+        rig.guest.write(TX, ord("y"))
+        rig.guest.drain()
+        assert (rig.line.pulses, rig.output) == (2, b"y")
 
     def test_break(self, rig: Rig) -> None:
         rig.guest.write(IER, 0x05)

@@ -2,7 +2,8 @@
 	.include "guest.inc"
 	.set UART, 0x3f8
 
-_start:	put UART + 2, 0x01
+_start:	put UART + 4, 0x0b
+	put UART + 2, 0x01
 	put UART + 1, 0x02
 	movl $(32 * 1024 / 16), %ebx
 	xorl %esi, %esi

@@ -18,6 +18,7 @@ __all__ = [
     "decode_hour",
     "decode_number",
     "next_alarm",
+    "weekday_shift",
 ]
 
 B_BINARY = 0x04
@@ -51,13 +52,16 @@ def _encode_hour(hour: int, mode: int) -> int:
     return _encode_number(hour % 12 or 12, mode) | (0x80 if hour >= 12 else 0)
 
 
-def clock_fields(seconds: float, mode: int) -> dict[int, int]:
-    """Register bytes at `seconds` since 1970, by register index; `mode` is register B. Years are kept to 1..9999."""
+def clock_fields(seconds: float, mode: int, weekday_shift: int = 0) -> dict[int, int]:
+    """Register bytes at `seconds` since 1970, by register index; `mode` is register B. Years are kept to 1..9999.
+
+    The chip counts weekdays 1 to 7 whatever the date is: `weekday_shift` is by how much it is ahead of Sunday = 1.
+    """
     t = _EPOCH + timedelta(seconds=min(max(int(seconds // 1), _FIRST), _LAST))
     numbers = {
         0: t.second,
         2: t.minute,
-        6: t.isoweekday() % 7 + 1,
+        6: (t.isoweekday() + weekday_shift) % 7 + 1,
         7: t.day,
         8: t.month,
         9: t.year % 100,
@@ -77,6 +81,13 @@ def clock_seconds(registers: Sequence[int], mode: int) -> int:
     day = date(year, month, 1).toordinal() + min(max(number(7), 1), 31) - 1 - _EPOCH.toordinal()
     seconds = day * DAY + decode_hour(registers[4], mode) * 3600 + number(2) * 60 + number(0)
     return min(max(seconds, _FIRST), _LAST)
+
+
+def weekday_shift(registers: Sequence[int], seconds: float, mode: int) -> int:
+    """The inverse of the same for register 6; a byte that is no weekday counts as the right one."""
+    weekday = decode_number(registers[6], mode)
+    right = decode_number(clock_fields(seconds, mode)[6], mode)
+    return (weekday - right) % 7 if 1 <= weekday <= 7 else 0
 
 
 def next_alarm(after: float, registers: Sequence[int], mode: int) -> int | None:

@@ -6,6 +6,8 @@ time registers are plain memory; when it starts again they become the new time. 
 out from the time of their last reading, so nothing has to run while nobody looks; `next_interrupt` says when an owner that has an
 interrupt line must look.
 
+Daylight saving (DSE) follows dates of law long gone and is not there: its bit reads as 0, so a guest that sets it can tell.
+
 Sources: Motorola MC146818 data sheet (ADI-856R2, 1984), "Registers"; IBM AT for the memory sizes; Linux
 rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 
 from aiovmm.dataclass import dataclass
-from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm
+from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]
 
@@ -27,7 +29,7 @@ _A, _B, _C, _D = 0x0A, 0x0B, 0x0C, 0x0D
 _A_UIP = 0x80
 _A_DEFAULT = 0x26  # 32,768 Hz time base, 1,024 Hz periodic rate: what PC firmware leaves
 _B_SET, _B_PIE, _B_AIE, _B_UIE = 0x80, 0x40, 0x20, 0x10
-_B_24_HOURS = 0x02
+_B_24_HOURS, _B_DSE = 0x02, 0x01
 _C_IRQF, _C_PF, _C_AF, _C_UF = 0x80, 0x40, 0x20, 0x10
 _D_VALID = 0x80  # RAM and time valid; bit 6 must be 0 for Linux
 
@@ -46,6 +48,7 @@ class CmosState:
     offset: float = 0.0  # seconds; guest time less host time
     seen: float = 0.0  # guest time up to which register C has been read
     raised: bool = False  # the interrupt was given and register C not read since
+    weekday: int = 0  # days that the weekday is ahead of the date's
 
 
 class CmosClock:
@@ -70,7 +73,7 @@ class CmosClock:
         if len(state.ram) != CMOS_SIZE:
             raise ValueError(f"CMOS memory has {len(state.ram)} bytes, not {CMOS_SIZE}")
         self.index, self.ram, self.offset = state.index, bytearray(state.ram), state.offset
-        self.seen, self.raised = state.seen, state.raised
+        self.seen, self.raised, self.weekday = state.seen, state.raised, state.weekday
 
     def select(self, value: int) -> None:
         """Write to port 0x70: the register index, and in bit 7 whether NMI is off."""
@@ -80,7 +83,7 @@ class CmosClock:
         """Read port 0x71."""
         index = self.index & 0x7F
         if index in _TIME:
-            return self.ram[index] if self._halted else clock_fields(self._clock(now), self.ram[_B])[index]
+            return self.ram[index] if self._halted else self._fields(now)[index]
         match index:
             case 0x0A:
                 return self.ram[_A] & ~_A_UIP | (_A_UIP if self._updating(now) else 0)
@@ -174,20 +177,24 @@ class CmosClock:
             self._latch(now)
         if index == _A:
             value &= ~_A_UIP
-        elif value & _B_SET:
-            value &= ~_B_UIE  # the data sheet's "SET ... clears UIE"
+        else:
+            value &= ~(_B_DSE | (_B_UIE if value & _B_SET else 0))  # the data sheet's "SET ... clears UIE"
         self.ram[index] = value
         if was_held and not self._divider_held:
             self.offset = _FIRST_UPDATE - now  # the divider starts from here
         if was_halted and not self._halted:
             self._start(now)
 
+    def _fields(self, now: float) -> dict[int, int]:
+        return clock_fields(self._clock(now), self.ram[_B], self.weekday)
+
     def _latch(self, now: float) -> None:
-        for index, value in clock_fields(self._clock(now), self.ram[_B]).items():
+        for index, value in self._fields(now).items():
             self.ram[index] = value
 
     def _start(self, now: float) -> None:
         """The time registers become the time. SET does not stop the divider, so the phase of the second is kept."""
         phase = self._clock(now) % 1.0
         self.offset = clock_seconds(self.ram, self.ram[_B]) + phase - now
+        self.weekday = weekday_shift(self.ram, self._clock(now), self.ram[_B])
         self.seen = self._clock(now)

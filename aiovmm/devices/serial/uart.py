@@ -8,8 +8,8 @@ interrupt. The receiver takes no more than its FIFO holds, so it overruns in loo
 The character timeout needs no clock: whoever calls `receive` hands over all it has, so fewer bytes than the trigger level
 mean that the line has gone quiet, and the timeout interrupt is due at once instead of four character times later.
 
-INTR is the OR of all enabled causes. It is not gated by OUT2, which on a PC is the board's doing and not the chip's: guests
-that never set OUT2 get interrupts too, as they do from other virtual machines.
+INTR is the OR of all enabled causes, and reaches the interrupt controller while OUT2 is set, as on a PC's board: `interrupt` is
+what comes out there. In loopback the bit gates as well, as in the chips that have UART and gate in one.
 
 Source: National Semiconductor PC16550D data sheet, June 1995, section 8; the sections below are its.
 """
@@ -64,7 +64,7 @@ class UartState:
     overrun: bool = False
     tx_empty: bool = False  # the THRE interrupt stands
     transmitting: bool = False  # THR was written and `transmitted` not called yet
-    interrupt: bool = False  # level of INTR
+    interrupt: bool = False  # level of INTR behind the gate
 
 
 class Uart16550:
@@ -155,8 +155,9 @@ class Uart16550:
             return
         self.transmitting = False
         self.tx_empty = bool(self.ier & IER_TX_EMPTY)
-        self._tx_edge |= self.tx_empty and not self.interrupt
-        self.interrupt |= self.tx_empty
+        rises = self.tx_empty and self.modem.out2 and not self.interrupt
+        self._tx_edge |= rises
+        self.interrupt |= rises
 
     # -- what registers show, with no side effect
 
@@ -241,7 +242,7 @@ class Uart16550:
         return IIR_NONE
 
     def _update(self) -> None:
-        level = self._cause() != IIR_NONE
+        level = self.modem.out2 and self._cause() != IIR_NONE
         self._edge |= level and not self.interrupt
         self.interrupt = level
 

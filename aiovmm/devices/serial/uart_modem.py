@@ -35,6 +35,11 @@ class Modem:
         return bool(self.control & MCR_LOOP)
 
     @property
+    def out2(self) -> bool:
+        """The output that opens the board's gate to the interrupt controller."""
+        return bool(self.control & MCR_OUT2)
+
+    @property
     def lines(self) -> int:
         """MSR[7:4]; in loopback they are RTS, DTR, OUT1 and OUT2."""
         if not self.loopback:
