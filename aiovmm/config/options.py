@@ -197,9 +197,10 @@ def parse_console(option: str, text: str) -> ConsoleConfig:
     """`tty`, `pty`, `null`, `off`, `socket=PATH` or `file=PATH`; `option` is "serial" or "console", and the latter takes the
     keys of a device beside it."""
     values = split_options(option, text)
-    words = [key for key, value in values.items() if value is None and key in _PLACES]
+    words = [key for key in values if key in _PLACES]
     for word in words:
-        del values[word]
+        if values.pop(word) is not None:
+            raise ConfigError(option, f"{word} takes no value", f"say {option} {word}")
     given = _convert(option, values)
     paths: dict[str, Path] = {key: given.pop(key) for key in ("file", "socket") if key in given}
     modes = [*words, *paths]

@@ -15,10 +15,11 @@ import errno
 import os
 import threading
 import weakref
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from aiovmm.dataclass import dataclass
-from aiovmm.errors import MORE_THREADS, KvmError, StateError
+from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
 from aiovmm.kvm.paging import Paging
@@ -110,6 +111,19 @@ class Vcpu(VcpuState):
             raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
         self._thread, self._ended, self._reported = thread, None, False
         self._guard = weakref.finalize(self, _end_thread, os.getpid(), self.native, thread)
+
+    def run_on(self, cpus: Iterable[int]) -> None:
+        """Have the thread, which must be there, run on these processors of the host only. Raises HostError."""
+        assert self._thread is not None, "it has been started"
+        assert self._thread.native_id is not None
+        try:
+            os.sched_setaffinity(self._thread.native_id, cpus)
+        except (OSError, OverflowError) as exc:
+            if isinstance(exc, ProcessLookupError):  # the guest has ended already
+                return
+            there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+            hint = f"cpus.affinity= has processors of the host; this process may use {there}"
+            raise HostError(f"binding vCPU {self.index}", getattr(exc, "errno", errno.EINVAL), hint) from exc
 
     def stop(self) -> None:
         """Ask the thread to leave the guest for good, from whatever it does. Idempotent; `join` waits for it."""

@@ -160,11 +160,14 @@ class Machine:
     # -- running
 
     async def start(self, *, paused: bool = False) -> None:
-        """Let all vCPUs run, or have them stand at their first instruction. Gives the event loop no turn. Raises KvmError."""
+        """Let all vCPUs run, or have them stand at their first instruction. Gives the event loop no turn. Raises HostError."""
+        affinity = dict(self.parts.config.cpus.affinity)
         for vcpu in self.vcpus:
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
             vcpu.start()
+            if hosts := affinity.get(vcpu.index):
+                vcpu.run_on(hosts)
 
     async def pause(self) -> None:
         """Park all vCPUs, or, if that fails or is cancelled, none."""
