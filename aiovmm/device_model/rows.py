@@ -15,6 +15,7 @@ from aiovmm.config import (
     RngConfig,
     VsockConfig,
 )
+from aiovmm.config.options import KEYS
 from aiovmm.device_model.features import (
     blk_features,
     console_features,
@@ -30,6 +31,12 @@ __all__ = ["device_rows"]
 
 _PATH, _SOCKET = Path("/path"), Path("/socket")
 _THEIRS = "those of the back end that the monitor knows"
+
+
+def _switch(option: str) -> str:
+    """With the keys that are not every device's."""
+    place = KEYS["console"].keys() - KEYS["serial"].keys()
+    return f"--{option} " + ",".join(f"{key}=" for key in KEYS[option] if key not in place and key[0] != "_")
 
 
 def device_rows() -> tuple[DeviceRow, ...]:
@@ -96,7 +103,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "virtio-blk",
             is_wired(disks=(DiskConfig(path=_PATH),)),
             "off",
-            "--disk path=,readonly=,direct=,num_queues=,queue_size=,serial=",
+            _switch("disk"),
             blk_features(),
             "raw files and block devices, by io_uring or threads",
             f"{MAX_IN_FLIGHT} requests in flight a queue, {MAX_IN_FLIGHT_DEVICE} a device; no qcow2",
@@ -104,8 +111,8 @@ def _virtio() -> tuple[DeviceRow, ...]:
         DeviceRow(
             "virtio-console",
             is_wired(console=ConsoleConfig(ConsoleMode.NULL)),
-            "off, unless the kernel's command line names hvc0 last",
-            "--console tty|pty|socket=PATH|file=PATH|null|off",
+            "on in `aiovmm run`, off in VMConfig",
+            "--console tty|pty|socket=PATH|file=PATH|null|off,id=,pci_segment=,pci_device_id=,iommu=",
             console_features(),
             "as the serial port",
             "one port",
@@ -123,7 +130,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "virtio-net",
             is_wired(nets=(NetConfig(),)),
             "off",
-            "--net tap=,fd=,ip=,mask=,mac=,mtu=,num_queues=,queue_size=",
+            _switch("net"),
             net_features(),
             "TAP (made, by name, or by descriptor), unix socket by descriptor",
             "128 queue pairs",
@@ -132,7 +139,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "virtio-pmem",
             is_wired(pmems=(PmemConfig(file=_PATH),)),
             "off",
-            "--pmem file=,size=,discard_writes=",
+            _switch("pmem"),
             names_of(pmem.PmemDevice.features, pmem),
             "a file or block device, mapped shared, or privately with discard_writes=on",
             f"size a multiple of {ALIGNMENT >> 20} MiB",
@@ -141,7 +148,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "virtio-rng",
             is_wired(rng=RngConfig()),
             "on",
-            "--rng src=",
+            _switch("rng"),
             names_of(rng.RngDevice.features, rng),
             "a character device or file; /dev/urandom",
             f"{REQUEST_LIMIT >> 10} KiB a request",
@@ -150,7 +157,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "virtio-vsock",
             is_wired(vsock=VsockConfig()),
             "off",
-            "--vsock cid=,socket=",
+            _switch("vsock"),
             names_of(vsock.VsockDevice.features, vsock),
             "the program's streams; a unix socket that speaks the hybrid protocol",
             f"stream sockets; {VsockConfig.max_connections} connections of {VsockConfig.buffer_size >> 10} KiB each way",
@@ -175,7 +182,7 @@ def _vhost_user() -> tuple[DeviceRow, ...]:
             "vhost-user-fs",
             is_wired(fs=(FsConfig(tag="share", socket=_SOCKET),)),
             "off",
-            "--fs tag=,socket=,num_queues=,queue_size=",
+            _switch("fs"),
             back_ends="virtiofsd or its like at a unix socket",
             limits="not with --memory shared=off; no DAX; a back end that dies takes the mount with it",
         ),
@@ -196,7 +203,7 @@ def _vfio() -> DeviceRow:
         "VFIO",
         is_wired(devices=(DeviceConfig(path=Path("/sys/bus/pci/devices/0000:00:01.0")),)),
         "off",
-        "--device path=/sys/bus/pci/devices/...",
+        _switch("device"),
         back_ends="a PCI function of the host that vfio-pci holds, in a container with an IOMMU of type 1",
         limits="MSI, MSI-X and INTx; no I/O BARs, expansion ROM or extended configuration space; all guest memory is locked",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from typing import NamedTuple
 
 from aiovmm.config.reference import device_keys, machine_keys, whole_options
@@ -55,7 +56,9 @@ def why_not(option: str, key: str = "") -> str:
 
 
 def as_markdown() -> str:
-    """The table of docs/reference.md."""
-    lines = ["| Option | Here | |", "|---|---|---|"]
-    lines += [f"| `{f'{r.option} {r.key}='.removesuffix(' =')}` | {r.verdict.value} | {r.note} |" for r in rows()]
-    return "\n".join(lines).replace(" tty=`", " tty`").replace(" null=`", " null`") + "\n"
+    """The table of docs/reference.md: a line for keys of an option of which the same is to be said."""
+    lines = ["| Option | Keys | Here | |", "|---|---|---|---|"]
+    for (option, verdict, note), alike in groupby(rows(), key=lambda row: (row.option, row.verdict, row.note)):
+        keys = ", ".join(f"`{row.key}`" for row in alike if row.key)
+        lines.append(f"| `{option}` | {keys} | {verdict.value} | {note} |")
+    return "\n".join(lines) + "\n"
