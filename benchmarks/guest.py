@@ -61,9 +61,10 @@ def aiovmm_program() -> list[str]:
 def aiovmm_command(
     files: Files, serial: str, devices: Sequence[Word] = (), *, mib: int = 512, cmdline: str = CMDLINE
 ) -> list[Word]:
-    """`aiovmm run`. `serial` as its option has it."""
+    """`aiovmm run`, with nothing that was not asked for. `serial` as its option has it."""
     payload: list[Word] = ["--kernel", files.kernel, "--initramfs", files.initramfs, "--cmdline", cmdline]
-    return [*aiovmm_program(), "run", *payload, "--memory", f"{mib}M", "--serial", serial, *devices]
+    console = () if "--console" in devices else ("--console", "off")
+    return [*aiovmm_program(), "run", *payload, "--memory", f"{mib}M", "--serial", serial, *console, *devices]
 
 
 def qemu_command(

@@ -24,6 +24,7 @@ __all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "refuse_absent", "sp
 
 LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device")
 
+_UNSEEN = (ConsoleMode.OFF, ConsoleMode.NULL)
 _YEAR = 366 * 86400.0
 
 
@@ -51,16 +52,16 @@ def _last_console(cmdline: str | None) -> str:
 
 
 def _consoles(serial: str | None, console: str | None, cmdline: str | None) -> tuple[ConsoleConfig, ConsoleConfig]:
-    """Both are there. One that is not given is on the terminal if the command line names it last, or names neither, or if nothing
-    else would be there: a guest cannot be seen only if both were told to be elsewhere."""
+    """Both are there. One that is not given is on the terminal if the command line names it last, or names neither, or if the
+    other one can be seen nowhere: a guest is mute only if both were told to be."""
     last = _last_console(cmdline)
     there = None if serial is None else parse.parse_console("serial", serial)
     other = None if console is None else parse.parse_console("console", console)
     if other is None:
-        seen = last == "ttyS" and (there is None or there.mode is ConsoleMode.TTY)
+        seen = last == "ttyS" and (there is None or there.mode not in _UNSEEN)
         other = ConsoleConfig(ConsoleMode.NULL if seen else ConsoleMode.TTY)
     if there is None:
-        seen = other.mode is ConsoleMode.TTY and (last == "hvc" or cmdline is None)
+        seen = other.mode is ConsoleMode.TTY if cmdline is None else last == "hvc" and other.mode not in _UNSEEN
         there = ConsoleConfig(ConsoleMode.NULL if seen else ConsoleMode.TTY)
     return there, other
 

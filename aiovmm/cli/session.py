@@ -83,6 +83,9 @@ class Session:
                 terminal = config, console
             elif console.place:
                 say(f"{console.name} is at {console.place}")
+        shown = {self._config.serial.mode, self._config.console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
+        if not shown and self._events_to != "2":
+            say("no console of the guest is shown (--serial tty shows one)")
         return terminal
 
     async def _watch_places(self, events: Subscription) -> None:

@@ -34,7 +34,10 @@ def modes(*arguments: str) -> tuple[str, str, VMConfig]:
         (["--serial", "off"], "off", "tty"),
         (["--serial", "null"], "null", "tty"),
         (["--serial", "null", "--cmdline", "console=ttyS0"], "null", "tty"),
-        (["--serial", "socket=/tmp/s"], "socket", "tty"),
+        (["--serial", "socket=/tmp/s"], "socket", "null"),
+        (["--serial", "file=/tmp/s", "--cmdline", "console=hvc0"], "file", "tty"),
+        (["--console", "file=/tmp/s"], "tty", "file"),
+        (["--console", "socket=/tmp/s", "--cmdline", "console=hvc0"], "null", "socket"),
         (["--console", "off"], "tty", "off"),
         (["--console", "null"], "tty", "null"),
         (["--console", "tty"], "null", "tty"),
@@ -68,3 +71,10 @@ def test_what_both_say_is_on_the_terminal(aiovmm: Command, guest: list[str]) -> 
 def test_it_is_on_the_terminal_also_where_hvc0_comes_first(aiovmm: Command, guest: list[str]) -> None:
     done = aiovmm.run(*guest, "--cmdline", "ho console=hvc0", "--serial", "tty")
     assert (done.returncode, done.stdout) == (0, b"hello\n"), done.stderr
+
+
+def test_a_guest_that_was_told_to_be_mute_is_said_to_be(aiovmm: Command, guest: list[str]) -> None:
+    for mode in ("null", "off"):
+        done = aiovmm.run(*guest, "--cmdline", "ho", "--serial", mode, "--console", "off")
+        assert (done.returncode, done.stdout) == (0, b"")
+        assert done.stderr == b"aiovmm: no console of the guest is shown (--serial tty shows one)\n"
