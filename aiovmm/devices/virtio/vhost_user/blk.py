@@ -57,12 +57,8 @@ class VhostUserBlk(VhostUserDevice):
 
     @classmethod
     def from_config(cls, config: DiskConfig, name: str = "disk") -> VhostUserBlk:
-        """Raises ConfigError for options that only the back end can have."""
+        """The disk that `config`, which has vhost_user=on, describes."""
         assert config.socket is not None
-        if config.serial is not None:
-            raise ConfigError("disk.serial", "with vhost_user=on it is the back end's")
-        if config.direct:
-            raise ConfigError("disk.direct", "with vhost_user=on how the image is opened is up to the back end")
         return cls(
             config.socket,
             num_queues=config.num_queues,
