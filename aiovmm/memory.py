@@ -64,6 +64,7 @@ class MemoryRegion:
     host: int
     readonly: bool = False
     shared: bool = True  # stores are seen through the fd, so that other processes can be given it
+    ram: bool = False  # else it is a device's (a pmem image), whose file is nobody's business but ours
 
     @property
     def end(self) -> int:
@@ -125,7 +126,7 @@ class GuestMemory:
         os.ftruncate(fd, total)
         offset = 0
         for gpa, size in ranges:
-            self.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages)
+            self.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages, ram=True)
             offset += size
 
     def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool) -> None:
@@ -140,7 +141,8 @@ class GuestMemory:
             mapping.madvise(_MADV_POPULATE_WRITE, start, size)
         host = mapping.host + start
         self._insert(
-            MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False), memoryview(mapping)[start : start + size]
+            MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False, ram=True),
+            memoryview(mapping)[start : start + size],
         )
 
     def map_fd(
@@ -154,6 +156,7 @@ class GuestMemory:
         readonly: bool = False,
         prefault: bool = False,
         reserve: bool = False,
+        ram: bool = False,
     ) -> MemoryRegion:
         """Map `size` bytes of `fd` (stays the caller's, `create`'s own excepted) at `gpa`. Raises HostError, UsageError.
 
@@ -169,7 +172,7 @@ class GuestMemory:
         except OSError as exc:
             hint = _NO_HUGE_PAGES if reserve else ""
             raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc
-        region = MemoryRegion(gpa, size, fd, offset, mapping, mapping.host, readonly, shared)
+        region = MemoryRegion(gpa, size, fd, offset, mapping, mapping.host, readonly, shared, ram)
         self._insert(region, memoryview(mapping))
         return region
 

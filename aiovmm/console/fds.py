@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from aiovmm.console.modes import undisturbed
+from aiovmm.console.nowait import read_now, write_now
 
 __all__ = ["Descriptor", "OwnedFd", "open_end", "open_output"]
 
@@ -79,11 +80,12 @@ class _LosableOutput:
 class OwnedFd:
     """A non-blocking descriptor of a terminal, pipe or socket, with `read` and `write` that wait on the loop.
 
-    `was_blocking`: O_NONBLOCK belongs to the open file, which others (a shell) may share; `close` sets it back.
+    `shared`: its open file is somebody else's as well. What that had of O_NONBLOCK before, `close` sets back.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, shared: bool = False) -> None:
         self._fd = fd
+        self._shared = shared
         self._was_blocking = os.get_blocking(fd)
         self._guard: Callable[[], AbstractContextManager[None]] = undisturbed if os.isatty(fd) else nullcontext
         os.set_blocking(fd, False)
@@ -97,7 +99,7 @@ class OwnedFd:
         try:
             return cls(os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
         except OSError:
-            return cls(os.dup(fd))
+            return cls(os.dup(fd), shared=True)
 
     def fileno(self) -> int:
         return self._fd
@@ -110,7 +112,7 @@ class OwnedFd:
             await self._ready(loop.add_reader, loop.remove_reader)
             try:
                 with self._guard():
-                    return os.read(self._fd, n)
+                    return read_now(self._fd, n) if self._shared else os.read(self._fd, n)
             except BlockingIOError:
                 continue
             except OSError as exc:
@@ -131,7 +133,7 @@ class OwnedFd:
         """Write what fits now; the number of bytes, 0 if none."""
         try:
             with self._guard():
-                return os.write(self._fd, data)
+                return write_now(self._fd, data) if self._shared else os.write(self._fd, data)
         except BlockingIOError:
             return 0
 

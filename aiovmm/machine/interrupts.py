@@ -8,6 +8,7 @@ import select
 from aiovmm.errors import KvmError
 from aiovmm.kvm.routing import GsiRouting, IrqfdLine
 from aiovmm.kvm.vmfd import VmFd
+from aiovmm.native import lib
 
 __all__ = ["IoApicSink", "KvmMsiLine"]
 
@@ -23,12 +24,14 @@ class KvmMsiLine:
         self.name = name
         self._vm = vm
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._shared = False
         self._gsi: int | None = None
         self._irqfd: IrqfdLine | None = None
 
     @property
     def fd(self) -> int | None:
-        """The eventfd; None once closed."""
+        """The eventfd; None once closed. Who asks hands it on, so from then on others have it as well."""
+        self._shared = True
         return self._fd if self._fd >= 0 else None
 
     @property
@@ -61,7 +64,9 @@ class KvmMsiLine:
 
     def pulse(self) -> None:
         """Send the message; kept in the eventfd while masked."""
-        if self._fd >= 0:
+        if self._fd >= 0 and self._shared:  # whoever has it may have filled it, and made it blocking
+            lib.avmm_event_signal(self._fd)
+        elif self._fd >= 0:
             os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from aiovmm.bus import Space
 from aiovmm.errors import HostError
+from aiovmm.native import lib
 from aiovmm.pci.services import IoEventFd, PciServices
 
 __all__ = ["NOTIFY_MULTIPLIER", "Doorbells"]
@@ -66,7 +67,9 @@ class Doorbells:
         """A notification that came as an exit. Dropped while the device is not live, as is one across two queues."""
         index = offset // NOTIFY_MULTIPLIER
         if index < len(self._kicks) and offset % NOTIFY_MULTIPLIER == 0:
-            os.eventfd_write(self._kicks[index], 1)
+            lib.avmm_event_signal(
+                self._kicks[index]
+            )  # a back end in another process may have it: no write that could wait
 
     def _register(self) -> None:
         if self._base is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -63,8 +64,7 @@ class PciRoot:
 
     async def close(self) -> None:
         """Unplug everything and leave the bus. Idempotent."""
-        for segment in reversed(self.segments):
-            await segment.close()
+        await asyncio.gather(*(segment.close() for segment in reversed(self.segments)))
         if self._ports is not None:
             self._services.bus.remove(self._ports)
             self._ports = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 
 from aiovmm.bus import FastPage, Policy, Range, Space
@@ -59,9 +60,12 @@ class PciSegment:
         await function.close()
 
     async def close(self) -> None:
-        """Unplug everything. Idempotent."""
-        for slot in sorted(self._slots, reverse=True):
-            await self.remove(slot)
+        """Unplug everything. Idempotent. Functions end side by side: one that is slow (a back end that does not answer) takes no
+        more time than the slowest, and one that fails leaves no other open."""
+        removed = (self.remove(slot) for slot in sorted(self._slots, reverse=True))
+        for outcome in await asyncio.gather(*removed, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     def reserve(self, slot: int) -> None:
         """Keep `slot` for one who asks for it by its number."""

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import dataclasses
 import enum
-import os
 from collections.abc import Callable, Sequence
 
 from aiovmm.errors import HostError, PeerError, StateError
@@ -200,7 +199,7 @@ class VhostUserBackend:
             for ring in live.rings:  # the kick or the interrupt that its predecessor swallowed
                 for fd in (ring.kick, ring.call):
                     if fd is not None:
-                        os.eventfd_write(fd, 1)
+                        lib.avmm_event_signal(fd)  # which waits for nothing: the fds are the back end's as well
 
     def _resumed(self, live: Live) -> Live:
         """Rings from where they stand. Raises PeerError if that cannot be known."""

@@ -20,6 +20,8 @@ from aiovmm.vhost_user.protocol import MAX_FDS, BackendRequest, FrontendRequest
 
 __all__ = ["Channel", "ChannelClosed", "close_fds"]
 
+_READS = 16
+"""Reads of the socket before others get a turn: a peer may send, or cut into single bytes, as fast as we read."""
 _FD_SIZE = array.array("i").itemsize
 
 
@@ -46,10 +48,15 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._sending = asyncio.Lock()
         self._closed = False
+        self._reads = 0  # since others had their turn
 
     async def receive(self) -> Message:
         """The next message. Raises ChannelClosed at the end of the stream, PeerError for what is no message."""
         while True:
+            if self._reads == _READS:
+                self._reads = 0
+                await asyncio.sleep(0)
+            self._reads += 1
             frame = self._read()
             if isinstance(frame, Frame):
                 try:
@@ -58,6 +65,7 @@ class Channel:
                     close_fds(frame.fds)
                     raise
             if frame is _BLOCKED:
+                self._reads = 0
                 await self._ready("read", self._loop.add_reader, self._loop.remove_reader)
 
     async def send(self, message: Message) -> None:

@@ -20,7 +20,8 @@ __all__ = ["Connection", "connect"]
 
 T = TypeVar("T")
 ANSWER_TIMEOUT = 30.0
-"""Seconds: a back end that says nothing for so long is taken for dead (it may drain requests before it stops a ring)."""
+"""Seconds for a whole sequence of requests, however many answers it has: a back end that is not done by then is taken for dead
+(it may drain requests before it stops its rings)."""
 
 
 class Connection:
@@ -73,12 +74,14 @@ class Connection:
         return connection
 
     async def carry_out(self, sequence: Sequence[T]) -> T:
-        """Send its requests and hand it the answers. Raises what the sequence raises, PeerError, or ChannelClosed."""
+        """Send its requests and hand it the answers, all within `timeout` from now, the wait for a sequence before it included.
+        Raises what the sequence raises, PeerError, or ChannelClosed."""
+        deadline = asyncio.get_running_loop().time() + self._timeout
         async with self._turn:
             try:
                 request = next(sequence)
                 while True:
-                    request = sequence.send(await self._ask(request))
+                    request = sequence.send(await self._ask(request, deadline))
             except StopIteration as end:
                 result: T = end.value
                 return result
@@ -94,7 +97,7 @@ class Connection:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _ask(self, request: Message) -> Message:
+    async def _ask(self, request: Message, deadline: float) -> Message:
         expected = answer_layout(request.request) is not None
         # Requests that the protocol wants answered before REPLY_ACK is agreed on are those with an answer of their own.
         acked = not expected and bool(self.offer.protocol & ProtocolFeature.REPLY_ACK)
@@ -102,15 +105,13 @@ class Connection:
             request = Message(request.request, request.payload, request.fds, Flag.NEED_REPLY)
         if self._error is not None:
             raise self._error
-        if not expected and not acked:
-            await self._channel.send(request)
-            return Message(request.request)
-        self._asked = request
+        answered = expected or acked
+        self._asked = request if answered else None
         future = self._answer = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout_at(deadline):
                 await self._channel.send(request)
-                answer: Message = await asyncio.shield(future)
+                answer = await asyncio.shield(future) if answered else Message(request.request)
         except TimeoutError:
             error = PeerError(f"the back end did not answer {request.request.name} within {self._timeout:g} s")
             self._lost(error)

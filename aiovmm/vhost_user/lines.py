@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable
 
 from aiovmm.errors import HostError
 from aiovmm.irq import IrqLine
+from aiovmm.native import lib
 
 __all__ = ["EventReader", "call_fd"]
 
 
 class EventReader:
-    """An eventfd that calls `heard` on the loop whenever somebody signals it. Raises HostError if there are too many fds."""
+    """An eventfd that calls `heard` on the loop whenever somebody signals it. Raises HostError if there are too many fds.
+
+    Its open file is the back end's as well, which may make it blocking, or take what was signalled before we do."""
 
     def __init__(self, heard: Callable[[], None]) -> None:
         try:
@@ -33,8 +35,7 @@ class EventReader:
             self.fd = -1
 
     def _readable(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
+        if lib.avmm_event_take(self.fd) > 0:
             self._heard()
 
 

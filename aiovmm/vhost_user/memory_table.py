@@ -11,8 +11,12 @@ __all__ = ["ring_address", "shared_regions", "wire_region"]
 
 
 def shared_regions(memory: GuestMemory) -> tuple[MemoryRegion, ...]:
-    """The regions that another process can be given: shared and writable ones. Raises UsageError."""
-    regions = tuple(r for r in memory.regions if r.shared and not r.readonly)
+    """The regions that another process is given: RAM that is shared. Raises UsageError.
+
+    Not the memory of devices: a back end with a writable descriptor of a pmem image could change, or cut off, what is nobody's
+    but the guest's. (A driver that had its request read straight into such memory is told of an error by the back end.)
+    """
+    regions = tuple(r for r in memory.regions if r.ram and r.shared and not r.readonly)
     if not regions:
         raise UsageError("guest memory is private: a vhost-user back end cannot share it")
     if len(regions) > MAX_REGIONS:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 from collections import deque
 from typing import Any
 
@@ -277,9 +276,7 @@ class Queue:
             self._reading = True
 
     def _on_kick(self) -> None:
-        try:
-            os.eventfd_read(self.kick_fd)
-        except BlockingIOError:  # woken for nothing
+        if lib.avmm_event_take(self.kick_fd) <= 0:  # woken for nothing
             return
         self.kicks += 1
         if self._serving is not None:

@@ -3,10 +3,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
+import tty
 
 import pytest
 
 from aiovmm.console.fds import OwnedFd
+from aiovmm.console.nowait import read_now, write_now
 
 
 async def test_bytes_go_through_a_full_pipe() -> None:
@@ -78,3 +81,39 @@ async def test_a_reader_that_is_gone_is_an_error_to_the_writer() -> None:
         await sink.write(b"x")
     assert caught.value.errno == errno.EPIPE
     sink.close()
+
+
+def _pair(kind: str) -> tuple[int, int]:
+    """One to read and one to write, both blocking."""
+    if kind == "pipe":
+        return os.pipe()
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        return ours.detach(), theirs.detach()
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    return slave, master
+
+
+def _fill(fd: int) -> None:
+    for _ in range(10_000):
+        assert 0 < write_now(fd, bytes(100_000)) <= 100_000
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
+def test_what_is_shared_is_never_waited_for(kind: str) -> None:
+    """Whoever shares the open file has made it blocking again since we looked."""
+    reader, writer = _pair(kind)
+    try:
+        with pytest.raises(BlockingIOError):
+            read_now(reader, 100)
+        assert write_now(writer, b"abc") == 3
+        assert read_now(reader, 2) == b"ab"
+        assert read_now(reader, 100) == b"c"
+        with pytest.raises(BlockingIOError):
+            _fill(writer)
+    finally:
+        os.close(reader)
+        os.close(writer)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        read_now(reader, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import struct
@@ -14,13 +15,17 @@ import pytest
 
 from aiovmm.devices.virtio.vhost_user import VhostUserBlk
 from aiovmm.errors import PeerError
+from aiovmm.memory import GuestMemory
+from aiovmm.native import lib
 from aiovmm.vhost_user import Timing
 from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
 from aiovmm.vhost_user.connection import Connection, connect
+from aiovmm.vhost_user.lines import EventReader
+from aiovmm.vhost_user.memory_table import shared_regions
 from aiovmm.vhost_user.messages import Message
 from aiovmm.vhost_user.payloads import ConfigSpace, InflightArea, Payload, VringState, Word
 from aiovmm.vhost_user.protocol import F_PROTOCOL_FEATURES, BackendRequest, Flag, FrontendRequest, ProtocolFeature
-from aiovmm.vhost_user.sequences import get_record, read_config
+from aiovmm.vhost_user.sequences import get_record, read_config, write_config
 from aiovmm.virtqueue.features import VERSION_1
 from tests.pci.echo import until
 from tests.vhost_user.bench import Guest
@@ -72,9 +77,11 @@ class FakeBackEnd:
     async def _one(self, channel: Channel, message: Message, sock: socket.socket) -> None:
         if message.request is F.SET_BACKEND_REQ_FD:
             self.requests = socket.socket(fileno=os.dup(message.fds[0]))
-        close_fds(message.fds)
-        if await self.answer(channel, message, sock):
-            return
+        try:
+            if await self.answer(channel, message, sock):
+                return
+        finally:
+            close_fds(message.fds)
         replies: dict[FrontendRequest, Payload] = {
             F.GET_FEATURES: Word(VERSION_1 | F_PROTOCOL_FEATURES),
             F.GET_PROTOCOL_FEATURES: Word(OFFER),
@@ -325,3 +332,168 @@ async def test_an_answer_with_an_fd_that_comes_too_late_is_closed(path: Path) ->
             await opened.carry_out(get_record(1, 64))
         await asyncio.sleep(0.3)
         assert len(lost) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 5, 12], ids=lambda cut: f"{cut} bytes a write")
+async def test_a_flood_of_notices_leaves_the_loop_to_others(cut: int) -> None:
+    """Whatever a peer sends, in whatever pieces, and however fast: a channel reads a bounded number of times in a row."""
+    ours, theirs = socket.socketpair()
+    channel = Channel(ours, BackendRequest)
+    theirs.setblocking(False)
+    notice = struct.pack("<III", BackendRequest.CONFIG_CHANGE, 1, 0)
+    others = reads = most = 0
+    read = channel._read
+
+    def topped_up() -> object:
+        """There is always something to be read."""
+        nonlocal reads, most
+        reads += 1
+        most = max(most, reads)
+        assert reads < 1000, "nobody else had a turn"
+        for at in range(0, len(notice), cut):
+            with contextlib.suppress(BlockingIOError):
+                theirs.send(notice[at : at + cut])
+        return read()
+
+    async def another() -> None:
+        nonlocal others, reads
+        while True:
+            others += 1
+            reads = 0
+            await asyncio.sleep(0)
+
+    channel._read = topped_up  # type: ignore[assignment,method-assign]
+    task = asyncio.create_task(another())
+    try:
+        for _ in range(500):
+            assert (await channel.receive()).request is BackendRequest.CONFIG_CHANGE
+    finally:
+        task.cancel()
+        channel.close()
+        theirs.close()
+    assert others > 20
+    assert most <= 32
+
+
+async def test_all_answers_together_have_one_deadline(path: Path) -> None:
+    """A back end that answers each request at the last moment holds a reset up no longer than one that answers none."""
+    slow = False
+
+    async def late(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if slow:
+            await asyncio.sleep(0.2)
+        return False
+
+    device = VhostUserBlk(path, num_queues=4, timing=Timing(connect=1, answer=0.5, patience=0.3))
+    offer = F.GET_QUEUE_NUM
+
+    async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if message.request is offer:
+            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+            return True
+        return await late(channel, message, sock)
+
+    async with FakeBackEnd(path, answer), Guest(device) as guest:
+        await guest.driver.start()
+        slow = True
+        begin = asyncio.get_running_loop().time()
+        await guest.driver.reset()  # eight requests with an answer each
+        assert asyncio.get_running_loop().time() - begin < 1.3
+        assert guest.device.frontend.connection is None  # type: ignore[attr-defined]
+        slow = False
+
+
+async def test_a_back_end_that_reads_nothing_cannot_keep_a_reset(path: Path) -> None:
+    """Also requests that have no answer are sent by the deadline: the peer's socket takes only so much."""
+    ours, theirs = socket.socketpair()
+    lost: list[PeerError] = []
+    with theirs:
+        opened = Connection(
+            Channel(ours, F), on_lost=lambda c, error: lost.append(error), on_config_change=lambda: None, timeout=0.3
+        )
+
+        async def fill() -> None:
+            while True:
+                await opened.carry_out(write_config(0, bytes(200)))
+
+        async with asyncio.timeout(5):
+            with pytest.raises(PeerError, match=r"did not answer SET_CONFIG within 0\.3 s"):
+                await fill()
+        assert len(lost) == 1
+        await opened.close()
+
+
+async def test_an_eventfd_that_the_back_end_has_filled_and_made_blocking_holds_nobody_up(path: Path) -> None:
+    """Kicks are its own as well: O_NONBLOCK, and the counter, to which nothing can be added then."""
+    kicks: list[int] = []
+
+    async def keep(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if message.request is F.SET_VRING_KICK:
+            kicks.append(os.dup(message.fds[0]))
+        return False
+
+    device = VhostUserBlk(path, timing=Timing(connect=1, answer=1, patience=5))
+    async with FakeBackEnd(path, keep) as fake, Guest(device) as guest:
+        await guest.driver.start()
+        os.eventfd_write(kicks[0], (1 << 64) - 2)
+        os.set_blocking(kicks[0], True)
+        guest.function._doorbells.write(0, b"\0\0")  # a notification that came as an exit
+        connection = device.frontend.connection
+        assert connection is not None
+        connection._channel._sock.shutdown(socket.SHUT_RDWR)  # it goes, and comes back: it is kicked
+        await until(lambda: fake.connections == 2 and guest.backend.connected)
+        await guest.driver.reset()
+        assert os.eventfd_read(kicks[0]) == (1 << 64) - 1  # signalled as often as it could be
+        for fd in kicks:
+            os.close(fd)
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_signal_is_never_waited_for(full: bool, blocking: bool) -> None:
+    fd = os.eventfd((1 << 32) - 1, os.EFD_CLOEXEC)
+    before = (1 << 64) - 2 if full else 0
+    os.eventfd_read(fd)
+    os.eventfd_write(fd, before)
+    os.set_blocking(fd, blocking)
+    for _ in range(20):
+        assert lib.avmm_event_signal(fd) == 0
+    assert os.eventfd_read(fd) == min(before + 20, (1 << 64) - 1)
+    assert lib.avmm_event_take(fd) == 0
+    os.close(fd)
+    assert lib.avmm_event_signal(fd) < 0
+    assert lib.avmm_event_take(fd) == -errno.EBADF
+
+
+def test_a_child_that_was_forked_signals_too() -> None:
+    fd = os.eventfd(0)
+    assert lib.avmm_event_signal(fd) == 0  # the parent has its means
+    child = os.fork()
+    if not child:
+        os._exit(-lib.avmm_event_signal(fd))
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.eventfd_read(fd) == 2
+    os.close(fd)
+
+
+async def test_who_takes_a_signal_first_does_not_make_us_wait() -> None:
+    """The loop says that an eventfd can be read; by then the other side has read it, and made it blocking."""
+    heard: list[bool] = []
+    reader = EventReader(lambda: heard.append(True))
+    os.set_blocking(reader.fd, True)
+    reader._readable()
+    assert heard == []
+    os.eventfd_write(reader.fd, 1)
+    reader._readable()
+    assert heard == [True]
+    reader.close()
+
+
+def test_a_back_end_gets_ram_and_no_image_of_a_device() -> None:
+    with contextlib.closing(GuestMemory.create([(0, 1 << 20)])) as memory:
+        image = os.memfd_create("pmem")
+        os.ftruncate(image, 2 << 20)
+        memory.map_fd(1 << 30, 2 << 20, image)
+        assert [r.gpa for r in shared_regions(memory)] == [0]
+        assert image not in {r.fd for r in shared_regions(memory)}
+        os.close(image)

@@ -22,7 +22,8 @@ struct avmm_net_rx {
     uint8_t mergeable;
     uint8_t discard;
     uint8_t checked;
-    uint8_t pad[3];
+    uint8_t socket;
+    uint8_t pad[2];
     uint32_t pending;
     uint32_t aim;
     int32_t error;

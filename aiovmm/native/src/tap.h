@@ -36,7 +36,8 @@ struct avmm_net_rx {
     uint8_t mergeable; /* VIRTIO_NET_F_MRG_RXBUF */
     uint8_t discard;   /* the link is down: what arrives is lost */
     uint8_t checked;   /* the driver knows checksum offloads: its headers may say so */
-    uint8_t pad[3];
+    uint8_t socket;    /* fd is one */
+    uint8_t pad[2];
     uint32_t pending;  /* bytes of the packet, header included, that waits in `packet` for chains; 0: none */
     uint32_t aim;      /* bytes that a packet is expected to have: grows at once, shrinks slowly */
     int32_t error;

@@ -1,13 +1,16 @@
+#include "nowait.h"
 #include "tap_turn.h"
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdbool.h>
-#include <unistd.h>
+#include <sys/socket.h>
 
 #define NUM_BUFFERS offsetof(struct virtio_net_hdr_v1, num_buffers)
 #define NEEDS_CSUM 1u
 #define FIRST 2u    /* chains that a turn takes first: for the packet that there is, and to look for another */
-#define DISCARD 64u /* packets thrown away in a turn while the link is down */
+/* Bytes that a read is charged besides those it gave. A peer whose packets all come to nothing (too short, too long, too large for
+ * the guest's buffers, a link that is down) would else hold the turn for as long as it sends. */
+#define READ_COST 2048u
 
 /* §5.1.6.3.1: receive buffers are device-writable, and each holds a header at least. */
 static inline bool is_receive_buffer(const struct avmm_chain *c) { return !c->n_read && c->write_bytes >= AVMM_NET_HDR; }
@@ -22,10 +25,10 @@ static void give(struct avmm_net_turn *t, const uint16_t *heads, const uint32_t 
 struct receive {
     struct avmm_net_rx *rx;
     struct avmm_net_turn *turn;
-    uint32_t step;   /* chains to take the next time */
-    uint32_t passed; /* bytes */
-    bool dry;        /* the ring has no further chain, for this turn */
-    bool malformed;  /* not even a first one */
+    uint32_t step;    /* chains to take the next time */
+    uint32_t charged; /* against the turn's budget */
+    bool dry;         /* the ring has no further chain, for this turn */
+    bool malformed;   /* not even a first one */
 };
 
 /* Take twice as many as the last time. False: there are none. */
@@ -78,7 +81,6 @@ static void complete(struct receive *r, uint32_t size) {
         avmm_net_scatter(segments(r), 0, &flags, sizeof flags);
     }
     give(t, t->heads, t->lens, buffers);
-    r->passed += size;
     r->rx->packets++;
     r->rx->bytes += size - AVMM_NET_HDR;
 }
@@ -99,18 +101,30 @@ static int read_failed(struct avmm_net_rx *rx) {
     return errno == EAGAIN ? AVMM_NET_WAIT : AVMM_NET_ENDED;
 }
 
-static ssize_t read_retrying(int fd, const struct iovec *vec, uint32_t n) {
+/* The open file may be another process's as well, which can make it block at any time. */
+static ssize_t read_now(const struct avmm_net_rx *rx, const struct iovec *vec, uint32_t n) {
+    struct msghdr message = {.msg_iov = (struct iovec *)vec, .msg_iovlen = n};
     ssize_t got;
+    if (!rx->socket)
+        return avmm_readv_now(rx->fd, vec, (int)n);
     do
-        got = readv(fd, vec, (int)n);
+        got = recvmsg(rx->fd, &message, MSG_DONTWAIT);
     while (got < 0 && errno == EINTR);
     return got;
 }
 
+/* The only way to packets of a driver: every read is charged, whatever becomes of what it gave. */
+static ssize_t read_charged(struct receive *r, const struct iovec *vec, uint32_t n) {
+    ssize_t got = read_now(r->rx, vec, n);
+    r->charged += READ_COST + (got > 0 ? (uint32_t)got : 0);
+    return got;
+}
+
 /* One packet, header included, into rx->packet, as far as it is legal; `skip` is what the descriptor does not deliver. */
-static int read_whole(struct avmm_net_rx *rx, uint32_t skip) {
+static int read_whole(struct receive *r, uint32_t skip) {
+    struct avmm_net_rx *rx = r->rx;
     struct iovec vec = {rx->packet + skip, AVMM_NET_PACKET + 1 - skip};
-    ssize_t got = read_retrying(rx->fd, &vec, 1);
+    ssize_t got = read_charged(r, &vec, 1);
     if (got < 0)
         return read_failed(rx);
     if (!got && rx->zero_ends) {
@@ -165,7 +179,7 @@ static int read_direct(struct receive *r) {
     uint32_t n = offer(r, vec, &room);
     if (room <= AVMM_NET_PACKET)
         vec[n++] = (struct iovec){rx->packet + room, AVMM_NET_PACKET + 1 - room};
-    ssize_t got = read_retrying(rx->fd, vec, n);
+    ssize_t got = read_charged(r, vec, n);
     if (got < 0)
         return read_failed(rx);
     if (!got && rx->zero_ends) {
@@ -179,51 +193,65 @@ static int read_direct(struct receive *r) {
     return AVMM_NET_MORE;
 }
 
-static int read_stream(struct avmm_net_rx *rx) {
-    for (;;) {
-        uint32_t have = rx->stream_end - rx->stream_at, size = 0;
-        uint8_t *from = rx->stream + rx->stream_at;
-        if (have >= 4) {
-            memcpy(&size, from, 4);
-            size = ntohl(size);
-            if (size > AVMM_NET_FRAME) { /* caps what a peer makes us wait for and keep */
-                rx->error = EPROTO;
-                return AVMM_NET_ENDED;
-            }
-            if (have >= 4 + size) {
-                rx->stream_at += 4 + size;
-                if (size < AVMM_NET_MIN_FRAME || rx->discard) {
-                    rx->dropped++;
-                } else {
-                    memset(rx->packet, 0, AVMM_NET_HDR);
-                    memcpy(rx->packet + AVMM_NET_HDR, from + 4, size);
-                    rx->pending = AVMM_NET_HDR + size;
-                }
-                return AVMM_NET_MORE;
-            }
-        }
-        memmove(rx->stream, from, have);
-        rx->stream_at = 0;
-        rx->stream_end = have;
-        struct iovec vec = {rx->stream + have, AVMM_NET_STREAM_BUFFER - have};
-        ssize_t got = read_retrying(rx->fd, &vec, 1);
-        if (got < 0)
-            return read_failed(rx);
-        if (!got) {
-            rx->error = 0;
-            return AVMM_NET_ENDED;
-        }
-        rx->stream_end += (uint32_t)got;
+/* Length of the frame that is next in the buffer; 0 while that is not there. */
+static uint32_t stream_size(const struct avmm_net_rx *rx) {
+    uint32_t size = 0;
+    if (rx->stream_end - rx->stream_at >= sizeof size)
+        memcpy(&size, rx->stream + rx->stream_at, sizeof size);
+    return ntohl(size);
+}
+
+/* The next frame of a stream, if the buffer holds all of it: charged as a read is, for one read may have brought thousands. */
+static bool next_frame(struct receive *r) {
+    struct avmm_net_rx *rx = r->rx;
+    const uint8_t *from = rx->stream + rx->stream_at;
+    uint32_t have = rx->stream_end - rx->stream_at, size = stream_size(rx);
+    if (have < 4 || size > AVMM_NET_FRAME || have < 4 + size)
+        return false;
+    rx->stream_at += 4 + size;
+    r->charged += READ_COST;
+    if (size < AVMM_NET_MIN_FRAME || rx->discard) {
+        rx->dropped++;
+    } else {
+        memset(rx->packet, 0, AVMM_NET_HDR);
+        memcpy(rx->packet + AVMM_NET_HDR, from + 4, size);
+        rx->pending = AVMM_NET_HDR + size;
     }
+    return true;
+}
+
+/* A frame out of the buffer, or one read into it. */
+static int read_stream(struct receive *r) {
+    struct avmm_net_rx *rx = r->rx;
+    if (next_frame(r))
+        return AVMM_NET_MORE;
+    if (stream_size(rx) > AVMM_NET_FRAME) { /* caps what a peer makes us wait for and keep */
+        rx->error = EPROTO;
+        return AVMM_NET_ENDED;
+    }
+    uint32_t have = rx->stream_end - rx->stream_at;
+    memmove(rx->stream, rx->stream + rx->stream_at, have);
+    rx->stream_at = 0;
+    rx->stream_end = have;
+    struct iovec vec = {rx->stream + have, AVMM_NET_STREAM_BUFFER - have};
+    ssize_t got = read_charged(r, &vec, 1);
+    if (got < 0)
+        return read_failed(rx);
+    if (!got) {
+        rx->error = 0;
+        return AVMM_NET_ENDED;
+    }
+    rx->stream_end += (uint32_t)got;
+    return AVMM_NET_MORE;
 }
 
 static int read_packet(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
     if (rx->kind == AVMM_NET_STREAM)
-        return read_stream(rx);
+        return read_stream(r);
     if (rx->kind == AVMM_NET_PLAIN)
-        return read_whole(rx, AVMM_NET_HDR);
-    return rx->discard ? read_whole(rx, 0) : read_direct(r);
+        return read_whole(r, AVMM_NET_HDR);
+    return rx->discard ? read_whole(r, 0) : read_direct(r);
 }
 
 /* A packet waits in rx->packet: give it to the guest, or lose it where it can have no chains. */
@@ -241,9 +269,8 @@ static int give_pending(struct receive *r, bool chain) {
 static int receive(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
     const struct avmm_net_turn *t = r->turn;
-    uint32_t discarded = 0;
     int status = AVMM_NET_MORE;
-    while (status == AVMM_NET_MORE && r->passed < t->budget && discarded < DISCARD && !t->interrupt) {
+    while (status == AVMM_NET_MORE && r->charged < t->budget && !t->interrupt) {
         bool chain = (!rx->discard || rx->pending) && has_chain(r, t->used);
         if (r->malformed) {
             status = AVMM_NET_RING;
@@ -254,7 +281,6 @@ static int receive(struct receive *r) {
         } else if (!chain && !rx->discard) {
             status = AVMM_NET_ROOM;
         } else {
-            discarded += rx->discard;
             status = read_packet(r);
         }
     }
@@ -272,7 +298,8 @@ int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn) {
 uint32_t avmm_net_drain(struct avmm_net_rx *rx, uint32_t most) {
     uint32_t n = 0;
     uint8_t nothing[1];
-    while (n < most && read(rx->fd, nothing, sizeof nothing) > 0)
+    struct iovec vec = {nothing, sizeof nothing};
+    while (n < most && read_now(rx, &vec, 1) > 0)
         n++;
     return n;
 }

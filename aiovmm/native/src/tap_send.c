@@ -1,3 +1,4 @@
+#include "nowait.h"
 #include "tap_turn.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -26,8 +27,10 @@ static bool check_header(const struct avmm_net_tx *tx, struct virtio_net_hdr_v1 
 static ssize_t write_out(struct avmm_net_tx *tx, struct iovec *vec, uint32_t n) {
     struct msghdr message = {.msg_iov = vec, .msg_iovlen = n};
     ssize_t put;
+    if (!tx->socket)
+        return avmm_writev_now(tx->fd, vec, (int)n);
     do
-        put = tx->socket ? sendmsg(tx->fd, &message, MSG_NOSIGNAL) : writev(tx->fd, vec, (int)n);
+        put = sendmsg(tx->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (put < 0 && errno == EINTR);
     return put;
 }

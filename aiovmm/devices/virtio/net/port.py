@@ -24,7 +24,8 @@ class PortKind(enum.IntEnum):
 
 
 class Port:
-    """`fd` is non-blocking and stays its owner's. `zero_ends`: reading nothing means that the peer has closed."""
+    """`fd` stays its owner's; no call waits on it, non-blocking or not. `zero_ends`: reading nothing means that the peer has
+    closed."""
 
     def __init__(self, fd: int, kind: PortKind, *, socket: bool = False, zero_ends: bool = False) -> None:
         self.fd = fd
@@ -35,7 +36,7 @@ class Port:
         self.rx.fd = self.tx.fd = fd
         self.rx.kind = self.tx.kind = kind
         self.rx.zero_ends = zero_ends
-        self.tx.socket = socket
+        self.rx.socket = self.tx.socket = socket
         sizes = [lib.AVMM_NET_PACKET + 1] * 2 + [lib.AVMM_NET_STREAM_BUFFER] * (kind is PortKind.STREAM)
         # Mapped, not allocated: most ports never touch their buffers, and there may be a thousand guests.
         buffers = [owners.view(Mapping(-1, size)) for size in sizes]
