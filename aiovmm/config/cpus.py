@@ -7,7 +7,7 @@ from aiovmm.errors import ConfigError
 
 __all__ = ["CPU_FEATURES", "MAX_CPUS", "CpusConfig", "TopologyConfig"]
 
-MAX_CPUS = 254  # xAPIC ids are 8 bits wide and 255 is the broadcast id
+MAX_CPUS = 4096  # their names in the firmware's tables are C000 to CFFF; KVM may have its own, lower limit
 CPU_FEATURES = ("amx",)
 """Processor features that a guest gets only if it is asked for."""
 

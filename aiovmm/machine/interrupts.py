@@ -57,7 +57,7 @@ class KvmMsiLine:
             return
         if self._gsi is None:
             self._gsi = routing.allocate()
-        routing.set_msi(self._gsi, address, data)
+        routing.set_msi(self._gsi, _for_kvm(address), data)
         routing.commit()
         if self._irqfd is None:
             self._irqfd = self._vm.irqfd(self._gsi, self._fd)
@@ -101,7 +101,7 @@ class IoApicSink:
     def signal(self, address: int, data: int) -> bool:
         """Deliver a message now; whether it was taken. A destination that is not there is the guest's mistake and drops it."""
         try:
-            return self._vm.signal_msi(address, data)
+            return self._vm.signal_msi(_for_kvm(address), data)
         except KvmError:
             return False  # KVM refuses a message to no processor: on hardware it would be lost on the bus as well
 
@@ -112,5 +112,10 @@ class IoApicSink:
         if data is None:
             routing.clear(pin)
         else:
-            routing.set_msi(pin, address, data)
+            routing.set_msi(pin, _for_kvm(address), data)
         routing.commit()
+
+
+def _for_kvm(address: int) -> int:
+    """KVM wants bits 14:8 of the destination in bits 46:40; a guest has only 32 bits, and puts them into bits 11:5."""
+    return address & ~(0x7F << 5) | (address >> 5 & 0x7F) << 40

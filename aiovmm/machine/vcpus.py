@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from aiovmm.boot import CpuidEntry as BootCpuid
 from aiovmm.boot import CpuState, boot_msrs
@@ -17,6 +18,9 @@ from aiovmm.kvm.vmfd import VmFd
 
 __all__ = ["create_vcpus", "topology_of"]
 
+_LAST_XAPIC_ID = 254
+_KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/x86/cpuid.rst
+
 
 def topology_of(cpus: CpusConfig) -> CpuTopology:
     """What the guest is told of its processors: one package of cores, unless the configuration lays them out."""
@@ -29,10 +33,13 @@ def create_vcpus(vm: VmFd, cpus: CpusConfig, supported: Sequence[CpuidEntry], bo
     entries = [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in supported]
     msrs = dict(boot_msrs())
     topology = topology_of(cpus)
+    wide = apic_id(topology, (cpus.max or cpus.boot) - 1) > _LAST_XAPIC_ID
     vcpus = []
     for index in range(cpus.boot):
         vcpu = vm.create_vcpu(index, apic_id=apic_id(topology, index))
         adjusted = adjust(entries, index, cpus.boot, topology=topology)
+        if wide:
+            adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
         vcpu.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
         vcpu.set_msrs(msrs)
         vcpu.reset_fpu()
@@ -40,6 +47,11 @@ def create_vcpus(vm: VmFd, cpus: CpusConfig, supported: Sequence[CpuidEntry], bo
         vcpus.append(vcpu)
     _enter(vcpus[0], boot)
     return vcpus
+
+
+def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
+    """Interrupts reach APIC ids above 254: the machine takes 15 bits of a destination from messages (machine.interrupts)."""
+    return replace(features, eax=features.eax | _MSI_EXT_DEST_ID)
 
 
 def _enter(vcpu: Vcpu, boot: CpuState) -> None:

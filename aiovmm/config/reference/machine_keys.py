@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["TABLE"]
 
 TABLE = """
---cpus boot | differs | 1 to 254 (8192 there); `--cpus 2` is short for it; 0 is refused
+--cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused
 --cpus max | differs | processors above `boot` are described as absent; none can be added while the guest runs
 --cpus topology | same |
 --cpus max_phys_bits | differs | 32 to 52; unset: as wide as the host's processor, where the reference caps at 46

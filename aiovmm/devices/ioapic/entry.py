@@ -1,7 +1,9 @@
 """A redirection table entry, and the message it turns into.
 
 Sources: Intel 82093AA data sheet (290566-001, May 1996), section 3.2.4; Intel SDM volume 3A, "Message Signalled
-Interrupts": message address register format and message data register format.
+Interrupts": message address register format and message data register format. For APIC ids above 255 there is what
+hypervisors have agreed on: their bits 14:8 in bits that are reserved (KVM_FEATURE_MSI_EXT_DEST_ID,
+Documentation/virt/kvm/x86/cpuid.rst).
 """
 
 from __future__ import annotations
@@ -28,9 +30,12 @@ REMOTE_IRR = 1 << 14
 LEVEL_TRIGGERED = 1 << 15
 MASKED = 1 << 16
 _DESTINATION = 0xFF << 56
+_WIDE_DESTINATION = 0x7F << 49  # bits 14:8 of an APIC id
 
 READ_ONLY = DELIVERY_STATUS | REMOTE_IRR
-WRITABLE = _VECTOR | _DELIVERY_MODE | _DEST_LOGICAL | _POLARITY | LEVEL_TRIGGERED | MASKED | _DESTINATION
+WRITABLE = (
+    _VECTOR | _DELIVERY_MODE | _DEST_LOGICAL | _POLARITY | LEVEL_TRIGGERED | MASKED | _DESTINATION | _WIDE_DESTINATION
+)
 RESET = MASKED
 
 _MSI_BASE = 0xFEE00000
@@ -46,8 +51,8 @@ def vector_of(entry: int) -> int:
 
 
 def message_address(entry: int) -> int:
-    """MSI address: destination in bits 19:12, destination mode in bit 2."""
-    address = _MSI_BASE | (entry >> 56) << 12
+    """MSI address: destination in bits 19:12 and 11:5, destination mode in bit 2."""
+    address = _MSI_BASE | (entry >> 56) << 12 | (entry >> 49 & 0x7F) << 5
     if entry & _DEST_LOGICAL:
         address |= _MSI_LOGICAL
     if entry & _DELIVERY_MODE == _LOWEST_PRIORITY:

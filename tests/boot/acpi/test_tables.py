@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.boot.acpi import AcpiConfig, AcpiImage, SerialPort, build
@@ -54,6 +54,7 @@ def test_a_guest_finds_every_table_from_the_rsdp(name: str) -> None:
     assert {a for a in image.addresses.values() if a % 16} == set()
 
 
+@settings(deadline=None)
 @given(
     most=st.integers(1, 400),
     present=st.integers(1, 400),
