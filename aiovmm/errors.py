@@ -13,6 +13,7 @@ AiovmmError
 ├── PeerError                    a process at the other end of a socket broke its protocol
 ├── ConsoleEnded (EOFError)      the console ended before it said, or took, what was wanted
 └── ExpectTimeout (TimeoutError) the console did not say what was expected in time
+    └── PatternTooSlow           what was expected takes too long to be looked for in what the guest prints
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ __all__ = [
     "HostError",
     "ImageError",
     "KvmError",
+    "PatternTooSlow",
     "PeerError",
     "StateError",
     "UsageError",
@@ -174,3 +176,18 @@ class ExpectTimeout(AiovmmError, TimeoutError):
         self.received = received
         tail = received[-2000:]
         super().__init__(f"no match for {pattern!r} in {timeout:g} s; {len(received)} bytes arrived, ending: {tail!r}")
+
+
+class PatternTooSlow(ExpectTimeout):
+    """To match `pattern` in `size` bytes of output takes longer than the event loop can wait: its repeats overlap."""
+
+    def __init__(self, pattern: bytes, size: int, received: bytes) -> None:
+        self.pattern = pattern
+        self.timeout = 0.0
+        self.received = received
+        TimeoutError.__init__(
+            self,
+            f"{pattern!r} takes too long to match in {size} bytes that the guest printed: where a repeat stands in a repeat, or "
+            f"beside one of the same bytes, the ways to match multiply; write it so that each byte fits in one place; "
+            f"the output ends: {received[-200:]!r}",
+        )

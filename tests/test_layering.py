@@ -95,6 +95,8 @@ PURE = [
     "boot/acpi/*.py",
     "boot/cpuid.py",
     "boot/cpu.py",
+    "console/automaton.py",
+    "console/cost.py",
     "console/keys.py",
     "console/replay.py",
     "console/ring.py",

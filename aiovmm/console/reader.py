@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import re
 from asyncio import IncompleteReadError
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from aiovmm.console.ring import HistoryRing
-from aiovmm.console.search import OVERLAP, Pattern, PatternSearch, SeparatorSearch
+from aiovmm.console.search import OVERLAP, Found, Look, Pattern, PatternSearch, SeparatorSearch
 from aiovmm.console.use import Use
-from aiovmm.errors import ConsoleEnded, ExpectTimeout, StateError, UsageError
+from aiovmm.errors import ConsoleEnded, ExpectTimeout, PatternTooSlow, StateError, UsageError
 
 __all__ = ["ConsoleReader", "OutputLog"]
 
@@ -129,27 +130,27 @@ class ConsoleReader:
     ) -> re.Match[bytes]:
         """Wait until `pattern` matches in what is unread, move behind the match, and return it.
 
-        `pattern` is a bytes regular expression, or several: the first that matches wins, and `match.re` tells which.
-        `timeout` in seconds, None for no limit. Output is searched as it comes, 8 KiB at a time with `overlap` bytes
-        before them (so a match longer than that may be missed), and `match.string` holds only those. Raises
-        ExpectTimeout, or ConsoleEnded at once when no more output can come; both show what is unread, and leave it so.
+        `pattern` is a bytes regular expression, or several: the first that matches wins, and `match.re` tells which. What
+        matches is looked for in the output as it comes, so a repeat at the end takes what has come by then: end a pattern with
+        what follows (rb"eth0 (\\S+)\\s"). Each byte is looked at once, whatever the pattern, and others have their turn on the
+        loop: it costs what it costs, 0.1 to 1 us a byte. A match begins no more than `overlap` bytes before the output that
+        completes it, and `match.string` holds little more than those. `^` is the beginning of what was unread at the call.
+
+        `timeout` in seconds, None for no limit. Raises ExpectTimeout, or ConsoleEnded at once when no more output can come;
+        both show what is unread, and leave it so. Raises PatternTooSlow (an ExpectTimeout) if what the guest prints makes a
+        pattern whose repeats overlap, like rb"(\\w+\\s*)+:", take longer than a loop can wait.
         """
         search = PatternSearch(pattern, overlap)
-        found: list[tuple[re.Match[bytes], int]] = []
-
-        def matches() -> bool:
-            result = search.step(self._log.ring, self._catch_up(), self._limit())
-            found.extend([result] if result else [])
-            return bool(found)
-
         try:
             async with asyncio.timeout(timeout):
-                await self._until(matches, lambda: search.seen < self._limit())
-        except TimeoutError:
+                found = await self._search_pattern(search)
+        except TimeoutError as exc:
+            if isinstance(exc, PatternTooSlow):
+                raise
             raise ExpectTimeout(search.text, timeout or 0.0, self.unread) from None
-        if not found:
+        if found is None:
             raise ConsoleEnded(f"no match for {search.text!r}", self.unread)
-        match, self._cursor = found[0]
+        match, self._cursor = found
         return match
 
     async def lines(self) -> AsyncIterator[bytes]:
@@ -179,24 +180,37 @@ class ConsoleReader:
         await self._until(matches)
         return found[0] if found else None
 
-    async def _until(self, ready: Callable[[], bool], unfinished: Callable[[], bool] = bool) -> bool:
-        """Wait until `ready()`; False if the end came first. `ready` is asked once for each change.
+    async def _search_pattern(self, search: PatternSearch) -> Found | None:
+        """What is found, or None if the end came first."""
+        with self._alone():
+            while True:
+                found = await _carried_out(search.look(self._log.ring, self._catch_up(), self._limit()))
+                if found is not None:
+                    return found
+                if search.seen < self._limit():
+                    await asyncio.sleep(0)
+                elif self._final():
+                    return None
+                else:
+                    await self._log.changed()
 
-        While it is `unfinished()` with what there is, it is asked again as soon as others have had the loop.
-        """
+    async def _until(self, ready: Callable[[], bool]) -> bool:
+        """Wait until `ready()`; False if the end came first. `ready` is asked once for each change."""
+        with self._alone():
+            while not ready():
+                if self._final():
+                    return False
+                await self._log.changed()
+            return True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         self._log.use.check_waiting()
         if self._waiting:
             raise StateError("another task waits on this reader; take one of your own from Console.reader()")
         self._waiting = True
         try:
-            while not ready():
-                if unfinished():
-                    await asyncio.sleep(0)
-                elif self._final():
-                    return False
-                else:
-                    await self._log.changed()
-            return True
+            yield
         finally:
             self._waiting = False
 
@@ -222,3 +236,21 @@ class ConsoleReader:
             self._lost += behind
             self._cursor += behind
         return self._cursor
+
+
+async def _carried_out(look: Look) -> Found | None:
+    """Step through a search: others have their turn where it says so, and trials are made."""
+    answer: bool | None = None
+    while True:
+        try:
+            asked = look.send(answer)
+        except StopIteration as exc:
+            found: Found | None = exc.value
+            return found
+        if asked is None:
+            await asyncio.sleep(0)
+            answer = None
+        else:
+            from aiovmm.console.trial import try_match  # for patterns that few write
+
+            answer = await try_match(asked)
