@@ -62,7 +62,8 @@ def test_the_key_changes_with_anything_that_goes_in_and_with_nothing_else() -> N
 
 def test_mmdebstrap_is_told_the_packages_and_where_its_hook_works() -> None:
     recipe = Recipe([], "hook")
-    command = mmdebstrap_command(recipe, pathlib.Path("/stage"))
+    command = mmdebstrap_command(recipe, pathlib.Path("/stage"), ['Acquire::http::Proxy "http://proxy/"'])
+    assert '--aptopt=Acquire::http::Proxy "http://proxy/"' in command
     assert f"--include={','.join(recipe.packages)}" in command
     assert '--customize-hook=sh /stage/hook.sh "$1" /stage 16' in command
     assert command[-3:] == ["bookworm", "/dev/null", "-"]

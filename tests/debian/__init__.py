@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .archive import Archive, ArchiveError
-from .sources import NoSources, sources
+from .sources import NoSources, apt_settings, sources
 from .unpacked import Unpacked
 
-__all__ = ["Archive", "ArchiveError", "NoSources", "Unpacked", "sources"]
+__all__ = ["Archive", "ArchiveError", "NoSources", "Unpacked", "apt_settings", "sources"]

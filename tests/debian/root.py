@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from .archive import ArchiveError
-from .sources import NoSources, sources
+from .sources import NoSources, apt_settings, sources
 
 _ENTER = Path(__file__).with_name("enter_root.sh")
 _NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "__pycache__", "*.so", "*.egg-info")
@@ -32,12 +32,13 @@ class Root:
             lines = sources(suite)
         except NoSources as error:
             raise ArchiveError(str(error)) from error
-        command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io", suite, str(directory)]
-        done = subprocess.run([*command, *(f"deb {line}" for line in lines)], capture_output=True, text=True)
+        command = ["mmdebstrap", "--mode=root", "--variant=minbase", "--dpkgopt=force-unsafe-io"]
+        command += [f"--aptopt={setting}" for setting in apt_settings()]  # they stay in it
+        command += [suite, str(directory), *(f"deb {line}" for line in lines)]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise ArchiveError(f"mmdebstrap makes no Debian {suite}: {done.stderr[-1000:]}")
         self._settings = {name: below_machine(value) for name, value in pip_settings().items()}
-        (directory / "etc/apt/apt.conf.d/90as-outside").write_text(apt_settings())
 
     def add_project(self, tree: Path) -> None:
         """A copy of the project as it is in `tree`, less what builds and tests leave, in PROJECT."""
@@ -77,9 +78,3 @@ def pip_settings() -> dict[str, str]:
 def below_machine(value: str) -> str:
     """A setting with its paths where enter_root.sh shows them: in their own places the packages there may have files."""
     return " ".join(re.sub(r"^(file://)?(?=/)", r"\1/machine", word) for word in value.split())
-
-
-def apt_settings() -> str:
-    """This machine's settings of apt on how archives are reached: proxies, certificates, retries."""
-    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
-    return "".join(f"{line}\n" for line in dump.splitlines() if _FETCHING.match(line))

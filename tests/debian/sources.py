@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ ROLLING = {"sid", "unstable", "testing"}  # they have one pocket alone
 _POCKETS = ("", "updates", "security")
 # Of debian-archive-keyring, which every Debian has; the second name is Debian 13's own.
 _KEYRINGS = tuple(Path("/usr/share/keyrings/debian-archive-keyring").with_suffix(end) for end in (".gpg", ".pgp"))
+
+
+# Of apt's settings: what it takes to reach the mirror.
+_FETCHING = re.compile(r"Acquire::(https?|ftp|Retries|Check-|ForceIPv).*\".+\";$")
 
 
 class NoSources(Exception):
@@ -39,6 +44,12 @@ def sources(suite: str) -> list[str]:
     keyring = next((path for path in _KEYRINGS if path.exists()), None)
     # Who published an archive is known only once its lists were fetched; without, all that there is has to do.
     return derive(suite, _of_machine("Origin: Debian") or _of_machine(), keyring)
+
+
+def apt_settings() -> list[str]:
+    """This machine's settings of apt on how archives are reached, like proxies and certificates, for an apt that has its own."""
+    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
+    return [line.rstrip(";") for line in dump.splitlines() if _FETCHING.match(line)]
 
 
 def derive(suite: str, known: Sequence[Source], keyring: Path | None) -> list[str]:

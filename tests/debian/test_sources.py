@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian.sources import NoSources, Source, derive
+from tests.debian.sources import NoSources, Source, apt_settings, derive
 
 KEYS = Path("/keys.gpg")
 MIRROR, SECURITY = "http://mirror/debian/", "http://mirror/debian-security/"
@@ -58,3 +58,13 @@ def test_security_updates_that_nobody_knows_a_place_of_are_left_out() -> None:
 def test_without_an_archive_of_debians_it_says_what_to_do(known: list[Source]) -> None:
     with pytest.raises(NoSources, match="no bookworm; add one, then: apt-get update"):
         derive("bookworm", known, KEYS)
+
+
+def test_what_reaching_the_mirror_takes_is_told_to_another_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "apt.conf").write_text(
+        'Acquire::http::Proxy "http://proxy:3142/"; Acquire::Check-Valid-Until "false"; APT::Install-Recommends "0";'
+    )
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    found = apt_settings()
+    assert {'Acquire::http::Proxy "http://proxy:3142/"', 'Acquire::Check-Valid-Until "false"'} <= set(found)
+    assert not [one for one in found if not one.startswith("Acquire::")]

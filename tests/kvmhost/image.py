@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tests.debian import NoSources, sources
+from tests.debian import NoSources, apt_settings, sources
 
 from . import recipe as recipes
 from . import wheels
@@ -171,7 +171,7 @@ def _make_disk(recipe: recipes.Recipe, stage: pathlib.Path, say: Say) -> None:
         "HOST_KERNEL": recipes.HOST_KERNEL,
         "BOOT_MODULES": " ".join(recipe.boot_modules),
     }
-    command = recipes.mmdebstrap_command(recipe, stage)
+    command = recipes.mmdebstrap_command(recipe, stage, apt_settings())
     _run(command, "mmdebstrap", say, env=env, given=debian_sources(recipe.suite))
 
 

@@ -80,11 +80,11 @@ class Recipe:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path) -> list[str]:
+def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, settings: list[str]) -> list[str]:
     """The command that makes the root file system and, in its hook, the disk image in `stage`.
 
     All happens in the hook, so that it works the same as root and in an unprivileged user namespace, where the
-    tree belongs to nobody outside. It reads apt sources from standard input and keeps no tree.
+    tree belongs to nobody outside. It reads apt sources from standard input and keeps no tree; `settings` are for its apt.
     """
     excluded = ("doc", "man", "locale", "info", "lintian")
     return [
@@ -92,6 +92,7 @@ def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path) -> list[str]:
         "--variant=minbase",
         "--format=null",
         '--aptopt=Acquire::Languages "none"',
+        *(f"--aptopt={setting}" for setting in settings),
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         f"--include={','.join(recipe.packages)}",
