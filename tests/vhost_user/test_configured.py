@@ -54,9 +54,7 @@ def test_private_memory_is_refused(devices: dict[str, object]) -> None:
         plugged(memory=MemoryConfig(shared=False), **devices)
 
 
-@pytest.mark.parametrize(
-    "key", [{"serial": "abc"}, {"direct": True}], ids=lambda key: next(iter(key))
-)
+@pytest.mark.parametrize("key", [{"serial": "abc"}, {"direct": True}], ids=lambda key: next(iter(key)))
 def test_what_only_the_back_end_can_do_is_refused(key: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="back end"):
         replace(DISK, **key)  # type: ignore[arg-type]
