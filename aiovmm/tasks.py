@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
+from aiovmm.worker import Worker
 
 __all__ = ["TaskScope", "finish", "in_thread"]
 
@@ -71,5 +73,15 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """asyncio.to_thread, but a caller that is cancelled waits for the thread: what it works on is not taken away under it."""
-    return await finish(asyncio.to_thread(call, *args, **kwargs))
+    """Make a call that blocks, in a thread of its own: the event loop's executor is the embedder's. A caller that is cancelled
+    waits for the thread: what it works on is not taken away under it."""
+    return await finish(_in_thread(partial(call, *args, **kwargs), getattr(call, "__name__", "aiovmm")))
+
+
+async def _in_thread(call: Callable[[], T], name: str) -> T:
+    worker = Worker(name)
+    try:
+        result: T = await worker.submit(call)
+        return result
+    finally:
+        worker.end()

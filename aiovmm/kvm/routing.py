@@ -65,7 +65,8 @@ class GsiRouting:
     def commit(self) -> None:
         """Give KVM the table, if anything has changed since the last time. Raises KvmError, and then all is as it was: one
         message that KVM refuses, of one device, must not keep the others from theirs."""
-        if not self._before:
+        if all(self._routes.get(gsi) == message for gsi, message in self._before.items()):
+            self._before.clear()
             return
         count = len(self._routes)
         _HEADER.pack_into(self._table, 0, count, 0)

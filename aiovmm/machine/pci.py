@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, cast
 
 from aiovmm.boot import acpi
 from aiovmm.bus import Bus, Space
@@ -12,7 +12,7 @@ from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
-from aiovmm.machine.interrupts import KvmMsiLine
+from aiovmm.machine.interrupts import KvmMsiLine, set_lines
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
@@ -20,10 +20,12 @@ from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.segment import PciSegment
+from aiovmm.pci.services import LineChange
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
+from aiovmm.worker import Worker
 
 __all__ = ["KvmPciServices", "PciBuses", "describe_segments", "plan"]
 
@@ -34,8 +36,11 @@ DeviceError = Callable[[VirtioDevice, Exception], None]
 class KvmPciServices:
     """pci.services.PciServices and vfio.VfioServices of one machine."""
 
-    def __init__(self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask, intx: IntxPins) -> None:
+    def __init__(
+        self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask, intx: IntxPins, worker: Worker
+    ) -> None:
         self._vm = vm
+        self._worker = worker
         self._bus = bus
         self._memory = memory
         self._create_task = create_task
@@ -69,6 +74,16 @@ class KvmPciServices:
     def intx_line(self, ended: Callable[[], None]) -> IntxLine:
         """A wire to a pin of the I/O APIC."""
         return self._intx.line(ended)
+
+    def set_lines(self, changes: Sequence[LineChange]) -> None:
+        """Routes are committed once for all of them. Raises KvmError."""
+        set_lines(self._vm, [(cast("KvmMsiLine", c.line), c.address, c.data, c.masked) for c in changes])
+
+    def off_loop(
+        self, work: Callable[[], None], then: Callable[[BaseException | None], None] | None = None
+    ) -> Awaitable[None]:
+        """In the machine's own thread."""
+        return self._worker.submit(work, then)
 
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """A task of the VM."""

@@ -17,6 +17,7 @@ from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
+from aiovmm.kvm.cpuid import CpuidEntry
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
@@ -31,6 +32,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.tasks import finish, in_thread
 from aiovmm.virtqueue.device import VirtioDevice
+from aiovmm.worker import Worker
 
 __all__ = ["Machine", "MachineOwner"]
 
@@ -62,6 +64,7 @@ class Machine:
         self._owner = owner
         self._exits: ExitLoop
         self._iommu: MachineIommu | None = None
+        self._worker = Worker("kvm calls")
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -78,48 +81,48 @@ class Machine:
     async def _build(self) -> None:
         config = self.parts.config
         ram = ram_ranges(config.memory.size)
-        await self._make_memory(ram)
-        with Kvm.open() as kvm:
-            self.kvm_vm = vm = kvm.create_vm(config.cpus.boot)
-            self._stack.callback(vm.close)
-            supported = kvm.supported_cpuid()
-        vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
-        phys_bits = _phys_bits(supported)
-        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), 1 << phys_bits)
-        vm.set_memory(self.memory)
-        vm.split_irqchip()
+        phys_bits, supported, end = await in_thread(self._make_vm, ram)
+        vm = self.kvm_vm
+        self._stack.push_async_callback(self._worker.aclose)
         ports = acpi.AcpiPorts()
-        self.legacy = LegacyDevices(self.bus, IoApicSink(vm), self.parts, ram, ports, self._ended)
+        self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)
         self._stack.callback(self.legacy.close)
         plans = plan(config.platform.num_pci_segments, end, phys_bits)
         await self._plug_devices(plans)
         tables = acpi.build(self._describe(ports), layout.RSDP)
         self.memory.write(tables.base, tables.blob)
-        boot_state = await in_thread(self._load, ram)
-        self.vcpus = create_vcpus(vm, config.cpus, supported, boot_state)
+        self.vcpus = await in_thread(self._load, ram, supported)
         self._exits = ExitLoop(
             vm, self.bus, on_exit=self._vcpu_ended, on_device_error=self._device_error, on_eoi=self.legacy.ioapic.eoi
         )
         self._stack.push_async_callback(self._exits.close)
         self._exits.open()
 
-    async def _make_memory(self, ram: list[tuple[int, int]]) -> None:
+    def _make_vm(self, ram: list[tuple[int, int]]) -> tuple[int, list[CpuidEntry], int]:
+        """Memory, and the KVM VM that has it: address bits, CPUID as KVM supports it, and the end of all memory. In a thread:
+        a guest has it made anew as often as it resets itself."""
+        self._make_memory(ram)
+        with Kvm.open() as kvm:
+            self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
+            self._stack.push_async_callback(in_thread, vm.close)
+            supported = kvm.supported_cpuid()
+        vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
+        phys_bits = _phys_bits(supported)
+        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), 1 << phys_bits)
+        vm.set_memory(self.memory)
+        vm.split_irqchip()
+        return phys_bits, supported, end
+
+    def _make_memory(self, ram: list[tuple[int, int]]) -> None:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         shared = needed or m.hugepages if m.shared is None else m.shared
-
-        def create() -> None:
-            self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
-            self._stack.callback(self.memory.close)
-
-        if m.prefault:  # the kernel clears every page of it
-            await in_thread(create)
-        else:
-            create()
+        self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
+        self._stack.push_async_callback(in_thread, self.memory.close)
 
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
         intx = IntxPins(self.legacy.ioapic)
-        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task, intx)
+        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task, intx, self._worker)
         self.pci = PciBuses(plans, services, lambda: self._ended(ExitReason.REBOOT, "reset by port 0xcf9"))
         self._stack.push_async_callback(self.pci.close)
         self._iommu = machine_iommu(self.parts, self.memory)
@@ -151,11 +154,13 @@ class Machine:
             iommu=self._iommu.describe() if self._iommu is not None else None,
         )
 
-    def _load(self, ram: list[tuple[int, int]]) -> Any:
-        """Kernel, initramfs and boot parameters into memory; in a thread, for the files may have to be read from disk."""
+    def _load(self, ram: list[tuple[int, int]], supported: list[CpuidEntry]) -> list[Vcpu]:
+        """Kernel, initramfs and boot parameters into memory, and the vCPUs that will run them. In a thread: the files may have to
+        be read from disk, and there may be many vCPUs."""
         config, kernel = self.parts.config, self.parts.kernel
         kernel.load_into(self.memory)
-        return setup_linux(self.memory, kernel, config.cmdline, config.payload.initramfs, ram)
+        state = setup_linux(self.memory, kernel, config.cmdline, config.payload.initramfs, ram)
+        return create_vcpus(self.kvm_vm, config.cpus, supported, state)
 
     # -- running
 

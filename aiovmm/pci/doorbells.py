@@ -1,13 +1,19 @@
 """Queue notifications: one kick eventfd a queue, rung by the guest's writes without an exit (ioeventfd).
 
-An ioeventfd follows its BAR: it exists while the queues are live and the BAR answers. A write that reaches us as an
-exit all the same (a machine without ioeventfds, the PCI_CFG window) rings the same eventfd.
+Eventfds are made when a driver first starts the device, and live as long as the device; an ioeventfd lives as long as its BAR's
+address. To bind and unbind takes KVM milliseconds, so neither a reset nor decoding turned off unbinds anything: who kicks then
+rings a bell that nobody listens to, or makes the next driver's device look at its ring once in vain. They are unbound when the
+BAR has moved, or another one answers at their addresses.
+
+A write that reaches us as an exit all the same (a machine without ioeventfds, a doorbell about to be bound, the PCI_CFG
+window) rings the same eventfd.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from functools import partial
 
 from aiovmm.bus import Space
 from aiovmm.errors import HostError
@@ -27,60 +33,81 @@ class Doorbells:
         self._services = services
         self._count = count
         self._kicks: list[int] = []
-        self._registered: list[IoEventFd] = []
-        self._base: int | None = None
+        self._registered: list[IoEventFd] = []  # touched off the loop only
+        self._base: int | None = None  # where the BAR has answered last, unless another one does now
+        self._bound: int | None = None  # where the doorbells are, or are about to be
 
     @property
     def size(self) -> int:
         """Bytes of the structure."""
         return max(self._count, 1) * NOTIFY_MULTIPLIER
 
-    def open(self) -> Sequence[int]:
-        """The device goes live: new kick eventfds, non-blocking, one a queue. Raises HostError."""
-        try:
-            for _ in range(self._count):
-                self._kicks.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-        except OSError as exc:
-            self.close()
-            raise HostError("making a kick eventfd", exc.errno or 0) from exc
-        self._register()
+    async def open(self) -> Sequence[int]:
+        """The device goes live: its kick eventfds, non-blocking, one a queue. Raises HostError."""
+        if not self._kicks:
+            self._make()
+        pending = self._bind()
+        if pending is not None:
+            await pending
         return tuple(self._kicks)
 
-    def close(self) -> None:
-        """The device has stopped and reads its eventfds no more. Idempotent."""
-        self._unregister()
+    async def close(self) -> None:
+        """The device goes for good, and reads its eventfds no more. Idempotent."""
+        self._base = None
+        pending = self._bind()
+        if pending is not None:
+            await pending
         for fd in self._kicks:
             os.close(fd)
         self._kicks.clear()
 
-    def moved(self, base: int | None) -> None:
-        """The structure lies at MMIO address `base` from now on, or nowhere."""
-        self._unregister()
+    def moved(self, base: int | None) -> Awaitable[None] | None:
+        """The structure lies at MMIO address `base` from now on, or nowhere: then the doorbells stay where they are."""
+        if base is None:
+            return None
         self._base = base
-        self._register()
+        return self._bind()
+
+    def displaced(self) -> Awaitable[None] | None:
+        """Something else answers where it last was."""
+        self._base = None
+        return self._bind()
 
     def read(self, offset: int, size: int) -> bytes:
         """Nothing is defined to be read here."""
         return bytes(size)
 
     def write(self, offset: int, data: bytes) -> None:
-        """A notification that came as an exit. Dropped while the device is not live, as is one across two queues."""
+        """A notification that came as an exit. Dropped before a driver has started the device, as is one across two queues."""
         index = offset // NOTIFY_MULTIPLIER
         if index < len(self._kicks) and offset % NOTIFY_MULTIPLIER == 0:
             lib.avmm_event_signal(
                 self._kicks[index]
             )  # a back end in another process may have it: no write that could wait
 
-    def _register(self) -> None:
-        if self._base is None:
+    def _make(self) -> None:
+        try:
+            for _ in range(self._count):
+                self._kicks.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        except OSError as exc:
+            for fd in self._kicks:
+                os.close(fd)
+            self._kicks.clear()
+            raise HostError("making a kick eventfd", exc.errno or 0) from exc
+
+    def _bind(self) -> Awaitable[None] | None:
+        """Have the doorbells where the structure is, if there are any."""
+        if self._base == self._bound or not self._kicks:
+            return None
+        self._bound = self._base
+        return self._services.off_loop(partial(self._rebind, self._base, tuple(self._kicks)))
+
+    def _rebind(self, base: int | None, kicks: tuple[int, ...]) -> None:
+        while self._registered:
+            self._registered.pop().close()
+        if base is None:
             return
-        for index, fd in enumerate(self._kicks):
-            address = self._base + index * NOTIFY_MULTIPLIER
-            registered = self._services.ioeventfd(Space.MMIO, address, _ANY_WIDTH, fd)
+        for index, fd in enumerate(kicks):
+            registered = self._services.ioeventfd(Space.MMIO, base + index * NOTIFY_MULTIPLIER, _ANY_WIDTH, fd)
             if registered is not None:
                 self._registered.append(registered)
-
-    def _unregister(self) -> None:
-        for registered in self._registered:
-            registered.close()
-        self._registered.clear()

@@ -14,7 +14,7 @@ from aiovmm.dataclass import dataclass
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
 
-__all__ = ["BarRegion", "PciFunction"]
+__all__ = ["BarRegion", "PciFunction", "together"]
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,30 @@ class PciFunction:
         self.config.write(offset, data)
         return None
 
-    def bar_moved(self, bar: Bar, address: int | None) -> None:
-        """`bar` answers at `address` from now on, or nowhere. Called while it answers. Never raises."""
+    def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:
+        """`bar` answers at `address` from now on, or nowhere. Called while it answers; the guest's access waits for the result.
+
+        What is wired to the address in the host's kernel had better stay where it is while decoding is off: to change it
+        takes milliseconds. See `bar_displaced`. Never raises.
+        """
+        return None
+
+    def bar_displaced(self, bar: Bar) -> Awaitable[None] | None:
+        """`bar` answers nowhere, and another is about to where it last did: take away what is wired there. Never raises."""
+        return None
 
     async def close(self) -> None:
         """The function was taken from its segment for good: end what it does."""
+
+
+def together(*waits: Awaitable[None] | None) -> Awaitable[None] | None:
+    """What an access waits for that has several things done; None: nothing."""
+    there = [wait for wait in waits if wait is not None]
+    if len(there) < 2:
+        return there[0] if there else None
+    return _all(there)
+
+
+async def _all(waits: Sequence[Awaitable[None]]) -> None:
+    for wait in waits:
+        await wait

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.msix import Deliver, MsixTable, Route
-from aiovmm.pci.services import MsiLine, PciServices
+from aiovmm.pci.services import LineChange, MsiLine, PciServices
 
 __all__ = ["MsixPendingBits", "MsixTableRegisters", "MsixVector", "MsixVectors"]
 
@@ -29,15 +30,26 @@ class MsixVector:
 
 
 class MsixVectors:
-    """All vectors of a function. A line is made when its vector is first opened, or when its fd is asked for."""
+    """All vectors of a function. A line is made when its vector is first opened, or when its fd is asked for.
+
+    To program a line takes KVM milliseconds, so it is done off the loop, and only where it has to be: a masked vector's line
+    stays as it is unless somebody signals it behind our back, since nothing of ours goes through it.
+
+        masked --opened, line has the message already--------------------> open
+        masked --opened--> opening, triggers are held --line programmed--> open, what was held is sent
+    """
 
     def __init__(self, table: MsixTable, services: PciServices, name: str) -> None:
         self.table = table
         self._services = services
         self._name = name
         self.open: dict[int, Callable[[], None]] = {}  # `pulse` of the lines whose vectors are not masked
+        self._opening: dict[int, Route] = {}
+        self._held: set[int] = set()  # of those that are opening: triggered meanwhile
         self._lines: dict[int, MsiLine] = {}
-        self._shared: set[int] = set()  # vectors that somebody signals through the fd, behind our back
+        self._asked: dict[int, Route] = {}  # what each line was last to be
+        self._wired: dict[int, Route] = {}  # and is, if it is that
+        self._shared: set[int] = set()  # vectors that somebody signals through the fd
 
     def vector(self, index: int) -> MsixVector:
         """Vector `index`, which must be below the table's size."""
@@ -48,23 +60,29 @@ class MsixVectors:
         send = self.open.get(index)
         if send is not None:
             send()
+        elif index in self._opening:
+            self._held.add(index)
         else:  # pending; without an effect if the host could not make a line, which was an error when the guest opened it
             self.table.trigger(index)
 
     def share(self, index: int) -> int | None:
         """The eventfd of vector `index`."""
-        if index not in self._lines:
-            self._program(self.table.route(index))
-        self._shared.add(index)
-        return self._lines[index].fd
+        line = self._line(index)
+        if index not in self._shared:
+            self._shared.add(index)
+            if index not in self.open and index not in self._opening:
+                self._wire([self.table.route(index)])
+        return line.fd
 
-    def apply(self, effects: list[Route | Deliver]) -> None:
-        """Do what the table says."""
+    def apply(self, effects: list[Route | Deliver]) -> Awaitable[None] | None:
+        """Do what the table says. The result is done when the lines are."""
+        changed = []
         for effect in effects:
-            if isinstance(effect, Route):
-                self._program(effect)
-            else:
-                self._lines[effect.index].pulse()
+            if isinstance(effect, Deliver):
+                self.pulse(effect.index)
+            elif self._program(effect):
+                changed.append(effect)
+        return self._wire(changed)
 
     def pending_bits(self) -> bytes:
         """The pending bit array, with what was signalled through shared fds while masked."""
@@ -74,22 +92,63 @@ class MsixVectors:
                 bits[index // 8] |= 1 << index % 8
         return bytes(bits)
 
-    def close(self) -> None:
+    def close(self) -> Awaitable[None] | None:
         """Give all lines back."""
-        for line in self._lines.values():
-            line.close()
-        self.open.clear()
-        self._lines.clear()
-        self._shared.clear()
+        lines = list(self._lines.values())
+        for known in (self.open, self._opening, self._held, self._lines, self._asked, self._wired, self._shared):
+            known.clear()
+        return self._services.off_loop(partial(_close_all, lines)) if lines else None
 
-    def _program(self, route: Route) -> None:
-        line = self._lines.get(route.index)
+    def _line(self, index: int) -> MsiLine:
+        line = self._lines.get(index)
         if line is None:
-            line = self._lines[route.index] = self._services.msi_line(f"{self._name} vector {route.index}")
-        self.open.pop(route.index, None)
-        line.set(route.address, route.data, route.masked)
-        if not route.masked:
-            self.open[route.index] = line.pulse
+            line = self._lines[index] = self._services.msi_line(f"{self._name} vector {index}")
+        return line
+
+    def _program(self, route: Route) -> bool:
+        """A vector was masked, opened, or changed. Whether its line has to be programmed for that."""
+        index = route.index
+        self.open.pop(index, None)
+        self._opening.pop(index, None)
+        if route.masked:
+            if index in self._held:  # too late for it
+                self._held.discard(index)
+                self.table.trigger(index)
+            return index in self._shared
+        line = self._line(index)
+        if self._wired.get(index) == route:
+            self.open[index] = line.pulse
+            return False
+        self._opening[index] = route
+        return True
+
+    def _wire(self, routes: list[Route]) -> Awaitable[None] | None:
+        if not routes:
+            return None
+        changes = [LineChange(self._lines[r.index], r.address, r.data, r.masked) for r in routes]
+        for route in routes:
+            self._asked[route.index] = route
+            self._wired.pop(route.index, None)
+        return self._services.off_loop(partial(self._services.set_lines, changes), partial(self._wired_up, routes))
+
+    def _wired_up(self, routes: list[Route], error: BaseException | None) -> None:
+        for route in routes:
+            index = route.index
+            if error is None and self._asked.get(index) is route:
+                self._wired[index] = route
+            if self._opening.get(index) is not route:  # masked or changed again since
+                continue
+            del self._opening[index]
+            if error is None:
+                self.open[index] = self._lines[index].pulse
+            if index in self._held:
+                self._held.discard(index)
+                self.pulse(index)
+
+
+def _close_all(lines: list[MsiLine]) -> None:
+    for line in lines:
+        line.close()
 
 
 class MsixTableRegisters:
@@ -105,9 +164,9 @@ class MsixTableRegisters:
         """A copy of the table's bytes."""
         return bytes(self._vectors.table.table[offset : offset + size])
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Program or mask a vector."""
-        self._vectors.apply(self._vectors.table.write_table(offset, data))
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """Program or mask a vector. The result is done when its line is."""
+        return self._vectors.apply(self._vectors.table.write_table(offset, data))
 
 
 class MsixPendingBits:

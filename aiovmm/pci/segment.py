@@ -10,7 +10,7 @@ from aiovmm.errors import UsageError
 from aiovmm.pci.aperture import Aperture, BarId, Placement
 from aiovmm.pci.bar import BARS_END, FIRST_BAR, Bar, BarKind
 from aiovmm.pci.config_space import COMMAND, SIZE, overlaps
-from aiovmm.pci.function import PciFunction
+from aiovmm.pci.function import PciFunction, together
 from aiovmm.pci.host_bridge import host_bridge
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.services import PciServices
@@ -32,6 +32,7 @@ class PciSegment:
         self._reserved: set[int] = set()
         self._ecam: dict[int, Range] = {}
         self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
+        self._last: dict[BarId, tuple[PciFunction, Bar, int]] = {}  # where each answers, or last did
         self.add(host_bridge(), slot=0)
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
@@ -51,11 +52,16 @@ class PciSegment:
         function = self._slots.pop(slot, None)
         if function is None:
             raise UsageError(f"PCI segment {self.plan.number} has nothing in slot {slot}")
+        waits: list[Awaitable[None]] = []
         with self._services.bus.batch():
             self._services.bus.remove(self._ecam.pop(slot))
             for bar in function.bars:
-                changes = self.aperture.claim(BarId(slot, bar.index), bar.space, None, bar.size)
-                self._place(changes, gone={slot: function})
+                key = BarId(slot, bar.index)
+                changes = self.aperture.claim(key, bar.space, None, bar.size)
+                waits += self._place(changes, gone={slot: function})
+                self._last.pop(key, None)
+        for wait in waits:
+            await wait
         self._release(slot, function)
         await function.close()
 
@@ -92,7 +98,7 @@ class PciSegment:
             return None
         result = function.write_config(offset, data)
         if overlaps(offset, len(data), COMMAND, 2) or overlaps(offset, len(data), FIRST_BAR, BARS_END - FIRST_BAR):
-            self._move_bars(slot, function)
+            return together(result, *self._move_bars(slot, function))
         return result
 
     def _free_slot(self, slot: int | None) -> int:
@@ -124,21 +130,37 @@ class PciSegment:
         for bar in function.bars:
             self.aperture.forget(BarId(slot, bar.index))
 
-    def _move_bars(self, slot: int, function: PciFunction) -> None:
+    def _move_bars(self, slot: int, function: PciFunction) -> list[Awaitable[None]]:
+        waits: list[Awaitable[None]] = []
         with self._services.bus.batch():
             for bar in function.bars:
                 at = bar.decoded(function.config)
-                self._place(self.aperture.claim(BarId(slot, bar.index), bar.space, at, bar.size))
+                waits += self._place(self.aperture.claim(BarId(slot, bar.index), bar.space, at, bar.size))
+        return waits
 
-    def _place(self, changes: list[Placement], gone: dict[int, PciFunction] | None = None) -> None:
+    def _place(self, changes: list[Placement], gone: dict[int, PciFunction] | None = None) -> list[Awaitable[None]]:
+        """Carry them out; what is still to be waited for."""
+        waits: list[Awaitable[None] | None] = []
         for change in changes:
             function = (gone or {}).get(change.owner.slot) or self._slots[change.owner.slot]
             bar = next(b for b in function.bars if b.index == change.owner.bar)
             if change.base is None:
-                function.bar_moved(bar, None)
+                waits.append(function.bar_moved(bar, None))
                 self._unmap(change.owner)
             elif self._map(change.owner, function, bar, change.base):
-                function.bar_moved(bar, change.base)
+                waits += self._displace(change.owner, bar, change.base)
+                self._last[change.owner] = function, bar, change.base
+                waits.append(function.bar_moved(bar, change.base))
+        return [wait for wait in waits if wait is not None]
+
+    def _displace(self, owner: BarId, bar: Bar, base: int) -> list[Awaitable[None] | None]:
+        """Whoever last answered where `bar` does now, and does no more, leaves nothing of itself there."""
+        waits = []
+        for key, (function, other, last) in list(self._last.items()):
+            if key != owner and other.space == bar.space and last < base + bar.size and base < last + other.size:
+                del self._last[key]
+                waits.append(function.bar_displaced(other))
+        return waits
 
     def _map(self, key: BarId, function: PciFunction, bar: Bar, base: int) -> bool:
         """Put the BAR's regions on the bus; False, and none of them there, if something that is no BAR is in the way."""

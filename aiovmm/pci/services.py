@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.bus import Bus, Space
+from aiovmm.dataclass import dataclass
 from aiovmm.memory import AddressSpace
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["IntxLine", "IoEventFd", "MsiLine", "PciServices"]
+__all__ = ["IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices"]
 
 
 class MsiLine(Protocol):
@@ -28,7 +29,7 @@ class MsiLine(Protocol):
     def set(self, address: int, data: int, masked: bool) -> None:
         """Program the line. Masked: cut the eventfd off its GSI, so that signals stay in it until it is joined again.
 
-        Raises HostError.
+        May take long; see PciServices.off_loop. Raises HostError.
         """
 
     def pulse(self) -> None:
@@ -52,11 +53,21 @@ class IntxLine(Protocol):
         """Release it and give it back. Idempotent."""
 
 
+@dataclass(frozen=True)
+class LineChange:
+    """What `line` is to be: see MsiLine.set."""
+
+    line: MsiLine
+    address: int
+    data: int
+    masked: bool
+
+
 class IoEventFd(Protocol):
     """A registered doorbell."""
 
     def close(self) -> None:
-        """Take it off its address. Idempotent."""
+        """Take it off its address. Idempotent. May take long; see PciServices.off_loop."""
 
 
 class PciServices(Protocol):
@@ -80,7 +91,21 @@ class PciServices(Protocol):
         """Signal `fd` on guest writes of `size` bytes (0: of any) to `address`, without an exit.
 
         None, if the machine cannot, or has as many as it can: such writes then reach the device through the bus.
-        Never raises.
+        May take long, see `off_loop`. Never raises.
+        """
+
+    def set_lines(self, changes: Sequence[LineChange]) -> None:
+        """Program lines, all together. May take long, see `off_loop`. Raises HostError."""
+
+    def off_loop(
+        self, work: Callable[[], None], then: Callable[[BaseException | None], None] | None = None
+    ) -> Awaitable[None] | None:
+        """Call `work`, whose calls into the host may take milliseconds, where the event loop does not wait for it, after what
+        was asked for before; then `then` on the loop, with what it raised.
+
+        The result is done after that, and is what the guest's access should wait for; None: all is done. Nobody need wait for
+        it, and to cancel it changes nothing. `work` may use lines, doorbells and memory slots, and touch nothing else that the
+        loop's thread touches.
         """
 
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:

@@ -29,7 +29,7 @@ from aiovmm.pci.common_config import CommonConfig
 from aiovmm.pci.config_space import COMMAND, ConfigSpace, Identity, overlaps
 from aiovmm.pci.config_window import ConfigWindow
 from aiovmm.pci.doorbells import Doorbells
-from aiovmm.pci.function import BarRegion, PciFunction
+from aiovmm.pci.function import BarRegion, PciFunction, together
 from aiovmm.pci.intx import InterruptPin
 from aiovmm.pci.msix import MAX_VECTORS, MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
@@ -129,8 +129,11 @@ class VirtioPci(PciFunction):
         """Stop the back end and give fds and lines back. The device itself is its owner's to close."""
         self.device._notify_config = None
         await self._reset()
-        self._vectors.close()
         self._pin.close()
+        await self._doorbells.close()
+        lines = self._vectors.close()
+        if lines is not None:
+            await lines
 
     # -- configuration space ---------------------------------------------------------------------------------------------
 
@@ -142,18 +145,23 @@ class VirtioPci(PciFunction):
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """Configuration space; MSI-X control and the PCI_CFG data take effect."""
         super().write_config(offset, data)
+        lines = None
         if overlaps(offset, len(data), self._msix_control, 2):
             control = self.config.get(self._msix_control, 2)
             effects = self._vectors.table.set_control(enabled=bool(control & 0x8000), masked=bool(control & 0x4000))
-            self._vectors.apply(effects)
+            lines = self._vectors.apply(effects)
             self._isr_changed()
         if overlaps(offset, len(data), COMMAND, 2):
             self._pin.command_written()
-        return self._window.after_write(offset, len(data))
+        return together(lines, self._window.after_write(offset, len(data)))
 
-    def bar_moved(self, bar: Bar, address: int | None) -> None:
+    def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:
         """The doorbells follow."""
-        self._doorbells.moved(None if address is None else address + NOTIFY)
+        return self._doorbells.moved(None if address is None else address + NOTIFY)
+
+    def bar_displaced(self, bar: Bar) -> Awaitable[None] | None:
+        """The doorbells go."""
+        return self._doorbells.displaced()
 
     def _isr_changed(self) -> None:
         self._pin.set_pending(bool(self._isr.bits) and not self._vectors.table.enabled)
@@ -192,7 +200,7 @@ class VirtioPci(PciFunction):
             irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
             self._active = True
             try:
-                kicks = self._doorbells.open()
+                kicks = await self._doorbells.open()
                 await self.backend.activate(queues, features, kicks, irqs, self._config_irq)
             except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
                 self._broken(exc)
@@ -203,7 +211,6 @@ class VirtioPci(PciFunction):
                 await self.backend.reset()
             except Exception as exc:
                 self._broken(exc)
-            self._doorbells.close()
             self._active = False
             self._reset_registers()
 

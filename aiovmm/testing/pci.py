@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import select
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from aiovmm.bus import Bus, Policy, Space
 from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
-from aiovmm.pci.services import IntxLine
+from aiovmm.pci.services import IntxLine, LineChange
+from aiovmm.worker import Worker
 
 __all__ = ["Doorbell", "RecordedIntxLine", "RecordedMsiLine", "RecordingServices"]
 
@@ -133,6 +134,8 @@ class RecordingServices:
         self.tasks: set[asyncio.Task[None]] = set()
         self.waited = 0
         """Accesses that a vCPU would have waited for the event loop with."""
+        self.worker: Worker | None = None
+        """Makes the calls that may take long, if it is set."""
         self._ioeventfds = ioeventfds
         self._handlers: dict[tuple[int, int], Callable[[], None]] = {}
 
@@ -157,6 +160,28 @@ class RecordingServices:
         doorbell = Doorbell(self, space, address, size, fd)
         self.doorbells.append(doorbell)
         return doorbell
+
+    def set_lines(self, changes: Sequence[LineChange]) -> None:
+        """Program them one by one."""
+        for change in changes:
+            change.line.set(change.address, change.data, change.masked)
+
+    def off_loop(
+        self, work: Callable[[], None], then: Callable[[BaseException | None], None] | None = None
+    ) -> Awaitable[None] | None:
+        """All is done at once; or, while `worker` is set, when that has done it."""
+        if self.worker is not None:
+            return self.worker.submit(work, then)
+        error: BaseException | None = None
+        try:
+            work()
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if then is not None:
+                then(error)
+        return None
 
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """Run it on the running loop."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +20,8 @@ RESERVED = ~0xFFFE_0000_0001_FFFF  # what is neither of the data sheet nor bits 
 
 class Apics:
     """Records messages, and holds the routing table."""
+
+    refused: Callable[[int, int], None] | None = None
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, int]] = []
@@ -37,6 +41,9 @@ class Apics:
             del self.routes[pin]  # a route that is not there is not taken away
         else:
             self.routes[pin] = (address, data)
+
+    def ended_in_vain(self) -> None:
+        self.log.append("in vain")
 
 
 class Rig:
@@ -179,6 +186,7 @@ class TestLevel:
         assert rig.entry(9) & REMOTE_IRR
         rig.ioapic.eoi(0x58)
         assert rig.take() == []
+        assert rig.apics.log[-1] == "in vain"
         rig.ioapic.eoi(0x59)
         assert rig.take() == [(0xFEE00000, 0xC059)]  # still asserted
         rig.ioapic.set_level(9, False)

@@ -23,6 +23,7 @@ from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.virtqueue.driver import Arena, Used
 from aiovmm.virtqueue.status import Status
+from aiovmm.worker import Worker
 from tests.guests.machine import Machine
 from tests.pci.echo import Echo
 
@@ -94,8 +95,9 @@ class Running:
     def __init__(self, machine: Machine, plan: SegmentPlan = PLAN) -> None:
         self.machine = machine
         self.errors: list[Exception] = []
-        intx = IntxPins(IoApic(IoApicSink(machine.vm)))
-        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task, intx)
+        self.worker = Worker("kvm calls")
+        intx = IntxPins(IoApic(IoApicSink(machine.vm, self.worker.submit)))
+        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task, intx, self.worker)
         self.root = PciRoot([plan], services)
         self.device = Echo()
         self.transport = VirtioPci(self.device, services, on_error=lambda device, exc: self.errors.append(exc))
@@ -109,6 +111,7 @@ class Running:
             assert self.machine.errors == []
         finally:
             await self.root.close()
+            await self.worker.aclose()
 
     async def _drive(self, scenario: Callable[[VirtioPciDriver], Awaitable[None]]) -> None:
         guest = VcpuGuest(self.machine.memory)

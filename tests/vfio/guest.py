@@ -39,6 +39,8 @@ class Slot:
 class Messages:
     """What the I/O APIC sends, and its routes."""
 
+    refused: Callable[[int, int], None] | None = None
+
     def __init__(self) -> None:
         self.sent: list[int] = []
         self.routes: dict[int, int] = {}
@@ -52,6 +54,9 @@ class Messages:
             del self.routes[pin]
         else:
             self.routes[pin] = data
+
+    def ended_in_vain(self) -> None:
+        return
 
 
 class Services(RecordingServices):

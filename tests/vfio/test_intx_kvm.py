@@ -13,6 +13,7 @@ from aiovmm.errors import KvmError
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
 from aiovmm.vfio import Container, HostDevice, VfioFunction
+from aiovmm.worker import Worker
 from tests.guests.machine import Machine
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
@@ -36,9 +37,10 @@ async def test_a_guest_takes_and_ends_the_interrupts_of_a_pin(kernel: FakeKernel
     device.open()
     errors: list[Exception] = []
     async with machine as m:
-        ioapic = IoApic(IoApicSink(m.vm))
+        worker = Worker("kvm calls")
+        ioapic = IoApic(IoApicSink(m.vm, worker.submit))
         m.on_eoi = ioapic.eoi
-        services = KvmPciServices(m.vm, m.bus, m.memory, create_task, IntxPins(ioapic))
+        services = KvmPciServices(m.vm, m.bus, m.memory, create_task, IntxPins(ioapic), worker)
         function = VfioFunction(device, services, lambda name, exc: errors.append(exc))
         await function.start()
         pin = function.interrupt_gsi
@@ -63,5 +65,6 @@ async def test_a_guest_takes_and_ends_the_interrupts_of_a_pin(kernel: FakeKernel
         hardware.set_pin(False)
         await m.until(lambda: not hardware.masked and not ioapic.snapshot().levels)
         await function.close()
+        await worker.aclose()
         assert errors == []
     device.close()

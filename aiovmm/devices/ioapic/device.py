@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, Protocol
 
 from aiovmm.bus import FastPage, Policy
@@ -17,11 +17,20 @@ _SELECT, _WINDOW = 0x00, 0x10
 class MsiSink(Protocol):
     """Where messages go: the local APICs. `vm` joins it to KVM."""
 
-    def signal(self, address: int, data: int) -> bool:
-        """Send one message-signalled interrupt. Whether a local APIC took it."""
+    refused: Callable[[int, int], None] | None
+    """Called for a message, (address, data), that `signal` took on and no local APIC did."""
 
-    def route(self, pin: int, address: int, data: int | None) -> None:
-        """Level-triggered pin `pin` (0 to 23) sends this message, so its end must be told to `IoApic.eoi`; None: no more."""
+    def signal(self, address: int, data: int) -> bool:
+        """Send one message-signalled interrupt. Whether a local APIC took it, or may yet."""
+
+    def route(self, pin: int, address: int, data: int | None) -> Awaitable[None] | None:
+        """Level-triggered pin `pin` (0 to 23) sends this message, so its end must be told to `IoApic.eoi`; None: no more.
+
+        That may take a while: until the result is done, messages are held back.
+        """
+
+    def ended_in_vain(self) -> None:
+        """`IoApic.eoi` was told of a vector that no pin has sent."""
 
 
 class PinLine:
@@ -57,6 +66,7 @@ class IoApic:
         self.fast = FastPage(self.SIZE)
         self.fast.policy[_SELECT : _SELECT + 4] = bytes([Policy.POSTED_WRITE | Policy.LAZY_WRITE] * 4)
         self._sink = sink
+        sink.refused = self._refused
         self._registers = IoApicRegisters()
         self._on_end: dict[int, Callable[[], None]] = {}
 
@@ -81,7 +91,10 @@ class IoApic:
 
     def eoi(self, vector: int) -> None:
         """A processor has ended level-triggered interrupt `vector`."""
-        for pin in self._registers.in_service(vector):
+        pins = self._registers.in_service(vector)
+        if not pins:
+            self._sink.ended_in_vain()
+        for pin in pins:
             if (callback := self._on_end.get(pin)) is not None:
                 callback()
         self._do(self._registers.end_of_interrupt(vector))
@@ -94,12 +107,13 @@ class IoApic:
             page[_WINDOW : _WINDOW + 4] = self._registers.read().to_bytes(4, "little")
         return bytes(page[offset : offset + size])
 
-    def write(self, offset: int, data: bytes) -> None:
-        """IOREGSEL or IOWIN."""
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """IOREGSEL or IOWIN. The result is done when what was written is in force."""
         if offset == _SELECT:
             self._registers.select = data[0]
         elif offset == _WINDOW and len(data) >= 4:
-            self._do(self._registers.write(int.from_bytes(data[:4], "little")))
+            return self._do(self._registers.write(int.from_bytes(data[:4], "little")))
+        return None
 
     def snapshot(self) -> IoApicState:
         """The state to give to `restore`."""
@@ -109,11 +123,18 @@ class IoApic:
         """Go on from `state`, with the guest not running; routes are set anew."""
         self._do(self._registers.restore(state))
 
-    def _do(self, effects: list[Effect]) -> None:
+    def _refused(self, address: int, data: int) -> None:
+        for pin in self._registers.sending(address, data):
+            self._do(self._registers.refused(pin))
+
+    def _do(self, effects: list[Effect]) -> Awaitable[None] | None:
+        """What is returned is done when all is: routes change in the order in which they were asked for."""
+        pending = None
         for effect in effects:
             if isinstance(effect, Inject):
                 taken = self._sink.signal(effect.address, effect.data)
                 if not taken and effect.pin is not None:
                     self._do(self._registers.refused(effect.pin))
             else:
-                self._sink.route(effect.pin, effect.address, effect.data)
+                pending = self._sink.route(effect.pin, effect.address, effect.data) or pending
+        return pending

@@ -160,6 +160,13 @@ class IoApicRegisters:
                 effects += self._route(pin) + self._deliver_level(pin)
         return effects
 
+    def sending(self, address: int, data: int) -> list[int]:
+        """Level-triggered pins that have sent this message, whose end has not come."""
+        message = address, data
+        return [
+            p for p, e in enumerate(self.entries) if e & REMOTE_IRR and (message_address(e), message_data(e)) == message
+        ]
+
     def refused(self, pin: int) -> list[Effect]:
         """No local APIC took the last message of level-triggered `pin`."""
         self.entries[pin] &= ~REMOTE_IRR

@@ -408,4 +408,5 @@ async def test_reset_200_times_with_mappings_leaks_nothing() -> None:
         assert p.device.domains.mapped == 0
         assert p.translation.table.count == 1
         assert not p.device._tables
+        await p.device.close()
         assert not p.device._looking

@@ -1,0 +1,110 @@
+"""Calls that take long, made off the loop: in order, all of them, and nobody waits who need not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from aiovmm.tasks import in_thread
+from aiovmm.worker import Worker
+
+
+async def test_calls_are_made_in_order_in_one_thread_and_told_on_the_loop() -> None:
+    worker, made, told = Worker("test"), [], []
+    here = threading.get_ident()
+
+    def then(error: BaseException | None) -> None:
+        assert error is None
+        assert threading.get_ident() == here
+        told.append(len(told))
+
+    futures = [
+        worker.submit(lambda n=n: made.append((n, threading.get_ident())) or n, then)  # type: ignore[misc]
+        for n in range(100)
+    ]
+    assert await asyncio.gather(*futures) == list(range(100))
+    assert [n for n, _ in made] == told == list(range(100))
+    assert len({thread for _, thread in made} - {here}) == 1
+    await worker.aclose()
+    await worker.aclose()
+
+
+async def test_the_loop_goes_on_while_a_call_blocks() -> None:
+    worker, may_end = Worker("test"), threading.Event()
+    future = worker.submit(lambda: may_end.wait(30))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not future.done()
+    may_end.set()
+    assert await future is True
+    await worker.aclose()
+
+
+async def test_what_a_call_raises_is_its_waiters_and_the_next_one_is_made() -> None:
+    worker, heard = Worker("test"), []
+
+    def broken() -> None:
+        raise OSError("refused")
+
+    future = worker.submit(broken, heard.append)
+    ignored = worker.submit(broken)  # by nobody, and nobody complains
+    assert await worker.submit(lambda: 7) == 7
+    with pytest.raises(OSError, match="refused"):
+        await future
+    assert ignored.done()
+    assert [str(e) for e in heard] == ["refused"]
+    await worker.aclose()
+
+
+async def test_a_waiter_that_is_cancelled_takes_nothing_back() -> None:
+    worker, may_go, made = Worker("test"), threading.Event(), []
+    worker.submit(lambda: may_go.wait(30))
+    future = worker.submit(lambda: made.append("work"), lambda error: made.append("then"))
+
+    async def wait() -> None:
+        await future
+
+    waiter = asyncio.ensure_future(wait())
+    await asyncio.sleep(0)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    may_go.set()
+    await worker.aclose()
+    assert made == ["work", "then"]
+
+
+async def test_an_idle_thread_ends_and_the_next_call_starts_another() -> None:
+    worker = Worker("test", idle=0.0)
+    before = threading.active_count()
+    for n in range(50):
+        assert await worker.submit(lambda n=n: n) == n  # type: ignore[misc]
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+    await worker.aclose()
+
+
+async def test_without_room_for_a_thread_the_call_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    worker, made = Worker("test"), []
+    assert await worker.submit(lambda: made.append(1) or 2, lambda error: made.append(error)) == 2
+    assert made == [1, None]
+    await worker.aclose()
+
+
+async def test_blocking_calls_of_ours_need_no_executor_of_the_embedders() -> None:
+    """Theirs may be full for as long as they like."""
+    may_end = threading.Event()
+    full = [asyncio.get_running_loop().run_in_executor(None, may_end.wait, 30) for _ in range(64)]
+    async with asyncio.timeout(20):
+        assert await in_thread(lambda: 3) == 3
+    may_end.set()
+    await asyncio.gather(*full)
