@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import version_option
+from aiovmm.cli.usage import OneLineGroup, version_option
 from aiovmm.errors import AiovmmError, UsageError, host_error
 from aiovmm.stdio import fill_standard_descriptors
 
@@ -29,7 +29,7 @@ _COMMANDS = {
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(OneLineGroup):
     """Imports a subcommand's module when it is called; its one-line help stands in the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:

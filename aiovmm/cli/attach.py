@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.messages import say
+from aiovmm.cli.usage import OneLineCommand, once
 from aiovmm.stdio import require_descriptors
 
 __all__ = ["command"]
@@ -17,9 +18,9 @@ __all__ = ["command"]
 _DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 
 
-@click.command("attach", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("attach", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--detach-keys", default="ctrl-p,ctrl-q", show_default=True, help="Keys that detach; the guest runs on.")
+@once("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach; the guest runs on (ctrl-p,ctrl-q).")
 def command(path: Path, detach_keys: str) -> None:
     """Attach this terminal to the console at the unix socket PATH. What the guest printed before is shown first."""
     import uvloop

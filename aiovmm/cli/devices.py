@@ -6,10 +6,12 @@ import json
 
 import click
 
+from aiovmm.cli.usage import OneLineCommand
+
 __all__ = ["command"]
 
 
-@click.command("devices", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("devices", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "form", flag_value="json", help="Print a JSON list of rows.")
 @click.option("--markdown", "form", flag_value="markdown", help="Print the tables of docs/devices.md.")
 def command(form: str | None) -> None:

@@ -8,12 +8,14 @@ import sys
 
 import click
 
+from aiovmm.cli.usage import OneLineCommand
+
 __all__ = ["command"]
 
 _COLOURS = {"ok": "32", "limited": "33", "missing": "31"}
 
 
-@click.command("doctor", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("doctor", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of findings.")
 def command(as_json: bool) -> None:
     """Say what this machine can do for guests. Exit code 1 if it cannot run any."""

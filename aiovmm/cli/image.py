@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from aiovmm.cli.usage import OneLineGroup, once
 from aiovmm.errors import UsageError
 
 __all__ = ["command"]
@@ -14,7 +15,7 @@ __all__ = ["command"]
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group("image", context_settings=_CONTEXT)
+@click.group("image", cls=OneLineGroup, context_settings=_CONTEXT)
 def command() -> None:
     """Make or find what a guest boots from."""
 
@@ -47,14 +48,12 @@ def _files(specs: tuple[str, ...]) -> dict[str, str]:
 
 @command.command("initramfs", context_settings=_CONTEXT)
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option(
-    "--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's)."
-)
-@click.option("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
+@once("--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's).")
+@once("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
 @click.option("--module", "wanted", multiple=True, metavar="NAME", help="Only these modules and what they need.")
 @click.option("--file", "specs", multiple=True, metavar="GUEST=HOST", help="Add a file or a directory.")
-@click.option("--run", metavar="SCRIPT", help="Shell script that the guest runs, instead of giving a shell.")
-@click.option("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", show_default=True)
+@once("--run", metavar="SCRIPT", help="Shell script that the guest runs, instead of giving a shell.")
+@once("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", help="Of the image (none).")
 def initramfs(
     output: Path,
     busybox: Path | None,

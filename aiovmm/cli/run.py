@@ -62,7 +62,7 @@ _POLICY = click.Choice(["restart", "exit"])
 @once("--name", default="vm", help="Name in events and logs.")
 @once("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach the terminal (ctrl-p,ctrl-q).")
 @once("--stop-timeout", type=float, default=10.0, help="Seconds a guest has after the power button (10).")
-@click.option(
+@once(
     "--json",
     "events_to",
     is_flag=False,

@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from aiovmm.errors import UsageError
 
-__all__ = ["OneLineCommand", "once", "version_option"]
+__all__ = ["OneLineCommand", "OneLineGroup", "once", "version_option"]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Usage errors of click become UsageErrors, which are printed as one line. A command without arguments shows its help."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as exc:
+        raise UsageError(" ".join(exc.format_message().split())) from exc
 
 
 class OneLineCommand(click.Command):
-    """Its usage errors are UsageErrors, which are printed as one line."""
+    """A command whose usage errors are one line."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises UsageError."""
-        try:
+        with one_line():
             return super().parse_args(ctx, args)
-        except click.UsageError as exc:
-            raise UsageError(" ".join(exc.format_message().split())) from exc
+
+
+class OneLineGroup(click.Group):
+    """Likewise, with all its commands."""
+
+    command_class = OneLineCommand
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises UsageError."""
+        with one_line():
+            return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises UsageError."""
+        with one_line():
+            return super().resolve_command(ctx, args)
 
 
 def once(*names: str, default: Any = None, **settings: Any) -> Callable[[Any], Any]:

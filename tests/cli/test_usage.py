@@ -37,6 +37,7 @@ WRONG = {
     ("--stop-timeout", "inf"): b"--stop-timeout",
     ("--stop-timeout", "soon"): b"--stop-timeout",
     ("--name", ""): b"name",
+    ("--json", "--json=events"): b"--json: is given twice",
     ("surplus",): b"surplus",
     ("--cpus",): b"--cpus",
     ("--detach-keys", "alt-f4"): b"alt-f4",
@@ -68,6 +69,31 @@ def test_an_option_that_is_not_there_is_refused_by_name_and_with_a_reason(option
         assert isinstance(result.exception, ConfigError), result.output
         assert result.exception.option == option
         assert NOT_THERE[option] in str(result.exception)
+
+
+OF_OTHERS = {
+    ("nonsense",): b"nonsense",
+    ("--nonsense",): b"--nonsense",
+    ("attach",): b"PATH",
+    ("attach", "a", "--detach-keys", "x", "--detach-keys", "y"): b"--detach-keys: is given twice",
+    ("image", "nonsense"): b"nonsense",
+    ("image", "initramfs"): b"OUTPUT",
+    ("image", "initramfs", "out", "--run", "a", "--run", "b"): b"--run: is given twice",
+    ("image", "initramfs", "out", "--compression", "rar"): b"--compression",
+    ("doctor", "well"): b"well",
+    ("devices", "--xml"): b"--xml",
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"), OF_OTHERS.items(), ids=lambda v: " ".join(v) if isinstance(v, tuple) else None
+)
+def test_so_it_is_of_every_command(wrong: tuple[str, ...], named: bytes, aiovmm: Command) -> None:
+    done = aiovmm.run(*wrong)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"aiovmm: ")
+    assert done.stderr.count(b"\n") == 1
+    assert named in done.stderr
 
 
 def test_no_kernel(aiovmm: Command) -> None:
