@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from time import perf_counter
 from typing import Any
 
 from aiovmm.bus import Bus, Range, Space
@@ -26,6 +27,9 @@ _BATCH = 256  # events in one drain
 _FULL = _BATCH // 2  # that many had no room for more, reports apart: then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
 _STAYS = 16  # drains in one turn of the loop, while the guest has something again at once
+TURN = 0.0005
+"""Seconds of one VM in one turn of the loop, an exit that is being served apart; what is left waits for its next turn, so
+that a guest's flood takes no more than its share. One that has taken TURN more than that rests for as long as it was over."""
 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
 
@@ -61,6 +65,9 @@ class ExitLoop:
         self._on_eoi = on_eoi
         self._loop: asyncio.AbstractEventLoop | None = None
         self._doze: asyncio.TimerHandle | None = None
+        self._again: asyncio.Handle | None = None  # another turn, or the end of a rest
+        self._resting = False
+        self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
         self._tasks: set[asyncio.Future[None]] = set()
         self._touched: dict[Range, None] = {}
         self._events = ffi.new("struct avmm_event[]", _BATCH)
@@ -83,9 +90,10 @@ class ExitLoop:
             return
         self._loop.remove_reader(self._vm.exit_fd)
         self._loop = None
-        if self._doze is not None:
-            self._doze.cancel()
-            self._doze = None
+        for handle in (self._doze, self._again):
+            if handle is not None:
+                handle.cancel()
+        self._doze = self._again = self._rest = None
         self._bus.on_change = None
         for vcpu in self._vm.vcpus.values():
             if vcpu.needs_end:
@@ -102,25 +110,53 @@ class ExitLoop:
     def _drain(self) -> None:
         """Serve what there is. Drivers make exits in rows; so after some, the next is looked for a moment here, which saves the
         way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
+        if self._again is not None:  # it has had its turn
+            return
+        end = perf_counter() + TURN
         for left in reversed(range(_STAYS)):
-            served = self._serve()
+            served = self._serve(end)
             if self._loop is None:  # a callback has closed us
                 return
             if served and self._doze is None:  # before we linger: it also ends what an exception here would leave
                 self._doze = self._loop.call_later(DOZE, self._look_again)
-            if not 0 < served < _FULL or not left or not lib.avmm_vm_linger(self._vm.native):
+            if self._rest is not None or not 0 < served < _FULL or not left or perf_counter() >= end:
+                break
+            if not lib.avmm_vm_linger(self._vm.native):
                 break
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
+        self._end_turn(perf_counter() - end)
+
+    def _end_turn(self, over: float) -> None:
+        """The turn ends `over` seconds after it should have."""
+        assert self._loop is not None
+        if over > TURN:
+            self._resting = True
+            self._loop.remove_reader(self._vm.exit_fd)
+            self._again = self._loop.call_later(over, self._go_on)
+        elif self._rest is not None:
+            self._again = self._loop.call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._again = None
+        if self._resting:
+            assert self._loop is not None
+            self._resting = False
+            self._loop.add_reader(self._vm.exit_fd, self._drain)
+        self._drain()
 
     def _look_again(self) -> None:
         self._doze = None
         self._drain()
 
-    def _serve(self) -> int:
-        """One batch: how many events it had."""
-        count: int = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
-        for event in _EVENT.iter_unpack(self._view[: count * _EVENT.size]):
+    def _serve(self, end: float) -> int:
+        """One batch, or what was left of one: how many events it had. At `end` it leaves what it has not given out yet."""
+        events, self._rest = self._rest, None
+        count = _BATCH
+        if events is None:
+            count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
+            events = _EVENT.iter_unpack(self._view[: count * _EVENT.size])
+        for event in events:
             kind = event[5]
             if kind <= lib.AVMM_MMIO_WRITE:
                 if kind & 1:
@@ -131,6 +167,9 @@ class ExitLoop:
                 self._control(kind, event[4], event[1])
             if self._loop is None:
                 return 0
+            if count > 1 and perf_counter() >= end:
+                self._rest = events
+                break
         if self._touched:
             self._end_batch()
         return count

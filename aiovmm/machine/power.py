@@ -16,10 +16,13 @@ from aiovmm.machine.x86 import Machine, MachineOwner
 from aiovmm.tasks import TaskScope
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["SHORTEST_LIFE", "Power"]
+__all__ = ["SHORTEST_LIFE", "Power", "pause_before_life"]
 
 SHORTEST_LIFE = 0.05
 """Seconds from one reset to the next: a guest that does nothing but reset itself must not keep the event loop busy."""
+
+LIFE_TO_RESET = 3
+"""Nor the host: it lives for so many times as long as its resets take, with much memory or many vCPUs, or waits for that."""
 
 
 class Power:
@@ -31,6 +34,7 @@ class Power:
         self.tasks = TaskScope(owner.device_failed)
         self._owner = owner
         self._since = 0.0
+        self._cost = 0.0  # seconds that the last reset took
         self._button_pressed = False  # while there was no machine
 
     async def build(
@@ -60,7 +64,7 @@ class Power:
     async def on(self, machine: Machine, *, paused: bool = False) -> None:
         """The first instruction. Gives the event loop no turn. Raises KvmError."""
         await machine.start(paused=paused)
-        self._since = asyncio.get_running_loop().time()
+        self._since = _now()
         if self._button_pressed:
             self._button_pressed = False
             machine.press_power_button()
@@ -68,14 +72,17 @@ class Power:
     async def reset(self, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
         """A new machine in the place of the old one, running or `paused`. False, with none running, once `stopped` is set."""
         assert self.parts is not None
-        old, self.machine = self.machine, None
+        began = _now()
+        alive, old, self.machine = began - self._since, self.machine, None
         if old is not None:
             await old.aclose()
+        cost = _now() - began
         with suppress(TimeoutError):
-            alive = asyncio.get_running_loop().time() - self._since
-            await asyncio.wait_for(stopped.wait(), SHORTEST_LIFE - alive)
+            await asyncio.wait_for(stopped.wait(), pause_before_life(alive, max(self._cost, cost)))
         if not stopped.is_set():
+            began = _now()
             self.machine = await Machine.build(self.parts, self._owner)
+            self._cost = cost + _now() - began
         if stopped.is_set() or self.machine is None:
             return False
         await self.on(self.machine, paused=paused())
@@ -102,3 +109,12 @@ class Power:
             machine, self.machine = self.machine, None
             if machine is not None:
                 stack.push_async_callback(machine.aclose)
+
+
+def pause_before_life(alive: float, cost: float) -> float:
+    """Seconds until a guest that lived for `alive` and whose reset takes `cost` may run again; negative: at once."""
+    return max(SHORTEST_LIFE, LIFE_TO_RESET * cost) - alive
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -12,10 +13,11 @@ import pytest
 from aiovmm.bus import Range, Space
 from aiovmm.devices.ioapic import IntxPins, IoApic
 from aiovmm.errors import KvmError
-from aiovmm.kvm import Kvm
+from aiovmm.kvm import Kvm, ioeventfd, routing
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
 from aiovmm.memory import GuestMemory
+from aiovmm.pci.capabilities import MSIX
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciAddress, PciRoot
@@ -245,3 +247,46 @@ async def test_a_masked_vector_waits_under_kvm(kvm: Kvm) -> None:
                 await queue.irq.wait()
 
         await running.drive(scenario)
+
+
+async def test_what_a_driver_may_do_without_end_asks_nothing_of_kvm_and_the_rest_not_on_the_loop(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Doorbells, irqfds and routes take KVM milliseconds, in which no other guest would be served."""
+    asked: list[int] = []
+    for module in (ioeventfd, routing):
+
+        def noted(*args: object, call: Callable[..., int] = module.call) -> int:  # type: ignore[attr-defined]
+            asked.append(threading.get_ident())
+            return call(*args)
+
+        monkeypatch.setattr(module, "call", noted)
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running, slot = Running(machine), 1
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            await driver.start()
+            assert await driver.request(0, [b"first"], [5]) == b"tsrif"
+            at_first = len(asked)
+            assert at_first > 0
+            msix = next(offset for kind, offset in driver.function.capabilities if kind == MSIX)
+            for _ in range(30):
+                await driver.pci.write(slot, 0x04, 0, 2)
+                await driver.pci.enable(slot)
+                await driver.pci.write(slot, msix + 2, 0xC000, 2)
+                await driver.pci.write(slot, msix + 2, 0x8000, 2)
+                await driver.reset()
+                await driver.start()
+                assert await driver.request(0, [b"again"], [5]) == b"niaga"
+            assert len(asked) == at_first, "all stayed as it was"
+            await driver.pci.write(slot, 0x10, 0xC8000000)
+            await driver.pci.write(slot, 0x14, 0)
+            driver.structures.clear()
+            await driver.probe()
+            assert len(asked) == at_first + 4, "two doorbells unbound, and bound where the BAR is now"
+            await driver.reset()
+            await driver.start()
+            assert await driver.request(0, [b"moved"], [5]) == b"devom"
+
+        await running.drive(scenario)
+    assert threading.get_ident() not in asked

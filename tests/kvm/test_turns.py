@@ -1,0 +1,114 @@
+"""What a guest's exits take of the loop: a turn's budget, then the others have theirs. The clock is the test's, so that counts
+are exact: each access that the device serves takes as long as it says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from aiovmm.kvm import Kvm, exitloop
+from tests.guests.machine import Machine
+
+pytestmark = pytest.mark.kvm
+
+
+class Clock:
+    """`perf_counter` of the exit loop, which stands still unless the device works."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(exitloop, "perf_counter", lambda: self.now)
+
+
+class Turns:
+    """Counts turns of the event loop, each of which any other guest has its share of."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._handle = asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self.count += 1
+        self._handle = asyncio.get_running_loop().call_soon(self._turn)
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+
+def check(served: list[int]) -> None:
+    """`served`: of each access, the turn of the loop. Four fill a VM's turn; every 10 ms its timer gives it a second one."""
+    in_turn = Counter(served)
+    assert max(in_turn.values()) <= 8
+    assert sum(n > 4 for n in in_turn.values()) < len(in_turn) / 2
+
+
+async def test_a_flood_of_exits_leaves_the_loop_a_turn_after_each_budget(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    async with Machine("ask", kvm=kvm) as m:
+        turns, served = Turns(), []
+
+        def answer(offset: int, size: int) -> bytes:
+            served.append(turns.count)
+            clock.now += exitloop.TURN / 3.9
+            return bytes(size)
+
+        m.device.answer = answer
+        m.start()
+        await m.until(lambda: len(served) > 400)
+        turns.stop()
+    check(served)
+
+
+async def test_what_is_left_of_a_batch_comes_in_later_turns_whole_and_in_order(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exitloop, "_BYTES", 1)  # each write for itself
+    clock = Clock(monkeypatch)
+    async with Machine("burst", kvm=kvm) as m:
+        turns, served, values, ended = Turns(), [], bytearray(), []
+
+        def write(offset: int, data: bytes) -> None:
+            served.append(turns.count)
+            values.extend(data)
+            clock.now += exitloop.TURN / 3.9
+
+        m.posted.on_write = write
+        m.device.on_write = lambda offset, data: ended.append(data)
+        m.start()
+        await m.until(lambda: bool(ended))
+        turns.stop()
+    assert bytes(values) == bytes(n % 256 for n in range(4000))
+    check(served)
+
+
+async def test_who_was_over_by_far_rests_as_long_as_that_took(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    rests: list[float] = []
+    end_turn = exitloop.ExitLoop._end_turn
+
+    def noted(self: exitloop.ExitLoop, over: float) -> None:
+        end_turn(self, over)
+        if self._resting:
+            rests.append(over)
+            self._drain()
+            assert self._resting, "nothing wakes it before"
+
+    monkeypatch.setattr(exitloop.ExitLoop, "_end_turn", noted)
+    async with Machine("ask", kvm=kvm) as m:
+        served = 0
+
+        def answer(offset: int, size: int) -> bytes:
+            nonlocal served
+            served += 1
+            if served <= 20:
+                clock.now += 0.005
+            return bytes(size)
+
+        m.device.answer = answer
+        m.start()
+        await m.until(lambda: served > 1000)
+    assert rests == [pytest.approx(0.005 - exitloop.TURN)] * 20

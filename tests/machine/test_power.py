@@ -1,0 +1,63 @@
+"""A guest that resets itself without end waits for what its resets cost."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm.machine import power
+from aiovmm.machine.power import SHORTEST_LIFE, Power, pause_before_life
+
+seconds = st.floats(0, 1000)
+
+
+@given(alive=seconds, cost=seconds)
+def test_resets_take_a_quarter_of_the_time_at_most(alive: float, cost: float) -> None:
+    life = alive + max(0.0, pause_before_life(alive, cost))
+    assert cost <= (life + cost) / 4 + 1e-6
+    assert life >= SHORTEST_LIFE - 1e-9
+
+
+def test_who_has_lived_long_runs_again_at_once() -> None:
+    assert pause_before_life(3600.0, 10.0) < 0
+
+
+class Owner:
+    def device_failed(self, device: str, error: BaseException) -> None:
+        raise error
+
+
+async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses = 1000.0, []
+    monkeypatch.setattr(power, "_now", lambda: now)
+
+    def pause(alive: float, cost: float) -> float:
+        pauses.append((alive, cost))
+        return -1.0
+
+    class Costly:
+        async def aclose(self) -> None:
+            nonlocal now
+            now += 0.5
+
+        async def start(self, *, paused: bool) -> None:
+            return
+
+    async def build(parts: Any, owner: Any) -> Costly:
+        nonlocal now
+        now += 0.25
+        return Costly()
+
+    monkeypatch.setattr(power, "pause_before_life", pause)
+    monkeypatch.setattr(power.Machine, "build", build)
+    p = Power(Owner())  # type: ignore[arg-type]
+    p.parts, p.machine = object(), Costly()  # type: ignore[assignment]
+    p._since = now
+    for _ in range(3):
+        now += 0.125
+        assert await p.reset(asyncio.Event(), lambda: False)
+    assert pauses == [(0.125, 0.5), (0.125, 0.75), (0.125, 0.75)]
