@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from aiovmm.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from aiovmm.bus import Space
     from aiovmm.config import (
         ConsoleConfig,
         ConsoleMode,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         VsockConfig,
     )
     from aiovmm.console import Console, ConsoleReader
+    from aiovmm.devices.port import PortDevice
     from aiovmm.errors import (
         AiovmmError,
         ChainError,
@@ -83,8 +85,10 @@ __all__ = [
     "PeerError",
     "PlatformConfig",
     "PmemConfig",
+    "PortDevice",
     "RebootPolicy",
     "RngConfig",
+    "Space",
     "StateError",
     "UsageError",
     "VMConfig",
@@ -99,6 +103,8 @@ __getattr__ = lazy_names(
     {
         "aiovmm.config": "ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig NetConfig "
         "PayloadConfig PlatformConfig PmemConfig RebootPolicy RngConfig VMConfig VsockConfig",
+        "aiovmm.bus": "Space",
+        "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
         "ImageError KvmError PatternTooSlow PeerError StateError UsageError",

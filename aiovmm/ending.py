@@ -62,6 +62,10 @@ class Ending:
         """A device broke; the guest has been told by NEEDS_RESET where there is such a thing."""
         self.journal.device_error(device, error)
 
+    def device_slow(self, device: str, detail: str) -> None:
+        """A device has kept the event loop; the log has told of it."""
+        self.journal.emit(EventKind.DEVICE_SLOW, detail, device=device)
+
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """A task of this VM, ended with it."""
         return self.power.tasks.create(coro, f"{self._config.name}: {name}")

@@ -64,6 +64,7 @@ class EventKind(enum.Enum):
     POWER_BUTTON = "power-button"  # shutdown() pressed it
     PANICKED = "panicked"
     DEVICE_ERROR = "device-error"
+    DEVICE_SLOW = "device-slow"  # a device kept the event loop, and with it every guest
     STOPPED = "stopped"
 
 

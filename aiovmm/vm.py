@@ -12,9 +12,9 @@ Leaving the block always tears everything down. What a guest does ends as its `E
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
@@ -30,18 +30,34 @@ from aiovmm.machine.parts import PluggedDevice
 from aiovmm.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
+if TYPE_CHECKING:
+    from aiovmm.devices.port import PortDevice
+    from aiovmm.machine.own import OwnDevices
+
 __all__ = ["VM"]
+
+_WATCH = 0.25  # seconds after the start until somebody looks after who blocks the loop
 
 
 class VM(Inventory):
     """One guest. Create it, enter it, start it; every method belongs to the event loop it was entered on (StateError elsewhere).
 
-    `devices` are virtio devices of the embedder's own, plugged into PCI segment 0 beside those of the configuration.
+    `devices` are virtio devices of the embedder's own, plugged into PCI segment 0 beside those of the configuration; `ports` are
+    devices at ports or addresses, of any kind.
     `terminal`: whether a console with ConsoleMode.TTY is joined to standard input and output, as all other places are, while
     the VM is entered; the program may rather do that itself, by `attach`.
     """
 
-    def __init__(self, config: VMConfig, *, devices: Sequence[VirtioDevice] = (), terminal: bool = True) -> None:
+    def __init__(
+        self,
+        config: VMConfig,
+        *,
+        devices: Sequence[VirtioDevice] = (),
+        ports: Sequence[PortDevice] = (),
+        terminal: bool = True,
+    ) -> None:
+        if not isinstance(config, VMConfig):
+            raise ConfigError("config", f"{config!r} is no VMConfig", "VM(VMConfig(PayloadConfig(kernel)))")
         if terminal and config.serial.mode is config.console.mode is ConsoleMode.TTY:
             raise ConfigError("console", "serial and console cannot both have the terminal", "set one of them to null")
         self._config = config
@@ -49,11 +65,13 @@ class VM(Inventory):
         self._serial = self._make_console("serial", config.serial)
         self._console = self._make_console("console", config.console)
         self._terminal = terminal
-        self._embedder_devices = tuple(devices)
+        self._own = _checked(devices, ports) if devices or ports else None
         self._ending = Ending(config, self._home, (self._serial, self._console))
         self._life, self._journal, self._power = self._ending.life, self._ending.journal, self._ending.power
         self._transition = self._ending.transition
         self._places = Places(self._ending.device_failed)
+        self._watch: asyncio.TimerHandle | None = None
+        self._unwatch: Callable[[], None] = lambda: None
         self._entered = False
 
     def __repr__(self) -> str:
@@ -94,9 +112,7 @@ class VM(Inventory):
             raise StateError(f"VM {self.name!r} has been entered before; make a new one")
         self._entered = True
         try:
-            await self._power.build(
-                self._config, self._serial, self._console, self._ending.panic, self._embedder_devices
-            )
+            await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
             await self._join_consoles()
         except BaseException as exc:
             await finish(self._close(failed("it could not be built", exc)))
@@ -154,6 +170,7 @@ class VM(Inventory):
             if self._life.check(VMState.RUNNING):
                 try:
                     await self._power.on(machine)
+                    self._watch = asyncio.get_running_loop().call_later(_WATCH, self._watch_loop)
                 except BaseException as exc:
                     await finish(self._ending.end(failed("it could not start", exc)))
                     raise
@@ -227,11 +244,26 @@ class VM(Inventory):
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
 
+    def _watch_loop(self) -> None:
+        from aiovmm.watched import watch_over  # not before the guest runs
+
+        self._unwatch = watch_over(self.name, self._ending)
+
     async def _close(self, status: ExitStatus) -> None:
         await self._ending.end(status)
         await self._ending.settled()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._unwatch()
         try:
             await self._places.aclose()
         finally:
             async with self._transition:
                 await self._power.aclose()
+
+
+def _checked(devices: Sequence[VirtioDevice], ports: Sequence[PortDevice]) -> OwnDevices:
+    from aiovmm.devices.port import check_ports  # for programs that bring some
+    from aiovmm.machine.own import OwnDevices, check_devices
+
+    return OwnDevices(check_devices(devices), check_ports(ports))

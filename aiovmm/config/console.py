@@ -6,8 +6,8 @@ import enum
 from pathlib import Path
 
 from aiovmm.config.checks import check_path, check_socket
+from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["ConsoleConfig", "ConsoleMode"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiovmm.dataclass import dataclass
+from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["CPU_FEATURES", "MAX_CPUS", "CpusConfig", "TopologyConfig"]

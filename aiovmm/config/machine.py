@@ -13,9 +13,9 @@ from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig
 from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig
+from aiovmm.config.kinds import dataclass
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["MemoryConfig", "PayloadConfig", "PlatformConfig", "RebootPolicy", "VMConfig"]

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from aiovmm.config.checks import check_queues, check_socket, encoded
+from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["NetConfig", "check_interface_name"]

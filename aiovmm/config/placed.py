@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiovmm.config.checks import check_id
-from aiovmm.dataclass import dataclass
+from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
 __all__ = ["PlacedConfig"]

@@ -12,8 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Sequence
 
-from aiovmm.console.automaton import automaton_of
-from aiovmm.console.cost import match_cost, shape_of
 from aiovmm.console.ring import HistoryRing
 from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
@@ -106,6 +104,10 @@ class _Any:
     """By automata, and the engine where they say that it is worth it."""
 
     def __init__(self, pattern: re.Pattern[bytes], overlap: int) -> None:
+        from aiovmm.console.automaton import automaton_of
+        from aiovmm.console.cost import match_cost
+
+        self._cost = match_cost
         self._pattern = pattern
         self._overlap = overlap
         self._ends, self._begins, self._exact = automaton_of(pattern)
@@ -146,13 +148,15 @@ class _Any:
 
     def _match(self, window: _Window, start: int) -> Generator[Trial | None, bool | None, re.Match[bytes] | None]:
         left = len(window.text) - start
-        cost = match_cost(self._pattern, left) * (1 if self._exact else left + 1)
+        cost = self._cost(self._pattern, left) * (1 if self._exact else left + 1)
         if cost > _AT_ONCE and not (yield Trial(self._pattern, window.text, start, not self._exact)):
             return None
         return (self._pattern.match if self._exact else self._pattern.search)(window.text, start)
 
 
 def _search_for(pattern: re.Pattern[bytes], overlap: int) -> _Short | _Any:
+    from aiovmm.console.cost import match_cost, shape_of  # by who expects something
+
     shape = shape_of(pattern)
     if shape.width < overlap and match_cost(pattern, overlap) <= _SHORT:
         return _Short(pattern, overlap if shape.looks else max(shape.width - 1, 0))

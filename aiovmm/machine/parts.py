@@ -19,6 +19,7 @@ from aiovmm.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.devices.port import PortDevice
     from aiovmm.machine.passthrough import Passthrough
 
 __all__ = ["MachineParts", "PluggedDevice", "load_kernel_image", "open_parts"]
@@ -49,6 +50,7 @@ class MachineParts:
     serial_output: Callable[[bytes], None]
     console_output: Callable[[bytes], None]
     plugged: list[PluggedDevice] = field(default_factory=list)
+    ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
     passthrough: Passthrough | None = None  # devices of the host, if there are any
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
@@ -14,7 +15,9 @@ from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image,
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.machine.x86 import Machine, MachineOwner
 from aiovmm.tasks import TaskScope
-from aiovmm.virtqueue.device import VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.machine.own import OwnDevices
 
 __all__ = ["SHORTEST_LIFE", "Power", "pause_before_life"]
 
@@ -38,7 +41,7 @@ class Power:
         self._button_pressed = False  # while there was no machine
 
     async def build(
-        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, devices: Sequence[VirtioDevice]
+        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
     ) -> None:
         """Parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
         if ConsoleMode.FILE in (config.serial.mode, config.console.mode):
@@ -49,7 +52,8 @@ class Power:
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
         plug_configured(self.parts)
-        for number, device in enumerate(devices):
+        self.parts.ports = own.ports if own is not None else ()
+        for number, device in enumerate(own.virtio if own is not None else ()):
             self.parts.plug(device, f"custom{number}")
         for plugged in self.parts.plugged:
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)

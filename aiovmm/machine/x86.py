@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
 from aiovmm.boot.cpuid import apic_id
-from aiovmm.bus import Bus, Range
+from aiovmm.bus import Bus, Range, Space
 from aiovmm.devices.ioapic import IntxPins
+from aiovmm.errors import ConfigError
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.cpuid import CpuidEntry
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
@@ -87,6 +88,7 @@ class Machine:
         ports = acpi.AcpiPorts()
         self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)
         self._stack.callback(self.legacy.close)
+        self._plug_ports(ram)
         plans = plan(config.platform.num_pci_segments, end, phys_bits)
         await self._plug_devices(plans)
         tables = acpi.build(self._describe(ports), layout.RSDP)
@@ -119,6 +121,16 @@ class Machine:
         shared = needed or m.hugepages if m.shared is None else m.shared
         self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
         self._stack.push_async_callback(in_thread, self.memory.close)
+
+    def _plug_ports(self, ram: list[tuple[int, int]]) -> None:
+        """The embedder's own. Raises UsageError where something is there already."""
+        for port in self.parts.ports:
+            end = port.base + port.size
+            if port.space is Space.MMIO and any(port.base < base + size and base < end for base, size in ram):
+                raise ConfigError("ports", f"{port.name} [{port.base:#x}, {end:#x}) lies in the guest's memory")
+            port._end = partial(self._ended, ExitReason.SHUTDOWN)
+            port.reset()
+            self.bus.add(Range(port.space, port.base, port.size, port, port.name))
 
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
         intx = IntxPins(self.legacy.ioapic)

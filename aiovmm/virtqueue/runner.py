@@ -97,6 +97,9 @@ class DeviceRunner:
     async def _run(self, queues: list[Queue], features: int) -> None:
         try:
             await self.device.run(queues, features)
+            self._broken(
+                StateError(f"{self.device.name}: run() returned, and nobody serves its queues; it runs until cancelled")
+            )
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise

@@ -1,0 +1,72 @@
+"""A device of the embedder's own that is not virtio: registers at ports, or at addresses in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+from aiovmm.bus import Space
+from aiovmm.errors import ConfigError, StateError
+
+__all__ = ["PortDevice", "check_ports"]
+
+_LIMIT = {Space.PIO: 1 << 16, Space.MMIO: 1 << 52}
+
+
+class PortDevice:
+    """`size` registers of a byte from `base` on, in `space`. The object outlives the guest's reboots; `reset` comes before each
+    life. What a method raises is a DEVICE_ERROR event of `name`; the guest then reads ones, or its write is lost.
+
+        class DebugExit(PortDevice):
+            base, size, name = 0xF4, 4, "debug-exit"
+
+            def write(self, offset: int, data: bytes) -> None:
+                self.code = int.from_bytes(data, "little")
+                self.end(f"debug exit with {self.code}")
+    """
+
+    space: ClassVar[Space] = Space.PIO
+    base: int
+    size: int = 1
+    name: str = "port"
+
+    _end: Callable[[str], None] | None = None  # set by the machine
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes (1, 2, 4 or 8) at `offset` from `base`, little-endian. A vCPU waits: answer at once."""
+        return b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """The guest writes. If an awaitable is returned, its instruction completes when that is done."""
+        return None
+
+    def reset(self) -> None:
+        """The guest is about to run from its first instruction."""
+
+    def end(self, detail: str) -> None:
+        """Power the guest off: it ends with ExitReason.SHUTDOWN and this detail, and runs no further instruction."""
+        if self._end is None:
+            raise StateError(f"{self.name} is in no machine")
+        self._end(detail)
+
+
+def check_ports(ports: Any) -> tuple[PortDevice, ...]:
+    """Those, if they can be plugged. Raises ConfigError."""
+    checked: list[PortDevice] = []
+    for number, port in enumerate(ports):
+        option = f"ports[{number}]"
+        if isinstance(port, type) or not isinstance(port, PortDevice):
+            raise ConfigError(option, f"{port!r} is no PortDevice", "give an object of a class derived from PortDevice")
+        if any(port is other for other in checked):
+            raise ConfigError(option, f"{port.name} is plugged twice", "make an object for each place")
+        base: Any = getattr(port, "base", None)
+        if not _is_int(base) or not _is_int(port.size) or base < 0 or port.size < 1:
+            raise ConfigError(option, f"{port.name} has no place", "set base, and size, to numbers")
+        if base + port.size > _LIMIT[Space(port.space)]:
+            raise ConfigError(option, f"{port.name} ends at {base + port.size:#x}, beyond the addresses there are")
+        checked.append(port)
+    return tuple(checked)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

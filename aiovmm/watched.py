@@ -1,0 +1,41 @@
+"""A VM as the watchdog sees it: whose code runs in a frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+from aiovmm.bus import Range
+from aiovmm.ending import Ending
+from aiovmm.virtqueue.runner import DeviceRunner
+from aiovmm.watchdog import unwatch, watch
+
+__all__ = ["WatchedVm", "watch_over"]
+
+
+class WatchedVm:
+    """See watchdog.Watched. `device_at` is called in the watchdog's thread, while the loop stands still."""
+
+    def __init__(self, name: str, ending: Ending) -> None:
+        self.name = name
+        self.device_slow = ending.device_slow
+        self._power = ending.power
+
+    def device_at(self, frame: FrameType) -> str | None:
+        """The id of a virtio device, by an object of its own in the frame, or the name of the range that is accessed."""
+        here = frame.f_locals
+        me, accessed = here.get("self"), here.get("rng")
+        machine = self._power.machine
+        if machine is not None and isinstance(accessed, Range) and accessed in machine.bus.ranges():
+            return accessed.name
+        owned = me.device if isinstance(me, DeviceRunner) else me
+        return next((plugged.id for plugged in self._power.plugged if plugged.device is owned), None)
+
+
+def watch_over(name: str, ending: Ending) -> Callable[[], None]:
+    """Have the watchdog of the running loop look after the VM, until the result is called."""
+    loop, vm = asyncio.get_running_loop(), WatchedVm(name, ending)
+    watch(loop, vm)
+    return partial(unwatch, loop, vm)

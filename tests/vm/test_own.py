@@ -1,0 +1,230 @@
+"""What a program brings along: ports of its own, devices that misbehave, and values of the wrong type."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pydoc
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiovmm import (
+    VM,
+    ConsoleConfig,
+    ConsoleMode,
+    CpusConfig,
+    DiskConfig,
+    EventKind,
+    ExitReason,
+    MemoryConfig,
+    NetConfig,
+    PayloadConfig,
+    PortDevice,
+    RebootPolicy,
+    RngConfig,
+    Space,
+    UsageError,
+    VirtioDevice,
+    VMConfig,
+    VMState,
+)
+from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.devices.virtio.rng import RngDevice
+from aiovmm.errors import ConfigError
+from aiovmm.testing import Harness
+from tests.vm.guest import config, counts_on, event
+
+
+class Reset(PortDevice):
+    """At ports where nothing else is."""
+
+    base, size, name = 0x710, 2, "mine"
+
+    def __init__(self) -> None:
+        self.lives = 0
+
+    def reset(self) -> None:
+        self.lives += 1
+
+
+async def test_a_port_of_ones_own_lives_over_reboots() -> None:
+    mine = Reset()
+    async with VM(config("hr", on_reboot=RebootPolicy.RESTART), ports=[mine]) as vm:
+        await vm.start()
+        await event(vm, EventKind.REBOOTED, 2)
+        assert mine.lives >= 3
+        found = vm.machine.bus.find(Space.PIO, 0x711)
+        assert found is not None
+        assert found.device is mine
+
+
+async def test_a_debug_exit_ends_the_guest_with_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DebugExit(PortDevice):
+        base, size, name = 0x700, 2, "debug-exit"
+
+        def write(self, offset: int, data: bytes) -> None:
+            self.end(f"debug exit with {int.from_bytes(data, 'little')}")
+
+    port = DebugExit()
+    async with VM(config("s"), ports=[port]) as vm:
+        await vm.start()
+        await counts_on(vm)
+        vm.machine.bus.write(Space.PIO, 0x700, b"\x03")
+        status = await asyncio.wait_for(vm.wait(), 20)
+    assert (status.reason, status.detail) == (ExitReason.SHUTDOWN, "debug exit with 3")
+
+
+class Memory(PortDevice):
+    space, base, size, name = Space.MMIO, 0x1000, 16, "window"
+
+
+class Serial(PortDevice):
+    base, size, name = 0x3FA, 1, "clash"
+
+
+@pytest.mark.parametrize(("port", "words"), [(Memory(), "lies in the guest's memory"), (Serial(), "overlaps 'serial'")])
+async def test_a_place_that_is_taken_is_refused_by_name(port: PortDevice, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        await VM(config("s"), ports=[port]).__aenter__()
+
+
+class Good(VirtioDevice):
+    device_id = 4
+    queue_sizes = (16,)
+
+    async def run(self, queues: Any, features: int) -> None:
+        await asyncio.Event().wait()
+
+
+class Nameless(Good):
+    device_id = None  # type: ignore[assignment]
+
+
+class Hundred(Good):
+    queue_sizes = (100,)
+
+
+class Plain(Good):
+    def run(self, queues: Any, features: int) -> None:  # type: ignore[override]
+        return
+
+
+ONE = Good()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"devices": [Good]}, r"devices\[0\]: Good is a class"),
+        ({"devices": [object()]}, "no VirtioDevice"),
+        ({"devices": [Nameless()]}, "device_id"),
+        ({"devices": [Good(), Hundred()]}, r"devices\[1\].queue_sizes: 100 is not a power of two"),
+        ({"devices": [Plain()]}, "async def run"),
+        ({"devices": [ONE, ONE]}, "plugged twice"),
+        ({"ports": [Reset]}, "no PortDevice"),
+        ({"ports": [PortDevice()]}, "has no place"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_when_the_vm_is_made(arguments: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        VM(config("s"), **arguments)
+
+
+def test_values_are_coerced_as_on_the_command_line() -> None:
+    made = VMConfig(
+        PayloadConfig("vmlinuz"),  # type: ignore[arg-type]
+        cpus=2,  # type: ignore[arg-type]
+        memory="512M",  # type: ignore[arg-type]
+        serial=ConsoleConfig("pty"),  # type: ignore[arg-type]
+        disks=["path=a.img,readonly=on", DiskConfig(path=Path("b.img"))],  # type: ignore[arg-type,list-item]
+        on_reboot="restart",  # type: ignore[arg-type]
+    )
+    assert made.payload.kernel == Path("vmlinuz")
+    assert made.cpus == CpusConfig(2)
+    assert made.memory.size == MemoryConfig(size="512M").size == 512 << 20  # type: ignore[arg-type]
+    assert made.serial.mode is ConsoleMode.PTY
+    assert [disk.readonly for disk in made.disks] == [True, False]
+    assert made.on_reboot is RebootPolicy.RESTART
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: VMConfig(PayloadConfig(Path("k")), cpus=CpusConfig), r"cpus: .*is not CpusConfig"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), memory="lots"), "lots"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), disks=DiskConfig(path=Path("a"))), "disks"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), name=3), "name: 3 is not text"),
+        (lambda: VMConfig(Path("k")), "payload"),
+        (lambda: CpusConfig("two"), "cpus.boot: 'two' is not a whole number"),
+        (lambda: CpusConfig(True), "cpus.boot: True"),
+        (lambda: DiskConfig(path=3), "disk.path: 3 is not a path"),
+        (lambda: NetConfig(fd=("x",)), "net.fd"),
+        (lambda: RngConfig(iommu="on"), "rng.iommu"),
+        (lambda: VM(Path("k")), "no VMConfig"),
+    ],
+)
+def test_values_of_the_wrong_type_are_refused_by_name(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+async def test_devices_by_id_and_kind(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    async with VM(config("s", disks=(DiskConfig(path=image),), rng=RngConfig())) as vm:
+        (disk,) = vm.disks
+        assert vm.device("disk0", BlkDevice) is disk
+        assert vm.nets == ()
+        with pytest.raises(KeyError, match="no device 'disk1'; there are: disk0, rng"):
+            vm.device("disk1")
+        with pytest.raises(UsageError, match="RngDevice, no BlkDevice"):
+            vm.device("rng", BlkDevice)
+        assert vm.device("rng", RngDevice)
+
+
+def test_help_shows_attributes_and_no_internals() -> None:
+    text = pydoc.plain(pydoc.render_doc(VM))
+    for name in ("serial", "console", "config", "name", "state", "status", "disks", "nets"):
+        assert f" |  {name}\n" in text, name
+    for name in ("guest_ended", "device_failed", "create_task"):
+        assert name not in text
+
+
+async def test_a_run_that_returns_breaks_the_device() -> None:
+    class Returns(Good):
+        async def run(self, queues: Any, features: int) -> None:
+            return
+
+    async with Harness(Returns()) as h:
+        assert "run() returned" in str(await h.broken())
+
+
+async def test_who_blocks_the_loop_is_named() -> None:
+    async with VM(config("x")) as vm:
+
+        def slow(offset: int, size: int) -> bytes:
+            deadline = time.monotonic() + 2
+            while not told and time.monotonic() < deadline:
+                time.sleep(0.01)
+                told.extend(r for r in seen if "pm timer" in r)
+            return bytes(size)
+
+        told: list[str] = []
+        seen: list[str] = []
+        handler = logging.Handler()
+        handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("aiovmm").addHandler(handler)
+        try:
+            timer = next(r for r in vm.machine.bus.ranges() if r.name == "pm timer")
+            timer.device.read = slow  # type: ignore[method-assign]
+            await vm.start()
+            await event(vm, EventKind.DEVICE_SLOW)
+        finally:
+            logging.getLogger("aiovmm").removeHandler(handler)
+        assert told, "while the loop is still blocked"
+        assert told[0].startswith("guest: pm timer: keeps the event loop for over 0.5 s")
+        assert "in slow" in told[0]
+        assert vm.state is VMState.RUNNING
