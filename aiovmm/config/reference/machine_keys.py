@@ -34,7 +34,7 @@ TABLE = """
 --platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers
 --platform tdx sev_snp | refused | confidential guests are not there
 --rng src id pci_segment pci_device_id iommu | same |
---serial off | differs | the terminal then has hvc0, as in the reference
+--serial off | same | the terminal then has hvc0
 --serial null | differs | unset, ttyS0 is on the terminal if the kernel's command line names no hvc console last
 --serial tty | differs | keys (ctrl-p ctrl-q) detach
 --serial pty | differs | its path is said on standard error
