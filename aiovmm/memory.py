@@ -23,7 +23,8 @@ from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, UsageError
 from aiovmm.forks import keep_private, let_go
 from aiovmm.native import ffi, owners
-from aiovmm.native.mapping import Mapping
+from aiovmm.native.mapping import GuestMapping
+from aiovmm.native.seals import seal_size
 
 __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 
@@ -60,7 +61,7 @@ class MemoryRegion:
     size: int
     fd: int
     offset: int
-    mapping: Mapping
+    mapping: GuestMapping
     host: int
     readonly: bool = False
     shared: bool = True  # stores are seen through the fd, so that other processes can be given it
@@ -121,9 +122,11 @@ class GuestMemory:
         self, ranges: Sequence[tuple[int, int]], total: int, name: str, *, shared: bool, hugepages: bool, prefault: bool
     ) -> None:
         """All ranges in one memfd."""
-        fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_HUGETLB if hugepages else 0))
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugepages else 0)
+        fd = os.memfd_create(name, flags)
         self._fds.append(keep_private(fd))
         os.ftruncate(fd, total)
+        seal_size(fd)
         offset = 0
         for gpa, size in ranges:
             self.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages, ram=True)
@@ -133,7 +136,7 @@ class GuestMemory:
         """Anonymous memory."""
         self._check_place(gpa, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        mapping = Mapping(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        mapping = GuestMapping(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         start = (gpa - mapping.host) % _HUGE_PAGE
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
@@ -168,7 +171,7 @@ class GuestMemory:
         flags |= (0 if reserve else _MAP_NORESERVE) | (mmap.MAP_POPULATE if prefault else 0)
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
         try:
-            mapping = Mapping(fd, size, flags=flags, prot=prot, offset=offset)
+            mapping = GuestMapping(fd, size, flags=flags, prot=prot, offset=offset)
         except OSError as exc:
             hint = _NO_HUGE_PAGES if reserve else ""
             raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc

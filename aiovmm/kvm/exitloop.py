@@ -40,7 +40,8 @@ class ExitLoop:
     """Serves the exits of one VM. `open` and everything after it run in the event loop's thread.
 
     `on_exit(vcpu_index, exit)` is told each exit that ended a vCPU of its own accord (never Stopped), `on_eoi(vector)` the end
-    of each level-triggered interrupt, `on_device_error(range, exception)` what a device raised. What these raise goes to the
+    of each level-triggered interrupt, `on_device_error(range, exception)` what a device raised, `on_memory_lost()`
+    once that a region of memory is not there any more and reads as zeros (native/src/guard.h). What these raise goes to the
     event loop's exception handler.
 
     A device may also be a bus.BatchDevice, RunDevice or NotingDevice. Without the second, runs of posted writes come as single
@@ -57,12 +58,14 @@ class ExitLoop:
         on_exit: Callable[[int, FinalExit], None],
         on_device_error: DeviceErrorCallback,
         on_eoi: Callable[[int], None] | None = None,
+        on_memory_lost: Callable[[], None] | None = None,
     ) -> None:
         self._vm = vm
         self._bus = bus
         self._on_exit = on_exit
         self._on_device_error = on_device_error
         self._on_eoi = on_eoi
+        self._on_memory_lost = on_memory_lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._doze: asyncio.TimerHandle | None = None
         self._again: asyncio.Handle | None = None  # another turn, or the end of a rest
@@ -229,6 +232,9 @@ class ExitLoop:
         if kind == lib.AVMM_EOI:
             if self._on_eoi is not None:
                 self._tell(self._on_eoi, data)
+        elif kind == lib.AVMM_LOST:
+            if self._on_memory_lost is not None:
+                self._tell(self._on_memory_lost)
         elif kind == lib.AVMM_PARKED:
             self._vm.vcpus[index].on_parked(data)
         else:

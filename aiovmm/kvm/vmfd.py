@@ -60,10 +60,12 @@ class VmFd:
     # -- memory --
 
     def set_memory(self, memory: GuestMemory) -> None:
-        """Make the VM's slots those of `memory`'s regions; call again after regions came or went. Raises KvmError."""
+        """Make the VM's slots those of `memory`'s regions; call again after regions came or went. An ExitLoop is told when one
+        is lost. Raises KvmError."""
         for region in [r for r in self._slots if r not in memory.regions]:
             slot, _ = self._slots[region]
             self._set_slot(slot, region, 0)
+            region.mapping.tell_loss(-1)
             del self._slots[region]
             self._free_slots.append(slot)
         for region in memory.regions:
@@ -71,6 +73,7 @@ class VmFd:
                 slot = self._take_slot()
                 self._set_slot(slot, region, region.size)
                 self._slots[region] = slot, memoryview(region.mapping)
+                region.mapping.tell_loss(self.exit_fd, lib.avmm_vm_lost(self.native))
 
     def host_memory(self, gpa: int, size: int, mapping: Mapping) -> HostMemorySlot:
         """Let the guest see the first `size` bytes of `mapping` (a device's registers) at `gpa`. Raises KvmError."""
@@ -175,6 +178,8 @@ class VmFd:
         for vcpu in self.vcpus.values():
             vcpu.close()
         self.vcpus.clear()
+        for region in self._slots:
+            region.mapping.tell_loss(-1)
         self._slots.clear()
         self._ranges.close()
         lib.avmm_vm_free(self.native)

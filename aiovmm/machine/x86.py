@@ -16,16 +16,17 @@ from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
 from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.devices.ioapic import IntxPins
-from aiovmm.errors import ConfigError
+from aiovmm.errors import ConfigError, HostError
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.cpuid import CpuidEntry
-from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
+from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
 from aiovmm.machine.device_memory import map_device_memory
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
 from aiovmm.machine.legacy import GED_PIN, LegacyDevices
+from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
 from aiovmm.machine.parts import MachineParts
 from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
 from aiovmm.machine.vcpus import create_vcpus, topology_of
@@ -95,7 +96,12 @@ class Machine:
         self.memory.write(tables.base, tables.blob)
         self.vcpus = await in_thread(self._load, ram, supported)
         self._exits = ExitLoop(
-            vm, self.bus, on_exit=self._vcpu_ended, on_device_error=self._device_error, on_eoi=self.legacy.ioapic.eoi
+            vm,
+            self.bus,
+            on_exit=self._vcpu_ended,
+            on_device_error=self._device_error,
+            on_eoi=self.legacy.ioapic.eoi,
+            on_memory_lost=self._memory_lost,
         )
         self._stack.push_async_callback(self._exits.close)
         self._exits.open()
@@ -235,6 +241,8 @@ class Machine:
         elif isinstance(final, InternalError) and final.suberror == EMULATION:
             self.halt()
             self._owner.create_task(self._emulation_failed(f"vCPU {index}: {final}"), name="why it failed")
+        elif isinstance(final, RunFailed) and final.errno in NO_BACKING:
+            self._memory_lost()
         else:
             self._ended(ExitReason.ERROR, f"vCPU {index}: {final}")
 
@@ -245,6 +253,17 @@ class Machine:
             emulates = await in_thread(kvm_emulates)
         finally:  # told in any case
             self._ended(ExitReason.ERROR, detail + (EMULATES if emulates else ""))
+
+    def _memory_lost(self) -> None:  # as a vCPU or a thread of ours has found
+        self.halt()
+        self._owner.create_task(self._explain_lost_memory(), name="what became of its memory")
+
+    async def _explain_lost_memory(self) -> None:
+        error: HostError | None = None
+        try:
+            error = await in_thread(lambda: lost_memory(self.memory))
+        finally:  # told in any case
+            self._ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)
 
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mmap
 from typing import Any
 
-from aiovmm.native import ffi, owners
+from aiovmm.native import ffi, lib, owners
 
-__all__ = ["Mapping"]
+__all__ = ["GuestMapping", "Mapping"]
 
 
 class Mapping(mmap.mmap):
@@ -29,3 +29,55 @@ class Mapping(mmap.mmap):
             super().close()
         except BufferError:
             return
+
+
+class GuestMapping(Mapping):
+    """Memory that a guest or another process has a say in: an access that finds nothing behind it (the file was cut short, its
+    file system is full, the disk failed) reads zeros from then on instead of ending the process (native/src/guard.h).
+
+    `lost` tells; whoever serves the memory is to end what it belongs to.
+    """
+
+    _guard: Any = ffi.NULL
+    _lost: int | None = None
+
+    def __init__(self, *args: Any, prot: int = mmap.PROT_READ | mmap.PROT_WRITE, **options: Any) -> None:
+        """The arguments of mmap.mmap. Raises OSError, MemoryError."""
+        super().__init__(*args, prot=prot, **options)
+        self._writable = bool(prot & mmap.PROT_WRITE)
+        self._watch()
+
+    def _watch(self) -> None:
+        self._guard = lib.avmm_guard_add(self.host, -(-len(self) // mmap.PAGESIZE) * mmap.PAGESIZE, self._writable)
+        if self._guard == ffi.NULL:
+            raise MemoryError("guarding a mapping")
+
+    @property
+    def lost(self) -> int | None:
+        """Where in the mapping the first access found nothing; None while all is there."""
+        address = lib.avmm_guard_lost(self._guard) if self._guard != ffi.NULL else 0
+        return address - self.host if address else self._lost
+
+    def tell_loss(self, eventfd: int, flag: Any = ffi.NULL) -> None:
+        """When it is lost, or if it is, signal `eventfd` and set the `uint32_t *` to 1; both stay the caller's. -1: nobody."""
+        if self._guard != ffi.NULL:
+            lib.avmm_guard_tell(self._guard, eventfd, flag)
+
+    def close(self) -> None:
+        """Unmap it; if somebody holds a view, the last of these does, and it is guarded until then."""
+        if self._guard == ffi.NULL:
+            return
+        self._lost = self.lost
+        self._unwatch()
+        try:
+            mmap.mmap.close(self)
+        except BufferError:
+            self._watch()
+
+    def _unwatch(self, remove: Any = lib.avmm_guard_remove, nobody: Any = ffi.NULL) -> None:
+        guard, self._guard = self._guard, nobody
+        if guard != nobody:
+            remove(guard)
+
+    def __del__(self) -> None:
+        self._unwatch()  # before mmap.mmap unmaps it, which comes after this

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from aiovmm.native.mapping import Mapping
+from aiovmm.native.mapping import GuestMapping, Mapping
 
 __all__ = ["HostSystem", "System"]
 
@@ -69,7 +69,7 @@ class HostSystem:
 
     def mmap(self, fd: int, size: int, offset: int) -> Mapping:
         """See System."""
-        return Mapping(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+        return GuestMapping(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
 
 
 def _plain(fd: int, request: int, argument: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 
 from aiovmm.errors import HostError, PeerError
 from aiovmm.native import owners
-from aiovmm.native.mapping import Mapping
+from aiovmm.native.mapping import GuestMapping
+from aiovmm.native.seals import seal_size
 from aiovmm.vhost_user.payloads import InflightArea
 
 __all__ = ["InflightRecord", "record_size"]
@@ -29,7 +30,7 @@ class InflightRecord:
         self.queues = queues
         self.queue_size = queue_size
         try:
-            self._mapping = Mapping(fd, offset + queues * record_size(queue_size))
+            self._mapping = GuestMapping(fd, offset + queues * record_size(queue_size))
         except (OSError, ValueError) as exc:
             raise HostError("mapping a record of requests in flight", getattr(exc, "errno", None) or 22) from exc
         self._offset = offset
@@ -39,8 +40,9 @@ class InflightRecord:
         """A new one for others to map: its description and its fd, the caller's. Raises HostError."""
         size = queues * record_size(queue_size)
         try:
-            fd = os.memfd_create("vhost-user-inflight", os.MFD_CLOEXEC)
+            fd = os.memfd_create("vhost-user-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             os.ftruncate(fd, size)
+            seal_size(fd)
         except OSError as exc:
             raise HostError("making a record of requests in flight", exc.errno or 0) from exc
         return InflightArea(size, 0, queues, queue_size), fd

@@ -29,6 +29,7 @@ struct avmm_table {
 #define AVMM_EOI 4
 #define AVMM_PARKED 5
 #define AVMM_ENDED 6
+#define AVMM_LOST 7
 struct avmm_event {
     uint64_t address;
     uint64_t data;
@@ -65,6 +66,7 @@ struct avmm_vm;
 struct avmm_vcpu;
 struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns);
 void avmm_vm_free(struct avmm_vm *vm);
+uint32_t *avmm_vm_lost(struct avmm_vm *vm);
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table);
 int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);

@@ -142,6 +142,7 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
     atomic_exchange(&vm->notified, AVMM_ASLEEP);
     uint64_t limit = atomic_load(&vm->stamps);
     uint32_t due, n = look_at_all(vm, limit, &due);
+    due += __atomic_load_n(&vm->lost, __ATOMIC_RELAXED) && !vm->told_lost;
     uint32_t kept = due < max / 2 ? due : max / 2; /* room for reports, however much the guest floods */
     struct batch b = {.out = out, .max = max - kept, .bytes = bytes, .nbytes = nbytes};
     merge(vm->ready, n, limit, &b);
@@ -153,6 +154,10 @@ uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max,
             all = false;
     }
     vm->next = (vm->next + 1) % vm->max_vcpus;
+    if (__atomic_load_n(&vm->lost, __ATOMIC_ACQUIRE) && !vm->told_lost && b.used < max) { /* pairs with the store in guard.c */
+        b.out[b.used++] = (struct avmm_event){.kind = AVMM_LOST, .count = 1};
+        vm->told_lost = true;
+    }
     if (!all)
         avmm_notify(vm);
     return b.used;
@@ -172,6 +177,8 @@ void avmm_vm_doze(struct avmm_vm *vm) {
     uint32_t asleep = AVMM_ASLEEP; /* one who has called since the drain is not to be forgotten */
     atomic_compare_exchange_strong(&vm->notified, &asleep, AVMM_DOZING);
 }
+
+uint32_t *avmm_vm_lost(struct avmm_vm *vm) { return &vm->lost; }
 
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table) {
     return atomic_exchange(&vm->table, table);

@@ -478,7 +478,8 @@ static int set_kvm_signal_mask(int fd) {
         uint32_t len;
         uint8_t sigset[8]; /* the kernel's sigset_t: bit n-1 is signal n */
     } __attribute__((packed)) mask = {.len = 8};
-    uint64_t blocked = ~(1ull << (KICK_SIGNAL - 1));
+    /* SIGBUS as well: KVM sends it, without force, for a page of the guest whose memory failed (guard.h). */
+    uint64_t blocked = ~(1ull << (KICK_SIGNAL - 1) | 1ull << (SIGBUS - 1));
     memcpy(mask.sigset, &blocked, sizeof blocked);
     return ioctl(fd, KVM_SET_SIGNAL_MASK, &mask) < 0 ? errno : 0;
 }

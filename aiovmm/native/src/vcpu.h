@@ -49,6 +49,7 @@ struct avmm_table {
 #define AVMM_EOI 4    /* data: vector of a level-triggered interrupt that the guest has ended */
 #define AVMM_PARKED 5 /* data: generation of the pause request that is now in force */
 #define AVMM_ENDED 6  /* the vCPU thread has left the guest for good; avmm_vcpu_final says why */
+#define AVMM_LOST 7   /* a part of the guest's memory is gone (guard.h); once a VM, of no vCPU */
 
 struct avmm_event {
     uint64_t address;
@@ -95,6 +96,9 @@ struct avmm_vcpu;
  * avmm_vm_linger, look for the other side before they sleep. NULL when out of memory. */
 struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns);
 void avmm_vm_free(struct avmm_vm *vm);
+
+/* What avmm_guard_tell is to set for this VM's memory. The eventfd goes with it. */
+uint32_t *avmm_vm_lost(struct avmm_vm *vm);
 
 /* Put `table` in force and return the one it replaces, which stays in use until avmm_table_used says otherwise. */
 struct avmm_table *avmm_vm_publish(struct avmm_vm *vm, struct avmm_table *table);

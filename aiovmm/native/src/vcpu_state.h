@@ -51,6 +51,8 @@ struct avmm_vm {
     uint32_t next; /* whose park or end the next drain reports first, so that no vCPU starves the others */
     struct avmm_vcpu **ready; /* of a drain: those with entries to take */
     struct avmm_patience patience; /* of the loop */
+    uint32_t lost;    /* set by guard.c from a signal handler: a part of the guest's memory is gone */
+    bool told_lost;   /* the loop has been told */
     bool seen; /* it was LOOKING when it was called, so the eventfd need not be read: who wrote it late wakes the loop in vain */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];

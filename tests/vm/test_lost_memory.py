@@ -1,0 +1,178 @@
+"""Memory of a guest whose backing goes away under it: that guest ends with the reason, nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, ExitReason, PmemConfig
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
+from aiovmm.devices.virtio.blk.engine import IoKind
+from aiovmm.devices.virtio.blk.protocol import Request
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.exits import RunFailed
+from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
+from aiovmm.memory import GuestMemory, MemoryRegion
+from aiovmm.native import lib
+from aiovmm.testing import Harness
+from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
+from tests.devices.virtio.blk_driver import header, read
+from tests.guests import CODE
+from tests.guests.machine import Machine
+from tests.vm import guest
+
+SIZE = 2 << 20
+FAR = 1 << 30  # where the tests' own guests and harness see the file
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB with a file of 2 MiB in it that is one hole; then the file system is full."""
+    place = tmp_path / "small"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no tmpfs: {exc}")
+    try:
+        with (place / "pmem").open("wb") as file:
+            file.truncate(SIZE)
+        with (place / "rest").open("wb", buffering=0) as rest, contextlib.suppress(OSError):
+            while True:
+                rest.write(bytes(4096))
+        yield place / "pmem"
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def short(tmp_path: Path) -> Path:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(SIZE))
+    return path
+
+
+@pytest.fixture
+def kvm() -> Iterator[Kvm]:
+    with Kvm.open() as kvm:
+        yield kvm
+
+
+def pmem(vm: VM) -> MemoryRegion:
+    return vm.machine.memory.regions[-1]
+
+
+@pytest.mark.parametrize("how", ["Python reads", "Python writes", "native code"])
+async def test_only_the_guest_ends_whose_file_is_cut_short(how: str, short: Path) -> None:
+    neighbour = VM(guest.config("x"))
+    async with neighbour, VM(guest.config("x", pmems=(PmemConfig(file=short),))) as vm:
+        await neighbour.start()
+        await vm.start()
+        await guest.counts_on(vm)
+        memory, gpa = vm.machine.memory, pmem(vm).gpa
+        os.truncate(short, 0)
+        if how == "Python reads":
+            assert memory.read(gpa, 4) == bytes(4)
+        elif how == "Python writes":
+            memory.write(gpa + 4096, b"x")
+        else:
+            lib.avmm_store16(pmem(vm).host + SIZE - 2, 1)
+        status = await vm.wait()
+        assert status.reason is ExitReason.ERROR
+        assert f"guest memory at {gpa:#x}" in status.detail
+        assert "cut short to 0 bytes" in status.detail
+        assert status.error is not None
+        await guest.counts_on(neighbour)
+
+
+async def test_a_hole_that_a_full_file_system_cannot_fill(small: Path) -> None:
+    async with VM(guest.config("x", pmems=(PmemConfig(file=small),))) as vm:
+        await vm.start()
+        vm.machine.memory.write(pmem(vm).gpa, b"x")
+        status = await vm.wait()
+        assert status.reason is ExitReason.ERROR
+        assert "the file system is full" in status.detail
+
+
+async def test_the_guest_itself_is_the_first_to_touch_it(kvm: Kvm, small: Path) -> None:
+    """A hardware KVM fails KVM_RUN; one that emulates guest code hands the access out, to nobody."""
+    async with Machine("forever", kvm=kvm) as m:
+        with small.open("r+b") as file:
+            m.memory.map_fd(FAR, SIZE, file.fileno())
+            m.vm.set_memory(m.memory)
+            # movabs rax, FAR; mov byte [rax], 1; 1: jmp 1b
+            m.memory.write(CODE, b"\x48\xb8" + FAR.to_bytes(8, "little") + b"\xc6\x00\x01\xeb\xfe")
+            m.start()
+            await guest.until(lambda: bool(m.exits) or m.cpu.counters.missed > 0)
+            if m.exits:
+                assert m.exits == [(0, RunFailed(errno.EFAULT))]
+            assert "the file system is full" in str(lost_memory(m.memory))
+
+
+@pytest.mark.parametrize("code", NO_BACKING)
+async def test_kvm_finds_no_memory_behind_an_address(code: int, short: Path) -> None:
+    async with VM(guest.config("x", pmems=(PmemConfig(file=short),))) as vm:
+        await vm.start()
+        os.truncate(short, 0)
+        vm.machine._vcpu_ended(0, RunFailed(code))
+        status = await vm.wait()
+        assert status.reason is ExitReason.ERROR
+        assert "cut short to 0 bytes" in status.detail
+
+
+async def test_memory_that_was_lost_before_it_had_a_guest(kvm: Kvm, short: Path) -> None:
+    lost = []
+    async with Machine("forever", kvm=kvm) as m:
+        m.loop._on_memory_lost = lambda: lost.append(1)
+        with short.open("r+b") as file:
+            m.memory.map_fd(FAR, SIZE, file.fileno())
+            os.truncate(short, 4096)
+            assert m.memory.read(FAR + 8192, 1) == b"\0"
+            m.vm.set_memory(m.memory)
+            await guest.until(lambda: bool(lost))
+            m.memory.read(FAR + 4096, 1)
+            assert lost == [1]
+            assert "cut short to 4096 bytes" in str(lost_memory(m.memory))
+
+
+@pytest.mark.parametrize("io", [IoKind.URING, IoKind.THREADS])
+async def test_a_disk_reads_into_a_hole_and_goes_on(io: IoKind, small: Path, tmp_path: Path) -> None:
+    """The kernel finds nothing there and says EFAULT: an error of that request and of nothing else."""
+    image = tmp_path / "disk"
+    image.write_bytes(b"D" * 4096)
+    device = BlkDevice(DiskImage.open(image), io=io)
+    async with Harness(device) as h, Opened(h.memory, small) as region:
+        queue, table = h.queues[0], h.arena.take(512)
+        h.memory.write(table, header(Request.IN))
+        h.memory.write(table + 16, b"\xff")
+        chain = [
+            Descriptor(table, 16, NEXT, 1),
+            Descriptor(FAR, 512, NEXT | WRITE, 2),
+            Descriptor(table + 16, 1, WRITE),
+        ]
+        queue.add_raw(chain)
+        queue.kick()
+        await queue.used()
+        assert h.memory.read(table + 16, 1)[0] == Status.IOERR
+        assert region.mapping.lost is None
+        assert await read(h, 0, 512) == b"D" * 512
+
+
+class Opened:
+    """A file in a harness's memory at FAR."""
+
+    def __init__(self, memory: GuestMemory, path: Path) -> None:
+        self._memory = memory
+        self._file = path.open("r+b")
+
+    async def __aenter__(self) -> MemoryRegion:
+        return self._memory.map_fd(FAR, SIZE, self._file.fileno())
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._file.close()
