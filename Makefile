@@ -16,7 +16,7 @@ demo: ## boot a stock Debian guest to a shell (ARGS=--script: unattended, shows 
 test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it)
 	$(PY) -m pytest $(TESTS) $(ARGS)
 
-test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons
+test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons, VT-x in Bochs
 	AIOVMM_THOROUGH=1 $(PY) -m pytest $(TESTS) $(ARGS)
 
 setup: ## packages, virtual environment, native extension

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["CODE", "build", "build_kernel"]
+__all__ = ["CACHE", "CODE", "build", "build_all", "build_kernel"]
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / "build" / "guests"
 CODE = 0x10000
 """Where a guest is loaded and entered."""
+KERNELS = ("kernel", "pvh")
 KERNEL = 0x100000
 """The same of a kernel."""
 
@@ -36,6 +37,12 @@ def build_kernel(name: str = "kernel") -> Path:
     """The ELF file of `NAME.S`, which a VM boots."""
     note = f"--section-start=.note.pvh={KERNEL + 0x1000:#x}"
     return _build(name, "elf", "-N", "--no-warn-rwx-segments", f"-Ttext={KERNEL:#x}", note)
+
+
+def build_all() -> None:
+    """Every guest there is, into CACHE: for a place without binutils that gets the tree."""
+    for name in sorted(path.stem for path in HERE.glob("*.S")):
+        (build_kernel if name in KERNELS else build)(name)
 
 
 def _build(name: str, suffix: str, *link: str) -> Path:
