@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "vfio": {"errors", "memory", "irq", "native", "pci", "bus", "forks"},
     "pci": BASE | {"virtqueue"},
     "vhost_user": {"errors", "memory", "irq", "native", "virtqueue"},
-    "devices": BASE | {"virtqueue", "vhost_user", "iouring", "net", "ofdlock", "forks"},
+    "devices": BASE | {"virtqueue", "vhost_user", "iouring", "net", "ofdlock", "forks", "worker"},
     "kvm": {"errors", "memory", "irq", "native", "bus", "forks"},
     "boot": {"errors", "config", "memory", "user_dirs"},
     "image": {"errors", "config", "boot", "output_file", "user_dirs"},

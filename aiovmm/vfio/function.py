@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiovmm.errors import HostError, UsageError
 from aiovmm.pci.bar import Bar
@@ -43,7 +44,8 @@ class VfioFunction(PciFunction):
         self.device = device
         self._services = services
         self._on_error = on_error
-        self._slots: dict[int, list[MemorySlot]] = {}
+        self._slots: dict[int, list[MemorySlot]] = {}  # by BAR; touched off the loop only
+        self._placed: dict[int, int | None] = {}  # where they are, or are about to be
         virtual = VirtualConfig(device.config(), [region.size for region in device.regions[:6]], intx=_has_pin(device))
         if virtual.msi is None and virtual.msix is None and not virtual.intx:
             raise UsageError(f"{device.name} has no interrupt that can be passed through: no MSI-X, no MSI, no INTx")
@@ -95,27 +97,43 @@ class VfioFunction(PciFunction):
             return None
         return asyncio.shield(self._services.create_task(self._reset(), name=f"{self.name} reset"))
 
-    def bar_moved(self, bar: Bar, address: int | None) -> None:
+    def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:
         """Its slots follow."""
-        for slot in self._slots.pop(bar.index, []):
+        return self._place(bar.index, address)
+
+    def _place(self, index: int, address: int | None) -> Awaitable[None] | None:
+        if self._placed.get(index) == address:
+            return None
+        self._placed[index] = address
+        refused: list[HostError] = []
+
+        def told(_: BaseException | None) -> None:
+            for error in refused:
+                self._on_error(self.name, error)
+
+        return self._services.off_loop(partial(self._map_slots, index, address, refused), told)
+
+    def _map_slots(self, index: int, address: int | None, refused: list[HostError]) -> None:
+        """In the machine's thread: KVM waits for all vCPUs."""
+        for slot in self._slots.pop(index, []):
             slot.close()
         if address is None:
             return
-        slots = self._slots.setdefault(bar.index, [])
+        slots = self._slots.setdefault(index, [])
         try:
-            for area in self._areas[bar.index]:
+            for area in self._areas[index]:
                 slots.append(self._services.memory_slot(address + area.offset, area.size, area.mapping))
         except HostError as exc:
-            self._on_error(self.name, exc)
+            refused.append(exc)
 
     async def close(self) -> None:
         """Quiet and reset the device. Idempotent. Its owner closes it."""
         if self._closed:
             return
         self._closed = True
-        for index in list(self._slots):
-            for slot in self._slots.pop(index):
-                slot.close()
+        for index in list(self._placed):
+            if (pending := self._place(index, None)) is not None:
+                await pending
         self.device.write(Region.CONFIG, COMMAND, COMMAND_INTX_OFF.to_bytes(2, "little"))
         for interrupts in (self._notices, self._intx, self._msi, self._msix):
             try:

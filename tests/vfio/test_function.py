@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 
 import pytest
 
 from aiovmm.errors import UsageError
 from aiovmm.memory import GuestMemory
+from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.vfio import Container, HostDevice, VfioFunction
-from tests.vfio.guest import ADDRESS, BASE, MEM32, MEM64, Guest, Services, plug
+from aiovmm.worker import Worker
+from tests.vfio.guest import ADDRESS, BASE, MEM32, MEM64, Guest, Services, Slot, plug
 from tests.vfio.kernel import CONFIG, ERR, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
 
 
@@ -23,6 +26,29 @@ async def test_a_bar_is_a_memory_slot_where_the_guest_puts_it(guest: Guest) -> N
     assert [s.address for s in guest.services.slots] == [BASE + (1 << 20)]
     guest.set_config(0x04, 2, 0)
     assert not guest.services.slots
+
+
+async def test_slots_follow_in_the_machines_thread_and_the_guests_write_waits_for_them(guest: Guest) -> None:
+    """KVM lets every vCPU leave the guest for a slot, which takes milliseconds."""
+    guest.place(BASE)
+    guest.services.worker, made = Worker("test"), []
+    real = guest.services.memory_slot
+
+    def noted(address: int, size: int, mapping: Mapping) -> Slot:
+        made.append(threading.get_ident())
+        return real(address, size, mapping)
+
+    guest.services.memory_slot = noted  # type: ignore[method-assign]
+    ecam = guest.root.segments[0].plan.ecam_base + (1 << 15)
+    for base in (BASE + (1 << 20), BASE):
+        pending = guest.services.write(ecam + 0x10, (base & 0xFFFFFFFF).to_bytes(4, "little"))
+        assert pending is not None
+        await pending
+        assert [s.address for s in guest.services.slots] == [base]
+    assert len(made) == 2
+    assert threading.get_ident() not in made
+    await guest.services.worker.aclose()
+    guest.services.worker = None
 
 
 async def test_a_slot_is_the_devices_own_registers(guest: Guest) -> None:

@@ -91,6 +91,16 @@ async def test_a_flush_is_answered_when_the_file_is_flushed(image: Path) -> None
         assert await answer == OK
 
 
+async def test_a_flush_needs_no_executor_of_the_embedders(image: Path) -> None:
+    backing, may_end = SlowBacking(image), threading.Event()
+    full = [asyncio.get_running_loop().run_in_executor(None, may_end.wait, 30) for _ in range(64)]
+    backing.gate.release()
+    async with Harness(PmemDevice(lambda: backing)) as h, asyncio.timeout(20):
+        assert await h.request(0, [FLUSH], [4]) == OK
+    may_end.set()
+    await asyncio.gather(*full)
+
+
 async def test_flushes_that_come_during_one_share_the_next(image: Path) -> None:
     """And are not answered by the one that runs: it may have begun before their writes."""
     backing = SlowBacking(image)

@@ -15,6 +15,7 @@ from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
 from aiovmm.errors import HostError, StateError
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+from aiovmm.worker import Worker
 
 __all__ = ["PmemDevice"]
 
@@ -30,6 +31,7 @@ class PmemDevice(VirtioDevice):
     def __init__(self, open_backing: Callable[[], Backing]) -> None:
         self._open_backing = open_backing
         self._backing: Backing | None = None
+        self._flusher = Worker("pmem flush")  # no executor of the embedder's: guests could fill it
         self._start = 0
         self.flushes = 0  # of the host's file, each for one or more requests
         self.error: OSError | None = None  # why the last flush that failed did
@@ -46,6 +48,7 @@ class PmemDevice(VirtioDevice):
 
     async def close(self) -> None:
         """Close it."""
+        await self._flusher.aclose()
         backing, self._backing = self._backing, None
         if backing is not None:
             backing.close()
@@ -92,7 +95,7 @@ class PmemDevice(VirtioDevice):
             return True
         self.flushes += 1
         try:
-            await _to_the_end(backing.sync)
+            await _to_the_end(self._flusher.submit(backing.sync))
         except OSError as exc:
             self.error = exc
             hint = "what the guest has flushed may be lost; it was told so"
@@ -106,13 +109,11 @@ def _answer(queue: Queue, chain: Chain, result: bytes) -> None:
     queue.push(chain)
 
 
-async def _to_the_end(work: Callable[[], None]) -> None:
-    """Run `work` in a thread. A caller that is cancelled still waits: the file is not closed under the thread."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+async def _to_the_end(flush: asyncio.Future[None]) -> None:
+    """A caller that is cancelled still waits: the file is not closed under the thread."""
     try:
-        await asyncio.shield(task)
+        await asyncio.shield(flush)
     except asyncio.CancelledError:
-        while not task.done():
-            await asyncio.wait([task])
-        task.exception()  # nobody is there to be told
+        while not flush.done():
+            await asyncio.wait([flush])
         raise
