@@ -17,7 +17,7 @@ __all__ = ["CpuTopology", "CpuidEntry", "adjust", "apic_id"]
 
 SIGNIFICANT_INDEX = 1 << 0  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the entry answers for this ECX value only
 _HYPERVISOR, _X2APIC, _TSC_DEADLINE = 1 << 31, 1 << 21, 1 << 24  # leaf 1, ECX
-_HTT = 1 << 28  # leaf 1, EDX
+_HTT, _MTRR = 1 << 28, 1 << 12  # leaf 1, EDX
 _CMP_LEGACY, _TOPOEXT = 1 << 1, 1 << 22  # leaf 0x80000001, ECX
 _LEVEL_SMT, _LEVEL_CORE = 1, 2  # leaf 0xB and 0x1F, ECX[15:8]
 _AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
@@ -97,7 +97,9 @@ def adjust(
         raise UsageError(f"vCPU {cpu_index} of {cpu_count} does not fit {topology}")
     source = list(entries)
     by_function = {e.function: e for e in reversed(source)}
-    view = _View(topology, apic_id(topology, cpu_index), _is_amd(by_function), phys_bits, tsc_deadline)
+    amd = _is_amd(by_function)
+    extended = amd and 0x8000001E in by_function and _has_caches(by_function.get(0x8000001D))
+    view = _View(topology, apic_id(topology, cpu_index), amd, extended, phys_bits, tsc_deadline)
     result = [
         _EDITS.get(e.function, _unchanged)(e, view) for e in source if e.function not in (*_TOPOLOGY_LEAVES, 0x8000001E)
     ]
@@ -106,7 +108,7 @@ def adjust(
         # 0xB may be missing from KVM's list although the highest leaf allows it; 0x1F only repeats it
         if leaf <= highest and (leaf == 0xB or leaf in by_function):
             result += _topology_leaves(leaf, view)
-    if view.amd and 0x8000001E in by_function and by_function[0x80000001].ecx & _TOPOEXT:
+    if view.extended:
         result.append(_amd_topology(view))
     return result
 
@@ -118,6 +120,7 @@ class _View:
     topology: CpuTopology
     apic_id: int
     amd: bool
+    extended: bool  # AMD's leaves of topology and caches are there, and TOPOEXT says so, whether KVM did or not
     phys_bits: int | None
     tsc_deadline: bool
 
@@ -129,16 +132,20 @@ def _is_amd(by_function: dict[int, CpuidEntry]) -> bool:
     return b"".join(r.to_bytes(4, "little") for r in (e.ebx, e.edx, e.ecx)) in _AMD_VENDORS
 
 
+def _has_caches(entry: CpuidEntry | None) -> bool:
+    return entry is not None and entry.eax & 0x1F != 0
+
+
 def _unchanged(entry: CpuidEntry, view: _View) -> CpuidEntry:
     return entry
 
 
 def _features(entry: CpuidEntry, view: _View) -> CpuidEntry:
-    """Leaf 1: hypervisor bit, x2APIC and TSC deadline timer, initial APIC id, number of logical processors."""
+    """Leaf 1: hypervisor bit, x2APIC, MTRRs and TSC deadline timer, initial APIC id, number of logical processors."""
     logical = min(1 << view.topology.package_shift, 0xFF)
     ecx = entry.ecx | _HYPERVISOR | _X2APIC
     ecx = ecx | _TSC_DEADLINE if view.tsc_deadline else ecx & ~_TSC_DEADLINE
-    edx = entry.edx | _HTT if view.topology.logical > 1 else entry.edx & ~_HTT
+    edx = entry.edx | _MTRR | _HTT if view.topology.logical > 1 else entry.edx & ~_HTT | _MTRR
     ebx = entry.ebx & 0xFFFF | logical << 16 | (view.apic_id & 0xFF) << 24
     return replace(entry, ebx=ebx, ecx=ecx, edx=edx)
 
@@ -164,17 +171,20 @@ def _with_sharing(eax: int, view: _View) -> int:
 
 
 def _extended_features(entry: CpuidEntry, view: _View) -> CpuidEntry:
-    """Leaf 0x80000001: CmpLegacy, AMD's word for more than one logical processor."""
+    """Leaf 0x80000001: CmpLegacy, AMD's word for more than one logical processor, and that the leaves about them exist."""
     if not view.amd:
         return entry
-    many = view.topology.logical > 1
-    return replace(entry, ecx=entry.ecx | _CMP_LEGACY if many else entry.ecx & ~_CMP_LEGACY)
+    ecx = entry.ecx & ~(_CMP_LEGACY | _TOPOEXT)
+    ecx |= (_CMP_LEGACY if view.topology.logical > 1 else 0) | (_TOPOEXT if view.extended else 0)
+    return replace(entry, ecx=ecx)
 
 
 def _address_sizes(entry: CpuidEntry, view: _View) -> CpuidEntry:
-    """Leaf 0x80000008: physical address width; on AMD also ECX[7:0] logical processors - 1 and ECX[15:12] APIC id width."""
+    """Leaf 0x80000008: EAX[7:0] physical address width, and EAX[23:16] as far as paging reaches; on AMD also ECX[7:0] logical
+    processors - 1 and ECX[15:12] APIC id width."""
     if view.phys_bits is not None:
-        entry = replace(entry, eax=entry.eax & ~0xFF | view.phys_bits)
+        usable = min(entry.eax >> 16 & 0xFF, view.phys_bits)  # 0: the same
+        entry = replace(entry, eax=entry.eax & ~0xFF00FF | usable << 16 | view.phys_bits)
     if not view.amd:
         return entry
     logical, width = min(view.topology.logical - 1, 0xFF), min(view.topology.package_shift, 0xF)

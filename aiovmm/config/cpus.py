@@ -37,8 +37,8 @@ class CpusConfig:
     """`boot` processors at start; room for `max` in all (those above `boot` are described to the guest as absent).
 
     `topology`: None is one package of `max` cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None:
-    as wide as the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features` are those
-    that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
+    46, and never more than the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
+    are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
     """
 
     boot: int = 1

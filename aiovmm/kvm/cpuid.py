@@ -11,13 +11,14 @@ from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.native import ffi, lib
 
-__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "pack"]
+__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "of_host", "pack", "request_amx"]
 
 SIGNIFICANT_INDEX = 1
 """Flag: the entry answers only for its index (ECX), not for all of the function (EAX)."""
 
 _HEADER = struct.Struct("<II")  # struct kvm_cpuid2: nent, padding
 _ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+_XTILEDATA = 18  # the state component of AMX's tiles
 _LARGEST = 4096  # entries; KVM itself knows 256 at most (KVM_MAX_CPUID_ENTRIES)
 
 
@@ -48,6 +49,23 @@ def get_supported(kvm_fd: int) -> list[CpuidEntry]:
         if result != -errno.E2BIG or count >= _LARGEST:
             raise error("asking KVM for the CPUID it supports", -result)
         count *= 2
+
+
+def of_host(functions: Iterable[int]) -> list[CpuidEntry]:
+    """What this host's own processor answers, for those of `functions` that it has."""
+    registers = ffi.new("uint32_t[4]")
+    return [CpuidEntry(f, 0, 0, *registers) for f in functions if lib.avmm_cpuid(f, registers)]
+
+
+def request_amx() -> None:
+    """Get this process's guests the permission to use AMX's state. Idempotent. Raises KvmError that says what to do."""
+    result = lib.avmm_request_guest_state(_XTILEDATA)
+    if result < 0:
+        hints = {
+            errno.EBUSY: "start the first VM with features=amx before any without it: then it is decided for the process"
+        }
+        hint = hints.get(-result, "this host's processor or kernel has no AMX: leave features=amx out")
+        raise KvmError("asking for AMX in guests", -result, hint)
 
 
 def pack(entries: Iterable[CpuidEntry]) -> bytes:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiovmm.kvm import cpuid, msrs
-from aiovmm.kvm.ioctl import call
+from aiovmm.kvm.ioctl import call, try_call
 from aiovmm.kvm.state import BLOBS, Regs, Sregs, from_plain, to_plain
 from aiovmm.native import ffi, lib
 
@@ -33,6 +33,11 @@ class VcpuState(ABC):
     def set_cpuid(self, entries: Iterable[cpuid.CpuidEntry]) -> None:
         """What CPUID answers on this vCPU. Before its first run."""
         self._ioctl(lib.KVM_SET_CPUID2, ffi.new("char[]", cpuid.pack(entries)), "setting the CPUID")
+
+    def get_tsc_khz(self) -> int | None:
+        """The frequency of its TSC in kHz; None where KVM does not know it."""
+        khz = try_call(self._checked_fd(), lib.KVM_GET_TSC_KHZ, 0)
+        return khz if khz > 0 else None
 
     def get_regs(self) -> Regs:
         """General registers."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from aiovmm.boot import CpuidEntry as BootCpuid
@@ -10,13 +10,17 @@ from aiovmm.boot import CpuState, boot_msrs
 from aiovmm.boot.cpu import DescriptorTable as BootTable
 from aiovmm.boot.cpu import Segment as BootSegment
 from aiovmm.boot.cpuid import CpuTopology, adjust, apic_id
+from aiovmm.boot.cpuid_policy import HOST_LEAVES, allow, has_amx, reachable_bits, tell_of_host, visible_bits
 from aiovmm.config import CpusConfig
-from aiovmm.kvm.cpuid import CpuidEntry
+from aiovmm.dataclass import dataclass
+from aiovmm.errors import ConfigError
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.cpuid import CpuidEntry, of_host, request_amx
 from aiovmm.kvm.state import DescriptorTable, Regs, Segment
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 
-__all__ = ["create_vcpus", "topology_of"]
+__all__ = ["Processor", "create_vcpus", "topology_of"]
 
 _LAST_XAPIC_ID = 254
 _KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/x86/cpuid.rst
@@ -28,16 +32,43 @@ def topology_of(cpus: CpusConfig) -> CpuTopology:
     return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores * t.dies, t.threads)
 
 
-def create_vcpus(vm: VmFd, cpus: CpusConfig, supported: Sequence[CpuidEntry], boot: CpuState) -> list[Vcpu]:
+@dataclass(frozen=True)
+class Processor:
+    """What guests of `cpus` are shown of this host's: CPUID but for what each vCPU adds, and how far addresses reach, in bits."""
+
+    entries: Sequence[BootCpuid]
+    visible_bits: int
+    reachable_bits: int
+
+    @classmethod
+    def of(cls, kvm: Kvm, cpus: CpusConfig) -> Processor:
+        """Before the first vCPU of the process, if AMX is asked for. Raises ConfigError and KvmError."""
+        amx = "amx" in cpus.features
+        if amx:
+            request_amx()
+        supported = _plain(kvm.supported_cpuid())
+        if amx and not has_amx(supported):
+            raise ConfigError("cpus.features", "KVM offers no AMX on this host", "leave features=amx out")
+        cap = cpus.max_phys_bits
+        entries = allow(supported, nested=cpus.nested, amx=amx)
+        return cls(entries, visible_bits(supported, cap), reachable_bits(supported, cap))
+
+
+def _plain(entries: Iterable[CpuidEntry]) -> list[BootCpuid]:
+    return [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries]
+
+
+def create_vcpus(vm: VmFd, cpus: CpusConfig, processor: Processor, boot: CpuState) -> list[Vcpu]:
     """All vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
-    entries = [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in supported]
+    host = _plain(of_host(HOST_LEAVES))
     msrs = dict(boot_msrs())
     topology = topology_of(cpus)
     wide = apic_id(topology, (cpus.max or cpus.boot) - 1) > _LAST_XAPIC_ID
     vcpus = []
     for index in range(cpus.boot):
         vcpu = vm.create_vcpu(index, apic_id=apic_id(topology, index))
-        adjusted = adjust(entries, index, cpus.boot, topology=topology)
+        entries = tell_of_host(processor.entries, host, tsc_khz=vcpu.get_tsc_khz())
+        adjusted = adjust(entries, index, cpus.boot, topology=topology, phys_bits=processor.visible_bits)
         if wide:
             adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
         vcpu.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)

@@ -18,7 +18,6 @@ from aiovmm.bus import Bus, Range, Space
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
-from aiovmm.kvm.cpuid import CpuidEntry
 from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
@@ -29,7 +28,7 @@ from aiovmm.machine.legacy import GED_PIN, LegacyDevices
 from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
 from aiovmm.machine.parts import MachineParts
 from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
-from aiovmm.machine.vcpus import create_vcpus, topology_of
+from aiovmm.machine.vcpus import Processor, create_vcpus, topology_of
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.tasks import finish, in_thread
@@ -83,18 +82,18 @@ class Machine:
     async def _build(self) -> None:
         config = self.parts.config
         ram = ram_ranges(config.memory.size)
-        phys_bits, supported, end = await in_thread(self._make_vm, ram)
+        processor, end = await in_thread(self._make_vm, ram)
         vm = self.kvm_vm
         self._stack.push_async_callback(self._worker.aclose)
         ports = acpi.AcpiPorts()
         self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)
         self._stack.callback(self.legacy.close)
         self._plug_ports(ram)
-        plans = plan(config.platform.num_pci_segments, end, phys_bits)
+        plans = plan(config.platform.num_pci_segments, end, processor.reachable_bits)
         await self._plug_devices(plans)
         tables = acpi.build(self._describe(ports), layout.RSDP)
         self.memory.write(tables.base, tables.blob)
-        self.vcpus = await in_thread(self._load, ram, supported)
+        self.vcpus = await in_thread(self._load, ram, processor)
         self._exits = ExitLoop(
             vm,
             self.bus,
@@ -106,20 +105,20 @@ class Machine:
         self._stack.push_async_callback(self._exits.close)
         self._exits.open()
 
-    def _make_vm(self, ram: list[tuple[int, int]]) -> tuple[int, list[CpuidEntry], int]:
-        """Memory, and the KVM VM that has it: address bits, CPUID as KVM supports it, and the end of all memory. In a thread:
+    def _make_vm(self, ram: list[tuple[int, int]]) -> tuple[Processor, int]:
+        """Memory, and the KVM VM that has it: the processor that its guests shall see, and the end of all memory. In a thread:
         a guest has it made anew as often as it resets itself."""
         self._make_memory(ram)
         with Kvm.open() as kvm:
+            processor = Processor.of(kvm, self.parts.config.cpus)
             self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
             self._stack.push_async_callback(in_thread, vm.close)
-            supported = kvm.supported_cpuid()
         vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
-        phys_bits = _phys_bits(supported)
-        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), 1 << phys_bits)
+        limit = 1 << processor.reachable_bits
+        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), limit)
         vm.set_memory(self.memory)
         vm.split_irqchip()
-        return phys_bits, supported, end
+        return processor, end
 
     def _make_memory(self, ram: list[tuple[int, int]]) -> None:
         m = self.parts.config.memory
@@ -172,13 +171,13 @@ class Machine:
             iommu=self._iommu.describe() if self._iommu is not None else None,
         )
 
-    def _load(self, ram: list[tuple[int, int]], supported: list[CpuidEntry]) -> list[Vcpu]:
+    def _load(self, ram: list[tuple[int, int]], processor: Processor) -> list[Vcpu]:
         """Kernel, initramfs and boot parameters into memory, and the vCPUs that will run them. In a thread: the files may have to
         be read from disk, and there may be many vCPUs."""
         config, kernel = self.parts.config, self.parts.kernel
         kernel.load_into(self.memory)
         state = setup_linux(self.memory, kernel, config.cmdline, config.payload.initramfs, ram)
-        return create_vcpus(self.kvm_vm, config.cpus, supported, state)
+        return create_vcpus(self.kvm_vm, config.cpus, processor, state)
 
     # -- running
 
@@ -270,8 +269,3 @@ class Machine:
 
     def _virtio_error(self, id_: str, _device: VirtioDevice, error: Exception) -> None:
         self._owner.device_failed(id_, error)
-
-
-def _phys_bits(supported: Any) -> int:
-    """Width of guest-physical addresses in bits: CPUID 0x80000008 EAX[7:0]; 36 where a processor does not say."""
-    return next((e.eax & 0xFF for e in supported if e.function == 0x80000008), 36)

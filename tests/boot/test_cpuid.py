@@ -64,6 +64,7 @@ def test_what_a_kernel_looks_for_in_a_guest(host: str) -> None:
     assert leaf(entries, 1).ecx >> 31, "hypervisor bit: without it no kvm-clock"
     assert leaf(entries, 1).ecx >> 24 & 1, "TSC deadline timer"
     assert leaf(entries, 1).ecx >> 21 & 1, "x2APIC"
+    assert leaf(entries, 1).edx >> 12 & 1, "MTRRs"
     assert leaf(entries, 0x40000000).ebx == 0x4B4D564B, "KVMKVMKVM"
     assert leaf(entries, 0x40000001).eax == 0x01007EFB
     assert leaf(entries, 0x80000002).eax == 0x65746E49, "the brand string is the host's"
@@ -144,14 +145,27 @@ def test_one_socket_of_single_threaded_cores_numbers_its_apics_plainly() -> None
     assert [apic_id(CpuTopology(cores=5), cpu) for cpu in range(5)] == [0, 1, 2, 3, 4]
 
 
+def test_paging_that_is_narrower_than_the_processor() -> None:
+    wide = [replace(e, eax=48 << 16 | 0x3934) if e.function == 0x80000008 else e for e in INTEL]
+    assert leaf(adjust(wide, 0, 1, phys_bits=50), 0x80000008).eax == 48 << 16 | 0x3932
+    assert leaf(adjust(wide, 0, 1, phys_bits=46), 0x80000008).eax == 46 << 16 | 0x392E
+
+
 def test_physical_address_width() -> None:
     assert leaf(adjust(INTEL, 0, 1), 0x80000008).eax == 0x3934
     assert leaf(adjust(INTEL, 0, 1, phys_bits=40), 0x80000008).eax == 0x3928
 
 
-def test_amd_host_without_topology_extensions_gets_no_topology_leaf() -> None:
+def test_amd_host_whose_kvm_does_not_name_the_topology_extensions() -> None:
+    """Its leaves are there, so the guest is told that they are; without them nothing may say so."""
     host = [replace(e, ecx=e.ecx & ~(1 << 22)) if e.function == 0x80000001 else e for e in AMD]
-    assert not [e for e in adjust(host, 0, 1) if e.function == 0x8000001E]
+    entries = adjust(host, 0, 1)
+    assert leaf(entries, 0x80000001).ecx >> 22 & 1
+    assert leaf(entries, 0x8000001E).eax == 0
+    for absent in (0x8000001D, 0x8000001E):
+        entries = adjust([e for e in AMD if e.function != absent], 0, 1)
+        assert leaf(entries, 0x80000001).ecx >> 22 & 1 == 0
+        assert not [e for e in entries if e.function == 0x8000001E]
 
 
 def test_old_host_without_leaf_0xb_gets_none() -> None:
