@@ -40,22 +40,23 @@ static uint32_t copy_from(const struct avmm_chain *c, const struct iovec *iov, u
     return done;
 }
 
-/* The headers of all chains to f->headers, and their heads. False: the chain of head f->bad is shorter than
- * its header, or than that says. */
-static bool read_headers(struct avmm_frames *f) {
+/* The headers of all chains to f->headers, and their heads. A chain that is shorter than its header gives one of zeros, and one that
+ * is shorter than its header says has the largest length there is: whoever reads them drops the one, and refuses the other. */
+static void read_headers(struct avmm_frames *f) {
     const struct avmm_frame_layout *l = &f->layout;
     uint8_t *header = f->headers;
     for (uint32_t i = 0; i < f->n; i++, header += l->size) {
         const struct avmm_chain *c = &f->chains[i];
         uint32_t length;
-        f->heads[i] = f->bad = c->head;
-        if (copy_from(c, f->iov, 0, header, l->size) < l->size)
-            return false;
+        f->heads[i] = c->head;
+        if (copy_from(c, f->iov, 0, header, l->size) < l->size) {
+            memset(header, 0, l->size);
+            continue;
+        }
         memcpy(&length, header + l->length_at, sizeof length);
         if (length > c->read_bytes - l->size)
-            return false;
+            memset(header + l->length_at, 0xff, sizeof length);
     }
-    return true;
 }
 
 static uint32_t load32(const uint8_t *at) {
@@ -71,7 +72,7 @@ static bool joins(const struct avmm_chain *c, const struct avmm_frame_layout *l,
     uint32_t length = load32(header + l->length_at);
     uint16_t kind;
     memcpy(&kind, header + l->kind_at, sizeof kind);
-    return kind == l->kind && length && length == c->read_bytes - l->size;
+    return kind == l->kind && length && c->read_bytes >= l->size && length == c->read_bytes - l->size;
 }
 
 /* Whether two headers are equal but for their lengths and the latest of something. */
@@ -215,7 +216,8 @@ int avmm_frames_take(struct avmm_frames *f) {
     int n = pop(f);
     if (n <= 0)
         return n < 0 ? AVMM_FRAMES_RING : 0;
-    return read_headers(f) ? (int)join_runs(f) : AVMM_FRAMES_SHORT;
+    read_headers(f);
+    return (int)join_runs(f);
 }
 
 int64_t avmm_frames_give(struct avmm_frames *f, int fd, const uint8_t *header, uint32_t limit) {

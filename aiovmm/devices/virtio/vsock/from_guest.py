@@ -7,7 +7,6 @@ from typing import Any
 
 from aiovmm.devices.virtio.vsock.packet import CREDIT_AT, HEADER_SIZE, LENGTH_AT, OP_AT, Op, parse_headers
 from aiovmm.devices.virtio.vsock.switch import Switch
-from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
@@ -53,8 +52,6 @@ class FromGuest:
     def _nothing(self, code: int) -> Next:
         """No packets; why not."""
         frames, batch = self._frames, self._batch
-        if code == lib.AVMM_FRAMES_SHORT:
-            raise ChainError("a packet is shorter than its header, or than its header says", frames.bad)
         if code == lib.AVMM_FRAMES_RING:
             if frames.error.code != lib.AVMM_RING_NO_ROOM or not batch.grow():
                 raise self._queue.malformed(frames.error)

@@ -176,10 +176,17 @@ class _Handshake:
         self._hybrid.done(self)
 
     def _on_event(self, events: int) -> None:
-        if events & GONE:
-            self.close()
-        elif self._port is None:
+        if self._port is None:  # who has gone may have said all it had to say before
             self._read()
+        elif events & GONE and self._waiter is not None and not self._left():
+            self.close()
+
+    def _left(self) -> bool:
+        """Whether it has sent something to the guest."""
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
 
     def _read(self) -> None:
         try:

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import select
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from select import EPOLLIN
 from typing import Any
 
-from aiovmm.devices.virtio.vsock.connection import Connection
+from aiovmm.devices.virtio.vsock.connection import Connection, State
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, LENGTH_AT, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND
 from aiovmm.devices.virtio.vsock.poller import ENDING, GONE, IN, OUT
 from aiovmm.native import ffi, lib
@@ -70,25 +74,32 @@ class Link:
         if events & (ENDING | GONE):
             self._ending = True
         if events & GONE:
-            self._hung_up = True
             self._host_is_gone()
         if events & IN and not self.closed:
             self.readable = True
         self.changed(self)
 
     def _host_is_gone(self) -> None:
-        """It takes nothing more. What it has sent before is still read, if the guest wants it."""
+        """It takes nothing more. What it has sent before is still read, if the guest wants it, and only behind that the guest
+        is told, once: there are drivers that take any SHUTDOWN as the end. Who goes on sending hears earlier (`deliver`)."""
+        self._hung_up = True
         self._drop_backlog()
-        if not self.connection.wants_data or self.lingering:
+        if self.lingering or not (self.connection.wants_data or self._asking):
             self.close()
         else:
-            self.connection.end(SHUTDOWN_RECEIVE)
+            self.readable = True
+
+    @property
+    def _asking(self) -> bool:
+        """The guest has not accepted yet, and something is there for it when it does."""
+        return self.connection.state is State.REQUESTED and bool(_waiting(self.sock))
 
     # -- to the host ---------------------------------------------------------------------------------------------------
 
     def deliver(self, batch: Batch, first: int, count: int, length: int) -> None:
         """The payloads of a run of `count` chains, `length` bytes in all: on to the host, or into the backlog."""
         if self._deaf:
+            self.connection.end(SHUTDOWN_RECEIVE)
             self.connection.forwarded(length)
             return
         sent = 0
@@ -129,8 +140,11 @@ class Link:
             self._shutdown(socket.SHUT_WR)
 
     def _host_reads_no_more(self) -> None:
-        self._drop_backlog()
-        self.connection.end(SHUTDOWN_RECEIVE)
+        if _is_gone(self.sock):
+            self._host_is_gone()
+        else:
+            self._drop_backlog()
+            self.connection.end(SHUTDOWN_RECEIVE)
 
     def _drop_backlog(self) -> None:
         self._deaf = True
@@ -171,7 +185,8 @@ class Link:
             return
         self.readable = False
         if got not in _AGAIN:  # the end, or an error that is one
-            self.connection.end(SHUTDOWN_BOTH if self._hung_up or got < 0 else SHUTDOWN_SEND)
+            both = self._hung_up or got < 0 or _is_gone(self.sock)  # of which an event may be on its way
+            self.connection.end(SHUTDOWN_BOTH if both else SHUTDOWN_SEND)
 
     # -- what the guest says -------------------------------------------------------------------------------------------
 
@@ -212,3 +227,15 @@ class Link:
         self.connection.end(SHUTDOWN_BOTH)
         self.changed(self)
         self.sock.close()
+
+
+def _is_gone(sock: socket.socket) -> bool:
+    """Whether its other end has closed both directions."""
+    poller = select.poll()
+    poller.register(sock, 0)
+    return bool(poller.poll(0))
+
+
+def _waiting(sock: socket.socket) -> int:
+    """Bytes that can be read."""
+    return int(struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, bytes(4)))[0])

@@ -31,6 +31,7 @@ SHUTDOWN_RECEIVE, SHUTDOWN_SEND = 1, 2  # flags of SHUTDOWN, §5.10.6.5: its sen
 SHUTDOWN_BOTH = SHUTDOWN_RECEIVE | SHUTDOWN_SEND
 TRANSPORT_RESET = struct.pack("<I", 0)  # struct virtio_vsock_event, §5.10.6.7
 MASK32 = 0xFFFFFFFF
+"""As a length: a packet of the guest that claims more payload than its chain has. No credit is so large."""
 
 _HEADER = struct.Struct("<QQIIIHHIII")
 HEADER_SIZE = _HEADER.size

@@ -34,14 +34,31 @@ def header(op: int, length: int = 0, port: int = 5000, **fields: int) -> Header:
     ],
     ids=["empty", "short", "no payload", "huge", "cut off"],
 )
-async def test_a_packet_that_is_not_there_breaks_the_device(packet: list[bytes]) -> None:
-    async with Harness(make_device()) as harness:
+async def test_a_packet_that_is_not_there_harms_its_own_connection_alone(packet: list[bytes]) -> None:
+    """Without a header it is dropped; one that claims more than it has resets its connection, whatever credit that had."""
+    device = make_device()
+    async with Harness(device) as harness, Guest(harness) as guest, await device.streams.listen(80) as server:
+        neighbour = await guest.connect(80)
+        reader, writer = await server.accept()
+        sock = await guest.connect(80)
+        its_reader, _ = await server.accept()
+        whole = b"".join(packet)
+        if len(whole) >= HEADER_SIZE:
+            packet[0] = Header.parse(packet[0])._replace(src_port=sock.port).pack()
         if packet == [b""]:
             harness.queues[1].add(writable=[64])
         else:
             harness.queues[1].add(packet)
         harness.queues[1].kick()
-        assert isinstance(await harness.broken(), ChainError)
+        if len(whole) >= HEADER_SIZE:
+            await sock.wait("reset")
+            with pytest.raises(ConnectionResetError):
+                await its_reader.read()
+        await neighbour.send(b"still here")
+        assert await reader.readexactly(10) == b"still here"
+        writer.write(b"and so am I")
+        assert await neighbour.recv_exactly(11) == b"and so am I"
+        assert device.connections == (1 if len(whole) >= HEADER_SIZE else 2)
 
 
 @pytest.mark.parametrize("size", [1, HEADER_SIZE - 1])

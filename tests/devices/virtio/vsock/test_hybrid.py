@@ -346,3 +346,16 @@ async def test_a_port_whose_socket_can_have_no_name_is_refused(path: Path) -> No
         with pytest.raises(ConnectionRefusedError):
             await guest.connect(0xFFFFFFFE)
         device._hybrid.path = path
+
+
+async def test_a_program_that_has_said_all_and_gone_is_heard(path: Path) -> None:
+    """It need not wait for the guest's answer: what it sent behind its line arrives whole, and then the end."""
+    async with running(path) as (device, guest):
+        for size in (5, 100_000):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(b"CONNECT 7\n" + bytes(size))
+            sock = await guest.accept(7)
+            assert await sock.recv_all() == bytes(size)
+            await sock.close()
+        await nothing_left(device, guest)

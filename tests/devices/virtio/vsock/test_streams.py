@@ -349,3 +349,38 @@ async def test_the_guest_is_told_that_the_transport_was_reset() -> None:
         with pytest.raises(ConnectionResetError):
             await reader.read()
         assert device.connections == 0
+
+
+@pytest.mark.parametrize("first", ["the host closes", "the guest ends its direction", "the guest's bytes are unread"])
+async def test_all_bytes_come_before_the_one_shutdown(first: str) -> None:
+    """A driver may take any SHUTDOWN, of whichever direction, as the end of all."""
+    data = os.urandom(200_000)
+    async with connected() as (reader, writer, sock, _):
+        if first == "the guest ends its direction":
+            await sock.shutdown(SHUTDOWN_SEND)
+            assert await reader.read() == b""
+        elif first == "the guest's bytes are unread":
+            await sock.send(bytes(1000))
+        writer.write(data)
+        writer.close()
+        assert await sock.recv_exactly(len(data)) == data
+        await sock.wait("peer_shutdown")
+        packets = [p for p in sock.guest.log if p.dst_port == sock.port]
+        shutdowns = [at for at, p in enumerate(packets) if p.op == Op.SHUTDOWN]
+        assert len(shutdowns) == 1
+        assert packets[shutdowns[0]].flags == SHUTDOWN_RECEIVE | SHUTDOWN_SEND
+        assert not any(p.op == Op.RW for p in packets[shutdowns[0] :])
+
+
+async def test_a_guest_that_goes_on_sending_hears_that_nobody_reads() -> None:
+    """Bytes for it are left, for which it has given no credit: it must not wait for the end of all to stop sending."""
+    data = os.urandom(150_000)
+    async with connected() as (_, writer, sock, _):
+        writer.write(data)
+        writer.close()
+        await sock.guest.until(lambda: len(sock.data) == sock.buffer)  # all its credit
+        with pytest.raises(BrokenPipeError):
+            await sock.send(bytes(4 << 20))
+        assert sock.peer_shutdown == SHUTDOWN_RECEIVE
+        assert await sock.recv_exactly(len(data)) == data
+        await sock.guest.until(lambda: sock.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND)
