@@ -132,8 +132,14 @@ class Ending:
             told.callback(self.journal.end, self.life.status)
             for console in self._consoles:
                 told.callback(console.close)
+            for plugged in self.power.plugged:
+                told.callback(plugged.device.guest_ended, _last_words(self._config.name, self.life.status))
             told.callback(self.panic.flush)
             self.stopped.set()
+
+
+def _last_words(name: str, status: ExitStatus) -> str:
+    return f"VM {name!r} has ended ({status.reason.value}{': ' + status.detail if status.detail else ''})"
 
 
 def failed(what: str, error: BaseException) -> ExitStatus:

@@ -10,10 +10,11 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
 
-EVERYWHERE = {"dataclass", "lazy", "patience"}
+EVERYWHERE = {"dataclass", "descriptors", "lazy", "patience"}
 BASE = {"errors", "config", "memory", "bus", "irq", "native"}
 ALLOWED: dict[str, set[str]] = {
     "dataclass": set(),
+    "descriptors": set(),
     "errors": set(),
     "lazy": set(),
     "patience": set(),

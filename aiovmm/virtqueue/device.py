@@ -62,6 +62,10 @@ class VirtioDevice(abc.ABC):
         """
         return None
 
+    def guest_ended(self, why: str) -> None:
+        """The guest has ended, for good and as `why` says. What there is to be read of it can still be. Must not raise."""
+        return
+
     def reset(self) -> None:
         """Put what the driver has set back to its defaults. Called when `run` has ended and the driver resets."""
         return

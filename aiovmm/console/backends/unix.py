@@ -17,11 +17,13 @@ from aiovmm.console.race import first
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.console.view import ConsoleView
+from aiovmm.descriptors import PROCESS
 from aiovmm.errors import ConfigError, ConsoleEnded, HostError
 
 __all__ = ["SocketBackend"]
 
 _PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
+_FULL = b"aiovmm: this console has as many clients as this process has descriptors for; try again later\r\n"
 _HALF_CLOSED_POLL = 1.0  # seconds between looks whether a client that sends no more still listens
 
 
@@ -39,6 +41,7 @@ class SocketBackend(ConsoleBackend):
         self._server: asyncio.Server | None = None
         self._inode: tuple[int, int] | None = None
         self._clients: dict[asyncio.Task[None], ConsoleView] = {}
+        self._share = PROCESS.share()
         self._finished = asyncio.Event()
         self._closed = False
 
@@ -94,6 +97,10 @@ class SocketBackend(ConsoleBackend):
         if task is None or self._closed:  # accepted just before the end
             writer.transport.abort()
             return
+        if not self._share.take():
+            writer.write(_FULL)
+            writer.close()
+            return
         view = self._clients[task] = self._console.view()
         if self._finished.is_set():
             view.close()
@@ -104,6 +111,7 @@ class SocketBackend(ConsoleBackend):
         finally:
             _end(writer)
             del self._clients[task]
+            self._share.give()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

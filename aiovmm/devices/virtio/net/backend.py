@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiovmm.devices.virtio.net.port import Port
 
@@ -23,6 +23,9 @@ class NetBackend(abc.ABC):
     """UDP segmentation offload as well (Linux 6.2)."""
     mtu: int | None = None
     """Bytes of the largest IP packet, None where nobody knows."""
+
+    on_error: Callable[[Exception], None] = staticmethod(lambda error: None)
+    """Given by the device: hears of what goes wrong behind it while it is open."""
 
     @abc.abstractmethod
     async def open(self) -> None:

@@ -62,6 +62,7 @@ class NetDevice(VirtioDevice):
             raise ConfigError("net.num_queues", f"{backend.pairs} queue pairs cannot be")
         self.name = name
         self.backend = backend
+        backend.on_error = self.report
         self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
         self._queue_size = queue_size
         self._offloads = offloads

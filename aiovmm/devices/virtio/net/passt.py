@@ -10,7 +10,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import Sequence
-from errno import ENOENT
+from errno import ECHILD, ENOENT
 
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.port import Port
@@ -20,6 +20,7 @@ from aiovmm.errors import HostError
 __all__ = ["PasstBackend"]
 
 _BUFFER = 4 << 20  # bytes of socket buffer that passt's own documentation recommends at most; the kernel grants less
+_LAST_WORDS = 4096  # bytes of its standard error that are kept
 _PATIENCE = 2.0  # seconds until a passt whose guest is gone is killed
 
 
@@ -33,6 +34,7 @@ class PasstBackend(NetBackend):
         self._program = program
         self._socket: SocketBackend | None = None
         self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
 
     @property
     def ports(self) -> Sequence[Port]:
@@ -64,18 +66,36 @@ class PasstBackend(NetBackend):
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.PIPE,
                     start_new_session=True,  # a Ctrl-C at the terminal is for the guest
                 )
         except OSError as exc:
             await self.close()
             raise HostError("start passt", exc.errno or 0, path=program) from exc
+        self._watch = asyncio.get_running_loop().create_task(self._follow(self._process), name="passt")
+
+    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+        """Until it ends, which is told with its last words: the guest sees no more of it than silence."""
+        assert process.stderr is not None
+        words = bytearray()
+        while part := await process.stderr.read(4096):
+            words += part
+            del words[:-_LAST_WORDS]
+        code = await process.wait()
+        said = words.decode(errors="replace").strip() or "it said nothing"
+        how = f"with code {code}" if code >= 0 else f"by signal {-code}"
+        hint = "the guest has no network until its VM is started anew"
+        self.on_error(HostError(f"passt has ended {how}, saying: {said}", ECHILD, hint))
 
     async def close(self) -> None:
         """End it: it goes when its socket closes, or is killed. Idempotent."""
         if self._socket is not None:
             await self._socket.close()
             self._socket = None
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+            self._watch = None
         process, self._process = self._process, None
         if process is not None:
             try:

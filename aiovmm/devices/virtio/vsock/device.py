@@ -93,6 +93,10 @@ class VsockDevice(VirtioDevice):
             self._switch.live.clear()
             self._switch.drop("the guest reset its vsock device")
 
+    def guest_ended(self, why: str) -> None:
+        """Nobody waits for it any more."""
+        self.streams.end(why)
+
     def transport_reset(self) -> None:
         """Drop all connections and tell the guest that they are gone and that its context id may have changed."""
         self._switch.drop("the connections were reset")

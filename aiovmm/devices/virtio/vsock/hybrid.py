@@ -95,7 +95,7 @@ class HybridSocket:
                     self._pause = asyncio.get_running_loop().call_later(_NO_ROOM_PAUSE, self._watch)
                     return
                 continue  # the client went away
-            if len(self._handshakes) >= self.switch.muxer.limit:
+            if len(self._handshakes) >= self.switch.muxer.limit or not self.switch.share.take():
                 client.close()
                 continue
             self._handshakes.add(_Handshake(self, client))
@@ -166,7 +166,9 @@ class _Handshake:
         """It came to nothing. Idempotent."""
         self._finish()
         self._switch.poller.forget(self._fd)
-        self._sock.close()
+        if self._sock.fileno() >= 0:
+            self._sock.close()
+            self._switch.share.give()
 
     def _finish(self) -> None:
         self._timer.cancel()

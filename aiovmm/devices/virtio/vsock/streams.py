@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from asyncio.trsock import TransportSocket
 from collections import deque
@@ -15,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from aiovmm.descriptors import Share
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
@@ -64,6 +66,7 @@ class Vsock:
         self._switch = switch
         self._servers: set[VsockServer] = set()
         self._closed = False
+        self._ended = ""  # how the guest has
 
     async def connect(self, port: int, *, timeout: float | None = 10.0, wait: bool = False) -> Streams:
         """A connection to `port` of the guest, as (StreamReader, StreamWriter), in at most `timeout` seconds.
@@ -87,15 +90,20 @@ class Vsock:
 
     async def _guest(self) -> None:
         """Wait for the guest's driver."""
-        while not self._closed and not self._switch.live.is_set():
+        while not (self._closed or self._ended or self._switch.live.is_set()):
             await self._switch.live.wait()
-        if self._closed:
-            raise StateError("the vsock device is closed")
+        if self._closed or self._ended:
+            raise StateError(self._ended or "the vsock device is closed")
 
     async def _attempt(self, port: int) -> Streams:
+        share = self._switch.share
+        if not share.take(2):
+            hint = "raise the limit of open files (ulimit -n), or close connections"
+            raise HostError(f"vsock: this guest has its share of {share.most} descriptors", errno.EMFILE, hint)
         try:
             ours, theirs = socket.socketpair()
         except OSError as exc:
+            share.give(2)
             raise HostError("vsock: making a connection", exc.errno or 0, "raise the limit of open files") from exc
         half = _Half(theirs)
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -113,11 +121,14 @@ class Vsock:
                 self._switch.connect(port, ours, opened=opened, failed=failed, aborted=half.aborted)
             except BaseException:
                 ours.close()
+                share.give()
                 raise
             await answer
         except BaseException:
             theirs.close()  # the device's half sees that
             raise
+        finally:
+            share.give()  # from here on it is the program's
         return await half.streams()
 
     async def listen(
@@ -137,10 +148,17 @@ class Vsock:
             raise UsageError(f"vsock port {port} is listened at already")
         limit = self._switch.muxer.limit
         backlog = min(_BACKLOG, limit) if callback is None else limit
-        server = VsockServer(port, callback, self._gone, backlog=backlog)
+        server = VsockServer(port, callback, self._gone, self._switch.share, backlog=backlog)
         self._switch.listeners[port] = server._offered
         self._servers.add(server)
         return server
+
+    def end(self, why: str) -> None:
+        """There is no guest any more, and none to come: whoever waits for one, or asks for a connection, is told why."""
+        self._ended = why
+        live = self._switch.live
+        live.set()  # wakes those who wait
+        live.clear()
 
     def close(self) -> None:
         """End all servers. Idempotent."""
@@ -162,12 +180,14 @@ class VsockServer:
         port: int,
         callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None] | None,
         gone: Callable[[VsockServer], None],
+        share: Share,
         *,
         backlog: int,
     ) -> None:
         self.port = port
         self._callback = callback
         self._gone = gone
+        self._share = share  # the halves of those who wait, and of those who are called back
         self._backlog = backlog
         self._waiting: deque[_Half] = deque()
         self._news = asyncio.Event()  # for those who accept: one waits, or the server is closed
@@ -181,6 +201,7 @@ class VsockServer:
                 raise StateError(f"vsock port {self.port} is not listened at any more")
             self._news.clear()
             await self._news.wait()
+        self._share.give()
         return await self._waiting.popleft().streams()
 
     def close(self) -> None:
@@ -191,6 +212,7 @@ class VsockServer:
         self._gone(self)
         while self._waiting:
             self._waiting.popleft().sock.close()
+            self._share.give()
         self._news.set()
 
     async def wait_closed(self) -> None:
@@ -217,12 +239,13 @@ class VsockServer:
                 yield await self.accept()
 
     def _offered(self, port: int, accepted: Accepted) -> None:
-        if len(self._waiting) + len(self._tasks) >= self._backlog:
+        if len(self._waiting) + len(self._tasks) >= self._backlog or not self._share.take():
             accepted(None)
             return
         try:
             ours, theirs = socket.socketpair()
         except OSError:  # no descriptors left: the guest sees a refusal, and may try again
+            self._share.give()
             accepted(None)
             return
         half = _Half(theirs)
@@ -234,7 +257,11 @@ class VsockServer:
         accepted(ours, half.aborted)
         task = asyncio.get_running_loop().create_task(self._call(half), name=f"vsock port {self.port}")
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._called)
+
+    def _called(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._share.give()
 
     def _aborted(self, half: _Half, error: OSError) -> None:
         """Nobody needs to accept what is over: its descriptor would be the guest's to multiply."""
@@ -242,6 +269,7 @@ class VsockServer:
         if half in self._waiting:
             self._waiting.remove(half)
             half.sock.close()
+            self._share.give()
 
     async def _call(self, half: _Half) -> None:
         assert self._callback is not None

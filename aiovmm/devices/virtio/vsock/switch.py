@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from aiovmm.descriptors import PROCESS
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
 from aiovmm.devices.virtio.vsock.link import Link
 from aiovmm.devices.virtio.vsock.muxer import Muxer
@@ -51,6 +52,8 @@ class Switch:
         self.live = asyncio.Event()  # the guest's driver is there
         self._wake = wake
         self.offer: Callable[[Link], None] | None = None  # the rings' shortest way from a socket to the guest
+        self.share = PROCESS.share()
+        """Of this guest. Host ends, and whatever is on its way to be one, are drawn from it: a link gives its own back."""
         self._ends: set[Link] = set()  # with those whose connection is over but who linger
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._opened = False
@@ -128,14 +131,17 @@ class Switch:
                 connection.refuse()
                 if sock is not None:
                     sock.close()
+                self.share.give()
             else:
                 self._join(Link(connection, sock, self._link_changed, offer=self.offer, aborted=aborted))
                 connection.accept()
             self.settle(connection)
             self._wake()
 
-        if acceptor is None or len(self._ends) >= self.muxer.limit:
-            accepted(None)
+        if acceptor is None or len(self._ends) >= self.muxer.limit or not self.share.take():
+            connection.refuse()
+            self.settle(connection)
+            self._wake()
         else:
             acceptor(connection.host_port, accepted)
 
@@ -150,7 +156,8 @@ class Switch:
         failed: Callable[[OSError], None],
         aborted: Callable[[OSError], None] = lambda error: None,
     ) -> Link:
-        """Ask the guest to accept `sock`, which is the connection's from now on. Raises StateError, HostError."""
+        """Ask the guest to accept `sock`, which is the connection's from now on, as what was drawn for it from `share` is. Raises
+        StateError, HostError."""
         if not self._opened or not self.live.is_set():
             raise StateError("the guest has no vsock driver now")
         connection = self.muxer.connect(guest_port) if len(self._ends) < self.muxer.limit else None
@@ -175,6 +182,7 @@ class Switch:
         connection = link.connection
         if link.closed and link in self._ends:
             self._ends.discard(link)
+            self.share.give()
             self.poller.forget(link.fd)
         if not connection.calm:
             self.settle(connection)
