@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import struct
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,19 @@ async def test_its_death_takes_the_link_down() -> None:
 async def test_without_passt_the_error_says_what_to_install() -> None:
     with pytest.raises(HostError, match="apt-get install passt"):
         await PasstBackend(program="no-such-passt").open()
+
+
+async def test_one_that_cannot_run_leaves_its_last_words(tmp_path: Path) -> None:
+    program = tmp_path / "passt"
+    program.write_text('#!/bin/sh\nhead -c 100000 /dev/zero >&2\necho "Couldn\'t create user namespace" >&2\nexit 3\n')
+    program.chmod(0o755)
+    device = NetDevice(PasstBackend(program=str(program)))
+    told: list[Exception] = []
+    device._notify_error = told.append
+    await device.open()
+    await until(lambda: told)
+    assert "passt has ended with code 3" in str(told[0])
+    assert "Couldn't create user namespace" in str(told[0])
+    assert len(str(told[0])) < 5000
+    await device.close()
+    assert len(told) == 1

@@ -13,7 +13,7 @@ import pytest
 
 from aiovmm.devices.virtio.vsock import VsockServer
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, SHUTDOWN_SEND, Header, Op
-from aiovmm.errors import ChainError, GuestFault, HostError
+from aiovmm.errors import ChainError, GuestFault, HostError, StateError
 from aiovmm.virtqueue.driver import WRITE, Descriptor
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import CID, Guest, make_device
@@ -355,3 +355,50 @@ async def test_a_small_ring_is_never_asked_for_more_than_there_is_room_for() -> 
             await harness.queues[0].used()
             assert batch.max_chains <= room == 2
         writer.close()
+
+
+async def test_a_guest_that_asks_for_connections_leaves_descriptors_to_others() -> None:
+    """Its neighbours' resets, and the program itself, need new ones."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    device, neighbour = make_device(), make_device()
+    kept: list[asyncio.StreamWriter] = []
+    async with (
+        Harness(device) as harness,
+        Guest(harness) as guest,
+        await device.streams.listen(80, lambda reader, writer: kept.append(writer)),
+        Harness(neighbour) as its_harness,
+        Guest(its_harness) as other,
+    ):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        try:
+            refused = 0
+            for _ in range(300):
+                try:
+                    await guest.connect(80)
+                except ConnectionRefusedError:
+                    refused += 1
+            assert 0 < refused < 300
+            reserve = [os.dup(0) for _ in range(100)]  # what another guest's reset takes
+            for fd in reserve:
+                os.close(fd)
+            guest.listen(7)
+            with pytest.raises(HostError, match="share of"):
+                await asyncio.gather(*(device.streams.connect(7) for _ in range(300)))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        other.listen(7)
+        _, writer = await neighbour.streams.connect(7)
+        for each in (*kept, writer):
+            each.close()
+
+
+async def test_who_waits_for_a_guest_hears_how_it_ended() -> None:
+    device = make_device()
+    await device.open()
+    waiting = asyncio.create_task(device.streams.connect(7, timeout=None))
+    await asyncio.sleep(0)
+    device.guest_ended("VM 'a' has ended (shutdown)")
+    for attempt in (waiting, device.streams.connect(7)):
+        with pytest.raises(StateError, match=r"VM 'a' has ended \(shutdown\)"):
+            await attempt
+    await device.close()
