@@ -7,7 +7,7 @@ import threading
 
 from aiovmm.errors import StateError
 
-__all__ = ["HomeLoop"]
+__all__ = ["HomeLoop", "Use"]
 
 
 class HomeLoop:
@@ -39,3 +39,23 @@ class HomeLoop:
         if self._loop is not None and self._loop.is_closed():
             return "that one is closed: make a new VM in this one"
         return "from another thread: loop.call_soon_threadsafe, or asyncio.run_coroutine_threadsafe(..., loop).result()"
+
+
+class Use:
+    """Whether a console can be used, and from where. `absent` says why there is no such console in the guest; "" if there is."""
+
+    def __init__(self, home: HomeLoop, absent: str = "") -> None:
+        self._home = home
+        self._absent = absent
+
+    def check(self) -> None:
+        """Raises StateError in a thread that the console does not belong to, or if there is no such console."""
+        self._home.check_thread()
+        if self._absent:
+            raise StateError(self._absent)
+
+    def check_waiting(self) -> None:
+        """The same for what waits: on the console's own event loop only."""
+        self._home.check()
+        if self._absent:
+            raise StateError(self._absent)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.console.places import Places
 from aiovmm.ending import Ending, failed
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
@@ -31,6 +30,7 @@ from aiovmm.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.console.places import Places
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.own import OwnDevices
 
@@ -69,7 +69,7 @@ class VM(Inventory):
         self._ending = Ending(config, self._home, (self._serial, self._console))
         self._life, self._journal, self._power = self._ending.life, self._ending.journal, self._ending.power
         self._transition = self._ending.transition
-        self._places = Places(self._ending.device_failed)
+        self._places: Places | None = None
         self._watch: asyncio.TimerHandle | None = None
         self._unwatch: Callable[[], None] = lambda: None
         self._entered = False
@@ -125,7 +125,11 @@ class VM(Inventory):
             ("serial", self._serial, config.serial),
             ("console", self._console, config.console),
         ):
-            if place.mode is not ConsoleMode.TTY or self._terminal:
+            joined = place.mode is not ConsoleMode.TTY or self._terminal
+            if joined and place.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
+                from aiovmm.console.places import Places
+
+                self._places = self._places or Places(self._ending.device_failed)
                 await self._places.join(id_, console, place)
 
     async def __aexit__(self, *_exc: object) -> None:
@@ -256,7 +260,8 @@ class VM(Inventory):
             self._watch.cancel()
         self._unwatch()
         try:
-            await self._places.aclose()
+            if self._places is not None:
+                await self._places.aclose()
         finally:
             async with self._transition:
                 await self._power.aclose()

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable
 
 from aiovmm.console.device import ByteDevice
-from aiovmm.console.use import Use
 from aiovmm.errors import ConsoleEnded, StateError
-from aiovmm.home import HomeLoop
+from aiovmm.home import HomeLoop, Use
 
 __all__ = ["HIGH_WATER", "INPUT_LIMIT", "LOW_WATER", "InputQueue"]
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from aiovmm.console.ring import HistoryRing
 from aiovmm.console.search import OVERLAP, Found, Look, Pattern, PatternSearch, SeparatorSearch
-from aiovmm.console.use import Use
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, PatternTooSlow, StateError, UsageError
+from aiovmm.home import Use
 
 __all__ = ["ConsoleReader", "OutputLog"]
 
