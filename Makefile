@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: help demo test test-thorough lint format native setup setup-test bench clean
+.PHONY: help demo test test-thorough test-sanitized lint format native setup setup-test bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -18,6 +18,13 @@ test: setup-test ## all tests on every ground that this machine has (TESTS=path 
 
 test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons, VT-x in Bochs
 	AIOVMM_THOROUGH=1 $(PY) -m pytest $(TESTS) $(ARGS)
+
+# All of them once under the address and undefined-behaviour sanitizers; then what is nearest to native code with freed memory
+# overwritten, which also finds what Python's own allocator would hide.
+NEAR_NATIVE := tests/native tests/kvm tests/virtqueue tests/vfio tests/pci tests/vm
+test-sanitized: setup-test ## the tests outside the nested host, on native code that checks itself
+	tools/test-sanitized address $(ARGS)
+	tools/test-sanitized perturb $(NEAR_NATIVE) $(ARGS)
 
 setup: ## packages, virtual environment, native extension
 	@tools/setup base

@@ -21,7 +21,8 @@ def pytest_asyncio_loop_factories(
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
-settings.register_profile("ci", derandomize=True)  # CI's examples repeat; everywhere else they are new each time
+# CI's examples repeat; everywhere else they are new each time. It also runs them on native code with sanitizers, at its own pace.
+settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI") or os.environ.get("AIOVMM_REQUIRE_GROUNDS"):
     settings.load_profile("ci")
 
