@@ -52,7 +52,8 @@ class Resume(enum.Enum):
 
 
 class VhostUserBackend:
-    """One device on one machine's memory. `broken(exc)` is called once if it cannot go on; `on_reset()` when it was reset.
+    """One device on one machine's memory. `broken(exc)` is called once if it cannot go on; `on_reset()` when it was reset;
+    `away(exc)` whenever the back end is gone and looked for again.
     Raises UsageError if the memory cannot be shared."""
 
     def __init__(
@@ -63,6 +64,7 @@ class VhostUserBackend:
         *,
         resume: Resume = Resume.IF_IDLE,
         on_reset: Callable[[], None] = lambda: None,
+        away: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self.losses = 0  # how often the back end went away under the live device
         self._frontend = frontend
@@ -70,6 +72,7 @@ class VhostUserBackend:
         self._broken = broken
         self._resume = resume
         self._on_reset = on_reset
+        self._away = away
         self._live: Live | None = None
         self._failed = False  # said so, once an activation
         self._activating = False
@@ -236,6 +239,7 @@ class VhostUserBackend:
                 self._fail(error)
             return
         self.losses += 1
+        self._away(PeerError(f"its back end is gone ({error}), and is waited for while the guest's requests wait"))
         self._retry.lost(asyncio.get_running_loop().time())
         if self._recovery is None:
             self._recovery = asyncio.get_running_loop().create_task(self._recover(), name="vhost-user recovery")

@@ -497,3 +497,19 @@ def test_a_back_end_gets_ram_and_no_image_of_a_device() -> None:
         assert [r.gpa for r in shared_regions(memory)] == [0]
         assert image not in {r.fd for r in shared_regions(memory)}
         os.close(image)
+
+
+async def test_one_that_dies_is_told_at_once(path: Path) -> None:
+    async def good(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        return False
+
+    device, told = disk(path), list[Exception]()
+    device._notify_error = told.append
+    async with FakeBackEnd(path, good), Guest(device) as guest:
+        await guest.driver.start()
+        assert device.frontend.connection is not None
+        device.frontend.connection._channel._sock.shutdown(socket.SHUT_RDWR)
+        await until(lambda: told)
+        assert "its back end is gone" in str(told[0])
+        await until(lambda: guest.backend.connected)
+        await guest.driver.reset()

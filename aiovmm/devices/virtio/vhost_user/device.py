@@ -95,7 +95,9 @@ class VhostUserDevice(VirtioDevice):
         if not isinstance(memory, GuestMemory):
             raise UsageError(f"{self.name}: a vhost-user back end cannot stand behind an IOMMU")
         self._broken = broken
-        self.backend = VhostUserBackend(self.frontend, memory, broken, resume=self.resume, on_reset=self.reset)
+        self.backend = VhostUserBackend(
+            self.frontend, memory, broken, resume=self.resume, on_reset=self.reset, away=self.report
+        )
         return self.backend
 
     async def run(self, queues: list[Queue], features: int) -> None:
