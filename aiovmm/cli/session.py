@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.logs import configure_logging as _configure_logging
 from aiovmm.cli.messages import say
@@ -18,6 +18,9 @@ from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.vm import VM
+
+if TYPE_CHECKING:
+    from aiovmm.console import AttachEnd
 
 __all__ = ["Session"]
 
@@ -46,6 +49,7 @@ class Session:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
+        self._leave = asyncio.Event()
         _configure_logging(verbosity)
 
     async def run(self) -> int:
@@ -96,7 +100,9 @@ class Session:
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
         """Give this terminal to the console until the guest ends; without one, standard input and output as they are."""
-        from aiovmm.console import AttachEnd, Terminal, open_backend  # while the guest runs already
+        from aiovmm.console import Terminal, open_backend  # while the guest runs already
+        from aiovmm.console.race import first
+        from aiovmm.console.terminal import AttachEnd
 
         if 1 in self._closed:
             say(f"standard output is closed: what the guest prints goes nowhere ({_KEEP})")
@@ -107,13 +113,20 @@ class Session:
             follow_job_control(terminal)
         while True:
             async with open_backend(config, console, terminal=terminal, detach=self._detach) as backend:
-                end = await backend.wait()
-            if end is not AttachEnd.DETACHED:
+                end = await first(backend.wait(), self._told_to_leave())
+            if end is not AttachEnd.DETACHED or self._leave.is_set():
                 return
             from aiovmm.cli.menu import menu
 
             if not await menu(vm, terminal):
                 return
+
+    async def _told_to_leave(self) -> AttachEnd:
+        """A signal after the guest's end: its last output need not be read by anybody."""
+        from aiovmm.console import AttachEnd
+
+        await self._leave.wait()
+        return AttachEnd.DETACHED
 
     def _stdout_lost(self, error: OSError) -> None:
         if error.errno in (errno.EPIPE, errno.ECONNRESET):  # `| head`: who had seen enough has left
@@ -136,7 +149,9 @@ class Session:
             signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, vm: VM, number: signal.Signals) -> None:
-        if self._stopping or number is signal.SIGHUP:
+        if vm.status is not None:
+            self._leave.set()  # whoever is to read the last output does not
+        elif self._stopping or number is signal.SIGHUP:
             self._spawn(vm.kill(f"by {number.name}"))
         else:
             self._stopping = True

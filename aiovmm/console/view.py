@@ -31,6 +31,11 @@ class ConsoleView:
             if shown or not data:
                 return shown
 
+    @property
+    def position(self) -> int:
+        """See ConsoleReader.position."""
+        return self._reader.position
+
     def close(self) -> None:
         """See ConsoleReader.close."""
         self._reader.close()

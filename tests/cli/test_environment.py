@@ -302,12 +302,21 @@ def test_events_alone_on_a_stream_of_their_own(aiovmm: Command, guest: list[str]
 
 
 def test_a_reader_that_is_slow_holds_up_no_one(aiovmm: Command, guest: list[str]) -> None:
-    process = aiovmm.start(*guest, "--cmdline", "F4eo")
+    process = aiovmm.start(*guest, "--cmdline", "F1eo")
     assert process.stdin is not None
     process.stdin.write(b"q")
     process.stdin.flush()
     stream: IO[bytes] | None = process.stdout
     assert stream is not None
     wait_for(lambda: True, process)
-    assert len(stream.read()) >= 4 << 18
+    assert len(stream.read()) >= 1 << 18
+    assert process.wait(DEADLINE) == 0
+
+
+def test_a_signal_ends_the_wait_for_a_reader_that_does_not_read(aiovmm: Command, guest: list[str]) -> None:
+    process = aiovmm.start(*guest, "--cmdline", "F1o", "--json")
+    read_until(process.stderr, b"stopped")  # and the pipe is full
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.3)
+    process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 0

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import StateError
 
-__all__ = ["LINGER", "ConsoleBackend"]
+__all__ = ["LINGER", "LINGER_LONGEST", "ConsoleBackend", "linger"]
 
 LINGER = 1.0
-"""Seconds that the other side has, at the end, to take the output that is left."""
+"""Seconds that the other side has, at the end, to take more of the output that is left."""
+LINGER_LONGEST = 10.0
+"""Seconds that it has for all of it."""
+
+
+async def linger(tasks: Iterable[asyncio.Future[Any]], progress: Callable[[], object]) -> None:
+    """Wait for `tasks`, for as long as `progress()` is another each `LINGER`, and no longer than `LINGER_LONGEST`."""
+    pending = {task for task in tasks if not task.done()}
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + LINGER_LONGEST
+    while pending and loop.time() < deadline:
+        before = progress()
+        _, pending = await asyncio.wait(pending, timeout=LINGER)
+        if pending and progress() == before:
+            return
 
 
 class ConsoleBackend(ABC):
@@ -57,12 +72,12 @@ class ConsoleBackend(ABC):
         return self._task.result()
 
     async def aclose(self) -> None:
-        """Let the output that has been printed go out, but for no more than `LINGER` seconds, then let go. Idempotent."""
+        """Let the output that has been printed go out, while the other side takes it (see `linger`), then let go. Idempotent."""
         task = self._task
         try:
             if task is not None and not task.done():
                 self._finish()
-                await asyncio.wait([task], timeout=LINGER)
+                await linger([task], self._progress)
         finally:
             try:
                 if task is not None:
@@ -84,6 +99,10 @@ class ConsoleBackend(ABC):
     @abstractmethod
     def _finish(self) -> None:
         """Make `_run` return once the output printed by now has gone out."""
+
+    def _progress(self) -> object:
+        """Anything that changes when the other side takes output."""
+        return None
 
     async def _close(self) -> None:  # noqa: B027
         """Release what `_open` acquired. Idempotent; `_run` has ended."""

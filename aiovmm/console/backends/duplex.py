@@ -64,3 +64,6 @@ class DuplexBackend(ConsoleBackend):
 
     def _finish(self) -> None:
         self._output.close()
+
+    def _progress(self) -> object:
+        return self._output.position

@@ -74,6 +74,9 @@ class FileBackend(ConsoleBackend):
     def _finish(self) -> None:
         self._reader.close()
 
+    def _progress(self) -> object:
+        return self._reader.position
+
     async def _close(self) -> None:
         self._reader.close()
         if self._file is not None:

@@ -16,7 +16,7 @@ import tty
 from pathlib import Path
 from typing import Any
 
-from aiovmm.console.backends.base import LINGER, ConsoleBackend
+from aiovmm.console.backends.base import ConsoleBackend, linger
 from aiovmm.console.backends.duplex import CHUNK, GONE
 from aiovmm.console.fds import OwnedFd
 from aiovmm.console.race import first
@@ -44,6 +44,7 @@ class PtyBackend(ConsoleBackend):
         self._linked = False
         self._master: OwnedFd | None = None
         self._view: ConsoleView | None = None
+        self._unread = 0  # bytes that its reader has not taken, at the end
         self._finished = asyncio.Event()
         self.name = ""
 
@@ -131,15 +132,26 @@ class PtyBackend(ConsoleBackend):
         return AttachEnd.TERMINAL_CLOSED
 
     async def _taken(self) -> None:
-        """Wait until the reader has taken the last output: closing the master throws away what it has not."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + LINGER / 2
+        """Wait until the reader has taken the last output: closing the master throws away what it has not. One that takes no
+        more is not waited for."""
         slave = os.open(self.name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            while _readable(slave) and loop.time() < deadline:  # noqa: ASYNC110 (no event tells)
-                await asyncio.sleep(_POLL_TAKEN)
+            taken = asyncio.ensure_future(self._until_empty(slave))
+            try:
+                await linger([taken], self._progress)
+            finally:
+                taken.cancel()
+                await asyncio.wait([taken])
         finally:
             os.close(slave)
+
+    async def _until_empty(self, slave: int) -> None:
+        while unread := _readable(slave):
+            self._unread = unread
+            await asyncio.sleep(_POLL_TAKEN)
+
+    def _progress(self) -> object:
+        return self._view.position if self._view is not None else 0, self._unread
 
     def _finish(self) -> None:
         self._finished.set()
@@ -167,5 +179,9 @@ class PtyBackend(ConsoleBackend):
 
 
 def _readable(fd: int) -> int:
-    """Bytes that a read of the terminal `fd` would give at once."""
+    """Bytes that a read of the terminal `fd` would give at once, those included that are on their way from the master: what is
+    written there reaches the line discipline by a work queue of the kernel, which polling waits for (n_tty_poll)."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    poller.poll(0)
     return int(struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0])

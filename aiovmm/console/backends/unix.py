@@ -11,7 +11,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from aiovmm.console.backends.base import LINGER, ConsoleBackend
+from aiovmm.console.backends.base import ConsoleBackend, linger
 from aiovmm.console.backends.duplex import CHUNK
 from aiovmm.console.race import first
 from aiovmm.console.stream import Console
@@ -69,9 +69,11 @@ class SocketBackend(ConsoleBackend):
         assert self._server is not None
         await first(self._console.wait_closed(), self._finished.wait())
         self._server.close()
-        if self._clients:
-            await asyncio.wait(self._clients, timeout=LINGER)
+        await linger(self._clients, self._progress)
         return AttachEnd.GUEST_ENDED if self._console.closed else AttachEnd.DETACHED
+
+    def _progress(self) -> object:
+        return len(self._clients), sum(view.position for view in self._clients.values())
 
     def _finish(self) -> None:
         self._finished.set()

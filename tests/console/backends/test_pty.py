@@ -158,3 +158,37 @@ async def test_a_file_in_the_place_of_the_link_is_left_alone(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="not a symbolic link"):
         await PtyBackend(Console(), symlink=path).__aenter__()
     assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("size", [1, 5000, 100_000])
+async def test_a_slow_reader_gets_all_of_the_end(size: int) -> None:
+    """He begins to read when the guest is gone and the back end is being left: nothing of it is flushed away."""
+    console = Console(StubDevice())
+    text = bytes(i % 251 for i in range(size))
+    for _ in range(20 if size < 100_000 else 3):
+        pty = PtyBackend(console := Console(StubDevice()))
+        await pty.__aenter__()
+        with client_of(pty.name) as client:
+            await eventually(lambda pty=pty: pty._view is not None)  # type: ignore[misc]
+            console.feed(text + b"<the end>")
+            console.close()
+            closing = asyncio.create_task(pty.aclose())
+            await asyncio.sleep(0)
+            shown = b""
+            while not shown.endswith(b"<the end>"):
+                shown += await client.fd.read(4096)
+                await asyncio.sleep(0.01)
+            assert shown == text + b"<the end>"
+            await closing
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["in the terminal", "more than it holds"])
+async def test_a_reader_that_reads_no_more_does_not_hold_up_the_end(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiovmm.console.backends.base.LINGER", 0.05)
+    console = Console(StubDevice())
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name):
+            await eventually(lambda: pty._view is not None)
+            console.feed(b"x" * size)
+            console.close()
+            await asyncio.wait_for(pty.aclose(), DEADLINE)

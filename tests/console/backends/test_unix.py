@@ -146,3 +146,23 @@ async def test_leaving_disconnects_everybody(tmp_path: Path) -> None:
         assert b"last words".startswith(await reader.read())
     writer.transport.abort()
     assert not path.exists()
+
+
+async def test_a_slow_client_gets_all_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than the others are waited for, but it takes some all the time."""
+    monkeypatch.setattr("aiovmm.console.backends.base.LINGER", 0.2)
+    console, path = Console(StubDevice()), tmp_path / "console"
+    text = bytes(i % 251 for i in range(1_000_000))
+    async with SocketBackend(console, path) as backend:
+        reader, writer = await asyncio.open_unix_connection(path, limit=4096)
+        await eventually(lambda: backend.clients == 1)
+        console.feed(text)
+        console.close()
+        closing = asyncio.create_task(backend.aclose())
+        shown = b""
+        while data := await reader.read(32768):
+            shown += data
+            await asyncio.sleep(0.02)
+        assert shown == text
+        await closing
+        writer.close()
