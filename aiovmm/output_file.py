@@ -22,14 +22,23 @@ _IN_USE = (errno.EAGAIN, errno.EACCES)
 _SYSTEM = ("/dev/", "/proc/")
 
 
-def open_output_file(path: str | os.PathLike[str], option: str, doing: str, *, append: bool = False) -> int:
+def open_output_file(
+    path: str | os.PathLike[str],
+    option: str,
+    doing: str,
+    *,
+    append: bool = False,
+    mode: int = 0o600,
+    follow: bool = False,
+) -> int:
     """A descriptor of the regular file or device `path`, emptied unless `append`, made if need be. `option` and `doing` are for
-    errors. May block. Raises ConfigError for what must not be written, HostError for what the host refuses."""
+    errors; `mode` and `follow` (links) for what is no output of a guest's. May block. Raises ConfigError for what must not be
+    written, HostError for what the host refuses."""
     name = os.path.abspath(path)
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK  # a FIFO must not block us
-    flags |= (os.O_APPEND if append else 0) | (0 if name.startswith(_SYSTEM) else os.O_NOFOLLOW)
+    flags |= (os.O_APPEND if append else 0) | (0 if follow or name.startswith(_SYSTEM) else os.O_NOFOLLOW)
     try:
-        fd = os.open(path, flags, 0o600)
+        fd = os.open(path, flags, mode)
     except OSError as exc:
         if exc.errno == errno.ELOOP and os.path.islink(path):
             raise ConfigError(

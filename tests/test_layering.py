@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
 
-EVERYWHERE = {"dataclass", "descriptors", "lazy", "patience"}
+EVERYWHERE = {"dataclass", "descriptors", "lazy", "patience", "timeouts"}
 BASE = {"errors", "config", "memory", "bus", "irq", "native"}
 ALLOWED: dict[str, set[str]] = {
     "dataclass": set(),
@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "lazy": set(),
     "patience": set(),
+    "timeouts": set(),
     "quota": set(),
     "irq": set(),
     "native": set(),

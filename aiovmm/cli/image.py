@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.usage import OneLineGroup, once
-from aiovmm.errors import UsageError
+from aiovmm.errors import HostError, UsageError
 
 __all__ = ["command"]
 
@@ -46,11 +46,25 @@ def _files(specs: tuple[str, ...]) -> dict[str, str]:
     return files
 
 
+def _write(path: Path, data: bytes) -> None:
+    """Whole, or not at all. Not over what a running guest has locked."""
+    from aiovmm.output_file import open_output_file
+
+    fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+    except OSError as exc:
+        if path.is_file():
+            path.unlink()
+        raise HostError("write the initramfs", exc.errno or 0, path=str(path)) from exc
+
+
 @command.command("initramfs", context_settings=_CONTEXT)
 @click.argument("output", type=click.Path(path_type=Path))
 @once("--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's).")
 @once("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
-@click.option("--module", "wanted", multiple=True, metavar="NAME", help="Only these modules and what they need.")
+@click.option("--module", "wanted", multiple=True, metavar="NAME", help="Add this module, and what it needs.")
 @click.option("--file", "specs", multiple=True, metavar="GUEST=HOST", help="Add a file or a directory.")
 @once("--run", metavar="SCRIPT", help="Shell script that the guest runs, instead of giving a shell.")
 @once("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", help="Of the image (none).")
@@ -67,15 +81,15 @@ def initramfs(
 
     Without --modules those that belong to the kernel of `aiovmm image kernel` are taken.
     """
-    from aiovmm.image import GUEST_MODULES, build_initramfs, debian_busybox, find_kernel
+    from aiovmm.image import build_initramfs, debian_busybox, find_kernel
 
     image = build_initramfs(
         busybox=busybox or debian_busybox(),
         modules=modules or find_kernel().modules,
-        wanted=wanted or GUEST_MODULES,
+        required=wanted,
         files=_files(specs),
         run=run,
         compression=compression,
     )
-    output.write_bytes(image.data)
+    _write(output, image.data)
     click.echo(f"{output}: {len(image.data)} bytes, {len(image.modules)} modules of {image.release}", err=True)

@@ -74,7 +74,11 @@ class Session:
                 await asyncio.wait([task], timeout=1)
         if not status.ok and self._events_to != "2":
             say(f"the guest ended: {status.reason.value}: {status.detail}")
-        return 0 if status.ok and not self._output_lost else 1
+        if not status.ok:
+            return 1
+        from aiovmm.cli.status import command_status
+
+        return command_status(vm) or int(self._output_lost)
 
     def _consoles(self, vm: VM) -> tuple[ConsoleConfig, Console] | None:
         """Say where consoles are; the one that gets this terminal is returned instead."""

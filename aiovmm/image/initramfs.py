@@ -88,12 +88,14 @@ def build_initramfs(
     busybox: str | os.PathLike[str] | None = None,
     modules: str | os.PathLike[str] | None = None,
     wanted: Iterable[str] = GUEST_MODULES,
+    required: Iterable[str] = (),
     files: Mapping[str, str | os.PathLike[str] | bytes] | None = None,
     init: str | bytes | None = None,
     run: str | None = None,
     compression: str = "none",
 ) -> Initramfs:
-    """An initramfs from a static `busybox` and the `wanted` modules in the directory `modules`.
+    """An initramfs from a static `busybox`, and of the modules in the directory `modules` those `wanted` that there are, and all
+    `required`.
 
     `files` adds {path in the guest: host path (file, or directory with all below it) or content}; `init` replaces our init;
     `run` is a shell script that our init runs first (see init.sh); `compression` is none, gzip, lz4 or zstd.
@@ -104,7 +106,10 @@ def build_initramfs(
     archive = _skeleton()
     if busybox is not None:
         _add_busybox(archive, Path(busybox))
-    loaded = _add_modules(archive, ModuleTree(modules), wanted) if modules is not None else []
+    required = tuple(required)
+    if required and modules is None:
+        raise UsageError(f"module {required[0]}: there is no directory of modules to take it from")
+    loaded = _add_modules(archive, ModuleTree(modules), wanted, required) if modules is not None else []
     for path, source in (files or {}).items():
         _add_file(archive, path, source)
     if run is not None:
@@ -165,9 +170,11 @@ def _applets(path: Path) -> list[str]:
     return applets
 
 
-def _add_modules(archive: CpioArchive, tree: ModuleTree, wanted: Iterable[str]) -> list[Module]:
+def _add_modules(
+    archive: CpioArchive, tree: ModuleTree, wanted: Iterable[str], required: Iterable[str]
+) -> list[Module]:
     """The modules, flat in /lib/modules/RELEASE, with the modules.dep and modules.alias that modprobe reads."""
-    order = tree.load_order(name for name in wanted if name in tree)
+    order = tree.load_order([*(name for name in wanted if name in tree), *required])
     releases = {m.release for m in order}
     if len(releases) > 1:
         raise ImageError(str(tree.directory), f"holds modules of several kernels: {', '.join(sorted(releases))}")

@@ -38,6 +38,8 @@ class VmFd:
 
     def __init__(self, fd: int, *, run_size: int, max_vcpus: int) -> None:
         self.fd = keep_private(fd)
+        self.name = ""
+        """Whose it is, for the names of its threads."""
         self.vcpus: dict[int, Vcpu] = {}
         self.max_vcpus = max_vcpus
         self.routing: GsiRouting | None = None

@@ -84,6 +84,7 @@ class Machine:
         ram = ram_ranges(config.memory.size)
         processor, end = await in_thread(self._make_vm, ram)
         vm = self.kvm_vm
+        vm.name = config.name
         self._stack.push_async_callback(self._worker.aclose)
         ports = acpi.AcpiPorts()
         self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from aiovmm.errors import UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.capabilities import VENDOR, VirtioCapType
 from aiovmm.pci.driver import FoundFunction, GuestAccess, PciDriver, finished
+from aiovmm.timeouts import time_limit
 from aiovmm.virtqueue.config import NO_VECTOR
 from aiovmm.virtqueue.driver import Arena, DriverQueue, WaitLine
 from aiovmm.virtqueue.status import Status
@@ -176,7 +176,7 @@ class VirtioPciDriver:
 
     async def config_interrupt(self, timeout: float = 10.0) -> None:
         """Wait for a configuration change notification. Raises TimeoutError after `timeout` seconds."""
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout, "a configuration change notification"):
             await self.config_irq.wait()
         self.config_irq.clear()
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from aiovmm.errors import UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
+from aiovmm.timeouts import time_limit
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC, RING_FEATURES
 
@@ -274,7 +275,7 @@ class DriverQueue:
     async def used(self, count: int = 1, timeout: float = 10.0) -> list[Used]:
         """Wait, by interrupts alone, until `count` chains have come back. Raises TimeoutError after `timeout` seconds."""
         result = self.poll()
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout, f"{count} chains back from the device"):
             while len(result) < count:
                 self.irq.clear()
                 if self.enable_interrupts():

@@ -14,6 +14,7 @@ from types import TracebackType
 
 from aiovmm.errors import StateError, UsageError
 from aiovmm.memory import AddressSpace, GuestMemory
+from aiovmm.timeouts import time_limit
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena, DriverQueue, WaitLine
 from aiovmm.virtqueue.features import RING_FEATURES
@@ -150,7 +151,7 @@ class Harness:
 
     async def broken(self, timeout: float = 10.0) -> Exception:
         """Wait for the device to ask for a reset (NEEDS_RESET and a configuration interrupt), and return why."""
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout, "NEEDS_RESET from the device"):
             while not self.negotiation.status & Status.NEEDS_RESET:
                 self.config_irq.clear()
                 await self.config_irq.wait()

@@ -59,6 +59,17 @@ def test_exit_codes(does: str, code: int, aiovmm: Command, guest: list[str]) -> 
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("status", [0, 3, 255])
+def test_the_exit_code_of_what_the_guest_ran(status: int, aiovmm: Command, guest: list[str]) -> None:
+    """`aiovmm image initramfs --run 'exit 3'`: our init says it on the console (image/init.sh)."""
+    said = f"aiovmm: run end status={status}\n".encode()
+    done = aiovmm.run(*guest, "--cmdline", "eo", stdin=b"\n" + said + b"q")
+    assert done.stdout == b"\n" + said + b"q"
+    assert done.returncode == status
+    done = aiovmm.run(*guest, "--cmdline", "eo", stdin=b"echo " + said + b"q")
+    assert done.returncode == 0, "it stands in a line with other text"
+
+
 def test_an_error_names_the_instruction(aiovmm: Command, guest: list[str]) -> None:
     done = aiovmm.run(*guest, "--cmdline", "u", "--serial", "null")
     assert b"f3 0f b8 03" in done.stderr

@@ -59,6 +59,19 @@ def test_modules_are_those_wanted_that_exist_with_their_dependencies(root: Path)
 
 
 @needs_busybox
+def test_modules_that_are_asked_for_by_name_are_added_to_the_others(tree: Path) -> None:
+    usual = build_initramfs(busybox=None, modules=tree, files={"/init": b"#!/bin/sh"}).modules
+    (tree / "kernel").mkdir(exist_ok=True)
+    (tree / "kernel" / "dm_mod.ko").write_bytes(ko("dm_mod"))
+    name = "dm_mod"
+    more = build_initramfs(modules=tree, required=[name], files={"/init": b"#!/bin/sh"}).modules
+    assert {*usual, name} <= set(more)
+    with pytest.raises(ImageError, match="has no kernel module nonsense"):
+        build_initramfs(modules=tree, required=["nonsense"], files={"/init": b"#!/bin/sh"})
+    with pytest.raises(UsageError, match="no directory of modules"):
+        build_initramfs(required=[name], files={"/init": b"#!/bin/sh"})
+
+
 def test_indexes_for_modprobe(root: Path) -> None:
     """modules.dep lists all that a module needs, and modprobe loads a line from its end."""
     directory = root / "lib/modules" / RELEASE

@@ -20,6 +20,7 @@ from aiovmm.descriptors import Share
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
+from aiovmm.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
 
@@ -77,7 +78,7 @@ class Vsock:
         """
         _check_port(port)
         delay = _RETRY_FIRST
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout, f"a connection to vsock port {port} of the guest"):
             while True:
                 await self._guest()
                 try:
