@@ -427,9 +427,6 @@ static void set_tid(struct avmm_vcpu *v, pid_t tid) {
 }
 
 void avmm_vcpu_run(struct avmm_vcpu *v) {
-    char name[16]; /* for the host's tools: top -H, perf */
-    snprintf(name, sizeof name, "vcpu-%u", v->index);
-    pthread_setname_np(pthread_self(), name);
     sigset_t old;
     block_signals(&old);
     set_tid(v, (pid_t)syscall(SYS_gettid));
