@@ -34,13 +34,18 @@ def namespace() -> Iterator[None]:
         if _libc.unshare(_CLONE_NEWNET) < 0:
             pytest.skip(f"no network namespace: {os.strerror(ctypes.get_errno())}")
         try:
-            Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")  # no chatter of the kernel's own
+            ipv6(on=False)  # no chatter of the kernel's own
             yield
         finally:
             if _libc.setns(home, _CLONE_NEWNET) < 0:
                 raise OSError(ctypes.get_errno(), "setns")
     finally:
         os.close(home)
+
+
+def ipv6(*, on: bool) -> None:
+    """Whether interfaces that come into the namespace may have IPv6 addresses."""
+    Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("0" if on else "1")
 
 
 def ip(command: str) -> str:

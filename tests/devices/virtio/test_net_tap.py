@@ -274,6 +274,7 @@ async def test_addresses_of_the_host() -> None:
     ],
 )
 async def test_addresses_and_masks_of_every_form(ip: str, mask: str, shown: str) -> None:
+    netns.ipv6(on=True)
     netns.ip("tuntap add kept0 mode tap")
     Path("/proc/sys/net/ipv6/conf/kept0/disable_ipv6").write_text("0")  # which the namespace has off
     for _ in range(2):  # an IPv6 address that is there already is as good
@@ -299,6 +300,8 @@ def test_what_the_configuration_takes_is_what_the_interface_gets(ip: str, length
     except ConfigError:
         assert ip_address(ip).is_multicast or ip_address(ip).is_unspecified
         return
+
+    netns.ipv6(on=True)
 
     async def configure() -> str:
         backend = TapBackend("any0", host=HostAddress(config.ip, config.mask))
