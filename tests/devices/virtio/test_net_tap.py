@@ -10,7 +10,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -276,7 +275,6 @@ async def test_addresses_of_the_host() -> None:
 async def test_addresses_and_masks_of_every_form(ip: str, mask: str, shown: str) -> None:
     netns.ipv6(on=True)
     netns.ip("tuntap add kept0 mode tap")
-    Path("/proc/sys/net/ipv6/conf/kept0/disable_ipv6").write_text("0")  # which the namespace has off
     for _ in range(2):  # an IPv6 address that is there already is as good
         backend = TapBackend("kept0", host=HostAddress(ip, mask))
         await backend.open()
