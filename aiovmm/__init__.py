@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiovmm.lazy import lazy_names
+from aiovmm.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from aiovmm.bus import Space

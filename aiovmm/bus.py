@@ -16,8 +16,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import field
 from typing import Protocol, runtime_checkable
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BatchDevice", "Bus", "BusDevice", "FastPage", "NotingDevice", "Policy", "Range", "RunDevice", "Space"]
 

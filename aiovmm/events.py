@@ -7,8 +7,8 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 
-from aiovmm.home import HomeLoop
 from aiovmm.lifecycle import Event
+from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["EventStream", "Subscription"]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import enum
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import StateError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Event", "EventKind", "ExitReason", "ExitStatus", "Lifecycle", "VMState"]
 

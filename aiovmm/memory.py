@@ -19,12 +19,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, UsageError
-from aiovmm.forks import keep_private, let_go
 from aiovmm.native import ffi, owners
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.native.seals import seal_size
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.forks import keep_private, let_go
 
 __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 

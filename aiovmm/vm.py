@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.ending import Ending, failed
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
-from aiovmm.home import HomeLoop
-from aiovmm.inventory import Inventory
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine import Machine
+from aiovmm.machine.ending import Ending, failed
+from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.parts import PluggedDevice
-from aiovmm.tasks import finish
+from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class VM(Inventory):
         return self._journal.subscribe(from_start=from_start)
 
     def _watch_loop(self) -> None:
-        from aiovmm.watched import watch_over  # not before the guest runs
+        from aiovmm.machine.watched import watch_over  # not before the guest runs
 
         self._unwatch = watch_over(self.name, self._ending)
 

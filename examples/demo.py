@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import AiovmmError
-from aiovmm.stdio import fill_standard_descriptors
+from aiovmm.runtime.stdio import fill_standard_descriptors
 
 if TYPE_CHECKING:
     from aiovmm.config import VMConfig

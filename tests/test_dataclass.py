@@ -1,4 +1,4 @@
-"""aiovmm.dataclass against the standard library's dataclasses: the same classes, made by both, behave alike."""
+"""aiovmm.runtime.dataclass against the standard library's dataclasses: the same classes, made by both, behave alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.descriptors import Descriptors
+from aiovmm.runtime.descriptors import Descriptors
 
 
 @given(

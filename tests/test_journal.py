@@ -14,9 +14,9 @@ import pytest
 
 from aiovmm.errors import HostError
 from aiovmm.events import Subscription
-from aiovmm.journal import Journal
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus
-from aiovmm.traces import let_go
+from aiovmm.machine.journal import Journal
+from aiovmm.runtime.traces import let_go
 
 
 class Big:

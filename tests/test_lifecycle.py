@@ -11,7 +11,7 @@ import pytest
 from aiovmm.errors import StateError
 from aiovmm.events import LIMIT, EventStream
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, Lifecycle, VMState
-from aiovmm.tasks import TaskScope, finish, in_thread
+from aiovmm.runtime.tasks import TaskScope, finish, in_thread
 
 
 def test_transitions_are_idempotent_and_stopped_is_final() -> None:

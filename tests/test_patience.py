@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from aiovmm.patience import LOOK_NS, look_ns
+from aiovmm.runtime.patience import LOOK_NS, look_ns
 
 
 @pytest.mark.parametrize(("processors", "expected"), [(1, 0), (2, LOOK_NS), (8, LOOK_NS)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.journal import Journal
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus
-from aiovmm.quota import BURST, SECONDS_EACH, Quota
+from aiovmm.machine.journal import Journal
+from aiovmm.runtime.quota import BURST, SECONDS_EACH, Quota
 
 
 def test_after_a_burst_there_is_one_at_a_time_with_the_number_of_those_before() -> None:

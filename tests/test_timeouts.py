@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from aiovmm.runtime.timeouts import time_limit
 from aiovmm.testing import Harness
-from aiovmm.timeouts import time_limit
 from examples.custom_device import Dice
 
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from aiovmm.tasks import in_thread
-from aiovmm.worker import Worker
+from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.worker import Worker
 
 
 async def test_calls_are_made_in_order_in_one_thread_and_told_on_the_loop() -> None:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ImageError
-from aiovmm.user_dirs import find_cache_directory
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.user_dirs import find_cache_directory
 
 __all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
 

@@ -12,8 +12,8 @@ import struct
 from dataclasses import field
 
 from aiovmm.boot import layout
-from aiovmm.dataclass import dataclass
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["CpuState", "DescriptorTable", "Segment", "boot_msrs", "linux64_state", "pvh_state"]
 

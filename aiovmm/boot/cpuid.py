@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["CpuTopology", "CpuidEntry", "adjust", "apic_id"]
 

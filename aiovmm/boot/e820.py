@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from aiovmm.boot import layout
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["RAM", "RESERVED", "E820Entry", "memory_map"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from aiovmm.boot.window import FileWindow, OutsideFile
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["ELF_MAGIC", "ElfError", "ElfFile", "ProgramHeader", "is_static", "machine_name", "parse_headers"]
 

@@ -24,7 +24,7 @@ from aiovmm.boot.elf import (
     parse_headers,
 )
 from aiovmm.boot.window import FileWindow, OutsideFile
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["ElfImage", "ElfSegment", "parse"]
 

@@ -23,9 +23,9 @@ from aiovmm.boot.elf_kernel import ElfImage, ElfSegment, parse
 from aiovmm.boot.params import BOOT_FLAG, HEADER_MAGIC, HEADER_OFFSET, PARAGRAPH, SetupHeader
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource, Source, open_regular, read_at, window
 from aiovmm.boot.window import FileWindow
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault, HostError, ImageError
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BootProtocol", "Entry", "KernelImage", "KernelKind", "load_kernel"]
 

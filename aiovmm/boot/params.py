@@ -9,7 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from aiovmm.boot.e820 import E820Entry
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["HEADER_OFFSET", "PARAGRAPH", "SetupHeader", "zero_page"]
 

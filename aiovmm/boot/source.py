@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from aiovmm.boot.window import FileWindow
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import HostError, ImageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BytesSource", "FileIdentity", "FileSource", "Source", "open_regular", "read_at", "window"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["FileWindow", "OutsideFile"]
 

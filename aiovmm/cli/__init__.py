@@ -16,7 +16,7 @@ import click
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import OneLineGroup, version_option
 from aiovmm.errors import AiovmmError, UsageError, host_error
-from aiovmm.stdio import fill_standard_descriptors
+from aiovmm.runtime.stdio import fill_standard_descriptors
 
 __all__ = ["cli", "main"]
 

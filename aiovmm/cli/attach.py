@@ -11,7 +11,7 @@ import click
 
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import OneLineCommand, once
-from aiovmm.stdio import require_descriptors
+from aiovmm.runtime.stdio import require_descriptors
 
 __all__ = ["command"]
 

@@ -36,7 +36,7 @@ def open_events(place: str) -> int:
     """A descriptor for `place`: a number is one that the caller has given us, anything else a file. Raises ConfigError and
     HostError."""
     if not place.isdecimal():
-        from aiovmm.output_file import open_output_file
+        from aiovmm.runtime.output_file import open_output_file
 
         return open_output_file(place, "--json", "open the file of events")
     fd = int(place)

@@ -48,7 +48,7 @@ def _files(specs: tuple[str, ...]) -> dict[str, str]:
 
 def _write(path: Path, data: bytes) -> None:
     """Whole, or not at all. Not over what a running guest has locked."""
-    from aiovmm.output_file import open_output_file
+    from aiovmm.runtime.output_file import open_output_file
 
     fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True)
     try:

@@ -13,7 +13,7 @@ from aiovmm.cli.arguments import LIST_OPTIONS, build_config, check_seconds, refu
 from aiovmm.cli.usage import OneLineCommand, once, version_option
 from aiovmm.config.options import KEYS
 from aiovmm.errors import UsageError
-from aiovmm.stdio import require_descriptors
+from aiovmm.runtime.stdio import require_descriptors
 
 __all__ = ["command"]
 

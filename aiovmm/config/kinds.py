@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
-from aiovmm.dataclass import dataclass as plain_dataclass
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import dataclass as plain_dataclass
 
 __all__ = ["dataclass"]
 
@@ -37,7 +37,7 @@ _REFUSED = object()
 
 @dataclass_transform(field_specifiers=(dataclasses.field,), frozen_default=True)
 def dataclass(*, frozen: bool = True, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
-    """As aiovmm.dataclass, with the fields' types checked before `__post_init__`."""
+    """As aiovmm.runtime.dataclass, with the fields' types checked before `__post_init__`."""
 
     def complete(cls: type[T]) -> type[T]:
         made = plain_dataclass(frozen=frozen, kw_only=kw_only)(cls)

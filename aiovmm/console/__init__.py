@@ -17,7 +17,7 @@ from aiovmm.console.keys import DEFAULT_DETACH, format_keys, parse_keys
 from aiovmm.console.reader import ConsoleReader
 from aiovmm.console.search import Pattern
 from aiovmm.console.stream import DEFAULT_HISTORY, Console
-from aiovmm.lazy import lazy_names
+from aiovmm.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from aiovmm.console.backends import ConsoleBackend, open_backend

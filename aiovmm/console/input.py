@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from aiovmm.console.device import ByteDevice
 from aiovmm.errors import ConsoleEnded, StateError
-from aiovmm.home import HomeLoop, Use
+from aiovmm.runtime.home import HomeLoop, Use
 
 __all__ = ["HIGH_WATER", "INPUT_LIMIT", "LOW_WATER", "InputQueue"]
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from aiovmm.console.ring import HistoryRing
 from aiovmm.console.search import OVERLAP, Found, Look, Pattern, PatternSearch, SeparatorSearch
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, PatternTooSlow, StateError, UsageError
-from aiovmm.home import Use
+from aiovmm.runtime.home import Use
 
 __all__ = ["ConsoleReader", "OutputLog"]
 

@@ -13,8 +13,8 @@ import re
 from collections.abc import Generator, Sequence
 
 from aiovmm.console.ring import HistoryRing
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["OVERLAP", "STEP", "Found", "Look", "Pattern", "PatternSearch", "SeparatorSearch", "Trial"]
 

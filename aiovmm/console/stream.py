@@ -11,7 +11,7 @@ from aiovmm.console.input import InputQueue
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.reader import CHUNK, ConsoleReader, OutputLog
 from aiovmm.console.search import OVERLAP, Pattern
-from aiovmm.home import HomeLoop, Use
+from aiovmm.runtime.home import HomeLoop, Use
 
 if TYPE_CHECKING:
     from aiovmm.console.terminal import AttachEnd, Terminal

@@ -12,8 +12,8 @@ import enum
 from collections.abc import Callable
 from typing import ClassVar
 
-from aiovmm.dataclass import dataclass
 from aiovmm.irq import LevelLine
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["AcpiControl", "Ged", "GedEvent", "GedEvents", "PmCounter", "PmTimer"]
 

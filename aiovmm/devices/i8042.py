@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
-from aiovmm.dataclass import dataclass
 from aiovmm.irq import IrqLine
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["I8042", "I8042Registers", "I8042State"]
 

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from aiovmm.errors import HostError, ImageError
-from aiovmm.user_dirs import cache_directory
+from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["default_directory", "dependencies", "fetch_package"]
 

@@ -6,10 +6,10 @@ import errno
 import struct
 from collections.abc import Iterable
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "of_host", "pack", "request_amx"]
 

@@ -18,7 +18,7 @@ from aiovmm.errors import StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib
-from aiovmm.patience import DOZE
+from aiovmm.runtime.patience import DOZE
 
 __all__ = ["ExitLoop"]
 

@@ -6,8 +6,8 @@ import enum
 import os
 from typing import Any
 
-from aiovmm.dataclass import dataclass
 from aiovmm.native import lib
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = [
     "EMULATION",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from aiovmm.dataclass import dataclass
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Paging", "has_user_pages"]
 

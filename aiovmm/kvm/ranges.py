@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiovmm.bus import Range, Space
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import StateError
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["RangeCounts", "RangeTable"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BLOBS", "DescriptorTable", "MpState", "Regs", "Segment", "Sregs"]
 

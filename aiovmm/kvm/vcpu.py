@@ -19,13 +19,13 @@ import weakref
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
 from aiovmm.kvm.paging import Paging
 from aiovmm.kvm.vcpustate import VcpuState
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Vcpu", "VcpuCounters"]
 

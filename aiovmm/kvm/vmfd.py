@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import KvmError, StateError
-from aiovmm.forks import keep_private, let_go
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.ranges import RangeCounts, RangeTable
@@ -22,7 +21,8 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib
 from aiovmm.native.mapping import Mapping
-from aiovmm.patience import look_ns
+from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.runtime.patience import look_ns
 
 __all__ = ["HostMemorySlot", "VmFd"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from aiovmm.dataclass import dataclass
 from aiovmm.devices.port import PortDevice
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
 __all__ = ["OwnDevices", "check_devices"]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from aiovmm.boot import KernelImage, load_kernel
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
-from aiovmm.tasks import in_thread
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:

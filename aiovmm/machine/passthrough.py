@@ -18,7 +18,7 @@ from aiovmm.kvm.vmfd import VmFd
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.root import PciRoot
-from aiovmm.tasks import in_thread
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.vfio import Container, Follower, HostDevice, HostSystem, System, VfioFunction, VfioServices
 from aiovmm.vfio.limits import check_lockable
 

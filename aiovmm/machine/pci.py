@@ -22,10 +22,10 @@ from aiovmm.pci.root import PciRoot
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import LineChange
 from aiovmm.pci.virtio import VirtioPci
+from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
-from aiovmm.worker import Worker
 
 __all__ = ["KvmPciServices", "PciBuses", "describe_segments", "plan"]
 

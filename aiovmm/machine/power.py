@@ -14,7 +14,7 @@ from aiovmm.machine.devices import plug_configured
 from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image, open_parts
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.machine.x86 import Machine, MachineOwner
-from aiovmm.tasks import TaskScope
+from aiovmm.runtime.tasks import TaskScope
 
 if TYPE_CHECKING:
     from aiovmm.machine.own import OwnDevices

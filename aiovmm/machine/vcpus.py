@@ -12,13 +12,13 @@ from aiovmm.boot.cpu import Segment as BootSegment
 from aiovmm.boot.cpuid import CpuTopology, adjust, apic_id
 from aiovmm.boot.cpuid_policy import HOST_LEAVES, allow, has_amx, reachable_bits, tell_of_host, visible_bits
 from aiovmm.config import CpusConfig
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.cpuid import CpuidEntry, of_host, request_amx
 from aiovmm.kvm.state import DescriptorTable, Regs, Segment
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Processor", "create_vcpus", "topology_of"]
 

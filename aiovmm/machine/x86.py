@@ -31,9 +31,9 @@ from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
 from aiovmm.machine.vcpus import Processor, create_vcpus, topology_of
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
-from aiovmm.tasks import finish, in_thread
+from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
-from aiovmm.worker import Worker
 
 __all__ = ["Machine", "MachineOwner"]
 

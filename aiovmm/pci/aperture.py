@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from aiovmm.bus import Space
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 from aiovmm.pci.plan import SegmentPlan, Window
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Aperture", "BarId", "Placement"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import enum
 
 from aiovmm.bus import Space
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
 from aiovmm.pci.config_space import COMMAND, COMMAND_IO, COMMAND_MEM, ConfigSpace
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Bar", "BarKind"]
 

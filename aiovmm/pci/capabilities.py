@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import struct
 
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["MSIX", "VENDOR", "VirtioCap", "VirtioCapType", "msix"]
 

@@ -8,8 +8,8 @@ extended space (0x100 and up) reads as zero, which means "no extended capabiliti
 
 from __future__ import annotations
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["CAPABILITIES_END", "COMMAND", "STATUS", "ConfigSpace", "Identity", "overlaps"]
 

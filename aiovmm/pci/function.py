@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from aiovmm.bus import BusDevice, FastPage
-from aiovmm.dataclass import dataclass
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BarRegion", "PciFunction", "together"]
 

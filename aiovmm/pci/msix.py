@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import struct
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["ENTRY_SIZE", "MAX_VECTORS", "Deliver", "MsixTable", "Route"]
 

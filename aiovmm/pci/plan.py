@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import UsageError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["ECAM_BASE", "ECAM_SIZE", "MMIO32", "SegmentPlan", "Window", "plan_segments"]
 

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.bus import Bus, Space
-from aiovmm.dataclass import dataclass
 from aiovmm.memory import AddressSpace
+from aiovmm.runtime.dataclass import dataclass
 
 if TYPE_CHECKING:
     import asyncio

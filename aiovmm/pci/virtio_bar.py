@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from aiovmm.bus import BusDevice, FastPage, Policy
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestError
 from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
 from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig
@@ -14,6 +13,7 @@ from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells
 from aiovmm.pci.function import BarRegion
 from aiovmm.pci.msix_lines import MsixPendingBits, MsixTableRegisters, MsixVectors
 from aiovmm.pci.virtio_irq import IsrStatus
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
 __all__ = ["BAR_SIZE", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures"]

@@ -12,7 +12,7 @@ from aiovmm.errors import UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.capabilities import VENDOR, VirtioCapType
 from aiovmm.pci.driver import FoundFunction, GuestAccess, PciDriver, finished
-from aiovmm.timeouts import time_limit
+from aiovmm.runtime.timeouts import time_limit
 from aiovmm.virtqueue.config import NO_VECTOR
 from aiovmm.virtqueue.driver import Arena, DriverQueue, WaitLine
 from aiovmm.virtqueue.status import Status

@@ -12,7 +12,7 @@ from aiovmm.bus import Bus, Policy, Space
 from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
 from aiovmm.pci.services import IntxLine, LineChange
-from aiovmm.worker import Worker
+from aiovmm.runtime.worker import Worker
 
 __all__ = ["Doorbell", "RecordedIntxLine", "RecordedMsiLine", "RecordingServices"]
 

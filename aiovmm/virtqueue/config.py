@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ChainError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["NO_VECTOR", "QUEUE_SIZE_MAX", "QueueConfig", "QueueCounters", "QueuePosition"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from aiovmm.errors import UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
-from aiovmm.timeouts import time_limit
+from aiovmm.runtime.timeouts import time_limit
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC, RING_FEATURES
 

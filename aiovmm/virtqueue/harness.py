@@ -14,7 +14,7 @@ from types import TracebackType
 
 from aiovmm.errors import StateError, UsageError
 from aiovmm.memory import AddressSpace, GuestMemory
-from aiovmm.timeouts import time_limit
+from aiovmm.runtime.timeouts import time_limit
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena, DriverQueue, WaitLine
 from aiovmm.virtqueue.features import RING_FEATURES

@@ -9,10 +9,10 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import GuestFault
 from aiovmm.memory import PAGE_SIZE, AddressSpace
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_RESET, VERSION_1
 

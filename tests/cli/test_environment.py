@@ -84,7 +84,7 @@ def test_examples_with_nothing_open(example: str, tmp_path: Path) -> None:
 
 def test_a_program_of_ones_own_under_uvloop() -> None:
     code = (
-        "from aiovmm.stdio import fill_standard_descriptors\n"
+        "from aiovmm.runtime.stdio import fill_standard_descriptors\n"
         "missing = fill_standard_descriptors()\n"
         "import asyncio, sys, uvloop\n"
         "uvloop.run(asyncio.sleep(0))\n"

@@ -204,7 +204,7 @@ def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
     code = (
         "import sys, logging\n"
         "from aiovmm.cli.session import _configure_logging\n"
-        "from aiovmm.journal import Journal\n"
+        "from aiovmm.machine.journal import Journal\n"
         "from aiovmm.lifecycle import EventKind\n"
         "_configure_logging(0)\n"
         "journal = Journal('guest')\n"
@@ -222,7 +222,7 @@ def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
 def test_an_error_that_a_guest_causes_imports_nothing() -> None:
     code = (
         "import logging, sys\n"
-        "from aiovmm.journal import Journal\n"
+        "from aiovmm.machine.journal import Journal\n"
         "import aiovmm.vm, aiovmm.errors\n"
         "records = []\n"
         "handler = logging.Handler()\n"

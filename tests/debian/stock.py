@@ -10,7 +10,7 @@ import pytest
 
 from aiovmm.image import KernelFiles
 from aiovmm.image.kernel import kernels_in
-from aiovmm.user_dirs import cache_directory
+from aiovmm.runtime.user_dirs import cache_directory
 
 from .archive import Archive, ArchiveError
 

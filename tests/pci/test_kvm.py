@@ -23,9 +23,9 @@ from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
+from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.driver import Arena, Used
 from aiovmm.virtqueue.status import Status
-from aiovmm.worker import Worker
 from tests.guests.machine import Machine
 from tests.pci.echo import Echo
 

@@ -20,11 +20,11 @@ from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
+from aiovmm.runtime.worker import Worker
 from aiovmm.testing.pci import RecordingServices
 from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig
 from aiovmm.virtqueue.driver import Arena
 from aiovmm.virtqueue.status import Status
-from aiovmm.worker import Worker
 from tests.pci.echo import Echo, until
 
 COMMON, DEVICE, NOTIFY = VirtioCapType.COMMON, VirtioCapType.DEVICE, VirtioCapType.NOTIFY

@@ -13,8 +13,8 @@ from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import plan_segments
 from aiovmm.pci.root import PciRoot
+from aiovmm.runtime.worker import Worker
 from aiovmm.vfio import Container, HostDevice, VfioFunction
-from aiovmm.worker import Worker
 from tests.vfio.guest import ADDRESS, BASE, MEM32, MEM64, Guest, Services, Slot, plug
 from tests.vfio.kernel import CONFIG, ERR, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
 

@@ -12,8 +12,8 @@ from aiovmm.devices.ioapic import IntxPins, IoApic
 from aiovmm.errors import KvmError
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
+from aiovmm.runtime.worker import Worker
 from aiovmm.vfio import Container, HostDevice, VfioFunction
-from aiovmm.worker import Worker
 from tests.guests.machine import Machine
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel

@@ -8,7 +8,7 @@ import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
 from aiovmm.kvm import Kvm
-from aiovmm.quota import BURST
+from aiovmm.runtime.quota import BURST
 from tests.vm.guest import config, counts_on, event
 
 ENDS = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PmemConfig, VMConfig
-from aiovmm.forks import keep_private, let_go
+from aiovmm.runtime.forks import keep_private, let_go
 from tests.vm.guest import config, counts_on
 
 TAP = "aiovmmfork"

@@ -22,7 +22,7 @@ from enum import IntFlag
 
 from aiovmm.boot.acpi.checks import U16, U32, require, require_apart
 from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = [
     "RESET_VALUE",

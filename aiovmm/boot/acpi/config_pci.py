@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiovmm.boot.acpi.checks import U16, U32, U64, require, require_window
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["EndpointRange", "IntxWire", "PciSegment", "VirtioIommu", "Window"]
 

@@ -11,8 +11,8 @@ from aiovmm.boot.acpi.madt import madt
 from aiovmm.boot.acpi.mcfg import mcfg
 from aiovmm.boot.acpi.sdt import RSDP_SIZE, rsdp, xsdt
 from aiovmm.boot.acpi.viot import viot
-from aiovmm.dataclass import dataclass
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["AcpiImage", "build"]
 

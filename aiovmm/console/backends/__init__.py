@@ -10,7 +10,7 @@ from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import Terminal
 from aiovmm.errors import UsageError
-from aiovmm.lazy import lazy_names
+from aiovmm.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
     from aiovmm.console.backends.file import FileBackend

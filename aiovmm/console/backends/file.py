@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiovmm import ofdlock
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError
+from aiovmm.runtime import ofdlock
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -22,8 +22,8 @@ __all__ = ["FileBackend"]
 class FileBackend(ConsoleBackend):
     """Writes all output, from the beginning of the history, to the file `path`, off the loop. There is no input.
 
-    The file is emptied first unless `append`; aiovmm.output_file says which files are refused, and whose a new one is. A disk
-    that is slower than the guest loses the oldest output (`lost`).
+    The file is emptied first unless `append`; aiovmm.runtime.output_file says which files are refused, and whose a new one
+    is. A disk that is slower than the guest loses the oldest output (`lost`).
     """
 
     def __init__(self, console: Console, path: str | os.PathLike[str], *, append: bool = False) -> None:
@@ -89,7 +89,7 @@ class FileBackend(ConsoleBackend):
 async def _opened(path: Path, mode: str) -> AsyncFileIO:
     import aiofiles  # for this back end only
 
-    from aiovmm.output_file import open_output_file
+    from aiovmm.runtime.output_file import open_output_file
 
     def opener(name: str, _flags: int) -> int:
         return open_output_file(name, "file", "open the console's file", append=mode == "ab")

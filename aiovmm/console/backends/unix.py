@@ -17,8 +17,8 @@ from aiovmm.console.race import first
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.console.view import ConsoleView
-from aiovmm.descriptors import PROCESS
 from aiovmm.errors import ConfigError, ConsoleEnded, HostError
+from aiovmm.runtime.descriptors import PROCESS
 
 __all__ = ["SocketBackend"]
 

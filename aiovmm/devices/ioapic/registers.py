@@ -19,7 +19,6 @@ Source: Intel 82093AA I/O APIC data sheet (290566-001, May 1996), section 3; the
 
 from __future__ import annotations
 
-from aiovmm.dataclass import dataclass
 from aiovmm.devices.ioapic.entry import (
     LEVEL_TRIGGERED,
     MASKED,
@@ -31,6 +30,7 @@ from aiovmm.devices.ioapic.entry import (
     message_data,
     vector_of,
 )
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["PINS", "Effect", "Inject", "IoApicRegisters", "IoApicState", "Route"]
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from aiovmm.dataclass import dataclass
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]
 

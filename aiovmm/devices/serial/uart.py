@@ -16,7 +16,6 @@ Source: National Semiconductor PC16550D data sheet, June 1995, section 8; the se
 
 from __future__ import annotations
 
-from aiovmm.dataclass import dataclass
 from aiovmm.devices.serial.uart_modem import Modem
 from aiovmm.devices.serial.uart_receiver import Receiver
 from aiovmm.devices.serial.uart_registers import (
@@ -43,6 +42,7 @@ from aiovmm.devices.serial.uart_registers import (
     MSR_DSR,
     RX_TRIGGER,
 )
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["Uart16550", "UartState"]
 

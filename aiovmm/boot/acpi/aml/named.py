@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from aiovmm.boot.acpi.aml.data import integer
 from aiovmm.boot.acpi.aml.encoding import name_string, package_of, raw_pkg_length
-from aiovmm.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = [
     "Access",

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from aiovmm.errors import HostError
-from aiovmm.forks import keep_private, let_go
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.forks import keep_private, let_go
 
 __all__ = ["THREADS", "Engine", "IoKind", "ended"]
 

@@ -13,7 +13,6 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from aiovmm import ofdlock
 from aiovmm.config.disk import SERIAL_SIZE, LockGranularity
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
@@ -21,8 +20,9 @@ from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
 from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import HostError, ImageError, UsageError
-from aiovmm.forks import keep_private, let_go
 from aiovmm.native import lib
+from aiovmm.runtime import ofdlock
+from aiovmm.runtime.forks import keep_private, let_go
 
 __all__ = ["DiskImage"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
-from aiovmm import ofdlock
 from aiovmm.errors import HostError
+from aiovmm.runtime import ofdlock
 
 __all__ = ["lock_image"]
 

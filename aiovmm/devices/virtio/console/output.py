@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from aiovmm.native import ffi, lib, owners
-from aiovmm.patience import look_ns
+from aiovmm.runtime.patience import look_ns
 from aiovmm.virtqueue import Batch, Queue
 
 __all__ = ["HOLD", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]

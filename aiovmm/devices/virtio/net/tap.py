@@ -17,7 +17,7 @@ from aiovmm.devices.virtio.net.features import tun_offloads
 from aiovmm.devices.virtio.net.interface import Interface
 from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.forks import keep_private, let_go
+from aiovmm.runtime.forks import keep_private, let_go
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface

@@ -15,12 +15,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from aiovmm import ofdlock
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.forks import keep_private, let_go
+from aiovmm.runtime import ofdlock
+from aiovmm.runtime.forks import keep_private, let_go
 
 __all__ = ["ALIGNMENT", "Backing", "open_backing"]
 

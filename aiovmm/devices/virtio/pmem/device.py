@@ -14,8 +14,8 @@ from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
 from aiovmm.errors import HostError, StateError
+from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
-from aiovmm.worker import Worker
 
 __all__ = ["PmemDevice"]
 

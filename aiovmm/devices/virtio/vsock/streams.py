@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
-from aiovmm.descriptors import Share
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
-from aiovmm.timeouts import time_limit
+from aiovmm.runtime.descriptors import Share
+from aiovmm.runtime.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
 

@@ -13,13 +13,13 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from aiovmm.descriptors import PROCESS
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
 from aiovmm.devices.virtio.vsock.link import Link
 from aiovmm.devices.virtio.vsock.muxer import Muxer
 from aiovmm.devices.virtio.vsock.packet import Header
 from aiovmm.devices.virtio.vsock.poller import Poller
 from aiovmm.errors import HostError, StateError
+from aiovmm.runtime.descriptors import PROCESS
 from aiovmm.virtqueue.batch import Batch
 
 __all__ = ["Acceptor", "HostEnd", "Switch"]

@@ -7,11 +7,11 @@ from collections import defaultdict
 
 from aiovmm.errors import AiovmmError
 from aiovmm.events import EventStream, Subscription
-from aiovmm.home import HomeLoop
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
-from aiovmm.log import Log
-from aiovmm.quota import SECONDS_EACH, Quota
-from aiovmm.traces import let_go
+from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.log import Log
+from aiovmm.runtime.quota import SECONDS_EACH, Quota
+from aiovmm.runtime.traces import let_go
 
 __all__ = ["Journal"]
 

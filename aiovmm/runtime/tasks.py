@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
-from aiovmm.worker import Worker
+from aiovmm.runtime.worker import Worker
 
 __all__ = ["TaskScope", "finish", "in_thread"]
 

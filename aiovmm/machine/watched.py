@@ -8,9 +8,9 @@ from functools import partial
 from types import FrameType
 
 from aiovmm.bus import Range
-from aiovmm.ending import Ending
+from aiovmm.machine.ending import Ending
+from aiovmm.runtime.watchdog import unwatch, watch
 from aiovmm.virtqueue.runner import DeviceRunner
-from aiovmm.watchdog import unwatch, watch
 
 __all__ = ["WatchedVm", "watch_over"]
 

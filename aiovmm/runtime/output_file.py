@@ -13,8 +13,8 @@ import errno
 import os
 import stat
 
-from aiovmm import ofdlock
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.runtime import ofdlock
 
 __all__ = ["open_output_file"]
 

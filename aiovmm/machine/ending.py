@@ -14,11 +14,11 @@ from typing import Any
 
 from aiovmm.config import RebootPolicy, VMConfig
 from aiovmm.console import Console
-from aiovmm.home import HomeLoop
-from aiovmm.journal import Journal
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, Lifecycle, VMState
+from aiovmm.machine.journal import Journal
 from aiovmm.machine.power import Power
 from aiovmm.machine.watch import PanicWatch
+from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["Ending", "failed"]
 
