@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.runtime.descriptors import Descriptors
+from aiovmm.runtime.descriptors import PROCESS, Descriptors
 
 
 @given(
@@ -39,3 +41,28 @@ def test_descriptors_of_others_count_as_well() -> None:
     assert share.take()
     share.give(301)
     assert share.held == 0
+
+
+def test_the_share_of_one_that_is_closed_is_the_others() -> None:
+    descriptors = Descriptors(lambda: 1024, lambda: 0)
+    share, others = descriptors.share(), [descriptors.share() for _ in range(99)]
+    assert share.most == 768 // 101
+    for other in others:
+        other.close()
+        other.close()
+    assert share.most == 768 // 2
+
+
+def test_descriptors_are_counted_and_not_guessed_from_the_lowest_that_is_free() -> None:
+    """Whoever is taken apart for a moment, as a guest that resets itself, leaves a gap below those of the others."""
+    if not os.stat("/proc/self/fd").st_size:  # Linux before 6.2
+        return
+    gap = os.dup(0)
+    above = [os.dup(0) for _ in range(50)]
+    os.close(gap)
+    seen = PROCESS._in_use()
+    there = len(os.listdir("/proc/self/fd")) - 1  # that of the list is one
+    for fd in above:
+        os.close(fd)
+    assert seen == there
+    assert seen > gap

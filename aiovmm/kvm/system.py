@@ -11,6 +11,7 @@ from aiovmm.kvm import cpuid, msrs, probe
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import lib
+from aiovmm.runtime.forks import keep_private, let_go
 
 __all__ = ["REQUIRED_CAPABILITIES", "Kvm"]
 
@@ -59,7 +60,7 @@ class Kvm:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
             raise error("opening KVM", exc.errno or 0, _OPEN_HINTS, path) from exc
-        kvm = cls(fd, path)
+        kvm = cls(keep_private(fd), path)
         try:
             kvm._check()
         except BaseException:
@@ -121,7 +122,7 @@ class Kvm:
     def close(self) -> None:
         """Close the device. Idempotent."""
         if self.fd >= 0:
-            os.close(self.fd)
+            os.close(let_go(self.fd))
             self.fd = -1
 
     def __enter__(self) -> Self:

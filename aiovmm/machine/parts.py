@@ -1,7 +1,7 @@
 """What a VM keeps across the guest's reboots: its configuration, kernel image, consoles and virtio devices.
 
 A machine (machine.x86) is built around these parts for each power-on and taken apart again; the parts hold whatever must
-survive that: open disks and TAPs, listening sockets, consoles with their history.
+survive that: open disks and TAPs, listening sockets, consoles with their history, and /dev/kvm itself.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from aiovmm.boot import KernelImage, load_kernel
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
+from aiovmm.kvm import Kvm
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
@@ -52,6 +53,7 @@ class MachineParts:
     plugged: list[PluggedDevice] = field(default_factory=list)
     ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
     passthrough: Passthrough | None = None  # devices of the host, if there are any
+    _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:
         """Add a device; `id_` is its name where `place` has none. Raises ConfigError if that is taken."""
@@ -59,6 +61,12 @@ class MachineParts:
         if any(p.id == id_ for p in self.plugged):
             raise ConfigError("device.id", f"{id_!r} names two devices")
         self.plugged.append(PluggedDevice(id_, device, place.pci_segment, place.iommu, place.pci_device_id))
+
+    def open_kvm(self) -> Kvm:
+        """/dev/kvm, open from the first power-on to the last: no reset may fail for want of it. Raises KvmError."""
+        if self._kvm is None:
+            self._kvm = Kvm.open()
+        return self._kvm
 
     def chosen_slots(self) -> list[tuple[int, int]]:
         """(segment, slot) of the devices whose slots were chosen."""
@@ -68,7 +76,7 @@ class MachineParts:
         return slots
 
     async def aclose(self) -> None:
-        """Close every device, the last first. Idempotent. What one raises does not keep the others open."""
+        """Close every device, the last first, and /dev/kvm. Idempotent. What one raises does not keep the others open."""
         errors: list[Exception] = []
         while self.plugged:
             try:
@@ -80,6 +88,8 @@ class MachineParts:
                 await in_thread(self.passthrough.close)
             except Exception as exc:
                 errors.append(exc)
+        if self._kvm is not None:
+            self._kvm.close()
         if errors:
             raise errors[0]
 

@@ -17,7 +17,7 @@ from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu, VmFd
+from aiovmm.kvm import ExitLoop, FinalExit, Vcpu, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
@@ -110,10 +110,10 @@ class Machine:
         """Memory, and the KVM VM that has it: the processor that its guests shall see, and the end of all memory. In a thread:
         a guest has it made anew as often as it resets itself."""
         self._make_memory(ram)
-        with Kvm.open() as kvm:
-            processor = Processor.of(kvm, self.parts.config.cpus)
-            self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
-            self._stack.push_async_callback(in_thread, vm.close)
+        kvm = self.parts.open_kvm()
+        processor = Processor.of(kvm, self.parts.config.cpus)
+        self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
+        self._stack.push_async_callback(in_thread, vm.close)
         vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
         limit = 1 << processor.reachable_bits
         end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), limit)

@@ -23,26 +23,30 @@ def _limit() -> int:
     return 1 << 30 if soft == resource.RLIM_INFINITY else soft
 
 
-def _lowest_free() -> int | None:
-    """As many are open at least: the kernel gives the lowest number that is free. None: there is none."""
+def _in_use() -> int | None:
+    """How many are open. Linux before 6.2 does not count them for us: there it is what lies below the lowest free one, which is
+    less where some were closed since. None: there is no free one."""
     try:
         fd = os.eventfd(0, os.EFD_CLOEXEC)
     except OSError:
         return None
     os.close(fd)
-    return fd
+    try:
+        return max(fd, os.stat("/proc/self/fd").st_size)
+    except OSError:  # no /proc
+        return fd
 
 
 class Descriptors:
-    """The pool of one process. `limit` and `lowest_free` tell what the kernel says at the moment."""
+    """The pool of one process. `limit` and `in_use` tell what the kernel says at the moment."""
 
-    def __init__(self, limit: Callable[[], int] = _limit, lowest_free: Callable[[], int | None] = _lowest_free) -> None:
+    def __init__(self, limit: Callable[[], int] = _limit, in_use: Callable[[], int | None] = _in_use) -> None:
         self._limit = limit
-        self._lowest_free = lowest_free
+        self._in_use = in_use
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
 
     def share(self) -> Share:
-        """A new one, for as long as it is referred to."""
+        """A new one, until it is closed or nobody refers to it."""
         share = Share(self)
         self._shares.add(share)
         return share
@@ -62,7 +66,7 @@ class Descriptors:
         pool = self.pool
         if share.held + count > self.fair or sum(s.held for s in self._shares) + count > pool:
             return False
-        used = self._lowest_free()  # others of this process open files as well
+        used = self._in_use()  # others of this process open files as well
         return used is not None and used + count <= pool
 
 
@@ -84,6 +88,10 @@ class Share:
             return False
         self.held += count
         return True
+
+    def close(self) -> None:
+        """Its holder opens nothing more: what it might have had is the others'. Idempotent."""
+        self._descriptors._shares.discard(self)
 
     def give(self, count: int = 1) -> None:
         """They are closed, or never were opened."""

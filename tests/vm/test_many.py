@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from contextlib import AsyncExitStack
 
 import pytest
 
-from aiovmm import VM, EventKind, ExitReason, VMState
+from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm.kvm import Kvm
 from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -70,3 +72,23 @@ async def test_one_vms_failure_is_its_own(caplog: pytest.LogCaptureFixture) -> N
         await counts_on(good, 100)
         assert [e.kind async for e in bad.events(from_start=True)] == [EventKind.STARTED, EventKind.STOPPED]
         await event(good, EventKind.STARTED)
+
+
+async def test_a_neighbour_that_takes_all_descriptors_it_can_have_ends_no_reboot() -> None:
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.vm.hunger", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    told, _ = await asyncio.wait_for(program.communicate(), 60)
+    assert told == b"rebooted 5 refused True \n"
+    assert program.returncode == 0
+
+
+async def test_kvm_is_opened_once_however_often_a_guest_resets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, really = [], Kvm.open
+    monkeypatch.setattr(Kvm, "open", lambda: opened.append(really()) or opened[-1])
+    async with VM(config("r", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await event(vm, EventKind.REBOOTED, 3)
+        assert len(opened) == 1
+        assert opened[0].fd >= 0
+    assert opened[0].fd < 0

@@ -286,7 +286,7 @@ async def test_the_second_vcpu_cannot_start(remains: Remains, monkeypatch: pytes
     await remains.check()
 
 
-@pytest.mark.parametrize(("owner", "step"), [s for s in STEPS if s[1] not in ("load_kernel", "open") or s[0] is Kvm])
+@pytest.mark.parametrize(("owner", "step"), [s for s in STEPS if s[1] not in ("load_kernel", "open")])
 async def test_any_step_of_a_reset_may_fail(
     owner: Any, step: str, remains: Remains, monkeypatch: pytest.MonkeyPatch
 ) -> None:

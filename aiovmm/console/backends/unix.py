@@ -89,6 +89,7 @@ class SocketBackend(ConsoleBackend):
         for task in clients:
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
+        self._share.close()
         if self._inode is not None and _inode(self._path) == self._inode:
             self._path.unlink()
         self._inode = None

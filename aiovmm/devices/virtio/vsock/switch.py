@@ -72,6 +72,7 @@ class Switch:
         for link in list(self._ends):
             link.abort(ConnectionResetError(errno.ECONNRESET, "the device was closed"))
         self.poller.close()
+        self.share.close()
 
     def drop(self, why: str) -> None:
         """The guest is gone, or has forgotten its connections: all host ends see a close. What a host has yet to take of a
