@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, ExitReason, PmemConfig
+from aiovmm import VM, ExitReason, PmemConfig, RngConfig
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.protocol import Request
+from aiovmm.devices.virtio.net import NetDevice
+from aiovmm.devices.virtio.net.sockets import SocketBackend
+from aiovmm.devices.virtio.rng import RngDevice
+from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, Header, Op
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.exits import RunFailed
 from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
@@ -23,6 +28,8 @@ from aiovmm.native import lib
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
 from tests.devices.virtio.blk_driver import header, read
+from tests.devices.virtio.net_guest import PLAIN, ready
+from tests.devices.virtio.vsock.guest import CID, make_device
 from tests.guests import CODE
 from tests.guests.machine import Machine
 from tests.vm import guest
@@ -162,6 +169,78 @@ async def test_a_disk_reads_into_a_hole_and_goes_on(io: IoKind, small: Path, tmp
         assert h.memory.read(table + 16, 1)[0] == Status.IOERR
         assert region.mapping.lost is None
         assert await read(h, 0, 512) == b"D" * 512
+
+
+def network(socket_: bool) -> tuple[NetDevice, socket.socket]:
+    """A device whose frames go through a socket, or are read and written as those of a TAP are, and the other end."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    backend = SocketBackend(ours, vnet_hdr=True)
+    backend.ports[0].rx.socket = backend.ports[0].tx.socket = socket_
+    return NetDevice(backend), theirs
+
+
+@pytest.mark.parametrize("socket_", [True, False], ids=["a socket", "a TAP"])
+@pytest.mark.parametrize("receiving", [True, False], ids=["receives", "sends"])
+async def test_a_network_device_whose_buffer_is_lost_has_not_lost_its_host(
+    socket_: bool, receiving: bool, small: Path
+) -> None:
+    device, host = network(socket_)
+    with host:
+        async with Harness(device) as h, Opened(h.memory, small) as region:
+            if receiving:
+                await ready(device)
+                h.queues[0].add_raw([Descriptor(FAR, 2000, WRITE)])
+                host.send(PLAIN.pack() + bytes(60))
+            else:
+                at = h.arena.take(12)
+                h.memory.write(at, PLAIN.pack())
+                h.queues[1].add_raw([Descriptor(at, 12, NEXT, 1), Descriptor(FAR, 60)])
+            h.queues[0 if receiving else 1].kick()
+            await guest.until(lambda: region.mapping.lost is not None)
+            assert device.backend.ports[0].ended is None
+            assert h.reported == []
+
+
+async def test_a_vsock_whose_buffers_are_lost_has_not_lost_its_host(small: Path) -> None:
+    device = make_device()
+    async with Harness(device) as h, Opened(h.memory, small) as region, await device.streams.listen(80) as server:
+        rx, tx, at = h.queues[0], h.queues[1], h.arena.take(HEADER_SIZE)
+        asks = Header(CID, HOST_CID, 5000, 80, op=Op.REQUEST, buf_alloc=65536)
+        rx.add(writable=[HEADER_SIZE])
+        tx.add([asks.pack()])
+        tx.kick()
+        reader, writer = await server.accept()
+        await rx.used()
+        rx.add_raw([Descriptor(at, HEADER_SIZE, NEXT | WRITE, 1), Descriptor(FAR, 64, WRITE)])
+        writer.write(b"to the guest")
+        await rx.used()
+        assert h.memory.read(FAR, 12) == b"to the guest"
+        assert region.mapping.lost == 0
+        rx.add(writable=[HEADER_SIZE])  # what comes next is no end
+        h.memory.unmap(region)
+        with small.open("r+b") as file:
+            region = h.memory.map_fd(FAR, SIZE, file.fileno())
+        await tx.used()
+        h.memory.write(at, asks._replace(op=Op.RW, length=64).pack())
+        tx.add_raw([Descriptor(at, HEADER_SIZE, NEXT, 1), Descriptor(FAR, 64)])
+        tx.kick()
+        assert await reader.readexactly(64) == bytes(64)
+        assert region.mapping.lost == 0
+        writer.transport.abort()
+
+
+async def test_entropy_for_a_buffer_that_is_lost(small: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    writer = os.open(tmp_path / "fifo", os.O_RDWR)
+    for path in (Path("/dev/urandom"), tmp_path / "fifo"):
+        os.write(writer, b"random")
+        async with Harness(RngDevice.from_config(RngConfig(src=path))) as h, Opened(h.memory, small) as region:
+            h.queues[0].add_raw([Descriptor(FAR, 64, WRITE)])
+            h.queues[0].kick()
+            await h.queues[0].used()
+            assert region.mapping.lost == 0
+            assert any(h.memory.read(FAR, 64))
+    os.close(writer)
 
 
 class Opened:

@@ -1,4 +1,5 @@
 #include "frames.h"
+#include "guard.h"
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
@@ -38,6 +39,23 @@ static uint32_t copy_from(const struct avmm_chain *c, const struct iovec *iov, u
         skip = 0;
     }
     return done;
+}
+
+static ssize_t transfer(int fd, struct msghdr *message, bool receiving) {
+    ssize_t done;
+    do
+        done = receiving ? recvmsg(fd, message, MSG_DONTWAIT) : sendmsg(fd, message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (done < 0 && errno == EINTR);
+    return done;
+}
+
+/* Between a socket and guest memory, once, without waiting; -1, and errno. */
+static ssize_t transfer_guest(int fd, struct msghdr *message, bool receiving) {
+    ssize_t done = transfer(fd, message, receiving);
+    if (done >= 0 || errno != EFAULT)
+        return done;
+    avmm_guard_touch(message->msg_iov, (uint32_t)message->msg_iovlen, UINT64_MAX, receiving); /* they are as long as wanted */
+    return transfer(fd, message, receiving);
 }
 
 /* The headers of all chains to f->headers, and their heads. A chain that is shorter than its header gives one of zeros, and one that
@@ -118,10 +136,7 @@ int64_t avmm_frames_send(int fd, const struct avmm_chain *chains, uint32_t first
         length -= (uint32_t)take;
     }
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = used};
-    ssize_t sent;
-    do
-        sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
+    ssize_t sent = transfer_guest(fd, &message, false);
     return sent < 0 ? -errno : sent;
 }
 
@@ -185,10 +200,7 @@ int64_t avmm_frames_recv(int fd, const struct avmm_chain *chains, uint32_t first
     if (!count)
         return -EMSGSIZE;
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
-    ssize_t got;
-    do
-        got = recvmsg(fd, &message, MSG_DONTWAIT);
-    while (got < 0 && errno == EINTR);
+    ssize_t got = transfer_guest(fd, &message, true);
     if (got < 0)
         return -errno;
     /* A unix socket also stops behind descriptors that were sent along, which are lost here (MSG_CTRUNC): there may be more. */

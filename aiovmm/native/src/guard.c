@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#define PAGE 4096u /* of x86 */
+
 struct avmm_guard {
     struct avmm_guard *next; /* never changes once in the list: places are used again, not freed, so a handler may walk it */
     _Atomic uint64_t start;  /* 0: a free place */
@@ -174,3 +176,18 @@ void avmm_guard_tell(struct avmm_guard *g, int eventfd, uint32_t *flag) {
 }
 
 uint64_t avmm_guard_lost(const struct avmm_guard *g) { return atomic_load(&g->lost); }
+
+void avmm_guard_touch(const struct iovec *iov, uint32_t n, uint64_t limit, bool writing) {
+    for (; n && limit; n--, iov++) {
+        uint64_t length = iov->iov_len < limit ? iov->iov_len : limit, step;
+        limit -= length;
+        for (uint8_t *at = iov->iov_base; length; at += step, length -= step) {
+            if (writing)
+                __atomic_fetch_or(at, 0, __ATOMIC_RELAXED); /* the guest may be writing there */
+            else
+                (void)__atomic_load_n(at, __ATOMIC_RELAXED);
+            step = PAGE - (uint64_t)(uintptr_t)at % PAGE;
+            step = step < length ? step : length;
+        }
+    }
+}

@@ -4,13 +4,16 @@
  * lies in a registered range it puts private zeroed memory in the place of the whole range, notes that the range is lost and tells
  * its VM's loop; the instruction is repeated and finds zeros, which a guest could have put there as well. The VM then ends.
  * This covers every access, whatever code makes it: native, Python's views, the C library's copies. The kernel's own accesses
- * (readv, io_uring, KVM) fail with EFAULT and need no handler.
+ * (readv, recvmsg, io_uring, KVM) fail with EFAULT: who makes one in the place of a copy touches the memory then (avmm_guard_touch),
+ * so that it is lost in the same way, and does not take the error for one of its socket or file.
  *
  * Signal dispositions are the process's, so the handler keeps the manners of a guest: all other faults, and signals that were sent,
  * go to the handler that was there before; the last range to go restores that one. */
 #ifndef AIOVMM_GUARD_H
 #define AIOVMM_GUARD_H
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 struct avmm_guard;
 
@@ -24,5 +27,8 @@ void avmm_guard_tell(struct avmm_guard *g, int eventfd, uint32_t *flag);
 
 /* The address of the first access that found nothing there; 0: all is well. */
 uint64_t avmm_guard_lost(const struct avmm_guard *g);
+
+/* Touch the first `limit` bytes of `iov`, a page at a time; `writing`: as who will write them, and nothing changes. */
+void avmm_guard_touch(const struct iovec *iov, uint32_t n, uint64_t limit, bool writing);
 
 #endif

@@ -1,4 +1,5 @@
 #include "stream.h"
+#include "guard.h"
 #include "look.h"
 #include <errno.h>
 #include <stdbool.h>
@@ -35,6 +36,10 @@ static ssize_t fill_one(int fd, const struct avmm_chain *chain, const struct iov
     do
         done = readv(fd, part, count);
     while (done < 0 && errno == EINTR);
+    if (done < 0 && errno == EFAULT) {
+        avmm_guard_touch(part, (uint32_t)count, limit, true);
+        done = readv(fd, part, count);
+    }
     return done < 0 ? -errno : done;
 }
 

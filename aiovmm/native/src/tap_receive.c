@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "nowait.h"
 #include "tap_turn.h"
 #include <arpa/inet.h>
@@ -102,7 +103,7 @@ static int read_failed(struct avmm_net_rx *rx) {
 }
 
 /* The open file may be another process's as well, which can make it block at any time. */
-static ssize_t read_now(const struct avmm_net_rx *rx, const struct iovec *vec, uint32_t n) {
+static ssize_t read_once(const struct avmm_net_rx *rx, const struct iovec *vec, uint32_t n) {
     struct msghdr message = {.msg_iov = (struct iovec *)vec, .msg_iovlen = n};
     ssize_t got;
     if (!rx->socket)
@@ -111,6 +112,14 @@ static ssize_t read_now(const struct avmm_net_rx *rx, const struct iovec *vec, u
         got = recvmsg(rx->fd, &message, MSG_DONTWAIT);
     while (got < 0 && errno == EINTR);
     return got;
+}
+
+static ssize_t read_now(const struct avmm_net_rx *rx, const struct iovec *vec, uint32_t n) {
+    ssize_t got = read_once(rx, vec, n);
+    if (got >= 0 || errno != EFAULT)
+        return got;
+    avmm_guard_touch(vec, n, AVMM_NET_PACKET + 1, true);
+    return read_once(rx, vec, n);
 }
 
 /* The only way to packets of a driver: every read is charged, whatever becomes of what it gave. */

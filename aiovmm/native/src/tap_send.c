@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "nowait.h"
 #include "tap_turn.h"
 #include <arpa/inet.h>
@@ -24,7 +25,7 @@ static bool check_header(const struct avmm_net_tx *tx, struct virtio_net_hdr_v1 
     return !(h->gso_type & VIRTIO_NET_HDR_GSO_ECN) || (tx->ecn && type != VIRTIO_NET_HDR_GSO_NONE);
 }
 
-static ssize_t write_out(struct avmm_net_tx *tx, struct iovec *vec, uint32_t n) {
+static ssize_t write_once(const struct avmm_net_tx *tx, struct iovec *vec, uint32_t n) {
     struct msghdr message = {.msg_iov = vec, .msg_iovlen = n};
     ssize_t put;
     if (!tx->socket)
@@ -33,6 +34,14 @@ static ssize_t write_out(struct avmm_net_tx *tx, struct iovec *vec, uint32_t n) 
         put = sendmsg(tx->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
     while (put < 0 && errno == EINTR);
     return put;
+}
+
+static ssize_t write_out(const struct avmm_net_tx *tx, struct iovec *vec, uint32_t n) {
+    ssize_t put = write_once(tx, vec, n);
+    if (put >= 0 || errno != EFAULT)
+        return put;
+    avmm_guard_touch(vec, n, AVMM_NET_PACKET, false);
+    return write_once(tx, vec, n);
 }
 
 static bool is_end(int error) {

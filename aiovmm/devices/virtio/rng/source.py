@@ -82,7 +82,7 @@ class _FileSource:
 
     def _read_now(self, views: list[memoryview]) -> int:
         try:
-            done = os.readv(self.fd, views)
+            done = self._read_into(views)
         except BlockingIOError:
             raise
         except OSError as exc:
@@ -90,6 +90,18 @@ class _FileSource:
         if done == 0:
             raise self.failed(0)
         return done
+
+    def _read_into(self, views: list[memoryview]) -> int:
+        try:
+            return os.readv(self.fd, views)
+        except OSError as exc:
+            if exc.errno != errno.EFAULT:
+                raise
+        # Guest memory that is not there: no fault of the source's. The copy finds it lost, as any access does, and the VM ends.
+        view = next(view for view in views if view)
+        data = os.read(self.fd, len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
 class ImmediateSource(_FileSource):
