@@ -1,8 +1,8 @@
 /* Random block requests in random framing through the native data path, under sanitizers, with io_uring and without. A second
  * thread scribbles on guest memory meanwhile, as a hostile vCPU would. Every chain that is taken comes back exactly once,
- * nothing stays in flight, and the image never becomes larger than the disk.
+ * nothing stays in flight, the image never becomes larger than the disk, and never gets a mark of another format.
  * Usage: blk_fuzz SEED ROUNDS IMAGE; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
-#include "blk.h"
+#include "blk_parts.h"
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -49,6 +49,21 @@ static void *scribble(void *arg) {
 
 static uint64_t address(uint32_t length) { return below(40) ? DATA + below(PAGES * PAGE - DATA - length) : rnd(); }
 
+/* Data that is full of marks, and of what they may stand behind. */
+static void sow(void) {
+    static const char marks[] = "ABC#\n \r";
+    for (uint32_t at = DATA; at < PAGES * PAGE; at++)
+        if (below(2))
+            ram[at] = (uint8_t)marks[below(sizeof marks)];
+}
+
+static void check_marks(const struct avmm_blk *disk) {
+    uint8_t sector[512] = {0};
+    assert(pread(disk->fd, sector, 512, 0) == 512 && !avmm_blk_is_marked(disk, sector, false));
+    memset(sector, 0, sizeof sector);
+    assert(pread(disk->fd, sector, 512, (SECTORS - 1) * 512) > 0 && !avmm_blk_is_marked(disk, sector, true));
+}
+
 static void put(uint32_t i, uint64_t addr, uint32_t len, uint16_t flags, uint16_t next) {
     uint8_t *d = ram + DESC + 16 * i;
     memcpy(d, &addr, 8), memcpy(d + 8, &len, 4), memcpy(d + 12, &flags, 2), memcpy(d + 14, &next, 2);
@@ -80,7 +95,7 @@ static void carry_out(struct avmm_blk_queue *q) {
         struct avmm_blk_request *r = &q->slots[q->handed[i]];
         uint8_t payload[64];
         if (r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES)
-            avmm_blk_answer(r, avmm_blk_payload(r, payload, sizeof payload) % 16 ? AVMM_BLK_IOERR : AVMM_BLK_OK);
+            avmm_blk_answer(r, avmm_blk_payload(r, 0, payload, sizeof payload) % 16 ? AVMM_BLK_IOERR : AVMM_BLK_OK);
         else {
             avmm_blk_perform(&r, 1);
             avmm_blk_finish_performed(&r, 1);
@@ -151,6 +166,10 @@ int main(int argc, char **argv) {
     disk.fd = open(argv[3], O_RDWR | O_CREAT, 0600);
     assert(disk.fd >= 0 && ftruncate(disk.fd, SECTORS * 512 - 100) == 0);
     disk.punt_bytes = disk.inline_bytes = 2048;
+    disk.n_magics = seed / 2 % 2 ? 3 : 0;
+    disk.magics[0] = (struct avmm_blk_magic){AVMM_BLK_FIRST, 0, 1, "A"};
+    disk.magics[1] = (struct avmm_blk_magic){AVMM_BLK_AFTER_COMMENTS, 0, 1, "B"};
+    disk.magics[2] = (struct avmm_blk_magic){AVMM_BLK_LAST, 0, 1, "C"};
     int with_ring = seed % 3 && avmm_uring_open(&ring, SIZE) == 0;
     disk.ring = with_ring ? &ring : NULL;
     pthread_t thread;
@@ -162,7 +181,10 @@ int main(int argc, char **argv) {
         disk.align_file = below(2) ? 0 : below(2) ? 512 : 4096; /* as if for O_DIRECT */
         disk.align_memory = 16;
         disk.writes_wait = (uint8_t)below(3);
+        if (i % 16 == 0)
+            sow();
         round_trip(&disk, counts);
+        check_marks(&disk);
     }
     atomic_store(&stop, 1);
     if (seed % 2)

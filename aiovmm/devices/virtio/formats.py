@@ -2,47 +2,73 @@
 
 A file in such a format is no raw image: taken for one, the guest sees the format's tables in its sectors, and writes over them.
 The other way round, a guest that writes such a beginning into a raw image chooses what the next program that looks at it makes
-of it, a backing file of the host's included. Magic numbers: QEMU's docs/interop/qcow2.txt and qed_spec.txt; [MS-VHDX] 2.2.1;
-Microsoft's VHD specification 1.0; VMware's Virtual Disk Format 1.1; VirtualBox and Parallels as QEMU reads them.
+of it, a file of the host's included: one that a qcow2 image is backed by, or that a VMDK descriptor, which is text, says the data
+is in. Magic numbers: QEMU's docs/interop/qcow2.txt and qed_spec.txt; [MS-VHDX] 2.2.1; Microsoft's VHD specification 1.0; VMware's
+Virtual Disk Format 1.1; VirtualBox, Parallels and Bochs as QEMU reads them, and VMDK descriptors as QEMU and VirtualBox do.
 """
 
 from __future__ import annotations
 
+import enum
+import re
 from typing import NamedTuple
 
-__all__ = ["HEADERS", "HEAD_SIZE", "Header", "format_of"]
+__all__ = ["HEADERS", "SECTOR", "Header", "Place", "format_of", "last_sector"]
 
-HEAD_SIZE = 512
+SECTOR = 512
 """Bytes of the beginning, and of the end, that are looked at."""
 
 
+class Place(enum.IntEnum):
+    """Where a magic is looked for; enum avmm_blk_place."""
+
+    FIRST = 0  # in the first sector
+    AFTER_COMMENTS = 1  # there, after lines that are blank or begin with #
+    LAST = 2  # in the last sector
+
+
 class Header(NamedTuple):
-    """`magic` at `offset` makes a file one of `format`."""
+    """`magic`, `offset` bytes into its `place`, makes a file one of `format`."""
 
     format: str
     magic: bytes
     offset: int = 0
+    place: Place = Place.FIRST
 
 
-_FOOTER = Header("VHD", b"conectix")
 HEADERS = (
     Header("qcow2", b"QFI\xfb"),
     Header("QED", b"QED\0"),
     Header("VHDX", b"vhdxfile"),
-    _FOOTER,  # a dynamic one has a copy of its footer in front
+    Header("VHD", b"conectix"),  # a dynamic one has a copy of its footer in front
+    Header("VHD", b"conectix", place=Place.LAST),
     Header("VMDK", b"KDMV"),
     Header("VMDK", b"COWD"),
-    Header("VMDK", b"# Disk DescriptorFile"),
+    Header("VMDK", b"version=", place=Place.AFTER_COMMENTS),
+    Header("VMDK", b"# Disk Descriptor"),
+    Header("VMDK", b"#Disk Descriptor"),
     Header("VDI", b"\x7f\x10\xda\xbe", 64),
     Header("Parallels", b"WithoutFreeSpace"),
     Header("Parallels", b"WithouFreSpacExt"),
+    Header("Bochs", b"Bochs Virtual HD Image"),
 )
-"""What sector 0 of an image that is not raw begins with."""
+"""What the first or the last sector of an image that is not raw has."""
+
+_COMMENTS = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*")
 
 
-def format_of(head: bytes, tail: bytes = b"") -> str | None:
+def last_sector(size: int) -> int:
+    """Where the last sector of a file of `size` bytes begins, of which it may have only a part."""
+    return max(0, size - 1) // SECTOR * SECTOR
+
+
+def format_of(first: bytes, last: bytes = b"") -> str | None:
     """The format of a file by its first and its last sector; None if it is none of these, raw then."""
+    comments = _COMMENTS.match(first[:SECTOR])
+    assert comments is not None, "which may be empty"
     for header in HEADERS:
-        if head[header.offset :].startswith(header.magic):
+        sector = last if header.place is Place.LAST else first
+        at = comments.end() if header.place is Place.AFTER_COMMENTS else header.offset
+        if sector[at:SECTOR].startswith(header.magic):
             return header.format
-    return _FOOTER.format if tail.startswith(_FOOTER.magic) else None
+    return None

@@ -15,6 +15,7 @@ enum avmm_blk_code { AVMM_BLK_NO_HEADER, AVMM_BLK_NO_STATUS, ... };
 #define AVMM_BLK_MORE ...
 #define AVMM_BLK_QUEUE_BITS ...
 struct avmm_blk_magic {
+    uint32_t place;
     uint32_t offset, size;
     uint8_t bytes[24];
 };
@@ -76,7 +77,7 @@ uint64_t avmm_blk_reap(struct avmm_blk *disk);
 void avmm_blk_stop(struct avmm_blk *disk);
 void avmm_blk_perform(struct avmm_blk_request **requests, uint32_t count);
 void avmm_blk_finish_performed(struct avmm_blk_request **requests, uint32_t count);
-uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint8_t *to, uint32_t size);
+uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint64_t from, uint8_t *to, uint32_t size);
 void avmm_blk_finish(struct avmm_blk_request *request, int error);
 void avmm_blk_answer(struct avmm_blk_request *request, uint8_t status);
 uint64_t avmm_blk_publish(struct avmm_blk *disk);

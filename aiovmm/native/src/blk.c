@@ -59,10 +59,18 @@ static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
         disk->writes_wait = AVMM_BLK_YES;
 }
 
-static bool begins_with_header(const struct avmm_blk_request *r) {
+/* Whether it would make the image one of another format. */
+static bool is_forgery(const struct avmm_blk_request *r) {
     uint8_t sector[AVMM_BLK_SECTOR];
-    avmm_blk_payload(r, sector, sizeof sector);
-    return avmm_blk_is_header(r->queue->disk, sector);
+    if (!r->offset) {
+        avmm_blk_payload(r, 0, sector, sizeof sector);
+        if (avmm_blk_is_marked(r->queue->disk, sector, false))
+            return true;
+    }
+    if (!r->at_end)
+        return false;
+    avmm_blk_payload(r, r->left - sizeof sector, sector, sizeof sector);
+    return avmm_blk_is_marked(r->queue->disk, sector, true);
 }
 
 static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
@@ -81,12 +89,12 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
         return;
     }
     r->offset = sector * AVMM_BLK_SECTOR;
-    r->guarded = out && !sector && disk->n_magics;
-    if (r->guarded && begins_with_header(r)) {
+    r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
+    r->guarded = out && disk->n_magics && (!sector || r->at_end);
+    if (r->guarded && is_forgery(r)) {
         avmm_blk_finish(r, EPERM);
         return;
     }
-    r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
     r->dsync = out && disk->write_through;
     ask_file(disk, r);
     if (!is_left_to_threads(r)) {

@@ -25,8 +25,13 @@ enum avmm_blk_known { AVMM_BLK_UNKNOWN = 0, AVMM_BLK_NO, AVMM_BLK_YES };
 
 struct avmm_blk_queue;
 
-/* What the guest may not write into sector 0: it makes an image one of another format. */
+/* Where a magic makes an image one of another format: in the first sector, there after lines of comments (a VMDK descriptor is
+ * text), or in the last one. */
+enum avmm_blk_place { AVMM_BLK_FIRST = 0, AVMM_BLK_AFTER_COMMENTS = 1, AVMM_BLK_LAST = 2 };
+
+/* What the guest may not write there. */
 struct avmm_blk_magic {
+    uint32_t place;        /* enum avmm_blk_place */
     uint32_t offset, size; /* both within the sector */
     uint8_t bytes[24];
 };
@@ -58,7 +63,7 @@ struct avmm_blk_request {
     uint8_t bounces;  /* the next system call goes through `bounce` */
     uint8_t fills;    /* and reads blocks of which a part is to be overwritten */
     uint8_t partial;  /* a write of parts of blocks: no other write may run */
-    uint8_t guarded;  /* a write to sector 0 of a disk with magics */
+    uint8_t guarded;  /* a write to the first or the last sector of a disk with magics */
     uint8_t writing;  /* counted in disk->writers, or the one that is disk->alone */
 };
 
@@ -150,8 +155,8 @@ void avmm_blk_stop(struct avmm_blk *disk);
 void avmm_blk_perform(struct avmm_blk_request **requests, uint32_t count);
 void avmm_blk_finish_performed(struct avmm_blk_request **requests, uint32_t count);
 
-/* Copy the readable data of a request that was handed over; how many bytes. */
-uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint8_t *to, uint32_t size);
+/* Copy up to `size` bytes of the data of a request, `from` bytes on; how many there were. */
+uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint64_t from, uint8_t *to, uint32_t size);
 
 /* A request that was handed over has ended with `error`, an errno or 0. The status goes to the guest with the next publish. */
 void avmm_blk_finish(struct avmm_blk_request *request, int error);

@@ -50,8 +50,8 @@ int avmm_blk_advance(struct avmm_blk_request *r, int64_t result);
 int avmm_blk_route(struct avmm_blk_request *r);
 /* Copy between the iovecs' next `n` bytes and `buffer`, and pass over them. */
 void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool to_guest);
-/* Whether `sector`, the bytes of sector 0, is the header of another format. */
-bool avmm_blk_is_header(const struct avmm_blk *disk, const uint8_t *sector);
+/* Whether `sector`, the first or the last one, has what makes an image one of another format. */
+bool avmm_blk_is_marked(const struct avmm_blk *disk, const uint8_t *sector, bool last);
 bool avmm_blk_is_stopping(const struct avmm_blk *disk);
 
 #endif

@@ -39,20 +39,47 @@ void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool
     }
 }
 
-uint32_t avmm_blk_payload(const struct avmm_blk_request *r, uint8_t *to, uint32_t size) {
+uint32_t avmm_blk_payload(const struct avmm_blk_request *r, uint64_t from, uint8_t *to, uint32_t size) {
     uint32_t n = 0;
     for (uint32_t i = 0; i < r->n_iov && n < size; i++) {
-        uint32_t part = r->iov[i].iov_len < size - n ? (uint32_t)r->iov[i].iov_len : size - n;
-        memcpy(to + n, r->iov[i].iov_base, part);
+        uint64_t there = r->iov[i].iov_len;
+        if (from >= there) {
+            from -= there;
+            continue;
+        }
+        uint32_t part = there - from < size - n ? (uint32_t)(there - from) : size - n;
+        memcpy(to + n, (const char *)r->iov[i].iov_base + from, part);
+        from = 0;
         n += part;
     }
     return n;
 }
 
-bool avmm_blk_is_header(const struct avmm_blk *disk, const uint8_t *sector) {
+/* Where the first line begins that is neither a comment nor blank. */
+static uint32_t past_comments(const uint8_t *sector) {
+    uint32_t at = 0;
+    while (at < AVMM_BLK_SECTOR) {
+        uint32_t end = at;
+        if (sector[end] == '#')
+            while (end < AVMM_BLK_SECTOR && sector[end] != '\n')
+                end++;
+        else
+            while (end < AVMM_BLK_SECTOR && (sector[end] == ' ' || sector[end] == '\r'))
+                end++;
+        if (end == AVMM_BLK_SECTOR || sector[end] != '\n')
+            break;
+        at = end + 1;
+    }
+    return at;
+}
+
+bool avmm_blk_is_marked(const struct avmm_blk *disk, const uint8_t *sector, bool last) {
     for (uint32_t i = 0; i < disk->n_magics; i++) {
         const struct avmm_blk_magic *m = &disk->magics[i];
-        if (!memcmp(sector + m->offset, m->bytes, m->size))
+        if ((m->place == AVMM_BLK_LAST) != last)
+            continue;
+        uint32_t at = m->place == AVMM_BLK_AFTER_COMMENTS ? past_comments(sector) : m->offset;
+        if (m->size <= AVMM_BLK_SECTOR - at && !memcmp(sector + at, m->bytes, m->size))
             return true;
     }
     return false;
@@ -87,11 +114,12 @@ static bool lend(struct avmm_blk_request *r) {
 
 /* O_DIRECT takes only what is aligned; all else goes through a buffer that is, a window of the image at a time. Not through the
  * page cache: what it holds beside the guest's sectors could overwrite what O_DIRECT wrote there. What is written to a guarded
- * sector goes through a buffer too: the guest could change its own after we have looked. 0 or -ENOMEM. */
+ * sector goes through a buffer too: the guest could change its own after we have looked. If that is the last one, so does all
+ * that is before it, which is simple, and seldom much. 0 or -ENOMEM. */
 int avmm_blk_route(struct avmm_blk_request *r) {
     const struct avmm_blk *disk = r->queue->disk;
     uint64_t memory = 0, file = r->offset | r->left, block = disk->align_file;
-    bool guarded = r->guarded && r->offset < AVMM_BLK_SECTOR;
+    bool guarded = r->guarded && (r->at_end || r->offset < AVMM_BLK_SECTOR);
     r->bounces = r->fills = 0;
     if (!block && !guarded)
         return 0;
@@ -164,14 +192,28 @@ int avmm_blk_advance(struct avmm_blk_request *r, int64_t result) {
     return account(r, (uint64_t)result);
 }
 
+static void blank_if_marked(const struct avmm_blk *disk, uint8_t *sector, bool last) {
+    if (avmm_blk_is_marked(disk, sector, last))
+        memset(sector, 0, AVMM_BLK_SECTOR);
+}
+
+/* Take what is to be written into the buffer. It had no mark when the request came: if it has one now, the guest has changed it
+ * meanwhile. */
+static void fill_window(struct avmm_blk_request *r) {
+    uint8_t *at = r->bounce + (r->offset - r->window_at);
+    avmm_blk_payload(r, 0, at, (uint32_t)r->wanted);
+    if (r->guarded && !r->window_at)
+        blank_if_marked(r->queue->disk, r->bounce, false);
+    if (r->guarded && r->at_end && r->wanted == r->left)
+        blank_if_marked(r->queue->disk, at + r->left - AVMM_BLK_SECTOR, true);
+}
+
 struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r) {
     bool in = r->type == AVMM_BLK_IN || r->fills;
     if (!r->bounces)
         return (struct avmm_blk_call){in, r->iov, span(r), r->offset};
     if (!in)
-        avmm_blk_payload(r, r->bounce + (r->offset - r->window_at), (uint32_t)r->wanted);
-    if (!in && r->guarded && !r->window_at && avmm_blk_is_header(r->queue->disk, r->bounce))
-        memset(r->bounce, 0, AVMM_BLK_SECTOR); /* it was not when the request came: the guest changed it meanwhile */
+        fill_window(r);
     return (struct avmm_blk_call){in, &r->window, 1, r->window_at};
 }
 

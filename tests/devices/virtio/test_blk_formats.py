@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
@@ -16,18 +17,33 @@ from hypothesis import strategies as st
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.protocol import Request
-from aiovmm.devices.virtio.formats import HEAD_SIZE, HEADERS, Header, format_of
+from aiovmm.devices.virtio.formats import HEADERS, SECTOR, Header, Place, format_of, last_sector
 from aiovmm.errors import ImageError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import contents, header, segments, submit, write
 
 SIZE = 1 << 20
+SECTORS = SIZE // SECTOR
 KINDS = [IoKind.AUTO, IoKind.THREADS]
+COMMENTS = b"# no header\n  \r\n\n#\n"
+EACH = pytest.mark.parametrize("magic", HEADERS, ids=lambda h: f"{h.format}-{h.magic[:4].hex()}-{h.place.name}")
 
 
 def sector_of(magic: Header) -> bytes:
-    """A sector that begins as an image of that format does."""
-    return (bytes(magic.offset) + magic.magic).ljust(HEAD_SIZE, b"\x5a")
+    """A sector as an image of that format has it."""
+    before = COMMENTS if magic.place is Place.AFTER_COMMENTS else bytes(magic.offset)
+    return (before + magic.magic).ljust(SECTOR, b"\x5a")
+
+
+def place_of(magic: Header) -> int:
+    """The sector in which it means something."""
+    return SECTORS - 1 if magic.place is Place.LAST else 0
+
+
+def found(path: Path) -> str | None:
+    """The format of what is in a file."""
+    data = contents(path)
+    return format_of(data[:SECTOR], data[last_sector(len(data)) :])
 
 
 @pytest.fixture
@@ -79,29 +95,81 @@ def test_what_is_raw(content: bytes, tmp_path: Path) -> None:
     DiskImage.open(tmp_path / "image").close()
 
 
+@EACH
+def test_each_header_is_known_where_it_means_something(magic: Header, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    for size in (SECTOR, 3 * SECTOR - 100):
+        data = bytearray(size)
+        at = last_sector(size) if magic.place is Place.LAST else 0
+        data[at : at + SECTOR] = sector_of(magic)[: size - at]
+        image.write_bytes(data)
+        with pytest.raises(ImageError, match=f"is a {magic.format} image"):
+            DiskImage.open(image)
+
+
+@pytest.mark.parametrize(
+    "text", [b"#" * SECTOR + b"\nversion=1\n", b"# version=1\n", b" version=1\n", b"#\nv\nversion=1\n", b"\n" * SECTOR]
+)
+def test_text_that_is_no_descriptor(text: bytes) -> None:
+    assert format_of(text) is None
+
+
+@pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img (qemu-utils) is missing")
+@pytest.mark.parametrize("before", [b"", b"# anything\n", b" \n#\n"])
+def test_a_guest_cannot_have_a_file_of_the_host_read(before: bytes, path: Path, tmp_path: Path) -> None:
+    """To QEMU, which examines what is said to be nothing, a descriptor is one by its text, whatever comments it has."""
+    (tmp_path / "secret").write_bytes(b"secret".ljust(SECTOR))
+    lines = 'version=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 1 FLAT "secret" 0\n'
+    text = (before + lines.encode()).ljust(SECTOR, b"\0")
+    convert = ["qemu-img", "convert", "-O", "raw", path, tmp_path / "out"]
+    path.write_bytes(text.ljust(SIZE, b"\0"))
+    subprocess.run(convert, check=True)
+    assert (tmp_path / "out").read_bytes()[:6] == b"secret", "which is what must not be"
+    path.write_bytes(bytes(SIZE))
+
+    async def guest() -> Status:
+        async with Harness(BlkDevice(DiskImage.open(path))) as h:
+            return (await submit(h, Request.OUT, 0, text))[0]
+
+    assert asyncio.run(guest()) is Status.IOERR
+    subprocess.run(convert, check=True)
+    assert (tmp_path / "out").read_bytes() == bytes(SIZE)
+
+
 # -- what a guest writes
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("magic", HEADERS, ids=lambda h: f"{h.format}-{h.magic[:4].hex()}")
-async def test_a_guest_cannot_write_the_header_of_another_format(magic: Header, kind: IoKind, path: Path) -> None:
+@pytest.mark.parametrize("direct", [False, True])
+@EACH
+async def test_a_guest_cannot_write_the_header_of_another_format(
+    magic: Header, direct: bool, kind: IoKind, path: Path
+) -> None:
     before = contents(path)
-    async with Harness(BlkDevice(DiskImage.open(path), io=kind)) as h:
+    try:
+        image = DiskImage.open(path, direct=direct)
+    except OSError as exc:
+        pytest.skip(f"O_DIRECT: {exc}")
+    sector, place = sector_of(magic), place_of(magic)
+    async with Harness(BlkDevice(image, io=kind)) as h:
         for more in (0, 4096, 600 << 10):
-            assert (await submit(h, Request.OUT, 0, sector_of(magic) + bytes(more)))[0] is Status.IOERR
+            data = bytes(more) + sector if place else sector + bytes(more)
+            assert (await submit(h, Request.OUT, place - more // SECTOR if place else 0, data))[0] is Status.IOERR
         q = h.queues[0]
         cut = magic.offset + 2
-        q.add([header(Request.OUT), sector_of(magic)[:cut], sector_of(magic)[cut:]], [1])  # in pieces, the magic too
+        q.add([header(Request.OUT, place), sector[:cut], sector[cut:]], [1])  # in pieces, the magic too
         q.kick()
         assert (await q.used())[0].data == bytes([Status.IOERR])
-        await write(h, 1, sector_of(magic))  # elsewhere it means nothing
-    assert contents(path) == before[:512] + sector_of(magic) + before[1024:]
+        await write(h, 1, sector)  # elsewhere it means nothing
+    assert contents(path) == before[:512] + sector + before[1024:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("direct", [False, True])
 @pytest.mark.parametrize("size", [512, 4096, 600 << 10])
-async def test_all_else_goes_to_the_first_sector(size: int, direct: bool, kind: IoKind, path: Path) -> None:
+async def test_all_else_goes_to_the_first_and_the_last_sector(
+    size: int, direct: bool, kind: IoKind, path: Path
+) -> None:
     data = os.urandom(size)
     try:
         image = DiskImage.open(path, direct=direct)
@@ -109,7 +177,9 @@ async def test_all_else_goes_to_the_first_sector(size: int, direct: bool, kind: 
         pytest.skip(f"O_DIRECT: {exc}")
     async with Harness(BlkDevice(image, io=kind)) as h:
         await write(h, 0, data)
-    assert contents(path) == data + b"\xa5" * (SIZE - size)
+        assert contents(path) == data + b"\xa5" * (SIZE - size)
+        await write(h, (SIZE - size) // SECTOR, data)
+    assert contents(path) == (data + b"\xa5" * (SIZE - size))[: SIZE - size] + data
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +189,8 @@ async def test_who_says_that_it_is_raw_may_write_all(kind: IoKind, path: Path) -
     assert contents(path)[:512] == sector_of(HEADERS[0])
 
 
-async def test_a_guest_that_changes_its_buffer_after_the_look(path: Path) -> None:
+@EACH
+async def test_a_guest_that_changes_its_buffer_after_the_look(magic: Header, path: Path) -> None:
     """What was looked at is not what is there when the data is taken: it is looked at again, in a buffer of our own."""
     disk = BlkDevice(DiskImage.open(path), io=IoKind.THREADS)
     innocent = b"innocent".ljust(512, b"!")
@@ -131,18 +202,27 @@ async def test_a_guest_that_changes_its_buffer_after_the_look(path: Path) -> Non
 
         def change(*arguments: Any) -> Any:
             at = 0x1000 + h.memory.read(0x1000, len(memory)).index(innocent[:8])
-            h.memory.write(at, HEADERS[0].magic)
+            h.memory.write(at, sector_of(magic))
             return submit_(*arguments)
 
         engine.submit = change  # type: ignore[method-assign]
-        await submit(h, Request.OUT, 0, innocent)
-    assert contents(path)[:512] == bytes(512)
+        await submit(h, Request.OUT, place_of(magic), innocent)
+    begin = place_of(magic) * SECTOR
+    assert contents(path)[begin : begin + SECTOR] == bytes(SECTOR)
+
+
+async def test_who_has_the_guest_hears_what_it_was_refused_and_what_allows_it(path: Path) -> None:
+    async with Harness(BlkDevice(DiskImage.open(path))) as h:
+        await submit(h, Request.OUT, 0, sector_of(HEADERS[0]))
+        (error,) = h.reported
+    assert "writing the disk image: Operation not permitted" in str(error)
+    assert "image_type=raw" in str(error)
 
 
 requests = st.one_of(
     st.tuples(
         st.just(Request.OUT),
-        st.integers(0, 2),
+        st.sampled_from([0, 1, 2, SECTORS - 2, SECTORS - 1]),
         st.one_of(st.binary(min_size=512, max_size=512), st.sampled_from(HEADERS).map(sector_of)),
     ),
     st.tuples(
@@ -158,8 +238,6 @@ requests = st.one_of(
 def test_no_sequence_of_requests_makes_it_look_like_one(
     wanted: list[tuple[Request, int, bytes]], kind: IoKind, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    import asyncio
-
     path = tmp_path_factory.mktemp("image") / "disk.img"
     path.write_bytes(bytes(SIZE))
 
@@ -169,5 +247,5 @@ def test_no_sequence_of_requests_makes_it_look_like_one(
                 await submit(h, request, sector, data)
 
     asyncio.run(guest())
-    assert format_of(contents(path)[:HEAD_SIZE]) is None
+    assert found(path) is None
     DiskImage.open(path).close()

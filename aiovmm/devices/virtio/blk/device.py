@@ -125,7 +125,7 @@ class BlkDevice(VirtioDevice):
         disk.id = serial.encode(errors="surrogateescape").ljust(SERIAL_SIZE, b"\0")
         disk.n_magics = len(HEADERS) if image.guarded else 0
         for magic, header in zip(disk.magics, HEADERS, strict=False):
-            magic.offset, magic.size = header.offset, len(header.magic)
+            magic.place, magic.offset, magic.size = header.place, header.offset, len(header.magic)
             magic.bytes = header.magic.ljust(len(magic.bytes), b"\0")
 
     @property

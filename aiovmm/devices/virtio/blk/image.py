@@ -18,7 +18,7 @@ from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
-from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
+from aiovmm.devices.virtio.formats import format_of, last_sector
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.native import lib
 from aiovmm.runtime import ofdlock
@@ -199,9 +199,9 @@ def _let_go(fd: int) -> None:
 def _refuse_other_formats(path: Path) -> None:
     """Raises ImageError for an image that is not raw, as far as one can see, and OSError."""
     with open(path, "rb", buffering=0) as file:
-        head = file.read(HEAD_SIZE)
-        file.seek(max(0, file.seek(0, os.SEEK_END) - HEAD_SIZE))
-        found = format_of(head, file.read(HEAD_SIZE))
+        first = file.read(SECTOR)
+        file.seek(last_sector(file.seek(0, os.SEEK_END)))
+        found = format_of(first, file.read(SECTOR))
     if found is not None:
         hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one; image_type=raw takes it as it is, headers and all"
         raise ImageError(str(path), f"is a {found} image, and disks are raw here", hint)

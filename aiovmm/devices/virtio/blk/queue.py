@@ -116,7 +116,7 @@ class QueueService:
         """A discard or write-zeroes."""
         kind = Request(request.type)
         buffer = bytearray(min(request.left, PAYLOAD_MAX + 1))
-        lib.avmm_blk_payload(request, owners.view(buffer), len(buffer))
+        lib.avmm_blk_payload(request, 0, owners.view(buffer), len(buffer))
         extents = parse_extents(kind, bytes(buffer), self._owner.disk.capacity)
         if isinstance(extents, Status):
             lib.avmm_blk_answer(request, extents)

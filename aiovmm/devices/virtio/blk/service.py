@@ -141,6 +141,8 @@ class BlkService:
         count, disk.failures = disk.failures, 0
         operation = _OPERATIONS.get(disk.failed_type, "working on")
         hint = "the guest was told of an I/O error" + (f", {count} times at once" if count > 1 else "")
+        if self.image.guarded and disk.failure == errno.EPERM and disk.failed_type == lib.AVMM_BLK_OUT:
+            hint += "; with image_type=raw it may write headers of other formats, too"
         self._report(HostError(f"{operation} the disk image", disk.failure, hint, str(self.image.path)))
 
     def _completed(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.blk.lock import lock_image
-from aiovmm.devices.virtio.formats import HEAD_SIZE, format_of
+from aiovmm.devices.virtio.formats import SECTOR, format_of, last_sector
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime import ofdlock
 from aiovmm.runtime.forks import keep_private, let_go
@@ -113,7 +113,7 @@ def _size(fd: int, config: PmemConfig) -> int:
 def _refuse_other_formats(fd: int, path: Path) -> None:
     """The guest would have the format's tables for its data, and write over them."""
     end = os.lseek(fd, 0, os.SEEK_END)
-    found = format_of(os.pread(fd, HEAD_SIZE, 0), os.pread(fd, HEAD_SIZE, max(0, end - HEAD_SIZE)))
+    found = format_of(os.pread(fd, SECTOR, 0), os.pread(fd, SECTOR, last_sector(end)))
     if found is not None:
         hint = "`qemu-img convert -O raw IMAGE NEW` makes one"
         raise ConfigError("pmem.file", f"{path} is a {found} image, and what is mapped is raw", hint)
