@@ -11,10 +11,12 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.console.modes import undisturbed
 from aiovmm.console.nowait import read_now, write_now
+from aiovmm.runtime.worker import Worker
 
 __all__ = ["Descriptor", "OwnedFd", "open_end", "open_output"]
 
@@ -165,14 +167,16 @@ class FileDescriptor:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._calls = Worker("stdio", idle=0)
 
     async def read(self, n: int = 65536) -> bytes:
-        return await asyncio.to_thread(os.read, self._fd, n)
+        data: bytes = await self._calls.submit(partial(os.read, self._fd, n))
+        return data
 
     async def write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[await asyncio.to_thread(os.write, self._fd, view) :]
+            view = view[await self._calls.submit(partial(os.write, self._fd, view)) :]
 
     def write_some(self, data: bytes | memoryview) -> int:
         return os.write(self._fd, data)

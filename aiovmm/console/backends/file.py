@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ class FileBackend(ConsoleBackend):
         self._mode = "ab" if append else "wb"
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
+        self._thread = ThreadPoolExecutor(1, "console file")  # the event loop's are the embedder's to fill
         self._writing = False
 
     @property
@@ -48,7 +50,7 @@ class FileBackend(ConsoleBackend):
 
     async def _open_file(self) -> AsyncFileIO:
         """A cancelled open waits for the thread that opens, to close what it has opened."""
-        opening = asyncio.ensure_future(_opened(self._path, self._mode))
+        opening = asyncio.ensure_future(_opened(self._path, self._mode, self._thread))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
@@ -84,9 +86,10 @@ class FileBackend(ConsoleBackend):
             if not self._writing:  # else a thread is stuck in it yet, and the file closes when that lets go of it
                 ofdlock.unlock(file.fileno())
                 await file.close()
+        self._thread.shutdown(wait=False)
 
 
-async def _opened(path: Path, mode: str) -> AsyncFileIO:
+async def _opened(path: Path, mode: str, executor: Executor) -> AsyncFileIO:
     import aiofiles  # for this back end only
 
     from aiovmm.runtime.output_file import open_output_file
@@ -94,4 +97,5 @@ async def _opened(path: Path, mode: str) -> AsyncFileIO:
     def opener(name: str, _flags: int) -> int:
         return open_output_file(name, "file", "open the console's file", append=mode == "ab")
 
-    return await aiofiles.open(path, mode, buffering=0, opener=opener)  # type: ignore[call-overload,no-any-return]
+    opening = aiofiles.open(path, mode, buffering=0, opener=opener, executor=executor)  # type: ignore[call-overload]
+    return await opening  # type: ignore[no-any-return]

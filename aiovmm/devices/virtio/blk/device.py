@@ -18,6 +18,7 @@ from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 __all__ = ["BlkDevice"]
@@ -173,7 +174,7 @@ class BlkDevice(VirtioDevice):
     async def open(self) -> None:
         """Open the image, if it is not open, and set up the I/O. Raises HostError, ImageError."""
         if self._image is None and self._open_image is not None:
-            opened = asyncio.ensure_future(asyncio.to_thread(self._open_image))
+            opened = asyncio.ensure_future(in_thread(self._open_image))
             try:
                 self._present(await ended(opened))
             except asyncio.CancelledError:
@@ -208,13 +209,12 @@ class BlkDevice(VirtioDevice):
     async def close(self) -> None:
         """Close and unlock the image. Idempotent."""
         async with self._resizing:
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
+            engine, self._engine = self._engine, None
+            image, self._image = self._image, None
+            if engine is not None:
                 owners.link(self._disk, ring=ffi.NULL)
-            if self._image is not None:
-                self._image.close()
-                self._image = None
+            if engine is not None or image is not None:  # on a network's file system it waits until the server has all
+                await in_thread(_close_all, engine, image)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 
@@ -244,3 +244,9 @@ class BlkDevice(VirtioDevice):
         if self._image is None or self._engine is None:
             raise StateError(f"{self.name} is not open")
         return self._image, self._engine
+
+
+def _close_all(*opened: Engine | DiskImage | None) -> None:
+    for one in opened:
+        if one is not None:
+            one.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -18,6 +17,7 @@ from aiovmm.devices.virtio.net.interface import Interface
 from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.runtime.tasks import in_thread
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
@@ -158,7 +158,7 @@ class TapBackend(NetBackend):
         """Let go of it; a TAP that was made here disappears. Idempotent."""
         fds, self._fds, self._ports = self._fds, [], []
         if fds:  # the kernel may take tens of milliseconds to remove an interface
-            await asyncio.to_thread(_close_all, fds)
+            await in_thread(_close_all, fds)
 
     def set_offloads(self, features: int) -> None:
         """Tell the kernel what it may leave to the guest."""

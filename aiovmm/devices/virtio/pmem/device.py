@@ -14,6 +14,7 @@ from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
 from aiovmm.errors import HostError, StateError
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
@@ -44,14 +45,17 @@ class PmemDevice(VirtioDevice):
     async def open(self) -> None:
         """Open the file. Raises HostError, ConfigError."""
         if self._backing is None:
-            self._backing = self._open_backing()
+            await in_thread(self._open)
+
+    def _open(self) -> None:
+        self._backing = self._open_backing()
 
     async def close(self) -> None:
         """Close it."""
         await self._flusher.aclose()
         backing, self._backing = self._backing, None
         if backing is not None:
-            backing.close()
+            await in_thread(backing.close)
 
     def memory(self) -> Backing:
         """What is to be mapped into the guest, checked anew. Raises ConfigError, StateError."""
