@@ -162,3 +162,13 @@ def test_devices_and_kvm_do_not_know_each_other() -> None:
             assert not any(n.startswith("aiovmm.kvm") for n in names), path
         if unit == "kvm":
             assert not any(n.startswith("aiovmm.devices") for n in names), path
+
+
+DEFAULT_EXECUTOR = {"to_thread", "run_in_executor", "getaddrinfo", "getnameinfo"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_uses_the_embedders_executor(path: Path) -> None:
+    """The event loop's default one: it can be full, and no guest may fill it. See runtime.tasks.in_thread and runtime.worker."""
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not used & DEFAULT_EXECUTOR

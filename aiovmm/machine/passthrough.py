@@ -89,11 +89,11 @@ class Passthrough:
         """All devices are in this machine; afterwards they are quiet and reach no memory. Raises HostError, UsageError."""
         async with AsyncExitStack() as stack:
             kvm = KvmVfio(vm)
-            stack.callback(kvm.close)
+            stack.push_async_callback(in_thread, kvm.close)
             containers = dict.fromkeys(place.container for place in self.places)
             for container in containers:
                 for group in container.groups:
-                    kvm.add_group(group.fd)
+                    await in_thread(kvm.add_group, group.fd)
                 stack.push_async_callback(in_thread, container.unmap)
             if self._common.groups:
                 await in_thread(self._common.map, memory.regions)
@@ -105,7 +105,7 @@ class Passthrough:
                 if place.iommu:
                     assert iommu is not None, "a machine with a device behind an IOMMU has one"
                     follower = Follower(memory, place.container, partial(on_error, place.device.name))
-                    stack.callback(follower.close)
+                    stack.push_async_callback(follower.aclose)
                     iommu.plugged_behind(address, follower, follower)
                     await follower.revalidate()
             yield

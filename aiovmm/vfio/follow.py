@@ -1,7 +1,7 @@
 """A host device behind the virtual IOMMU: what its guest maps there is mapped in the IOMMU of the host, and nothing else.
 
-A mapping that comes or goes is carried out at once, before the guest's request is answered. What may be long (all of memory,
-when the device bypasses the IOMMU, or another domain) is done in a thread, in `revalidate`, which the answer waits for.
+What comes and goes is noted, and carried out in a thread by `revalidate`, which the answer to the guest's request waits for:
+the host locks each page, and waits for its IOMMU to forget it.
 The host tells nobody of accesses that it has not translated, so there are no fault events of such a device.
 """
 
@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.worker import Worker
 from aiovmm.vfio.container import Container
 
 __all__ = ["FollowedDomain", "Follower", "MappedPiece"]
@@ -47,7 +50,8 @@ _Wanted = dict[tuple[int, int], tuple[int, int]]  # (address, bytes) of the devi
 
 
 class Follower:
-    """Keeps `container` as the virtual IOMMU says. `on_error` hears what the host refuses: the device then lacks it."""
+    """Keeps `container` as the virtual IOMMU says, until `aclose`. `on_error` hears what the host refuses: the device then lacks
+    it."""
 
     def __init__(self, memory: GuestMemory, container: Container, on_error: Callable[[Exception], None]) -> None:
         self._memory = memory
@@ -55,8 +59,14 @@ class Follower:
         self._on_error = on_error
         self._domain: FollowedDomain | None = None
         self._bypass = False
-        self._mapped: _Wanted = {}
+        self._noted: list[tuple[_Wanted, _Wanted]] = []  # what has gone and come since the last look, in order
+        self._rebound = True  # all is to be compared
+        self._mapped: _Wanted = {}  # touched by the thread, or while there is none
         self._working = asyncio.Lock()
+        self._thread = Worker(
+            "vfio dma"
+        )  # its own: to lock all of memory takes seconds, and doorbells need not wait for it
+        self._closed = False
         self._reported = False
         self._loop = asyncio.get_running_loop()
 
@@ -66,35 +76,33 @@ class Follower:
         """From the next `revalidate` on: `domain`, or without one all of memory (`bypass`) or none of it."""
         if self._domain is not None:
             self._domain.followers.pop(self, None)
-        self._domain, self._bypass = domain, bypass and domain is None
+        self._domain, self._bypass, self._rebound = domain, bypass and domain is None, True
         if domain is not None:
             domain.followers[self] = self
 
     def added(self, pieces: Sequence[MappedPiece]) -> None:
         """The domain has got these."""
-        if not self._working.locked():
-            self._carry_out({}, _as_wanted(pieces))
+        self._noted.append(({}, _as_wanted(pieces)))
 
     def removed(self, pieces: Sequence[MappedPiece]) -> None:
         """The domain has lost these."""
-        if not self._working.locked():
-            self._carry_out(_as_wanted(pieces), {})
+        self._noted.append((_as_wanted(pieces), {}))
 
     def uses(self, start: int, end: int) -> bool:
-        """Nothing to look at again: what is gone is unmapped already, unless that waits for a thread."""
-        return self._working.locked()
+        """Whether there is anything to carry out."""
+        return bool(self._noted) or self._working.locked()
 
     async def revalidate(self) -> None:
         """Be as the virtual IOMMU says. Never raises."""
         async with self._working:
-            while (wanted := self._wanted()) != self._mapped:
-                gone = {key: value for key, value in self._mapped.items() if wanted.get(key) != value}
-                new = {key: value for key, value in wanted.items() if self._mapped.get(key) != value}
-                await asyncio.to_thread(self._carry_out, gone, new)
+            while not self._closed and (self._rebound or self._noted):
+                await finish(self._in_thread(self._changes()))
 
-    def close(self) -> None:
-        """Follow no more; what is mapped is the container's to unmap."""
+    async def aclose(self) -> None:
+        """Follow no more, and wait for what is being carried out; what is mapped is the container's to unmap. Idempotent."""
+        self._closed = True
         self.bind(None)
+        await finish(self._thread.aclose())
         self._mapped.clear()
 
     # -- the host's side
@@ -108,6 +116,23 @@ class Follower:
             (region.gpa, region.size): (region.gpa, _READ | (0 if region.readonly else _WRITE))
             for region in self._memory.regions
         }
+
+    def _changes(self) -> list[tuple[_Wanted, _Wanted]]:
+        """What is to be carried out now."""
+        noted, self._noted = self._noted, []
+        if not self._rebound:
+            return noted
+        self._rebound = False
+        wanted, mapped = self._wanted(), self._mapped
+        gone = {key: value for key, value in mapped.items() if wanted.get(key) != value}
+        return [(gone, {key: value for key, value in wanted.items() if mapped.get(key) != value})]
+
+    async def _in_thread(self, changes: list[tuple[_Wanted, _Wanted]]) -> None:
+        await self._thread.submit(partial(self._carry_out_all, changes))
+
+    def _carry_out_all(self, changes: list[tuple[_Wanted, _Wanted]]) -> None:
+        for gone, new in changes:
+            self._carry_out(gone, new)
 
     def _carry_out(self, gone: _Wanted, new: _Wanted) -> None:
         """Unmap, then map. What the host refuses counts as done, and `on_error` hears of it."""

@@ -18,8 +18,10 @@ from functools import partial
 from aiovmm.errors import HostError, UsageError
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import COMMAND, COMMAND_INTX_OFF, COMMAND_MASTER, COMMAND_MEM, overlaps
-from aiovmm.pci.function import BarRegion, PciFunction
+from aiovmm.pci.function import BarRegion, PciFunction, together
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.vfio.abi import Irq, Region
+from aiovmm.vfio.calls import DeviceCalls
 from aiovmm.vfio.device import HostDevice, MappedArea
 from aiovmm.vfio.interrupts import MsiInterrupts, MsixInterrupts
 from aiovmm.vfio.intx import IntxInterrupt
@@ -50,18 +52,19 @@ class VfioFunction(PciFunction):
         if virtual.msi is None and virtual.msix is None and not virtual.intx:
             raise UsageError(f"{device.name} has no interrupt that can be passed through: no MSI-X, no MSI, no INTx")
         self._virtual = virtual
+        self._calls = DeviceCalls(device, services, self._failed)
         self._intx = self._msi = self._msix = None
         if virtual.msi is not None:
-            self._msi = MsiInterrupts(virtual.msi, device, services, device.name)
+            self._msi = MsiInterrupts(virtual.msi, self._calls, services, device.name)
         if virtual.msix is not None:
-            self._msix = MsixInterrupts(virtual.msix.vectors, device, services, device.name)
-        self._notices = Notices(device, on_error)
+            self._msix = MsixInterrupts(virtual.msix.vectors, self._calls, services, device.name)
+        self._notices = Notices(device, self._calls, on_error)
         self._areas: dict[int, list[MappedArea]] = {}
         regions = [region for bar in virtual.bars for region in self._lay_out(bar)]
         super().__init__(device.name, virtual.space, virtual.bars, regions)
         self.live_registers = virtual.watched
         if virtual.intx:
-            self._intx = IntxInterrupt(device, services, self._failed)
+            self._intx = IntxInterrupt(self._calls, services)
             self.interrupt_gsi = self._intx.gsi
             self.config.put(_INTERRUPT_LINE, 1, self._intx.gsi)  # firmware leaves it there
         self._reset_lock = asyncio.Lock()
@@ -69,11 +72,17 @@ class VfioFunction(PciFunction):
 
     async def start(self) -> None:
         """Reset the device and let its BARs answer. Raises HostError."""
-        await asyncio.to_thread(self.device.reset)
+        await in_thread(self.device.reset)
+        refused: list[Exception] = []
+        self._calls.failed = refused.append
         self._notices.open()
         self._push_command()
         if self._intx is not None:
             self._intx.turn_on()
+        await self._calls.settle()
+        self._calls.failed = self._failed
+        if refused:
+            raise refused[0]
 
     # -- configuration space
 
@@ -85,16 +94,17 @@ class VfioFunction(PciFunction):
         return data
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
-        """Ours and the device's own. The result of a function level reset is done when the device is."""
+        """Ours and the device's own. The result is done when the device is."""
         writes, reset = self._virtual.write(offset, data)
         for write in writes:
-            self.device.write(Region.CONFIG, write.offset, write.data)
+            self._calls.write_config(write.offset, write.data)
+        lines = None
         try:
-            self._follow(offset, len(data))
+            lines = self._follow(offset, len(data))
         except HostError as exc:
-            self._on_error(self.name, exc)
+            self._failed(exc)
         if not reset:
-            return None
+            return together(lines, self._calls.asked())
         return asyncio.shield(self._services.create_task(self._reset(), name=f"{self.name} reset"))
 
     def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:
@@ -134,34 +144,34 @@ class VfioFunction(PciFunction):
         for index in list(self._placed):
             if (pending := self._place(index, None)) is not None:
                 await pending
-        self.device.write(Region.CONFIG, COMMAND, COMMAND_INTX_OFF.to_bytes(2, "little"))
+        self._calls.write_config(COMMAND, COMMAND_INTX_OFF.to_bytes(2, "little"))
         for interrupts in (self._notices, self._intx, self._msi, self._msix):
-            try:
-                if interrupts is not None:
-                    interrupts.close()
-            except HostError as exc:
-                self._on_error(self.name, exc)
+            if interrupts is not None:
+                interrupts.close()
         await self._reset()
 
     # -- what is behind it
 
-    def _follow(self, offset: int, size: int) -> None:
-        """Registers of ours in [offset, offset + size) were written: carry out what they say now."""
+    def _follow(self, offset: int, size: int) -> Awaitable[None] | None:
+        """Registers of ours in [offset, offset + size) were written: carry out what they say now; the result is done when the
+        guest's lines are. Raises HostError."""
         if overlaps(offset, size, COMMAND, 2):
             self._push_command()
         msi, msix = self._virtual.msi, self._virtual.msix
         to_msi = msi is not None and overlaps(offset, size, msi.offset, msi.size)
         to_msix = msix is not None and overlaps(offset, size, msix.offset + 2, 2)
+        lines = None
         if not to_msi and not to_msix:
-            return
+            return None
         if self._intx is not None and self._messages:
             self._intx.turn_off()
         if self._msi is not None and to_msi:
             self._msi.update()
         if self._msix is not None and msix is not None and to_msix:
-            self._msix.control(self.config.get(msix.offset + 2, 2))
+            lines = self._msix.control(self.config.get(msix.offset + 2, 2))
         if self._intx is not None and not self._messages:
             self._intx.turn_on()
+        return lines
 
     @property
     def _messages(self) -> bool:
@@ -176,17 +186,18 @@ class VfioFunction(PciFunction):
         command = self.config.get(COMMAND, 2) & (_FROM_GUEST | COMMAND_INTX_OFF) | COMMAND_MEM
         if self._intx is None:
             command |= COMMAND_INTX_OFF
-        self.device.write(Region.CONFIG, COMMAND, command.to_bytes(2, "little"))
+        self._calls.write_config(COMMAND, command.to_bytes(2, "little"))
         if self._intx is not None:
             self._intx.disable(bool(command & COMMAND_INTX_OFF))
 
-    def _failed(self, error: HostError) -> None:
+    def _failed(self, error: Exception) -> None:
         self._on_error(self.name, error)
 
     async def _reset(self) -> None:
         async with self._reset_lock:
             try:
-                await asyncio.to_thread(self.device.reset)
+                await self._calls.settle()
+                await in_thread(self.device.reset)  # for 100 ms and more, which doorbells need not wait for
             except HostError as exc:
                 self._on_error(self.name, exc)
 

@@ -18,35 +18,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from aiovmm.errors import HostError
 from aiovmm.vfio.abi import Irq
+from aiovmm.vfio.calls import DeviceCalls
 from aiovmm.vfio.services import VfioServices
 
-__all__ = ["IntxInterrupt", "IntxSource"]
-
-
-class IntxSource(Protocol):
-    """The device; see HostDevice."""
-
-    def set_irqs(self, kind: Irq, start: int, fds: Sequence[int]) -> None:
-        """The interrupt signals this eventfd. Raises HostError."""
-
-    def irqs_off(self, kind: Irq) -> None:
-        """No interrupt any more. Raises HostError."""
-
-    def unmask_irq(self, kind: Irq) -> None:
-        """Signal again. Raises HostError."""
+__all__ = ["IntxInterrupt"]
 
 
 class IntxInterrupt:
-    """Off at first. `on_error` hears what the host refuses when the guest ends an interrupt."""
+    """Off at first."""
 
-    def __init__(self, source: IntxSource, services: VfioServices, on_error: Callable[[HostError], None]) -> None:
-        self._source = source
-        self._on_error = on_error
+    def __init__(self, calls: DeviceCalls, services: VfioServices) -> None:
+        self._calls = calls
         self._line = services.intx_line(self._ended)
         self._fd = -1
         self._disabled = False
@@ -57,44 +41,33 @@ class IntxInterrupt:
         return self._line.gsi
 
     def turn_on(self) -> None:
-        """From now on. Idempotent. Raises HostError."""
+        """From now on. Idempotent."""
         if self._fd >= 0:
             return
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         asyncio.get_running_loop().add_reader(self._fd, self._signalled)
-        try:
-            self._source.set_irqs(Irq.INTX, 0, [self._fd])
-        except BaseException:
-            self._drop()
-            raise
+        self._calls.turn_on(Irq.INTX, [self._fd])
 
     def turn_off(self) -> None:
-        """For the time that messages are on: a function has one or the other. Idempotent. Raises HostError."""
+        """For the time that messages are on: a function has one or the other. Idempotent."""
         if self._fd < 0:
             return
-        try:
-            self._source.irqs_off(Irq.INTX)
-        finally:
-            self._drop()
+        fd, self._fd = self._fd, -1
+        asyncio.get_running_loop().remove_reader(fd)
+        self._calls.turn_off(Irq.INTX)
+        self._calls.close_fd(fd)
+        self._line.set_level(False)
 
     def disable(self, disabled: bool) -> None:
-        """The INTx disable bit of the command register, which the device has been told already."""
+        """The INTx disable bit of the command register, which the device is told meanwhile."""
         self._disabled = disabled
         if disabled:
             self._line.set_level(False)
 
     def close(self) -> None:
-        """Off, and the line given back. Idempotent. Raises HostError."""
-        try:
-            self.turn_off()
-        finally:
-            self._line.close()
-
-    def _drop(self) -> None:
-        fd, self._fd = self._fd, -1
-        asyncio.get_running_loop().remove_reader(fd)
-        os.close(fd)
-        self._line.set_level(False)
+        """Off, and the line given back. Idempotent."""
+        self.turn_off()
+        self._line.close()
 
     def _signalled(self) -> None:
         try:
@@ -106,8 +79,5 @@ class IntxInterrupt:
 
     def _ended(self) -> None:
         """The line is released. If the device has not been quieted the kernel signals at once."""
-        try:
-            if self._fd >= 0:
-                self._source.unmask_irq(Irq.INTX)
-        except HostError as exc:
-            self._on_error(exc)
+        if self._fd >= 0:
+            self._calls.unmask(Irq.INTX)

@@ -6,11 +6,11 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
-from typing import Protocol
 
 from aiovmm.errors import HostError
-from aiovmm.vfio.abi import Irq, IrqInfo
-from aiovmm.vfio.interrupts import IrqSource
+from aiovmm.vfio.abi import Irq
+from aiovmm.vfio.calls import DeviceCalls
+from aiovmm.vfio.device import HostDevice
 
 __all__ = ["Notices"]
 
@@ -28,48 +28,36 @@ _MEANING = {
 }
 
 
-class NoticeSource(IrqSource, Protocol):
-    """See HostDevice."""
-
-    name: str
-    irqs: dict[Irq, IrqInfo]
-
-
 class Notices:
     """Listens from `open` to `close` and calls `on_error(name, exc)`, once a kind: a request is repeated until it is met."""
 
-    def __init__(self, source: NoticeSource, on_error: Callable[[str, Exception], None]) -> None:
-        self._source = source
+    def __init__(self, device: HostDevice, calls: DeviceCalls, on_error: Callable[[str, Exception], None]) -> None:
+        self._device = device
+        self._calls = calls
         self._on_error = on_error
         self._fds: dict[Irq, int] = {}
 
     def open(self) -> None:
-        """Kinds that this kernel does not have are left out. Raises HostError."""
+        """Kinds that this kernel does not have are left out."""
         loop = asyncio.get_running_loop()
         for kind in _MEANING:
-            info = self._source.irqs.get(kind)
+            info = self._device.irqs.get(kind)
             if info is None or not info.count:
                 continue
             fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self._fds[kind] = fd
             loop.add_reader(fd, self._heard, kind)
-            self._source.set_irqs(kind, 0, [fd])
+            self._calls.turn_on(kind, [fd])
 
     def close(self) -> None:
-        """Idempotent. Raises HostError, with nothing left open."""
-        errors: list[HostError] = []
+        """Idempotent."""
         for kind in list(self._fds):
-            try:
-                self._source.irqs_off(kind)
-            except HostError as exc:
-                errors.append(exc)
             fd = self._fds.pop(kind)
             asyncio.get_running_loop().remove_reader(fd)
-            os.close(fd)
-        if errors:
-            raise errors[0]
+            self._calls.turn_off(kind)
+            self._calls.close_fd(fd)
 
     def _heard(self, kind: Irq) -> None:
         asyncio.get_running_loop().remove_reader(self._fds[kind])
         code, what, hint = _MEANING[kind]
-        self._on_error(self._source.name, HostError(f"{self._source.name} {what}", code, hint))
+        self._on_error(self._device.name, HostError(f"{self._device.name} {what}", code, hint))

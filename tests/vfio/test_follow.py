@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -14,6 +16,7 @@ from aiovmm.devices.virtio.iommu import IommuDevice
 from aiovmm.devices.virtio.iommu.domains import Domains
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Request, Status, Unmap
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.vfio import Container, Follower, HostDevice
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
@@ -77,7 +80,7 @@ class InMachine:
         return Behind(self._kernel, self._memory, iommu, self._follower, errors)
 
     async def __aexit__(self, *_exc: object) -> None:
-        self._follower.close()
+        await self._follower.aclose()
         self._container.unmap()
         self._device.close()
         self._memory.close()
@@ -133,6 +136,57 @@ async def test_what_the_host_refuses_is_reported_once(behind: Behind) -> None:
     (error,) = behind.errors
     assert "ulimit -l" in str(error)
     assert await behind.request(Unmap(1, 0, 0x2FFF, RESERVED)) is Status.OK
+
+
+async def test_the_host_is_asked_off_the_loop_and_the_request_waits(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, real = [], behind.kernel.ioctl
+
+    def slow(fd: int, request: int, argument: int | bytearray = 0) -> int:
+        threads.append(threading.get_ident())
+        time.sleep(0.02)  # what is not waited for is not done
+        return real(fd, request, argument)
+
+    monkeypatch.setattr(behind.kernel, "ioctl", slow)
+    for request, dma in (
+        (attach(1), {}),
+        (Map(1, 0xA000, 0xBFFF, 0x3000, 3), {0xA000: (0x3000, 0x2000)}),
+        (Unmap(1, 0xA000, 0xBFFF, RESERVED), {}),
+    ):
+        assert await behind.request(request) is Status.OK
+        assert behind.dma == dma
+    assert len(threads) == 4
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_the_machines_end_waits_for_what_is_under_way(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """Or a device of the next machine's would reach memory of this one's."""
+    entered, go_on, real = threading.Event(), threading.Event(), behind.kernel.ioctl
+
+    def held(fd: int, request: int, argument: int | bytearray = 0) -> int:
+        entered.set()
+        go_on.wait(30)
+        return real(fd, request, argument)
+
+    await behind.request(attach(1))
+    monkeypatch.setattr(behind.kernel, "ioctl", held)
+    request = asyncio.create_task(behind.request(Map(1, 0xA000, 0xBFFF, 0x3000, 3)))
+    assert await in_thread(entered.wait, 30)
+    end = asyncio.create_task(behind.follower.aclose())
+    await asyncio.sleep(0)
+    if cancelled:
+        end.cancel()
+    await asyncio.sleep(0)
+    assert not end.done()
+    go_on.set()
+    await asyncio.wait([end])
+    assert end.cancelled() is cancelled
+    await request
+    assert behind.dma == {0xA000: (0x3000, 0x2000)}  # the container's to unmap, which it does next
 
 
 pages = st.integers(0, 15)

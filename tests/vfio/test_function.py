@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,8 @@ from aiovmm.pci.plan import plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.runtime.worker import Worker
 from aiovmm.vfio import Container, HostDevice, VfioFunction
-from tests.vfio.guest import ADDRESS, BASE, MEM32, MEM64, Guest, Services, Slot, plug
-from tests.vfio.kernel import CONFIG, ERR, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
+from tests.vfio.guest import ADDRESS, BASE, ECAM, MEM32, MEM64, Guest, Services, Slot, plug
+from tests.vfio.kernel import CONFIG, ERR, INTX, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
 
 
 async def test_a_bar_is_a_memory_slot_where_the_guest_puts_it(guest: Guest) -> None:
@@ -47,6 +50,68 @@ async def test_slots_follow_in_the_machines_thread_and_the_guests_write_waits_fo
         assert [s.address for s in guest.services.slots] == [base]
     assert len(made) == 2
     assert threading.get_ident() not in made
+    await guest.services.worker.aclose()
+    guest.services.worker = None
+
+
+async def test_the_host_is_asked_in_the_machines_thread_and_the_guests_write_waits(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupts of each kind, the command register, and the device's own registers: the host's kernel takes its time."""
+    guest.place(BASE)
+    guest.services.worker, asked = Worker("test"), []
+    for name in ("ioctl", "pwrite"):
+        real = getattr(guest.kernel, name)
+
+        def noted(*args: Any, real: Callable[..., int] = real) -> int:
+            asked.append(threading.get_ident())
+            result = real(*args)
+            time.sleep(0.01)  # what is not waited for is not done
+            return result
+
+        monkeypatch.setattr(guest.kernel, name, noted)
+
+    async def write(address: int, value: int, size: int) -> None:
+        pending = guest.services.write(address, value.to_bytes(size, "little"))
+        assert pending is not None
+        await pending
+
+    irqs = guest.hardware.irqs
+    for control, on, kind in ((0x72, 0x8000, MSIX), (0x52, 1, MSI)):
+        await write(ECAM + control, on, 2)
+        assert set(irqs) & {INTX, MSI, MSIX} == {kind}
+        if kind == MSIX:
+            entry = BASE + TABLE + 3 * 16
+            guest.write(entry, (0xFEE0_0000).to_bytes(4, "little"))
+            guest.write(entry + 8, (0x43).to_bytes(4, "little"))
+            await write(entry + 12, 0, 4)
+            assert set(irqs[MSIX]) == {3}
+        await write(ECAM + control, 0, 2)
+        assert set(irqs) & {INTX, MSI, MSIX} == {INTX}
+    await write(ECAM + 0x04, 0x0006, 2)
+    assert guest.command == 0x0006
+    await write(ECAM + 0x88, 0x2810, 2)
+    assert guest.hardware.bytes_at(CONFIG, 0x88, 2) == b"\x10\x28"
+    guest.hardware.set_pin(True)
+    await guest.function.close()
+    assert not irqs
+    assert len(asked) > 10
+    assert threading.get_ident() not in asked
+    await guest.services.worker.aclose()
+    guest.services.worker = None
+
+
+async def test_what_the_host_refuses_in_the_thread_is_reported_and_asked_for_no_more(guest: Guest) -> None:
+    guest.hardware.vectors = 2
+    guest.place(BASE)
+    guest.services.worker = Worker("test")
+    guest.set_config(0x72, 2, 0x8000)
+    pending = guest.services.write(BASE + TABLE + 3 * 16 + 12, bytes(4))  # one of the vectors that were refused
+    assert pending is not None
+    await pending
+    await guest.function.close()
+    (error,) = guest.errors
+    assert "the host has 2 vectors" in str(error)
     await guest.services.worker.aclose()
     guest.services.worker = None
 

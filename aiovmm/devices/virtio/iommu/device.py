@@ -44,7 +44,8 @@ class Endpoint(Protocol):
     """A device behind the IOMMU, as far as the IOMMU deals with it."""
 
     def uses(self, start: int, end: int) -> bool:
-        """Whether a part of its live rings lies in [start, end]. Called for every UNMAP: cheap."""
+        """Whether it has to look again, now that [start, end] is mapped or no more: a part of its live rings lies there, or it is
+        the host that maps. Called for every MAP and UNMAP: cheap."""
 
     async def revalidate(self) -> None:
         """What it reaches has changed, its rings perhaps: if one of them is no longer where it was, stop. Never raises."""
@@ -174,17 +175,17 @@ class IommuDevice(VirtioDevice):
             match effect:
                 case Added(domain, mapping):
                     self._tables[domain].add(mapping)
+                    again += self._users(domain, mapping.start, mapping.end)
                 case Removed(domain, start, end):
                     self._tables[domain].remove(start, end)
-                    again += [
-                        e
-                        for n, e in self._endpoints.items()
-                        if self.domains.domain_of(n) == domain and e.uses(start, end)
-                    ]
+                    again += self._users(domain, start, end)
                 case Bound(number, domain, bypass):
                     self._translations[number].bind(self._table(domain), bypass=bypass)
                     again.append(self._endpoints[number])
         return again
+
+    def _users(self, domain: int, start: int, end: int) -> list[Endpoint]:
+        return [e for n, e in self._endpoints.items() if self.domains.domain_of(n) == domain and e.uses(start, end)]
 
     def _table(self, domain: int | None) -> DomainTable | None:
         """The table of a domain. Those of domains that have ended go: their number may come again, with other mappings."""
