@@ -19,7 +19,9 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     loops = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
-    chosen = os.environ.get("AIOVMM_LOOPS", "")  # one of them, where which loop turns matters less than the time it takes
+    chosen = os.environ.get(
+        "AIOVMM_LOOPS", ""
+    )  # one of them, where which loop turns matters less than the time it takes
     return {name: loops[name] for name in chosen.split(",")} if chosen else loops
 
 
