@@ -306,8 +306,8 @@ int avmm_net_receive_turn(struct avmm_net_rx *rx, struct avmm_net_turn *turn) {
 
 uint32_t avmm_net_drain(struct avmm_net_rx *rx, uint32_t most) {
     uint32_t n = 0;
-    uint8_t nothing[1];
-    struct iovec vec = {nothing, sizeof nothing};
+    uint8_t header[AVMM_NET_HDR]; /* a TAP refuses to read less, and loses the packet all the same */
+    struct iovec vec = {header, sizeof header};
     while (n < most && read_now(rx, &vec, 1) > 0)
         n++;
     return n;

@@ -160,7 +160,20 @@ async def test_waiting_for_more_buffers_does_not_keep_the_loop_busy(monkeypatch:
         assert (await guest.receive()).frame == bytes(15000)
 
 
-async def test_a_packet_waits_a_bounded_time_for_buffers() -> None:
+async def test_a_packet_outlasts_a_guest_that_is_not_run_for_a_while() -> None:
+    frame = bytes(9000)
+    async with card() as (harness, device, peer):
+        guest = NetGuest(harness)
+        guest.fill(2)
+        peer.send(bytes(12) + frame)
+        await asyncio.sleep(0.3)
+        guest.fill()
+        assert (await guest.receive()).frame == frame
+        assert device.counters.rx_dropped == 0
+
+
+async def test_a_packet_waits_a_bounded_time_for_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump, "_PATIENCE", 0.05)
     async with card() as (harness, device, peer):
         guest = NetGuest(harness)
         guest.fill(2)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -104,6 +105,23 @@ async def test_the_host_pings_a_guest_on_a_tap_that_was_made_for_it() -> None:
         task.cancel()
         assert device.counters.tx_errors == device.counters.tx_dropped == 0
     await until(lambda: not netns.links())
+
+
+async def test_what_waited_for_no_driver_is_lost_and_counted() -> None:
+    """It may have been left for offloads that an earlier driver knew."""
+    device = NetDevice(TapBackend(host=ADDRESS), mac=MAC)
+    await device.open()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for _ in range(5):
+            sock.sendto(b"early", ("10.77.0.255", 7777))
+        async with Harness(device) as harness:
+            await ready(device)
+            assert device.counters.rx_dropped == 5
+            guest = NetGuest(harness)
+            guest.fill()
+            sock.sendto(b"late", ("10.77.0.255", 7777))
+            assert (await guest.receive()).frame.endswith(b"late")
 
 
 async def test_checksums_are_left_to_the_other_side_both_ways() -> None:
@@ -310,7 +328,12 @@ def test_what_the_configuration_takes_is_what_the_interface_gets(ip: str, length
             await backend.close()
 
     with suppress(HostError):
-        assert f" {ip_address(ip)}/{length} " in asyncio.run(configure())
+        assert ip_interface(f"{ip}/{length}") in addresses(asyncio.run(configure()))
+
+
+def addresses(shown: str) -> list[IPv4Interface | IPv6Interface]:
+    """Of what `ip address` shows. Python and it do not spell each address in the same way."""
+    return [ip_interface(text) for text in re.findall(r" inet6? (\S+/\d+) ", shown)]
 
 
 async def test_a_persistent_tap_stays() -> None:

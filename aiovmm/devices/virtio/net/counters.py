@@ -14,7 +14,7 @@ class NetCounters:
     rx_packets: int = 0
     rx_bytes: int = 0
     rx_dropped: int = 0
-    """Too large for the guest's buffers, or arrived while the link was down."""
+    """Too large for the guest's buffers, or arrived while the link was down or no driver was there."""
     tx_packets: int = 0
     tx_bytes: int = 0
     tx_dropped: int = 0

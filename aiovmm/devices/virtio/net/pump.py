@@ -24,7 +24,9 @@ _TURN_BYTES = 512 << 10
 _TURN_FRAMES = 64
 _TURN_CALLS = 4  # in a turn, at most: a further one only after a call that the driver's wish for an interrupt has ended
 _RX_CHAINS = 256  # at most; they are taken a few at a time, as packets keep coming
-_PATIENCE = 0.1  # seconds that a packet waits for a driver to post more buffers
+# Seconds that a packet waits for a driver to post more buffers. A guest that is not run for a while, on a host with more guests
+# than processors, is no driver that is short of buffers.
+_PATIENCE = 3.0
 
 _WAIT = lib.AVMM_NET_WAIT
 _MORE = lib.AVMM_NET_MORE
