@@ -9,7 +9,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -56,6 +56,7 @@ def main() -> None:
     """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback; so does
     what the host refuses: a descriptor, memory, a thread, room for what is printed."""
     closed = fill_standard_descriptors()
+    told = None
     try:
         cli(prog_name="aiovmm", obj=closed)
         code: Any = 0
@@ -70,7 +71,8 @@ def main() -> None:
         if error is None:
             raise
         code = _failed(error, 1)
-    sys.exit(code if _flushed() else code or 1)
+        told = getattr(exc, "errno", None)
+    sys.exit(code if _printed(told) else code or 1)
 
 
 def _failed(error: BaseException, code: int) -> int:
@@ -78,16 +80,26 @@ def _failed(error: BaseException, code: int) -> int:
     return code
 
 
-def _flushed() -> bool:
-    """Whether what was printed is out. If not, it is given up with a word: the interpreter would end with a traceback."""
+def _printed(told: int | None) -> bool:
+    """Whether standard output has taken all. If not, there is a word about it, unless the error with the number `told` had one:
+    some Pythons keep what could not be printed, and fail at it again."""
+    error = _flush(sys.stdout)
+    had_one = told is not None and told == getattr(error, "errno", None)
+    if error is not None and not had_one and not isinstance(error, BrokenPipeError):
+        say(f"standard output cannot be written: {error}")
+    _flush(sys.stderr)
+    return error is None
+
+
+def _flush(stream: TextIO) -> OSError | ValueError | None:
+    """What is left of a standard stream. What cannot be printed is given up: the interpreter would end with a traceback, or with
+    an exit code of its own."""
     try:
-        sys.stdout.flush()
+        stream.flush()
     except (OSError, ValueError) as exc:
-        if not isinstance(exc, BrokenPipeError):
-            say(f"standard output cannot be written: {exc}")
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
+            os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
-        return False
-    return True
+        return exc
+    return None

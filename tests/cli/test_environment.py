@@ -167,6 +167,18 @@ def test_other_commands_to_a_full_output(command: list[str], aiovmm: Command) ->
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(["run"], 2), (["run", "--kernel", "/none"], 2), (["--version"], 1), (["attach", "/none"], 1)],
+    ids=str,
+)
+def test_the_exit_code_tells_where_no_stream_can(command: list[str], code: int, aiovmm: Command) -> None:
+    with open("/dev/full", "wb") as full:
+        process = aiovmm.start(*command, stdout=full, stderr=full)
+    assert process.wait(DEADLINE) == code
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_standard_error(aiovmm: Command, guest: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         process = aiovmm.start(*guest, "--cmdline", "ho", "--json", "-vv", stderr=full)

@@ -125,8 +125,8 @@ static void round_trip(struct avmm_blk *disk, uint64_t counts[3]) {
     assert(avmm_ring_bind(&vq.avail, &mem, AVAIL, 6 + 2 * SIZE, 1, NULL) == 0);
     assert(avmm_ring_bind(&vq.used, &mem, USED, 6 + 8 * SIZE, 3, NULL) == 0);
     assert(avmm_blk_queue_open(&q, 1 + below(SIZE), 2 + below(36)) == 0);
-    uint16_t idx = vq.last_avail, n = 0;
-    for (uint32_t i = 0; i + 8 < SIZE; n++) {
+    uint16_t idx = vq.last_avail;
+    for (uint32_t i = 0; i + 8 < SIZE;) {
         memcpy(ram + AVAIL + 4 + 2 * (idx % SIZE), &(uint16_t){(uint16_t)i}, 2);
         idx++;
         i += some_request(i);
