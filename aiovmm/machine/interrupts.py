@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from aiovmm.errors import KvmError
+from aiovmm.kvm.ioctl import error
 from aiovmm.kvm.routing import GsiRouting, IrqfdLine
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import lib
@@ -28,7 +29,10 @@ class KvmMsiLine:
     def __init__(self, vm: VmFd, name: str) -> None:
         self.name = name
         self._vm = vm
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as exc:
+            raise error(f"making the eventfd of {name}", exc.errno or 0) from exc
         self._shared = False
         self._gsi: int | None = None
         self._irqfd: IrqfdLine | None = None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from aiovmm.errors import GuestError, PeerError
 from aiovmm.memory import GuestMemory
+from aiovmm.native import lib
 from aiovmm.vhost_user.channel import close_fds
 from aiovmm.vhost_user.inflight import InflightRecord
 from aiovmm.vhost_user.server_state import ServerState
@@ -168,5 +168,4 @@ class Rings:
 
 def _signal(fd: int) -> None:
     if fd >= 0:
-        with contextlib.suppress(BlockingIOError):  # its counter is full: it is signalled
-            os.eventfd_write(fd, 1)
+        lib.avmm_event_signal(fd)  # the front end has it as well, and may have filled it, and made it blocking

@@ -14,6 +14,7 @@ from aiovmm.testing.vhost_user_backend_rings import Rings
 from aiovmm.vhost_user import effects as e
 from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
 from aiovmm.vhost_user.inflight import InflightRecord
+from aiovmm.vhost_user.lines import EventReader
 from aiovmm.vhost_user.messages import Message
 from aiovmm.vhost_user.payloads import ConfigSpace, Payload, Region, VringState, Word
 from aiovmm.vhost_user.protocol import BackendRequest, Flag, FrontendRequest, ProtocolFeature
@@ -58,9 +59,12 @@ class Session:
         self._requests: Channel | None = None
         self._telling: set[asyncio.Task[None]] = set()
         self._on_error = on_error
+        self._loss: EventReader | None = None
+        self._lost: PeerError | None = None  # its memory is
 
     async def run(self) -> None:
-        """Returns when the front end has closed the connection. Raises PeerError if it breaks the protocol."""
+        """Returns when the front end has closed the connection. Raises PeerError if it breaks the protocol, or its
+        memory is not there any more."""
         self.device._notify_config = self._config_changed
         self.device._notify_error = self._on_error
         try:
@@ -73,7 +77,8 @@ class Session:
                 finally:
                     close_fds(fds)
         except ChannelClosed:
-            return
+            if self._lost is not None:
+                raise self._lost from None
         finally:
             await self._close()
 
@@ -85,7 +90,21 @@ class Session:
         for task in list(self._telling):
             task.cancel()
         await self.rings.close()
+        if self._loss is not None:
+            self._loss.close()
         self.device.reset()
+
+    def _use_memory(self, memory: GuestMemory) -> None:
+        """Take over new memory, and hear of its loss: whatever is read there then are zeros of ours."""
+        if self._loss is None:
+            self._loss = EventReader(self._memory_lost)
+        for region in memory.regions:
+            region.mapping.tell_loss(self._loss.fd)
+        self.rings.use_memory(memory)
+
+    def _memory_lost(self) -> None:
+        self._lost = PeerError("the front end's memory is lost: its file was cut short, or could not be read or filled")
+        self._channel.close()
 
     async def _carry_out(self, effect: e.Effect, message: Message, fds: list[int]) -> None:
         match effect:
@@ -94,7 +113,7 @@ class Session:
             case e.Acknowledge():
                 await self._reply(message, Word(0))
             case e.MapMemory(regions):
-                self.rings.use_memory(_map(regions, fds))
+                self._use_memory(_map(regions, fds))
             case e.RingFd(kind, index, _):
                 self.rings.fds[index].replace(_RING_FDS[kind], _eventfd(fds.pop()) if fds else -1)
             case e.UpdateRings():

@@ -159,6 +159,37 @@ async def test_going_away_with_a_running_ring(peer: Peer) -> None:
     assert echo.running == 0
 
 
+async def test_memory_that_is_cut_off_under_a_running_ring(peer: Peer) -> None:
+    """Nothing that is served from then on would be the guest's."""
+    peer.say(*HELLO)
+    peer.remember()
+    await until(lambda: peer.server.session is not None and peer.server.session.rings.memory is not None)
+    os.ftruncate(peer.memory, 0)
+    peer.say(*RING, Message(F.SET_VRING_KICK, Word(0), (peer.event,)), Message(F.SET_VRING_ENABLE, VringState(0, 1)))
+    assert "memory is lost" in await peer.complaint()
+    await until(lambda: peer.server.session is None)
+
+
+async def test_an_interrupt_that_could_make_us_wait(peer: Peer) -> None:
+    """Its eventfd is the front end's as well, who fills it and makes it blocking."""
+    call = os.eventfd(0)
+    peer.say(*HELLO)
+    peer.remember()
+    peer.say(*RING, Message(F.SET_VRING_CALL, Word(0), (call,)), Message(F.SET_VRING_KICK, Word(0), (peer.event,)))
+    peer.say(Message(F.SET_VRING_ENABLE, VringState(0, 1)))
+    echo = peer.server.device
+    assert isinstance(echo, Echo)
+    await until(lambda: echo.running == 1)
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(call)  # what the start of the ring has signalled
+    os.eventfd_write(call, (1 << 64) - 2)
+    os.set_blocking(call, True)
+    assert peer.server.session is not None
+    peer.server.session.rings.fds[0].pulse()
+    assert os.eventfd_read(call) == (1 << 64) - 1
+    os.close(call)
+
+
 async def test_a_corrupt_in_flight_record_harms_only_its_owner(peer: Peer) -> None:
     """Everything in flight, in a loop of next pointers, with indices beyond the ring."""
     record = os.memfd_create("record")
