@@ -16,14 +16,16 @@ _constants: Any = re._constants  # type: ignore[attr-defined]
 
 
 class Shape:
-    """`width`: the most bytes that a match has, MOST if there is no bound. `looks`: it asks for more than the bytes of the match
-    (`^`, `\\b`, `(?=`)."""
+    """`looks`: the most bytes that a match asks for besides its own (`(?=`, `(?<=`; two for `^`, `$`, `\\b`); `span`: with those
+    of the match itself. MOST if there is no bound.
+
+    What lies `span` bytes and more behind a place decides nothing there: no match where there was none.
+    """
 
     def __init__(self, pattern: re.Pattern[bytes]) -> None:
         self.parsed = _parser.parse(pattern.pattern, pattern.flags)
-        width = self.parsed.getwidth()[1]
-        self.width = MOST if width >= 1 << 31 else int(width)
-        self.looks = _looks(self.parsed)
+        width, self.looks = _widths(self.parsed)
+        self.span = min(MOST, width + self.looks)
 
 
 @lru_cache(maxsize=256)
@@ -36,7 +38,7 @@ def shape_of(pattern: re.Pattern[bytes]) -> Shape:
 def match_cost(pattern: re.Pattern[bytes], length: int) -> int:
     """Steps that an attempt to match at one place may take in `length` bytes of text."""
     shape = shape_of(pattern)
-    return min(MOST, _ways(shape.parsed, length) * (min(length, shape.width) + 1))
+    return min(MOST, _ways(shape.parsed, length) * (min(length, shape.span) + 1))
 
 
 def _ways(items: Any, length: int) -> int:
@@ -77,23 +79,38 @@ def _ways_to_repeat(least: int, most: int, inner: Any, length: int) -> int:
     return int(min(MOST, max(2, each) ** exponent))
 
 
-def _looks(items: Any) -> bool:
+def _widths(items: Any) -> tuple[int, int]:
+    """The most bytes that a sequence takes, and that it looks at besides, each up to MOST."""
+    takes = looks = 0
     for op, argument in items:
-        match str(op):
-            case "AT" | "ASSERT" | "ASSERT_NOT":
-                return True
-            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
-                found = _looks(argument[2])
-            case "BRANCH":
-                found = any(_looks(branch) for branch in argument[1])
-            case "SUBPATTERN":
-                found = _looks(argument[3])
-            case "ATOMIC_GROUP":
-                found = _looks(argument)
-            case "GROUPREF_EXISTS":
-                found = _looks(argument[1]) or _looks(argument[2] or [])
-            case _:
-                found = False
-        if found:
-            return True
-    return False
+        taken, looked = _widths_of(str(op), argument)
+        takes, looks = min(MOST, takes + taken), min(MOST, looks + looked)
+    return takes, looks
+
+
+def _widths_of(op: str, argument: Any) -> tuple[int, int]:
+    match op:
+        case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            _least, most, inner = argument
+            takes, looks = _widths(inner)
+            return min(MOST, most * takes), min(MOST, most * looks)
+        case "BRANCH":
+            return _widest(argument[1])
+        case "SUBPATTERN":
+            return _widths(argument[3])
+        case "ATOMIC_GROUP":
+            return _widths(argument)
+        case "ASSERT" | "ASSERT_NOT":
+            return 0, min(MOST, sum(_widths(argument[1])))
+        case "AT":
+            return 0, 2  # `$` is before a newline too
+        case "GROUPREF":
+            return MOST, 0
+        case "GROUPREF_EXISTS":
+            return _widest([argument[1], argument[2] or []])
+    return 1, 0
+
+
+def _widest(branches: Any) -> tuple[int, int]:
+    takes, looks = zip(*map(_widths, branches), strict=True)
+    return max(takes), max(looks)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Sequence
+from typing import Any
 
 from aiovmm.console.ring import HistoryRing
 from aiovmm.errors import UsageError
@@ -29,6 +30,7 @@ _SHORT = 64  # steps of the engine at each place: an expression that may take mo
 _AT_ONCE = 200_000  # steps of the engine that the loop may wait for: 2 ms
 
 Pattern = bytes | re.Pattern[bytes]
+_ONE = bytes | bytearray | memoryview | str  # sequences that are one thing
 Found = tuple[re.Match[bytes], int]
 """A match, and the offset where it ends."""
 
@@ -51,7 +53,7 @@ class PatternSearch:
     """Searches for whichever of some regular expressions matches first; of two at one place, the one listed first."""
 
     def __init__(self, pattern: Pattern | Sequence[Pattern], overlap: int = OVERLAP) -> None:
-        given = [pattern] if isinstance(pattern, (bytes, re.Pattern)) else list(pattern)
+        given = list(pattern) if isinstance(pattern, Sequence) and not isinstance(pattern, _ONE) else [pattern]
         patterns = [_compile(one) for one in given]
         if not patterns:
             raise UsageError("there is no pattern to expect")
@@ -103,37 +105,38 @@ class _Short:
 class _Any:
     """By automata, and the engine where they say that it is worth it."""
 
-    def __init__(self, pattern: re.Pattern[bytes], overlap: int) -> None:
+    def __init__(self, pattern: re.Pattern[bytes], looks: int) -> None:
+        """`looks`: see Shape."""
         from aiovmm.console.automaton import automaton_of
         from aiovmm.console.cost import match_cost
 
         self._cost = match_cost
         self._pattern = pattern
-        self._overlap = overlap
+        self._looks = looks
         self._ends, self._begins, self._exact = automaton_of(pattern)
         self._state = self._ends.first()
         self._at = -1
-        self._doubtful = 0  # up to this offset, what was no match may have become one: it looks ahead
+        self._doubtful = 0  # before this offset, what was no match may have become one: it looks ahead
 
     def look(self, window: _Window) -> Generator[Trial | None, bool | None, re.Match[bytes] | None]:
         if self._at != window.new:  # a gap, or the first time
             self._state = self._ends.first()
-        ended = self._state.ends or window.new < self._doubtful
+        doubtful = window.new < self._doubtful
+        end = window.new if self._state.ends else None
         for mark in self._ends.scan(self._state, window.text[window.new - window.before :]):
             if mark is None:
                 yield None
             elif mark[0] < 0:
                 self._state = mark[1]
             else:
-                ended = True
+                end = window.new + mark[0]
         self._at = window.before + len(window.text)
-        if not ended:
+        if end is not None:
+            self._doubtful = end + self._looks
+        elif not doubtful:
             return None
         start = yield from self._first_begin(window)
-        match = None if start is None else (yield from self._match(window, start))
-        if match is None and not self._exact:
-            self._doubtful = max(self._doubtful, self._at + self._overlap)
-        return match
+        return None if start is None else (yield from self._match(window, start))
 
     def _first_begin(self, window: _Window) -> Generator[None, None, int | None]:
         """Where in the text the first match begins."""
@@ -158,9 +161,9 @@ def _search_for(pattern: re.Pattern[bytes], overlap: int) -> _Short | _Any:
     from aiovmm.console.cost import match_cost, shape_of  # by who expects something
 
     shape = shape_of(pattern)
-    if shape.width < overlap and match_cost(pattern, overlap) <= _SHORT:
-        return _Short(pattern, overlap if shape.looks else max(shape.width - 1, 0))
-    return _Any(pattern, overlap)
+    if shape.span < overlap and match_cost(pattern, overlap) <= _SHORT:
+        return _Short(pattern, shape.span)
+    return _Any(pattern, min(shape.looks, overlap))
 
 
 class SeparatorSearch:
@@ -180,9 +183,12 @@ class SeparatorSearch:
         return None if index < 0 else base + index + len(self._separator)
 
 
-def _compile(pattern: Pattern) -> re.Pattern[bytes]:
+def _compile(pattern: Any) -> re.Pattern[bytes]:
     if isinstance(pattern, str) or (isinstance(pattern, re.Pattern) and isinstance(pattern.pattern, str)):
-        raise UsageError(f"a console speaks bytes: write rb{pattern!r}")
+        text = pattern if isinstance(pattern, str) else pattern.pattern
+        raise UsageError(f"a console speaks bytes: write rb{text!r}")
+    if not isinstance(pattern, bytes | re.Pattern):
+        raise UsageError(f"{pattern!r} is no pattern: write it like rb'login: '")
     try:
         return re.compile(pattern)
     except re.error as exc:
