@@ -6,13 +6,14 @@
         vm.serial.write(b"root\n")
         status = await vm.wait()                # cancelling wait() does not stop the guest
 
-Leaving the block always tears everything down. What a guest does ends as its `ExitStatus`, never as an exception elsewhere.
+Leaving the block always tears everything down; a VM that was entered by hand and never left is torn down at the end of its loop,
+with a ResourceWarning. What a guest does ends as its `ExitStatus`, never as an exception elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
@@ -25,18 +26,17 @@ from aiovmm.machine import Machine
 from aiovmm.machine.ending import Ending, failed
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.parts import PluggedDevice
+from aiovmm.machine.release import Release
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.keeper import Keeper
 from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
-    from aiovmm.console.places import Places
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.own import OwnDevices
 
 __all__ = ["VM"]
-
-_WATCH = 0.25  # seconds after the start until somebody looks after who blocks the loop
 
 
 class VM(Inventory):
@@ -69,10 +69,8 @@ class VM(Inventory):
         self._ending = Ending(config, self._home, (self._serial, self._console))
         self._life, self._journal, self._power = self._ending.life, self._ending.journal, self._ending.power
         self._transition = self._ending.transition
-        self._places: Places | None = None
-        self._watch: asyncio.TimerHandle | None = None
-        self._unwatch: Callable[[], None] = lambda: None
-        self._entered = False
+        self._release = Release(config.name, self._ending)
+        self._keeper: Keeper | None = None  # once it was entered
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -108,9 +106,10 @@ class VM(Inventory):
     async def __aenter__(self) -> Self:
         """Build everything up to the first instruction. Raises ConfigError, ImageError, HostError, with nothing left behind."""
         self._home.check()
-        if self._entered:
+        if self._keeper is not None:
             raise StateError(f"VM {self.name!r} has been entered before; make a new one")
-        self._entered = True
+        release = self._release
+        self._keeper = Keeper(self, f"VM {self.name!r}", release.left_behind, release.abandon)
         try:
             await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
             await self._join_consoles()
@@ -129,8 +128,8 @@ class VM(Inventory):
             if joined and place.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
                 from aiovmm.console.places import Places
 
-                self._places = self._places or Places(self._ending.device_failed)
-                await self._places.join(id_, console, place)
+                places = self._release.places = self._release.places or Places(self._ending.device_failed)
+                await places.join(id_, console, place)
 
     async def __aexit__(self, *_exc: object) -> None:
         await self.aclose()
@@ -174,7 +173,8 @@ class VM(Inventory):
             if self._life.check(VMState.RUNNING):
                 try:
                     await self._power.on(machine)
-                    self._watch = asyncio.get_running_loop().call_later(_WATCH, self._watch_loop)
+                    assert self._keeper is not None, "there is a machine"
+                    self._release.watch_soon(self._keeper.loop_closed)
                 except BaseException as exc:
                     await finish(self._ending.end(failed("it could not start", exc)))
                     raise
@@ -232,7 +232,7 @@ class VM(Inventory):
         """Wait for the end of the guest. Cancelling it changes nothing. Raises StateError if the VM was never entered."""
         if not self._ending.stopped.is_set():
             self._home.check()
-            if not self._entered:
+            if self._keeper is None:
                 raise StateError(
                     f"VM {self.name!r} was never entered: nothing would end it; use it inside `async with`"
                 )
@@ -248,23 +248,19 @@ class VM(Inventory):
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
 
-    def _watch_loop(self) -> None:
-        from aiovmm.machine.watched import watch_over  # not before the guest runs
-
-        self._unwatch = watch_over(self.name, self._ending)
-
     async def _close(self, status: ExitStatus) -> None:
-        await self._ending.end(status)
-        await self._ending.settled()
-        if self._watch is not None:
-            self._watch.cancel()
-        self._unwatch()
         try:
-            if self._places is not None:
-                await self._places.aclose()
-        finally:
-            async with self._transition:
-                await self._power.aclose()
+            await self._release.close(status)
+        except asyncio.CancelledError:  # by the end of the loop: the keeper does the rest
+            raise
+        except BaseException:
+            await self._left()
+            raise
+        await self._left()
+
+    async def _left(self) -> None:
+        if self._keeper is not None:
+            await self._keeper.left()
 
 
 def _checked(devices: Sequence[VirtioDevice], ports: Sequence[PortDevice]) -> OwnDevices:

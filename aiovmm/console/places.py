@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleConfig, ConsoleMode
 from aiovmm.console.stream import Console
+from aiovmm.runtime.tasks import bury
 
 if TYPE_CHECKING:
     from aiovmm.console.backends import ConsoleBackend
@@ -31,7 +32,8 @@ class Places:
             return
         from aiovmm.console.backends import open_backend
 
-        backend = await open_backend(config, console).__aenter__()
+        backend = open_backend(config, console)
+        await backend.open()
         console.place = backend.place
         watch = asyncio.create_task(self._watch(id_, backend), name=f"{console.name} at {backend.place}")
         self._joined.append((console, backend, watch))
@@ -44,7 +46,8 @@ class Places:
                 await backend.aclose()
             finally:
                 console.place = ""
-                await asyncio.wait([watch])
+                if not bury(watch):
+                    await asyncio.wait([watch])
 
     async def _watch(self, id_: str, backend: ConsoleBackend) -> None:
         try:

@@ -54,7 +54,7 @@ class Ending:
             self._task = asyncio.get_running_loop().create_task(work, name=f"{self._config.name}: end")
         except Exception as exc:
             work.close()
-            self._give_up(exc)
+            self.give_up(exc)
         else:
             self._task.add_done_callback(self._handled)
 
@@ -115,9 +115,10 @@ class Ending:
         """A task that was cancelled, perhaps before it began, or that failed where nothing should, has told nobody."""
         error = asyncio.CancelledError("its task was cancelled") if task.cancelled() else task.exception()
         if error is not None:
-            self._give_up(error)
+            self.give_up(error)
 
-    def _give_up(self, error: BaseException) -> None:
+    def give_up(self, error: BaseException) -> None:
+        """The end cannot be brought about as it should: it is told all the same, and vCPUs are asked to stop."""
         self.life.end(ExitStatus(ExitReason.ERROR, f"its end could not be handled: {_said(error)}", error))
         if self.power.machine is not None:
             self.power.machine.halt()

@@ -18,9 +18,10 @@ __all__ = ["WatchedVm", "watch_over"]
 class WatchedVm:
     """See watchdog.Watched. `device_at` is called in the watchdog's thread, while the loop stands still."""
 
-    def __init__(self, name: str, ending: Ending) -> None:
+    def __init__(self, name: str, ending: Ending, loop_closed: Callable[[], None]) -> None:
         self.name = name
         self.device_slow = ending.device_slow
+        self.loop_closed = loop_closed
         self._power = ending.power
 
     def device_at(self, frame: FrameType) -> str | None:
@@ -34,8 +35,8 @@ class WatchedVm:
         return next((plugged.id for plugged in self._power.plugged if plugged.device is owned), None)
 
 
-def watch_over(name: str, ending: Ending) -> Callable[[], None]:
+def watch_over(name: str, ending: Ending, loop_closed: Callable[[], None]) -> Callable[[], None]:
     """Have the watchdog of the running loop look after the VM, until the result is called."""
-    loop, vm = asyncio.get_running_loop(), WatchedVm(name, ending)
+    loop, vm = asyncio.get_running_loop(), WatchedVm(name, ending, loop_closed)
     watch(loop, vm)
     return partial(unwatch, loop, vm)

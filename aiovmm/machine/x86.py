@@ -221,6 +221,13 @@ class Machine:
             if vcpu.needs_end:
                 await vcpu.join()
 
+    def cut_off(self) -> None:
+        """Stop at once, where nobody serves exits any more: the event loop was closed. It waits for the threads."""
+        self.halt()
+        for vcpu in self.vcpus:
+            if vcpu.needs_end:
+                vcpu.on_ended()
+
     async def aclose(self) -> None:
         """Stop and take everything apart. Idempotent."""
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
 from aiovmm.runtime.worker import Worker
 
-__all__ = ["TaskScope", "finish", "in_thread"]
+__all__ = ["TaskScope", "bury", "finish", "in_thread"]
 
 OnError = Callable[[str, BaseException], None]
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class TaskScope:
         """Cancel what runs and wait for its end. Idempotent; the calling task is never waited for."""
         self._closed = True
         me = asyncio.current_task()
+        self._tasks -= {task for task in self._tasks if bury(task)}
         while tasks := [t for t in self._tasks if t is not me]:
             for task in tasks:
                 task.cancel()
@@ -54,6 +56,18 @@ class TaskScope:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_error(task.get_name(), error)
+
+
+def bury(task: asyncio.Task[Any]) -> bool:
+    """Whether the loop of an unfinished task was closed, so that it can be neither cancelled nor awaited. What its coroutine does
+    at its end without waiting is done then."""
+    if task.done() or not task.get_loop().is_closed():
+        return False
+    coro = task.get_coro()
+    if coro is not None:
+        with suppress(RuntimeError):  # it would wait
+            coro.close()
+    return True
 
 
 async def finish(work: Coroutine[Any, Any, T]) -> T:

@@ -41,6 +41,9 @@ class Watched(Protocol):
     def device_slow(self, device: str, detail: str) -> None:
         """It has kept the loop. Called on the loop, when it is free again."""
 
+    def loop_closed(self) -> None:
+        """The loop was closed, and the VM is on it. Called in another thread."""
+
 
 class Watchdog:
     """See the module."""
@@ -64,11 +67,17 @@ class Watchdog:
             answered = threading.Event()
             try:
                 self._loop.call_soon_threadsafe(answered.set)
-            except RuntimeError:  # it is closed
+            except RuntimeError:
+                self._loop_closed()
                 return
             if not self._comes(answered, self._blocked):
                 self._look()
                 self._comes(answered, None)
+
+    def _loop_closed(self) -> None:
+        _dogs.pop(self._loop, None)
+        for vm in list(self.watched.values()):
+            vm.loop_closed()
 
     def _comes(self, answered: threading.Event, seconds: float | None) -> bool:
         """Whether the sign is there in that time. `close`, on the loop, waits for us: its end ends this too."""

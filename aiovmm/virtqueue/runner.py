@@ -17,6 +17,7 @@ from typing import Any
 from aiovmm.errors import GuestFault, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
+from aiovmm.runtime.tasks import bury
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
@@ -127,7 +128,7 @@ class DeviceRunner:
     async def reset(self) -> None:
         """Stop the device and wait until it has stopped, its host I/O ended. Idempotent; may be cancelled and called again."""
         task = self._task
-        if task is not None:
+        if task is not None and not bury(task):
             task.cancel()
             while not task.done():
                 await asyncio.wait([task])

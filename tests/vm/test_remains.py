@@ -29,7 +29,7 @@ from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
 from aiovmm.machine import legacy, parts, pci, x86
 from aiovmm.memory import GuestMemory
-from tests.vm.guest import config, counts_on, event
+from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
 
 pytestmark = pytest.mark.timeout(120)
@@ -165,6 +165,7 @@ async def prefaulted() -> None:
 async def test_cancelled_at_every_await(life: Callable[[], Awaitable[None]], woken: bool, remains: Remains) -> None:
     async with VM(config("x", name="neighbour")) as neighbour:
         await neighbour.start()
+        await until(lambda: any(thread.name == "aiovmm watchdog" for thread in threading.enumerate()))
         both = Remains.now()
         awaits = await cancel_everywhere(life, both, woken=woken)
         assert awaits >= 5

@@ -10,6 +10,8 @@ from typing import Any, Self
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import StateError
+from aiovmm.runtime.keeper import Keeper
+from aiovmm.runtime.tasks import bury
 
 __all__ = ["LINGER", "LINGER_LONGEST", "ConsoleBackend", "linger"]
 
@@ -40,6 +42,7 @@ class ConsoleBackend(ABC):
     def __init__(self, console: Console) -> None:
         self._console = console
         self._task: asyncio.Task[AttachEnd] | None = None
+        self._keeper: Keeper | None = None
         self._reported = False
 
     @property
@@ -48,6 +51,12 @@ class ConsoleBackend(ABC):
         """Where the console can be found, for people: a path, or a few words."""
 
     async def __aenter__(self) -> Self:
+        await self.open()
+        self._keeper = Keeper(None, f"the console {self._console.name} at {self.place}", self._leave, self._leave)
+        return self
+
+    async def open(self) -> None:
+        """Enter it, where something else sees to it that it is left."""
         if self._task is not None:
             raise StateError(f"the console at {self.place} is entered already")
         try:
@@ -56,7 +65,6 @@ class ConsoleBackend(ABC):
             await self._close()
             raise
         self._task = asyncio.create_task(self._run(), name=f"{self._console.name} at {self.place}")
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
@@ -73,21 +81,30 @@ class ConsoleBackend(ABC):
 
     async def aclose(self) -> None:
         """Let the output that has been printed go out, while the other side takes it (see `linger`), then let go. Idempotent."""
+        try:
+            await self._leave()
+        finally:
+            if self._keeper is not None:
+                await self._keeper.left()
+
+    async def _leave(self) -> None:
         task = self._task
         try:
-            if task is not None and not task.done():
-                self._finish()
-                await linger([task], self._progress)
+            if task is not None and not task.done() and not bury(task):
+                await self._end(task)
         finally:
-            try:
-                if task is not None:
-                    task.cancel()
-                    await asyncio.wait([task])
-            finally:
-                await self._close()
-        if task is not None and not task.cancelled() and not self._reported:
+            await self._close()
+        if task is not None and task.done() and not task.cancelled() and not self._reported:
             self._reported = True
             task.result()
+
+    async def _end(self, task: asyncio.Task[AttachEnd]) -> None:
+        try:
+            self._finish()
+            await linger([task], self._progress)
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _open(self) -> None:  # noqa: B027 (not every place has something to open)
         """Acquire the place; a failure raises, and `_close` follows."""
