@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 
@@ -14,7 +15,7 @@ from aiovmm.console import Console
 from aiovmm.console.automaton import Automaton
 from aiovmm.console.cost import match_cost
 from aiovmm.console.ring import HistoryRing
-from aiovmm.console.search import PatternSearch, _Any, _Short
+from aiovmm.console.search import PatternSearch, Trial, _Any, _Short
 from aiovmm.errors import ExpectTimeout, PatternTooSlow
 from tests.console.test_search import step
 
@@ -78,9 +79,9 @@ def test_what_no_automaton_can_do_is_found_all_the_same(pattern: bytes, pieces: 
 
 
 def test_the_engine_is_asked_alone_where_it_needs_a_few_steps() -> None:
-    for cheap in (rb"login: ", rb"[#$] ", rb"\r?\n", rb"(?i)panic|oops"):
+    for cheap in (rb"login: ", rb"[#$] ", rb"\r?\n", rb"(?i)panic|oops", rb"\bOops\b", rb"(?<!no )panic"):
         assert isinstance(PatternSearch(cheap)._searches[0], _Short), cheap
-    for dear in (rb".*login: ", rb"guest:\S+ ?[#$] ", rb"(\w+\s*)+:", rb"a{0,60}b"):
+    for dear in (rb".*login: ", rb"guest:\S+ ?[#$] ", rb"(\w+\s*)+:", rb"a{0,60}b", rb"(?<=a{900})x", rb"(?=[ab]{99})b"):
         assert isinstance(PatternSearch(dear)._searches[0], _Any), dear
 
 
@@ -106,7 +107,31 @@ HOSTILE = {
     rb"(?=(a+)+b)a*c": b"a",
     rb"(.*?,){20}P": b"1,",
     rb"[ab]*a[ab]{12}c": b"aababbbabaab",
+    rb"(?<=a{900})x": b"a",
+    rb"(?=(?:[a-z]{1000}){8})x": b"a",
+    rb"(?m)^.*# $": b"a# b",
 }
+
+
+def test_no_more_is_looked_at_than_what_can_have_changed() -> None:
+    """`$` is decided by the two bytes behind it. The engine was asked again at each byte for as many as the overlap has."""
+    ring, asked = HistoryRing(1 << 16), 0
+    search = PatternSearch(rb"(?m)^.*# $")
+    for byte in b"a line of many words, long enough that its cost is not the engine's alone # and so on" + b"x" * 200:
+        ring.write(bytes([byte]))
+        look, answer = search.look(ring, 0, ring.end), None
+        with contextlib.suppress(StopIteration):
+            while True:
+                tried = isinstance(look.send(answer), Trial)
+                asked, answer = asked + tried, False if tried else None
+    assert 1 <= asked <= 5, "two more for `^`, which the pattern has too"
+
+
+def test_a_short_pattern_needs_no_more_than_its_own_length_of_what_was_seen() -> None:
+    for pattern, most in ((rb"\bOops\b", 8), (rb"(?<!no )panic", 8), (rb"# $", 4), (rb"a(?=b{3})", 4)):
+        (short,) = PatternSearch(pattern)._searches
+        assert isinstance(short, _Short)
+        assert short._reach <= most
 
 
 @pytest.mark.parametrize("pattern", HOSTILE)

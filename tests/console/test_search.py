@@ -136,3 +136,20 @@ def test_patterns_that_cannot_be_are_refused() -> None:
         PatternSearch([])
     with pytest.raises(UsageError, match="empty"):
         SeparatorSearch(b"")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("login: ", "write rb'login: '"),
+        (["login: "], "write rb'login: '"),
+        (re.compile("x"), "write rb'x'"),
+        (None, "None is no pattern"),
+        (5, "5 is no pattern"),
+        ([b"a", None], "None is no pattern"),
+        (bytearray(b"a"), "is no pattern"),
+    ],
+)
+def test_what_is_no_pattern_is_refused_by_what_it_is(pattern: object, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        PatternSearch(pattern)  # type: ignore[arg-type]
