@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, ClassVar
 
 from aiovmm.bus import Space
 from aiovmm.errors import ConfigError, StateError
 
-__all__ = ["PortDevice", "check_ports"]
+__all__ = ["PortDevice", "check_ports", "is_int"]
 
 _LIMIT = {Space.PIO: 1 << 16, Space.MMIO: 1 << 52}
 
@@ -31,6 +32,7 @@ class PortDevice:
     name: str = "port"
 
     _end: Callable[[str], None] | None = None  # set by the machine
+    _vm: str = ""  # the name of the VM that has it
 
     def read(self, offset: int, size: int) -> bytes:
         """`size` bytes (1, 2, 4 or 8) at `offset` from `base`, little-endian. A vCPU waits: answer at once."""
@@ -52,6 +54,8 @@ class PortDevice:
 
 def check_ports(ports: Any) -> tuple[PortDevice, ...]:
     """Those, if they can be plugged. Raises ConfigError."""
+    if not isinstance(ports, Iterable):
+        raise ConfigError("ports", f"{ports!r} is no list", "ports=[...]")
     checked: list[PortDevice] = []
     for number, port in enumerate(ports):
         option = f"ports[{number}]"
@@ -60,13 +64,18 @@ def check_ports(ports: Any) -> tuple[PortDevice, ...]:
         if any(port is other for other in checked):
             raise ConfigError(option, f"{port.name} is plugged twice", "make an object for each place")
         base: Any = getattr(port, "base", None)
-        if not _is_int(base) or not _is_int(port.size) or base < 0 or port.size < 1:
+        if not is_int(base) or not is_int(port.size) or base < 0 or port.size < 1:
             raise ConfigError(option, f"{port.name} has no place", "set base, and size, to numbers")
-        if base + port.size > _LIMIT[Space(port.space)]:
+        if not isinstance(port.space, Space):
+            raise ConfigError(f"{option}.space", f"{port.space!r} is no Space", "Space.PIO, or Space.MMIO")
+        if inspect.iscoroutinefunction(port.read):
+            raise ConfigError(f"{option}.read", f"{port.name} has a coroutine", "write `def read(self, offset, size)`")
+        if base + port.size > _LIMIT[port.space]:
             raise ConfigError(option, f"{port.name} ends at {base + port.size:#x}, beyond the addresses there are")
         checked.append(port)
     return tuple(checked)
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """A whole number, and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
-from aiovmm.devices.port import PortDevice
-from aiovmm.errors import ConfigError
+from aiovmm.devices.port import PortDevice, is_int
+from aiovmm.errors import ConfigError, StateError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
@@ -22,9 +23,28 @@ class OwnDevices:
     virtio: tuple[VirtioDevice, ...] = ()
     ports: tuple[PortDevice, ...] = ()
 
+    def take(self, vm: str) -> None:
+        """They are the VM's until `give_back`. Raises StateError, with none taken, if one is in another VM."""
+        for device in (*self.virtio, *self.ports):
+            if device._vm:
+                raise StateError(f"{device.name} is in VM {device._vm!r}: make an object for each VM")
+        for device in (*self.virtio, *self.ports):
+            device._vm = vm
+
+    def give_back(self) -> None:
+        """They may go into another VM."""
+        for device in (*self.virtio, *self.ports):
+            device._vm = ""
+        for device in self.virtio:
+            device._notify_error = None
+        for port in self.ports:
+            port._end = None
+
 
 def check_devices(devices: Any) -> tuple[VirtioDevice, ...]:
     """Those, if they can be plugged. Raises ConfigError."""
+    if not isinstance(devices, Iterable):
+        raise ConfigError("devices", f"{devices!r} is no list", "devices=[...]")
     checked: list[VirtioDevice] = []
     for number, device in enumerate(devices):
         option = f"devices[{number}]"
@@ -41,14 +61,22 @@ def check_devices(devices: Any) -> tuple[VirtioDevice, ...]:
 
 def _check(option: str, device: VirtioDevice) -> None:
     kind = type(device).__name__
-    id_ = getattr(device, "device_id", None)
-    if not isinstance(id_, int) or not 1 <= id_ < 64:
+    id_: Any = getattr(device, "device_id", None)
+    if not is_int(id_) or not 1 <= id_ < 64:
         hint = "set it to the kind of device that the guest is to see: VIRTIO 1.2, 5"
         raise ConfigError(f"{option}.device_id", f"{kind} has {id_!r}, which is not in 1..63", hint)
-    if not inspect.iscoroutinefunction(device.run):
+    if not isinstance(device.name, str) or not device.name:
+        raise ConfigError(f"{option}.name", f"{device.name!r} is not text")
+    if not is_int(device.features) or not 0 <= device.features < 1 << 64:
+        raise ConfigError(f"{option}.features", f"{device.features!r} is not a number of 64 bits")
+    for name, arguments in (("run", "self, queues, features"), ("open", "self"), ("close", "self")):
+        if not inspect.iscoroutinefunction(getattr(device, name)):
+            reason, hint = f"{kind}.{name} is no coroutine", f"write `async def {name}({arguments})`"
+            raise ConfigError(f"{option}.{name}", reason, hint)
+    if not isinstance(device.queue_sizes, list | tuple):
         raise ConfigError(
-            f"{option}.run", f"{kind}.run is no coroutine", "write `async def run(self, queues, features)`"
+            f"{option}.queue_sizes", f"{device.queue_sizes!r} is no tuple", "a size for each queue: (64,)"
         )
     for size in device.queue_sizes:
-        if not isinstance(size, int) or not 2 <= size <= _LARGEST or size & (size - 1):
+        if not is_int(size) or not 2 <= size <= _LARGEST or size & (size - 1):
             raise ConfigError(f"{option}.queue_sizes", f"{size!r} is not a power of two in 2..{_LARGEST}")

@@ -36,6 +36,7 @@ class Power:
         self.machine: Machine | None = None
         self.tasks = TaskScope(owner.device_failed)
         self._owner = owner
+        self._own: OwnDevices | None = None  # taken
         self._since = 0.0
         self._cost = 0.0  # seconds that the last reset took
         self._button_pressed = False  # while there was no machine
@@ -49,6 +50,9 @@ class Power:
 
             refuse_inputs_as_outputs(config)
         kernel = await load_kernel_image(config)
+        if own is not None:
+            own.take(config.name)
+            self._own = own
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
         plug_configured(self.parts)
@@ -107,6 +111,9 @@ class Power:
     async def aclose(self) -> None:
         """Release the machine, its tasks, and the parts. Idempotent."""
         async with AsyncExitStack() as stack:
+            if self._own is not None:
+                stack.callback(self._own.give_back)
+                self._own = None
             if self.parts is not None:
                 stack.push_async_callback(self.parts.aclose)
             stack.push_async_callback(self.tasks.aclose)

@@ -36,6 +36,7 @@ class VirtioDevice(abc.ABC):
 
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
+    _vm: str = ""  # the name of the VM that has it, if it is of the embedder's own
 
     @abc.abstractmethod
     async def run(self, queues: list[Queue], features: int) -> None:

@@ -81,7 +81,14 @@ def test_what_no_automaton_can_do_is_found_all_the_same(pattern: bytes, pieces: 
 def test_the_engine_is_asked_alone_where_it_needs_a_few_steps() -> None:
     for cheap in (rb"login: ", rb"[#$] ", rb"\r?\n", rb"(?i)panic|oops", rb"\bOops\b", rb"(?<!no )panic"):
         assert isinstance(PatternSearch(cheap)._searches[0], _Short), cheap
-    for dear in (rb".*login: ", rb"guest:\S+ ?[#$] ", rb"(\w+\s*)+:", rb"a{0,60}b", rb"(?<=a{900})x", rb"(?=[ab]{99})b"):
+    for dear in (
+        rb".*login: ",
+        rb"guest:\S+ ?[#$] ",
+        rb"(\w+\s*)+:",
+        rb"a{0,60}b",
+        rb"(?<=a{900})x",
+        rb"(?=[ab]{99})b",
+    ):
         assert isinstance(PatternSearch(dear)._searches[0], _Any), dear
 
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiovmm import VM, Event, EventKind, ExitReason, ExitStatus, RebootPolicy, StateError
+from aiovmm import (
+    VM,
+    DiskConfig,
+    Event,
+    EventKind,
+    ExitReason,
+    ExitStatus,
+    RebootPolicy,
+    StateError,
+    VsockConfig,
+)
+from aiovmm.config.disk import ImageType
+from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.machine.power import Power
 from tests.vm.guest import config, counts_on
 
@@ -168,6 +181,39 @@ async def test_another_thread_is_refused(running: VM, call: Callable[[VM], objec
     error = await asyncio.to_thread(in_thread, lambda: call(running))
     assert isinstance(error, StateError), error
     assert "another thread" in str(error)
+
+
+DEVICES: dict[str, Callable[[VM], Work]] = {
+    "resize": lambda vm: vm.device("disk0", BlkDevice).resize(1 << 21),
+    "refresh": lambda vm: vm.device("disk0", BlkDevice).refresh(),
+    "connect": lambda vm: vm.vsock.connect(1),
+    "listen": lambda vm: vm.vsock.listen(1),
+}
+
+
+@pytest.mark.parametrize("name", DEVICES)
+async def test_what_devices_offer_is_refused_on_another_loop(name: str, tmp_path: Path) -> None:
+    """In the same thread too: an event loop that runs after the VM's own was left standing."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+
+    def on_two_loops() -> BaseException | None:
+        loop, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+        vm = VM(config("s", disks=(DiskConfig(path=image, image_type=ImageType.RAW),), vsock=VsockConfig()))
+        loop.run_until_complete(vm.__aenter__())
+        try:
+            other.run_until_complete(asyncio.wait_for(DEVICES[name](vm), 10))
+        except Exception as exc:
+            return exc
+        finally:
+            other.close()
+            loop.run_until_complete(vm.aclose())
+            loop.close()
+        return None
+
+    error = await asyncio.to_thread(on_two_loops)
+    assert isinstance(error, StateError), error
+    assert "another event loop" in str(error)
 
 
 async def test_what_the_error_says_works(running: VM) -> None:

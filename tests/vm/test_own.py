@@ -26,6 +26,7 @@ from aiovmm import (
     RebootPolicy,
     RngConfig,
     Space,
+    StateError,
     UsageError,
     VirtioDevice,
     VMConfig,
@@ -112,6 +113,34 @@ class Plain(Good):
         return
 
 
+class Many(Good):
+    queue_sizes = 16  # type: ignore[assignment]
+
+
+class Words(Good):
+    features = "all"  # type: ignore[assignment]
+
+
+class Numbered(Good):
+    name = 5  # type: ignore[assignment]
+
+
+class OpensAtOnce(Good):
+    def open(self) -> None:  # type: ignore[override]
+        return
+
+
+class Away(PortDevice):
+    base, space = 0x710, "pio"  # type: ignore[assignment]
+
+
+class Later(PortDevice):
+    base = 0x710
+
+    async def read(self, offset: int, size: int) -> bytes:  # type: ignore[override]
+        return bytes(size)
+
+
 ONE = Good()
 
 
@@ -126,11 +155,33 @@ ONE = Good()
         ({"devices": [ONE, ONE]}, "plugged twice"),
         ({"ports": [Reset]}, "no PortDevice"),
         ({"ports": [PortDevice()]}, "has no place"),
+        ({"devices": ONE}, r"devices: .* is no list"),
+        ({"ports": PortDevice()}, r"ports: .* is no list"),
+        ({"devices": [Many()]}, r"queue_sizes: 16 is no tuple"),
+        ({"devices": [Words()]}, r"features: 'all' is not a number"),
+        ({"devices": [Numbered()]}, r"name: 5 is not text"),
+        ({"devices": [OpensAtOnce()]}, r"write `async def open\(self\)`"),
+        ({"ports": [Away()]}, r"space: 'pio' is no Space \(Space.PIO, or Space.MMIO\)"),
+        ({"ports": [Later()]}, r"write `def read"),
     ],
 )
 def test_devices_that_cannot_be_are_refused_when_the_vm_is_made(arguments: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         VM(config("s"), **arguments)
+
+
+@pytest.mark.parametrize("arguments", [{"devices": [Good()]}, {"ports": [Reset()]}], ids=["device", "port"])
+async def test_what_is_in_a_vm_goes_into_no_other_before_that_is_over(arguments: Any) -> None:
+    (thing,) = (*arguments.get("devices", ()), *arguments.get("ports", ()))
+    async with VM(config("s"), **arguments) as first:
+        second = VM(config("s", name="second"), **arguments)
+        with pytest.raises(StateError, match=f"{thing.name} is in VM 'guest'"):
+            await second.__aenter__()
+        await first.start()
+        await counts_on(first)
+    async with VM(config("s"), **arguments) as third:
+        await third.start()
+        await counts_on(third)
 
 
 def test_values_are_coerced_as_on_the_command_line() -> None:

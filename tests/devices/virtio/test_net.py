@@ -415,11 +415,14 @@ async def test_a_peer_that_goes_away_takes_the_link_down(kind: socket.SocketKind
         await until(lambda: not device.link)
         assert device.ended is not None
         assert device.read_config(6, 2) == b"\0\0"
+        (told,) = harness.reported
+        assert "the other end of" in str(told)
         await harness.reset()
         await harness.start()
         await ready(device)
         await NetGuest(harness).send(FRAME)
         assert not device.link
+        assert harness.reported == [told], "once"
 
 
 # -- features

@@ -18,6 +18,7 @@ from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue import Queue, VirtioDevice
 
@@ -57,6 +58,7 @@ class BlkDevice(VirtioDevice):
         if serial:
             encoded("disk.serial", serial, SERIAL_SIZE)
         self.name = name
+        self._home = HomeLoop(f"disk {name!r}")
         self.queue_sizes = (queue_size,) * num_queues
         self._serial = serial
         self._io = io
@@ -173,6 +175,7 @@ class BlkDevice(VirtioDevice):
 
     async def open(self) -> None:
         """Open the image, if it is not open, and set up the I/O. Raises HostError, ImageError."""
+        self._home.check()
         if self._image is None and self._open_image is not None:
             opened = asyncio.ensure_future(in_thread(self._open_image))
             try:
@@ -220,7 +223,7 @@ class BlkDevice(VirtioDevice):
 
     async def resize(self, size: int) -> None:
         """Make the image file `size` bytes long and tell the guest. Shrinking cuts off what lies beyond, whatever the guest has
-        there. Raises UsageError, HostError, StateError."""
+        there. Raises UsageError, HostError, StateError (from another event loop, or when it is closed)."""
         await self._change_size(lambda image: image.resize(size), max(size, 0) // SECTOR)
 
     async def refresh(self) -> None:
@@ -228,6 +231,7 @@ class BlkDevice(VirtioDevice):
         await self._change_size(DiskImage.refresh)
 
     async def _change_size(self, change: Callable[[DiskImage], bool], sectors: int | None = None) -> None:
+        self._home.check()
         async with self._resizing:
             image, engine = self._opened()
             if sectors is not None:  # or a write beyond the new end would undo the shrinking

@@ -25,7 +25,8 @@ from aiovmm.devices.virtio.net.counters import NetCounters
 from aiovmm.devices.virtio.net.mac import random_mac
 from aiovmm.devices.virtio.net.pairs import ActivePairs
 from aiovmm.devices.virtio.net.port import Port
-from aiovmm.errors import ConfigError
+from aiovmm.errors import ConfigError, PeerError
+from aiovmm.runtime.home import HomeLoop
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
 
@@ -61,6 +62,7 @@ class NetDevice(VirtioDevice):
         if not 1 <= backend.pairs <= _MAX_PAIRS:
             raise ConfigError("net.num_queues", f"{backend.pairs} queue pairs cannot be")
         self.name = name
+        self._home = HomeLoop(f"network device {name!r}")
         self.backend = backend
         backend.on_error = self.report
         self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
@@ -99,11 +101,13 @@ class NetDevice(VirtioDevice):
 
     @property
     def link(self) -> bool:
-        """Whether the cable is plugged, and there is something at its other end. Settable at any time."""
+        """Whether the cable is plugged, and there is something at its other end. Settable at any time, on the
+        event loop's thread."""
         return self._link and self._ended is None
 
     @link.setter
     def link(self, up: bool) -> None:
+        self._home.check_thread()
         self._link = up
         self._show_link()
 
@@ -114,6 +118,7 @@ class NetDevice(VirtioDevice):
 
     def announce(self) -> None:
         """Have the driver tell the network where it is (gratuitous ARP), as after a migration or a fork (§5.1.6.5.4)."""
+        self._home.check_thread()
         if self._negotiated & f.GUEST_ANNOUNCE and self.link:
             self._space.status |= ANNOUNCE
             self.config_changed()
@@ -137,6 +142,7 @@ class NetDevice(VirtioDevice):
 
     async def open(self) -> None:
         """Open the back end. Raises HostError, ConfigError."""
+        self._home.check()
         await self.backend.open()
         self._describe()
         self._show_link()
@@ -217,6 +223,8 @@ class NetDevice(VirtioDevice):
         if self._ended is None:
             self._ended = error
             self._show_link()
+            why = f": {error.strerror}" if error.errno else ""
+            self.report(PeerError(f"the other end of {self.name} is gone{why}; the guest's link is down from now on"))
 
     def _show_link(self) -> None:
         up = self.link

@@ -67,6 +67,7 @@ class VsockDevice(VirtioDevice):
 
     async def open(self) -> None:
         """Listen at the unix socket. Raises HostError, ConfigError."""
+        self.streams.open()
         self._switch.open()
         try:
             if self._hybrid is not None:

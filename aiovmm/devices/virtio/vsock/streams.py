@@ -20,6 +20,7 @@ from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.runtime.descriptors import Share
+from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
@@ -65,6 +66,7 @@ class Vsock:
 
     def __init__(self, switch: Switch) -> None:
         self._switch = switch
+        self._home = HomeLoop("vsock")
         self._servers: set[VsockServer] = set()
         self._closed = False
         self._ended = ""  # how the guest has
@@ -77,6 +79,7 @@ class Vsock:
         guest ends the connection abruptly, or reboots, the reader raises ConnectionResetError.
         """
         _check_port(port)
+        self._home.check()
         delay = _RETRY_FIRST
         async with time_limit(timeout, f"a connection to vsock port {port} of the guest"):
             while True:
@@ -143,16 +146,21 @@ class Vsock:
         While 128 connections wait to be accepted, or callbacks run for as many as the device may have, more are refused: a
         guest can end its connections and ask for new ones faster than the program lets go of the old."""
         _check_port(port)
+        self._home.check()
         if self._closed:
             raise StateError("the vsock device is closed")
         if port in self._switch.listeners:
             raise UsageError(f"vsock port {port} is listened at already")
         limit = self._switch.muxer.limit
         backlog = min(_BACKLOG, limit) if callback is None else limit
-        server = VsockServer(port, callback, self._gone, self._switch.share, backlog=backlog)
+        server = VsockServer(port, callback, self._gone, self._switch.share, self._home, backlog=backlog)
         self._switch.listeners[port] = server._offered
         self._servers.add(server)
         return server
+
+    def open(self) -> None:
+        """It belongs to the running event loop from now on."""
+        self._home.check()
 
     def end(self, why: str) -> None:
         """There is no guest any more, and none to come: whoever waits for one, or asks for a connection, is told why."""
@@ -182,6 +190,7 @@ class VsockServer:
         callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None] | None,
         gone: Callable[[VsockServer], None],
         share: Share,
+        home: HomeLoop,
         *,
         backlog: int,
     ) -> None:
@@ -189,6 +198,7 @@ class VsockServer:
         self._callback = callback
         self._gone = gone
         self._share = share  # the halves of those who wait, and of those who are called back
+        self._home = home
         self._backlog = backlog
         self._waiting: deque[_Half] = deque()
         self._news = asyncio.Event()  # for those who accept: one waits, or the server is closed
@@ -196,7 +206,8 @@ class VsockServer:
         self._closed = asyncio.Event()
 
     async def accept(self) -> Streams:
-        """The next connection. Raises StateError when the server is closed."""
+        """The next connection. Raises StateError when the server is closed, or from another event loop."""
+        self._home.check()
         while not self._waiting:
             if self._closed.is_set():
                 raise StateError(f"vsock port {self.port} is not listened at any more")
@@ -206,7 +217,8 @@ class VsockServer:
         return await self._waiting.popleft().streams()
 
     def close(self) -> None:
-        """Take no more connections; those there are stay. Idempotent."""
+        """Take no more connections; those there are stay. Idempotent. Raises StateError in another thread than the loop's."""
+        self._home.check_thread()
         if self._closed.is_set():
             return
         self._closed.set()
@@ -218,6 +230,7 @@ class VsockServer:
 
     async def wait_closed(self) -> None:
         """Until it is closed and its callbacks have ended."""
+        self._home.check()
         await self._closed.wait()
         if self._tasks:
             await asyncio.wait(self._tasks)
