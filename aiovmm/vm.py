@@ -154,11 +154,17 @@ class VM(Inventory):
     def machine(self) -> Machine:
         """The machine as it is built now; a reboot builds a new one. Raises StateError outside `async with`."""
         if self._power.machine is None:
-            raise StateError(f"VM {self.name!r} is not there: it is used inside `async with`")
+            raise StateError(self._not_there())
         return self._power.machine
+
+    def _not_there(self) -> str:
+        ended = f" has ended ({self.status.reason.value}: {self.status.detail})" if self.status else ""
+        return f"VM {self.name!r}{ended or ' is not there'}: it is used inside `async with`"
 
     def _plugged(self) -> Sequence[PluggedDevice]:
         self._home.check_thread()
+        if self._power.parts is None:
+            raise StateError(self._not_there())
         return self._power.plugged
 
     # -- transitions
@@ -188,6 +194,8 @@ class VM(Inventory):
         """
         self._home.check()
         async with self._transition:
+            if self.state is VMState.CREATED:
+                raise StateError(f"VM {self.name!r} has not been started: start() it")
             if self._life.check(VMState.PAUSED):
                 await self.machine.pause()
                 self._life.move(VMState.PAUSED)  # raises if the guest has ended meanwhile

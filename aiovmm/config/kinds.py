@@ -74,6 +74,8 @@ def _settle(config: Any, prefix: str, names: Mapping[str, Any]) -> None:
 
 
 def _words(kind: str) -> str:
+    if kind.startswith("tuple["):
+        return f"a list of {_words(_inner(kind))}"
     known = {"int": "a whole number", "bool": "True or False", "str": "text", "Path": "a path", "float": "a number"}
     return known.get(kind, kind)
 
@@ -98,12 +100,22 @@ def _as(kind: str, value: Any, option: str, names: Mapping[str, Any]) -> Any:
         case "Path":
             return Path(value) if isinstance(value, str | os.PathLike) else _REFUSED
     if kind.startswith("tuple["):
-        inner = kind.removeprefix("tuple[").removesuffix(", ...]")
+        inner = _inner(kind)
         if not isinstance(value, list | tuple):
             return _REFUSED
-        items = tuple(_as(inner, item, f"{option}[{i}]", names) for i, item in enumerate(value))
-        return _REFUSED if _REFUSED in items else items
-    return _made(kind, value, names)
+        return tuple(_item(inner, item, f"{option}[{i}]", names) for i, item in enumerate(value))
+    return _made(kind, value, option, names)
+
+
+def _inner(kind: str) -> str:
+    return kind.removeprefix("tuple[").removesuffix(", ...]")
+
+
+def _item(kind: str, value: Any, option: str, names: Mapping[str, Any]) -> Any:
+    settled = _as(kind, value, option, names)
+    if settled is _REFUSED:
+        raise ConfigError(option, f"{value!r} is not {_words(kind)}", _hint(value))
+    return settled
 
 
 def _whole(value: Any, option: str) -> Any:
@@ -116,7 +128,7 @@ def _whole(value: Any, option: str) -> Any:
     return _REFUSED
 
 
-def _made(kind: str, value: Any, names: Mapping[str, Any]) -> Any:
+def _made(kind: str, value: Any, option: str, names: Mapping[str, Any]) -> Any:
     cls = names.get(kind)
     if not isinstance(cls, type):  # an annotation that is none of the above is not checked
         return value
@@ -124,6 +136,10 @@ def _made(kind: str, value: Any, names: Mapping[str, Any]) -> Any:
         return value
     if issubclass(cls, enum.Enum):
         return next((member for member in cls if member.value == value), _REFUSED)
+    if kind == "ConsoleConfig" and isinstance(value, str):
+        from aiovmm.config.options import parse_console
+
+        return parse_console(option, value)
     if kind in _PARSED and isinstance(value, str | int) and not isinstance(value, bool):
         from aiovmm.config import options
 

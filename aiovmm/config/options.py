@@ -161,6 +161,9 @@ def _refusal(option: str, key: str, value: str | None) -> ConfigError:
         return ConfigError(
             option, f"{key!r} is no key=value", f"did you mean {_FIRST[option]}={key!r}?".replace("'", "")
         )
+    if value is None and option in ("serial", "console"):
+        hint = f"did you mean file={key}?" if "/" in key else _PLACES_HINT
+        return ConfigError(option, f"{key!r} is not a place for a console", hint)
     if not re.fullmatch(r"\w+", key, re.ASCII):
         return ConfigError(option, f"{key!r} is no key", f"known: {', '.join(sorted(keys))}")
     from aiovmm.config.reference import why_not
@@ -208,13 +211,14 @@ def parse_console(option: str, text: str) -> ConsoleConfig:
         reason = (
             f"{' and '.join(modes)} are more places than one" if modes else f"{text!r} is not a place for a console"
         )
-        raise ConfigError(option, reason, "tty, pty, socket=PATH, file=PATH, null or off")
+        raise ConfigError(option, reason, _PLACES_HINT)
     try:
         return ConsoleConfig(ConsoleMode(modes[0]), next(iter(paths.values()), None), **given)
     except ConfigError as exc:
         raise ConfigError(exc.option.replace("console", option, 1), exc.reason, exc.hint) from None
 
 
+_PLACES_HINT = "tty, pty, socket=PATH, file=PATH, null or off"
 _PLACES = tuple(mode.value for mode in ConsoleMode if mode not in (ConsoleMode.SOCKET, ConsoleMode.FILE))
 
 

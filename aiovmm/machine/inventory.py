@@ -28,6 +28,7 @@ class Inventory:
         raise NotImplementedError
 
     def _plugged(self) -> Sequence[PluggedDevice]:
+        """Raises StateError outside `async with`."""
         raise NotImplementedError
 
     @overload
@@ -36,14 +37,14 @@ class Inventory:
     def device(self, id_: str, kind: type[D]) -> D: ...
     def device(self, id_: str, kind: type[VirtioDevice] = VirtioDevice) -> VirtioDevice:
         """The virtio device with this id, which is to be of this kind: `vm.device("disk0", BlkDevice)`. Raises KeyError, which
-        names the ids there are, or UsageError if it is of another kind.
+        names the ids there are, UsageError if it is of another kind, or StateError outside `async with`.
 
         An id is the one that the configuration gives, or disk0, disk1, net0, pmem0, fs0, rng, console, vsock, iommu, and
         custom0, custom1 for `devices=[...]`.
         """
         known = {plugged.id: plugged.device for plugged in self._plugged()}
         if id_ not in known:
-            there = f"there are: {', '.join(sorted(known))}" if known else "there are none outside `async with`"
+            there = f"there are: {', '.join(sorted(known))}" if known else "there are none"
             raise KeyError(f"VM {self.name!r} has no device {id_!r}; {there}")
         if not isinstance(known[id_], kind):
             raise UsageError(f"device {id_!r} of VM {self.name!r} is a {type(known[id_]).__name__}, no {kind.__name__}")
@@ -70,9 +71,7 @@ class Inventory:
 
         for device in self._of_kind(VsockDevice):
             return device.streams
-        raise StateError(
-            f"VM {self.name!r} has no vsock device, or is not there: configure one, use it inside `async with`"
-        )
+        raise StateError(f"VM {self.name!r} has no vsock device: say vsock=VsockConfig() in its VMConfig")
 
     def _of_kind(self, kind: type[D]) -> tuple[D, ...]:
         return tuple(plugged.device for plugged in self._plugged() if isinstance(plugged.device, kind))

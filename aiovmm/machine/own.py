@@ -23,17 +23,21 @@ class OwnDevices:
     virtio: tuple[VirtioDevice, ...] = ()
     ports: tuple[PortDevice, ...] = ()
 
+    @property
+    def _all(self) -> tuple[VirtioDevice | PortDevice, ...]:
+        return (*self.virtio, *self.ports)
+
     def take(self, vm: str) -> None:
         """They are the VM's until `give_back`. Raises StateError, with none taken, if one is in another VM."""
-        for device in (*self.virtio, *self.ports):
+        for device in self._all:
             if device._vm:
                 raise StateError(f"{device.name} is in VM {device._vm!r}: make an object for each VM")
-        for device in (*self.virtio, *self.ports):
+        for device in self._all:
             device._vm = vm
 
     def give_back(self) -> None:
         """They may go into another VM."""
-        for device in (*self.virtio, *self.ports):
+        for device in self._all:
             device._vm = ""
         for device in self.virtio:
             device._notify_error = None

@@ -120,6 +120,7 @@ class Power:
             machine, self.machine = self.machine, None
             if machine is not None:
                 stack.push_async_callback(machine.aclose)
+        self.parts = None
 
 
 def pause_before_life(alive: float, cost: float) -> float:

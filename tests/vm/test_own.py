@@ -6,6 +6,7 @@ import asyncio
 import logging
 import pydoc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aiovmm import (
     DiskConfig,
     EventKind,
     ExitReason,
+    FsConfig,
     MemoryConfig,
     NetConfig,
     PayloadConfig,
@@ -190,6 +192,7 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
         cpus=2,  # type: ignore[arg-type]
         memory="512M",  # type: ignore[arg-type]
         serial=ConsoleConfig("pty"),  # type: ignore[arg-type]
+        console="file=/tmp/x",  # type: ignore[arg-type]
         disks=["path=a.img,readonly=on", DiskConfig(path=Path("b.img"))],  # type: ignore[arg-type,list-item]
         on_reboot="restart",  # type: ignore[arg-type]
     )
@@ -197,6 +200,7 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
     assert made.cpus == CpusConfig(2)
     assert made.memory.size == MemoryConfig(size="512M").size == 512 << 20  # type: ignore[arg-type]
     assert made.serial.mode is ConsoleMode.PTY
+    assert made.console == ConsoleConfig(ConsoleMode.FILE, Path("/tmp/x"))
     assert [disk.readonly for disk in made.disks] == [True, False]
     assert made.on_reboot is RebootPolicy.RESTART
 
@@ -206,7 +210,13 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
     [
         (lambda: VMConfig(PayloadConfig(Path("k")), cpus=CpusConfig), r"cpus: .*is not CpusConfig"),
         (lambda: VMConfig(PayloadConfig(Path("k")), memory="lots"), "lots"),
-        (lambda: VMConfig(PayloadConfig(Path("k")), disks=DiskConfig(path=Path("a"))), "disks"),
+        (
+            lambda: VMConfig(PayloadConfig(Path("k")), disks=DiskConfig(path=Path("a"))),
+            "disks: .*not a list of DiskConf",
+        ),
+        (lambda: VMConfig(PayloadConfig(Path("k")), disks=["path=a", 3.5]), r"disks\[1\]: 3.5 is not DiskConfig"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), fs=[FsConfig]), r"fs\[0\]: .* \(give an object of it: FsConfig"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), serial="screen"), "serial: 'screen' is not a place"),
         (lambda: VMConfig(PayloadConfig(Path("k")), name=3), "name: 3 is not text"),
         (lambda: VMConfig(Path("k")), "payload"),
         (lambda: CpusConfig("two"), "cpus.boot: 'two' is not a whole number"),
@@ -234,6 +244,27 @@ async def test_devices_by_id_and_kind(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="RngDevice, no BlkDevice"):
             vm.device("rng", BlkDevice)
         assert vm.device("rng", RngDevice)
+    uses: list[Callable[[], object]] = [
+        lambda: vm.device("rng"),
+        lambda: vm.disks,
+        lambda: vm.vsock,
+        lambda: vm.machine,
+    ]
+    for use in uses:
+        with pytest.raises(StateError, match=r"has ended \(killed: its program closed it\): it is used inside"):
+            use()
+    with pytest.raises(StateError, match="is not there: it is used inside"):
+        VM(config("s")).disks  # noqa: B018
+
+
+async def test_a_vm_without_devices_says_so() -> None:
+    async with VM(config("s")) as vm:
+        with pytest.raises(KeyError, match="no device 'disk0'; there are none"):
+            vm.device("disk0")
+        with pytest.raises(StateError, match=r"no vsock device: say vsock=VsockConfig\(\)"):
+            vm.vsock  # noqa: B018
+        with pytest.raises(StateError, match=r"has not been started: start\(\) it"):
+            await vm.pause()
 
 
 def test_help_shows_attributes_and_no_internals() -> None:

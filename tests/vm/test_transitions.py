@@ -45,7 +45,7 @@ async def test_what_does_not_fit_the_state_is_refused_by_name() -> None:
     async with vm:
         with pytest.raises(StateError, match="start"):
             await vm.resume()
-        with pytest.raises(StateError, match="created"):
+        with pytest.raises(StateError, match="has not been started"):
             await vm.pause()
         with pytest.raises(StateError, match="power button"):
             vm.shutdown()
