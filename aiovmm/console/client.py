@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 
+from aiovmm.console.attach import run_session
 from aiovmm.console.keys import DEFAULT_DETACH
-from aiovmm.console.terminal import AttachEnd, Terminal, run_session
+from aiovmm.console.terminal import AttachEnd, Terminal
 from aiovmm.errors import ConsoleEnded, HostError
 
 __all__ = ["attach_socket"]

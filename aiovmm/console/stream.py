@@ -204,6 +204,7 @@ class Console:
         self, terminal: Terminal | None = None, *, detach: bytes = DEFAULT_DETACH, history: bool = True
     ) -> AttachEnd:
         """Join a terminal (None: standard input and output) to the guest until detached; see `attach_console`."""
-        from aiovmm.console.terminal import Terminal, attach_console
+        from aiovmm.console.attach import attach_console
+        from aiovmm.console.terminal import Terminal
 
         return await attach_console(self, terminal or Terminal(), detach=detach, history=history)

@@ -72,9 +72,9 @@ def _net(config: VMConfig, net: NetConfig, id_: str) -> VirtioDevice:
 
         _check_shared(config, "net")
         return VhostUserNet.from_config(net, id_)
-    from aiovmm.devices.virtio.net import NetDevice
+    from aiovmm.devices.virtio.net.configured import make_net
 
-    return NetDevice.from_config(net, id_)
+    return make_net(net, id_)
 
 
 def _plug_vsock(parts: MachineParts) -> None:

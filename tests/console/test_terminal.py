@@ -172,7 +172,7 @@ async def test_endless_typing_to_a_deaf_guest_rings_the_bell(screen: Screen) -> 
 
 
 async def test_a_first_detach_key_alone_reaches_the_guest(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiovmm.console.terminal._HOLD", 0.05)
+    monkeypatch.setattr("aiovmm.console.attach._HOLD", 0.05)
     device = StubDevice()
     task = await attached(Console(device), screen)
     await screen.type(b"\x10")

@@ -18,7 +18,7 @@ import pytest
 
 from aiovmm import VM, DiskConfig, Event, EventKind, ExitReason, FsConfig, NetConfig, RebootPolicy
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
-from aiovmm.devices.virtio.net import NetDevice
+from aiovmm.devices.virtio.net.configured import make_net
 from aiovmm.devices.virtio.vhost_user import VhostUserDevice
 from aiovmm.events import Subscription
 from aiovmm.testing.vhost_user_backend import VhostUserServer
@@ -246,7 +246,7 @@ async def test_a_network_card_served_by_ours(guests: Guests, folder: Path) -> No
     own, theirs = "10.9.7.1", "10.9.7.2"
 
     def server() -> VhostUserServer:
-        return VhostUserServer(NetDevice.from_config(NetConfig(tap="vutap", ip=own, mask="255.255.255.0")), path)
+        return VhostUserServer(make_net(NetConfig(tap="vutap", ip=own, mask="255.255.255.0")), path)
 
     first = server()
     await first.__aenter__()

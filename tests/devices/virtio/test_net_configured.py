@@ -10,6 +10,7 @@ import pytest
 from aiovmm.config.options import parse_net
 from aiovmm.devices.virtio.net import NetDevice, PasstBackend, SocketBackend, TapBackend, derive_mac, random_mac
 from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.configured import make_net
 from aiovmm.errors import ConfigError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready
@@ -18,7 +19,7 @@ FRAME = bytes(range(64))
 
 
 def device(text: str) -> NetDevice:
-    return NetDevice.from_config(parse_net(text))
+    return make_net(parse_net(text))
 
 
 def test_an_empty_tap_is_one_to_be_made() -> None:

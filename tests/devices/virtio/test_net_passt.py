@@ -13,6 +13,7 @@ import pytest
 
 from aiovmm.config import NetConfig
 from aiovmm.devices.virtio.net import NetDevice, PasstBackend
+from aiovmm.devices.virtio.net.configured import make_net
 from aiovmm.errors import HostError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
@@ -52,7 +53,7 @@ async def test_it_offers_an_address() -> None:
 
 @needs_passt
 async def test_its_death_takes_the_link_down() -> None:
-    device = NetDevice.from_config(NetConfig(passt=True))
+    device = make_net(NetConfig(passt=True))
     await device.open()
     async with Harness(device) as harness:
         await ready(device)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from aiovmm.config import NetConfig
 from aiovmm.devices.virtio.net import HostAddress, NetDevice, TapBackend, tun
 from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.configured import make_net
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio import netns
@@ -357,7 +358,7 @@ async def test_by_descriptor() -> None:
     tun.attach(fd, "given0", multi_queue=False)
     netns.ip(f"address add {HOST}/24 dev given0")
     netns.ip("link set given0 up")
-    device = NetDevice.from_config(NetConfig(fd=(fd,), mac=MAC.hex(":")))
+    device = make_net(NetConfig(fd=(fd,), mac=MAC.hex(":")))
     await device.open()
     os.close(fd)
     async with Harness(device) as harness:

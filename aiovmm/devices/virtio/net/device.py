@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 
-from aiovmm.config import NetConfig
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP, NetConfigSpace
@@ -75,13 +74,6 @@ class NetDevice(VirtioDevice):
         self._space = NetConfigSpace(self.mac)
         self._pairs: ActivePairs | None = None
         self._describe()
-
-    @classmethod
-    def from_config(cls, config: NetConfig, name: str = "net") -> NetDevice:
-        """See `aiovmm.devices.virtio.net.configured.make_net`."""
-        from aiovmm.devices.virtio.net.configured import make_net
-
-        return make_net(config, name)
 
     def _describe(self) -> None:
         """Take over what the back end knows of itself; after `open` it knows more than before."""
