@@ -87,6 +87,28 @@ def test_what_is_refused_is_refused_by_name_and_with_the_reason(row: Row) -> Non
     assert row.note in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("option", "key", "value"),
+    [
+        (r.option[2:], r.key, value)
+        for r in rows()
+        if r.key
+        for value in ("", '""', *r.same)
+        if r.verdict is Verdict.REFUSED
+    ],
+)
+def test_what_asks_for_what_is_here_anyway_is_taken(option: str, key: str, value: str) -> None:
+    """Launchers write every key with its default."""
+    parse = getattr(options, f"parse_{option}")
+    need = {"disk": "path=/d", "device": "path=/d"}.get(option, "")
+    assert parse(f"{need},{key}={value}".lstrip(",")) == parse(need)
+
+
+def test_only_what_is_refused_has_values_that_are_taken() -> None:
+    assert not [row for row in rows() if row.same and row.verdict is not Verdict.REFUSED]
+    assert ("--memory", "mergeable", ("off", "false")) in [(r.option, r.key, r.same) for r in rows()]
+
+
 def test_a_difference_is_said() -> None:
     assert not [
         row for row in rows() if row.verdict in (Verdict.DIFFERS, Verdict.REFUSED, Verdict.OURS) and not row.note

@@ -11,6 +11,7 @@ from aiovmm.config import (
     ConsoleMode,
     CpusConfig,
     MemoryConfig,
+    NetConfig,
     PayloadConfig,
     PlatformConfig,
     RebootPolicy,
@@ -19,8 +20,9 @@ from aiovmm.config import (
 )
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.stdio import was_given
 
-__all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "refuse_absent", "spread_lists"]
+__all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "spread_lists", "without_absent"]
 
 LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device")
 
@@ -79,6 +81,8 @@ def build_config(args: dict[str, Any]) -> VMConfig:
     serial, console = _consoles(args["serial"], args["console"], cmdline)
     if cmdline is None and args["console"] is None and console.mode is ConsoleMode.NULL:
         cmdline = "console=ttyS0 panic=-1"  # what nobody sees need not be printed twice
+    nets = _each(args["net"], parse.parse_net)
+    _refuse_our_own(nets)
     return VMConfig(
         payload=PayloadConfig(kernel, _file("--initramfs", args["initramfs"]), cmdline),
         cpus=_or(args["cpus"], parse.parse_cpus, CpusConfig),
@@ -87,7 +91,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
         console=console,
         rng=_or(args["rng"], parse.parse_rng, RngConfig),
         disks=_each(args["disk"], parse.parse_disk),
-        nets=_each(args["net"], parse.parse_net),
+        nets=nets,
         vsock=_or(args["vsock"], parse.parse_vsock, lambda: None),
         pmems=_each(args["pmem"], parse.parse_pmem),
         fs=_each(args["fs"], parse.parse_fs),
@@ -115,9 +119,24 @@ def check_seconds(option: str, seconds: float) -> None:
         raise ConfigError(option, f"{seconds:g} is not a number of seconds in 0..{_YEAR:g}")
 
 
-def refuse_absent(name: str) -> None:
-    """Raise ConfigError if that is an option of the reference that is not there, with the reason."""
-    from aiovmm.config.reference import why_not
+def without_absent(name: str, args: list[str]) -> list[str] | None:
+    """`args` less one option of the reference that is not there, if it says what is so here anyway: `--seccomp false`. None if
+    `name` is no option of the reference; raises ConfigError, with the reason, if it asks for something."""
+    from aiovmm.config.reference import asks_for_nothing, why_not
 
+    for at, arg in enumerate(args):
+        given, separator, value = arg.partition("=")
+        end = at + 1 if separator else at + 2
+        if given == name and asks_for_nothing(name, "", value if separator else "".join(args[at + 1 : end])):
+            return args[:at] + args[end:]
     if reason := why_not(name):
         raise ConfigError(name, f"is an option of the reference monitor that aiovmm does not have: {reason}")
+    return None
+
+
+def _refuse_our_own(nets: Sequence[NetConfig]) -> None:
+    """A number that nobody has passed on may be one of the event loop's: it would be taken for the network."""
+    for fd in (fd for net in nets for fd in net.fd):
+        if not was_given(fd):
+            hint = "whoever starts it passes it on: `3<>/dev/tap5` in a shell, `pass_fds` in Python"
+            raise ConfigError("net.fd", f"no descriptor {fd} was given to this program", hint)

@@ -12,6 +12,7 @@ from aiovmm.cli.messages import say
 from aiovmm.errors import ConfigError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event
+from aiovmm.runtime.stdio import was_given
 
 __all__ = ["event_as_dict", "open_events", "print_events"]
 
@@ -40,13 +41,9 @@ def open_events(place: str) -> int:
 
         return open_output_file(place, "--json", "open the file of events")
     fd = int(place)
-    try:
-        writable = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
-    except (OSError, OverflowError):
-        writable = False
-    if not writable:
+    if not was_given(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         hint = "the shell opens it by `3>FILE`; a file of that name is ./" + place
-        raise ConfigError("--json", f"descriptor {place} is not open for writing", hint)
+        raise ConfigError("--json", f"no descriptor {place} for writing was given to this program", hint)
     return fd
 
 

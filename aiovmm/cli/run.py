@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from aiovmm.cli.arguments import LIST_OPTIONS, build_config, check_seconds, refuse_absent, spread_lists
+from aiovmm.cli.arguments import LIST_OPTIONS, build_config, check_seconds, spread_lists, without_absent
 from aiovmm.cli.usage import OneLineCommand, once, version_option
 from aiovmm.config.options import KEYS
 from aiovmm.errors import UsageError
@@ -26,9 +26,12 @@ class _RunCommand(OneLineCommand):
         try:
             return super().parse_args(ctx, spread_lists(args))
         except UsageError as exc:
-            if isinstance(exc.__cause__, click.NoSuchOption):
-                refuse_absent(exc.__cause__.option_name)
-            raise
+            if not isinstance(exc.__cause__, click.NoSuchOption):
+                raise
+            rest = without_absent(exc.__cause__.option_name, args)
+            if rest is None:
+                raise
+        return self.parse_args(ctx, rest)
 
 
 def _keys(option: str) -> str:

@@ -13,6 +13,7 @@ from aiovmm.errors import ConfigError
 __all__ = ["NetConfig", "check_interface_name"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
+_TAP_MTU = 65521  # a frame, with its Ethernet header, has at most 65535 bytes
 _NOT_IN_NAMES = re.compile(rb"[/:%\s]")
 
 
@@ -66,8 +67,9 @@ class NetConfig(PlacedConfig):
             check_socket("net.socket", self.socket)
         if self.tap:
             check_interface_name(self.tap)
-        if self.mtu is not None and not 68 <= self.mtu <= 65535:
-            raise ConfigError("net.mtu", f"{self.mtu} is not in 68..65535")
+        most = 65535 if self.vhost_user or self.fd or self.passt else _TAP_MTU
+        if self.mtu is not None and not 68 <= self.mtu <= most:
+            raise ConfigError("net.mtu", f"{self.mtu} is not in 68..{most}")
         for key, mac in (("mac", self.mac), ("host_mac", self.host_mac)):
             if mac is not None:
                 _check_mac(f"net.{key}", mac)

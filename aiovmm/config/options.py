@@ -1,7 +1,8 @@
 """Option text of the reference monitor (`size=512M,shared=on`) into configuration values.
 
 `KEYS` has every option's keys with what each is made of; `text` has the grammar. A key with nothing after its `=` is not set, as
-in the reference. One that is not known, or that the reference has and this monitor has not, is refused by name, never ignored.
+in the reference. One that is not known, or that the reference has and this monitor has not, is refused by name, and not ignored
+unless its value says what is so here anyway, like `mergeable=off`.
 """
 
 from __future__ import annotations
@@ -143,13 +144,20 @@ def _convert(option: str, values: dict[str, str | None], *need: str) -> dict[str
     converted: dict[str, Any] = {}
     for key, value in values.items():
         if key not in keys or value is None:
-            raise _refusal(option, key, value)
-        if value:
+            if value is None or not _asks_for_nothing(option, key, value):
+                raise _refusal(option, key, value)
+        elif value:
             converted[key] = keys[key](f"{option}.{key}", value)
     for key in need:
         if key not in converted:
             raise ConfigError(f"{option}.{key}", "is missing", f"say {option} {key}=...")
     return converted
+
+
+def _asks_for_nothing(option: str, key: str, value: str) -> bool:
+    from aiovmm.config.reference import asks_for_nothing
+
+    return asks_for_nothing(f"--{option}", key, unquote(value))
 
 
 def _refusal(option: str, key: str, value: str | None) -> ConfigError:
@@ -204,6 +212,8 @@ def parse_console(option: str, text: str) -> ConsoleConfig:
     for word in words:
         if values.pop(word) is not None:
             raise ConfigError(option, f"{word} takes no value", f"say {option} {word}")
+    if unknown := [key for key, value in values.items() if value is None and key not in KEYS[option]]:
+        raise ConfigError(option, f"{unknown[0]!r} is not a place for a console", _PLACES_HINT)
     given = _convert(option, values)
     paths: dict[str, Path] = {key: given.pop(key) for key in ("file", "socket") if key in given}
     modes = [*words, *paths]

@@ -1,11 +1,11 @@
-"""Standard input, output and error as a program finds them: there, or not."""
+"""Descriptors as a program finds them at its start: standard input, output and error, there or not, and others."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-__all__ = ["fill_standard_descriptors", "require_descriptors"]
+__all__ = ["fill_standard_descriptors", "require_descriptors", "was_given"]
 
 
 def fill_standard_descriptors() -> tuple[int, ...]:
@@ -25,6 +25,14 @@ def fill_standard_descriptors() -> tuple[int, ...]:
         if fd in missing and getattr(sys, name) is None:  # else `print(file=sys.stderr)` would print to standard output
             setattr(sys, name, open(fd, "r" if fd == 0 else "w", closefd=False, encoding="utf-8"))  # noqa: SIM115
     return missing
+
+
+def was_given(fd: int) -> bool:
+    """Whether who started the program passed this descriptor on: what is opened since is closed by exec, and that one is not."""
+    try:
+        return os.get_inheritable(fd)
+    except (OSError, OverflowError):
+        return False
 
 
 def require_descriptors(number: int) -> None:

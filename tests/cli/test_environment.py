@@ -313,6 +313,15 @@ def test_events_alone_on_a_stream_of_their_own(aiovmm: Command, guest: list[str]
     assert b"descriptor 77" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--net=fd={}", "--json={}"])
+def test_a_descriptor_that_nobody_has_passed_on(option: str, aiovmm: Command, guest: list[str]) -> None:
+    """Some of these numbers are the event loop's own when they are looked at: its sockets are no network."""
+    for fd in range(3, 20):
+        done = aiovmm.run(*guest, "--cmdline", "o", option.format(fd))
+        assert done.returncode == 2, fd
+        assert f"no descriptor {fd} ".encode() in done.stderr
+
+
 def test_a_reader_that_is_slow_holds_up_no_one(aiovmm: Command, guest: list[str]) -> None:
     process = aiovmm.start(*guest, "--cmdline", "F1eo")
     assert process.stdin is not None

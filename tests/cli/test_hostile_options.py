@@ -266,6 +266,13 @@ def test_it_is_taken_or_refused_in_one_line(words: list[list[str]]) -> None:
         ["--platform", "num_pci_segments=96,iommu_segments=[1-3,95]"],
         ["--console", 'file="a,b",iommu=on,id=con,pci_device_id=7', "--serial", "off"],
         ["--disk", "path=/a", "path=/b", "--disk=path=/c", "path=/d"],
+        ["--seccomp", "false", "--cpus", "boot=2", "--debug-console=off", "--disk", "path=/a", "path=/b"],
+        [
+            "--memory",
+            "size=512M,mergeable=off,hotplug_size=0",
+            "--disk",
+            "path=/a,bw_size=0,rate_limit_group=,backing_files=off",
+        ],
     ],
     ids=lambda words: " ".join(words).encode("ascii", "backslashreplace").decode(),
 )

@@ -207,6 +207,7 @@ def test_consoles() -> None:
         (parse_net, "mask=255.0.0.0", "net.ip"),
         (parse_net, "fd=3,num_queues=4", "net.fd"),
         (parse_net, "mtu=12", "net.mtu"),
+        (parse_net, "mtu=65522", "net.mtu"),
         *(
             (parse_net, f"vhost_user=on,socket=/x,{wrong}", f"net.{wrong.partition('=')[0]}")
             for wrong in NOT_WITH_VHOST_USER

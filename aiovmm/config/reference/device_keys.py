@@ -6,7 +6,7 @@ __all__ = ["TABLE"]
 
 TABLE = """
 --disk path | differs | raw images and block devices; what looks like qcow2, VHD, VHDX or VMDK is refused without image_type=raw
---disk image_type | differs | `raw`; unset, the guest cannot write another format's header to sector 0 (there: nothing)
+--disk image_type | differs | `raw`; unset, a guest cannot make it another format's: see disks.md (there: no write to sector 0)
 --disk readonly direct | same |
 --disk queue_size | differs | a power of two from 2; the reference refuses 2
 --disk num_queues | differs | may be more than there are vCPUs
@@ -16,10 +16,10 @@ TABLE = """
 --disk _disable_io_uring | same | threads do the I/O
 --disk _disable_aio | same | Linux AIO is never used
 --disk vhost_user socket | same |
---disk bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | there are no rate limiters
---disk rate_limit_group | refused | there are no rate limiters
---disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all
---disk backing_files | refused | images are raw, which have none
+--disk bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | no rate limiters | 0
+--disk rate_limit_group | refused | no rate limiters
+--disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all | []
+--disk backing_files | refused | images are raw, which have none | off false
 --disk id pci_segment pci_device_id iommu | same |
 --net tap | differs | unset or empty: one called aiovmm0, aiovmm1, ... is made (vmtap0 there)
 --net ip | same | IPv4 or IPv6; goes with mask=
@@ -27,12 +27,13 @@ TABLE = """
 --net mac host_mac | differs | multicast addresses are refused: a guest's driver takes none of them
 --net offload_tso offload_ufo | same |
 --net offload_csum | differs | off also switches segmentation off, which is nothing without; the reference wants all three
---net mtu queue_size | same |
+--net queue_size | same |
+--net mtu | differs | 68 to 65521, what a TAP takes (65535 with other back ends)
 --net num_queues | differs | counts both directions; may be more than twice the vCPUs
 --net vhost_user socket | same |
 --net fd | differs | also one connected socket
---net vhost_mode | refused | the back end listens, and the monitor connects
---net bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | there are no rate limiters
+--net vhost_mode | refused | the back end listens, and the monitor connects | client
+--net bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | no rate limiters | 0
 --net passt | ours | a network without privileges
 --net id pci_segment pci_device_id iommu | same |
 --fs tag queue_size socket | same |

@@ -1,4 +1,5 @@
-"""Keys of the options that describe the machine itself. `option keys | verdict | note`, a line for each note."""
+"""Keys of the options that describe the machine itself. `option keys | verdict | note`, a line for each note; of what is
+refused also `| values` that ask for what is here anyway."""
 
 from __future__ import annotations
 
@@ -12,27 +13,29 @@ TABLE = """
 --cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it
 --cpus nested | same |
 --cpus features | same | `amx`
---cpus kvm_hyperv | refused | interfaces for Windows guests are not there
---cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other
---cpus profile | refused | processor models serve live migration, which is not there
+--cpus kvm_hyperv | refused | interfaces for Windows guests are not there | off false
+--cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other | off
+--cpus profile | refused | processor models serve live migration, which is not there | host
 --memory size | differs | at least 2M; suffixes K, M, G, T; `--memory 512M` is short for it; 0, for zones, is refused
 --memory shared | differs | unset: on by itself where a vhost-user device needs it; off refuses such devices, as in the reference
 --memory hugepages | differs | pages of the host's default size
 --memory prefault thp | same |
 --memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
---memory mergeable | refused | merging of equal pages (KSM) is not there
---memory hotplug_method hotplug_size hotplugged_size | refused | memory cannot be added or taken while the guest runs
+--memory mergeable | refused | merging of equal pages (KSM) is not there | off false
+--memory hotplug_method | refused | memory cannot be added or taken while the guest runs | acpi
+--memory hotplug_size hotplugged_size | refused | memory cannot be added or taken while the guest runs | 0
 --memory hugepage_size | refused | huge pages have the host's default size: `hugepages=on`
---memory reserve | refused | memory is reserved with hugepages=on only; `prefault=on` takes all of it now
+--memory reserve | refused | memory is reserved with hugepages=on only; `prefault=on` takes all of it now | off false
 --platform num_pci_segments | same | 1 to 96
 --platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
---platform iommu_address_width | refused | guests' I/O addresses have 48 bits
+--platform iommu_address_width | refused | guests' I/O addresses have 48 bits | 48
 --platform serial_number uuid oem_strings system_manufacturer system_product_name | refused | there are no SMBIOS tables
 --platform system_version system_serial_number system_uuid system_sku_number system_family | refused | there are no SMBIOS tables
 --platform chassis_asset_tag | refused | there are no SMBIOS tables
---platform iommufd iommufd_fd | refused | devices of the host go through a VFIO container
---platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers
---platform tdx sev_snp | refused | confidential guests are not there
+--platform iommufd | refused | devices of the host go through a VFIO container | off false
+--platform iommufd_fd | refused | devices of the host go through a VFIO container
+--platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers | off false
+--platform tdx sev_snp | refused | confidential guests are not there | off false
 --rng src id pci_segment pci_device_id iommu | same |
 --serial off | same | the terminal then has hvc0
 --serial null | differs | unset, ttyS0 is on the terminal if the kernel's command line names no hvc console last

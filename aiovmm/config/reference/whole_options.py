@@ -22,7 +22,7 @@ TABLE = """
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API
 --dbus-system-bus | refused | there is no D-Bus API
---debug-console | refused | there is no debug port: `--serial` and `--console` are the consoles
+--debug-console | refused | there is no debug port: `--serial` and `--console` are the consoles | off
 --event-monitor | refused | `--json` tells the events of a guest's life
 --firmware | refused | there is no firmware: give a kernel
 --fw-cfg-config | refused | fw_cfg is not there
@@ -41,10 +41,10 @@ TABLE = """
 --pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
 --pvpanic | refused | a kernel's panic is found in what its console says; see --on-panic
---rate-limit-group | refused | there are no rate limiters
+--rate-limit-group | refused | no rate limiters
 --restore | refused | there are no snapshots
 --rtc | refused | virtio-rtc is not there: guests have kvm-clock and the CMOS clock
---seccomp | refused | there is no seccomp filter
+--seccomp | refused | there is no seccomp filter | false
 --sgx-epc | refused | SGX is not there, nor in the reference any more
 --tpm | refused | there is no TPM
 --user-device | refused | vfio-user is not there

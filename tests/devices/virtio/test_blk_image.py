@@ -77,7 +77,7 @@ def test_closing_twice(path: Path) -> None:
 def test_a_writer_is_alone_and_readers_share(path: Path) -> None:
     writer = DiskImage.open(path)
     for readonly in (False, True):
-        with pytest.raises(HostError, match="locking the disk image") as caught:
+        with pytest.raises(HostError, match="locking the image") as caught:
             DiskImage.open(path, readonly=readonly)
         assert caught.value.errno == errno.EAGAIN
         assert caught.value.hint

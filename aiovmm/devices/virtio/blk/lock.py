@@ -24,4 +24,4 @@ def lock_image(fd: int, path: str, *, shared: bool, reader: str = "readonly=on",
             hint = "another program writes to this image; stop it, or give each guest a copy"
         elif number in _IN_USE:
             hint = f"another VM or program uses this image; stop it, give each guest a copy, or let all of them say {reader}"
-        raise HostError("locking the disk image", number, hint, path) from exc
+        raise HostError("locking the image", number, hint, path) from exc

@@ -28,6 +28,7 @@ ALIGNMENT = 2 << 20
 """Of address and size, in bytes: what Linux maps with one entry, and hotplugs at least (its subsections)."""
 
 _HINTS = {
+    errno.ENOENT: "create it, for instance by `truncate -s 1G FILE`",
     errno.EACCES: "discard_writes=on needs only permission to read it",
     errno.EROFS: "discard_writes=on needs only permission to read it",
     errno.EISDIR: "a directory needs size=, for an unnamed file in it",
