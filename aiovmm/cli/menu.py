@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 
 from aiovmm.cli.messages import say
 from aiovmm.console import Terminal
 from aiovmm.console.modes import in_foreground
+from aiovmm.console.nowait import read_now
 from aiovmm.lifecycle import VMState
 from aiovmm.vm import VM
 
@@ -64,7 +64,9 @@ async def _line(fd: int) -> bytes:
         finally:
             loop.remove_reader(fd)
         try:
-            return os.read(fd, 256)
+            return read_now(fd, 256)
+        except BlockingIOError:  # somebody else has read it
+            continue
         except OSError:
             if in_foreground(fd):
                 return b""  # it is gone

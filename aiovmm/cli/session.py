@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import gc
 import os
 import signal
+import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -169,13 +171,22 @@ class Session:
 
 def _check_standard_streams() -> None:
     """Raise ConfigError for what is no stream (a directory, one that is open the wrong way round), before the guest starts."""
-    for fd, name, access in ((0, "input", lambda: os.read(0, 0)), (1, "output", lambda: os.write(1, b""))):
-        try:
-            access()
-        except OSError as exc:
-            if exc.errno in (errno.EBADF, errno.EISDIR, errno.EINVAL):
-                hint = f"standard {name} (descriptor {fd}) is opened by who starts aiovmm; or use --serial socket=PATH"
-                raise ConfigError(f"standard {name}", exc.strerror or "", hint) from exc
+    for fd, name, wrong in ((0, "input", os.O_WRONLY), (1, "output", os.O_RDONLY)):
+        code = _what_is_wrong(fd, wrong)
+        if code:
+            hint = f"standard {name} (descriptor {fd}) is opened by who starts aiovmm; or use --serial socket=PATH"
+            raise ConfigError(f"standard {name}", os.strerror(code), hint)
+
+
+def _what_is_wrong(fd: int, wrong_way: int) -> int:
+    """An errno, or 0. Nothing is read or written for that: on a terminal even none at all waits for another who does the same."""
+    try:
+        mode, flags = os.fstat(fd).st_mode, fcntl.fcntl(fd, fcntl.F_GETFL)
+    except OSError as exc:
+        return exc.errno or errno.EBADF
+    if stat.S_ISDIR(mode):
+        return errno.EISDIR
+    return errno.EBADF if flags & os.O_ACCMODE == wrong_way else 0
 
 
 def _by_importance(config: VMConfig, vm: VM) -> list[tuple[ConsoleConfig, Console]]:

@@ -160,7 +160,8 @@ def _virtio() -> tuple[DeviceRow, ...]:
             _switch("vsock"),
             names_of(vsock.VsockDevice.features, vsock),
             "the program's streams; a unix socket that speaks the hybrid protocol",
-            f"stream sockets; {VsockConfig.max_connections} connections of {VsockConfig.buffer_size >> 10} KiB each way",
+            f"stream sockets; {VsockConfig.max_connections} connections of {VsockConfig.buffer_size >> 10} KiB each way, "
+            "fewer where the guest's share of the process's descriptors (three quarters of ulimit -n, for all guests) is used up",
         ),
     )
 

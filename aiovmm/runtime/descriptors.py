@@ -5,7 +5,8 @@
 
 A guest that asks for connections, and a peer that makes them, costs descriptors here. Where they run out everybody fails: a
 neighbour's reset, which needs new ones, and the program's own files. So whoever opens one for a guest or a peer draws it from the
-guest's share first, and refuses where that is used up; the reserve is never given out so.
+guest's share first, and refuses where that is used up; the reserve is never given out so. What the configuration bounds
+(queues of a TAP, interrupt vectors, the one connection to a back end, however often it comes back) is not drawn.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import resource
@@ -9,12 +10,14 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from aiovmm.cli.session import _what_is_wrong
 from tests.cli.conftest import Command
 from tests.cli.test_run import DEADLINE, read_until, wait_for
 
@@ -341,3 +344,40 @@ def test_a_signal_ends_the_wait_for_a_reader_that_does_not_read(aiovmm: Command,
         process.wait(0.3)
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 0
+
+
+def test_standard_streams_are_looked_at_without_waiting_for_others_who_read_them() -> None:
+    master, slave = os.openpty()
+    reader = threading.Thread(target=os.read, args=(slave, 1))
+    reader.start()
+    call = Path(f"/proc/self/task/{reader.native_id}/syscall")
+    while not call.read_text().startswith(f"0 {slave:#x}"):  # it waits in read(2)
+        assert reader.is_alive()
+    found: list[int] = []
+    looker = threading.Thread(target=lambda: found.append(_what_is_wrong(slave, os.O_WRONLY)))
+    looker.start()
+    looker.join(5)
+    told = list(found)
+    os.write(master, b"\n")
+    reader.join()
+    looker.join()
+    assert told == [0]
+    for fd in (master, slave):
+        os.close(fd)
+
+
+@pytest.mark.parametrize(
+    ("flags", "wrong", "code"),
+    [
+        (os.O_RDONLY, os.O_RDONLY, errno.EBADF),
+        (os.O_WRONLY, os.O_WRONLY, errno.EBADF),
+        (os.O_RDWR, os.O_RDONLY, 0),
+        (os.O_RDONLY | os.O_DIRECTORY, os.O_WRONLY, errno.EISDIR),
+    ],
+)
+def test_what_is_no_standard_stream(flags: int, wrong: int, code: int, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    fd = os.open(tmp_path if flags & os.O_DIRECTORY else tmp_path / "file", flags)
+    assert _what_is_wrong(fd, wrong) == code
+    os.close(fd)
+    assert _what_is_wrong(fd, wrong) == errno.EBADF

@@ -54,6 +54,20 @@ async def test_a_machine_that_cannot_be_stopped(monkeypatch: pytest.MonkeyPatch)
     assert event.status is status
 
 
+async def test_who_asks_a_guest_for_a_connection_hears_that_it_has_ended() -> None:
+    async with VM(config("eo", vsock=VsockConfig(cid=3))) as vm:
+        waiting = [asyncio.create_task(vm.vsock.connect(7, timeout=None, wait=wait)) for wait in (False, True)]
+        await vm.start()
+        await asyncio.wait(waiting, timeout=0.01)
+        vm.serial.write(b"q")
+        await asyncio.wait_for(vm.wait(), 20)
+        for attempt in (*waiting, vm.vsock.connect(7, timeout=None)):
+            with pytest.raises(StateError, match="powered off by ACPI"):
+                await asyncio.wait_for(attempt, 20)
+    with pytest.raises(StateError, match="powered off by ACPI"):
+        await vm.vsock.connect(7)
+
+
 async def test_a_loop_that_makes_no_task_for_it() -> None:
     loop = asyncio.get_running_loop()
 
