@@ -147,9 +147,9 @@ class Bus:
     def remove(self, rng: Range) -> None:
         """Give a range back. Raises UsageError if it is not on the bus."""
         m = self._maps[rng.space]
-        if rng not in m.ranges:
+        i = bisect.bisect_left(m.bases, rng.base)
+        if i == len(m.ranges) or m.ranges[i] is not rng:
             raise UsageError(f"bus range {rng.name!r} is not on the bus")
-        i = m.ranges.index(rng)
         del m.bases[i], m.ranges[i]
         self._changed()
 

@@ -59,12 +59,11 @@ class RangeTable:
         table = ffi.new("struct avmm_table *")
         arrays = []
         for space in Space:
-            mine = [r for r in ranges if r.space == space]
+            mine = [self._cells[r] for r in ranges if r.space == space]
+            entries = b"".join([cells.entry for cells in mine])
             array = ffi.new("struct avmm_range[]", len(mine))
-            for index, rng in enumerate(mine):
-                slot, cells = array[index], self._cells[rng]
-                slot.base, slot.size = rng.base, rng.size
-                owners.link_item(array, index, counts=cells.counts, policy=cells.policy, shadow=cells.shadow)
+            ffi.memmove(array, entries, len(entries))
+            owners.keep(array, mine)
             table.count[space] = len(mine)
             arrays.append(array)
         owners.link(table, ranges=arrays)
@@ -72,10 +71,14 @@ class RangeTable:
 
 
 class _Cells:
-    """What native code reads and writes for one range, for as long as it is published."""
+    """What native code reads and writes for one range, for as long as it is published. `entry` is its `struct avmm_range`, made
+    once: a guest that moves one BAR has all ranges published anew."""
 
     def __init__(self, rng: Range) -> None:
         self.counts = ffi.new("uint64_t[]", lib.AVMM_COUNTS)
         fast = rng.fast
         self.policy = ffi.NULL if fast is None else owners.view(fast.policy)
         self.shadow = ffi.NULL if fast is None else owners.view(fast.shadow)
+        entry = ffi.new("struct avmm_range *", {"base": rng.base, "size": rng.size})
+        owners.link(entry, counts=self.counts, policy=self.policy, shadow=self.shadow)
+        self.entry = bytes(ffi.buffer(entry))

@@ -6,7 +6,7 @@ else by then. And a structure that native code walks does not keep what its fiel
 else (tests/native/test_owners.py looks), and here a pointer without an owner is refused:
 
 - `view` and `part`: a pointer into a buffer, or to a field of a structure, which keeps it;
-- `link` and `link_item`: store pointers in a structure; what they point at lives as long as it does, or until the next `link`;
+- `link`: store pointers in a structure; what they point at lives as long as it does, or until the next `link`;
 - `keep`: the same for what a structure knows by its address only;
 - `address`: a bare number, for a system call that is over when the owner, a local variable, still stands.
 """
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from aiovmm.native import ffi
 
-__all__ = ["address", "drop", "keep", "link", "link_item", "part", "pointers", "view"]
+__all__ = ["address", "drop", "keep", "link", "part", "pointers", "view"]
 
 _links: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -53,12 +53,13 @@ def part(owner: Any, *fields: str | int) -> Any:
 def link(struct: Any, **fields: Any) -> None:
     """Store pointers in the structure's fields; it keeps what they point at. A field that is an array of pointers takes a
     sequence of them. Raises TypeError for a pointer, or a structure, that owns nothing."""
-    _link(struct, struct, None, fields)
-
-
-def link_item(array: Any, index: int, **fields: Any) -> None:
-    """The same for element `index` of an array of structures: the array keeps what they point at."""
-    _link(array, array[index], index, fields)
+    _check(struct)
+    kept = _kept(struct)
+    for name, pointer in fields.items():
+        for one in pointer if isinstance(pointer, (list, tuple)) else (pointer,):
+            _check(one)
+        setattr(struct, name, pointer)
+        kept[name] = pointer
 
 
 def keep(owner: Any, *things: Any) -> None:
@@ -70,16 +71,6 @@ def keep(owner: Any, *things: Any) -> None:
 def drop(owner: Any) -> None:
     """The structure `owner` keeps nothing any more; what it points at must not be used through it after this."""
     _links.pop(owner, None)
-
-
-def _link(owner: Any, struct: Any, index: int | None, fields: dict[str, Any]) -> None:
-    _check(owner)
-    kept = _kept(owner)
-    for name, pointer in fields.items():
-        for one in pointer if isinstance(pointer, (list, tuple)) else (pointer,):
-            _check(one)
-        setattr(struct, name, pointer)
-        kept[index, name] = pointer
 
 
 def _kept(owner: Any) -> dict[Any, Any]:

@@ -42,13 +42,14 @@ class Doorbells:
         """Bytes of the structure."""
         return max(self._count, 1) * NOTIFY_MULTIPLIER
 
-    async def open(self) -> Sequence[int]:
-        """The device goes live: its kick eventfds, non-blocking, one a queue. Raises HostError."""
+    def open(self) -> Sequence[int]:
+        """The device goes live: its kick eventfds, non-blocking, one a queue. Raises HostError.
+
+        The driver does not wait for its doorbells: what it writes before they are bound comes as an exit, and rings as well.
+        """
         if not self._kicks:
             self._make()
-        pending = self._bind()
-        if pending is not None:
-            await pending
+        self._bind()
         return tuple(self._kicks)
 
     async def close(self) -> None:

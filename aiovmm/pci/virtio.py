@@ -200,7 +200,7 @@ class VirtioPci(PciFunction):
             irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
             self._active = True
             try:
-                kicks = await self._doorbells.open()
+                kicks = self._doorbells.open()
                 await self.backend.activate(queues, features, kicks, irqs, self._config_irq)
             except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
                 self._broken(exc)

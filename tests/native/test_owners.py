@@ -92,15 +92,15 @@ class Buffer(bytearray):
 
 
 def test_a_structure_keeps_what_it_points_at() -> None:
-    rng, buffer = ffi.new("struct avmm_range[]", 2), Buffer(16)
+    rng, buffer = ffi.new("struct avmm_range *"), Buffer(16)
     there = weakref.ref(buffer)
-    owners.link_item(rng, 1, policy=owners.view(buffer))
+    owners.link(rng, policy=owners.view(buffer))
     del buffer
     gc.collect()
     assert there() is not None
-    owners.link_item(rng, 0, policy=ffi.NULL)
-    assert there() is not None, "that was another element"
-    owners.link_item(rng, 1, policy=ffi.NULL)
+    owners.link(rng, shadow=ffi.NULL)
+    assert there() is not None, "that was another field"
+    owners.link(rng, policy=ffi.NULL)
     assert there() is None
 
 

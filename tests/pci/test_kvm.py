@@ -267,6 +267,11 @@ async def test_what_a_driver_may_do_without_end_asks_nothing_of_kvm_and_the_rest
         async def scenario(driver: VirtioPciDriver) -> None:
             await driver.start()
             assert await driver.request(0, [b"first"], [5]) == b"tsrif"
+            bound = 0
+            async with asyncio.timeout(20):
+                while bound < 2:  # the driver did not wait for its doorbells
+                    await asyncio.sleep(0.001)
+                    bound = len(running.transport._doorbells._registered)
             at_first = len(asked)
             assert at_first > 0
             msix = next(offset for kind, offset in driver.function.capabilities if kind == MSIX)

@@ -125,6 +125,24 @@ async def test_a_change_of_bars_is_published_once(
     assert published == [0, 3, 3, 0]
 
 
+async def test_sizing_with_decoding_off_publishes_nothing(
+    segment: PciSegment, services: RecordingServices, plan: SegmentPlan
+) -> None:
+    slot = segment.add(Card())
+    driver = PciDriver(services, plan.ecam_base)
+    await driver.enable(slot)
+    published: list[int] = []
+    services.bus.on_change = lambda: published.append(len(bar_ranges(services)))
+    command = driver.read(slot, 0x04, 2)
+    await driver.write(slot, 0x04, 0, 2)
+    for register in (0x10, 0x14, 0x18):
+        was = driver.read(slot, register)
+        await driver.write(slot, register, 0xFFFFFFFF)
+        await driver.write(slot, register, was)
+    await driver.write(slot, 0x04, command, 2)
+    assert published == [0, 3], "taken away, and back"
+
+
 async def test_a_moved_bar_answers_at_its_new_place(
     segment: PciSegment, services: RecordingServices, plan: SegmentPlan
 ) -> None:

@@ -6,11 +6,13 @@ import asyncio
 import gc
 import os
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 
 import pytest
 
+from aiovmm.bus import Space
 from aiovmm.errors import UsageError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import GuestMemory
@@ -21,7 +23,7 @@ from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.runtime.worker import Worker
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import Doorbell, RecordingServices
 from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig
 from aiovmm.virtqueue.driver import Arena
 from aiovmm.virtqueue.status import Status
@@ -41,6 +43,11 @@ class Machine:
     services: RecordingServices
     segment: PciSegment
     errors: list[Exception]
+
+    async def bound(self) -> None:
+        """The doorbells are, for which a driver need not wait."""
+        if self.services.worker is not None:
+            await self.services.worker.submit(lambda: None)
 
 
 @pytest.fixture(params=["ioeventfd", "exits", "worker"])
@@ -93,6 +100,7 @@ async def test_requests_go_round(machine: Machine) -> None:
 
 async def test_notifications_take_no_exit(machine: Machine) -> None:
     await machine.driver.start()
+    await machine.bound()
     before = machine.services.waited
     await machine.driver.request(0, [b"x"], [1])
     assert machine.services.waited - before == (0 if machine.services.doorbells else 1)
@@ -220,6 +228,7 @@ async def test_doorbells_outlive_resets_and_decoding_turned_off(machine: Machine
     """Each binding and unbinding keeps every vCPU's thread of the VM waiting in the host's kernel."""
     d = machine.driver
     await d.start()
+    await machine.bound()
     bells, fds = list(machine.services.doorbells), len(os.listdir("/proc/self/fd"))
     for _ in range(50):
         await machine.pci.write(1, 0x04, 0, 2)
@@ -231,6 +240,30 @@ async def test_doorbells_outlive_resets_and_decoding_turned_off(machine: Machine
         await d.start()
         assert machine.services.doorbells == bells
         assert await d.request(0, [b"again"], [5]) == b"niaga"
+
+
+@pytest.mark.parametrize("machine", ["ioeventfd"], indirect=True)
+async def test_a_driver_need_not_wait_for_its_doorbells(machine: Machine) -> None:
+    """KVM takes milliseconds to bind one; what is written before comes as an exit."""
+    d, services = machine.driver, machine.services
+    go_on, real = threading.Event(), services.ioeventfd
+
+    def slow(space: Space, address: int, size: int, fd: int) -> Doorbell | None:
+        go_on.wait(30)
+        return real(space, address, size, fd)
+
+    services.worker, services.ioeventfd = Worker("slow"), slow  # type: ignore[method-assign]
+    try:
+        await d.start()
+        assert await d.request(0, [b"early"], [5]) == b"ylrae"
+        assert not services.doorbells
+        assert not go_on.is_set()
+    finally:
+        go_on.set()
+    await services.worker.aclose()
+    before = services.waited
+    assert await d.request(0, [b"late"], [4]) == b"etal"
+    assert services.waited == before
 
 
 async def test_what_answers_where_a_device_did_finds_no_doorbell_of_it(machine: Machine) -> None:
@@ -402,6 +435,7 @@ async def test_a_masked_vector_keeps_its_interrupt(machine: Machine) -> None:
 async def test_doorbells_follow_the_bar(machine: Machine) -> None:
     d = machine.driver
     await d.start()
+    await machine.bound()
     old = [b.address for b in machine.services.doorbells]
     await machine.pci.write(1, 0x10, 0xD0000000)
     await machine.pci.write(1, 0x14, 0)
