@@ -19,7 +19,7 @@ SIGNIFICANT_INDEX = 1 << 0  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the entry answers
 _HYPERVISOR, _X2APIC, _TSC_DEADLINE = 1 << 31, 1 << 21, 1 << 24  # leaf 1, ECX
 _HTT, _MTRR = 1 << 28, 1 << 12  # leaf 1, EDX
 _CMP_LEGACY, _TOPOEXT = 1 << 1, 1 << 22  # leaf 0x80000001, ECX
-_LEVEL_SMT, _LEVEL_CORE = 1, 2  # leaf 0xB and 0x1F, ECX[15:8]
+_LEVEL_SMT, _LEVEL_CORE, _LEVEL_DIE = 1, 2, 5  # leaf 0xB and 0x1F, ECX[15:8]; the die is 0x1F's alone
 _AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 _TOPOLOGY_LEAVES = (0xB, 0x1F)
 
@@ -39,25 +39,26 @@ class CpuidEntry:
 
 @dataclass(frozen=True)
 class CpuTopology:
-    """Sockets, cores a socket and threads a core. vCPU numbers count threads first, then cores, then sockets."""
+    """Sockets, cores a die, threads a core, and dies a socket. vCPU numbers count threads first, then cores, dies and sockets."""
 
     sockets: int = 1
     cores: int = 1
     threads: int = 1
+    dies: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.sockets, self.cores, self.threads) < 1:
-            raise UsageError(f"a topology needs at least one socket, core and thread: {self}")
+        if min(self.sockets, self.cores, self.threads, self.dies) < 1:
+            raise UsageError(f"a topology needs at least one socket, die, core and thread: {self}")
 
     @property
     def cpus(self) -> int:
         """Logical processors in all."""
-        return self.sockets * self.cores * self.threads
+        return self.sockets * self.logical
 
     @property
     def logical(self) -> int:
         """Logical processors in one socket."""
-        return self.cores * self.threads
+        return self.dies * self.cores * self.threads
 
     @property
     def thread_bits(self) -> int:
@@ -65,17 +66,23 @@ class CpuTopology:
         return (self.threads - 1).bit_length()
 
     @property
-    def package_shift(self) -> int:
-        """Width of the thread and core numbers together: what is left of an APIC id after this shift is the socket."""
+    def die_shift(self) -> int:
+        """Width of the thread and core numbers together: what is left of an APIC id after this shift is socket and die."""
         return self.thread_bits + (self.cores - 1).bit_length()
+
+    @property
+    def package_shift(self) -> int:
+        """The same with the die number: what is left is the socket."""
+        return self.die_shift + (self.dies - 1).bit_length()
 
 
 def apic_id(topology: CpuTopology, cpu: int) -> int:
-    """The x2APIC id of vCPU number `cpu`: socket, core and thread numbers, each in its own bits. Equal to `cpu` for one socket
-    of single-threaded cores."""
+    """The x2APIC id of vCPU number `cpu`: socket, die, core and thread numbers, each in its own bits. Equal to `cpu` for one
+    socket of one die of single-threaded cores."""
     core, thread = divmod(cpu, topology.threads)
-    socket, core = divmod(core, topology.cores)
-    return socket << topology.package_shift | core << topology.thread_bits | thread
+    die, core = divmod(core, topology.cores)
+    socket, die = divmod(die, topology.dies)
+    return socket << topology.package_shift | die << topology.die_shift | core << topology.thread_bits | thread
 
 
 def adjust(
@@ -105,8 +112,8 @@ def adjust(
     ]
     highest = by_function[0].eax if 0 in by_function else 0
     for leaf in _TOPOLOGY_LEAVES:
-        # 0xB may be missing from KVM's list although the highest leaf allows it; 0x1F only repeats it
-        if leaf <= highest and (leaf == 0xB or leaf in by_function):
+        # 0xB may be missing from KVM's list although the highest leaf allows it; 0x1F only repeats it, unless there are dies
+        if (leaf <= highest and (leaf == 0xB or leaf in by_function)) or (leaf == 0x1F and topology.dies > 1):
             result += _topology_leaves(leaf, view)
     if view.extended:
         result.append(_amd_topology(view))
@@ -140,6 +147,11 @@ def _unchanged(entry: CpuidEntry, view: _View) -> CpuidEntry:
     return entry
 
 
+def _highest_leaf(entry: CpuidEntry, view: _View) -> CpuidEntry:
+    """Leaf 0: EAX is the highest leaf. Dies are told in 0x1F alone, which Linux reads of any vendor's processor that has it."""
+    return replace(entry, eax=max(entry.eax, 0x1F)) if view.topology.dies > 1 else entry
+
+
 def _features(entry: CpuidEntry, view: _View) -> CpuidEntry:
     """Leaf 1: hypervisor bit, x2APIC, MTRRs and TSC deadline timer, initial APIC id, number of logical processors."""
     logical = min(1 << view.topology.package_shift, 0xFF)
@@ -164,9 +176,9 @@ def _amd_cache(entry: CpuidEntry, view: _View) -> CpuidEntry:
 
 
 def _with_sharing(eax: int, view: _View) -> int:
-    """Level 1 and 2 caches belong to a core, level 3 to the socket."""
+    """Level 1 and 2 caches belong to a core, level 3 to the die."""
     level = eax >> 5 & 7
-    bits = view.topology.package_shift if level >= 3 else view.topology.thread_bits
+    bits = view.topology.die_shift if level >= 3 else view.topology.thread_bits
     return eax & ~(0xFFF << 14) | min((1 << bits) - 1, 0xFFF) << 14
 
 
@@ -192,13 +204,15 @@ def _address_sizes(entry: CpuidEntry, view: _View) -> CpuidEntry:
 
 
 def _topology_leaves(leaf: int, view: _View) -> list[CpuidEntry]:
-    """Leaf 0xB or 0x1F: the thread level, the core level, and the level of type 0 that ends the list."""
+    """Leaf 0xB or 0x1F: the thread level, the core level, in 0x1F that of dies if there are any, and the level of type 0 that
+    ends the list. The shift of the last one is the socket's."""
     t = view.topology
-    levels = (
-        (t.thread_bits, t.threads, _LEVEL_SMT),
-        (t.package_shift, t.logical, _LEVEL_CORE),
-        (0, 0, 0),
-    )
+    smt = (t.thread_bits, t.threads, _LEVEL_SMT)
+    whole = (t.package_shift, t.logical)
+    above = [(*whole, _LEVEL_CORE)]
+    if leaf == 0x1F and t.dies > 1:
+        above = [(t.die_shift, t.cores * t.threads, _LEVEL_CORE), (*whole, _LEVEL_DIE)]
+    levels = [smt, *above, (0, 0, 0)]
     return [
         CpuidEntry(leaf, i, SIGNIFICANT_INDEX, eax=shift, ebx=count, ecx=i | kind << 8, edx=view.apic_id)
         for i, (shift, count, kind) in enumerate(levels)
@@ -206,14 +220,16 @@ def _topology_leaves(leaf: int, view: _View) -> list[CpuidEntry]:
 
 
 def _amd_topology(view: _View) -> CpuidEntry:
-    """Leaf 0x8000001E: extended APIC id; EBX[15:8] threads a core - 1, EBX[7:0] core id; one node a socket."""
+    """Leaf 0x8000001E: extended APIC id; EBX[15:8] threads a core - 1, EBX[7:0] core id; a node is a die, ECX[10:8] nodes a
+    socket - 1."""
     t = view.topology
     core = view.apic_id >> t.thread_bits & 0xFF
-    node = view.apic_id >> t.package_shift & 0xFF
+    node = view.apic_id >> t.die_shift & 0xFF | min(t.dies - 1, 7) << 8
     return CpuidEntry(0x8000001E, eax=view.apic_id, ebx=core | min(t.threads - 1, 0xFF) << 8, ecx=node)
 
 
 _EDITS: dict[int, Callable[[CpuidEntry, _View], CpuidEntry]] = {
+    0x0: _highest_leaf,
     0x1: _features,
     0x4: _intel_cache,
     0x80000001: _extended_features,

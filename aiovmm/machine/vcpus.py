@@ -29,7 +29,7 @@ _KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/
 def topology_of(cpus: CpusConfig) -> CpuTopology:
     """What the guest is told of its processors: one package of cores, unless the configuration lays them out."""
     t = cpus.topology
-    return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores * t.dies, t.threads)
+    return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores, t.threads, t.dies)
 
 
 @dataclass(frozen=True)

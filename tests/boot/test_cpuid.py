@@ -49,7 +49,7 @@ AMD = [
 ]
 HOSTS = {"intel": INTEL, "amd": AMD}
 HOST_ENTRIES = st.sampled_from(list(HOSTS.values()))
-TOPOLOGIES = st.builds(CpuTopology, st.integers(1, 4), st.integers(1, 24), st.integers(1, 2))
+TOPOLOGIES = st.builds(CpuTopology, st.integers(1, 3), st.integers(1, 9), st.integers(1, 2), st.integers(1, 3))
 
 
 def leaf(entries: list[CpuidEntry], function: int, index: int = 0) -> CpuidEntry:
@@ -99,19 +99,45 @@ def test_leaf_0xb_places_each_processor_where_the_topology_says(host: list[Cpuid
         smt, core, end = (leaf(entries, 0xB, i) for i in range(3))
         assert (smt.ecx >> 8, core.ecx >> 8, end.ecx >> 8) == (1, 2, 0)
         assert [e.ecx & 0xFF for e in (smt, core, end)] == [0, 1, 2]
-        assert (smt.ebx, core.ebx) == (topology.threads, topology.cores * topology.threads)
+        assert (smt.ebx, core.ebx) == (topology.threads, topology.logical)
         x2apic = core.edx
         thread = x2apic & (1 << smt.eax) - 1
         core_number = x2apic >> smt.eax & (1 << core.eax - smt.eax) - 1
         socket = x2apic >> core.eax
-        assert cpu == (socket * topology.cores + core_number) * topology.threads + thread
+        if topology.dies == 1:
+            assert cpu == (socket * topology.cores + core_number) * topology.threads + thread
+        assert cpu // topology.logical == socket
+
+
+@given(HOST_ENTRIES, TOPOLOGIES.filter(lambda topology: topology.dies > 1))
+def test_leaf_0x1f_has_the_dies(host: list[CpuidEntry], topology: CpuTopology) -> None:
+    """On every host, for it is the only leaf that tells of them; the highest leaf reaches it."""
+    for cpu in range(topology.cpus):
+        entries = adjust(host, cpu, topology.cpus, topology=topology)
+        assert leaf(entries, 0).eax == 0x1F
+        smt, core, die, end = (leaf(entries, 0x1F, i) for i in range(4))
+        assert [e.ecx for e in (smt, core, die, end)] == [0x100, 0x201, 0x502, 0x003]
+        assert (smt.ebx, core.ebx, die.ebx) == (topology.threads, topology.cores * topology.threads, topology.logical)
+        x2apic = die.edx
+        thread = x2apic & (1 << smt.eax) - 1
+        core_number = x2apic >> smt.eax & (1 << core.eax - smt.eax) - 1
+        die_number = x2apic >> core.eax & (1 << die.eax - core.eax) - 1
+        socket = x2apic >> die.eax
+        place = (socket * topology.dies + die_number) * topology.cores + core_number
+        assert cpu == place * topology.threads + thread
+
+
+def test_leaves_are_the_hosts_where_there_is_one_die() -> None:
+    assert leaf(adjust(AMD, 0, 4), 0).eax == 0x10
+    assert not [e for e in adjust(AMD, 0, 4) if e.function == 0x1F]
+    assert [e.ecx for e in adjust(INTEL, 0, 4) if e.function == 0x1F] == [0x100, 0x201, 0x002]
 
 
 @given(TOPOLOGIES)
 def test_intel_caches_are_shared_by_whom_the_topology_says(topology: CpuTopology) -> None:
     entries = adjust(INTEL, 0, topology.cpus, topology=topology)
-    threads, logical = 1 << topology.thread_bits, 1 << topology.package_shift
-    for index, expected in enumerate((threads, threads, threads, logical)):
+    threads, die, logical = (1 << n for n in (topology.thread_bits, topology.die_shift, topology.package_shift))
+    for index, expected in enumerate((threads, threads, threads, die)):
         e = leaf(entries, 4, index)
         assert (e.eax >> 14 & 0xFFF) + 1 == expected
         assert (e.eax >> 26) + 1 == logical // threads
@@ -128,9 +154,10 @@ def test_amd_leaves(topology: CpuTopology) -> None:
     assert leaf(entries, 0x80000001).ecx >> 1 & 1 == (topology.logical > 1), "CmpLegacy"
     node = leaf(entries, 0x8000001E)
     assert (node.ebx >> 8 & 0xFF) + 1 == topology.threads
-    assert node.ecx & 0xFF == topology.sockets - 1, "one node a socket, and this is the last"
-    assert node.ecx >> 8 & 7 == 0
-    assert (leaf(entries, 0x8000001D, 3).eax >> 14 & 0xFFF) + 1 == 1 << topology.package_shift
+    last_die = (topology.sockets - 1 << topology.package_shift - topology.die_shift) + topology.dies - 1
+    assert node.ecx & 0xFF == last_die, "one node a die, and this is the last"
+    assert node.ecx >> 8 & 7 == topology.dies - 1
+    assert (leaf(entries, 0x8000001D, 3).eax >> 14 & 0xFFF) + 1 == 1 << topology.die_shift
 
 
 @pytest.mark.parametrize(("cpus", "htt", "count"), [(1, 0, 1), (2, 1, 2), (3, 1, 4), (4, 1, 4), (64, 1, 64)])
