@@ -5,7 +5,7 @@
 #   aiovmm.then=WHAT         after it: poweroff (default), reboot, halt or shell
 #   aiovmm.modules=A,B       load these too
 #   aiovmm.hostname=NAME
-#   root=DEVICE [rootfstype=TYPE] [rootflags=OPTIONS] [ro] [init=PROGRAM]   go on from a disk
+#   root=DEVICE|UUID=...|LABEL=...|TAG [rootfstype=TYPE] [rootflags=OPTIONS] [ro] [init=PROGRAM]   go on from a disk, or virtiofs
 echo "aiovmm: init"
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=vt220 ENV=/etc/profile
 
@@ -75,23 +75,41 @@ option aiovmm.hostname
 hostname "${value:-guest}"
 ip link set lo up
 
+root_is_there() { # $device becomes what root= names: a block device, found by its file system's UUID or LABEL if told so
+  case $root in
+    UUID=* | LABEL=*) device=$(findfs "$root" 2>/dev/null) ;;
+    *) device=$root ;;
+  esac
+  [ -b "$device" ]
+}
 option root
 root=$value
 if [ -n "$root" ]; then
-  tries=0
-  while [ ! -b "$root" ] && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
   mode=rw
   case " $cmdline " in *" ro "*) mode=ro ;; esac
   option rootfstype && type=$value
   option rootflags && flags=$value
-  if mount ${type:+-t "$type"} -o "$mode${flags:+,$flags}" "$root" /sysroot; then
-    for d in dev proc sys run; do
-      [ ! -d /sysroot/$d ] || mount --move /$d /sysroot/$d
-    done
-    option init
-    exec switch_root /sysroot "${value:-/sbin/init}"
+  if [ "$type" = virtiofs ]; then # its root is a tag, of a device that is there as soon as its driver is
+    device=$root
+  else
+    tries=0
+    until root_is_there || [ $tries -ge 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+    [ -n "$type" ] || modprobe -q ext4 # mount tries the file systems that the kernel has
   fi
-  echo "aiovmm: cannot mount $root; here is a shell instead"
+  if mount ${type:+-t "$type"} -o "$mode${flags:+,$flags}" "$device" /sysroot; then
+    option init
+    init=${value:-/sbin/init}
+    if [ -e "/sysroot$init" ] || [ -L "/sysroot$init" ]; then # a link may hold only when that is the root
+      for d in dev proc sys run; do
+        [ ! -d /sysroot/$d ] || mount --move /$d /sysroot/$d
+      done
+      exec switch_root /sysroot "$init"
+    fi
+    umount /sysroot
+    echo "aiovmm: no $init in $root; here is a shell instead"
+  else
+    echo "aiovmm: cannot mount $root; here is a shell instead"
+  fi
 fi
 
 power_button() { # struct input_event as 16-bit words: 8 of time, then type 1 (key), code 116 (power), value 1 (pressed)

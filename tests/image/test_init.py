@@ -173,18 +173,75 @@ def test_command_baked_in(boot: Boot) -> None:
     assert guest.gone()
 
 
-def test_root_on_a_disk(boot: Boot, tmp_path: Path) -> None:
-    if shutil.which("mke2fs") is None:
-        pytest.skip("no mke2fs (package e2fsprogs)")
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A root file system with an init that says of what it is a part, and powers off."""
     root = tmp_path / "root"
     for directory in ("bin", "dev", "proc", "sys", "run", "sbin"):
         (root / directory).mkdir(parents=True)
     shutil.copy(debian_busybox(), root / "bin/busybox")
-    script = '#!/bin/busybox sh\n/bin/busybox echo "root is $(/bin/busybox grep -c /dev/vda /proc/mounts)"\n'
+    script = "#!/bin/busybox sh\nset -- $(/bin/busybox grep ' / [^r]' /proc/mounts)\n/bin/busybox echo root is $1 $3 ${4%%,*}\n"
     (root / "sbin/init").write_text(script + "/bin/busybox poweroff -f\n")
     (root / "sbin/init").chmod(0o755)
+    return root
+
+
+UUID = "6d0f2f0c-5a0e-4c5e-9d5b-0d6c1f6f2a11"
+
+
+@pytest.mark.parametrize(
+    ("options", "mode"),
+    [
+        ("root=/dev/vda rootfstype=ext4 ro", "ro"),
+        (f"root=UUID={UUID}", "rw"),
+        ('root="LABEL=its-name" rootfstype=ext4 ro', "ro"),
+        ("root=/dev/vda init=/sbin/../sbin/init", "rw"),
+    ],
+)
+def test_root_on_a_disk(boot: Boot, root: Path, tmp_path: Path, options: str, mode: str) -> None:
+    if shutil.which("mke2fs") is None:
+        pytest.skip("no mke2fs (package e2fsprogs)")
+    disk = tmp_path / "disk"
+    names = ("-U", UUID, "-L", "its-name")
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", *names, "-d", root, disk, "16M"], check=True, timeout=60)
+    guest = boot(options, "-drive", f"file={disk},if=virtio,format=raw")
+    guest.expect(rb"root is /dev/vda ext4 " + mode.encode())
+    assert guest.gone()
+
+
+def test_root_without_its_init(boot: Boot, root: Path, tmp_path: Path) -> None:
+    if shutil.which("mke2fs") is None:
+        pytest.skip("no mke2fs (package e2fsprogs)")
     disk = tmp_path / "disk"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, disk, "16M"], check=True, timeout=60)
-    guest = boot("root=/dev/vda rootfstype=ext4 ro", "-drive", f"file={disk},if=virtio,format=raw")
-    guest.expect(rb"root is 1")
-    assert guest.gone()
+    guest = boot("root=/dev/vda init=/bin/none", "-drive", f"file={disk},if=virtio,format=raw")
+    guest.expect(rb"aiovmm: no /bin/none in /dev/vda; here is a shell instead")
+    guest.expect(PROMPT)
+    assert guest.run("grep -c sysroot /proc/mounts") == "0"
+
+
+VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
+
+
+@pytest.mark.skipif(not VIRTIOFSD.exists() or os.geteuid() != 0, reason="no virtiofsd of QEMU's, or no root to run it")
+def test_root_in_a_directory_of_the_host(boot: Boot, root: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fs"
+    daemon = subprocess.Popen(
+        [VIRTIOFSD, f"--socket-path={path}", "-o", f"source={root}", "-o", "sandbox=chroot"], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not path.exists():
+            assert daemon.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        guest = boot(
+            *("root=host rootfstype=virtiofs", "-object", "memory-backend-memfd,id=ram,size=256M,share=on"),
+            *("-machine", "memory-backend=ram", "-chardev", f"socket,id=fs,path={path}"),
+            *("-device", "vhost-user-fs-pci,chardev=fs,tag=host"),
+        )
+        guest.expect(rb"root is host virtiofs rw")
+        assert guest.gone()
+    finally:
+        daemon.kill()
+        daemon.wait()
