@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
 from aiovmm.boot.cpuid import apic_id
-from aiovmm.bus import Bus, Range, Space
+from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
-from aiovmm.errors import ConfigError, HostError
+from aiovmm.errors import HostError
 from aiovmm.kvm import ExitLoop, FinalExit, Vcpu, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
 from aiovmm.lifecycle import ExitReason
@@ -89,8 +89,8 @@ class Machine:
         ports = acpi.AcpiPorts()
         self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)
         self._stack.callback(self.legacy.close)
-        self._plug_ports(ram)
         plans = plan(config.platform.num_pci_segments, end, processor.reachable_bits)
+        self._plug_ports(ram, plans)
         await self._plug_devices(plans)
         tables = acpi.build(self._describe(ports), layout.RSDP)
         self.memory.write(tables.base, tables.blob)
@@ -128,12 +128,14 @@ class Machine:
         self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
         self._stack.push_async_callback(in_thread, self.memory.close)
 
-    def _plug_ports(self, ram: list[tuple[int, int]]) -> None:
-        """The embedder's own. Raises UsageError where something is there already."""
+    def _plug_ports(self, ram: list[tuple[int, int]], plans: list[SegmentPlan]) -> None:
+        """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""
+        if not self.parts.ports:
+            return
+        from aiovmm.machine.own import refuse_taken
+
+        refuse_taken(self.parts.ports, ram, plans)
         for port in self.parts.ports:
-            end = port.base + port.size
-            if port.space is Space.MMIO and any(port.base < base + size and base < end for base, size in ram):
-                raise ConfigError("ports", f"{port.name} [{port.base:#x}, {end:#x}) lies in the guest's memory")
             port._end = partial(self._ended, ExitReason.SHUTDOWN)
             port.reset()
             self.bus.add(Range(port.space, port.base, port.size, port, port.name))

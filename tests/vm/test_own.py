@@ -80,15 +80,37 @@ async def test_a_debug_exit_ends_the_guest_with_its_own_words(monkeypatch: pytes
     assert (status.reason, status.detail) == (ExitReason.SHUTDOWN, "debug exit with 3")
 
 
-class Memory(PortDevice):
-    space, base, size, name = Space.MMIO, 0x1000, 16, "window"
-
-
 class Serial(PortDevice):
     base, size, name = 0x3FA, 1, "clash"
 
 
-@pytest.mark.parametrize(("port", "words"), [(Memory(), "lies in the guest's memory"), (Serial(), "overlaps 'serial'")])
+class Window(PortDevice):
+    space, size, name = Space.MMIO, 16, "window"
+
+    def __init__(self, base: int) -> None:
+        self.base = base
+
+
+TAKEN = {
+    0x1000: "lies in the guest's memory",
+    0xC000_0000: r"lies in a PCI window \(free is 0xf8000000 to 0xfec00000\)",
+    0x1_0000_0000 + (1 << 30): "lies in a PCI window",
+    0xE800_0000: "overlaps",
+    0xFEC0_0008: "overlaps",
+    0xFEE0_0000: "lies in the local APIC",
+    0xFFFB_C000: "lies in KVM's own pages",
+}
+
+
+async def test_a_place_that_is_free() -> None:
+    async with VM(config("s"), ports=[Window(0xF800_0000), Window(0xFEBF_FFF0), Window(0x2000_0000)]) as vm:
+        await vm.start()
+        await counts_on(vm)
+
+
+@pytest.mark.parametrize(
+    ("port", "words"), [(Serial(), "overlaps 'serial'"), *((Window(base), words) for base, words in TAKEN.items())]
+)
 async def test_a_place_that_is_taken_is_refused_by_name(port: PortDevice, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         await VM(config("s"), ports=[port]).__aenter__()
