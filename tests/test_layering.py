@@ -172,3 +172,30 @@ def test_nobody_uses_the_embedders_executor(path: Path) -> None:
     """The event loop's default one: it can be full, and no guest may fill it. See runtime.tasks.in_thread and runtime.worker."""
     used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
     assert not used & DEFAULT_EXECUTOR
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("aiovmm", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports within functions count: a circle is one whenever it closes."""
+    modules = {module_of(path): path for path in FILES}
+    graph: dict[str, set[str]] = {}
+    for name, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                members = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= members & modules.keys() or {node.module}
+        graph[name] = found & modules.keys() & imported_at_run_time(path, modules)
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"circles of imports among {sorted(graph)}"
+
+
+def imported_at_run_time(path: Path, modules: dict[str, Path]) -> set[str]:
+    """What `imports` finds, as modules: `from aiovmm.kvm import cpuid` is of aiovmm.kvm.cpuid."""
+    names = imports(path)
+    return {module for module in modules if module in names or module.rpartition(".")[0] in names}

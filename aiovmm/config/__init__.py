@@ -10,9 +10,10 @@ from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
 from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
-from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig, RebootPolicy, VMConfig
+from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
+from aiovmm.config.vm import RebootPolicy, VMConfig
 
 __all__ = [
     "ConsoleConfig",

@@ -10,7 +10,7 @@ from aiovmm.config.console import ConsoleMode
 from aiovmm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aiovmm.config.machine import VMConfig
+    from aiovmm.config.vm import VMConfig
 
 __all__ = ["refuse_inputs_as_outputs"]
 

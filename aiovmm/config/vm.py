@@ -1,0 +1,132 @@
+"""The whole of a VM, and what becomes of it when its guest resets or panics."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import field, fields, replace
+from typing import Any
+
+from aiovmm.config.checks import encoded
+from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.cpus import CpusConfig
+from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.disk import DiskConfig
+from aiovmm.config.kinds import dataclass
+from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
+from aiovmm.config.net import NetConfig
+from aiovmm.config.placed import PlacedConfig
+from aiovmm.errors import ConfigError
+
+__all__ = ["RebootPolicy", "VMConfig"]
+
+_PARSED = {  # what stands for a whole class: text in its syntax
+    "CpusConfig": "parse_cpus",
+    "MemoryConfig": "parse_memory",
+    "RngConfig": "parse_rng",
+    "DiskConfig": "parse_disk",
+    "NetConfig": "parse_net",
+    "VsockConfig": "parse_vsock",
+    "PmemConfig": "parse_pmem",
+    "FsConfig": "parse_fs",
+    "DeviceConfig": "parse_device",
+    "PlatformConfig": "parse_platform",
+}
+
+
+def _parse(kind: str, option: str, text: str) -> Any:
+    from aiovmm.config import options  # for who gives text where an object is meant
+
+    if kind == "ConsoleConfig":
+        return options.parse_console(option, text)
+    return getattr(options, _PARSED[kind])(text)
+
+
+class RebootPolicy(enum.Enum):
+    """What a guest's reboot does: `RESTART` it in the same VM, or `EXIT` with ExitReason.REBOOT."""
+
+    RESTART = "restart"
+    EXIT = "exit"
+
+
+@dataclass(frozen=True, parse=_parse)
+class VMConfig:
+    """A whole VM. `name` appears in events, logs and thread names."""
+
+    payload: PayloadConfig
+    cpus: CpusConfig = field(default_factory=CpusConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    serial: ConsoleConfig = field(default_factory=ConsoleConfig)
+    console: ConsoleConfig = field(default_factory=lambda: ConsoleConfig(ConsoleMode.OFF))
+    rng: RngConfig | None = field(default_factory=RngConfig)
+    disks: tuple[DiskConfig, ...] = ()
+    nets: tuple[NetConfig, ...] = ()
+    vsock: VsockConfig | None = None
+    pmems: tuple[PmemConfig, ...] = ()
+    fs: tuple[FsConfig, ...] = ()
+    devices: tuple[DeviceConfig, ...] = ()
+    platform: PlatformConfig = field(default_factory=PlatformConfig)
+    on_reboot: RebootPolicy = RebootPolicy.EXIT
+    on_panic: RebootPolicy = RebootPolicy.EXIT  # when a kernel resets the machine after it has panicked
+    name: str = "vm"
+
+    def __post_init__(self) -> None:
+        if self.serial != ConsoleConfig(self.serial.mode, self.serial.path, self.serial.history):
+            raise ConfigError("serial", "takes no id, and no place: the serial port is not on PCI")
+        encoded("name", self.name, 64)
+        self._check_places()
+
+    def _check_places(self) -> None:
+        ids: set[str] = set()
+        slots: set[tuple[int, int | None]] = set()
+        segments = self.platform.num_pci_segments
+        for option, placed in self._placed():
+            if placed.pci_segment >= segments:
+                raise ConfigError(
+                    f"{option}.pci_segment",
+                    f"there is no segment {placed.pci_segment}",
+                    f"raise platform.num_pci_segments, now {segments}",
+                )
+            if placed.id in ids:
+                raise ConfigError(f"{option}.id", f"{placed.id!r} names two devices")
+            if placed.id is not None:
+                ids.add(placed.id)
+            slot = (placed.pci_segment, placed.pci_device_id)
+            if placed.pci_device_id is not None and slot in slots:
+                raise ConfigError(
+                    f"{option}.pci_device_id", f"slot {slot[1]} of segment {slot[0]} is given to two devices"
+                )
+            slots.add(slot)
+
+    def _placed(self) -> list[tuple[str, PlacedConfig]]:
+        rows: list[tuple[str, PlacedConfig]] = [("console", self.console)]
+        for option, group in (
+            ("disk", self.disks),
+            ("net", self.nets),
+            ("pmem", self.pmems),
+            ("fs", self.fs),
+            ("device", self.devices),
+        ):
+            rows += [(option, item) for item in group]
+        rows += [(o, i) for o, i in (("rng", self.rng), ("vsock", self.vsock)) if i is not None]
+        return rows
+
+    @property
+    def cmdline(self) -> str:
+        """The kernel command line: the user's own, or one that talks on all consoles the VM has, chiefly on the terminal's."""
+        if self.payload.cmdline is not None:
+            return self.payload.cmdline
+        there = {"hvc0": self.console.mode, "ttyS0": self.serial.mode}
+        if there["hvc0"] is there["ttyS0"] is ConsoleMode.TTY:
+            del there["hvc0"]  # all would be on the terminal twice
+        names = [name for name, mode in there.items() if mode is not ConsoleMode.OFF]
+        names.sort(key=lambda name: there[name] is ConsoleMode.TTY)  # the kernel's /dev/console is the last
+        return " ".join([*(f"console={name}" for name in names), "panic=-1"])
+
+    def with_changes(self, changes: Mapping[str, Any]) -> VMConfig:
+        """A copy with some fields replaced, checked again. Raises ConfigError for a field that does not exist."""
+        known = {f.name for f in fields(self)}
+        for key in changes:
+            if key not in known:
+                raise ConfigError(key, "there is no such field in VMConfig", f"fields: {', '.join(sorted(known))}")
+        return replace(self, **changes)
