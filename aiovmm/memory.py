@@ -31,7 +31,6 @@ __all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
 PAGE_SIZE = 4096
 _HUGE_PAGE = 2 << 20
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; in the mmap module only from CPython 3.13 on
-_MADV_POPULATE_WRITE = 23  # Linux 5.14
 _PERM_RW = 3
 _NO_HUGE_PAGES = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
 
@@ -129,7 +128,9 @@ class GuestMemory:
         seal_size(fd)
         offset = 0
         for gpa, size in ranges:
-            self.map_fd(gpa, size, fd, offset, shared=shared, prefault=prefault, reserve=hugepages, ram=True)
+            region = self.map_fd(gpa, size, fd, offset, shared=shared, reserve=hugepages, ram=True)
+            if prefault:
+                region.mapping.populate(0, size)
             offset += size
 
     def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool) -> None:
@@ -141,7 +142,7 @@ class GuestMemory:
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
         if prefault:
-            mapping.madvise(_MADV_POPULATE_WRITE, start, size)
+            mapping.populate(start, size)
         host = mapping.host + start
         self._insert(
             MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False, ram=True),
@@ -157,7 +158,6 @@ class GuestMemory:
         *,
         shared: bool = True,
         readonly: bool = False,
-        prefault: bool = False,
         reserve: bool = False,
         ram: bool = False,
     ) -> MemoryRegion:
@@ -168,7 +168,7 @@ class GuestMemory:
         """
         self._check_place(gpa, size, offset)
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
-        flags |= (0 if reserve else _MAP_NORESERVE) | (mmap.MAP_POPULATE if prefault else 0)
+        flags |= 0 if reserve else _MAP_NORESERVE
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
         try:
             mapping = GuestMapping(fd, size, flags=flags, prot=prot, offset=offset)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 from aiovmm.errors import GuestFault, HostError, UsageError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi
+from aiovmm.native.mapping import GuestMapping
 
 HUGE = 2 << 20
 LOW, HIGH = (0, 4 * PAGE_SIZE), (1 << 32, 4 * PAGE_SIZE)
@@ -82,11 +86,36 @@ def test_private_memory_lies_so_that_huge_pages_fit_and_no_child_process_has_it(
     memory.close()
 
 
-def test_private_memory_is_there_when_it_is_to_be_prefaulted() -> None:
-    memory = GuestMemory.create([(0, 4 * HUGE)], shared=False, prefault=True)
-    resident = mincore(memory.regions[0].host, 4 * HUGE)
-    assert all(resident)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [PAGE_SIZE, 20 * HUGE])
+def test_memory_is_there_when_it_is_to_be_prefaulted(shared: bool, size: int) -> None:
+    memory = GuestMemory.create([(0, size), (1 << 32, PAGE_SIZE)], shared=shared, prefault=True)
+    for region in memory.regions:
+        assert all(mincore(region.host, region.size))
     memory.close()
+
+
+def test_other_threads_go_on_while_memory_is_prefaulted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them is the event loop, with all other guests."""
+    populate, marks, seen = GuestMapping.populate, [], set()
+
+    def marked(self: GuestMapping, start: int, size: int) -> None:
+        marks.append("begun")
+        populate(self, start, size)
+        marks.append("ended")
+
+    monkeypatch.setattr(GuestMapping, "populate", marked)
+    thread = threading.Thread(target=lambda: GuestMemory.create([(0, 128 * HUGE)], prefault=True).close())
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # only a call that lets go of the interpreter lets us in
+    try:
+        thread.start()
+        while thread.is_alive():
+            seen.add(tuple(marks))
+            time.sleep(0)
+    finally:
+        sys.setswitchinterval(switch)
+    assert ("begun",) in seen
 
 
 def mincore(address: int, size: int) -> list[bool]:

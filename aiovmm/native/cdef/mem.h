@@ -12,4 +12,5 @@ struct avmm_mem {
     uint32_t pad;
     struct avmm_region *regions;
 };
+int avmm_mem_populate(uint64_t host, uint64_t size);
 void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, uint32_t perm);

@@ -1,4 +1,11 @@
 #include "mem.h"
+#include <errno.h>
+#include <sys/mman.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+#define POPULATE (16u << 20)
 
 void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room) {
     uint32_t lo = 0, hi = mem->count;
@@ -24,4 +31,18 @@ void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, ui
     uint64_t room;
     void *host = avmm_mem_span(mem, base, perm, &room);
     return host && size <= room ? host : NULL;
+}
+
+/* In pieces: a call holds the lock of the process's mappings, for which other threads wait that map or unmap anything. */
+int avmm_mem_populate(uint64_t host, uint64_t size) {
+    while (size) {
+        uint64_t some = size < POPULATE ? size : POPULATE;
+        if (!madvise((void *)(uintptr_t)host, some, MADV_POPULATE_WRITE)) {
+            host += some;
+            size -= some;
+        } else if (errno != EINTR) {
+            return errno;
+        }
+    }
+    return 0;
 }

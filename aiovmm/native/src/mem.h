@@ -27,4 +27,7 @@ void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, ui
 /* Host address of `base` and in `*room` the bytes from there to its region's end; NULL as avmm_mem_find. */
 void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room);
 
+/* Have the pages of [host, host + size) there, writable, before they are touched: 0 or an errno. It may take a second a GiB. */
+int avmm_mem_populate(uint64_t host, uint64_t size);
+
 #endif
