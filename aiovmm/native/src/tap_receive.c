@@ -28,7 +28,8 @@ struct receive {
     struct avmm_net_turn *turn;
     uint32_t step;    /* chains to take the next time */
     uint32_t charged; /* against the turn's budget */
-    bool dry;         /* the ring has no further chain, for this turn */
+    bool dry;         /* there is no further chain, for this turn */
+    bool empty;       /* because the driver has posted none */
     bool malformed;   /* not even a first one */
 };
 
@@ -40,6 +41,7 @@ static bool take_more(struct receive *r) {
         return false;
     int got = avmm_net_take(t, most);
     r->dry = got < (int)most;
+    r->empty = r->dry && got >= 0;
     r->step *= 2;
     r->malformed = got < 0 && !t->n;
     return got > 0;
@@ -263,12 +265,13 @@ static int read_packet(struct receive *r) {
     return rx->discard ? read_whole(r, 0) : read_direct(r);
 }
 
-/* A packet waits in rx->packet: give it to the guest, or lose it where it can have no chains. */
+/* A packet waits in rx->packet: give it to the guest, or lose it where it can have no chains: more of them than a turn takes, or
+ * such as come behind one that is not legal, would not be had in a further turn either. */
 static int give_pending(struct receive *r, bool chain) {
     struct avmm_net_rx *rx = r->rx;
     if (place_pending(r))
         return AVMM_NET_MORE;
-    if (!rx->discard && (rx->mergeable || !chain))
+    if (!rx->discard && (!chain || (rx->mergeable && (r->empty || r->turn->used))))
         return AVMM_NET_ROOM;
     rx->pending = 0;
     rx->dropped++;

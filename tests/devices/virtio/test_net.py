@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,49 @@ async def test_waiting_for_more_buffers_does_not_keep_the_loop_busy(monkeypatch:
         assert turns < 5
         guest.fill()
         assert (await guest.receive()).frame == bytes(15000)
+
+
+async def test_a_packet_gets_buffers_that_are_posted_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = bytes(i % 249 for i in range(9000))
+    receive, looked = lib.avmm_net_receive_turn, 0
+
+    class Meanwhile:
+        """The driver, on its own processor, posts some after each turn has found too few."""
+
+        def __getattr__(self, name: str) -> object:
+            return self.turn if name == "avmm_net_receive_turn" else getattr(lib, name)
+
+        def turn(self, rx: Any, turn: Any) -> int:
+            nonlocal looked
+            status: int = receive(rx, turn)
+            if rx.pending:
+                looked += 1
+                guest.fill(1)
+            return status
+
+    async with card() as (harness, device, peer):
+        guest = NetGuest(harness)
+        guest.fill(2)
+        monkeypatch.setattr(pump, "lib", Meanwhile())
+        peer.send(bytes(12) + frame)
+        assert (await guest.receive()).frame == frame
+        assert device.counters.rx_dropped == 0
+        assert looked == 4
+
+
+@pytest.mark.parametrize("bad", [None, 3])
+async def test_a_packet_that_needs_more_buffers_than_a_turn_takes_is_lost(bad: int | None) -> None:
+    """Or such as come behind one that is none: at once, for waiting would not help."""
+    async with card(queue_size=1024) as (harness, device, peer):
+        guest = NetGuest(harness, sizes=lambda: [100])
+        if bad is not None:
+            guest.fill(bad)
+            guest.rx.add([b"not for the device to write"], [])
+        guest.fill()
+        peer.send(bytes(12) + bytes(60000))
+        await until(lambda: device.counters.rx_dropped == 1)
+        peer.send(bytes(12) + FRAME)
+        assert (await guest.receive()).frame == FRAME
 
 
 async def test_a_packet_outlasts_a_guest_that_is_not_run_for_a_while() -> None:

@@ -117,9 +117,11 @@ class Receiver(_Pump):
         """`held` chains are too few: wait for the driver, unless it has nothing better to give; then the packet is lost."""
         queue, rx = self._queue, self._rx
         if rx.pending and queue.enabled:
-            available = lib.avmm_queue_available(queue.native)
+            if lib.avmm_queue_available(queue.native) > held:  # the driver has posted some since the turn looked
+                await asyncio.sleep(0)
+                return
             # A driver with half of its ring filled is not short of buffers: they are too small, and waiting would be for ever.
-            if held < available or 2 * held >= queue.size:
+            if 2 * held >= queue.size:
                 rx.pending = 0
                 rx.dropped += 1
                 await asyncio.sleep(0)
