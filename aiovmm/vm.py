@@ -220,8 +220,12 @@ class VM(Inventory):
         self._power.press_button()
         self._journal.emit(EventKind.POWER_BUTTON)
 
-    async def stop(self, timeout: float = 10.0) -> ExitStatus:
-        """The ladder: power button, `timeout` seconds of patience, kill. At once if it does not run. Idempotent."""
+    async def stop(self, timeout: float | None = 10.0) -> ExitStatus:
+        """The ladder: power button, `timeout` seconds of patience (None: for ever), kill. At once if it does not run.
+        Idempotent."""
+        from aiovmm.runtime.timeouts import check_seconds
+
+        check_seconds(timeout, "stop(timeout=)")
         self._home.check()
         if self.state is not VMState.RUNNING:
             return await self.kill(f"it was stopped while {self.state.value}")

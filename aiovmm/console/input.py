@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from aiovmm.console.device import ByteDevice
-from aiovmm.errors import ConsoleEnded, StateError
+from aiovmm.errors import ConsoleEnded, StateError, UsageError
 from aiovmm.runtime.home import HomeLoop, Use
 
 __all__ = ["HIGH_WATER", "INPUT_LIMIT", "LOW_WATER", "InputQueue"]
@@ -50,6 +50,7 @@ class InputQueue:
 
     def put(self, data: bytes | bytearray | memoryview) -> None:
         """Queue all of `data`, or raise StateError and queue nothing if more than `limit` bytes would wait."""
+        _check_bytes(data)
         self._use.check()
         if self._ended:
             raise ConsoleEnded("its guest takes no more input")
@@ -63,6 +64,7 @@ class InputQueue:
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Queue `data` piece by piece as there is room. Senders take turns, so theirs may interleave between pieces."""
+        _check_bytes(data)
         view = memoryview(data).cast("B")
         while view:
             await self._room()
@@ -140,3 +142,9 @@ class InputQueue:
                 size = min(2 * size, HIGH_WATER)
             elif taken == 0 or (taken < len(chunk) and not self._room_appeared):
                 return
+
+
+def _check_bytes(data: object) -> None:
+    if not isinstance(data, bytes | bytearray | memoryview):
+        hint = f"b{data!r}, or .encode()" if isinstance(data, str) and data.isascii() else "bytes"
+        raise UsageError(f"a console takes bytes, not {type(data).__name__}: {hint}")

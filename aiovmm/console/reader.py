@@ -140,7 +140,10 @@ class ConsoleReader:
         both show what is unread, and leave it so. Raises PatternTooSlow (an ExpectTimeout) if what the guest prints makes a
         pattern whose repeats overlap, like rb"(\\w+\\s*)+:", take longer than a loop can wait.
         """
+        from aiovmm.runtime.timeouts import check_seconds  # not by who only reads
+
         search = PatternSearch(pattern, overlap)
+        check_seconds(timeout, "expect(timeout=)")
         try:
             async with asyncio.timeout(timeout):
                 found = await self._search_pattern(search)

@@ -170,6 +170,8 @@ class SeparatorSearch:
     """Searches for a fixed string; a match is found wherever its pieces were cut."""
 
     def __init__(self, separator: bytes) -> None:
+        if not isinstance(separator, bytes):
+            raise UsageError(f"a console speaks bytes, and {separator!r} is none")
         if not separator:
             raise UsageError("the separator is empty")
         self._separator = separator

@@ -10,7 +10,7 @@ import pytest
 
 from aiovmm.console import Console
 from aiovmm.console.input import HIGH_WATER, INPUT_LIMIT
-from aiovmm.errors import ConsoleEnded, StateError
+from aiovmm.errors import ConsoleEnded, StateError, UsageError
 from tests.console.device import StubDevice
 
 
@@ -178,3 +178,24 @@ async def test_what_one_console_says_is_said_at_another_to_the_last_byte() -> No
     source.close()
     assert target.history == b"hvc0 ttyS0 last"
     assert source.history == b"before hvc0 last"
+
+
+async def test_what_is_no_bytes_is_refused_before_anything_is_taken() -> None:
+    console = Console()
+    for wrong in ("uname", 5, None, ["a"]):
+        with pytest.raises(UsageError, match=f"takes bytes, not {type(wrong).__name__}"):
+            console.write(wrong)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=f"takes bytes, not {type(wrong).__name__}"):
+            await console.send(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"b'uname', or .encode\(\)"):
+        console.write("uname")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="speaks bytes"):
+        await console.readuntil("x")  # type: ignore[arg-type]
+    assert console.input_waiting == 0
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5", True])
+async def test_a_time_out_that_is_none_is_refused(timeout: float) -> None:
+    """NaN would never come."""
+    with pytest.raises(UsageError, match="is not a number of seconds"):
+        await asyncio.wait_for(Console().expect(rb"x", timeout), 10)

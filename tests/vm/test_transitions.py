@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from aiovmm import VM, EventKind, ExitReason, RebootPolicy, StateError, VMState
+from aiovmm import VM, EventKind, ExitReason, RebootPolicy, StateError, UsageError, VMState
 from aiovmm.machine import x86
 from tests.vm.guest import config, counter, counts_on, event, until
 
@@ -287,3 +287,13 @@ async def test_killed_by_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None
         await vm.start()
         vm.serial.write(b"q")
         assert (await asyncio.wait_for(vm.wait(), 20)).detail == "by its device"
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), "5"])
+async def test_stop_with_a_time_out_that_is_none_presses_no_button(timeout: float) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(UsageError, match="is not a number of seconds"):
+            await asyncio.wait_for(vm.stop(timeout), 10)
+        await counts_on(vm)
+        assert EventKind.POWER_BUTTON not in [event.kind for event in vm._journal._stream.history]
