@@ -25,7 +25,7 @@ from aiovmm.vhost_user.memory_table import shared_regions
 from aiovmm.vhost_user.messages import Message
 from aiovmm.vhost_user.payloads import ConfigSpace, InflightArea, Payload, VringState, Word
 from aiovmm.vhost_user.protocol import F_PROTOCOL_FEATURES, BackendRequest, Flag, FrontendRequest, ProtocolFeature
-from aiovmm.vhost_user.sequences import get_record, read_config, write_config
+from aiovmm.vhost_user.sequences import Sequence, get_record, read_config, write_config
 from aiovmm.virtqueue.features import VERSION_1
 from tests.pci.echo import until
 from tests.vhost_user.bench import Guest
@@ -82,12 +82,13 @@ class FakeBackEnd:
                 return
         finally:
             close_fds(message.fds)
+        ring = message.payload.index if isinstance(message.payload, VringState) else 0
         replies: dict[FrontendRequest, Payload] = {
             F.GET_FEATURES: Word(VERSION_1 | F_PROTOCOL_FEATURES),
             F.GET_PROTOCOL_FEATURES: Word(OFFER),
             F.GET_QUEUE_NUM: Word(1),
             F.GET_CONFIG: ConfigSpace(0, bytes(60)),
-            F.GET_VRING_BASE: VringState(0, 0),
+            F.GET_VRING_BASE: VringState(ring, 0),
         }
         assert isinstance(message.request, FrontendRequest)
         if message.request is F.GET_INFLIGHT_FD:
@@ -274,27 +275,34 @@ async def test_on_the_back_ends_own_channel(path: Path, data: bytes, fds: int, c
 
 
 async def test_a_flood_of_configuration_changes_is_read_one_at_a_time(path: Path) -> None:
-    reads = 0
+    reads, told = 0, asyncio.Event()
+    told.set()
 
     async def count(channel: Channel, message: Message, sock: socket.socket) -> bool:
         nonlocal reads
-        reads += message.request is F.GET_CONFIG
+        if message.request is F.GET_CONFIG:
+            reads += 1
+            await told.wait()
         return False
 
-    async with FakeBackEnd(path, count) as fake, Guest(disk(path)) as guest:
+    device = disk(path, answer=20)
+    async with FakeBackEnd(path, count) as fake, Guest(device) as guest:
         await guest.driver.start()
         assert fake.requests is not None
         notice = struct.pack("<III", BackendRequest.CONFIG_CHANGE, 9, 0)
-        fake.requests.setblocking(True)
         before = reads
+        told.clear()
+        fake.requests.setblocking(True)
         fake.requests.sendall(notice * 100)
         got = 0
         fake.requests.setblocking(False)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while got < 100 * 20:
                 got += len(await asyncio.get_running_loop().sock_recv(fake.requests, 4096))
-        await until(lambda: reads > before)
-        assert reads - before <= 100
+        await until(lambda: reads == before + 1)
+        told.set()  # all are heard while the first reading is under way: one more is to come
+        await until(lambda: not device.frontend._tasks)
+        assert reads == before + 2
         assert guest.errors == []
 
 
@@ -376,31 +384,40 @@ async def test_a_flood_of_notices_leaves_the_loop_to_others(cut: int) -> None:
 
 
 async def test_all_answers_together_have_one_deadline(path: Path) -> None:
-    """A back end that answers each request at the last moment holds a reset up no longer than one that answers none."""
+    """A back end that answers each request in time holds a reset up no longer than one that answers none."""
     slow = False
 
-    async def late(channel: Channel, message: Message, sock: socket.socket) -> bool:
-        if slow:
-            await asyncio.sleep(0.2)
-        return False
-
-    device = VhostUserBlk(path, num_queues=4, timing=Timing(connect=1, answer=0.5, patience=0.3))
-    offer = F.GET_QUEUE_NUM
-
     async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
-        if message.request is offer:
+        if slow:
+            await asyncio.sleep(0.3)
+        if message.request is F.GET_QUEUE_NUM:
             await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
             return True
-        return await late(channel, message, sock)
+        return False
 
+    device = VhostUserBlk(path, num_queues=4, timing=Timing(connect=1, answer=1, patience=0.3))
     async with FakeBackEnd(path, answer), Guest(device) as guest:
         await guest.driver.start()
+        assert guest.backend._live is not None
+        assert len(guest.backend._live.rings) == 4
         slow = True
-        begin = asyncio.get_running_loop().time()
         await guest.driver.reset()  # eight requests with an answer each
-        assert asyncio.get_running_loop().time() - begin < 1.3
-        assert guest.device.frontend.connection is None  # type: ignore[attr-defined]
+        assert device.frontend.connection is None
         slow = False
+
+
+async def test_an_endless_conversation_ends_at_its_deadline(path: Path) -> None:
+    def endless() -> Sequence[None]:
+        while True:
+            yield Message(F.GET_FEATURES)
+
+    async def good(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        return False
+
+    async with connection(path, good) as (opened, lost), asyncio.timeout(20):
+        with pytest.raises(PeerError, match="did not answer GET_FEATURES within"):
+            await opened.carry_out(endless())
+        assert len(lost) == 1
 
 
 async def test_a_back_end_that_reads_nothing_cannot_keep_a_reset(path: Path) -> None:
