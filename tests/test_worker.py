@@ -108,3 +108,16 @@ async def test_blocking_calls_of_ours_need_no_executor_of_the_embedders() -> Non
         assert await in_thread(lambda: 3) == 3
     may_end.set()
     await asyncio.gather(*full)
+
+
+async def test_who_waits_is_answered_whatever_becomes_of_what_is_told() -> None:
+    """A vCPU may wait for the call: an error in what follows on the loop must not leave it waiting for ever."""
+    worker, loop, errors = Worker("test"), asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+
+    def broken(_: BaseException | None) -> None:
+        raise ValueError("broken")
+
+    assert await asyncio.wait_for(worker.submit(lambda: 7, broken), 10) == 7
+    await worker.aclose()
+    assert [str(e) for e in errors] == ["broken"]

@@ -66,13 +66,15 @@ class MsixVectors:
             self.table.trigger(index)
 
     def share(self, index: int) -> int | None:
-        """The eventfd of vector `index`."""
-        line = self._line(index)
+        """The eventfd of vector `index`. What is signalled through it while the vector is masked waits in it, so a line that has
+        stayed as it was when the vector was masked is not given out: another takes its place, which nothing is joined to yet."""
         if index not in self._shared:
+            if index in self._asked and index not in self.open and index not in self._opening:
+                del self._asked[index]
+                self._wired.pop(index, None)
+                self._services.off_loop(self._lines.pop(index).close)
             self._shared.add(index)
-            if index not in self.open and index not in self._opening:
-                self._wire([self.table.route(index)])
-        return line.fd
+        return self._line(index).fd
 
     def apply(self, effects: list[Route | Deliver]) -> Awaitable[None] | None:
         """Do what the table says. The result is done when the lines are."""
@@ -132,6 +134,11 @@ class MsixVectors:
         return self._services.off_loop(partial(self._services.set_lines, changes), partial(self._wired_up, routes))
 
     def _wired_up(self, routes: list[Route], error: BaseException | None) -> None:
+        if error is not None and len(routes) > 1:  # one that the host refuses keeps no other from its line
+            for route in routes:
+                if self._asked.get(route.index) is route:
+                    self._wire([route])
+            return
         for route in routes:
             index = route.index
             if error is None and self._asked.get(index) is route:

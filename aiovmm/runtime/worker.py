@@ -115,8 +115,14 @@ def _make(call: _Call) -> None:
 
 
 def _settle(call: _Call) -> None:
-    if call.then is not None:
-        call.then(call.error)
+    try:
+        if call.then is not None:
+            call.then(call.error)
+    finally:  # whatever becomes of that: a vCPU may wait for the call
+        _answer(call)
+
+
+def _answer(call: _Call) -> None:
     if call.future.done():
         return
     if call.error is None:

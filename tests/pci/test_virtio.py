@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import select
 import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable
@@ -264,6 +265,28 @@ async def test_a_driver_need_not_wait_for_its_doorbells(machine: Machine) -> Non
     before = services.waited
     assert await d.request(0, [b"late"], [4]) == b"etal"
     assert services.waited == before
+
+
+async def test_a_kick_from_before_the_driver_is_a_look_in_vain(machine: Machine) -> None:
+    """Doorbells outlive a reset, and what is rung between two drivers stays in them."""
+    d = machine.driver
+    await d.start()
+    await d.request(0, [b"x"], [1])
+    await d.reset()
+    kick = machine.transport._doorbells._kicks[0]
+    os.eventfd_write(kick, 3)
+    await d.start()
+    await until(lambda: not readable(kick))
+    assert d.queues[0].poll() == []
+    assert d.queues[0].irq.pulses == 0
+    assert machine.errors == []
+    assert await d.request(0, [b"after"], [5]) == b"retfa"
+
+
+def readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 async def test_what_answers_where_a_device_did_finds_no_doorbell_of_it(machine: Machine) -> None:
