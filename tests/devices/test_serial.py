@@ -8,6 +8,7 @@ import pytest
 
 from aiovmm.bus import BatchDevice, NotingDevice, Policy, RunDevice
 from aiovmm.devices.serial import SerialPort, Uart16550
+from aiovmm.devices.serial.hold import QUIET
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_8250 as linux
 from tests.devices.exitloop import Vcpu
@@ -37,7 +38,7 @@ class Rig:
         self.guest.exits.sync = 0
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
-        assert delay == 0.001
+        assert delay in (0.001, QUIET)
         self.timers.append(Timer(callback))
         return self.timers[-1]
 
@@ -352,13 +353,45 @@ class TestInput:
         assert rig.guest.read(LSR) & 1
         assert bytes(rig.guest.read(RX) for _ in range(6)) == b"second"
 
-    def test_a_cleared_fifo_makes_room(self, rig: Rig) -> None:
+    def test_what_a_cleared_fifo_had_comes_again_before_the_rest(self, rig: Rig) -> None:
         calls: list[None] = []
         rig.port.set_writable_callback(lambda: calls.append(None))
         rig.fifo()
-        rig.port.receive(bytes(20))
+        assert rig.port.receive(bytes(range(20))) == 16
+        rig.guest.read(RX)
         rig.guest.write(FCR, 0x03)
+        assert [rig.guest.read(RX) for _ in range(15)] == list(range(1, 16))
         assert calls == [None]
+        assert rig.guest.read(LSR) == 0x60
+
+    def test_what_is_typed_ahead_reaches_a_driver_that_polls_once_it_has_set_the_port_up(self) -> None:
+        rig, rest = Rig(patient=True), bytearray(b"uname -a\npoweroff\n")
+
+        def feed() -> None:
+            del rest[: rig.port.receive(bytes(rest))]
+
+        rig.port.set_writable_callback(feed)
+        feed()
+        linux.clear_fifos(rig.guest)
+        feed()
+        assert rig.guest.read(LSR) == 0x60
+        rig.guest.read(RX)
+        rig.millisecond()
+        received = bytearray()
+        while rig.guest.read(LSR) & 1:
+            received.append(rig.guest.read(RX))
+        assert bytes(received) == b"uname -a\npoweroff\n"
+
+    def test_what_the_guest_sent_itself_or_a_break_does_not_come_again(self, rig: Rig) -> None:
+        rig.fifo()
+        rig.guest.write(MCR, 0x10)
+        rig.guest.write(TX, 0x41)
+        rig.guest.write(MCR, OUT2)
+        rig.port.send_break()
+        rig.port.receive(b"x")
+        rig.guest.read(LSR)
+        rig.guest.write(FCR, 0x03)
+        assert rig.guest.read(RX) == ord("x")
         assert rig.guest.read(LSR) == 0x60
 
     def test_loopback_keeps_the_line_out(self, rig: Rig) -> None:

@@ -27,9 +27,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
+from aiovmm.devices.serial.hold import InputHold
 from aiovmm.devices.serial.pacing import InterruptPacer
 from aiovmm.devices.serial.uart import Uart16550, UartState
-from aiovmm.devices.serial.uart_registers import IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
+from aiovmm.devices.serial.uart_registers import IER_RX_DATA, IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
 
@@ -70,6 +71,7 @@ class SerialPort:
         self._output = output
         self._pacer = InterruptPacer(irq, call_later)
         self._uart = Uart16550()
+        self._hold = InputHold(call_later, self._offer)
         self._waiting = False  # `receive` took less than it was given
         self._writable: Callable[[], None] | None = None
         self._publish()
@@ -77,8 +79,12 @@ class SerialPort:
     # -- the host's side
 
     def receive(self, data: bytes) -> int:
-        """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback)."""
-        taken = self._uart.receive(data)
+        """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback, and while
+        the guest's driver sets the port up: see `hold`)."""
+        held = self._hold.active or bool(self._uart.dropped)
+        if held and data:
+            self._hold.wait()
+        taken = 0 if held else self._uart.receive(data)
         self._waiting = taken < len(data)
         self._settle(now=True)
         return taken
@@ -102,12 +108,14 @@ class SerialPort:
     def restore(self, state: UartState) -> None:
         """Go on from `state`, with the guest not running."""
         self._uart.restore(state)
+        self._hold.end()
         self._pacer.reset()
         self.fast.shadow[_SCR] = state.scr
         self._publish()
 
     def close(self) -> None:
-        """Forget the timer, and set none again. Idempotent."""
+        """Forget the timers, and set none again. Idempotent."""
+        self._hold.close()
         self._pacer.close()
 
     # -- the guest's side
@@ -180,8 +188,25 @@ class SerialPort:
         self._pacer.update(uart.interrupt, uart.take_edge(), uart.take_tx_edge(), now=now)
 
     def _invite(self) -> None:
-        """Ask for more input when there is some and the guest has read what there was."""
-        if self._waiting and self._writable is not None and self._uart.room and not self._uart.receiver.queue:
+        """The driver has accessed the port: is there input for it, and does it take any?"""
+        uart, hold = self._uart, self._hold
+        hold.touched()
+        if uart.take_cleared():
+            hold.begin()
+        if uart.ier & IER_RX_DATA:
+            hold.end()
+        if not hold.active:
+            self._offer()
+        elif uart.dropped or self._waiting:
+            hold.wait()
+
+    def _offer(self) -> None:
+        """Give what was dropped unread; ask for more input when there is some and the guest has read what there was."""
+        uart = self._uart
+        if uart.dropped and uart.room:
+            uart.receive_dropped()
+            self._settle(now=True)
+        if self._waiting and self._writable is not None and uart.room and not uart.receiver.queue:
             self._waiting = False
             self._writable()
 

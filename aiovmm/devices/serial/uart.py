@@ -61,6 +61,7 @@ class UartState:
     lines: int = MSR_CTS | MSR_DSR | MSR_DCD  # modem inputs, as MSR[7:4]
     deltas: int = 0  # MSR[3:0]
     received: tuple[int, ...] = ()  # oldest first; the byte, and its LSR error bits shifted left by 8
+    dropped: bytes = b""
     overrun: bool = False
     tx_empty: bool = False  # the THRE interrupt stands
     transmitting: bool = False  # THR was written and `transmitted` not called yet
@@ -68,7 +69,8 @@ class UartState:
 
 
 class Uart16550:
-    """One UART. `output` collects what the guest sent; the owner takes it away. Nothing here raises for any access."""
+    """One UART. `output` collects what the guest sent, which the owner takes away, and `dropped` what clearing the receiver took
+    unread from the line. Nothing here raises for any access."""
 
     def __init__(self) -> None:
         self.output = bytearray()
@@ -90,6 +92,7 @@ class Uart16550:
             lines=modem.inputs,
             deltas=modem.deltas,
             received=tuple(rx.queue),
+            dropped=bytes(self.dropped),
             overrun=rx.overrun,
             tx_empty=self.tx_empty,
             transmitting=self.transmitting,
@@ -103,7 +106,8 @@ class Uart16550:
         self.modem = Modem(state.mcr, state.lines, state.deltas)
         self.tx_empty, self.transmitting = state.tx_empty, state.transmitting
         self.interrupt = state.interrupt
-        self._edge = self._tx_edge = False
+        self.dropped = bytearray(state.dropped)
+        self._edge = self._tx_edge = self._cleared = False
 
     def take_edge(self) -> bool:
         """Whether INTR has risen since the last call, for any reason but the one of `take_tx_edge`."""
@@ -114,6 +118,11 @@ class Uart16550:
         """Whether INTR has risen since the last call because THR, which the guest had written, is empty again."""
         edge, self._tx_edge = self._tx_edge, False
         return edge
+
+    def take_cleared(self) -> bool:
+        """Whether the receiver has been cleared since the last call. What it had from the line is in `dropped`, to come again."""
+        cleared, self._cleared = self._cleared, False
+        return cleared
 
     @property
     def dlab(self) -> bool:
@@ -137,6 +146,10 @@ class Uart16550:
         taken = self.receiver.take(data) if self.room else 0
         self._update()
         return taken
+
+    def receive_dropped(self) -> None:
+        """What `dropped` has arrives again, as far as there is room."""
+        del self.dropped[: self.receive(bytes(self.dropped))]
 
     def receive_break(self) -> bool:
         """A break arrives: a zero byte with the BI error. False when there is no room for it."""
@@ -289,6 +302,7 @@ class Uart16550:
         self.receiver.trigger = RX_TRIGGER[value >> 6] if enable else 1
         # FCR0 must be 1 for the other bits to be taken; a change of it clears both FIFOs (8.4).
         if changed or (enable and value & FCR_CLEAR_RX):
-            self.receiver.queue.clear()
+            self.dropped[:0] = self.receiver.clear()
+            self._cleared = True
         if changed or (enable and value & FCR_CLEAR_TX):
             self.tx_empty = bool(self.ier & IER_TX_EMPTY)

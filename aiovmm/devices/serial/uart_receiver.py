@@ -10,6 +10,9 @@ from aiovmm.devices.serial.uart_registers import FIFO_SIZE, LSR_BREAK, LSR_DATA_
 __all__ = ["Receiver"]
 
 
+_NO_DATA = 1 << 16  # it is the guest's own, or a break
+
+
 class Receiver:
     """Bytes wait in `queue`, oldest first, each with its LSR error bits shifted left by 8."""
 
@@ -36,8 +39,8 @@ class Receiver:
         """The receiver's part of LSR. Errors other than overrun belong to the byte at the top of the FIFO."""
         value = LSR_OVERRUN if self.overrun else 0
         if self.queue:
-            value |= LSR_DATA_READY | self.queue[0] >> 8
-            if self.fifo and any(byte > 0xFF for byte in self.queue):
+            value |= LSR_DATA_READY | self.queue[0] >> 8 & 0xFF
+            if self.fifo and any(byte & 0xFF00 for byte in self.queue):
                 value |= LSR_FIFO_ERROR
         return value
 
@@ -51,17 +54,23 @@ class Receiver:
         """A zero byte with the break error; False when there is no room for it."""
         if not self.room:
             return False
-        self.queue.append(LSR_BREAK << 8)
+        self.queue.append(_NO_DATA | LSR_BREAK << 8)
         return True
 
     def loop_back(self, byte: int) -> None:
         """A byte from the own transmitter, which may overrun: a full FIFO keeps what it has, a single register does not."""
         if self.room:
-            self.queue.append(byte)
+            self.queue.append(byte | _NO_DATA)
             return
         self.overrun = True
         if not self.fifo:
-            self.queue[0] = byte
+            self.queue[0] = byte | _NO_DATA
+
+    def clear(self) -> bytes:
+        """Drop all; what of it was data from the line."""
+        dropped = bytes(byte for byte in self.queue if byte <= 0xFF)
+        self.queue.clear()
+        return dropped
 
     def pop(self) -> int:
         """Read RBR; 0 when it is empty."""
@@ -71,4 +80,4 @@ class Receiver:
         """LSR has been read."""
         self.overrun = False
         if self.queue:
-            self.queue[0] &= 0xFF
+            self.queue[0] &= ~0xFF00
