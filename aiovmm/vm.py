@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, StateError, host_error
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine import Machine
@@ -114,8 +114,11 @@ class VM(Inventory):
             await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
             await self._join_consoles()
         except BaseException as exc:
-            await finish(self._close(failed("it could not be built", exc)))
-            raise
+            error = _of_host("building", self.name, exc)
+            await finish(self._close(failed("it could not be built", error)))
+            if error is exc:
+                raise
+            raise error from exc
         return self
 
     async def _join_consoles(self) -> None:
@@ -182,8 +185,11 @@ class VM(Inventory):
                     assert self._keeper is not None, "there is a machine"
                     self._release.watch_soon(self._keeper.loop_closed)
                 except BaseException as exc:
-                    await finish(self._ending.end(failed("it could not start", exc)))
-                    raise
+                    error = _of_host("starting", self.name, exc)
+                    await finish(self._ending.end(failed("it could not start", error)))
+                    if error is exc:
+                        raise
+                    raise error from exc
                 self._life.move(VMState.RUNNING)
                 self._journal.emit(EventKind.STARTED)
 
@@ -273,6 +279,13 @@ class VM(Inventory):
     async def _left(self) -> None:
         if self._keeper is not None:
             await self._keeper.left()
+
+
+def _of_host(doing: str, name: str, error: BaseException) -> BaseException:
+    """A limit that was met, as the HostError that says what to do; any other error as it is."""
+    if isinstance(error, OSError) and error.errno is None:  # a TimeoutError, say: its text is all there is
+        return error
+    return host_error(f"{doing} VM {name!r}", error) or error
 
 
 def _checked(devices: Sequence[VirtioDevice], ports: Sequence[PortDevice]) -> OwnDevices:

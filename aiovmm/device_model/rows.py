@@ -53,7 +53,8 @@ def _legacy() -> tuple[DeviceRow, ...]:
             "--serial tty|pty|socket=PATH|file=PATH|null|off",
             back_ends="the program's streams always; terminal, pseudo-terminal, unix socket or file",
             limits="one 16550A at 0x3f8, IRQ 4 while OUT2 is set; a character timeout is due at once; "
-            "input has back-pressure, output never stalls the guest",
+            "input has back-pressure, and what the guest's driver clears unread while it sets the port up comes again: "
+            "nothing typed ahead is lost; output never stalls the guest",
         ),
         DeviceRow(
             "RTC/CMOS",

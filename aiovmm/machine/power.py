@@ -60,6 +60,7 @@ class Power:
         for number, device in enumerate(own.virtio if own is not None else ()):
             self.parts.plug(device, f"custom{number}")
         for plugged in self.parts.plugged:
+            plugged.device._label = f"{config.name}: {plugged.id}"
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
         await open_parts(self.parts)
         self.machine = await Machine.build(self.parts, self._owner)

@@ -65,7 +65,7 @@ class Machine:
         self._owner = owner
         self._exits: ExitLoop
         self._iommu: MachineIommu | None = None
-        self._worker = Worker("kvm calls")
+        self._worker = Worker(f"{parts.config.name}: kvm calls")
         self._stack = AsyncExitStack()
 
     @classmethod

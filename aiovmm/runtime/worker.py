@@ -38,7 +38,7 @@ class Worker:
     `submit` and `aclose` belong to the event loop's thread."""
 
     def __init__(self, name: str, *, idle: float = IDLE) -> None:
-        self._name = name
+        self.name = name
         self._idle = idle
         self._changed = threading.Condition()
         self._calls: deque[_Call] = deque()
@@ -59,7 +59,7 @@ class Worker:
             self._changed.notify()
             if self._thread is not None:
                 return future
-            self._thread = thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread = thread = threading.Thread(target=self._run, name=self.name, daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the host has no room for a thread: slow is better than never

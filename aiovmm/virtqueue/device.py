@@ -36,7 +36,13 @@ class VirtioDevice(abc.ABC):
 
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
+    _label: str = ""  # set by the VM
     _vm: str = ""  # the name of the VM that has it, if it is of the embedder's own
+
+    @property
+    def label(self) -> str:
+        """Whose it is, for the names of its threads: the VM's name and its id there, once a VM has it."""
+        return self._label or self.name
 
     @abc.abstractmethod
     async def run(self, queues: list[Queue], features: int) -> None:

@@ -277,6 +277,41 @@ async def test_any_step_may_fail(owner: Any, step: str, remains: Remains, monkey
     await remains.check()
 
 
+LIMITS: list[tuple[BaseException, int, str]] = [
+    (OSError(errno.EMFILE, "Too many open files"), errno.EMFILE, "ulimit -n"),
+    (OSError(errno.ENOSPC, "No space left on device", "/some/where"), errno.ENOSPC, "free some space"),
+    (MemoryError(), errno.ENOMEM, "less memory"),
+    (RuntimeError("can't start new thread"), errno.EAGAIN, "pids.max"),
+]
+
+
+@pytest.mark.parametrize(
+    "step", [(GuestMemory, "create"), (Vcpu, "start"), (Vcpu, "set_cpuid")], ids=lambda s: str(s[1])
+)
+@pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
+async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
+    step: tuple[Any, str], met: BaseException, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meets_it(*_args: object, **_kwargs: object) -> None:
+        raise met
+
+    vm = VM(full("s"))
+
+    async def live() -> None:
+        async with vm:
+            await vm.start()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*step, meets_it)
+        with pytest.raises(HostError, match=remedy) as caught:
+            await live()
+    assert caught.value.errno == number
+    assert caught.value.__cause__ is met
+    assert "VM 'guest'" in str(caught.value)
+    assert vm.status is not None
+    assert vm.status.error is caught.value
+
+
 async def test_the_second_vcpu_cannot_start(remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Vcpu.start
     monkeypatch.setattr(Vcpu, "start", lambda self: start(self) if self.index == 0 else refuse())

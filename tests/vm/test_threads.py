@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from aiovmm import VM
-from tests.vm.guest import config, counts_on
+from aiovmm import VM, DiskConfig
+from aiovmm.devices.virtio.rng import RngDevice
+from aiovmm.devices.virtio.rng.source import ThreadedSource
+from tests.vm.guest import config, counts_on, until
 
 
 @pytest.mark.parametrize(
@@ -22,3 +26,21 @@ async def test_threads_of_vcpus_are_named_after_their_vm(name: str, seen: str | 
         comm = Path(f"/proc/self/task/{thread.native_id}/comm").read_text().rstrip("\n")  # noqa: ASYNC240
         assert comm.endswith(" vcpu-1")
         assert seen is None or comm == seen
+
+
+async def test_threads_of_devices_are_named_after_their_vm_and_id(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(1 << 20))
+    read, write = os.pipe()
+    source = ThreadedSource(read, "pipe")
+    async with VM(config("x", name="web", disks=(DiskConfig(path=image),)), devices=[RngDevice(lambda: source)]) as vm:
+        engine = vm.disks[0]._engine
+        assert engine is not None
+        assert (await engine.submit(threading.current_thread)).name.startswith("web: disk0")
+        reading = asyncio.ensure_future(source.read([memoryview(bytearray(1))]))
+        await until(lambda: "web: custom0" in (thread.name for thread in threading.enumerate()))
+        os.write(write, b"x")
+        assert await reading == 1
+        threads = vm.machine._worker.submit(threading.current_thread)
+        assert (await threads).name == "web: kvm calls"
+    os.close(write)

@@ -33,7 +33,7 @@ class FileBackend(ConsoleBackend):
         self._mode = "ab" if append else "wb"
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
-        self._thread = ThreadPoolExecutor(1, "console file")  # the event loop's are the embedder's to fill
+        self._thread = ThreadPoolExecutor(1, f"{console.name} file")  # the event loop's are the embedder's to fill
         self._writing = False
 
     @property

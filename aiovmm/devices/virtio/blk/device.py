@@ -185,7 +185,7 @@ class BlkDevice(VirtioDevice):
                     opened.result().close()
                 raise
         if self._engine is None:
-            self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.name)
+            self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.label)
             owners.link(self._disk, ring=self._engine.ring)
 
     @property

@@ -32,7 +32,7 @@ class PmemDevice(VirtioDevice):
     def __init__(self, open_backing: Callable[[], Backing]) -> None:
         self._open_backing = open_backing
         self._backing: Backing | None = None
-        self._flusher = Worker("pmem flush")  # no executor of the embedder's: guests could fill it
+        self._flusher = Worker(self.name)  # no executor of the embedder's: guests could fill it
         self._start = 0
         self.flushes = 0  # of the host's file, each for one or more requests
         self.error: OSError | None = None  # why the last flush that failed did
@@ -44,6 +44,7 @@ class PmemDevice(VirtioDevice):
 
     async def open(self) -> None:
         """Open the file. Raises HostError, ConfigError."""
+        self._flusher.name = f"{self.label} flush"
         if self._backing is None:
             await in_thread(self._open)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from aiovmm.config import RngConfig
-from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, open_source
+from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, ThreadedSource, open_source
 from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Batch, Queue, VirtioDevice
@@ -43,7 +43,9 @@ class RngDevice(VirtioDevice):
     async def open(self) -> None:
         """Open the source. Raises HostError."""
         if self._source is None:
-            self._source = self._open_source()
+            self._source = source = self._open_source()
+            if isinstance(source, ThreadedSource):
+                source.label = self.label
 
     async def close(self) -> None:
         """Close it."""

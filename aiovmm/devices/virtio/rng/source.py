@@ -140,6 +140,8 @@ class ThreadedSource(_FileSource):
 
     def __init__(self, fd: int, path: str) -> None:
         super().__init__(fd, path)
+        self.label = "rng"
+        """The name of its threads."""
         self._reading: asyncio.Future[bytes] | None = None
         self._left = memoryview(b"")
 
@@ -175,7 +177,7 @@ class ThreadedSource(_FileSource):
             with contextlib.suppress(RuntimeError):  # the loop was closed while this read blocked
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
-        threading.Thread(target=work, name="rng source", daemon=True).start()
+        threading.Thread(target=work, name=self.label, daemon=True).start()
         return future
 
 
