@@ -80,5 +80,12 @@ def together(*waits: Awaitable[None] | None) -> Awaitable[None] | None:
 
 
 async def _all(waits: Sequence[Awaitable[None]]) -> None:
+    """What one raises does not undo the others."""
+    errors: list[Exception] = []
     for wait in waits:
-        await wait
+        try:
+            await wait
+        except Exception as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]

@@ -60,10 +60,12 @@ class PciSegment:
                 changes = self.aperture.claim(key, bar.space, None, bar.size)
                 waits += self._place(changes, gone={slot: function})
                 self._last.pop(key, None)
-        for wait in waits:
-            await wait
-        self._release(slot, function)
-        await function.close()
+        try:
+            if (pending := together(*waits)) is not None:
+                await pending
+        finally:
+            self._release(slot, function)
+            await function.close()
 
     async def close(self) -> None:
         """Unplug everything. Idempotent. Functions end side by side: one that is slow (a back end that does not answer) takes no

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Awaitable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.bus import Range, Space
-from aiovmm.errors import UsageError
+from aiovmm.errors import HostError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.config_space import ConfigSpace, Identity
@@ -53,8 +56,39 @@ class Card(PciFunction):
         self.closed = True
 
 
+class StuckCard(Card):
+    """The host fails to let go of its first BAR."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go: list[int] = []
+
+    def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:  # type: ignore[override]
+        return self._let_go(bar.index) if address is None else None
+
+    async def _let_go(self, index: int) -> None:
+        if not index:
+            raise HostError("unmapping registers", errno.ENOMEM)
+        self.let_go.append(index)
+
+
 def bar_ranges(services: RecordingServices) -> list[Range]:
     return [r for r in services.bus.ranges() if r.name.startswith("card")]
+
+
+async def test_what_one_bar_meets_on_its_way_out_keeps_no_other_and_the_function_is_closed(
+    segment: PciSegment, services: RecordingServices, plan: SegmentPlan
+) -> None:
+    card = StuckCard()
+    slot = segment.add(card)
+    driver = PciDriver(services, plan.ecam_base)
+    await driver.enumerate()
+    await driver.enable(slot)
+    with pytest.raises(HostError, match="unmapping registers"):
+        await segment.remove(slot)
+    assert card.let_go == [2]
+    assert card.closed
+    assert segment.add(Card()) == slot
 
 
 @pytest.mark.parametrize("ports", [False, True])
