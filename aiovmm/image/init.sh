@@ -93,7 +93,11 @@ if [ -n "$root" ]; then
     device=$root
   else
     tries=0
-    until root_is_there || [ $tries -ge 50 ]; do sleep 0.1; tries=$((tries + 1)); done
+    until root_is_there || [ $tries -ge 50 ]; do
+      [ $tries != 10 ] || echo "aiovmm: waiting for $root"
+      sleep 0.1
+      tries=$((tries + 1))
+    done
     [ -n "$type" ] || modprobe -q ext4 # mount tries the file systems that the kernel has
   fi
   if mount ${type:+-t "$type"} -o "$mode${flags:+,$flags}" "$device" /sysroot; then

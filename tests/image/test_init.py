@@ -220,6 +220,13 @@ def test_root_without_its_init(boot: Boot, root: Path, tmp_path: Path) -> None:
     assert guest.run("grep -c sysroot /proc/mounts") == "0"
 
 
+def test_root_that_does_not_come(boot: Boot) -> None:
+    guest = boot("root=LABEL=none")
+    guest.expect(rb"aiovmm: waiting for LABEL=none")
+    guest.expect(rb"aiovmm: cannot mount LABEL=none; here is a shell instead")
+    guest.expect(PROMPT)
+
+
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 
 
@@ -240,7 +247,8 @@ def test_root_in_a_directory_of_the_host(boot: Boot, root: Path, tmp_path: Path)
             *("-machine", "memory-backend=ram", "-chardev", f"socket,id=fs,path={path}"),
             *("-device", "vhost-user-fs-pci,chardev=fs,tag=host"),
         )
-        guest.expect(rb"root is host virtiofs rw")
+        text = guest.expect(rb"root is host virtiofs rw")
+        assert b"waiting" not in text, "for a disk of that name"
         assert guest.gone()
     finally:
         daemon.kill()
