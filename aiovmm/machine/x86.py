@@ -7,48 +7,31 @@ devices, kernel and tables into memory, vCPUs, exit loop. Each step pushes its u
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any, Protocol
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
-from aiovmm.boot.cpuid import apic_id
 from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
-from aiovmm.errors import HostError
-from aiovmm.kvm import ExitLoop, FinalExit, Vcpu, VmFd
-from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
+from aiovmm.kvm import ExitLoop, Vcpu, VmFd
 from aiovmm.lifecycle import ExitReason
-from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
 from aiovmm.machine.device_memory import map_device_memory
 from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
-from aiovmm.machine.legacy import GED_PIN, LegacyDevices
-from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
+from aiovmm.machine.legacy import LegacyDevices
+from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts
-from aiovmm.machine.pci import KvmPciServices, PciBuses, describe_segments, plan
-from aiovmm.machine.vcpus import Processor, create_vcpus, topology_of
+from aiovmm.machine.pci import KvmPciServices, PciBuses, plan
+from aiovmm.machine.tables import describe, write_tables
+from aiovmm.machine.vcpus import Processor, create_vcpus
+from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["Machine", "MachineOwner"]
-
-
-class MachineOwner(Protocol):
-    """What a machine tells its VM. All calls are made on the event loop, and none may raise."""
-
-    def guest_ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
-        """The guest powered off, asked for a reset, or cannot go on. May be called more than once."""
-
-    def device_failed(self, device: str, error: BaseException) -> None:
-        """A device broke; the machine goes on."""
-
-    def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-        """A task that ends with the VM."""
+__all__ = ["Machine"]
 
 
 class Machine:
@@ -92,16 +75,16 @@ class Machine:
         plans = plan(config.platform.num_pci_segments, end, processor.reachable_bits)
         self._plug_ports(ram, plans)
         await self._plug_devices(plans)
-        tables = acpi.build(self._describe(ports), layout.RSDP)
-        self.memory.write(tables.base, tables.blob)
+        write_tables(self.memory, describe(config.cpus, self.legacy, ports, self.pci.root.segments, self._iommu))
         self.vcpus = await in_thread(self._load, ram, processor)
+        verdict = Verdict(self.memory, ram, self.vcpus, self.halt, self._owner)
         self._exits = ExitLoop(
             vm,
             self.bus,
-            on_exit=self._vcpu_ended,
+            on_exit=verdict.vcpu_ended,
             on_device_error=self._device_error,
             on_eoi=self.legacy.ioapic.eoi,
-            on_memory_lost=self._memory_lost,
+            on_memory_lost=verdict.memory_lost,
         )
         self._stack.push_async_callback(self._exits.close)
         self._exits.open()
@@ -160,19 +143,6 @@ class Machine:
             await self._stack.enter_async_context(inside)
         for plugged in last:
             self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
-
-    def _describe(self, ports: acpi.AcpiPorts) -> acpi.AcpiConfig:
-        cpus = self.parts.config.cpus
-        topology = topology_of(cpus)
-        apic_ids = (apic_id(topology, i) for i in range(cpus.max or cpus.boot))
-        return acpi.AcpiConfig(
-            cpus=tuple(acpi.Cpu(id_, enabled=i < cpus.boot) for i, id_ in enumerate(apic_ids)),
-            pci_segments=describe_segments(self.pci.root.segments),
-            serial_ports=(acpi.SerialPort(),) if self.legacy.serial is not None else (),
-            ports=ports,
-            ged_gsi=GED_PIN,
-            iommu=self._iommu.describe() if self._iommu is not None else None,
-        )
 
     def _load(self, ram: list[tuple[int, int]], processor: Processor) -> list[Vcpu]:
         """Kernel, initramfs and boot parameters into memory, and the vCPUs that will run them. In a thread: the files may have to
@@ -243,36 +213,6 @@ class Machine:
     def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
         self.halt()  # no instruction after the one that did it, on any vCPU
         self._owner.guest_ended(reason, detail, error)
-
-    def _vcpu_ended(self, index: int, final: FinalExit) -> None:
-        if isinstance(final, Shutdown):
-            self._ended(*triple_fault(self.memory, ram_ranges(self.parts.config.memory.size), self.vcpus, index))
-        elif isinstance(final, InternalError) and final.suberror == EMULATION:
-            self.halt()
-            self._owner.create_task(self._emulation_failed(f"vCPU {index}: {final}"), name="why it failed")
-        elif isinstance(final, RunFailed) and final.errno in NO_BACKING:
-            self._memory_lost()
-        else:
-            self._ended(ExitReason.ERROR, f"vCPU {index}: {final}")
-
-    async def _emulation_failed(self, detail: str) -> None:
-        """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode."""
-        emulates = False
-        try:
-            emulates = await in_thread(kvm_emulates)
-        finally:  # told in any case
-            self._ended(ExitReason.ERROR, detail + (EMULATES if emulates else ""))
-
-    def _memory_lost(self) -> None:  # as a vCPU or a thread of ours has found
-        self.halt()
-        self._owner.create_task(self._explain_lost_memory(), name="what became of its memory")
-
-    async def _explain_lost_memory(self) -> None:
-        error: HostError | None = None
-        try:
-            error = await in_thread(lambda: lost_memory(self.memory))
-        finally:  # told in any case
-            self._ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)
 
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)
