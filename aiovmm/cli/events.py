@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from aiovmm.cli.messages import say
+from aiovmm.config import VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event
@@ -33,12 +34,16 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     return row
 
 
-def open_events(place: str) -> int:
-    """A descriptor for `place`: a number is one that the caller has given us, anything else a file. Raises ConfigError and
-    HostError."""
-    if not place.isdecimal():
+def open_events(place: str, config: VMConfig) -> int:
+    """A descriptor for `place`: a number is one that the caller has given us, anything else a file, which is none that the guest
+    of `config` is made of. Raises ConfigError and HostError."""
+    if not place:
+        raise ConfigError("--json", "is no file", "say --json=FILE, or --json for standard error")
+    if not (place.isascii() and place.isdecimal()):
+        from aiovmm.config.outputs import refuse_input
         from aiovmm.runtime.output_file import open_output_file
 
+        refuse_input(config, "--json", place)
         return open_output_file(place, "--json", "open the file of events")
     fd = int(place)
     if not was_given(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:

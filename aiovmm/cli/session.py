@@ -62,7 +62,7 @@ class Session:
             if self._events_to is not None:
                 from aiovmm.cli.events import open_events, print_events
 
-                self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to)))
+                self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to, self._config)))
             self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
             if vm.state is VMState.CREATED:  # else a signal has come already

@@ -1,4 +1,4 @@
-"""A file that a console is written to must not be one that the same guest reads from."""
+"""A file that a guest's output goes to must not be one that the same guest reads from."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from aiovmm.errors import ConfigError
 if TYPE_CHECKING:
     from aiovmm.config.vm import VMConfig
 
-__all__ = ["refuse_inputs_as_outputs"]
+__all__ = ["refuse_input", "refuse_inputs_as_outputs"]
 
 
 def refuse_inputs_as_outputs(config: VMConfig) -> None:
     """Look at the files as they are now, through links and by whatever names. Raises ConfigError."""
     for name, console in (("serial", config.serial), ("console", config.console)):
         if console.mode is ConsoleMode.FILE and console.path is not None:
-            for option, path in _inputs(config):
-                if _same(console.path, path):
-                    hint = "it would be overwritten: give a file of its own"
-                    raise ConfigError(f"{name}.file", f"{console.path} is the guest's {option}", hint)
+            refuse_input(config, f"{name}.file", console.path)
+
+
+def refuse_input(config: VMConfig, output: str, path: str | os.PathLike[str]) -> None:
+    """The same for one file that is to be written; `output` names it in the ConfigError."""
+    for option, used in _inputs(config):
+        if _same(path, used):
+            raise ConfigError(
+                output, f"{path} is the guest's {option}", "it would be overwritten: give a file of its own"
+            )
 
 
 def _inputs(config: VMConfig) -> Iterator[tuple[str, str | os.PathLike[str]]]:
@@ -34,6 +40,8 @@ def _inputs(config: VMConfig) -> Iterator[tuple[str, str | os.PathLike[str]]]:
             yield "disk", disk.path
     for pmem in config.pmems:
         yield "pmem file", pmem.file
+    if config.rng is not None:
+        yield "source of entropy", config.rng.src
 
 
 def _same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:

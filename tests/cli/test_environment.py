@@ -285,16 +285,19 @@ def test_an_image_in_use_is_not_an_output(option: str, aiovmm: Command, guest: l
         assert image.read_bytes() == before
 
 
-@pytest.mark.parametrize("what", ["kernel", "initramfs"])
-def test_a_payload_is_not_an_output(what: str, aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["--serial=file={}", "--console=file={}", "--json={}"])
+@pytest.mark.parametrize("what", ["kernel", "initramfs", "source of entropy"])
+def test_an_input_is_not_an_output(what: str, option: str, aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     before = Path(guest[2]).read_bytes() if what == "kernel" else b"an archive"
     victim.write_bytes(before)
     arguments = ["run", "--kernel", str(victim if what == "kernel" else guest[2]), "--memory", "4M", "--cmdline", "ho"]
-    arguments += ["--initramfs", str(victim)] if what == "initramfs" else []
-    done = aiovmm.run(*arguments, "--serial", f"file={tmp_path}/./victim")
+    arguments += {"initramfs": ["--initramfs", str(victim)], "source of entropy": ["--rng", f"src={victim}"]}.get(
+        what, []
+    )
+    done = aiovmm.run(*arguments, option.format(f"{tmp_path}/./victim"))
     assert done.returncode == 2
-    assert b"victim" in done.stderr
+    assert f"victim is the guest's {what}".encode() in done.stderr
     assert victim.read_bytes() == before
 
 
@@ -311,6 +314,9 @@ def test_events_alone_on_a_stream_of_their_own(aiovmm: Command, guest: list[str]
     done = aiovmm.run(*guest, "--cmdline", "uo", "--serial", "null", f"--json={tmp_path}/events")
     assert [json.loads(line)["event"] for line in (tmp_path / "events").open()] == ["started", "stopped"]
     assert b"the guest ended" in done.stderr
+    done = aiovmm.run(*guest, "--cmdline", "o", "--json=")
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"--json: is no file" in done.stderr
     done = aiovmm.run(*guest, "--cmdline", "o", "--json=77")
     assert done.returncode == 2
     assert b"descriptor 77" in done.stderr
