@@ -104,22 +104,23 @@ class Automaton:
 
     def _repeat(self, least: int, most: int, inner: Any, to: int, flags: int) -> int:
         before = len(self.takes)
-        once = self._sequence(inner, to, flags)
-        size = len(self.takes) - before
+        again = self._state(0, 0, [to])
+        start = last = self._sequence(
+            inner, again, flags
+        )  # a copy is made no more often than it is needed: repeats nest
         endless = most is _constants.MAXREPEAT
-        if (least + (0 if endless else most)) * size + before > _MOST_STATES:
+        if (least if endless else most) * (len(self.takes) - before) + before > _MOST_STATES:
             least, endless, self.exact = min(least, 1), True, False
         if endless:
-            again = self._state(0, 0, [to])
-            self.free[again].append(self._sequence(inner, again, flags))
-            start = again
-        elif most == 1 and least == 0:
-            return self._state(0, 0, [once, to])
-        else:
-            start = to
-            for _ in range(most - least):
+            self.free[again].append(last)
+        if least == 0 and (endless or most == 0):
+            return again
+        if not endless and most > least:
+            start = self._state(0, 0, [start, to])
+            for _ in range(most - least - 1):
                 start = self._state(0, 0, [self._sequence(inner, start, flags), to])
-        for _ in range(least):
+            least += 1  # the last is one of those that may be
+        for _ in range(least - 1):
             start = self._sequence(inner, start, flags)
         return start
 

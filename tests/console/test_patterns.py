@@ -98,6 +98,14 @@ def test_long_counted_repeats_make_no_large_automaton() -> None:
     assert not automaton.exact
 
 
+def test_nested_repeats_make_an_automaton_of_their_own_size() -> None:
+    """Each level made three copies of what it held: 12 of them, three million states and half a minute of the loop."""
+    text = "a"
+    for _ in range(8):
+        text = f"(?:{text}b?)+"
+    assert len(Automaton(re.compile(text.encode()), backwards=False).takes) < 100
+
+
 def test_the_cost_of_patterns() -> None:
     cost = lambda pattern, length: match_cost(re.compile(pattern), length)  # noqa: E731
     assert cost(rb"login: ", 8192) <= 8
