@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Any
 
 from aiovmm.cli.messages import say
 from aiovmm.console import Terminal
@@ -24,13 +25,10 @@ async def menu(vm: VM, terminal: Terminal) -> bool:
     try:
         while True:
             _ask(terminal)
-            line = asyncio.ensure_future(_line(terminal.input_fd))  # the terminal is in line mode
-            await asyncio.wait([line, ended], return_when=asyncio.FIRST_COMPLETED)
-            if ended.done():
-                line.cancel()
-                await asyncio.wait([line])
+            line = await _line_unless(ended, terminal)
+            if line is None:
                 return False
-            match line.result().lower()[:1]:
+            match line.lower()[:1]:
                 case b"a":
                     return True
                 case b"p" if vm.state is VMState.RUNNING:
@@ -41,6 +39,18 @@ async def menu(vm: VM, terminal: Terminal) -> bool:
                     return False
     finally:
         ended.cancel()
+
+
+async def _line_unless(ended: asyncio.Future[Any], terminal: Terminal) -> bytes | None:
+    """What is typed next, or None if the guest ends first. Nobody reads the terminal any more when this is left, in any way."""
+    line = asyncio.ensure_future(_line(terminal.input_fd))  # the terminal is in line mode
+    try:
+        await asyncio.wait([line, ended], return_when=asyncio.FIRST_COMPLETED)
+        return None if ended.done() else line.result()
+    finally:
+        if not line.done():
+            line.cancel()
+            await asyncio.wait([line])
 
 
 def _ask(terminal: Terminal) -> None:
