@@ -375,6 +375,16 @@ async def test_a_descriptor_that_is_no_tap_is_refused() -> None:
         os.close(fd)
 
 
+async def test_descriptors_of_two_taps_are_no_card() -> None:
+    fds = [tun.open_tun(), tun.open_tun()]
+    for fd, name in zip(fds, ("one0", "two0"), strict=True):
+        tun.attach(fd, name, multi_queue=True)
+    with pytest.raises(ConfigError, match=r"net\.fd: has queues of two TAPs, one0 and two0"):
+        await TapBackend(fds=fds).open()
+    for fd in fds:
+        os.close(fd)
+
+
 # -- several queues
 
 

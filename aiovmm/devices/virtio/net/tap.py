@@ -124,7 +124,11 @@ class TapBackend(NetBackend):
 
     def _adopt(self) -> None:
         for fd in self._given:
-            self.name, flags = tun.describe(fd)
+            name, flags = tun.describe(fd)
+            if self._fds and name != self.name:
+                hint = "each card has a TAP of its own: give them in options of their own"
+                raise ConfigError("net.fd", f"has queues of two TAPs, {self.name} and {name}", hint)
+            self.name = name
             self.vnet_hdr = self.vnet_hdr and bool(flags & tun.IFF_VNET_HDR)
             self._fds.append(keep_private(os.dup(fd)))
             os.set_blocking(self._fds[-1], False)
