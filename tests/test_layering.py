@@ -84,6 +84,7 @@ PURE = [
     "boot/cpuid_policy.py",
     "boot/elf*.py",
     "boot/window.py",
+    "boot/mptable.py",
     "boot/cpu.py",
     "console/automaton.py",
     "console/cost.py",

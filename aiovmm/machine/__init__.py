@@ -8,7 +8,7 @@ legacy      the PC's devices that are not on PCI
 pci         segments, virtio transports, and their services by KVM
 interrupts  message lines and the I/O APIC's messages by KVM
 vcpus       processors as they come out of reset
-tables      what firmware would tell: ACPI tables
+tables      what firmware would tell: ACPI and MP tables
 verdict     what the last exit of a vCPU means for the guest; blame and lost_memory find out why
 devices     virtio devices from their configuration
 watch       how a panic is noticed

@@ -1,4 +1,4 @@
-"""What firmware would tell a guest of this machine: ACPI tables."""
+"""What firmware would tell a guest of this machine: ACPI, and the MP table for those that do without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aiovmm.boot import acpi, layout
 from aiovmm.boot.cpuid import apic_id
+from aiovmm.boot.mptable import mp_table
 from aiovmm.config import CpusConfig
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.legacy import GED_PIN, LegacyDevices
@@ -41,3 +42,4 @@ def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
     """All of them, to where they are looked for."""
     tables = acpi.build(machine, layout.RSDP)
     memory.write(tables.base, tables.blob)
+    memory.write(layout.MP_TABLE, mp_table(machine, layout.MP_TABLE))
