@@ -72,7 +72,7 @@ class Power:
         return self.parts.plugged if self.parts is not None else ()
 
     async def on(self, machine: Machine, *, paused: bool = False) -> None:
-        """The first instruction. Gives the event loop no turn. Raises KvmError."""
+        """The first instruction, unless the machine is halted before. Raises KvmError."""
         await machine.start(paused=paused)
         self._since = _now()
         if self._button_pressed:
@@ -96,7 +96,7 @@ class Power:
         if stopped.is_set() or self.machine is None:
             return False
         await self.on(self.machine, paused=paused())
-        return True
+        return not stopped.is_set()
 
     def press_button(self) -> None:
         """Tell the guest, or the one that a reset is about to bring."""

@@ -18,7 +18,8 @@ __all__ = ["Verdict"]
 
 
 class Verdict:
-    """Of one machine. `halt` stops all vCPUs at once, for what there is to find out may take a while; `owner` is told."""
+    """Of one machine. `halt` stops all vCPUs at once, for what there is to find out may take a while; `ended` does so too,
+    and tells."""
 
     def __init__(
         self,
@@ -26,12 +27,14 @@ class Verdict:
         ram: Sequence[tuple[int, int]],
         vcpus: Sequence[Vcpu],
         halt: Callable[[], None],
+        ended: Callable[..., None],
         owner: MachineOwner,
     ) -> None:
         self._memory = memory
         self._ram = ram
         self._vcpus = vcpus
         self._halt = halt
+        self._ended = ended
         self._owner = owner
 
     def vcpu_ended(self, index: int, final: FinalExit) -> None:
@@ -50,10 +53,6 @@ class Verdict:
         """As a vCPU or a thread of ours has found."""
         self._halt()
         self._owner.create_task(self._explain_lost_memory(), name="what became of its memory")
-
-    def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
-        self._halt()
-        self._owner.guest_ended(reason, detail, error)
 
     async def _emulation_failed(self, detail: str) -> None:
         """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode."""

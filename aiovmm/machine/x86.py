@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 from functools import partial
+from time import perf_counter
 
 from aiovmm.boot import acpi, layout, ram_ranges, setup_linux
 from aiovmm.bus import Bus, Range
 from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, Vcpu, VmFd
+from aiovmm.kvm.exitloop import TURN
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.device_memory import map_device_memory
 from aiovmm.machine.interrupts import IoApicSink
@@ -49,6 +51,8 @@ class Machine:
         self._exits: ExitLoop
         self._iommu: MachineIommu | None = None
         self._worker = Worker(f"{parts.config.name}: kvm calls")
+        self._halted = self._starting = False
+        self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
 
     @classmethod
@@ -77,7 +81,7 @@ class Machine:
         await self._plug_devices(plans)
         write_tables(self.memory, describe(config.cpus, self.legacy, ports, self.pci.root.segments, self._iommu))
         self.vcpus = await in_thread(self._load, ram, processor)
-        verdict = Verdict(self.memory, ram, self.vcpus, self.halt, self._owner)
+        verdict = Verdict(self.memory, ram, self.vcpus, self.halt, self._ended, self._owner)
         self._exits = ExitLoop(
             vm,
             self.bus,
@@ -155,9 +159,25 @@ class Machine:
     # -- running
 
     async def start(self, *, paused: bool = False) -> None:
-        """Let all vCPUs run, or have them stand at their first instruction. Gives the event loop no turn. Raises HostError."""
+        """Let all vCPUs run, or have them stand at their first instruction. Where there are many the event loop has turns between
+        them, and the machine may be halted in one: then no instruction is run. Raises HostError."""
+        self._starting = True
+        try:
+            await self._start(paused)
+        finally:
+            self._starting = False
+            if self._early is not None:
+                asyncio.get_running_loop().call_soon(self._owner.guest_ended, *self._early)
+
+    async def _start(self, paused: bool) -> None:
         affinity = dict(self.parts.config.cpus.affinity)
-        for vcpu in self.vcpus:
+        end = perf_counter() + TURN
+        for vcpu in reversed(self.vcpus):  # the boot processor last: the others wait for its start-up message
+            if perf_counter() >= end:
+                await asyncio.sleep(0)
+                end = perf_counter() + TURN
+            if self._halted:
+                return
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
             vcpu.start()
@@ -182,7 +202,8 @@ class Machine:
         self.legacy.ged.press_power_button()
 
     def halt(self) -> None:
-        """Ask all vCPU threads to end, without waiting for them. Idempotent."""
+        """Ask all vCPU threads to end, without waiting for them, for good. Idempotent."""
+        self._halted = True
         for vcpu in self.vcpus:
             vcpu.stop()
 
@@ -212,7 +233,10 @@ class Machine:
 
     def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
         self.halt()  # no instruction after the one that did it, on any vCPU
-        self._owner.guest_ended(reason, detail, error)
+        if self._starting:  # whoever starts it would take that for the end of the machine before
+            self._early = self._early or (reason, detail, error)
+        else:
+            self._owner.guest_ended(reason, detail, error)
 
     def _device_error(self, rng: Range, error: Exception) -> None:
         self._owner.device_failed(rng.name, error)

@@ -4,6 +4,7 @@ each GiB and each vCPU would hold up all other guests."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -13,10 +14,22 @@ from typing import Any
 
 import pytest
 
-from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, EventKind, NetConfig, PmemConfig, RebootPolicy
-from aiovmm.kvm import Kvm, VmFd
+from aiovmm import (
+    VM,
+    ConsoleConfig,
+    ConsoleMode,
+    DiskConfig,
+    EventKind,
+    ExitReason,
+    NetConfig,
+    PmemConfig,
+    RebootPolicy,
+)
+from aiovmm.errors import StateError
+from aiovmm.kvm import Kvm, Vcpu, VmFd
+from aiovmm.machine import x86
 from aiovmm.memory import GuestMemory
-from tests.vm.guest import config, event
+from tests.vm.guest import config, counts_on, event
 
 pytestmark = pytest.mark.kvm
 HAS_TUN = os.path.exists("/dev/net/tun") and os.geteuid() == 0
@@ -79,3 +92,71 @@ async def test_a_full_executor_of_the_embedders_holds_up_no_guest(tmp_path: Path
         give_up.cancel()
         wake.set()
         executor.shutdown()
+
+
+async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each costs a thread; with a hundred of them a guest that resets itself would hold up the others each time."""
+    monkeypatch.setattr(x86, "TURN", 0.0)  # a turn for each
+    turns, started, real = 0, [], Vcpu.start
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    def noted(self: Vcpu) -> None:
+        started.append((self.index, turns))
+        real(self)
+
+    monkeypatch.setattr(Vcpu, "start", noted)
+    async with VM(config("x", cpus=8)) as vm:
+        count()
+        await vm.start()
+        await counts_on(vm)
+    assert [index for index, _ in started] == [*range(7, 0, -1), 0]
+    assert len({turn for _, turn in started}) == 8
+
+
+@pytest.mark.parametrize("resets", [0, 1])
+async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instruction(
+    monkeypatch: pytest.MonkeyPatch, resets: int
+) -> None:
+    monkeypatch.setattr(x86, "TURN", 0.0)
+    lives, killed, real = 0, [], Vcpu.start
+
+    def noted(self: Vcpu) -> None:
+        nonlocal lives
+        assert not killed or self.index != 0, "the boot processor comes last"
+        lives += self.index == 7
+        real(self)
+        if self.index == 5 and lives > resets:
+            killed.append(asyncio.ensure_future(vm.kill("in the middle")))
+
+    monkeypatch.setattr(Vcpu, "start", noted)
+    async with VM(config("r" if resets else "x", cpus=8, on_reboot=RebootPolicy.RESTART)) as vm:
+        with contextlib.nullcontext() if resets else pytest.raises(StateError):
+            await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+        await asyncio.gather(*killed)
+    assert (status.reason, status.detail) == (ExitReason.KILLED, "in the middle")
+    assert lives == resets + 1
+
+
+@pytest.mark.parametrize("resets", [0, 1])
+async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: pytest.MonkeyPatch, resets: int) -> None:
+    """A processor that waits for its start-up message may fail, too."""
+    monkeypatch.setattr(x86, "TURN", 0.0)
+    lives, real = 0, Vcpu.start
+
+    def noted(self: Vcpu) -> None:
+        nonlocal lives
+        lives += self.index == 7
+        real(self)
+        if self.index == 5 and lives > resets:
+            vm.machine._ended(ExitReason.ERROR, "vCPU 5: broken")
+
+    monkeypatch.setattr(Vcpu, "start", noted)
+    async with VM(config("r" if resets else "x", cpus=8, on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        status = await asyncio.wait_for(vm.wait(), 20)
+    assert (status.reason, status.detail) == (ExitReason.ERROR, "vCPU 5: broken")
