@@ -33,7 +33,16 @@ def write_now(fd: int, data: bytes | memoryview) -> int:
         if exc.errno != errno.EOPNOTSUPP:
             raise
     _require(fd, select.POLLOUT)
-    return os.write(fd, data[: select.PIPE_BUF])  # of more, a file that is ready has not promised to take all
+    # A terminal is ready when it has room for one byte, and waits until it has taken all: so it is told, for the moment that this
+    # takes, not to.
+    blocking = os.get_blocking(fd)
+    try:
+        if blocking:
+            os.set_blocking(fd, False)
+        return os.write(fd, data[: select.PIPE_BUF])
+    finally:
+        if blocking:
+            os.set_blocking(fd, True)
 
 
 def _require(fd: int, events: int) -> None:

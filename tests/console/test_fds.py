@@ -95,9 +95,23 @@ def _pair(kind: str) -> tuple[int, int]:
     return slave, master
 
 
-def _fill(fd: int) -> None:
-    for _ in range(10_000):
-        assert 0 < write_now(fd, bytes(100_000)) <= 100_000
+def _fill(fd: int, size: int = 100_000) -> None:
+    """With writes of `size` bytes; none has to take all of them."""
+    for _ in range(100_000):
+        assert 0 < write_now(fd, bytes(size)) <= size
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["slave", "master"])
+@pytest.mark.parametrize("size", [1, 777, 1000, 4096, 100_000])
+def test_a_terminal_whose_room_is_no_multiple_of_a_write_is_not_waited_for(size: int, side: int) -> None:
+    ends = _pair("terminal")
+    try:
+        with pytest.raises(BlockingIOError):
+            _fill(ends[side], size)
+        assert os.get_blocking(ends[side]), "as whoever shares it has left it"
+    finally:
+        for fd in ends:
+            os.close(fd)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "terminal"])
