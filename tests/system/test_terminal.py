@@ -140,3 +140,11 @@ def test_a_killed_monitor_leaves_the_terminal_sane(guests: Guests, tmux: SlowTmu
     os.kill(tmux.child(), signal.SIGTERM)
     tmux.until("status=", times=2)  # once in what was typed
     check_sane(tmux)
+
+
+def test_what_a_pipe_gives_before_the_guest_has_booted_is_not_lost(guests: Guests) -> None:
+    command = command_line(guests.config(), "--serial tty --console off")
+    words = "".join(f"echo word-$(({n}+1))\n" for n in range(20)) + "poweroff -f\n"
+    done = subprocess.run(["sh", "-c", f"exec {command}"], input=words.encode(), capture_output=True, timeout=2 * BOOT)
+    assert [n for n in range(1, 21) if f"word-{n}\r\n".encode() not in done.stdout] == []
+    assert done.returncode == 0
