@@ -39,7 +39,7 @@ class Guest:
         )
         self.seen = b""
 
-    def expect(self, pattern: bytes, timeout: float = 60) -> bytes:
+    def expect(self, pattern: bytes, timeout: float = 150) -> bytes:
         """Read until `pattern` matches what came since the last match; returns all up to its end."""
         assert self.process.stdout is not None
         fd, deadline = self.process.stdout.fileno(), time.monotonic() + timeout
