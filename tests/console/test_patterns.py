@@ -55,7 +55,7 @@ def finds_what_the_engine_finds(patterns: list[bytes], pieces: list[bytes], skip
             return
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(patterns=st.lists(PATTERNS, min_size=1, max_size=2), pieces=PIECES, skip=st.integers(0, 4))
 def test_finds_what_the_engine_finds(patterns: list[bytes], pieces: list[bytes], skip: int) -> None:
     finds_what_the_engine_finds(patterns, pieces, skip)
