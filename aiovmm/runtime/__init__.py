@@ -7,4 +7,5 @@ watchdog                  who blocks the loop
 log, traces, quota        what is told, what is kept of an error, and how often
 descriptors, forks        a share of the process's descriptors for each guest; what a forked child must not keep
 stdio, output_file, ofdlock, user_dirs    standard streams, files for a person, locks, where a user's files go
+unix_listener             sockets that are there when they can be connected to
 """

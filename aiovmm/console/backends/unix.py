@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import select
 import socket
-import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +15,12 @@ from aiovmm.console.race import first
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.console.view import ConsoleView
-from aiovmm.errors import ConfigError, ConsoleEnded, HostError
+from aiovmm.errors import ConsoleEnded
 from aiovmm.runtime.descriptors import PROCESS
+from aiovmm.runtime.unix_listener import listen_at
 
 __all__ = ["SocketBackend"]
 
-_PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
 _FULL = b"aiovmm: this console has as many clients as this process has descriptors for; try again later\r\n"
 _HALF_CLOSED_POLL = 1.0  # seconds between looks whether a client that sends no more still listens
 
@@ -55,7 +53,7 @@ class SocketBackend(ConsoleBackend):
         return len(self._clients)
 
     async def _open(self) -> None:
-        listener = _listen(self._path)
+        listener = listen_at(self._path, option="socket", operation="listen for the console")
         status = self._path.stat()
         self._inode = (status.st_dev, status.st_ino)
         try:  # not serving yet: a cancellation must not leave the loop watching a listener that nobody closes
@@ -142,40 +140,6 @@ def _end(writer: asyncio.StreamWriter) -> None:
     with suppress(OSError), socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
     writer.transport.abort()
-
-
-def _listen(path: Path) -> socket.socket:
-    if len(os.fsencode(path)) > _PATH_LIMIT:
-        raise ConfigError("socket", f"{path} is longer than the {_PATH_LIMIT} bytes a socket's path may have")
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    bound = False
-    try:
-        listener.bind(os.fspath(path))
-        bound = True
-        os.chmod(path, 0o600)  # before listen: nobody can have connected yet
-        listener.listen()
-    except OSError as exc:
-        listener.close()
-        if bound:
-            path.unlink(missing_ok=True)
-        raise HostError("listen for the console", exc.errno or 0, path=str(path)) from exc
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove a socket file that a process which is gone has left."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise ConfigError("socket", f"{path} exists and is not a socket", "remove it, or choose another path")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        code = probe.connect_ex(os.fspath(path))
-    if code == errno.ECONNREFUSED:
-        path.unlink(missing_ok=True)
-    else:
-        raise HostError("listen for the console", errno.EADDRINUSE, "another process listens there", str(path))
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

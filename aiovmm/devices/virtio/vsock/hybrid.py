@@ -12,13 +12,13 @@ import errno
 import os
 import re
 import socket
-import stat
 from pathlib import Path
 
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.poller import GONE
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
-from aiovmm.errors import AiovmmError, ConfigError, HostError
+from aiovmm.errors import AiovmmError, ConfigError
+from aiovmm.runtime.unix_listener import listen_at
 
 __all__ = ["HybridSocket"]
 
@@ -52,7 +52,7 @@ class HybridSocket:
 
     def open(self) -> None:
         """Listen. Raises HostError, ConfigError."""
-        self._listener = _listen(self.path)
+        self._listener = listen_at(self.path, option="vsock.socket", operation="vsock: listening", backlog=_BACKLOG)
         self._inode = _inode(self.path)
         self._watch()
         self.switch.fallback = self._connect_host
@@ -240,39 +240,6 @@ class _Handshake:
 
     def _failed(self, error: OSError) -> None:
         self._timer.cancel()
-
-
-def _listen(path: Path) -> socket.socket:
-    _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    bound = False
-    try:
-        listener.bind(os.fspath(path))
-        bound = True
-        os.chmod(path, 0o600)  # before listen: nobody can have connected yet
-        listener.listen(_BACKLOG)
-    except OSError as exc:
-        listener.close()
-        if bound:
-            path.unlink(missing_ok=True)
-        raise HostError("vsock: listening", exc.errno or 0, path=str(path)) from exc
-    return listener
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        raise HostError("vsock: listening", exc.errno or 0, path=str(path)) from exc
-    if not stat.S_ISSOCK(mode):
-        raise ConfigError("vsock.socket", f"{path} exists and is not a socket", "remove it, or choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        code = probe.connect_ex(os.fspath(path))
-    if code != errno.ECONNREFUSED:
-        raise HostError("vsock: listening", errno.EADDRINUSE, "another process listens there", str(path))
-    path.unlink(missing_ok=True)
 
 
 def _inode(path: Path) -> tuple[int, int] | None:

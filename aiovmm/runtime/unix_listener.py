@@ -1,0 +1,85 @@
+"""Unix sockets to listen at: there when they can be connected to, for their owner alone, and never in the place of somebody's.
+
+A socket's name comes with `bind`, and who connects before `listen` is refused; one who waits for the name would be, now and then.
+And a second program that starts just then would take the name for one that was left behind, and remove it. So the socket is
+bound to another name in the same directory, and gets its own when it listens.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import socket
+import stat
+from pathlib import Path
+
+from aiovmm.errors import ConfigError, HostError
+
+__all__ = ["PATH_LIMIT", "listen_at"]
+
+PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
+
+
+def listen_at(path: Path, *, option: str, operation: str, backlog: int = 128) -> socket.socket:
+    """A non-blocking socket that listens at `path` with mode 0600. One that a process which is gone has left there is replaced.
+
+    Raises ConfigError, which names `option`, for a path that is too long or is no socket; HostError, which names `operation`,
+    for what the host refuses: EADDRINUSE if another process listens there.
+    """
+    if len(os.fsencode(path)) > PATH_LIMIT:
+        raise ConfigError(option, f"{path} is longer than the {PATH_LIMIT} bytes a socket's path may have")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path, option)
+        _listen(listener, path, backlog)
+    except OSError as exc:
+        listener.close()
+        hint = "another process listens there" if exc.errno in (errno.EADDRINUSE, errno.EEXIST) else ""
+        number = errno.EADDRINUSE if exc.errno == errno.EEXIST else exc.errno or 0
+        raise HostError(operation, number, hint, str(path)) from exc
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen(listener: socket.socket, path: Path, backlog: int) -> None:
+    first = path.with_name(f".{secrets.token_hex(4)}")
+    if len(os.fsencode(first)) > PATH_LIMIT:
+        first = path
+    listener.bind(os.fspath(first))
+    try:
+        os.chmod(first, 0o600)  # before listen: nobody can have connected yet
+        listener.listen(backlog)
+        if first is not path:
+            _name(first, path)
+    except BaseException:
+        first.unlink(missing_ok=True)
+        raise
+    if first is not path:
+        first.unlink(missing_ok=True)
+
+
+def _name(first: Path, path: Path) -> None:
+    """Give the socket its own name, unless somebody has come first."""
+    try:
+        os.link(first, path)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):  # a file system without links
+            raise
+        os.rename(first, path)
+
+
+def _remove_stale(path: Path, option: str) -> None:
+    """Remove a socket file that a process which is gone has left."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise ConfigError(option, f"{path} exists and is not a socket", "remove it, or choose another path")
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        code = probe.connect_ex(os.fspath(path))
+    if code != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink(missing_ok=True)
