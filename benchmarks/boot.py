@@ -7,6 +7,7 @@ are timed from the first instruction; whole processes from exec.
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -56,10 +57,14 @@ class Contest:
         self.exits = ""
 
     def floor(self) -> float:
-        """Seconds from the first instruction, as the floor itself says."""
+        """Seconds from the first instruction, as the floor itself says. An emulated AMD-V loses a guest now and then; the floor,
+        which is no program of ours, may lose one."""
         command: list[Word] = [program("floor"), self.vmlinux, self.files.initramfs, str(MIB), CMDLINE]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LIMIT)
-        return float(done.stderr.split("floor: ")[1].split(" s")[0])
+        try:
+            return _floor(command, LIMIT / 2)
+        except subprocess.TimeoutExpired:
+            print("the floor's guest was lost; once more", file=sys.stderr)
+            return _floor(command, LIMIT)
 
     def start(self) -> float:
         """Seconds from `vm.start()`."""
@@ -90,6 +95,11 @@ class Contest:
 
     def _qemu(self, machine: str) -> float:
         return from_exec(qemu_command(self.files, "stdio", mib=MIB, cmdline=CMDLINE, machine=machine), MARK)
+
+
+def _floor(command: Sequence[Word], limit: float) -> float:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=limit)
+    return float(done.stderr.split("floor: ")[1].split(" s")[0])
 
 
 def exits(vm: VM) -> str:
