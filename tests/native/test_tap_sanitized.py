@@ -20,7 +20,12 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("tap") / "tap_fuzz"
-    sources = [str(HERE / "tap_fuzz.c"), str(SOURCE / "nowait.c"), str(SOURCE / "guard.c"), *map(str, SOURCE.glob("tap_*.c"))]
+    sources = [
+        str(HERE / "tap_fuzz.c"),
+        str(SOURCE / "nowait.c"),
+        str(SOURCE / "guard.c"),
+        *map(str, SOURCE.glob("tap_*.c")),
+    ]
     subprocess.run(["gcc", *FLAGS.split(), "-I", str(SOURCE), "-o", str(program), *sources], check=True, timeout=60)
     return program
 
