@@ -17,7 +17,7 @@ from pathlib import Path
 import uvloop
 
 from aiovmm import VM, MemoryConfig, PayloadConfig, VMConfig
-from aiovmm.boot import load_kernel
+from aiovmm.boot.x86_64 import load_kernel
 from benchmarks.guest import Files, Word, aiovmm_command, qemu_command
 from benchmarks.harness import Options, Result, Target, run_rounds
 from benchmarks.programs import program

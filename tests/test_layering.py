@@ -80,12 +80,14 @@ PURE = [
     "vhost_user/effects.py",
     "vhost_user/retry.py",
     "boot/acpi/*.py",
-    "boot/cpuid.py",
-    "boot/cpuid_policy.py",
-    "boot/elf*.py",
+    "boot/x86_64/acpi/*.py",
+    "boot/x86_64/cpuid.py",
+    "boot/x86_64/cpuid_policy.py",
+    "boot/elf.py",
+    "boot/x86_64/elf_kernel.py",
     "boot/window.py",
-    "boot/mptable.py",
-    "boot/cpu.py",
+    "boot/x86_64/mptable.py",
+    "boot/x86_64/cpu.py",
     "console/automaton.py",
     "console/cost.py",
     "console/keys.py",
@@ -197,6 +199,6 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def imported_at_run_time(path: Path, modules: dict[str, Path]) -> set[str]:
-    """What `imports` finds, as modules: `from aiovmm.kvm import cpuid` is of aiovmm.kvm.cpuid."""
+    """What `imports` finds, as modules: `from aiovmm.kvm import cpuid` is of aiovmm.kvm.x86_64.cpuid."""
     names = imports(path)
     return {module for module in modules if module in names or module.rpartition(".")[0] in names}

@@ -64,7 +64,7 @@ def test_the_installed_command_boots_a_kernel(installed: str, kvmhost: Host) -> 
 BOOT = r"""
 import asyncio, pathlib, sys
 import aiovmm
-from aiovmm.boot import load_kernel
+from aiovmm.boot.x86_64 import load_kernel
 from aiovmm.image import build_initramfs
 
 async def main(guest, elf):

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiovmm.boot import load_kernel
 from aiovmm.boot.elf import is_static
-from aiovmm.boot.kernel import load_kernel
 from aiovmm.errors import ImageError
 from aiovmm.image import debian
 

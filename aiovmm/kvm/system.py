@@ -7,9 +7,9 @@ import os
 from typing import Self
 
 from aiovmm.errors import KvmError
-from aiovmm.kvm import cpuid, msrs, probe
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.kvm.vmfd import VmFd
+from aiovmm.kvm.x86_64 import cpuid, msrs, probe
 from aiovmm.native import lib
 from aiovmm.runtime.forks import keep_private, let_go
 

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import error
-from aiovmm.kvm.paging import Paging
-from aiovmm.kvm.vcpustate import VcpuState
+from aiovmm.kvm.x86_64.paging import Paging
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 

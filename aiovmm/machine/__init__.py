@@ -3,12 +3,10 @@
 parts       what survives: kernel image, consoles, virtio devices
 power       the machine from the first power-on to the last, resets in between
 owner       whom a machine tells
-x86         Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
-legacy      the PC's devices that are not on PCI
+assembly    Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
 pci         segments, virtio transports, and their services by KVM
 interrupts  message lines and the I/O APIC's messages by KVM
-vcpus       processors as they come out of reset
-tables      what firmware would tell: ACPI and MP tables
+x86_64      what only a PC has
 verdict     what the last exit of a vCPU means for the guest; blame and lost_memory find out why
 devices     virtio devices from their configuration
 watch       how a panic is noticed
@@ -16,8 +14,8 @@ watch       how a panic is noticed
 
 from __future__ import annotations
 
+from aiovmm.machine.assembly import Machine
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts, PluggedDevice
-from aiovmm.machine.x86 import Machine
 
 __all__ = ["Machine", "MachineOwner", "MachineParts", "PluggedDevice"]

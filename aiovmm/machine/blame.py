@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiovmm.kvm import Kvm, Vcpu
-from aiovmm.kvm.paging import has_user_pages
+from aiovmm.kvm.x86_64.paging import has_user_pages
 from aiovmm.lifecycle import ExitReason
 from aiovmm.memory import GuestMemory
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aiovmm.boot import layout
+from aiovmm.boot.x86_64 import layout
 from aiovmm.bus import Space
 from aiovmm.devices.port import PortDevice, is_int
 from aiovmm.errors import ConfigError, StateError

@@ -1,6 +1,6 @@
 """What a VM keeps across the guest's reboots: its configuration, kernel image, consoles and virtio devices.
 
-A machine (machine.x86) is built around these parts for each power-on and taken apart again; the parts hold whatever must
+A machine (machine.assembly) is built around these parts for each power-on and taken apart again; the parts hold whatever must
 survive that: open disks and TAPs, listening sockets, consoles with their history, and /dev/kvm itself.
 """
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
+from aiovmm.machine.assembly import Machine
 from aiovmm.machine.devices import plug_configured
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image, open_parts
 from aiovmm.machine.watch import PanicWatch
-from aiovmm.machine.x86 import Machine
 from aiovmm.runtime.tasks import TaskScope
 
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.boot import ram_ranges
+from aiovmm.boot.x86_64 import ram_ranges
 from aiovmm.memory import GuestMemory
+from tests.boot.acpica import Acpica, installed
 
 
 @pytest.fixture
@@ -32,3 +33,10 @@ def memory() -> Iterator[GuestMemory]:
     memory = GuestMemory.create(ram_ranges(64 << 20))
     yield memory
     memory.close()
+
+
+@pytest.fixture
+def acpica(tmp_path: Path) -> Acpica:
+    if not installed():
+        pytest.skip("iasl and acpiexec are not installed: apt-get install acpica-tools")
+    return Acpica(tmp_path)

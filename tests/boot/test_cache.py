@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.boot import load_kernel, unpack
+from aiovmm.boot import unpack
 from aiovmm.boot.cache import default_directory
 from aiovmm.boot.source import BytesSource, FileSource
+from aiovmm.boot.x86_64 import load_kernel
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image.debian import default_directory as debian_busybox_cache
 from aiovmm.memory import GuestMemory

@@ -20,7 +20,7 @@ from aiovmm.config.reference import rows
 from aiovmm.console import Console
 from aiovmm.machine.devices import plug_configured
 from aiovmm.machine.parts import MachineParts
-from aiovmm.machine.vcpus import topology_of
+from aiovmm.machine.x86_64.vcpus import topology_of
 from aiovmm.vm import VM
 
 HOSTILE = [

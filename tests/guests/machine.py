@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Self
 
 from aiovmm.bus import Bus, FastPage, Policy, Range, Space
-from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Regs, Vcpu
-from aiovmm.kvm.probe import long_mode
+from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu
+from aiovmm.kvm.x86_64.probe import long_mode
+from aiovmm.kvm.x86_64.state import Regs
 from aiovmm.memory import GuestMemory
 from tests.guests import CODE, build
 

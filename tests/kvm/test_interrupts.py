@@ -9,7 +9,8 @@ import pytest
 from aiovmm.bus import Space
 from aiovmm.errors import KvmError
 from aiovmm.irq import IrqLine
-from aiovmm.kvm import Kvm, MpState
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.x86_64.state import MpState
 from aiovmm.machine.interrupts import KvmMsiLine
 from tests.guests.machine import Machine
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from aiovmm.bus import Policy
-from aiovmm.kvm import cpuid, exitloop, msrs, routing
+from aiovmm.kvm import exitloop, routing
+from aiovmm.kvm.x86_64 import cpuid, msrs
 from aiovmm.native import ffi, lib
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from aiovmm.errors import HostError, KvmError
-from aiovmm.kvm import Kvm, probe, system
+from aiovmm.kvm import Kvm, system
 from aiovmm.kvm.ioctl import error, try_call
+from aiovmm.kvm.x86_64 import probe
 from aiovmm.native import lib
 
 

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
-from aiovmm.boot import load_kernel
+from aiovmm.boot.x86_64 import load_kernel
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
 from tests.system.programs import compile_programs

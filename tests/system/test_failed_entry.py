@@ -8,7 +8,7 @@ from pathlib import Path
 from aiovmm.bus import Bus
 from aiovmm.kvm import ExitLoop, Kvm
 from aiovmm.kvm.exits import FailEntry, FinalExit
-from aiovmm.kvm.probe import long_mode
+from aiovmm.kvm.x86_64.probe import long_mode
 from aiovmm.memory import GuestMemory
 
 INVALID = {  # the hardware's code, by the vendor whose

@@ -27,7 +27,7 @@ from aiovmm import (
 )
 from aiovmm.errors import StateError
 from aiovmm.kvm import Kvm, Vcpu, VmFd
-from aiovmm.machine import x86
+from aiovmm.machine import assembly
 from aiovmm.memory import GuestMemory
 from tests.vm.guest import config, counts_on, event
 
@@ -96,7 +96,7 @@ async def test_a_full_executor_of_the_embedders_holds_up_no_guest(tmp_path: Path
 
 async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each costs a thread; with a hundred of them a guest that resets itself would hold up the others each time."""
-    monkeypatch.setattr(x86, "TURN", 0.0)  # a turn for each
+    monkeypatch.setattr(assembly, "TURN", 0.0)  # a turn for each
     turns, started, real = 0, [], Vcpu.start
 
     def count() -> None:
@@ -121,7 +121,7 @@ async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monke
 async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instruction(
     monkeypatch: pytest.MonkeyPatch, resets: int
 ) -> None:
-    monkeypatch.setattr(x86, "TURN", 0.0)
+    monkeypatch.setattr(assembly, "TURN", 0.0)
     lives, killed, real = 0, [], Vcpu.start
 
     def noted(self: Vcpu) -> None:
@@ -145,7 +145,7 @@ async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instru
 @pytest.mark.parametrize("resets", [0, 1])
 async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: pytest.MonkeyPatch, resets: int) -> None:
     """A processor that waits for its start-up message may fail, too."""
-    monkeypatch.setattr(x86, "TURN", 0.0)
+    monkeypatch.setattr(assembly, "TURN", 0.0)
     lives, real = 0, Vcpu.start
 
     def noted(self: Vcpu) -> None:

@@ -7,8 +7,8 @@ import pytest
 from aiovmm import VM, CpusConfig, PlatformConfig
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm import Kvm
-from aiovmm.kvm.cpuid import CpuidEntry, of_host
 from aiovmm.kvm.vcpu import Vcpu
+from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host
 from tests.vm.guest import config
 
 Told = dict[int, CpuidEntry]

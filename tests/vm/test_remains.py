@@ -24,10 +24,11 @@ from aiovmm import (
     VMConfig,
     VMState,
 )
-from aiovmm.boot import KernelImage
+from aiovmm.boot.x86_64 import KernelImage, acpi
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
-from aiovmm.machine import legacy, parts, pci, x86
+from aiovmm.machine import assembly, parts, pci
+from aiovmm.machine.x86_64 import legacy
 from aiovmm.memory import GuestMemory
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
@@ -178,7 +179,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
     remains: Remains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    setup = x86.setup_linux
+    setup = assembly.setup_linux
     machines: list[Any] = []
 
     def slow(memory: GuestMemory, *arguments: Any) -> Any:
@@ -187,7 +188,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
         assert go_on.wait(20)
         return setup(memory, *arguments)
 
-    monkeypatch.setattr(x86, "setup_linux", slow)
+    monkeypatch.setattr(assembly, "setup_linux", slow)
     entering = asyncio.ensure_future(VM(full("s")).__aenter__())
     await asyncio.to_thread(begun.wait, 20)
     entering.cancel()
@@ -230,14 +231,14 @@ STEPS: list[tuple[Any, str]] = [
     (VmFd, "split_irqchip"),
     (legacy, "Rtc"),
     (legacy, "SerialPort"),
-    (x86, "LegacyDevices"),
-    (x86, "PciBuses"),
+    (assembly, "LegacyDevices"),
+    (assembly, "PciBuses"),
     (pci, "VirtioPci"),
-    (x86.acpi, "build"),
+    (acpi, "build"),
     (GuestMemory, "write"),
     (KernelImage, "load_into"),
-    (x86, "setup_linux"),
-    (x86, "create_vcpus"),
+    (assembly, "setup_linux"),
+    (assembly, "create_vcpus"),
     (VmFd, "create_vcpu"),
     (Vcpu, "set_cpuid"),
     (Vcpu, "set_msrs"),
@@ -342,7 +343,7 @@ async def test_an_error_of_ours_ends_the_vm_and_nobody_waits_forever(monkeypatch
     async with VM(full("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         with monkeypatch.context() as patch:
-            patch.setattr(x86, "setup_linux", lambda *_: 1 / 0)
+            patch.setattr(assembly, "setup_linux", lambda *_: 1 / 0)
             vm.serial.write(b"q")
             status = await asyncio.wait_for(vm.wait(), 20)
         assert isinstance(status.error, ZeroDivisionError)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aiovmm import VM, CpusConfig
-from aiovmm.boot.cpuid import apic_id
+from aiovmm.boot.x86_64.cpuid import apic_id
 from aiovmm.config import TopologyConfig
-from aiovmm.machine.vcpus import topology_of
+from aiovmm.machine.x86_64.vcpus import topology_of
 from tests.vm.guest import config
 
 
@@ -30,7 +30,7 @@ async def test_dies_are_what_the_guest_sees() -> None:
 
 
 async def test_a_guest_without_acpi_finds_its_processors() -> None:
-    """Scanned for as Linux does, in the BIOS area; the table is tests/boot/test_mptable.py's."""
+    """Scanned for as Linux does, in the BIOS area; the table is tests/boot/x86_64/test_mptable.py's."""
     async with VM(replace(config("s"), cpus=CpusConfig(boot=2, max=3))) as vm:
         bios = vm.machine.memory.read(0xF0000, 0x10000)
     found = [

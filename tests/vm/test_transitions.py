@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, StateError, UsageError, VMState
-from aiovmm.machine import x86
+from aiovmm.machine import assembly
 from tests.vm.guest import config, counter, counts_on, event, until
 
 
@@ -194,9 +194,9 @@ async def test_an_end_during_a_reset(act: Act, build: int, monkeypatch: pytest.M
     """It comes while the old machine is torn down, while the guest is held back, or while the new machine is built."""
     building = asyncio.Event()
     go_on = asyncio.Event()
-    make = x86.Machine._build
+    make = assembly.Machine._build
 
-    async def slow(self: x86.Machine) -> None:
+    async def slow(self: assembly.Machine) -> None:
         building.set()
         if build == 5:
             await go_on.wait()
@@ -204,7 +204,7 @@ async def test_an_end_during_a_reset(act: Act, build: int, monkeypatch: pytest.M
 
     async with VM(config("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
-        monkeypatch.setattr(x86.Machine, "_build", slow)
+        monkeypatch.setattr(assembly.Machine, "_build", slow)
         vm.serial.write(b"q")
         machine = vm.machine
         await until(lambda: vm._power.machine is not machine)

@@ -1,38 +1,7 @@
-"""ACPI tables of a hardware-reduced x86-64 machine (ACPI 6.4): `build(AcpiConfig(...), base)`."""
+"""ACPI (6.4) as far as it is the same on every machine: AML, the shape of tables, and what they say of PCI."""
 
 from __future__ import annotations
 
-from aiovmm.boot.acpi.config import (
-    RESET_VALUE,
-    S5_VALUE,
-    AcpiConfig,
-    AcpiPorts,
-    Cpu,
-    EndpointRange,
-    GedEvent,
-    IntxWire,
-    IoApic,
-    PciSegment,
-    SerialPort,
-    VirtioIommu,
-    Window,
-)
-from aiovmm.boot.acpi.tables import AcpiImage, build
+from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 
-__all__ = [
-    "RESET_VALUE",
-    "S5_VALUE",
-    "AcpiConfig",
-    "AcpiImage",
-    "AcpiPorts",
-    "Cpu",
-    "EndpointRange",
-    "GedEvent",
-    "IntxWire",
-    "IoApic",
-    "PciSegment",
-    "SerialPort",
-    "VirtioIommu",
-    "Window",
-    "build",
-]
+__all__ = ["EndpointRange", "IntxWire", "PciSegment", "VirtioIommu", "Window"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from aiovmm.boot.acpi.config import PciSegment
+from aiovmm.boot.acpi.config_pci import PciSegment
 from aiovmm.boot.acpi.sdt import sdt
 
 __all__ = ["mcfg"]

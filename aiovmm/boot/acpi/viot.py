@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from aiovmm.boot.acpi.config import EndpointRange, VirtioIommu
+from aiovmm.boot.acpi.config_pci import EndpointRange, VirtioIommu
 from aiovmm.boot.acpi.sdt import HEADER, sdt
 
 __all__ = ["viot"]

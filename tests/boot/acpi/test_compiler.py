@@ -8,7 +8,7 @@ import pytest
 
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.acpi.aml import integer, local, name_string
-from tests.boot.acpi.acpica import Acpica
+from tests.boot.acpica import Acpica
 
 WIDE_UUID = "33db4d5b-1ff7-401c-9657-7441c03dd766"
 

@@ -1,0 +1,28 @@
+"""ACPI tables of a hardware-reduced x86-64 machine (ACPI 6.4): `build(AcpiConfig(...), base)`."""
+
+from __future__ import annotations
+
+from aiovmm.boot.x86_64.acpi.config import (
+    RESET_VALUE,
+    S5_VALUE,
+    AcpiConfig,
+    AcpiPorts,
+    Cpu,
+    GedEvent,
+    IoApic,
+    SerialPort,
+)
+from aiovmm.boot.x86_64.acpi.tables import AcpiImage, build
+
+__all__ = [
+    "RESET_VALUE",
+    "S5_VALUE",
+    "AcpiConfig",
+    "AcpiImage",
+    "AcpiPorts",
+    "Cpu",
+    "GedEvent",
+    "IoApic",
+    "SerialPort",
+    "build",
+]

@@ -1,0 +1,128 @@
+r"""The Differentiated System Description Table: the devices that no bus can enumerate (ACPI 6.4, 5.2.11.1).
+
+    \_S5            soft off
+    \_SB.COM1..4    16550A serial ports
+    \_SB.RTC0       CMOS clock
+    \_SB.PWRB       power button
+    \_SB.GED0       Generic Event Device: its interrupt runs _EVT, which tells the devices concerned
+    \_SB.MBRD       motherboard resources: registers and ECAM that nothing else may be placed over
+    \_SB.PCxx       host bridges, one a PCI segment (see `dsdt_pci`)
+    \_SB.Cxxx       processors
+
+All devices stand directly under \_SB, so that `_EVT` reaches each by its last segment alone.
+"""
+
+from __future__ import annotations
+
+from aiovmm.boot.acpi import aml
+from aiovmm.boot.acpi.sdt import sdt
+from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort
+from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge
+
+__all__ = ["dsdt"]
+
+REVISION = 2  # integers have 64 bits from revision 2 on
+
+_BUS_CHECK, _DEVICE_CHECK = 0x00, 0x01  # device object notifications (ACPI 6.4, 5.6.6)
+_BUTTON_PRESSED = 0x80  # power button notification (5.6.6)
+_NOT_PRESENT, _WORKING = 0x00, 0x0F  # _STA (6.3.7)
+
+
+def dsdt(config: AcpiConfig) -> bytes:
+    """The DSDT of the machine."""
+    devices = [_serial_port(index, port) for index, port in enumerate(config.serial_ports)]
+    if config.rtc:
+        devices.append(_rtc())
+    devices += [_power_button(), _event_device(config), _motherboard(config)]
+    devices += [host_bridge(segment) for segment in config.pci_segments]
+    devices += [_processor(uid, cpu) for uid, cpu in enumerate(config.cpus)]
+    return sdt("DSDT", REVISION, _soft_off() + aml.scope("_SB", *devices))
+
+
+def _soft_off() -> bytes:
+    r"""`\_S5`: only the first value, SLP_TYP for SLEEP_CONTROL_REG, means anything on this machine (ACPI 6.4, 7.4.2)."""
+    zero = aml.integer(0)
+    return aml.name("_S5", aml.package(aml.integer(S5_SLEEP_TYPE), zero, zero, zero))
+
+
+def _serial_port(index: int, port: SerialPort) -> bytes:
+    return aml.device(
+        f"COM{index + 1}",
+        aml.name("_HID", aml.eisa_id("PNP0501")),
+        aml.name("_UID", aml.integer(index)),
+        aml.name("_DDN", aml.string(f"COM{index + 1}")),
+        aml.name("_CRS", aml.resource_template(aml.io_ports(port.port, 8), aml.interrupt(port.gsi))),
+    )
+
+
+def _rtc() -> bytes:
+    """Without an interrupt: the clock has no alarm, and a guest that finds none asks for none."""
+    return aml.device(
+        "RTC0",
+        aml.name("_HID", aml.eisa_id("PNP0B00")),
+        aml.name("_CRS", aml.resource_template(aml.io_ports(0x70, 2))),
+    )
+
+
+def _power_button() -> bytes:
+    return aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C")))
+
+
+def _event_device(config: AcpiConfig) -> bytes:
+    """The GED (ACPI 6.4, 5.6.9). `_EVT` reads the register once, which clears it, and passes on every event it holds.
+
+    The interrupt is level-triggered: an edge that comes while the guest has the pin masked would be lost.
+    """
+    pending = aml.local(0)
+    actions = [aml.store(aml.name_string("GSTA"), pending)]
+    for event, notifications in _event_targets(config).items():
+        if notifications:
+            actions.append(aml.if_(aml.and_(pending, aml.integer(event)), *notifications))
+    return aml.device(
+        "GED0",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(aml.interrupt(config.ged_gsi, edge=False))),
+        aml.operation_region("GREG", aml.RegionSpace.SYSTEM_IO, config.ports.ged, 1),
+        aml.field("GREG", aml.FieldUnit("GSTA", 8), access=aml.Access.BYTE, update=aml.Update.WRITE_AS_ZEROS),
+        aml.method("_EVT", 1, *actions, serialized=True),
+    )
+
+
+def _event_targets(config: AcpiConfig) -> dict[GedEvent, list[bytes]]:
+    """Whom each event concerns. MEMORY concerns nobody as long as no memory devices are described."""
+    absent = [uid for uid, cpu in enumerate(config.cpus) if not cpu.enabled]
+    return {
+        GedEvent.POWER_BUTTON: [aml.notify("PWRB", aml.integer(_BUTTON_PRESSED))],
+        GedEvent.CPU: [aml.notify(_processor_name(uid), aml.integer(_DEVICE_CHECK)) for uid in absent],
+        GedEvent.PCI: [aml.notify(bridge_name(s), aml.integer(_BUS_CHECK)) for s in config.pci_segments],
+    }
+
+
+def _motherboard(config: AcpiConfig) -> bytes:
+    """PNP0C02. Linux believes an MCFG entry only if its whole ECAM window is reserved here (x86 is_acpi_reserved).
+
+    The PM timer's ports are left out: Linux claims those itself, from the FADT.
+    """
+    registers = [aml.io_ports(port, 1) for port in (config.ports.sleep_reset, config.ports.ged)]
+    ecam = [aml.fixed_memory(s.ecam.base, s.ecam.size) for s in config.pci_segments]
+    return aml.device(
+        "MBRD",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resource_template(*registers, *ecam)),
+    )
+
+
+def _processor_name(uid: int) -> str:
+    return f"C{uid:03X}"
+
+
+def _processor(uid: int, cpu: Cpu) -> bytes:
+    """A processor device (ACPI 6.4, 8.4); `_UID` ties it to its entry in the MADT."""
+    return aml.device(
+        _processor_name(uid),
+        aml.name("_HID", aml.string("ACPI0007")),
+        aml.name("_UID", aml.integer(uid)),
+        aml.name("_STA", aml.integer(_WORKING if cpu.enabled else _NOT_PRESENT)),
+    )

@@ -1,0 +1,113 @@
+"""What of this host's processor a guest may see and use, beyond its topology. Pure.
+
+KVM lists what it can offer. It leaves out what only tells of the host (brand, caches, the TSC's frequency), and lists some things
+that work only if more is done (AMX's state needs a permission), or that not every guest shall have (virtualization).
+Sources: Intel SDM vol. 1, 13.2 and vol. 2A, CPUID; AMD APM vol. 3, appendix E; Documentation/arch/x86/xstate.rst.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from aiovmm.boot.x86_64.cpuid import CpuidEntry
+
+__all__ = ["HOST_LEAVES", "MAX_PHYS_BITS", "allow", "has_amx", "reachable_bits", "tell_of_host", "visible_bits"]
+
+BRAND = (0x80000002, 0x80000003, 0x80000004)
+_CACHES = (0x80000005, 0x80000006)
+_POWER = 0x80000007
+HOST_LEAVES = (*BRAND, *_CACHES, _POWER)
+"""What tell_of_host wants to know of the host itself."""
+MAX_PHYS_BITS = 46
+"""A cap on the width of physical addresses where none is asked for, the reference monitor's: it is what all hosts can page."""
+
+_INVARIANT_TSC = 1 << 8  # leaf 0x80000007, EDX
+_KVM_SIGNATURE, _KVM_TIMING = 0x40000000, 0x40000010
+_APIC_BUS_KHZ = 1_000_000  # KVM's local APIC timer counts nanoseconds
+_VMX, _SVM = 1 << 5, 1 << 2  # leaf 1 ECX, leaf 0x80000001 ECX
+_AMX_7_0_EDX = 1 << 22 | 1 << 24 | 1 << 25  # BF16, TILE, INT8
+_AMX_7_1_EAX = 1 << 21  # FP16
+_AMX_7_1_EDX = 1 << 8  # COMPLEX
+_AMX_LEAVES = (0x1D, 0x1E)
+_TILE_STATE = (17, 18)  # XTILECFG and XTILEDATA: bits of XCR0, and sub-leaves of 0xD
+_LEGACY_XSAVE = 576  # bytes: x87, SSE and the header
+
+
+def visible_bits(entries: Iterable[CpuidEntry], cap: int | None) -> int:
+    """Width in bits of the physical addresses that a guest is told of: 0x80000008 EAX[7:0]; 36 where a processor does not say."""
+    width = next((e.eax & 0xFF for e in entries if e.function == 0x80000008), 36)
+    return min(width, cap or MAX_PHYS_BITS)
+
+
+def reachable_bits(entries: Sequence[CpuidEntry], cap: int | None) -> int:
+    """The same of those that it can use: less where nested paging is narrower (EAX[23:16], of Linux since 6.9)."""
+    usable = next((e.eax >> 16 & 0xFF for e in entries if e.function == 0x80000008), 0)
+    return min(visible_bits(entries, cap), usable or 64)
+
+
+def has_amx(entries: Iterable[CpuidEntry]) -> bool:
+    """Whether KVM offers AMX's instructions and their state."""
+    told = {(e.function, e.index): e for e in entries}
+    tile, state = told.get((7, 0)), told.get((0xD, 0))
+    return bool(tile and tile.edx & _AMX_7_0_EDX and state and all(state.eax >> bit & 1 for bit in _TILE_STATE))
+
+
+def allow(entries: Iterable[CpuidEntry], *, nested: bool = True, amx: bool = False) -> list[CpuidEntry]:
+    """`entries` without virtualization unless `nested`, and without AMX unless `amx`."""
+    result = list(entries)
+    if not nested:
+        result = [_NO_NESTED.get(e.function, _unchanged)(e) for e in result if e.function != 0x8000000A]
+    return result if amx else _without_amx(result)
+
+
+def tell_of_host(
+    entries: Iterable[CpuidEntry], host: Iterable[CpuidEntry], *, tsc_khz: int | None = None
+) -> list[CpuidEntry]:
+    """`entries` with the brand string of `host` (its own HOST_LEAVES), its caches where KVM says nothing, and `tsc_khz`, the
+    frequency of the guest's TSC, where that does not change.
+    """
+    own = {e.function: e for e in host}
+    result = [e for e in entries if e.function not in BRAND and e.function != _KVM_TIMING]
+    result = [own.get(e.function, e) if e.function in _CACHES and _is_empty(e) else e for e in result]
+    result += [own[leaf] for leaf in BRAND if leaf in own]
+    if tsc_khz and _POWER in own and own[_POWER].edx & _INVARIANT_TSC:
+        result = [replace(e, eax=max(e.eax, _KVM_TIMING)) if e.function == _KVM_SIGNATURE else e for e in result]
+        result.append(CpuidEntry(_KVM_TIMING, eax=tsc_khz, ebx=_APIC_BUS_KHZ))
+    return result
+
+
+def _is_empty(entry: CpuidEntry) -> bool:
+    return not (entry.eax or entry.ebx or entry.ecx or entry.edx)
+
+
+def _unchanged(entry: CpuidEntry) -> CpuidEntry:
+    return entry
+
+
+_NO_NESTED: dict[int, Callable[[CpuidEntry], CpuidEntry]] = {
+    0x1: lambda e: replace(e, ecx=e.ecx & ~_VMX),
+    0x80000001: lambda e: replace(e, ecx=e.ecx & ~_SVM),
+}
+
+
+def _without_amx(entries: list[CpuidEntry]) -> list[CpuidEntry]:
+    kept = [e for e in entries if not (e.function == 0xD and e.index in _TILE_STATE) and e.function not in _AMX_LEAVES]
+    edits = ((_AMX_EDITS.get((e.function, e.index)), e) for e in kept)
+    return [edit(e, kept) if edit else e for edit, e in edits]
+
+
+def _without_tile_state(entry: CpuidEntry, kept: list[CpuidEntry]) -> CpuidEntry:
+    """Leaf 0xD: what XCR0 may have in EAX, and in ECX the bytes of an area for all of that (EBX, for what it has, is KVM's)."""
+    if not any(entry.eax >> bit & 1 for bit in _TILE_STATE):
+        return entry
+    eax = entry.eax & ~sum(1 << bit for bit in _TILE_STATE)
+    parts = (e.ebx + e.eax for e in kept if e.function == 0xD and 2 <= e.index < 32 and eax >> e.index & 1)
+    return replace(entry, eax=eax, ecx=max([_LEGACY_XSAVE, *parts]))
+
+
+_AMX_EDITS: dict[tuple[int, int], Callable[[CpuidEntry, list[CpuidEntry]], CpuidEntry]] = {
+    (7, 0): lambda e, _: replace(e, edx=e.edx & ~_AMX_7_0_EDX),
+    (7, 1): lambda e, _: replace(e, eax=e.eax & ~_AMX_7_1_EAX, edx=e.edx & ~_AMX_7_1_EDX),
+    (0xD, 0): _without_tile_state,
+}

@@ -1,0 +1,45 @@
+"""What firmware would tell a guest of this machine: ACPI, and the MP table for those that do without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiovmm.boot.x86_64 import acpi, layout
+from aiovmm.boot.x86_64.cpuid import apic_id
+from aiovmm.boot.x86_64.mptable import mp_table
+from aiovmm.config import CpusConfig
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.machine.pci import describe_segments
+from aiovmm.machine.x86_64.legacy import GED_PIN, LegacyDevices
+from aiovmm.machine.x86_64.vcpus import topology_of
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.segment import PciSegment
+
+__all__ = ["describe", "write_tables"]
+
+
+def describe(
+    cpus: CpusConfig,
+    legacy: LegacyDevices,
+    ports: acpi.AcpiPorts,
+    segments: Sequence[PciSegment],
+    iommu: MachineIommu | None,
+) -> acpi.AcpiConfig:
+    """The machine with all that is plugged into it."""
+    topology = topology_of(cpus)
+    apic_ids = (apic_id(topology, i) for i in range(cpus.max or cpus.boot))
+    return acpi.AcpiConfig(
+        cpus=tuple(acpi.Cpu(id_, enabled=i < cpus.boot) for i, id_ in enumerate(apic_ids)),
+        pci_segments=describe_segments(segments),
+        serial_ports=(acpi.SerialPort(),) if legacy.serial is not None else (),
+        ports=ports,
+        ged_gsi=GED_PIN,
+        iommu=iommu.describe() if iommu is not None else None,
+    )
+
+
+def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
+    """All of them, to where they are looked for."""
+    tables = acpi.build(machine, layout.RSDP)
+    memory.write(tables.base, tables.blob)
+    memory.write(layout.MP_TABLE, mp_table(machine, layout.MP_TABLE))

@@ -1,0 +1,106 @@
+"""The DSDT in ACPICA's interpreter, the one that Linux has: what a guest sees and is told."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from aiovmm.boot.x86_64.acpi import AcpiConfig, GedEvent
+from aiovmm.boot.x86_64.acpi.dsdt import dsdt
+from tests.boot.acpica import Acpica
+from tests.boot.x86_64.acpi.machines import MACHINES, cpus, segments, wired
+
+PCI_UUID = "5B4DDB33F71F1C4096577441C03DD766"
+OTHER_UUID = "00000000000000000000000000000000"
+MACHINE = AcpiConfig(cpus=cpus(2, 4), pci_segments=segments(2))
+
+
+def devices(output: str) -> set[str]:
+    return set(re.findall(r"^ +0 +(\w{4}) Device", output, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_interpreter_loads_it_without_a_complaint(acpica: Acpica, name: str) -> None:
+    """`predefined` also checks that each reserved name has the arguments and the type it must have."""
+    output = acpica.execute(dsdt(MACHINES[name]), "predefined", r"evaluate \_S5")
+    assert "predefined names in the namespace" in output
+    assert re.search(r"\[Package\] Contains 4 Elements", output), output
+
+
+def test_the_namespace_holds_the_machine(acpica: Acpica) -> None:
+    output = acpica.execute(dsdt(MACHINE), r"namespace \_SB")
+    assert devices(output) == {
+        *("COM1", "RTC0", "PWRB", "GED0", "MBRD"),
+        *("PC00", "PC01"),
+        *("C000", "C001", "C002", "C003"),
+    }
+
+
+def test_absent_devices_are_not_described(acpica: Acpica) -> None:
+    output = acpica.execute(dsdt(AcpiConfig(serial_ports=(), rtc=False)), r"namespace \_SB")
+    assert devices(output) == {"PWRB", "GED0", "MBRD", "C000"}
+
+
+NOTIFIED = {
+    0: set(),
+    GedEvent.POWER_BUTTON: {("PWRB", 0x80)},
+    GedEvent.CPU: {("C002", 1), ("C003", 1)},
+    GedEvent.MEMORY: set(),
+    GedEvent.PCI: {("PC00", 0), ("PC01", 0)},
+    GedEvent.POWER_BUTTON | GedEvent.PCI: {("PWRB", 0x80), ("PC00", 0), ("PC01", 0)},
+    0xFF: {("PWRB", 0x80), ("C002", 1), ("C003", 1), ("PC00", 0), ("PC01", 0)},
+}
+
+
+@pytest.mark.parametrize("pending", NOTIFIED)
+def test_an_event_reaches_the_devices_it_concerns(acpica: Acpica, pending: int) -> None:
+    output = acpica.execute(dsdt(MACHINE), rf"execute \_SB.GED0._EVT {MACHINE.ged_gsi}", region_fill=pending)
+    told = re.findall(r"Notify on \[(\w{4})\] \S+ Value 0x(\w\w)", output)
+    assert {(name, int(value, 16)) for name, value in told} == NOTIFIED[pending]
+
+
+@pytest.mark.parametrize(
+    ("uuid", "revision", "asked", "status", "granted"),
+    [
+        (PCI_UUID, 1, "1D000000", "00", "1D"),
+        (PCI_UUID, 1, "3D000000", "00", "3D"),
+        (PCI_UUID, 1, "00000000", "00", "00"),
+        (PCI_UUID, 1, "FF010000", "10", "3D"),
+        (PCI_UUID, 2, "1D000000", "08", "1D"),
+        (OTHER_UUID, 1, "1D000000", "04", "1D"),
+    ],
+)
+def test_osc_grants_native_control(
+    acpica: Acpica, uuid: str, revision: int, asked: str, status: str, granted: str
+) -> None:
+    """Status: bit 2 unknown UUID, bit 3 unknown revision, bit 4 something was masked."""
+    command = rf"evaluate \_SB.PC01._OSC ({uuid}) {revision} 3 (00000000FFFFFFFF{asked})"
+    output = acpica.execute(dsdt(MACHINE), command)
+    match = re.search(r"\[Buffer\] Length 0C = +0000: ((?:\w\w ){12})", output)
+    assert match is not None, output
+    expected = f"{status} 00 00 00 FF FF FF FF {granted} " + asked[2:4].replace("01", "00") + " 00 00 "
+    assert match[1] == expected
+
+
+def test_interrupt_pins_are_routed_where_there_are_any(acpica: Acpica) -> None:
+    table = dsdt(AcpiConfig(pci_segments=wired((1, 16), (31, 23))))
+    output = acpica.execute(table, r"evaluate \_SB.PC01._PRT")
+    numbers = [int(n, 16) for n in re.findall(r"\[Integer\] = (\w{16})", output)]
+    assert numbers == [0x0001FFFF, 0, 0, 16, 0x001FFFFF, 0, 0, 23]
+    assert "_PRT" not in acpica.execute(table, r"namespace \_SB.PC00")
+
+
+def test_absent_processors_are_absent_and_the_others_work(acpica: Acpica) -> None:
+    output = acpica.execute(dsdt(MACHINE), r"evaluate \_SB.C001._STA", r"evaluate \_SB.C002._STA")
+    assert re.findall(r"\[Integer\] = (\w{16})", output) == ["000000000000000F", "0000000000000000"]
+
+
+@pytest.mark.parametrize(("device", "trigger", "gsi"), [("GED0", "Level", "05"), ("COM1", "Edge", "04")])
+def test_interrupts_are_triggered_as_their_devices_do(acpica: Acpica, device: str, trigger: str, gsi: str) -> None:
+    output = acpica.execute(dsdt(MACHINE), rf"resources \_SB.{device}")
+    assert re.findall(r"(Triggering|Polarity|Dword00) : (\w+)", output) == [
+        ("Triggering", trigger),
+        ("Polarity", "ActiveHigh"),
+        ("Dword00", f"000000{gsi}"),
+    ]
