@@ -1,29 +1,44 @@
 """Build description of the native extension (cffi, API mode, abi3).
 
 Each part of the mechanism has a header `src/NAME.h`, one or several files `src/NAME*.c`, and `cdef/NAME.h` with the declarations
-that Python sees. All are collected, so a part is added by adding its files.
+that Python sees. All are collected, so a part is added by adding its files. What exists on one architecture only is in a folder
+of its name, in both.
 """
 
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
 
+__all__ = ["TARGET", "ffibuilder", "parts"]
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+
+TARGET = sysconfig.get_platform().removeprefix("linux-")
+"""The architecture that is built for. For another one set _PYTHON_HOST_PLATFORM=linux-NAME, and CC, as for any package."""
+
+
+def parts(folder: str, ending: str) -> list[Path]:
+    """The files of `folder` that belong to TARGET."""
+    return [*sorted(HERE.glob(f"{folder}/*{ending}")), *sorted(HERE.glob(f"{folder}/{TARGET}/*{ending}"))]
 
 
 def make_builder() -> FFI:
     """Collect every part below `src/` and `cdef/` into one extension module, `aiovmm.native._native`."""
+    if not (HERE / "src" / TARGET).is_dir():
+        known = ", ".join(sorted(path.name for path in HERE.glob("src/*/")))
+        raise SystemExit(f"aiovmm is not for {TARGET}: it runs on {known}")
     ffi = FFI()
-    for cdef in sorted(HERE.glob("cdef/*.h")):
+    for cdef in parts("cdef", ".h"):
         ffi.cdef(cdef.read_text(), override=False)
-    headers = "\n".join(f'#include "{h.name}"' for h in sorted(HERE.glob("src/*.h")))
+    headers = "\n".join(f'#include "{h.name}"' for h in parts("src", ".h"))
     ffi.set_source(
         "aiovmm.native._native",
         headers,
-        sources=[str(c.relative_to(ROOT)) for c in sorted(HERE.glob("src/*.c"))],
-        depends=[str(h.relative_to(ROOT)) for h in sorted(HERE.glob("src/*.h"))],
-        include_dirs=[str(HERE.relative_to(ROOT) / "src")],
+        sources=[str(c.relative_to(ROOT)) for c in parts("src", ".c")],
+        depends=[str(h.relative_to(ROOT)) for h in parts("src", ".h")],
+        include_dirs=[str(HERE.relative_to(ROOT) / "src"), str(HERE.relative_to(ROOT) / "src" / TARGET)],
         extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fvisibility=hidden", "-D_GNU_SOURCE"],
         py_limited_api=True,
     )

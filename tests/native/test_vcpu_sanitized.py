@@ -13,7 +13,7 @@ import aiovmm.native
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(aiovmm.native.__file__).resolve().parent / "src"
-PARTS = ("vcpu.c", "vcpu_paging.c", "drain.c")
+PARTS = ("vcpu.c", "x86_64/paging.c", "x86_64/exits.c", "drain.c")
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-pthread", "-Dioctl=fake_ioctl"]
 
 
@@ -24,7 +24,11 @@ def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, loo
     program = tmp_path / "vcpu_race"
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     sources = [str(HERE / "vcpu_race.c"), *(str(SOURCE / name) for name in PARTS)]
-    subprocess.run(["gcc", *FLAGS, *sanitize, "-I", str(SOURCE), "-o", str(program), *sources], check=True, timeout=60)
+    subprocess.run(
+        ["gcc", *FLAGS, *sanitize, "-I", str(SOURCE), "-I", str(SOURCE / "x86_64"), "-o", str(program), *sources],
+        check=True,
+        timeout=60,
+    )
     # The thread sanitizer needs its shadow where address randomization may put a library: off.
     fixed = ["setarch", "-R"] if shutil.which("setarch") else []
     # The tables that are in force at the end are left to the end of the process.

@@ -33,6 +33,7 @@ from aiovmm.devices.serial.uart import Uart16550, UartState
 from aiovmm.devices.serial.uart_registers import IER_RX_DATA, IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
+from aiovmm.native import lib
 
 __all__ = ["SerialPort"]
 
@@ -232,11 +233,16 @@ class SerialPort:
         """A read-only register. `whole`: `value` is all of it, so a read has no side effect and need not wait.
 
         The order keeps a vCPU that reads meanwhile from taking a new value without the bits that only the loop can give.
+        The fence makes it the order in which other processors see the two; policies change seldom.
         """
         policy, shadow = self.fast.policy, self.fast.shadow
         if whole:
             shadow[register] = value
-            policy[register] = _STATUS
+            if policy[register] != _STATUS:
+                lib.avmm_fence()
+                policy[register] = _STATUS
         else:
-            policy[register] = _READ_ONLY
+            if policy[register] != _READ_ONLY:
+                policy[register] = _READ_ONLY
+                lib.avmm_fence()
             shadow[register] = value

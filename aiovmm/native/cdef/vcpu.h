@@ -30,6 +30,7 @@ struct avmm_table {
 #define AVMM_PARKED 5
 #define AVMM_ENDED 6
 #define AVMM_LOST 7
+#define AVMM_NO_SYNDROME 8
 struct avmm_event {
     uint64_t address;
     uint64_t data;
@@ -59,9 +60,6 @@ struct avmm_counters {
     uint64_t missed;
     uint64_t full;
 };
-struct avmm_paging {
-    uint64_t cr0, cr3, cr4, efer;
-};
 struct avmm_vm;
 struct avmm_vcpu;
 struct avmm_vm *avmm_vm_new(int eventfd, uint32_t max_vcpus, uint32_t look_ns);
@@ -82,4 +80,3 @@ void avmm_vcpu_resume(struct avmm_vcpu *v);
 int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data);
 const struct avmm_final *avmm_vcpu_final(const struct avmm_vcpu *v);
 const struct avmm_counters *avmm_vcpu_counters(const struct avmm_vcpu *v);
-struct avmm_paging avmm_vcpu_paging(const struct avmm_vcpu *v);

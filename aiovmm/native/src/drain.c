@@ -28,7 +28,7 @@ static void look(struct avmm_vcpu *v) {
     /* Before the ring is looked at: all that was put before the vCPU parked or ended is then in sight. */
     w->parked = atomic_load(&v->parked);
     w->ended = atomic_load(&v->ended);
-    w->head = atomic_load_explicit(&v->head, memory_order_acquire); /* pairs with put */
+    w->head = atomic_load_explicit(&v->head, memory_order_acquire); /* pairs with avmm_vcpu_put */
     w->tail = atomic_load_explicit(&v->tail, memory_order_relaxed);
 }
 

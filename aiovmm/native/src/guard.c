@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define PAGE 4096u /* of x86 */
+#define PAGE 4096u /* the smallest that a host has */
 
 struct avmm_guard {
     struct avmm_guard *next; /* never changes once in the list: places are used again, not freed, so a handler may walk it */

@@ -74,8 +74,7 @@ static bool is_filling(const struct avmm_vcpu *v, uint32_t head) {
 
 static bool room_or_stop(const struct avmm_vcpu *v) { return has_room(v) || stopping(v); }
 
-/* False when the vCPU was stopped before there was room. */
-static bool put(struct avmm_vcpu *v, const struct avmm_entry *e) {
+bool avmm_vcpu_put(struct avmm_vcpu *v, const struct avmm_entry *e) {
     if (!has_room(v)) {
         bump(&v->counters.full);
         wait_until(v, AVMM_FOR_ROOM, room_or_stop);
@@ -102,9 +101,9 @@ static bool answered_or_stop(const struct avmm_vcpu *v) {
 static bool ask(struct avmm_vcpu *v, struct avmm_entry *e, uint64_t *answer) {
     e->sync = 1;
     e->seq = atomic_load_explicit(&v->asked, memory_order_relaxed) + 1;
-    atomic_store_explicit(&v->asked, e->seq, memory_order_relaxed); /* published by put */
+    atomic_store_explicit(&v->asked, e->seq, memory_order_relaxed); /* published by avmm_vcpu_put */
     bump(&v->counters.sync);
-    if (!put(v, e))
+    if (!avmm_vcpu_put(v, e))
         return false;
     avmm_look_for(&v->patience, v->vm->look_ns, &v->answered, e->seq);
     wait_until(v, AVMM_FOR_ANSWER, answered_or_stop);
@@ -171,7 +170,9 @@ static void count(struct avmm_vcpu *v, const struct avmm_range *r, int what) {
         bump(&v->counters.ignored);
 }
 
-/* Shadow bytes are written by the loop's plain byte stores; each is read on its own, so a wide read may be of two moments. */
+/* Shadow bytes are written by the loop's plain byte stores; each is read on its own, so a wide read may be of two moments. The
+ * policy is asked again after them: a loop that takes a byte out of the shadow, for it shall show what only the loop can give, changes
+ * the policy first, with avmm_fence between, and what it then stores there must not be taken by who asked before. */
 static enum verdict judge_read(struct avmm_vcpu *v, const struct avmm_range *r, uint64_t offset, uint32_t size, uint8_t *p) {
     uint8_t all, any;
     policy_of(r, offset, size, &all, &any);
@@ -181,6 +182,11 @@ static enum verdict judge_read(struct avmm_vcpu *v, const struct avmm_range *r, 
     }
     for (uint32_t i = 0; i < size; i++)
         p[i] = __atomic_load_n(&r->shadow[offset + i], __ATOMIC_ACQUIRE);
+    policy_of(r, offset, size, &all, &any);
+    if (!(all & AVMM_SHADOW_READ)) {
+        count(v, r, AVMM_COUNT_SYNC);
+        return SYNC;
+    }
     count(v, r, AVMM_COUNT_SHADOW);
     return any & AVMM_NOTE_READ ? POST : DONE;
 }
@@ -208,7 +214,7 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
         return SYNC;
     }
     for (uint32_t i = 0; i < size; i++)
-        if (r->policy[offset + i] & AVMM_LATCH_WRITE)
+        if (__atomic_load_n(&r->policy[offset + i], __ATOMIC_RELAXED) & AVMM_LATCH_WRITE)
             __atomic_store_n(&r->shadow[offset + i], p[i], __ATOMIC_RELEASE);
     count(v, r, AVMM_COUNT_POSTED);
     return all & AVMM_LAZY_WRITE ? POST_LAZILY : POST;
@@ -236,7 +242,7 @@ static bool guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t
         return true;
     case POST:
     case POST_LAZILY:
-        return put(v, &e);
+        return avmm_vcpu_put(v, &e);
     case SYNC:
         break;
     }
@@ -285,7 +291,7 @@ static bool end(struct avmm_vcpu *v, uint32_t kind, uint32_t code) {
     return false;
 }
 
-static void keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const uint64_t *data) {
+void avmm_keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const uint64_t *data) {
     f->detail = detail;
     f->ndata = ndata < 16 ? ndata : 16;
     memcpy(f->data, data, f->ndata * sizeof *data);
@@ -296,20 +302,19 @@ static bool end_by_exit(struct avmm_vcpu *v) {
     struct avmm_final *f = &v->final;
     switch (run->exit_reason) {
     case KVM_EXIT_FAIL_ENTRY:
-        keep_data(f, run->fail_entry.cpu, 1, (const uint64_t[]){run->fail_entry.hardware_entry_failure_reason});
+        avmm_keep_data(f, run->fail_entry.cpu, 1, (const uint64_t[]){run->fail_entry.hardware_entry_failure_reason});
         break;
     case KVM_EXIT_INTERNAL_ERROR:
-        keep_data(f, run->internal.suberror, run->internal.ndata, (const uint64_t *)run->internal.data);
+        avmm_keep_data(f, run->internal.suberror, run->internal.ndata, (const uint64_t *)run->internal.data);
         break;
     case KVM_EXIT_SYSTEM_EVENT:
-        keep_data(f, run->system_event.type, run->system_event.ndata, (const uint64_t *)run->system_event.data);
+        avmm_keep_data(f, run->system_event.type, run->system_event.ndata, (const uint64_t *)run->system_event.data);
         break;
     case KVM_EXIT_DEBUG:
-        keep_data(f, run->debug.arch.exception, 3,
-                  (const uint64_t[]){run->debug.arch.pc, run->debug.arch.dr6, run->debug.arch.dr7});
+        avmm_arch_debug(run, f);
         break;
     case KVM_EXIT_UNKNOWN:
-        keep_data(f, 0, 1, (const uint64_t[]){run->hw.hardware_exit_reason});
+        avmm_keep_data(f, 0, 1, (const uint64_t[]){run->hw.hardware_exit_reason});
         break;
     default: /* HLT and SHUTDOWN say nothing more; of the rest nothing is known */
         break;
@@ -324,15 +329,15 @@ static bool handle_exit(struct avmm_vcpu *v) {
         return port_io(v) && !stopping(v);
     case KVM_EXIT_MMIO:
         return mmio(v) && !stopping(v);
-    case KVM_EXIT_IOAPIC_EOI:
-        return put(v, &(struct avmm_entry){.kind = AVMM_EOI, .data = v->run->eoi.vector});
     case KVM_EXIT_INTR:
     case KVM_EXIT_IRQ_WINDOW_OPEN:
     case KVM_EXIT_SET_TPR:
         return true;
     default:
-        return end_by_exit(v);
+        break;
     }
+    enum avmm_next next = avmm_arch_exit(v);
+    return next == AVMM_ENDS ? end_by_exit(v) : next == AVMM_GOES_ON && !stopping(v);
 }
 
 /* ---- pause and stop ---- */
@@ -380,7 +385,7 @@ static bool unparked(const struct avmm_vcpu *v) {
 
 /* KVM_RUN has completed the instruction that was in flight, so registers and memory are consistent here. */
 static void park(struct avmm_vcpu *v) {
-    ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* the guest's watchdogs forgive the gap; EINVAL: it has no kvm-clock */
+    ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* the guest's watchdogs forgive the gap; EINVAL: it has no kvm-clock; ENOTTY: not on x86 */
     atomic_store(&v->parked, atomic_load(&v->generation));
     avmm_notify(v->vm);
     wait_until(v, AVMM_FOR_RESUME, unparked);
@@ -405,8 +410,7 @@ static bool step(struct avmm_vcpu *v) {
     bump(&v->counters.exits);
     if (result < 0)
         return end(v, AVMM_END_ERRNO, (uint32_t)errno);
-    if (v->run->exit_reason != KVM_EXIT_SHUTDOWN) /* whose registers may be those of reset */
-        avmm_note_paging(v);
+    avmm_arch_left(v);
     return handle_exit(v);
 }
 

@@ -50,6 +50,7 @@ struct avmm_table {
 #define AVMM_PARKED 5 /* data: generation of the pause request that is now in force */
 #define AVMM_ENDED 6  /* the vCPU thread has left the guest for good; avmm_vcpu_final says why */
 #define AVMM_LOST 7   /* a part of the guest's memory is gone (guard.h); once a VM, of no vCPU */
+#define AVMM_NO_SYNDROME 8 /* arm64: an access at `address` that cannot be told to a device; data: ISS of ESR_EL2 */
 
 struct avmm_event {
     uint64_t address;
@@ -83,10 +84,6 @@ struct avmm_counters { /* of one vCPU; written by its thread only */
     uint64_t ignored;
     uint64_t missed;   /* accesses to no range */
     uint64_t full;     /* times the ring was full */
-};
-
-struct avmm_paging { /* control registers of some moment; all zero before the first note */
-    uint64_t cr0, cr3, cr4, efer;
 };
 
 struct avmm_vm;
@@ -135,8 +132,5 @@ int avmm_vcpu_complete(struct avmm_vcpu *v, uint32_t seq, uint64_t data);
 
 const struct avmm_final *avmm_vcpu_final(const struct avmm_vcpu *v);
 const struct avmm_counters *avmm_vcpu_counters(const struct avmm_vcpu *v);
-
-/* The page tables that the guest was last seen on, at an exit that did not end it; at any time. */
-struct avmm_paging avmm_vcpu_paging(const struct avmm_vcpu *v);
 
 #endif

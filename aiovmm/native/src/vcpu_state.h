@@ -4,6 +4,7 @@
 #ifndef AIOVMM_VCPU_STATE_H
 #define AIOVMM_VCPU_STATE_H
 #include "vcpu.h"
+#include "vcpu_arch.h"
 
 #include <linux/futex.h>
 #include <pthread.h>
@@ -81,10 +82,7 @@ struct avmm_vcpu {
     struct avmm_patience patience;
     struct avmm_counters counters;
     struct avmm_final final;
-    uint64_t paging_since, paging_due; /* of avmm_note_paging, coarse nanoseconds */
-    struct {
-        _Atomic uint64_t cr0, cr3, cr4, efer;
-    } paging;
+    struct avmm_vcpu_arch arch;
 
     /* The loop's side. */
     alignas(64) _Atomic uint32_t tail; /* entries ever taken */
@@ -133,7 +131,16 @@ static inline void avmm_wake(struct avmm_vcpu *v, uint32_t what) {
  * than most exits take to be served. Relaxed: who acts on it loads again, with the order that it needs. */
 bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t *at, uint32_t value);
 
-/* After an exit: what avmm_vcpu_paging says, if the last note is old enough. */
-void avmm_note_paging(struct avmm_vcpu *v);
+/* Of the vCPU thread: put an entry, and have the loop come for it. False when the vCPU was stopped before there was room. */
+bool avmm_vcpu_put(struct avmm_vcpu *v, const struct avmm_entry *e);
+
+/* Keep what an exit says more, at most 16 words. */
+void avmm_keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const uint64_t *data);
+
+/* What each architecture has its own form of (x86_64/, aarch64/). */
+enum avmm_next { AVMM_GOES_ON, AVMM_OVER, AVMM_ENDS }; /* over: it was stopped; ends: the exit is one that ends the run */
+void avmm_arch_left(struct avmm_vcpu *v); /* after every exit, whatever it is */
+enum avmm_next avmm_arch_exit(struct avmm_vcpu *v); /* an exit that the common part does not know */
+void avmm_arch_debug(const struct kvm_run *run, struct avmm_final *f); /* what KVM_EXIT_DEBUG says */
 
 #endif

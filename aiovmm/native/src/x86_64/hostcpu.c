@@ -1,11 +1,9 @@
 #include "hostcpu.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#if defined(__x86_64__)
-#include <cpuid.h>
 
 #define REQ_XCOMP_GUEST_PERM 0x1025 /* <asm/prctl.h> of Linux 5.17 and later */
 
@@ -14,15 +12,3 @@ int avmm_cpuid(uint32_t leaf, uint32_t out[4]) { return __get_cpuid(leaf, &out[0
 int avmm_request_guest_state(unsigned feature) {
     return syscall(SYS_arch_prctl, REQ_XCOMP_GUEST_PERM, (unsigned long)feature) < 0 ? -errno : 0;
 }
-#else
-int avmm_cpuid(uint32_t leaf, uint32_t out[4]) {
-    (void)leaf;
-    (void)out;
-    return 0;
-}
-
-int avmm_request_guest_state(unsigned feature) {
-    (void)feature;
-    return -ENODEV;
-}
-#endif

@@ -1,0 +1,16 @@
+/* What is x86's own of an exit. */
+#include "vcpu_state.h"
+
+#include <linux/kvm.h>
+
+void avmm_arch_debug(const struct kvm_run *run, struct avmm_final *f) {
+    const struct kvm_debug_exit_arch *arch = &run->debug.arch;
+    avmm_keep_data(f, arch->exception, 3, (const uint64_t[]){arch->pc, arch->dr6, arch->dr7});
+}
+
+enum avmm_next avmm_arch_exit(struct avmm_vcpu *v) {
+    if (v->run->exit_reason != KVM_EXIT_IOAPIC_EOI)
+        return AVMM_ENDS;
+    struct avmm_entry e = {.kind = AVMM_EOI, .data = v->run->eoi.vector};
+    return avmm_vcpu_put(v, &e) ? AVMM_GOES_ON : AVMM_OVER;
+}

@@ -1,0 +1,39 @@
+"""The native extension compiles for the other architecture as well, without a warning."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CC = "aarch64-linux-gnu-gcc"
+ELF_AARCH64 = 183  # e_machine
+
+
+def build(target: str, directory: Path, cc: str) -> subprocess.CompletedProcess[str]:
+    """Build the extension for `target` below `directory`, warnings being errors."""
+    environment = {
+        **os.environ,
+        "_PYTHON_HOST_PLATFORM": f"linux-{target}",
+        "CC": cc,
+        "LDSHARED": f"{cc} -shared",
+        "CFLAGS": "-Werror -O0",
+    }
+    places = ["--build-lib", str(directory / "lib"), "--build-temp", str(directory / "tmp")]
+    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "build_ext", *places]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_it_builds_for_aarch64(tmp_path: Path) -> None:
+    done = build("aarch64", tmp_path, CC)
+    assert done.returncode == 0, done.stdout + done.stderr
+    header = (tmp_path / "lib/aiovmm/native/_native.abi3.so").read_bytes()[:20]
+    assert (header[:4], int.from_bytes(header[18:20], "little")) == (b"\x7fELF", ELF_AARCH64)
+
+
+def test_an_architecture_that_there_is_no_code_for_is_named(tmp_path: Path) -> None:
+    done = build("riscv64", tmp_path, "cc")
+    assert done.returncode != 0
+    assert "aiovmm is not for riscv64: it runs on aarch64, x86_64" in done.stderr
