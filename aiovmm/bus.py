@@ -79,10 +79,10 @@ class BatchDevice(Protocol):
 
 @runtime_checkable
 class RunDevice(Protocol):
-    """A BusDevice that takes a run of posted one-byte writes to one address in one call."""
+    """A BusDevice that takes a run of posted writes to one address in one call."""
 
-    def write_many(self, offset: int, data: bytes) -> None:
-        """As `write(offset, byte)` for each byte of `data` in turn."""
+    def write_many(self, offset: int, data: bytes, size: int) -> None:
+        """As `write(offset, value)` for each value of `size` bytes (1, 2 or 4) of `data` in turn."""
 
 
 @runtime_checkable

@@ -44,7 +44,7 @@ class Quiet:
     def write(self, offset: int, data: bytes) -> None:
         """Nothing."""
 
-    def write_many(self, offset: int, data: bytes) -> None:
+    def write_many(self, offset: int, data: bytes, size: int) -> None:
         """Nothing."""
 
     def note_read(self, offset: int, data: bytes) -> None:

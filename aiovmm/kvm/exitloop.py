@@ -195,7 +195,7 @@ class ExitLoop:
         if rng is not None:
             self._touched[rng] = None
             if n > 1:
-                self._write_many(rng, address - rng.base, bytes(self._data[data : data + n]))
+                self._write_many(rng, address - rng.base, bytes(self._data[data : data + n * size]), size)
             elif sync:
                 pending = self._try(rng, rng.device.write, address - rng.base, data.to_bytes(size, "little"))
             else:
@@ -205,13 +205,13 @@ class ExitLoop:
         elif sync:
             self._vm.vcpus[index].complete(seq, 0)
 
-    def _write_many(self, rng: Range, offset: int, data: bytes) -> None:
+    def _write_many(self, rng: Range, offset: int, data: bytes, size: int) -> None:
         write_many = getattr(rng.device, "write_many", None)
         if write_many is not None:
-            self._try(rng, write_many, offset, data)
+            self._try(rng, write_many, offset, data, size)
             return
-        for i in range(len(data)):
-            self._try(rng, _write_posted, rng, offset, data[i : i + 1])
+        for i in range(0, len(data), size):
+            self._try(rng, _write_posted, rng, offset, data[i : i + size])
 
     def _finish_later(self, rng: Range, pending: Awaitable[None], index: int, seq: int) -> None:
         """Run an asynchronous write to its end; then let the vCPU go on."""

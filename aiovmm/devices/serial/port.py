@@ -1,4 +1,4 @@
-"""The serial port: a 16550A on the bus, an interrupt line, and byte streams on its far side.
+"""The serial port of a PC: a 16550A on the bus, with an interrupt line.
 
 Which accesses need not wait for the event loop, and why that is right
 ----------------------------------------------------------------------
@@ -26,11 +26,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from aiovmm.bus import FastPage, Policy
-from aiovmm.devices.serial.hold import InputHold
+from aiovmm.bus import Policy
 from aiovmm.devices.serial.pacing import InterruptPacer
+from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.serial.uart import Uart16550, UartState
-from aiovmm.devices.serial.uart_registers import IER_RX_DATA, IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
+from aiovmm.devices.serial.uart_registers import IER_TX_EMPTY, LSR_ERRORS, LSR_FIFO_ERROR, REGISTERS
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
 from aiovmm.native import lib
@@ -48,15 +48,11 @@ _READ_ONLY = int(Policy.IGNORE_WRITE)
 _STATUS = int(Policy.SHADOW_READ | Policy.IGNORE_WRITE)
 _MEMORY = int(Policy.SHADOW_READ | Policy.POSTED_WRITE | Policy.LATCH_WRITE)
 
-_OUTPUT_LIMIT = 64 * 1024
-"""Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
 
+class SerialPort(UartPort[Uart16550]):
+    """A BusDevice of 8 bytes, with batches, runs and noted reads; and a ByteDevice for a console: see `shell`.
 
-class SerialPort:
-    """A BusDevice of 8 bytes, with batches, runs and noted reads; and a ByteDevice for a console.
-
-    `output` gets what the guest sends, once a drain of the exit ring. It must take it all and return at once.
-    `call_later` lets the port hold back interrupts that the guest does not need; see `pacing`.
+    `call_later` also lets the port hold back interrupts that the guest does not need; see `pacing`.
     """
 
     SIZE: ClassVar[int] = REGISTERS
@@ -68,37 +64,9 @@ class SerialPort:
         *,
         call_later: CallLater | None = None,
     ) -> None:
-        self.fast = FastPage(REGISTERS)
-        self._output = output
+        super().__init__(Uart16550(), REGISTERS, output, call_later)
         self._pacer = InterruptPacer(irq, call_later)
-        self._uart = Uart16550()
-        self._hold = InputHold(call_later, self._offer)
-        self._waiting = False  # `receive` took less than it was given
-        self._writable: Callable[[], None] | None = None
         self._publish()
-
-    # -- the host's side
-
-    def receive(self, data: bytes) -> int:
-        """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback, and while
-        the guest's driver sets the port up: see `hold`)."""
-        held = self._hold.active or bool(self._uart.dropped)
-        if held and data:
-            self._hold.wait()
-        taken = 0 if held else self._uart.receive(data)
-        self._waiting = taken < len(data)
-        self._settle(now=True)
-        return taken
-
-    def set_writable_callback(self, callback: Callable[[], None] | None) -> None:
-        """`callback` is called when the guest has read all, after `receive` took less than it was given."""
-        self._writable = callback
-
-    def send_break(self) -> bool:
-        """A break on the line, which Linux takes for SysRq. False when the guest has no room for it now."""
-        sent = self._uart.receive_break()
-        self._settle(now=True)
-        return sent
 
     def snapshot(self) -> UartState:
         """The state to give to `restore`; output that was waiting for the end of the batch is handed on first."""
@@ -116,7 +84,7 @@ class SerialPort:
 
     def close(self) -> None:
         """Forget the timers, and set none again. Idempotent."""
-        self._hold.close()
+        super().close()
         self._pacer.close()
 
     # -- the guest's side
@@ -143,13 +111,13 @@ class SerialPort:
         self._settle()
         self._invite()
 
-    def write_many(self, offset: int, data: bytes) -> None:
-        """A run of one-byte writes to one register."""
-        if offset == _THR and not self._uart.dlab and not self._uart.loopback:
+    def write_many(self, offset: int, data: bytes, size: int = 1) -> None:
+        """A run of writes of `size` bytes to one register."""
+        if offset == _THR and size == 1 and not self._uart.dlab and not self._uart.loopback:
             self._transmit(data)
             return
-        for i in range(len(data)):
-            self.write(offset, data[i : i + 1])
+        for i in range(0, len(data), size):
+            self.write(offset, data[i : i + size])
 
     def note_read(self, offset: int, data: bytes) -> None:
         """The guest was shown `data`; only IIR has a side effect. Settled at the end of the batch."""
@@ -160,56 +128,18 @@ class SerialPort:
 
     def end_of_batch(self) -> None:
         """Hand on the output and let the transmitter run empty, which may raise the interrupt."""
-        self._flush()
-        self._uart.transmitted()
-        self.fast.shadow[_IIR] = self._uart.iir  # all that posted writes and noted reads change
+        uart = self._uart
+        if uart.output:
+            self._flush()
+        uart.transmitted()
+        self.fast.shadow[_IIR] = uart.iir  # all that posted writes and noted reads change
         self._interrupt()
 
     # -- inside
 
-    def _transmit(self, data: bytes) -> None:
-        self._uart.transmit(data)
-        if len(self._uart.output) >= _OUTPUT_LIMIT:
-            self._flush()
-
-    def _flush(self) -> None:
-        output = self._uart.output
-        if output:
-            data = bytes(output)
-            output.clear()  # before the call, which may raise
-            self._output(data)
-
-    def _settle(self, now: bool = False) -> None:
-        """Shadows first, then the interrupt: what the guest's handler reads is never older than what called it."""
-        self._publish()
-        self._interrupt(now)
-
     def _interrupt(self, now: bool = False) -> None:
         uart = self._uart
         self._pacer.update(uart.interrupt, uart.take_edge(), uart.take_tx_edge(), now=now)
-
-    def _invite(self) -> None:
-        """The driver has accessed the port: is there input for it, and does it take any?"""
-        uart, hold = self._uart, self._hold
-        hold.touched()
-        if uart.take_cleared():
-            hold.begin()
-        if uart.ier & IER_RX_DATA:
-            hold.end()
-        if not hold.active:
-            self._offer()
-        elif uart.dropped or self._waiting:
-            hold.wait()
-
-    def _offer(self) -> None:
-        """Give what was dropped unread; ask for more input when there is some and the guest has read what there was."""
-        uart = self._uart
-        if uart.dropped and uart.room:
-            uart.receive_dropped()
-            self._settle(now=True)
-        if self._waiting and self._writable is not None and uart.room and not uart.receiver.queue:
-            self._waiting = False
-            self._writable()
 
     def _publish(self) -> None:
         uart, policy, shadow = self._uart, self.fast.policy, self.fast.shadow

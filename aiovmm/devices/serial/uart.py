@@ -69,8 +69,8 @@ class UartState:
 
 
 class Uart16550:
-    """One UART. `output` collects what the guest sent, which the owner takes away, and `dropped` what clearing the receiver took
-    unread from the line. Nothing here raises for any access."""
+    """One UART, as `shell.Uart` has it: `output` collects what the guest sent, `dropped` what clearing the receiver took unread
+    from the line, `listening` is whether the data interrupt is enabled. Nothing here raises for any access."""
 
     def __init__(self) -> None:
         self.output = bytearray()
@@ -102,6 +102,7 @@ class Uart16550:
     def restore(self, state: UartState) -> None:
         """Put `state` in force. No edge comes of it: an interrupt that was raised before is the controller's to remember."""
         self.ier, self.lcr, self.scr, self.divisor = state.ier, state.lcr, state.scr, state.divisor
+        self.listening = bool(state.ier & IER_RX_DATA)
         self.receiver = Receiver(state.received, fifo=state.fifo, trigger=state.trigger, overrun=state.overrun)
         self.modem = Modem(state.mcr, state.lines, state.deltas)
         self.tx_empty, self.transmitting = state.tx_empty, state.transmitting
@@ -138,6 +139,11 @@ class Uart16550:
     def room(self) -> int:
         """Bytes that `receive` takes now. In loopback the line is disconnected (8.7, MCR4)."""
         return 0 if self.loopback else self.receiver.room
+
+    @property
+    def drained(self) -> bool:
+        """All that came has been read."""
+        return not self.receiver.queue
 
     # -- the line
 
@@ -290,6 +296,7 @@ class Uart16550:
             return
         enabled = value & ~self.ier
         self.ier = value & IER_MASK
+        self.listening = bool(value & IER_RX_DATA)
         if enabled & IER_TX_EMPTY:  # THR is empty, so enabling the interrupt raises it (8.6; Linux tests for it)
             self.tx_empty = True
         elif not value & IER_TX_EMPTY:

@@ -32,15 +32,18 @@ static void look(struct avmm_vcpu *v) {
     w->tail = atomic_load_explicit(&v->tail, memory_order_relaxed);
 }
 
-/* Gather the run of one-byte posted writes to the address of the oldest entry into `bytes`; its length, at least 1. */
+/* Gather the run of posted writes, all as wide as the oldest entry and to its address, into `bytes`; how many, at least 1. */
 static uint32_t gather(const struct avmm_vcpu *v, uint64_t bound, uint8_t *bytes, uint32_t room) {
     const struct avmm_entry *first = oldest(v);
-    uint32_t n = 0;
-    for (uint32_t at = v->view.tail; n < room && at != v->view.head; at++) {
+    uint32_t n = 0, size = first->size;
+    for (uint32_t at = v->view.tail; size <= room && at != v->view.head; at++) {
         const struct avmm_entry *e = &v->ring[at & v->mask];
-        if (e->stamp >= bound || e->kind != first->kind || e->address != first->address || e->size != 1 || e->sync)
+        if (e->stamp >= bound || e->kind != first->kind || e->address != first->address || e->size != size || e->sync)
             break;
-        bytes[n++] = (uint8_t)e->data;
+        memcpy(bytes, &e->data, size); /* little-endian, as the guest wrote it */
+        bytes += size;
+        room -= size;
+        n++;
     }
     return n ? n : 1;
 }
@@ -53,12 +56,12 @@ static void take(struct avmm_vcpu *v, uint64_t bound, struct batch *b) {
         *o = (struct avmm_event){.address = e->address, .data = e->data, .count = 1, .seq = e->seq, .kind = e->kind,
                                  .size = e->size, .sync = e->sync, .vcpu = (uint16_t)v->index};
         bool is_write = e->kind == AVMM_PIO_WRITE || e->kind == AVMM_MMIO_WRITE;
-        if (is_write && e->size == 1 && !e->sync) {
+        if (is_write && e->size <= 4 && !e->sync) {
             uint32_t n = gather(v, bound, b->bytes + b->byte, b->nbytes - b->byte);
             if (n > 1) {
                 o->data = b->byte;
                 o->count = n;
-                b->byte += n;
+                b->byte += n * e->size;
             }
         }
         v->view.tail += o->count;

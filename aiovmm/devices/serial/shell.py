@@ -1,0 +1,154 @@
+"""What a serial port is besides its registers: byte streams on the far side, back-pressure, and input kept for later.
+
+`UartPort` is generic over the register machine behind it (`Uart`), which is pure. A port of one kind adds its face to the bus:
+where its registers lie, which accesses need not wait (`_publish`), what a batch ends with, and what its interrupt is
+(`_interrupt`). The 16550A's is in `port`, the PL011's in `aiovmm.devices.pl011`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, TypeVar
+
+from aiovmm.bus import FastPage
+from aiovmm.devices.serial.hold import InputHold
+from aiovmm.devices.timer import CallLater
+
+__all__ = ["Uart", "UartPort"]
+
+_OUTPUT_LIMIT = 64 * 1024
+"""Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
+
+
+class Uart(Protocol):
+    """A UART as a pure state machine, as its port sees it. `output` is what the guest has sent, for the owner to take away;
+    `dropped` what it has cleared unread from the line, to come again; `listening` whether its driver takes input by interrupt."""
+
+    output: bytearray
+    dropped: bytearray
+    listening: bool
+
+    @property
+    def room(self) -> int:
+        """Bytes that `receive` takes now; 0 while the line is disconnected."""
+
+    @property
+    def drained(self) -> bool:
+        """The driver has read so much of what came that it waits for more."""
+
+    def receive(self, data: bytes) -> int:
+        """Bytes arrive; returns how many were taken, at most `room`."""
+
+    def receive_dropped(self) -> None:
+        """What `dropped` has arrives again, as far as there is room."""
+
+    def receive_break(self) -> bool:
+        """A break arrives. False when there is no room for it."""
+
+    def transmit(self, data: bytes) -> None:
+        """A run of writes to the data register."""
+
+    def transmitted(self) -> None:
+        """All that was written has left."""
+
+    def take_cleared(self) -> bool:
+        """Whether the driver has begun to set the receiver up since the last call."""
+
+
+UartT = TypeVar("UartT", bound=Uart)
+
+
+class UartPort(Generic[UartT]):
+    """A ByteDevice for a console; with a face to the bus it is a BusDevice.
+
+    `output` gets what the guest sends, once a drain of the exit ring. It must take it all and return at once.
+    `call_later` lets the port keep input back while the guest's driver sets the port up; see `hold`.
+    """
+
+    def __init__(
+        self, uart: UartT, registers: int, output: Callable[[bytes], None], call_later: CallLater | None
+    ) -> None:
+        self.fast = FastPage(registers)
+        self._uart = uart
+        self._output = output
+        self._hold = InputHold(call_later, self._offer)
+        self._waiting = False  # `receive` took less than it was given
+        self._writable: Callable[[], None] | None = None
+
+    # -- the host's side
+
+    def receive(self, data: bytes) -> int:
+        """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback, and while
+        the guest's driver sets the port up: see `hold`)."""
+        held = self._hold.active or bool(self._uart.dropped)
+        if held and data:
+            self._hold.wait()
+        taken = 0 if held else self._uart.receive(data)
+        self._waiting = taken < len(data)
+        self._settle(now=True)
+        return taken
+
+    def set_writable_callback(self, callback: Callable[[], None] | None) -> None:
+        """`callback` is called when the guest has read all, after `receive` took less than it was given."""
+        self._writable = callback
+
+    def send_break(self) -> bool:
+        """A break on the line, which Linux takes for SysRq. False when the guest has no room for it now."""
+        sent = self._uart.receive_break()
+        self._settle(now=True)
+        return sent
+
+    def close(self) -> None:
+        """Forget the timers, and set none again. Idempotent."""
+        self._hold.close()
+
+    # -- what a port of one kind adds
+
+    def _publish(self) -> None:
+        """Put shadows and policies right after an access, or after something has come."""
+        raise NotImplementedError
+
+    def _interrupt(self, now: bool = False) -> None:
+        """Tell the line. `now`: something has happened that the guest does not expect."""
+        raise NotImplementedError
+
+    # -- inside
+
+    def _transmit(self, data: bytes) -> None:
+        self._uart.transmit(data)
+        if len(self._uart.output) >= _OUTPUT_LIMIT:
+            self._flush()
+
+    def _flush(self) -> None:
+        output = self._uart.output
+        data = bytes(output)
+        output.clear()  # before the call, which may raise
+        self._output(data)
+
+    def _settle(self, now: bool = False) -> None:
+        """Shadows first, then the interrupt: what the guest's handler reads is never older than what called it."""
+        self._publish()
+        self._interrupt(now)
+
+    def _invite(self) -> None:
+        """The driver has accessed the port: is there input for it, and does it take any?"""
+        uart, hold = self._uart, self._hold
+        hold.touched()
+        if uart.take_cleared():
+            hold.begin()
+        if uart.listening:
+            hold.end()
+        if not hold.active:
+            self._offer()
+        elif uart.dropped or self._waiting:
+            hold.wait()
+
+    def _offer(self) -> None:
+        """Give what was dropped unread; ask for more input when there is some and the guest has read what there was."""
+        uart = self._uart
+        if uart.dropped and uart.room:
+            uart.receive_dropped()
+            self._settle(now=True)
+        if self._waiting and self._writable is not None and uart.room and uart.drained:
+            self._waiting = False
+            self._writable()
