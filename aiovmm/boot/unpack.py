@@ -16,7 +16,7 @@ import zstandard
 
 from aiovmm.boot.elf import ELF_MAGIC
 
-__all__ = ["UnpackError", "detect", "expand", "unpack"]
+__all__ = ["UnpackError", "begin", "detect", "expand", "unpack"]
 
 _LARGEST = 1 << 30  # bytes; a damaged size field must not make us allocate without bound
 _LZ4_BLOCK = 8 << 20  # the legacy frame's fixed block size (lz4 doc/lz4_Frame_format.md, "Legacy frame")
@@ -64,7 +64,12 @@ def unpack(payload: bytes) -> bytes:
 
 
 def expand(name: str, stream: bytes | memoryview, most: int) -> bytes:
-    """What `stream` unpacks to, of which no more than `most` + 1 bytes are ever made. Raises UnpackError."""
+    """What `stream` unpacks to, of which no more than `most` + 1 bytes are ever made: who gets so many has not got all.
+
+    Raises UnpackError for what is damaged or cut short, and for a format that is not supported.
+    """
+    if name not in _DECODERS:
+        raise UnpackError(f"it is compressed with {name}, which cannot be unpacked here")
     try:
         return _DECODERS[name](stream, most)
     except MemoryError as exc:
@@ -81,21 +86,38 @@ def expand(name: str, stream: bytes | memoryview, most: int) -> bytes:
         raise UnpackError(f"its {name} data is damaged: {exc}") from exc
 
 
+def begin(name: str, stream: bytes | memoryview, size: int) -> bytes:
+    """The first `size` bytes of what `stream` unpacks to, fewer if it has no more. Raises UnpackError."""
+    if name == "lz4":  # whose blocks are unpacked as a whole
+        stream = stream[: 8 + int.from_bytes(stream[4:8], "little")]
+        return expand(name, stream, _LZ4_BLOCK)[:size]
+    return expand(name, stream, size)[:size]
+
+
 def _gzip(stream: bytes | memoryview, size: int) -> bytes:
     inflater = zlib.decompressobj(wbits=31)  # 31: gzip header and CRC
     data = inflater.decompress(stream, size + 1)  # flush() would give all that is left, however much that is
-    if not inflater.eof and len(data) <= size:
-        raise ValueError("the stream does not end")
-    return data
+    return _whole(data, size, ended=inflater.eof)
 
 
 def _bzip2(stream: bytes | memoryview, size: int) -> bytes:
-    return bz2.BZ2Decompressor().decompress(stream, size + 1)
+    inflater = bz2.BZ2Decompressor()
+    data = inflater.decompress(stream, size + 1)
+    return _whole(data, size, ended=inflater.eof)
 
 
 def _lzma(stream: bytes | memoryview, size: int) -> bytes:
     """.xz or .lzma, branch filters included; the limit is against a header that asks for gigabytes of dictionary."""
-    return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(stream, size + 1)
+    inflater = lzma.LZMADecompressor(memlimit=_LZMA_MEMORY)
+    data = inflater.decompress(stream, size + 1)
+    return _whole(data, size, ended=inflater.eof)
+
+
+def _whole(data: bytes, size: int, *, ended: bool) -> bytes:
+    """`data`, unless the stream had no more before its end. Raises ValueError."""
+    if not ended and len(data) <= size:
+        raise ValueError("the stream does not end")
+    return data
 
 
 def _lz4_legacy(stream: bytes | memoryview, size: int) -> bytes:
@@ -120,7 +142,22 @@ def _lz4_legacy(stream: bytes | memoryview, size: int) -> bytes:
 def _zstd(stream: bytes | memoryview, size: int) -> bytes:
     decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     with decoder.stream_reader(stream) as reader:
-        return reader.read(size + 1)
+        data = reader.read(size + 1)
+    return _whole(data, size, ended=len(data) > size or _zstd_ends(stream))
+
+
+def _zstd_ends(stream: bytes | memoryview) -> bool:
+    """Whether the last block of the frame is all there; the library does not say (RFC 8878, 3.1.1)."""
+    at = zstandard.frame_header_size(stream)
+    last = False
+    while not last:
+        if at + 3 > len(stream):
+            return False
+        header = int.from_bytes(stream[at : at + 3], "little")
+        last, repeats = bool(header & 1), header >> 1 & 3 == 1
+        at += 3 + (1 if repeats else header >> 3)
+    checksum = 4 if zstandard.get_frame_parameters(stream).has_checksum else 0
+    return at + checksum <= len(stream)
 
 
 def _none(stream: bytes | memoryview, size: int) -> bytes:

@@ -12,6 +12,7 @@ import zstandard
 
 from aiovmm.errors import ImageError
 from aiovmm.image.modules import Module, ModuleTree
+from tests.boot.images import COMPRESSORS
 from tests.image.conftest import RELEASE, ko
 
 
@@ -89,6 +90,22 @@ def test_damaged_module(name: str, data: bytes, tree: Path) -> None:
     (tree / "kernel/drivers/virtio" / name).write_bytes(data)
     with pytest.raises(ImageError, match=r"virtio\.ko"):
         ModuleTree(tree).module("virtio")
+
+
+@pytest.mark.parametrize(("suffix", "compression"), [(".xz", "xz"), (".zst", "zstd"), (".gz", "gzip")])
+def test_packed_module_cut_short(suffix: str, compression: str, tree: Path) -> None:
+    """Not even the last bytes may be missing: nothing else would tell that a copy ended early."""
+    (tree / "kernel/drivers/virtio/virtio.ko").unlink()
+    path = tree / f"kernel/drivers/virtio/virtio.ko{suffix}"
+    packed = COMPRESSORS[compression](ko("virtio", depends="virtio_ring"))
+    path.write_bytes(packed)
+    assert ModuleTree(tree).module("virtio").depends == ["virtio_ring"]
+    for size in (len(packed) - 1, len(packed) - 5, len(packed) // 2):
+        path.write_bytes(packed[:size])
+        with pytest.raises(
+            ImageError, match=rf"virtio\.ko{suffix}: cannot be unpacked: its {compression} data is damaged"
+        ):
+            ModuleTree(tree).module("virtio")
 
 
 def test_module_cut_short_has_no_dependencies_but_does_not_break_us() -> None:

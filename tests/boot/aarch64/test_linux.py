@@ -1,0 +1,113 @@
+"""What stands in memory and in registers when the kernel's first instruction runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiovmm.boot.aarch64 import Entry, KernelImage, fresh_seeds, layout, load_kernel, ram_ranges, setup_linux
+from aiovmm.boot.aarch64.linux import CMDLINE_MAX
+from aiovmm.errors import ConfigError, ImageError
+from aiovmm.memory import GuestMemory
+from tests.boot.aarch64.images import ADDRESS, image
+from tests.boot.aarch64.machines import SEEDS, hardware, segments
+from tests.boot.fdt.reader import Read, read
+
+RAM = ram_ranges(64 << 20)
+
+
+@pytest.fixture
+def kernel(put: Callable[[bytes], Path], cache: Path, memory: GuestMemory) -> KernelImage:
+    kernel = load_kernel(put(image()), cache=cache)
+    kernel.load_into(memory)
+    return kernel
+
+
+def tree_in(memory: GuestMemory) -> Read:
+    size = int.from_bytes(memory.read(layout.FDT + 4, 4), "big")
+    return read(memory.read(layout.FDT, size))
+
+
+def test_registers_and_tree(kernel: KernelImage, memory: GuestMemory) -> None:
+    state = setup_linux(memory, kernel, "console=ttyAMA0 quiet", None, RAM, hardware(), SEEDS)
+    assert (state.pc, state.x0, state.pstate) == (ADDRESS, 0x40000000, 0x3C5)
+    chosen = tree_in(memory).at("/chosen")
+    assert chosen.strings("bootargs") == ["console=ttyAMA0 quiet"]
+    assert chosen.quads("kaslr-seed") == [SEEDS.kaslr]
+
+
+def test_initramfs_lies_at_the_top_of_low_memory(kernel: KernelImage, memory: GuestMemory, tmp_path: Path) -> None:
+    content = b"070701" + bytes(range(256)) * 33
+    path = tmp_path / "initramfs"
+    path.write_bytes(content)
+    for initrd in (content, path):
+        setup_linux(memory, kernel, "", initrd, RAM, hardware())
+        chosen = tree_in(memory).at("/chosen")
+        [start], [end] = chosen.quads("linux,initrd-start"), chosen.quads("linux,initrd-end")
+        assert start % 4096 == 0
+        assert end - start == len(content)
+        assert 0 <= 0x44000000 - end < 4096
+        assert memory.read(start, len(content)) == content
+
+
+def test_initramfs_that_has_room_above_4_gib_alone(kernel: KernelImage, put: Callable[..., Path]) -> None:
+    ram = ram_ranges(8 << 30)
+    memory = GuestMemory.create(ram)
+    try:
+        path = put(b"x", "initramfs")
+        with path.open("r+b") as file:
+            file.truncate(3 << 30)  # a hole: nothing is read for it but zeros that are not there
+        from aiovmm.boot.aarch64 import linux
+
+        places = linux._initrd_places(kernel.entry, ram)
+        assert places == [(kernel.entry.end, 0xFC000000), (1 << 32, (1 << 32) + (8 << 30) - 0xBC000000)]
+    finally:
+        memory.close()
+
+
+def test_initramfs_stays_in_the_window_that_the_kernel_maps() -> None:
+    """booting.rst: 32 GiB, aligned to 1 GiB, with the kernel in it."""
+    from aiovmm.boot.aarch64 import linux
+
+    places = linux._initrd_places(Entry(ADDRESS, ADDRESS + 4096), ram_ranges(64 << 30))
+    assert places[-1] == (1 << 32, (1 << 30) + (32 << 30))
+
+
+def test_initramfs_that_does_not_fit(kernel: KernelImage, memory: GuestMemory) -> None:
+    with pytest.raises(ImageError, match=r"initramfs: 65011712 bytes long.*give the guest more memory"):
+        setup_linux(memory, kernel, "", bytes(62 << 20), RAM, hardware())
+    with pytest.raises(ImageError, match="is empty"):
+        setup_linux(memory, kernel, "", b"", RAM, hardware())
+    with pytest.raises(ImageError, match="no such initramfs"):
+        setup_linux(memory, kernel, "", "/nonexistent", RAM, hardware())
+
+
+def test_initramfs_that_fits_into_no_guest(kernel: KernelImage, memory: GuestMemory, tmp_path: Path) -> None:
+    path = tmp_path / "huge"
+    with path.open("wb") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(ImageError, match="in this kernel's reach"):
+        setup_linux(memory, kernel, "", path, RAM, hardware())
+
+
+def test_command_line_as_long_as_it_can_be(kernel: KernelImage, memory: GuestMemory) -> None:
+    setup_linux(memory, kernel, "x" * CMDLINE_MAX, None, RAM, hardware())
+    assert len(tree_in(memory).at("/chosen").properties["bootargs"]) == 2048
+    with pytest.raises(ConfigError, match="2048 bytes long; an arm64 kernel takes 2047"):
+        setup_linux(memory, kernel, "x" * 2048, None, RAM, hardware())
+    with pytest.raises(ConfigError, match="NUL"):
+        setup_linux(memory, kernel, "x\0y", None, RAM, hardware())
+
+
+def test_the_largest_machine_has_a_tree_of_less_than_2_mib(kernel: KernelImage, memory: GuestMemory) -> None:
+    setup_linux(memory, kernel, "", None, RAM, hardware(1024, pci_segments=segments(96)), SEEDS)
+    assert len(tree_in(memory).at("/cpus").below("cpu")) == 1024
+
+
+def test_seeds_are_new_each_time() -> None:
+    first, second = fresh_seeds(), fresh_seeds()
+    assert first.rng != second.rng
+    assert first.kaslr != second.kaslr
+    assert len(first.rng) == 64
