@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         PayloadConfig,
         PlatformConfig,
         PmemConfig,
+        RateLimit,
+        RateLimitGroupConfig,
         RebootPolicy,
         RngConfig,
         VMConfig,
@@ -86,6 +88,8 @@ __all__ = [
     "PlatformConfig",
     "PmemConfig",
     "PortDevice",
+    "RateLimit",
+    "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
     "Space",
@@ -102,7 +106,7 @@ __getattr__ = lazy_names(
     __name__,
     {
         "aiovmm.config": "ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig NetConfig "
-        "PayloadConfig PlatformConfig PmemConfig RebootPolicy RngConfig VMConfig VsockConfig",
+        "PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig VsockConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

@@ -30,6 +30,7 @@ rng: src id pci_segment pci_device_id iommu
 fs: tag queue_size num_queues socket id pci_segment pci_device_id
 pmem: file size discard_writes id pci_segment pci_device_id iommu
 device: path fd x_nv_gpudirect_clique x_exclude_mmap_bars id pci_segment pci_device_id iommu
+rate-limit-group: id bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time
 vsock: cid socket id pci_segment pci_device_id iommu
 serial: off null pty tty file socket
 console: off null pty tty file socket iommu id pci_segment pci_device_id

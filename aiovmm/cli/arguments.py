@@ -24,7 +24,7 @@ from aiovmm.runtime.stdio import was_given
 
 __all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "spread_lists", "without_absent"]
 
-LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device")
+LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device", "--rate-limit-group")
 
 _UNSEEN = (ConsoleMode.OFF, ConsoleMode.NULL)
 _YEAR = 366 * 86400.0
@@ -96,6 +96,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
         pmems=_each(args["pmem"], parse.parse_pmem),
         fs=_each(args["fs"], parse.parse_fs),
         devices=_each(args["device"], parse.parse_device),
+        rate_limit_groups=_each(args["rate_limit_group"], parse.parse_rate_limit_group),
         platform=_or(args["platform"], parse.parse_platform, PlatformConfig),
         on_reboot=RebootPolicy(args["on_reboot"]),
         on_panic=RebootPolicy(args["on_panic"]),

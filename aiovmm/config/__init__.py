@@ -13,6 +13,7 @@ from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
+from aiovmm.config.rates import RateLimit, RateLimitGroupConfig
 from aiovmm.config.vm import RebootPolicy, VMConfig
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "PlacedConfig",
     "PlatformConfig",
     "PmemConfig",
+    "RateLimit",
+    "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
     "TopologyConfig",

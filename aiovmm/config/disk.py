@@ -7,13 +7,13 @@ from pathlib import Path
 
 from aiovmm.config.checks import check_path, check_queues, check_socket, encoded
 from aiovmm.config.kinds import dataclass
-from aiovmm.config.placed import PlacedConfig
+from aiovmm.config.rates import RATES, LimitedConfig
 from aiovmm.errors import ConfigError
 
 __all__ = ["SERIAL_SIZE", "DiskConfig", "ImageType", "LockGranularity"]
 
 SERIAL_SIZE = 20  # VIRTIO 1.2, 5.2.6: what GET_ID answers
-_OURS_ALONE = ("direct", "serial", "image_type", "sparse", "lock_granularity", "io_uring")
+_OURS_ALONE = ("direct", "serial", "image_type", "sparse", "lock_granularity", "io_uring", "rate_limit_group", *RATES)
 
 
 class ImageType(enum.Enum):
@@ -30,12 +30,13 @@ class LockGranularity(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiskConfig(PlacedConfig):
+class DiskConfig(LimitedConfig):
     """virtio-blk from a raw image or block device at `path`, or from a vhost-user back end at `socket`.
 
     `image_type`: None takes the image for raw unless it looks like something else, and keeps the guest from making it look
     so; see docs/disks.md. `serial`: up to 20 bytes; None derives one from the file's numbers. `sparse`: space that the guest
-    trims is given back. `io_uring`: False has threads do the I/O.
+    trims is given back. `io_uring`: False has threads do the I/O. `bw_*`, `ops_*`: a limit as RateLimit has it;
+    `rate_limit_group`: one that it shares.
     """
 
     path: Path | None = None
@@ -48,11 +49,17 @@ class DiskConfig(PlacedConfig):
     sparse: bool = True
     lock_granularity: LockGranularity = LockGranularity.FULL
     io_uring: bool = True
+    rate_limit_group: str | None = None
     vhost_user: bool = False
     socket: Path | None = None
 
     def __post_init__(self) -> None:
         self._check_place("disk")
+        self._check_rates("disk")
+        if self.rate_limit_group is not None and self.rate_limit is not None:
+            raise ConfigError(
+                "disk.rate_limit_group", "goes with no limit of the disk's own", "the group has the limit"
+            )
         check_queues("disk", self.num_queues, self.queue_size)
         if self.vhost_user:
             self._check_back_end()

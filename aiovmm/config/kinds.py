@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ def dataclass(
     def complete(cls: type[T]) -> type[T]:
         made = plain_dataclass(frozen=frozen, kw_only=kw_only)(cls)
         check = getattr(made, "__post_init__", None)
-        option = cls.__name__.removesuffix("Config").lower()
+        option = re.sub("(?<=[a-z])(?=[A-Z])", "_", cls.__name__.removesuffix("Config")).lower()
         prefix = "" if option == "vm" else f"{option}."
         kinds = _Kinds(vars(sys.modules[cls.__module__]), parse)
 

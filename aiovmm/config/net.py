@@ -7,7 +7,7 @@ from pathlib import Path
 
 from aiovmm.config.checks import check_queues, check_socket, encoded
 from aiovmm.config.kinds import dataclass
-from aiovmm.config.placed import PlacedConfig
+from aiovmm.config.rates import LimitedConfig
 from aiovmm.errors import ConfigError
 
 __all__ = ["NetConfig", "check_interface_name"]
@@ -32,12 +32,13 @@ def _check_mac(option: str, mac: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetConfig(PlacedConfig):
+class NetConfig(LimitedConfig):
     """virtio-net: on the TAP named `tap` (None or empty: one is made and removed), on open `fd`s (of a TAP, or one socket),
     through a `passt` process, which needs no privilege, or a vhost-user `socket`.
 
     `num_queues` counts both directions, as in the reference monitor: 2 is one pair. `ip`, `mask` and `host_mac` are the host
-    side's. The offloads say what guest and host may leave to each other: checksums, TCP and UDP segmentation.
+    side's. The offloads say what guest and host may leave to each other: checksums, TCP and UDP segmentation. `bw_*`, `ops_*`: a
+    limit, as RateLimit has it, for what the guest receives, and the same for what it sends.
     """
 
     tap: str | None = None
@@ -58,6 +59,7 @@ class NetConfig(PlacedConfig):
 
     def __post_init__(self) -> None:
         self._check_place("net")
+        self._check_rates("net")
         check_queues("net", self.num_queues, self.queue_size, least=2)
         if self.num_queues % 2:
             raise ConfigError("net.num_queues", f"{self.num_queues} is odd", "it counts both directions: 2 is one pair")
@@ -96,7 +98,7 @@ class NetConfig(PlacedConfig):
             raise ConfigError(
                 "net.passt", "has no interface on the host, and one queue pair: no tap, fd, ip or host_mac"
             )
-        for key in ("tap", "fd", "ip", "host_mac", "passt") if self.vhost_user else ():
+        for key in ("tap", "fd", "ip", "host_mac", "passt", "bw_size", "ops_size") if self.vhost_user else ():
             if getattr(self, key):
                 raise ConfigError(f"net.{key}", "does not go with vhost_user=on", "its back end has the host's side")
 

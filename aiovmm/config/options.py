@@ -19,6 +19,7 @@ from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig,
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.machine import MemoryConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
+from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.config.text import (
     Converter,
     split_options,
@@ -45,6 +46,7 @@ __all__ = [
     "parse_net",
     "parse_platform",
     "parse_pmem",
+    "parse_rate_limit_group",
     "parse_rng",
     "parse_vsock",
 ]
@@ -81,6 +83,14 @@ def _lock(option: str, text: str) -> LockGranularity:
 
 _PLACE: dict[str, Converter] = {"id": to_text, "pci_segment": to_int, "pci_device_id": to_int, "iommu": to_bool}
 _QUEUES: dict[str, Converter] = {"num_queues": to_int, "queue_size": to_int}
+_RATES: dict[str, Converter] = {
+    "bw_size": to_size,
+    "bw_one_time_burst": to_size,
+    "bw_refill_time": to_int,
+    "ops_size": to_int,
+    "ops_one_time_burst": to_int,
+    "ops_refill_time": to_int,
+}
 
 KEYS: dict[str, dict[str, Converter]] = {
     "cpus": {
@@ -110,6 +120,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         "_disable_aio": to_bool,
         "vhost_user": to_bool,
         "socket": to_path,
+        **_RATES,
+        "rate_limit_group": to_text,
         **_PLACE,
     },
     "net": {
@@ -127,12 +139,14 @@ KEYS: dict[str, dict[str, Converter]] = {
         "passt": to_bool,
         "vhost_user": to_bool,
         "socket": to_path,
+        **_RATES,
         **_PLACE,
     },
     "fs": {"tag": to_text, "socket": to_path, **_QUEUES, **_PLACE},
     "pmem": {"file": to_path, "size": to_size, "discard_writes": to_bool, **_PLACE},
     "device": {"path": to_path, **_PLACE},
     "vsock": {"cid": to_int, "socket": to_path, **_PLACE},
+    "rate-limit-group": {"id": to_text, **_RATES},
 }
 
 _FIRST = {"disk": "path", "net": "tap", "fs": "tag", "pmem": "file", "device": "path", "rng": "src", "vsock": "cid"}
@@ -267,6 +281,11 @@ def parse_fs(text: str) -> FsConfig:
 def parse_device(text: str) -> DeviceConfig:
     """`path=/sys/bus/pci/devices/...`."""
     return DeviceConfig(**_convert("device", split_options("device", text), "path"))
+
+
+def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:
+    """`id=,bw_size=,ops_size=,...`."""
+    return RateLimitGroupConfig(**_convert("rate-limit-group", split_options("rate-limit-group", text), "id"))
 
 
 def parse_platform(text: str) -> PlatformConfig:

@@ -16,6 +16,7 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
+from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.errors import ConfigError
 
 __all__ = ["RebootPolicy", "VMConfig"]
@@ -31,6 +32,7 @@ _PARSED = {  # what stands for a whole class: text in its syntax
     "FsConfig": "parse_fs",
     "DeviceConfig": "parse_device",
     "PlatformConfig": "parse_platform",
+    "RateLimitGroupConfig": "parse_rate_limit_group",
 }
 
 
@@ -65,6 +67,7 @@ class VMConfig:
     pmems: tuple[PmemConfig, ...] = ()
     fs: tuple[FsConfig, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
+    rate_limit_groups: tuple[RateLimitGroupConfig, ...] = ()
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     on_reboot: RebootPolicy = RebootPolicy.EXIT
     on_panic: RebootPolicy = RebootPolicy.EXIT  # when a kernel resets the machine after it has panicked
@@ -75,6 +78,7 @@ class VMConfig:
             raise ConfigError("serial", "takes no id, and no place: the serial port is not on PCI")
         encoded("name", self.name, 64)
         self._check_places()
+        self._check_groups()
 
     def _check_places(self) -> None:
         ids: set[str] = set()
@@ -97,6 +101,15 @@ class VMConfig:
                     f"{option}.pci_device_id", f"slot {slot[1]} of segment {slot[0]} is given to two devices"
                 )
             slots.add(slot)
+
+    def _check_groups(self) -> None:
+        groups = [group.id for group in self.rate_limit_groups]
+        if len(set(groups)) < len(groups):
+            raise ConfigError("rate_limit_group.id", "names two groups", f"there are {', '.join(groups)}")
+        for disk in self.disks:
+            if disk.rate_limit_group is not None and disk.rate_limit_group not in groups:
+                hint = f"say rate-limit-group id={disk.rate_limit_group},bw_size=..."
+                raise ConfigError("disk.rate_limit_group", f"there is no group {disk.rate_limit_group!r}", hint)
 
     def _placed(self) -> list[tuple[str, PlacedConfig]]:
         rows: list[tuple[str, PlacedConfig]] = [("console", self.console)]

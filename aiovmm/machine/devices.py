@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.machine.iommu import refuse_remote, wants_iommu
 from aiovmm.machine.parts import MachineParts
 from aiovmm.virtqueue.device import VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.devices.limits import Limiter
 
 __all__ = ["plug_configured"]
 
@@ -44,12 +49,22 @@ def _plug_console(parts: MachineParts) -> None:
 
 
 def _plug_disks(parts: MachineParts) -> None:
+    groups = _rate_limit_groups(parts.config)
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
-        parts.plug(_disk(parts.config, disk, id_), id_, disk)
+        limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
+        parts.plug(_disk(parts.config, disk, id_, limiter), id_, disk)
 
 
-def _disk(config: VMConfig, disk: DiskConfig, id_: str) -> VirtioDevice:
+def _rate_limit_groups(config: VMConfig) -> dict[str, Limiter]:
+    if not config.rate_limit_groups:
+        return {}
+    from aiovmm.devices.limits import Limiter
+
+    return {group.id: Limiter(group) for group in config.rate_limit_groups}
+
+
+def _disk(config: VMConfig, disk: DiskConfig, id_: str, limiter: Limiter | None) -> VirtioDevice:
     if disk.vhost_user:
         from aiovmm.devices.virtio.vhost_user import VhostUserBlk
 
@@ -57,7 +72,7 @@ def _disk(config: VMConfig, disk: DiskConfig, id_: str) -> VirtioDevice:
         return VhostUserBlk.from_config(disk, id_)
     from aiovmm.devices.virtio.blk import BlkDevice
 
-    return BlkDevice.from_config(disk, id_)
+    return BlkDevice.from_config(disk, id_, limiter)
 
 
 def _plug_nets(parts: MachineParts) -> None:

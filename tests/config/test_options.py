@@ -193,7 +193,7 @@ def test_consoles() -> None:
         (parse_memory, "1M", "memory.size"),
         (parse_disk, "readonly=on", "disk.path"),
         (parse_disk, "path=a,path=b", "disk"),
-        (parse_disk, "path=a,bw_size=1", "disk.bw_size"),
+        (parse_disk, "path=a,queue_affinity=[0@[0]]", "disk.queue_affinity"),
         (parse_disk, "path=a,readonly=maybe", "disk.readonly"),
         (parse_disk, "path=a,queue_size=100", "disk.queue_size"),
         (parse_disk, "path=a,colour=red", "disk.colour"),

@@ -16,8 +16,9 @@ TABLE = """
 --disk _disable_io_uring | same | threads do the I/O
 --disk _disable_aio | same | Linux AIO is never used
 --disk vhost_user socket | same |
---disk bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | no rate limiters | 0
---disk rate_limit_group | refused | no rate limiters
+--disk bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | sizes may have a suffix
+--disk bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
+--disk rate_limit_group | same |
 --disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all | []
 --disk backing_files | refused | images are raw, which have none | off false
 --disk id pci_segment pci_device_id iommu | same |
@@ -33,7 +34,10 @@ TABLE = """
 --net vhost_user socket | same |
 --net fd | differs | also one connected socket
 --net vhost_mode | refused | the back end listens, and the monitor connects | client
---net bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time | refused | no rate limiters | 0
+--net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
+--net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
+--rate-limit-group id bw_size bw_one_time_burst ops_size ops_one_time_burst | same |
+--rate-limit-group bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --net passt | ours | a network without privileges
 --net id pci_segment pci_device_id iommu | same |
 --fs tag queue_size socket | same |

@@ -41,7 +41,6 @@ TABLE = """
 --pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
 --pvpanic | refused | a kernel's panic is found in what its console says; see --on-panic
---rate-limit-group | refused | no rate limiters
 --restore | refused | there are no snapshots
 --rtc | refused | virtio-rtc is not there: guests have kvm-clock and the CMOS clock
 --seccomp | refused | there is no seccomp filter | false

@@ -27,6 +27,7 @@ struct avmm_blk_request {
     ...;
 };
 struct avmm_blk {
+    struct avmm_allowance *allowance;
     struct avmm_uring *ring;
     int fd;
     uint32_t align_file;

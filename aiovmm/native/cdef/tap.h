@@ -32,6 +32,7 @@ struct avmm_net_rx {
     uint32_t stream_at, stream_end;
     uint64_t packets, bytes;
     uint64_t dropped;
+    struct avmm_allowance *allowance;
 };
 struct avmm_net_tx {
     int32_t fd;
@@ -48,6 +49,7 @@ struct avmm_net_tx {
     uint64_t packets, bytes;
     uint64_t dropped;
     uint64_t errors;
+    struct avmm_allowance *allowance;
 };
 struct avmm_net_turn {
     struct avmm_queue *queue;

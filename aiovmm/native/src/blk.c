@@ -82,6 +82,8 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
         avmm_blk_answer(r, AVMM_BLK_IOERR);
         return;
     }
+    if (disk->allowance)
+        disk->allowance->bytes -= (int64_t)r->left;
     *(out ? &q->writes : &q->reads) += 1;
     *(out ? &q->written_bytes : &q->read_bytes) += r->left;
     if (!r->left) {
@@ -119,6 +121,7 @@ static void get_id(struct avmm_blk_request *r) {
 static void begin(struct avmm_blk_request *r, uint64_t sector) {
     struct avmm_blk_queue *q = r->queue;
     const struct avmm_blk *disk = q->disk;
+    avmm_allowance_spend(disk->allowance, 0);
     switch (r->type) {
     case AVMM_BLK_IN:
     case AVMM_BLK_OUT:
@@ -198,7 +201,7 @@ uint64_t avmm_blk_serve(struct avmm_blk_queue *q) {
     q->disk->inline_left = q->disk->inline_bytes;
     uint32_t segments = SEGMENTS;
     q->starved = 0;
-    for (uint32_t n = q->n_free; n && segments; n--)
+    for (uint32_t n = q->n_free; n && segments && avmm_allowance_left(q->disk->allowance); n--)
         if (!take(q, &segments))
             break;
     uint64_t mask = avmm_blk_reap(q->disk);

@@ -3,6 +3,7 @@
  * the event loop's thread, except `avmm_blk_perform`, which any thread may call. */
 #ifndef AIOVMM_BLK_H
 #define AIOVMM_BLK_H
+#include "allowance.h"
 #include "ring.h"
 #include "uring.h"
 #include <stdbool.h>
@@ -68,6 +69,7 @@ struct avmm_blk_request {
 };
 
 struct avmm_blk {
+    struct avmm_allowance *allowance; /* what its rate limit lets through, or NULL */
     struct avmm_uring *ring; /* NULL: every request is handed to the caller, to be performed in threads */
     int fd;                  /* open with O_DIRECT if `align_file` is not 0 */
     uint32_t align_file;     /* O_DIRECT: alignment of offsets and lengths, bytes, a power of two; 0: none */

@@ -3,6 +3,7 @@
  * All descriptors are non-blocking. The guest may change its buffers at any time. */
 #ifndef AIOVMM_TAP_H
 #define AIOVMM_TAP_H
+#include "allowance.h"
 #include "ring.h"
 #include <stdint.h>
 #include <sys/uio.h>
@@ -46,6 +47,7 @@ struct avmm_net_rx {
     uint32_t stream_at, stream_end; /* what was read ahead */
     uint64_t packets, bytes;
     uint64_t dropped; /* too large for the driver's buffers, or while the link was down */
+    struct avmm_allowance *allowance; /* what its rate limit lets through, or NULL */
 };
 
 struct avmm_net_tx {
@@ -63,6 +65,7 @@ struct avmm_net_tx {
     uint64_t packets, bytes;
     uint64_t dropped; /* the host had no room or no interface that is up, or the link was down */
     uint64_t errors;  /* frames or headers of the guest that are not legal */
+    struct avmm_allowance *allowance;
 };
 
 /* What the turns of one queue work with: set up once, but for what they fill in. */

@@ -84,6 +84,7 @@ static void complete(struct receive *r, uint32_t size) {
         avmm_net_scatter(segments(r), 0, &flags, sizeof flags);
     }
     give(t, t->heads, t->lens, buffers);
+    avmm_allowance_spend(r->rx->allowance, size - AVMM_NET_HDR);
     r->rx->packets++;
     r->rx->bytes += size - AVMM_NET_HDR;
 }
@@ -282,7 +283,7 @@ static int receive(struct receive *r) {
     struct avmm_net_rx *rx = r->rx;
     const struct avmm_net_turn *t = r->turn;
     int status = AVMM_NET_MORE;
-    while (status == AVMM_NET_MORE && r->charged < t->budget && !t->interrupt) {
+    while (status == AVMM_NET_MORE && r->charged < t->budget && !t->interrupt && avmm_allowance_left(rx->allowance)) {
         bool chain = (!rx->discard || rx->pending) && has_chain(r, t->used);
         if (r->malformed) {
             status = AVMM_NET_RING;

@@ -129,6 +129,7 @@ static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const 
     }
     if (tx->kind == AVMM_NET_STREAM && (uint32_t)put < total)
         keep_rest(tx, vec, n, (uint32_t)put, total);
+    avmm_allowance_spend(tx->allowance, size);
     tx->packets++;
     tx->bytes += size;
     return AVMM_NET_MORE;
@@ -150,7 +151,8 @@ static void sent(struct avmm_net_turn *t, uint64_t *unasked) {
 /* The frames of the chains that were taken, as far as the budget goes. */
 static int send_frames(struct avmm_net_tx *tx, struct avmm_net_turn *t, uint64_t *passed, uint64_t *unasked) {
     int status = AVMM_NET_MORE;
-    while (status == AVMM_NET_MORE && t->used < t->n && *passed < t->budget && !t->interrupt) {
+    while (status == AVMM_NET_MORE && t->used < t->n && *passed < t->budget && !t->interrupt &&
+           avmm_allowance_left(tx->allowance)) {
         const struct avmm_chain *c = &t->chains[t->used];
         status = is_transmit_buffer(c) ? send_frame(tx, c, t->iov) : AVMM_NET_BAD;
         if (status == AVMM_NET_MORE) {
@@ -166,7 +168,8 @@ int avmm_net_send_turn(struct avmm_net_tx *tx, struct avmm_net_turn *turn) {
     uint64_t passed = 0, unasked = 0;
     avmm_net_begin(turn);
     int got = 1, status = write_rest(tx);
-    while (status == AVMM_NET_MORE && got > 0 && turn->n < turn->max_chains && passed < turn->budget && !turn->interrupt) {
+    while (status == AVMM_NET_MORE && got > 0 && turn->n < turn->max_chains && passed < turn->budget && !turn->interrupt &&
+           avmm_allowance_left(tx->allowance)) {
         uint32_t left = turn->max_chains - turn->n;
         got = avmm_net_take(turn, left < AT_ONCE ? left : AT_ONCE); /* at last none: the driver goes on meanwhile */
         if (got < 0 && !turn->n)

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, Self
 
-from aiovmm.config import DiskConfig, ImageType
+from aiovmm.config import DiskConfig, ImageType, RateLimit
 from aiovmm.config.checks import encoded
 from aiovmm.config.disk import SERIAL_SIZE
+from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
 from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
@@ -54,6 +55,7 @@ class BlkDevice(VirtioDevice):
         serial: str | None = None,
         name: str = "disk",
         io: IoKind = IoKind.AUTO,
+        limiter: Limiter | None = None,
     ) -> None:
         if serial:
             encoded("disk.serial", serial, SERIAL_SIZE)
@@ -70,6 +72,7 @@ class BlkDevice(VirtioDevice):
         self._counters = BlkCounters()
         self._negotiated = 0
         self._disk = ffi.new("struct avmm_blk *")
+        self._limiter = limiter or Limiter()
         self._resizing = asyncio.Lock()
         if isinstance(image, DiskImage):
             self._present(image)
@@ -77,8 +80,9 @@ class BlkDevice(VirtioDevice):
             self._open_image = image
 
     @classmethod
-    def from_config(cls, config: DiskConfig, name: str = "disk") -> Self:
-        """The disk that `config` describes; its image is opened by `open`. Raises ConfigError."""
+    def from_config(cls, config: DiskConfig, name: str = "disk", limiter: Limiter | None = None) -> Self:
+        """The disk that `config` describes, behind a group's `limiter` or one of its own; its image is opened by `open`. Raises
+        ConfigError."""
         path = config.path
         if path is None:
             raise ConfigError("disk.vhost_user", "is not a back end of this device")
@@ -96,6 +100,7 @@ class BlkDevice(VirtioDevice):
             serial=config.serial,
             name=name,
             io=IoKind.AUTO if config.io_uring else IoKind.THREADS,
+            limiter=limiter or Limiter(config.rate_limit),
         )
 
     # -- what it is ----------------------------------------------------------------------------------------------------
@@ -197,10 +202,12 @@ class BlkDevice(VirtioDevice):
         image, engine = self._opened()
         self._disk.discard = bool(features & Feature.DISCARD)
         self._disk.write_zeroes = bool(features & Feature.WRITE_ZEROES)
-        self._service = service = BlkService(self._disk, engine, image, self._depth, self.report)
+        self._service = service = BlkService(self._disk, engine, image, self._depth, self._limiter, self.report)
+        self._limiter.attach(self._disk)
         try:
             await service.run(queues)
         finally:
+            self._limiter.detach(self._disk)
             self._service = None
             self._counters += service.counters
 
@@ -220,6 +227,16 @@ class BlkDevice(VirtioDevice):
                 await in_thread(_close_all, engine, image)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What it may move in a time; settable at any time on the event loop's thread. A group's is that of all its disks."""
+        return self._limiter.limit
+
+    @rate_limit.setter
+    def rate_limit(self, limit: RateLimit | None) -> None:
+        self._home.check_thread()
+        self._limiter.set(limit)
 
     async def resize(self, size: int) -> None:
         """Make the image file `size` bytes long and tell the guest. Shrinking cuts off what lies beyond, whatever the guest has

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiovmm.devices.limits import Gate
 from aiovmm.devices.virtio.blk.extents import PAYLOAD_MAX, Extent, parse_extents
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request, Status
@@ -61,17 +62,21 @@ class QueueService:
         if error:
             raise HostError("allocating the requests of a disk", error)
         self._slot: asyncio.Future[None] | None = None
+        self._gate = Gate(owner.limiter)
 
     async def serve(self) -> None:
         """Serve the queue for ever. Raises ChainError or GuestFault when the driver breaks the rules."""
         while True:
             await self._queue.serve(self._turn)
             await self._wait_for_slot()
+            await self._gate.wait()
 
     def _turn(self) -> Next:
         """What there is, as far as there are slots for it."""
         native = self._native
         if (not native.n_free or native.starved) and not lib.avmm_blk_can_take(native):
+            return Next.RETURN
+        if not self._gate.open():
             return Next.RETURN
         mask = lib.avmm_blk_serve(native)
         if mask:

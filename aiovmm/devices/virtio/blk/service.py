@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.blk.engine import THREADS, Engine
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.queue import BlkCounters, QueueService
@@ -45,11 +46,13 @@ class BlkService:
         engine: Engine,
         image: DiskImage,
         depth: int,
+        limiter: Limiter,
         report: Callable[[Exception], None] = lambda error: None,
     ) -> None:
         self.disk = disk
         self.engine = engine
         self.image = image
+        self.limiter = limiter
         self._depth = depth
         self._report = report
         self._loop = asyncio.get_running_loop()

@@ -23,7 +23,14 @@ def make_net(config: NetConfig, name: str = "net") -> NetDevice:
     """The device; nothing is opened yet. Raises ConfigError."""
     mac = parse_mac(config.mac) if config.mac is not None else None
     offloads = Offloads(config.offload_csum, config.offload_tso, config.offload_ufo)
-    return NetDevice(_backend(config), mac=mac, queue_size=config.queue_size, offloads=offloads, name=name)
+    return NetDevice(
+        _backend(config),
+        mac=mac,
+        queue_size=config.queue_size,
+        offloads=offloads,
+        name=name,
+        rate_limit=config.rate_limit,
+    )
 
 
 def _backend(config: NetConfig) -> NetBackend:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 
+from aiovmm.config import RateLimit
+from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP, NetConfigSpace
@@ -54,6 +56,7 @@ class NetDevice(VirtioDevice):
         queue_size: int = 256,
         offloads: f.Offloads = f.ALL_OFFLOADS,
         name: str = "net",
+        rate_limit: RateLimit | None = None,
     ) -> None:
         self.mac = random_mac() if mac is None else mac
         if len(self.mac) != 6 or self.mac[0] & 1:
@@ -68,6 +71,7 @@ class NetDevice(VirtioDevice):
         self._queue_size = queue_size
         self._offloads = offloads
         self._link = True
+        self._limiters = (Limiter(rate_limit), Limiter(rate_limit))
         self._ended: OSError | None = None
         self._negotiated = 0
         self._past = NetCounters()
@@ -114,6 +118,18 @@ class NetDevice(VirtioDevice):
         if self._negotiated & f.GUEST_ANNOUNCE and self.link:
             self._space.status |= ANNOUNCE
             self.config_changed()
+
+    @property
+    def rate_limit(self) -> RateLimit | None:
+        """What it may receive, and what it may send besides, in a time, over all queue pairs. Settable at any time, on the event
+        loop's thread."""
+        return self._limiters[0].limit
+
+    @rate_limit.setter
+    def rate_limit(self, limit: RateLimit | None) -> None:
+        self._home.check_thread()
+        for limiter in self._limiters:
+            limiter.set(limit)
 
     @property
     def mtu(self) -> int | None:
@@ -166,7 +182,7 @@ class NetDevice(VirtioDevice):
         control = queues[len(queues) - 1 if features & f.MQ else 2]
         try:
             async with asyncio.TaskGroup() as group:
-                self._pairs = ActivePairs(self.backend, queues, group, self._port_ended)
+                self._pairs = ActivePairs(self.backend, queues, group, self._port_ended, self._limiters)
                 await self._pairs.begin(features)
                 if features & f.CTRL_VQ:
                     await self._control(control, self._pairs)

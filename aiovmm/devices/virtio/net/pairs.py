@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
+from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.pump import Ended, Receiver, Transmitter
 from aiovmm.devices.virtio.net.watch import FdWatch
@@ -14,14 +16,24 @@ __all__ = ["ActivePairs"]
 
 
 class ActivePairs:
-    """Runs the first `count` pairs as tasks of `group`. `close` when the group has ended."""
+    """Runs the first `count` pairs as tasks of `group`, behind a limiter for what they receive and one for what they send.
+    `close` when the group has ended."""
 
-    def __init__(self, backend: NetBackend, queues: Sequence[Queue], group: asyncio.TaskGroup, on_end: Ended) -> None:
+    def __init__(
+        self,
+        backend: NetBackend,
+        queues: Sequence[Queue],
+        group: asyncio.TaskGroup,
+        on_end: Ended,
+        limiters: tuple[Limiter, Limiter],
+    ) -> None:
         self.count = 0
         self._backend = backend
         self._queues = queues
         self._group = group
         self._on_end = on_end
+        self._limiters = limiters
+        self._limited: list[tuple[Limiter, Any]] = []  # and the native state
         self._watches: list[FdWatch] = []
         self._tasks: list[tuple[asyncio.Task[None], asyncio.Task[None]]] = []
 
@@ -29,6 +41,9 @@ class ActivePairs:
         """Start with one pair, as every driver expects. Raises OSError."""
         for port in self._backend.ports:
             port.begin(features)
+            self._limited += zip(self._limiters, (port.rx, port.tx), strict=True)
+        for limiter, state in self._limited:
+            limiter.attach(state)
         self._watches = [FdWatch(port.fd) for port in self._backend.ports]
         await self.set_count(1)
 
@@ -43,14 +58,16 @@ class ActivePairs:
         while self.count < count:
             i, self.count = self.count, self.count + 1
             port, watch = self._backend.ports[i], self._watches[i]
-            receiver = Receiver(self._queues[2 * i], port, watch, self._on_end)
-            transmitter = Transmitter(self._queues[2 * i + 1], port, watch, self._on_end)
+            receiver = Receiver(self._queues[2 * i], port, watch, self._on_end, self._limiters[0])
+            transmitter = Transmitter(self._queues[2 * i + 1], port, watch, self._on_end, self._limiters[1])
             self._tasks.append((self._group.create_task(receiver.run()), self._group.create_task(transmitter.run())))
 
     def close(self) -> None:
         """Watch no descriptor any more."""
         for watch in self._watches:
             watch.close()
+        for limiter, state in self._limited:
+            limiter.detach(state)
 
 
 async def _stop(tasks: Sequence[asyncio.Task[None]]) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from aiovmm.devices.limits import Gate, Limiter
 from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.watch import FdWatch
 from aiovmm.errors import ChainError, StateError
@@ -36,11 +37,13 @@ _BAD = lib.AVMM_NET_BAD
 
 
 class _Pump:
-    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended, chains: int) -> None:
+    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended, limiter: Limiter, chains: int) -> None:
         self._queue = queue
         self._port = port
         self._watch = watch
         self._on_end = on_end
+        self._gate = Gate(limiter)
+        self._held = False  # by the rate limit
         self._status = _MORE  # of the last turn
         self._batch = batch = Batch(min(chains, queue.size), 4 * min(chains, queue.size))
         self._turn = turn = ffi.new("struct avmm_net_turn *")
@@ -77,6 +80,10 @@ class _Pump:
         owners.link(turn, iov=batch.iov)
         turn.max_iov = batch.max_iov
 
+    def _may_move(self) -> bool:
+        self._held = not self._gate.open()
+        return not self._held
+
     def _ended(self, error: int) -> None:
         if self._port.ended is None:
             text = os.strerror(error) if error else "the other end has closed"
@@ -87,8 +94,8 @@ class _Pump:
 class Receiver(_Pump):
     """From the host into the guest's buffers."""
 
-    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
-        super().__init__(queue, port, watch, on_end, _RX_CHAINS)
+    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended, limiter: Limiter) -> None:
+        super().__init__(queue, port, watch, on_end, limiter, _RX_CHAINS)
         self._heads: Any = ffi.new("uint16_t[]", self._batch.max_chains)
         self._lens: Any = ffi.new("uint32_t[]", self._batch.max_chains)
         owners.link(self._turn, heads=self._heads, lens=self._lens)
@@ -98,13 +105,18 @@ class Receiver(_Pump):
         """Until cancelled, or until the other end has gone. Raises ChainError, GuestFault."""
         while self._port.ended is None:
             await self._watch.serve(self._receive)
-            if self._status == _ENDED:
+            if self._held:
+                self._watch.ignore()
+                await self._gate.wait()
+            elif self._status == _ENDED:
                 self._ended(self._rx.error)
             elif self._status == _ROOM:
                 await self._room(int(self._turn.n))
         self._watch.ignore()
 
     def _receive(self) -> Next:
+        if not self._may_move():
+            return Next.RETURN
         for _ in range(_TURN_CALLS):
             self._status = status = self._move(lib.avmm_net_receive_turn, self._rx)
             if status != _MORE or not self._turn.interrupt:
@@ -138,8 +150,8 @@ class Receiver(_Pump):
 class Transmitter(_Pump):
     """From the guest to the host."""
 
-    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended) -> None:
-        super().__init__(queue, port, watch, on_end, _TURN_FRAMES)
+    def __init__(self, queue: Queue, port: Port, watch: FdWatch, on_end: Ended, limiter: Limiter) -> None:
+        super().__init__(queue, port, watch, on_end, limiter, _TURN_FRAMES)
         self._tx = port.tx
 
     async def run(self) -> None:
@@ -148,7 +160,10 @@ class Transmitter(_Pump):
         try:
             while True:
                 await self._queue.serve(self._send)
-                if self._status == _WAIT:
+                if self._held:
+                    self._queue.flush()
+                    await self._gate.wait()
+                elif self._status == _WAIT:
                     await self._watch.writable()
                 else:
                     tx.discard = True
@@ -158,6 +173,8 @@ class Transmitter(_Pump):
             self._queue.flush()  # an interrupt that the next turn would have raised
 
     def _send(self) -> Next:
+        if not self._may_move():
+            return Next.RETURN
         for _ in range(_TURN_CALLS):
             self._status = status = self._move(lib.avmm_net_send_turn, self._tx)
             if status != _MORE:

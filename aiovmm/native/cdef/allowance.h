@@ -1,0 +1,4 @@
+struct avmm_allowance {
+    int64_t ops;
+    int64_t bytes;
+};
