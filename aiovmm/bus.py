@@ -13,11 +13,10 @@ import bisect
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import field
 from typing import Protocol, runtime_checkable
 
 from aiovmm.errors import UsageError
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field
 
 __all__ = ["BatchDevice", "Bus", "BusDevice", "FastPage", "NotingDevice", "Policy", "Range", "RunDevice", "Space"]
 

@@ -6,12 +6,12 @@ import copy
 import dataclasses
 import inspect
 import pickle
-from dataclasses import FrozenInstanceError, field
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
 
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Theirs:
 
     a: int
     b: tuple[int, ...] = ()
-    c: list[int] = field(default_factory=list)
+    c: list[int] = dataclasses.field(default_factory=list)
 
 
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +94,8 @@ class KernelCache:
     def find(self, content_hash: str) -> CachedKernel | None:
         """The kernel unpacked from the file with this SHA-256 (hex), if it is here and sound."""
         try:
+            import json  # for kernels that are packed
+
             meta = json.loads((self.directory / f"{content_hash}.json").read_bytes())
             if meta["format"] != _FORMAT:
                 return None
@@ -135,7 +135,7 @@ class KernelCache:
                 "header": header.hex(),
                 "compression": compression,
                 "sha256": source.sha256,
-                "identity": asdict(source.identity),
+                "identity": dict(vars(source.identity)),
             }
             self._write_meta(content_hash, meta)
         except OSError:
@@ -156,16 +156,18 @@ class KernelCache:
         return self.directory / f"{content_hash}.vmlinux"
 
     def _write_meta(self, content_hash: str, meta: dict[str, Any]) -> None:
+        import json
+
         _write_atomically(self.directory / f"{content_hash}.json", json.dumps(meta).encode())
 
     def _sound(self, content_hash: str, meta: dict[str, Any]) -> CachedSource | None:
         path = self._vmlinux(content_hash)
         identity = FileIdentity.of(os.stat(path))
-        if asdict(identity) != meta["identity"]:
+        if vars(identity) != meta["identity"]:
             if sha256(path.read_bytes()) != meta["sha256"]:
                 return None
             with contextlib.suppress(OSError):  # only saves the next start this hashing
-                self._write_meta(content_hash, meta | {"identity": asdict(identity)})
+                self._write_meta(content_hash, meta | {"identity": dict(vars(identity))})
         return CachedSource(str(path), identity, str(meta["sha256"]))
 
 

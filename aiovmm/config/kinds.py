@@ -5,7 +5,6 @@ The kinds of a field are read from its annotation, which is text: `int`, `str | 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import dataclass as plain_dataclass
+from aiovmm.runtime.dataclass import field, field_types
 
 __all__ = ["dataclass"]
 
@@ -25,7 +25,7 @@ _SIZES = {"size", "buffer_size", "history"}  # whole numbers of bytes, which the
 _REFUSED = object()
 
 
-@dataclass_transform(field_specifiers=(dataclasses.field,), frozen_default=True)
+@dataclass_transform(field_specifiers=(field,), frozen_default=True)
 def dataclass(
     *, frozen: bool = True, kw_only: bool = False, parse: Parser | None = None
 ) -> Callable[[type[T]], type[T]]:
@@ -52,18 +52,18 @@ def dataclass(
 
 def _settle(config: Any, prefix: str, known: _Kinds) -> None:
     values = config.__dict__
-    for field in dataclasses.fields(config):
-        value = values[field.name]
-        kinds = str(field.type).split(" | ")
+    for name, annotation in field_types(config).items():
+        value = values[name]
+        kinds = annotation.split(" | ")
         if any(kind.count("[") != kind.count("]") for kind in kinds):
             continue
         for kind in kinds:
-            settled = known.made(kind, value, prefix + field.name)
+            settled = known.made(kind, value, prefix + name)
             if settled is not _REFUSED:
-                values[field.name] = settled
+                values[name] = settled
                 break
         else:
-            raise ConfigError(prefix + field.name, f"{value!r} is not {' or '.join(map(_words, kinds))}", _hint(value))
+            raise ConfigError(prefix + name, f"{value!r} is not {' or '.join(map(_words, kinds))}", _hint(value))
 
 
 def _words(kind: str) -> str:

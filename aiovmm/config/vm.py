@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import field, fields, replace
 from typing import Any
 
 from aiovmm.config.checks import encoded
@@ -18,6 +17,7 @@ from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import field, field_types, replace
 
 __all__ = ["RebootPolicy", "VMConfig"]
 
@@ -138,7 +138,7 @@ class VMConfig:
 
     def with_changes(self, changes: Mapping[str, Any]) -> VMConfig:
         """A copy with some fields replaced, checked again. Raises ConfigError for a field that does not exist."""
-        known = {f.name for f in fields(self)}
+        known = field_types(self)
         for key in changes:
             if key not in known:
                 raise ConfigError(key, "there is no such field in VMConfig", f"fields: {', '.join(sorted(known))}")

@@ -13,13 +13,12 @@ drivers/input/serio/i8042.c (6.1) for the order of the probe.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.irq import IrqLine
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field_types
 
 __all__ = ["I8042", "I8042Registers", "I8042State"]
 
@@ -58,7 +57,7 @@ class I8042Registers:
 
     def snapshot(self) -> I8042State:
         """The whole state."""
-        return I8042State(**{f.name: getattr(self, f.name) for f in dataclasses.fields(I8042State)})
+        return I8042State(**{name: getattr(self, name) for name in field_types(I8042State)})
 
     def restore(self, state: I8042State) -> None:
         """Put `state` in force."""

@@ -7,7 +7,6 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
@@ -15,7 +14,7 @@ from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 

@@ -1,14 +1,14 @@
 """`dataclass` for the modules that every start imports: it costs next to nothing to define one.
 
-The standard library's writes `__init__`, `__repr__`, `__eq__` and more as text and compiles them for each class: 0.4 ms,
-at each start, for a hundred classes. Here all classes share their methods. Fields are the standard library's own, so that
-its `field`, `fields`, `replace`, `asdict` and the match statement work. An instance takes some 0.4 us longer to make:
-a class of which a guest makes many (requests, packets) is better off with the standard library's.
+The standard library's writes `__init__`, `__repr__`, `__eq__` and more as text and compiles them for each class: 0.4 ms, at each
+start, for a hundred classes; importing it, with what it needs, takes as long as ten of ours. Here all classes share their methods.
+What the standard library knows a class of its own by is made when somebody asks for it, so that its `fields`, `replace`, `asdict`
+and `is_dataclass` work, and the match statement. An instance takes some 0.3 us longer to make than the standard library's: a class of
+which a guest makes many (requests, packets) is better off with that one.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Set
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
@@ -16,58 +16,127 @@ from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 if TYPE_CHECKING:
     from inspect import Parameter, Signature
 
-__all__ = ["dataclass"]
+__all__ = ["dataclass", "field", "field_types", "replace"]
 
 T = TypeVar("T")
-Fields = tuple[dataclasses.Field[Any], ...]
+_MISSING: Any = object()
 
 
-@dataclass_transform(field_specifiers=(dataclasses.field,))
+class _Made:
+    """A default that is made for each instance."""
+
+    def __init__(self, factory: Callable[[], Any]) -> None:
+        self.factory = factory
+
+
+def field(*, default_factory: Callable[[], T]) -> T:
+    """A field whose default is what `default_factory` gives, for each instance anew."""
+    return _Made(default_factory)  # type: ignore[return-value]
+
+
+class _Shape:
+    """Fields of a class, those of its bases first: the text of their annotations, their defaults, which are given by name."""
+
+    def __init__(self, cls: type, *, kw_only: bool) -> None:
+        self.types: dict[str, str] = {}
+        self.defaults: dict[str, Any] = {}
+        self.factories: dict[str, Callable[[], Any]] = {}
+        self.named: set[str] = set()
+        for base in cls.__mro__[-2:0:-1]:
+            if (of_base := base.__dict__.get("__shape__")) is not None:
+                self._inherit(of_base)
+        for name, type_ in cls.__annotations__.items():
+            if not type_.startswith("ClassVar"):
+                self._add(cls, name, type_, kw_only)
+        self.positional = tuple(name for name in self.types if name not in self.named)
+
+    def _inherit(self, other: _Shape) -> None:
+        self.types |= other.types
+        self.defaults |= other.defaults
+        self.factories |= other.factories
+        self.named |= other.named
+
+    def _add(self, cls: type, name: str, type_: str, kw_only: bool) -> None:
+        self.types[name] = type_
+        self.defaults.pop(name, None)
+        self.factories.pop(name, None)
+        (self.named.add if kw_only else self.named.discard)(name)
+        default = cls.__dict__.get(name, _MISSING)
+        if isinstance(default, _Made):
+            self.factories[name] = default.factory
+            delattr(cls, name)
+        elif default is not _MISSING:
+            self.defaults[name] = default
+
+
+@dataclass_transform(field_specifiers=(field,))
 def dataclass(*, frozen: bool = False, eq: bool = True, kw_only: bool = False) -> Callable[[type[T]], type[T]]:
-    """As dataclasses.dataclass(...). There is no `slots`, no `order`, and of a field only the default may be given."""
+    """As dataclasses.dataclass(...), of annotations that are text. There is no `slots`, no `order`, and a field has a default
+    or a factory of it."""
 
     def complete(cls: type[T]) -> type[T]:
-        made = dataclasses.dataclass(init=False, repr=False, eq=False, kw_only=kw_only)(cls)
-        fields = dataclasses.fields(made)  # type: ignore[arg-type]
-        methods: dict[str, Any] = {"__init__": _init(fields), "__repr__": _repr, "__signature__": _LazySignature()}
+        own = cls.__dict__
+        shape = _Shape(cls, kw_only=kw_only)
+        methods: dict[str, Any] = {
+            "__shape__": shape,
+            "__init__": _init(shape),
+            "__repr__": _repr,
+            "__match_args__": shape.positional,
+            "__signature__": _SIGNATURE,
+            "__dataclass_fields__": _Standard("__dataclass_fields__", shape, frozen),
+            "__dataclass_params__": _Standard("__dataclass_params__", shape, frozen),
+        }
         if eq:
-            methods |= _comparison(fields, hashable=frozen)
+            methods |= _comparison(tuple(shape.types), hashable=frozen)
         if frozen:
-            methods |= {"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete}
+            methods |= _FROZEN
         for name, method in methods.items():
-            if name not in cls.__dict__:
+            if name not in own:
                 setattr(cls, name, method)
         return cls
 
     return complete
 
 
-def _init(fields: Fields) -> Callable[..., None]:
-    names = {field.name for field in fields}
-    positional = [field.name for field in fields if not field.kw_only]
-    defaults = {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
-    factories = {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
+def field_types(cls: Any) -> Mapping[str, str]:
+    """Names of the fields of a class, or of an instance, and their annotations, which are text."""
+    shape: _Shape = cls.__shape__
+    return shape.types
+
+
+def replace(instance: T, **changes: Any) -> T:
+    """A copy with some fields changed, checked again."""
+    values = instance.__dict__
+    return type(instance)(**{name: values[name] for name in field_types(instance)} | changes)
+
+
+def _init(shape: _Shape) -> Callable[..., None]:
+    positional, defaults, factories = shape.positional, shape.defaults, shape.factories
+    count, names = len(positional), shape.types.keys()
+    plain = count == len(names)
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         values = self.__dict__  # where frozen does not reach
-        values.update(defaults)
-        values.update(zip(positional, args, strict=False))
-        values.update(kwargs)
-        for name, make in factories.items():
-            if name not in values:
-                values[name] = make()
-        given = positional[: len(args)]
-        if values.keys() != names or len(args) > len(given) or not kwargs.keys().isdisjoint(given):
-            raise TypeError(f"{type(self).__name__}(): {_wrong_call(names, positional, values.keys(), args, kwargs)}")
+        if plain and len(args) == count and not kwargs:
+            values.update(zip(positional, args, strict=True))
+        else:
+            values.update(defaults)
+            values.update(zip(positional, args, strict=False))
+            values.update(kwargs)
+            for name, make in factories.items():
+                if name not in values:
+                    values[name] = make()
+            given = positional[: len(args)]
+            if values.keys() != names or len(args) > count or not kwargs.keys().isdisjoint(given):
+                raise TypeError(f"{type(self).__name__}(): {_wrong_call(shape, values.keys(), args, kwargs)}")
         if (check := getattr(self, "__post_init__", None)) is not None:
             check()
 
     return __init__
 
 
-def _wrong_call(
-    names: Set[str], positional: list[str], values: Set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> str:
+def _wrong_call(shape: _Shape, values: Set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    names, positional = shape.types.keys(), shape.positional
     if unknown := sorted(values - names):
         return f"unexpected arguments: {', '.join(unknown)}"
     if missing := sorted(names - values):
@@ -77,8 +146,7 @@ def _wrong_call(
     return f"given twice: {', '.join(name for name in positional[: len(args)] if name in kwargs)}"
 
 
-def _comparison(fields: Fields, *, hashable: bool) -> dict[str, Any]:
-    names = [field.name for field in fields]
+def _comparison(names: tuple[str, ...], *, hashable: bool) -> dict[str, Any]:
     values: Callable[[Any], Any] = attrgetter(*names) if names else type
 
     def __eq__(self: Any, other: object) -> bool:  # noqa: N807
@@ -91,16 +159,52 @@ def _comparison(fields: Fields, *, hashable: bool) -> dict[str, Any]:
 
 
 def _repr(self: Any) -> str:
-    values = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self))
+    values = ", ".join(f"{name}={getattr(self, name)!r}" for name in field_types(self))
     return f"{type(self).__qualname__}({values})"
 
 
 def _refuse_to_set(self: object, name: str, _value: object) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}")
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot assign to field {name!r}")
 
 
 def _refuse_to_delete(self: object, name: str) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot delete field {name!r}")
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+
+_FROZEN = {"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete}
+
+
+# -- for those who look at a class
+
+
+class _Standard:
+    """An attribute that the standard library gives a class of its own: that of one with the same fields."""
+
+    def __init__(self, name: str, shape: _Shape, frozen: bool) -> None:
+        self._name = name
+        self._shape = shape
+        self._frozen = frozen
+
+    def __get__(self, _instance: object, _cls: object) -> Any:
+        import dataclasses
+
+        shape = self._shape
+        fields = [(name, kind, _standard_field(shape, name)) for name, kind in shape.types.items()]
+        same = dataclasses.make_dataclass("Same", fields, init=False, repr=False, eq=False, frozen=self._frozen)
+        return getattr(same, self._name)
+
+
+def _standard_field(shape: _Shape, name: str) -> Any:
+    import dataclasses
+
+    by_name = name in shape.named
+    if name in shape.factories:
+        return dataclasses.field(default_factory=shape.factories[name], kw_only=by_name)
+    return dataclasses.field(default=shape.defaults.get(name, dataclasses.MISSING), kw_only=by_name)
 
 
 class _LazySignature:
@@ -109,17 +213,17 @@ class _LazySignature:
     def __get__(self, _instance: object, cls: Any) -> Signature:
         from inspect import Signature
 
-        fields = sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)
-        return Signature([_parameter(field) for field in fields], return_annotation=None)
+        shape: _Shape = cls.__shape__
+        names = [*shape.positional, *(name for name in shape.types if name in shape.named)]
+        return Signature([_parameter(shape, name) for name in names], return_annotation=None)
 
 
-def _parameter(field: dataclasses.Field[Any]) -> Parameter:
+def _parameter(shape: _Shape, name: str) -> Parameter:
     from inspect import Parameter
 
-    kind = Parameter.KEYWORD_ONLY if field.kw_only else Parameter.POSITIONAL_OR_KEYWORD
-    default = Parameter.empty
-    if field.default is not dataclasses.MISSING:
-        default = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    return Parameter(field.name, kind, default=default, annotation=field.type)
+    kind = Parameter.KEYWORD_ONLY if name in shape.named else Parameter.POSITIONAL_OR_KEYWORD
+    default = shape.factories[name]() if name in shape.factories else shape.defaults.get(name, Parameter.empty)
+    return Parameter(name, kind, default=default, annotation=shape.types[name])
+
+
+_SIGNATURE = _LazySignature()

@@ -21,7 +21,6 @@ it later. A device that hands the queue to another process (vhost) uses `config`
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
 from typing import Any
 
@@ -29,6 +28,7 @@ from aiovmm.errors import ChainError, GuestError, GuestFault, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
+from aiovmm.runtime.dataclass import replace
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
@@ -68,7 +68,7 @@ class Queue:
         interrupt: IrqLine,
         position: QueuePosition | None = None,
     ) -> None:
-        self.config = dataclasses.replace(config)  # the transport's own changes when the driver resets
+        self.config = replace(config)  # the transport's own changes when the driver resets
         self.memory = memory
         self._table = memory.table
         self._event_idx = bool(features & EVENT_IDX)  # then a kick is given once, without being asked not to go on

@@ -9,7 +9,6 @@ nothing of this: they come out of reset into wait-for-SIPI, and the kernel start
 from __future__ import annotations
 
 import struct
-from dataclasses import field
 
 from aiovmm.boot.x86_64 import layout
 from aiovmm.memory import GuestMemory
@@ -95,7 +94,7 @@ class CpuState:
     gs: Segment = _FLAT_DATA
     ss: Segment = _FLAT_DATA
     tr: Segment = _TASK
-    ldt: Segment = field(default=_NO_LDT)
+    ldt: Segment = _NO_LDT
 
 
 def linux64_state(memory: GuestMemory, entry: int, zero_page: int = layout.ZERO_PAGE) -> CpuState:

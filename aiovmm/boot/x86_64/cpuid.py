@@ -8,10 +8,9 @@ Documentation/virt/kvm/x86/cpuid.rst.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from aiovmm.errors import UsageError
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, replace
 
 __all__ = ["CpuTopology", "CpuidEntry", "adjust", "apic_id"]
 

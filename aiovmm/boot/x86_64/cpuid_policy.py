@@ -8,9 +8,9 @@ Sources: Intel SDM vol. 1, 13.2 and vol. 2A, CPUID; AMD APM vol. 3, appendix E; 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from aiovmm.boot.x86_64.cpuid import CpuidEntry
+from aiovmm.runtime.dataclass import replace
 
 __all__ = ["HOST_LEAVES", "MAX_PHYS_BITS", "allow", "has_amx", "reachable_bits", "tell_of_host", "visible_bits"]
 

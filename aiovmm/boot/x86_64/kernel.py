@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from aiovmm.boot.x86_64.elf_kernel import ElfImage, ElfSegment, parse
 from aiovmm.boot.x86_64.params import BOOT_FLAG, HEADER_MAGIC, HEADER_OFFSET, PARAGRAPH, SetupHeader
 from aiovmm.errors import GuestFault, HostError, ImageError
 from aiovmm.memory import GuestMemory
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, replace
 
 __all__ = ["BootProtocol", "Entry", "KernelImage", "KernelKind", "load_kernel"]
 

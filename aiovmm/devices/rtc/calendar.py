@@ -6,8 +6,8 @@ is the IBM AT's, at the place that the FADT names.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import date, datetime, timedelta
 
 __all__ = [
     "B_24_HOURS",
@@ -25,9 +25,8 @@ B_BINARY = 0x04
 B_24_HOURS = 0x02
 
 DAY = 86400
-_EPOCH = datetime(1970, 1, 1)
-_FIRST = int((datetime.min - _EPOCH).total_seconds())
-_LAST = int((datetime(9999, 12, 31) - _EPOCH).total_seconds())
+_FIRST = -62_135_596_800  # 0001-01-01
+_LAST = 253_402_214_400  # 9999-12-31
 
 
 def decode_number(raw: int, mode: int) -> int:
@@ -57,17 +56,17 @@ def clock_fields(seconds: float, mode: int, weekday_shift: int = 0) -> dict[int,
 
     The chip counts weekdays 1 to 7 whatever the date is: `weekday_shift` is by how much it is ahead of Sunday = 1.
     """
-    t = _EPOCH + timedelta(seconds=min(max(int(seconds // 1), _FIRST), _LAST))
+    t = time.gmtime(min(max(int(seconds // 1), _FIRST), _LAST))
     numbers = {
-        0: t.second,
-        2: t.minute,
-        6: (t.isoweekday() + weekday_shift) % 7 + 1,
-        7: t.day,
-        8: t.month,
-        9: t.year % 100,
-        0x32: t.year // 100,
+        0: t.tm_sec,
+        2: t.tm_min,
+        6: (t.tm_wday + 1 + weekday_shift) % 7 + 1,
+        7: t.tm_mday,
+        8: t.tm_mon,
+        9: t.tm_year % 100,
+        0x32: t.tm_year // 100,
     }
-    return {4: _encode_hour(t.hour, mode)} | {index: _encode_number(value, mode) for index, value in numbers.items()}
+    return {4: _encode_hour(t.tm_hour, mode)} | {index: _encode_number(value, mode) for index, value in numbers.items()}
 
 
 def clock_seconds(registers: Sequence[int], mode: int) -> int:
@@ -78,9 +77,15 @@ def clock_seconds(registers: Sequence[int], mode: int) -> int:
 
     year = min(max(number(0x32) * 100 + number(9), 1), 9999)
     month = min(max(number(8), 1), 12)
-    day = date(year, month, 1).toordinal() + min(max(number(7), 1), 31) - 1 - _EPOCH.toordinal()
+    day = _first_of(year, month) + min(max(number(7), 1), 31) - 1
     seconds = day * DAY + decode_hour(registers[4], mode) * 3600 + number(2) * 60 + number(0)
     return min(max(seconds, _FIRST), _LAST)
+
+
+def _first_of(year: int, month: int) -> int:
+    """Days since 1970 to the first of a month (Gregorian). Years are counted from March, so that the leap day is their last."""
+    year -= month <= 2
+    return 365 * year + year // 4 - year // 100 + year // 400 + (153 * ((month - 3) % 12) + 2) // 5 - 719_468
 
 
 def weekday_shift(registers: Sequence[int], seconds: float, mode: int) -> int:

@@ -14,10 +14,9 @@ rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 
 from __future__ import annotations
 
-import dataclasses
 
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field_types
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]
 
@@ -65,7 +64,7 @@ class CmosClock:
 
     def snapshot(self) -> CmosState:
         """The whole state. Restored later, the guest's clock will have gone on with the host's."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(CmosState)}
+        fields = {name: getattr(self, name) for name in field_types(CmosState)}
         return CmosState(**{**fields, "ram": bytes(self.ram)})
 
     def restore(self, state: CmosState) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import Any
 
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field_types
 
 __all__ = ["BLOBS", "DescriptorTable", "MpState", "Regs", "Segment", "Sregs"]
 
@@ -107,17 +106,17 @@ BLOBS = {
 
 def to_plain(cls: type, struct: Any) -> Any:
     """An instance of `cls` from the structure's fields of the same names."""
-    return cls(**{f.name: _value(f.name, getattr(struct, f.name)) for f in fields(cls)})
+    return cls(**{name: _value(name, getattr(struct, name)) for name in field_types(cls)})
 
 
 def from_plain(plain: Any, struct: Any) -> None:
     """Store every field of `plain` into the structure."""
-    for f in fields(plain):
-        value = getattr(plain, f.name)
+    for name in field_types(plain):
+        value = getattr(plain, name)
         if isinstance(value, (Segment, DescriptorTable)):
-            from_plain(value, getattr(struct, f.name))
+            from_plain(value, getattr(struct, name))
         else:
-            setattr(struct, f.name, value)
+            setattr(struct, name, value)
 
 
 def _value(name: str, value: Any) -> Any:

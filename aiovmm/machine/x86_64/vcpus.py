@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
 from aiovmm.boot.x86_64 import CpuState, boot_msrs
@@ -18,7 +17,7 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host, request_amx
 from aiovmm.kvm.x86_64.state import DescriptorTable, Regs, Segment
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, replace
 
 __all__ = ["Processor", "create_vcpus", "topology_of"]
 

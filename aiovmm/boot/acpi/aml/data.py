@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from uuid import UUID
 
 from aiovmm.boot.acpi.aml.encoding import package_of
 
@@ -16,6 +15,7 @@ _BUFFER, _PACKAGE = b"\x11", b"\x12"
 _MAX_INTEGER = (1 << 64) - 1
 _MAX_ELEMENTS = 255
 _EISA_ID = r"[A-Z]{3}[0-9A-F]{4}"
+_UUID = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 
 def integer(value: int) -> bytes:
@@ -63,4 +63,7 @@ def eisa_id(text: str) -> bytes:
 
 def uuid(text: str) -> bytes:
     """ASL's ToUUID: a buffer of 16 bytes with the first three groups little-endian (ACPI 6.4, 19.6)."""
-    return buffer(UUID(text).bytes_le)
+    if not re.fullmatch(_UUID, text):
+        raise ValueError(f"{text!r} is not a UUID")
+    raw = bytes.fromhex(text.replace("-", ""))
+    return buffer(raw[3::-1] + raw[5:3:-1] + raw[7:5:-1] + raw[8:])
