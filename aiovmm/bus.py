@@ -28,7 +28,7 @@ class Space(enum.IntEnum):
     MMIO = 1
 
 
-class Policy(enum.IntFlag):
+class Policy:
     """What the run loop may do with one byte of a range without waiting. An access wider than a byte needs it of all."""
 
     SYNC = 0

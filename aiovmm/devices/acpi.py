@@ -8,7 +8,6 @@ Sources: ACPI specification 6.4, sections 4.8.3.3 (PM timer), 4.8.3.7 (sleep con
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -92,7 +91,7 @@ class PmTimer:
         self._counter.set(state, self._clock_ns())
 
 
-class GedEvent(enum.IntFlag):
+class GedEvent:
     """Bits of the GED's register, as the DSDT's _EVT method takes them apart."""
 
     CPU = 1
@@ -107,7 +106,7 @@ class GedEvents:
 
     pending: int = 0
 
-    def notify(self, event: GedEvent) -> None:
+    def notify(self, event: int) -> None:
         """Add an event."""
         self.pending |= event
 
@@ -133,7 +132,7 @@ class Ged:
         """Ask the guest to shut down. Idempotent until the guest has noticed."""
         self.notify(GedEvent.POWER_BUTTON)
 
-    def notify(self, event: GedEvent) -> None:
+    def notify(self, event: int) -> None:
         """Tell the guest of an event."""
         self._events.notify(event)
         self._irq.set_level(True)

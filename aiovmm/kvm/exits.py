@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import os
 from typing import Any
 
@@ -26,7 +25,7 @@ __all__ = [
 ]
 
 
-class SystemEventType(enum.IntEnum):
+class SystemEventType:
     """KVM_SYSTEM_EVENT_*."""
 
     SHUTDOWN = 1

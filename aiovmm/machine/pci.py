@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from aiovmm.boot import acpi
 from aiovmm.bus import Bus, Space
@@ -21,11 +21,11 @@ from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import LineChange
-from aiovmm.pci.virtio import VirtioPci
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
-from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
-from aiovmm.virtqueue.runner import DeviceRunner
+
+if TYPE_CHECKING:  # the transport is imported by machines that have such a device
+    from aiovmm.pci.virtio import VirtioPci
 
 __all__ = ["KvmPciServices", "PciBuses", "describe_segments", "plan"]
 
@@ -135,6 +135,8 @@ class PciBuses:
         UsageError."""
         if iommu is not None and iommu.covers(plugged):
             return self._plug_behind(plugged, on_error, iommu)
+        from aiovmm.pci.virtio import VirtioPci
+
         function = VirtioPci(plugged.device, self._services, on_error=on_error)
         address = self.root.add(function, plugged.segment, plugged.slot)
         if iommu is not None:
@@ -142,6 +144,10 @@ class PciBuses:
         return function
 
     def _plug_behind(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu) -> VirtioPci:
+        from aiovmm.pci.virtio import VirtioPci
+        from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
+        from aiovmm.virtqueue.runner import DeviceRunner
+
         def failed(device: VirtioDevice, error: Exception) -> None:
             iommu.failed(address, error)
             on_error(device, error)

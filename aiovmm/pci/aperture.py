@@ -8,7 +8,6 @@ addresses. A BAR that loses answers nowhere, until the conflict is gone: then th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from aiovmm.bus import Space
 from aiovmm.errors import UsageError
@@ -18,7 +17,8 @@ from aiovmm.runtime.dataclass import dataclass
 __all__ = ["Aperture", "BarId", "Placement"]
 
 
-class BarId(NamedTuple):
+@dataclass(frozen=True)
+class BarId:
     """BAR `bar` of the function in `slot`."""
 
     slot: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import UsageError
@@ -13,11 +12,13 @@ from aiovmm.pci.function import PciFunction
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import PciServices
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["PciAddress", "PciRoot"]
 
 
-class PciAddress(NamedTuple):
+@dataclass(frozen=True)
+class PciAddress:
     """Where a function is. Bus and function number are always 0."""
 
     segment: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from enum import IntEnum
 
 __all__ = ["GAS_SIZE", "HEADER", "RSDP_SIZE", "AccessSize", "GasSpace", "checksum", "gas", "rsdp", "sdt", "xsdt"]
 
@@ -19,14 +18,14 @@ GAS_SIZE = _GAS.size
 _RSDP_V1_SIZE, RSDP_SIZE = 20, 36
 
 
-class GasSpace(IntEnum):
+class GasSpace:
     """Address space of a generic address (ACPI 6.4, table 5.1)."""
 
     SYSTEM_MEMORY = 0
     SYSTEM_IO = 1
 
 
-class AccessSize(IntEnum):
+class AccessSize:
     """Width of an access to a generic address."""
 
     BYTE = 1
@@ -58,7 +57,7 @@ def sdt(signature: str, revision: int, body: bytes) -> bytes:
     return bytes(table)
 
 
-def gas(space: GasSpace, address: int, bits: int, access: AccessSize) -> bytes:
+def gas(space: int, address: int, bits: int, access: int) -> bytes:
     """A Generic Address Structure of 12 bytes: a register of `bits` bits at `address` (ACPI 6.4, 5.2.3.2)."""
     return _GAS.pack(space, bits, 0, access, address)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from aiovmm.boot.acpi.aml.data import integer
 from aiovmm.boot.acpi.aml.encoding import name_string, package_of, raw_pkg_length
 from aiovmm.runtime.dataclass import dataclass
@@ -32,7 +30,7 @@ _MAX_ARGUMENTS = 7
 _MAX_SYNC_LEVEL = 15
 
 
-class RegionSpace(IntEnum):
+class RegionSpace:
     """Address space of an operation region (ACPI 6.4, 5.5.2.4)."""
 
     SYSTEM_MEMORY = 0
@@ -40,7 +38,7 @@ class RegionSpace(IntEnum):
     PCI_CONFIG = 2
 
 
-class Access(IntEnum):
+class Access:
     """Width of the accesses that a field is read and written with."""
 
     ANY = 0
@@ -50,7 +48,7 @@ class Access(IntEnum):
     QWORD = 4
 
 
-class Update(IntEnum):
+class Update:
     """What a write does to the bits of an access unit that lie outside the field."""
 
     PRESERVE = 0
@@ -98,7 +96,7 @@ def method(path: str, arguments: int, *terms: bytes, serialized: bool = False, s
     return package_of(_METHOD, name_string(path), bytes([flags]), *terms)
 
 
-def operation_region(path: str, space: RegionSpace, offset: int, size: int) -> bytes:
+def operation_region(path: str, space: int, offset: int, size: int) -> bytes:
     """OperationRegion (path, space, offset, size): `size` bytes from `offset`."""
     return _OPERATION_REGION + name_string(path) + bytes([space]) + integer(offset) + integer(size)
 
@@ -106,9 +104,9 @@ def operation_region(path: str, space: RegionSpace, offset: int, size: int) -> b
 def field(
     region: str,
     *units: FieldUnit | Reserved,
-    access: Access = Access.ANY,
+    access: int = Access.ANY,
     lock: bool = False,
-    update: Update = Update.PRESERVE,
+    update: int = Update.PRESERVE,
 ) -> bytes:
     """Field (region, access, lock, update) { units }. `lock`: accesses take the global lock."""
     flags = access | (_LOCK if lock else 0) | update << _UPDATE_SHIFT

@@ -17,8 +17,6 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
 
 from __future__ import annotations
 
-from enum import IntFlag
-
 from aiovmm.boot.acpi.checks import U16, U32, require, require_apart
 from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.runtime.dataclass import dataclass, field
@@ -44,7 +42,7 @@ MAX_CPUS = 4096  # processor objects are named C000 to CFFF
 MAX_SERIAL_PORTS = 4
 
 
-class GedEvent(IntFlag):
+class GedEvent:
     """Bits of the GED's register."""
 
     CPU = 1

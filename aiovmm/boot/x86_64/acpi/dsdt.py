@@ -89,7 +89,7 @@ def _event_device(config: AcpiConfig) -> bytes:
     )
 
 
-def _event_targets(config: AcpiConfig) -> dict[GedEvent, list[bytes]]:
+def _event_targets(config: AcpiConfig) -> dict[int, list[bytes]]:
     """Whom each event concerns. MEMORY concerns nobody as long as no memory devices are described."""
     absent = [uid for uid, cpu in enumerate(config.cpus) if not cpu.enabled]
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntFlag
 
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment
@@ -14,7 +13,7 @@ _PCI_HOST_BRIDGE = "33db4d5b-1ff7-401c-9657-7441c03dd766"  # the interface that 
 _CONFIG_ADDRESS, _CONFIG_PORTS = 0xCF8, 8
 
 
-class Control(IntFlag):
+class Control:
     """What a guest may take over through `_OSC` (PCI Firmware 3.3, 4.5.1)."""
 
     PCIE_HOTPLUG = 1 << 0
@@ -27,7 +26,7 @@ class Control(IntFlag):
 GRANTED = Control.PCIE_HOTPLUG | Control.PCIE_PME | Control.PCIE_AER | Control.PCIE_CAPABILITY | Control.PCIE_LTR
 
 
-class _Status(IntFlag):
+class _Status:
     """Errors in the first dword that `_OSC` returns (ACPI 6.4, 6.2.11)."""
 
     UNRECOGNIZED_UUID = 1 << 2
@@ -87,7 +86,7 @@ def _osc() -> bytes:
     granted = aml.local(0)
     status, control = aml.name_string("CDW1"), aml.name_string("CDW3")
 
-    def report(error: _Status) -> bytes:
+    def report(error: int) -> bytes:
         return aml.or_(status, aml.integer(error), status)
 
     return aml.method(

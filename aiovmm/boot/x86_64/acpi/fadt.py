@@ -8,7 +8,6 @@ arch/x86/kernel/acpi/boot.c, acpi_parse_fadt) and without it has no clock to che
 from __future__ import annotations
 
 import struct
-from enum import IntFlag
 
 from aiovmm.boot.acpi.sdt import HEADER, AccessSize, GasSpace, gas, sdt
 from aiovmm.boot.x86_64.acpi.config import RESET_VALUE, AcpiConfig
@@ -35,7 +34,7 @@ _HYPERVISOR_VENDOR = 268
 _VENDOR = b"AIOVMM\0\0"
 
 
-class Flags(IntFlag):
+class Flags:
     """Fixed feature flags (table 5.10)."""
 
     WBINVD = 1 << 0
@@ -48,7 +47,7 @@ class Flags(IntFlag):
     HW_REDUCED_ACPI = 1 << 20
 
 
-class BootArch(IntFlag):
+class BootArch:
     """IA-PC boot architecture flags (table 5.11)."""
 
     LEGACY_DEVICES = 1 << 0
@@ -80,13 +79,13 @@ def fadt(config: AcpiConfig, dsdt_address: int) -> bytes:
     return sdt("FACP", REVISION, bytes(table[HEADER.size :]))
 
 
-def _flags(config: AcpiConfig) -> Flags:
+def _flags(config: AcpiConfig) -> int:
     flags = Flags.WBINVD | Flags.PROC_C1 | Flags.PWR_BUTTON | Flags.SLP_BUTTON | Flags.FIX_RTC
     flags |= Flags.RESET_REG_SUP | Flags.HW_REDUCED_ACPI
     return flags if config.ports.pm_timer is None else flags | Flags.TMR_VAL_EXT
 
 
-def _boot_arch(config: AcpiConfig) -> BootArch:
+def _boot_arch(config: AcpiConfig) -> int:
     """MSI_NOT_SUPPORTED (bit 3) stays clear: MSI-X is how all PCI devices interrupt."""
     arch = BootArch.VGA_NOT_PRESENT
     if config.serial_ports:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from enum import IntFlag
 
 from aiovmm.boot.acpi.sdt import sdt
 from aiovmm.boot.x86_64.acpi.config import AcpiConfig, Cpu, IoApic
@@ -25,7 +24,7 @@ _ISA_INTERRUPTS = 16
 _EDGE_ACTIVE_HIGH = 0b0101  # MPS INTI flags (table 5.26)
 
 
-class ApicFlags(IntFlag):
+class ApicFlags:
     """Local APIC flags (table 5.22)."""
 
     ENABLED = 1
