@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiovmm.runtime.dataclass import dataclass, field, replace
+from aiovmm.runtime.dataclass import dataclass, field, field_types, replace
+
+ROOT = str(Path(__file__).resolve().parent.parent)
 
 
 @dataclass(frozen=True)
@@ -177,3 +183,73 @@ class Nothing:
 def test_one_without_fields() -> None:
     assert Nothing() == Nothing()
     assert repr(Nothing()) == "Nothing()"
+
+
+def test_the_standard_library_takes_it_for_its_own() -> None:
+    assert dataclasses.is_dataclass(Placed)
+    assert [(f.name, f.kw_only, f.default) for f in dataclasses.fields(Placed)] == [
+        ("name", True, ""),
+        ("z", False, dataclasses.MISSING),
+    ]
+    assert dataclasses.fields(Ours)[2].default_factory is list
+    assert [f.type for f in dataclasses.fields(Ours)] == [f.type for f in dataclasses.fields(Theirs)]
+
+
+def test_the_standard_librarys_may_be_derived_from_it() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Wider(Point):
+        """One more field."""
+
+        z: int = 0
+
+    assert dataclasses.astuple(Wider(1, 2)) == (1, 2, 0)
+    with pytest.raises(TypeError, match="non-frozen"):
+        dataclasses.dataclass(type("Thawed", (Point,), {}))
+
+
+class Plain(Point):
+    """Derived from one, and none itself."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 2)
+
+
+def test_a_class_derived_from_one_has_its_fields() -> None:
+    assert repr(Plain()) == "Plain(x=1, y=2)"
+    assert list(field_types(Plain)) == ["x", "y"]
+    assert dataclasses.asdict(Plain()) == {"x": 1, "y": 2}
+    assert Plain() != Point(1, 2)
+
+
+def test_our_own_replace_is_the_standard_librarys() -> None:
+    assert replace(Ours(1), b=(5,)) == dataclasses.replace(Ours(1), b=(5,))
+    with pytest.raises(ValueError, match="negative"):
+        replace(Ours(1), a=-1)
+    with pytest.raises(TypeError, match="unexpected arguments: q"):
+        replace(Ours(1), q=1)
+
+
+@pytest.mark.parametrize("kind", [dataclass, dataclasses.dataclass])
+def test_a_field_that_is_named_again(kind: Any) -> None:
+    @kind(kw_only=True)
+    class Base:
+        a: str = "of the base"
+        b: int = 1
+
+    @kind()
+    class Derived(Base):
+        a: str
+        b: int = 2
+
+    assert (Derived().a, Derived().b) == ("of the base", 2)
+    assert (Derived("x", 3).a, Derived("x", 3).b) == ("x", 3)
+
+
+def test_defining_and_making_one_imports_nothing() -> None:
+    code = (
+        "import sys\nfrom aiovmm.runtime.dataclass import dataclass\n"
+        "c = dataclass(frozen=True)(type('c', (), {'__annotations__': {'x': 'int'}}))\n"
+        "assert c(1) == c(x=1) and repr(c(1)) == 'c(x=1)'\n"
+        "assert not {'dataclasses', 'inspect'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-S", "-c", code], check=True, timeout=60, env={**os.environ, "PYTHONPATH": ROOT})

@@ -14,7 +14,6 @@ rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 
 from __future__ import annotations
 
-
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
 from aiovmm.runtime.dataclass import dataclass, field_types
 
