@@ -11,12 +11,16 @@ from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import error
 from aiovmm.kvm.routing import GsiRouting, IrqfdLine
 from aiovmm.kvm.vmfd import VmFd
-from aiovmm.native import lib
 
-__all__ = ["IoApicSink", "KvmMsiLine", "OffLoop", "set_lines"]
+__all__ = ["IoApicSink", "KvmMsiLine", "OffLoop", "message", "set_lines"]
 
 OffLoop = Callable[[Callable[[], None], Callable[[BaseException | None], None] | None], Awaitable[None] | None]
 """See pci.services.PciServices."""
+
+
+def message(vm: VmFd, address: int, data: int) -> Callable[[], None]:
+    """See pci.services.PciServices."""
+    return vm.message(_for_kvm(address), data)
 
 
 class KvmMsiLine:
@@ -33,14 +37,12 @@ class KvmMsiLine:
             self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as exc:
             raise error(f"making the eventfd of {name}", exc.errno or 0) from exc
-        self._shared = False
         self._gsi: int | None = None
         self._irqfd: IrqfdLine | None = None
 
     @property
     def fd(self) -> int | None:
-        """The eventfd; None once closed. Who asks hands it on, so from then on others have it as well."""
-        self._shared = True
+        """The eventfd; None once closed."""
         return self._fd if self._fd >= 0 else None
 
     @property
@@ -79,13 +81,6 @@ class KvmMsiLine:
         if self._irqfd is None:
             assert self._gsi is not None
             self._irqfd = self._vm.irqfd(self._gsi, self._fd)
-
-    def pulse(self) -> None:
-        """Send the message; kept in the eventfd while masked."""
-        if self._fd >= 0 and self._shared:  # whoever has it may have filled it, and made it blocking
-            lib.avmm_event_signal(self._fd)
-        elif self._fd >= 0:
-            os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Give everything back. Idempotent."""

@@ -12,7 +12,7 @@ from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
-from aiovmm.machine.interrupts import KvmMsiLine, set_lines
+from aiovmm.machine.interrupts import KvmMsiLine, message, set_lines
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
@@ -55,6 +55,10 @@ class KvmPciServices:
     def memory(self) -> GuestMemory:
         """Guest memory."""
         return self._memory
+
+    def message(self, address: int, data: int) -> Callable[[], None]:
+        """Sent by one ioctl, without a descriptor or a route."""
+        return message(self._vm, address, data)
 
     def msi_line(self, name: str) -> KvmMsiLine:
         """A new, masked line."""

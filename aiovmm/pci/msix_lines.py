@@ -30,26 +30,29 @@ class MsixVector:
 
 
 class MsixVectors:
-    """All vectors of a function. A line is made when its vector is first opened, or when its fd is asked for.
+    """All vectors of a function.
 
-    To program a line takes KVM milliseconds, so it is done off the loop, and only where it has to be: a masked vector's line
-    stays as it is unless somebody signals it behind our back, since nothing of ours goes through it.
+    What is sent here goes to the machine as a message, so an open vector costs neither a descriptor nor a route, and nothing is
+    asked of KVM when it is masked or opened. Only a vector that somebody else signals (another process, the host's kernel) has a
+    line, from when its fd was asked for. To program one takes KVM milliseconds, so it is done off the loop:
 
-        masked --opened, line has the message already--------------------> open
-        masked --opened--> opening, triggers are held --line programmed--> open, what was held is sent
+        line cut off --opened--> joined soon: what is signalled meanwhile waits in the eventfd
+        joined --masked--> cut off soon, and the guest's access waits for it
+
+    `failed` hears that the host cannot join a line that was asked for while its vector was open; without it that is raised in
+    the event loop's handler.
     """
 
-    def __init__(self, table: MsixTable, services: PciServices, name: str) -> None:
+    def __init__(
+        self, table: MsixTable, services: PciServices, name: str, failed: Callable[[Exception], None] | None = None
+    ) -> None:
         self.table = table
         self._services = services
         self._name = name
-        self.open: dict[int, Callable[[], None]] = {}  # `pulse` of the lines whose vectors are not masked
-        self._opening: dict[int, Route] = {}
-        self._held: set[int] = set()  # of those that are opening: triggered meanwhile
-        self._lines: dict[int, MsiLine] = {}
+        self._failed = failed
+        self.open: dict[int, Callable[[], None]] = {}  # what sends the messages of vectors that are not masked
+        self._lines: dict[int, MsiLine] = {}  # of those that somebody signals
         self._asked: dict[int, Route] = {}  # what each line was last to be
-        self._wired: dict[int, Route] = {}  # and is, if it is that
-        self._shared: set[int] = set()  # vectors that somebody signals through the fd
 
     def vector(self, index: int) -> MsixVector:
         """Vector `index`, which must be below the table's size."""
@@ -60,21 +63,17 @@ class MsixVectors:
         send = self.open.get(index)
         if send is not None:
             send()
-        elif index in self._opening:
-            self._held.add(index)
-        else:  # pending; without an effect if the host could not make a line, which was an error when the guest opened it
+        else:
             self.table.trigger(index)
 
     def share(self, index: int) -> int | None:
-        """The eventfd of vector `index`. What is signalled through it while the vector is masked waits in it, so a line that has
-        stayed as it was when the vector was masked is not given out: another takes its place, which nothing is joined to yet."""
-        if index not in self._shared:
-            if index in self._asked and index not in self.open and index not in self._opening:
-                del self._asked[index]
-                self._wired.pop(index, None)
-                self._services.off_loop(self._lines.pop(index).close)
-            self._shared.add(index)
-        return self._line(index).fd
+        """The eventfd of vector `index`. What is signalled through it while the vector is masked waits in it."""
+        line = self._lines.get(index)
+        if line is None:
+            line = self._lines[index] = self._services.msi_line(f"{self._name} vector {index}")
+            if index in self.open:
+                self._wire([self.table.route(index)], self._not_joined)
+        return line.fd
 
     def apply(self, effects: list[Route | Deliver]) -> Awaitable[None] | None:
         """Do what the table says. The result is done when the lines are."""
@@ -82,75 +81,57 @@ class MsixVectors:
         for effect in effects:
             if isinstance(effect, Deliver):
                 self.pulse(effect.index)
-            elif self._program(effect):
+                continue
+            if effect.masked:
+                self.open.pop(effect.index, None)
+            else:
+                self.open[effect.index] = self._services.message(effect.address, effect.data)
+            if effect.index in self._lines:
                 changed.append(effect)
         return self._wire(changed)
 
     def pending_bits(self) -> bytes:
         """The pending bit array, with what was signalled through shared fds while masked."""
         bits = bytearray(self.table.pending)
-        for index in self._shared:
-            if self._lines[index].pending:
+        for index, line in self._lines.items():
+            if index not in self.open and line.pending:
                 bits[index // 8] |= 1 << index % 8
         return bytes(bits)
 
     def close(self) -> Awaitable[None] | None:
         """Give all lines back."""
         lines = list(self._lines.values())
-        for known in (self.open, self._opening, self._held, self._lines, self._asked, self._wired, self._shared):
+        for known in (self.open, self._lines, self._asked):
             known.clear()
         return self._services.off_loop(partial(_close_all, lines)) if lines else None
 
-    def _line(self, index: int) -> MsiLine:
-        line = self._lines.get(index)
-        if line is None:
-            line = self._lines[index] = self._services.msi_line(f"{self._name} vector {index}")
-        return line
-
-    def _program(self, route: Route) -> bool:
-        """A vector was masked, opened, or changed. Whether its line has to be programmed for that."""
-        index = route.index
-        self.open.pop(index, None)
-        self._opening.pop(index, None)
-        if route.masked:
-            if index in self._held:  # too late for it
-                self._held.discard(index)
-                self.table.trigger(index)
-            return index in self._shared
-        line = self._line(index)
-        if self._wired.get(index) == route:
-            self.open[index] = line.pulse
-            return False
-        self._opening[index] = route
-        return True
-
-    def _wire(self, routes: list[Route]) -> Awaitable[None] | None:
+    def _wire(
+        self, routes: list[Route], failed: Callable[[BaseException], None] | None = None
+    ) -> Awaitable[None] | None:
         if not routes:
             return None
         changes = [LineChange(self._lines[r.index], r.address, r.data, r.masked) for r in routes]
         for route in routes:
             self._asked[route.index] = route
-            self._wired.pop(route.index, None)
-        return self._services.off_loop(partial(self._services.set_lines, changes), partial(self._wired_up, routes))
+        work = partial(self._services.set_lines, changes)
+        return self._services.off_loop(work, partial(self._wired, routes, failed))
 
-    def _wired_up(self, routes: list[Route], error: BaseException | None) -> None:
-        if error is not None and len(routes) > 1:  # one that the host refuses keeps no other from its line
+    def _wired(
+        self, routes: list[Route], failed: Callable[[BaseException], None] | None, error: BaseException | None
+    ) -> None:
+        if error is None:
+            return
+        if failed is not None:
+            failed(error)
+        elif len(routes) > 1:  # one that the host refuses keeps no other from its line
             for route in routes:
                 if self._asked.get(route.index) is route:
                     self._wire([route])
-            return
-        for route in routes:
-            index = route.index
-            if error is None and self._asked.get(index) is route:
-                self._wired[index] = route
-            if self._opening.get(index) is not route:  # masked or changed again since
-                continue
-            del self._opening[index]
-            if error is None:
-                self.open[index] = self._lines[index].pulse
-            if index in self._held:
-                self._held.discard(index)
-                self.pulse(index)
+
+    def _not_joined(self, error: BaseException) -> None:
+        if self._failed is None or not isinstance(error, Exception):
+            raise error
+        self._failed(error)
 
 
 def _close_all(lines: list[MsiLine]) -> None:

@@ -16,7 +16,8 @@ __all__ = ["IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices"]
 
 
 class MsiLine(Protocol):
-    """One message-signalled interrupt: an eventfd (irqfd) that is wired to a GSI, whose route holds address and data."""
+    """One message-signalled interrupt that others signal: an eventfd (irqfd) that is wired to a GSI, whose route holds address
+    and data."""
 
     @property
     def fd(self) -> int | None:
@@ -31,9 +32,6 @@ class MsiLine(Protocol):
 
         May take long; see PciServices.off_loop. Raises HostError.
         """
-
-    def pulse(self) -> None:
-        """Send the message once. Never blocks."""
 
     def close(self) -> None:
         """Give GSI and eventfd back. Idempotent."""
@@ -81,8 +79,12 @@ class PciServices(Protocol):
     def memory(self) -> AddressSpace:
         """Guest memory as a device without an IOMMU reaches it."""
 
+    def message(self, address: int, data: int) -> Callable[[], None]:
+        """What sends this message when it is called: at once, never blocking. Who drives no interrupt controller with it has made
+        the guest's mistake, and the message is lost."""
+
     def msi_line(self, name: str) -> MsiLine:
-        """A new line, masked; `name` is for logs. Allocated only when the guest opens a vector. Raises HostError."""
+        """A new line, masked, for others to signal; `name` is for logs. Raises HostError."""
 
     def intx_line(self, ended: Callable[[], None]) -> IntxLine:
         """A pin, released. `ended()`: the guest has ended its interrupt while it was asserted, and it has been released."""

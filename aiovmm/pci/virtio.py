@@ -78,7 +78,7 @@ class VirtioPci(PciFunction):
         self._services = services
         self._on_error = on_error
         self._common = CommonConfig(self.negotiation, queues + 1)
-        self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name)
+        self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, self._broken)
         self._doorbells = Doorbells(services, queues)
         self._isr = IsrStatus(self._isr_changed)
         self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)

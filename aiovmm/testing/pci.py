@@ -6,6 +6,7 @@ import asyncio
 import os
 import select
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from aiovmm.bus import Bus, Policy, Space
@@ -46,12 +47,6 @@ class RecordedMsiLine:
             raise UsageError(f"{self.name} is closed")
         self.address, self.data, self.masked = address, data, masked
         self.collect()
-
-    def pulse(self) -> None:
-        """Send now. Raises UsageError if masked: whoever pulses keeps pending bits himself."""
-        if self.masked or self.closed:
-            raise UsageError(f"{self.name} was pulsed while masked or closed")
-        self._send()
 
     def collect(self) -> None:
         """Send once if the eventfd was signalled and the line is open."""
@@ -123,13 +118,15 @@ class Doorbell:
 
 
 class RecordingServices:
-    """PciServices for tests. `doorbells` and `lines` are what is registered now; `read` and `write` act as a vCPU."""
+    """PciServices for tests. `doorbells` and `lines` are what is registered now, `messages` what was sent without a line, as
+    (address, data); `read` and `write` act as a vCPU."""
 
     def __init__(self, memory: AddressSpace, *, ioeventfds: bool = True) -> None:
         self.bus = Bus()
         self.memory = memory
         self.doorbells: list[Doorbell] = []
         self.lines: list[RecordedMsiLine] = []
+        self.messages: list[tuple[int, int]] = []
         self.pins: list[RecordedIntxLine] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.waited = 0
@@ -138,6 +135,14 @@ class RecordingServices:
         """Makes the calls that may take long, if it is set."""
         self._ioeventfds = ioeventfds
         self._handlers: dict[tuple[int, int], Callable[[], None]] = {}
+
+    def message(self, address: int, data: int) -> Callable[[], None]:
+        """Notes it in `messages`."""
+        return partial(self._send, address, data)
+
+    def _send(self, address: int, data: int) -> None:
+        self.messages.append((address, data))
+        self._message(address, data)
 
     def msi_line(self, name: str) -> RecordedMsiLine:
         """A new line, noted in `lines`."""

@@ -59,7 +59,7 @@ class MsixInterrupts:
     given an eventfd when the guest first opens it."""
 
     def __init__(self, vectors: int, calls: DeviceCalls, services: PciServices, name: str) -> None:
-        self.vectors = MsixVectors(MsixTable(vectors), services, name)
+        self.vectors = MsixVectors(MsixTable(vectors), services, name, lambda error: calls.failed(error))
         self._calls = calls
         self._on = False
         self._signalled: set[int] = set()

@@ -182,7 +182,7 @@ async def test_a_vector_with_an_impossible_address_is_silent(kvm: Kvm) -> None:
             line.set(1 << 32 | MSI, VECTOR, masked=False)
             m.start()
             await m.until(lambda: b"R" in m.written)
-            line.pulse()
+            os.eventfd_write(line.fd or -1, 1)
             assert line.pending
             line.set(MSI, VECTOR, masked=False)
             await m.counted(1)

@@ -558,8 +558,8 @@ async def test_another_process_can_serve_the_queues(
     driver.queues[1].add([b"x"])
     driver.queues[1].kick(force=True)
     assert os.eventfd_read(other.kicks[1]) == 1
-    vector = services.lines[2]
-    assert other.irq_fds == [services.lines[1].fd, vector.fd]
+    vector = services.lines[1]
+    assert other.irq_fds == [services.lines[0].fd, vector.fd]
     os.eventfd_write(other.irq_fds[1] or -1, 1)
     vector.collect()
     assert driver.queues[1].irq.pulses == 1

@@ -31,6 +31,8 @@ struct kvm_enable_cap { uint32_t cap; uint32_t flags; unsigned long long args[4]
 struct kvm_irqfd { uint32_t fd; uint32_t gsi; uint32_t flags; uint32_t resamplefd; ...; };
 struct kvm_ioeventfd { uint64_t datamatch; uint64_t addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_msi { uint32_t address_lo; uint32_t address_hi; uint32_t data; uint32_t flags; uint32_t devid; ...; };
+struct avmm_message { const int *vm; struct kvm_msi msi; };
+int avmm_message_send(const struct avmm_message *message);
 struct kvm_mp_state { uint32_t mp_state; ...; };
 struct kvm_vcpu_events { ...; };
 struct kvm_irq_routing_entry { ...; };
