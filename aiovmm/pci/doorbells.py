@@ -1,4 +1,5 @@
-"""Queue notifications: one kick eventfd a queue, rung by the guest's writes without an exit (ioeventfd).
+"""Queue notifications: kick eventfds, rung by the guest's writes without an exit (ioeventfd). A device's queues share them,
+but not where another process serves these (virtqueue/bell.py).
 
 Eventfds are made when a driver first starts the device, and live as long as the device; an ioeventfd lives as long as its BAR's
 address. To bind and unbind takes KVM milliseconds, so neither a reset nor decoding turned off unbinds anything: who kicks then
@@ -19,6 +20,7 @@ from aiovmm.bus import Space
 from aiovmm.errors import HostError
 from aiovmm.native import lib
 from aiovmm.pci.services import IoEventFd, PciServices
+from aiovmm.virtqueue.bell import distinct
 
 __all__ = ["NOTIFY_MULTIPLIER", "Doorbells"]
 
@@ -27,12 +29,15 @@ _ANY_WIDTH = 0
 
 
 class Doorbells:
-    """The notification structure of one device: `count` queues. A BusDevice; also owns the kick eventfds."""
+    """The notification structure of one device: `count` queues, each with an eventfd of its own if they are `apart`. A BusDevice;
+    also owns the kick eventfds."""
 
-    def __init__(self, services: PciServices, count: int) -> None:
+    def __init__(self, services: PciServices, count: int, *, apart: bool = False) -> None:
         self._services = services
         self._count = count
-        self._kicks: list[int] = []
+        self._apart = apart
+        self._made: list[int] = []
+        self._kicks: list[int] = []  # of each queue
         self._registered: list[IoEventFd] = []  # touched off the loop only
         self._base: int | None = None  # where the BAR has answered last, unless another one does now
         self._bound: int | None = None  # where the doorbells are, or are about to be
@@ -43,7 +48,7 @@ class Doorbells:
         return max(self._count, 1) * NOTIFY_MULTIPLIER
 
     def open(self) -> Sequence[int]:
-        """The device goes live: its kick eventfds, non-blocking, one a queue. Raises HostError.
+        """The device goes live: the kick eventfd of each queue, non-blocking. Raises HostError.
 
         The driver does not wait for its doorbells: what it writes before they are bound comes as an exit, and rings as well.
         """
@@ -58,9 +63,7 @@ class Doorbells:
         pending = self._bind()
         if pending is not None:
             await pending
-        for fd in self._kicks:
-            os.close(fd)
-        self._kicks.clear()
+        self._let_go()
 
     def moved(self, base: int | None) -> Awaitable[None] | None:
         """The structure lies at MMIO address `base` from now on, or nowhere: then the doorbells stay where they are."""
@@ -88,13 +91,22 @@ class Doorbells:
 
     def _make(self) -> None:
         try:
-            for _ in range(self._count):
-                self._kicks.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+            self._kicks = (
+                [self._eventfd() for _ in range(self._count)] if self._apart else distinct(self._count, self._eventfd)
+            )
         except OSError as exc:
-            for fd in self._kicks:
-                os.close(fd)
-            self._kicks.clear()
+            self._let_go()
             raise HostError("making a kick eventfd", exc.errno or 0) from exc
+
+    def _eventfd(self) -> int:
+        self._made.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        return self._made[-1]
+
+    def _let_go(self) -> None:
+        self._kicks.clear()
+        for fd in self._made:
+            os.close(fd)
+        self._made.clear()
 
     def _bind(self) -> Awaitable[None] | None:
         """Have the doorbells where the structure is, if there are any."""

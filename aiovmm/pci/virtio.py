@@ -79,13 +79,14 @@ class VirtioPci(PciFunction):
         self._on_error = on_error
         self._common = CommonConfig(self.negotiation, queues + 1)
         self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, self._broken)
-        self._doorbells = Doorbells(services, queues)
         self._isr = IsrStatus(self._isr_changed)
         self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
         self._transition = asyncio.Lock()
         self._active = False
         self._pending = 0  # transitions that have not ended
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
+        apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
+        self._doorbells = Doorbells(services, queues, apart=apart)
         config = ConfigSpace(_identity(device.device_id))
         structures = VirtioStructures(
             CommonRegisters(self._common, self._write_common),

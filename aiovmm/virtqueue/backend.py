@@ -24,8 +24,9 @@ class VirtioBackend(Protocol):
         queue_irqs: Sequence[IrqLine],
         config_irq: IrqLine,
     ) -> None:
-        """Go live. Lists run over all queues, those that are not `ready` included; kick eventfds are non-blocking and stay
-        open until `reset` has returned. The lines are `VirtioInterrupt`s: their `fd` can be handed over instead."""
+        """Go live. Lists run over all queues, those that are not `ready` included; kick eventfds are non-blocking, stay open
+        until `reset` has returned, and are each queue's own unless this is a DeviceRunner. The lines are `VirtioInterrupt`s;
+        their `fd` can be handed over instead."""
 
     async def reset(self) -> None:
         """Stop; return when nothing touches guest memory or the eventfds any more. Idempotent, never raises."""

@@ -34,6 +34,9 @@ class VirtioDevice(abc.ABC):
     shares_memory: bool = False
     """Whether another process is to map the guest's memory, which then is a memfd."""
 
+    own_kicks: bool = False
+    """Whether each queue has a kick eventfd of its own, which can be handed on; else a few queues share one."""
+
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
     _label: str = ""  # set by the VM

@@ -15,6 +15,7 @@ from types import TracebackType
 from aiovmm.errors import StateError, UsageError
 from aiovmm.memory import AddressSpace, GuestMemory
 from aiovmm.runtime.timeouts import time_limit
+from aiovmm.virtqueue.bell import distinct
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena, DriverQueue, WaitLine
 from aiovmm.virtqueue.features import RING_FEATURES
@@ -71,7 +72,7 @@ class Harness:
         )
         self.device._notify_config = self._config_changed
         self.device._notify_error = self.reported.append
-        self._fds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in self._sizes]
+        self._fds = distinct(len(self._sizes), lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
         try:
             await self.device.open()
             await self.start()
@@ -180,7 +181,7 @@ class Harness:
         await self.reset()
         await self.device.close()
         self.device._notify_config = self.device._notify_error = None
-        for fd in self._fds:
+        for fd in set(self._fds):
             os.close(fd)
         self._fds.clear()
         self.memory.close()

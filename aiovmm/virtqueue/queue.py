@@ -14,8 +14,9 @@ For hot devices, whole batches as native arrays, at a cost in Python for each ba
 
 A turn that never waits can be a plain function, called as soon as the driver kicks: `await queue.serve(turn)`.
 
-The reader of the kick eventfd is the queue's and goes with `close()`; the eventfd itself stays the transport's, which closes
-it later. A device that hands the queue to another process (vhost) uses `config`, `kick_fd` and `interrupt` and never waits.
+What listens to the kick eventfd goes with `close()`; the eventfd itself stays the transport's, which closes it later, and may be
+other queues' as well (bell.py). A device that hands the queue on (vhost) has `own_kicks`, uses `config`,
+`kick_fd` and `interrupt`, and never waits.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
 from aiovmm.runtime.dataclass import replace
 from aiovmm.virtqueue.batch import Batch
+from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX
@@ -64,7 +66,7 @@ class Queue:
         *,
         index: int,
         features: int,
-        kick_fd: int,
+        bell: Bell,
         interrupt: IrqLine,
         position: QueuePosition | None = None,
     ) -> None:
@@ -74,7 +76,7 @@ class Queue:
         self._event_idx = bool(features & EVENT_IDX)  # then a kick is given once, without being asked not to go on
         self.index = index
         self.features = features
-        self.kick_fd = kick_fd
+        self._bell = bell
         self.interrupt = interrupt
         self.size = config.size
         self.enabled = config.ready
@@ -85,7 +87,8 @@ class Queue:
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
         self._serving: Serving | None = None
-        self._reading = False
+        self._listening = False
+        self._after = 0  # chains in the ring that whoever waits knows of
         self._flush: asyncio.Handle | None = None
         self._taken: deque[Chain] = deque()
         self._budget = self._drain = min(self.size, _DRAIN)
@@ -102,12 +105,13 @@ class Queue:
         *,
         index: int,
         features: int,
-        kick_fd: int,
+        kick_fd: int | Bell,
         interrupt: IrqLine,
         position: QueuePosition | None = None,
     ) -> Queue:
-        """Check the configuration and resolve the rings. `kick_fd` is a non-blocking eventfd; `position` resumes a stopped
-        queue. Raises ChainError or GuestFault if the driver's configuration is not usable."""
+        """Check the configuration and resolve the rings. `kick_fd` is a non-blocking eventfd, or the Bell of one that several
+        queues share; `position` resumes a stopped queue. Raises ChainError or GuestFault if the driver's configuration is not
+        usable."""
         if config.ready:
             config.check()
         return cls(
@@ -115,7 +119,7 @@ class Queue:
             memory,
             index=index,
             features=features,
-            kick_fd=kick_fd,
+            bell=kick_fd if isinstance(kick_fd, Bell) else Bell(kick_fd),
             interrupt=interrupt,
             position=position,
         )
@@ -240,6 +244,7 @@ class Queue:
         """Until more than `more_than` chains are available in the ring: a device that has put chains back, because they did
         not suffice, waits for further ones. A disabled queue waits for ever."""
         self._listen()
+        self._after = more_than
         try:
             # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
             while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, more_than):
@@ -253,6 +258,7 @@ class Queue:
         """Call `turn` whenever there may be chains, straight from the loop's callbacks, until it wants to return. It does not
         wait, and bounds what it does; what it returns says how it goes on. Raises what it raises, StateError when closed."""
         self._listen()
+        self._after = 0
         self._serving = Serving(self, turn)
         try:
             await self._serving.run()
@@ -271,13 +277,24 @@ class Queue:
             raise StateError(f"two tasks wait on {self!r}")
         if self._closed:
             raise StateError(f"{self!r} is closed")
-        if not self._reading:
-            self._loop.add_reader(self.kick_fd, self._on_kick)
-            self._reading = True
+        if not self._listening:
+            self._bell.join(self)
+            self._listening = True
 
-    def _on_kick(self) -> None:
-        if lib.avmm_event_take(self.kick_fd) <= 0:  # woken for nothing
-            return
+    @property
+    def kick_fd(self) -> int:
+        """The eventfd of its kicks, which may be other queues' as well."""
+        return self._bell.fd
+
+    def due(self) -> bool:
+        """Whether somebody waits for chains that are in the ring."""
+        if self._ring is None or (self._serving is None and self._waiter is None):
+            return False
+        available: int = lib.avmm_queue_available(self._q)
+        return available > self._after
+
+    def kicked(self) -> None:
+        """The driver has kicked (bell.py)."""
         self.kicks += 1
         if self._serving is not None:
             if not self._event_idx and self._ring is not None:
@@ -341,9 +358,9 @@ class Queue:
         self._position = self.position
         self._moved = self.counters.popped, self.counters.pushed
         self._closed = True
-        if self._reading:
-            self._loop.remove_reader(self.kick_fd)
-            self._reading = False
+        if self._listening:
+            self._bell.leave(self)
+            self._listening = False
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None

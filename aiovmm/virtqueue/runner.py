@@ -18,6 +18,7 @@ from aiovmm.errors import GuestFault, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.runtime.tasks import bury
+from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
@@ -66,13 +67,14 @@ class DeviceRunner:
         config_irq: IrqLine,
         positions: Sequence[QueuePosition] | None = None,
     ) -> None:
-        """DRIVER_OK: make the queues live and start the device. `kick_fds` are non-blocking eventfds, one a queue, that stay
-        the transport's and open until `reset` has returned. What is wrong with the guest's configuration breaks the device
-        and is not raised. Raises StateError if it has not been reset since the last time."""
+        """DRIVER_OK: make the queues live and start the device. `kick_fds` are non-blocking eventfds, one for each queue, some of
+        them the same (bell.py), that stay the transport's and open until `reset` has returned. What is wrong with the guest's
+        configuration breaks the device and is not raised. Raises StateError if it has not been reset since the last time."""
         if self._task is not None or self.queues:
             raise StateError(f"{self.device.name} is active already")
         self._config_irq = config_irq
         self.error = None
+        bells = {fd: Bell(fd) for fd in kick_fds}
         try:
             for i, (config, kick_fd, irq) in enumerate(zip(configs, kick_fds, queue_irqs, strict=True)):
                 queue = Queue.activate(
@@ -80,7 +82,7 @@ class DeviceRunner:
                     self.memory,
                     index=i,
                     features=features,
-                    kick_fd=kick_fd,
+                    kick_fd=bells[kick_fd],
                     interrupt=irq,
                     position=positions[i] if positions else None,
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -253,6 +254,59 @@ async def test_a_masked_vector_waits_under_kvm(kvm: Kvm) -> None:
                 await queue.irq.wait()
 
         await running.drive(scenario)
+
+
+async def test_no_interrupt_is_lost_to_masks_that_come_and_go_while_rings_run(kvm: Kvm) -> None:
+    """A real interrupt controller, a vector that a driver masks and opens between, before and after its requests, as it moves to
+    another processor; both ways to mask it."""
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running, chance = Running(machine), random.Random(1)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            await driver.start()
+            queue, message = driver.queues[0], (0xFEE00000, driver.first_vector + 1)
+
+            async def mask(on: bool) -> None:
+                if chance.random() < 0.5:
+                    await driver.pci.program_vector(driver.function, 1, *message, masked=on)
+                else:
+                    await driver.pci.program_vector(driver.function, 1, *message)
+                    await driver.pci.set_msix(driver.function, enabled=True, masked=on)
+
+            for n in range(150):
+                await mask(on=chance.random() < 0.7)
+                count = chance.randrange(1, 4)
+                for _ in range(count):
+                    queue.add([b"%d" % n], [8])
+                    queue.kick()
+                    if chance.random() < 0.3:
+                        await mask(on=chance.random() < 0.5)
+                await mask(on=False)
+                await driver.pci.set_msix(driver.function, enabled=True)
+                back = 0
+                while back < count:
+                    back += len(await queue.used(timeout=10))  # by its interrupt, or it is a TimeoutError
+
+        await running.drive(scenario)
+        assert running.errors == []
+
+
+async def test_a_vector_of_ours_has_no_descriptor_and_no_route(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running, before = Running(machine), len(os.listdir("/proc/self/fd"))
+        seen: list[int] = []
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            seen.append(len(os.listdir("/proc/self/fd")))
+            await driver.start()
+            assert await driver.request(0, [b"there"], [5]) == b"ereht"
+            seen.append(len(os.listdir("/proc/self/fd")))
+
+        await running.drive(scenario)
+        assert seen[1] - seen[0] == 1, "one kick eventfd for all queues"
+        assert machine.vm.routing is not None
+        assert machine.vm.routing.allocate() == 24, "the first that is no pin's"
+        assert len(os.listdir("/proc/self/fd")) <= before + 1
 
 
 async def test_what_a_driver_may_do_without_end_asks_nothing_of_kvm_and_the_rest_not_on_the_loop(
