@@ -14,7 +14,7 @@ from tests.kvmhost.errors import KvmHostError, MissingTool
 from tests.kvmhost.lock import HostLock, holder
 from tests.kvmhost.machine import Machine
 from tests.kvmhost.qemu import Qemu
-from tests.kvmhost.settings import PROFILES, PROJECT, Size, cache_directory, default_size, parse_size, profile_named
+from tests.kvmhost.settings import PROJECT, Size, cache_directory, default_size, parse_size, profile_named
 
 GIB = 1 << 30
 FILES = BootFiles(pathlib.Path("/i/vmlinuz"), pathlib.Path("/h/initramfs"), pathlib.Path("/i/disk.img"))
@@ -25,7 +25,7 @@ def option(command: list[str], name: str) -> str:
 
 
 def test_the_machine_emulates_amd_v_and_leaves_the_image_alone() -> None:
-    command = qemu_command(Qemu(), PROFILES["default"], Size(2, 8 * GIB), FILES)
+    command = qemu_command(Qemu(), profile_named(), Size(2, 8 * GIB), FILES)
     assert option(command, "-accel") == "tcg,thread=multi"
     assert option(command, "-cpu") == "max"
     assert option(command, "-m") == "8192M"
@@ -34,7 +34,7 @@ def test_the_machine_emulates_amd_v_and_leaves_the_image_alone() -> None:
 
 
 def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
-    command = qemu_command(Qemu(), PROFILES["vfio"], Size(1, GIB), FILES)
+    command = qemu_command(Qemu(), profile_named("vfio"), Size(1, GIB), FILES)
     assert option(command, "-M") == "q35,kernel-irqchip=off"
     assert "intel-iommu,intremap=off,caching-mode=on" in command
     assert "nvme,drive=nvme,serial=kvmhost-nvme" in command
@@ -42,14 +42,41 @@ def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
 
 
 def test_a_host_in_an_old_qemu_tells_the_tests_inside() -> None:
-    old = qemu_command(Qemu(notice="the machine's own"), PROFILES["default"], Size(1, GIB), FILES)
+    old = qemu_command(Qemu(notice="the machine's own"), profile_named(), Size(1, GIB), FILES)
     assert option(old, "-append").endswith(f" {NOT_THE_NEWEST_KERNEL}")
-    assert NOT_THE_NEWEST_KERNEL not in option(qemu_command(Qemu(), PROFILES["vfio"], Size(1, GIB), FILES), "-append")
+    assert NOT_THE_NEWEST_KERNEL not in option(
+        qemu_command(Qemu(), profile_named("vfio"), Size(1, GIB), FILES), "-append"
+    )
+
+
+def test_the_arm64_machine_has_el2_and_an_its() -> None:
+    command = qemu_command(Qemu(("qemu-system-aarch64",)), profile_named(arch="aarch64"), Size(2, GIB), FILES)
+    assert command[0] == "qemu-system-aarch64"
+    assert option(command, "-M") == "virt,virtualization=on,gic-version=3"
+    assert option(command, "-cpu") == "max"
+    assert "console=ttyAMA0" in option(command, "-append").split()
+    other = profile_named(arch="aarch64", processor="cortex-a72")
+    assert option(qemu_command(Qemu(), other, Size(2, GIB), FILES), "-cpu") == "cortex-a72"
+
+
+def test_each_host_has_a_name_and_so_a_place_of_its_own() -> None:
+    profiles = [
+        profile_named(),
+        profile_named("vfio"),
+        profile_named(arch="aarch64"),
+        profile_named(arch="aarch64", processor="cortex-a72"),
+    ]
+    assert [one.name for one in profiles] == ["default", "vfio", "aarch64", "aarch64-cortex-a72"]
+    assert profile_named(arch="aarch64", processor="max") == profiles[2]
 
 
 def test_an_unknown_profile_names_the_known_ones() -> None:
-    with pytest.raises(KvmHostError, match="default, vfio"):
+    with pytest.raises(KvmHostError, match="of x86_64; there are default, vfio"):
         profile_named("nosuch")
+    with pytest.raises(KvmHostError, match="there are x86_64, aarch64"):
+        profile_named(arch="riscv64")
+    with pytest.raises(KvmHostError, match="of aarch64; there are max, cortex-a72"):
+        profile_named(arch="aarch64", processor="host")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +110,7 @@ def test_missing_tools_come_with_the_command_that_installs_them() -> None:
 
 
 def test_a_process_id_that_another_process_has_now_is_not_the_host(tmp_path: pathlib.Path) -> None:
-    machine = Machine(tmp_path, PROFILES["default"])
+    machine = Machine(tmp_path, profile_named())
     assert machine.pid() is None
     (tmp_path / "pid").write_text(f"{os.getpid()}\n")
     assert machine.pid() is None

@@ -9,6 +9,7 @@ import pytest
 
 from tests.debian import ArchiveError
 from tests.kvmhost import qemu as module
+from tests.kvmhost.arch import AARCH64, X86_64
 from tests.kvmhost.qemu import Qemu, ensure_qemu
 
 
@@ -24,6 +25,7 @@ class Mirror:
 
     def unpack_with_dependencies(self, packages: Sequence[str], target: Path) -> None:
         self.asked += 1
+        self.packages = packages
         if self.refuses:
             raise ArchiveError("the archive is away")
         (target / "usr/share/doc").mkdir(parents=True)
@@ -39,7 +41,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Mirror:
 
 
 def get(cache: Path, **options: bool) -> Qemu:
-    return ensure_qemu(cache, {}, lambda text: None, **options)
+    return ensure_qemu(cache, {}, lambda text: None, X86_64, **options)
 
 
 def test_it_is_fetched_once_and_run_with_its_own_loader_and_libraries(mirror: Mirror, tmp_path: Path) -> None:
@@ -69,8 +71,19 @@ def test_without_the_archive_it_is_the_machines_and_says_why(mirror: Mirror, tmp
 
 def test_another_can_be_asked_for(mirror: Mirror, tmp_path: Path) -> None:
     env = {"AIOVMM_KVMHOST_QEMU": "/opt/qemu-system-x86_64"}
-    assert ensure_qemu(tmp_path, env, lambda text: None) == Qemu(("/opt/qemu-system-x86_64",))
+    assert ensure_qemu(tmp_path, env, lambda text: None, X86_64) == Qemu(("/opt/qemu-system-x86_64",))
     assert mirror.asked == 0
+
+
+def test_each_architecture_has_one_of_its_own(mirror: Mirror, tmp_path: Path) -> None:
+    first = get(tmp_path)
+    env = {"AIOVMM_KVMHOST_QEMU": "/opt/qemu-system-x86_64"}  # that of x86
+    second = ensure_qemu(tmp_path, env, lambda text: None, AARCH64)
+    assert (mirror.asked, mirror.packages) == (2, ["qemu-system-arm"])
+    assert second.command[-5].endswith("/usr/bin/qemu-system-aarch64")
+    assert get(tmp_path) == first
+    env = {"AIOVMM_KVMHOST_QEMU_AARCH64": "/opt/qemu-system-aarch64"}
+    assert ensure_qemu(tmp_path, env, lambda text: None, AARCH64) == Qemu(("/opt/qemu-system-aarch64",))
 
 
 def test_a_fetch_that_fails_later_keeps_what_there_is(mirror: Mirror, tmp_path: Path) -> None:

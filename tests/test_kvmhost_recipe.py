@@ -11,6 +11,7 @@ import subprocess
 import pytest
 
 from tests.kvmhost import cpio
+from tests.kvmhost.arch import AARCH64, ARCHES, X86_64, Arch
 from tests.kvmhost.image import current_recipe
 from tests.kvmhost.initramfs import load_order
 from tests.kvmhost.recipe import Recipe, mmdebstrap_command
@@ -32,8 +33,9 @@ def test_requirements_are_what_running_and_testing_needs() -> None:
     assert requirements(PYPROJECT) == ["cffi>=2.0", "pytest>=8", "uvloop>=0.21"]
 
 
-def test_the_present_project_asks_for_its_dependencies_and_pytest() -> None:
-    names = " ".join(current_recipe().requirements)
+@pytest.mark.parametrize("arch", ARCHES.values())
+def test_the_present_project_asks_for_its_dependencies_and_pytest(arch: Arch) -> None:
+    names = " ".join(current_recipe(arch).requirements)
     assert "uvloop" in names
     assert "pytest-asyncio" in names
     assert "mypy" not in names
@@ -48,25 +50,35 @@ def test_pushed_code_has_commands_and_metadata_like_an_installed_one() -> None:
 
 
 def test_the_key_changes_with_anything_that_goes_in_and_with_nothing_else() -> None:
-    recipe = Recipe(["cffi"], "hook")
-    assert recipe.key == Recipe(["cffi"], "hook").key
+    recipe = Recipe.of(X86_64, ["cffi"], {"hook.sh": "text"})
+    assert recipe.key == Recipe.of(X86_64, ["cffi"], {"hook.sh": "text"}).key
     others = [
         dataclasses.replace(recipe, requirements=["cffi>=2"]),
-        dataclasses.replace(recipe, hook="other"),
+        dataclasses.replace(recipe, scripts={"hook.sh": "other"}),
+        Recipe.of(AARCH64, ["cffi"], {"hook.sh": "text"}),
         dataclasses.replace(recipe, packages=(*recipe.packages, "vim")),
         dataclasses.replace(recipe, disk_gib=8),
         dataclasses.replace(recipe, kernels={"6.1": ("bookworm", "linux-image-cloud-amd64")}),
     ]
-    assert len({recipe.key, *(other.key for other in others)}) == 6
+    assert len({recipe.key, *(other.key for other in others)}) == 7
 
 
 def test_mmdebstrap_is_told_the_packages_and_where_its_hook_works() -> None:
-    recipe = Recipe([], "hook")
+    recipe = Recipe.of(X86_64, [], {})
     command = mmdebstrap_command(recipe, pathlib.Path("/stage"), ['Acquire::http::Proxy "http://proxy/"'])
     assert '--aptopt=Acquire::http::Proxy "http://proxy/"' in command
     assert f"--include={','.join(recipe.packages)}" in command
     assert '--customize-hook=sh /stage/hook.sh "$1" /stage 16' in command
     assert command[-3:] == ["bookworm", "/dev/null", "-"]
+
+
+def test_packages_that_this_machine_cannot_run_are_unpacked_and_no_more() -> None:
+    recipe = dataclasses.replace(Recipe.of(AARCH64, [], {}), foreign=True)
+    command = mmdebstrap_command(recipe, pathlib.Path("/stage"), [])
+    assert {"--variant=extract", "--architectures=arm64"} <= set(command)
+    assert "--variant=minbase" not in command
+    assert "qemu-system-x86" not in recipe.packages
+    assert recipe.kernels["6.1"] == ("bookworm", "linux-image-cloud-arm64")
 
 
 def test_modules_load_after_all_they_need() -> None:

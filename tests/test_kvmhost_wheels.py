@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kvmhost.arch import AARCH64, X86_64, Arch
 from tests.kvmhost.errors import BuildFailed
-from tests.kvmhost.wheels import MARKERS, install, there, unmet
+from tests.kvmhost.wheels import MARKERS, install, pip_command, there, unmet
 
 # What packages need: as `Requires-Dist` has it.
 NEEDS = {
@@ -41,6 +42,8 @@ class Pip:
 
 def test_conditions_are_those_of_the_python_inside() -> None:
     assert MARKERS["python_version"] == "3.11"
+    assert list(there(["fast; platform_machine == 'aarch64'"], AARCH64)) == ["fast"]
+    assert list(there(["fast; platform_machine == 'aarch64'"], X86_64)) == []
     assert list(there(NEEDS["plain"])) == ["always>=1", "backport"]
     assert list(there(NEEDS["always"])) == []
 
@@ -66,3 +69,10 @@ def test_it_ends_where_pip_gives_what_does_not_do(tmp_path: Path) -> None:
         BuildFailed, match=r"pip does not install always>=1, backport for the nested host's Python 3\.11"
     ):
         install(["plain"], tmp_path / "site", stubborn)
+
+
+@pytest.mark.parametrize("arch", [X86_64, AARCH64])
+def test_they_are_of_the_hosts_architecture(arch: Arch) -> None:
+    platforms = {word for word in pip_command(["one"], Path("/site"), arch) if word.startswith("--platform=")}
+    assert f"--platform=manylinux2014_{arch.name}" in platforms
+    assert all(word.endswith(arch.name) for word in platforms)

@@ -23,12 +23,14 @@ class ArchiveError(Exception):
 class Archive:
     """Packages of Debian's `suite`. All that its apt keeps is in `directory`; nothing of the machine's installation counts.
 
-    Blocking. Every method raises ArchiveError with apt's own last words.
+    `architecture` is Debian's name of another than the machine's own. Blocking. Every method raises ArchiveError with apt's own
+    last words.
     """
 
-    def __init__(self, suite: str, directory: Path) -> None:
+    def __init__(self, suite: str, directory: Path, architecture: str = "") -> None:
         self._suite = suite
         self._directory = directory
+        self._architecture = architecture
         self._ready = False
 
     def dependencies(self, package: str, pattern: str) -> list[str]:
@@ -83,7 +85,7 @@ class Archive:
 
     def _run(self, *command: str, cwd: Path | None = None) -> str:
         directory = self._prepare()
-        (directory / "apt.conf").write_text(_configuration(directory))
+        (directory / "apt.conf").write_text(_configuration(directory, self._architecture))
         env = {**os.environ, "APT_CONFIG": str(directory / "apt.conf"), "LC_ALL": "C"}
         try:
             done = subprocess.run(
@@ -97,9 +99,12 @@ class Archive:
         return done.stdout
 
 
-def _configuration(directory: Path) -> str:
+def _configuration(directory: Path, architecture: str) -> str:
     """Where this apt keeps things. It needs no user of its own: what it fetches is checked by signature, and nobody runs it."""
-    return f"""Dir::Etc::SourceList "{directory}/sources.list";
+    named = (
+        f'APT::Architecture "{architecture}";\nAPT::Architectures {{ "{architecture}"; }};\n' if architecture else ""
+    )
+    return f"""{named}Dir::Etc::SourceList "{directory}/sources.list";
 Dir::Etc::SourceParts "/dev/null";
 Dir::Etc::Preferences "/dev/null";
 Dir::Etc::PreferencesParts "/dev/null";

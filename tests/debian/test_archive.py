@@ -15,16 +15,16 @@ from tests.debian.archive import Archive, ArchiveError
 pytestmark = pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get: this is not a Debian system")
 
 
-def publish(place: Path, name: str, files: dict[str, str], depends: str = "") -> None:
+def publish(place: Path, name: str, files: dict[str, str], depends: str = "", *, architecture: str = "all") -> None:
     """Add a package to the archive at `place`."""
-    tree = place / "build" / name
+    tree = place / "build" / f"{name}-{architecture}"
     for path, text in files.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(text)
     (tree / "DEBIAN").mkdir(parents=True)
-    control = f"Package: {name}\nVersion: 1.0\nArchitecture: all\nMaintainer: x <x@y.z>\nDescription: x\n"
+    control = f"Package: {name}\nVersion: 1.0\nArchitecture: {architecture}\nMaintainer: x <x@y.z>\nDescription: x\n"
     (tree / "DEBIAN/control").write_text(control + (f"Depends: {depends}\n" if depends else ""))
-    deb = f"{name}_1.0_all.deb"
+    deb = f"{name}_1.0_{architecture}.deb"
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "-b", str(tree), str(place / deb)], check=True, capture_output=True
     )
@@ -59,6 +59,19 @@ def test_a_package_comes_alone_or_with_all_that_it_needs(place: Path, tmp_path: 
     archive.unpack_with_dependencies(["thing"], tmp_path / "whole")
     assert files(tmp_path / "alone") == {"usr/bin/thing"}
     assert files(tmp_path / "whole") == {"usr/bin/thing", "usr/lib/libthing"}
+
+
+@pytest.mark.parametrize("architecture", ["arm64", "riscv64"])
+def test_another_architectures_package_comes_from_the_same_archive(
+    architecture: str, place: Path, tmp_path: Path
+) -> None:
+    for one in ("arm64", "riscv64"):
+        publish(place, "tool", {f"usr/bin/{one}": one}, "thing", architecture=one)
+    archive = Archive("x", tmp_path / "apt", architecture)
+    archive.unpack(["tool"], tmp_path / "alone")
+    archive.unpack_with_dependencies(["tool"], tmp_path / "whole")
+    assert files(tmp_path / "alone") == {f"usr/bin/{architecture}"}
+    assert files(tmp_path / "whole") == {f"usr/bin/{architecture}", "usr/bin/thing", "usr/lib/libthing"}
 
 
 def test_a_kernel_is_put_together_from_its_packages(place: Path, tmp_path: Path) -> None:

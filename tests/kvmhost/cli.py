@@ -11,13 +11,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from .arch import ARCHES, X86_64
 from .channel import Sink, Streams
 from .errors import CommandRefused, KvmHostError
 from .host import Host, say_on_stderr
 from .image import ensure_image
 from .messages import Request, Result
 from .qemu import ensure_qemu
-from .settings import PROFILES, PROJECT_IN_HOST, Size, cache_directory, machine_size, parse_size
+from .settings import KINDS, PROJECT_IN_HOST, Size, cache_directory, machine_size, parse_size, profile_named
 from .terminal import SizeWatch, raw
 
 EXIT_TIMEOUT = 124  # as timeout(1) and env(1) have it
@@ -27,7 +28,11 @@ EXIT_REFUSED = 127
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m tests.kvmhost", description="A warm nested KVM host for tests.")
-    top.add_argument("--profile", choices=PROFILES, default=os.environ.get("AIOVMM_KVMHOST_PROFILE", "default"))
+    env = os.environ
+    top.add_argument("--profile", choices=KINDS, default=env.get("AIOVMM_KVMHOST_PROFILE", "default"))
+    top.add_argument("--arch", choices=ARCHES, default=env.get("AIOVMM_KVMHOST_ARCH", X86_64.name))
+    models = "; ".join(f"{arch.name}: {', '.join(arch.processors)}" for arch in ARCHES.values())
+    top.add_argument("--cpu", metavar="MODEL", help=f"{models}; default: the first")
     commands = top.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="run a command in the host; start it and push the project as needed")
@@ -88,8 +93,12 @@ def main(arguments: Sequence[str]) -> int:
         return 128 + signal.SIGINT
 
 
+def _host(options: argparse.Namespace, size: Size | None = None) -> Host:
+    return Host(options.profile, arch=options.arch, cpu=options.cpu, size=size)
+
+
 def _run(options: argparse.Namespace) -> int:
-    host = Host(options.profile)
+    host = _host(options)
     env = dict(one.partition("=")[::2] for one in options.env)
     with host.exclusive():
         if options.tty:
@@ -140,7 +149,7 @@ def _on_terminal(host: Host, argv: list[str], cwd: str, env: dict[str, str], *, 
 
 
 def _shell(options: argparse.Namespace) -> int:
-    return _exit_status(_on_terminal(Host(options.profile), ["bash", "-i"], options.cwd, {}, push=True), "bash")
+    return _exit_status(_on_terminal(_host(options), ["bash", "-i"], options.cwd, {}, push=True), "bash")
 
 
 def _start(options: argparse.Namespace) -> int:
@@ -149,17 +158,17 @@ def _start(options: argparse.Namespace) -> int:
         usual = machine_size(os.environ)
         memory = parse_size(options.memory) if options.memory else usual.memory
         size = Size(options.cpus or usual.cpus, memory)
-    Host(options.profile, size=size).ensure_started()
+    _host(options, size).ensure_started()
     return 0
 
 
 def _stop(options: argparse.Namespace) -> int:
-    say_on_stderr("stopped" if Host(options.profile).stop() else "was not running")
+    say_on_stderr("stopped" if _host(options).stop() else "was not running")
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    status = Host(options.profile).status()
+    status = _host(options).status()
     if options.json:
         print(json.dumps(asdict(status), indent=1))
     elif status.running:
@@ -173,28 +182,29 @@ def _status(options: argparse.Namespace) -> int:
 
 def _build(options: argparse.Namespace) -> int:
     cache = cache_directory(os.environ)
-    notice = ensure_qemu(cache, os.environ, say_on_stderr, force=options.force).notice
+    arch = profile_named(options.profile, options.arch, options.cpu).arch
+    notice = ensure_qemu(cache, os.environ, say_on_stderr, arch, force=options.force).notice
     if notice:
         say_on_stderr(f"it will run in {notice}")
-    print(ensure_image(cache, say_on_stderr, force=options.force).directory)
+    print(ensure_image(cache, say_on_stderr, arch, force=options.force).directory)
     return 0
 
 
 def _push(options: argparse.Namespace) -> int:
-    if not Host(options.profile).push():
+    if not _host(options).push():
         say_on_stderr("up to date")
     return 0
 
 
 def _pull(options: argparse.Namespace) -> int:
-    Host(options.profile).pull(options.path, options.destination)
+    _host(options).pull(options.path, options.destination)
     return 0
 
 
 def _install(options: argparse.Namespace) -> int:
     if not options.wheel.is_file():
         raise KvmHostError(f"{options.wheel}: no such file; build one with: pip wheel --no-deps -w dist .")
-    print(Host(options.profile).install(options.wheel))
+    print(_host(options).install(options.wheel))
     return 0
 
 
@@ -203,7 +213,7 @@ def _put(options: argparse.Namespace) -> int:
         content, mode = options.file.read_bytes(), options.file.stat().st_mode & 0o777
     except OSError as error:
         raise KvmHostError(f"{options.file}: {error.strerror}") from error
-    Host(options.profile).put(content, options.destination, mode=mode)
+    _host(options).put(content, options.destination, mode=mode)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The QEMU command line of a nested host: AMD-V emulated by TCG, so that the guest inside has a true `kvm_amd`."""
+"""The QEMU command line of a nested host: AMD-V or EL2 emulated by TCG, so that the Linux inside has a true KVM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from .settings import Profile, Size
 
 # Said to the tests inside by the host's kernel command line, where its QEMU is one under which Linux 7 does not boot.
 NOT_THE_NEWEST_KERNEL = "kvmhost.not_the_newest_kernel"
-_KERNEL_ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off tsc=reliable quiet"
 
 
 @dataclass(frozen=True)
@@ -28,19 +27,21 @@ def machine_name(profile: Profile) -> str:
 
 def qemu_command(qemu: Qemu, profile: Profile, size: Size, files: BootFiles) -> list[str]:
     """The daemon's command line, to be run in the host's own directory: sockets, logs and disks are relative to it."""
-    told = NOT_THE_NEWEST_KERNEL if qemu.notice else ""
+    arch = profile.arch
+    told = NOT_THE_NEWEST_KERNEL if qemu.notice and arch.newest_needs else ""
+    arguments = (f"console={arch.console} panic=-1 quiet", arch.kernel_arguments, profile.kernel_arguments, told)
     return [
         *qemu.command,
         *("-name", machine_name(profile)),
-        *("-M", profile.machine),
+        *("-M", ",".join(filter(None, (arch.machine, profile.machine)))),
         *("-accel", "tcg,thread=multi"),
-        *("-cpu", "max"),
+        *("-cpu", profile.processor),
         *("-smp", str(size.cpus)),
         *("-m", f"{size.memory >> 20}M"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", str(files.kernel)),
         *("-initrd", str(files.initramfs)),
-        *("-append", " ".join(filter(None, (_KERNEL_ARGUMENTS, profile.kernel_arguments, told)))),
+        *("-append", " ".join(filter(None, arguments))),
         # The image stays as built: what the host writes goes to an unnamed file that ends with it.
         *("-drive", f"file={files.disk},if=none,id=root,format=raw,cache=unsafe,discard=unmap,snapshot=on"),
         *("-device", "virtio-blk-pci,drive=root"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from .report_lines import MARK
+from .settings import Profile
 
 _TEST_SECONDS = 600  # for a test with no limit of its own: everything takes about nine times as long there
 _TAIL_LINES = 40
@@ -20,11 +21,12 @@ _PASSED_ON = ("AIOVMM_REQUIRE_GROUNDS", "CI")  # what is a failure here, a skip 
 class RemoteSession:
     """The pytest in the host of `profile` that runs `nodeids`, in this order."""
 
-    def __init__(self, config: pytest.Config, profile: str, nodeids: list[str]) -> None:
+    def __init__(self, config: pytest.Config, profile: Profile, nodeids: list[str]) -> None:
         self._config = config
         self._tail: list[str] = []
         self._early: dict[str, list[pytest.TestReport]] = {}
-        command = [sys.executable, "-m", "tests.kvmhost", "--profile", profile, "run", *_environment()]
+        command = [sys.executable, "-m", "tests.kvmhost", "--profile", profile.kind, "--arch", profile.arch.name]
+        command += ["--cpu", profile.processor, "run", *_environment()]
         command += ["--", "python", "-m", "pytest", "-p", "tests.kvmhost.report_lines", f"--timeout={_TEST_SECONDS}"]
         command += nodeids
         self._process = subprocess.Popen(

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from . import files, project
+from .arch import X86_64
 from .channel import Channel, Streams, capture
 from .errors import HostLost
 from .image import Image, ensure_image
@@ -29,13 +30,22 @@ def say_on_stderr(text: str) -> None:
 
 
 class Host:
-    """A nested host of one profile. Every method locks it, waiting for other users; `exclusive()` keeps it longer.
+    """A nested host of one profile, architecture and processor.
 
+    Every method locks it, waiting for other users; `exclusive()` keeps it longer.
     Methods raise KvmHostError's kinds. The host goes on running after the process that started it.
     """
 
-    def __init__(self, profile: str = "default", *, size: Size | None = None, say: object = None) -> None:
-        self.profile = profile_named(profile)
+    def __init__(
+        self,
+        profile: str = "default",
+        *,
+        arch: str = X86_64.name,
+        cpu: str | None = None,
+        size: Size | None = None,
+        say: object = None,
+    ) -> None:
+        self.profile = profile_named(profile, arch, cpu)
         self._size = size
         self._say = say if callable(say) else say_on_stderr
         self._cache = cache_directory(os.environ)
@@ -84,7 +94,9 @@ class Host:
 
     def _open(self) -> tuple[Channel, Hello]:
         """A session with a host that fits: the running one, or one started now."""
-        image, qemu = ensure_image(self._cache, self._say), ensure_qemu(self._cache, os.environ, self._say)
+        arch = self.profile.arch
+        image = ensure_image(self._cache, self._say, arch)
+        qemu = ensure_qemu(self._cache, os.environ, self._say, arch)
         pid = self.machine.pid()
         if pid is not None:
             misfit = self._misfit(image, qemu)
@@ -166,7 +178,7 @@ class Host:
                 return self._push(channel, hello)
 
     def _push(self, channel: Channel, hello: Hello) -> bool:
-        tree = project.project_tree(PROJECT)
+        tree = project.project_tree(PROJECT, self.profile.arch)
         contents = project.manifest(tree)
         if hello.project == project.digest(contents):
             return False

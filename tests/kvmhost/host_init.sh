@@ -22,7 +22,7 @@ echo 1 >/proc/sys/vm/overcommit_memory
 echo 1 >/proc/sys/net/ipv4/ip_forward
 ulimit -n 65536
 
-for module in virtio_console virtio_rng kvm_amd tun vhost_net vhost_vsock vsock_loopback loop fuse; do
+for module in virtio_console virtio_rng tun vhost_net vhost_vsock vsock_loopback loop fuse; do
     modprobe "$module" || echo "kvmhost: modprobe $module failed"
 done
 while read -r module; do

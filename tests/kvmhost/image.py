@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,29 +15,21 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from tests.debian import NoSources, apt_settings, sources
+from tests.debian import Archive, ArchiveError, NoSources, Unpacked, apt_settings, sources
 
 from . import recipe as recipes
 from . import wheels
+from .arch import ARCHES, Arch
 from .errors import BuildFailed, MissingTool
 from .initramfs import load_order
 from .kernels import fetch_kernels
 from .lock import HostLock
 from .requirements import requirements
-from .settings import PROJECT, PROJECT_IN_HOST, PYTHON_IN_HOST, SITE_PACKAGES
+from .settings import PROJECT, PROJECT_IN_HOST, PYTHON_IN_HOST, PYTHON_VERSION, SITE_PACKAGES
+from .tools import SBIN, missing_tools, needed_tools
 
-_KEPT_IMAGES = 3
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-BUILD_TOOLS = {
-    "mmdebstrap": "mmdebstrap",
-    "mke2fs": "e2fsprogs",
-    "depmod": "kmod",
-    "dpkg-deb": "dpkg",
-    "apt-get": "apt",
-    "gcc": "gcc",
-    "make": "make",
-}
-RUN_TOOLS = {"qemu-system-x86_64": "qemu-system-x86"}
+_KEPT_IMAGES = 3  # of each architecture
+_SCRIPTS = {"hook.sh": "image_hook.sh", "foreign.sh": "image_hook_foreign.sh"}
 Say = Callable[[str], None]
 
 
@@ -61,43 +54,33 @@ class Image:
         return self.directory / "boot"
 
 
-def needed_tools() -> dict[str, str]:
-    """What building an image and running a host takes; without root also what makes a user namespace of many users."""
-    return {**BUILD_TOOLS, **RUN_TOOLS, **({} if os.geteuid() == 0 else {"newuidmap": "uidmap"})}
-
-
-def missing_tools(tools: dict[str, str]) -> dict[str, str]:
-    """Those of `tools` (program: Debian package) that the machine does not have."""
-    path = f"{os.environ.get('PATH', os.defpath)}:{_SBIN}"
-    return {tool: package for tool, package in tools.items() if not shutil.which(tool, path=path)}
-
-
-def current_recipe() -> recipes.Recipe:
+def current_recipe(arch: Arch) -> recipes.Recipe:
     pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    hook = (pathlib.Path(__file__).parent / "image_hook.sh").read_text()
-    return recipes.Recipe([*requirements(pyproject), *recipes.TOOL_REQUIREMENTS], hook)
+    here = pathlib.Path(__file__).parent
+    scripts = {name: (here / source).read_text() for name, source in _SCRIPTS.items()}
+    return recipes.Recipe.of(arch, [*requirements(pyproject), *recipes.TOOL_REQUIREMENTS], scripts)
 
 
-def ensure_image(cache: pathlib.Path, say: Say, *, force: bool = False) -> Image:
+def ensure_image(cache: pathlib.Path, say: Say, arch: Arch, *, force: bool = False) -> Image:
     """The image of the current recipe, built if it is not there. MissingTool, BuildFailed."""
-    recipe = current_recipe()
+    recipe = current_recipe(arch)
     image = Image(cache / "images" / recipe.key)
     if image.directory.exists() and not force:
         os.utime(image.directory)
         return image
-    missing = missing_tools(needed_tools())
+    missing = missing_tools(needed_tools(arch))
     if missing:
         raise MissingTool(missing)
     with HostLock(cache / "images.lock", say):
         if force or not image.directory.exists():
             _build(recipe, image, say)
-            _prune(image)
+            _prune(image, recipe)
     return image
 
 
 def _build(recipe: recipes.Recipe, image: Image, say: Say) -> None:
     started = time.monotonic()
-    say(f"building the nested host's image {image.key} (once; takes a minute or two)")
+    say(f"building the {recipe.arch} nested host's image {image.key} (once; takes a minute or two)")
     image.directory.parent.mkdir(parents=True, exist_ok=True)
     # As root beside its final place; else where the user namespace's root, a stranger, can get at it.
     place = image.directory.parent if os.geteuid() == 0 else pathlib.Path("/var/tmp")
@@ -105,9 +88,9 @@ def _build(recipe: recipes.Recipe, image: Image, say: Say) -> None:
         stage = pathlib.Path(name)
         _lay_out(stage, recipe)
         say("Python packages")
-        _install_packages(recipe.requirements, stage / "overlay", say)
+        _install_packages(recipe, stage / "overlay", say)
         say("kernels")
-        fetch_kernels(recipe.kernels, recipes.OPTIONAL_KERNELS, stage, say)
+        fetch_kernels(ARCHES[recipe.arch], recipe.kernels, recipes.OPTIONAL_KERNELS, stage, say)
         say("Debian packages")
         tools = image.directory.parent.parent / "tools"
         tools.mkdir(exist_ok=True)
@@ -145,7 +128,8 @@ def _lay_out(stage: pathlib.Path, recipe: recipes.Recipe) -> None:
         (stage / name).mkdir(parents=True)
     for name in ("debs", "tools", "out", "out/boot"):
         (stage / name).chmod(0o777)
-    (stage / "hook.sh").write_text(recipe.hook)
+    for name, text in recipe.scripts.items():
+        (stage / name).write_text(text)
     (stage / "out/recipe.json").write_text(json.dumps(asdict(recipe), indent=1))
     for path, content in recipes.virtual_environment().items():
         target = stage / "overlay" / path.lstrip("/")
@@ -156,9 +140,9 @@ def _lay_out(stage: pathlib.Path, recipe: recipes.Recipe) -> None:
             target.write_text(content)
 
 
-def _install_packages(wanted: list[str], overlay: pathlib.Path, say: Say) -> None:
+def _install_packages(recipe: recipes.Recipe, overlay: pathlib.Path, say: Say) -> None:
     site = overlay / PYTHON_IN_HOST.lstrip("/") / SITE_PACKAGES
-    wheels.install(wanted, site, lambda command: _run(command, "pip", say))
+    wheels.install(recipe.requirements, site, lambda command: _run(command, "pip", say), ARCHES[recipe.arch])
     shutil.rmtree(site / "bin", ignore_errors=True)  # commands of the packages: use python -m
     (site / "aiovmm-project.pth").write_text(f"{PROJECT_IN_HOST}\n")
 
@@ -166,13 +150,37 @@ def _install_packages(wanted: list[str], overlay: pathlib.Path, say: Say) -> Non
 def _make_disk(recipe: recipes.Recipe, stage: pathlib.Path, say: Say) -> None:
     env = {
         **os.environ,
-        "PATH": f"{os.environ.get('PATH', os.defpath)}:{_SBIN}",
+        "PATH": f"{os.environ.get('PATH', os.defpath)}:{SBIN}",
         "TMPDIR": str(stage),
+        "ARCH": recipe.arch,
+        "CROSS": ARCHES[recipe.arch].cross,
+        "PYTHON_VERSION": PYTHON_VERSION,
+        "SITE": f"{PYTHON_IN_HOST}/{SITE_PACKAGES}",
+        "PYTHON": _python(recipe, stage),
         "HOST_KERNEL": recipes.HOST_KERNEL,
         "BOOT_MODULES": " ".join(recipe.boot_modules),
     }
     command = recipes.mmdebstrap_command(recipe, stage, apt_settings())
     _run(command, "mmdebstrap", say, env=env, given=debian_sources(recipe.suite))
+
+
+def _python(recipe: recipes.Recipe, stage: pathlib.Path) -> str:
+    """The words that run, in `stage`, a Python of the image's version for this machine; none where the image's own runs."""
+    if not recipe.foreign:
+        return ""
+    try:
+        Archive(recipe.suite, stage / "apt-python").unpack_with_dependencies(
+            [f"python{PYTHON_VERSION}"], stage / "python"
+        )
+    except ArchiveError as error:
+        raise BuildFailed(f"no Python {PYTHON_VERSION} to compile with: {error}") from error
+    return shlex.join(
+        [
+            "env",
+            f"PYTHONHOME={stage}/python/usr",
+            *Unpacked(stage / "python").command(f"usr/bin/python{PYTHON_VERSION}"),
+        ]
+    )
 
 
 def debian_sources(suite: str) -> str:
@@ -213,7 +221,15 @@ def _run(command: list[str], what: str, say: Say, *, env: dict[str, str] | None 
         raise BuildFailed(f"{what} failed with status {process.returncode}:\n" + "\n".join(words))
 
 
-def _prune(newest: Image) -> None:
+def _prune(newest: Image, recipe: recipes.Recipe) -> None:
     images = sorted(newest.directory.parent.glob("[0-9a-f]" * 16), key=lambda path: path.stat().st_mtime)
-    for old in [path for path in images if path != newest.directory][: -(_KEPT_IMAGES - 1)]:
+    others = [path for path in images if path != newest.directory and _arch_of(path) == recipe.arch]
+    for old in others[: -(_KEPT_IMAGES - 1)]:
         shutil.rmtree(old)
+
+
+def _arch_of(image: pathlib.Path) -> str:
+    try:
+        return str(json.loads((image / "recipe.json").read_text())["arch"])
+    except (OSError, ValueError, KeyError):
+        return "x86_64"  # older than there were others

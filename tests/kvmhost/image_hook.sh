@@ -1,4 +1,6 @@
 # Finishes the nested host's root file system and writes it to a disk image.
+# $ARCH is its architecture, $CROSS what the names of its compiler start with, $SITE its directory of Python packages, and
+# $PYTHON a command for a Python of its version if it cannot run its own.
 # Called by mmdebstrap: ROOT STAGE DISK-GIB; nothing of ROOT outlives the call.
 set -eu
 umask 022
@@ -10,6 +12,8 @@ trap 'rm -rf "$stage"/debs/*' EXIT
 step() { echo "kvmhost: $*" >&2; }
 # apt as it will be in the image: its sources, not the machine's.
 in_apt() { env --chdir="$stage/debs" APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" "$@"; }
+
+[ -z "$CROSS" ] || . "$stage/foreign.sh"
 
 mkdir -p "$root/guest" "$root/usr/lib/modules"
 for kernel in "$stage"/kernels/*; do
@@ -27,12 +31,13 @@ done
 # A static fio for guests that hold little more than busybox; kept by version, for it takes longest of all.
 static_fio() {
     version=$(in_apt apt-cache showsrc fio | sed -n 's/^Version: //p' | head -n 1)
-    kept=$stage/tools/fio-$version
+    kept=$stage/tools/fio-$version-$ARCH
     if [ ! -x "$kept" ]; then
         in_apt apt-get -qq source --download-only fio &&
             mkdir "$stage/debs/fio" &&
             tar -xf "$stage"/debs/fio_*.orig.tar.?z -C "$stage/debs/fio" --strip-components=1 || return 1
-        (cd "$stage/debs/fio" && ./configure --build-static --disable-native && make -j"$(nproc)" fio && strip fio) \
+        (cd "$stage/debs/fio" && ./configure --cc="${CROSS}gcc" --build-static --disable-native &&
+            make -j"$(nproc)" fio && "${CROSS}strip" fio) \
             >"$stage/out/fio.log" 2>&1 || return 1
         cp "$stage/debs/fio/fio" "$kept" || return 1
     fi
@@ -54,6 +59,15 @@ step "virtual environment"
 cp -a --no-preserve=ownership "$stage/overlay/." "$root/"
 mkdir -p "$root/root/aiovmm" "$root/run" "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
 rm -rf "$root"/var/cache/apt/* "$root"/var/lib/apt/lists/*
+
+# Else each start of the host would compile them: what is written there is gone with it.
+step "compiled Python"
+compile="-m compileall -q -j0 --invalidation-mode=unchecked-hash"
+if [ -n "$PYTHON" ]; then
+    $PYTHON $compile -s "$root" -p / "$root/usr/lib/python$PYTHON_VERSION" "$root$SITE"
+else
+    chroot "$root" python3 $compile /usr/lib/python$PYTHON_VERSION "$SITE"
+fi >&2
 
 step "boot files"
 host=$(cat "$root/guest/$HOST_KERNEL/release")

@@ -25,7 +25,9 @@ def build(boot: pathlib.Path, profile: Profile) -> bytes:
             *(cpio.file(f"modules/{name}", (boot / name).read_bytes()) for name in modules),
             cpio.file("modules/order", "".join(f"{name}\n" for name in modules).encode()),
             cpio.file("kvmhost/init.sh", (_HERE / "host_init.sh").read_bytes(), 0o755),
-            cpio.file("kvmhost/modules", "".join(f"{line}\n" for line in profile.modules).encode()),
+            cpio.file(
+                "kvmhost/modules", "".join(f"{line}\n" for line in (*profile.arch.modules, *profile.modules)).encode()
+            ),
             cpio.file("kvmhost/kvmhost/__init__.py", b""),
             *(cpio.file(f"kvmhost/kvmhost/{name}", (_HERE / name).read_bytes()) for name in _AGENT_MODULES),
         ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from tests.debian import Archive, ArchiveError
 
+from .arch import Arch
 from .errors import BuildFailed
 
 # In a directory for each: `vmlinuz`, `config`, `release` (uname -r) and `modules/`, which the image has where a host has them.
@@ -15,12 +16,12 @@ Say = Callable[[str], None]
 
 
 def fetch_kernels(
-    kernels: Mapping[str, tuple[str, str]], optional: tuple[str, ...], stage: pathlib.Path, say: Say
+    arch: Arch, kernels: Mapping[str, tuple[str, str]], optional: tuple[str, ...], stage: pathlib.Path, say: Say
 ) -> None:
     """Into `stage`/kernels/NAME each of `kernels` (suite, meta-package). BuildFailed; an `optional` one may be missing."""
     archives: dict[str, Archive] = {}
     for name, (suite, package) in kernels.items():
-        archive = archives.setdefault(suite, Archive(suite, stage / f"apt-{suite}"))
+        archive = archives.setdefault(suite, Archive(suite, stage / f"apt-{suite}", arch.debian))
         try:
             release = _lay_out(archive, package, stage / "kernels" / name)
         except ArchiveError as error:

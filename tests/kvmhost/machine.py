@@ -15,10 +15,11 @@ import time
 
 from .command import BootFiles, machine_name, qemu_command
 from .errors import HostLost, MissingTool
-from .image import RUN_TOOLS, Image, missing_tools
+from .image import Image
 from .initramfs import build
 from .qemu import Qemu
 from .settings import Profile, Size
+from .tools import missing_tools, run_tools
 
 _STOP_SECONDS = 10.0
 _CRASH = re.compile(r"Kernel panic|BUG:|Oops|Out of memory|kvmhost:")
@@ -58,7 +59,7 @@ class Machine:
 
     def start(self, image: Image, qemu: Qemu, size: Size) -> None:
         """Start the process; it boots on its own. MissingTool, HostLost with QEMU's words if it does not start."""
-        missing = missing_tools(RUN_TOOLS)
+        missing = missing_tools(run_tools(self.profile.arch))
         if missing:
             raise MissingTool(missing)
         self._clear()

@@ -2,7 +2,8 @@
 
 A test marked `kvmhost` runs in a nested host. Where pytest already runs in one it is a test like any other; elsewhere all
 such tests are handed, at the first, to one pytest in the host, and each is reported here as it ends there.
-`@pytest.mark.kvmhost(profile="vfio")` chooses another profile's host.
+`@pytest.mark.kvmhost(profile="vfio")` chooses another profile's host, `arch="aarch64"` another architecture's, `cpu="cortex-a72"`
+another processor of it.
 
 The fixture `kvmhost` is for the other kind of test, which stays outside and gives the host commands.
 
@@ -17,22 +18,24 @@ from collections.abc import Iterator
 
 import pytest
 
+from .arch import X86_64, Arch
 from .delegate import RemoteSession
 from .host import Host
-from .image import missing_tools, needed_tools
+from .settings import Profile, profile_named
+from .tools import missing_tools, needed_tools
 
 INSIDE = "AIOVMM_KVMHOST" in os.environ
 _REQUIRED = os.environ.get("AIOVMM_REQUIRE_GROUNDS", "") not in ("", "0")
 _SESSIONS = pytest.StashKey[dict[str, RemoteSession]]()
 
 
-def lacking() -> str:
-    """Why there can be no nested host here; empty if there can."""
-    missing = missing_tools(needed_tools())
+def lacking(arch: Arch = X86_64) -> str:
+    """Why there can be no nested host of `arch` here; empty if there can."""
+    missing = missing_tools(needed_tools(arch))
     if not missing:
         return ""
     packages = " ".join(sorted(set(missing.values())))
-    return f"no nested KVM host: {', '.join(sorted(missing))} not installed (apt-get install {packages})"
+    return f"no nested KVM host of {arch.name}: {', '.join(sorted(missing))} not installed (apt-get install {packages})"
 
 
 @pytest.fixture(scope="session")
@@ -60,10 +63,13 @@ def kvmhost(kvmhost_unlocked: Host) -> Iterator[Host]:
         yield kvmhost_unlocked
 
 
-def _profile(item: pytest.Item) -> str:
-    """The profile whose host `item` is to run in; empty for a test that runs here."""
+def _profile(item: pytest.Item) -> Profile | None:
+    """The profile whose host `item` is to run in; None for a test that runs here."""
     marker = None if INSIDE else item.get_closest_marker("kvmhost")
-    return str(marker.kwargs.get("profile", "default")) if marker else ""
+    if marker is None:
+        return None
+    wanted = marker.kwargs
+    return profile_named(wanted.get("profile", "default"), wanted.get("arch", X86_64.name), wanted.get("cpu"))
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -71,11 +77,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "kvmhost_possible" in getattr(item, "fixturenames", ()):
             item.add_marker("kvmhost_client")
-    reason = lacking() if any(_profile(item) for item in items) else ""
-    if reason and not _REQUIRED:
-        for item in items:
-            if _profile(item):
-                item.add_marker(pytest.mark.skip(reason=reason))
+    if _REQUIRED:
+        return
+    reasons: dict[str, str] = {}
+    for item in items:
+        profile = _profile(item)
+        if profile is None:
+            continue
+        arch = profile.arch
+        if arch.name not in reasons:
+            reasons[arch.name] = lacking(arch)
+        if reasons[arch.name]:
+            item.add_marker(pytest.mark.skip(reason=reasons[arch.name]))
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
@@ -87,14 +100,14 @@ def pytest_timeout_set_timer(item: pytest.Item) -> bool | None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     profile = _profile(item)
-    if not profile or item.get_closest_marker("skip"):
+    if profile is None or item.get_closest_marker("skip"):
         return None
     sessions = item.config.stash.setdefault(_SESSIONS, {})
-    if profile not in sessions:
+    if profile.name not in sessions:
         nodeids = [one.nodeid for one in item.session.items if _profile(one) == profile]
-        sessions[profile] = RemoteSession(item.config, profile, nodeids)
+        sessions[profile.name] = RemoteSession(item.config, profile, nodeids)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in sessions[profile].reports(item):
+    for report in sessions[profile.name].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     _tear_down_for(item, nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

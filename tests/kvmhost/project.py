@@ -12,12 +12,17 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tools import cross
+
+from .arch import X86_64, Arch
+from .errors import BuildFailed
 from .requirements import distribution_files
 from .settings import PROJECT_IN_HOST, PYTHON_IN_HOST
 
 _SKIPPED_DIRECTORIES = {"__pycache__", "build", "dist", "node_modules", "venv"}
 _SKIPPED_SUFFIXES = {".pyc", ".o", ".img", ".qcow2"}
 _LARGEST_FILE = 32 << 20
+_EXTENSION = "aiovmm/native/_native.abi3.so"
 STATE = f"{PROJECT_IN_HOST}/.kvmhost"
 
 # Run in the host with update_archive() as its input. Without a digest, an interrupted one starts over next time.
@@ -40,18 +45,31 @@ class Source:
 Tree = dict[str, Source]  # by absolute path in the host
 
 
-def project_tree(root: pathlib.Path) -> Tree:
-    """The tree's files, built extension included, with the commands and metadata an installation would have."""
+def project_tree(root: pathlib.Path, arch: Arch = X86_64) -> Tree:
+    """The tree's files, built extension included, with the commands and metadata an installation would have.
+
+    For another architecture the extension is cross compiled now, if it is not. BuildFailed.
+    """
     tree = {}
     for path in _files(root):
         info = path.stat()
         name = f"{PROJECT_IN_HOST}/{path.relative_to(root).as_posix()}"
         tree[name] = Source(path.read_bytes(), info.st_mode & 0o777, int(info.st_mtime))
+    if arch.is_foreign:
+        tree[f"{PROJECT_IN_HOST}/{_EXTENSION}"] = _cross_compiled(arch)
     pyproject = tomllib.loads((root / "pyproject.toml").read_text())
     for name, text in distribution_files(pyproject).items():
         mode = 0o755 if name.startswith("bin/") else 0o644
         tree[f"{PYTHON_IN_HOST}/{name}"] = Source(text.encode(), mode)
     return tree
+
+
+def _cross_compiled(arch: Arch) -> Source:
+    try:
+        path = cross.extension(arch.name)
+    except cross.CrossBuildFailed as error:
+        raise BuildFailed(str(error)) from error
+    return Source(path.read_bytes(), 0o755, int(path.stat().st_mtime))
 
 
 def _files(root: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pathlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
-from tests.debian.stock import STOCK_KERNELS
-
+from .arch import Arch
 from .settings import PYTHON_IN_HOST, PYTHON_VERSION
 
 SUITE = "bookworm"
@@ -19,7 +18,6 @@ TOOL_REQUIREMENTS = ("pip",)
 PACKAGES = (
     "python3",
     "busybox-static",
-    "qemu-system-x86",  # the peer in benchmarks; brings virtiofsd
     "qemu-utils",  # qemu-img, qemu-io, qemu-storage-daemon
     "iproute2",
     "iputils-ping",
@@ -58,6 +56,36 @@ PACKAGES = (
     *("librte-net-ice23", "librte-net-ixgbe23", "librte-net-mlx5-23", "librte-pdump23"),
 )
 
+# What every Debian has, and so no package says that it needs it: to be named where nothing is installed.
+ESSENTIAL = (
+    *(
+        "base-files",
+        "base-passwd",
+        "bash",
+        "coreutils",
+        "dash",
+        "debianutils",
+        "diffutils",
+        "findutils",
+        "grep",
+        "gzip",
+    ),
+    *(
+        "hostname",
+        "libc-bin",
+        "login",
+        "mawk",
+        "mount",
+        "ncurses-base",
+        "ncurses-bin",
+        "perl-base",
+        "sed",
+        "sysvinit-utils",
+    ),
+    *("tar", "util-linux"),
+)
+
+_UNUSED = ("doc", "man", "locale", "info", "lintian")  # of /usr/share; image_hook_foreign.sh has them too
 HOST_KERNEL = "6.1"
 OPTIONAL_KERNELS = ("newest",)  # an image may be without, where their archive cannot be reached
 BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
@@ -68,12 +96,20 @@ class Recipe:
     """All that decides what an image holds, but for the versions its mirror has on the day."""
 
     requirements: list[str]
-    hook: str  # the script that finishes the root file system
+    scripts: dict[str, str]  # by file name; hook.sh finishes the root file system
+    arch: str
+    debian: str  # its name there
+    foreign: bool
+    packages: tuple[str, ...]
+    kernels: dict[str, tuple[str, str]]
     suite: str = SUITE
-    packages: tuple[str, ...] = PACKAGES
-    kernels: dict[str, tuple[str, str]] = field(default_factory=lambda: dict(STOCK_KERNELS))
     boot_modules: tuple[str, ...] = BOOT_MODULES
     disk_gib: int = 16  # sparse: room for tests' own disk images
+
+    @classmethod
+    def of(cls, arch: Arch, requirements: list[str], scripts: dict[str, str]) -> Recipe:
+        packages = (*PACKAGES, *arch.packages, *(ESSENTIAL if arch.is_foreign else ()))
+        return cls(requirements, scripts, arch.name, arch.debian, arch.is_foreign, packages, dict(arch.kernels))
 
     @property
     def key(self) -> str:
@@ -85,18 +121,20 @@ def mmdebstrap_command(recipe: Recipe, stage: pathlib.Path, settings: list[str])
 
     All happens in the hook, so that it works the same as root and in an unprivileged user namespace, where the
     tree belongs to nobody outside. It reads apt sources from standard input and keeps no tree; `settings` are for its apt.
+    Packages that this machine cannot run are unpacked and no more, which also makes nothing of the merged /usr.
     """
-    excluded = ("doc", "man", "locale", "info", "lintian")
+    excluded = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _UNUSED]
+    merged = 'for d in bin sbin lib; do mkdir -p "$1/usr/$d" && ln -s "usr/$d" "$1/$d"; done'
+    foreign = ("--variant=extract", f"--architectures={recipe.debian}", f"--setup-hook={merged}")
     return [
         "mmdebstrap",
-        "--variant=minbase",
+        *(foreign if recipe.foreign else ("--variant=minbase", *excluded)),
         "--format=null",
         '--aptopt=Acquire::Languages "none"',
         *(f"--aptopt={setting}" for setting in settings),
         "--dpkgopt=force-unsafe-io",
-        *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in excluded),
         f"--include={','.join(recipe.packages)}",
-        f'--customize-hook=sh {stage}/hook.sh "$1" {stage} {recipe.disk_gib}',
+        f'--{"extract" if recipe.foreign else "customize"}-hook=sh {stage}/hook.sh "$1" {stage} {recipe.disk_gib}',
         recipe.suite,
         "/dev/null",
         "-",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from .arch import AARCH64, X86_64, Arch, arch_named
 from .errors import KvmHostError
 
 PROJECT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,14 +39,26 @@ class Disk:
 
 @dataclass(frozen=True)
 class Profile:
-    """A kind of nested host: what its machine has beyond the common ground of command.py."""
+    """A nested host: its architecture and processor, and what its machine has beyond the common ground of command.py."""
 
-    name: str
-    machine: str = "q35"
+    kind: str = "default"
+    arch: Arch = X86_64
+    processor: str = "max"
+    machine: str = ""  # options beside the architecture's
     devices: tuple[str, ...] = ()  # further QEMU arguments; disks appear as files of their name
     disks: tuple[Disk, ...] = ()
     kernel_arguments: str = ""
     modules: tuple[str, ...] = ()  # modprobe arguments, run at boot after the common ones
+
+    @property
+    def name(self) -> str:
+        """Its own among all hosts: of what is not the usual."""
+        parts = (
+            self.arch.name if self.arch != X86_64 else "",
+            self.kind if self.kind != "default" else "",
+            self.processor if self.processor != self.arch.processors[0] else "",
+        )
+        return "-".join(filter(None, parts)) or self.kind
 
 
 def _network_card(number: int, driver: str) -> tuple[str, ...]:
@@ -58,12 +71,13 @@ def _network_card(number: int, driver: str) -> tuple[str, ...]:
 
 
 PROFILES = {
-    profile.name: profile
+    (profile.arch.name, profile.kind): profile
     for profile in (
-        Profile("default"),
+        Profile(),
+        Profile(arch=AARCH64),
         Profile(
             "vfio",
-            machine="q35,kernel-irqchip=off",
+            machine="kernel-irqchip=off",
             devices=(
                 *("-device", "intel-iommu,intremap=off,caching-mode=on"),
                 *("-drive", "file=nvme.img,if=none,id=nvme,format=raw,cache=unsafe"),
@@ -82,11 +96,20 @@ PROFILES = {
 }
 
 
-def profile_named(name: str) -> Profile:
+KINDS = tuple(dict.fromkeys(kind for _, kind in PROFILES))
+
+
+def profile_named(kind: str = "default", arch: str = X86_64.name, processor: str | None = None) -> Profile:
+    """The profile of that kind; `processor` is QEMU's name of one of those of the architecture. KvmHostError."""
+    wanted = arch_named(arch)
     try:
-        return PROFILES[name]
+        profile = PROFILES[arch, kind]
     except KeyError:
-        raise KvmHostError(f"no profile {name!r}; there are {', '.join(PROFILES)}") from None
+        known = ", ".join(name for of, name in PROFILES if of == arch)
+        raise KvmHostError(f"no profile {kind!r} of {arch}; there are {known}") from None
+    if processor not in (None, *wanted.processors):
+        raise KvmHostError(f"no processor {processor!r} of {arch}; there are {', '.join(wanted.processors)}")
+    return replace(profile, processor=processor or wanted.processors[0])
 
 
 _CPUS = 3  # at least, however few the machine has: see default_size

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from .arch import X86_64, Arch
 from .errors import BuildFailed
 from .settings import PYTHON_VERSION
 
-# PEP 508's names for what the Python inside is.
+# PEP 508's names for what the Python inside is, but for its processor.
 MARKERS = {
     "python_version": PYTHON_VERSION,
     "python_full_version": f"{PYTHON_VERSION}.0",
     "implementation_name": "cpython",
     "implementation_version": f"{PYTHON_VERSION}.0",
     "platform_python_implementation": "CPython",
-    "platform_machine": "x86_64",
     "platform_system": "Linux",
     "platform_release": "",
     "platform_version": "",
@@ -35,14 +35,14 @@ MARKERS = {
 }
 
 
-def install(wanted: Iterable[str], site: Path, run: Callable[[list[str]], None]) -> None:
+def install(wanted: Iterable[str], site: Path, run: Callable[[list[str]], None], arch: Arch = X86_64) -> None:
     """Fill `site`, the host's directory of packages; `run` is given pip's command lines. BuildFailed if they come to no end."""
-    asked = list(there(wanted))
+    asked = list(there(wanted, arch))
     while True:
         shutil.rmtree(site, ignore_errors=True)
         site.mkdir(parents=True)
-        run(pip_command(asked, site))
-        missing = unmet(site)
+        run(pip_command(asked, site, arch))
+        missing = unmet(site, arch)
         if not missing:
             return
         if set(missing) <= set(asked):
@@ -52,8 +52,8 @@ def install(wanted: Iterable[str], site: Path, run: Callable[[list[str]], None])
         asked += [one for one in missing if one not in asked]
 
 
-def pip_command(wanted: Iterable[str], site: Path) -> list[str]:
-    platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(36, 4, -1)] + ["manylinux2014_x86_64"]
+def pip_command(wanted: Iterable[str], site: Path, arch: Arch) -> list[str]:
+    platforms = [f"manylinux_2_{minor}_{arch.name}" for minor in range(36, 4, -1)] + [f"manylinux2014_{arch.name}"]
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"),
         *("--root-user-action=ignore", "--no-warn-script-location", "--only-binary=:all:"),
@@ -64,20 +64,20 @@ def pip_command(wanted: Iterable[str], site: Path) -> list[str]:
     ]
 
 
-def there(requirements: Iterable[str]) -> Iterator[str]:
+def there(requirements: Iterable[str], arch: Arch = X86_64) -> Iterator[str]:
     """Those of `requirements` that hold for the Python inside, without their conditions."""
     for text in requirements:
         requirement = Requirement(text)
-        if requirement.marker is None or requirement.marker.evaluate(MARKERS):
+        if requirement.marker is None or requirement.marker.evaluate({**MARKERS, "platform_machine": arch.name}):
             requirement.marker = None
             yield str(requirement)
 
 
-def unmet(site: Path) -> list[str]:
+def unmet(site: Path, arch: Arch = X86_64) -> list[str]:
     """What the packages in `site` need for the Python inside and is not there, or in another version."""
     found = list(importlib.metadata.distributions(path=[str(site)]))
     versions = {_normal(one.metadata["Name"]): one.version for one in found}
-    needed = {text for one in found for text in there(one.requires or [])}
+    needed = {text for one in found for text in there(one.requires or [], arch)}
     return sorted(text for text in needed if not _is_met(Requirement(text), versions))
 
 

@@ -16,6 +16,7 @@ from tests.debian import ArchiveError, Unpacked
 from tests.debian.stock import stock_kernel
 from tests.guests import CACHE, build_all
 from tests.kvmhost import KvmHostError, cpio, project
+from tests.kvmhost.arch import X86_64
 from tests.kvmhost.image import Image, ensure_image
 from tests.kvmhost.settings import PROJECT, PROJECT_IN_HOST, cache_directory
 
@@ -47,7 +48,7 @@ def run(command: str, *, cpus: int = 1, parameters: str = "enable_apicv=0", time
     try:
         bochs = ensure_bochs(cache.parent / "bochs")
         kernel = stock_kernel(_KERNEL)
-        image = ensure_image(cache, lambda text: None)
+        image = ensure_image(cache, lambda text: None, X86_64)
     except (ArchiveError, KvmHostError) as error:
         raise CannotRun(f"no host with VT-x: {error}") from error
     assert kernel.modules is not None
