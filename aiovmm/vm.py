@@ -22,10 +22,8 @@ from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError, host_error
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
-from aiovmm.machine import Machine
 from aiovmm.machine.ending import Ending, failed
 from aiovmm.machine.inventory import Inventory
-from aiovmm.machine.parts import PluggedDevice
 from aiovmm.machine.release import Release
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.keeper import Keeper
@@ -34,7 +32,9 @@ from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
+    from aiovmm.machine import Machine
     from aiovmm.machine.own import OwnDevices
+    from aiovmm.machine.parts import PluggedDevice
 
 __all__ = ["VM"]
 

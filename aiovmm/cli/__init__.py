@@ -1,55 +1,32 @@
 """The `aiovmm` command: a thin shell on the public API. Exit codes: 0 done, 1 the guest or the host failed, 2 wrong usage.
 
-Each subcommand is a module of its own and is imported only when it is called, so that `aiovmm run` starts fast.
+Each subcommand is a module of its own and is imported only when it is called, so that `aiovmm run` starts fast; where there is
+nothing to explain it does without click, too (`run_options`).
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, TextIO
-
-import click
+from typing import TYPE_CHECKING, Any, TextIO
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineGroup, version_option
+from aiovmm.cli.run_options import read_plain
 from aiovmm.errors import AiovmmError, UsageError, host_error
+from aiovmm.runtime.lazy import lazy_names
 from aiovmm.runtime.stdio import fill_standard_descriptors
+
+if TYPE_CHECKING:
+    from aiovmm.cli.commands import cli
 
 __all__ = ["cli", "main"]
 
-_COMMANDS = {
-    "run": ("aiovmm.cli.run", "Boot a guest and talk to it."),
-    "attach": ("aiovmm.cli.attach", "Attach this terminal to a console's unix socket."),
-    "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
-    "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
-    "devices": ("aiovmm.cli.devices", "Say which devices a guest can have, and what they offer."),
-}
+_COMPLETION = "_AIOVMM_COMPLETE"
+"""In the environment, it is a question of a shell that completes words, which click answers."""
 
-
-class _LazyGroup(OneLineGroup):
-    """Imports a subcommand's module when it is called; its one-line help stands in the table above."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@version_option
-def cli() -> None:
-    """A KVM virtual machine monitor that lives inside an asyncio program."""
+__getattr__ = lazy_names(__name__, {"aiovmm.cli.commands": "cli"})
 
 
 def main() -> None:
@@ -58,10 +35,13 @@ def main() -> None:
     closed = fill_standard_descriptors()
     told = None
     try:
-        cli(prog_name="aiovmm", obj=closed)
+        _run(sys.argv[1:], closed)
         code: Any = 0
     except SystemExit as exc:  # click's, and its only way to return
         code = exc.code
+    except KeyboardInterrupt:  # before the session has its own handlers
+        say("interrupted")
+        code = 1
     except UsageError as exc:
         code = _failed(exc, 2)
     except AiovmmError as exc:
@@ -73,6 +53,18 @@ def main() -> None:
         code = _failed(error, 1)
         told = getattr(exc, "errno", None)
     sys.exit(code if _printed(told) else code or 1)
+
+
+def _run(args: list[str], closed: Sequence[int]) -> None:
+    plain = read_plain(args[1:]) if args[:1] == ["run"] and _COMPLETION not in os.environ else None
+    if plain is not None:
+        from aiovmm.cli.start import start
+
+        start(plain, closed)
+    else:
+        from aiovmm.cli.commands import cli
+
+        cli(prog_name="aiovmm", obj=closed)
 
 
 def _failed(error: BaseException, code: int) -> int:

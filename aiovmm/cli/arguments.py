@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiovmm.cli.run_options import LIST_OPTIONS
 from aiovmm.config import (
     ConsoleConfig,
     ConsoleMode,
@@ -22,9 +23,7 @@ from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.stdio import was_given
 
-__all__ = ["LIST_OPTIONS", "build_config", "check_seconds", "spread_lists", "without_absent"]
-
-LIST_OPTIONS = ("--disk", "--net", "--fs", "--pmem", "--device", "--rate-limit-group")
+__all__ = ["build_config", "check_seconds", "spread_lists", "without_absent"]
 
 _UNSEEN = (ConsoleMode.OFF, ConsoleMode.NULL)
 _YEAR = 366 * 86400.0

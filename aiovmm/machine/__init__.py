@@ -14,8 +14,22 @@ watch       how a panic is noticed
 
 from __future__ import annotations
 
-from aiovmm.machine.assembly import Machine
-from aiovmm.machine.owner import MachineOwner
-from aiovmm.machine.parts import MachineParts, PluggedDevice
+from typing import TYPE_CHECKING
+
+from aiovmm.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from aiovmm.machine.assembly import Machine
+    from aiovmm.machine.owner import MachineOwner
+    from aiovmm.machine.parts import MachineParts, PluggedDevice
 
 __all__ = ["Machine", "MachineOwner", "MachineParts", "PluggedDevice"]
+
+__getattr__ = lazy_names(  # a VM is imported without what machines are made of, which comes with the first one
+    __name__,
+    {
+        "aiovmm.machine.assembly": "Machine",
+        "aiovmm.machine.owner": "MachineOwner",
+        "aiovmm.machine.parts": "MachineParts PluggedDevice",
+    },
+)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar, overload
 
 from aiovmm.errors import StateError, UsageError
-from aiovmm.machine.parts import PluggedDevice
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk import BlkDevice
     from aiovmm.devices.virtio.net import NetDevice
     from aiovmm.devices.virtio.vsock import Vsock
+    from aiovmm.machine.parts import PluggedDevice
 
 __all__ = ["Inventory"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aiovmm.boot import KernelImage, load_kernel
+from aiovmm.boot import KernelImage
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.passthrough import Passthrough
 
-__all__ = ["MachineParts", "PluggedDevice", "load_kernel_image", "open_parts"]
+__all__ = ["MachineParts", "PluggedDevice", "open_parts"]
 
 
 _ANYWHERE = PlacedConfig()
@@ -99,8 +99,3 @@ async def open_parts(parts: MachineParts) -> None:
         await plugged.device.open()
     if parts.passthrough is not None:
         await in_thread(parts.passthrough.open)
-
-
-async def load_kernel_image(config: VMConfig) -> KernelImage:
-    """Examine and unpack the kernel, off the loop. Raises ImageError before any VM exists."""
-    return await in_thread(load_kernel, config.payload.kernel)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -10,20 +11,22 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.machine.assembly import Machine
-from aiovmm.machine.devices import plug_configured
 from aiovmm.machine.owner import MachineOwner
-from aiovmm.machine.parts import MachineParts, PluggedDevice, load_kernel_image, open_parts
 from aiovmm.machine.watch import PanicWatch
-from aiovmm.runtime.tasks import TaskScope
+from aiovmm.runtime.tasks import TaskScope, in_thread
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # see `_examine`
+    from aiovmm.boot import KernelImage
+    from aiovmm.machine.assembly import Machine
     from aiovmm.machine.own import OwnDevices
+    from aiovmm.machine.parts import MachineParts, PluggedDevice
 
 __all__ = ["SHORTEST_LIFE", "Power", "pause_before_life"]
 
 SHORTEST_LIFE = 0.05
 """Seconds from one reset to the next: a guest that does nothing but reset itself must not keep the event loop busy."""
+
+_OF_MACHINES = ("aiovmm.machine.assembly", "aiovmm.machine.devices", "aiovmm.machine.parts")
 
 LIFE_TO_RESET = 3
 """Nor the host: it lives for so many times as long as its resets take, with much memory or many vCPUs, or waits for that."""
@@ -50,7 +53,10 @@ class Power:
             from aiovmm.config.outputs import refuse_inputs_as_outputs
 
             refuse_inputs_as_outputs(config)
-        kernel = await load_kernel_image(config)
+        kernel = await in_thread(_examine, config)
+        from aiovmm.machine.devices import plug_configured
+        from aiovmm.machine.parts import MachineParts, open_parts
+
         if own is not None:
             own.take(config.name)
             self._own = own
@@ -64,7 +70,7 @@ class Power:
             plugged.device._label = f"{config.name}: {plugged.id}"
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
         await open_parts(self.parts)
-        self.machine = await Machine.build(self.parts, self._owner)
+        self.machine = await self._assembled(self.parts)
 
     @property
     def plugged(self) -> Sequence[PluggedDevice]:
@@ -91,12 +97,17 @@ class Power:
             await asyncio.wait_for(stopped.wait(), pause_before_life(alive, max(self._cost, cost)))
         if not stopped.is_set():
             began = _now()
-            self.machine = await Machine.build(self.parts, self._owner)
+            self.machine = await self._assembled(self.parts)
             self._cost = cost + _now() - began
         if stopped.is_set() or self.machine is None:
             return False
         await self.on(self.machine, paused=paused())
         return not stopped.is_set()
+
+    async def _assembled(self, parts: MachineParts) -> Machine:
+        from aiovmm.machine.assembly import Machine
+
+        return await Machine.build(parts, self._owner)
 
     def press_button(self) -> None:
         """Tell the guest, or the one that a reset is about to bring."""
@@ -123,6 +134,16 @@ class Power:
             if machine is not None:
                 stack.push_async_callback(machine.aclose)
         self.parts = None
+
+
+def _examine(config: VMConfig) -> KernelImage:
+    """The kernel, unpacked. Raises ImageError before any VM exists. In a thread: that takes its time, and for the first VM of a
+    process all is imported that a machine is made of."""
+    for name in _OF_MACHINES:
+        importlib.import_module(name)
+    from aiovmm.boot import load_kernel
+
+    return load_kernel(config.payload.kernel)
 
 
 def pause_before_life(alive: float, cost: float) -> float:

@@ -229,7 +229,7 @@ def run(words: list[str]) -> tuple[object, str]:
         patch.setattr(Session, "run", make_and_close)
         patch.setattr("aiovmm.cli.session._configure_logging", lambda verbosity: None)
         patch.setattr("aiovmm.cli.fill_standard_descriptors", lambda: ())
-        patch.setattr("aiovmm.cli.run.require_descriptors", lambda *_: None)
+        patch.setattr("aiovmm.cli.start.require_descriptors", lambda *_: None)
         patch.setattr(sys, "argv", ["aiovmm", "run", *words])
         with pytest.raises(SystemExit) as end, contextlib.redirect_stdout(io.StringIO()):
             main()

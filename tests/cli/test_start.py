@@ -13,6 +13,7 @@ import pytest
 NOT_IMPORTED = [
     "aiofiles",
     "aiovmm.boot.unpack",
+    "aiovmm.cli.commands",
     "aiovmm.cli.attach",
     "aiovmm.console.backends",
     "aiovmm.console.client",
@@ -25,27 +26,34 @@ NOT_IMPORTED = [
     "aiovmm.machine.passthrough",
     "aiovmm.vfio",
     "aiovmm.vhost_user",
+    "click",
+    "dataclasses",
+    "datetime",
     "importlib.metadata",
+    "json",
     "lz4",
     "multiprocessing",
     "pkg_resources",
     "rich",
     "structlog",
     "tempfile",
+    "uuid",
     "zstandard",
 ]
 
 START = """
-import dataclasses, gc, json, sys
+import sys
 from aiovmm.cli import main
 try:
     main()
 except SystemExit as exc:
     assert exc.code == 2, exc.code
+names = list(sys.modules)
+import dataclasses, json
 modules = [module for name, module in sys.modules.items() if name.startswith("aiovmm")]
 classes = {c for m in modules for c in vars(m).values() if isinstance(c, type) and c.__module__.startswith("aiovmm")}
 compiled = [c.__qualname__ for c in classes if dataclasses.is_dataclass(c) and "__signature__" not in vars(c)]
-print(json.dumps({"modules": list(sys.modules), "compiled": compiled}))
+print(json.dumps({"modules": names, "compiled": compiled}))
 """
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.machine import power
+from aiovmm.machine import Machine, power
 from aiovmm.machine.power import SHORTEST_LIFE, Power, pause_before_life
 
 seconds = st.floats(0, 1000)
@@ -53,7 +53,7 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
         return Costly()
 
     monkeypatch.setattr(power, "pause_before_life", pause)
-    monkeypatch.setattr(power.Machine, "build", build)
+    monkeypatch.setattr(Machine, "build", build)
     p = Power(Owner())  # type: ignore[arg-type]
     p.parts, p.machine = object(), Costly()  # type: ignore[assignment]
     p._since = now

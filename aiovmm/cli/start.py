@@ -1,0 +1,43 @@
+"""The start of `aiovmm run`: from the values of its options to the running guest, and its exit code."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from aiovmm.cli.arguments import build_config, check_seconds
+from aiovmm.runtime.stdio import require_descriptors
+
+__all__ = ["start"]
+
+_DESCRIPTORS = 16
+"""That many are in use before a guest without devices runs: uvloop's, the VM's and its vCPU's."""
+
+
+def start(args: dict[str, Any], closed: Sequence[int]) -> None:
+    """Run a guest to its end; raises SystemExit with the exit code. `closed`: standard descriptors that are not there."""
+    config = build_config(args)
+    check_seconds("--stop-timeout", args["stop_timeout"])
+    gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
+    try:
+        import asyncio
+
+        import uvloop
+
+        from aiovmm.cli.session import Session
+
+        session = Session(
+            config,
+            detach_keys=args["detach_keys"],
+            stop_timeout=args["stop_timeout"],
+            events_to=args["events_to"],
+            verbosity=args["verbose"],
+            closed=closed,
+        )
+        require_descriptors(_DESCRIPTORS)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            sys.exit(runner.run(session.run()))
+    finally:  # also where it never ran: whoever called this in his own process goes on
+        gc.enable()
