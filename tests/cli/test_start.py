@@ -76,7 +76,21 @@ def test_it_does_not_import(name: str, start: dict[str, Any]) -> None:
 
 
 def test_its_own_modules_are_not_more_than_they_need_to_be(start: dict[str, Any]) -> None:
-    assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 186
+    assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 167
+
+
+IMPORTED = (
+    "import asyncio, sys; before = set(sys.modules); from aiovmm import VM; print(*sorted(set(sys.modules) - before))"
+)
+
+
+def test_to_import_a_vm_is_not_to_import_what_machines_are_made_of() -> None:
+    done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, check=True, text=True, timeout=60)
+    modules = done.stdout.split()
+    assert [name for name in modules if not name.startswith("aiovmm")] == []
+    assert len(modules) <= 50
+    parts = ("boot", "bus", "devices", "kvm", "machine.assembly", "memory", "native", "pci", "vfio")
+    assert [name for name in modules if name.startswith(tuple(f"aiovmm.{part}" for part in parts))] == []
 
 
 def test_its_dataclasses_are_of_the_kind_that_compiles_nothing(start: dict[str, Any]) -> None:
