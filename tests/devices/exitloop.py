@@ -29,13 +29,15 @@ class Exits:
 
 @dataclass
 class Vcpu:
-    """One guest processor in front of one device."""
+    """One guest processor in front of one device, which it accesses by `width` bytes where nothing else is said."""
 
     device: FastDevice
+    width: int = 1
     exits: Exits = field(default_factory=Exits)
     ring: list[tuple[bool, int, bytes]] = field(default_factory=list)
 
-    def read(self, offset: int, size: int = 1) -> int:
+    def read(self, offset: int, size: int = 0) -> int:
+        size = size or self.width
         page = self.device.fast
         policies = page.policy[offset : offset + size]
         if all(p & Policy.SHADOW_READ for p in policies):
@@ -51,7 +53,8 @@ class Vcpu:
         self._end()
         return int.from_bytes(data, "little")
 
-    def write(self, offset: int, value: int, size: int = 1) -> None:
+    def write(self, offset: int, value: int, size: int = 0) -> None:
+        size = size or self.width
         page = self.device.fast
         policies = page.policy[offset : offset + size]
         data = value.to_bytes(size, "little")

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
-from aiovmm.bus import Policy
+from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.serial.pacing import InterruptPacer
 from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.serial.uart import Uart16550, UartState
@@ -64,7 +64,7 @@ class SerialPort(UartPort[Uart16550]):
         *,
         call_later: CallLater | None = None,
     ) -> None:
-        super().__init__(Uart16550(), REGISTERS, output, call_later)
+        super().__init__(Uart16550(), FastPage(REGISTERS), output, call_later)
         self._pacer = InterruptPacer(irq, call_later)
         self._publish()
 

@@ -66,9 +66,9 @@ class UartPort(Generic[UartT]):
     """
 
     def __init__(
-        self, uart: UartT, registers: int, output: Callable[[bytes], None], call_later: CallLater | None
+        self, uart: UartT, fast: FastPage, output: Callable[[bytes], None], call_later: CallLater | None
     ) -> None:
-        self.fast = FastPage(registers)
+        self.fast = fast
         self._uart = uart
         self._output = output
         self._hold = InputHold(call_later, self._offer)
