@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 import tarfile
 
 import pytest
 
+from tests.kvmhost.arch import AARCH64
+from tests.kvmhost.errors import BuildFailed
 from tests.kvmhost.project import Source, Update, digest, manifest, parse_manifest, project_tree, update_archive
+from tools import cross
 
 
 @pytest.fixture
@@ -28,6 +32,26 @@ def test_code_and_built_extension_go_compiled_files_and_repository_stay(checkout
         "/root/aiovmm/p/native/_native.abi3.so",
     }
     assert tree["/opt/aiovmm/bin/p"].mode == 0o755
+
+
+def test_another_architecture_gets_the_extension_that_was_built_for_it(
+    checkout: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign = dataclasses.replace(AARCH64, name="riscv64")  # whatever this machine is
+    built = tmp_path / "built.so"
+    built.write_bytes(b"cross compiled")
+    monkeypatch.setattr(cross, "extension", {"riscv64": built}.__getitem__)
+    (checkout / "aiovmm/native").mkdir(parents=True)
+    (checkout / "aiovmm/native/_native.abi3.so").write_bytes(b"this machine's")
+    assert project_tree(checkout, foreign)["/root/aiovmm/aiovmm/native/_native.abi3.so"].content == b"cross compiled"
+    assert project_tree(checkout)["/root/aiovmm/aiovmm/native/_native.abi3.so"].content == b"this machine's"
+
+    def refuse(machine: str) -> pathlib.Path:
+        raise cross.CrossBuildFailed("vcpu.c:308: error")
+
+    monkeypatch.setattr(cross, "extension", refuse)
+    with pytest.raises(BuildFailed, match=r"vcpu\.c:308"):
+        project_tree(checkout, foreign)
 
 
 def test_a_file_changes_by_content_and_permissions_not_by_time(checkout: pathlib.Path) -> None:

@@ -5,7 +5,7 @@ such tests are handed, at the first, to one pytest in the host, and each is repo
 `@pytest.mark.kvmhost(profile="vfio")` chooses another profile's host, `arch="aarch64"` another architecture's, `cpu="cortex-a72"`
 another processor of it.
 
-The fixture `kvmhost` is for the other kind of test, which stays outside and gives the host commands.
+The fixtures `kvmhost` and `kvmhost_aarch64` are for the other kind of test, which stays outside and gives the host commands.
 
 Where the machine lacks what the host needs, both are skipped and say what to install; with AIOVMM_REQUIRE_GROUNDS=1,
 as on CI, they fail.
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .arch import X86_64, Arch
+from .arch import AARCH64, X86_64, Arch
 from .delegate import RemoteSession
 from .host import Host
 from .settings import Profile, profile_named
@@ -38,14 +38,23 @@ def lacking(arch: Arch = X86_64) -> str:
     return f"no nested KVM host of {arch.name}: {', '.join(sorted(missing))} not installed (apt-get install {packages})"
 
 
-@pytest.fixture(scope="session")
-def kvmhost_possible() -> None:
+def _require(arch: Arch) -> None:
     """Skips, or where grounds are required fails, a test that would start a nested host where there can be none."""
     if INSIDE:
         pytest.skip("this test gives commands to a nested host, and this is the nested host")
-    reason = lacking()
+    reason = lacking(arch)
     if reason:
         (pytest.fail if _REQUIRED else pytest.skip)(reason)
+
+
+@pytest.fixture(scope="session")
+def kvmhost_possible() -> None:
+    _require(X86_64)
+
+
+@pytest.fixture(scope="session")
+def kvmhost_aarch64_possible() -> None:
+    _require(AARCH64)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +72,17 @@ def kvmhost(kvmhost_unlocked: Host) -> Iterator[Host]:
         yield kvmhost_unlocked
 
 
+@pytest.fixture
+def kvmhost_aarch64(kvmhost_aarch64_possible: None) -> Iterator[Host]:
+    """The same, of arm64."""
+    host = Host(arch=AARCH64.name)
+    with host.exclusive():
+        yield host
+
+
+_CLIENTS = {"kvmhost_possible", "kvmhost_aarch64_possible"}
+
+
 def _profile(item: pytest.Item) -> Profile | None:
     """The profile whose host `item` is to run in; None for a test that runs here."""
     marker = None if INSIDE else item.get_closest_marker("kvmhost")
@@ -75,7 +95,7 @@ def _profile(item: pytest.Item) -> Profile | None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "kvmhost_possible" in getattr(item, "fixturenames", ()):
+        if _CLIENTS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("kvmhost_client")
     if _REQUIRED:
         return
