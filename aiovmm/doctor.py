@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from aiovmm import architecture
 from aiovmm.errors import AiovmmError, HostError
 from aiovmm.kvm import Kvm
 
@@ -51,15 +52,18 @@ def examine(kvm_path: str = "/dev/kvm") -> list[Finding]:
     """All findings. Never raises for what a machine lacks."""
     findings = [_system(), _distribution()]
     findings += _kvm(kvm_path)
-    findings += [_nested(), _files(), _memory(), _hugepages(), _tap(), _io_uring(), _vfio(), _initramfs_tools()]
+    findings += _nested()
+    findings += [_files(), _memory(), _hugepages(), _tap(), _io_uring(), _vfio(), _initramfs_tools()]
     return findings
 
 
 def _system() -> Finding:
-    release, machine = platform.release(), platform.machine()
+    release, machine = platform.release(), architecture.name_of_host()
     found = f"Linux {release} on {machine}, Python {platform.python_version()}, {os.cpu_count()} processors"
-    if machine != "x86_64":
-        return Finding("system", Verdict.MISSING, found, "guests are x86-64 so far: use an x86-64 host")
+    try:
+        architecture.host()
+    except HostError as exc:
+        return Finding("system", Verdict.MISSING, found, exc.hint)
     return Finding("system", Verdict.OK, found)
 
 
@@ -83,6 +87,8 @@ def _kvm(path: str) -> Iterator[Finding]:
         return
     with kvm:
         yield Finding("kvm", Verdict.OK, f"{path}: usable, up to {kvm.max_vcpus} vCPUs a guest, all capabilities there")
+        for lacking, remedy in kvm.shortcomings():
+            yield Finding("kvm", Verdict.MISSING, lacking, remedy)
         try:
             emulates = kvm.emulates_guest_code()
         except AiovmmError as exc:
@@ -95,19 +101,24 @@ def _kvm(path: str) -> Iterator[Finding]:
             "guest code",
             Verdict.LIMITED,
             "this KVM runs guest kernel code in its instruction emulator: bare-metal test guests run, stock kernels do not",
-            "run on a machine with VT-x or AMD-V (or nested virtualization); `make demo` uses a nested host meanwhile",
+            "run on a machine whose processor virtualizes (or nested virtualization); `make demo` uses a nested host meanwhile",
         )
     else:
         yield Finding("guest code", Verdict.OK, "runs on the processor: stock kernels boot")
 
 
-def _nested() -> Finding:
-    if shutil.which("qemu-system-x86_64"):
-        return Finding(
-            "nested host", Verdict.OK, "qemu-system-x86_64 is there: tests and demo can make a KVM of their own"
+def _nested() -> Iterator[Finding]:
+    try:
+        mine = architecture.host()
+    except HostError:
+        return
+    if shutil.which(mine.emulator):
+        yield Finding(
+            "nested host", Verdict.OK, f"{mine.emulator} is there: tests and demo can make a KVM of their own"
         )
-    remedy = "apt-get install qemu-system-x86 (only for tests and the demo without a full KVM)"
-    return Finding("nested host", Verdict.LIMITED, "no qemu-system-x86_64", remedy)
+        return
+    remedy = f"apt-get install {mine.emulator_package} (only for tests and the demo without a full KVM)"
+    yield Finding("nested host", Verdict.LIMITED, f"no {mine.emulator}", remedy)
 
 
 def _files() -> Finding:

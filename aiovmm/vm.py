@@ -87,7 +87,8 @@ class VM(Inventory):
 
     @property
     def serial(self) -> Console:
-        """ttyS0 as async streams. Without a serial port in the guest (ConsoleMode.OFF) reads and writes raise StateError."""
+        """The serial port (ttyS0 on a PC) as async streams. Where the guest has none (ConsoleMode.OFF) reads and writes raise
+        StateError."""
         return self._serial
 
     @property
@@ -219,7 +220,7 @@ class VM(Inventory):
                 self._journal.emit(EventKind.RESUMED)
 
     def shutdown(self) -> None:
-        """Press the ACPI power button; a guest that heeds it powers itself off. Raises StateError if it does not run."""
+        """Press the power button; a guest that heeds it powers itself off. Raises StateError if it does not run."""
         self._home.check_thread()
         if self.state is not VMState.RUNNING:
             raise StateError(f"VM {self.name!r} is {self.state.value}: its power button does nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "aiovmm"
 
-EVERYWHERE = {"runtime"}
+EVERYWHERE = {"runtime", "architecture"}
 BASE = {"errors", "config", "memory", "bus", "irq", "native"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "runtime": {"errors"},
+    "architecture": {"errors"},
     "irq": set(),
     "native": set(),
     "bus": {"errors"},
@@ -146,6 +148,13 @@ def imports(path: Path) -> set[str]:
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
+ROOMS = {"x86_64", "aarch64"}
+SELECTING = {"kvm/architecture.py", "boot/kernel.py", "machine/architecture.py"}
+"""Of each unit with rooms, the one place that asks which architecture the host is, and imports its room."""
+NAMING = {"architecture.py": "has their names", "boot/detect.py": "says what a file is that is another one's kernel"}
+"""Others that may name architectures, and why."""
+ASKING = {"machine", "processor", "architecture"}  # of the module `platform`
+
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_follow_the_layers(path: Path) -> None:
@@ -178,6 +187,54 @@ def test_devices_and_kvm_do_not_know_each_other() -> None:
             assert not any(n.startswith("aiovmm.kvm") for n in names), path
         if unit == "kvm":
             assert not any(n.startswith("aiovmm.devices") for n in names), path
+
+
+def room_of(parts: Iterable[str]) -> str | None:
+    return next((part for part in parts if part in ROOMS), None)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_an_architecture_is_known_in_its_rooms_alone(path: Path) -> None:
+    """Nobody outside asks for a room, but for one place a unit; and a room knows only those of its own architecture."""
+    name = path.relative_to(PACKAGE)
+    mine = room_of(name.parts)
+    asked = {room for found in imports_with_members(path) if (room := room_of(found.split(".")))}
+    if mine is not None:
+        assert asked <= {mine}, f"{name} imports from a room of {asked - {mine}}"
+    elif str(name) not in SELECTING:
+        assert not asked, f"{name} is in no room and imports from one of {asked}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_outside_the_rooms_asks_which_architecture_it_is(path: Path) -> None:
+    name = path.relative_to(PACKAGE)
+    if room_of(name.parts) or str(name) in SELECTING | NAMING.keys():
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        words = set()
+        if isinstance(node, ast.Attribute):
+            words = {node.attr.lower()}
+            if isinstance(node.value, ast.Name) and node.value.id == "platform":
+                assert node.attr not in ASKING, f"{name}:{node.lineno} asks for platform.{node.attr}"
+            assert node.attr != "uname", f"{name}:{node.lineno} asks uname"
+        elif isinstance(node, ast.Name):
+            words = {node.id.lower()}
+        elif isinstance(node, ast.alias):
+            words = {node.name.lower()}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = {node.value.lower()}
+        assert not words & ROOMS, f"{name}:{getattr(node, 'lineno', 0)} names {words & ROOMS}"
+
+
+def imports_with_members(path: Path) -> set[str]:
+    """What `imports` finds, for type checking too, and what is imported from there: `from aiovmm.kvm import x86_64`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.startswith("aiovmm.")}
 
 
 DEFAULT_EXECUTOR = {"to_thread", "run_in_executor", "getaddrinfo", "getnameinfo"}

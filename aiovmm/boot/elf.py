@@ -1,4 +1,4 @@
-"""The headers of an ELF file for a PC's processor, 32-bit or 64-bit, validated completely. Pure.
+"""The headers of an ELF file, 32-bit or 64-bit, little-endian, validated completely. Pure.
 
 Source: System V ABI (gABI), chapters 4 and 5.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 
+from aiovmm.architecture import Architecture
 from aiovmm.boot.window import FileWindow, OutsideFile
 from aiovmm.runtime.dataclass import dataclass
 
@@ -16,7 +17,6 @@ ELF_MAGIC = b"\x7fELF"
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE, PT_TLS = 1, 2, 3, 4, 7
 _ELFCLASS32, _ELFCLASS64, _ELFDATA2LSB = 1, 2, 1
 _ET_EXEC, _ET_DYN = 2, 3
-_EM_386, _EM_X86_64 = 3, 62
 _MAX_SEGMENTS = 64
 _MACHINES = {3: "32-bit x86", 8: "MIPS", 20: "PowerPC", 21: "64-bit PowerPC", 22: "s390", 40: "32-bit ARM"} | {
     62: "x86-64",
@@ -27,24 +27,21 @@ _MACHINES = {3: "32-bit x86", 8: "MIPS", 20: "PowerPC", 21: "64-bit PowerPC", 22
 
 
 class ElfError(ValueError):
-    """The file is not an ELF file that a PC can run; the message says why."""
+    """The file is not an ELF file that the machine can run; the message says why."""
 
 
 @dataclass(frozen=True)
 class _Class:
     """How one of the two classes lays its headers out; `order` are the places of ProgramHeader's fields."""
 
-    machine: int
     file_header: struct.Struct
     program_header: struct.Struct
     order: tuple[int, ...]
 
 
 _CLASSES = {
-    _ELFCLASS32: _Class(_EM_386, struct.Struct("<16sHHIIIIIHHHHHH"), struct.Struct("<8I"), (0, 1, 2, 3, 4, 5, 7)),
-    _ELFCLASS64: _Class(
-        _EM_X86_64, struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ"), (0, 2, 3, 4, 5, 6, 7)
-    ),
+    _ELFCLASS32: _Class(struct.Struct("<16sHHIIIIIHHHHHH"), struct.Struct("<8I"), (0, 1, 2, 3, 4, 5, 7)),
+    _ELFCLASS64: _Class(struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ"), (0, 2, 3, 4, 5, 6, 7)),
 }
 
 
@@ -75,18 +72,18 @@ def machine_name(machine: int) -> str:
     return _MACHINES.get(machine, f"machine number {machine}")
 
 
-def is_static(data: bytes) -> bool:
-    """Is `data` an x86-64 program that runs without a dynamic linker (no PT_INTERP)?"""
+def is_static(data: bytes, runs: Architecture) -> bool:
+    """Is `data` a 64-bit program for `runs` that needs no dynamic linker (no PT_INTERP)?"""
     try:
-        file = parse_headers(FileWindow.over(data))
+        file = parse_headers(FileWindow.over(data), runs)
     except (ElfError, OutsideFile):
         return False
     return file.is_64bit and all(h.kind != PT_INTERP for h in file.headers)
 
 
-def parse_headers(file: FileWindow) -> ElfFile:
-    """The headers of an executable for x86-64 or 32-bit x86. Raises ElfError and OutsideFile."""
-    layout = _class_of(file)
+def parse_headers(file: FileWindow, runs: Architecture) -> ElfFile:
+    """The headers of an executable for `runs`, or its 32-bit kin. Raises ElfError and OutsideFile."""
+    layout = _class_of(file, runs)
     size = layout.file_header.size
     fields = layout.file_header.unpack(file.part(0, size, "the ELF header"))
     if fields[1] not in (_ET_EXEC, _ET_DYN):
@@ -99,10 +96,10 @@ def parse_headers(file: FileWindow) -> ElfFile:
     table = file.part(phoff, phnum * phentsize, "the table of ELF program headers")
     rows = layout.program_header.iter_unpack(table)
     headers = tuple(ProgramHeader(*(row[i] for i in layout.order)) for row in rows)
-    return ElfFile(layout.machine == _EM_X86_64, entry, headers)
+    return ElfFile(layout is _CLASSES[_ELFCLASS64], entry, headers)
 
 
-def _class_of(file: FileWindow) -> _Class:
+def _class_of(file: FileWindow, runs: Architecture) -> _Class:
     ident = file.part(0, min(file.size, 20), "the ELF header")
     if ident[:4] != ELF_MAGIC:
         raise ElfError("not an ELF file")
@@ -111,7 +108,7 @@ def _class_of(file: FileWindow) -> _Class:
     little = ident[5] == _ELFDATA2LSB
     machine = int.from_bytes(ident[18:20], "little" if little else "big")
     layout = _CLASSES.get(ident[4])
-    if layout is None or not little or machine != layout.machine:
+    if layout is None or not little or machine != runs.elf.get(ident[4]):
         bits = "64" if ident[4] == _ELFCLASS64 else "32"
-        raise ElfError(f"a {bits}-bit ELF file for {machine_name(machine)}; this machine runs x86-64 kernels")
+        raise ElfError(f"a {bits}-bit ELF file for {machine_name(machine)}; this machine runs {runs.title} kernels")
     return layout

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiovmm import architecture
 from aiovmm.cli.run_options import LIST_OPTIONS
 from aiovmm.config import (
     ConsoleConfig,
@@ -46,10 +47,12 @@ def spread_lists(args: Sequence[str]) -> list[str]:
 
 
 def _last_console(cmdline: str | None) -> str:
-    """ "ttyS" or "hvc", what the command line names last; "" if it names neither, and "ttyS" if one is to be made."""
-    words = ("console=ttyS0" if cmdline is None else cmdline).split()
-    names = [word[8:] for word in words if word.startswith("console=")]
-    return next((kind for kind in ("ttyS", "hvc") if names and names[-1].startswith(kind)), "")
+    """ "serial" or "hvc", what the command line names last; "" if it names neither, and "serial" if one is to be made."""
+    if cmdline is None:
+        return "serial"
+    names = [word[8:] for word in cmdline.split() if word.startswith("console=")]
+    kinds = {architecture.host().serial.rstrip("0"): "serial", "hvc": "hvc"}
+    return next((kind for name, kind in kinds.items() if names and names[-1].startswith(name)), "")
 
 
 def _consoles(serial: str | None, console: str | None, cmdline: str | None) -> tuple[ConsoleConfig, ConsoleConfig]:
@@ -59,7 +62,7 @@ def _consoles(serial: str | None, console: str | None, cmdline: str | None) -> t
     there = None if serial is None else parse.parse_console("serial", serial)
     other = None if console is None else parse.parse_console("console", console)
     if other is None:
-        seen = last == "ttyS" and (there is None or there.mode not in _UNSEEN)
+        seen = last == "serial" and (there is None or there.mode not in _UNSEEN)
         other = ConsoleConfig(ConsoleMode.NULL if seen else ConsoleMode.TTY)
     if there is None:
         seen = other.mode is ConsoleMode.TTY if cmdline is None else last == "hvc" and other.mode not in _UNSEEN
@@ -79,7 +82,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
     cmdline: str | None = args["cmdline"]
     serial, console = _consoles(args["serial"], args["console"], cmdline)
     if cmdline is None and args["console"] is None and console.mode is ConsoleMode.NULL:
-        cmdline = "console=ttyS0 panic=-1"  # what nobody sees need not be printed twice
+        cmdline = f"console={architecture.host().serial} panic=-1"  # what nobody sees need not be printed twice
     nets = _each(args["net"], parse.parse_net)
     _refuse_our_own(nets)
     return VMConfig(

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from aiovmm import architecture
 from aiovmm.config.checks import encoded
 from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig
@@ -129,8 +130,8 @@ class VMConfig:
         """The kernel command line: the user's own, or one that talks on all consoles the VM has, chiefly on the terminal's."""
         if self.payload.cmdline is not None:
             return self.payload.cmdline
-        there = {"hvc0": self.console.mode, "ttyS0": self.serial.mode}
-        if there["hvc0"] is there["ttyS0"] is ConsoleMode.TTY:
+        there = {"hvc0": self.console.mode, architecture.host().serial: self.serial.mode}
+        if self.console.mode is self.serial.mode is ConsoleMode.TTY:
             del there["hvc0"]  # all would be on the terminal twice
         names = [name for name, mode in there.items() if mode is not ConsoleMode.OFF]
         names.sort(key=lambda name: there[name] is ConsoleMode.TTY)  # the kernel's /dev/console is the last

@@ -20,6 +20,7 @@ from pathlib import Path
 import lz4.block
 import zstandard
 
+from aiovmm import architecture
 from aiovmm.boot.elf import is_static
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image.cpio import CpioArchive
@@ -149,7 +150,7 @@ def _bytes(text: str | bytes) -> bytes:
 def _add_busybox(archive: CpioArchive, path: Path) -> None:
     """busybox and a symlink for each of its applets, so that the guest need not make them."""
     data = _read(path)
-    if not is_static(data):
+    if not is_static(data, architecture.host()):
         raise ImageError(str(path), "is not a statically linked program", "apt-get install busybox-static")
     archive.file("/bin/busybox", data, 0o755)
     for applet in _applets(path):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from aiovmm import architecture
 from aiovmm.boot import load_kernel
 from aiovmm.boot.elf import is_static
 from aiovmm.errors import ImageError
@@ -25,9 +26,9 @@ __all__ = [
     "kernels_in",
 ]
 
-CLOUD_KERNEL = "linux-image-cloud-amd64"
+CLOUD_KERNEL = f"linux-image-cloud-{architecture.host().debian}"
 KERNEL_PACKAGES = r"linux-image-\d\S+"  # what such a meta-package depends on
-_NO_KERNEL = "install one (apt-get install linux-image-cloud-amd64), or use Debian's: aiovmm image kernel --debian"
+_NO_KERNEL = f"install one (apt-get install {CLOUD_KERNEL}), or use Debian's: aiovmm image kernel --debian"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def find_kernel(cache: str | os.PathLike[str] | None = None) -> KernelFiles:
 def debian_busybox(cache: str | os.PathLike[str] | None = None) -> Path:
     """A static busybox: this host's if it is one, else from Debian's package, fetched into `cache`. Raises ImageError."""
     installed = Path("/bin/busybox")
-    if installed.is_file() and is_static(installed.read_bytes()):
+    if installed.is_file() and is_static(installed.read_bytes(), architecture.host()):
         return installed
     root = debian.fetch_package("busybox-static", debian.default_directory() if cache is None else Path(cache))
     found = [p for p in (root / "bin/busybox", root / "usr/bin/busybox") if p.is_file()]

@@ -1,8 +1,7 @@
 """Interrupts into the guest: the GSI routing table, irqfds and message-signalled interrupts.
 
-With the split irqchip every GSI is a message (address, data) to the local APICs. GSIs below the I/O APIC's pin count belong to
-its pins: KVM looks for level-triggered messages among exactly these, and exits at the end of such an interrupt. The rest
-are handed out by `allocate`.
+A GSI is a message (address, data, on some machines who sends it) or a pin of an interrupt controller in the kernel. The first
+ones are the machine's own to route; the rest are handed out by `allocate`.
 """
 
 from __future__ import annotations
@@ -15,29 +14,33 @@ from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import call, error
 from aiovmm.native import ffi, lib, owners
 
-__all__ = ["GsiRouting", "IrqfdLine"]
+__all__ = ["MSI_FROM_DEVICE", "GsiRouting", "IrqfdLine"]
 
 _HEADER = struct.Struct("<II")  # struct kvm_irq_routing: nr, flags
-_ENTRY = struct.Struct(
-    "<IIIIIII20x"
-)  # struct kvm_irq_routing_entry with an MSI: gsi, type, flags, pad, low, high, data
+_ENTRY = struct.Struct("<8I16x")  # struct kvm_irq_routing_entry: gsi, and a _Route
+
+_IRQCHIP, _MSI = 1, 2  # KVM_IRQ_ROUTING_*
+MSI_FROM_DEVICE = 1
+"""Flag of a message (KVM_MSI_VALID_DEVID): it says who sends it."""
+_Route = tuple[int, int, int, int, int, int, int]  # type, flags, pad; address low and high, data, device; or chip, pin
 
 
 class GsiRouting:
-    """The table GSI → message of one VM. Changes take effect together at `commit`.
+    """The table GSI → interrupt of one VM; GSIs from `first` on are handed out, `limit` is how many there can be. Changes take
+    effect together at `commit`.
 
     The table is kept as KVM takes it, so that a change of one vector, of which a driver with many queues makes hundreds, costs
     the same however long the table is.
     """
 
-    def __init__(self, vm_fd: int, pins: int, limit: int) -> None:
+    def __init__(self, vm_fd: int, first: int, limit: int) -> None:
         self._fd = vm_fd
-        self._routes: dict[int, tuple[int, int]] = {}
-        self._before: dict[int, tuple[int, int] | None] = {}  # what has changed since the commit, as KVM has it
+        self._routes: dict[int, _Route] = {}
+        self._before: dict[int, _Route | None] = {}  # what has changed since the commit, as KVM has it
         self._places: dict[int, int] = {}  # of each route in the table
-        self._table = bytearray(_at(pins))
+        self._table = bytearray(_at(first))
         self._free: list[int] = []
-        self._next = pins
+        self._next = first
         self._limit = limit
 
     def allocate(self) -> int:
@@ -54,9 +57,16 @@ class GsiRouting:
         self.clear(gsi)
         self._free.append(gsi)
 
-    def set_msi(self, gsi: int, address: int, data: int) -> None:
-        """Route `gsi` to a message. With 32-bit APIC ids bits 63:40 of `address` carry bits 31:8 of the destination."""
-        self._change(gsi, (address, data))
+    def set_msi(self, gsi: int, address: int, data: int, device: int | None = None) -> None:
+        """Route `gsi` to a message, from `device` where the interrupt controller asks who sends it. For KVM's local APICs with
+        32-bit ids bits 63:40 of `address` carry bits 31:8 of the destination."""
+        flags = 0 if device is None else MSI_FROM_DEVICE
+        message = address & 0xFFFF_FFFF, address >> 32, data, device or 0
+        self._change(gsi, (_MSI, flags, 0, *message))
+
+    def set_pin(self, gsi: int, chip: int, pin: int) -> None:
+        """Route `gsi` to a pin of an interrupt controller in the kernel."""
+        self._change(gsi, (_IRQCHIP, 0, 0, chip, pin, 0, 0))
 
     def clear(self, gsi: int) -> None:
         """Take the route of `gsi` away: its irqfd then does nothing."""
@@ -65,7 +75,7 @@ class GsiRouting:
     def commit(self) -> None:
         """Give KVM the table, if anything has changed since the last time. Raises KvmError, and then all is as it was: one
         message that KVM refuses, of one device, must not keep the others from theirs."""
-        if all(self._routes.get(gsi) == message for gsi, message in self._before.items()):
+        if all(self._routes.get(gsi) == route for gsi, route in self._before.items()):
             self._before.clear()
             return
         count = len(self._routes)
@@ -73,27 +83,25 @@ class GsiRouting:
         try:
             call(self._fd, lib.KVM_SET_GSI_ROUTING, owners.view(self._table), f"setting {count} interrupt routes")
         except KvmError:
-            for gsi, message in list(self._before.items()):
-                self._change(gsi, message)
+            for gsi, route in list(self._before.items()):
+                self._change(gsi, route)
             raise
         finally:
             self._before.clear()
 
-    def _change(self, gsi: int, message: tuple[int, int] | None) -> None:
+    def _change(self, gsi: int, route: _Route | None) -> None:
         now = self._routes.get(gsi)
-        if now == message:
+        if now == route:
             return
         self._before.setdefault(gsi, now)
-        if message is None:
+        if route is None:
             self._drop(gsi)
             return
-        self._routes[gsi] = message
+        self._routes[gsi] = route
         place = self._places.setdefault(gsi, len(self._places))
         if _at(place + 1) > len(self._table):
             self._table += bytes(len(self._table))
-        address, data = message
-        entry = (gsi, lib.KVM_IRQ_ROUTING_MSI, 0, 0, address & 0xFFFF_FFFF, address >> 32, data)
-        _ENTRY.pack_into(self._table, _at(place), *entry)
+        _ENTRY.pack_into(self._table, _at(place), gsi, *route)
 
     def _drop(self, gsi: int) -> None:
         """Take a route out; the last of the table moves to its place."""
@@ -151,7 +159,7 @@ class IrqfdLine:
 
     def _set(self, flags: int, operation: str) -> None:
         arg = ffi.new("struct kvm_irqfd *", {"fd": self._fd, "gsi": self.gsi, "flags": flags})
-        hints = {errno.EINVAL: "irqfds need the interrupt controller (split_irqchip) first"}
+        hints = {errno.EINVAL: "irqfds need the interrupt controller first"}
         call(self._vm_fd, lib.KVM_IRQFD, arg, operation, hints)
 
 

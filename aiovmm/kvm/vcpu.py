@@ -1,4 +1,4 @@
-"""A vCPU: its state, and the thread that runs it.
+"""A vCPU, and the thread that runs it. What an architecture knows of its registers is an object over it, in its room.
 
 The thread is one native call (native/src/vcpu.h) that holds no GIL; all methods here belong to the event loop's thread.
 `start`, `stop`, `pause` and `resume` are requests; `pause` and `join` can be awaited while an ExitLoop serves the VM, which is
@@ -21,9 +21,7 @@ from typing import Any, Protocol
 
 from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
-from aiovmm.kvm.ioctl import error
-from aiovmm.kvm.x86_64.paging import Paging
-from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.kvm.ioctl import call, error
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 
@@ -50,7 +48,7 @@ class Vm(Protocol):
     name: str
 
 
-class Vcpu(VcpuState):
+class Vcpu:
     """One virtual processor. Made by VmFd.create_vcpu."""
 
     def __init__(self, vm: Vm, index: int, fd: int, run_size: int, ring_size: int) -> None:
@@ -218,19 +216,6 @@ class Vcpu(VcpuState):
         c = lib.avmm_vcpu_counters(self.native)
         return VcpuCounters(c.exits, c.sync, c.posted, c.shadow, c.ignored, c.missed, c.full)
 
-    @property
-    def seen_paging(self) -> Paging:
-        """The page tables that the guest was last seen on; at any time. All zero before the first time."""
-        self._check_open()
-        p = lib.avmm_vcpu_paging(self.native)
-        return Paging(p.cr0, p.cr3, p.cr4, p.efer)
-
-    @property
-    def paging(self) -> Paging:
-        """The page tables that it is on. Raises StateError while the guest runs."""
-        s = self.get_sregs()
-        return Paging(s.cr0, s.cr3, s.cr4, s.efer)
-
     def close(self) -> None:
         """Stop if need be (this waits for the thread, which takes well below a millisecond) and give all back. Idempotent."""
         if self.fd < 0:
@@ -243,12 +228,24 @@ class Vcpu(VcpuState):
         os.close(self.fd)
         self.native, self.fd = None, -1  # None: native code refuses it, where NULL would be followed
 
-    def _checked_fd(self) -> int:
-        """The fd, when using it would not wait for the guest: KVM holds a vCPU's lock for as long as it runs."""
+    # -- state --
+
+    def checked_fd(self) -> int:
+        """The fd, when using it would not wait for the guest: KVM holds a vCPU's lock for as long as it runs. Raises
+        StateError."""
         self._check_open()
         if self.running and not self._paused:
             raise StateError(f"vCPU {self.index} is running; pause it first")
         return self.fd
+
+    def ioctl(self, request: int, argument: Any, operation: str, hints: dict[int, str] | None = None) -> int:
+        """An ioctl on it, such as `operation` ("setting the registers") says. Raises KvmError, StateError."""
+        return call(self.checked_fd(), request, argument, f"{operation} of vCPU {self.index}", hints)
+
+    def open_native(self) -> Any:
+        """What native code knows it by. Raises StateError once it is closed."""
+        self._check_open()
+        return self.native
 
     def _check_open(self) -> None:
         if self.fd < 0:

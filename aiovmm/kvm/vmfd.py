@@ -6,7 +6,6 @@ closed by their owners, then `VmFd.close`, then the guest memory.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable, Sequence
@@ -14,10 +13,10 @@ from functools import partial
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import KvmError, StateError
-from aiovmm.kvm.ioctl import call, error, try_call
+from aiovmm.kvm.ioctl import call, error
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.ranges import RangeCounts, RangeTable
-from aiovmm.kvm.routing import GsiRouting, IrqfdLine
+from aiovmm.kvm.routing import MSI_FROM_DEVICE, GsiRouting, IrqfdLine
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib, owners
@@ -26,12 +25,6 @@ from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.runtime.patience import look_ns
 
 __all__ = ["HostMemorySlot", "VmFd"]
-
-CAP_IRQ_ROUTING = 25
-CAP_SPLIT_IRQCHIP = 121
-CAP_X2APIC_API = 129
-
-_IRQCHIP_HINTS = {errno.EEXIST: "the VM has an interrupt controller, or a vCPU, already"}
 
 
 class VmFd:
@@ -44,6 +37,7 @@ class VmFd:
         self.vcpus: dict[int, Vcpu] = {}
         self.max_vcpus = max_vcpus
         self.routing: GsiRouting | None = None
+        """Once there is an interrupt controller: whoever makes it sets this."""
         self._run_size = run_size
         self._slots: dict[MemoryRegion, tuple[int, memoryview]] = {}  # a view keeps the mapping while KVM has it
         self._free_slots: list[int] = []
@@ -113,38 +107,22 @@ class VmFd:
         arg = ffi.new("struct kvm_userspace_memory_region *", fields)
         call(self.fd, lib.KVM_SET_USER_MEMORY_REGION, arg, f"mapping guest memory at {gpa:#x}", hints)
 
-    def set_identity_pages(self, address: int = 0xFFFB_C000) -> None:
-        """Give KVM four pages at `address` of guest-physical space for its own use (real mode on older Intel processors)."""
-        arg = ffi.new("uint64_t *", address)
-        call(self.fd, lib.KVM_SET_IDENTITY_MAP_ADDR, arg, "setting the identity map address")
-        call(self.fd, lib.KVM_SET_TSS_ADDR, address + 0x1000, "setting the TSS address")
-
     # -- interrupts --
-
-    def split_irqchip(self, pins: int = 24) -> GsiRouting:
-        """Local APICs in KVM, the I/O APIC (of `pins`) outside. Before any vCPU. The result is also `routing`."""
-        self._enable(CAP_SPLIT_IRQCHIP, pins, "creating the split interrupt controller", _IRQCHIP_HINTS)
-        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS | lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
-        with contextlib.suppress(KvmError):  # a KVM without it is limited to 255 APIC ids, nothing else
-            self._enable(CAP_X2APIC_API, flags, "enabling 32-bit APIC ids")
-        limit = max(try_call(self.fd, lib.KVM_CHECK_EXTENSION, CAP_IRQ_ROUTING), pins)
-        self.routing = GsiRouting(self.fd, pins, limit)
-        return self.routing
 
     def irqfd(self, gsi: int, fd: int | None = None) -> IrqfdLine:
         """An eventfd bound to `gsi`, a new one or `fd` (which stays the caller's); the caller closes it. Raises KvmError."""
         return IrqfdLine(self.fd, gsi, fd)
 
-    def signal_msi(self, address: int, data: int) -> bool:
-        """Send a message now. True if it was delivered, False if the guest had it blocked. Raises KvmError."""
-        fields = {"address_lo": address & 0xFFFF_FFFF, "address_hi": address >> 32, "data": data}
-        return call(self.fd, lib.KVM_SIGNAL_MSI, ffi.new("struct kvm_msi *", fields), "sending an MSI") > 0
+    def signal_msi(self, address: int, data: int, device: int | None = None) -> bool:
+        """Send a message now, from `device` where the interrupt controller asks who sends it. True if it was delivered, False if
+        the guest had it blocked. Raises KvmError."""
+        message = ffi.new("struct kvm_msi *", _message(address, data, device))
+        return call(self.fd, lib.KVM_SIGNAL_MSI, message, "sending an MSI") > 0
 
-    def message(self, address: int, data: int) -> Callable[[], None]:
-        """What sends this message whenever it is called, as fast as an irqfd is signalled: one native call. What nobody takes is
-        lost, as on hardware, and so is what comes after `close`."""
-        fields = {"address_lo": address & 0xFFFF_FFFF, "address_hi": address >> 32, "data": data}
-        sent = ffi.new("struct avmm_message *", {"msi": fields})
+    def message(self, address: int, data: int, device: int | None = None) -> Callable[[], None]:
+        """What sends this message, as `signal_msi` would, whenever it is called, as fast as an irqfd is signalled: one native
+        call. What nobody takes is lost, as on hardware, and so is what comes after `close`."""
+        sent = ffi.new("struct avmm_message *", {"msi": _message(address, data, device)})
         owners.link(sent, vm=self._door)
         return partial(lib.avmm_message_send, sent)
 
@@ -164,13 +142,12 @@ class VmFd:
 
     # -- vCPUs --
 
-    def create_vcpu(self, index: int, *, apic_id: int | None = None, ring_size: int = 512) -> Vcpu:
-        """vCPU `index`, which is also its APIC id, unless `apic_id` says otherwise. `ring_size` (a power of two) bounds the
-        exits it may be ahead of the loop."""
+    def create_vcpu(self, index: int, *, id_: int | None = None, ring_size: int = 512) -> Vcpu:
+        """vCPU `index`, which is also what the guest knows it by (on x86 its APIC id), unless `id_` says otherwise. `ring_size`
+        (a power of two) bounds the exits it may be ahead of the loop."""
         if index >= self.max_vcpus:
             raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
-        id_ = index if apic_id is None else apic_id
-        fd = call(self.fd, lib.KVM_CREATE_VCPU, id_, f"creating vCPU {index}")
+        fd = call(self.fd, lib.KVM_CREATE_VCPU, index if id_ is None else id_, f"creating vCPU {index}")
         vcpu = Vcpu(self, index, fd, self._run_size, ring_size)
         self.vcpus[index] = vcpu
         return vcpu
@@ -200,9 +177,16 @@ class VmFd:
         os.close(let_go(self.fd))
         self.native, self.exit_fd, self.fd = None, -1, -1  # None: native code refuses it, where NULL would be followed
 
-    def _enable(self, cap: int, argument: int, operation: str, hints: dict[int, str] | None = None) -> None:
+    def enable(self, cap: int, argument: int, operation: str, hints: dict[int, str] | None = None) -> None:
+        """Turn a capability of the VM's on. Raises KvmError."""
         arg = ffi.new("struct kvm_enable_cap *", {"cap": cap, "args": [argument]})
         call(self.fd, lib.KVM_ENABLE_CAP, arg, operation, hints)
+
+
+def _message(address: int, data: int, device: int | None) -> dict[str, int]:
+    """The fields of `struct kvm_msi`."""
+    fields = {"address_lo": address & 0xFFFF_FFFF, "address_hi": address >> 32, "data": data}
+    return fields if device is None else fields | {"flags": MSI_FROM_DEVICE, "devid": device}
 
 
 class HostMemorySlot:

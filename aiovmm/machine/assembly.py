@@ -1,7 +1,8 @@
-"""An x86-64 machine: built in order, torn down in reverse, whatever fails on the way.
+"""A machine: built in order, torn down in reverse, whatever fails on the way.
 
-Order: guest memory, KVM VM with the memory of devices (pmem) and its split irqchip, bus, legacy devices, PCI with virtio
-devices, kernel and tables into memory, vCPUs, exit loop. Each step pushes its undoing on a stack before the next one begins.
+Order: guest memory, KVM VM with the memory of devices (pmem) and what the board wants there before any device, bus, the board's
+devices, PCI with virtio devices, tables and kernel into memory with vCPUs that are ready to run, exit loop. Each step pushes its
+undoing on a stack before the next one begins. What is an architecture's is done by its `Board`.
 """
 
 from __future__ import annotations
@@ -11,23 +12,17 @@ from contextlib import AsyncExitStack
 from functools import partial
 from time import perf_counter
 
-from aiovmm.boot.x86_64 import layout, ram_ranges, setup_linux
-from aiovmm.boot.x86_64.acpi import AcpiPorts
 from aiovmm.bus import Bus, Range
-from aiovmm.devices.ioapic import IntxPins
 from aiovmm.kvm import ExitLoop, Vcpu, VmFd
 from aiovmm.kvm.exitloop import TURN
 from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.device_memory import map_device_memory
-from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts
-from aiovmm.machine.pci import KvmPciServices, PciBuses, plan
+from aiovmm.machine.pci import KvmPciServices, PciBuses, start_of_bars
 from aiovmm.machine.verdict import Verdict
-from aiovmm.machine.x86_64.legacy import LegacyDevices
-from aiovmm.machine.x86_64.tables import describe, write_tables
-from aiovmm.machine.x86_64.vcpus import Processor, create_vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.runtime.tasks import finish, in_thread
@@ -46,12 +41,11 @@ class Machine:
         self.memory: GuestMemory
         self.kvm_vm: VmFd
         self.pci: PciBuses
-        self.legacy: LegacyDevices
-        self.vcpus: list[Vcpu] = []
         self._owner = owner
         self._exits: ExitLoop
         self._iommu: MachineIommu | None = None
         self._worker = Worker(f"{parts.config.name}: kvm calls")
+        self.board = board_of_host()(parts, self.bus, self._worker.submit, self._ended)
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
@@ -68,46 +62,44 @@ class Machine:
         return machine
 
     async def _build(self) -> None:
-        config = self.parts.config
-        ram = ram_ranges(config.memory.size)
-        processor, end = await in_thread(self._make_vm, ram)
-        vm = self.kvm_vm
-        vm.name = config.name
+        config, board = self.parts.config, self.board
+        end = await in_thread(self._make_vm)
+        self.kvm_vm.name = config.name
         self._stack.push_async_callback(self._worker.aclose)
-        ports = AcpiPorts()
-        self.legacy = LegacyDevices(self.bus, IoApicSink(vm, self._worker.submit), self.parts, ram, ports, self._ended)
-        self._stack.callback(self.legacy.close)
-        plans = plan(config.platform.num_pci_segments, end, processor.reachable_bits)
-        self._plug_ports(ram, plans)
+        self._stack.callback(board.close)
+        board.add_devices()
+        segments = config.platform.num_pci_segments
+        plans = board.plan_pci(segments, start_of_bars(segments, end, board.address_bits))
+        self._plug_ports(plans)
         await self._plug_devices(plans)
-        write_tables(self.memory, describe(config.cpus, self.legacy, ports, self.pci.root.segments, self._iommu))
-        self.vcpus = await in_thread(self._load, ram, processor)
-        verdict = Verdict(self.memory, ram, self.vcpus, self.halt, self._ended, self._owner)
+        board.describe(self.memory, self.pci.root, self._iommu)
+        await in_thread(board.load, self.memory)
+        verdict = Verdict(self.memory, board.judge, self.halt, self._ended, self._owner)
         self._exits = ExitLoop(
-            vm,
+            self.kvm_vm,
             self.bus,
             on_exit=verdict.vcpu_ended,
             on_device_error=self._device_error,
-            on_eoi=self.legacy.ioapic.eoi,
+            on_eoi=board.on_eoi,
             on_memory_lost=verdict.memory_lost,
         )
         self._stack.push_async_callback(self._exits.close)
         self._exits.open()
 
-    def _make_vm(self, ram: list[tuple[int, int]]) -> tuple[Processor, int]:
-        """Memory, and the KVM VM that has it: the processor that its guests shall see, and the end of all memory. In a thread:
-        a guest has it made anew as often as it resets itself."""
-        self._make_memory(ram)
+    def _make_vm(self) -> int:
+        """Memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often as it resets
+        itself."""
+        board = self.board
+        self._make_memory(board.ram)
         kvm = self.parts.open_kvm()
-        processor = Processor.of(kvm, self.parts.config.cpus)
+        board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
         self._stack.push_async_callback(in_thread, vm.close)
-        vm.set_identity_pages(layout.KVM_IDENTITY_MAP)
-        limit = 1 << processor.reachable_bits
-        end = map_device_memory(self.memory, self.parts.plugged, layout.end_of_ram(ram), limit)
+        limit = 1 << board.address_bits
+        end = map_device_memory(self.memory, self.parts.plugged, board.device_memory_start, limit)
         vm.set_memory(self.memory)
-        vm.split_irqchip()
-        return processor, end
+        board.set_up(vm)
+        return end
 
     def _make_memory(self, ram: list[tuple[int, int]]) -> None:
         m = self.parts.config.memory
@@ -116,23 +108,30 @@ class Machine:
         self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
         self._stack.push_async_callback(in_thread, self.memory.close)
 
-    def _plug_ports(self, ram: list[tuple[int, int]], plans: list[SegmentPlan]) -> None:
+    def _plug_ports(self, plans: list[SegmentPlan]) -> None:
         """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""
         if not self.parts.ports:
             return
         from aiovmm.machine.own import refuse_taken
 
-        refuse_taken(self.parts.ports, ram, plans)
+        start = self.board.device_memory_start
+        memory = [*self.board.ram, (start, plans[0].mmio64.base - start)]  # of devices too
+        taken = [("the guest's memory", base, size) for base, size in memory]
+        taken += [("a PCI window", window.base, window.size) for plan in plans for window in plan.windows]
+        refuse_taken(self.parts.ports, [*taken, *self.board.taken], self.board.free)
         for port in self.parts.ports:
             port._end = partial(self._ended, ExitReason.SHUTDOWN)
             port.reset()
             self.bus.add(Range(port.space, port.base, port.size, port, port.name))
 
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
-        intx = IntxPins(self.legacy.ioapic)
-        services = KvmPciServices(self.kvm_vm, self.bus, self.memory, self._owner.create_task, intx, self._worker)
-        self.pci = PciBuses(plans, services, lambda: self._ended(ExitReason.REBOOT, "reset by port 0xcf9"))
+        create_task, board = self._owner.create_task, self.board
+        services = KvmPciServices(
+            self.kvm_vm, self.bus, self.memory, create_task, self._worker, board.message, board.intx_line
+        )
+        self.pci = PciBuses(plans, services)
         self._stack.push_async_callback(self.pci.close)
+        board.add_pci(self.pci.root)
         self._iommu = machine_iommu(self.parts, self.memory)
         if self._iommu is not None:
             self._stack.callback(self._iommu.close)
@@ -149,15 +148,12 @@ class Machine:
         for plugged in last:
             self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
 
-    def _load(self, ram: list[tuple[int, int]], processor: Processor) -> list[Vcpu]:
-        """Kernel, initramfs and boot parameters into memory, and the vCPUs that will run them. In a thread: the files may have to
-        be read from disk, and there may be many vCPUs."""
-        config, kernel = self.parts.config, self.parts.kernel
-        kernel.load_into(self.memory)
-        state = setup_linux(self.memory, kernel, config.cmdline, config.payload.initramfs, ram)
-        return create_vcpus(self.kvm_vm, config.cpus, processor, state)
-
     # -- running
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
+        """All of them; none before they are ready to run, and after `aclose`."""
+        return self.board.vcpus
 
     async def start(self, *, paused: bool = False) -> None:
         """Let all vCPUs run, or have them stand at their first instruction. Where there are many the event loop has turns between
@@ -199,8 +195,8 @@ class Machine:
             vcpu.resume()
 
     def press_power_button(self) -> None:
-        """Tell the guest by ACPI that somebody wants it to power off."""
-        self.legacy.ged.press_power_button()
+        """Tell the guest that somebody wants it to power off."""
+        self.board.press_power_button()
 
     def halt(self) -> None:
         """Ask all vCPU threads to end, without waiting for them, for good. Idempotent."""
@@ -227,7 +223,7 @@ class Machine:
         try:
             await self.stop()
         finally:
-            self.vcpus = []
+            self.board.vcpus = []
             await self._stack.aclose()
 
     # -- what comes from below

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
 from aiovmm.errors import ConfigError
+from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.iommu import refuse_remote, wants_iommu
 from aiovmm.machine.parts import MachineParts
 from aiovmm.virtqueue.device import VirtioDevice
@@ -110,7 +111,7 @@ def _plug_iommu(parts: MachineParts) -> None:
     if wants_iommu(parts):
         from aiovmm.devices.virtio.iommu import IommuDevice
 
-        parts.plug(IommuDevice(), "iommu")
+        parts.plug(IommuDevice(board_of_host().messages(parts.config)), "iommu")
 
 
 def _plug_fs(parts: MachineParts) -> None:

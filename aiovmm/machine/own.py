@@ -6,17 +6,14 @@ import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from aiovmm.boot.x86_64 import layout
 from aiovmm.bus import Space
 from aiovmm.devices.port import PortDevice, is_int
 from aiovmm.errors import ConfigError, StateError
-from aiovmm.pci.plan import SegmentPlan
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
 __all__ = ["OwnDevices", "check_devices", "refuse_taken"]
 
-_LAPIC_SIZE = 1 << 20  # where messages go, too
 _LARGEST = 32768  # VIRTIO 1.2, 2.7: the largest split ring
 
 
@@ -67,24 +64,16 @@ def check_devices(devices: Any) -> tuple[VirtioDevice, ...]:
     return tuple(checked)
 
 
-def refuse_taken(ports: Sequence[PortDevice], ram: Sequence[tuple[int, int]], plans: Sequence[SegmentPlan]) -> None:
+def refuse_taken(ports: Sequence[PortDevice], taken: Sequence[tuple[str, int, int]], free: tuple[int, int]) -> None:
     """Raises ConfigError for an address that is not the bus's to decide on: there is memory, or KVM answers, or a driver may put
-    a PCI device there."""
-    above = layout.RAM_ABOVE_4G
-    taken = [
-        ("the guest's memory", base, size) for base, size in [*ram, (above, plans[0].mmio64.base - above)]
-    ]  # pmem too
-    taken += [("a PCI window", window.base, window.size) for plan in plans for window in plan.windows]
-    taken += [
-        ("the local APIC", layout.LAPIC, _LAPIC_SIZE),
-        ("KVM's own pages", layout.KVM_IDENTITY_MAP, 4 * layout.PAGE),
-    ]
+    a PCI device there: `taken`, (what, base, size). `free`, (start, end), is told to who asks for that."""
     for port in ports:
         for what, base, size in taken if port.space is Space.MMIO else ():
             if port.base < base + size and base < port.base + port.size:
                 place = f"[{port.base:#x}, {port.base + port.size:#x})"
-                free = f"free is {layout.ECAM + layout.ECAM_SIZE:#x} to {layout.IOAPIC:#x}"
-                raise ConfigError("ports", f"{port.name} {place} lies in {what}", free)
+                raise ConfigError(
+                    "ports", f"{port.name} {place} lies in {what}", f"free is {free[0]:#x} to {free[1]:#x}"
+                )
 
 
 def _check(option: str, device: VirtioDevice) -> None:

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 from aiovmm.boot import acpi
 from aiovmm.bus import Bus, Space
-from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
 from aiovmm.kvm.vmfd import HostMemorySlot, VmFd
-from aiovmm.machine.interrupts import KvmMsiLine, message, set_lines
+from aiovmm.machine.interrupts import KvmMsiLine, ToKvm, set_lines
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import Mapping
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.segment import PciSegment
-from aiovmm.pci.services import LineChange
+from aiovmm.pci.services import IntxLine, LineChange, Place
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:  # the transport is imported by machines that have such a device
     from aiovmm.pci.virtio import VirtioPci
 
-__all__ = ["KvmPciServices", "PciBuses", "describe_segments", "plan"]
+__all__ = ["KvmPciServices", "PciBuses", "describe_segments", "start_of_bars"]
 
 CreateTask = Callable[..., "asyncio.Task[None]"]
+MakeIntxLine = Callable[[Callable[[], None]], IntxLine]
 DeviceError = Callable[[VirtioDevice, Exception], None]
 
 
@@ -37,14 +37,24 @@ class KvmPciServices:
     """pci.services.PciServices and vfio.VfioServices of one machine."""
 
     def __init__(
-        self, vm: VmFd, bus: Bus, memory: GuestMemory, create_task: CreateTask, intx: IntxPins, worker: Worker
+        self,
+        vm: VmFd,
+        bus: Bus,
+        memory: GuestMemory,
+        create_task: CreateTask,
+        worker: Worker,
+        to_kvm: ToKvm,
+        intx_line: MakeIntxLine,
     ) -> None:
+        """`to_kvm` and `intx_line` are the board's."""
+        self.intx_line = intx_line
+        """A wire to a pin of the interrupt controller. See PciServices."""
         self._vm = vm
         self._worker = worker
         self._bus = bus
         self._memory = memory
         self._create_task = create_task
-        self._intx = intx
+        self._to_kvm = to_kvm
 
     @property
     def bus(self) -> Bus:
@@ -56,13 +66,14 @@ class KvmPciServices:
         """Guest memory."""
         return self._memory
 
-    def message(self, address: int, data: int) -> Callable[[], None]:
+    def message(self, address: int, data: int, place: Place) -> Callable[[], None]:
         """Sent by one ioctl, without a descriptor or a route."""
-        return message(self._vm, address, data)
+        message = self._to_kvm(address, data, place)
+        return _nowhere if message is None else self._vm.message(*message)
 
-    def msi_line(self, name: str) -> KvmMsiLine:
+    def msi_line(self, name: str, place: Place) -> KvmMsiLine:
         """A new, masked line."""
-        return KvmMsiLine(self._vm, name)
+        return KvmMsiLine(self._vm, name, self._to_kvm, place)
 
     def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> Ioeventfd | None:
         """A doorbell in KVM; None if KVM refuses it, and the writes come through the bus."""
@@ -74,10 +85,6 @@ class KvmPciServices:
     def memory_slot(self, address: int, size: int, mapping: Mapping) -> HostMemorySlot:
         """Memory of this process before the guest's eyes. Raises KvmError."""
         return self._vm.host_memory(address, size, mapping)
-
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
-        """A wire to a pin of the I/O APIC."""
-        return self._intx.line(ended)
 
     def set_lines(self, changes: Sequence[LineChange]) -> None:
         """Routes are committed once for all of them. Raises KvmError."""
@@ -94,20 +101,22 @@ class KvmPciServices:
         return self._create_task(coro, name=name)
 
 
-def plan(count: int, end_of_memory: int, phys_bits: int) -> list[SegmentPlan]:
-    """Segments for `count` host bridges: 64-bit BARs from the end of RAM and pmem to the top of the physical address space.
+def _nowhere() -> None:
+    """A message that no interrupt controller takes."""
 
-    Raises ConfigError when memory leaves no room below that.
-    """
+
+def start_of_bars(count: int, end_of_memory: int, address_bits: int) -> int:
+    """Where 64-bit BARs of `count` segments may begin: at the first GiB after all memory. Raises ConfigError when memory
+    leaves no room below the top of the physical address space."""
     start = -(-end_of_memory // (1 << 30)) << 30
-    if start + (count << 30) > 1 << phys_bits:
-        reason = f"RAM and pmem would end at {end_of_memory:#x}, and this processor has {phys_bits} address bits"
+    if start + (count << 30) > 1 << address_bits:
+        reason = f"RAM and pmem would end at {end_of_memory:#x}, and this processor has {address_bits} address bits"
         raise ConfigError("memory.size", reason, "give the guest less memory, or smaller pmem files")
-    return plan_segments(count, MMIO32, Window(start, (1 << phys_bits) - start))
+    return start
 
 
 def describe_segments(segments: Sequence[PciSegment]) -> tuple[acpi.PciSegment, ...]:
-    """The same for the ACPI tables, with the wires of the functions that have an interrupt pin."""
+    """The same for the firmware's tables, with the wires of the functions that have an interrupt pin."""
     return tuple(
         acpi.PciSegment(
             s.plan.number,
@@ -130,8 +139,8 @@ def _wires(segment: PciSegment) -> tuple[acpi.IntxWire, ...]:
 class PciBuses:
     """All segments of a machine with what is plugged into them."""
 
-    def __init__(self, plans: Sequence[SegmentPlan], services: KvmPciServices, reset: Callable[[], None]) -> None:
-        self.root = PciRoot(plans, services, reset)
+    def __init__(self, plans: Sequence[SegmentPlan], services: KvmPciServices) -> None:
+        self.root = PciRoot(plans, services)
         self._services = services
 
     def plug(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu | None = None) -> VirtioPci:

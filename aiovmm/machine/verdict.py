@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from aiovmm.errors import HostError
-from aiovmm.kvm import FinalExit, Vcpu
-from aiovmm.kvm.exits import EMULATION, InternalError, RunFailed, Shutdown
+from aiovmm.kvm import FinalExit
+from aiovmm.kvm.exits import RunFailed
 from aiovmm.lifecycle import ExitReason
-from aiovmm.machine.blame import EMULATES, kvm_emulates, triple_fault
+from aiovmm.machine.board import Finding
 from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.memory import GuestMemory
@@ -18,49 +18,46 @@ __all__ = ["Verdict"]
 
 
 class Verdict:
-    """Of one machine. `halt` stops all vCPUs at once, for what there is to find out may take a while; `ended` does so too,
-    and tells."""
+    """Of one machine. `judge` is its board's; `halt` stops all vCPUs at once, for what there is to find out may take a while;
+    `ended` does so too, and tells."""
 
     def __init__(
         self,
         memory: GuestMemory,
-        ram: Sequence[tuple[int, int]],
-        vcpus: Sequence[Vcpu],
+        judge: Callable[[int, FinalExit], Finding | Callable[[], Finding] | None],
         halt: Callable[[], None],
         ended: Callable[..., None],
         owner: MachineOwner,
     ) -> None:
         self._memory = memory
-        self._ram = ram
-        self._vcpus = vcpus
+        self._judge = judge
         self._halt = halt
         self._ended = ended
         self._owner = owner
 
     def vcpu_ended(self, index: int, final: FinalExit) -> None:
         """See ExitLoop."""
-        if isinstance(final, Shutdown):
-            self._ended(*triple_fault(self._memory, self._ram, self._vcpus, index))
-        elif isinstance(final, InternalError) and final.suberror == EMULATION:
-            self._halt()
-            self._owner.create_task(self._emulation_failed(f"vCPU {index}: {final}"), name="why it failed")
-        elif isinstance(final, RunFailed) and final.errno in NO_BACKING:
+        if isinstance(final, RunFailed) and final.errno in NO_BACKING:
             self.memory_lost()
+            return
+        finding = self._judge(index, final)
+        if callable(finding):
+            self._halt()
+            self._owner.create_task(self._find_out(finding, f"vCPU {index}: {final}"), name="why it failed")
         else:
-            self._ended(ExitReason.ERROR, f"vCPU {index}: {final}")
+            self._ended(*(finding or (ExitReason.ERROR, f"vCPU {index}: {final}")))
 
     def memory_lost(self) -> None:
         """As a vCPU or a thread of ours has found."""
         self._halt()
         self._owner.create_task(self._explain_lost_memory(), name="what became of its memory")
 
-    async def _emulation_failed(self, detail: str) -> None:
-        """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode."""
-        emulates = False
+    async def _find_out(self, find: Callable[[], Finding], otherwise: str) -> None:
+        finding = ExitReason.ERROR, otherwise
         try:
-            emulates = await in_thread(kvm_emulates)
+            finding = await in_thread(find)
         finally:  # told in any case
-            self._ended(ExitReason.ERROR, detail + (EMULATES if emulates else ""))
+            self._ended(*finding)
 
     async def _explain_lost_memory(self) -> None:
         error: HostError | None = None

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Sequence
 from aiovmm.bus import BusDevice, FastPage
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
+from aiovmm.pci.services import Place
 from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["BarRegion", "PciFunction", "together"]
@@ -33,9 +34,16 @@ class PciFunction:
     """A function with plain configuration space; others extend what they need."""
 
     def __init__(
-        self, name: str, config: ConfigSpace, bars: Sequence[Bar] = (), regions: Sequence[BarRegion] = ()
+        self,
+        name: str,
+        config: ConfigSpace,
+        bars: Sequence[Bar] = (),
+        regions: Sequence[BarRegion] = (),
+        place: Place | None = None,
     ) -> None:
         self.name = name
+        self.place = Place() if place is None else place
+        """Set by the segment that it is plugged into."""
         self.config = config
         self.bars = tuple(bars)
         self.regions = tuple(regions)

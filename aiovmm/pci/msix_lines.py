@@ -7,7 +7,7 @@ from functools import partial
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.msix import Deliver, MsixTable, Route
-from aiovmm.pci.services import LineChange, MsiLine, PciServices
+from aiovmm.pci.services import LineChange, MsiLine, PciServices, Place
 
 __all__ = ["MsixPendingBits", "MsixTableRegisters", "MsixVector", "MsixVectors"]
 
@@ -44,11 +44,17 @@ class MsixVectors:
     """
 
     def __init__(
-        self, table: MsixTable, services: PciServices, name: str, failed: Callable[[Exception], None] | None = None
+        self,
+        table: MsixTable,
+        services: PciServices,
+        name: str,
+        place: Place,
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:
         self.table = table
         self._services = services
         self._name = name
+        self._place = place
         self._failed = failed
         self.open: dict[int, Callable[[], None]] = {}  # what sends the messages of vectors that are not masked
         self._lines: dict[int, MsiLine] = {}  # of those that somebody signals
@@ -70,7 +76,7 @@ class MsixVectors:
         """The eventfd of vector `index`. What is signalled through it while the vector is masked waits in it."""
         line = self._lines.get(index)
         if line is None:
-            line = self._lines[index] = self._services.msi_line(f"{self._name} vector {index}")
+            line = self._lines[index] = self._services.msi_line(f"{self._name} vector {index}", self._place)
             if index in self.open:
                 self._wire([self.table.route(index)], self._not_joined)
         return line.fd
@@ -85,7 +91,7 @@ class MsixVectors:
             if effect.masked:
                 self.open.pop(effect.index, None)
             else:
-                self.open[effect.index] = self._services.message(effect.address, effect.data)
+                self.open[effect.index] = self._services.message(effect.address, effect.data, self._place)
             if effect.index in self._lines:
                 changed.append(effect)
         return self._wire(changed)

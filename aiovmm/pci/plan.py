@@ -1,6 +1,6 @@
 """Where PCI segments lie in the address space: plain data that the VM and its ACPI tables both use.
 
-Segment n has bus 0 only, its ECAM at ECAM_BASE + n MiB, and an equal, aligned share of each memory window. There is one
+Segment n has bus 0 only, its ECAM n MiB after the first one's, and an equal, aligned share of each memory window. There is one
 host bridge, one `_SEG` and one MCFG entry a segment.
 """
 
@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from aiovmm.errors import UsageError
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["ECAM_BASE", "ECAM_SIZE", "MMIO32", "SegmentPlan", "Window", "plan_segments"]
+__all__ = ["ECAM_SIZE", "SegmentPlan", "Window", "plan_segments"]
 
-ECAM_BASE = 0xE8000000
 ECAM_SIZE = 1 << 20  # one bus: 32 devices of 8 functions of 4 KiB
 MAX_SEGMENTS = 256
 _SHARE_ALIGNMENT = 1 << 20
@@ -36,9 +35,6 @@ class Window:
         return self.base <= base and base + size <= self.end
 
 
-MMIO32 = Window(0xC0000000, 640 << 20)
-
-
 @dataclass(frozen=True)
 class SegmentPlan:
     """One PCI segment group: its number, ECAM, bus range (inclusive) and memory windows. `io` is None: no port windows."""
@@ -58,13 +54,13 @@ class SegmentPlan:
         return (self.mmio32, self.mmio64)
 
 
-def plan_segments(count: int, mmio32: Window, mmio64: Window) -> list[SegmentPlan]:
-    """Divide both windows among `count` segments (1..256). Raises UsageError if there is not 1 MiB for each."""
+def plan_segments(count: int, ecam: int, mmio32: Window, mmio64: Window) -> list[SegmentPlan]:
+    """Divide both windows among `count` segments (1..256), whose configuration space begins at `ecam`. Raises UsageError if there
+    is not 1 MiB for each."""
     if not 1 <= count <= MAX_SEGMENTS:
         raise UsageError(f"{count} PCI segments: there can be 1 to {MAX_SEGMENTS}")
     return [
-        SegmentPlan(n, ECAM_BASE + n * ECAM_SIZE, _share(mmio32, n, count), _share(mmio64, n, count))
-        for n in range(count)
+        SegmentPlan(n, ecam + n * ECAM_SIZE, _share(mmio32, n, count), _share(mmio64, n, count)) for n in range(count)
     ]
 
 

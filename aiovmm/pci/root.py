@@ -1,4 +1,4 @@
-"""All PCI of one machine: its segments, their bridges, and the configuration ports."""
+"""All PCI of one machine: its segments, their bridges, and on a PC the configuration ports."""
 
 from __future__ import annotations
 
@@ -35,15 +35,17 @@ class PciAddress:
 
 
 class PciRoot:
-    """Segments as planned, plugged into `services.bus`. `reset` is called when the guest asks port 0xCF9 for one."""
+    """Segments as planned, plugged into `services.bus`."""
 
-    def __init__(
-        self, plans: Sequence[SegmentPlan], services: PciServices, reset: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, plans: Sequence[SegmentPlan], services: PciServices) -> None:
         self.segments = [PciSegment(plan, services) for plan in plans]
         self._services = services
+        self._ports: Range | None = None
+
+    def add_config_ports(self, reset: Callable[[], None] | None = None) -> None:
+        """Configuration mechanism #1, for a PC. `reset` is called when the guest asks port 0xCF9 for one."""
         ports = ConfigPorts(self.segments[0], reset)
-        self._ports: Range | None = services.bus.add(
+        self._ports = self._services.bus.add(
             Range(Space.PIO, CONFIG_PORTS, CONFIG_PORTS_SIZE, ports, "pci config ports", ports.fast)
         )
 

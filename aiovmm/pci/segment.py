@@ -44,6 +44,7 @@ class PciSegment:
             self._release(slot, function)
             raise
         self._slots[slot] = function
+        function.place.segment, function.place.slot = self.plan.number, slot
         self._ecam[slot] = self._services.bus.add(self._ecam_range(slot, function))
         return slot
 

@@ -12,7 +12,20 @@ from aiovmm.runtime.dataclass import dataclass
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices"]
+__all__ = ["IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices", "Place"]
+
+
+@dataclass()
+class Place:
+    """Where a function is, once it is plugged in."""
+
+    segment: int = 0
+    slot: int = 0
+
+    @property
+    def requester_id(self) -> int:
+        """Bus, device and function as one number."""
+        return self.slot << 3
 
 
 class MsiLine(Protocol):
@@ -79,12 +92,12 @@ class PciServices(Protocol):
     def memory(self) -> AddressSpace:
         """Guest memory as a device without an IOMMU reaches it."""
 
-    def message(self, address: int, data: int) -> Callable[[], None]:
-        """What sends this message when it is called: at once, never blocking. Who drives no interrupt controller with it has made
-        the guest's mistake, and the message is lost."""
+    def message(self, address: int, data: int, place: Place) -> Callable[[], None]:
+        """What sends this message of the function at `place` when it is called: at once, never blocking. Who drives no interrupt
+        controller with it has made the guest's mistake, and the message is lost."""
 
-    def msi_line(self, name: str) -> MsiLine:
-        """A new line, masked, for others to signal; `name` is for logs. Raises HostError."""
+    def msi_line(self, name: str, place: Place) -> MsiLine:
+        """A new line of the function at `place`, masked, for others to signal; `name` is for logs. Raises HostError."""
 
     def intx_line(self, ended: Callable[[], None]) -> IntxLine:
         """A pin, released. `ended()`: the guest has ended its interrupt while it was asserted, and it has been released."""

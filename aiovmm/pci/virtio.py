@@ -33,7 +33,7 @@ from aiovmm.pci.function import BarRegion, PciFunction, together
 from aiovmm.pci.intx import InterruptPin
 from aiovmm.pci.msix import MAX_VECTORS, MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
-from aiovmm.pci.services import PciServices
+from aiovmm.pci.services import PciServices, Place
 from aiovmm.pci.virtio_bar import BAR_SIZE, MAX_QUEUES, NOTIFY, CommonRegisters, DeviceRegisters, VirtioStructures
 from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE, IsrStatus, VirtioInterrupt
 from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
@@ -78,7 +78,8 @@ class VirtioPci(PciFunction):
         self._services = services
         self._on_error = on_error
         self._common = CommonConfig(self.negotiation, queues + 1)
-        self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, self._broken)
+        place = Place()
+        self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, place, self._broken)
         self._isr = IsrStatus(self._isr_changed)
         self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
         self._transition = asyncio.Lock()
@@ -95,7 +96,7 @@ class VirtioPci(PciFunction):
             self._doorbells,
             self._vectors,
         )
-        super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name))
+        super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name), place)
         self._msix_control = structures.add_capabilities(config) + 2
         self._pin = InterruptPin(config, services)
         self.interrupt_gsi = self._pin.gsi

@@ -12,10 +12,18 @@ from typing import Any
 from aiovmm.bus import Bus, Policy, Space
 from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
-from aiovmm.pci.services import IntxLine, LineChange
+from aiovmm.pci.plan import Window
+from aiovmm.pci.services import IntxLine, LineChange, Place
 from aiovmm.runtime.worker import Worker
 
-__all__ = ["Doorbell", "RecordedIntxLine", "RecordedMsiLine", "RecordingServices"]
+__all__ = ["ECAM_BASE", "MESSAGES", "MMIO32", "Doorbell", "RecordedIntxLine", "RecordedMsiLine", "RecordingServices"]
+
+
+ECAM_BASE = 0xE800_0000
+MMIO32 = Window(0xC000_0000, 640 << 20)
+"""Where configuration space and 32-bit BARs are on a PC: plan_segments(1, ECAM_BASE, MMIO32, ...)."""
+MESSAGES = 0xFEE0_0000, 0xFEEF_FFFF
+"""The first and the last address that messages go to there."""
 
 
 class RecordedMsiLine:
@@ -23,6 +31,7 @@ class RecordedMsiLine:
 
     def __init__(self, name: str, deliver: Callable[[int, int], None] = lambda address, data: None) -> None:
         self.name = name
+        self.place = Place()
         self._deliver = deliver
         self.address = 0
         self.data = 0
@@ -136,7 +145,7 @@ class RecordingServices:
         self._ioeventfds = ioeventfds
         self._handlers: dict[tuple[int, int], Callable[[], None]] = {}
 
-    def message(self, address: int, data: int) -> Callable[[], None]:
+    def message(self, address: int, data: int, _place: Place) -> Callable[[], None]:
         """Notes it in `messages`."""
         return partial(self._send, address, data)
 
@@ -144,9 +153,10 @@ class RecordingServices:
         self.messages.append((address, data))
         self._message(address, data)
 
-    def msi_line(self, name: str) -> RecordedMsiLine:
+    def msi_line(self, name: str, place: Place) -> RecordedMsiLine:
         """A new line, noted in `lines`."""
         line = RecordedMsiLine(name, self._message)
+        line.place = place
         self.lines.append(line)
         return line
 

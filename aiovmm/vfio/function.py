@@ -19,6 +19,7 @@ from aiovmm.errors import HostError, UsageError
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import COMMAND, COMMAND_INTX_OFF, COMMAND_MASTER, COMMAND_MEM, overlaps
 from aiovmm.pci.function import BarRegion, PciFunction, together
+from aiovmm.pci.services import Place
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.vfio.abi import Irq, Region
 from aiovmm.vfio.calls import DeviceCalls
@@ -53,15 +54,16 @@ class VfioFunction(PciFunction):
             raise UsageError(f"{device.name} has no interrupt that can be passed through: no MSI-X, no MSI, no INTx")
         self._virtual = virtual
         self._calls = DeviceCalls(device, services, self._failed)
+        place = Place()
         self._intx = self._msi = self._msix = None
         if virtual.msi is not None:
-            self._msi = MsiInterrupts(virtual.msi, self._calls, services, device.name)
+            self._msi = MsiInterrupts(virtual.msi, self._calls, services, device.name, place)
         if virtual.msix is not None:
-            self._msix = MsixInterrupts(virtual.msix.vectors, self._calls, services, device.name)
+            self._msix = MsixInterrupts(virtual.msix.vectors, self._calls, services, device.name, place)
         self._notices = Notices(device, self._calls, on_error)
         self._areas: dict[int, list[MappedArea]] = {}
         regions = [region for bar in virtual.bars for region in self._lay_out(bar)]
-        super().__init__(device.name, virtual.space, virtual.bars, regions)
+        super().__init__(device.name, virtual.space, virtual.bars, regions, place)
         self.live_registers = virtual.watched
         if virtual.intx:
             self._intx = IntxInterrupt(self._calls, services)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Iterable
 from aiovmm.pci.function import together
 from aiovmm.pci.msix import ENTRY_SIZE, MsixTable
 from aiovmm.pci.msix_lines import MsixPendingBits, MsixTableRegisters, MsixVectors
-from aiovmm.pci.services import LineChange, MsiLine, PciServices
+from aiovmm.pci.services import LineChange, MsiLine, PciServices, Place
 from aiovmm.vfio.abi import Irq
 from aiovmm.vfio.calls import DeviceCalls
 from aiovmm.vfio.msi import MsiCapability
@@ -18,11 +18,14 @@ __all__ = ["MsiInterrupts", "MsixInterrupts"]
 class MsiInterrupts:
     """Follows the MSI capability: lines for the vectors that are on."""
 
-    def __init__(self, capability: MsiCapability, calls: DeviceCalls, services: PciServices, name: str) -> None:
+    def __init__(
+        self, capability: MsiCapability, calls: DeviceCalls, services: PciServices, name: str, place: Place
+    ) -> None:
         self._capability = capability
         self._calls = calls
         self._services = services
         self._name = name
+        self._place = place
         self._lines: list[MsiLine] = []
         self._signalled = 0  # vectors that the device signals
 
@@ -32,7 +35,7 @@ class MsiInterrupts:
         if wanted != self._signalled and self._signalled:
             self._off()
         while len(self._lines) < wanted:
-            self._lines.append(self._services.msi_line(f"{self._name} MSI {len(self._lines)}"))
+            self._lines.append(self._services.msi_line(f"{self._name} MSI {len(self._lines)}", self._place))
         messages = [self._capability.message(vector) for vector in range(wanted)]
         self._calls.set_lines(
             [LineChange(line, m.address, m.data, m.masked) for line, m in zip(self._lines, messages, strict=False)]
@@ -58,8 +61,8 @@ class MsixInterrupts:
     """Follows the MSI-X table. The device gets all vectors when MSI-X goes on, for not every kernel adds some later; each is
     given an eventfd when the guest first opens it."""
 
-    def __init__(self, vectors: int, calls: DeviceCalls, services: PciServices, name: str) -> None:
-        self.vectors = MsixVectors(MsixTable(vectors), services, name, lambda error: calls.failed(error))
+    def __init__(self, vectors: int, calls: DeviceCalls, services: PciServices, name: str, place: Place) -> None:
+        self.vectors = MsixVectors(MsixTable(vectors), services, name, place, lambda error: calls.failed(error))
         self._calls = calls
         self._on = False
         self._signalled: set[int] = set()

@@ -15,8 +15,11 @@ from typing import Self
 
 from aiovmm.bus import Bus, FastPage, Policy, Range, Space
 from aiovmm.kvm import ExitLoop, FinalExit, Kvm, Vcpu
+from aiovmm.kvm.x86_64 import cpuid
+from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
 from aiovmm.kvm.x86_64.probe import long_mode
 from aiovmm.kvm.x86_64.state import Regs
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.memory import GuestMemory
 from tests.guests import CODE, build
 
@@ -78,10 +81,10 @@ class Machine:
         self._own_kvm = kvm is None
         self.memory = GuestMemory.create(ram or [(0, 2 << 20)])
         self.vm = self.kvm.create_vm(cpus)
-        self.vm.set_identity_pages()
+        set_identity_pages(self.vm)
         self.vm.set_memory(self.memory)
         if irqchip:
-            self.vm.split_irqchip()
+            split_irqchip(self.vm)
         self.bus = Bus()
         self._add_ranges()
         self.loop = ExitLoop(
@@ -93,14 +96,19 @@ class Machine:
         )
         self.memory.write(CODE, build(name))
         self._identity_map()
-        cpuid = self.kvm.supported_cpuid()
+        supported = cpuid.get_supported(self.kvm.fd)
         self.cpus: list[Vcpu] = []
         for index in range(cpus):
             vcpu = self.vm.create_vcpu(index, ring_size=ring_size)
-            vcpu.set_cpuid(cpuid)
+            VcpuState(vcpu).set_cpuid(supported)
             self.cpus.append(vcpu)
-        self.cpu.set_sregs(long_mode(self.cpu.get_sregs(), PAGE_TABLES))
-        self.cpu.set_regs(Regs(rip=CODE, rsp=STACK))
+        self.state.set_sregs(long_mode(self.state.get_sregs(), PAGE_TABLES))
+        self.state.set_regs(Regs(rip=CODE, rsp=STACK))
+
+    @property
+    def state(self) -> VcpuState:
+        """Its registers."""
+        return VcpuState(self.cpu)
 
     @property
     def cpu(self) -> Vcpu:

@@ -11,7 +11,10 @@ from aiovmm.errors import KvmError
 from aiovmm.irq import IrqLine
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.x86_64.state import MpState
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.interrupts import KvmMsiLine
+from aiovmm.machine.x86_64.interrupts import message_for_kvm
+from aiovmm.pci.services import Place
 from tests.guests.machine import Machine
 
 MSI = 0xFEE0_0000  # to APIC id 0, Intel SDM 3A 11.11.1
@@ -121,7 +124,9 @@ async def test_doorbells_with_and_without_a_data_match(kvm: Kvm) -> None:
 @pytest.mark.parametrize("cpus", [2, 4])
 async def test_other_processors_start_by_sipi(cpus: int, kvm: Kvm) -> None:
     async with Machine("smp", cpus=cpus, kvm=kvm) as m:
-        assert [c.get_mp_state() for c in m.cpus] == [MpState.RUNNABLE] + [MpState.UNINITIALIZED] * (cpus - 1)
+        assert [VcpuState(c).get_mp_state() for c in m.cpus] == [MpState.RUNNABLE] + [MpState.UNINITIALIZED] * (
+            cpus - 1
+        )
         m.memory.write(0x9004, (cpus - 1).to_bytes(4, "little"))
         m.start()
         await m.until(lambda: b"E" in m.written and len(m.written) == cpus)
@@ -135,7 +140,7 @@ async def test_processors_that_wait_for_sipi_pause_and_stop(kvm: Kvm) -> None:
         for _ in range(20):
             for cpu in m.cpus:
                 await cpu.pause()
-            assert m.cpus[3].get_mp_state() == MpState.UNINITIALIZED
+            assert VcpuState(m.cpus[3]).get_mp_state() == MpState.UNINITIALIZED
             for cpu in m.cpus:
                 cpu.resume()
 
@@ -177,7 +182,7 @@ async def test_a_message_that_kvm_refuses_does_not_keep_others_from_theirs(kvm: 
 
 async def test_a_vector_with_an_impossible_address_is_silent(kvm: Kvm) -> None:
     async with Machine("interrupts", kvm=kvm) as m:
-        line = KvmMsiLine(m.vm, "test")
+        line = KvmMsiLine(m.vm, "test", message_for_kvm, Place())
         try:
             line.set(1 << 32 | MSI, VECTOR, masked=False)
             m.start()

@@ -93,7 +93,7 @@ async def test_pause_stops_the_guest_and_resume_lets_it_go_on(kvm: Kvm) -> None:
         for _ in range(100):
             await m.cpu.pause()
             await m.cpu.pause()
-            assert m.cpu.get_regs().rip >= 0x10000
+            assert m.state.get_regs().rip >= 0x10000
             m.cpu.resume()
             m.cpu.resume()
             await m.counts_on()
@@ -116,7 +116,7 @@ async def test_pause_completes_the_access_in_flight(kvm: Kvm) -> None:
         await m.until(lambda: m.counter > 0)
         for _ in range(100):
             await m.cpu.pause()
-            regs = m.cpu.get_regs()
+            regs = m.state.get_regs()
             reads = sum(a.kind == "sync read" for a in m.log)
             done = m.counter
             assert reads in (done, done + 1), "at most the count of the last read is outstanding"
@@ -152,7 +152,7 @@ async def test_state_of_a_running_vcpu_is_refused(kvm: Kvm) -> None:
     async with Machine("forever", kvm=kvm) as m:
         m.start()
         with pytest.raises(StateError, match="pause it first"):
-            m.cpu.get_regs()
+            m.state.get_regs()
         with pytest.raises(StateError, match="still running"):
             m.vm.close()
         with pytest.raises(StateError, match="runs"):

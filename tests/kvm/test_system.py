@@ -13,6 +13,7 @@ from aiovmm.errors import HostError, KvmError
 from aiovmm.kvm import Kvm, system
 from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.kvm.x86_64 import probe
+from aiovmm.kvm.x86_64.irqchip import split_irqchip
 from aiovmm.native import lib
 
 
@@ -109,7 +110,7 @@ async def test_out_of_descriptors_at_any_step_leaks_none(kvm: Kvm) -> None:
             vm = None
             try:
                 vm = kvm.create_vm(2)  # takes two
-                vm.split_irqchip()
+                split_irqchip(vm)
                 vm.create_vcpu(0)
                 vm.irqfd(24).close()
                 vm.create_vcpu(1)

@@ -9,9 +9,9 @@ import pytest
 from aiovmm.bus import Range, Space
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.config_ports import CONFIG_PORTS, CONFIG_PORTS_SIZE, ConfigPorts
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.segment import PciSegment
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 
 RAM_SIZE = 16 << 20
 MMIO64 = Window(4 << 30, 64 << 30)
@@ -33,7 +33,7 @@ def services(memory: GuestMemory) -> Iterator[RecordingServices]:
 
 @pytest.fixture
 def plan() -> SegmentPlan:
-    return plan_segments(1, MMIO32, MMIO64)[0]
+    return plan_segments(1, ECAM_BASE, MMIO32, MMIO64)[0]
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from aiovmm.bus import Space
 from aiovmm.errors import UsageError
 from aiovmm.pci.aperture import Aperture, BarId, Placement
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
+from aiovmm.testing.pci import ECAM_BASE, MMIO32
 
-PLAN = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))[0]
+PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
 A, B, C = BarId(1, 0), BarId(2, 0), BarId(3, 0)
 BASE = MMIO32.base
 

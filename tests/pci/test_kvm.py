@@ -15,16 +15,17 @@ from aiovmm.bus import Range, Space
 from aiovmm.devices.ioapic import IntxPins, IoApic
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm, ioeventfd, routing
-from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
+from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.capabilities import MSIX
 from aiovmm.pci.driver import PciDriver
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.runtime.worker import Worker
+from aiovmm.testing.pci import ECAM_BASE, MMIO32
 from aiovmm.virtqueue.driver import Arena, Used
 from aiovmm.virtqueue.status import Status
 from tests.guests.machine import Machine
@@ -33,7 +34,7 @@ from tests.pci.echo import Echo
 pytestmark = pytest.mark.kvm
 
 BLOCK, COUNTS = 0x50000, 0x51000  # see tests/guests/agent.S
-PLAN = plan_segments(1, MMIO32, Window(4 << 30, 1 << 30))[0]
+PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 1 << 30))[0]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +101,11 @@ class Running:
         self.errors: list[Exception] = []
         self.worker = Worker("kvm calls")
         intx = IntxPins(IoApic(IoApicSink(machine.vm, self.worker.submit)))
-        services = KvmPciServices(machine.vm, machine.bus, machine.memory, self._create_task, intx, self.worker)
+        services = KvmPciServices(
+            machine.vm, machine.bus, machine.memory, self._create_task, self.worker, message_for_kvm, intx.line
+        )
         self.root = PciRoot([plan], services)
+        self.root.add_config_ports()
         self.device = Echo()
         self.transport = VirtioPci(self.device, services, on_error=lambda device, exc: self.errors.append(exc))
         self.address: PciAddress = self.root.add(self.transport)

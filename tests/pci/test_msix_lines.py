@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aiovmm.errors import HostError
 from aiovmm.pci.msix import ENTRY_SIZE, MsixTable
 from aiovmm.pci.msix_lines import MsixTableRegisters, MsixVectors
-from aiovmm.pci.services import LineChange
+from aiovmm.pci.services import LineChange, Place
 from aiovmm.runtime.worker import Worker
 from aiovmm.testing.pci import RecordingServices
 
@@ -28,7 +28,7 @@ class Lines:
     def __init__(self) -> None:
         self.services = RecordingServices(None)  # type: ignore[arg-type]  # nothing here reaches memory
         self.services.worker = self.worker = Worker("lines")
-        self.vectors = MsixVectors(MsixTable(4), self.services, "device")
+        self.vectors = MsixVectors(MsixTable(4), self.services, "device", Place())
         self.table = MsixTableRegisters(self.vectors)
         self.may_go = threading.Event()
 
@@ -149,7 +149,7 @@ async def test_a_line_that_the_host_refuses_while_its_vector_is_open_is_told_of(
         raise refusal
 
     monkeypatch.setattr(lines.services, "set_lines", refuse)
-    vectors = MsixVectors(MsixTable(1), lines.services, "device", told.append)
+    vectors = MsixVectors(MsixTable(1), lines.services, "device", Place(), told.append)
     vectors.apply(vectors.table.set_control(enabled=True, masked=False))
     vectors.apply(vectors.table.write_table(12, bytes(4)))
     vectors.share(0)

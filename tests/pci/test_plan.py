@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm.errors import UsageError
-from aiovmm.pci.plan import MMIO32, Window, plan_segments
+from aiovmm.pci.plan import Window, plan_segments
+from aiovmm.testing.pci import ECAM_BASE, MMIO32
 
 GIB = 1 << 30
 
 
 def test_one_segment_has_everything() -> None:
-    (plan,) = plan_segments(1, MMIO32, Window(4 * GIB, 1 << 40))
+    (plan,) = plan_segments(1, ECAM_BASE, MMIO32, Window(4 * GIB, 1 << 40))
     assert (plan.number, plan.ecam_base, plan.ecam_size, plan.bus_end) == (0, 0xE8000000, 1 << 20, 0)
     assert plan.mmio32 == MMIO32
     assert plan.mmio64 == Window(4 * GIB, 1 << 40)
@@ -25,7 +26,7 @@ def test_one_segment_has_everything() -> None:
 @given(st.integers(1, 256), st.integers(4 * GIB, 1 << 38), st.integers(1 << 30, 1 << 46))
 def test_windows_and_ecams_never_overlap(count: int, base: int, size: int) -> None:
     mmio64 = Window(base & ~0xFFF, size & ~0xFFF)
-    plans = plan_segments(count, MMIO32, mmio64)
+    plans = plan_segments(count, ECAM_BASE, MMIO32, mmio64)
     assert [p.number for p in plans] == list(range(count))
     for kind in ("mmio32", "mmio64"):
         shares = [getattr(p, kind) for p in plans]
@@ -37,7 +38,7 @@ def test_windows_and_ecams_never_overlap(count: int, base: int, size: int) -> No
 
 
 def test_the_64_bit_window_starts_aligned_after_odd_ram() -> None:
-    plans = plan_segments(2, MMIO32, Window(4 * GIB + 0x1234000, 1 << 40))
+    plans = plan_segments(2, ECAM_BASE, MMIO32, Window(4 * GIB + 0x1234000, 1 << 40))
     assert plans[0].mmio64.base == 8 * GIB
     assert plans[1].mmio64.base % (4 * GIB) == 0
 
@@ -45,9 +46,9 @@ def test_the_64_bit_window_starts_aligned_after_odd_ram() -> None:
 @pytest.mark.parametrize("count", [0, 257, -1])
 def test_segment_counts_are_bounded(count: int) -> None:
     with pytest.raises(UsageError, match="PCI segments"):
-        plan_segments(count, MMIO32, Window(4 * GIB, 1 << 40))
+        plan_segments(count, ECAM_BASE, MMIO32, Window(4 * GIB, 1 << 40))
 
 
 def test_too_small_a_window_is_refused() -> None:
     with pytest.raises(UsageError, match="too few"):
-        plan_segments(4, MMIO32, Window(4 * GIB, 1 << 20))
+        plan_segments(4, ECAM_BASE, MMIO32, Window(4 * GIB, 1 << 20))

@@ -9,11 +9,11 @@ from aiovmm.errors import UsageError
 from aiovmm.pci.config_space import ConfigSpace, Identity
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.function import PciFunction
-from aiovmm.pci.plan import MMIO32, Window, plan_segments
+from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.root import PciAddress, PciRoot
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 
-PLANS = plan_segments(2, MMIO32, Window(4 << 30, 64 << 30))
+PLANS = plan_segments(2, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))
 
 
 def card() -> PciFunction:
@@ -22,6 +22,7 @@ def card() -> PciFunction:
 
 async def test_devices_go_where_the_configuration_says(services: RecordingServices) -> None:
     root = PciRoot(PLANS, services)
+    root.add_config_ports()
     where = [root.add(card()), root.add(card(), segment=1), root.add(card(), segment=1, slot=9)]
     assert [str(a) for a in where] == ["0000:00:01.0", "0001:00:01.0", "0001:00:09.0"]
     assert where[2].requester_id == 9 << 3
@@ -37,6 +38,7 @@ async def test_devices_go_where_the_configuration_says(services: RecordingServic
 
 async def test_a_segment_that_is_not_there_is_named(services: RecordingServices) -> None:
     root = PciRoot(PLANS, services)
+    root.add_config_ports()
     with pytest.raises(UsageError, match="no PCI segment 2: this machine has 2"):
         root.add(card(), segment=2)
     with pytest.raises(UsageError, match="nothing in slot 4"):
@@ -46,6 +48,6 @@ async def test_a_segment_that_is_not_there_is_named(services: RecordingServices)
 
 def test_port_cf9_reaches_the_machine(services: RecordingServices) -> None:
     resets: list[bool] = []
-    PciRoot(PLANS, services, reset=lambda: resets.append(True))
+    PciRoot(PLANS, services).add_config_ports(lambda: resets.append(True))
     services.write(0xCF9, b"\x06", Space.PIO)
     assert resets == [True]

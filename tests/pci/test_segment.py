@@ -16,9 +16,9 @@ from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.config_space import ConfigSpace, Identity
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.function import BarRegion, PciFunction
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.segment import PciSegment
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 
 
 class Registers:
@@ -260,7 +260,7 @@ async def test_a_segment_holds_31_devices_and_closes(segment: PciSegment, servic
 
 
 async def test_segments_are_apart(services: RecordingServices) -> None:
-    plans = plan_segments(3, MMIO32, Window(4 << 30, 64 << 30))
+    plans = plan_segments(3, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))
     segments = [PciSegment(p, services) for p in plans]
     for s in segments:
         s.add(Card())
@@ -287,7 +287,7 @@ CONFIG_WRITES = st.tuples(
 def test_no_configuration_write_raises_or_leaves_a_range_behind(writes: list[tuple[int, int, int, int]]) -> None:
     memory = GuestMemory.create([(0, 4096)])
     services = RecordingServices(memory)
-    plan = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))[0]
+    plan = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
     segment = PciSegment(plan, services)
     cards = [Card(), Card(), Card()]
     for card in cards:

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver, finished
-from aiovmm.pci.plan import MMIO32, SegmentPlan, Window, plan_segments
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 from aiovmm.virtqueue.driver import Arena
 from tests.pci.echo import Echo
 
-PLAN = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))[0]
+PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
 WIDTH = st.sampled_from([1, 2, 4, 8])
 VALUE = st.one_of(
     st.integers(0, 2**64 - 1),

@@ -8,7 +8,10 @@ from pathlib import Path
 from aiovmm.bus import Bus
 from aiovmm.kvm import ExitLoop, Kvm
 from aiovmm.kvm.exits import FailEntry, FinalExit
+from aiovmm.kvm.x86_64 import cpuid
+from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
 from aiovmm.kvm.x86_64.probe import long_mode
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.memory import GuestMemory
 
 INVALID = {  # the hardware's code, by the vendor whose
@@ -28,9 +31,9 @@ async def test_a_state_that_the_processor_refuses_ends_the_run_with_fail_entry()
     with Kvm.open() as kvm:
         assert not kvm.emulates_guest_code()
         vm = kvm.create_vm(1)
-        vm.set_identity_pages()
+        set_identity_pages(vm)
         vm.set_memory(memory)
-        vm.split_irqchip()
+        split_irqchip(vm)
         errors: list[Exception] = []
         loop = ExitLoop(
             vm,
@@ -40,10 +43,11 @@ async def test_a_state_that_the_processor_refuses_ends_the_run_with_fail_entry()
         )
         loop.open()
         vcpu = vm.create_vcpu(0)
-        vcpu.set_cpuid(kvm.supported_cpuid())
-        sregs = long_mode(vcpu.get_sregs(), 0x1000)
+        state = VcpuState(vcpu)
+        state.set_cpuid(cpuid.get_supported(kvm.fd))
+        sregs = long_mode(state.get_sregs(), 0x1000)
         sregs.cs.db = 1  # with cs.l in long mode: illegal by APM volume 2, 15.5.1
-        vcpu.set_sregs(sregs)
+        state.set_sregs(sregs)
         try:
             vcpu.start()
             end = await asyncio.wait_for(vcpu.join(), 20)

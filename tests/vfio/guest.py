@@ -13,7 +13,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.root import PciRoot
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, RecordingServices
 from aiovmm.vfio import Container, HostDevice, VfioFunction
 from tests.vfio.kernel import CONFIG, TABLE, FakeDevice, FakeKernel
 
@@ -133,6 +133,6 @@ async def plug(kernel: FakeKernel, memory: GuestMemory, hardware: FakeDevice) ->
     services = Services(memory)
     function = VfioFunction(host, services, on_error)
     await function.start()
-    root = PciRoot(plan_segments(1, MEM32, MEM64), services)
+    root = PciRoot(plan_segments(1, ECAM_BASE, MEM32, MEM64), services)
     root.add(function)
     return Guest(kernel, hardware, host, services, function, root, errors, heard)

@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.iommu.domains import Domains
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Request, Status, Unmap
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import in_thread
+from aiovmm.testing.pci import MESSAGES
 from aiovmm.vfio import Container, Follower, HostDevice
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
@@ -71,7 +72,7 @@ class InMachine:
         self._device = HostDevice(self._kernel.path(ADDRESS), self._container, self._kernel)
         self._device.open()
         self._memory = GuestMemory.create([(0, LOW), (1 << 32, HIGH)])
-        iommu = IommuDevice()
+        iommu = IommuDevice(MESSAGES)
         iommu.power_on(self._memory)
         errors: list[Exception] = []
         self._follower = Follower(self._memory, self._container, errors.append)

@@ -17,6 +17,7 @@ from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.runtime.worker import Worker
+from aiovmm.testing.pci import ECAM_BASE
 from aiovmm.vfio import Container, HostDevice, VfioFunction
 from tests.vfio.guest import ADDRESS, BASE, ECAM, MEM32, MEM64, Guest, Services, Slot, plug
 from tests.vfio.kernel import CONFIG, ERR, INTX, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
@@ -270,7 +271,7 @@ async def test_a_second_machine_finds_the_device_again(guest: Guest, memory: Gue
     services = Services(memory)
     function = VfioFunction(guest.host, services, lambda name, exc: None)
     await function.start()
-    root = PciRoot(plan_segments(1, MEM32, MEM64), services)
+    root = PciRoot(plan_segments(1, ECAM_BASE, MEM32, MEM64), services)
     root.add(function)
     again = Guest(guest.kernel, guest.hardware, guest.host, services, function, root)
     assert again.config(0x04, 2) == 0

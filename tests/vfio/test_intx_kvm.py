@@ -10,8 +10,8 @@ import pytest
 
 from aiovmm.devices.ioapic import IntxPins, IoApic
 from aiovmm.errors import KvmError
-from aiovmm.machine.interrupts import IoApicSink
 from aiovmm.machine.pci import KvmPciServices
+from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.runtime.worker import Worker
 from aiovmm.vfio import Container, HostDevice, VfioFunction
 from tests.guests.machine import Machine
@@ -40,7 +40,7 @@ async def test_a_guest_takes_and_ends_the_interrupts_of_a_pin(kernel: FakeKernel
         worker = Worker("kvm calls")
         ioapic = IoApic(IoApicSink(m.vm, worker.submit))
         m.on_eoi = ioapic.eoi
-        services = KvmPciServices(m.vm, m.bus, m.memory, create_task, IntxPins(ioapic), worker)
+        services = KvmPciServices(m.vm, m.bus, m.memory, create_task, worker, message_for_kvm, IntxPins(ioapic).line)
         function = VfioFunction(device, services, lambda name, exc: errors.append(exc))
         await function.start()
         pin = function.interrupt_gsi

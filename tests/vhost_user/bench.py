@@ -8,11 +8,12 @@ from types import TracebackType
 from aiovmm.devices.virtio.vhost_user import VhostUserDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver
-from aiovmm.pci.plan import MMIO32, Window, plan_segments
+from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.segment import PciSegment
+from aiovmm.pci.services import Place
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
-from aiovmm.testing.pci import RecordedMsiLine, RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordedMsiLine, RecordingServices
 from aiovmm.vhost_user import VhostUserBackend
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena
@@ -23,8 +24,8 @@ _RAM = 32 << 20
 class LoopServices(RecordingServices):
     """Its MSI lines deliver what other processes signal on their eventfds, as irqfds do."""
 
-    def msi_line(self, name: str) -> RecordedMsiLine:
-        line = super().msi_line(name)
+    def msi_line(self, name: str, place: Place) -> RecordedMsiLine:
+        line = super().msi_line(name, place)
         if line.fd is not None:
             asyncio.get_running_loop().add_reader(line.fd, line.collect)
         close = line.close
@@ -56,7 +57,7 @@ class Guest:
         except BaseException:
             self.memory.close()
             raise
-        plan = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))[0]
+        plan = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
         segment = PciSegment(plan, self.services)
         self.function = VirtioPci(self.device, self.services, on_error=lambda device, exc: self.errors.append(exc))
         slot = segment.add(self.function)

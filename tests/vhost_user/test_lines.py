@@ -7,6 +7,7 @@ import os
 
 from aiovmm.pci.msix import MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
+from aiovmm.pci.services import Place
 from aiovmm.pci.virtio_irq import ISR_QUEUE, IsrStatus, VirtioInterrupt
 from aiovmm.testing.pci import RecordingServices
 from aiovmm.vhost_user.lines import EventReader, call_fd
@@ -18,7 +19,7 @@ class Lines:
 
     def __init__(self, vector: int) -> None:
         self.services = RecordingServices(None)  # type: ignore[arg-type]  # nothing here reaches memory
-        self.vectors = MsixVectors(MsixTable(2), self.services, "fs0")
+        self.vectors = MsixVectors(MsixTable(2), self.services, "fs0", Place())
         self.changes = asyncio.Event()
         self.isr = IsrStatus(self.changes.set)
         self.line = VirtioInterrupt(self.vectors, self.isr, ISR_QUEUE, lambda: vector)

@@ -133,7 +133,7 @@ async def test_a_device_that_raises_is_told_of_and_the_guest_goes_on() -> None:
         def broken(offset: int, size: int) -> bytes:
             raise RuntimeError("out of order")
 
-        vm.machine.legacy.ged.read = broken  # type: ignore[method-assign]
+        vm.machine.board.legacy.ged.read = broken  # type: ignore[method-assign]
         # the guest reads 0xff, in which the button's bit is set: it takes that for a press, and halts
         await vm.start()
         await event(vm, EventKind.DEVICE_ERROR)

@@ -7,8 +7,8 @@ import pytest
 from aiovmm import VM, CpusConfig, PlatformConfig
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm import Kvm
-from aiovmm.kvm.vcpu import Vcpu
-from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host
+from aiovmm.kvm.x86_64.cpuid import CpuidEntry, get_supported, of_host
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from tests.vm.guest import config
 
 Told = dict[int, CpuidEntry]
@@ -18,16 +18,16 @@ Told = dict[int, CpuidEntry]
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """What the last vCPU was told, by leaf; the first sub-leaf of each."""
     found: Told = {}
-    original = Vcpu.set_cpuid
+    original = VcpuState.set_cpuid
 
-    def set_cpuid(self: Vcpu, entries: object) -> None:
+    def set_cpuid(self: VcpuState, entries: object) -> None:
         listed = list(entries)  # type: ignore[call-overload]
         found.clear()
         for entry in reversed(listed):
             found[entry.function] = entry
         original(self, listed)
 
-    monkeypatch.setattr(Vcpu, "set_cpuid", set_cpuid)
+    monkeypatch.setattr(VcpuState, "set_cpuid", set_cpuid)
     return found
 
 
@@ -61,7 +61,7 @@ async def test_virtualization_off(told: Told) -> None:
 
 async def test_amx_where_there_is_none_is_refused() -> None:
     with Kvm.open() as kvm:
-        if any(e.function == 7 and e.index == 0 and e.edx >> 24 & 1 for e in kvm.supported_cpuid()):
+        if any(e.function == 7 and e.index == 0 and e.edx >> 24 & 1 for e in get_supported(kvm.fd)):
             pytest.skip("this host has AMX")
     with pytest.raises((KvmError, ConfigError), match="features=amx"):
         async with VM(config("i").with_changes({"cpus": CpusConfig(features=("amx",))})):

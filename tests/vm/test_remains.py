@@ -27,8 +27,10 @@ from aiovmm import (
 from aiovmm.boot.x86_64 import KernelImage, acpi
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
+from aiovmm.kvm.x86_64 import cpuid
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine import assembly, parts, pci
-from aiovmm.machine.x86_64 import legacy
+from aiovmm.machine.x86_64 import board, legacy
 from aiovmm.memory import GuestMemory
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
@@ -179,7 +181,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
     remains: Remains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    setup = assembly.setup_linux
+    setup = board.setup_linux
     machines: list[Any] = []
 
     def slow(memory: GuestMemory, *arguments: Any) -> Any:
@@ -188,7 +190,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
         assert go_on.wait(20)
         return setup(memory, *arguments)
 
-    monkeypatch.setattr(assembly, "setup_linux", slow)
+    monkeypatch.setattr(board, "setup_linux", slow)
     entering = asyncio.ensure_future(VM(full("s")).__aenter__())
     await asyncio.to_thread(begun.wait, 20)
     entering.cancel()
@@ -225,27 +227,27 @@ STEPS: list[tuple[Any, str]] = [
     (GuestMemory, "create"),
     (Kvm, "open"),
     (Kvm, "create_vm"),
-    (Kvm, "supported_cpuid"),
-    (VmFd, "set_identity_pages"),
+    (cpuid, "get_supported"),
+    (board, "set_identity_pages"),
     (VmFd, "set_memory"),
-    (VmFd, "split_irqchip"),
+    (board, "split_irqchip"),
     (legacy, "Rtc"),
     (legacy, "SerialPort"),
-    (assembly, "LegacyDevices"),
+    (board, "LegacyDevices"),
     (assembly, "PciBuses"),
     (pci, "VirtioPci"),
     (acpi, "build"),
     (GuestMemory, "write"),
     (KernelImage, "load_into"),
-    (assembly, "setup_linux"),
-    (assembly, "create_vcpus"),
+    (board, "setup_linux"),
+    (board, "create_vcpus"),
     (VmFd, "create_vcpu"),
-    (Vcpu, "set_cpuid"),
-    (Vcpu, "set_msrs"),
-    (Vcpu, "reset_fpu"),
-    (Vcpu, "wire_local_interrupts"),
-    (Vcpu, "set_sregs"),
-    (Vcpu, "set_regs"),
+    (VcpuState, "set_cpuid"),
+    (VcpuState, "set_msrs"),
+    (VcpuState, "reset_fpu"),
+    (VcpuState, "wire_local_interrupts"),
+    (VcpuState, "set_sregs"),
+    (VcpuState, "set_regs"),
     (VmFd, "publish"),
     (ExitLoop, "open"),
     (Vcpu, "start"),
@@ -287,7 +289,7 @@ LIMITS: list[tuple[BaseException, int, str]] = [
 
 
 @pytest.mark.parametrize(
-    "step", [(GuestMemory, "create"), (Vcpu, "start"), (Vcpu, "set_cpuid")], ids=lambda s: str(s[1])
+    "step", [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_cpuid")], ids=lambda s: str(s[1])
 )
 @pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
 async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
@@ -343,7 +345,7 @@ async def test_an_error_of_ours_ends_the_vm_and_nobody_waits_forever(monkeypatch
     async with VM(full("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         with monkeypatch.context() as patch:
-            patch.setattr(assembly, "setup_linux", lambda *_: 1 / 0)
+            patch.setattr(board, "setup_linux", lambda *_: 1 / 0)
             vm.serial.write(b"q")
             status = await asyncio.wait_for(vm.wait(), 20)
         assert isinstance(status.error, ZeroDivisionError)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from aiovmm import VM, CpusConfig
 from aiovmm.boot.x86_64.cpuid import apic_id
 from aiovmm.config import TopologyConfig
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.x86_64.vcpus import topology_of
 from tests.vm.guest import config
 
@@ -15,7 +16,9 @@ async def test_a_topology_decides_on_apic_ids() -> None:
     """Three cores need two bits: the second package begins at 4."""
     cpus = CpusConfig(boot=6, topology=TopologyConfig(threads=1, cores=3, dies=1, packages=2))
     async with VM(replace(config("s"), cpus=cpus)) as vm:
-        ids = [int.from_bytes(vcpu.get_state("lapic")[0x20:0x24], "little") >> 24 for vcpu in vm.machine.vcpus]
+        ids = [
+            int.from_bytes(VcpuState(vcpu).get_state("lapic")[0x20:0x24], "little") >> 24 for vcpu in vm.machine.vcpus
+        ]
     assert ids == [0, 1, 2, 4, 5, 6]
     assert ids == [apic_id(topology_of(cpus), index) for index in range(6)]
 
@@ -24,7 +27,9 @@ async def test_dies_are_what_the_guest_sees() -> None:
     """Three cores need two bits, and the second die begins at 4."""
     cpus = CpusConfig(boot=6, topology=TopologyConfig(threads=1, cores=3, dies=2, packages=1))
     async with VM(replace(config("s"), cpus=cpus)) as vm:
-        ids = [int.from_bytes(vcpu.get_state("lapic")[0x20:0x24], "little") >> 24 for vcpu in vm.machine.vcpus]
+        ids = [
+            int.from_bytes(VcpuState(vcpu).get_state("lapic")[0x20:0x24], "little") >> 24 for vcpu in vm.machine.vcpus
+        ]
     assert ids == [0, 1, 2, 4, 5, 6]
     assert topology_of(cpus).dies == 2
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, StateError, UsageError, VMState
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine import assembly
 from tests.vm.guest import config, counter, counts_on, event, until
 
@@ -229,12 +230,12 @@ async def test_a_guest_that_was_paused_in_a_reset_stands_at_its_first_instructio
         await event(vm, EventKind.REBOOTED)
         assert vm.state is VMState.PAUSED
         await vm.pause()
-        before = vm.machine.vcpus[0].get_regs().rip
+        before = VcpuState(vm.machine.vcpus[0]).get_regs().rip
         vm.serial.write(b"q")
         async with VM(config("s")) as other:
             await other.start()
             await counts_on(other, 10_000)
-        assert vm.machine.vcpus[0].get_regs().rip == before
+        assert VcpuState(vm.machine.vcpus[0]).get_regs().rip == before
         await vm.resume()
         await vm.serial.expect(rb"hello", timeout=20)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from aiovmm.architecture import AARCH64
 from aiovmm.boot.aarch64 import layout
 from aiovmm.boot.aarch64.image import (
     HEADER_SIZE,
@@ -126,7 +127,7 @@ def _refuse_others(name: str, head: bytes) -> None:
     compression = unpack.detect(head)
     packed = compression not in (None, "none") or head[4:8] == b"zimg"
     if not packed:
-        raise ImageError(name, describe(head), _WANTED)
+        raise ImageError(name, describe(head, AARCH64), _WANTED)
 
 
 def _unpacked_kernel(name: str, data: bytes, identity: FileIdentity, cache: KernelCache) -> KernelImage:
@@ -160,7 +161,7 @@ def _unpack(name: str, data: bytes) -> KernelImage:
         head = unpack.begin(compression, payload, HEAD_SIZE)
         header = parse_header(head)
         if header is None:
-            raise ImageError(name, f"{compression}-compressed, and in it: {describe(head)}", _WANTED)
+            raise ImageError(name, f"{compression}-compressed, and in it: {describe(head, AARCH64)}", _WANTED)
         most = header.size or LARGEST
         image = unpack.expand(compression, payload, most)
         if len(image) > most:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
+from aiovmm.architecture import X86_64
 from aiovmm.boot.elf import (
     PT_DYNAMIC,
     PT_INTERP,
@@ -74,7 +75,7 @@ class ElfImage:
 def parse(file: FileWindow) -> ElfImage:
     """The kernel in `file`. Raises ElfError, with what is wrong with it and where."""
     try:
-        elf = parse_headers(file)
+        elf = parse_headers(file, X86_64)
         loads = [h for h in elf.headers if h.kind == PT_LOAD and h.memory_size]
         segments = tuple(_segment(h, file.size) for h in loads)
         if not segments:

@@ -14,6 +14,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+from aiovmm.architecture import X86_64
 from aiovmm.boot.cache import CachedKernel, KernelCache, default_directory, sha256
 from aiovmm.boot.detect import HEAD_SIZE, describe
 from aiovmm.boot.elf import ELF_MAGIC, ElfError
@@ -133,7 +134,7 @@ def _elf_kernel(name: str, fd: int, source: FileSource) -> KernelImage:
 def _setup_header(name: str, head: bytes, size: int) -> SetupHeader:
     """The header of a bzImage that is all there: `head` is how its `size` bytes begin. Raises ImageError."""
     if head[0x202:0x206] != HEADER_MAGIC or int.from_bytes(head[0x1FE:0x200], "little") != BOOT_FLAG:
-        raise ImageError(name, describe(head), _WANTED)
+        raise ImageError(name, describe(head, X86_64), _WANTED)
     end = 0x202 + head[0x201]
     if end < _HEADER_MIN or len(head) < end:
         raise ImageError(name, "truncated, or a Linux older than boot protocol 2.10")

@@ -12,7 +12,9 @@ import errno
 from aiovmm.errors import KvmError
 from aiovmm.kvm.exits import EMULATION, InternalError
 from aiovmm.kvm.vmfd import VmFd
+from aiovmm.kvm.x86_64.irqchip import set_identity_pages
 from aiovmm.kvm.x86_64.state import DescriptorTable, Regs, Segment, Sregs
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.memory import GuestMemory
 
 __all__ = ["DEADLINE", "emulates_guest_code", "long_mode"]
@@ -32,11 +34,12 @@ def emulates_guest_code(vm: VmFd) -> bool:
         memory.write(_PDPT, (_PD | 3).to_bytes(8, "little"))
         memory.write(_PD, (0x83).to_bytes(8, "little"))  # one 2 MiB page, present and writable
         memory.write(_CODE_AT, _CODE)
-        vm.set_identity_pages()
+        set_identity_pages(vm)
         vm.set_memory(memory)
         vcpu = vm.create_vcpu(0)
-        vcpu.set_sregs(long_mode(vcpu.get_sregs(), _PML4))
-        vcpu.set_regs(Regs(rip=_CODE_AT))
+        state = VcpuState(vcpu)
+        state.set_sregs(long_mode(state.get_sregs(), _PML4))
+        state.set_regs(Regs(rip=_CODE_AT))
         vcpu.start()
         final = vcpu.wait_blocking(DEADLINE)
         if final is None:

@@ -5,12 +5,13 @@ Only while the guest does not run: KVM holds a vCPU's lock for as long as it doe
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aiovmm.kvm.ioctl import call, try_call
+from aiovmm.kvm.ioctl import try_call
+from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.x86_64 import cpuid, msrs
+from aiovmm.kvm.x86_64.paging import Paging
 from aiovmm.kvm.x86_64.state import BLOBS, Regs, Sregs, from_plain, to_plain
 from aiovmm.native import ffi, lib
 
@@ -21,22 +22,19 @@ _DELIVERY_MODE, _MASKED = 0x700, 0x1_0000
 _NMI, _EXTINT = 0x400, 0x700
 
 
-class VcpuState(ABC):
+class VcpuState:
     """Getters and setters of a vCPU's state. All raise KvmError, and StateError while the guest runs."""
 
-    index: int
-
-    @abstractmethod
-    def _checked_fd(self) -> int:
-        """The vCPU's fd. Raises StateError when using it would wait for the guest."""
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
 
     def set_cpuid(self, entries: Iterable[cpuid.CpuidEntry]) -> None:
         """What CPUID answers on this vCPU. Before its first run."""
-        self._ioctl(lib.KVM_SET_CPUID2, ffi.new("char[]", cpuid.pack(entries)), "setting the CPUID")
+        self._vcpu.ioctl(lib.KVM_SET_CPUID2, ffi.new("char[]", cpuid.pack(entries)), "setting the CPUID")
 
     def get_tsc_khz(self) -> int | None:
         """The frequency of its TSC in kHz; None where KVM does not know it."""
-        khz = try_call(self._checked_fd(), lib.KVM_GET_TSC_KHZ, 0)
+        khz = try_call(self._vcpu.checked_fd(), lib.KVM_GET_TSC_KHZ, 0)
         return khz if khz > 0 else None
 
     def get_regs(self) -> Regs:
@@ -64,15 +62,15 @@ class VcpuState(ABC):
     def set_mp_state(self, state: int) -> None:
         """MpState."""
         arg = ffi.new("struct kvm_mp_state *", {"mp_state": state})
-        self._ioctl(lib.KVM_SET_MP_STATE, arg, "setting the MP state")
+        self._vcpu.ioctl(lib.KVM_SET_MP_STATE, arg, "setting the MP state")
 
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """Values of those of the model-specific registers that can be read: KVM stops at the first that cannot."""
-        return msrs.get(self._checked_fd(), list(indices))
+        return msrs.get(self._vcpu.checked_fd(), list(indices))
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
         """Set model-specific registers. Raises KvmError that names the first that KVM refuses."""
-        msrs.set_(self._checked_fd(), dict(values))
+        msrs.set_(self._vcpu.checked_fd(), dict(values))
 
     def get_state(self, name: str) -> bytes:
         """State `name` (a key of kvm.state.BLOBS) as the bytes of KVM's structure."""
@@ -82,12 +80,12 @@ class VcpuState(ABC):
         """Put back what get_state gave."""
         arg = ffi.new(f"{BLOBS[name]} *")
         ffi.buffer(arg)[:] = data
-        self._ioctl(getattr(lib, f"KVM_SET_{name.upper()}"), arg, f"setting {name}")
+        self._vcpu.ioctl(getattr(lib, f"KVM_SET_{name.upper()}"), arg, f"setting {name}")
 
     def reset_fpu(self, fcw: int = 0x37F, mxcsr: int = 0x1F80) -> None:
         """x87 and SSE as an operating system's loader leaves them: all exceptions masked (Intel SDM 1, 8.1.5 and 11.6.4)."""
         arg = ffi.new("struct kvm_fpu *", {"fcw": fcw, "mxcsr": mxcsr})
-        self._ioctl(lib.KVM_SET_FPU, arg, "setting the FPU")
+        self._vcpu.ioctl(lib.KVM_SET_FPU, arg, "setting the FPU")
 
     def wire_local_interrupts(self) -> None:
         """LINT0 takes external interrupts and LINT1 NMIs, as firmware leaves the BSP (Intel MP specification 1.4, 3.8.2.1)."""
@@ -97,15 +95,24 @@ class VcpuState(ABC):
             lapic[offset : offset + 4] = value.to_bytes(4, "little")
         self.set_state("lapic", bytes(lapic))
 
+    @property
+    def paging(self) -> Paging:
+        """The page tables that the guest is on."""
+        s = self.get_sregs()
+        return Paging(s.cr0, s.cr3, s.cr4, s.efer)
+
+    @property
+    def seen_paging(self) -> Paging:
+        """The page tables that it was last seen on; also while it runs. All zero before the first time."""
+        p = lib.avmm_vcpu_paging(self._vcpu.open_native())
+        return Paging(p.cr0, p.cr3, p.cr4, p.efer)
+
     def _get(self, name: str, struct: str) -> Any:
         arg = ffi.new(f"{struct} *")
-        self._ioctl(getattr(lib, f"KVM_GET_{name}"), arg, f"reading {name.lower()}")
+        self._vcpu.ioctl(getattr(lib, f"KVM_GET_{name}"), arg, f"reading {name.lower()}")
         return arg  # the pointer itself: it owns the structure
 
     def _set_plain(self, name: str, struct: str, plain: Any) -> None:
         arg = ffi.new(f"{struct} *")
         from_plain(plain, arg)
-        self._ioctl(getattr(lib, f"KVM_SET_{name}"), arg, f"setting {name.lower()}")
-
-    def _ioctl(self, request: int, argument: Any, operation: str) -> int:
-        return call(self._checked_fd(), request, argument, f"{operation} of vCPU {self.index}")
+        self._vcpu.ioctl(getattr(lib, f"KVM_SET_{name}"), arg, f"setting {name.lower()}")

@@ -15,8 +15,10 @@ from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
+from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host, request_amx
 from aiovmm.kvm.x86_64.state import DescriptorTable, Regs, Segment
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.runtime.dataclass import dataclass, replace
 
 __all__ = ["Processor", "create_vcpus", "topology_of"]
@@ -45,7 +47,7 @@ class Processor:
         amx = "amx" in cpus.features
         if amx:
             request_amx()
-        supported = _plain(kvm.supported_cpuid())
+        supported = _plain(cpuid.get_supported(kvm.fd))
         if amx and not has_amx(supported):
             raise ConfigError("cpus.features", "KVM offers no AMX on this host", "leave features=amx out")
         cap = cpus.max_phys_bits
@@ -65,17 +67,18 @@ def create_vcpus(vm: VmFd, cpus: CpusConfig, processor: Processor, boot: CpuStat
     wide = apic_id(topology, (cpus.max or cpus.boot) - 1) > _LAST_XAPIC_ID
     vcpus = []
     for index in range(cpus.boot):
-        vcpu = vm.create_vcpu(index, apic_id=apic_id(topology, index))
-        entries = tell_of_host(processor.entries, host, tsc_khz=vcpu.get_tsc_khz())
+        vcpu = vm.create_vcpu(index, id_=apic_id(topology, index))
+        state = VcpuState(vcpu)
+        entries = tell_of_host(processor.entries, host, tsc_khz=state.get_tsc_khz())
         adjusted = adjust(entries, index, cpus.boot, topology=topology, phys_bits=processor.visible_bits)
         if wide:
             adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
-        vcpu.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
-        vcpu.set_msrs(msrs)
-        vcpu.reset_fpu()
-        vcpu.wire_local_interrupts()
+        state.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
+        state.set_msrs(msrs)
+        state.reset_fpu()
+        state.wire_local_interrupts()
         vcpus.append(vcpu)
-    _enter(vcpus[0], boot)
+    _enter(VcpuState(vcpus[0]), boot)
     return vcpus
 
 
@@ -84,14 +87,14 @@ def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
     return replace(features, eax=features.eax | _MSI_EXT_DEST_ID)
 
 
-def _enter(vcpu: Vcpu, boot: CpuState) -> None:
-    sregs = vcpu.get_sregs()
+def _enter(state: VcpuState, boot: CpuState) -> None:
+    sregs = state.get_sregs()
     for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
         setattr(sregs, name, _segment(getattr(boot, name)))
     sregs.gdt, sregs.idt = _table(boot.gdt), _table(boot.idt)
     sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = boot.cr0, boot.cr3, boot.cr4, boot.efer
-    vcpu.set_sregs(sregs)
-    vcpu.set_regs(Regs(rip=boot.rip, rsp=boot.rsp, rsi=boot.rsi, rbx=boot.rbx, rflags=boot.rflags))
+    state.set_sregs(sregs)
+    state.set_regs(Regs(rip=boot.rip, rsp=boot.rsp, rsi=boot.rsi, rbx=boot.rbx, rflags=boot.rflags))
 
 
 def _segment(s: BootSegment) -> Segment:

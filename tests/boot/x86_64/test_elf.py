@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from aiovmm.architecture import X86_64
 from aiovmm.boot.elf import ElfError, is_static
 from aiovmm.boot.window import FileWindow, OutsideFile
 from aiovmm.boot.x86_64.elf_kernel import ElfImage, parse
@@ -68,7 +69,7 @@ def test_any_number_in_any_field(elf_class: int, changes: dict[int, int], keep: 
         offset, width = places[field % len(places)]
         data[offset : offset + width] = (number % 2 ** (8 * width)).to_bytes(width, "little")
     for file in (bytes(data), bytes(data[:keep])):
-        is_static(file)
+        is_static(file, X86_64)
         try:
             image = parse(guarded(file))
         except ElfError:
@@ -151,7 +152,7 @@ def test_a_note_by_another_name_names_no_entry() -> None:
 
 
 def test_is_static() -> None:
-    assert is_static(elf())
-    assert not is_static(elf(also=(INTERP,)))
-    assert not is_static(elf(elf_class=1))
-    assert not is_static(b"#!/bin/sh\n")
+    assert is_static(elf(), X86_64)
+    assert not is_static(elf(also=(INTERP,)), X86_64)
+    assert not is_static(elf(elf_class=1), X86_64)
+    assert not is_static(b"#!/bin/sh\n", X86_64)

@@ -9,15 +9,15 @@ from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver
-from aiovmm.pci.plan import MMIO32, Window, plan_segments
+from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 from aiovmm.virtqueue.driver import Arena
 from tests.devices.virtio.blk_driver import contents, header
 
-PLAN = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))[0]
+PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
 
 
 async def test_a_driver_is_loaded_and_unloaded_a_hundred_times(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from aiovmm.errors import ChainError, GuestFault, StateError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi, lib
 from aiovmm.testing import Descriptor, Harness
+from aiovmm.testing.pci import MESSAGES
 from aiovmm.virtqueue import Queue, VirtioDevice
 from aiovmm.virtqueue.driver import NEXT, WRITE
 
@@ -87,7 +88,7 @@ class Pair:
 @contextlib.asynccontextmanager
 async def pair(*, bypass: bool = True) -> AsyncIterator[Pair]:
     """The device behind the IOMMU is not started yet if it may not bypass."""
-    device, echo = IommuDevice(), Harness(Echo(), memory_size=MIB)
+    device, echo = IommuDevice(MESSAGES), Harness(Echo(), memory_size=MIB)
     device.power_on(echo.memory)
     translation = device.translation()
     echo.device_memory = translation
@@ -320,7 +321,7 @@ async def test_the_end_of_a_machine_is_no_fault_of_the_devices_in_it() -> None:
 
 
 async def test_a_new_machine_begins_anew() -> None:
-    device = IommuDevice()
+    device = IommuDevice(MESSAGES)
     with pytest.raises(StateError):
         device.translation()
     memory = GuestMemory.create([(0, MIB)])
@@ -339,7 +340,7 @@ async def test_the_table_and_the_views_are_the_mappings(seed: int) -> None:
     for region in memory.regions:
         for page in range(region.gpa, region.end, PAGE_SIZE):
             memory.write(page, struct.pack("<Q", page))
-    device = IommuDevice()
+    device = IommuDevice(MESSAGES)
     device.power_on(memory)
     translation = device.translation()
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from aiovmm.devices.virtio.iommu.domains import Added, Bound, Domains, Outcome, Removed
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Malformed, Map, Probe, Request, Status, Unmap, parse
+from aiovmm.testing.pci import MESSAGES
 
 PAGE = 4096
 END = (1 << 48) - 1
@@ -30,7 +31,7 @@ def unmap(domain: int, first: int, pages: int = 1) -> Unmap:
 
 @pytest.fixture
 def iommu() -> Domains:
-    domains = Domains(input_end=END, limit=8)
+    domains = Domains(input_end=END, messages=MESSAGES, limit=8)
     for endpoint in (8, 16):
         assert domains.add_endpoint(endpoint) == Bound(endpoint, None, True)
     return domains
@@ -154,7 +155,7 @@ requests = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(requests, max_size=40))
 def test_what_endpoints_reach_is_what_a_model_of_pages_says(script: list[Request]) -> None:
-    iommu = Domains(input_end=END)
+    iommu = Domains(input_end=END, messages=MESSAGES)
     attached: dict[int, tuple[int, bool] | None] = {8: None, 16: None}
     pages: dict[int, dict[int, tuple[int, int, int]]] = {}  # domain: page -> (page it leads to, flags, mapping's first)
     for e in attached:

@@ -21,10 +21,10 @@ from aiovmm.machine.parts import MachineParts, PluggedDevice
 from aiovmm.machine.pci import KvmPciServices, PciBuses
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver
-from aiovmm.pci.plan import MMIO32, Window, plan_segments
+from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
-from aiovmm.testing.pci import RecordingServices
+from aiovmm.testing.pci import ECAM_BASE, MESSAGES, MMIO32, RecordingServices
 from aiovmm.virtqueue.driver import Arena, Descriptor
 from aiovmm.virtqueue.features import ACCESS_PLATFORM
 from aiovmm.virtqueue.status import Status
@@ -56,9 +56,9 @@ class Guest:
 async def guest() -> AsyncIterator[Guest]:
     memory = GuestMemory.create([(0, 16 * MIB)])
     services = RecordingServices(memory)
-    plans = plan_segments(1, MMIO32, Window(4 << 30, 64 << 30))
-    buses = PciBuses(plans, cast(KvmPciServices, services), lambda: None)
-    device = IommuDevice()
+    plans = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))
+    buses = PciBuses(plans, cast(KvmPciServices, services))
+    device = IommuDevice(MESSAGES)
     iommu = MachineIommu(device, memory, ())
     made = Guest(memory, buses, iommu, device, {}, {})
     plugged = [PluggedDevice("a", Echo(), iommu=True), PluggedDevice("b", Echo()), PluggedDevice("iommu", device)]

@@ -12,9 +12,10 @@ from aiovmm.config import TopologyConfig
 from aiovmm.devices.ioapic.entry import WRITABLE, message_address
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
-from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry
-from aiovmm.machine.interrupts import IoApicSink
+from aiovmm.kvm.x86_64.irqchip import split_irqchip
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.machine.x86_64.interrupts import IoApicSink
 from tests.vm.guest import config
 
 APIC_ID = 300
@@ -38,12 +39,12 @@ def linux_route(destination: int) -> int:
 def test_a_message_reaches_a_processor_above_255(kvm: Kvm) -> None:
     vm = kvm.create_vm(2)
     try:
-        vm.split_irqchip()
+        split_irqchip(vm)
         vm.create_vcpu(0)
-        vcpu = vm.create_vcpu(1, apic_id=APIC_ID)
-        lapic = bytearray(vcpu.get_state("lapic"))
+        vcpu = vm.create_vcpu(1, id_=APIC_ID)
+        lapic = bytearray(VcpuState(vcpu).get_state("lapic"))
         lapic[SVR + 1] |= 1
-        vcpu.set_state("lapic", bytes(lapic))
+        VcpuState(vcpu).set_state("lapic", bytes(lapic))
 
         def at_once(work: Callable[[], None], then: Callable[[BaseException | None], None] | None) -> None:
             work()
@@ -73,13 +74,13 @@ async def test_a_guest_is_told_where_it_needs_to_know(kvm: Kvm, monkeypatch: pyt
     """KVM_FEATURE_MSI_EXT_DEST_ID in CPUID 0x40000001 for APIC ids above 254, whatever makes them, and only then."""
     given: list[int] = []
 
-    def set_cpuid(self: Vcpu, entries: Iterable[CpuidEntry]) -> None:
+    def set_cpuid(self: VcpuState, entries: Iterable[CpuidEntry]) -> None:
         kept = list(entries)
         given.append(next(e.eax for e in kept if e.function == 0x40000001) >> 15 & 1)
         plain(self, kept)
 
-    plain = Vcpu.set_cpuid
-    monkeypatch.setattr(Vcpu, "set_cpuid", set_cpuid)
+    plain = VcpuState.set_cpuid
+    monkeypatch.setattr(VcpuState, "set_cpuid", set_cpuid)
     spread = TopologyConfig(threads=3, cores=5, dies=1, packages=9)  # 135 processors, the last one's id is 274
     for cpus in (CpusConfig(max=255), CpusConfig(max=256), CpusConfig(max=135), CpusConfig(max=135, topology=spread)):
         async with VM(replace(config("s"), cpus=cpus)):

@@ -66,8 +66,10 @@ class IommuDevice(VirtioDevice):
     features = MAP_UNMAP | PROBE | BYPASS_CONFIG | INPUT_RANGE
     queue_sizes = (256, 256)
 
-    def __init__(self) -> None:
-        self.domains = Domains(input_end=_INPUT_END)
+    def __init__(self, messages: tuple[int, int]) -> None:
+        """`messages`: the first and the last address that messages go to."""
+        self._messages = messages
+        self.domains = Domains(input_end=_INPUT_END, messages=messages)
         self.faults = 0  # accesses that were not translated
         self.events_lost = 0  # of them, those that the driver had no buffer for
         self._memory: GuestMemory | None = None
@@ -89,7 +91,7 @@ class IommuDevice(VirtioDevice):
 
     def power_off(self) -> None:
         """The machine goes, and resets its devices one after the other: that the IOMMU's domains end is no fault of theirs."""
-        self.domains = Domains(input_end=_INPUT_END)
+        self.domains = Domains(input_end=_INPUT_END, messages=self._messages)
         self._memory = None
         self._translations.clear()
         self._endpoints.clear()

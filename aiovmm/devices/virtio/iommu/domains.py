@@ -29,13 +29,11 @@ from aiovmm.devices.virtio.iommu.wire import (
     msi_region,
 )
 
-__all__ = ["MAPPINGS_LIMIT", "MSI_END", "MSI_START", "Added", "Bound", "Domains", "Effect", "Outcome", "Removed"]
+__all__ = ["MAPPINGS_LIMIT", "Added", "Bound", "Domains", "Effect", "Outcome", "Removed"]
 
 MAPPINGS_LIMIT = 1 << 18
 """Mappings in all domains of a VM: a guest that maps its pages one by one, again and again at other addresses, would have us
 keep a record of 200 bytes for each. Linux maps what is in flight: some ten thousand for a busy disk."""
-
-MSI_START, MSI_END = 0xFEE0_0000, 0xFEEF_FFFF  # where messages go on x86: never memory, never translated
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,20 @@ class _Domain:
 
 
 class Domains:
-    """The IOMMU of one machine. `input_end` is the last address that can be mapped, `granule` the smallest page."""
+    """The IOMMU of one machine. `input_end` is the last address that can be mapped, `granule` the smallest page; `messages` are
+    the first and the last address that messages go to, which are never memory, and never translated."""
 
     def __init__(
-        self, *, input_end: int, granule: int = 4096, bypass: bool = True, limit: int = MAPPINGS_LIMIT
+        self,
+        *,
+        input_end: int,
+        messages: tuple[int, int],
+        granule: int = 4096,
+        bypass: bool = True,
+        limit: int = MAPPINGS_LIMIT,
     ) -> None:
         self.input_end = input_end
+        self.messages = messages
         self.granule = granule
         self.bypass = bypass
         self.limit = limit
@@ -224,4 +230,4 @@ class Domains:
     def _probe(self, r: Probe) -> Outcome:
         if r.endpoint not in self._attached:
             return Outcome(Status.NOENT)
-        return Outcome(Status.OK, properties=msi_region(MSI_START, MSI_END))
+        return Outcome(Status.OK, properties=msi_region(*self.messages))

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 from aiovmm.kvm import Kvm, Vcpu
 from aiovmm.kvm.x86_64.paging import has_user_pages
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.lifecycle import ExitReason
 from aiovmm.memory import GuestMemory
 
-__all__ = ["EMULATES", "kvm_emulates", "triple_fault"]
+__all__ = ["emulation_failed", "triple_fault"]
 
-EMULATES = " (this KVM emulates guest code, and cannot run that; `aiovmm doctor` tells)"
+_EMULATES = " (this KVM emulates guest code, and cannot run that; `aiovmm doctor` tells)"
 _NO_USER_SPACE = ", before any user space ran: it is no kernel for this machine, or it failed as it started"
 
 
@@ -22,13 +23,18 @@ def triple_fault(
     would only fault again, for ever. Looks at tables for some milliseconds at worst.
     """
     detail = f"triple fault of vCPU {index}"
-    seen = [vcpus[index].paging, *(vcpu.seen_paging for vcpu in vcpus)]
+    seen = [VcpuState(vcpus[index]).paging, *(VcpuState(vcpu).seen_paging for vcpu in vcpus)]
     if any(has_user_pages(memory, ram, paging) for paging in seen):
         return ExitReason.REBOOT, detail
     return ExitReason.TRIPLE_FAULT, detail + _NO_USER_SPACE
 
 
-def kvm_emulates() -> bool:
+def emulation_failed(detail: str) -> tuple[ExitReason, str]:
+    """An end that is KVM's fault where it emulates all of a guest, and else the guest's, at a device or in real mode. Blocks."""
+    return ExitReason.ERROR, detail + (_EMULATES if _kvm_emulates() else "")
+
+
+def _kvm_emulates() -> bool:
     """Whether this host's KVM emulates all guest code; False where it cannot be asked for want of memory, files or time."""
     try:
         with Kvm.open() as kvm:

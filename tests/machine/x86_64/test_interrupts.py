@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from aiovmm.devices.ioapic import IoApic
 from aiovmm.errors import KvmError
 from aiovmm.kvm.routing import GsiRouting
-from aiovmm.machine.interrupts import IoApicSink
+from aiovmm.machine.x86_64.interrupts import IoApicSink
 
 A, B = (0xFEE00000, 0xC041), (0xFEE00000, 0xC042)
 

@@ -1,0 +1,70 @@
+"""The architectures whose guests run here, a host's own, and in what their names differ.
+
+What differs in more than names is in the rooms of `kvm`, `boot` and `machine`, which have `Architecture.name`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping
+
+from aiovmm.errors import HostError
+from aiovmm.runtime.dataclass import dataclass
+
+__all__ = ["AARCH64", "ALL", "X86_64", "Architecture", "host", "name_of_host", "unsupported"]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """`name` is uname's, `title` is for people; `serial` is what Linux calls the serial port; `debian` ends the names of
+    packages. `elf`: the machine (e_machine) of its programs, by ELF class. `emulator`: the program that emulates it, and the
+    package that has it."""
+
+    name: str
+    title: str
+    serial: str
+    debian: str
+    elf: Mapping[int, int]
+    emulator: str
+    emulator_package: str
+
+
+X86_64 = Architecture(
+    name="x86_64",
+    title="x86-64",
+    serial="ttyS0",
+    debian="amd64",
+    elf={1: 3, 2: 62},
+    emulator="qemu-system-x86_64",
+    emulator_package="qemu-system-x86",
+)
+AARCH64 = Architecture(
+    name="aarch64",
+    title="arm64",
+    serial="ttyAMA0",
+    debian="arm64",
+    elf={2: 183},
+    emulator="qemu-system-aarch64",
+    emulator_package="qemu-system-arm",
+)
+ALL = (X86_64, AARCH64)
+
+
+def name_of_host() -> str:
+    """What uname says."""
+    return os.uname().machine
+
+
+def host() -> Architecture:
+    """The one of this host, and of its guests. Raises HostError on a host of another."""
+    name = name_of_host()
+    for architecture in ALL:
+        if architecture.name == name:
+            return architecture
+    raise unsupported(name)
+
+
+def unsupported(name: str) -> HostError:
+    """The error for a host whose uname is `name`."""
+    return HostError(f"looking for guests that run on {name}", errno.ENOTSUP, "use an x86-64 host")

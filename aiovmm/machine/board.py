@@ -1,0 +1,131 @@
+"""What an architecture makes of a machine: its memory map, processors, interrupt controller, the devices that are not on PCI, and
+what firmware would tell of them. `assembly.Machine` holds the order in which they are built; this is the other half.
+
+    examine    what the host's processor can                              in a thread
+    set_up     what KVM has to make before any device                     in a thread
+    add_devices, plan_pci, add_pci, describe                              on the loop
+    load       the kernel, and all processors at their first instruction  in a thread
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from aiovmm.bus import Bus
+from aiovmm.config import VMConfig
+from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
+from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.interrupts import Message, OffLoop
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.machine.parts import MachineParts
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import SegmentPlan
+from aiovmm.pci.root import PciRoot
+from aiovmm.pci.services import IntxLine, Place
+
+__all__ = ["Board", "Ended", "Finding"]
+
+Ended = Callable[[ExitReason, str], None]
+"""Called when the guest resets or powers off through a device."""
+
+Finding = tuple[ExitReason, str]
+"""How a guest ended, and the detail."""
+
+
+class Board(ABC):
+    """Of one machine. `close` may be called at any time after `set_up`."""
+
+    address_bits: int
+    """How far guest-physical addresses reach, from `examine` on."""
+    on_eoi: Callable[[int], None] | None = None
+    """Who is told of the end of an interrupt that KVM does not deal with; see ExitLoop."""
+
+    def __init__(self, parts: MachineParts, bus: Bus, off_loop: OffLoop, ended: Ended) -> None:
+        self.parts = parts
+        self.bus = bus
+        self.off_loop = off_loop
+        self.ended = ended
+        self.ram = self.lay_out(parts.config.memory.size)
+        self.vcpus: list[Vcpu] = []
+        """All of them, from `load` on."""
+
+    # -- the address map
+
+    @abstractmethod
+    def lay_out(self, size: int) -> list[tuple[int, int]]:
+        """(gpa, size) of the pieces of a guest's RAM. Raises UsageError for a size that cannot be."""
+
+    @property
+    @abstractmethod
+    def device_memory_start(self) -> int:
+        """The first address that memory of devices (pmem), and 64-bit BARs after it, may have."""
+
+    @property
+    @abstractmethod
+    def taken(self) -> list[tuple[str, int, int]]:
+        """(what, base, size) of what lies neither in memory nor in a PCI window, and is not the bus's to decide on."""
+
+    @property
+    @abstractmethod
+    def free(self) -> tuple[int, int]:
+        """(start, end) of addresses that nothing of the machine's will ever use."""
+
+    @staticmethod
+    @abstractmethod
+    def messages(config: VMConfig) -> tuple[int, int]:
+        """The first and the last address that messages go to, on any machine of this configuration."""
+
+    @abstractmethod
+    def plan_pci(self, count: int, start: int) -> list[SegmentPlan]:
+        """`count` PCI segments; their 64-bit windows lie between `start` and the end of addresses."""
+
+    # -- building, in this order
+
+    @abstractmethod
+    def examine(self, kvm: Kvm) -> None:
+        """What its processors will be, and `address_bits`. Raises ConfigError for what the host cannot do, KvmError."""
+
+    @abstractmethod
+    def set_up(self, vm: VmFd) -> None:
+        """What KVM wants to have before there are devices, in the board's `vm`, which has its memory. Raises KvmError."""
+
+    @abstractmethod
+    def add_devices(self) -> None:
+        """The devices that are not on PCI, on the bus."""
+
+    @abstractmethod
+    def add_pci(self, root: PciRoot) -> None:
+        """PCI is there, and no function but its host bridges."""
+
+    @abstractmethod
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
+        """All functions are plugged in: tell the guest, or keep it for `load`."""
+
+    @abstractmethod
+    def load(self, memory: GuestMemory) -> None:
+        """Kernel, initramfs and what belongs to them into memory; all vCPUs in `vcpus`, ready to run. Raises ConfigError,
+        ImageError, KvmError."""
+
+    # -- while it is there
+
+    @abstractmethod
+    def message(self, address: int, data: int, place: Place) -> Message | None:
+        """What KVM is to be told of a message that the function at `place` sends; None if it goes nowhere, which is the guest's
+        mistake. Called in any thread."""
+
+    @abstractmethod
+    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+        """See PciServices."""
+
+    @abstractmethod
+    def press_power_button(self) -> None:
+        """Tell the guest that somebody wants it to power off."""
+
+    @abstractmethod
+    def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:
+        """What it means that vCPU `index` ended so, or who finds out and may block; None: nothing but that it is an error."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Forget timers, and take the console off. Idempotent."""

@@ -1,0 +1,140 @@
+"""The PC that x86-64 guests are given: no firmware, hardware-reduced ACPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
+from aiovmm.boot.x86_64.acpi import AcpiPorts
+from aiovmm.config import VMConfig
+from aiovmm.devices.ioapic import IntxLine, IntxPins
+from aiovmm.kvm import FinalExit, Kvm, VmFd
+from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
+from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
+from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.board import Board, Finding
+from aiovmm.machine.interrupts import Message
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
+from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
+from aiovmm.machine.x86_64.legacy import LegacyDevices
+from aiovmm.machine.x86_64.tables import describe, write_tables
+from aiovmm.machine.x86_64.vcpus import Processor, create_vcpus
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
+from aiovmm.pci.root import PciRoot
+from aiovmm.pci.services import Place
+
+__all__ = ["Pc"]
+
+_LAPIC_SIZE = 1 << 20  # where messages go, too
+
+
+class Pc(Board):
+    """vCPUs come last: they take the interrupt controller that there is, and the boot processor the kernel's entry."""
+
+    legacy: LegacyDevices
+    _processor: Processor
+    _pins: IntxPins
+    _memory: GuestMemory
+
+    # -- the address map
+
+    def lay_out(self, size: int) -> list[tuple[int, int]]:
+        """Below the PCI hole, and from 4 GiB."""
+        return ram_ranges(size)
+
+    @property
+    def device_memory_start(self) -> int:
+        """After all RAM, above 4 GiB."""
+        return layout.end_of_ram(self.ram)
+
+    @property
+    def taken(self) -> list[tuple[str, int, int]]:
+        """What KVM answers for."""
+        return [
+            ("the local APIC", layout.LAPIC, _LAPIC_SIZE),
+            ("KVM's own pages", layout.KVM_IDENTITY_MAP, 4 * layout.PAGE),
+        ]
+
+    @property
+    def free(self) -> tuple[int, int]:
+        """From the configuration spaces to the I/O APIC."""
+        return layout.ECAM + layout.ECAM_SIZE, layout.IOAPIC
+
+    @staticmethod
+    def messages(_config: VMConfig) -> tuple[int, int]:
+        """Those of all local APICs."""
+        return layout.LAPIC, layout.LAPIC + _LAPIC_SIZE - 1
+
+    def plan_pci(self, count: int, start: int) -> list[SegmentPlan]:
+        """32-bit windows in the hole below 4 GiB."""
+        mmio32 = Window(layout.MMIO32, layout.MMIO32_SIZE)
+        return plan_segments(count, layout.ECAM, mmio32, Window(start, (1 << self.address_bits) - start))
+
+    # -- building
+
+    def examine(self, kvm: Kvm) -> None:
+        """CPUID."""
+        self._processor = Processor.of(kvm, self.parts.config.cpus)
+        self.address_bits = self._processor.reachable_bits
+
+    def set_up(self, vm: VmFd) -> None:
+        """The split interrupt controller."""
+        self._vm = vm
+        set_identity_pages(vm, layout.KVM_IDENTITY_MAP)
+        split_irqchip(vm)
+
+    def add_devices(self) -> None:
+        """The I/O APIC and what is wired to it."""
+        self._ports = AcpiPorts()
+        sink = IoApicSink(self._vm, self.off_loop)
+        self.legacy = LegacyDevices(self.bus, sink, self.parts, self.ram, self._ports, self.ended)
+        self.on_eoi = self.legacy.ioapic.eoi
+        self._pins = IntxPins(self.legacy.ioapic)
+
+    def add_pci(self, root: PciRoot) -> None:
+        """The configuration ports."""
+        root.add_config_ports(lambda: self.ended(ExitReason.REBOOT, "reset by port 0xcf9"))
+
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
+        """ACPI and the MP table."""
+        machine = describe(self.parts.config.cpus, self.legacy, self._ports, root.segments, iommu)
+        write_tables(memory, machine)
+
+    def load(self, memory: GuestMemory) -> None:
+        """By the kernel's own protocol."""
+        config, kernel = self.parts.config, self.parts.kernel
+        assert isinstance(kernel, KernelImage), "it was loaded on this host"
+        self._memory = memory
+        kernel.load_into(memory)
+        state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
+        self.vcpus = create_vcpus(self._vm, config.cpus, self._processor, state)
+
+    # -- while it is there
+
+    def message(self, address: int, data: int, place: Place) -> Message | None:
+        """To local APICs."""
+        return message_for_kvm(address, data, place)
+
+    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+        """A pin of the I/O APIC."""
+        return self._pins.line(ended)
+
+    def press_power_button(self) -> None:
+        """By ACPI."""
+        self.legacy.ged.press_power_button()
+
+    def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:
+        """A triple fault resets a PC; KVM may not know an instruction."""
+        if isinstance(final, Shutdown):
+            return triple_fault(self._memory, self.ram, self.vcpus, index)
+        if isinstance(final, InternalError) and final.suberror == EMULATION:
+            return partial(emulation_failed, f"vCPU {index}: {final}")
+        return None
+
+    def close(self) -> None:
+        """The clock's timers, the console off the serial port."""
+        if hasattr(self, "legacy"):
+            self.legacy.close()
