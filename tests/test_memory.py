@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiovmm.config import MemoryConfig
 from aiovmm.errors import GuestFault, HostError, UsageError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi
@@ -84,6 +85,14 @@ def test_private_memory_lies_so_that_huge_pages_fit_and_no_child_process_has_it(
         assert "dc" in flags  # not copied by fork
         assert ("hg" in flags, "nh" in flags) in ((thp, not thp), (False, False))  # a kernel may know no huge pages
     memory.close()
+
+
+def test_small_guests_have_no_huge_pages_unless_they_are_to() -> None:
+    mib = 1 << 20
+    assert not MemoryConfig(63 * mib).wants_huge_pages
+    assert MemoryConfig(64 * mib).wants_huge_pages
+    assert MemoryConfig(2 * mib, thp=True).wants_huge_pages
+    assert not MemoryConfig(1 << 30, thp=False).wants_huge_pages
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -10,8 +10,8 @@ from aiovmm.native import lib, owners
 
 __all__ = ["FDS_PER_GUEST", "call", "error", "try_call"]
 
-FDS_PER_GUEST = 40
-"""A generous guess of the file descriptors a guest needs: VM, vCPUs, memory, one per queue and per interrupt vector."""
+FDS_PER_GUEST = 16
+"""A generous guess of the file descriptors a small guest needs: VM, exits, vCPUs, and two or three a device."""
 
 _REMEDIES = {
     errno.EMFILE: f"raise the limit of open files (`ulimit -n`); a guest needs about {FDS_PER_GUEST} file descriptors",

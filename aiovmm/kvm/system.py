@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Self
+import threading
+from typing import ClassVar, Self
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm import architecture
@@ -27,9 +28,14 @@ _MAX_VCPUS = 66  # KVM_CAP_MAX_VCPUS
 class Kvm:
     """An open /dev/kvm. Usable as a context manager; VMs made from it outlive it."""
 
+    _held: ClassVar[Kvm | None] = None  # the one of `hold`
+    _lock: ClassVar[threading.RLock] = threading.RLock()  # `open` closes what it has refused
+
     def __init__(self, fd: int, path: str) -> None:
         self.fd = fd
         self.path = path
+        self._holders = 0
+        self._pid = os.getpid()
         self._emulates: bool | None = None
 
     @classmethod
@@ -47,6 +53,16 @@ class Kvm:
             kvm.close()
             raise
         return kvm
+
+    @classmethod
+    def hold(cls) -> Kvm:
+        """The process's one: opened for the first who asks, and closed when the last has called `close`. Raises KvmError."""
+        with cls._lock:
+            held = cls._held
+            if held is None or held._pid != os.getpid():  # a child has /dev/null in its place
+                held = cls._held = cls.open()
+            held._holders += 1
+            return held
 
     def _check(self) -> None:
         version = call(self.fd, lib.KVM_GET_API_VERSION, 0, f"asking {self.path} for its version")
@@ -101,8 +117,13 @@ class Kvm:
         return self._emulates
 
     def close(self) -> None:
-        """Close the device. Idempotent."""
-        if self.fd >= 0:
+        """Close the device, once for each `hold`; else idempotent."""
+        with self._lock:
+            self._holders -= 1
+            if self.fd < 0 or self._holders > 0:
+                return
+            if Kvm._held is self:
+                Kvm._held = None
             os.close(let_go(self.fd))
             self.fd = -1
 

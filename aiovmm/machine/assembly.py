@@ -105,7 +105,9 @@ class Machine:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         shared = needed or m.hugepages if m.shared is None else m.shared
-        self.memory = GuestMemory.create(ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.thp)
+        self.memory = GuestMemory.create(
+            ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.wants_huge_pages
+        )
         self._stack.push_async_callback(in_thread, self.memory.close)
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:

@@ -62,9 +62,10 @@ class MachineParts:
         self.plugged.append(PluggedDevice(id_, device, place.pci_segment, place.iommu, place.pci_device_id))
 
     def open_kvm(self) -> Kvm:
-        """/dev/kvm, open from the first power-on to the last: no reset may fail for want of it. Raises KvmError."""
+        """/dev/kvm, open once in the process, from the first power-on to the last: no reset may fail for want of it. Raises
+        KvmError."""
         if self._kvm is None:
-            self._kvm = Kvm.open()
+            self._kvm = Kvm.hold()
         return self._kvm
 
     def chosen_slots(self) -> list[tuple[int, int]]:
@@ -87,8 +88,9 @@ class MachineParts:
                 await in_thread(self.passthrough.close)
             except Exception as exc:
                 errors.append(exc)
-        if self._kvm is not None:
-            self._kvm.close()
+        kvm, self._kvm = self._kvm, None
+        if kvm is not None:
+            kvm.close()
         if errors:
             raise errors[0]
 

@@ -136,3 +136,32 @@ async def test_out_of_descriptors_at_any_step_leaks_none(kvm: Kvm) -> None:
     ]
     assert [exc.operation for exc in refusals] == steps
     assert len(os.listdir("/proc/self/fd")) == used
+
+
+def test_the_process_has_it_open_once_for_all_who_hold_it() -> None:
+    first, second = Kvm.hold(), Kvm.hold()
+    assert first is second
+    first.close()
+    assert second.fd >= 0
+    assert second.missing_capabilities() == []
+    second.close()
+    assert second.fd < 0
+    third = Kvm.hold()
+    assert third is not first
+    third.close()
+    third.close()
+    assert Kvm._held is None
+
+
+def test_a_forked_child_opens_its_own() -> None:
+    """What it has of its parent is /dev/null by then."""
+    held = Kvm.hold()
+    child = os.fork()
+    if not child:
+        try:
+            own = Kvm.hold()
+            os._exit(0 if own is not held and own.create_vm().fd >= 0 else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    held.close()

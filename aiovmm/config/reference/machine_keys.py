@@ -19,7 +19,8 @@ TABLE = """
 --memory size | differs | at least 2M; suffixes K, M, G, T; `--memory 512M` is short for it; 0, for zones, is refused
 --memory shared | differs | unset: on by itself where a vhost-user device needs it; off refuses such devices, as in the reference
 --memory hugepages | differs | pages of the host's default size
---memory prefault thp | same |
+--memory prefault | same |
+--memory thp | differs | unset: on from 64 MiB on; for smaller guests it has to be asked for
 --memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
 --memory mergeable | refused | merging of equal pages (KSM) is not there | off false
 --memory hotplug_method | refused | memory cannot be added or taken while the guest runs | acpi

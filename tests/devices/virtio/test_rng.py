@@ -263,3 +263,14 @@ async def test_every_shape_of_request_is_filled(shapes: list[tuple[list[int], bo
         for one in used:
             size = sum(map(len, one.buffers))
             assert min(size, 4096) <= one.length <= size
+
+
+def test_the_process_has_one_descriptor_of_urandom() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    sources = [open_source(Path("/dev/urandom")) for _ in range(5)]
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    for source in sources[:-1]:
+        source.close()
+    os.readv(sources[-1].fd, [bytearray(8)])  # type: ignore[attr-defined]
+    sources[-1].close()
+    assert len(os.listdir("/proc/self/fd")) == before

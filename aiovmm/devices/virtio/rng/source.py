@@ -10,7 +10,7 @@ import select
 import stat
 import threading
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from aiovmm.errors import HostError
 
@@ -48,7 +48,7 @@ def _source(fd: int, path: str) -> EntropySource:
     if stat.S_ISDIR(status.st_mode):
         raise HostError("opening the entropy source", errno.EISDIR, "rng.src names it", path)
     if stat.S_ISCHR(status.st_mode) and status.st_rdev == _URANDOM:
-        return ImmediateSource(fd, path)
+        return ImmediateSource.of(fd, path)
     if _can_be_polled(fd):
         return PolledSource(fd, path)
     os.set_blocking(fd, True)
@@ -105,7 +105,31 @@ class _FileSource:
 
 
 class ImmediateSource(_FileSource):
-    """A descriptor that never blocks, so that native code may read it as well."""
+    """A descriptor that never blocks, so that native code may read it as well. The process has one, whoever reads it."""
+
+    _one: ClassVar[ImmediateSource | None] = None
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _holders = 0
+
+    @classmethod
+    def of(cls, fd: int, path: str) -> ImmediateSource:
+        """The process's, which `fd` becomes if there is none. Each `of` has a `close`."""
+        with cls._lock:
+            if cls._one is None:
+                cls._one = cls(fd, path)
+            else:
+                os.close(fd)
+            cls._one._holders += 1
+            return cls._one
+
+    def close(self) -> None:
+        """Its holder needs it no more."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders <= 0:
+                if ImmediateSource._one is self:
+                    ImmediateSource._one = None
+                super().close()
 
     async def read(self, views: list[memoryview]) -> int:
         """See EntropySource."""

@@ -80,7 +80,7 @@ class HybridSocket:
 
     def _watch(self) -> None:
         assert self._listener is not None
-        self.switch.poller.watch(self._listener.fileno(), self._on_clients, edge=False)
+        self.switch.poller.listen(self._listener.fileno(), self._on_clients)
 
     def _on_clients(self, events: int) -> None:
         assert self._listener is not None
@@ -95,7 +95,7 @@ class HybridSocket:
                     self._pause = asyncio.get_running_loop().call_later(_NO_ROOM_PAUSE, self._watch)
                     return
                 continue  # the client went away
-            if len(self._handshakes) >= self.switch.muxer.limit or not self.switch.share.take():
+            if len(self._handshakes) >= self.switch.muxer.limit or not self.switch.may_open():
                 client.close()
                 continue
             self._handshakes.add(_Handshake(self, client))

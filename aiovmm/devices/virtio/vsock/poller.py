@@ -3,6 +3,8 @@
 Edge-triggered: a connection that cannot be served now (no credit, no room on the ring) is not reported again and again, and
 neither needs its interest changed, which would be two system calls whenever that happens. Room to write is reported only
 while there is something to write: else whatever a reader takes would wake the loop.
+
+The epoll is made for the first connection; a guest that has none costs no descriptor but that of its listener.
 """
 
 from __future__ import annotations
@@ -22,32 +24,56 @@ Handler = Callable[[int], None]
 
 
 class Poller:
-    """`watch` after `open`; `after` is called when a batch of events has been handled. Handlers must not raise."""
+    """`listen` and `begin` after `open`, `watch` once `begin` has said yes; `after` is called when a batch of events has been
+    handled. Handlers must not raise."""
 
     def __init__(self, after: Callable[[], None]) -> None:
         self._after = after
         self._epoll: select.epoll | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listeners: set[int] = set()
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] | None = None  # watched since the events at hand were fetched
 
     def open(self) -> None:
-        """Begin to watch, in the running loop."""
-        self._epoll = select.epoll()
+        """Before anything else, in the running loop."""
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+
+    def begin(self) -> bool:
+        """Whether connections can be watched; not if the process has no descriptor left for that, or while this is not open."""
+        if self._epoll is None and self._loop is not None:
+            try:
+                self._epoll = select.epoll()
+            except OSError:
+                return False
+            self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+        return self._epoll is not None
 
     def close(self) -> None:
         """Idempotent. The sockets are their owners'."""
-        if self._epoll is not None:
-            self._loop.remove_reader(self._epoll.fileno())
+        for fd in tuple(self._listeners):
+            self.forget(fd)
+        loop, self._loop = self._loop, None
+        if self._epoll is not None and loop is not None:
+            loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
             self._handlers.clear()
 
-    def watch(self, fd: int, handler: Handler, *, edge: bool = True) -> None:
-        """Call `handler(events)`, at first with what is so already. Not edge-triggered: readable only, for listeners."""
+    def listen(self, fd: int, handler: Handler) -> None:
+        """Call `handler(IN)` as long as the listener has clients."""
+        assert self._loop is not None
+        self._listeners.add(fd)
+        self._loop.add_reader(fd, self._heard, handler)
+
+    def _heard(self, handler: Handler) -> None:
+        handler(IN)
+        self._after()
+
+    def watch(self, fd: int, handler: Handler) -> None:
+        """Call `handler(events)`, at first with what is so already."""
         assert self._epoll is not None
-        self._epoll.register(fd, IN | select.EPOLLET if edge else select.EPOLLIN)
+        self._epoll.register(fd, IN | select.EPOLLET)
         self._handlers[fd] = handler
         if self._fresh is not None:
             self._fresh.add(fd)
@@ -59,6 +85,9 @@ class Poller:
 
     def forget(self, fd: int) -> None:
         """Before it is closed. Idempotent."""
+        if fd in self._listeners and self._loop is not None:
+            self._listeners.discard(fd)
+            self._loop.remove_reader(fd)
         if self._handlers.pop(fd, None) is not None and self._epoll is not None:
             self._epoll.unregister(fd)
 

@@ -139,7 +139,7 @@ class Switch:
             self.settle(connection)
             self._wake()
 
-        if acceptor is None or len(self._ends) >= self.muxer.limit or not self.share.take():
+        if acceptor is None or len(self._ends) >= self.muxer.limit or not self.may_open():
             connection.refuse()
             self.settle(connection)
             self._wake()
@@ -161,6 +161,8 @@ class Switch:
         StateError, HostError."""
         if not self._opened or not self.live.is_set():
             raise StateError("the guest has no vsock driver now")
+        if not self.poller.begin():
+            raise HostError("vsock: watching a connection", errno.EMFILE, "raise the limit of open files (`ulimit -n`)")
         connection = self.muxer.connect(guest_port) if len(self._ends) < self.muxer.limit else None
         if connection is None:
             hint = "close some, or let the device have more"
@@ -170,6 +172,10 @@ class Switch:
         self._join(link)
         self._wake()
         return link
+
+    def may_open(self) -> bool:
+        """Whether there is a descriptor for one more host end, which is drawn from the guest's share."""
+        return self.poller.begin() and self.share.take()
 
     def _join(self, link: Link) -> None:
         link.sock.setblocking(False)
