@@ -18,7 +18,7 @@ _REMEDIES = {
     errno.ENFILE: "the host is out of file handles; raise fs.file-max",
     errno.ENOMEM: "the host is out of memory, or `ulimit -v` is too low",
     errno.EBUSY: "another hypervisor on this host holds the processor's virtualization extensions; stop it",
-    errno.EOPNOTSUPP: "the processor's virtualization extensions are off; enable them (VT-x, AMD-V) in the firmware",
+    errno.EOPNOTSUPP: "the processor's virtualization extensions are off; enable them in the firmware (on a PC: VT-x, AMD-V)",
     errno.ENOTTY: "this kernel's KVM does not know the operation; a newer kernel is needed",
 }
 

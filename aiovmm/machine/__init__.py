@@ -5,9 +5,9 @@ power       the machine from the first power-on to the last, resets in between
 owner       whom a machine tells
 assembly    Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
 pci         segments, virtio transports, and their services by KVM
-interrupts  message lines and the I/O APIC's messages by KVM
-x86_64      what only a PC has
-verdict     what the last exit of a vCPU means for the guest; blame and lost_memory find out why
+board       what an architecture makes of it, in the room of its name; architecture selects the host's
+interrupts  messages of PCI functions by KVM
+verdict     what the last exit of a vCPU means for the guest; lost_memory finds out why
 devices     virtio devices from their configuration
 watch       how a panic is noticed
 """

@@ -12,7 +12,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from time import perf_counter
 
-from aiovmm.bus import Bus, Range
+from aiovmm.bus import Bus, Range, Space
+from aiovmm.errors import ConfigError
 from aiovmm.kvm import ExitLoop, Vcpu, VmFd
 from aiovmm.kvm.exitloop import TURN
 from aiovmm.lifecycle import ExitReason
@@ -65,8 +66,6 @@ class Machine:
         config, board = self.parts.config, self.board
         end = await in_thread(self._make_vm)
         self.kvm_vm.name = config.name
-        self._stack.push_async_callback(self._worker.aclose)
-        self._stack.callback(board.close)
         board.add_devices()
         segments = config.platform.num_pci_segments
         plans = board.plan_pci(segments, start_of_bars(segments, end, board.address_bits))
@@ -95,6 +94,8 @@ class Machine:
         board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
         self._stack.push_async_callback(in_thread, vm.close)
+        self._stack.push_async_callback(self._worker.aclose)
+        self._stack.callback(board.close)
         limit = 1 << board.address_bits
         end = map_device_memory(self.memory, self.parts.plugged, board.device_memory_start, limit)
         vm.set_memory(self.memory)
@@ -122,6 +123,10 @@ class Machine:
         taken += [("a PCI window", window.base, window.size) for plan in plans for window in plan.windows]
         refuse_taken(self.parts.ports, [*taken, *self.board.taken], self.board.free)
         for port in self.parts.ports:
+            if port.space is Space.PIO and not self.board.has_ports:
+                raise ConfigError(
+                    "ports", f"{port.name} is at a port, which this machine has not", "give it an address"
+                )
             port._end = partial(self._ended, ExitReason.SHUTDOWN)
             port.reset()
             self.bus.add(Range(port.space, port.base, port.size, port, port.name))

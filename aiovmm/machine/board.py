@@ -34,7 +34,10 @@ Finding = tuple[ExitReason, str]
 
 
 class Board(ABC):
-    """Of one machine. `close` may be called at any time after `set_up`."""
+    """Of one machine."""
+
+    has_ports = False
+    """Whether its processors have an address space of I/O ports."""
 
     address_bits: int
     """How far guest-physical addresses reach, from `examine` on."""
@@ -128,4 +131,5 @@ class Board(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Forget timers, and take the console off. Idempotent."""
+        """Give back what it has, however far it was built: timers, descriptors, the console. Idempotent; before the VM is
+        closed."""

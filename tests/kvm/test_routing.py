@@ -24,15 +24,18 @@ class FakeKvm:
     def __init__(self) -> None:
         self.routes: dict[int, tuple[int, int]] = {}
         self.refuses: Callable[[int], bool] = lambda data: False
+        self.rows: list[tuple[int, ...]] = []
+        """struct kvm_irq_routing_entry: gsi, type, flags, pad, and eight words of which the type says what they are."""
 
     def call(self, fd: int, request: int, argument: Any, operation: str) -> int:
         table = bytes(ffi.buffer(argument))
         (count,) = struct.unpack_from("<I", table)
-        rows = [struct.unpack_from("<IIIIIII", table, 8 + 48 * i) for i in range(count)]
+        rows = [struct.unpack_from("<12I", table, 8 + 48 * i) for i in range(count)]
         if any(self.refuses(row[6]) for row in rows):
             raise KvmError(operation, errno.EINVAL, "")
         assert len({row[0] for row in rows}) == count
-        self.routes = {gsi: (high << 32 | low, data) for gsi, _kind, _flags, _pad, low, high, data in rows}
+        self.rows = rows
+        self.routes = {row[0]: (row[5] << 32 | row[4], row[6]) for row in rows}
         return 0
 
 
@@ -89,3 +92,26 @@ def test_nothing_is_given_without_a_change(kvm: FakeKvm) -> None:
     table.set_msi(1, 0xFEE00000, 1)
     table.clear(2)
     table.commit()
+
+
+def test_a_message_may_say_who_sends_it_and_a_route_lead_to_a_pin(kvm: FakeKvm) -> None:
+    """Types, flags and places of Linux's <linux/kvm.h>."""
+    table = GsiRouting(0, PINS, 1024)
+    table.set_msi(1, 0x1_0807_0040, 7, device=0x210)
+    table.set_msi(2, 0xFEE0_0000, 8)
+    table.set_pin(3, 0, 35)
+    table.commit()
+    nothing = (0,) * 4
+    assert kvm.rows == [
+        (1, 2, 1, 0, 0x0807_0040, 1, 7, 0x210, *nothing),
+        (2, 2, 0, 0, 0xFEE0_0000, 0, 8, 0, *nothing),
+        (3, 1, 0, 0, 0, 35, 0, 0, *nothing),
+    ]
+
+
+def test_the_same_message_from_another_device_is_another_route(kvm: FakeKvm) -> None:
+    table = GsiRouting(0, PINS, 1024)
+    for device in (0x8, 0x10):
+        table.set_msi(1, 0x0807_0040, 7, device)
+        table.commit()
+        assert kvm.rows[0][7] == device

@@ -51,3 +51,12 @@ def test_port_cf9_reaches_the_machine(services: RecordingServices) -> None:
     PciRoot(PLANS, services).add_config_ports(lambda: resets.append(True))
     services.write(0xCF9, b"\x06", Space.PIO)
     assert resets == [True]
+
+
+async def test_a_function_knows_its_place_once_it_is_plugged_in(services: RecordingServices) -> None:
+    """Its lines were made before that, and an interrupt controller may want to know who sends."""
+    root, function = PciRoot(PLANS, services), card()
+    line = services.msi_line("a line", function.place)
+    root.add(function, segment=1, slot=9)
+    assert (line.place.segment, line.place.requester_id) == (1, 9 << 3)
+    await root.close()

@@ -34,6 +34,7 @@ _LAPIC_SIZE = 1 << 20  # where messages go, too
 class Pc(Board):
     """vCPUs come last: they take the interrupt controller that there is, and the boot processor the kernel's entry."""
 
+    has_ports = True
     legacy: LegacyDevices
     _processor: Processor
     _pins: IntxPins
