@@ -25,10 +25,11 @@ def pytest_asyncio_loop_factories(
     return {name: loops[name] for name in chosen.split(",")} if chosen else loops
 
 
-# CI's examples repeat; everywhere else they are new each time. It also runs them on native code with sanitizers, at its own pace.
+# CI's examples repeat; everywhere else they are new each time. No example has a deadline: the machine may be busy, or the native
+# code sanitized.
+settings.register_profile("here", deadline=None)
 settings.register_profile("ci", derandomize=True, deadline=None)
-if os.environ.get("CI") or os.environ.get("AIOVMM_REQUIRE_GROUNDS"):
-    settings.load_profile("ci")
+settings.load_profile("ci" if os.environ.get("CI") or os.environ.get("AIOVMM_REQUIRE_GROUNDS") else "here")
 
 THOROUGH = os.environ.get("AIOVMM_THOROUGH", "") not in ("", "0")
 
