@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +24,12 @@ from aiovmm.boot.aarch64.image import (
 )
 from aiovmm.boot.cache import CachedKernel, KernelCache, default_directory, sha256
 from aiovmm.boot.detect import HEAD_SIZE, describe
+from aiovmm.boot.elf import ELF_MAGIC, machine_name
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource, Source, open_regular, read_at
 from aiovmm.boot.window import FileWindow, OutsideFile
 from aiovmm.errors import GuestFault, HostError, ImageError
 from aiovmm.memory import GuestMemory
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, replace
 
 __all__ = ["Entry", "KernelImage", "KernelKind", "load_kernel"]
 
@@ -124,10 +124,17 @@ def _refuse_others(name: str, head: bytes) -> None:
     """Raise ImageError for what nothing could be unpacked from."""
     from aiovmm.boot import unpack  # all the decompressors there are, which a warm start can do without
 
-    compression = unpack.detect(head)
-    packed = compression not in (None, "none") or head[4:8] == b"zimg"
-    if not packed:
+    if head.startswith(ELF_MAGIC):
+        raise ImageError(name, _elf(head), _WANTED)
+    if unpack.detect(head) is None and head[4:8] != b"zimg":
         raise ImageError(name, describe(head, AARCH64), _WANTED)
+
+
+def _elf(head: bytes) -> str:
+    machine = int.from_bytes(head[18:20], "little")
+    if machine in AARCH64.elf.values():
+        return "an ELF file (vmlinux), which does not say where it is to be loaded: the Image made of it does"
+    return f"an ELF file for {machine_name(machine)}; this machine runs {AARCH64.title} kernels"
 
 
 def _unpacked_kernel(name: str, data: bytes, identity: FileIdentity, cache: KernelCache) -> KernelImage:
@@ -161,7 +168,8 @@ def _unpack(name: str, data: bytes) -> KernelImage:
         head = unpack.begin(compression, payload, HEAD_SIZE)
         header = parse_header(head)
         if header is None:
-            raise ImageError(name, f"{compression}-compressed, and in it: {describe(head, AARCH64)}", _WANTED)
+            what = _elf(head) if head.startswith(ELF_MAGIC) else describe(head, AARCH64)
+            raise ImageError(name, f"{compression}-compressed, and in it: {what}", _WANTED)
         most = header.size or LARGEST
         image = unpack.expand(compression, payload, most)
         if len(image) > most:

@@ -13,14 +13,12 @@ from aiovmm.boot.aarch64.hardware import Hardware, Seeds
 from aiovmm.boot.aarch64.kernel import Entry, KernelImage
 from aiovmm.boot.aarch64.tree import device_tree
 from aiovmm.boot.fdt import flatten
-from aiovmm.boot.source import BytesSource, FileSource, Source
+from aiovmm.boot.initrd import Initrd, initrd_source
 from aiovmm.errors import ConfigError, GuestFault, ImageError
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["CMDLINE_MAX", "CpuState", "Initrd", "fresh_seeds", "setup_linux"]
-
-Initrd = bytes | bytearray | memoryview | str | os.PathLike[str]
+__all__ = ["CMDLINE_MAX", "CpuState", "fresh_seeds", "setup_linux"]
 
 CMDLINE_MAX = 2047
 """Bytes of a command line: COMMAND_LINE_SIZE of arm64 Linux less the NUL."""
@@ -87,7 +85,7 @@ def _place_initrd(
     memory: GuestMemory, kernel: Entry, initrd: Initrd, ram: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
     """Copy the initramfs, page-aligned, as high as it can be in the first piece of RAM that has room; (gpa, size)."""
-    source, name = _initrd_source(initrd)
+    source, name = initrd_source(initrd)
     places = _initrd_places(kernel, ram)
     for floor, top in places:
         address = (top - source.size) & -layout.PAGE
@@ -111,11 +109,3 @@ def _initrd_hint(kernel: Entry, size: int) -> str:
     if size <= most:
         return "give the guest more memory"
     return f"no more than {most} bytes are in this kernel's reach: make it smaller, or put its content on a disk"
-
-
-def _initrd_source(initrd: Initrd) -> tuple[Source, str]:
-    if isinstance(initrd, (str, os.PathLike)):
-        return FileSource.at(initrd, "initramfs"), os.fspath(initrd)
-    if not len(initrd):
-        raise ImageError("initramfs", "is empty")
-    return BytesSource(initrd), "initramfs"

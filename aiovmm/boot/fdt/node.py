@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import field
 
 from aiovmm.errors import UsageError
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, field
 
 __all__ = ["EMPTY", "Node", "cells", "quads", "raw_string", "strings"]
 

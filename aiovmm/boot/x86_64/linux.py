@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from aiovmm.boot.source import BytesSource, FileSource, Source
+from aiovmm.boot.initrd import Initrd, initrd_source
 from aiovmm.boot.x86_64 import layout, pvh
 from aiovmm.boot.x86_64.cpu import CpuState, linux64_state, pvh_state
 from aiovmm.boot.x86_64.e820 import DEFAULT_RESERVED, E820Entry, memory_map
@@ -14,9 +13,7 @@ from aiovmm.boot.x86_64.params import SetupHeader, zero_page
 from aiovmm.errors import ConfigError, GuestFault, ImageError
 from aiovmm.memory import GuestMemory
 
-__all__ = ["Initrd", "setup_linux"]
-
-Initrd = bytes | bytearray | memoryview | str | os.PathLike[str]
+__all__ = ["setup_linux"]
 
 _PVH_CMDLINE_MAX = 2047  # COMMAND_LINE_SIZE of x86 Linux less the NUL; a PVH image does not say its own
 
@@ -65,7 +62,7 @@ def _place_initrd(
     memory: GuestMemory, image: KernelImage, header: SetupHeader, initrd: Initrd, ram: Sequence[tuple[int, int]]
 ) -> tuple[int, int]:
     """Copy the initrd, page-aligned, as high as it can be in the first place that has room; (gpa, size)."""
-    source, name = _initrd_source(initrd)
+    source, name = initrd_source(initrd)
     places = _initrd_places(image, header, ram)
     for floor, top in places:
         address = (top - source.size) & -layout.PAGE
@@ -96,14 +93,6 @@ def _initrd_hint(image: KernelImage, header: SetupHeader, size: int) -> str:
     if size <= most:
         return "give the guest more memory"
     return f"no more than {most} bytes are in this kernel's reach: make it smaller, or put its content on a disk"
-
-
-def _initrd_source(initrd: Initrd) -> tuple[Source, str]:
-    if isinstance(initrd, (str, os.PathLike)):
-        return FileSource.at(initrd, "initramfs"), os.fspath(initrd)
-    if not len(initrd):
-        raise ImageError("initramfs", "is empty")
-    return BytesSource(initrd), "initramfs"
 
 
 def _enter_pvh(

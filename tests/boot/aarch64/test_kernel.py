@@ -120,11 +120,13 @@ def test_a_cache_entry_that_is_gone_is_made_again(put: Put, cache: Path, memory:
 
 REFUSED = {
     "empty": (b"", "is empty"),
-    "a bare header cut short": (IMAGE[:63], "."),
+    "a bare header cut short": (IMAGE[:63], "not a kernel: only 63 bytes long"),
     "text_offset too high": (image(text_offset=0x200000), "2 MiB"),
     "text_offset of no page": (image(text_offset=0x123), "2 MiB"),
     "a size that no kernel has": (image(size=1 << 60), "limit"),
-    "bzImage": (bzimage(payload(elf(), "gzip")), "."),
+    "bzImage": (bzimage(payload(elf(), "gzip")), "bzImage for x86; this machine runs arm64 kernels"),
+    "vmlinux": (elf(machine=183), "an ELF file .vmlinux.*the Image made of it"),
+    "vmlinux for another processor": (elf(), "an ELF file for x86-64; this machine runs arm64 kernels"),
     "RISC-V": (image(magic=b"RSC\x05"), "RISC-V"),
     "initramfs": (gzip.compress(b"070701" + bytes(2000)), "initramfs"),
     "an initramfs not packed": (b"070701" + bytes(2000), "initramfs"),
@@ -135,7 +137,7 @@ REFUSED = {
     "zboot cut short": (zboot(IMAGE)[:0x1100], "truncated"),
     "zboot with a payload elsewhere": (zboot(IMAGE, offset=0xFFFFFFFF), "truncated"),
     "zboot with nothing in it": (zboot(IMAGE, size=0), "truncated"),
-    "zboot around something else": (zboot(b"\x7fELF" + bytes(5000)), "ELF"),
+    "zboot around something else": (zboot(elf(machine=183)), "gzip-compressed, and in it: an ELF file"),
     "Image.lzo": (b"\x89LZO" + bytes(1000), "lzo"),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.boot.aarch64 import Entry, KernelImage, fresh_seeds, layout, load_kernel, ram_ranges, setup_linux
+from aiovmm.boot.aarch64 import KernelImage, fresh_seeds, layout, linux, load_kernel, ram_ranges, setup_linux
 from aiovmm.boot.aarch64.linux import CMDLINE_MAX
 from aiovmm.errors import ConfigError, ImageError
 from aiovmm.memory import GuestMemory
@@ -52,27 +52,56 @@ def test_initramfs_lies_at_the_top_of_low_memory(kernel: KernelImage, memory: Gu
         assert memory.read(start, len(content)) == content
 
 
-def test_initramfs_that_has_room_above_4_gib_alone(kernel: KernelImage, put: Callable[..., Path]) -> None:
-    ram = ram_ranges(8 << 30)
-    memory = GuestMemory.create(ram)
-    try:
-        path = put(b"x", "initramfs")
-        with path.open("r+b") as file:
-            file.truncate(3 << 30)  # a hole: nothing is read for it but zeros that are not there
-        from aiovmm.boot.aarch64 import linux
+class Placed:
+    """Guest memory of any size, which remembers the first thing put into it; nothing is there."""
 
-        places = linux._initrd_places(kernel.entry, ram)
-        assert places == [(kernel.entry.end, 0xFC000000), (1 << 32, (1 << 32) + (8 << 30) - 0xBC000000)]
-    finally:
-        memory.close()
+    def __init__(self) -> None:
+        self.at: list[tuple[int, int]] = []
+
+    def slice(self, address: int, size: int) -> memoryview:
+        self.at.append((address, size))
+        return memoryview(bytearray(0))
+
+    def write(self, address: int, data: bytes) -> None:
+        pass
 
 
-def test_initramfs_stays_in_the_window_that_the_kernel_maps() -> None:
-    """booting.rst: 32 GiB, aligned to 1 GiB, with the kernel in it."""
-    from aiovmm.boot.aarch64 import linux
+class Huge:
+    """An initramfs of `size` bytes that are never there."""
 
-    places = linux._initrd_places(Entry(ADDRESS, ADDRESS + 4096), ram_ranges(64 << 30))
-    assert places[-1] == (1 << 32, (1 << 30) + (32 << 30))
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read_into(self, pieces: object, *, zeroed: bool = False) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("size", "gigabytes", "top"),
+    [
+        (1 << 30, 2, 0xC0000000),
+        (1 << 30, 8, 0xFC000000),  # low memory, although there is more above
+        (3 << 30, 8, 0x2_44000000),  # does not fit there
+        (3 << 30, 64, 0x8_40000000),  # booting.rst: 32 GiB, aligned to 1 GiB, with the kernel in them
+        (29 << 30, 64, 0x8_40000000),
+    ],
+)
+def test_initramfs_of_gigabytes(
+    size: int, gigabytes: int, top: int, kernel: KernelImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "initrd_source", lambda initrd: (Huge(size), "initramfs"))
+    memory = Placed()
+    setup_linux(memory, kernel, "", b"stands for it", ram_ranges(gigabytes << 30), hardware())  # type: ignore[arg-type]
+    assert memory.at == [(top - size, size)]
+
+
+@pytest.mark.parametrize(("size", "gigabytes"), [(2 << 30, 2), (30 << 30, 64), (3 << 30, 3)])
+def test_initramfs_of_gigabytes_that_do_not_fit(
+    size: int, gigabytes: int, kernel: KernelImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linux, "initrd_source", lambda initrd: (Huge(size), "initramfs"))
+    with pytest.raises(ImageError, match="but the kernel leaves"):
+        setup_linux(Placed(), kernel, "", b"x", ram_ranges(gigabytes << 30), hardware())  # type: ignore[arg-type]
 
 
 def test_initramfs_that_does_not_fit(kernel: KernelImage, memory: GuestMemory) -> None:

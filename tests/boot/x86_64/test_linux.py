@@ -123,7 +123,7 @@ class Huge:
 
 
 def place(kernel: KernelImage, size: int, gigabytes: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    monkeypatch.setattr(linux, "_initrd_source", lambda initrd: (Huge(size), "initrd"))
+    monkeypatch.setattr(linux, "initrd_source", lambda initrd: (Huge(size), "initrd"))
     memory = Placed()
     setup_linux(memory, kernel, "", b"stands for it", ram_ranges(gigabytes << 30))  # type: ignore[arg-type]
     ((address, length),) = memory.at.items()
