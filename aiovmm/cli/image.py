@@ -7,12 +7,23 @@ from pathlib import Path
 
 import click
 
+from aiovmm import architecture
+from aiovmm.architecture import Architecture
 from aiovmm.cli.usage import OneLineGroup, once
 from aiovmm.errors import HostError, UsageError
 
 __all__ = ["command"]
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
+_arch = once(
+    "--arch",
+    type=click.Choice([known.name for known in architecture.ALL]),
+    help="For guests of this architecture (this machine's); Debian's are fetched for another.",
+)
+
+
+def _named(arch: str | None) -> Architecture | None:
+    return next((known for known in architecture.ALL if known.name == arch), None)
 
 
 @click.group("image", cls=OneLineGroup, context_settings=_CONTEXT)
@@ -24,12 +35,13 @@ def command() -> None:
 @click.option(
     "--debian", is_flag=True, help="Fetch Debian's cloud kernel even if this machine has a kernel of its own."
 )
+@_arch
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: kernel, modules, release.")
-def kernel(debian: bool, as_json: bool) -> None:
+def kernel(debian: bool, arch: str | None, as_json: bool) -> None:
     """Print the path of a kernel: the newest of this machine that can be read, else Debian's cloud kernel, fetched."""
     from aiovmm.image import debian_kernel, find_kernel
 
-    files = debian_kernel() if debian else find_kernel()
+    files = debian_kernel(arch=_named(arch)) if debian else find_kernel(arch=_named(arch))
     if as_json:
         click.echo(json.dumps({k: str(getattr(files, k)) for k in ("kernel", "modules", "release")}))
     else:
@@ -62,6 +74,7 @@ def _write(path: Path, data: bytes) -> None:
 
 @command.command("initramfs", context_settings=_CONTEXT)
 @click.argument("output", type=click.Path(path_type=Path))
+@_arch
 @once("--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's).")
 @once("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
 @click.option("--module", "wanted", multiple=True, metavar="NAME", help="Add this module, and what it needs.")
@@ -70,6 +83,7 @@ def _write(path: Path, data: bytes) -> None:
 @once("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", help="Of the image (none).")
 def initramfs(
     output: Path,
+    arch: str | None,
     busybox: Path | None,
     modules: Path | None,
     wanted: tuple[str, ...],
@@ -84,8 +98,8 @@ def initramfs(
     from aiovmm.image import build_initramfs, debian_busybox, find_kernel
 
     image = build_initramfs(
-        busybox=busybox or debian_busybox(),
-        modules=modules or find_kernel().modules,
+        busybox=busybox or debian_busybox(arch=_named(arch)),
+        modules=modules or find_kernel(arch=_named(arch)).modules,
         required=wanted,
         files=_files(specs),
         run=run,

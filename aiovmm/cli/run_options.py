@@ -39,7 +39,7 @@ _POLICIES = ("restart", "exit")
 _KEYS = "KEY=VALUE,..."
 
 OPTIONS = (
-    RunOption("--kernel", "bzImage, ELF or PVH kernel image.", kind=Path),
+    RunOption("--kernel", "Kernel: bzImage, ELF or PVH; on arm64 Image, Image.gz, zboot.", kind=Path),
     RunOption("--initramfs", "Initial RAM file system.", kind=Path),
     RunOption("--cmdline", "Kernel command line (one that fits the consoles)."),
     RunOption("--cpus", "Processors (1). {keys}", f"N|{_KEYS}"),

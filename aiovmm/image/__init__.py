@@ -6,14 +6,14 @@ Path("initramfs.cpio").write_bytes(image.data)
 """
 
 from aiovmm.image.initramfs import GUEST_MODULES, Initramfs, build_initramfs
-from aiovmm.image.kernel import CLOUD_KERNEL, KernelFiles, debian_busybox, debian_kernel, find_kernel, host_kernel
+from aiovmm.image.kernel import KernelFiles, cloud_kernel, debian_busybox, debian_kernel, find_kernel, host_kernel
 
 __all__ = [
-    "CLOUD_KERNEL",
     "GUEST_MODULES",
     "Initramfs",
     "KernelFiles",
     "build_initramfs",
+    "cloud_kernel",
     "debian_busybox",
     "debian_kernel",
     "find_kernel",

@@ -56,7 +56,7 @@ if [ -d /lib/modules ]; then
   IFS=", $IFS"
   modprobe -a $(cat /etc/aiovmm/modules) $value
   IFS=${IFS#, }
-  load /sys/bus/pci/devices/*/modalias /sys/bus/acpi/devices/*/modalias
+  load /sys/bus/platform/devices/*/modalias /sys/bus/pci/devices/*/modalias /sys/bus/acpi/devices/*/modalias
   load /sys/bus/virtio/devices/*/modalias
   set -- /sys/class/iommu/*
   if [ -e "$1" ]; then # devices behind an IOMMU appear a moment after its driver was loaded

@@ -21,7 +21,8 @@ import lz4.block
 import zstandard
 
 from aiovmm import architecture
-from aiovmm.boot.elf import is_static
+from aiovmm.architecture import Architecture
+from aiovmm.boot.elf import is_static, machine_name
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image.cpio import CpioArchive
 from aiovmm.image.modules import Module, ModuleTree
@@ -48,6 +49,7 @@ GUEST_MODULES = (
     "af_packet",
     "nvme",
     "button",
+    "gpio_keys",
     "evdev",
 )
 """Drivers for every device of the monitor; those that are built in or do not exist in a kernel are left out."""
@@ -72,6 +74,7 @@ _NEEDED_APPLETS = frozenset(
 )
 _PROFILE = b"PS1='\\h:\\w\\$ '\nexport PS1\n"
 _LZ4_BLOCK = 8 << 20
+_MOST_NAMES = 1 << 16  # bytes of the names of busybox's applets
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ def build_initramfs(
     if compression not in _COMPRESSORS:
         raise UsageError(f"compression {compression!r}: one of {', '.join(_COMPRESSORS)}")
     archive = _skeleton()
-    if busybox is not None:
-        _add_busybox(archive, Path(busybox))
+    runs = _add_busybox(archive, Path(busybox)) if busybox is not None else None
     required = tuple(required)
     if required and modules is None:
         raise UsageError(f"module {required[0]}: there is no directory of modules to take it from")
     loaded = _add_modules(archive, ModuleTree(modules), wanted, required) if modules is not None else []
+    if runs is not None and loaded and loaded[0].machine != runs.elf[2]:
+        reason = f"is a program for {runs.title}, and the modules are for {machine_name(loaded[0].machine)}"
+        raise ImageError(os.fspath(busybox or ""), reason, "give a busybox and modules of one architecture")
     for path, source in (files or {}).items():
         _add_file(archive, path, source)
     if run is not None:
@@ -147,28 +152,47 @@ def _bytes(text: str | bytes) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
-def _add_busybox(archive: CpioArchive, path: Path) -> None:
-    """busybox and a symlink for each of its applets, so that the guest need not make them."""
+def _add_busybox(archive: CpioArchive, path: Path) -> Architecture:
+    """busybox and a symlink for each of its applets, so that the guest need not make them; what it runs on."""
     data = _read(path)
-    if not is_static(data, architecture.host()):
+    runs = next((known for known in architecture.ALL if is_static(data, known)), None)
+    if runs is None:
         raise ImageError(str(path), "is not a statically linked program", "apt-get install busybox-static")
     archive.file("/bin/busybox", data, 0o755)
-    for applet in _applets(path):
+    for applet in _applets(path, data, runs):
         if applet != "busybox":
             archive.symlink(f"/bin/{applet}", "busybox")
     archive.symlink("/sbin/modprobe", "../bin/busybox")  # where the kernel looks for it
+    return runs
 
 
-def _applets(path: Path) -> list[str]:
-    try:
-        done = subprocess.run([path, "--list"], capture_output=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError) as exc:
-        raise ImageError(str(path), f"does not run as busybox: {exc}", "apt-get install busybox-static") from exc
-    applets = [line.rpartition("/")[2] for line in done.stdout.decode(errors="replace").split()]
+def _applets(path: Path, data: bytes, runs: Architecture) -> list[str]:
+    applets = _told(path) if runs is architecture.host() else _read_from(data)
     missing = _NEEDED_APPLETS - set(applets)
     if missing:
         raise ImageError(str(path), f"lacks the applets {', '.join(sorted(missing))}", "apt-get install busybox-static")
     return applets
+
+
+def _told(path: Path) -> list[str]:
+    """The applets of a busybox that runs here."""
+    try:
+        done = subprocess.run([path, "--list"], capture_output=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise ImageError(str(path), f"does not run as busybox: {exc}", "apt-get install busybox-static") from exc
+    return [line.rpartition("/")[2] for line in done.stdout.decode(errors="replace").split()]
+
+
+def _read_from(data: bytes) -> list[str]:
+    """Those of one that does not: its table of names, sorted, each with its NUL (applet_names of include/applet_tables.h)."""
+    start = data.find(b"\0[\0[[\0")
+    names: list[str] = []
+    for word in data[start + 1 : start + 1 + _MOST_NAMES].split(b"\0") if start >= 0 else []:
+        name = word.decode(errors="replace")
+        if not name or (names and name <= names[-1]):
+            break
+        names.append(name)
+    return names
 
 
 def _add_modules(

@@ -1,4 +1,4 @@
-"""Find a kernel to boot, with its modules: the host's own newest one, or Debian's cloud kernel."""
+"""Find a kernel to boot, with its modules: the host's own newest one, or Debian's cloud kernel, of any architecture."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiovmm import architecture
+from aiovmm.architecture import Architecture
 from aiovmm.boot import load_kernel
 from aiovmm.boot.elf import is_static
 from aiovmm.errors import ImageError
-from aiovmm.image import debian
+from aiovmm.image.debian import packages_for
 
 __all__ = [
-    "CLOUD_KERNEL",
     "KERNEL_PACKAGES",
     "KernelFiles",
+    "cloud_kernel",
     "debian_busybox",
     "debian_kernel",
     "find_kernel",
@@ -26,9 +27,13 @@ __all__ = [
     "kernels_in",
 ]
 
-CLOUD_KERNEL = f"linux-image-cloud-{architecture.host().debian}"
 KERNEL_PACKAGES = r"linux-image-\d\S+"  # what such a meta-package depends on
-_NO_KERNEL = f"install one (apt-get install {CLOUD_KERNEL}), or use Debian's: aiovmm image kernel --debian"
+_NO_KERNEL = "install one (apt-get install {0}), or use Debian's: aiovmm image kernel --debian"
+
+
+def cloud_kernel(arch: Architecture | None = None) -> str:
+    """Debian's name of the usual kernel of `arch`, by default of this host's."""
+    return f"linux-image-cloud-{(arch or architecture.host()).debian}"
 
 
 @dataclass(frozen=True)
@@ -50,32 +55,43 @@ def host_kernel(root: str | os.PathLike[str] = "/") -> KernelFiles:
             problems.append(str(exc))
         else:
             return files
-    raise ImageError("/boot", "; ".join(problems) or "no kernel is installed on this host", _NO_KERNEL)
+    raise ImageError(
+        "/boot", "; ".join(problems) or "no kernel is installed on this host", _NO_KERNEL.format(cloud_kernel())
+    )
 
 
-def debian_kernel(package: str = CLOUD_KERNEL, cache: str | os.PathLike[str] | None = None) -> KernelFiles:
+def debian_kernel(
+    package: str | None = None, cache: str | os.PathLike[str] | None = None, *, arch: Architecture | None = None
+) -> KernelFiles:
     """Debian's kernel behind the meta-package `package` (or that package itself), fetched into `cache` if need be.
 
-    Blocking; downloads some 30 MB the first time. Offline, the newest one in the cache stands in for the usual one.
+    The default is the cloud kernel of `arch`, and that is this host's. Blocking; downloads some 30 MB the first time, and for
+    another architecture than the host's lists of packages, too. Offline, the newest one in the cache stands in for the usual one.
     Raises ImageError that says what to do.
     """
-    directory = debian.default_directory() if cache is None else Path(cache)
-    real = (debian.dependencies(package, KERNEL_PACKAGES) or [package])[0]
+    wanted = arch or architecture.host()
+    usual = cloud_kernel(wanted)
+    package = package or usual
+    packages = packages_for(wanted, cache)
+    real = (packages.dependencies(package, KERNEL_PACKAGES) or [package])[0]
     try:
-        root = debian.fetch_package(real, directory, parts=kernel_parts(real))
+        root = packages.fetch(real, parts=kernel_parts(real))
     except ImageError:
-        kept = [f for root in directory.glob("linux-image-*_*") for f in kernels_in(root)]
-        if package != CLOUD_KERNEL or not kept:
+        kept = [f for root in packages.cache.glob("linux-image-*_*") for f in kernels_in(root)]
+        if package != usual or not kept:
             raise
         return max(kept, key=lambda f: _version_key(f.release))
     found = list(kernels_in(root))
     if not found:
-        raise ImageError(real, "is a package without a kernel", f"the usual one is {CLOUD_KERNEL}")
+        raise ImageError(real, "is a package without a kernel", f"the usual one is {usual}")
     return found[0]
 
 
-def find_kernel(cache: str | os.PathLike[str] | None = None) -> KernelFiles:
-    """The host's kernel, or Debian's if the host has none that serves. Raises ImageError with both reasons."""
+def find_kernel(cache: str | os.PathLike[str] | None = None, *, arch: Architecture | None = None) -> KernelFiles:
+    """The host's kernel, or Debian's if the host has none that serves, or where `arch` is another. Raises ImageError with both
+    reasons."""
+    if arch not in (None, architecture.host()):
+        return debian_kernel(cache=cache, arch=arch)
     try:
         return host_kernel()
     except ImageError as host:
@@ -85,12 +101,16 @@ def find_kernel(cache: str | os.PathLike[str] | None = None) -> KernelFiles:
             raise ImageError(exc.path, f"{exc.reason}; and {host}", exc.hint) from exc
 
 
-def debian_busybox(cache: str | os.PathLike[str] | None = None) -> Path:
-    """A static busybox: this host's if it is one, else from Debian's package, fetched into `cache`. Raises ImageError."""
+def debian_busybox(cache: str | os.PathLike[str] | None = None, *, arch: Architecture | None = None) -> Path:
+    """A static busybox for `arch`: this host's if it is one, else from Debian's package, fetched into `cache`.
+
+    Raises ImageError.
+    """
+    wanted = arch or architecture.host()
     installed = Path("/bin/busybox")
-    if installed.is_file() and is_static(installed.read_bytes(), architecture.host()):
+    if installed.is_file() and is_static(installed.read_bytes(), wanted):
         return installed
-    root = debian.fetch_package("busybox-static", debian.default_directory() if cache is None else Path(cache))
+    root = packages_for(wanted, cache).fetch("busybox-static")
     found = [p for p in (root / "bin/busybox", root / "usr/bin/busybox") if p.is_file()]
     if not found:
         raise ImageError("busybox-static", "is a package without busybox")

@@ -72,6 +72,11 @@ class Module:
         return self.info.get("alias", [])
 
     @property
+    def machine(self) -> int:
+        """The processor it was built for: e_machine of ELF."""
+        return int.from_bytes(self.data[18:20], "little")
+
+    @property
     def release(self) -> str:
         """The kernel release it was built for (`uname -r`)."""
         return next(iter(self.info.get("vermagic", [""]))).split(" ")[0]

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.architecture import AARCH64
 from aiovmm.boot import unpack
 from aiovmm.boot.cache import default_directory
 from aiovmm.boot.source import BytesSource, FileSource
 from aiovmm.boot.x86_64 import load_kernel
 from aiovmm.errors import ImageError, UsageError
-from aiovmm.image.debian import default_directory as debian_busybox_cache
+from aiovmm.image import debian_busybox
 from aiovmm.memory import GuestMemory
 from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
 
@@ -210,5 +211,5 @@ def test_a_user_without_a_home_keeps_nothing(
     monkeypatch.chdir(work)
     assert isinstance(load_kernel(path).source, BytesSource)
     with pytest.raises(UsageError, match="XDG_CACHE_HOME"):
-        debian_busybox_cache()
+        debian_busybox(arch=AARCH64)
     assert list(work.iterdir()) == []

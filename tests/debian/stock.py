@@ -22,14 +22,16 @@ STOCK_KERNELS = {
 }
 
 
-def stock_kernel(name: str) -> KernelFiles:
-    """The kernel of that name in STOCK_KERNELS. ArchiveError if it is not in the cache and cannot be had."""
-    target = cache_directory() / "stock" / name
+def stock_kernel(name: str, architecture: str = "amd64") -> KernelFiles:
+    """The kernel of that name in STOCK_KERNELS, or its like for another of Debian's architectures. ArchiveError if it is not in
+    the cache and cannot be had."""
+    target = cache_directory() / "stock" / (name if architecture == "amd64" else f"{name}-{architecture}")
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target.parent) as scratch:
             suite, package = STOCK_KERNELS[name]
-            Archive(suite, Path(scratch, "apt")).unpack_kernel(package, Path(scratch, "root"))
+            archive = Archive(suite, Path(scratch, "apt"), architecture)
+            archive.unpack_kernel(package.replace("amd64", architecture), Path(scratch, "root"))
             try:
                 os.rename(f"{scratch}/root", target)
             except OSError:
@@ -38,9 +40,9 @@ def stock_kernel(name: str) -> KernelFiles:
     return next(kernels_in(target))
 
 
-def stock_kernel_or_skip(name: str) -> KernelFiles:
+def stock_kernel_or_skip(name: str, architecture: str = "amd64") -> KernelFiles:
     """The same in a test, which is skipped without it."""
     try:
-        return stock_kernel(name)
+        return stock_kernel(name, architecture)
     except ArchiveError as error:
-        pytest.skip(f"no Debian kernel {name}: {error}")
+        pytest.skip(f"no Debian kernel {name} for {architecture}: {error}")

@@ -107,6 +107,45 @@ def dependencies(path: Path) -> dict[str, set[str]]:
     return {name: set(needs.split()) for name, needs in lines}
 
 
+NAMES = ["[", "[[", "awk", "busybox", "dd", "modprobe", "mount", "od", "poweroff", "reboot", "sed", "setsid", "sh"]
+NAMES += ["start-stop-daemon", "stty", "umount", "yes"]
+
+
+def foreign(names: list[str] = NAMES, machine: int = 183) -> bytes:
+    """A program for another processor, with a table of names as busybox has it between other strings."""
+    table = b"".join(name.encode() + b"\0" for name in names)
+    return elf([(0x400000, b"usage\0" + table + b"applet not found\0", 4096)], machine=machine)
+
+
+def test_busybox_that_does_not_run_here(tree: Path, tmp_path: Path) -> None:
+    """Its applets are read from its own table, for nobody can ask it."""
+    (tmp_path / "busybox").write_bytes(foreign())
+    for path in tree.rglob("*.ko"):
+        path.write_bytes(ko(path.stem, machine=183))
+    image = build_initramfs(busybox=tmp_path / "busybox", modules=tree)
+    assert {path.name for path in map(Path, image.paths) if path.parent.name == "bin"} == set(NAMES)
+    assert "virtio_pci" in image.modules
+
+
+def test_busybox_that_does_not_run_here_and_lacks_what_is_needed(tmp_path: Path) -> None:
+    for data in (foreign(["[", "[[", "awk", "sh"]), foreign([])):
+        (tmp_path / "busybox").write_bytes(data)
+        with pytest.raises(ImageError, match="lacks the applets dd, modprobe, mount"):
+            build_initramfs(busybox=tmp_path / "busybox")
+
+
+def test_busybox_for_a_processor_that_no_guest_has(tmp_path: Path) -> None:
+    (tmp_path / "busybox").write_bytes(foreign(machine=243))
+    with pytest.raises(ImageError, match="not a statically linked program"):
+        build_initramfs(busybox=tmp_path / "busybox")
+
+
+def test_busybox_and_modules_of_different_architectures(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "busybox").write_bytes(foreign())
+    with pytest.raises(ImageError, match="a program for arm64, and the modules are for x86-64"):
+        build_initramfs(busybox=tmp_path / "busybox", modules=tree)
+
+
 @needs_busybox
 def test_equal_inputs_give_equal_bytes(tree: Path) -> None:
     one, other = (build_initramfs(busybox=BUSYBOX, modules=tree, run="true") for _ in range(2))

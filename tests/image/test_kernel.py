@@ -8,20 +8,9 @@ from pathlib import Path
 import pytest
 
 from aiovmm.errors import ImageError
-from aiovmm.image import CLOUD_KERNEL, debian_kernel, find_kernel, host_kernel
+from aiovmm.image import cloud_kernel, debian_kernel, find_kernel, host_kernel
 from aiovmm.image import kernel as kernel_module
-from tests.boot.images import bzimage, elf, payload
-
-GOOD = bzimage(payload(elf(), "gzip"))
-
-
-def install(root: Path, release: str, data: bytes = GOOD, *, modules: bool = True) -> Path:
-    path = root / f"boot/vmlinuz-{release}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    if modules:
-        (root / f"lib/modules/{release}/kernel").mkdir(parents=True)
-    return path
+from tests.image.conftest import GOOD, install, script
 
 
 def test_newest_installed_kernel(tmp_path: Path) -> None:
@@ -58,24 +47,6 @@ def test_no_kernel_says_what_to_do(tmp_path: Path) -> None:
     install(tmp_path, "6.8.0-text", b"what?")
     with pytest.raises(ImageError, match=r"6\.8\.0-text: not a kernel"):
         host_kernel(tmp_path)
-
-
-@pytest.fixture
-def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is all of PATH but the shell's own tools; scripts named apt-cache, apt-get, dpkg-deb go there."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    script(tools, "apt-cache", "exit 100")
-    script(tools, "apt-get", "echo 'E: Unable to locate package' >&2; exit 100")
-    script(tools, "dpkg-deb", "exit 2")
-    return tools
-
-
-def script(directory: Path, name: str, text: str) -> None:
-    path = directory / name
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
 
 
 def package(apt: Path, tmp_path: Path) -> Path:
@@ -178,5 +149,5 @@ def test_without_any_kernel_both_reasons_are_given(apt: Path, tmp_path: Path, mo
         raise ImageError("/boot", "no kernel is installed on this host")
 
     monkeypatch.setattr(kernel_module, "host_kernel", none_here)
-    with pytest.raises(ImageError, match=rf"{CLOUD_KERNEL}: apt does not know.*no kernel is installed"):
+    with pytest.raises(ImageError, match=rf"{cloud_kernel()}: apt does not know.*no kernel is installed"):
         find_kernel(cache=tmp_path / "cache")

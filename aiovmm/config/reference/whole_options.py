@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ["TABLE"]
 
 TABLE = """
---kernel | differs | bzImage, ELF or PVH
+--kernel | differs | bzImage, ELF or PVH; on arm64 Image, Image.gz and its like, EFI zboot
 --initramfs | same |
 --cmdline | differs | unset: one that talks on the consoles that there are, with panic=-1 (empty there)
 -v | same |
