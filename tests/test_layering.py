@@ -149,7 +149,7 @@ def imports(path: Path) -> set[str]:
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ROOMS = {"x86_64", "aarch64"}
-SELECTING = {"kvm/architecture.py", "boot/kernel.py", "machine/architecture.py"}
+SELECTING = {"kvm/architecture.py", "boot/kernel.py", "machine/architecture.py", "device_model/architecture.py"}
 """Of each unit with rooms, the one place that asks which architecture the host is, and imports its room."""
 NAMING = {"architecture.py": "has their names", "boot/detect.py": "says what a file is that is another one's kernel"}
 """Others that may name architectures, and why."""

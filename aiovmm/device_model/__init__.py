@@ -7,7 +7,7 @@ would plug it, and features are those that the device's code offers. `aiovmm dev
 from __future__ import annotations
 
 from aiovmm.device_model.row import DeviceRow
-from aiovmm.device_model.rows import device_rows
+from aiovmm.device_model.rows import all_rows, device_rows
 from aiovmm.device_model.text import as_markdown, as_text
 
-__all__ = ["DeviceRow", "as_markdown", "as_text", "device_rows"]
+__all__ = ["DeviceRow", "all_rows", "as_markdown", "as_text", "device_rows"]

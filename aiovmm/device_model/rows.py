@@ -1,9 +1,14 @@
-"""The rows, in the order of the reference document. A device that comes adds its features and limits here."""
+"""The rows, in the order of the reference document. A device that comes adds its features and limits here, or, if it is one of
+an architecture's own, in its room.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from aiovmm import architecture
+from aiovmm.architecture import Architecture
 from aiovmm.config import (
     ConsoleConfig,
     ConsoleMode,
@@ -16,6 +21,7 @@ from aiovmm.config import (
     VsockConfig,
 )
 from aiovmm.config.options import KEYS
+from aiovmm.device_model.architecture import room_of
 from aiovmm.device_model.features import (
     blk_features,
     console_features,
@@ -27,7 +33,7 @@ from aiovmm.device_model.features import (
 from aiovmm.device_model.row import DeviceRow
 from aiovmm.device_model.wired import has_iommu, is_wired
 
-__all__ = ["device_rows"]
+__all__ = ["all_rows", "device_rows"]
 
 _PATH, _SOCKET = Path("/path"), Path("/socket")
 _THEIRS = "those of the back end that the monitor knows"
@@ -39,56 +45,21 @@ def _switch(option: str) -> str:
     return f"--{option} " + ",".join(f"{key}=" for key in KEYS[option] if key not in place and key[0] != "_")
 
 
-def device_rows() -> tuple[DeviceRow, ...]:
-    """All rows. Imports the devices, opens nothing."""
-    return (*_legacy(), *_virtio(), *_vhost_user(), _vfio())
+def device_rows(of: Architecture | None = None) -> tuple[DeviceRow, ...]:
+    """All rows for guests of an architecture, the host's if none is given. Imports the devices, opens nothing. Raises HostError
+    on a host of another."""
+    of = of or architecture.host()
+    room = room_of(of)
+    rows = (*room.board_rows(), *_virtio(room.IOMMU_LIMITS), *_vhost_user(), _vfio())
+    return tuple(dataclasses.replace(row, architecture=of.title) for row in rows)
 
 
-def _legacy() -> tuple[DeviceRow, ...]:
-    return (
-        DeviceRow(
-            "Serial port",
-            True,
-            "on in `aiovmm run` and VMConfig",
-            "--serial tty|pty|socket=PATH|file=PATH|null|off",
-            back_ends="the program's streams always; terminal, pseudo-terminal, unix socket or file",
-            limits="one 16550A at 0x3f8, IRQ 4 while OUT2 is set; a character timeout is due at once; "
-            "input has back-pressure, and what the guest's driver clears unread while it sets the port up comes again: "
-            "nothing typed ahead is lost; output never stalls the guest",
-        ),
-        DeviceRow(
-            "RTC/CMOS",
-            True,
-            "on",
-            "none: always on",
-            back_ends="the host's clock",
-            limits="alarm and update interrupts, IRQ 8; no daylight saving (DSE reads as 0)",
-        ),
-        DeviceRow(
-            "I/O APIC",
-            True,
-            "on",
-            "none: always on",
-            limits="24 pins, version 0x11; local APICs are KVM's (split irqchip)",
-        ),
-        DeviceRow(
-            "i8042 shutdown/reboot",
-            True,
-            "on beside ACPI",
-            "none: always on",
-            limits="a keyboard controller without keyboard that answers its self test; command 0xfe resets",
-        ),
-        DeviceRow(
-            "ACPI shutdown/reboot",
-            True,
-            "on",
-            "none: always on",
-            limits="hardware-reduced: reset and sleep at port 0x600, PM timer at 0x608, power button by GED",
-        ),
-    )
+def all_rows() -> tuple[DeviceRow, ...]:
+    """Those of all architectures, one after the other."""
+    return tuple(row for of in architecture.ALL for row in device_rows(of))
 
 
-def _virtio() -> tuple[DeviceRow, ...]:
+def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
     from aiovmm.devices.virtio import iommu
     from aiovmm.devices.virtio.blk.device import MAX_IN_FLIGHT, MAX_IN_FLIGHT_DEVICE
     from aiovmm.devices.virtio.iommu import wire
@@ -125,7 +96,7 @@ def _virtio() -> tuple[DeviceRow, ...]:
             "iommu=on in the option of any device",
             names_of(iommu.IommuDevice.features, wire),
             "stands before devices that are served here and those of the host (VFIO), not before vhost-user devices",
-            f"48-bit addresses, pages of 4 KiB, {MAPPINGS_LIMIT} mappings; x86 drivers are in Linux 6.12, not in Debian's 6.1",
+            f"48-bit addresses, pages of 4 KiB, {MAPPINGS_LIMIT} mappings; {iommu_limits}",
         ),
         DeviceRow(
             "virtio-net",

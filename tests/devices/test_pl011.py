@@ -242,9 +242,9 @@ class TestManual:
 
     def test_characters_come_back_in_loopback_and_not_to_the_line(self, rig: Rig) -> None:
         rig.guest.write(CR, ON | LBE)
+        assert rig.port.receive(b"x") == 0, "the line is disconnected"
         for byte in range(16):
             rig.guest.write(DR, byte)
-        assert rig.port.receive(b"x") == 0, "the line is disconnected"
         assert [rig.guest.read(DR) for _ in range(16)] == list(range(16))
         rig.guest.drain()
         assert rig.output == b""
@@ -542,6 +542,17 @@ class TestInput:
             received.append(rig.guest.read(DR))
         assert not rest
         assert received == bytes(range(57)), "all but what no receive interrupt is for"
+
+    def test_a_clear_is_not_of_what_came_after_the_guest_looked(self, rig: Rig) -> None:
+        rig.guest.write(IMSC, RTI)
+        rig.port.receive(b"a")
+        assert rig.guest.read(RIS) == RTI
+        rig.port.receive(b"b")
+        rig.guest.write(ICR, RTI)
+        assert rig.line.level
+        assert rig.guest.read(RIS) == RTI
+        rig.guest.write(ICR, RTI)
+        assert not rig.line.level
 
     def test_writable_is_called_when_all_was_read_and_more_waits(self, rig: Rig) -> None:
         calls: list[int] = []
