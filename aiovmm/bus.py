@@ -46,15 +46,15 @@ class FastPage:
     """Policy and shadow bytes of a range; `size` is in bytes and equals the range's.
 
     Native code reads these very bytes from the moment that the range is published, so neither array can be put in the place of
-    another (tests/native/test_owners.py looks) or change its length. `shadow` may be a device's own registers.
-    Raises UsageError if it has not `size` bytes.
+    another (tests/native/test_owners.py looks) or change its length. `shadow` may be a device's own registers, `policy` other
+    pages' as well, where it never changes. Raises UsageError if it has not `size` bytes.
     """
 
-    def __init__(self, size: int, shadow: bytearray | None = None) -> None:
+    def __init__(self, size: int, shadow: bytearray | None = None, policy: bytearray | None = None) -> None:
         if shadow is not None and len(shadow) != size:
             raise UsageError(f"a fast page of {size} bytes cannot show {len(shadow)}")
         self.size = size
-        self.policy = bytearray(size)
+        self.policy = bytearray(size) if policy is None else policy
         self.shadow = bytearray(size) if shadow is None else shadow
 
 

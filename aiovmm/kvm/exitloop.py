@@ -17,7 +17,7 @@ from aiovmm.bus import Bus, Range, Space
 from aiovmm.errors import StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, room
 from aiovmm.runtime.patience import DOZE
 
 __all__ = ["ExitLoop"]
@@ -73,9 +73,9 @@ class ExitLoop:
         self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
         self._tasks: set[asyncio.Future[None]] = set()
         self._touched: dict[Range, None] = {}
-        self._events = ffi.new("struct avmm_event[]", _BATCH)
+        self._events = room("struct avmm_event[]", _BATCH)
         self._view = memoryview(ffi.buffer(self._events)).cast("B")
-        self._bytes = ffi.new("uint8_t[]", _BYTES)
+        self._bytes = room("uint8_t[]", _BYTES)
         self._data = ffi.buffer(self._bytes)
 
     def open(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from functools import lru_cache
 
 from aiovmm.bus import FastPage, Policy, Range, Space
 from aiovmm.errors import UsageError
@@ -115,10 +116,7 @@ class PciSegment:
 
     def _ecam_range(self, slot: int, function: PciFunction) -> Range:
         """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something."""
-        fast = FastPage(SIZE, function.config.data)
-        fast.policy[:] = bytes([Policy.SHADOW_READ]) * SIZE
-        for offset, size in function.live_registers:
-            fast.policy[offset : offset + size] = bytes([Policy.SYNC]) * size
+        fast = FastPage(SIZE, function.config.data, _ecam_policy(tuple(function.live_registers)))
         base = self.plan.ecam_base + (slot << _SLOT_SHIFT)
         return Range(Space.MMIO, base, SIZE, _EcamPage(self, slot), f"ecam {function.name}", fast)
 
@@ -182,6 +180,16 @@ class PciSegment:
     def _unmap(self, key: BarId) -> None:
         for rng in self._mapped.pop(key, []):
             self._services.bus.remove(rng)
+
+
+@lru_cache(maxsize=64)
+def _ecam_policy(live: tuple[tuple[int, int], ...]) -> bytearray:
+    """Of a page whose reads do something in `live` registers only (offset, size). One for all functions of the process that have
+    the same: none of them changes it."""
+    policy = bytearray([Policy.SHADOW_READ]) * SIZE
+    for offset, size in live:
+        policy[offset : offset + size] = bytes([Policy.SYNC]) * size
+    return policy
 
 
 class _EcamPage:

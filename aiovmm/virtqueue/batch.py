@@ -6,7 +6,7 @@ import struct
 from typing import Any
 
 from aiovmm.memory import AddressSpace
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, room
 from aiovmm.virtqueue.chain import Chain
 
 __all__ = ["IOV_LIMIT", "Batch"]
@@ -33,9 +33,9 @@ class Batch:
         self.max_iov = max_iov
         self.limit = limit
         self.count = 0
-        self.chains: Any = ffi.new("struct avmm_chain[]", max_chains)
-        self.iov: Any = ffi.new("struct iovec[]", max_iov)
-        self.addresses: Any = ffi.new("uint64_t[]", max_iov) if addresses else ffi.NULL
+        self.chains: Any = room("struct avmm_chain[]", max_chains)
+        self.iov: Any = room("struct iovec[]", max_iov)
+        self.addresses: Any = room("uint64_t[]", max_iov) if addresses else ffi.NULL
         self.error: Any = ffi.new("struct avmm_ring_error *")
 
     def take(self, queue: Any, table: Any) -> int:
@@ -54,9 +54,9 @@ class Batch:
         if self.max_iov >= self.limit:
             return False
         self.max_iov = min(4 * self.max_iov, self.limit)
-        self.iov = ffi.new("struct iovec[]", self.max_iov)
+        self.iov = room("struct iovec[]", self.max_iov)
         if self.addresses != ffi.NULL:
-            self.addresses = ffi.new("uint64_t[]", self.max_iov)
+            self.addresses = room("uint64_t[]", self.max_iov)
         return True
 
     def unpack(self, memory: AddressSpace, owner: object = None) -> list[Chain]:

@@ -14,7 +14,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from aiovmm.native import ffi, lib, owners
+from aiovmm.native import ffi, lib, owners, room
 from aiovmm.runtime.patience import look_ns
 from aiovmm.virtqueue import Batch, Queue
 
@@ -67,7 +67,7 @@ class OutputCopier:
         owners.link(self._at, heads=ffi.new("uint16_t[]", queue.size), lengths=lengths, chains=self._batch.chains)
         self._at.max_chains = self._batch.max_chains
         self._use_room()
-        self._piece = ffi.new("uint8_t[]", PIECE)
+        self._piece = room("uint8_t[]", PIECE)
         self._held = 0  # bytes of it that have not been handed on
         self._handed_on = -HOLD  # when, the last time
         self._policy = LookPolicy()
