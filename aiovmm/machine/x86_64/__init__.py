@@ -1,6 +1,9 @@
 """A PC without firmware.
 
-legacy   its devices that are not on PCI
-tables   what firmware would tell: ACPI and MP tables
-vcpus    processors as they come out of reset
+board        Pc: what is made at each step of building a machine
+legacy       its devices that are not on PCI
+interrupts   messages to local APICs
+tables       what firmware would tell: ACPI and MP tables
+vcpus        processors as they come out of reset
+blame        whose fault it is that a guest ended as it did
 """
