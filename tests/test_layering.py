@@ -94,6 +94,8 @@ PURE = [
     "boot/aarch64/layout.py",
     "boot/aarch64/tree/*.py",
     "boot/acpi/*.py",
+    "boot/checks.py",
+    "boot/pci.py",
     "boot/x86_64/acpi/*.py",
     "boot/x86_64/cpuid.py",
     "boot/x86_64/cpuid_policy.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from aiovmm.boot import acpi
+from aiovmm.boot import pci as firmware
 from aiovmm.config import VMConfig
 from aiovmm.errors import ConfigError, GuestFault
 from aiovmm.machine.parts import MachineParts, PluggedDevice
@@ -60,12 +60,12 @@ class MachineIommu:
         """The machine goes; before its devices do."""
         self.device.power_off()
 
-    def describe(self) -> acpi.VirtioIommu | None:
+    def describe(self) -> firmware.VirtioIommu | None:
         """For the VIOT."""
         if self._place is None:
             return None
-        ranges = tuple(acpi.EndpointRange(a.segment, a.requester_id, a.requester_id) for a in self._behind)
-        return acpi.VirtioIommu(self._place.segment, self._place.requester_id, ranges)
+        ranges = tuple(firmware.EndpointRange(a.segment, a.requester_id, a.requester_id) for a in self._behind)
+        return firmware.VirtioIommu(self._place.segment, self._place.requester_id, ranges)
 
 
 def endpoint_id(address: PciAddress) -> int:

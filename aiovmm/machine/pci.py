@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from aiovmm.boot import acpi
+from aiovmm.boot import pci as firmware
 from aiovmm.bus import Bus, Space
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm.ioeventfd import Ioeventfd
@@ -115,14 +115,14 @@ def start_of_bars(count: int, end_of_memory: int, address_bits: int) -> int:
     return start
 
 
-def describe_segments(segments: Sequence[PciSegment]) -> tuple[acpi.PciSegment, ...]:
+def describe_segments(segments: Sequence[PciSegment]) -> tuple[firmware.PciSegment, ...]:
     """The same for the firmware's tables, with the wires of the functions that have an interrupt pin."""
     return tuple(
-        acpi.PciSegment(
+        firmware.PciSegment(
             s.plan.number,
             s.plan.ecam_base,
-            acpi.Window(s.plan.mmio32.base, s.plan.mmio32.size),
-            acpi.Window(s.plan.mmio64.base, s.plan.mmio64.size),
+            firmware.Window(s.plan.mmio32.base, s.plan.mmio32.size),
+            firmware.Window(s.plan.mmio64.base, s.plan.mmio64.size),
             start_bus=s.plan.bus_start,
             end_bus=s.plan.bus_end,
             intx=_wires(s),
@@ -131,9 +131,9 @@ def describe_segments(segments: Sequence[PciSegment]) -> tuple[acpi.PciSegment, 
     )
 
 
-def _wires(segment: PciSegment) -> tuple[acpi.IntxWire, ...]:
+def _wires(segment: PciSegment) -> tuple[firmware.IntxWire, ...]:
     found = ((slot, function.interrupt_gsi) for slot, function in sorted(segment.functions.items()))
-    return tuple(acpi.IntxWire(slot, gsi) for slot, gsi in found if gsi is not None)
+    return tuple(firmware.IntxWire(slot, gsi) for slot, gsi in found if gsi is not None)
 
 
 class PciBuses:

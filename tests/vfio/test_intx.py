@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from aiovmm.boot.acpi import IntxWire
+from aiovmm.boot.pci import IntxWire
 from aiovmm.devices.ioapic import IntxLine, IntxPins, IoApic
 from aiovmm.machine.pci import describe_segments
 from aiovmm.memory import GuestMemory

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from aiovmm.boot.aarch64 import layout
-from aiovmm.boot.acpi.checks import require, require_apart
-from aiovmm.boot.acpi.config_pci import PciSegment, VirtioIommu
+from aiovmm.boot.checks import require, require_apart
+from aiovmm.boot.pci import PciSegment, VirtioIommu
 from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["GPIO", "RTC", "UART", "CpuTopology", "Hardware", "PrimeCell", "Seeds"]

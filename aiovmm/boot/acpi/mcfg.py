@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from aiovmm.boot.acpi.config_pci import PciSegment
 from aiovmm.boot.acpi.sdt import sdt
+from aiovmm.boot.pci import PciSegment
 
 __all__ = ["mcfg"]
 

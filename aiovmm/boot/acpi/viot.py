@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import struct
 
-from aiovmm.boot.acpi.config_pci import EndpointRange, VirtioIommu
 from aiovmm.boot.acpi.sdt import HEADER, sdt
+from aiovmm.boot.pci import EndpointRange, VirtioIommu
 
 __all__ = ["viot"]
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from aiovmm.boot.acpi.config_pci import PciSegment
 from aiovmm.boot.acpi.sdt import checksum
+from aiovmm.boot.pci import PciSegment
 from aiovmm.boot.x86_64.acpi.config import AcpiConfig, Cpu
 
 __all__ = ["mp_table"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from aiovmm.boot.aarch64 import CpuTopology, Hardware, Seeds, gic_of, layout
-from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.boot.pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 
 SEEDS = Seeds(bytes(range(64)), 0x0123456789ABCDEF)
 MIB = 1 << 20

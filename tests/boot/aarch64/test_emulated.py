@@ -10,7 +10,7 @@ import pytest
 
 from aiovmm.architecture import AARCH64
 from aiovmm.boot.aarch64 import CpuTopology
-from aiovmm.boot.acpi.config_pci import EndpointRange, VirtioIommu
+from aiovmm.boot.pci import EndpointRange, VirtioIommu
 from aiovmm.errors import ImageError
 from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel
 from tests.boot.aarch64.images import zboot

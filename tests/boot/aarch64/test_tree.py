@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiovmm.boot.aarch64 import CpuTopology, Hardware, device_tree, gic_of, msi_device_id, ram_ranges
-from aiovmm.boot.acpi.config_pci import EndpointRange, IntxWire, VirtioIommu
 from aiovmm.boot.fdt import flatten
+from aiovmm.boot.pci import EndpointRange, IntxWire, VirtioIommu
 from aiovmm.errors import ConfigError
 from tests.boot.aarch64.machines import SEEDS, any_hardware, hardware, mpidr, segments
 from tests.boot.fdt.dtc import decompile

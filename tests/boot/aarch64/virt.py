@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.boot.aarch64 import CpuTopology, Gic, Hardware, PrimeCell, fresh_seeds, layout, load_kernel, setup_linux
-from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.boot.pci import IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.memory import GuestMemory
 from tests.boot.aarch64.machines import mpidr
 

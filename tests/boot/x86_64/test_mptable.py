@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.boot.acpi import IntxWire, PciSegment
+from aiovmm.boot.pci import IntxWire, PciSegment
 from aiovmm.boot.x86_64 import layout, ram_ranges
 from aiovmm.boot.x86_64.acpi import AcpiConfig, Cpu
 from aiovmm.boot.x86_64.e820 import RAM, memory_map

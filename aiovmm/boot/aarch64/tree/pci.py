@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aiovmm.boot.aarch64.tree.handles import GIC, IOMMU, ITS, spi_cells
-from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.boot.fdt import EMPTY, Node, cells, quads, strings
+from aiovmm.boot.pci import IntxWire, PciSegment, VirtioIommu, Window
 
 __all__ = ["host_node", "msi_device_id"]
 

@@ -17,8 +17,8 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
 
 from __future__ import annotations
 
-from aiovmm.boot.acpi.checks import U16, U32, require, require_apart
-from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.boot.checks import U16, U32, require, require_apart
+from aiovmm.boot.pci import IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.runtime.dataclass import dataclass, field
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiovmm.boot.acpi import aml
-from aiovmm.boot.acpi.config_pci import IntxWire, PciSegment
+from aiovmm.boot.pci import IntxWire, PciSegment
 
 __all__ = ["Control", "bridge_name", "host_bridge"]
 

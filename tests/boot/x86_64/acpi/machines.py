@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from aiovmm.boot.acpi import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.boot.pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.boot.x86_64.acpi import AcpiConfig, Cpu
 
 ECAM = 0xE8000000

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from aiovmm.boot.acpi import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
+from aiovmm.boot.pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
 from aiovmm.boot.x86_64.acpi import S5_VALUE, AcpiConfig, AcpiPorts, Cpu, SerialPort
 from aiovmm.errors import ConfigError
 from tests.boot.x86_64.acpi.machines import ECAM, cpus, segments

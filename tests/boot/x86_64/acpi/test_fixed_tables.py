@@ -6,9 +6,9 @@ import struct
 
 import pytest
 
-from aiovmm.boot.acpi import PciSegment
 from aiovmm.boot.acpi.mcfg import mcfg
 from aiovmm.boot.acpi.viot import viot
+from aiovmm.boot.pci import PciSegment
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, IoApic, SerialPort
 from aiovmm.boot.x86_64.acpi.fadt import fadt
 from aiovmm.boot.x86_64.acpi.madt import madt

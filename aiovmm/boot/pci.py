@@ -1,8 +1,8 @@
-"""The PCI part of what the tables describe: segments, their windows, and the functions behind a virtio-iommu."""
+"""What firmware tells a guest of PCI, by whatever tables: segments, their windows and wires, and a virtio-iommu. Pure."""
 
 from __future__ import annotations
 
-from aiovmm.boot.acpi.checks import U16, U32, U64, require, require_window
+from aiovmm.boot.checks import U16, U32, U64, require, require_window
 from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["EndpointRange", "IntxWire", "PciSegment", "VirtioIommu", "Window"]
