@@ -16,6 +16,7 @@ from aiovmm.runtime.lazy import lazy_names
 if TYPE_CHECKING:
     from aiovmm.bus import Space
     from aiovmm.config import (
+        BalloonConfig,
         ConsoleConfig,
         ConsoleMode,
         CpusConfig,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 __all__ = [
     "VM",
     "AiovmmError",
+    "BalloonConfig",
     "ChainError",
     "ConfigError",
     "Console",
@@ -105,8 +107,9 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
-        "aiovmm.config": "ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig NetConfig "
-        "PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig VsockConfig",
+        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig "
+        "NetConfig PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig "
+        "VsockConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

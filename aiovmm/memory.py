@@ -92,11 +92,13 @@ class GuestMemory:
         hugepages: bool = False,
         prefault: bool = False,
         thp: bool = True,
+        mergeable: bool = False,
         name: str = "aiovmm-ram",
     ) -> GuestMemory:
         """RAM at `ranges` of (gpa, size in bytes), page-aligned. Raises HostError, UsageError.
 
         `hugepages` come from the host's reserve, `thp` are those that the kernel makes for private memory as it can.
+        `mergeable`: private memory whose pages the kernel may hold once for several guests.
         """
         memory = cls()
         total = sum(size for _, size in ranges)
@@ -105,7 +107,7 @@ class GuestMemory:
                 memory._create_fd(ranges, total, name, shared=shared, hugepages=hugepages, prefault=prefault)
             else:
                 for gpa, size in ranges:
-                    memory._map_private(gpa, size, prefault=prefault, thp=thp)
+                    memory._map_private(gpa, size, prefault=prefault, thp=thp, mergeable=mergeable)
         except OSError as exc:
             memory.close()
             if isinstance(exc, HostError):
@@ -133,7 +135,7 @@ class GuestMemory:
                 region.mapping.populate(0, size)
             offset += size
 
-    def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool) -> None:
+    def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool, mergeable: bool) -> None:
         """Anonymous memory."""
         self._check_place(gpa, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -141,6 +143,8 @@ class GuestMemory:
         start = (gpa - mapping.host) % _HUGE_PAGE
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
+        if mergeable:
+            _let_merge(mapping)
         if prefault:
             mapping.populate(start, size)
         host = mapping.host + start
@@ -268,3 +272,12 @@ class GuestMemory:
         self._table.count = 0
         owners.link(self._table, regions=array)
         self._table.count = len(self._regions)
+
+
+def _let_merge(mapping: GuestMapping) -> None:
+    try:
+        mapping.madvise(mmap.MADV_MERGEABLE)
+    except OSError as exc:
+        raise HostError(
+            "letting equal pages be merged", exc.errno or 0, "this kernel has no KSM: leave mergeable off"
+        ) from exc

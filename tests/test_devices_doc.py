@@ -15,7 +15,7 @@ from aiovmm import architecture
 from aiovmm.architecture import Architecture
 from aiovmm.cli import cli
 from aiovmm.cli.run import command as run_command
-from aiovmm.config import DeviceConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config import BalloonConfig, DeviceConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.device_model import DeviceRow, all_rows, as_markdown, device_rows
 from aiovmm.device_model import rows as rows_of
 from aiovmm.device_model.features import names_of, ring_features
@@ -35,6 +35,7 @@ REFERENCE = (
     "i8042 shutdown/reboot",
     "PL061",
     "ACPI shutdown/reboot",
+    "virtio-balloon",
     "virtio-blk",
     "virtio-console",
     "virtio-iommu",
@@ -50,6 +51,7 @@ REFERENCE = (
 """The rows of the reference document's summary, and the one of its devices that is missing there."""
 
 CONFIGS = {
+    "--balloon": BalloonConfig,
     "--disk": DiskConfig,
     "--net": NetConfig,
     "--pmem": PmemConfig,

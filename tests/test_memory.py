@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 import time
@@ -206,3 +207,22 @@ def test_huge_pages_that_are_promised_are_there() -> None:
         memory.close()
     finally:
         POOL.write_text(str(reserved))
+
+
+@pytest.mark.parametrize("mergeable", [False, True])
+def test_only_what_may_be_merged_is_offered_to_the_kernel(mergeable: bool) -> None:
+    memory = GuestMemory.create([(0, 4 << 20)], shared=False, mergeable=mergeable)
+    (region,) = memory.regions
+    assert ("mg" in _flags(region.host)) is mergeable
+    memory.close()
+
+
+def _flags(address: int) -> list[str]:
+    """Of the mapping, as /proc/self/smaps abbreviates them."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError("it is not mapped")

@@ -30,6 +30,7 @@ rng: src id pci_segment pci_device_id iommu
 fs: tag queue_size num_queues socket id pci_segment pci_device_id
 pmem: file size discard_writes id pci_segment pci_device_id iommu
 device: path fd x_nv_gpudirect_clique x_exclude_mmap_bars id pci_segment pci_device_id iommu
+balloon: size deflate_on_oom free_page_reporting id pci_segment pci_device_id iommu
 rate-limit-group: id bw_size bw_one_time_burst bw_refill_time ops_size ops_one_time_burst ops_refill_time
 vsock: cid socket id pci_segment pci_device_id iommu
 serial: off null pty tty file socket
@@ -107,7 +108,7 @@ def test_what_asks_for_what_is_here_anyway_is_taken(option: str, key: str, value
 
 def test_only_what_is_refused_has_values_that_are_taken() -> None:
     assert not [row for row in rows() if row.same and row.verdict is not Verdict.REFUSED]
-    assert ("--memory", "mergeable", ("off", "false")) in [(r.option, r.key, r.same) for r in rows()]
+    assert ("--memory", "reserve", ("off", "false")) in [(r.option, r.key, r.same) for r in rows()]
 
 
 def test_a_difference_is_said() -> None:

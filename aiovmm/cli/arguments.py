@@ -98,6 +98,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
         pmems=_each(args["pmem"], parse.parse_pmem),
         fs=_each(args["fs"], parse.parse_fs),
         devices=_each(args["device"], parse.parse_device),
+        balloon=_or(args["balloon"], parse.parse_balloon, lambda: None),
         rate_limit_groups=_each(args["rate_limit_group"], parse.parse_rate_limit_group),
         platform=_or(args["platform"], parse.parse_platform, PlatformConfig),
         on_reboot=RebootPolicy(args["on_reboot"]),

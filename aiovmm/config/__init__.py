@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
-from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
@@ -17,6 +17,7 @@ from aiovmm.config.rates import RateLimit, RateLimitGroupConfig
 from aiovmm.config.vm import RebootPolicy, VMConfig
 
 __all__ = [
+    "BalloonConfig",
     "ConsoleConfig",
     "ConsoleMode",
     "CpusConfig",

@@ -9,9 +9,10 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["DeviceConfig", "FsConfig", "PmemConfig", "RngConfig", "VsockConfig"]
+__all__ = ["BalloonConfig", "DeviceConfig", "FsConfig", "PmemConfig", "RngConfig", "VsockConfig"]
 
 _PMEM_ALIGN = 2 << 20
+_PAGE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,24 @@ class FsConfig(PlacedConfig):
         check_queues("fs", self.num_queues, self.queue_size)
         encoded("fs.tag", self.tag, 36)
         check_socket("fs.socket", self.socket)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalloonConfig(PlacedConfig):
+    """virtio-balloon: the guest does without `size` bytes of its memory, at most; more or less while it runs, by
+    `vm.balloon.resize`. `deflate_on_oom`: it may take some back when it has no other. `free_page_reporting`: it gives back what
+    it does not use, unasked."""
+
+    size: int = 0
+    deflate_on_oom: bool = False
+    free_page_reporting: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_place("balloon")
+        if self.size < 0 or self.size % _PAGE:
+            raise ConfigError("balloon.size", f"{self.size} is not a multiple of {_PAGE}")
+        if self.iommu:
+            raise ConfigError("balloon.iommu", "cannot be on", "its driver names pages by their physical addresses")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,8 @@ class MemoryConfig:
     """Guest RAM: `size` in bytes. `shared` memory can be given to other processes (None: if a device needs that, vhost-user
     does); memory that is not has huge pages where the kernel finds some, if `thp` is on (None: from 64 MiB on, for one that a
     small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has reserved.
-    `prefault` touches every page now.
+    `prefault` touches every page now. `mergeable` lets the kernel hold pages that are equal in several guests once (KSM), if its
+    administrator has switched that on.
     """
 
     size: int = 512 * MIB
@@ -33,6 +34,7 @@ class MemoryConfig:
     hugepages: bool = False
     prefault: bool = False
     thp: bool | None = None
+    mergeable: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 2 * MIB:
@@ -43,6 +45,11 @@ class MemoryConfig:
             raise ConfigError("memory.size", f"{self.size} bytes are more than a processor can address")
         if self.size % PAGE:
             raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of the page size, {PAGE}")
+        if self.mergeable and (self.shared or self.hugepages):
+            other = "hugepages" if self.hugepages else "shared"
+            raise ConfigError(
+                "memory.mergeable", f"does not go with {other}=on", "the kernel merges private, small pages"
+            )
         if self.hugepages and self.size % (2 * MIB):
             raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of a huge page, 2M")
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
-from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.machine import MemoryConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
@@ -37,6 +37,7 @@ from aiovmm.errors import ConfigError
 
 __all__ = [
     "KEYS",
+    "parse_balloon",
     "parse_console",
     "parse_cpus",
     "parse_device",
@@ -102,7 +103,14 @@ KEYS: dict[str, dict[str, Converter]] = {
         "nested": to_bool,
         "features": to_words,
     },
-    "memory": {"size": to_size, "shared": to_bool, "hugepages": to_bool, "prefault": to_bool, "thp": to_bool},
+    "memory": {
+        "size": to_size,
+        "shared": to_bool,
+        "hugepages": to_bool,
+        "prefault": to_bool,
+        "thp": to_bool,
+        "mergeable": to_bool,
+    },
     "platform": {"num_pci_segments": to_int, "iommu_segments": to_ints},
     "serial": {"file": to_path, "socket": to_path},
     "console": {"file": to_path, "socket": to_path, **_PLACE},
@@ -146,10 +154,20 @@ KEYS: dict[str, dict[str, Converter]] = {
     "pmem": {"file": to_path, "size": to_size, "discard_writes": to_bool, **_PLACE},
     "device": {"path": to_path, **_PLACE},
     "vsock": {"cid": to_int, "socket": to_path, **_PLACE},
+    "balloon": {"size": to_size, "deflate_on_oom": to_bool, "free_page_reporting": to_bool, **_PLACE},
     "rate-limit-group": {"id": to_text, **_RATES},
 }
 
-_FIRST = {"disk": "path", "net": "tap", "fs": "tag", "pmem": "file", "device": "path", "rng": "src", "vsock": "cid"}
+_FIRST = {
+    "disk": "path",
+    "net": "tap",
+    "fs": "tag",
+    "pmem": "file",
+    "device": "path",
+    "rng": "src",
+    "vsock": "cid",
+    "balloon": "size",
+}
 """The key that a lone word after the option is probably meant for."""
 
 
@@ -281,6 +299,11 @@ def parse_fs(text: str) -> FsConfig:
 def parse_device(text: str) -> DeviceConfig:
     """`path=/sys/bus/pci/devices/...`."""
     return DeviceConfig(**_convert("device", split_options("device", text), "path"))
+
+
+def parse_balloon(text: str) -> BalloonConfig:
+    """`size=,deflate_on_oom=,free_page_reporting=`."""
+    return BalloonConfig(**_convert("balloon", split_options("balloon", text)))
 
 
 def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:

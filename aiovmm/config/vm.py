@@ -10,7 +10,7 @@ from aiovmm import architecture
 from aiovmm.config.checks import encoded
 from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig
-from aiovmm.config.devices import DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
@@ -32,6 +32,7 @@ _PARSED = {  # what stands for a whole class: text in its syntax
     "PmemConfig": "parse_pmem",
     "FsConfig": "parse_fs",
     "DeviceConfig": "parse_device",
+    "BalloonConfig": "parse_balloon",
     "PlatformConfig": "parse_platform",
     "RateLimitGroupConfig": "parse_rate_limit_group",
 }
@@ -68,6 +69,7 @@ class VMConfig:
     pmems: tuple[PmemConfig, ...] = ()
     fs: tuple[FsConfig, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
+    balloon: BalloonConfig | None = None
     rate_limit_groups: tuple[RateLimitGroupConfig, ...] = ()
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     on_reboot: RebootPolicy = RebootPolicy.EXIT
@@ -80,6 +82,8 @@ class VMConfig:
         encoded("name", self.name, 64)
         self._check_places()
         self._check_groups()
+        if self.balloon is not None:
+            self._check_balloon(self.balloon)
 
     def _check_places(self) -> None:
         ids: set[str] = set()
@@ -103,6 +107,23 @@ class VMConfig:
                 )
             slots.add(slot)
 
+    def _check_balloon(self, balloon: BalloonConfig) -> None:
+        if balloon.size >= self.memory.size:
+            raise ConfigError(
+                "balloon.size", f"{balloon.size} is not less than the memory that there is", f"{self.memory.size}"
+            )
+        if self.memory.hugepages:
+            raise ConfigError(
+                "balloon", "does not go with hugepages=on", "a guest cannot give back parts of such pages"
+            )
+        if self.devices:
+            raise ConfigError(
+                "balloon", "does not go with devices of the host", "all of the guest's memory is locked for them"
+            )
+        if balloon.pci_segment in self.platform.iommu_segments:
+            hint = "its driver names pages by their physical addresses"
+            raise ConfigError("balloon.pci_segment", f"{balloon.pci_segment} is behind the IOMMU", hint)
+
     def _check_groups(self) -> None:
         groups = [group.id for group in self.rate_limit_groups]
         if len(set(groups)) < len(groups):
@@ -122,7 +143,9 @@ class VMConfig:
             ("device", self.devices),
         ):
             rows += [(option, item) for item in group]
-        rows += [(o, i) for o, i in (("rng", self.rng), ("vsock", self.vsock)) if i is not None]
+        rows += [
+            (o, i) for o, i in (("rng", self.rng), ("vsock", self.vsock), ("balloon", self.balloon)) if i is not None
+        ]
         return rows
 
     @property

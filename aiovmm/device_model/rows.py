@@ -10,6 +10,7 @@ from pathlib import Path
 from aiovmm import architecture
 from aiovmm.architecture import Architecture
 from aiovmm.config import (
+    BalloonConfig,
     ConsoleConfig,
     ConsoleMode,
     DeviceConfig,
@@ -61,6 +62,8 @@ def all_rows() -> tuple[DeviceRow, ...]:
 
 def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
     from aiovmm.devices.virtio import iommu
+    from aiovmm.devices.virtio.balloon import BalloonDevice
+    from aiovmm.devices.virtio.balloon import protocol as balloon
     from aiovmm.devices.virtio.blk.device import MAX_IN_FLIGHT, MAX_IN_FLIGHT_DEVICE
     from aiovmm.devices.virtio.iommu import wire
     from aiovmm.devices.virtio.iommu.domains import MAPPINGS_LIMIT
@@ -71,6 +74,15 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
     from aiovmm.devices.virtio.vsock import device as vsock
 
     return (
+        DeviceRow(
+            "virtio-balloon",
+            is_wired(balloon=BalloonConfig()),
+            "off",
+            _switch("balloon"),
+            names_of(BalloonDevice(1 << 20, deflate_on_oom=True, free_page_reporting=True).features, balloon),
+            "guest memory that is private or shared, not huge pages of the host's reserve",
+            "not with devices of the host, for which all memory is locked; not behind the IOMMU",
+        ),
         DeviceRow(
             "virtio-blk",
             is_wired(disks=(DiskConfig(path=_PATH),)),

@@ -106,8 +106,15 @@ class Machine:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         shared = needed or m.hugepages if m.shared is None else m.shared
+        if m.mergeable and shared:
+            raise ConfigError("memory.mergeable", "does not go with devices that share memory with another process")
         self.memory = GuestMemory.create(
-            ram, shared=shared, hugepages=m.hugepages, prefault=m.prefault, thp=m.wants_huge_pages
+            ram,
+            shared=shared,
+            hugepages=m.hugepages,
+            prefault=m.prefault,
+            thp=m.wants_huge_pages,
+            mergeable=m.mergeable,
         )
         self._stack.push_async_callback(in_thread, self.memory.close)
 

@@ -29,6 +29,7 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_fs(parts)
     _plug_pmems(parts)
     _plug_vsock(parts)
+    _plug_balloon(parts)
     _plug_iommu(parts)
     _plug_host_devices(parts)
 
@@ -98,6 +99,13 @@ def _plug_vsock(parts: MachineParts) -> None:
         from aiovmm.devices.virtio.vsock import VsockDevice
 
         parts.plug(VsockDevice.from_config(vsock), "vsock", vsock)
+
+
+def _plug_balloon(parts: MachineParts) -> None:
+    if (balloon := parts.config.balloon) is not None:
+        from aiovmm.devices.virtio.balloon import BalloonDevice
+
+        parts.plug(BalloonDevice.from_config(balloon, parts.config.memory.size), "balloon", balloon)
 
 
 def _plug_pmems(parts: MachineParts) -> None:

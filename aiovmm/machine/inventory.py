@@ -9,6 +9,7 @@ from aiovmm.errors import StateError, UsageError
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.devices.virtio.balloon import BalloonDevice
     from aiovmm.devices.virtio.blk import BlkDevice
     from aiovmm.devices.virtio.net import NetDevice
     from aiovmm.devices.virtio.vsock import Vsock
@@ -39,7 +40,7 @@ class Inventory:
         """The virtio device with this id, which is to be of this kind: `vm.device("disk0", BlkDevice)`. Raises KeyError, which
         names the ids there are, UsageError if it is of another kind, or StateError outside `async with`.
 
-        An id is the one that the configuration gives, or disk0, disk1, net0, pmem0, fs0, rng, console, vsock, iommu, and
+        An id is the one that the configuration gives, or disk0, disk1, net0, pmem0, fs0, rng, console, vsock, balloon, iommu, and
         custom0, custom1 for `devices=[...]`.
         """
         known = {plugged.id: plugged.device for plugged in self._plugged()}
@@ -72,6 +73,15 @@ class Inventory:
         for device in self._of_kind(VsockDevice):
             return device.streams
         raise StateError(f"VM {self.name!r} has no vsock device: say vsock=VsockConfig() in its VMConfig")
+
+    @property
+    def balloon(self) -> BalloonDevice:
+        """What the guest does without: `resize(size)`, `actual`, `stats()`. Raises StateError if the VM has no balloon."""
+        from aiovmm.devices.virtio.balloon import BalloonDevice
+
+        for device in self._of_kind(BalloonDevice):
+            return device
+        raise StateError(f"VM {self.name!r} has no balloon: say balloon=BalloonConfig() in its VMConfig")
 
     def _of_kind(self, kind: type[D]) -> tuple[D, ...]:
         return tuple(plugged.device for plugged in self._plugged() if isinstance(plugged.device, kind))

@@ -34,7 +34,7 @@ WRONG = {
     ("--initramfs", ""): b"--initramfs",
     ("--disk", "/tmp/x.img"): b"did you mean path=/tmp/x.img?",
     ("--disk", "path=/tmp/x.img,readonly"): b"readonly=...",
-    ("--balloon", "size=64M"): b"virtio-balloon is not there",
+    ("--balloon", "size=64T"): b"balloon.size",
     ("--stop-timeout", "nan"): b"--stop-timeout",
     ("--stop-timeout", "-1"): b"--stop-timeout",
     ("--stop-timeout", "inf"): b"--stop-timeout",

@@ -17,8 +17,9 @@ from aiovmm.native import ffi, owners
 PACKAGE = Path(aiovmm.__file__).resolve().parent
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent.name != "native")
 BARE = {"addressof", "cast", "from_buffer", "from_handle", "gc", "new_handle", "release"}
-# An ioctl's argument, which the caller's frame holds, and what stands for the memory of a ring that is closed.
-ADDRESSES = {"kvm/ioctl.py", "kvm/vfio.py", "virtqueue/ring.py"}
+# An ioctl's argument, which the caller's frame holds, what stands for the memory of a ring that is closed, and RAM that is given
+# back, which the device holds until it has been.
+ADDRESSES = {"devices/virtio/balloon/device.py", "kvm/ioctl.py", "kvm/vfio.py", "virtqueue/ring.py"}
 
 
 def pointer_fields(array: str) -> set[str]:

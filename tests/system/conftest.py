@@ -33,6 +33,7 @@ def pytest_asyncio_loop_factories(
 
 CORE = {
     "test_boot.py": "",
+    "test_balloon.py": "[False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_custom_device.py": "[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",

@@ -36,6 +36,8 @@ TABLE = """
 --net vhost_mode | refused | the back end listens, and the monitor connects | client
 --net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
 --net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
+--balloon size deflate_on_oom free_page_reporting id pci_segment pci_device_id | same |
+--balloon iommu | differs | on is refused: its driver names pages by their physical addresses
 --rate-limit-group id bw_size bw_one_time_burst ops_size ops_one_time_burst | same |
 --rate-limit-group bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --net passt | ours | a network without privileges

@@ -22,7 +22,7 @@ TABLE = """
 --memory prefault | same |
 --memory thp | differs | unset: on from 64 MiB on; for smaller guests it has to be asked for
 --memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
---memory mergeable | refused | merging of equal pages (KSM) is not there | off false
+--memory mergeable | differs | refused with shared=on and hugepages=on, whose pages the kernel does not merge
 --memory hotplug_method | refused | memory cannot be added or taken while the guest runs | acpi
 --memory hotplug_size hotplugged_size | refused | memory cannot be added or taken while the guest runs | 0
 --memory hugepage_size | refused | huge pages have the host's default size: `hugepages=on`

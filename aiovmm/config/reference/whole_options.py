@@ -18,7 +18,6 @@ TABLE = """
 --stop-timeout | ours | SIGTERM presses the power button, and kills after this time; the reference ends at once
 --json | ours | events
 --api-socket | refused | there is no HTTP API: a Python program is the API, see docs/embedding.md
---balloon | refused | virtio-balloon is not there
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API
 --dbus-system-bus | refused | there is no D-Bus API

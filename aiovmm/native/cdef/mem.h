@@ -12,5 +12,10 @@ struct avmm_mem {
     uint32_t pad;
     struct avmm_region *regions;
 };
+struct avmm_span {
+    uint64_t host;
+    uint64_t size;
+};
+int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 int avmm_mem_populate(uint64_t host, uint64_t size);
 void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, uint32_t perm);

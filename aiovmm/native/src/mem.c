@@ -46,3 +46,23 @@ int avmm_mem_populate(uint64_t host, uint64_t size) {
     }
     return 0;
 }
+
+/* MADV_REMOVE punches a hole into what is shared, and refuses private memory, which MADV_DONTNEED frees. In pieces, as above. */
+static int give_back(void *host, uint64_t size) {
+    if (!madvise(host, size, MADV_REMOVE))
+        return 0;
+    if (errno == EINVAL || errno == EACCES)
+        return madvise(host, size, MADV_DONTNEED) ? errno : 0;
+    return errno;
+}
+
+int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++)
+        for (uint64_t at = 0; at < spans[i].size; at += POPULATE) {
+            uint64_t left = spans[i].size - at;
+            int error = give_back((void *)(uintptr_t)(spans[i].host + at), left < POPULATE ? left : POPULATE);
+            if (error)
+                return error;
+        }
+    return 0;
+}

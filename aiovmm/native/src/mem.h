@@ -30,4 +30,14 @@ void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, ui
 /* Have the pages of [host, host + size) there, writable, before they are touched: 0 or an errno. It may take a second a GiB. */
 int avmm_mem_populate(uint64_t host, uint64_t size);
 
+/* Whole pages of guest memory, of this process's addresses. */
+struct avmm_span {
+    uint64_t host;
+    uint64_t size;
+};
+
+/* Give the host back what is there, so that it reads as zeros: 0 or an errno. Memory that other processes share is emptied for
+ * them, too. Any thread may call it, and the guest may go on. */
+int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
+
 #endif
