@@ -15,7 +15,16 @@ from aiovmm import architecture
 from aiovmm.architecture import Architecture
 from aiovmm.cli import cli
 from aiovmm.cli.run import command as run_command
-from aiovmm.config import BalloonConfig, DeviceConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config import (
+    BalloonConfig,
+    DeviceConfig,
+    DiskConfig,
+    FsConfig,
+    NetConfig,
+    PmemConfig,
+    RngConfig,
+    VsockConfig,
+)
 from aiovmm.device_model import DeviceRow, all_rows, as_markdown, device_rows
 from aiovmm.device_model import rows as rows_of
 from aiovmm.device_model.features import names_of, ring_features
