@@ -42,6 +42,8 @@ PURE = [
     "devices/pl011/registers.py",
     "devices/pl011/receiver.py",
     "devices/pl011/modem.py",
+    "devices/pl011/interrupts.py",
+    "devices/pl011/state.py",
     "devices/pl011/uart.py",
     "devices/pl031/clock.py",
     "devices/pl061/lines.py",

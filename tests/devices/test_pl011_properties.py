@@ -85,19 +85,19 @@ class UartMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_interrupt_is_what_stands_and_is_not_masked(self) -> None:
-        assert self.uart.mis == self.uart.ris & self.uart.peek(IMSC)
+        assert self.uart.mis == self.uart.interrupts.raised & self.uart.peek(IMSC)
         assert self.uart.interrupt == bool(self.uart.peek(MIS))
 
     @invariant()
     def receive_interrupts_have_a_cause(self) -> None:
         waiting = len(self.uart.receiver.queue)
         level = LEVELS[self.uart.peek(0x34) >> 3] if self.uart.peek(LCR_H) & 0x10 else 1
-        assert waiting >= level or not self.uart.ris & RX
-        assert waiting or not self.uart.ris & RT
+        assert waiting >= level or not self.uart.interrupts.raised & RX
+        assert waiting or not self.uart.interrupts.raised & RT
 
     @invariant()
     def what_is_unseen_stands(self) -> None:
-        assert self.uart.unseen & ~self.uart.ris == 0
+        assert self.uart.interrupts.unseen & ~self.uart.interrupts.raised == 0
 
 
 class FastPathMachine(RuleBasedStateMachine):
@@ -140,7 +140,7 @@ class FastPathMachine(RuleBasedStateMachine):
         waited = self.guest.exits.sync - waited
         assert shown == true if waited else shown | TX == true | TX
         assert shown & ~true == 0, "nothing too early"
-        self.plain.shown(shown if waited else shown & TX if not behind else 0)
+        self.plain.interrupts.shown(shown if waited else shown & TX if not behind else 0)
 
     @rule()
     def drain(self) -> None:

@@ -11,9 +11,9 @@ before it and had to wait for, and must not claim what the register could never 
 - A write to UARTDR is posted while the transmitter is on, unless it goes to the receiver (loopback), and lazily so unless
   the driver takes the transmit interrupt. It changes one thing that can be read: the transmit interrupt rises when the loop
   has seen it, as on hardware when it has left.
-- What of UARTRIS and UARTMIS the guest has not been shown (see `uart`) it is not shown without the loop hearing of it. A
-  transmit interrupt is noted as read, in order with the writes that made it; while a time-out is new the read waits, for
-  the loop could not tell a note from one that was made before more came.
+- What of UARTRIS and UARTMIS the guest has not been shown (see `interrupts`) it is not shown without the loop hearing of
+  it. A transmit interrupt is noted as read, in order with the writes that made it; while one of the receiver is new the
+  read waits, for the loop could not tell a note from one that was made before more came.
 - A write of what a register has already changes nothing and is dropped: Linux's console sets UARTCR and puts it back around
   each message, and masks the transmit interrupt when it has written all. UARTICR shows 0, for writing 0 to it does nothing.
 - All other writes wait for the loop, which puts the shadows and policies right before the vCPU goes on.
@@ -29,7 +29,8 @@ from typing import ClassVar
 
 from aiovmm.bus import Policy
 from aiovmm.devices.pl011 import registers as r
-from aiovmm.devices.pl011.uart import Pl011, Pl011State
+from aiovmm.devices.pl011.state import Pl011State
+from aiovmm.devices.pl011.uart import Pl011
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, set_policy, show_value, write_registers
 from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.timer import CallLater
@@ -117,7 +118,7 @@ class Pl011Port(UartPort[Pl011]):
         """The guest was shown `data`, of interrupts. Settled at the end of the batch."""
         for register in _INTERRUPTS:
             if offset <= register < offset + len(data):
-                self._uart.shown(data[register - offset] & r.INT_TX)
+                self._uart.interrupts.shown(data[register - offset] & r.INT_TX)
 
     def end_of_batch(self) -> None:
         """Hand on the output and let the transmitter run empty, which may raise the interrupt."""
@@ -160,10 +161,10 @@ class Pl011Port(UartPort[Pl011]):
     def _publish_interrupts(self) -> None:
         """What posted writes and noted reads change too. In an order in which a vCPU that reads meanwhile is not shown more."""
         uart, fast = self._uart, self.fast
-        unseen = uart.unseen
+        unseen = uart.interrupts.unseen
         if unseen:
-            self._set_status(_SYNC if unseen & r.INT_RX_TIMEOUT else _NOTED)
-        show_value(fast, r.UARTRIS, uart.ris)
+            self._set_status(_NOTED if unseen == r.INT_TX else _SYNC)
+        show_value(fast, r.UARTRIS, uart.interrupts.raised)
         show_value(fast, r.UARTMIS, uart.mis)
         if not unseen:
             self._set_status(_STATUS)

@@ -11,14 +11,10 @@ off: it overruns in loopback only.
 The receive time-out needs no clock: whoever calls `receive` hands over all it has, so the line has gone quiet and the time-
 out is due at once instead of 32 bit times later.
 
-Two interrupts thus come earlier than in hardware, where a driver that has just written or looked clears them (UARTICR)
-before they are due, and gets them afterwards. So a clear takes of them only what the guest has been shown in UARTRIS or
-UARTMIS since they rose (`unseen`): one that it has not seen is never lost.
-
 The receive interrupt rises when the FIFO reaches its level, and not because it is above it (2.8; Linux drains the FIFO
 for that reason when it opens the port, and would lose what was typed ahead). A driver that clears receive interrupts which
-it does not take is about to do so: what waits in the FIFO is then moved to `dropped`, as by clearing the FIFOs, and comes
-again; see `serial.hold`.
+it does not take is about to do so, unless it has begun to read: what waits in the FIFO is then moved to `dropped`, as by
+clearing the FIFOs, and comes again; see `serial.hold`.
 
 Source: ARM PrimeCell UART (PL011) Technical Reference Manual, DDI 0183, chapters 2 and 3; the sections below are its.
 """
@@ -26,46 +22,18 @@ Source: ARM PrimeCell UART (PL011) Technical Reference Manual, DDI 0183, chapter
 from __future__ import annotations
 
 from aiovmm.devices.pl011 import registers as r
+from aiovmm.devices.pl011.interrupts import Interrupts
 from aiovmm.devices.pl011.modem import Modem
 from aiovmm.devices.pl011.receiver import Receiver
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.devices.pl011.state import Pl011State
 
-__all__ = ["HANDED_OVER", "Pl011", "Pl011State"]
+__all__ = ["Pl011"]
 
 _ALL = 0xFFFFFFFF
 _RECEIVE = r.INT_RX | r.INT_RX_TIMEOUT
-_EARLY = r.INT_TX | r.INT_RX_TIMEOUT
+_SET_UP = (r.UARTIMSC, r.UARTCR, r.UARTLCR_H)
 _TRANSMITS = r.CR_UARTEN | r.CR_TXE
 _RECEIVES = r.CR_UARTEN | r.CR_RXE
-
-
-@dataclass(frozen=True)
-class Pl011State:
-    """All that a UART remembers; the defaults are its state after reset, with a terminal on the line."""
-
-    cr: int = r.CR_RESET
-    lcr_h: int = 0
-    ibrd: int = 0
-    fbrd: int = 0
-    ifls: int = r.IFLS_RESET
-    imsc: int = 0
-    ilpr: int = 0
-    dmacr: int = 0
-    ris: int = 0
-    unseen: int = 0  # of `ris`: what the guest has not been shown
-    lines: int = r.FR_CTS | r.FR_DSR | r.FR_DCD  # modem inputs, as UARTFR has them
-    received: tuple[int, ...] = ()  # oldest first, as UARTDR gives them
-    status: int = 0  # UARTRSR
-    overrun: bool = False  # not told by a character yet
-    unsent: bytes = b""  # waits until the transmitter is on
-    dropped: bytes = b""
-    transmitting: bool = False  # UARTDR was written and `transmitted` not called yet
-
-
-HANDED_OVER = Pl011State(
-    cr=r.CR_RESET | r.CR_UARTEN, lcr_h=r.LCR_WORD_8 | r.LCR_FIFOS, ibrd=r.BAUD_INTEGER, fbrd=r.BAUD_FRACTION
-)
-"""As firmware leaves it to a kernel, whose early console only writes: enabled, 115,200 baud of 24 MHz, 8 bits, FIFOs on."""
 
 
 class Pl011:
@@ -89,14 +57,15 @@ class Pl011:
             imsc=stored[r.UARTIMSC],
             ilpr=stored[r.UARTILPR],
             dmacr=stored[r.UARTDMACR],
-            ris=self.ris,
-            unseen=self.unseen,
+            ris=self.interrupts.raised,
+            unseen=self.interrupts.unseen,
             lines=self.modem.inputs,
             received=tuple(rx.queue),
             status=rx.status,
             overrun=rx.overrun,
             unsent=bytes(self._unsent),
             dropped=bytes(self.dropped),
+            reading=self._reading,
             transmitting=self.transmitting,
         )
 
@@ -120,10 +89,11 @@ class Pl011:
             overrun=state.overrun,
             status=state.status,
         )
-        self.ris, self.unseen, self.transmitting = state.ris, state.unseen, state.transmitting
+        self.interrupts = Interrupts(state.ris, state.unseen)
+        self.transmitting = state.transmitting
         self.listening = bool(state.imsc & _RECEIVE)
         self.dropped, self._unsent = bytearray(state.dropped), bytearray(state.unsent)
-        self._cleared = False
+        self._reading, self._cleared = state.reading, False
 
     def take_cleared(self) -> bool:
         """Whether the driver has cleared the receiver since the last call. What it had from the line is in `dropped`."""
@@ -133,7 +103,7 @@ class Pl011:
     @property
     def mis(self) -> int:
         """The interrupts that stand and are not masked."""
-        return self.ris & self._stored[r.UARTIMSC]
+        return self.interrupts.raised & self._stored[r.UARTIMSC]
 
     @property
     def interrupt(self) -> bool:
@@ -183,14 +153,14 @@ class Pl011:
 
     def set_modem_lines(self, lines: int) -> None:
         """The other end drives CTS, DSR, DCD and RI, as UARTFR has them."""
-        self._raise(self.modem.drive(lines))
+        self.interrupts.add(self.modem.drive(lines))
         self._go_on()
 
     def transmitted(self) -> None:
         """All that was written has left, and the transmit interrupt stands."""
         if self.transmitting:
             self.transmitting = False
-            self._raise(r.INT_TX)
+            self.interrupts.add(r.INT_TX)
 
     # -- registers
 
@@ -203,10 +173,6 @@ class Pl011:
         value |= r.FR_BUSY if unsent else r.FR_TXFE
         return value | (r.FR_TXFF if unsent >= rx.depth else 0)
 
-    def shown(self, status: int) -> None:
-        """The guest has read `status` from UARTRIS or UARTMIS."""
-        self.unseen &= ~status
-
     def peek(self, offset: int) -> int:
         """What reading the register at `offset` gives, without what it does."""
         match offset:
@@ -215,7 +181,7 @@ class Pl011:
             case r.UARTFR:
                 return self.flags
             case r.UARTRIS:
-                return self.ris
+                return self.interrupts.raised
             case r.UARTMIS:
                 return self.mis
         return self._stored.get(offset, 0)
@@ -224,12 +190,13 @@ class Pl011:
         """Read the register at `offset`, a multiple of 4."""
         self.transmitted()
         if offset == r.UARTDR:
+            self._reading |= bool(self.receiver.queue)
             word = self.receiver.pop()
             self._settle_receiver()
             return word
         value = self.peek(offset)
         if offset in (r.UARTRIS, r.UARTMIS):
-            self.shown(value)
+            self.interrupts.shown(value)
         return value
 
     def write(self, offset: int, value: int, mask: int = _ALL) -> None:
@@ -257,14 +224,10 @@ class Pl011:
 
     # -- inside
 
-    def _raise(self, interrupts: int) -> None:
-        self.unseen |= interrupts & _EARLY
-        self.ris |= interrupts
-
     def _clear(self, interrupts: int) -> None:
         """Write UARTICR."""
-        self.ris &= ~(interrupts & ~self.unseen)
-        if interrupts & _RECEIVE and not self.listening:
+        self.interrupts.clear(interrupts)
+        if interrupts & _RECEIVE and not self.listening and not self._reading:
             self._drop()
 
     def _drop(self) -> None:
@@ -274,22 +237,20 @@ class Pl011:
 
     def _settle_receiver(self) -> None:
         """Something has been read, or dropped."""
-        if not self.receiver.triggered:
-            self.ris &= ~r.INT_RX
-        if not self.receiver.queue:
-            self.ris &= ~r.INT_RX_TIMEOUT
-            self.unseen &= ~r.INT_RX_TIMEOUT
+        gone = 0 if self.receiver.triggered else r.INT_RX
+        gone |= 0 if self.receiver.queue else r.INT_RX_TIMEOUT
+        self.interrupts.withdraw(gone)
 
     def _arrived(self, triggered: bool) -> None:
         """Something has come. `triggered`: the receiver had reached its level before."""
         reached = self.receiver.triggered and not triggered
-        self._raise(r.INT_RX_TIMEOUT | (r.INT_RX if reached else 0))
+        self.interrupts.add(r.INT_RX_TIMEOUT | (r.INT_RX if reached else 0))
 
     def _take_break(self) -> bool:
         before = self.receiver.triggered
         taken = self.receiver.take_break()
         if taken:
-            self._raise(r.INT_BREAK)
+            self.interrupts.add(r.INT_BREAK)
             self._arrived(before)
         return taken
 
@@ -307,7 +268,7 @@ class Pl011:
         if self.receiver.loop_back(byte):
             self._arrived(before)
         else:
-            self._raise(r.INT_OVERRUN)
+            self.interrupts.add(r.INT_OVERRUN)
 
     def _go_on(self) -> None:
         """What waited for the transmitter leaves, if it is on."""
@@ -319,6 +280,8 @@ class Pl011:
     # -- what a write to a register that is stored does
 
     def _changed(self, offset: int, before: int, after: int) -> None:
+        if offset in _SET_UP and before != after:
+            self._reading = False
         match offset:
             case r.UARTIMSC:
                 self.listening = bool(after & _RECEIVE)
@@ -327,14 +290,14 @@ class Pl011:
             case r.UARTLCR_H:
                 self._set_line(before ^ after, after)
             case r.UARTCR:
-                self._raise(self.modem.write_control(after))
+                self.interrupts.add(self.modem.write_control(after))
                 self._go_on()
 
     def _set_level(self, ifls: int) -> None:
         before = self.receiver.triggered
         self.receiver.level = _receive_level(ifls)
         if self.receiver.triggered and not before:
-            self._raise(r.INT_RX)
+            self.interrupts.add(r.INT_RX)
         self._settle_receiver()
 
     def _set_line(self, changed: int, lcr_h: int) -> None:
