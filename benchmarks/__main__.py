@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aiovmm import architecture
 from benchmarks import place, report
 from benchmarks.harness import ROUNDS, Options, Result
 from benchmarks.programs import compile_programs
@@ -63,13 +64,14 @@ def run_here(names: Sequence[str], options: Options) -> Group:
     return results, where
 
 
-def run_nested(names: Sequence[str], options: Options, timeout: float) -> Group:
+def run_nested(names: Sequence[str], options: Options, timeout: float, arch: str) -> Group:
     """The same in the nested host, which has no compiler: the programs are compiled here and go there with the tree."""
     compile_programs()
     inside = ["python", "-m", "benchmarks", *names, "--json", _JSON, *as_arguments(options)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "result.json")
-        outer = [sys.executable, "-m", "tests.kvmhost", "run", "--timeout", str(timeout), "--pull", f"{_JSON}:{file}"]
+        outer = [sys.executable, "-m", "tests.kvmhost", "--arch", arch, "run"]
+        outer += ["--timeout", str(timeout), "--pull", f"{_JSON}:{file}"]
         subprocess.run([*outer, "--", *inside], check=False)
         if not file.exists():
             raise SystemExit("the nested host gave no results")
@@ -95,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     top.add_argument("names", nargs="*", metavar="NAME", help="benchmarks, or all")
     top.add_argument("--nested", action="store_true", help="run in the nested host what could run here too")
+    top.add_argument(
+        "--arch",
+        default=architecture.host().name,
+        choices=[known.name for known in architecture.ALL],
+        help="of the nested host (%(default)s); another than this machine's has all of them run there",
+    )
     top.add_argument("--rounds", type=int, help=f"default {ROUNDS}; 1 with --quick")
     top.add_argument("--quick", action="store_true", help="a short version: only shows that all works")
     top.add_argument("--only", action="append", default=[], metavar="PART", help="only rows with this in their names")
@@ -145,13 +153,13 @@ def main(arguments: Sequence[str]) -> int:
     options = Options(
         args.rounds or (1 if args.quick else ROUNDS), args.quick, args.release, tuple(args.only), args.profile
     )
-    inside = "AIOVMM_KVMHOST" in os.environ
-    there = [name for name in names if not inside and (args.nested or is_nested(found[name]))]
+    inside, foreign = "AIOVMM_KVMHOST" in os.environ, args.arch != architecture.host().name
+    there = [name for name in names if not inside and (args.nested or foreign or is_nested(found[name]))]
     here = [name for name in names if name not in there]
     if here:
         groups.append(run_here(here, options))
     if there:
-        groups.append(run_nested(there, options, args.timeout))
+        groups.append(run_nested(there, options, args.timeout, args.arch))
     write(args, groups)
     failed = [name for _, where in groups for name in where.get("failed", ())]
     if failed:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from aiovmm import architecture
 from aiovmm.image import build_initramfs
 from benchmarks.harness import Options, Result, run_rounds
 from benchmarks.place import GUESTS
@@ -77,7 +78,7 @@ def qemu_command(
     machine: str = "q35",
 ) -> list[Word]:
     """QEMU with KVM and nothing that was not asked for. `serial` as its option has it."""
-    common: list[Word] = ["qemu-system-x86_64", "-M", machine, "-accel", "kvm", "-cpu", "host", "-m", str(mib)]
+    common: list[Word] = [architecture.host().emulator, "-M", machine, "-accel", "kvm", "-cpu", "host", "-m", str(mib)]
     common += ["-nodefaults", "-display", "none", "-no-reboot", "-serial", serial, "-name", "guest,debug-threads=on"]
     return [*common, "-kernel", files.kernel, "-initrd", files.initramfs, "-append", cmdline, *devices]
 
