@@ -23,15 +23,17 @@ from aiovmm import (
     RngConfig,
     VMConfig,
     VMState,
+    boot,
 )
 from aiovmm.boot.x86_64 import KernelImage, acpi
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
-from aiovmm.machine import assembly, parts, pci
+from aiovmm.machine import assembly
 from aiovmm.machine.x86_64 import board, legacy
 from aiovmm.memory import GuestMemory
+from aiovmm.pci import virtio
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -222,7 +224,7 @@ async def test_cancelled_twice_while_it_closes(remains: Remains) -> None:
 # -- failure
 
 STEPS: list[tuple[Any, str]] = [
-    (parts, "load_kernel"),
+    (boot, "load_kernel"),
     (RngDevice, "open"),
     (GuestMemory, "create"),
     (Kvm, "open"),
@@ -235,7 +237,7 @@ STEPS: list[tuple[Any, str]] = [
     (legacy, "SerialPort"),
     (board, "LegacyDevices"),
     (assembly, "PciBuses"),
-    (pci, "VirtioPci"),
+    (virtio, "VirtioPci"),
     (acpi, "build"),
     (GuestMemory, "write"),
     (KernelImage, "load_into"),
