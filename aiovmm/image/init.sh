@@ -116,6 +116,10 @@ if [ -n "$root" ]; then
   fi
 fi
 
+for tty in $(cat /sys/class/tty/console/active); do # what is typed between two programs that open a terminal is for the later one
+  { sleep 2147483647 & } 3<>"/dev/$tty" # not as its input, which would be /dev/null
+done
+
 power_button() { # struct input_event as 16-bit words: 8 of time, then type 1 (key), code 116 (power), value 1 (pressed)
   while event=$(dd bs=24 count=1 2>/dev/null | od -An -v -tu2) && [ -n "$event" ]; do
     set -- $event

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
@@ -45,9 +47,14 @@ def _plug_console(parts: MachineParts) -> None:
     if parts.config.console.mode is not ConsoleMode.OFF:
         from aiovmm.devices.virtio.console import ConsoleDevice
 
-        device = ConsoleDevice(parts.console_output)
+        device = ConsoleDevice(parts.console_output, call_later=_call_later)
         parts.plug(device, "console", parts.config.console)
         parts.console.connect(device)
+
+
+def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+    """On the loop that the device runs on: there may be none yet when it is plugged."""
+    return asyncio.get_running_loop().call_later(delay, callback)
 
 
 def _plug_disks(parts: MachineParts) -> None:

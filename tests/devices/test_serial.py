@@ -8,7 +8,7 @@ import pytest
 
 from aiovmm.bus import BatchDevice, NotingDevice, Policy, RunDevice
 from aiovmm.devices.serial import SerialPort, Uart16550
-from aiovmm.devices.serial.hold import QUIET
+from aiovmm.devices.serial.shell import QUIET
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_8250 as linux
 from tests.devices.exitloop import Vcpu

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aiovmm.devices.serial import SerialPort, Uart16550
-from aiovmm.devices.serial.hold import QUIET
+from aiovmm.devices.serial.shell import QUIET
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_8250 as linux
 from tests.devices.exitloop import Vcpu

@@ -13,7 +13,7 @@ import pytest
 
 from aiovmm import VMConfig
 from tests.console.test_tmux import Tmux, check_sane
-from tests.system.conftest import Guests
+from tests.system.conftest import RELEASES, Guests
 
 BOOT = 60.0
 
@@ -37,6 +37,7 @@ def tmux(tmp_path: Path) -> Iterator[SlowTmux]:
 
 
 HVC0 = "console=hvc0 panic=-1 quiet"
+LOUD = "console=hvc0 panic=-1"  # the driver prints the kernel's messages while it joins the port
 
 
 def command_line(config: VMConfig, *more: str, cmdline: str | None = None) -> str:
@@ -142,9 +143,18 @@ def test_a_killed_monitor_leaves_the_terminal_sane(guests: Guests, tmux: SlowTmu
     check_sane(tmux)
 
 
-def test_what_a_pipe_gives_before_the_guest_has_booted_is_not_lost(guests: Guests) -> None:
-    command = command_line(guests.config(), "--serial tty --console off")
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize(
+    ("places", "cmdline"),
+    [("--serial tty --console off", None), ("--serial null --console tty", HVC0), ("--serial null --console tty", LOUD)],
+    ids=["ttyS0", "hvc0", "hvc0 with messages"],
+)
+def test_what_a_pipe_gives_before_the_guest_has_booted_is_not_lost(
+    guests: Guests, release: str, places: str, cmdline: str | None
+) -> None:
+    command = command_line(guests.config(release), places, cmdline=cmdline)
     words = "".join(f"echo word-$(({n}+1))\n" for n in range(20)) + "poweroff -f\n"
     done = subprocess.run(["sh", "-c", f"exec {command}"], input=words.encode(), capture_output=True, timeout=2 * BOOT)
+    print(done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
     assert [n for n in range(1, 21) if f"word-{n}\r\n".encode() not in done.stdout] == []
     assert done.returncode == 0

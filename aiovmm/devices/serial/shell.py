@@ -3,6 +3,11 @@
 `UartPort` is generic over the register machine behind it (`Uart`), which is pure. A port of one kind adds its face to the bus:
 where its registers lie, which accesses need not wait (`_publish`), what a batch ends with, and what its interrupt is
 (`_interrupt`). The 16550A's is in `port`, the PL011's in `aiovmm.devices.pl011`.
+
+A driver that sets a 16550A up clears the receiver's FIFO, and then reads it once or twice unasked ("for luck", as Linux says, in
+autoconfig and in startup). So bytes that a clear has taken unread come again, and nothing comes after a clear until the driver
+enables the receive interrupt, or, for one that polls, has left the port alone for `QUIET`. The line status tells nothing: a
+console that prints reads it as one that waits for input does.
 """
 
 from __future__ import annotations
@@ -11,10 +16,13 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from aiovmm.bus import FastPage
-from aiovmm.devices.serial.hold import InputHold
+from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
 
-__all__ = ["Uart", "UartPort"]
+__all__ = ["QUIET", "Uart", "UartPort"]
+
+QUIET = 0.25
+"""Seconds. A set-up takes some tens of accesses, a few of which come to the loop; the slowest host is to be quicker than this."""
 
 _OUTPUT_LIMIT = 64 * 1024
 """Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
@@ -62,7 +70,7 @@ class UartPort(Generic[UartT]):
     """A ByteDevice for a console; with a face to the bus it is a BusDevice.
 
     `output` gets what the guest sends, once a drain of the exit ring. It must take it all and return at once.
-    `call_later` lets the port keep input back while the guest's driver sets the port up; see `hold`.
+    `call_later` lets the port keep input back while the guest's driver sets the port up.
     """
 
     def __init__(
@@ -71,7 +79,7 @@ class UartPort(Generic[UartT]):
         self.fast = fast
         self._uart = uart
         self._output = output
-        self._hold = InputHold(call_later, self._offer)
+        self._hold = InputHold(call_later, self._offer, QUIET)
         self._waiting = False  # `receive` took less than it was given
         self._writable: Callable[[], None] | None = None
 
@@ -79,7 +87,7 @@ class UartPort(Generic[UartT]):
 
     def receive(self, data: bytes) -> int:
         """Give the guest bytes to read; returns how many were taken (16 at most, 1 without FIFO, 0 in loopback, and while
-        the guest's driver sets the port up: see `hold`)."""
+        the guest's driver sets the port up)."""
         held = self._hold.active or bool(self._uart.dropped)
         if held and data:
             self._hold.wait()

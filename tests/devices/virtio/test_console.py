@@ -6,13 +6,17 @@ import asyncio
 import os
 import random
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.console import Console
+from aiovmm.devices.timer import CallLater, Timer
 from aiovmm.devices.virtio.console import ConsoleDevice, output
+from aiovmm.devices.virtio.console.device import PRINTED, QUIET
 from aiovmm.devices.virtio.console.output import PIECE, LookPolicy
 from aiovmm.errors import ChainError
 from aiovmm.memory import PAGE_SIZE
@@ -27,9 +31,9 @@ RX, TX = 0, 1
 class Pair:
     """A device with its console, as a VM joins them."""
 
-    def __init__(self, history: int = 64 << 20) -> None:
+    def __init__(self, history: int = 64 << 20, call_later: CallLater | None = None) -> None:
         self.console = Console(history=history)
-        self.device = ConsoleDevice(self.console.feed)
+        self.device = ConsoleDevice(self.console.feed, call_later=call_later)
         self.console.connect(self.device)
 
 
@@ -307,6 +311,126 @@ async def test_buffers_that_wait_for_input_when_the_device_stops_are_not_lost() 
             await asyncio.sleep(0)
         await h.reset()
         assert queue.position == QueuePosition(0, 0)
+
+
+class Timers:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        self.calls.append((delay, callback))
+        return Cancel(self.calls, self.calls[-1])
+
+    def pass_(self) -> list[float]:
+        """All that is waited for comes; how long that took."""
+        calls = self.calls[:]
+        self.calls.clear()
+        for _, callback in calls:
+            callback()
+        return [delay for delay, _ in calls]
+
+
+@dataclass
+class Cancel:
+    calls: list[tuple[float, Callable[[], None]]]
+    call: tuple[float, Callable[[], None]]
+
+    def cancel(self) -> None:
+        if self.call in self.calls:
+            self.calls.remove(self.call)
+
+
+async def turns(count: int = 30) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+class TestWhileLinuxSetsThePortUp:
+    """It takes what it finds in its buffers, and throws it away, until the port has a terminal; then it may print."""
+
+    async def test_input_comes_after_the_first_output(self) -> None:
+        timers = Timers()
+        pair = Pair(call_later=timers.call_later)
+        pair.console.write(b"typed ")
+        async with Harness(pair.device) as h:
+            for at in range(3):
+                offer(h, 1, 64)
+                pair.console.write(b"%d " % at)
+                await turns()
+                assert h.queues[RX].poll() == []
+            assert await h.request(TX, [b"init\n"]) == b""
+            assert await pair.console.readline() == b"init\n"
+            assert h.queues[RX].poll() == []  # another processor may not have joined the port yet
+            first = timers.calls[:]
+            assert await h.request(TX, [b"more\n"]) == b""
+            offer(h, 1, 64)
+            await turns()
+            assert timers.calls == first, "who goes on printing puts nothing off"
+            assert timers.pass_() == [PRINTED]
+            assert await received(h, 12) == b"typed 0 1 2 "
+            offer(h, 1, 64)
+            pair.console.write(b"at once")
+            assert await received(h, 7) == b"at once"
+            assert await h.request(TX, [b"x"]) == b""
+        assert timers.calls == []
+
+    async def test_a_guest_that_prints_nothing_gets_it_when_it_has_been_quiet(self) -> None:
+        timers = Timers()
+        pair = Pair(call_later=timers.call_later)
+        pair.console.write(b"typed")
+        async with Harness(pair.device) as h:
+            offer(h, 2, 64)
+            await turns()
+            assert h.queues[RX].poll() == []
+            assert timers.pass_() == [QUIET]
+            assert await received(h, 5) == b"typed"
+            pair.console.write(b"at once")
+            assert await received(h, 7) == b"at once"
+
+    async def test_nobody_types_before_it_has_been_quiet(self) -> None:
+        timers = Timers()
+        pair = Pair(call_later=timers.call_later)
+        async with Harness(pair.device) as h:
+            offer(h, 2, 64)
+            await turns()
+            assert timers.pass_() == [QUIET]
+            pair.console.write(b"at once")
+            assert await received(h, 7) == b"at once"
+
+    async def test_a_driver_that_comes_again_is_waited_for_again(self) -> None:
+        timers = Timers()
+        pair = Pair(call_later=timers.call_later)
+        async with Harness(pair.device) as h:
+            for _ in range(3):
+                assert await h.request(TX, [b"x"]) == b""
+                await turns()
+                assert timers.pass_() == [PRINTED]
+                pair.console.write(b"abc")
+                assert await h.request(RX, [], [3]) == b"abc"
+                await h.reset()
+                assert timers.calls == []
+                pair.console.write(b"for the next one")
+                await h.start()
+                offer(h, 1, 64)
+                await turns()
+                assert h.queues[RX].poll() == []
+                assert timers.pass_() == [QUIET]
+                assert await received(h, 16) == b"for the next one"
+                await h.reset()
+                await h.start()
+
+    async def test_a_malformed_buffer_is_told_of_meanwhile(self) -> None:
+        timers = Timers()
+        pair = Pair(call_later=timers.call_later)
+        pair.console.write(b"abc")
+        async with Harness(pair.device) as h:
+            h.queues[RX].put(9, Descriptor(0x300000, 16, NEXT | WRITE, 9999))
+            h.queues[RX].offer(9)
+            h.queues[RX].kick()
+            assert isinstance(await h.broken(), ChainError)
+        assert timers.calls == []
 
 
 async def test_an_empty_receive_buffer_goes_back_empty() -> None:

@@ -5,6 +5,11 @@ Output: chains are copied out and returned at once, and their bytes handed on in
 Input: the guest's buffers are the only buffer. `receive` copies straight into as many of them as it needs; when there are too few
 it takes less, and the writable callback is called when the guest has offered others. So what the guest has not read stays with
 the writer, across resets and reboots.
+
+Nothing is put into them while the driver may be setting the device up. Linux sets DRIVER_OK, offers its buffers and only then
+joins the port to a terminal (virtio_console.c, add_port), and until it has, its interrupt handler throws away what it finds. What
+tells that it has is the first output: none comes before the port is joined. A guest that is to print nothing gets its input
+when it has left the receive queue alone for `QUIET`.
 """
 
 from __future__ import annotations
@@ -13,11 +18,13 @@ import asyncio
 import struct
 from collections.abc import Callable
 
+from aiovmm.devices.hold import InputHold
+from aiovmm.devices.timer import CallLater
 from aiovmm.devices.virtio.console.input import InputFiller
 from aiovmm.devices.virtio.console.output import OutputCopier
 from aiovmm.virtqueue import Queue, VirtioDevice
 
-__all__ = ["F_EMERG_WRITE", "F_SIZE", "ConsoleDevice"]
+__all__ = ["F_EMERG_WRITE", "F_SIZE", "PRINTED", "QUIET", "ConsoleDevice"]
 
 F_SIZE = 1 << 0
 F_EMERG_WRITE = 1 << 2
@@ -25,18 +32,32 @@ F_EMERG_WRITE = 1 << 2
 _CONFIG = struct.Struct("<HHII")  # struct virtio_console_config, §5.3.4: cols, rows, max_nr_ports, emerg_wr
 _EMERG_WR = 8
 
+QUIET = 1.0
+"""Seconds. The driver's way from its last buffer to a terminal leads through the kernel's lock of all consoles, which one that is
+slow may hold. Nobody waits for it at a console that prints."""
+
+PRINTED = 0.02
+"""Seconds from the first output: another processor may print between the two steps by which Linux joins the port."""
+
 
 class ConsoleDevice(VirtioDevice):
     """A ByteDevice and ResizableDevice for an `aiovmm.console.Console`; `output` gets what the guest prints, must take it all
-    and return at once. `size` is columns and rows until `resize` is called."""
+    and return at once. `size` is columns and rows until `resize` is called. With `call_later` input waits for the driver."""
 
     device_id = 3
     name = "console"
     features = F_SIZE | F_EMERG_WRITE
     queue_sizes = (128, 128)  # receiveq, transmitq; Linux fills the first with a page for each entry
 
-    def __init__(self, output: Callable[[bytes], None], *, size: tuple[int, int] = (80, 24)) -> None:
+    def __init__(
+        self,
+        output: Callable[[bytes], None],
+        *,
+        size: tuple[int, int] = (80, 24),
+        call_later: CallLater | None = None,
+    ) -> None:
         self._output = output
+        self._hold = InputHold(call_later, self._invite, QUIET)
         self._size = size
         self._writable: Callable[[], None] | None = None
         self._refused = False  # `receive` took less than it was given
@@ -46,7 +67,7 @@ class ConsoleDevice(VirtioDevice):
 
     def receive(self, data: bytes) -> int:
         """Give the guest bytes to read; how many of them it had room for."""
-        taken = self._input.fill(data) if self._input is not None else 0
+        taken = self._input.fill(data) if self._input is not None and not self._hold.active else 0
         self._refused = taken < len(data)
         return taken
 
@@ -77,13 +98,25 @@ class ConsoleDevice(VirtioDevice):
         receiveq, transmitq = queues
         if features & F_SIZE:
             self.config_changed()  # Linux reads the size only when it is told of a change
-        self._input = InputFiller(receiveq, self._invite)
+        self._input = InputFiller(receiveq, self._room)
+        self._hold.begin()
+        self._hold.wait()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._input.serve(), name="console input")
-                group.create_task(OutputCopier(transmitq, self._output).serve(), name="console output")
+                group.create_task(OutputCopier(transmitq, self._printed).serve(), name="console output")
         finally:
             self._input = None
+            self._hold.end()
+
+    def _printed(self, data: bytes) -> None:
+        self._output(data)
+        self._hold.end_in(PRINTED)
+
+    def _room(self) -> None:
+        """The driver has offered buffers."""
+        self._hold.touched()
+        self._invite()
 
     def _invite(self) -> None:
         if self._refused and self._writable is not None:
