@@ -61,8 +61,9 @@ class FastPage:
 class BusDevice(Protocol):
     """Registers behind a range. Called from the event loop while a vCPU waits, so it never blocks."""
 
-    def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes (1, 2, 4 or 8) at `offset` from the range's start, little-endian."""
+    def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
+        """`size` bytes (1, 2, 4 or 8) at `offset` from the range's start, little-endian. If an awaitable is returned, the guest's
+        instruction completes when it is done."""
 
     def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """Store `data`. If an awaitable is returned, the guest's instruction completes when it is done."""
@@ -175,8 +176,8 @@ class Bus:
         """All ranges, port I/O first, each space sorted by base."""
         return [r for m in self._maps for r in m.ranges]
 
-    def read(self, space: Space, address: int, size: int) -> bytes:
-        """What the guest reads: the device's bytes, or all ones where there is none."""
+    def read(self, space: Space, address: int, size: int) -> bytes | Awaitable[bytes]:
+        """What the guest reads: the device's bytes, or all ones where there is none. See BusDevice.read for the result."""
         rng = self.find(space, address, size)
         if rng is None:
             return b"\xff" * size

@@ -8,6 +8,7 @@ or its write is dropped, and `on_device_error` is told.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from time import perf_counter
@@ -45,7 +46,7 @@ class ExitLoop:
     event loop's exception handler.
 
     A device may also be a bus.BatchDevice, RunDevice or NotingDevice. Without the second, runs of posted writes come as single
-    ones; without the third, a noted read comes as a read whose answer is dropped. Only a synchronous write may return an
+    ones; without the third, a noted read comes as a read whose answer is dropped. Only a synchronous access may return an
     awaitable: its guest waits, so there is one a vCPU at most. From a posted write it is an error, for a guest could pile
     them up.
     """
@@ -71,7 +72,7 @@ class ExitLoop:
         self._again: asyncio.Handle | None = None  # another turn, or the end of a rest
         self._resting = False
         self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
-        self._tasks: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._touched: dict[Range, None] = {}
         self._events = room("struct avmm_event[]", _BATCH)
         self._view = memoryview(ffi.buffer(self._events)).cast("B")
@@ -178,7 +179,7 @@ class ExitLoop:
         return count
 
     def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
-        answer = None
+        answer: int | Awaitable[bytes] | None = None
         rng = self._bus.find(_SPACE[kind], address, size)
         if rng is not None:
             self._touched[rng] = None
@@ -186,8 +187,12 @@ class ExitLoop:
                 answer = self._try(rng, _checked_read, rng, address - rng.base, size)
             else:
                 self._try(rng, _note_read, rng, address - rng.base, data.to_bytes(size, "little"))
-        if sync:
-            self._vm.vcpus[index].complete(seq, (1 << 8 * size) - 1 if answer is None else answer)
+        if not sync:
+            return
+        if answer is None or isinstance(answer, int):
+            self._vm.vcpus[index].complete(seq, _ones(size) if answer is None else answer)
+        elif rng is not None:
+            self._finish_later(rng, answer, index, seq, size)
 
     def _write(self, address: int, data: int, n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
         pending: Awaitable[None] | None = None
@@ -213,16 +218,22 @@ class ExitLoop:
         for i in range(0, len(data), size):
             self._try(rng, _write_posted, rng, offset, data[i : i + size])
 
-    def _finish_later(self, rng: Range, pending: Awaitable[None], index: int, seq: int) -> None:
-        """Run an asynchronous write to its end; then let the vCPU go on."""
+    def _finish_later(
+        self, rng: Range, pending: Awaitable[bytes] | Awaitable[None], index: int, seq: int, size: int = 0
+    ) -> None:
+        """Run an asynchronous read of `size` bytes, or write, to its end; then let the vCPU go on."""
         vcpu = self._vm.vcpus[index]
 
-        def finished(task: asyncio.Future[None]) -> None:
+        def finished(task: asyncio.Future[Any]) -> None:
             self._tasks.discard(task)
+            answer = _ones(size)
             exc = None if task.cancelled() else task.exception()
             if isinstance(exc, Exception):
                 self._tell(self._on_device_error, rng, exc)
-            vcpu.complete(seq, 0)
+            elif exc is None and size and not task.cancelled():
+                value = self._try(rng, _checked, rng, task.result(), size)
+                answer = answer if value is None else value
+            vcpu.complete(seq, answer)
 
         task = asyncio.ensure_future(pending)
         self._tasks.add(task)
@@ -266,8 +277,18 @@ class ExitLoop:
                 self._try(rng, end_of_batch)
 
 
-def _checked_read(rng: Range, offset: int, size: int) -> int:
+def _ones(size: int) -> int:
+    return (1 << 8 * size) - 1
+
+
+def _checked_read(rng: Range, offset: int, size: int) -> int | Awaitable[bytes]:
     data = rng.device.read(offset, size)
+    if type(data) is not bytes and inspect.isawaitable(data):
+        return data
+    return _checked(rng, data, size)
+
+
+def _checked(rng: Range, data: Any, size: int) -> int:
     if len(data) != size:
         raise ValueError(f"{rng.name}: a read of {size} bytes gave {len(data)}")
     return int.from_bytes(data, "little")

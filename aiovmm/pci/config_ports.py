@@ -34,7 +34,7 @@ class ConfigPorts:
         self.fast = FastPage(CONFIG_PORTS_SIZE)
         self.fast.policy[0] = Policy.POSTED_DWORD | Policy.LAZY_WRITE
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """The address register, the data window, or the reset control byte; ones elsewhere."""
         if offset >= _DATA:
             target = self._target(offset)

@@ -54,8 +54,8 @@ class PciFunction:
         for bar in self.bars:
             bar.install(config)
 
-    def read_config(self, offset: int, size: int) -> bytes:
-        """`size` bytes of configuration space."""
+    def read_config(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
+        """`size` bytes of configuration space. See BusDevice.read for the result."""
         return self.config.read(offset, size)
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:

@@ -90,8 +90,8 @@ class PciSegment:
         """Slot -> function, the host bridge included."""
         return dict(self._slots)
 
-    def read_config(self, slot: int, offset: int, size: int) -> bytes:
-        """A configuration read; ones where there is no function."""
+    def read_config(self, slot: int, offset: int, size: int) -> bytes | Awaitable[bytes]:
+        """A configuration read; ones where there is no function. See BusDevice.read for the result."""
         function = self._slots.get(slot)
         return b"\xff" * size if function is None else function.read_config(offset, size)
 
@@ -199,7 +199,7 @@ class _EcamPage:
         self._segment = segment
         self._slot = slot
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """Only registers whose reads do something come here; see FastPage."""
         return self._segment.read_config(self._slot, offset, size)
 

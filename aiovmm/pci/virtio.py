@@ -142,7 +142,7 @@ class VirtioPci(PciFunction):
     def read_config(self, offset: int, size: int) -> bytes:
         """Configuration space; reading the PCI_CFG data reads the BAR."""
         self._window.before_read(offset, size)
-        return super().read_config(offset, size)
+        return self.config.read(offset, size)
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """Configuration space; MSI-X control and the PCI_CFG data take effect."""
@@ -237,7 +237,9 @@ class VirtioPci(PciFunction):
 
     def _read_bar(self, bar: int, offset: int, size: int) -> bytes:
         region = self._region(bar, offset, size)
-        return b"\xff" * size if region is None else region.device.read(offset - region.offset, size)
+        data = b"\xff" * size if region is None else region.device.read(offset - region.offset, size)
+        assert isinstance(data, bytes), "registers of ours answer at once"
+        return data
 
     def _write_bar(self, bar: int, offset: int, data: bytes) -> Awaitable[None] | None:
         region = self._region(bar, offset, len(data))

@@ -208,8 +208,14 @@ class RecordingServices:
     def read(self, address: int, size: int, space: Space = Space.MMIO) -> bytes:
         """What a vCPU reads: shadow bytes where the policy says so, else the device.
 
-        Raises AssertionError if a shadow differs from what the device says.
+        Raises AssertionError if a shadow differs from what the device says, or the device answers later (see `answer`).
         """
+        data = self.answer(address, size, space)
+        assert isinstance(data, bytes), "a vCPU would wait for that"
+        return data
+
+    def answer(self, address: int, size: int, space: Space = Space.MMIO) -> bytes | Awaitable[bytes]:
+        """The same, or what the vCPU waits for."""
         rng = self.bus.find(space, address, size)
         if rng is None:
             return b"\xff" * size
@@ -220,6 +226,7 @@ class RecordingServices:
             return rng.device.read(offset, size)
         shadow = bytes(fast.shadow[offset : offset + size])
         truth = rng.device.read(offset, size)
+        assert isinstance(truth, bytes), "what is shown at once is there at once"
         if shadow != truth:
             raise AssertionError(f"{rng.name} + {offset:#x}: shadow {shadow.hex()}, device {truth.hex()}")
         return shadow

@@ -1,7 +1,7 @@
 """What a guest brings about at a host device: in the machine's thread, one after the other, and reported where the host refuses.
 
 The host's kernel takes its time for them: an interrupt is set up in the interrupt controller and the IOMMU, a register of the
-vital product data is waited for up to 125 ms. Only the access waits that brought them about.
+vital product data is waited for up to 125 ms, one of a device that sleeps until it has woken. Only the access waits that brought them about.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = ["DeviceCalls"]
 class Device(Protocol):
     """See HostDevice."""
 
+    def read(self, region: int, offset: int, size: int) -> bytes: ...
     def write(self, region: int, offset: int, data: bytes) -> None: ...
     def set_irqs(self, kind: Irq, start: int, fds: Sequence[int]) -> None: ...
     def irqs_off(self, kind: Irq) -> None: ...
@@ -57,7 +58,17 @@ class DeviceCalls:
 
     def write_config(self, offset: int, data: bytes) -> None:
         """Store into the device's configuration space."""
-        self._ask(partial(self._device.write, Region.CONFIG, offset, data))
+        self.write(Region.CONFIG, offset, data)
+
+    def write(self, region: int, offset: int, data: bytes) -> None:
+        """Store into one of its regions."""
+        self._ask(partial(self._device.write, region, offset, data))
+
+    def read(self, region: int, offset: int, size: int) -> bytes | Awaitable[bytes]:
+        """`size` bytes of a region, after all that was asked for before."""
+        found: list[bytes] = []
+        done = self._services.off_loop(lambda: found.append(self._device.read(region, offset, size)))
+        return found[0] if done is None else _then(done, found)
 
     def set_lines(self, changes: Sequence[LineChange]) -> None:
         """Program lines of the guest's."""
@@ -115,6 +126,11 @@ class DeviceCalls:
     def _if_on(self, kind: Irq, work: Callable[[], None]) -> None:
         if kind in self._on:
             work()
+
+
+async def _then(done: Awaitable[None], found: list[bytes]) -> bytes:
+    await done
+    return found[0]
 
 
 def _nothing() -> None:

@@ -88,12 +88,18 @@ class VfioFunction(PciFunction):
 
     # -- configuration space
 
-    def read_config(self, offset: int, size: int) -> bytes:
+    def read_config(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """Ours, and the device's own where it is shown."""
-        data = super().read_config(offset, size)
-        if any(overlaps(offset, size, start, length) for start, length in self.live_registers):
-            data = self._virtual.overlay(offset, data, self.device.read(Region.CONFIG, offset, size))
-        return data
+        if not any(overlaps(offset, size, start, length) for start, length in self.live_registers):
+            return self.config.read(offset, size)
+        theirs = self._calls.read(Region.CONFIG, offset, size)
+        return self._overlay(offset, theirs) if isinstance(theirs, bytes) else self._overlay_later(offset, theirs)
+
+    async def _overlay_later(self, offset: int, theirs: Awaitable[bytes]) -> bytes:
+        return self._overlay(offset, await theirs)
+
+    def _overlay(self, offset: int, theirs: bytes) -> bytes:
+        return self._virtual.overlay(offset, self.config.read(offset, len(theirs)), theirs)
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """Ours and the device's own. The result is done when the device is."""
@@ -213,7 +219,7 @@ class VfioFunction(PciFunction):
                 bar.index,
                 p.offset,
                 p.size,
-                _Window(self.device, bar.index, p.offset),
+                _Window(self._calls, bar.index, p.offset),
                 f"{self.device.name} BAR {bar.index}",
             )
             for p in layout.trapped
@@ -246,15 +252,16 @@ def _has_pin(device: HostDevice) -> bool:
 class _Window:
     """Registers that are reached through VFIO, an access each: at `offset` of BAR `bar`."""
 
-    def __init__(self, device: HostDevice, bar: int, offset: int) -> None:
-        self._device = device
+    def __init__(self, calls: DeviceCalls, bar: int, offset: int) -> None:
+        self._calls = calls
         self._bar = bar
         self._offset = offset
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """The device's register."""
-        return self._device.read(self._bar, self._offset + offset, size)
+        return self._calls.read(self._bar, self._offset + offset, size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """The device's register."""
-        self._device.write(self._bar, self._offset + offset, data)
+        self._calls.write(self._bar, self._offset + offset, data)
+        return self._calls.asked()

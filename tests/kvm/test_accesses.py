@@ -136,6 +136,54 @@ async def test_a_device_that_raises_hurts_nobody(kvm: Kvm) -> None:
         await m.until(lambda: m.memory.read(RESULTS + 4, 1) == b"\x42")
 
 
+async def test_a_guest_waits_for_an_asynchronous_read(kvm: Kvm) -> None:
+    asked, given = asyncio.Event(), asyncio.Event()
+
+    async def answer() -> bytes:
+        asked.set()
+        await given.wait()
+        return b"\x42"
+
+    async with Machine("ask", kvm=kvm) as m:
+        m.device.answer = lambda offset, size: answer()
+        m.start()
+        await asked.wait()
+        before = m.counter
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert m.counter == before, "it runs on without its answer"
+        given.set()
+        await m.until(lambda: m.counter > before + 3)
+        assert m.memory.read(RESULTS + 4, 1) == b"\x42"
+
+
+async def test_an_asynchronous_read_that_fails_or_has_another_length_hurts_nobody(kvm: Kvm) -> None:
+    answers = [b"too long"]
+
+    async def answer() -> bytes:
+        return answers.pop() if answers else bytes([1 // 0])
+
+    async with Machine("ask", kvm=kvm) as m:
+        m.device.answer = lambda offset, size: answer()
+        m.start()
+        await m.until(lambda: len(m.errors) > 2)
+        assert m.memory.read(RESULTS + 4, 1) == b"\xff"
+        assert [type(exc) for _, exc in m.errors[:2]] == [ValueError, ZeroDivisionError]
+
+
+async def test_a_machine_ends_while_a_guest_waits_for_a_read(kvm: Kvm) -> None:
+    asked = asyncio.Event()
+
+    async def never() -> bytes:
+        asked.set()
+        return await asyncio.get_running_loop().create_future()
+
+    async with Machine("ask", kvm=kvm) as m:
+        m.device.answer = lambda offset, size: never()
+        m.start()
+        await asyncio.wait_for(asked.wait(), 20)
+
+
 async def test_a_write_that_raises_is_dropped_and_the_guest_goes_on(kvm: Kvm) -> None:
     def fail(offset: int, data: bytes) -> None:
         raise RuntimeError("broken device")

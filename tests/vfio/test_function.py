@@ -102,6 +102,43 @@ async def test_the_host_is_asked_in_the_machines_thread_and_the_guests_write_wai
     guest.services.worker = None
 
 
+async def test_registers_that_are_trapped_are_reached_in_the_machines_thread_and_the_guest_waits(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that sleeps takes its time for the first of them."""
+    guest.set_config(0x18, 4, MEM32.base + 0x100)
+    guest.place(BASE)
+    guest.services.worker, asked = Worker("test"), []
+    for name in ("pread", "pwrite"):
+        real = getattr(guest.kernel, name)
+
+        def noted(*args: Any, real: Callable[..., Any] = real) -> Any:
+            asked.append(threading.get_ident())
+            time.sleep(0.01)
+            return real(*args)
+
+        monkeypatch.setattr(guest.kernel, name, noted)
+
+    async def read(address: int, size: int) -> bytes:
+        answer = guest.services.answer(address, size)
+        assert not isinstance(answer, bytes)
+        return await answer
+
+    guest.hardware.put(2, 0x18, b"before")
+    assert await read(MEM32.base + 0x118, 8) == b"before\0\0"
+    written = guest.services.write(MEM32.base + 0x118, b"AFTER")
+    assert written is not None
+    assert await read(MEM32.base + 0x118, 8) == b"AFTERe\0\0", "in the order in which it was asked for"
+    await written
+    status = int.from_bytes(await read(ECAM + 6, 2), "little")  # the device's INTx bit, and ours
+    guest.hardware.set_pin(True)
+    assert int.from_bytes(await read(ECAM + 6, 2), "little") == status | 8
+    assert len(asked) == 5
+    assert threading.get_ident() not in asked
+    await guest.services.worker.aclose()
+    guest.services.worker = None
+
+
 async def test_what_the_host_refuses_in_the_thread_is_reported_and_asked_for_no_more(guest: Guest) -> None:
     guest.hardware.vectors = 2
     guest.place(BASE)
