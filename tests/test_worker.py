@@ -105,7 +105,7 @@ async def test_blocking_calls_of_ours_need_no_executor_of_the_embedders() -> Non
     may_end = threading.Event()
     full = [asyncio.get_running_loop().run_in_executor(None, may_end.wait, 30) for _ in range(64)]
     async with asyncio.timeout(20):
-        assert await in_thread(lambda: 3) == 3
+        assert await in_thread("test", lambda: 3) == 3
     may_end.set()
     await asyncio.gather(*full)
 

@@ -11,7 +11,6 @@ what tells them that the thread has parked or ended.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import os
 import threading
@@ -24,6 +23,7 @@ from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import call, error
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.worker import name_for_the_system
 
 __all__ = ["Vcpu", "VcpuCounters"]
 
@@ -111,7 +111,7 @@ class Vcpu:
             thread.start()
         except RuntimeError as exc:
             raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
-        _name_for_the_system(thread)
+        name_for_the_system(thread)
         self._thread, self._ended, self._reported = thread, None, False
         self._guard = weakref.finalize(self, _end_thread, os.getpid(), self.native, thread)
 
@@ -250,14 +250,6 @@ class Vcpu:
     def _check_open(self) -> None:
         if self.fd < 0:
             raise StateError(f"vCPU {self.index} is closed")
-
-
-def _name_for_the_system(thread: threading.Thread) -> None:
-    """As top(1) and debuggers see it: 15 bytes, of which the end tells the vCPU."""
-    owner, _, vcpu = thread.name.rpartition(": ")
-    name = f"{owner.encode()[: 14 - len(vcpu)].decode(errors='ignore')} {vcpu}".lstrip()
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{thread.native_id}/comm", "w") as comm:
-        comm.write(name)
 
 
 def _end_thread(pid: int, native: Any, thread: threading.Thread) -> None:

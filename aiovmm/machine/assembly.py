@@ -64,7 +64,7 @@ class Machine:
 
     async def _build(self) -> None:
         config, board = self.parts.config, self.board
-        end = await in_thread(self._make_vm)
+        end = await in_thread(f"{config.name}: make memory", self._make_vm)
         self.kvm_vm.name = config.name
         board.add_devices()
         segments = config.platform.num_pci_segments
@@ -72,8 +72,8 @@ class Machine:
         self._plug_ports(plans)
         await self._plug_devices(plans)
         board.describe(self.memory, self.pci.root, self._iommu)
-        await in_thread(board.load, self.memory)
-        verdict = Verdict(self.memory, board.judge, self.halt, self._ended, self._owner)
+        await in_thread(f"{config.name}: load guest", board.load, self.memory)
+        verdict = Verdict(config.name, self.memory, board.judge, self.halt, self._ended, self._owner)
         self._exits = ExitLoop(
             self.kvm_vm,
             self.bus,
@@ -93,7 +93,7 @@ class Machine:
         kvm = self.parts.open_kvm()
         board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
-        self._stack.push_async_callback(in_thread, vm.close)
+        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: kvm close", vm.close)
         self._stack.push_async_callback(self._worker.aclose)
         self._stack.callback(board.close)
         limit = 1 << board.address_bits
@@ -116,7 +116,7 @@ class Machine:
             thp=m.wants_huge_pages,
             mergeable=m.mergeable,
         )
-        self._stack.push_async_callback(in_thread, self.memory.close)
+        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self.memory.close)
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:
         """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""

@@ -85,7 +85,7 @@ class MachineParts:
                 errors.append(exc)
         if self.passthrough is not None:
             try:
-                await in_thread(self.passthrough.close)
+                await in_thread(f"{self.config.name}: vfio close", self.passthrough.close)
             except Exception as exc:
                 errors.append(exc)
         kvm, self._kvm = self._kvm, None
@@ -100,4 +100,4 @@ async def open_parts(parts: MachineParts) -> None:
     for plugged in parts.plugged:
         await plugged.device.open()
     if parts.passthrough is not None:
-        await in_thread(parts.passthrough.open)
+        await in_thread(f"{parts.config.name}: vfio open", parts.passthrough.open)

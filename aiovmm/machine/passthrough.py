@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from aiovmm.config import DeviceConfig, VMConfig
 from aiovmm.errors import ConfigError
@@ -44,6 +45,7 @@ class Passthrough:
 
     def __init__(self, config: VMConfig, system: System | None = None) -> None:
         self._system = HostSystem() if system is None else system
+        self._name = config.name
         self._memory_size = config.memory.size
         self._common = Container(self._system)
         self.places = [self._place(number, device, config) for number, device in enumerate(config.devices)]
@@ -51,10 +53,9 @@ class Passthrough:
     def _place(self, number: int, device: DeviceConfig, config: VMConfig) -> HostPlace:
         behind = device.iommu or device.pci_segment in config.platform.iommu_segments
         container = Container(self._system) if behind else self._common
-        host = HostDevice(device.path, container, self._system)
-        return HostPlace(
-            device.id or f"device{number}", host, device.pci_segment, container, behind, device.pci_device_id
-        )
+        id_ = device.id or f"device{number}"
+        host = HostDevice(device.path, container, self._system, f"{config.name}: {id_}")
+        return HostPlace(id_, host, device.pci_segment, container, behind, device.pci_device_id)
 
     def open(self) -> None:
         """Take all devices from the host. Blocks. Raises HostError, ConfigError; `close` then gives back what was taken."""
@@ -88,15 +89,16 @@ class Passthrough:
     ) -> AsyncIterator[None]:
         """All devices are in this machine; afterwards they are quiet and reach no memory. Raises HostError, UsageError."""
         async with AsyncExitStack() as stack:
+            off_loop: Any = partial(in_thread, f"{self._name}: vfio dma")
             kvm = KvmVfio(vm)
-            stack.push_async_callback(in_thread, kvm.close)
+            stack.push_async_callback(off_loop, kvm.close)
             containers = dict.fromkeys(place.container for place in self.places)
             for container in containers:
                 for group in container.groups:
-                    await in_thread(kvm.add_group, group.fd)
-                stack.push_async_callback(in_thread, container.unmap)
+                    await off_loop(kvm.add_group, group.fd)
+                stack.push_async_callback(off_loop, container.unmap)
             if self._common.groups:
-                await in_thread(self._common.map, memory.regions)
+                await off_loop(self._common.map, memory.regions)
             for place in self.places:
                 function = VfioFunction(place.device, services, on_error)
                 stack.push_async_callback(function.close)
@@ -104,7 +106,9 @@ class Passthrough:
                 address = root.add(function, place.segment, place.slot)
                 if place.iommu:
                     assert iommu is not None, "a machine with a device behind an IOMMU has one"
-                    follower = Follower(memory, place.container, partial(on_error, place.device.name))
+                    follower = Follower(
+                        memory, place.container, partial(on_error, place.device.name), place.device.label
+                    )
                     stack.push_async_callback(follower.aclose)
                     iommu.plugged_behind(address, follower, follower)
                     await follower.revalidate()

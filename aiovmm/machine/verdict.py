@@ -18,17 +18,19 @@ __all__ = ["Verdict"]
 
 
 class Verdict:
-    """Of one machine. `judge` is its board's; `halt` stops all vCPUs at once, for what there is to find out may take a while;
-    `ended` does so too, and tells."""
+    """Of one machine of the VM `name`. `judge` is its board's; `halt` stops all vCPUs at once, for what there is to find out may
+    take a while; `ended` does so too, and tells."""
 
     def __init__(
         self,
+        name: str,
         memory: GuestMemory,
         judge: Callable[[int, FinalExit], Finding | Callable[[], Finding] | None],
         halt: Callable[[], None],
         ended: Callable[..., None],
         owner: MachineOwner,
     ) -> None:
+        self._name = name
         self._memory = memory
         self._judge = judge
         self._halt = halt
@@ -55,13 +57,13 @@ class Verdict:
     async def _find_out(self, find: Callable[[], Finding], otherwise: str) -> None:
         finding = ExitReason.ERROR, otherwise
         try:
-            finding = await in_thread(find)
+            finding = await in_thread(f"{self._name}: look why", find)
         finally:  # told in any case
             self._ended(*finding)
 
     async def _explain_lost_memory(self) -> None:
         error: HostError | None = None
         try:
-            error = await in_thread(lambda: lost_memory(self._memory))
+            error = await in_thread(f"{self._name}: lost memory", lambda: lost_memory(self._memory))
         finally:  # told in any case
             self._ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)

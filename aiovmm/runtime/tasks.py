@@ -86,10 +86,10 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     raise cancelled
 
 
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Make a call that blocks, in a thread of its own: the event loop's executor is the embedder's. A caller that is cancelled
-    waits for the thread: what it works on is not taken away under it."""
-    return await finish(_in_thread(partial(call, *args, **kwargs), getattr(call, "__name__", "aiovmm")))
+async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a call that blocks, in a thread of its own, called `name`: the event loop's executor is the embedder's. A
+    caller that is cancelled waits for the thread: what it works on is not taken away under it."""
+    return await finish(_in_thread(partial(call, *args, **kwargs), name))
 
 
 async def _in_thread(call: Callable[[], T], name: str) -> T:

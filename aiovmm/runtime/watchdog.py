@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Protocol
 
+from aiovmm.runtime.worker import name_this_thread
+
 __all__ = ["BLOCKED", "Watchdog", "Watched", "unwatch", "watch"]
 
 BLOCKED = 0.5
@@ -63,6 +65,7 @@ class Watchdog:
         self._thread.join()
 
     def _run(self) -> None:
+        name_this_thread()
         while not self._closing.wait(_INTERVAL):
             answered = threading.Event()
             try:

@@ -1,7 +1,8 @@
 """What a guest brings about at a host device: in the machine's thread, one after the other, and reported where the host refuses.
 
 The host's kernel takes its time for them: an interrupt is set up in the interrupt controller and the IOMMU, a register of the
-vital product data is waited for up to 125 ms, one of a device that sleeps until it has woken. Only the access waits that brought them about.
+vital product data is waited for up to 125 ms, one of a device that sleeps until it has woken. Only the access waits that brought
+them about.
 """
 
 from __future__ import annotations

@@ -36,9 +36,10 @@ class MappedArea:
 class HostDevice:
     """The device whose sysfs directory is `path`. `open` acquires it; errors then name the operation and the device."""
 
-    def __init__(self, path: Path, container: Container, system: System) -> None:
+    def __init__(self, path: Path, container: Container, system: System, label: str = "") -> None:
         self.path = path
         self.name = path.name
+        self.label = label or path.name  # whose it is, for names of threads
         self.regions: tuple[RegionInfo, ...] = ()
         self.irqs: dict[Irq, IrqInfo] = {}
         self.can_reset = False

@@ -53,7 +53,9 @@ class Follower:
     """Keeps `container` as the virtual IOMMU says, until `aclose`. `on_error` hears what the host refuses: the device then lacks
     it."""
 
-    def __init__(self, memory: GuestMemory, container: Container, on_error: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, memory: GuestMemory, container: Container, on_error: Callable[[Exception], None], label: str = "vfio"
+    ) -> None:
         self._memory = memory
         self._container = container
         self._on_error = on_error
@@ -63,9 +65,8 @@ class Follower:
         self._rebound = True  # all is to be compared
         self._mapped: _Wanted = {}  # touched by the thread, or while there is none
         self._working = asyncio.Lock()
-        self._thread = Worker(
-            "vfio dma"
-        )  # its own: to lock all of memory takes seconds, and doorbells need not wait for it
+        # a thread of its own: to lock all of memory takes seconds, and doorbells need not wait for it
+        self._thread = Worker(f"{label} dma")
         self._closed = False
         self._reported = False
         self._loop = asyncio.get_running_loop()

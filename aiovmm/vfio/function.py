@@ -74,7 +74,7 @@ class VfioFunction(PciFunction):
 
     async def start(self) -> None:
         """Reset the device and let its BARs answer. Raises HostError."""
-        await in_thread(self.device.reset)
+        await in_thread(f"{self.device.label} reset", self.device.reset)
         refused: list[Exception] = []
         self._calls.failed = refused.append
         self._notices.open()
@@ -205,7 +205,8 @@ class VfioFunction(PciFunction):
         async with self._reset_lock:
             try:
                 await self._calls.settle()
-                await in_thread(self.device.reset)  # for 100 ms and more, which doorbells need not wait for
+                # for 100 ms and more, which doorbells need not wait for
+                await in_thread(f"{self.device.label} reset", self.device.reset)
             except HostError as exc:
                 self._on_error(self.name, exc)
 

@@ -146,7 +146,11 @@ def test_a_killed_monitor_leaves_the_terminal_sane(guests: Guests, tmux: SlowTmu
 @pytest.mark.parametrize("release", RELEASES)
 @pytest.mark.parametrize(
     ("places", "cmdline"),
-    [("--serial tty --console off", None), ("--serial null --console tty", HVC0), ("--serial null --console tty", LOUD)],
+    [
+        ("--serial tty --console off", None),
+        ("--serial null --console tty", HVC0),
+        ("--serial null --console tty", LOUD),
+    ],
     ids=["ttyS0", "hvc0", "hvc0 with messages"],
 )
 def test_what_a_pipe_gives_before_the_guest_has_booted_is_not_lost(

@@ -176,7 +176,7 @@ async def test_the_machines_end_waits_for_what_is_under_way(
     await behind.request(attach(1))
     monkeypatch.setattr(behind.kernel, "ioctl", held)
     request = asyncio.create_task(behind.request(Map(1, 0xA000, 0xBFFF, 0x3000, 3)))
-    assert await in_thread(entered.wait, 30)
+    assert await in_thread("test", entered.wait, 30)
     end = asyncio.create_task(behind.follower.aclose())
     await asyncio.sleep(0)
     if cancelled:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, DiskConfig
+from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, PmemConfig
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import ThreadedSource
 from tests.vm.guest import config, counts_on, until
@@ -43,4 +43,26 @@ async def test_threads_of_devices_are_named_after_their_vm_and_id(tmp_path: Path
         assert await reading == 1
         threads = vm.machine._worker.submit(threading.current_thread)
         assert (await threads).name == "web: kvm calls"
+        comm = vm.machine._worker.submit(Path("/proc/thread-self/comm").read_text)
+        assert (await comm) == "web kvm calls\n"
     os.close(write)
+
+
+async def test_every_thread_that_a_vm_starts_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread.name)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    for name in ("disk", "pmem"):
+        (tmp_path / name).write_bytes(bytes(2 << 20))
+    serial = ConsoleConfig(ConsoleMode.FILE, tmp_path / "serial")
+    disks, pmems = (DiskConfig(path=tmp_path / "disk"),), (PmemConfig(file=tmp_path / "pmem"),)
+    async with VM(config("x", name="web", disks=disks, pmems=pmems, serial=serial)) as vm:
+        await vm.start()
+        await counts_on(vm)
+    assert {name for name in started if not name.startswith("web: ")} <= {"aiovmm watchdog"}
+    assert {"web: load kernel", "web: vcpu-0", "web: disk0 open", "web: pmem0 close"} <= set(started)

@@ -13,6 +13,7 @@ from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError
 from aiovmm.runtime import ofdlock
+from aiovmm.runtime.worker import name_this_thread
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -33,7 +34,8 @@ class FileBackend(ConsoleBackend):
         self._mode = "ab" if append else "wb"
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
-        self._thread = ThreadPoolExecutor(1, f"{console.name} file")  # the event loop's are the embedder's to fill
+        whose = ": ".join(console.name.rsplit(".", 1))
+        self._thread = ThreadPoolExecutor(1, f"{whose} file", name_this_thread)  # the loop's are the embedder's to fill
         self._writing = False
 
     @property

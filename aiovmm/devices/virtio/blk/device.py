@@ -182,7 +182,7 @@ class BlkDevice(VirtioDevice):
         """Open the image, if it is not open, and set up the I/O. Raises HostError, ImageError."""
         self._home.check()
         if self._image is None and self._open_image is not None:
-            opened = asyncio.ensure_future(in_thread(self._open_image))
+            opened = asyncio.ensure_future(in_thread(f"{self.label} open", self._open_image))
             try:
                 self._present(await ended(opened))
             except asyncio.CancelledError:
@@ -224,7 +224,7 @@ class BlkDevice(VirtioDevice):
             if engine is not None:
                 owners.link(self._disk, ring=ffi.NULL)
             if engine is not None or image is not None:  # on a network's file system it waits until the server has all
-                await in_thread(_close_all, engine, image)
+                await in_thread(f"{self.label} close", _close_all, engine, image)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 

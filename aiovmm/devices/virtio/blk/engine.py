@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from aiovmm.errors import HostError
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.runtime.worker import name_this_thread
 
 __all__ = ["THREADS", "Engine", "IoKind", "ended"]
 
@@ -61,7 +62,7 @@ class Engine:
     def threads(self) -> ThreadPoolExecutor:
         """For calls that block; started when first needed."""
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self._name)
+            self._threads = ThreadPoolExecutor(THREADS, self._name, name_this_thread)
         return self._threads
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:

@@ -162,7 +162,7 @@ class TapBackend(NetBackend):
         """Let go of it; a TAP that was made here disappears. Idempotent."""
         fds, self._fds, self._ports = self._fds, [], []
         if fds:  # the kernel may take tens of milliseconds to remove an interface
-            await in_thread(_close_all, fds)
+            await in_thread(f"{self.name}: tap close", _close_all, fds)
 
     def set_offloads(self, features: int) -> None:
         """Tell the kernel what it may leave to the guest."""

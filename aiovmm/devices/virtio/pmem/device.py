@@ -46,7 +46,7 @@ class PmemDevice(VirtioDevice):
         """Open the file. Raises HostError, ConfigError."""
         self._flusher.name = f"{self.label} flush"
         if self._backing is None:
-            await in_thread(self._open)
+            await in_thread(f"{self.label} open", self._open)
 
     def _open(self) -> None:
         self._backing = self._open_backing()
@@ -56,7 +56,7 @@ class PmemDevice(VirtioDevice):
         await self._flusher.aclose()
         backing, self._backing = self._backing, None
         if backing is not None:
-            await in_thread(backing.close)
+            await in_thread(f"{self.label} close", backing.close)
 
     def memory(self) -> Backing:
         """What is to be mapped into the guest, checked anew. Raises ConfigError, StateError."""

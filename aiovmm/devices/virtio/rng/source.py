@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from aiovmm.errors import HostError
+from aiovmm.runtime.worker import name_this_thread
 
 __all__ = ["EntropySource", "ImmediateSource", "PolledSource", "ThreadedSource", "open_source"]
 
@@ -191,6 +192,7 @@ class ThreadedSource(_FileSource):
         fd = os.dup(self.fd)  # the thread's own: `close` may come while it reads
 
         def work() -> None:
+            name_this_thread()
             outcome: bytes | HostError
             try:
                 outcome = os.read(fd, size) or self.failed(0)
