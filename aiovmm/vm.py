@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, StateError, host_error
+from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
-from aiovmm.machine.ending import Ending, failed
+from aiovmm.machine.ending import Ending, failed, of_host
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.release import Release
 from aiovmm.runtime.home import HomeLoop
@@ -115,7 +115,7 @@ class VM(Inventory):
             await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
             await self._join_consoles()
         except BaseException as exc:
-            error = _of_host("building", self.name, exc)
+            error = of_host("building", self.name, exc)
             await finish(self._close(failed("it could not be built", error)))
             if error is exc:
                 raise
@@ -186,7 +186,7 @@ class VM(Inventory):
                     assert self._keeper is not None, "there is a machine"
                     self._release.watch_soon(self._keeper.loop_closed)
                 except BaseException as exc:
-                    error = _of_host("starting", self.name, exc)
+                    error = of_host("starting", self.name, exc)
                     await finish(self._ending.end(failed("it could not start", error)))
                     if error is exc:
                         raise
@@ -280,13 +280,6 @@ class VM(Inventory):
     async def _left(self) -> None:
         if self._keeper is not None:
             await self._keeper.left()
-
-
-def _of_host(doing: str, name: str, error: BaseException) -> BaseException:
-    """A limit that was met, as the HostError that says what to do; any other error as it is."""
-    if isinstance(error, OSError) and error.errno is None:  # a TimeoutError, say: its text is all there is
-        return error
-    return host_error(f"{doing} VM {name!r}", error) or error
 
 
 def _checked(devices: Sequence[VirtioDevice], ports: Sequence[PortDevice]) -> OwnDevices:

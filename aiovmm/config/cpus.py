@@ -70,9 +70,11 @@ class CpusConfig:
     def _check_affinity(self) -> None:
         vcpus = [vcpu for vcpu, _ in self.affinity]
         for vcpu, hosts in self.affinity:
-            if vcpu >= self.boot:
+            if not 0 <= vcpu < self.boot:
                 raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", f"the first of {self.boot} is 0")
             if vcpus.count(vcpu) > 1:
                 raise ConfigError("cpus.affinity", f"names vCPU {vcpu} twice")
+            if any(host < 0 for host in hosts):
+                raise ConfigError("cpus.affinity", f"{min(hosts)} is no processor of the host", "the first is 0")
             if not hosts:
                 raise ConfigError("cpus.affinity", f"leaves no processor of the host for vCPU {vcpu}")

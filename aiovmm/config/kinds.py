@@ -68,13 +68,22 @@ def _settle(config: Any, prefix: str, known: _Kinds) -> None:
 
 def _words(kind: str) -> str:
     if kind.startswith("tuple["):
-        return f"a list of {_words(_inner(kind))}"
+        kinds = _parts(kind)
+        return f"a list of {_words(kinds[0])}" if kinds[-1] == "..." else f"({', '.join(map(_words, kinds))})"
     known = {"int": "a whole number", "bool": "True or False", "str": "text", "Path": "a path", "float": "a number"}
     return known.get(kind, kind)
 
 
-def _inner(kind: str) -> str:
-    return kind.removeprefix("tuple[").removesuffix(", ...]")
+def _parts(kind: str) -> list[str]:
+    """What a tuple's annotation has between its brackets."""
+    parts, depth = [""], 0
+    for character in kind.removeprefix("tuple[").removesuffix("]"):
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
 
 
 def _hint(value: object) -> str:
@@ -104,13 +113,19 @@ class _Kinds:
             case "Path":
                 return Path(value) if isinstance(value, str | os.PathLike) else _REFUSED
         if kind.startswith("tuple["):
-            return self._items(_inner(kind), value, option)
+            return self._items(_parts(kind), value, option)
         return self._object(kind, value, option)
 
-    def _items(self, kind: str, value: Any, option: str) -> Any:
+    def _items(self, kinds: list[str], value: Any, option: str) -> Any:
         if not isinstance(value, list | tuple):
             return _REFUSED
-        return tuple(self._item(kind, item, f"{option}[{i}]") for i, item in enumerate(value))
+        if kinds[-1] == "...":
+            kinds = kinds[:1] * len(value)
+        elif len(kinds) != len(value):
+            return _REFUSED
+        return tuple(
+            self._item(kind, item, f"{option}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True))
+        )
 
     def _item(self, kind: str, value: Any, option: str) -> Any:
         settled = self.made(kind, value, option)

@@ -14,13 +14,14 @@ from typing import Any
 
 from aiovmm.config import RebootPolicy, VMConfig
 from aiovmm.console import Console
+from aiovmm.errors import host_error
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, Lifecycle, VMState
 from aiovmm.machine.journal import Journal
 from aiovmm.machine.power import Power
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.runtime.home import HomeLoop
 
-__all__ = ["Ending", "failed"]
+__all__ = ["Ending", "failed", "of_host"]
 
 _RESETS = (ExitReason.REBOOT, ExitReason.TRIPLE_FAULT)  # how a kernel may end that has panicked
 _PANIC_LINE = 0.2  # seconds that the line of a panic's message has to end
@@ -80,7 +81,8 @@ class Ending:
         try:
             await self.power.off()
         except Exception as exc:
-            self.life.status = failed(f"{status.detail}; its machine could not be stopped", exc)
+            error = of_host("stopping", self._config.name, exc)
+            self.life.status = failed(f"{status.detail}; its machine could not be stopped", error)
         finally:
             self._tell()
 
@@ -102,7 +104,7 @@ class Ending:
             if panicked:
                 status = ExitStatus(ExitReason.PANIC, f"its kernel panicked, then it was {status.detail}")
         except Exception as exc:
-            status = failed("it could not be reset", exc)
+            status = failed("it could not be reset", of_host("resetting", self._config.name, exc))
         await self.end(status)
 
     async def _reset(self) -> None:
@@ -119,6 +121,7 @@ class Ending:
 
     def give_up(self, error: BaseException) -> None:
         """The end cannot be brought about as it should: it is told all the same, and vCPUs are asked to stop."""
+        error = of_host("ending", self._config.name, error)
         self.life.end(ExitStatus(ExitReason.ERROR, f"its end could not be handled: {_said(error)}", error))
         if self.power.machine is not None:
             self.power.machine.halt()
@@ -141,6 +144,17 @@ class Ending:
 
 def _last_words(name: str, status: ExitStatus) -> str:
     return f"VM {name!r} has ended ({status.reason.value}{': ' + status.detail if status.detail else ''})"
+
+
+def of_host(doing: str, name: str, error: BaseException) -> BaseException:
+    """A limit that was met, as the HostError that says what to do, with the error as its cause; any other error as it is."""
+    if isinstance(error, OSError) and error.errno is None:  # a TimeoutError, say: its text is all there is
+        return error
+    limit = host_error(f"{doing} VM {name!r}", error)
+    if limit is None or limit is error:
+        return error
+    limit.__cause__ = error
+    return limit
 
 
 def failed(what: str, error: BaseException) -> ExitStatus:

@@ -53,7 +53,7 @@ class Power:
             from aiovmm.config.outputs import refuse_inputs_as_outputs
 
             refuse_inputs_as_outputs(config)
-        kernel = await in_thread(_examine, config)
+        kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
         from aiovmm.machine.devices import plug_configured
         from aiovmm.machine.parts import MachineParts, open_parts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import pydoc
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import aiovmm.config
 from aiovmm import (
     VM,
     ConsoleConfig,
@@ -243,6 +245,13 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
         (lambda: VMConfig(Path("k")), "payload"),
         (lambda: CpusConfig("two"), "cpus.boot: 'two' is not a whole number"),
         (lambda: CpusConfig(True), "cpus.boot: True"),
+        (lambda: CpusConfig(2, affinity=((0, ("1",)),)), r"cpus.affinity\[0\]\[1\]\[0\]: '1' is not a whole number"),
+        (
+            lambda: CpusConfig(2, affinity=((0, (1,), 2),)),
+            r"affinity\[0\]: .* is not \(a whole number, a list of a whole",
+        ),
+        (lambda: CpusConfig(2, affinity=((-1, (0,)),)), "no vCPU -1"),
+        (lambda: CpusConfig(2, affinity=((0, (-1,)),)), "-1 is no processor"),
         (lambda: DiskConfig(path=3), "disk.path: 3 is not a path"),
         (lambda: NetConfig(fd=("x",)), "net.fd"),
         (lambda: RngConfig(iommu="on"), "rng.iommu"),
@@ -252,6 +261,28 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
 def test_values_of_the_wrong_type_are_refused_by_name(make: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         make()
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "PmemConfig": {"file": "/x"},
+    "FsConfig": {"tag": "t", "socket": "/s"},
+    "DeviceConfig": {"path": "/x"},
+    "PayloadConfig": {"kernel": "/k"},
+    "VMConfig": {"payload": PayloadConfig(Path("/k"))},
+}
+FIELDS = [
+    (made, field.name)
+    for made in (getattr(aiovmm.config, name) for name in aiovmm.config.__all__)
+    if dataclasses.is_dataclass(made)
+    for field in dataclasses.fields(made)
+]
+
+
+@pytest.mark.parametrize(("made", "field"), FIELDS, ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.parametrize("value", [object(), (object(),), ((0, "x"),), ((0, (1.5,)),)], ids=lambda v: type(v).__name__)
+def test_no_field_of_any_configuration_takes_what_it_cannot_use(made: Any, field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=field):
+        made(**(NEEDED.get(made.__name__, {}) | {field: value}))
 
 
 async def test_devices_by_id_and_kind(tmp_path: Path) -> None:

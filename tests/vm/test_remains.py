@@ -317,6 +317,28 @@ async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
     assert vm.status.error is caught.value
 
 
+@pytest.mark.parametrize("step", [(GuestMemory, "create"), (Vcpu, "set_cpuid")], ids=lambda s: str(s[1]))
+@pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
+async def test_so_is_one_that_a_reset_meets(
+    step: tuple[Any, str], met: BaseException, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meets_it(*_args: object, **_kwargs: object) -> None:
+        raise met
+
+    async with VM(full("er", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        with monkeypatch.context() as patch:
+            patch.setattr(*step, meets_it)
+            vm.serial.write(b"q")
+            status = await asyncio.wait_for(vm.wait(), 20)
+    assert status.reason is ExitReason.ERROR
+    assert isinstance(status.error, HostError)
+    assert status.error.errno == number
+    assert status.error.__cause__ is met
+    assert "could not be reset: resetting VM 'guest'" in status.detail
+    assert remedy in status.detail
+
+
 async def test_the_second_vcpu_cannot_start(remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Vcpu.start
     monkeypatch.setattr(Vcpu, "start", lambda self: start(self) if self.index == 0 else refuse())

@@ -1,4 +1,3 @@
 int64_t avmm_read_now(int fd, uint8_t *to, uint32_t size);
-int64_t avmm_write_now(int fd, const uint8_t *from, uint32_t size);
 int avmm_event_take(int fd);
 int avmm_event_signal(int fd);

@@ -1,7 +1,6 @@
 #include "nowait.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <linux/aio_abi.h>
 #include <poll.h>
 #include <pthread.h>
@@ -43,20 +42,6 @@ int64_t avmm_read_now(int fd, uint8_t *to, uint32_t size) {
     struct iovec one = {to, size};
     ssize_t got = avmm_readv_now(fd, &one, 1);
     return got < 0 ? -errno : got;
-}
-
-/* A terminal or pipe that is ready promises room for PIPE_BUF bytes only, so a first try with more may be one too many. */
-int64_t avmm_write_now(int fd, const uint8_t *from, uint32_t size) {
-    struct iovec one = {(void *)from, size};
-    ssize_t put;
-    do
-        put = pwritev2(fd, &one, 1, -1, RWF_NOWAIT);
-    while (put < 0 && errno == EINTR);
-    if (put < 0 && knows_no_nowait()) {
-        one.iov_len = size < PIPE_BUF ? size : PIPE_BUF;
-        put = is_ready(fd, POLLOUT) ? writev(fd, &one, 1) : -1;
-    }
-    return put < 0 ? -errno : put;
 }
 
 int avmm_event_take(int fd) {

@@ -14,9 +14,8 @@
  * than we are could make the call wait. */
 ssize_t avmm_readv_now(int fd, const struct iovec *iov, int n);
 ssize_t avmm_writev_now(int fd, const struct iovec *iov, int n);
-/* The same of one buffer; -errno. */
+/* The former of one buffer; -errno. */
 int64_t avmm_read_now(int fd, uint8_t *to, uint32_t size);
-int64_t avmm_write_now(int fd, const uint8_t *from, uint32_t size);
 
 /* Take what an eventfd holds: 1, 0 if that is nothing, -errno. */
 int avmm_event_take(int fd);

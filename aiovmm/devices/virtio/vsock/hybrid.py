@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import socket
+from functools import partial
 from pathlib import Path
 
 from aiovmm.devices.virtio.vsock.connection import Connection
@@ -47,7 +48,7 @@ class HybridSocket:
         self._listener: socket.socket | None = None
         self._inode: tuple[int, int] | None = None
         self._handshakes: set[_Handshake] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[int]] = set()
         self._pause: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
@@ -117,9 +118,9 @@ class HybridSocket:
         if code == 0:
             accepted(sock)
         elif code == errno.EAGAIN and len(self._tasks) < self.switch.muxer.limit:
-            task = asyncio.get_running_loop().create_task(self._retry(sock, port, accepted))
+            task = asyncio.get_running_loop().create_task(self._retry(sock, port))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._retried, sock, accepted))
         else:
             sock.close()
             accepted(None)
@@ -131,20 +132,24 @@ class HybridSocket:
         except OSError as exc:  # of the address, which is looked at first: it has no errno
             return exc.errno or errno.ENAMETOOLONG
 
-    async def _retry(self, sock: socket.socket, port: int, accepted: Accepted) -> None:
-        """Its backlog is full, which no event tells the end of."""
+    async def _retry(self, sock: socket.socket, port: int) -> int:
+        """Its backlog is full, which no event tells the end of. 0 or an errno."""
         code = errno.EAGAIN
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.timeout):
                 while code == errno.EAGAIN:
                     await asyncio.sleep(_RETRY)
                     code = self._try(sock, port)
-        except TimeoutError:
-            pass
-        finally:
-            if code:
-                sock.close()
-            accepted(None if code else sock)
+        return code
+
+    def _retried(self, sock: socket.socket, accepted: Accepted, task: asyncio.Task[int]) -> None:
+        """Also of one that was cancelled before it began, which has done nothing."""
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is not None or task.result():
+            sock.close()
+            accepted(None)
+        else:
+            accepted(sock)
 
 
 class _Handshake:

@@ -13,6 +13,7 @@ import socket
 from asyncio.trsock import TransportSocket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +54,11 @@ class _Half:
         if self._error is not None:
             reader.set_exception(self._error)
         return reader, writer
+
+    def drop(self) -> None:
+        """Close it, if there are no streams that have it: a task that was cancelled before it began has made none."""
+        if self._reader is None:
+            self.sock.close()
 
     def aborted(self, error: OSError) -> None:
         """An abrupt end must not look like a clean one: the reader raises `error`."""
@@ -271,10 +277,11 @@ class VsockServer:
         accepted(ours, half.aborted)
         task = asyncio.get_running_loop().create_task(self._call(half), name=f"vsock port {self.port}")
         self._tasks.add(task)
-        task.add_done_callback(self._called)
+        task.add_done_callback(partial(self._called, half))
 
-    def _called(self, task: asyncio.Task[None]) -> None:
+    def _called(self, half: _Half, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        half.drop()
         self._share.give()
 
     def _aborted(self, half: _Half, error: OSError) -> None:

@@ -274,6 +274,32 @@ async def test_a_program_whose_backlog_stays_full_is_given_up(path: Path) -> Non
             await nothing_left(device, guest)
 
 
+async def test_a_device_that_closes_before_the_first_try_again_leaves_nothing(path: Path) -> None:
+    async with running(path) as (device, _):
+        switch = device._switch
+        held, made = switch.share.held, []
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as filler:
+            listener.bind(f"{path}_80")
+            listener.listen(0)
+            filler.connect(f"{path}_80")
+            assert switch.share.take()  # as the switch does for who asks
+
+            def accepted(sock: object, aborted: object = None) -> None:
+                made.append(sock)
+                switch.share.give()
+
+            fds = set(os.listdir("/proc/self/fd"))
+            hybrid = device._hybrid
+            assert hybrid is not None
+            hybrid._connect_host(80, accepted)
+            assert len(hybrid._tasks) == 1
+            await hybrid.close()  # its task has not run yet
+        assert made == [None]
+        assert switch.share.held == held
+        await asyncio.sleep(0)
+        assert set(os.listdir("/proc/self/fd")) <= fds
+
+
 async def test_a_reset_closes_clients_and_keeps_the_listener(path: Path) -> None:
     async with running(path) as (_, guest):
         reader, writer = await ask(path, b"CONNECT 7\n")

@@ -7,8 +7,10 @@ import gc
 import hashlib
 import os
 import random
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -243,6 +245,24 @@ async def test_the_guest_connects_to_an_acceptor() -> None:
         assert await sock.recv_exactly(5) == b"again"
         await sock.close()
         assert await reader.read() == b""
+
+
+async def test_a_server_that_ends_before_its_callback_has_begun_closes_the_connection() -> None:
+    async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("it was cancelled before")
+
+    async with running() as (device, _):
+        ends: list[socket.socket] = []
+
+        def accepted(sock: Any, aborted: object = None) -> None:
+            ends.append(sock)
+
+        async with await device.streams.listen(80, never):
+            device._switch.listeners[80](80, accepted)
+        (ours,) = ends
+        ours.setblocking(False)
+        assert ours.recv(1) == b""
+        ours.close()
 
 
 async def test_a_callback_that_fails_closes_its_connection_only(caplog: pytest.LogCaptureFixture) -> None:
