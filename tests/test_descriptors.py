@@ -43,6 +43,18 @@ def test_descriptors_of_others_count_as_well() -> None:
     assert share.held == 0
 
 
+def test_what_a_reset_gives_back_for_a_moment_is_nobodys() -> None:
+    used = [700]
+    descriptors = Descriptors(lambda: 1024, lambda: used[0])
+    share = descriptors.share()
+    with descriptors.kept(300):
+        used[0] -= 300
+        assert share.take(68)
+        assert not share.take(69)
+    share.give(68)
+    assert share.take(300)
+
+
 def test_the_share_of_one_that_is_closed_is_the_others() -> None:
     descriptors = Descriptors(lambda: 1024, lambda: 0)
     share, others = descriptors.share(), [descriptors.share() for _ in range(99)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # see `_examine`
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import MachineParts, PluggedDevice
 
-__all__ = ["SHORTEST_LIFE", "Power", "pause_before_life"]
+__all__ = ["SHORTEST_LIFE", "Power", "descriptors", "pause_before_life"]
 
 SHORTEST_LIFE = 0.05
 """Seconds from one reset to the next: a guest that does nothing but reset itself must not keep the event loop busy."""
@@ -30,6 +30,8 @@ _OF_MACHINES = ("aiovmm.machine.assembly", "aiovmm.machine.devices", "aiovmm.mac
 
 LIFE_TO_RESET = 3
 """Nor the host: it lives for so many times as long as its resets take, with much memory or many vCPUs, or waits for that."""
+
+_OF_A_MACHINE, _OF_A_DEVICE = 16, 4  # descriptors besides those of vCPUs and queues
 
 
 class Power:
@@ -88,6 +90,12 @@ class Power:
     async def reset(self, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
         """A new machine in the place of the old one, running or `paused`. False, with none running, once `stopped` is set."""
         assert self.parts is not None
+        from aiovmm.runtime.descriptors import PROCESS  # for guests that do reset themselves
+
+        with PROCESS.kept(descriptors(self.parts)):
+            return await self._reset(self.parts, stopped, paused)
+
+    async def _reset(self, parts: MachineParts, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
         began = _now()
         alive, old, self.machine = began - self._since, self.machine, None
         if old is not None:
@@ -97,7 +105,7 @@ class Power:
             await asyncio.wait_for(stopped.wait(), pause_before_life(alive, max(self._cost, cost)))
         if not stopped.is_set():
             began = _now()
-            self.machine = await self._assembled(self.parts)
+            self.machine = await self._assembled(parts)
             self._cost = cost + _now() - began
         if stopped.is_set() or self.machine is None:
             return False
@@ -144,6 +152,14 @@ def _examine(config: VMConfig) -> KernelImage:
     from aiovmm.boot import load_kernel
 
     return load_kernel(config.payload.kernel)
+
+
+def descriptors(parts: MachineParts) -> int:
+    """What a machine of these parts may have open, at most: KVM's, its memory's, and doorbells and lines of queues."""
+    queues = sum(2 * len(plugged.device.queue_sizes) + _OF_A_DEVICE for plugged in parts.plugged)
+    places = parts.passthrough.places if parts.passthrough is not None else ()
+    vectors = sum(irq.count + _OF_A_DEVICE for place in places for irq in place.device.irqs.values())
+    return _OF_A_MACHINE + parts.config.cpus.boot + queues + vectors
 
 
 def pause_before_life(alive: float, cost: float) -> float:

@@ -31,8 +31,11 @@ class WatchedVm:
         machine = self._power.machine
         if machine is not None and isinstance(accessed, Range) and accessed in machine.bus.ranges():
             return accessed.name
-        owned = me.device if isinstance(me, DeviceRunner) else me
-        return next((plugged.id for plugged in self._power.plugged if plugged.device is owned), None)
+        return self.id_of(me.device if isinstance(me, DeviceRunner) else me)
+
+    def id_of(self, device: object) -> str | None:
+        """The id of a virtio device of this VM's."""
+        return next((plugged.id for plugged in self._power.plugged if plugged.device is device), None)
 
 
 def watch_over(name: str, ending: Ending, loop_closed: Callable[[], None]) -> Callable[[], None]:

@@ -7,6 +7,9 @@ A guest that asks for connections, and a peer that makes them, costs descriptors
 neighbour's reset, which needs new ones, and the program's own files. So whoever opens one for a guest or a peer draws it from the
 guest's share first, and refuses where that is used up; the reserve is never given out so. What the configuration bounds
 (queues of a TAP, interrupt vectors, the one connection to a back end, however often it comes back) is not drawn.
+
+A guest that resets itself gives its machine's descriptors back and takes as many again a moment later, and many may do so at
+once: what they had is `kept` for them meanwhile, and nobody's to draw.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import os
 import resource
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 __all__ = ["PROCESS", "Descriptors", "Share"]
 
@@ -45,6 +49,7 @@ class Descriptors:
         self._limit = limit
         self._in_use = in_use
         self._shares: weakref.WeakSet[Share] = weakref.WeakSet()
+        self._kept = 0
 
     def share(self) -> Share:
         """A new one, until it is closed or nobody refers to it."""
@@ -68,7 +73,16 @@ class Descriptors:
         if share.held + count > self.fair or sum(s.held for s in self._shares) + count > pool:
             return False
         used = self._in_use()  # others of this process open files as well
-        return used is not None and used + count <= pool
+        return used is not None and used + self._kept + count <= pool
+
+    @contextmanager
+    def kept(self, count: int) -> Iterator[None]:
+        """`count` of those that are closed in here are for whoever opens them again in here."""
+        self._kept += count
+        try:
+            yield
+        finally:
+            self._kept -= count
 
 
 class Share:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
 from aiovmm.runtime.worker import Worker
 
-__all__ = ["TaskScope", "bury", "finish", "in_thread"]
+__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread"]
+
+SERVED: ContextVar[Callable[[], object | None]] = ContextVar("SERVED")
+"""The device whose `run` a task is, or was started by: what code that belongs to nobody works for. A weak reference."""
 
 OnError = Callable[[str, BaseException], None]
 T = TypeVar("T")

@@ -11,13 +11,14 @@ a call of `on_error`. It never reaches the VM or the loop.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from aiovmm.errors import GuestFault, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
-from aiovmm.runtime.tasks import bury
+from aiovmm.runtime.tasks import SERVED, bury
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.device import VirtioDevice
@@ -98,6 +99,7 @@ class DeviceRunner:
             self._broken(exc)
 
     async def _run(self, queues: list[Queue], features: int) -> None:
+        SERVED.set(weakref.ref(self.device))
         try:
             await self.device.run(queues, features)
             self._broken(

@@ -53,6 +53,7 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
         return Costly()
 
     monkeypatch.setattr(power, "pause_before_life", pause)
+    monkeypatch.setattr(power, "descriptors", lambda parts: 0)
     monkeypatch.setattr(Machine, "build", build)
     p = Power(Owner())  # type: ignore[arg-type]
     p.parts, p.machine = object(), Costly()  # type: ignore[assignment]

@@ -268,6 +268,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "FsConfig": {"tag": "t", "socket": "/s"},
     "DeviceConfig": {"path": "/x"},
     "PayloadConfig": {"kernel": "/k"},
+    "RateLimitGroupConfig": {"id": "x", "bw_size": 1},
     "VMConfig": {"payload": PayloadConfig(Path("/k"))},
 }
 FIELDS = [
