@@ -8,7 +8,7 @@ import pytest
 
 from aiovmm.bus import BatchDevice, NotingDevice, Policy, RunDevice
 from aiovmm.devices.pl011 import HANDED_OVER, Pl011, Pl011Port, Pl011State
-from aiovmm.devices.serial.hold import QUIET
+from aiovmm.devices.serial.shell import QUIET
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_pl011 as linux
 from tests.devices.exitloop import Vcpu
