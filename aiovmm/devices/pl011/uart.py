@@ -14,7 +14,7 @@ out is due at once instead of 32 bit times later.
 The receive interrupt rises when the FIFO reaches its level, and not because it is above it (2.8; Linux drains the FIFO
 for that reason when it opens the port, and would lose what was typed ahead). A driver that clears receive interrupts which
 it does not take is about to do so, unless it has begun to read: what waits in the FIFO is then moved to `dropped`, as by
-clearing the FIFOs, and comes again; see `serial.hold`.
+clearing the FIFOs, and comes again; see `serial.shell`.
 
 Source: ARM PrimeCell UART (PL011) Technical Reference Manual, DDI 0183, chapters 2 and 3; the sections below are its.
 """
