@@ -20,6 +20,7 @@ from contextvars import Context
 from types import FrameType
 from typing import Any, Protocol
 
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import SERVED
 from aiovmm.runtime.worker import name_this_thread
 
@@ -55,14 +56,25 @@ class Watched(Protocol):
         """The loop was closed, and the VM is on it. Called in another thread."""
 
 
+@dataclass(frozen=True)
+class _Suspect:
+    """Who has the loop: one `step` of a task, callback or access is the same for as long as it is not done."""
+
+    step: tuple[str, int]
+    who: str
+    frames: list[FrameType]  # the innermost first
+    vm: Watched | None = None
+    device: str = ""
+
+
 class Watchdog:
-    """See the module."""
+    """See the module. Told is what one step has kept for `blocked` seconds: where many take their turns, each is innocent."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, blocked: float = BLOCKED) -> None:
         self.watched: dict[int, Watched] = {}
         self._loop = loop
         self._blocked = blocked
-        self._of = threading.get_ident()
+        self._of, self._native = threading.get_ident(), threading.get_native_id()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiovmm watchdog", daemon=True)
         self._thread.start()
@@ -81,63 +93,58 @@ class Watchdog:
             except RuntimeError:
                 self._loop_closed()
                 return
-            if not self._comes(answered, self._blocked):
-                self._look()
-                self._comes(answered, None)
+            self._await(answered)
 
     def _loop_closed(self) -> None:
         _dogs.pop(self._loop, None)
         for vm in list(self.watched.values()):
             vm.loop_closed()
 
-    def _comes(self, answered: threading.Event, seconds: float | None) -> bool:
-        """Whether the sign is there in that time. `close`, on the loop, waits for us: its end ends this too."""
-        deadline = None if seconds is None else time.monotonic() + seconds
-        while not answered.wait(_SLICE):
-            if self._closing.is_set():
-                return True
-            if deadline is not None and time.monotonic() > deadline:
-                return False
-        return True
+    def _await(self, answered: threading.Event) -> None:
+        """Until the sign is there. `close`, on the loop, waits for us: its end ends this too."""
+        suspect, since, waited, told = None, 0.0, 0.0, False
+        while not answered.wait(_SLICE) and not self._closing.is_set():
+            now, before = time.monotonic(), suspect
+            suspect = None if told else self._suspect()
+            if suspect is None or before is None or suspect.step != before.step:
+                since, waited = now, _waited(self._native)
+            elif now - since >= self._blocked:
+                told = _waited(self._native) - waited < (now - since) / 2
+                if told:
+                    self._tell(suspect)
+                since, waited = now, _waited(self._native)
 
-    def _look(self) -> None:
+    def _suspect(self) -> _Suspect | None:
+        """Who has the loop. None: it waits, or nobody can tell."""
         task = asyncio.current_task(self._loop)
         innermost = sys._current_frames().get(self._of)
-        if innermost is None:
-            return
         frames = list(_outwards(innermost))
-        context = _context(task, frames)
-        vm, device = self._device(frames, context)
-        if vm is not None and device is not None:
-            self._tell(f"{vm.name}: {device}", innermost)
-            self._loop.call_soon_threadsafe(vm.device_slow, device, self._detail(innermost))
-        elif task is not None:
-            self._tell(f"task {task.get_name()!r}", innermost)
-        elif context is not None:
-            self._tell("a callback", innermost)
-
-    def _device(self, frames: list[FrameType], context: Context | None) -> tuple[Watched | None, str | None]:
-        """Whose it is."""
         vms = list(self.watched.values())
         for frame in frames:
             for vm in vms:
                 if (device := vm.device_at(frame)) is not None:
-                    return vm, device
+                    return _Suspect(("frame", id(frame)), f"{vm.name}: {device}", frames, vm, device)
+        handle = next((f.f_locals.get("self") for f in frames if f.f_code is asyncio.Handle._run.__code__), None)
+        if task is None and handle is None:
+            return None
+        context = handle._context if task is None and handle is not None else _context(task)
+        who = f"task {task.get_name()!r}" if task is not None else "a callback"
+        step = ("task", id(task)) if task is not None else ("handle", id(handle))
         served = context.get(SERVED) if context is not None else None
-        device_served = served() if served is not None else None
-        if device_served is not None:
-            for vm in vms:
-                if (device := vm.id_of(device_served)) is not None:
-                    return vm, device
-        return None, None
+        owner = served() if served is not None else None
+        for vm in vms if owner is not None else ():
+            if (device := vm.id_of(owner)) is not None:
+                return _Suspect(step, f"{vm.name}: {device}", frames, vm, device)
+        return _Suspect(step, who, frames)
 
-    def _detail(self, innermost: FrameType) -> str:
+    def _tell(self, suspect: _Suspect) -> None:
+        innermost = suspect.frames[0]
         where = f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}"
-        return f"keeps the event loop for over {self._blocked:g} s, and with it every guest: {where}"
-
-    def _tell(self, who: str, innermost: FrameType) -> None:
+        detail = f"keeps the event loop for over {self._blocked:g} s, and with it every guest: {where}"
         stack = "".join(traceback.format_stack(innermost, 6))
-        logging.getLogger("aiovmm").warning("%s: %s\n%s", who, self._detail(innermost), stack)
+        logging.getLogger("aiovmm").warning("%s: %s\n%s", suspect.who, detail, stack)
+        if suspect.vm is not None:
+            self._loop.call_soon_threadsafe(suspect.vm.device_slow, suspect.device, detail)
 
 
 def watch(loop: asyncio.AbstractEventLoop, vm: Watched) -> None:
@@ -157,14 +164,21 @@ def unwatch(loop: asyncio.AbstractEventLoop, vm: Watched) -> None:
         dog.close()
 
 
-def _context(task: asyncio.Task[Any] | None, frames: list[FrameType]) -> Context | None:
-    """What the loop runs there: a task's context (which Python tells since 3.12), or a callback's, where the loop is asyncio's.
-    None: it waits, and was not given the processor."""
-    if task is not None:
-        told = getattr(task, "get_context", None)
-        return told() if told is not None else next((c for c in gc.get_referents(task) if isinstance(c, Context)), None)
-    handles = (frame.f_locals.get("self") for frame in frames if frame.f_code is asyncio.Handle._run.__code__)
-    return next((handle._context for handle in handles if handle is not None), None)
+def _context(task: asyncio.Task[Any] | None) -> Context | None:
+    """Of a task, which Python tells since 3.12."""
+    if (told := getattr(task, "get_context", None)) is not None:
+        context: Context = told()
+        return context
+    return next((held for held in gc.get_referents(task) if isinstance(held, Context)), None)
+
+
+def _waited(thread: int) -> float:
+    """Seconds that a thread which could run was not given a processor (proc(5), schedstat). Then it is the host that is slow."""
+    try:
+        with open(f"/proc/self/task/{thread}/schedstat") as stat:
+            return int(stat.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
