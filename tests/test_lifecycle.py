@@ -123,7 +123,7 @@ async def test_a_cancelled_caller_waits_for_its_thread() -> None:
         assert go_on.wait(10)
         ended.set()
 
-    task = asyncio.ensure_future(in_thread(work))
+    task = asyncio.ensure_future(in_thread("test", work))
     await asyncio.to_thread(begun.wait, 10)
     task.cancel()
     await asyncio.sleep(0)
