@@ -14,7 +14,7 @@ from aiovmm.boot.pci import EndpointRange, VirtioIommu
 from aiovmm.errors import ImageError
 from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel
 from tests.boot.aarch64.images import zboot
-from tests.boot.aarch64.virt import boot, hardware
+from tests.boot.aarch64.virt import boot, hardware, press_power_button
 from tests.debian.stock import stock_kernel_or_skip
 
 pytestmark = pytest.mark.timeout(1200)
@@ -137,3 +137,22 @@ def test_newest_kernel_and_what_is_behind_the_iommu(debian: tuple[KernelFiles, P
     assert found["groups"] == "0000:00:01.0", "and not the IOMMU itself"
     assert found["random"] == "16"
     assert found["amba"].split() == ["9000000.serial", "9010000.rtc", "9030000.gpio"]
+
+
+@pytest.mark.thorough
+def test_power_button_is_heard_by_the_kernel_that_has_its_driver(
+    debian: tuple[KernelFiles, Path], tmp_path: Path
+) -> None:
+    """gpio_keys is a module of Debian's full kernel, and found by what the tree says is there; the cloud kernel has none."""
+    files = debian_kernel("linux-image-arm64", arch=AARCH64)
+    initramfs = build_initramfs(busybox=debian[1], modules=files.modules)
+    assert "gpio_keys" in initramfs.modules
+    said = press_power_button(
+        tmp_path,
+        files.kernel,
+        hardware(1),
+        cmdline="console=ttyAMA0 quiet panic=-1",
+        initrd=initramfs.data,
+        after=b"# ",
+    )
+    assert b"reboot: Power down" in said

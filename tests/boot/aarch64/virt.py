@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import struct
 import subprocess
 from collections.abc import Sequence
@@ -55,6 +56,49 @@ def boot(
     devices: Sequence[str] = (),
 ) -> str:
     """What the guest says on its serial port until it powers itself off."""
+    command = _command(directory, kernel, machine, cmdline, initrd, size, devices)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_HANGS)
+    output = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, done.stderr.decode(errors="replace") + output[-3000:]
+    return output
+
+
+def press_power_button(
+    directory: Path,
+    kernel: Path,
+    machine: Hardware,
+    *,
+    cmdline: str,
+    initrd: bytes,
+    after: bytes,
+    size: int = 512 << 20,
+) -> bytes:
+    """The same of one that is told to power off once it has said `after`."""
+    command = _command(directory, kernel, machine, cmdline, initrd, size, ())
+    monitor = directory / "qmp"
+    command += ["-qmp", f"unix:{monitor},server=on,wait=off"]
+    said = b""
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            while data := os.read(process.stdout.fileno(), 65536):
+                before, said = said, said + data
+                if after in said and after not in before:
+                    with socket.socket(socket.AF_UNIX) as stream:
+                        stream.connect(str(monitor))
+                        stream.sendall(b'{"execute": "qmp_capabilities"}{"execute": "system_powerdown"}')
+                        answers = b""
+                        while answers.count(b'"return"') < 2:
+                            answers += stream.recv(4096)
+            assert process.wait(_HANGS) == 0
+        finally:
+            process.kill()
+    return said
+
+
+def _command(
+    directory: Path, kernel: Path, machine: Hardware, cmdline: str, initrd: bytes, size: int, devices: Sequence[str]
+) -> list[str]:
     if shutil.which(PROGRAM) is None:
         pytest.skip(f"no {PROGRAM} (package qemu-system-arm)")
     path = directory / "ram"
@@ -65,10 +109,7 @@ def boot(
     command += ["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]
     command += [word for device in devices for word in ("-device", device)]
     command += ["-device", f"loader,addr={_TRAMPOLINE:#x},cpu-num=0"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_HANGS)
-    output = done.stdout.decode(errors="replace")
-    assert done.returncode == 0, done.stderr.decode(errors="replace") + output[-3000:]
-    return output
+    return command
 
 
 def _prepare(path: Path, kernel: Path, machine: Hardware, cmdline: str, initrd: bytes, size: int) -> None:
