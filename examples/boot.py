@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from aiovmm import VM, PayloadConfig, VMConfig
+from aiovmm import VM, PayloadConfig, VMConfig, architecture
 
 
 async def run(config: VMConfig, command: str) -> str:
@@ -26,5 +26,5 @@ async def run(config: VMConfig, command: str) -> str:
 
 if __name__ == "__main__":
     kernel, initramfs, command = sys.argv[1:]
-    payload = PayloadConfig(Path(kernel), Path(initramfs), "console=ttyS0 quiet panic=-1")
+    payload = PayloadConfig(Path(kernel), Path(initramfs), f"console={architecture.host().serial} quiet panic=-1")
     print(asyncio.run(run(VMConfig(payload), command)), end="")

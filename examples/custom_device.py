@@ -10,7 +10,7 @@ import random
 import sys
 from pathlib import Path
 
-from aiovmm import VM, PayloadConfig, VirtioDevice, VMConfig
+from aiovmm import VM, PayloadConfig, VirtioDevice, VMConfig, architecture
 from aiovmm.virtqueue import Queue
 
 
@@ -34,7 +34,7 @@ class Dice(VirtioDevice):
 
 async def main(kernel: Path, initramfs: Path) -> str:
     """20 rolls, as a program in the guest gets them."""
-    payload = PayloadConfig(kernel, initramfs, "console=ttyS0 quiet panic=-1")
+    payload = PayloadConfig(kernel, initramfs, f"console={architecture.host().serial} quiet panic=-1")
     config = VMConfig(payload, rng=None)  # without the monitor's own entropy device
     async with VM(config, devices=[Dice()]) as vm:
         await vm.start()

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aiovmm import architecture
 from aiovmm.errors import AiovmmError
 from aiovmm.runtime.stdio import fill_standard_descriptors
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from aiovmm.config import VMConfig
 
 NESTED_GUEST = Path("/guest/6.1")
-CMDLINE = "console=ttyS0 quiet panic=-1"
+CMDLINE = f"console={architecture.host().serial} quiet panic=-1"
 HOST, GUEST, MASK = "10.78.0.1", "10.78.0.2", "255.255.255.0"
 DISK_SIZE = 64 << 20
 VSOCK_PORT = 2048  # of the guest's connection to CID 2, which arrives at the unix socket `vsock_2048`

@@ -9,7 +9,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from aiovmm import VM, DiskConfig, NetConfig, PayloadConfig, VMConfig
+from aiovmm import VM, DiskConfig, NetConfig, PayloadConfig, VMConfig, architecture
 
 HOST, GUEST = "10.77.0.1", "10.77.0.2"
 COMMANDS = (
@@ -36,6 +36,6 @@ if __name__ == "__main__":
         image.touch()
         with image.open("r+b") as file:
             file.truncate(64 << 20)
-    payload = PayloadConfig(kernel, initramfs, "console=ttyS0 quiet panic=-1")
+    payload = PayloadConfig(kernel, initramfs, f"console={architecture.host().serial} quiet panic=-1")
     disk, net = DiskConfig(path=image), NetConfig(ip=HOST, mask="255.255.255.0")
     asyncio.run(asyncio.wait_for(run(VMConfig(payload, disks=(disk,), nets=(net,))), 240))

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from aiovmm import VM, PayloadConfig, VMConfig, VsockConfig
+from aiovmm import VM, PayloadConfig, VMConfig, VsockConfig, architecture
 from aiovmm.image import build_initramfs
 
 GUEST_PORT, HOST_PORT = 1024, 2048
@@ -39,7 +39,7 @@ async def shout(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def main(kernel: Path, initramfs: Path) -> list[str]:
     """Ten calls at once into the guest, and one back."""
-    payload = PayloadConfig(kernel, initramfs, "console=ttyS0 quiet panic=-1")
+    payload = PayloadConfig(kernel, initramfs, f"console={architecture.host().serial} quiet panic=-1")
     async with VM(VMConfig(payload, vsock=VsockConfig(cid=3))) as vm, await vm.vsock.listen(HOST_PORT, shout):
         await vm.start()
         squares = await asyncio.gather(*(call(vm, f"echo $(({n} * {n}))") for n in range(10)))
