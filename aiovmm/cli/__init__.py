@@ -6,6 +6,7 @@ nothing to explain it does without click, too (`run_options`).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -58,9 +59,13 @@ def main() -> None:
 def _run(args: list[str], closed: Sequence[int]) -> None:
     plain = read_plain(args[1:]) if args[:1] == ["run"] and _COMPLETION not in os.environ else None
     if plain is not None:
-        from aiovmm.cli.start import start
+        gc.disable()  # what a start imports is no garbage; it is enabled when the guest runs
+        try:
+            from aiovmm.cli.start import start
 
-        start(plain, closed)
+            start(plain, closed)
+        finally:
+            gc.enable()
     else:
         from aiovmm.cli.commands import cli
 
