@@ -93,6 +93,12 @@ class Kvm:
         """Bytes of a vCPU's shared page(s), struct kvm_run."""
         return call(self.fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0, "asking KVM for the size of a vCPU")
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """Of the device: another one, where there is another KVM now (a module that was loaded anew, with other parameters)."""
+        status = os.fstat(self.fd)
+        return status.st_dev, status.st_ino, status.st_rdev, status.st_ctime_ns
+
     def create_vm(self, max_vcpus: int = 1) -> VmFd:
         """A new VM with no memory, no interrupt controller and room for `max_vcpus` vCPUs. Raises KvmError."""
         if not 0 < max_vcpus <= self.max_vcpus:

@@ -23,7 +23,7 @@ from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import call, error
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.worker import name_for_the_system
+from aiovmm.runtime.threads import system_name
 
 __all__ = ["Vcpu", "VcpuCounters"]
 
@@ -106,12 +106,11 @@ class Vcpu:
         # A program that forgets its VM can still end: the thread is a daemon, and the guard ends it before the memory it uses
         # goes, be that by garbage collection or at the interpreter's exit.
         name = f"{self._vm_name}: vcpu-{self.index}" if self._vm_name else f"vcpu-{self.index}"
-        thread = threading.Thread(target=lib.avmm_vcpu_run, args=(self.native,), name=name, daemon=True)
+        thread = threading.Thread(target=_run, args=(self.native, system_name(name)), name=name, daemon=True)
         try:
             thread.start()
         except RuntimeError as exc:
             raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
-        name_for_the_system(thread)
         self._thread, self._ended, self._reported = thread, None, False
         self._guard = weakref.finalize(self, _end_thread, os.getpid(), self.native, thread)
 
@@ -250,6 +249,11 @@ class Vcpu:
     def _check_open(self) -> None:
         if self.fd < 0:
             raise StateError(f"vCPU {self.index} is closed")
+
+
+def _run(native: Any, name: bytes) -> None:
+    lib.avmm_name_thread(name)
+    lib.avmm_vcpu_run(native)
 
 
 def _end_thread(pid: int, native: Any, thread: threading.Thread) -> None:

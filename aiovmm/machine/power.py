@@ -13,6 +13,7 @@ from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.watch import PanicWatch
+from aiovmm.runtime.admission import admitted
 from aiovmm.runtime.tasks import TaskScope, in_thread
 
 if TYPE_CHECKING:  # see `_examine`
@@ -50,7 +51,13 @@ class Power:
     async def build(
         self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
     ) -> None:
-        """Parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
+        """In its turn: parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
+        async with admitted():
+            await self._build(config, serial, console, panic, own)
+
+    async def _build(
+        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
+    ) -> None:
         if ConsoleMode.FILE in (config.serial.mode, config.console.mode):
             from aiovmm.config.outputs import refuse_inputs_as_outputs
 

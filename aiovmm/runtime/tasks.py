@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
-from aiovmm.runtime.worker import Worker
+from aiovmm.runtime import crew
 
 __all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread"]
 
@@ -74,7 +74,7 @@ def bury(task: asyncio.Task[Any]) -> bool:
     return True
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
+async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
@@ -91,15 +91,25 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Make a call that blocks, in a thread of its own, called `name`: the event loop's executor is the embedder's. A
-    caller that is cancelled waits for the thread: what it works on is not taken away under it."""
-    return await finish(_in_thread(partial(call, *args, **kwargs), name))
-
-
-async def _in_thread(call: Callable[[], T], name: str) -> T:
-    worker = Worker(name)
+    """Make a call that blocks, in a thread of ours, which is called `name` meanwhile: the event loop's executor is the
+    embedder's. A caller that is cancelled waits for the thread: what it works on is not taken away under it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    work = partial(_work, loop, future, partial(call, *args, **kwargs))
     try:
-        result: T = await worker.submit(call)
-        return result
-    finally:
-        worker.end()
+        crew.run(name, work)
+    except RuntimeError:  # the host has no room for a thread: slow is better than never
+        work()()
+    return await finish(future)
+
+
+def _work(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], call: Callable[[], T]) -> Callable[[], None]:
+    try:
+        return partial(_tell, loop, future.set_result, call())
+    except BaseException as exc:
+        return partial(_tell, loop, future.set_exception, exc)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], outcome: Any) -> None:
+    with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        loop.call_soon_threadsafe(settle, outcome)

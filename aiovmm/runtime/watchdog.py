@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import SERVED
-from aiovmm.runtime.worker import name_this_thread
+from aiovmm.runtime.threads import name_this_thread
 
 __all__ = ["BLOCKED", "Watchdog", "Watched", "unwatch", "watch"]
 

@@ -5,28 +5,23 @@ milliseconds, and a guest causes as many of them as it likes. The vCPU whose acc
 
 A worker is one machine's, so guests do not wait for each other's calls, and it is no executor of the event loop's, which is the
 embedder's to fill. Its calls are made in the order in which they were asked for.
-
-Threads say whose they are: their names are "VM: what it does". Python gives its names to the system only since 3.14, and then
-their beginnings; what tells the threads of a VM apart is the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.threads import name_this_thread
 
-__all__ = ["Worker", "name_for_the_system", "name_this_thread"]
+__all__ = ["Worker"]
 
 IDLE = 1.0
 """Seconds. A guest that makes slow calls makes several."""
-
-_ROOM = 15  # bytes of a name (TASK_COMM_LEN)
 
 
 @dataclass(eq=False)
@@ -108,21 +103,6 @@ class Worker:
                 self._thread = None
                 return None
             return call
-
-
-def name_for_the_system(thread: threading.Thread) -> None:
-    """As top(1) and debuggers see a thread that has started; what it does first, then what there is room for of
-    its VM's name."""
-    owner, _, what = thread.name.rpartition(": ")
-    room = max(_ROOM - 1 - len(what.encode()), 0)
-    name = f"{owner.encode()[:room].decode(errors='ignore')} {what}".lstrip()
-    with contextlib.suppress(OSError), open(f"/proc/self/task/{thread.native_id}/comm", "w") as comm:
-        comm.write(name.encode()[:_ROOM].decode(errors="ignore"))
-
-
-def name_this_thread() -> None:
-    """The same for the one that calls."""
-    name_for_the_system(threading.current_thread())
 
 
 def _nothing() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from aiovmm.runtime import crew
+
 __all__ = ["Remains"]
 
 SLACK = 80  # mappings: the interpreter's own heap, and malloc's for threads
@@ -45,8 +47,8 @@ class Remains:
         return cls(
             tuple(sorted(_fd_names())),
             tuple(
-                sorted(name for name in threads if not name.startswith(("asyncio_", "uvloop_")))
-            ),  # the executor's stay
+                sorted(name for name in threads if not name.startswith(("asyncio_", "uvloop_", crew.NAME)))
+            ),  # the executors' stay
             tuple(sorted(t.get_name() for t in asyncio.all_tasks() if t is not me)),
             sum("aiovmm-ram" in line or "kvm-vcpu" in line for line in maps)
             + sum("dc" in words for words in flags),  # what no child process gets: private guest memory

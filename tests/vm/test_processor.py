@@ -7,7 +7,7 @@ import pytest
 from aiovmm import VM, CpusConfig, PlatformConfig
 from aiovmm.errors import ConfigError, KvmError
 from aiovmm.kvm import Kvm
-from aiovmm.kvm.x86_64.cpuid import CpuidEntry, get_supported, of_host
+from aiovmm.kvm.x86_64.cpuid import CpuidEntry, get_supported, of_host, unpack
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from tests.vm.guest import config
 
@@ -18,16 +18,15 @@ Told = dict[int, CpuidEntry]
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     """What the last vCPU was told, by leaf; the first sub-leaf of each."""
     found: Told = {}
-    original = VcpuState.set_cpuid
+    original = VcpuState.set_packed_cpuid
 
-    def set_cpuid(self: VcpuState, entries: object) -> None:
-        listed = list(entries)  # type: ignore[call-overload]
+    def set_cpuid(self: VcpuState, packed: bytes) -> None:
         found.clear()
-        for entry in reversed(listed):
+        for entry in reversed(unpack(packed)):
             found[entry.function] = entry
-        original(self, listed)
+        original(self, packed)
 
-    monkeypatch.setattr(VcpuState, "set_cpuid", set_cpuid)
+    monkeypatch.setattr(VcpuState, "set_packed_cpuid", set_cpuid)
     return found
 
 

@@ -31,9 +31,10 @@ from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine import assembly
-from aiovmm.machine.x86_64 import board, legacy
+from aiovmm.machine.x86_64 import board, legacy, tables, vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci import virtio
+from aiovmm.runtime.prepared import Prepared
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -244,11 +245,11 @@ STEPS: list[tuple[Any, str]] = [
     (board, "setup_linux"),
     (board, "create_vcpus"),
     (VmFd, "create_vcpu"),
-    (VcpuState, "set_cpuid"),
+    (VcpuState, "set_packed_cpuid"),
     (VcpuState, "set_msrs"),
     (VcpuState, "reset_fpu"),
     (VcpuState, "wire_local_interrupts"),
-    (VcpuState, "set_sregs"),
+    (VcpuState, "change_sregs"),
     (VcpuState, "set_regs"),
     (VmFd, "publish"),
     (ExitLoop, "open"),
@@ -264,6 +265,12 @@ def names(step: object) -> str:
     return step if isinstance(step, str) else getattr(step, "__name__", "")
 
 
+def nothing_prepared(patch: pytest.MonkeyPatch) -> None:
+    """The next guest is the first of its configuration."""
+    patch.setattr(vcpus, "_processors", Prepared(64))
+    patch.setattr(tables, "_tables", Prepared(64))
+
+
 @pytest.mark.parametrize(("owner", "step"), STEPS, ids=names)
 async def test_any_step_may_fail(owner: Any, step: str, remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = VM(full("s"))
@@ -273,6 +280,7 @@ async def test_any_step_may_fail(owner: Any, step: str, remains: Remains, monkey
             await vm.start()
 
     with monkeypatch.context() as patch:
+        nothing_prepared(patch)
         patch.setattr(owner, step, refuse)
         with pytest.raises(HostError, match="doing that"):
             await live()
@@ -291,7 +299,7 @@ LIMITS: list[tuple[BaseException, int, str]] = [
 
 
 @pytest.mark.parametrize(
-    "step", [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_cpuid")], ids=lambda s: str(s[1])
+    "step", [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_packed_cpuid")], ids=lambda s: str(s[1])
 )
 @pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
 async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
@@ -356,6 +364,7 @@ async def test_any_step_of_a_reset_may_fail(
     async with VM(full("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         with monkeypatch.context() as patch:
+            nothing_prepared(patch)
             patch.setattr(owner, step, refuse)
             vm.serial.write(b"q")
             status = await asyncio.wait_for(vm.wait(), 20)

@@ -12,6 +12,7 @@ import pytest
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, PmemConfig
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import ThreadedSource
+from aiovmm.runtime import crew
 from tests.vm.guest import config, counts_on, until
 
 
@@ -56,7 +57,13 @@ async def test_every_thread_that_a_vm_starts_says_whose_it_is(tmp_path: Path, mo
         started.append(thread.name)
         start(thread)
 
+    def lent(name: str, work: crew.Work) -> None:
+        started.append(name)
+        run(name, work)
+
+    run = crew.run
     monkeypatch.setattr(threading.Thread, "start", noted)
+    monkeypatch.setattr(crew, "run", lent)
     for name in ("disk", "pmem"):
         (tmp_path / name).write_bytes(bytes(2 << 20))
     serial = ConsoleConfig(ConsoleMode.FILE, tmp_path / "serial")
@@ -64,5 +71,5 @@ async def test_every_thread_that_a_vm_starts_says_whose_it_is(tmp_path: Path, mo
     async with VM(config("x", name="web", disks=disks, pmems=pmems, serial=serial)) as vm:
         await vm.start()
         await counts_on(vm)
-    assert {name for name in started if not name.startswith("web: ")} <= {"aiovmm watchdog"}
+    assert {name for name in started if not name.startswith("web: ")} <= {"aiovmm watchdog", crew.NAME}
     assert {"web: load kernel", "web: vcpu-0", "web: disk0 open", "web: pmem0 close"} <= set(started)

@@ -9,6 +9,7 @@ nothing of this: they come out of reset into wait-for-SIPI, and the kernel start
 from __future__ import annotations
 
 import struct
+from functools import cache
 
 from aiovmm.boot.x86_64 import layout
 from aiovmm.memory import GuestMemory
@@ -139,8 +140,13 @@ def _write_page_tables(memory: GuestMemory) -> None:
     memory.write(layout.PML4, struct.pack("<Q", layout.PDPT | _PRESENT_WRITABLE))
     directories = [layout.PAGE_DIRECTORIES + i * layout.PAGE for i in range(4)]
     memory.write(layout.PDPT, struct.pack("<4Q", *(d | _PRESENT_WRITABLE for d in directories)))
+    memory.write(layout.PAGE_DIRECTORIES, _page_directories())
+
+
+@cache
+def _page_directories() -> bytes:
     pages = (i * 2 * layout.MIB | _PRESENT_WRITABLE | _PAGE_SIZE_BIT for i in range(4 * 512))
-    memory.write(layout.PAGE_DIRECTORIES, struct.pack("<2048Q", *pages))
+    return struct.pack("<2048Q", *pages)
 
 
 def _write_tables(memory: GuestMemory, code: Segment) -> tuple[DescriptorTable, DescriptorTable]:

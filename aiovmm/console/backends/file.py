@@ -13,7 +13,7 @@ from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError
 from aiovmm.runtime import ofdlock
-from aiovmm.runtime.worker import name_this_thread
+from aiovmm.runtime.threads import name_this_thread
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO

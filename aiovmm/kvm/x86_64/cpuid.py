@@ -11,7 +11,7 @@ from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "of_host", "pack", "request_amx"]
+__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "of_host", "pack", "request_amx", "unpack"]
 
 SIGNIFICANT_INDEX = 1
 """Flag: the entry answers only for its index (ECX), not for all of the function (EAX)."""
@@ -44,8 +44,7 @@ def get_supported(kvm_fd: int) -> list[CpuidEntry]:
         view[: _HEADER.size] = _HEADER.pack(count, 0)
         result = try_call(kvm_fd, lib.KVM_GET_SUPPORTED_CPUID, buffer)
         if result >= 0:
-            (found, _) = _HEADER.unpack_from(view)
-            return [CpuidEntry(*_ENTRY.unpack_from(view, _HEADER.size + i * _ENTRY.size)) for i in range(found)]
+            return unpack(view)
         if result != -errno.E2BIG or count >= _LARGEST:
             raise error("asking KVM for the CPUID it supports", -result)
         count *= 2
@@ -74,3 +73,9 @@ def pack(entries: Iterable[CpuidEntry]) -> bytes:
     if len(body) // _ENTRY.size > _LARGEST:
         raise KvmError("setting the CPUID of a vCPU", errno.E2BIG, f"at most {_LARGEST} entries")
     return _HEADER.pack(len(body) // _ENTRY.size, 0) + body
+
+
+def unpack(packed: bytes) -> list[CpuidEntry]:
+    """The inverse. What follows the entries is ignored."""
+    (found, _) = _HEADER.unpack_from(packed)
+    return [CpuidEntry(*_ENTRY.unpack_from(packed, _HEADER.size + i * _ENTRY.size)) for i in range(found)]

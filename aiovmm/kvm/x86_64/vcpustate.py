@@ -30,7 +30,11 @@ class VcpuState:
 
     def set_cpuid(self, entries: Iterable[cpuid.CpuidEntry]) -> None:
         """What CPUID answers on this vCPU. Before its first run."""
-        self._vcpu.ioctl(lib.KVM_SET_CPUID2, ffi.new("char[]", cpuid.pack(entries)), "setting the CPUID")
+        self.set_packed_cpuid(cpuid.pack(entries))
+
+    def set_packed_cpuid(self, packed: bytes) -> None:
+        """The same of entries that are packed already (cpuid.pack)."""
+        self._vcpu.ioctl(lib.KVM_SET_CPUID2, ffi.from_buffer(packed), "setting the CPUID")
 
     def get_tsc_khz(self) -> int | None:
         """The frequency of its TSC in kHz; None where KVM does not know it."""
@@ -54,6 +58,16 @@ class VcpuState:
     def set_sregs(self, sregs: Sregs) -> None:
         """Segment, control and table registers."""
         self._set_plain("SREGS", "struct kvm_sregs", sregs)
+
+    def change_sregs(self, **values: Any) -> None:
+        """Some of them, by their names in `struct kvm_sregs`: numbers, or data with the fields of the structures."""
+        sregs = self._get("SREGS", "struct kvm_sregs")
+        for name, value in values.items():
+            if isinstance(value, int):
+                setattr(sregs, name, value)
+            else:
+                from_plain(value, getattr(sregs, name))
+        self._vcpu.ioctl(lib.KVM_SET_SREGS, sregs, "setting sregs")
 
     def get_mp_state(self) -> int:
         """MpState."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
-from aiovmm.boot.x86_64.acpi import AcpiPorts
+from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
 from aiovmm.config import VMConfig
 from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.kvm import FinalExit, Kvm, VmFd
@@ -39,6 +39,7 @@ class Pc(Board):
     _processor: Processor
     _pins: IntxPins
     _memory: GuestMemory
+    _described: AcpiConfig
 
     # -- the address map
 
@@ -99,19 +100,19 @@ class Pc(Board):
         """The configuration ports."""
         root.add_config_ports(lambda: self.ended(ExitReason.REBOOT, "reset by port 0xcf9"))
 
-    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
-        """ACPI and the MP table."""
-        machine = describe(self.parts.config.cpus, self.legacy, self._ports, root.segments, iommu)
-        write_tables(memory, machine)
+    def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
+        """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
+        self._described = describe(self.parts.config.cpus, self.legacy, self._ports, root.segments, iommu)
 
     def load(self, memory: GuestMemory) -> None:
         """By the kernel's own protocol."""
         config, kernel = self.parts.config, self.parts.kernel
         assert isinstance(kernel, KernelImage), "it was loaded on this host"
         self._memory = memory
+        write_tables(memory, self._described)
         kernel.load_into(memory)
         state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
-        self.vcpus = create_vcpus(self._vm, config.cpus, self._processor, state)
+        self.vcpus = create_vcpus(self._vm, self._processor, state)
 
     # -- while it is there
 

@@ -14,6 +14,7 @@ from aiovmm.machine.x86_64.legacy import GED_PIN, LegacyDevices
 from aiovmm.machine.x86_64.vcpus import topology_of
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.segment import PciSegment
+from aiovmm.runtime.prepared import Prepared
 
 __all__ = ["describe", "write_tables"]
 
@@ -39,7 +40,10 @@ def describe(
 
 
 def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
-    """All of them, to where they are looked for."""
-    tables = acpi.build(machine, layout.RSDP)
+    """All of them, to where they are looked for. It may be called in a thread."""
+    tables, mp = _tables.get(machine, lambda: (acpi.build(machine, layout.RSDP), mp_table(machine, layout.MP_TABLE)))
     memory.write(tables.base, tables.blob)
-    memory.write(layout.MP_TABLE, mp_table(machine, layout.MP_TABLE))
+    memory.write(layout.MP_TABLE, mp)
+
+
+_tables: Prepared[tuple[acpi.AcpiImage, bytes]] = Prepared(64)

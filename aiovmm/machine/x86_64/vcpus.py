@@ -6,8 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
 from aiovmm.boot.x86_64 import CpuState, boot_msrs
-from aiovmm.boot.x86_64.cpu import DescriptorTable as BootTable
-from aiovmm.boot.x86_64.cpu import Segment as BootSegment
 from aiovmm.boot.x86_64.cpuid import CpuTopology, adjust, apic_id
 from aiovmm.boot.x86_64.cpuid_policy import HOST_LEAVES, allow, has_amx, reachable_bits, tell_of_host, visible_bits
 from aiovmm.config import CpusConfig
@@ -17,13 +15,15 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host, request_amx
-from aiovmm.kvm.x86_64.state import DescriptorTable, Regs, Segment
+from aiovmm.kvm.x86_64.state import Regs
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.runtime.dataclass import dataclass, replace
+from aiovmm.runtime.prepared import Prepared
 
 __all__ = ["Processor", "create_vcpus", "topology_of"]
 
 _LAST_XAPIC_ID = 254
+_SREGS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt", "cr0", "cr3", "cr4", "efer")
 _KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/x86/cpuid.rst
 
 
@@ -33,47 +33,65 @@ def topology_of(cpus: CpusConfig) -> CpuTopology:
     return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores, t.threads, t.dies)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Processor:
-    """What guests of `cpus` are shown of this host's: CPUID but for what each vCPU adds, and how far addresses reach, in bits."""
+    """What guests of `cpus` are shown of this host's: CPUID but for what each vCPU adds, and how far addresses reach, in bits.
+    It is the same for all guests with these `cpus`."""
 
+    cpus: CpusConfig
     entries: Sequence[BootCpuid]
+    host: Sequence[BootCpuid]  # HOST_LEAVES
     visible_bits: int
     reachable_bits: int
+    _packed: Prepared[bytes]
 
     @classmethod
     def of(cls, kvm: Kvm, cpus: CpusConfig) -> Processor:
         """Before the first vCPU of the process, if AMX is asked for. Raises ConfigError and KvmError."""
-        amx = "amx" in cpus.features
-        if amx:
+        if "amx" in cpus.features:
             request_amx()
+        return _processors.get((kvm.identity, cpus), lambda: cls._of(kvm, cpus))
+
+    @classmethod
+    def _of(cls, kvm: Kvm, cpus: CpusConfig) -> Processor:
+        amx = "amx" in cpus.features
         supported = _plain(cpuid.get_supported(kvm.fd))
         if amx and not has_amx(supported):
             raise ConfigError("cpus.features", "KVM offers no AMX on this host", "leave features=amx out")
         cap = cpus.max_phys_bits
         entries = allow(supported, nested=cpus.nested, amx=amx)
-        return cls(entries, visible_bits(supported, cap), reachable_bits(supported, cap))
+        host = _plain(of_host(HOST_LEAVES))
+        return cls(cpus, entries, host, visible_bits(supported, cap), reachable_bits(supported, cap), Prepared(256))
+
+    def cpuid(self, index: int, tsc_khz: int | None) -> bytes:
+        """Of vCPU number `index`, whose time-stamp counter has this frequency: `struct kvm_cpuid2`."""
+        return self._packed.get((index, tsc_khz), lambda: self._cpuid(index, tsc_khz))
+
+    def _cpuid(self, index: int, tsc_khz: int | None) -> bytes:
+        topology, count = topology_of(self.cpus), self.cpus.boot
+        entries = tell_of_host(self.entries, self.host, tsc_khz=tsc_khz)
+        adjusted = adjust(entries, index, count, topology=topology, phys_bits=self.visible_bits)
+        if apic_id(topology, (self.cpus.max or count) - 1) > _LAST_XAPIC_ID:
+            adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
+        return cpuid.pack(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
+
+
+_processors: Prepared[Processor] = Prepared(64)
 
 
 def _plain(entries: Iterable[CpuidEntry]) -> list[BootCpuid]:
     return [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries]
 
 
-def create_vcpus(vm: VmFd, cpus: CpusConfig, processor: Processor, boot: CpuState) -> list[Vcpu]:
+def create_vcpus(vm: VmFd, processor: Processor, boot: CpuState) -> list[Vcpu]:
     """All vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
-    host = _plain(of_host(HOST_LEAVES))
     msrs = dict(boot_msrs())
-    topology = topology_of(cpus)
-    wide = apic_id(topology, (cpus.max or cpus.boot) - 1) > _LAST_XAPIC_ID
+    topology = topology_of(processor.cpus)
     vcpus = []
-    for index in range(cpus.boot):
+    for index in range(processor.cpus.boot):
         vcpu = vm.create_vcpu(index, id_=apic_id(topology, index))
         state = VcpuState(vcpu)
-        entries = tell_of_host(processor.entries, host, tsc_khz=state.get_tsc_khz())
-        adjusted = adjust(entries, index, cpus.boot, topology=topology, phys_bits=processor.visible_bits)
-        if wide:
-            adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
-        state.set_cpuid(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
+        state.set_packed_cpuid(processor.cpuid(index, state.get_tsc_khz()))
         state.set_msrs(msrs)
         state.reset_fpu()
         state.wire_local_interrupts()
@@ -88,18 +106,5 @@ def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
 
 
 def _enter(state: VcpuState, boot: CpuState) -> None:
-    sregs = state.get_sregs()
-    for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
-        setattr(sregs, name, _segment(getattr(boot, name)))
-    sregs.gdt, sregs.idt = _table(boot.gdt), _table(boot.idt)
-    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = boot.cr0, boot.cr3, boot.cr4, boot.efer
-    state.set_sregs(sregs)
+    state.change_sregs(**{name: getattr(boot, name) for name in _SREGS})
     state.set_regs(Regs(rip=boot.rip, rsp=boot.rsp, rsi=boot.rsi, rbx=boot.rbx, rflags=boot.rflags))
-
-
-def _segment(s: BootSegment) -> Segment:
-    return Segment(s.base, s.limit, s.selector, s.type, s.present, s.dpl, s.db, s.s, s.l, s.g, s.avl, s.unusable)
-
-
-def _table(t: BootTable) -> DescriptorTable:
-    return DescriptorTable(t.base, t.limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ from aiovmm.config import TopologyConfig
 from aiovmm.devices.ioapic.entry import WRITABLE, message_address
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
-from aiovmm.kvm.x86_64.cpuid import CpuidEntry
+from aiovmm.kvm.x86_64.cpuid import unpack
 from aiovmm.kvm.x86_64.irqchip import split_irqchip
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.x86_64.interrupts import IoApicSink
@@ -74,13 +74,12 @@ async def test_a_guest_is_told_where_it_needs_to_know(kvm: Kvm, monkeypatch: pyt
     """KVM_FEATURE_MSI_EXT_DEST_ID in CPUID 0x40000001 for APIC ids above 254, whatever makes them, and only then."""
     given: list[int] = []
 
-    def set_cpuid(self: VcpuState, entries: Iterable[CpuidEntry]) -> None:
-        kept = list(entries)
-        given.append(next(e.eax for e in kept if e.function == 0x40000001) >> 15 & 1)
-        plain(self, kept)
+    def set_cpuid(self: VcpuState, packed: bytes) -> None:
+        given.append(next(e.eax for e in unpack(packed) if e.function == 0x40000001) >> 15 & 1)
+        plain(self, packed)
 
-    plain = VcpuState.set_cpuid
-    monkeypatch.setattr(VcpuState, "set_cpuid", set_cpuid)
+    plain = VcpuState.set_packed_cpuid
+    monkeypatch.setattr(VcpuState, "set_packed_cpuid", set_cpuid)
     spread = TopologyConfig(threads=3, cores=5, dies=1, packages=9)  # 135 processors, the last one's id is 274
     for cpus in (CpusConfig(max=255), CpusConfig(max=256), CpusConfig(max=135), CpusConfig(max=135, topology=spread)):
         async with VM(replace(config("s"), cpus=cpus)):

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from aiovmm.errors import HostError
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
-from aiovmm.runtime.worker import name_this_thread
+from aiovmm.runtime.threads import name_this_thread
 
 __all__ = ["THREADS", "Engine", "IoKind", "ended"]
 

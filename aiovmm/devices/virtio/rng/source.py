@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from aiovmm.errors import HostError
-from aiovmm.runtime.worker import name_this_thread
+from aiovmm.runtime.threads import name_this_thread
 
 __all__ = ["EntropySource", "ImmediateSource", "PolledSource", "ThreadedSource", "open_source"]
 

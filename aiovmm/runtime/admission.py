@@ -1,0 +1,74 @@
+"""Who comes first is served first: of many that begin at once, a few get on with it, and the others wait in order.
+
+Without it a hundred guests that are started together take each step together, and the first of them is ready when the last is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+__all__ = ["admitted"]
+
+AT_ONCE = 3
+"""More would not be faster: most of what they do needs the interpreter."""
+
+PATIENCE = 0.05
+"""Seconds that one counts. What takes longer waits for something (a file, another process), and others need not wait with it."""
+
+
+class _Door:
+    """Of one event loop."""
+
+    def __init__(self) -> None:
+        self._inside = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def enter(self) -> None:
+        if self._inside < AT_ONCE and not self._waiting:
+            self._inside += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():  # it was let in at the same moment
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        self._inside -= 1
+        while self._waiting and self._inside < AT_ONCE:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._inside += 1
+                place.set_result(None)
+
+
+_doors: WeakKeyDictionary[asyncio.AbstractEventLoop, _Door] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def admitted() -> AsyncIterator[None]:
+    """Wait for one's turn on this event loop; inside, be one of the `AT_ONCE` that are at work, for `PATIENCE` at most."""
+    loop = asyncio.get_running_loop()
+    door = _doors.setdefault(loop, _Door())
+    await door.enter()
+    inside = True
+
+    def leave() -> None:
+        nonlocal inside
+        if inside:
+            inside = False
+            door.leave()
+
+    timer = loop.call_later(PATIENCE, leave)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        leave()
