@@ -389,7 +389,7 @@ async def test_a_hundred_resets_in_one_vm(remains: Remains) -> None:
         await vm.start()
         await event(vm, EventKind.REBOOTED, 3)
         running = Remains.now()
-        await event(vm, EventKind.REBOOTED, 103)
+        await event(vm, EventKind.REBOOTED, 103, timeout=50)
         await vm.pause()
         assert Remains.now().mappings <= running.mappings + 40
         assert len(Remains.now().fds) <= len(running.fds) + 30  # whichever of the two caught it between two machines
