@@ -28,8 +28,8 @@ Work = Callable[[], Callable[[], None]]
 
 
 def run(name: str, work: Work) -> None:
-    """Have `work` called in a thread that is called `name` meanwhile, and what it gives once the thread is free for others: to tell that it is done. Neither may
-    raise anything. Raises RuntimeError if no thread can be had."""
+    """Have `work` called in a thread that is called `name` meanwhile, and what it gives once the thread is free for others: to
+    tell that it is done. Neither may raise anything. Raises RuntimeError if no thread can be had."""
     with _lock:
         hand = _idle.pop() if _idle else None
     if hand is None:
@@ -41,7 +41,8 @@ def run(name: str, work: Work) -> None:
 class _Hand(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name=NAME, daemon=True)
-        self._task, self._work = "", None  # type: tuple[str, Work | None]
+        self._task = ""
+        self._work: Work | None = None
         self._given = threading.Lock()  # taken while there is none
         self._given.acquire()
 
