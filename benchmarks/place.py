@@ -8,12 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from aiovmm import architecture
 from aiovmm.errors import AiovmmError
 
 __all__ = ["GUESTS", "title", "where"]
 
 GUESTS = Path("/guest")
 """The nested host's kernels and programs for guests."""
+_EMULATED = {"x86_64": "AMD-V", "aarch64": "arm64 (EL2)"}
 
 
 def where() -> dict[str, Any]:
@@ -39,12 +41,13 @@ def title(place: dict[str, Any]) -> str:
 
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "CPU part")))
+    return next(named, "unknown")
 
 
 def _qemu() -> str:
     try:
-        done = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True)
+        done = subprocess.run([architecture.host().emulator, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return "QEMU " + done.stdout.split("version ")[1].split()[0]
@@ -58,7 +61,7 @@ def _kvm() -> str:
     from aiovmm.kvm import Kvm
 
     if "AIOVMM_KVMHOST" in os.environ:
-        return "nested KVM in an emulated AMD-V host"
+        return f"nested KVM in an emulated {_EMULATED[architecture.host().name]} host"
     try:
         with Kvm.open() as kvm:
             return "KVM that emulates guest kernel code" if kvm.emulates_guest_code() else "KVM"
