@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import Any
 
 from aiovmm.bus import Bus, Range, Space
-from aiovmm.errors import StateError
+from aiovmm.errors import GuestError, StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib, room
@@ -168,7 +168,7 @@ class ExitLoop:
                 else:
                     self._read(*event)
             else:
-                self._control(kind, event[4], event[1])
+                self._control(kind, event[4], event[0], event[1])
             if self._loop is None:
                 return 0
             if count > 1 and perf_counter() >= end:
@@ -239,8 +239,10 @@ class ExitLoop:
         self._tasks.add(task)
         task.add_done_callback(finished)
 
-    def _control(self, kind: int, index: int, data: int) -> None:
-        if kind == lib.AVMM_EOI:
+    def _control(self, kind: int, index: int, address: int, data: int) -> None:
+        if kind == lib.AVMM_NO_SYNDROME:
+            self._refused(index, address)
+        elif kind == lib.AVMM_EOI:
             if self._on_eoi is not None:
                 self._tell(self._on_eoi, data)
         elif kind == lib.AVMM_LOST:
@@ -252,6 +254,17 @@ class ExitLoop:
             final = self._vm.vcpus[index].on_ended()
             if not isinstance(final, Stopped):
                 self._tell(self._on_exit, index, final)
+
+    def _refused(self, index: int, address: int) -> None:
+        """An access that no device can be told of has become an abort of the guest's. Where there is a device it is its driver's
+        error, or that of a program which has its registers; elsewhere nobody asked for anything."""
+        rng = self._bus.find(Space.MMIO, address)
+        if rng is not None:
+            reason = (
+                f"vCPU {index} accessed it at {address:#x} by an instruction that registers of devices do not take (one of two "
+                "registers or of vectors, or that also changes its address): the guest was given an external abort"
+            )
+            self._tell(self._on_device_error, rng, GuestError(reason))
 
     def _try(self, rng: Range, call: Callable[..., Any], *args: Any) -> Any:
         """The result of a device's method; None if it raises, which the owner is told."""

@@ -101,12 +101,13 @@ class RunFailed(FinalExit):
 
 @dataclass(frozen=True)
 class Debug(FinalExit):
-    """KVM_EXIT_DEBUG at `pc`; `exception`, `dr6` and `dr7` as the processor has them."""
+    """KVM_EXIT_DEBUG at `pc`; `exception`, `dr6` and `dr7` as the processor has them. On arm64, which has no such registers,
+    `exception` is ESR_EL2 and `pc` the address of a watchpoint's access (FAR_EL2)."""
 
     exception: int
     pc: int
-    dr6: int
-    dr7: int
+    dr6: int = 0
+    dr7: int = 0
 
 
 @dataclass(frozen=True)

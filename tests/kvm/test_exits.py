@@ -24,6 +24,7 @@ def final(code: int, detail: int = 0, data: tuple[int, ...] = (), kind: int = li
         (final(errno.EFAULT, kind=lib.AVMM_END_ERRNO), exits.RunFailed(errno.EFAULT)),
         (final(0, 0, (0x80000021,)), exits.Unknown(0, 0x80000021)),
         (final(4, 1, (0x1000, 0x4000, 0x400)), exits.Debug(1, 0x1000, 0x4000, 0x400)),
+        (final(4, 0xF2000000, (0x4000,)), exits.Debug(0xF2000000, 0x4000)),
         (final(5), exits.Hlt()),
         (final(8), exits.Shutdown()),
         (final(9, 3, (0x80000021,)), exits.FailEntry(0x80000021, cpu=3)),

@@ -30,10 +30,15 @@ LOWEST = 4 * MIB
 GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_SIZE = 0x08FF0000, 0x10000
 GIC_REDISTRIBUTOR_SIZE = 0x20000  # of one vCPU: RD_base and SGI_base, 64 KiB each (GICv3 and v4, 12.10)
 GIC_ITS_SIZE = 0x20000  # control registers, then the page of GITS_TRANSLATER
-ITS_TRANSLATER = 0x10040  # from the ITS's base: where the messages of devices are written to
+ITS_TRANSLATER, TRANSLATER_SIZE = (
+    0x10040,
+    0x10000,
+)  # from the ITS's base: where devices write messages to; its page's size
 
 DEVICE_SIZE = 0x1000
 UART, RTC, GPIO = 0x09000000, 0x09010000, 0x09020000
+BOARD_END = 0x09100000
+"""From here to PCI's windows is nothing of the machine's."""
 SPI_BASE = 32
 """The interrupt id of SPI 0: ids below are each processor's own."""
 RTC_SPI, GPIO_SPI, UART_SPI = 0, 1, 3

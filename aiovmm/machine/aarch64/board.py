@@ -1,0 +1,170 @@
+"""The machine that arm64 guests are given: GICv3 with ITS, PSCI, and all else in a device tree. See machine.board."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+
+from aiovmm.boot.aarch64 import (
+    Hardware,
+    KernelImage,
+    end_of_ram,
+    fresh_seeds,
+    gic_of,
+    layout,
+    msi_device_id,
+    ram_ranges,
+    setup_linux,
+)
+from aiovmm.config import VMConfig
+from aiovmm.errors import KvmError
+from aiovmm.kvm import FinalExit, Kvm
+from aiovmm.kvm.aarch64 import pmu
+from aiovmm.kvm.aarch64.features import VcpuFeatures
+from aiovmm.kvm.aarch64.gic import Gic
+from aiovmm.kvm.aarch64.host import CAP_NISV_TO_USER, address_bits
+from aiovmm.kvm.exits import SystemEvent, SystemEventType
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.aarch64.intx import IntxPins, IntxWire
+from aiovmm.machine.aarch64.platform import PlatformDevices
+from aiovmm.machine.aarch64.processors import affinities, check, create_vcpus, enter, topology_of
+from aiovmm.machine.board import Board, Finding
+from aiovmm.machine.interrupts import Message
+from aiovmm.machine.iommu import MachineIommu
+from aiovmm.machine.pci import describe_segments
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
+from aiovmm.pci.root import PciRoot
+from aiovmm.pci.services import Place
+
+__all__ = ["Virt"]
+
+
+class Virt(Board):
+    """vCPUs come first: the interrupt controller has a part for each, and everything else is joined to it."""
+
+    _vm: VmFd
+    _features: VcpuFeatures
+    _hardware: Hardware
+    _devices: PlatformDevices | None = None
+    _intx: IntxPins | None = None
+
+    # -- the address map
+
+    def lay_out(self, size: int) -> list[tuple[int, int]]:
+        """From 1 GiB, and from 4 GiB."""
+        return ram_ranges(size)
+
+    @property
+    def device_memory_start(self) -> int:
+        """After all RAM, above 4 GiB."""
+        return end_of_ram(self.ram)
+
+    @property
+    def taken(self) -> list[tuple[str, int, int]]:
+        """What KVM answers for."""
+        start = self._gic.its
+        return [("the interrupt controller", start, layout.GIC_DISTRIBUTOR + layout.GIC_DISTRIBUTOR_SIZE - start)]
+
+    @property
+    def free(self) -> tuple[int, int]:
+        """From the devices on the board to the first PCI window."""
+        return layout.BOARD_END, layout.PCI_MMIO32
+
+    @staticmethod
+    def messages(config: VMConfig) -> tuple[int, int]:
+        """The page that takes the messages of devices."""
+        page = gic_of(config.cpus.boot).doorbell & -layout.TRANSLATER_SIZE
+        return page, page + layout.TRANSLATER_SIZE - 1
+
+    def plan_pci(self, count: int, start: int) -> list[SegmentPlan]:
+        """32-bit windows below RAM."""
+        mmio32 = Window(layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE)
+        return plan_segments(count, layout.ECAM, mmio32, Window(start, (1 << self.address_bits) - start))
+
+    # -- building
+
+    def examine(self, kvm: Kvm) -> None:
+        """Features, and how far addresses reach."""
+        cpus = self.parts.config.cpus
+        check(cpus)
+        self._gic = gic_of(cpus.boot)
+        self._features = VcpuFeatures.of(kvm.fd)
+        self.address_bits = min(address_bits(kvm.fd), cpus.max_phys_bits or 64)
+
+    def set_up(self, vm: VmFd) -> None:
+        """vCPUs and the interrupt controller."""
+        self._vm = vm
+        self.vcpus = create_vcpus(vm, self.parts.config.cpus, self._features)
+        with suppress(KvmError):  # before Linux 5.5: such an access is then the end of the guest
+            vm.enable(CAP_NISV_TO_USER, 0, "asking for accesses without a syndrome")
+        gic = self._gic
+        Gic(vm, distributor=gic.distributor, redistributors=gic.redistributors, its=gic.its)
+        if self._features.pmu:
+            pmu.set_up(self.vcpus, layout.PMU_PPI)
+
+    def add_devices(self) -> None:
+        """Serial port, clock, power button."""
+        self._intx = IntxPins(self._vm, layout.INTX_SPIS, self.off_loop)
+        self._devices = PlatformDevices(self.bus, self._vm, self.parts)
+
+    def add_pci(self, root: PciRoot) -> None:
+        """Configuration spaces are in memory, and that is all."""
+
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
+        """For the device tree."""
+        assert self._devices is not None
+        cpus = self.parts.config.cpus
+        self._hardware = Hardware(
+            mpidrs=affinities(self.vcpus),
+            gic=self._gic,
+            pci_segments=describe_segments(root.segments),
+            topology=topology_of(cpus),
+            pmu=self._features.pmu,
+            uart=self._devices.uart,
+            iommu=iommu.describe() if iommu is not None else None,
+        )
+
+    def load(self, memory: GuestMemory) -> None:
+        """By the kernel's own protocol."""
+        config, kernel = self.parts.config, self.parts.kernel
+        assert isinstance(kernel, KernelImage), "it was loaded on this host"
+        kernel.load_into(memory)
+        initramfs = config.payload.initramfs
+        state = setup_linux(memory, kernel, config.cmdline, initramfs, self.ram, self._hardware, fresh_seeds())
+        enter(self.vcpus[0], state)
+
+    # -- while it is there
+
+    def message(self, address: int, data: int, place: Place) -> Message | None:
+        """To the ITS, which goes by who sends it."""
+        if address != self._gic.doorbell:
+            return None
+        return Message(address, data, msi_device_id(place.segment, place.requester_id))
+
+    def intx_line(self, ended: Callable[[], None]) -> IntxWire:
+        """An SPI."""
+        assert self._intx is not None
+        return self._intx.line(ended)
+
+    def press_power_button(self) -> None:
+        """A key on a line of the PL061."""
+        assert self._devices is not None
+        self._devices.press_power_button()
+
+    def judge(self, _index: int, final: FinalExit) -> Finding | None:
+        """PSCI, which KVM answers, ends the machine."""
+        match final:
+            case SystemEvent(type=SystemEventType.SHUTDOWN):
+                return ExitReason.SHUTDOWN, "powered off by PSCI"
+            case SystemEvent(type=SystemEventType.RESET):
+                return ExitReason.REBOOT, "reset by PSCI"
+        return None
+
+    def close(self) -> None:
+        """The console off the serial port, the readers of interrupts' ends."""
+        if self._devices is not None:
+            self._devices.close()
+        if self._intx is not None:
+            self._intx.close()
