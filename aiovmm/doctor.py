@@ -193,7 +193,7 @@ def _vfio() -> Finding:
     if groups and os.path.exists("/dev/vfio/vfio"):
         return Finding("device assignment", Verdict.OK, f"{groups} IOMMU groups, /dev/vfio/vfio is there")
     found = f"{groups} IOMMU groups" + ("" if os.path.exists("/dev/vfio/vfio") else ", no /dev/vfio/vfio")
-    remedy = "for --device: IOMMU on in firmware, intel_iommu=on or amd_iommu=on, `modprobe vfio-pci`"
+    remedy = "for --device: IOMMU on in firmware (Intel's or AMD's: intel_iommu=on or amd_iommu=on as well), `modprobe vfio-pci`"
     return Finding("device assignment", Verdict.LIMITED, found, remedy)
 
 

@@ -12,7 +12,7 @@ __all__ = ["MemoryConfig", "PayloadConfig", "PlatformConfig"]
 
 MIB = 1 << 20
 MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and each has a share of the memory windows
-MAX_MEMORY = 1 << 52  # bytes: no x86 processor has a wider physical address
+MAX_MEMORY = 1 << 52  # bytes: no processor has a wider physical address
 PAGE = 4096
 _THP_FROM = (
     64 * MIB

@@ -1,5 +1,5 @@
 """The only package that knows /dev/kvm: ioctls, VM and vCPU wrappers, exits, interrupt routing. What is an architecture's is in
-its room: x86_64."""
+its room: x86_64, aarch64."""
 
 from aiovmm.kvm.exitloop import ExitLoop
 from aiovmm.kvm.exits import FinalExit

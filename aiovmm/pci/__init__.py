@@ -1,7 +1,7 @@
 """PCI: configuration space, BARs, MSI-X, segments with their host bridges, and the virtio transport over them.
 
     root            all segments of a machine and the configuration ports
-    plan            where segments lie in the address space: plain data, also for the ACPI tables
+    plan            where segments lie in the address space: plain data, also for the firmware's tables
     segment         32 slots, their ECAM pages, and where BARs answer (`aperture` decides that)
     function        what a segment expects of a function: the seam for devices that are not virtio
     config_space, bar, capabilities, msix    the registers, pure: bytes in, effects out

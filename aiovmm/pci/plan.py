@@ -1,4 +1,4 @@
-"""Where PCI segments lie in the address space: plain data that the VM and its ACPI tables both use.
+"""Where PCI segments lie in the address space: plain data that the VM and its firmware tables both use.
 
 Segment n has bus 0 only, its ECAM n MiB after the first one's, and an equal, aligned share of each memory window. There is one
 host bridge, one `_SEG` and one MCFG entry a segment.
