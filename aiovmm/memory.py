@@ -16,10 +16,11 @@ import bisect
 import contextlib
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
-from aiovmm.errors import GuestFault, HostError, UsageError
+from aiovmm.errors import GuestFault, HostError, StateError, UsageError
 from aiovmm.native import ffi, owners
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.native.seals import seal_size
@@ -33,6 +34,9 @@ _HUGE_PAGE = 2 << 20
 _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; in the mmap module only from CPython 3.13 on
 _PERM_RW = 3
 _NO_HUGE_PAGES = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
+
+_PIECE = 256 << 20  # bytes, between which somebody may say that memory is not wanted any more
+_Fill = Callable[[GuestMapping, int, int], None]
 
 
 class AddressSpace(Protocol):
@@ -94,20 +98,23 @@ class GuestMemory:
         thp: bool = True,
         mergeable: bool = False,
         name: str = "aiovmm-ram",
+        wanted: Callable[[], bool] = lambda: True,
     ) -> GuestMemory:
         """RAM at `ranges` of (gpa, size in bytes), page-aligned. Raises HostError, UsageError.
 
         `hugepages` come from the host's reserve, `thp` are those that the kernel makes for private memory as it can.
-        `mergeable`: private memory whose pages the kernel may hold once for several guests.
+        `mergeable`: private memory whose pages the kernel may hold once for several guests. `prefault` takes a quarter of a
+        second a GiB and more; it is given up, by StateError, once it is not `wanted`.
         """
         memory = cls()
         total = sum(size for _, size in ranges)
+        fill = partial(_fill, wanted) if prefault else None
         try:
             if shared or hugepages:
-                memory._create_fd(ranges, total, name, shared=shared, hugepages=hugepages, prefault=prefault)
+                memory._create_fd(ranges, total, name, shared=shared, hugepages=hugepages, fill=fill)
             else:
                 for gpa, size in ranges:
-                    memory._map_private(gpa, size, prefault=prefault, thp=thp, mergeable=mergeable)
+                    memory._map_private(gpa, size, fill=fill, thp=thp, mergeable=mergeable)
         except OSError as exc:
             memory.close()
             if isinstance(exc, HostError):
@@ -120,7 +127,14 @@ class GuestMemory:
         return memory
 
     def _create_fd(
-        self, ranges: Sequence[tuple[int, int]], total: int, name: str, *, shared: bool, hugepages: bool, prefault: bool
+        self,
+        ranges: Sequence[tuple[int, int]],
+        total: int,
+        name: str,
+        *,
+        shared: bool,
+        hugepages: bool,
+        fill: _Fill | None,
     ) -> None:
         """All ranges in one memfd."""
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugepages else 0)
@@ -131,11 +145,11 @@ class GuestMemory:
         offset = 0
         for gpa, size in ranges:
             region = self.map_fd(gpa, size, fd, offset, shared=shared, reserve=hugepages, ram=True)
-            if prefault:
-                region.mapping.populate(0, size)
+            if fill is not None:
+                fill(region.mapping, 0, size)
             offset += size
 
-    def _map_private(self, gpa: int, size: int, *, prefault: bool, thp: bool, mergeable: bool) -> None:
+    def _map_private(self, gpa: int, size: int, *, fill: _Fill | None, thp: bool, mergeable: bool) -> None:
         """Anonymous memory."""
         self._check_place(gpa, size)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
@@ -143,10 +157,14 @@ class GuestMemory:
         start = (gpa - mapping.host) % _HUGE_PAGE
         with contextlib.suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
-        if mergeable:
-            _let_merge(mapping)
-        if prefault:
-            mapping.populate(start, size)
+        try:
+            if mergeable:
+                _let_merge(mapping)
+            if fill is not None:
+                fill(mapping, start, size)
+        except BaseException:  # whose traceback would keep it
+            mapping.close()
+            raise
         host = mapping.host + start
         self._insert(
             MemoryRegion(gpa, size, -1, 0, mapping, host, shared=False, ram=True),
@@ -272,6 +290,14 @@ class GuestMemory:
         self._table.count = 0
         owners.link(self._table, regions=array)
         self._table.count = len(self._regions)
+
+
+def _fill(wanted: Callable[[], bool], mapping: GuestMapping, start: int, size: int) -> None:
+    end = start + size
+    for at in range(start, end, _PIECE):
+        if not wanted():
+            raise StateError("guest memory is not wanted any more")
+        mapping.populate(at, min(_PIECE, end - at))
 
 
 def _let_merge(mapping: GuestMapping) -> None:

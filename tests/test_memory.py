@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm.config import MemoryConfig
-from aiovmm.errors import GuestFault, HostError, UsageError
+from aiovmm.errors import GuestFault, HostError, StateError, UsageError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi
 from aiovmm.native.mapping import GuestMapping
@@ -126,6 +126,21 @@ def test_other_threads_go_on_while_memory_is_prefaulted(monkeypatch: pytest.Monk
     finally:
         sys.setswitchinterval(switch)
     assert ("begun",) in seen
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_is_prefaulted_can_be_given_up(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiovmm.memory._PIECE", HUGE)
+    asked, filled = [], []
+    monkeypatch.setattr(GuestMapping, "populate", lambda self, start, size: filled.append(size))
+
+    def wanted() -> bool:
+        asked.append(True)
+        return len(asked) <= 3
+
+    with pytest.raises(StateError, match="not wanted"):
+        GuestMemory.create([(0, 64 * HUGE)], shared=shared, prefault=True, wanted=wanted)
+    assert filled == [HUGE] * 3
 
 
 def mincore(address: int, size: int) -> list[bool]:

@@ -8,6 +8,7 @@ undoing on a stack before the next one begins. What is an architecture's is done
 from __future__ import annotations
 
 import asyncio
+import threading
 from contextlib import AsyncExitStack
 from functools import partial
 from time import perf_counter
@@ -50,6 +51,7 @@ class Machine:
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
+        self._given_up = threading.Event()  # nobody waits for it to be built any more
 
     @classmethod
     async def build(cls, parts: MachineParts, owner: MachineOwner) -> Machine:
@@ -64,7 +66,7 @@ class Machine:
 
     async def _build(self) -> None:
         config, board = self.parts.config, self.board
-        end = await in_thread(f"{config.name}: make memory", self._make_vm)
+        end = await finish(in_thread(f"{config.name}: make memory", self._make_vm), self._given_up.set)
         self.kvm_vm.name = config.name
         board.add_devices()
         segments = config.platform.num_pci_segments
@@ -115,6 +117,7 @@ class Machine:
             prefault=m.prefault,
             thp=m.wants_huge_pages,
             mergeable=m.mergeable,
+            wanted=lambda: not self._given_up.is_set(),
         )
         self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self.memory.close)
 

@@ -74,8 +74,11 @@ def bury(task: asyncio.Task[Any]) -> bool:
     return True
 
 
-async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
-    """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost."""
+async def finish(
+    work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Callable[[], object] | None = None
+) -> T:
+    """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost.
+    `given_up` is called when that is known, so that the end may come sooner."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
@@ -83,6 +86,8 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
             await asyncio.wait([task])
         except asyncio.CancelledError as exc:
             cancelled = exc
+            if given_up is not None:
+                given_up()
     if cancelled is None:
         return task.result()
     if not task.cancelled():

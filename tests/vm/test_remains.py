@@ -33,6 +33,7 @@ from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine import assembly
 from aiovmm.machine.x86_64 import board, legacy, tables, vcpus
 from aiovmm.memory import GuestMemory
+from aiovmm.native.mapping import GuestMapping
 from aiovmm.pci import virtio
 from aiovmm.runtime.prepared import Prepared
 from tests.vm.guest import config, counts_on, event, until
@@ -207,6 +208,32 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
     await remains.check()
 
 
+async def test_who_is_cancelled_while_memory_is_prefaulted_does_not_wait_for_all_of_it(
+    remains: Remains, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on, filled = threading.Event(), threading.Event(), []
+
+    def slow(mapping: GuestMapping, start: int, size: int) -> None:
+        filled.append(size)
+        begun.set()
+        assert go_on.wait(20)
+
+    monkeypatch.setattr("aiovmm.memory._PIECE", 2 << 20)
+    monkeypatch.setattr(GuestMapping, "populate", slow)
+    base = full("s")
+    entering = asyncio.ensure_future(
+        VM(replace(base, memory=replace(base.memory, size=64 << 20, prefault=True))).__aenter__()
+    )
+    await asyncio.to_thread(begun.wait, 20)
+    entering.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    assert len(filled) <= 2, "of 32 pieces"
+    await remains.check()
+
+
 async def test_cancelled_twice_while_it_closes(remains: Remains) -> None:
     vm = VM(full("s"))
     await vm.__aenter__()
@@ -325,7 +352,7 @@ async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
     assert vm.status.error is caught.value
 
 
-@pytest.mark.parametrize("step", [(GuestMemory, "create"), (Vcpu, "set_cpuid")], ids=lambda s: str(s[1]))
+@pytest.mark.parametrize("step", [(GuestMemory, "create"), (VcpuState, "set_cpuid")], ids=lambda s: str(s[1]))
 @pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
 async def test_so_is_one_that_a_reset_meets(
     step: tuple[Any, str], met: BaseException, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
