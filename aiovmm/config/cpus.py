@@ -36,8 +36,8 @@ class TopologyConfig:
 class CpusConfig:
     """`boot` processors, which is what the guest has. `max` is how many its firmware tables have room for: those above `boot` are
     described as absent, and nothing brings them. `topology` lays out all `max` (`boot`, where that is not given): None is one
-    package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than the
-    host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
+    package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
+    the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
     are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
     """
 

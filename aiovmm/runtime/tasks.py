@@ -74,9 +74,7 @@ def bury(task: asyncio.Task[Any]) -> bool:
     return True
 
 
-async def finish(
-    work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Callable[[], object] | None = None
-) -> T:
+async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Callable[[], object] | None = None) -> T:
     """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost.
     `given_up` is called when that is known, so that the end may come sooner."""
     task = asyncio.ensure_future(work)
