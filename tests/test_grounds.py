@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,19 @@ def test_a_skip_fails_where_grounds_are_required(
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(SKIPS)
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(skipped=2 - failed, failed=failed)
+
+
+@pytest.mark.parametrize("required", ["", "1"])
+def test_tests_of_nested_hosts_that_there_cannot_be_are_skipped_or_fail(required: str, tmp_path: Path) -> None:
+    """The marks of tests/system are set by its conftest, and have to be there when the plugin looks for them."""
+    env = {"PATH": str(tmp_path), "HOME": str(tmp_path), "AIOVMM_REQUIRE_GROUNDS": required}
+    tests = ["tests/system/test_failed_entry.py", "tests/test_kvmhost_aarch64.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert (" skipped" in done.stdout, " failed" in done.stdout) == (not required, bool(required)), done.stdout
+    for arch in ("x86_64", "aarch64"):
+        assert f"no nested KVM host of {arch}" in done.stdout or required
+        assert f"qemu-system-{arch}" in done.stdout
 
 
 HANDED_OVER = """

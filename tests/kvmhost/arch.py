@@ -76,7 +76,10 @@ AARCH64 = Arch(
     kernel_arguments="mitigations=off",
     modules=(),
     packages=("qemu-system-common",),  # virtiofsd
-    kernels={name: (suite, package.replace("amd64", "arm64")) for name, (suite, package) in STOCK_KERNELS.items()},
+    kernels={
+        **{name: (suite, package.replace("amd64", "arm64")) for name, (suite, package) in STOCK_KERNELS.items()},
+        "full": ("bookworm", "linux-image-arm64"),  # it alone has a driver for a power button that is a GPIO's key
+    },
     cross_packages=("gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"),
 )
 

@@ -92,8 +92,15 @@ def _profile(item: pytest.Item) -> Profile | None:
     return profile_named(wanted.get("profile", "default"), wanted.get("arch", X86_64.name), wanted.get("cpu"))
 
 
+def _host_order(item: pytest.Item) -> str:
+    profile = _profile(item)
+    return profile.name if profile is not None and profile.arch != X86_64 else ""
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Hosts of arm64 after all else, each as a whole: sessions in two hosts at once would each take the other's processors.
+    items.sort(key=_host_order)  # stable
     for item in items:
         if _CLIENTS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("kvmhost_client")

@@ -15,10 +15,11 @@ import pytest
 import uvloop
 
 from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
-from aiovmm.boot.x86_64 import load_kernel
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
+from tests.system.grounds import hosts_of, is_core, is_of_x86
 from tests.system.programs import compile_programs
+from tests.system.shown import CONSOLE
 
 GUESTS = Path("/guest")
 RELEASES = ("6.1", "6.12", "newest")
@@ -31,32 +32,22 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
-CORE = {
-    "test_boot.py": "",
-    "test_balloon.py": "[False-6.1]",
-    "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
-    "test_custom_device.py": "[6.1]",
-    "test_iommu.py": "a_disk_behind_the_iommu",
-    "test_net.py": "test_traffic_both_ways[6.1]",
-    "test_failed_entry.py": "",
-    "test_pci.py": "interrupted_by_pins[6.1]",
-    "test_pmem.py": "root_file_system_is_on_pmem[shared]",
-    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]",
-    "test_vfio_net.py": "intx_alone",
-    "test_vhost_user.py": "storage_daemons_disk",
-    "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
-    "test_terminal.py": "attach_type_detach or session_on_hvc0",
-}
-"""What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize(
+        "host", hosts_of(metafunc.module.__file__.rsplit("/", 1)[-1], metafunc.function.__name__), indirect=True
+    )
 
 
-def is_core(item: pytest.Item) -> bool:
-    parts = CORE.get(item.path.name)
-    return parts is not None and any(part in item.name for part in parts.split(" or "))
+@pytest.fixture(autouse=True)
+def host(request: pytest.FixtureRequest) -> str:
+    """The nested host: x86_64, or the processor of one of arm64."""
+    return str(request.param)
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plugin that hands them over looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    items[:] = [item for item in items if here not in item.path.parents or not is_of_x86(item)]
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.kvmhost)
@@ -111,6 +102,8 @@ def initramfs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The kernels of the bzImages, unpacked: ELF files."""
 
+    from aiovmm.boot.x86_64 import load_kernel
+
     def make(release: str) -> Path:
         image = load_kernel(GUESTS / release / "vmlinuz")
         path = tmp_path_factory.mktemp("vmlinux") / f"{release}.elf"
@@ -137,7 +130,7 @@ def with_mke2fs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Guests:
-    """Makes configurations of guests that boot to a shell on ttyS0."""
+    """Makes configurations of guests that boot to a shell on their serial port."""
 
     def __init__(self, initramfs: dict[str, Path], vmlinux: dict[str, Path]) -> None:
         self._initramfs = initramfs
@@ -150,7 +143,7 @@ class Guests:
         elf: bool = False,
         cpus: int = 1,
         memory: int = 256,
-        cmdline: str = "console=ttyS0 panic=-1 quiet",
+        cmdline: str = f"console={CONSOLE} panic=-1 quiet",
         **changes: object,
     ) -> VMConfig:
         """A VMConfig; `memory` in MiB."""

@@ -19,6 +19,7 @@ from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.engine import IoKind
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import prompt, shell, shell_status
+from tests.system.shown import CONSOLE
 
 MB = 1 << 20
 
@@ -162,7 +163,7 @@ async def test_the_root_file_system_is_on_the_disk(guests: Guests, folder: Path,
     )
     init.chmod(0o755)
     image = ext4(folder / "disk.img", 64 * MB, root)
-    cmdline = "console=ttyS0 panic=-1 quiet root=/dev/vda rootfstype=ext4"
+    cmdline = f"console={CONSOLE} panic=-1 quiet root=/dev/vda rootfstype=ext4"
     async with VM(with_disk(guests, DiskConfig(path=image), release, cmdline=cmdline)) as vm:
         await vm.start()
         await vm.serial.expect(rb"root is /dev/vda", timeout=120)

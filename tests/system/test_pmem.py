@@ -18,6 +18,7 @@ from aiovmm import VM, EventKind, ExitReason, PmemConfig, RebootPolicy
 from aiovmm.devices.virtio.pmem import PmemDevice
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import BOOT, PROMPT, prompt, shell
+from tests.system.shown import CONSOLE
 
 MIB = 1 << 20
 
@@ -102,7 +103,7 @@ from aiovmm import VM, VMConfig, PayloadConfig, PmemConfig, MemoryConfig
 kernel, initramfs, image = map(pathlib.Path, sys.argv[1:])
 run = "mount -t ext4 -o dax=always /dev/pmem0 /mnt; dd if=/dev/urandom of=/mnt/x bs=64k count=64 conv=fsync; sha256sum /mnt/x"
 async def main():
-    cmdline = f'console=ttyS0 panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}; sleep 1000"'
+    cmdline = f'console={CONSOLE} panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}; sleep 1000"'
     config = VMConfig(PayloadConfig(kernel, initramfs, cmdline), memory=MemoryConfig(256 << 20), pmems=(PmemConfig(file=image),))
     async with VM(config) as vm:
         await vm.start()
@@ -151,7 +152,7 @@ async def test_the_root_file_system_is_on_pmem(guests: Guests, tmp_path: Path, d
         image.chmod(0o400)
     before = await asyncio.to_thread(image.read_bytes)
     config = guests.config(
-        cmdline="console=ttyS0 panic=-1 quiet root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always init=/init",
+        cmdline=f"console={CONSOLE} panic=-1 quiet root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always init=/init",
         pmems=(PmemConfig(file=image, discard_writes=discard),),
     )
     async with VM(config) as vm:
@@ -191,7 +192,7 @@ async def test_eight_guests_of_one_image_share_the_pages_of_the_host(guests: Gue
     run = "mount -t ext4 -o ro,dax=always /dev/pmem0 /mnt; md5sum /mnt/data"
     config = guests.config(
         memory=128,
-        cmdline=f'console=ttyS0 panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}"',
+        cmdline=f'console={CONSOLE} panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}"',
         pmems=(PmemConfig(file=image, discard_writes=True),),
     )
     async with AsyncExitStack() as stack:

@@ -15,10 +15,11 @@ from aiovmm import VM, ConsoleConfig, ConsoleMode, EventKind, ExitReason, Reboot
 from tests.devices.virtio.fips import failures
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import prompt, shell
+from tests.system.shown import CONSOLE
 
 MIB = 1 << 20
 HVC0 = ConsoleConfig(ConsoleMode.NULL, history=8 * MIB)
-BOTH = "console=ttyS0 console=hvc0 panic=-1 quiet"
+BOTH = f"console={CONSOLE} console=hvc0 panic=-1 quiet"
 
 
 async def raw_output(vm: VM, command: str, size: int, timeout: float = 120.0) -> bytes:

@@ -1,0 +1,76 @@
+"""Which of these tests run in which nested hosts: all in that of x86, and in those of arm64 what is not of x86 itself.
+
+A test is the same in each; of arm64 its parameters begin with the processor: `test_x[aarch64-6.1]`, `test_x[cortex-a72-6.1]`.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kvmhost.arch import AARCH64
+
+_X86_ALONE = {
+    "test_failed_entry.py": "",
+    "test_boot.py": "triple_fault before_it_has_run_user_space",
+    "test_vfio.py": "",
+    "test_vfio_net.py": "",
+    "test_vhost_user.py": "qemu_is_served",
+}
+"""Of each file all (""), or the tests that have one of these parts in their names."""
+
+CORE = {
+    "test_boot.py": "",
+    "test_balloon.py": "[False-6.1]",
+    "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
+    "test_custom_device.py": "[6.1]",
+    "test_iommu.py": "a_disk_behind_the_iommu",
+    "test_net.py": "test_traffic_both_ways[6.1]",
+    "test_failed_entry.py": "",
+    "test_pci.py": "interrupted_by_pins[6.1]",
+    "test_pmem.py": "root_file_system_is_on_pmem[shared]",
+    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]",
+    "test_vfio_net.py": "intx_alone",
+    "test_vhost_user.py": "storage_daemons_disk",
+    "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
+    "test_terminal.py": "attach_type_detach or session_on_hvc0",
+}
+"""What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
+
+CORE_AARCH64: dict[str, str] = {}
+"""The same in the host of arm64, on its usual processor."""
+
+HOSTS = [
+    pytest.param("x86_64", id=pytest.HIDDEN_PARAM),
+    *(
+        pytest.param(
+            model, id=model if number else AARCH64.name, marks=pytest.mark.kvmhost(arch=AARCH64.name, cpu=model)
+        )
+        for number, model in enumerate(AARCH64.processors)
+    ),
+]
+
+
+def hosts_of(file: str, test: str) -> list[object]:
+    """Of HOSTS those in which the test function `test` of `file` runs."""
+    alone = _X86_ALONE.get(file)
+    is_of_x86 = alone is not None and (not alone or any(part in test for part in alone.split()))
+    return HOSTS[:1] if is_of_x86 else list(HOSTS)
+
+
+def is_core(item: pytest.Item) -> bool:
+    host, name = host_of(item), item.name
+    if host == AARCH64.processors[0]:
+        name = name.replace(f"[{AARCH64.name}-", "[").replace(f"[{AARCH64.name}]", "")
+    table = {"x86_64": CORE, AARCH64.processors[0]: CORE_AARCH64}.get(host, {})
+    parts = table.get(item.path.name)
+    return parts is not None and any(part in name for part in parts.split(" or "))
+
+
+def host_of(item: pytest.Item) -> str:
+    parameters: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    return str(parameters.get("host", "x86_64"))
+
+
+def is_of_x86(item: pytest.Item) -> bool:
+    """It is of a file format that there is on x86 alone, although its function is not."""
+    return bool(getattr(getattr(item, "callspec", None), "params", {}).get("elf")) and host_of(item) != "x86_64"

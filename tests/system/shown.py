@@ -1,0 +1,32 @@
+"""What a stock guest shows of the machine that it is on, by architecture."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+from tests.kvmhost.arch import AARCH64, ARCHES, X86_64
+
+__all__ = ["CONSOLE", "SHOWN", "with_button"]
+
+_HERE = ARCHES[platform.machine()]
+CONSOLE = _HERE.console
+
+
+@dataclass(frozen=True)
+class Shown:
+    clock: str  # in the kernel's log
+    pin: str  # of /proc/interrupts: what a level comes by
+    high_memory: str  # of 5 GiB, the last line of RAM in /proc/iomem
+    low_end: int  # below which the other lines are
+
+
+SHOWN = {
+    X86_64.name: Shown("kvm-clock", "IO-APIC", "100000000-17fffffff", 3 << 30),
+    AARCH64.name: Shown("arch_sys_counter", "GICv3", "100000000-183ffffff", 0xFC000000),
+}[_HERE.name]
+
+
+def with_button(release: str) -> str:
+    """The kernel that heeds the power button: arm64's kernels for clouds have no driver for one that is a GPIO's key."""
+    return release if _HERE == X86_64 else "full"
