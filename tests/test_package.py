@@ -82,7 +82,7 @@ async def main(guest, elf):
         await vm.start()
         await vm.serial.expect(rb"guest:\S+ ?[#$] ", timeout=120)
         vm.serial.write(b"echo it is $(uname -r)\n")
-        found = await vm.serial.expect(rb"it is (\d\S+)", timeout=60)
+        found = await vm.serial.expect(rb"it is (\d\S+)\s", timeout=60)
         vm.serial.write(b"poweroff\n")
         print("guest", found[1].decode(), (await vm.wait()).reason.value)
 

@@ -158,7 +158,7 @@ def test_power_button_while_a_command_runs(boot: Boot) -> None:
 
 def test_command_given_on_the_kernel_command_line(boot: Boot) -> None:
     guest = boot('aiovmm.run="echo one two; tty; false" aiovmm.then=reboot', compression="zstd")
-    text = guest.expect(rb"aiovmm: run end status=(\d+)").decode()
+    text = guest.expect(rb"aiovmm: run end status=(\d+)\s").decode()
     assert re.search(
         r"aiovmm: init\r\n.*aiovmm: run begin\r\none two\r\n/dev/ttyS0\r\naiovmm: run end status=1$", text, re.S
     )

@@ -48,6 +48,7 @@ class Daemon:
         await asyncio.to_thread(self._process.wait)
 
 
+@pytest.mark.timeout(300)
 async def test_a_disk_killed_again_and_again_under_load_loses_nothing(path: Path, tmp_path: Path) -> None:
     """Each round writes blocks at depth 32 and kills the back end amid them; every acknowledged block holds what was last
     written, and every request is acknowledged exactly once (the driver simulator refuses a second time)."""
