@@ -10,11 +10,6 @@ HEAD_SIZE = 0x9000  # bytes; the farthest mark is that of a CD image
 
 _AT_START = (
     (b"070701", "an initramfs (cpio archive), not a kernel"),
-    (b"\x1f\x8b", "a gzip-compressed file: unpack it first"),
-    (b"BZh", "a bzip2-compressed file: unpack it first"),
-    (b"\xfd7zXZ\x00", "an xz-compressed file: unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "a zstd-compressed file: unpack it first"),
-    (b"\x02\x21\x4c\x18", "an lz4-compressed file: unpack it first"),
     (b"QFI\xfb", "a qcow2 disk image, not a kernel"),
     (b"!<arch>\n", "an archive (.a or .deb), not a kernel: unpack it first"),
     (b"#!", "a script, not a kernel"),
@@ -31,15 +26,44 @@ _KERNELS = (
 _CD_IMAGE = 0x8001, b"CD001"
 
 
+_PEEKED = 0x240  # bytes of what is packed: up to the farthest mark of a kernel
+
+
 def describe(data: bytes, runs: Architecture) -> str:
     """One clause on what a file is that begins with `data` (HEAD_SIZE bytes, or all of it) and is no kernel that machines of
     `runs` run."""
+    if (known := _known(data, runs)) is not None:
+        return known
+    from aiovmm.boot import unpack  # for who has given something else
+
+    if (compression := unpack.detect(data)) not in (None, "none"):
+        file = f"{'an' if compression[0] in 'lx' else 'a'} {compression}-compressed file"
+        inside = _known(_begin(compression, data), runs)
+        return f"{file}: unpack it first" if inside is None else f"{file}, and in it is {inside}"
+    return _anything_else(data)
+
+
+def _known(data: bytes, runs: Architecture) -> str | None:
     for magic, text in _AT_START:
         if data.startswith(magic):
             return text
     for offset, magic, architecture, text in _KERNELS:
         if architecture is not runs and data.startswith(magic, offset):
             return f"{text}; this machine runs {runs.title} kernels"
+    return None
+
+
+def _begin(compression: str, data: bytes) -> bytes:
+    """How what is packed in `data` begins, if so little is enough to say."""
+    from aiovmm.boot import unpack
+
+    try:
+        return unpack.begin(compression, data, _PEEKED)
+    except unpack.UnpackError:
+        return b""
+
+
+def _anything_else(data: bytes) -> str:
     if data.startswith(_CD_IMAGE[1], _CD_IMAGE[0]):
         return "a CD image, not a kernel"
     if len(data) < 0x206:

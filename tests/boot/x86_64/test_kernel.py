@@ -15,6 +15,8 @@ import pytest
 from aiovmm.boot.x86_64 import BootProtocol, KernelKind, load_kernel
 from aiovmm.errors import ImageError
 from aiovmm.memory import GuestMemory
+from tests.boot.aarch64.images import image as arm64_image
+from tests.boot.aarch64.images import zboot
 from tests.boot.images import CODE, COMPRESSORS, INTERP, KERNEL_ADDRESS, bzimage, elf, payload
 
 Put = Callable[..., Path]
@@ -167,7 +169,7 @@ def test_file_that_changed_since_it_was_examined_is_not_loaded(put: Put, cache: 
 NOT_KERNELS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
     "one byte": (b"x", "only 1 bytes"),
-    "text": (b"hello world\n" * 100, "neither a bzImage nor an ELF"),
+    "text": (b"hello world\n" * 100, "not a kernel in any known format"),
     "script": (b"#!/bin/sh\n" + bytes(1000), "script"),
     "initramfs": (b"070701" + bytes(2000), "initramfs"),
     "qcow2": (b"QFI\xfb" + bytes(2000), "qcow2"),
@@ -177,6 +179,17 @@ NOT_KERNELS: dict[str, tuple[bytes, str]] = {
     "arm64 Image": (b"MZ" + bytes(0x36) + b"ARMd" + bytes(2000), "arm64"),
     "arm64 zboot": (b"MZ\0\0zimg" + bytes(2000), "zboot"),
     "ARM zImage": (bytes(0x24) + b"\x18\x28\x6f\x01" + bytes(2000), "32-bit ARM"),
+    "Image.gz for arm64": (
+        gzip.compress(arm64_image()),
+        "a gzip-compressed file, and in it is an arm64 Linux Image; this",
+    ),
+    "Image.zst for arm64": (
+        COMPRESSORS["zstd"](arm64_image()),
+        "a zstd-compressed file, and in it is an arm64 Linux Image",
+    ),
+    "packed initramfs": (gzip.compress(b"070701" + bytes(9000)), "in it is an initramfs .cpio archive., not a kernel"),
+    "packed by lz4": (COMPRESSORS["lz4"](bytes(2000)), "an lz4-compressed file: unpack it first"),
+    "zboot": (zboot(arm64_image()), "an EFI zboot image .*; this machine runs x86-64 kernels"),
     "RISC-V Image": (bytes(0x38) + b"RSC\x05" + bytes(2000), "RISC-V"),
     "arm64 vmlinux": (elf(machine=183), "64-bit ELF file for arm64"),
     "32-bit vmlinux": (elf(elf_class=1), "32-bit ELF file without a PVH entry"),
