@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.guest import aiovmm_program
 from benchmarks.harness import Options, Result, Target, run_rounds
@@ -36,10 +36,10 @@ def run(options: Options) -> Iterator[Result]:
             yield run_rounds(result, contestants, options.pick(2 * options.rounds, options.rounds))
 
 
-def process(command: Sequence[str]) -> float:
+def process(command: Sequence[str], env: Mapping[str, str] | None = None) -> float:
     """Milliseconds of its life."""
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env) as process:
         ended = os.pidfd_open(process.pid)  # `run` with a timeout looks for the end every now and then, which shows
         try:
             select.select([ended], [], [], 60)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import many
 from benchmarks.__main__ import main, modules
 
 
@@ -37,3 +38,13 @@ def test_a_quick_run_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["virtqueue_cost", "--quick", "--only", "ring", "--from", str(data), "--json", str(again)]) == 0
     names = [result["name"] for result in json.loads(again.read_text())["results"]]
     assert names == ["import aiovmm", "ring, depth 1", "ring, depth 32"]
+
+
+@pytest.mark.kvm
+@pytest.mark.timeout(120)
+def test_many_guests_in_short(tmp_path: Path) -> None:
+    data = tmp_path / "many.json"
+    assert main(["many", "--quick", "--rounds", "1", "--json", str(data)]) == 0
+    results = {result["name"]: result for result in json.loads(data.read_text())["results"]}
+    assert {"from aiovmm import VM", "aiovmm run, to the first byte", "creation", *many.ROWS} == results.keys()
+    assert all(result["medians"][result["ours"]] > 0 for result in results.values())
