@@ -4,15 +4,31 @@ own code here is bare metal. Interrupts go to the guest; what has come back is l
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from aiovmm import VM
+from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, NetConfig, RngConfig, VMConfig, VsockConfig
 from aiovmm.bus import Space
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.virtqueue.driver import Arena
-from tests.vm.guest import until
+from tests.vm.guest import config, until
 
-__all__ = ["Driver", "start_drivers"]
+__all__ = ["Driver", "five_devices", "start_drivers"]
+
+
+def five_devices(folder: Path, name: str = "guest") -> VMConfig:
+    """A guest that prints hello and halts, with a disk, a card (a TAP of its own), a console, entropy and vsock."""
+    disk = folder / f"{name}.raw"
+    disk.write_bytes(bytes(1 << 20))
+    return config(
+        "hi",
+        name=name,
+        disks=(DiskConfig(path=disk),),
+        nets=(NetConfig(),),
+        console=ConsoleConfig(mode=ConsoleMode.NULL),
+        rng=RngConfig(),
+        vsock=VsockConfig(socket=folder / f"{name}.vsock"),
+    )
 
 
 class _Side:

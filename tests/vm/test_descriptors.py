@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import resource
+import struct
 from collections import Counter
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from aiovmm import (
-    VM,
-    ConsoleConfig,
-    ConsoleMode,
-    DiskConfig,
-    NetConfig,
-    RngConfig,
-    VMConfig,
-    VsockConfig,
-)
-from tests.vm.drivers import start_drivers
+from aiovmm import VM, RngConfig, VMState
+from tests.vm.drivers import five_devices, start_drivers
 from tests.vm.guest import config
 
 pytestmark = pytest.mark.kvm
@@ -35,21 +30,6 @@ def open_files() -> Counter[str]:
             continue
         names[target.removeprefix("anon_inode:").split(":[")[0]] += 1
     return names
-
-
-def five(folder: Path, name: str = "guest") -> VMConfig:
-    """A disk, a card, a console, entropy and vsock."""
-    disk = folder / f"{name}.raw"
-    disk.write_bytes(bytes(1 << 20))
-    return config(
-        "hi",
-        name=name,
-        disks=(DiskConfig(path=disk),),
-        nets=(NetConfig(),),
-        console=ConsoleConfig(mode=ConsoleMode.NULL),
-        rng=RngConfig(),
-        vsock=VsockConfig(socket=folder / f"{name}.vsock"),
-    )
 
 
 async def test_a_guest_without_devices_has_three_and_one_more_a_processor() -> None:
@@ -71,7 +51,7 @@ async def test_a_guest_with_five_devices_at_work_has_at_most_twelve(tmp_path: Pa
     async with VM(config("hi", rng=RngConfig())) as first:
         await first.start()
         before = open_files()
-        async with VM(five(tmp_path)) as vm:
+        async with VM(five_devices(tmp_path)) as vm:
             await vm.start()
             await vm.serial.expect(rb"hello\n", timeout=20)
             assert (open_files() - before).total() <= 7, "no driver has come"
@@ -83,3 +63,28 @@ async def test_a_guest_with_five_devices_at_work_has_at_most_twelve(tmp_path: Pa
             await drivers["rng"].request(0, writable=[32])
             assert (open_files() - before).total() == there.total()
         assert open_files() == before
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not HAS_TUN, reason="a network card needs /dev/net/tun, and root")
+async def test_a_thousand_guests_with_five_devices_answer_in_one_process(tmp_path: Path) -> None:
+    """On their serial ports and on a queue of each device that has one to ask, all of them alive, within `ulimit -n 20000`."""
+    count = 1000
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert limit >= 13 * count, "raise `ulimit -n`"
+    async with AsyncExitStack() as stack:
+        guests = []
+        for number in range(count):
+            vm = await stack.enter_async_context(VM(five_devices(tmp_path, f"guest{number}")))
+            await vm.start()
+            await vm.serial.expect(rb"hello\n", timeout=60)
+            guests.append((vm, await start_drivers(vm)))
+        assert open_files().total() <= 12 * count + 100
+        for vm, drivers in guests:
+            assert vm.state is VMState.RUNNING
+            assert any(await drivers["rng"].request(0, writable=[32]))
+            header = struct.pack("<IIQ", 0, 0, 3)
+            assert await drivers["disk0"].request(0, [header], [512, 1]) == bytes(513)
+        await asyncio.gather(*(vm.kill() for vm, _ in guests))
+    assert not any("kvm" in name for name in open_files())
