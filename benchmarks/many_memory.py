@@ -1,8 +1,8 @@
 """What many guests in one process cost beside time: descriptors, memory, and what it takes to stop them all.
 
-Bare-metal guests of 2 MiB, without devices and with five of them at work (disk, card, console, entropy, vsock): each has a driver,
-and one has served a request. Each configuration in a process of its own. Memory is resident memory and the kernel's slab, which
-other work on the machine disturbs; the network needs root.
+Bare-metal guests of 2 MiB, without devices and with five of them at work (disk, card, console, entropy, vsock): each has a
+driver, and one has served a request. Each configuration in a process of its own. Memory is resident memory and the kernel's
+slab, which other work on the machine disturbs; the network needs root.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from aiovmm.runtime import admission
-from aiovmm.runtime.admission import AT_ONCE, admitted
+from aiovmm.runtime.admission import AT_ONCE, ENDING, admitted
 
 
 async def test_who_comes_first_is_done_first() -> None:
@@ -95,3 +95,20 @@ async def by_turns() -> int:
     finally:
         admission.PATIENCE = patience
     return seen
+
+
+async def test_those_who_end_and_those_who_begin_do_not_wait_for_each_other() -> None:
+    may_end, inside = asyncio.Event(), 0
+
+    async def one(to_end: bool) -> None:
+        nonlocal inside
+        async with admitted(to_end=to_end):
+            inside += 1
+            await may_end.wait()
+
+    tasks = [asyncio.create_task(one(to_end)) for to_end in (True, False) for _ in range(20)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert inside == AT_ONCE + ENDING
+    may_end.set()
+    await asyncio.gather(*tasks)

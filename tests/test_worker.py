@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 
 import pytest
 
@@ -12,22 +11,32 @@ from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.worker import Worker
 
 
-async def test_calls_are_made_in_order_in_one_thread_and_told_on_the_loop() -> None:
+async def test_calls_are_made_in_order_one_at_a_time_and_told_on_the_loop() -> None:
     worker, made, told = Worker("test"), [], []
-    here = threading.get_ident()
+    here, inside = threading.get_ident(), threading.Lock()
+
+    def work(number: int) -> int:
+        assert inside.acquire(blocking=False), "two calls at once"
+        made.append((number, threading.get_ident(), threading.current_thread().name))
+        inside.release()
+        return number
 
     def then(error: BaseException | None) -> None:
         assert error is None
         assert threading.get_ident() == here
         told.append(len(told))
 
-    futures = [
-        worker.submit(lambda n=n: made.append((n, threading.get_ident())) or n, then)  # type: ignore[misc]
-        for n in range(100)
-    ]
-    assert await asyncio.gather(*futures) == list(range(100))
-    assert [n for n, _ in made] == told == list(range(100))
-    assert len({thread for _, thread in made} - {here}) == 1
+    futures = []
+    for n in range(200):
+        futures.append(worker.submit(lambda n=n: work(n), then))  # type: ignore[misc]
+        if n % 7 == 0:
+            await asyncio.sleep(0)
+        if n % 40 == 0:
+            await futures[-1]
+    assert await asyncio.gather(*futures) == list(range(200))
+    assert [n for n, _, _ in made] == told == list(range(200))
+    assert here not in {thread for _, thread, _ in made}
+    assert {name for _, _, name in made} == {"test"}
     await worker.aclose()
     await worker.aclose()
 
@@ -77,16 +86,26 @@ async def test_a_waiter_that_is_cancelled_takes_nothing_back() -> None:
     assert made == ["work", "then"]
 
 
-async def test_an_idle_thread_ends_and_the_next_call_starts_another() -> None:
-    worker = Worker("test", idle=0.0)
+async def test_workers_without_calls_have_no_threads() -> None:
     before = threading.active_count()
+    workers = [Worker(f"guest{n}") for n in range(300)]
+    for worker in workers:
+        assert await worker.submit(threading.get_ident) != threading.get_ident()
+    assert threading.active_count() <= before + 1, "each used the one that the last had left"
+    for worker in workers:
+        await worker.aclose()
+
+
+async def test_a_worker_whose_call_blocks_holds_up_no_other() -> None:
+    may_end = threading.Event()
+    stuck = [Worker(f"stuck{n}") for n in range(20)]
+    blocked = [worker.submit(lambda: may_end.wait(30)) for worker in stuck]
+    free = Worker("free")
     for n in range(50):
-        assert await worker.submit(lambda n=n: n) == n  # type: ignore[misc]
-    deadline = time.monotonic() + 20
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
-    await worker.aclose()
+        assert await asyncio.wait_for(free.submit(lambda n=n: n), 20) == n  # type: ignore[misc]
+    assert not any(future.done() for future in blocked)
+    may_end.set()
+    await asyncio.gather(*blocked)
 
 
 async def test_without_room_for_a_thread_the_call_is_made_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

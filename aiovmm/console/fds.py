@@ -167,7 +167,7 @@ class FileDescriptor:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._calls = Worker("stdio", idle=0)
+        self._calls = Worker("stdio")
 
     async def read(self, n: int = 65536) -> bytes:
         data: bytes = await self._calls.submit(partial(os.read, self._fd, n))

@@ -19,6 +19,7 @@ from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, Lifecycle, VMSta
 from aiovmm.machine.journal import Journal
 from aiovmm.machine.power import Power
 from aiovmm.machine.watch import PanicWatch
+from aiovmm.runtime.admission import admitted
 from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["Ending", "failed", "of_host"]
@@ -79,7 +80,8 @@ class Ending:
             await self.stopped.wait()
             return
         try:
-            await self.power.off()
+            async with admitted(to_end=True):  # of a thousand that are to end the loop has a few on its hands at a time
+                await self.power.off()
         except Exception as exc:
             error = of_host("stopping", self._config.name, exc)
             self.life.status = failed(f"{status.detail}; its machine could not be stopped", error)

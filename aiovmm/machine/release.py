@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from aiovmm.errors import StateError
 from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.machine.ending import Ending
+from aiovmm.runtime.admission import admitted
 
 if TYPE_CHECKING:
     from aiovmm.console.places import Places
@@ -45,7 +46,7 @@ class Release:
             if self.places is not None:
                 await self.places.aclose()
         finally:
-            async with self._ending.transition:
+            async with self._ending.transition, admitted(to_end=True):
                 await self._ending.power.aclose()
 
     async def left_behind(self) -> None:

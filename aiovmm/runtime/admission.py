@@ -1,6 +1,7 @@
 """Who comes first is served first: of many that begin at once, a few get on with it, and the others wait in order.
 
-Without it a hundred guests that are started together take each step together, and the first of them is ready when the last is.
+Without it a hundred guests that are started together take each step together, and the first of them is ready when the last is; of
+those that are stopped together each step of all of them is one turn of the loop.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ __all__ = ["admitted"]
 AT_ONCE = 3
 """More would not be faster: most of what they do needs the interpreter."""
 
+ENDING = 8
+"""Who is taken apart waits for the host's kernel most of the time."""
+
 PATIENCE = 0.05
 """Seconds that one counts. What takes longer waits for something (a file, another process), and others need not wait with it."""
 
 
 class _Door:
-    """Of one event loop."""
+    """Of one event loop, for those who do the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._inside = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def enter(self) -> None:
-        if self._inside < AT_ONCE and not self._waiting:
+        if self._inside < self._most and not self._waiting:
             self._inside += 1
             return
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -42,21 +47,25 @@ class _Door:
 
     def leave(self) -> None:
         self._inside -= 1
-        while self._waiting and self._inside < AT_ONCE:
+        while self._waiting and self._inside < self._most:
             place = self._waiting.popleft()
             if not place.done():
                 self._inside += 1
                 place.set_result(None)
 
 
-_doors: WeakKeyDictionary[asyncio.AbstractEventLoop, _Door] = WeakKeyDictionary()
+_doors: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Door, _Door]] = WeakKeyDictionary()
 
 
 @asynccontextmanager
-async def admitted() -> AsyncIterator[None]:
-    """Wait for one's turn on this event loop; inside, be one of the `AT_ONCE` that are at work, for `PATIENCE` at most."""
+async def admitted(*, to_end: bool = False) -> AsyncIterator[None]:
+    """Wait for one's turn on this event loop; inside, be one of the `AT_ONCE` that are at work, for `PATIENCE` at most. Those who
+    are there `to_end` are `ENDING`, and the others do not wait for them."""
     loop = asyncio.get_running_loop()
-    door = _doors.setdefault(loop, _Door())
+    doors = _doors.get(loop)
+    if doors is None:
+        doors = _doors[loop] = _Door(AT_ONCE), _Door(ENDING)
+    door = doors[to_end]
     await door.enter()
     inside = True
 

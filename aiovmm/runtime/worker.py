@@ -3,8 +3,9 @@
 KVM answers some ioctls (a doorbell bound or unbound, a route, a memory slot) only when each vCPU has left what it was doing: some
 milliseconds, and a guest causes as many of them as it likes. The vCPU whose access it was waits for the answer, nobody else.
 
-A worker is one machine's, so guests do not wait for each other's calls, and it is no executor of the event loop's, which is the
-embedder's to fill. Its calls are made in the order in which they were asked for.
+A worker is one machine's: its calls are made in the order in which they were asked for, one at a time, and guests do not wait for
+each other's. It has no thread of its own, but one of the process's while it has calls (crew.py): a thousand machines cost no
+thousand threads. Nor is it one of the event loop's executor, which is the embedder's to fill.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from aiovmm.runtime import crew
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.threads import name_this_thread
 
 __all__ = ["Worker"]
-
-IDLE = 1.0
-"""Seconds. A guest that makes slow calls makes several."""
 
 
 @dataclass(eq=False)
@@ -35,74 +35,58 @@ class _Call:
 
 
 class Worker:
-    """`name` is the thread's, for the host's tools; `idle` seconds without a call end it, and the next call starts another.
-    `submit` and `aclose` belong to the event loop's thread."""
+    """`name` is the thread's while it makes a call. `submit` and `aclose` belong to the event loop's thread."""
 
-    def __init__(self, name: str, *, idle: float = IDLE) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
-        self._idle = idle
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._calls: deque[_Call] = deque()
-        self._thread: threading.Thread | None = None  # under `_changed`; cleared by the thread when it ends
+        self._busy = False  # a thread makes calls, and looks for further ones before it leaves
 
     def submit(
         self, work: Callable[[], Any], then: Callable[[BaseException | None], None] | None = None
     ) -> asyncio.Future[Any]:
-        """Have `work` called in the thread; then `then` on the loop, with what it raised, and the result (or that) in the future.
+        """Have `work` called in a thread; then `then` on the loop, with what it raised, and the result (or that) in the future.
 
         Nobody need wait for the future, and cancelling it takes nothing back: `work` and `then` are called in any case.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        call = _Call(work, then, loop, future)
-        with self._changed:
-            self._calls.append(call)
-            self._changed.notify()
-            if self._thread is not None:
+        with self._lock:
+            self._calls.append(_Call(work, then, loop, future))
+            if self._busy:
                 return future
-            self._thread = thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # the host has no room for a thread: slow is better than never
-            self._thread = None
-            self._calls.remove(call)
-            _make(call)
-            _settle(call)
+            self._busy = True
+        self._go_on()
         return future
 
     async def aclose(self) -> None:
-        """Wait until all calls are made, and end the thread. Idempotent; a later call starts another."""
-        if self._thread is not None:
+        """Wait until all calls are made. Idempotent; there may be later ones."""
+        if self._busy:
             await asyncio.wait([self.submit(_nothing)])
-        self.end()
 
-    def end(self) -> None:
-        """The same when all calls are made, for who knows that."""
-        with self._changed:
-            thread = self._thread
-            if thread is not None:
-                self._calls.append(_END)
-                self._changed.notify()
-        if thread is not None:
-            thread.join()  # it has nothing left to do
+    def _go_on(self) -> None:
+        try:
+            crew.run(self.name, self._serve)
+        except RuntimeError:  # the host has no room for a thread: slow is better than never
+            self._serve()()
 
-    def _run(self) -> None:
-        name_this_thread()
-        while (call := self._next()) is not None:
+    def _serve(self) -> Callable[[], None]:
+        """Make all calls, and leave the last one to be told of."""
+        while True:
+            call = self._calls.popleft()
             _make(call)
-            try:
-                call.loop.call_soon_threadsafe(_settle, call)
-            except RuntimeError:  # the loop was closed: nobody waits any more
-                continue
+            if not self._calls:
+                return partial(self._leave, call)
+            _tell(call)
 
-    def _next(self) -> _Call | None:
-        with self._changed:
-            self._changed.wait_for(self._calls.__len__, self._idle)
-            call = self._calls.popleft() if self._calls else None
-            if call is None or call is _END:
-                self._thread = None
-                return None
-            return call
+    def _leave(self, last: _Call) -> None:
+        """In order: what is asked for from now on is not made before this was told."""
+        _tell(last)
+        with self._lock:
+            self._busy = bool(self._calls)
+        if self._busy:
+            self._go_on()
 
 
 def _nothing() -> None:
@@ -114,6 +98,11 @@ def _make(call: _Call) -> None:
         call.result = call.work()
     except BaseException as exc:
         call.error = exc
+
+
+def _tell(call: _Call) -> None:
+    with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+        call.loop.call_soon_threadsafe(_settle, call)
 
 
 def _settle(call: _Call) -> None:
@@ -132,6 +121,3 @@ def _answer(call: _Call) -> None:
     else:
         call.future.set_exception(call.error)
         call.future.exception()  # seen: whoever waits raises it, and nobody need wait
-
-
-_END: Any = object()

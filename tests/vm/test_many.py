@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import threading
 from contextlib import AsyncExitStack
 
 import pytest
 
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
 from aiovmm.kvm import Kvm
+from aiovmm.machine import Machine
+from aiovmm.runtime import admission
+from aiovmm.runtime.admission import ENDING
 from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -97,3 +101,26 @@ async def test_kvm_is_opened_once_however_often_a_guest_resets_itself(monkeypatc
         assert len(opened) == 1
         assert opened[0].fd >= 0
     assert opened[0].fd < 0
+
+
+async def test_of_many_that_are_closed_at_once_a_few_are_taken_apart_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each step of all of them would be one turn of the loop, and each would have a thread."""
+    inside, most, before = 0, 0, threading.active_count()
+    really = Machine.aclose
+
+    async def aclose(self: Machine) -> None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await really(self)
+        inside -= 1
+
+    monkeypatch.setattr(Machine, "aclose", aclose)
+    monkeypatch.setattr(admission, "PATIENCE", 60)  # which a busy machine would try
+    vms = [VM(config("hi", name=f"vm{i}")) for i in range(60)]
+    await asyncio.gather(*(vm.__aenter__() for vm in vms))
+    await asyncio.gather(*(vm.start() for vm in vms))
+    await asyncio.gather(*(vm.aclose() for vm in vms))
+    assert 1 < most <= ENDING
+    assert inside == 0
+    assert threading.active_count() - before < 30
