@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.kvmhost import Host
+
 KVM_CREATE_VM, KVM_CHECK_EXTENSION, KVM_CREATE_VCPU, KVM_CREATE_DEVICE = 0xAE01, 0xAE03, 0xAE41, 0xC00CAEE0
 KVM_CAP_ARM_VM_IPA_SIZE = 165
 VGIC_V3, VGIC_ITS = 7, 8
@@ -61,3 +63,19 @@ def test_the_guests_kernels_and_programs_are_arm64s(model: str) -> None:
         assert os.path.exists(f"/guest/{series}/modules/modules.dep")
     with open("/guest/bin/busybox", "rb") as busybox:
         assert int.from_bytes(busybox.read(20)[18:20], "little") == 183  # EM_AARCH64
+
+
+NEAREST_TO_NATIVE_CODE = (
+    *("tests/virtqueue", "tests/test_memory.py", "tests/test_bus.py"),
+    *("tests/native/test_guard.py", "tests/native/test_owners.py", "tests/native/test_uring.py"),
+)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_rings_memory_and_queues_are_the_same_there(kvmhost_aarch64: Host) -> None:
+    """Tests that need no KVM, on native code of arm64."""
+    command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600", *NEAREST_TO_NATIVE_CODE]
+    said = kvmhost_aarch64.run(command, env={"AIOVMM_LOOPS": "uvloop"}, timeout=1700).check().stdout.decode()
+    assert " passed" in said.splitlines()[-1]
+    assert " skipped" not in said.splitlines()[-1], said
