@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import grounds
+from tests.kvmhost import plugin
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,3 +111,21 @@ def test_the_next_test_finds_nothing_of_the_last_ones_module(
     result = pytester.runpytest_subprocess("-s", "-p", "no:cacheprovider")
     result.assert_outcomes(passed=4)
     assert result.stdout.str().count("module is torn down") == 2
+
+
+MARKS = """
+import pytest
+@pytest.mark.kvmhost(profile="vfio", cpu="max")
+@pytest.mark.parametrize("host", [pytest.param(1, marks=pytest.mark.kvmhost(arch="aarch64")), 2])
+def test_there(host): ...
+"""
+
+
+def test_marks_on_a_test_and_on_its_parameters_add_up(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makeini("[pytest]\nmarkers = kvmhost: x")
+    items = pytester.getitems(MARKS)
+    monkeypatch.setattr(plugin, "INSIDE", False)
+    assert [profile.name for item in items if (profile := plugin._profile(item))] == ["aarch64-vfio", "vfio"]
+    assert sorted(items, key=plugin._host_order) == [items[1], items[0]]

@@ -41,6 +41,14 @@ def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
     assert option(command, "-append").endswith("intel_iommu=on iommu=nopt")
 
 
+def test_devices_to_pass_through_are_the_same_on_arm64_behind_its_own_iommu() -> None:
+    x86 = qemu_command(Qemu(), profile_named("vfio"), Size(1, GIB), FILES)
+    arm64 = qemu_command(Qemu(), profile_named("vfio", "aarch64"), Size(1, GIB), FILES)
+    assert option(arm64, "-M") == "virt,virtualization=on,gic-version=3,iommu=smmuv3"
+    assert {word for word in x86 if "mac=" in word or word.startswith("nvme")} <= set(arm64)
+    assert not [word for word in arm64 if "intel" in word]
+
+
 def test_a_host_in_an_old_qemu_tells_the_tests_inside() -> None:
     old = qemu_command(Qemu(notice="the machine's own"), profile_named(), Size(1, GIB), FILES)
     assert option(old, "-append").endswith(f" {NOT_THE_NEWEST_KERNEL}")
@@ -65,8 +73,9 @@ def test_each_host_has_a_name_and_so_a_place_of_its_own() -> None:
         profile_named("vfio"),
         profile_named(arch="aarch64"),
         profile_named(arch="aarch64", processor="cortex-a72"),
+        profile_named("vfio", "aarch64"),
     ]
-    assert [one.name for one in profiles] == ["default", "vfio", "aarch64", "aarch64-cortex-a72"]
+    assert [one.name for one in profiles] == ["default", "vfio", "aarch64", "aarch64-cortex-a72", "aarch64-vfio"]
     assert profile_named(arch="aarch64", processor="max") == profiles[2]
 
 

@@ -3,7 +3,7 @@
 A test marked `kvmhost` runs in a nested host. Where pytest already runs in one it is a test like any other; elsewhere all
 such tests are handed, at the first, to one pytest in the host, and each is reported here as it ends there.
 `@pytest.mark.kvmhost(profile="vfio")` chooses another profile's host, `arch="aarch64"` another architecture's, `cpu="cortex-a72"`
-another processor of it.
+another processor of it; of several marks, as on a test and on its parameters, each has its say.
 
 The fixtures `kvmhost` and `kvmhost_aarch64` are for the other kind of test, which stays outside and gives the host commands.
 
@@ -85,10 +85,10 @@ _CLIENTS = {"kvmhost_possible", "kvmhost_aarch64_possible"}
 
 def _profile(item: pytest.Item) -> Profile | None:
     """The profile whose host `item` is to run in; None for a test that runs here."""
-    marker = None if INSIDE else item.get_closest_marker("kvmhost")
-    if marker is None:
+    markers = [] if INSIDE else list(item.iter_markers("kvmhost"))
+    if not markers:
         return None
-    wanted = marker.kwargs
+    wanted = {key: value for marker in reversed(markers) for key, value in marker.kwargs.items()}  # the closest counts
     return profile_named(wanted.get("profile", "default"), wanted.get("arch", X86_64.name), wanted.get("cpu"))
 
 

@@ -70,27 +70,37 @@ def _network_card(number: int, driver: str) -> tuple[str, ...]:
     )
 
 
+_TO_PASS_THROUGH = (
+    *("-drive", "file=nvme.img,if=none,id=nvme,format=raw,cache=unsafe"),
+    *("-device", "nvme,drive=nvme,serial=kvmhost-nvme"),
+    # Three cards that see each other and nobody else: one for the host to keep, one whose driver takes MSI-X,
+    # and one that has INTx alone.
+    *_network_card(1, "virtio-net-pci"),
+    *_network_card(2, "vmxnet3"),
+    *_network_card(3, "virtio-net-pci,vectors=0,disable-legacy=on,iommu_platform=on"),
+)
+_DISKS = (Disk("nvme.img", _GIB),)
+
 PROFILES = {
     (profile.arch.name, profile.kind): profile
     for profile in (
         Profile(),
-        Profile(arch=AARCH64),
         Profile(
             "vfio",
             machine="kernel-irqchip=off",
-            devices=(
-                *("-device", "intel-iommu,intremap=off,caching-mode=on"),
-                *("-drive", "file=nvme.img,if=none,id=nvme,format=raw,cache=unsafe"),
-                *("-device", "nvme,drive=nvme,serial=kvmhost-nvme"),
-                # Three cards that see each other and nobody else: one for the host to keep, one whose driver takes MSI-X,
-                # and one that has INTx alone.
-                *_network_card(1, "virtio-net-pci"),
-                *_network_card(2, "vmxnet3"),
-                *_network_card(3, "virtio-net-pci,vectors=0,disable-legacy=on,iommu_platform=on"),
-            ),
-            disks=(Disk("nvme.img", _GIB),),
+            devices=("-device", "intel-iommu,intremap=off,caching-mode=on", *_TO_PASS_THROUGH),
+            disks=_DISKS,
             kernel_arguments="intel_iommu=on iommu=nopt",
             modules=("vfio_iommu_type1 allow_unsafe_interrupts=1", "vfio-pci"),
+        ),
+        Profile(arch=AARCH64),
+        Profile(
+            "vfio",
+            AARCH64,
+            machine="iommu=smmuv3",
+            devices=_TO_PASS_THROUGH,
+            disks=_DISKS,
+            modules=("vfio-pci",),
         ),
     )
 }

@@ -12,8 +12,6 @@ from tests.kvmhost.arch import AARCH64
 _X86_ALONE = {
     "test_failed_entry.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
-    "test_vfio.py": "",
-    "test_vfio_net.py": "",
     "test_vhost_user.py": "qemu_is_served",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""

@@ -17,13 +17,14 @@ CONSOLE = _HERE.console
 class Shown:
     clock: str  # in the kernel's log
     pin: str  # of /proc/interrupts: what a level comes by
+    message: str  # and a message, in some of the kernels
     high_memory: str  # of 5 GiB, the last line of RAM in /proc/iomem
     low_end: int  # below which the other lines are
 
 
 SHOWN = {
-    X86_64.name: Shown("kvm-clock", "IO-APIC", "100000000-17fffffff", 3 << 30),
-    AARCH64.name: Shown("arch_sys_counter", "GICv3", "100000000-183ffffff", 0xFC000000),
+    X86_64.name: Shown("kvm-clock", "IO-APIC", "PCI-MSI", "100000000-17fffffff", 3 << 30),
+    AARCH64.name: Shown("arch_sys_counter", "GICv3", "ITS-MSI", "100000000-183ffffff", 0xFC000000),
 }[_HERE.name]
 
 

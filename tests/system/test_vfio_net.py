@@ -20,6 +20,7 @@ from aiovmm.image import GUEST_MODULES, build_initramfs
 from tests.system.conftest import GUESTS, Guests
 from tests.system.guest import prompt, shell
 from tests.system.host_pci import give_to, interfaces, network_card
+from tests.system.shown import CONSOLE, SHOWN
 from tests.system.traffic import exchange, transfer
 
 HOST, GUEST, AGAIN = "192.168.78.1", "192.168.78.2", "192.168.78.3"
@@ -76,7 +77,7 @@ def payload(tmp_path_factory: pytest.TempPathFactory) -> PayloadConfig:
     modules = GUESTS / "6.1/modules"
     wanted = (*GUEST_MODULES, "vmxnet3")
     path.write_bytes(build_initramfs(busybox=GUESTS / "bin/busybox", modules=modules, wanted=wanted).data)
-    return PayloadConfig(GUESTS / "6.1/vmlinuz", path, "console=ttyS0 panic=-1 quiet")
+    return PayloadConfig(GUESTS / "6.1/vmlinuz", path, f"console={CONSOLE} panic=-1 quiet")
 
 
 async def plug_in(vm: VM, mac: str) -> None:
@@ -144,7 +145,7 @@ async def test_a_guest_drives_a_network_card_of_the_host(
         await prompt(vm)
         await plug_in(vm, WITH_MSIX)
         await transfer(vm, HOST, random.Random(1).randbytes(4 * MB))
-        assert await interrupts(vm, "eth0", "PCI-MSI") > 10
+        assert await interrupts(vm, "eth0", SHOWN.message) > 10
 
         vm.serial.write(b"reboot -f\n")
         async with asyncio.timeout(60):
@@ -167,12 +168,12 @@ async def test_a_network_card_that_has_intx_alone(guests: Guests, old_card: Path
         await prompt(vm)
         await plug_in(vm, WITH_INTX)
         await transfer(vm, HOST, random.Random(3).randbytes(MB))
-        taken = await interrupts(vm, "virtio", "IO-APIC")
+        taken = await interrupts(vm, "virtio", SHOWN.pin)
         assert taken > 10
         await shell(vm, "modprobe -r virtio_net; modprobe virtio_net")
         await plug_in(vm, WITH_INTX)
         await transfer(vm, HOST, random.Random(4).randbytes(MB // 4))
-        assert await interrupts(vm, "virtio", "IO-APIC") > taken
+        assert await interrupts(vm, "virtio", SHOWN.pin) > taken
         await killed_while_it_sends(vm)
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
     await used_by_the_host(old_card, "virtio-pci")
