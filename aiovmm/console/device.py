@@ -22,4 +22,5 @@ class ByteDevice(Protocol):
 class ResizableDevice(Protocol):
     """A device that tells the guest the size of the terminal (virtio-console; a serial port cannot)."""
 
-    def resize(self, cols: int, rows: int) -> None: ...
+    def resize(self, cols: int, rows: int) -> None:
+        """The terminal's size from now on, in characters."""

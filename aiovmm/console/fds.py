@@ -33,7 +33,8 @@ class Descriptor(Protocol):
     def write_some(self, data: bytes) -> int:
         """Write what fits now; the number of bytes."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of it. Idempotent."""
 
 
 def open_end(fd: int, flags: int) -> Descriptor:
@@ -104,6 +105,7 @@ class OwnedFd:
             return cls(os.dup(fd), shared=True)
 
     def fileno(self) -> int:
+        """The descriptor's number."""
         return self._fd
 
     async def read(self, n: int = 65536) -> bytes:
@@ -167,7 +169,7 @@ class FileDescriptor:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._calls = Worker("stdio")
+        self._calls = Worker("aiovmm: stdio")
 
     async def read(self, n: int = 65536) -> bytes:
         data: bytes = await self._calls.submit(partial(os.read, self._fd, n))

@@ -43,6 +43,7 @@ class DetachKeys:
 
     @property
     def holding(self) -> bool:
+        """Whether keys were typed with which those may begin that detach."""
         return bool(self._held)
 
     def feed(self, data: bytes) -> tuple[bytes, bool]:

@@ -30,15 +30,18 @@ class OutputLog:
         self._waiters: list[asyncio.Future[None]] = []
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """The guest has printed."""
         self.ring.write(data)
         self.wake()
 
     def end(self) -> None:
+        """It will print no more. Idempotent."""
         self.ended = True
         self.over.set()
         self.wake()
 
     def wake(self) -> None:
+        """Whoever waits for output looks again."""
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

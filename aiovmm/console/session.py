@@ -43,6 +43,7 @@ class Session:
         self._sent = asyncio.Event()
 
     async def show(self) -> AttachEnd:
+        """Output to the screen, until the far side ends or the terminal is gone."""
         try:
             while data := await self._far.read():
                 self._modes.feed(data)
@@ -55,6 +56,7 @@ class Session:
         return AttachEnd.GUEST_ENDED
 
     async def read_keys(self) -> AttachEnd:
+        """Keys from the terminal, until those that detach, or its end."""
         end = await self._read_keys()
         with suppress(TimeoutError):  # what was typed just before goes to the guest, if it takes it
             async with asyncio.timeout(_LINGER if self._typed else 0):
@@ -87,6 +89,7 @@ class Session:
                 return AttachEnd.DETACHED
 
     async def send_keys(self) -> AttachEnd:
+        """What was typed to the far side, as it takes it."""
         try:
             while await self._more.wait():
                 data = bytes(self._typed[:4096])

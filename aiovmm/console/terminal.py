@@ -36,7 +36,8 @@ class FarSide(Protocol):
     async def send(self, data: bytes) -> None:
         """Input, with back-pressure. Raises ConsoleEnded."""
 
-    def resize(self, cols: int, rows: int) -> None: ...
+    def resize(self, cols: int, rows: int) -> None:
+        """The terminal's size from now on, in characters."""
 
 
 class Terminal:
@@ -95,10 +96,12 @@ class Terminal:
 
     @property
     def input_is_terminal(self) -> bool:
+        """Whether keys come from one."""
         return os.isatty(self.input_fd)
 
     @property
     def output_is_terminal(self) -> bool:
+        """Whether output goes to one."""
         return os.isatty(self.output_fd)
 
     def is_terminal(self) -> bool:

@@ -69,6 +69,7 @@ class ElfImage:
 
     @property
     def start(self) -> int:
+        """The lowest address of a segment."""
         return min(s.address for s in self.segments)
 
 

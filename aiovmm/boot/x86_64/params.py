@@ -71,6 +71,7 @@ class SetupHeader:
 
     @property
     def version(self) -> int:
+        """Of the boot protocol, 0x020c for 2.12."""
         return self.field(0x206, "<H")
 
     @property
@@ -100,6 +101,7 @@ class SetupHeader:
 
     @property
     def pref_address(self) -> int:
+        """Where the kernel would rather lie."""
         return self.field(0x258, "<Q")
 
     @property
