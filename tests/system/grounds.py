@@ -30,7 +30,7 @@ CORE = {
     "test_vfio_net.py": "intx_alone",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
-    "test_terminal.py": "attach_type_detach or session_on_hvc0",
+    "test_terminal.py": "attach_type_detach or session_on_hvc0 or booted_is_not_lost[hvc0-6.1]",
 }
 """What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
 

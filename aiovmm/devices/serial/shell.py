@@ -21,8 +21,9 @@ from aiovmm.devices.timer import CallLater
 
 __all__ = ["QUIET", "Uart", "UartPort"]
 
-QUIET = 0.25
-"""Seconds. A set-up takes some tens of accesses, a few of which come to the loop; the slowest host is to be quicker than this."""
+QUIET = 1.0
+"""Seconds. A set-up takes some tens of accesses, a few of which come to the loop; the slowest host is to be quicker than this.
+With a quarter of it a byte was lost in a nested host among a hundred busy processes. Who enables interrupts does not wait."""
 
 _OUTPUT_LIMIT = 64 * 1024
 """Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
