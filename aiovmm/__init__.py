@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
+    from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
@@ -89,6 +90,10 @@ __all__ = [
     "PeerError",
     "PlatformConfig",
     "PmemConfig",
+    "Pool",
+    "PoolEvent",
+    "PoolEventKind",
+    "PoolStats",
     "PortDevice",
     "RateLimit",
     "RateLimitGroupConfig",
@@ -116,6 +121,7 @@ __getattr__ = lazy_names(
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
         "ImageError KvmError PatternTooSlow PeerError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
+        "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",
     },

@@ -1,4 +1,4 @@
-"""The event stream of a VM: one sender, any number of subscribers, each with a bounded queue of its own."""
+"""The event stream of a VM, or of anything else: one sender, any number of subscribers, each with a bounded queue of its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
 
-from aiovmm.lifecycle import Event
 from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["EventStream", "Subscription"]
@@ -15,7 +15,10 @@ __all__ = ["EventStream", "Subscription"]
 LIMIT = 1024  # events kept for a subscriber that does not read; the oldest go first
 
 
-class Subscription(AsyncIterator[Event]):
+E = TypeVar("E")
+
+
+class Subscription(AsyncIterator[E]):
     """Iterates over events from the moment it was made; ends when the VM has ended and all were read.
 
     `lost` counts events that went by unread because more than 1024 waited. One task at a time may iterate.
@@ -23,12 +26,12 @@ class Subscription(AsyncIterator[Event]):
 
     def __init__(self, home: HomeLoop) -> None:
         self._home = home
-        self._queue: deque[Event] = deque(maxlen=LIMIT)
+        self._queue: deque[E] = deque(maxlen=LIMIT)
         self._wakeup = asyncio.Event()
         self._ended = False
         self.lost = 0
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: E) -> None:
         self.lost += len(self._queue) == LIMIT
         self._queue.append(event)
         self._wakeup.set()
@@ -37,10 +40,10 @@ class Subscription(AsyncIterator[Event]):
         self._ended = True
         self._wakeup.set()
 
-    def __aiter__(self) -> Subscription:
+    def __aiter__(self) -> Subscription[E]:
         return self
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> E:
         while not self._queue:
             if self._ended:
                 raise StopAsyncIteration
@@ -50,16 +53,18 @@ class Subscription(AsyncIterator[Event]):
         return self._queue.popleft()
 
 
-class EventStream:
+class EventStream(Generic[E]):
     """Fans events out. `history` keeps the last ones, so that a late subscriber can ask for them."""
 
     def __init__(self, home: HomeLoop | None = None) -> None:
         self._home = home or HomeLoop("a subscription to events")
-        self.history: deque[Event] = deque(maxlen=LIMIT)
-        self._subscriptions: weakref.WeakSet[Subscription] = weakref.WeakSet()  # one that is dropped costs nothing more
+        self.history: deque[E] = deque(maxlen=LIMIT)
+        self._subscriptions: weakref.WeakSet[Subscription[E]] = (
+            weakref.WeakSet()
+        )  # one that is dropped costs nothing more
         self._ended = False
 
-    def emit(self, event: Event) -> None:
+    def emit(self, event: E) -> None:
         """Give `event` to every subscriber. Never blocks. Ignored after `end`."""
         if self._ended:
             return
@@ -67,9 +72,9 @@ class EventStream:
         for subscription in self._subscriptions:
             subscription._put(event)
 
-    def subscribe(self, *, from_start: bool = False) -> Subscription:
+    def subscribe(self, *, from_start: bool = False) -> Subscription[E]:
         """A new subscription; with `from_start` it begins with the events that are kept."""
-        subscription = Subscription(self._home)
+        subscription: Subscription[E] = Subscription(self._home)
         if from_start:
             for event in self.history:
                 subscription._put(event)

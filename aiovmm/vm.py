@@ -21,7 +21,7 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
-from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
+from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine.ending import Ending, failed, of_host
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.release import Release
@@ -259,7 +259,7 @@ class VM(Inventory):
         assert self._life.status is not None
         return self._life.status
 
-    def events(self, *, from_start: bool = False) -> Subscription:
+    def events(self, *, from_start: bool = False) -> Subscription[Event]:
         """Events from now on (or from the first that is kept), in order, as an async iterator.
 
         It ends after EventKind.STOPPED, which is always the last. A subscriber that does not read loses the oldest.

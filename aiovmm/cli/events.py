@@ -52,7 +52,7 @@ def open_events(place: str, config: VMConfig) -> int:
     return fd
 
 
-async def print_events(events: Subscription, fd: int) -> None:
+async def print_events(events: Subscription[Event], fd: int) -> None:
     """One line an event, until the last; where they cannot be written, a word on stderr and no more of them."""
     async for event in events:
         line = json.dumps(event_as_dict(event)).encode() + b"\n"

@@ -18,7 +18,7 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
-from aiovmm.lifecycle import EventKind, VMState
+from aiovmm.lifecycle import Event, EventKind, VMState
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Session:
             say("no console of the guest is shown (--serial tty shows one)")
         return terminal
 
-    async def _watch_places(self, events: Subscription) -> None:
+    async def _watch_places(self, events: Subscription[Event]) -> None:
         """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
         async for event in events:
             if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console"):

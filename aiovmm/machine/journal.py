@@ -21,7 +21,7 @@ class Journal:
 
     def __init__(self, name: str, home: HomeLoop | None = None) -> None:
         self._name = name
-        self._stream = EventStream(home)
+        self._stream: EventStream[Event] = EventStream(home)
         self._quotas: defaultdict[str, Quota] = defaultdict(Quota)  # by device: of errors that are told
         self._log = Log(vm=name)
 
@@ -61,7 +61,7 @@ class Journal:
         self.emit(EventKind.STOPPED, status.detail, status=status, error=status.error)
         self._stream.end()
 
-    def subscribe(self, *, from_start: bool) -> Subscription:
+    def subscribe(self, *, from_start: bool) -> Subscription[Event]:
         """See VM.events."""
         return self._stream.subscribe(from_start=from_start)
 

@@ -1,0 +1,8 @@
+"""Many guests with one life each: some are kept ready, each is used once, and whatever dies is replaced."""
+
+from __future__ import annotations
+
+from aiovmm.pool.events import PoolEvent, PoolEventKind, PoolStats
+from aiovmm.pool.pool import Pool
+
+__all__ = ["Pool", "PoolEvent", "PoolEventKind", "PoolStats"]

@@ -1,0 +1,45 @@
+"""What a pool tells of itself."""
+
+from __future__ import annotations
+
+import enum
+
+from aiovmm.runtime.dataclass import dataclass
+
+__all__ = ["PoolEvent", "PoolEventKind", "PoolStats"]
+
+
+class PoolEventKind(enum.Enum):
+    """What can happen to a guest of a pool."""
+
+    READY = "ready"  # it was started, and waits for a user or has one
+    ACQUIRED = "acquired"
+    RELEASED = "released"  # its user is done with it
+    DIED = "died"  # while it waited for a user
+    FAILED = "failed"  # it could not be started, or not be taken down
+    GONE = "gone"
+
+
+@dataclass(frozen=True)
+class PoolEvent:
+    """`vm` is the guest's name, `time` seconds since the epoch; `error` what it failed with."""
+
+    kind: PoolEventKind
+    vm: str
+    time: float
+    detail: str = ""
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """How many guests there are now in each state, how many callers wait for one, and how many there were in all."""
+
+    starting: int
+    warm: int
+    in_use: int
+    leaving: int
+    waiting: int
+    made: int
+    died: int
+    failed: int

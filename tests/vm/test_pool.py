@@ -1,0 +1,280 @@
+"""A pool: who gets which guest, how many there are, what becomes of the dead, and that nothing stays."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, ExitReason, Pool, PoolEventKind, VMConfig, VMState
+from aiovmm.errors import ImageError, StateError, UsageError
+from tests.vm.guest import config, counts_on, until
+from tests.vm.remains import Remains
+
+KIND = PoolEventKind
+ROOT = Path(__file__).parent.parent.parent
+
+
+def guests(does: str = "x") -> VMConfig:
+    return config(does, name="g")
+
+
+class Gate:
+    """A source of guests that come when the test says so."""
+
+    def __init__(self, does: str = "x") -> None:
+        self.config = guests(does)
+        self.gate = asyncio.Semaphore(0)
+        self.entered = 0
+        self.at_once = 0
+        self.most = 0
+        self.fails: BaseException | None = None
+
+    @asynccontextmanager
+    async def __call__(self, name: str) -> AsyncIterator[VM]:
+        self.entered += 1
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await self.gate.acquire()
+            if self.fails is not None:
+                raise self.fails
+        finally:
+            self.at_once -= 1
+        async with VM(replace(self.config, name=name)) as vm:
+            await vm.start()
+            yield vm
+
+
+async def test_each_user_has_a_guest_of_its_own_that_is_gone_afterwards() -> None:
+    remains = Remains.now()
+    async with Pool(guests(), warm=2, max=5) as pool:
+        await pool.warmed(20)
+        seen = []
+        for _ in range(5):
+            async with pool.acquire() as one, pool.acquire() as other:
+                assert one is not other
+                await counts_on(one)
+                await counts_on(other)
+                seen += [one, other]
+            assert one.state is other.state is VMState.STOPPED
+        assert len({vm.name for vm in seen}) == 10
+        assert pool.stats().in_use == 0
+    await remains.check()
+
+
+async def test_spares_are_ready_before_they_are_wanted() -> None:
+    async with Pool(guests(), warm=3, max=10) as pool:
+        await pool.warmed(20)
+        assert (pool.stats().warm, pool.stats().made) == (3, 3)
+        async with pool.acquire() as vm:
+            assert vm.name in {"g-0", "g-1", "g-2"}
+            await until(lambda: pool.stats().warm == 3)
+            assert pool.stats().made == 4
+
+
+async def test_ready_is_awaited() -> None:
+    async def answered(vm: VM) -> None:
+        await vm.serial.expect(rb"hello\n")
+
+    async with Pool(guests("hx"), max=3, ready=answered) as pool, pool.acquire() as vm:
+        assert b"hello\n" in vm.serial.history
+
+
+async def test_never_more_than_there_may_be_and_first_come_first_served() -> None:
+    order: list[int] = []
+    async with Pool(guests(), max=3) as pool:
+
+        async def use(i: int) -> None:
+            async with pool.acquire() as vm:
+                order.append(i)
+                stats = pool.stats()
+                assert stats.in_use <= 3
+                assert stats.starting + stats.warm + stats.in_use + stats.leaving <= 3
+                await counts_on(vm)
+
+        await asyncio.gather(*(use(i) for i in range(12)))
+    assert order == list(range(12))
+
+
+async def test_so_many_are_started_at_once() -> None:
+    source = Gate()
+    async with Pool(source, warm=6, max=10, starting=2) as pool:
+        for n in range(2, 7):
+            await until(lambda n=n: source.entered == n)  # type: ignore[misc]
+            source.gate.release()
+        source.gate.release()
+        await pool.warmed(20)
+    assert source.most == 2
+
+
+async def test_a_spare_that_dies_is_replaced() -> None:
+    async with Pool(guests(), warm=2, max=5) as pool:
+        await pool.warmed(20)
+        events = pool.events()
+        async with pool.acquire() as vm:
+            await vm.kill()  # which is its user's affair
+        spares = [member.vm for member in pool._spares]
+        assert spares[0] is not None
+        await spares[0].kill()
+        async for event in events:
+            if event.kind is KIND.DIED:
+                assert event.vm == spares[0].name
+                assert event.detail == "killed: by the program"
+                break
+        await pool.warmed(20)
+        assert pool.stats().died == 1
+        async with pool.acquire() as vm:
+            await counts_on(vm)
+
+
+async def test_guests_that_all_die_are_made_ever_more_slowly() -> None:
+    async with Pool(guests("o"), warm=4, max=20) as pool:  # which power themselves off
+        await until(lambda: pool.stats().died >= 4)
+        assert pool._in_a_row >= 4
+        assert pool._retry is not None
+        made = pool.stats().made
+        await until(lambda: pool.stats().made > made)
+
+
+async def test_who_waits_hears_why_there_is_none_and_others_go_on() -> None:
+    source = Gate()
+    source.fails = ImageError("kernel", "is broken")
+    async with Pool(source, max=2) as pool:
+        source.gate.release()
+        with pytest.raises(ImageError, match="is broken"):
+            async with pool.acquire():
+                pass
+        assert pool.stats().failed == 1
+        source.fails = None
+        source.gate.release()
+        async with pool.acquire(timeout=20) as vm:
+            await counts_on(vm)
+
+
+async def test_a_time_out_and_a_cancelled_wait_take_nothing_with_them() -> None:
+    remains = Remains.now()
+    source = Gate()
+    async with Pool(source, max=1) as pool:
+        with pytest.raises(TimeoutError, match="a guest of pool"):
+            async with pool.acquire(timeout=0.01):
+                pass
+        waiting = asyncio.create_task(_use(pool))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert pool.stats().waiting == 0
+        source.gate.release()  # the one that was begun for them: nobody wants it
+        await until(lambda: pool.stats().made == 1 and not pool._members)
+        source.gate.release()
+        async with pool.acquire(timeout=20) as vm:
+            await counts_on(vm)
+    await remains.check()
+
+
+async def _use(pool: Pool) -> None:
+    async with pool.acquire() as vm:
+        await counts_on(vm)
+
+
+async def test_a_guest_that_comes_in_the_instant_of_a_cancellation_goes_to_the_next() -> None:
+    async with Pool(guests(), max=1) as pool:
+        async with pool.acquire():
+            first, second = (asyncio.create_task(_use(pool)) for _ in range(2))
+            await until(lambda: pool.stats().waiting == 2)
+        await until(lambda: pool.stats().waiting == 1)
+        first.cancel()
+        await asyncio.wait_for(second, 20)
+        assert first.cancelled() or first.done()
+
+
+@pytest.mark.parametrize("when", ["starting", "warm", "in use", "before it has begun"])
+async def test_leaving_the_pool_ends_all_guests(when: str) -> None:
+    remains = Remains.now()
+    source: Gate | VMConfig = Gate() if when == "starting" else guests()
+    vm = None
+    async with Pool(source, warm=3, max=5) as pool:
+        if when == "warm":
+            await pool.warmed(20)
+        elif when == "in use":
+            member = await pool._take(20)
+            vm = member.vm
+        elif when == "starting":
+            assert isinstance(source, Gate)
+            await until(lambda: source.entered == 3)
+    assert vm is None or (vm.status is not None and vm.status.reason is ExitReason.KILLED)
+    assert pool.stats().made == 3 or when == "in use"
+    with pytest.raises(StateError, match="is closed"):
+        await pool._take(1)
+    await remains.check()
+
+
+async def test_draining_lets_users_finish_and_gives_nobody_another() -> None:
+    async with Pool(guests(), warm=1, max=1) as pool:
+        using = asyncio.Event()
+        done = asyncio.Event()
+
+        async def use() -> None:
+            async with pool.acquire() as vm:
+                using.set()
+                await done.wait()
+                await counts_on(vm)
+
+        user = asyncio.create_task(use())
+        await using.wait()
+        waiting = asyncio.create_task(_use(pool))
+        await until(lambda: pool.stats().waiting == 1)
+        draining = asyncio.create_task(pool.drain())
+        with pytest.raises(StateError, match="being drained"):
+            await waiting
+        assert not draining.done()
+        done.set()
+        await user
+        await asyncio.wait_for(draining, 20)
+        with pytest.raises(StateError, match="being drained"):
+            await _use(pool)
+
+
+async def test_events_tell_a_guests_life_and_end_with_the_pool() -> None:
+    async with Pool(guests(), max=1) as pool:
+        events = pool.events()
+        await _use(pool)
+    told = [(event.kind, event.vm) async for event in events]
+    assert told == [(kind, "g-0") for kind in (KIND.READY, KIND.ACQUIRED, KIND.RELEASED, KIND.GONE)]
+
+
+@pytest.mark.parametrize("wrong", [{"warm": -1}, {"warm": 3, "max": 2}, {"max": 0}, {"starting": 0}])
+def test_numbers_that_cannot_be(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError):
+        Pool(guests(), **wrong)  # type: ignore[arg-type]
+
+
+async def test_an_error_of_the_user_ends_its_guest_alone() -> None:
+    async def fails(use: Callable[[VM], Awaitable[None]]) -> None:
+        async with pool.acquire() as vm:
+            await use(vm)
+
+    async def boom(vm: VM) -> None:
+        raise ValueError(vm.name)
+
+    async with Pool(guests(), warm=1, max=3) as pool, pool.acquire() as other:
+        with pytest.raises(ValueError, match="g-"):
+            await fails(boom)
+        await counts_on(other)
+
+
+def test_the_example_uses_a_hundred() -> None:
+    kernel = config("hx").payload
+    command = [sys.executable, "-m", "examples.pool", str(kernel.kernel), "--cmdline", "hx", "--memory", "4M"]
+    done = subprocess.run(
+        [*command, "--at-once", "10", "--until", "hello\n"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("100 guests in "), done.stderr
+    assert done.returncode == 0
+    assert "100 done, 0 wait for a guest" in done.stderr
