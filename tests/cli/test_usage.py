@@ -81,6 +81,8 @@ OF_OTHERS = {
     ("attach", "a", "--detach-keys", "x", "--detach-keys", "y"): b"--detach-keys: is given twice",
     ("image", "nonsense"): b"nonsense",
     ("image", "initramfs"): b"OUTPUT",
+    ("image", "kernel", "--arch", "arm64"): b"aarch64",
+    ("image", "kernel", "--arch", "aarch64", "--arch", "x86_64"): b"--arch: is given twice",
     ("image", "initramfs", "out", "--run", "a", "--run", "b"): b"--run: is given twice",
     ("image", "initramfs", "out", "--compression", "rar"): b"--compression",
     ("doctor", "well"): b"well",
