@@ -8,8 +8,8 @@ after each run, and so from any level. While the UART or its transmitter is off,
 says so; what it holds leaves when that is over. The receiver takes no more than its FIFO holds, and nothing while it is
 off: it overruns in loopback only.
 
-The receive time-out needs no clock: whoever calls `receive` hands over all it has, so the line has gone quiet and the time-
-out is due at once instead of 32 bit times later.
+The receive time-out needs no clock: whoever calls `receive` hands over all it has, so the line has gone quiet, and it is
+due at once instead of 32 bit times later.
 
 The receive interrupt rises when the FIFO reaches its level, and not because it is above it (2.8; Linux drains the FIFO
 for that reason when it opens the port, and would lose what was typed ahead). A driver that clears receive interrupts which
