@@ -99,7 +99,9 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             "--console tty|pty|socket=PATH|file=PATH|null|off,id=,pci_segment=,pci_device_id=,iommu=",
             console_features(),
             "as the serial port",
-            "one port",
+            "one port; input has back-pressure, and waits until the driver has printed, or has offered buffers and left them "
+            "alone for a second, since Linux throws away what comes before the port is joined to a terminal: nothing typed "
+            "ahead is lost",
         ),
         DeviceRow(
             "virtio-iommu",
