@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from aiovmm.errors import HostError
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["AARCH64", "ALL", "X86_64", "Architecture", "host", "name_of_host", "unsupported"]
+__all__ = ["AARCH64", "ALL", "X86_64", "Architecture", "host", "name_of_host"]
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,5 @@ def host() -> Architecture:
     for architecture in ALL:
         if architecture.name == name:
             return architecture
-    raise unsupported(name)
-
-
-def unsupported(name: str) -> HostError:
-    """The error for a host whose uname is `name`."""
-    return HostError(f"looking for guests that run on {name}", errno.ENOTSUP, "use an x86-64 host")
+    titles = " or ".join(architecture.title for architecture in ALL)
+    raise HostError(f"looking for guests that run on {name}", errno.ENOTSUP, f"use a host of {titles}")

@@ -36,9 +36,7 @@ def load_kernel(
             from aiovmm.boot import x86_64
 
             return x86_64.load_kernel(path, cache=cache, unpack=unpack)
-        case architecture.AARCH64:
+        case _:  # there are two
             from aiovmm.boot import aarch64
 
             return aarch64.load_kernel(path, cache=cache, unpack=unpack)
-        case other:
-            raise architecture.unsupported(other.name)
