@@ -3,6 +3,7 @@ another architecture, which knows the same archives and keeps its lists to itsel
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -49,23 +50,23 @@ class Apt:
             said = exc.stderr.decode(errors="replace").strip().splitlines()
             errors = [line for line in said if not line.startswith("W:")] or said
             reason = f"{command[0]} failed: {errors[-1] if errors else exc.returncode}"
-            raise ImageError(package, reason, self._hint) from exc
+            raise ImageError(package, reason, self._stale) from exc
 
     def unknown(self, package: str) -> ImageError:
         """The error for a package that it does not know."""
         if shutil.which("apt-get") is None:
             return ImageError(package, "cannot be fetched: this is not a Debian system", "give a kernel with --kernel")
-        return ImageError(package, f"apt does not know this package{self._of}", self._hint)
+        if self.config is None:
+            return ImageError(package, "apt does not know this package", self._stale)
+        hint = f"do this machine's apt sources name an archive that has packages for {self.architecture}?"
+        return ImageError(package, f"apt does not know this package for {self.architecture}", hint)
 
     @property
-    def _of(self) -> str:
-        return f" for {self.architecture}" if self.architecture else ""
-
-    @property
-    def _hint(self) -> str:
+    def _stale(self) -> str:
+        """What to do about an archive that has moved on since its lists were fetched."""
         if self.config is None:
             return "run: sudo apt-get update"
-        return f"do this machine's apt sources name an archive that has packages for {self.architecture}?"
+        return f"is the network up? or remove {self.config.parent}, to have its lists fetched again"
 
     def _environment(self) -> dict[str, str] | None:
         return None if self.config is None else {**os.environ, "APT_CONFIG": str(self.config)}
@@ -79,9 +80,11 @@ def foreign_apt(architecture: str, directory: Path) -> Apt:
     try:
         (directory / "lists/partial").mkdir(parents=True, exist_ok=True)
         (directory / "status").touch()
-        apt_config(apt, directory)
-        if not fetched.exists() or time.time() - fetched.stat().st_mtime > _FRESH:
-            _update(apt, fetched)
+        with open(directory / "lock", "w") as lock:  # apt itself would not wait for another that fetches them
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _configure(apt, directory)
+            if not fetched.exists() or time.time() - fetched.stat().st_mtime > _FRESH:
+                _update(apt, fetched)
     except OSError as exc:
         hint = "XDG_CACHE_HOME says where else packages may be kept"
         raise HostError(f"keeping lists of packages for {architecture}", exc.errno or 0, hint, str(directory)) from exc
@@ -98,7 +101,7 @@ def _update(apt: Apt, fetched: Path) -> None:
         fetched.touch()
 
 
-def apt_config(apt: Apt, directory: Path) -> None:
+def _configure(apt: Apt, directory: Path) -> None:
     """Its settings. The archives and their keys are the machine's; it needs no user of its own, for nobody runs what it fetches
     without a check by signature."""
     assert apt.config is not None
@@ -112,6 +115,6 @@ Dir::State::Status "{directory}/status";
 Dir::Cache "{directory}";
 Dir::Cache::Archives "{directory}";
 '''
-    scratch = apt.config.with_suffix(f".{os.getpid()}")
+    scratch = apt.config.with_suffix(".new")
     scratch.write_text(text)
-    os.replace(scratch, apt.config)
+    os.replace(scratch, apt.config)  # another process may be reading it

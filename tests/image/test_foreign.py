@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -77,14 +78,41 @@ def test_without_a_network_what_there_is_serves(log: Path, apt: Path, tmp_path: 
 
 def test_an_archive_that_cannot_be_reached(log: Path, apt: Path, tmp_path: Path) -> None:
     script(apt, "apt-get", "echo 'E: no network' >&2; exit 100")
-    with pytest.raises(ImageError, match=f"packages for {OTHER.debian}: apt-get failed: E: no network.*apt sources"):
+    with pytest.raises(
+        ImageError, match=f"packages for {OTHER.debian}: apt-get failed: E: no network.*is the network up"
+    ):
         debian_kernel(cache=tmp_path / "cache", arch=OTHER)
 
 
 def test_an_archive_that_has_nothing_for_it(log: Path, apt: Path, tmp_path: Path) -> None:
     script(apt, "apt-cache", "exit 100")
-    with pytest.raises(ImageError, match=f"apt does not know this package for {OTHER.debian}"):
+    with pytest.raises(ImageError, match=f"apt does not know this package for {OTHER.debian}.*apt sources"):
         debian_kernel(cache=tmp_path / "cache", arch=OTHER)
+
+
+def test_an_archive_that_has_moved_on(log: Path, apt: Path, tmp_path: Path) -> None:
+    """Its lists are of this morning, and what they name is not there any more."""
+    cache = tmp_path / "cache"
+    script(apt, "apt-get", "[ \"$1\" != download ] || { echo 'E: 404  Not Found' >&2; exit 100; }")
+    with pytest.raises(ImageError, match=f"404  Not Found.*remove {cache}/{OTHER.debian}/apt, to have its lists"):
+        debian_kernel(cache=cache, arch=OTHER)
+
+
+def test_two_that_fetch_lists_at_once(log: Path, apt: Path, tmp_path: Path) -> None:
+    """One waits for the other, and finds them."""
+    script(
+        apt,
+        "apt-get",
+        f"""
+echo "$@" >>{tmp_path}/log
+[ "$1" != download ] || {{ echo deb >x.deb; exit 0; }}
+mkdir {tmp_path}/busy || exit 100
+sleep 0.2; rmdir {tmp_path}/busy""",
+    )
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: debian_kernel(cache=tmp_path / "cache", arch=OTHER), range(4)))
+    assert len(set(found)) == 1
+    assert log.read_text().count("update") == 1
 
 
 def test_no_kernel_of_another_architecture_stands_in_for_the_hosts(log: Path, apt: Path, tmp_path: Path) -> None:
