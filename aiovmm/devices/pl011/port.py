@@ -35,6 +35,7 @@ from aiovmm.devices.primecell import SIZE, fast_page, read_registers, set_policy
 from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import LevelLine
+from aiovmm.native import lib
 
 __all__ = ["Pl011Port"]
 
@@ -170,5 +171,10 @@ class Pl011Port(UartPort[Pl011]):
             self._set_status(_STATUS)
 
     def _set_status(self, policy: int) -> None:
+        """Between what is shown before and after it: other processors need not see stores in their order. It changes seldom."""
+        if self.fast.policy[r.UARTRIS] == policy:
+            return
+        lib.avmm_fence()
         for register in _INTERRUPTS:
             set_policy(self.fast, register, policy)
+        lib.avmm_fence()
