@@ -34,7 +34,7 @@ class Bell:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._queues: list[Rung] = []
+        self._queues: tuple[Rung, ...] = ()  # another one, when it changes: whoever is served may end others
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def join(self, queue: Rung) -> None:
@@ -42,11 +42,11 @@ class Bell:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.add_reader(self.fd, self._rung)
-        self._queues.append(queue)
+        self._queues += (queue,)
 
     def leave(self, queue: Rung) -> None:
         """No more. With the last the loop looks no longer: a guest that goes on kicking wakes nobody."""
-        self._queues.remove(queue)
+        self._queues = tuple(other for other in self._queues if other is not queue)
         if not self._queues and self._loop is not None:
             self._loop.remove_reader(self.fd)
             self._loop = None
@@ -54,10 +54,11 @@ class Bell:
     def _rung(self) -> None:
         if lib.avmm_event_take(self.fd) <= 0:  # woken for nothing
             return
-        if len(self._queues) == 1:
-            self._queues[0].kicked()
+        queues = self._queues
+        if len(queues) == 1:
+            queues[0].kicked()
             return
-        for queue in tuple(self._queues):  # one that is served may end others
+        for queue in queues:
             if queue.due():
                 queue.kicked()
 

@@ -288,10 +288,9 @@ class Queue:
 
     def due(self) -> bool:
         """Whether somebody waits for chains that are in the ring."""
-        if self._ring is None or (self._serving is None and self._waiter is None):
+        if self._serving is None and self._waiter is None:
             return False
-        available: int = lib.avmm_queue_available(self._q)
-        return available > self._after
+        return self._ring is not None and bool(lib.avmm_queue_available(self._q) > self._after)
 
     def kicked(self) -> None:
         """The driver has kicked (bell.py)."""
