@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from time import perf_counter
 
@@ -51,6 +51,7 @@ class Machine:
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
+        self._host = ExitStack()  # KVM's VM and memory, which a thread gives back
         self._given_up = threading.Event()  # nobody waits for it to be built any more
 
     @classmethod
@@ -91,11 +92,12 @@ class Machine:
         """Memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often as it resets
         itself."""
         board = self.board
+        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self._host.close)
         self._make_memory(board.ram)
         kvm = self.parts.open_kvm()
         board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
-        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: kvm close", vm.close)
+        self._host.callback(vm.close)
         self._stack.push_async_callback(self._worker.aclose)
         self._stack.callback(board.close)
         limit = 1 << board.address_bits
@@ -119,7 +121,7 @@ class Machine:
             mergeable=m.mergeable,
             wanted=lambda: not self._given_up.is_set(),
         )
-        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self.memory.close)
+        self._host.callback(self.memory.close)
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:
         """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""

@@ -17,7 +17,7 @@ __all__ = ["admitted"]
 AT_ONCE = 3
 """More would not be faster: most of what they do needs the interpreter."""
 
-ENDING = 8
+ENDING = 16
 """Who is taken apart waits for the host's kernel most of the time."""
 
 PATIENCE = 0.05
