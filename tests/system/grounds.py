@@ -35,7 +35,7 @@ CORE = {
 """What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
 
 CORE_AARCH64 = {
-    "test_boot.py": "powers_off[6.1- or restarts_when_the_policy_says_so[6.1]",
+    "test_boot.py": "powers_off[6.1- or restarts_when_the_policy_says_so[6.1] or heeds[6.1]",
     "test_blk.py": "four_queues",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_pci.py": "interrupted_by_pins[6.1]",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.kvmhost.arch import AARCH64, ARCHES, X86_64
 
-__all__ = ["CONSOLE", "SHOWN", "with_button"]
+__all__ = ["CONSOLE", "SHOWN", "with_button", "with_dax"]
 
 _HERE = ARCHES[platform.machine()]
 CONSOLE = _HERE.console
@@ -31,3 +31,8 @@ SHOWN = {
 def with_button(release: str) -> str:
     """The kernel that heeds the power button: arm64's kernels for clouds have no driver for one that is a GPIO's key."""
     return release if _HERE == X86_64 else "full"
+
+
+def with_dax(release: str) -> str:
+    """The kernel that maps files on pmem: arm64's of 6.1 do not (CONFIG_ZONE_DEVICE)."""
+    return "6.12" if release == "6.1" and _HERE != X86_64 else release

@@ -18,7 +18,7 @@ from aiovmm import VM, EventKind, ExitReason, PmemConfig, RebootPolicy
 from aiovmm.devices.virtio.pmem import PmemDevice
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import BOOT, PROMPT, prompt, shell
-from tests.system.shown import CONSOLE
+from tests.system.shown import CONSOLE, with_dax
 
 MIB = 1 << 20
 
@@ -57,7 +57,7 @@ async def test_ext4_with_dax_keeps_its_files_over_reboots_and_in_the_host(
     image = await asyncio.to_thread(ext4, tmp_path / "pmem.img", 64)
     other = await asyncio.to_thread(ext4, tmp_path / "other.img", 2)
     config = guests.config(
-        release, pmems=(PmemConfig(file=image), PmemConfig(file=other)), on_reboot=RebootPolicy.RESTART
+        with_dax(release), pmems=(PmemConfig(file=image), PmemConfig(file=other)), on_reboot=RebootPolicy.RESTART
     )
     async with VM(config) as vm:
         events = vm.events()
@@ -100,10 +100,10 @@ async def test_ext4_with_dax_keeps_its_files_over_reboots_and_in_the_host(
 MONITOR = """
 import asyncio, pathlib, re, sys
 from aiovmm import VM, VMConfig, PayloadConfig, PmemConfig, MemoryConfig
-kernel, initramfs, image = map(pathlib.Path, sys.argv[1:])
+kernel, initramfs, image = map(pathlib.Path, sys.argv[2:])
 run = "mount -t ext4 -o dax=always /dev/pmem0 /mnt; dd if=/dev/urandom of=/mnt/x bs=64k count=64 conv=fsync; sha256sum /mnt/x"
 async def main():
-    cmdline = f'console={CONSOLE} panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}; sleep 1000"'
+    cmdline = f'console={sys.argv[1]} panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}; sleep 1000"'
     config = VMConfig(PayloadConfig(kernel, initramfs, cmdline), memory=MemoryConfig(256 << 20), pmems=(PmemConfig(file=image),))
     async with VM(config) as vm:
         await vm.start()
@@ -116,7 +116,8 @@ asyncio.run(main())
 
 async def test_what_was_synced_survives_the_death_of_the_monitor(initramfs: dict[str, Path], tmp_path: Path) -> None:
     image = await asyncio.to_thread(ext4, tmp_path / "pmem.img", 64)
-    arguments = [GUESTS / "6.1/vmlinuz", initramfs["6.1"], image]
+    release = with_dax("6.1")
+    arguments = [CONSOLE, GUESTS / release / "vmlinuz", initramfs[release], image]
     monitor = await asyncio.create_subprocess_exec(
         sys.executable, "-c", MONITOR, *arguments, stdout=asyncio.subprocess.PIPE
     )
@@ -152,6 +153,7 @@ async def test_the_root_file_system_is_on_pmem(guests: Guests, tmp_path: Path, d
         image.chmod(0o400)
     before = await asyncio.to_thread(image.read_bytes)
     config = guests.config(
+        with_dax("6.1"),
         cmdline=f"console={CONSOLE} panic=-1 quiet root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always init=/init",
         pmems=(PmemConfig(file=image, discard_writes=discard),),
     )
@@ -191,6 +193,7 @@ async def test_eight_guests_of_one_image_share_the_pages_of_the_host(guests: Gue
     digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
     run = "mount -t ext4 -o ro,dax=always /dev/pmem0 /mnt; md5sum /mnt/data"
     config = guests.config(
+        with_dax("6.1"),
         memory=128,
         cmdline=f'console={CONSOLE} panic=-1 quiet aiovmm.then=shell aiovmm.run="{run}"',
         pmems=(PmemConfig(file=image, discard_writes=True),),
