@@ -325,9 +325,10 @@ LIMITS: list[tuple[BaseException, int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "step", [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_packed_cpuid")], ids=lambda s: str(s[1])
-)
+MEETING: list[tuple[Any, str]] = [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_packed_cpuid")]
+
+
+@pytest.mark.parametrize("step", MEETING, ids=lambda s: str(s[1]))
 @pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
 async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
     step: tuple[Any, str], met: BaseException, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
@@ -352,7 +353,7 @@ async def test_a_limit_that_is_met_is_a_host_error_with_its_remedy(
     assert vm.status.error is caught.value
 
 
-@pytest.mark.parametrize("step", [(GuestMemory, "create"), (VcpuState, "set_cpuid")], ids=lambda s: str(s[1]))
+@pytest.mark.parametrize("step", MEETING, ids=lambda s: str(s[1]))
 @pytest.mark.parametrize(("met", "number", "remedy"), LIMITS, ids=lambda v: type(v).__name__)
 async def test_so_is_one_that_a_reset_meets(
     step: tuple[Any, str], met: BaseException, number: int, remedy: str, monkeypatch: pytest.MonkeyPatch
