@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     )
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
+    from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
@@ -71,6 +72,7 @@ __all__ = [
     "ConsoleReader",
     "CpusConfig",
     "DeviceConfig",
+    "DeviceStats",
     "DiskConfig",
     "Event",
     "EventKind",
@@ -83,6 +85,7 @@ __all__ = [
     "HostError",
     "ImageError",
     "KvmError",
+    "LoopStats",
     "MemoryConfig",
     "NetConfig",
     "PatternTooSlow",
@@ -104,6 +107,7 @@ __all__ = [
     "UsageError",
     "VMConfig",
     "VMState",
+    "VMStats",
     "VirtioDevice",
     "VsockConfig",
 ]
@@ -122,6 +126,7 @@ __getattr__ = lazy_names(
         "ImageError KvmError PatternTooSlow PeerError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
+        "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",
     },

@@ -13,9 +13,9 @@ with a ResourceWarning. What a guest does ends as its `ExitStatus`, never as an 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, overload
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from aiovmm.machine import Machine
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.machine.ram import Ram
+    from aiovmm.stats import VMStats
 
 __all__ = ["VM"]
 
@@ -266,6 +268,40 @@ class VM(Inventory):
         """
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
+
+    # -- what it does
+
+    @property
+    def memory(self) -> Ram:
+        """The guest's RAM as the host sees it: `await vm.memory.resident()`, `await vm.memory.reclaim()`."""
+        from aiovmm.machine.ram import Ram  # for who asks
+
+        return Ram(self.name, lambda: self.machine.memory)
+
+    @overload
+    def stats(self) -> VMStats: ...
+    @overload
+    def stats(self, *, every: float) -> AsyncIterator[VMStats]: ...
+    def stats(self, *, every: float | None = None) -> VMStats | AsyncIterator[VMStats]:
+        """What it has done until now: exits, requests, interrupts, bytes, errors, and how late the event loop is. With `every`
+        an iterator, `async for now in vm.stats(every=1.0)`, which ends with the VM. Raises UsageError for what is no time."""
+        from aiovmm.stats import gather  # for who asks
+
+        self._home.check_thread()
+        if every is not None:
+            return self._stats_every(every)
+        power = self._power
+        return gather(self._config, self.state, power.uptime, power.power_ons, power.machine, power.plugged)
+
+    async def _stats_every(self, seconds: float) -> AsyncIterator[VMStats]:
+        from aiovmm.runtime.timeouts import check_seconds
+
+        check_seconds(seconds, "stats(every=)")
+        while not self._ending.stopped.is_set():
+            yield self.stats()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._ending.stopped.wait(), seconds)
+        yield self.stats()
 
     async def _close(self, status: ExitStatus) -> None:
         try:

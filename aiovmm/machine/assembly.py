@@ -12,6 +12,7 @@ import threading
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.errors import ConfigError
@@ -31,6 +32,11 @@ from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
+if TYPE_CHECKING:
+    from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.pci.virtio import VirtioPci
+    from aiovmm.virtqueue.config import QueueCounters
+
 __all__ = ["Machine"]
 
 
@@ -43,6 +49,7 @@ class Machine:
         self.memory: GuestMemory
         self.kvm_vm: VmFd
         self.pci: PciBuses
+        self._functions: dict[str, VirtioPci] = {}
         self._owner = owner
         self._exits: ExitLoop
         self._iommu: MachineIommu | None = None
@@ -158,14 +165,25 @@ class Machine:
             self.pci.root.reserve(segment, slot)
         last = [p for p in self.parts.plugged if self._iommu is not None and p.device is self._iommu.device]
         for plugged in [p for p in self.parts.plugged if p not in last]:
-            self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
+            self._plug(plugged)
         if (passthrough := self.parts.passthrough) is not None:
             inside = passthrough.plugged_in(
                 self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
             )
             await self._stack.enter_async_context(inside)
         for plugged in last:
-            self.pci.plug(plugged, partial(self._virtio_error, plugged.id), self._iommu)
+            self._plug(plugged)
+
+    def _plug(self, plugged: PluggedDevice) -> None:
+        error = partial(self._virtio_error, plugged.id)
+        self._functions[plugged.id] = self.pci.plug(plugged, error, self._iommu)
+
+    def queue_counters(self, id_: str) -> list[QueueCounters]:
+        """Of the queues of a virtio device that is served here; none of one that another process serves."""
+        from aiovmm.virtqueue.runner import DeviceRunner
+
+        backend = self._functions[id_].backend if id_ in self._functions else None
+        return backend.counters() if isinstance(backend, DeviceRunner) else []
 
     # -- running
 

@@ -45,6 +45,8 @@ class Power:
         self._owner = owner
         self._own: OwnDevices | None = None  # taken
         self._since = 0.0
+        self.began = self._ended = 0.0  # seconds of the monotonic clock; 0: not yet
+        self.power_ons = 0
         self._cost = 0.0  # seconds that the last reset took
         self._button_pressed = False  # while there was no machine
 
@@ -90,6 +92,8 @@ class Power:
         """The first instruction, unless the machine is halted before. Raises KvmError."""
         await machine.start(paused=paused)
         self._since = _now()
+        self.began = self.began or self._since
+        self.power_ons += 1
         if self._button_pressed:
             self._button_pressed = False
             machine.press_power_button()
@@ -131,10 +135,17 @@ class Power:
         else:
             self.machine.press_power_button()
 
+    @property
+    def uptime(self) -> float:
+        """Seconds from the first start to the end, or to now."""
+        return (self._ended or _now()) - self.began if self.began else 0.0
+
     async def off(self) -> None:
         """No further instruction. Idempotent."""
         if self.machine is not None:
             await self.machine.stop()
+        if self.began:
+            self._ended = self._ended or _now()
 
     async def aclose(self) -> None:
         """Release the machine, its tasks, and the parts. Idempotent."""

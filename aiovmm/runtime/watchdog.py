@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from types import FrameType
 from typing import Any, Protocol
@@ -24,12 +24,13 @@ from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import SERVED
 from aiovmm.runtime.threads import name_this_thread
 
-__all__ = ["BLOCKED", "Watchdog", "Watched", "unwatch", "watch"]
+__all__ = ["BLOCKED", "Lateness", "Watchdog", "Watched", "lateness", "unwatch", "watch"]
 
 BLOCKED = 0.5
 """Seconds in which the loop must have given a sign."""
 
 _INTERVAL = 0.25
+_BLAMED = 100
 _SLICE = 0.05  # seconds until a thread that waits for a sign notices that it is to end
 
 _dogs: dict[
@@ -67,11 +68,35 @@ class _Suspect:
     device: str = ""
 
 
+class Lateness:
+    """How late the loop has given its signs, in seconds, and who kept it for long. Written and read on the loop."""
+
+    def __init__(self) -> None:
+        self.signs = 0
+        self.total = self.most = self.last = 0.0
+        self.blamed: dict[str, int] = {}
+
+    def sign(self, asked: float, answered: Callable[[], None]) -> None:
+        """The loop's sign."""
+        self.last = late = time.monotonic() - asked
+        self.signs += 1
+        self.total += late
+        self.most = max(self.most, late)
+        answered()
+
+    def blame(self, who: str) -> None:
+        """It has kept the loop. Names are not the guest's, but there may be many: of those beyond a hundred all are one."""
+        if who not in self.blamed and len(self.blamed) >= _BLAMED:
+            who = "others"
+        self.blamed[who] = self.blamed.get(who, 0) + 1
+
+
 class Watchdog:
     """See the module. Told is what one step has kept for `blocked` seconds: where many take their turns, each is innocent."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, blocked: float = BLOCKED) -> None:
         self.watched: dict[int, Watched] = {}
+        self.lateness = Lateness()
         self._loop = loop
         self._blocked = blocked
         self._of, self._native = threading.get_ident(), threading.get_native_id()
@@ -89,7 +114,7 @@ class Watchdog:
         while not self._closing.wait(_INTERVAL):
             answered = threading.Event()
             try:
-                self._loop.call_soon_threadsafe(answered.set)
+                self._loop.call_soon_threadsafe(self.lateness.sign, time.monotonic(), answered.set)
             except RuntimeError:
                 self._loop_closed()
                 return
@@ -143,6 +168,7 @@ class Watchdog:
         detail = f"keeps the event loop for over {self._blocked:g} s, and with it every guest: {where}"
         stack = "".join(traceback.format_stack(innermost, 6))
         logging.getLogger("aiovmm").warning("%s: %s\n%s", suspect.who, detail, stack)
+        self._loop.call_soon_threadsafe(self.lateness.blame, suspect.who)
         if suspect.vm is not None:
             self._loop.call_soon_threadsafe(suspect.vm.device_slow, suspect.device, detail)
 
@@ -151,6 +177,12 @@ def watch(loop: asyncio.AbstractEventLoop, vm: Watched) -> None:
     """Watch over the loop as long as `vm` is on it. To be called on the loop."""
     dog = _dogs.get(loop) or _dogs.setdefault(loop, Watchdog(loop))
     dog.watched[id(vm)] = vm
+
+
+def lateness(loop: asyncio.AbstractEventLoop) -> Lateness | None:
+    """Of a loop on which guests run."""
+    dog = _dogs.get(loop)
+    return dog.lateness if dog is not None else None
 
 
 def unwatch(loop: asyncio.AbstractEventLoop, vm: Watched) -> None:

@@ -13,7 +13,7 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.x86_64 import cpuid, msrs
 from aiovmm.kvm.x86_64.paging import Paging
 from aiovmm.kvm.x86_64.state import BLOBS, Regs, Sregs, from_plain, to_plain
-from aiovmm.native import ffi, lib
+from aiovmm.native import ffi, lib, owners
 
 __all__ = ["VcpuState"]
 
@@ -34,7 +34,7 @@ class VcpuState:
 
     def set_packed_cpuid(self, packed: bytes) -> None:
         """The same of entries that are packed already (cpuid.pack)."""
-        self._vcpu.ioctl(lib.KVM_SET_CPUID2, ffi.from_buffer(packed), "setting the CPUID")
+        self._vcpu.ioctl(lib.KVM_SET_CPUID2, owners.view(packed), "setting the CPUID")
 
     def get_tsc_khz(self) -> int | None:
         """The frequency of its TSC in kHz; None where KVM does not know it."""

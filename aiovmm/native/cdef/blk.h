@@ -54,6 +54,9 @@ struct avmm_blk {
     uint32_t failed_type;
     ...;
 };
+struct avmm_blk_latency {
+    uint64_t count, sum, min, max;
+};
 struct avmm_blk_queue {
     struct avmm_blk *disk;
     struct avmm_queue *vq;
@@ -67,6 +70,7 @@ struct avmm_blk_queue {
     uint8_t starved;
     uint16_t *handed;
     struct avmm_blk_request *slots;
+    struct avmm_blk_latency read_latency, write_latency;
     uint64_t reads, writes, flushes, others, errors, read_bytes, written_bytes;
     ...;
 };

@@ -26,7 +26,7 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
     r->n_iov = c->n_read;
     avmm_blk_copy(r, (uint8_t *)h, sizeof *h, false); /* once: the guest may change it at any time */
     r->type = h->type;
-    r->done = 0;
+    r->done = r->began = 0;
     r->in_total = c->write_bytes - 1;
     r->punt = r->bounces = r->fills = r->guarded = 0;
     if (r->type == AVMM_BLK_IN || r->type == AVMM_BLK_GET_ID) {
@@ -90,6 +90,7 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
         avmm_blk_answer(r, AVMM_BLK_OK);
         return;
     }
+    r->began = avmm_blk_now();
     r->offset = sector * AVMM_BLK_SECTOR;
     r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
     r->guarded = out && disk->n_magics && (!sector || r->at_end);

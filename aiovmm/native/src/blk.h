@@ -26,6 +26,11 @@ enum avmm_blk_known { AVMM_BLK_UNKNOWN = 0, AVMM_BLK_NO, AVMM_BLK_YES };
 
 struct avmm_blk_queue;
 
+/* How long requests took, from the chain that was taken to the status byte, in nanoseconds. */
+struct avmm_blk_latency {
+    uint64_t count, sum, min, max;
+};
+
 /* Where a magic makes an image one of another format: in the first sector, there after lines of comments (a VMDK descriptor is
  * text), or in the last one. */
 enum avmm_blk_place { AVMM_BLK_FIRST = 0, AVMM_BLK_AFTER_COMMENTS = 1, AVMM_BLK_LAST = 2 };
@@ -57,6 +62,7 @@ struct avmm_blk_request {
     uint64_t in_total; /* bytes that the driver has room for before the status byte */
     uint8_t *status;
     int32_t error; /* what avmm_blk_perform met: 0 or an errno */
+    uint64_t began; /* nanoseconds of the monotonic clock; 0: it is not timed */
     uint16_t head;
     uint8_t punt;  /* have io_uring not try it at once */
     uint8_t dsync; /* a write that is complete only when it is stable */
@@ -123,6 +129,7 @@ struct avmm_blk_queue {
     struct iovec *arena;
     size_t arena_size;
     struct avmm_blk_queue *next; /* in disk->finished */
+    struct avmm_blk_latency read_latency, write_latency;
     uint64_t reads, writes, flushes, others, errors, read_bytes, written_bytes;
 };
 

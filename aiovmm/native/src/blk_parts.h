@@ -54,4 +54,7 @@ void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool
 bool avmm_blk_is_marked(const struct avmm_blk *disk, const uint8_t *sector, bool last);
 bool avmm_blk_is_stopping(const struct avmm_blk *disk);
 
+/* Nanoseconds of the monotonic clock. */
+uint64_t avmm_blk_now(void);
+
 #endif

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <time.h>
 
 #ifndef IORING_ASYNC_CANCEL_ALL
 #define IORING_ASYNC_CANCEL_ALL (1U << 0)
@@ -48,7 +49,23 @@ static void release(struct avmm_blk_request *r) {
     q->disk->in_flight--;
 }
 
+uint64_t avmm_blk_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void time_request(const struct avmm_blk_request *r) {
+    struct avmm_blk_latency *l = r->type == AVMM_BLK_OUT ? &r->queue->write_latency : &r->queue->read_latency;
+    uint64_t took = avmm_blk_now() - r->began;
+    l->min = l->count++ && l->min < took ? l->min : took;
+    l->max = l->max > took ? l->max : took;
+    l->sum += took;
+}
+
 void avmm_blk_answer(struct avmm_blk_request *r, uint8_t status) {
+    if (r->began)
+        time_request(r);
     *r->status = status; /* seen before the used index, which is stored with release */
     if (status != AVMM_BLK_OK)
         r->queue->errors++;

@@ -1,10 +1,17 @@
 #include "mem.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21 /* Linux 5.4 */
+#endif
+#define PAGE 4096u
+#define PRESENT (1ull << 63) /* in an entry of /proc/self/pagemap */
 #define POPULATE (16u << 20)
 
 void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room) {
@@ -65,4 +72,23 @@ int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count) {
                 return error;
         }
     return 0;
+}
+
+uint64_t avmm_mem_resident(uint64_t host, uint64_t size) {
+    uint64_t entries[512], resident = 0;
+    int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+    for (uint64_t at = 0; fd >= 0 && at < size; at += sizeof entries / sizeof *entries * PAGE) {
+        uint64_t left = (size - at) / PAGE, n = left < 512 ? left : 512;
+        ssize_t got = pread(fd, entries, n * sizeof *entries, (off_t)((host + at) / PAGE * sizeof *entries));
+        for (ssize_t i = 0; i < got / (ssize_t)sizeof *entries; i++)
+            resident += entries[i] & PRESENT ? PAGE : 0;
+    }
+    if (fd >= 0)
+        close(fd);
+    return resident;
+}
+
+void avmm_mem_page_out(uint64_t host, uint64_t size) {
+    for (uint64_t at = 0; at < size; at += POPULATE)
+        madvise((void *)(uintptr_t)(host + at), size - at < POPULATE ? size - at : POPULATE, MADV_PAGEOUT);
 }

@@ -30,6 +30,12 @@ void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, ui
 /* Have the pages of [host, host + size) there, writable, before they are touched: 0 or an errno. It may take a second a GiB. */
 int avmm_mem_populate(uint64_t host, uint64_t size);
 
+/* Bytes of [host, host + size), whole pages, that are in memory, by /proc/self/pagemap; 0 where that cannot be read. */
+uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
+
+/* Have the kernel write out what it can of them. */
+void avmm_mem_page_out(uint64_t host, uint64_t size);
+
 /* Whole pages of guest memory, of this process's addresses. */
 struct avmm_span {
     uint64_t host;

@@ -6,8 +6,9 @@ threads where io_uring is refused. Python decides what the disk is and can do, a
 
 from __future__ import annotations
 
+from aiovmm.devices.virtio.blk.counters import BlkCounters, Latency
 from aiovmm.devices.virtio.blk.device import BlkDevice
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Geometry, Status
 
-__all__ = ["BlkDevice", "DiskImage", "Geometry", "Status"]
+__all__ = ["BlkCounters", "BlkDevice", "DiskImage", "Geometry", "Latency", "Status"]

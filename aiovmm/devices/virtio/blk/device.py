@@ -10,11 +10,11 @@ from aiovmm.config import DiskConfig, ImageType, RateLimit
 from aiovmm.config.checks import encoded
 from aiovmm.config.disk import SERIAL_SIZE
 from aiovmm.devices.limits import Limiter
+from aiovmm.devices.virtio.blk.counters import BlkCounters
 from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
 from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
-from aiovmm.devices.virtio.blk.queue import BlkCounters
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
 from aiovmm.errors import ConfigError, StateError

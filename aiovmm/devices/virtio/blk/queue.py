@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable
-from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.devices.limits import Gate
+from aiovmm.devices.virtio.blk.counters import BlkCounters, Latency
 from aiovmm.devices.virtio.blk.extents import PAYLOAD_MAX, Extent, parse_extents
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request, Status
@@ -19,7 +19,7 @@ from aiovmm.virtqueue import Batch, Next, Queue
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.service import BlkService
 
-__all__ = ["BlkCounters", "QueueService"]
+__all__ = ["QueueService"]
 
 _LOOK = lib.AVMM_BLK_LOOK
 _MORE = lib.AVMM_BLK_MORE
@@ -28,22 +28,6 @@ _MALFORMED = {
     lib.AVMM_BLK_NO_STATUS: "it has no room for a status byte",
     lib.AVMM_RING_NO_ROOM: "it lies in too many pieces of memory",
 }
-
-
-@dataclass(frozen=True)
-class BlkCounters:
-    """Requests by kind, those that failed among them, and bytes asked for. They add up."""
-
-    reads: int = 0
-    writes: int = 0
-    flushes: int = 0
-    others: int = 0
-    errors: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-
-    def __add__(self, other: BlkCounters) -> BlkCounters:
-        return BlkCounters(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 class QueueService:
@@ -146,7 +130,8 @@ class QueueService:
     def counters(self) -> BlkCounters:
         """Since activation."""
         n = self._native
-        return BlkCounters(n.reads, n.writes, n.flushes, n.others, n.errors, n.read_bytes, n.written_bytes)
+        numbers = n.reads, n.writes, n.flushes, n.others, n.errors, n.read_bytes, n.written_bytes
+        return BlkCounters(*numbers, _latency(n.read_latency), _latency(n.write_latency))
 
     def close(self) -> None:
         """Let go of guest memory. Idempotent."""
@@ -165,3 +150,7 @@ def _apply(
         if error := errno.ECANCELED if stop() else action(extent, stop):
             return error
     return image.flush() if durable else 0
+
+
+def _latency(native: Any) -> Latency:
+    return Latency(native.count, native.sum / 1e9, native.min / 1e9, native.max / 1e9)

@@ -16,9 +16,10 @@ from functools import partial
 from typing import Any
 
 from aiovmm.devices.limits import Limiter
+from aiovmm.devices.virtio.blk.counters import BlkCounters
 from aiovmm.devices.virtio.blk.engine import THREADS, Engine
 from aiovmm.devices.virtio.blk.image import DiskImage
-from aiovmm.devices.virtio.blk.queue import BlkCounters, QueueService
+from aiovmm.devices.virtio.blk.queue import QueueService
 from aiovmm.errors import HostError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Queue

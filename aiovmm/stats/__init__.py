@@ -1,0 +1,8 @@
+"""What a VM has done and what it costs, as plain values; and how late the event loop is."""
+
+from __future__ import annotations
+
+from aiovmm.stats.gather import gather
+from aiovmm.stats.values import DeviceStats, LoopStats, VMStats
+
+__all__ = ["DeviceStats", "LoopStats", "VMStats", "gather"]

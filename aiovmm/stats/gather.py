@@ -1,0 +1,76 @@
+"""From a VM's parts to its numbers. Reads what is counted anyway: it costs nothing until somebody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from aiovmm.errors import StateError
+from aiovmm.lifecycle import VMState
+from aiovmm.runtime.watchdog import lateness
+from aiovmm.stats.values import DeviceStats, LoopStats, VMStats
+
+if TYPE_CHECKING:
+    from aiovmm.config import VMConfig
+    from aiovmm.kvm.vcpu import Vcpu, VcpuCounters
+    from aiovmm.machine import Machine
+    from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["gather"]
+
+
+def gather(
+    config: VMConfig,
+    state: VMState,
+    uptime: float,
+    power_ons: int,
+    machine: Machine | None,
+    plugged: Sequence[PluggedDevice],
+) -> VMStats:
+    """The numbers of now; those of the machine are missing while a reboot makes a new one."""
+    return VMStats(
+        config.name,
+        state,
+        uptime,
+        power_ons,
+        tuple(_counters(machine.vcpus)) if machine is not None else (),
+        {p.id: _device(p, machine) for p in plugged},
+        config.memory.size,
+        sum(_given_back(p.device) for p in plugged),
+        _loop(),
+    )
+
+
+def _counters(vcpus: Sequence[Vcpu]) -> list[VcpuCounters]:
+    try:
+        return [vcpu.counters for vcpu in vcpus]
+    except StateError:  # the guest is being taken apart
+        return []
+
+
+def _device(plugged: PluggedDevice, machine: Machine | None) -> DeviceStats:
+    disk = net = None
+    kind = type(plugged.device).__module__
+    if kind.startswith("aiovmm.devices.virtio.blk"):
+        disk = plugged.device.counters  # type: ignore[attr-defined]
+    elif kind.startswith("aiovmm.devices.virtio.net"):
+        net = plugged.device.counters  # type: ignore[attr-defined]
+    queues = machine.queue_counters(plugged.id) if machine is not None else ()
+    return DeviceStats(tuple(queues), disk, net)
+
+
+def _given_back(device: VirtioDevice) -> int:
+    balloon = sys.modules.get("aiovmm.devices.virtio.balloon")  # else nobody has one
+    return device.given_back if balloon is not None and isinstance(device, balloon.BalloonDevice) else 0
+
+
+def _loop() -> LoopStats | None:
+    late = lateness(asyncio.get_running_loop())
+    if late is None:
+        return None
+    return LoopStats(
+        late.signs, late.total / late.signs if late.signs else 0.0, late.most, late.last, dict(late.blamed)
+    )

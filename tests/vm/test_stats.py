@@ -1,0 +1,178 @@
+"""What a VM says of itself in numbers, and what a scraper gets."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, start_http_server
+
+from aiovmm import VM, DiskConfig, EventKind, RebootPolicy, VMState, VMStats
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Latency
+from aiovmm.errors import StateError, UsageError
+from aiovmm.memory import GuestMemory
+from aiovmm.native import lib
+from aiovmm.stats.prometheus import VMCollector
+from aiovmm.testing import Harness
+from tests.devices.virtio.blk_driver import read, write
+from tests.vm.guest import config, counts_on, event, until
+
+MIB = 1 << 20
+
+
+async def test_a_vms_life_in_numbers(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    vm = VM(config("x", 2, disks=(DiskConfig(path=tmp_path / "disk"),)))
+    assert vm.stats().uptime == 0
+    async with vm:
+        before = vm.stats()
+        assert (before.state, before.power_ons, before.uptime) == (VMState.CREATED, 0, 0)
+        await vm.start()
+        await counts_on(vm)
+        now = vm.stats()
+        assert (now.vm, now.state, now.power_ons, now.memory) == ("guest", VMState.RUNNING, 1, 4 * MIB)
+        assert now.uptime > 0
+        assert len(now.vcpus) == 2
+        assert now.vcpus[0].exits > 0
+        assert set(now.devices) == {"disk0"}
+        assert now.devices["disk0"].disk is not None
+        assert len(now.devices["disk0"].queues) in (0, 1)
+        await until(lambda: (loop := vm.stats().loop) is not None and loop.signs > 0)
+        loop = vm.stats().loop
+        assert loop is not None
+        assert 0 <= loop.last <= loop.max
+        await counts_on(vm, 1000)
+        assert vm.stats().vcpus[0].exits > now.vcpus[0].exits
+    after = vm.stats()
+    assert after.state is VMState.STOPPED
+    assert after.uptime == vm.stats().uptime > now.uptime
+    assert after.vcpus == ()
+
+
+async def test_reboots_are_counted() -> None:
+    async with VM(config("r", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await event(vm, EventKind.REBOOTED, 2)
+        assert vm.stats().power_ons >= 3
+
+
+async def test_numbers_come_every_while_and_end_with_the_vm() -> None:
+    seen: list[VMStats] = []
+    async with VM(config("x")) as vm:
+        await vm.start()
+        async for now in vm.stats(every=0.01):
+            seen.append(now)
+            if len(seen) == 3:
+                await vm.kill()
+    assert [one.state for one in seen] == [VMState.RUNNING] * 3 + [VMState.STOPPED]
+    with pytest.raises(UsageError):
+        async for _ in vm.stats(every=float("nan")):
+            pass
+
+
+async def test_who_keeps_the_loop_is_named() -> None:
+    async with VM(config("x")) as vm:
+        await vm.start()
+        await until(lambda: (loop := vm.stats().loop) is not None and loop.signs > 0)
+
+        async def blocks() -> None:
+            time.sleep(1.2)  # noqa: ASYNC251 - which is the fault that is looked for
+
+        await asyncio.create_task(blocks(), name="the culprit")
+        await until(lambda: (loop := vm.stats().loop) is not None and bool(loop.blamed))
+        loop = vm.stats().loop
+        assert loop is not None
+        assert "task 'the culprit'" in loop.blamed
+        await until(lambda: (loop := vm.stats().loop) is not None and loop.max > 0.5)
+
+
+async def test_how_long_requests_take(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    disk = BlkDevice(DiskImage.open(tmp_path / "disk"))
+    async with Harness(disk) as h:
+        begin = time.perf_counter()
+        for sector in range(20):
+            await read(h, sector, 512)
+        took = time.perf_counter() - begin
+        await write(h, 0, bytes(512))
+        latency = disk.counters.read_latency
+        assert latency.count == 20
+        assert 0 < latency.min <= latency.mean <= latency.max <= took
+        assert latency.total <= took
+        assert disk.counters.write_latency.count == 1
+    assert disk.counters.read_latency == latency, "also after the queue has gone"
+
+
+def test_latencies_add_up() -> None:
+    some, others = Latency(2, 3.0, 1.0, 2.0), Latency(1, 0.5, 0.5, 0.5)
+    assert some + others == others + some == Latency(3, 3.5, 0.5, 2.0)
+    assert some + Latency() == Latency() + some == some
+    assert Latency().mean == 0
+
+
+async def test_what_is_resident_is_what_was_touched() -> None:
+    async with VM(config("x")) as vm:
+        before = await vm.memory.resident()
+        vm.machine.memory.write(2 * MIB, bytes([1]) * MIB)
+        assert await vm.memory.resident() - before == MIB
+        assert await vm.memory.reclaim() >= 0
+        await vm.start()
+        await counts_on(vm)
+    with pytest.raises(StateError):
+        await vm.memory.resident()
+
+
+def test_resident_counts_pages_of_any_range() -> None:
+    memory = GuestMemory.create([(0, 8 * MIB)], shared=False, thp=False)
+    (region,) = memory.regions
+    for page in (0, 511, 512, 1023, 2047):
+        memory.write(page * 4096, b"x")
+    assert lib.avmm_mem_resident(region.host, region.size) == 5 * 4096
+    assert lib.avmm_mem_resident(region.host, 512 * 4096) == 2 * 4096
+    memory.close()
+
+
+async def test_a_scraper_gets_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MIB))
+    async with VM(config("x", disks=(DiskConfig(path=tmp_path / "disk"),))) as vm, VM(config("o", name="two")) as two:
+        await vm.start()
+        await counts_on(vm)
+        await two.start()
+        await two.wait()
+        registry = CollectorRegistry()
+        collector = VMCollector(lambda: [vm, two])
+        await asyncio.to_thread(registry.register, collector)
+        server, thread = start_http_server(0, "127.0.0.1", registry)
+        try:
+            text = await scrape(server.server_port)
+            assert re.search(r'^aiovmm_uptime_seconds\{state="running",vm="guest"\} [\d.e-]+$', text, re.M)
+            assert 'aiovmm_uptime_seconds{state="stopped",vm="two"}' in text
+            assert re.search(r'^aiovmm_exits_total\{kind="exits",vcpu="0",vm="guest"\} [1-9]', text, re.M)
+            assert 'aiovmm_disk_total{device="disk0",kind="reads",vm="guest"} 0.0' in text
+            assert 'aiovmm_memory_bytes{vm="two"} 4.194304e+06' in text
+            first = exits(text)
+            await counts_on(vm, 1000)
+            assert exits(await scrape(server.server_port)) > first
+        finally:
+            await asyncio.to_thread(server.shutdown)
+            server.server_close()
+            await asyncio.to_thread(thread.join)
+
+
+def exits(text: str) -> float:
+    match = re.search(r'aiovmm_exits_total\{kind="exits",vcpu="0",vm="guest"\} (\S+)', text)
+    assert match is not None
+    return float(match[1])
+
+
+async def scrape(port: int) -> str:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+    text = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    assert " 200 OK" in text.splitlines()[0]
+    return text
