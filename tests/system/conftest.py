@@ -17,7 +17,7 @@ import uvloop
 from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
-from tests.system.grounds import hosts_of, is_core, is_of_x86
+from tests.system.grounds import host_of, hosts_of, is_core, is_of_x86
 from tests.system.programs import compile_programs
 from tests.system.shown import CONSOLE
 
@@ -51,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.kvmhost)
-            item.add_marker(pytest.mark.timeout(240))
+            item.add_marker(pytest.mark.timeout(240 if host_of(item) == "x86_64" else 480))  # what hangs; EL2 is slower
             if not is_core(item):
                 item.add_marker(pytest.mark.thorough)
     compile_programs()  # before the nested host, which has no compiler, gets the tree
