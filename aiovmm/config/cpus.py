@@ -5,7 +5,11 @@ from __future__ import annotations
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = ["CPU_FEATURES", "MAX_CPUS", "CpusConfig", "TopologyConfig"]
+__all__ = ["CPU_FEATURES", "IDLE", "MAX_CPUS", "CpusConfig", "TopologyConfig"]
+
+VCPU_NICE = 5  # see docs/embedding.md
+IDLE = 20
+"""For `vcpu_nice`: the threads of vCPUs are SCHED_IDLE."""
 
 MAX_CPUS = 4096  # their names in the firmware's tables are C000 to CFFF; KVM may have its own, lower limit
 CPU_FEATURES = ("amx",)
@@ -39,6 +43,8 @@ class CpusConfig:
     package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
     the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
     are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
+    `vcpu_nice` is how far its thread stands back behind the event loop's, which serves all guests: 0..19, added to the process's
+    own; IDLE has it run when the host has nothing else to do.
     """
 
     boot: int = 1
@@ -48,6 +54,7 @@ class CpusConfig:
     nested: bool = True
     features: tuple[str, ...] = ()
     affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    vcpu_nice: int = VCPU_NICE
 
     def __post_init__(self) -> None:
         if not 1 <= self.boot <= MAX_CPUS:
@@ -65,6 +72,10 @@ class CpusConfig:
         for feature in self.features:
             if feature not in CPU_FEATURES:
                 raise ConfigError("cpus.features", f"{feature!r} is not known", f"known: {', '.join(CPU_FEATURES)}")
+        if not 0 <= self.vcpu_nice <= IDLE:
+            raise ConfigError(
+                "cpus.vcpu_nice", f"{self.vcpu_nice} is not in 0..{IDLE}", f"{IDLE} is for idle times only"
+            )
         self._check_affinity()
 
     def _check_affinity(self) -> None:

@@ -100,6 +100,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         "topology": _topology,
         "max_phys_bits": to_int,
         "affinity": to_pairs,
+        "vcpu_nice": to_int,
         "nested": to_bool,
         "features": to_words,
     },

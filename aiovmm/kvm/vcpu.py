@@ -16,6 +16,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
@@ -126,6 +127,18 @@ class Vcpu:
             there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
             hint = f"cpus.affinity= has processors of the host; this process may use {there}"
             raise HostError(f"binding vCPU {self.index}", getattr(exc, "errno", errno.EINVAL), hint) from exc
+
+    def stand_back(self, nice: int) -> None:
+        """Have the thread, which must be there, run at the process's own nice value plus `nice`, or, from 20 on, only when the
+        host has nothing else to do (SCHED_IDLE). No privilege is needed for that, but to take it back."""
+        assert self._thread is not None, "it has been started"
+        thread = self._thread.native_id
+        assert thread is not None
+        with suppress(ProcessLookupError):  # the guest has ended already
+            if nice >= 20:
+                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+            elif nice:
+                os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
 
     def stop(self) -> None:
         """Ask the thread to leave the guest for good, from whatever it does. Idempotent; `join` waits for it."""

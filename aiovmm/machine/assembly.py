@@ -215,6 +215,7 @@ class Machine:
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
             vcpu.start()
+            vcpu.stand_back(self.parts.config.cpus.vcpu_nice)
             if hosts := affinity.get(vcpu.index):
                 vcpu.run_on(hosts)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, PmemConfig
+from aiovmm import VM, ConsoleConfig, ConsoleMode, CpusConfig, DiskConfig, PmemConfig
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import ThreadedSource
 from aiovmm.runtime import crew
@@ -73,3 +74,18 @@ async def test_every_thread_that_a_vm_starts_says_whose_it_is(tmp_path: Path, mo
         await counts_on(vm)
     assert {name for name in started if not name.startswith("web: ")} <= {"aiovmm watchdog", crew.NAME}
     assert {"web: load kernel", "web: vcpu-0", "web: disk0 open", "web: pmem0 close"} <= set(started)
+
+
+@pytest.mark.parametrize(("nice", "policy"), [(0, os.SCHED_OTHER), (5, os.SCHED_OTHER), (20, os.SCHED_IDLE)])
+async def test_vcpus_stand_back_behind_the_loop(nice: int, policy: int) -> None:
+    async with VM(replace(config("x"), cpus=CpusConfig(2, vcpu_nice=nice))) as vm:
+        await vm.start()
+        threads = [t.native_id for t in threading.enumerate() if t.name.startswith("guest: vcpu-")]
+        assert len(threads) == 2
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        for thread in threads:
+            assert thread is not None
+            assert os.sched_getscheduler(thread) == policy
+            assert os.getpriority(os.PRIO_PROCESS, thread) == (own + nice if nice < 20 else own)
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
+        await counts_on(vm)

@@ -13,6 +13,7 @@ TABLE = """
 --cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it
 --cpus nested | same |
 --cpus features | same | `amx`
+--cpus vcpu_nice | ours | 0 to 19: how far vCPU threads stand back behind the event loop; 20: they run in idle times only
 --cpus kvm_hyperv | refused | interfaces for Windows guests are not there | off false
 --cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other | off
 --cpus profile | refused | processor models serve live migration, which is not there | host
