@@ -160,7 +160,7 @@ def test_command_given_on_the_kernel_command_line(boot: Boot) -> None:
     guest = boot('aiovmm.run="echo one two; tty; false" aiovmm.then=reboot', compression="zstd")
     text = guest.expect(rb"aiovmm: run end status=(\d+)\s").decode()
     assert re.search(
-        r"aiovmm: init\r\n.*aiovmm: run begin\r\none two\r\n/dev/ttyS0\r\naiovmm: run end status=1$", text, re.S
+        r"aiovmm: init\r\n.*aiovmm: run begin\r\none two\r\n/dev/ttyS0\r\naiovmm: run end status=1\r$", text, re.S
     )
     assert guest.gone()
 
