@@ -255,7 +255,7 @@ async def test_connections_that_are_reset_before_they_are_accepted_leave_nothing
         await ask_and_reset(guest, 1)  # with the first comes what watches them all
         before = open_files()
         await ask_and_reset(guest, 300)
-        assert open_files() == before
+        assert open_files() <= before
         sock = await guest.connect(80)
         _, writer = await server.accept()  # not one of those that are over
         writer.write(b"data")
