@@ -162,9 +162,8 @@ class BalloonDevice(VirtioDevice):
                 if features & STATS_VQ:
                     self._live = True
                     group.create_task(self._keep_stats(queues[2]))
-                if (
-                    features & REPORTING
-                ):  # queues are numbered as if those of features that were not negotiated were not there
+                # Queues are numbered as if those of features that were not negotiated were not there.
+                if features & REPORTING:
                     group.create_task(self._take_reports(queues[3 if features & STATS_VQ else 2], memory))
         finally:
             self._live = False
