@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         KvmError,
         PatternTooSlow,
         PeerError,
+        SnapshotError,
         StateError,
         UsageError,
     )
@@ -102,6 +103,7 @@ __all__ = [
     "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
+    "SnapshotError",
     "Space",
     "StateError",
     "UsageError",
@@ -123,7 +125,7 @@ __getattr__ = lazy_names(
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
-        "ImageError KvmError PatternTooSlow PeerError StateError UsageError",
+        "ImageError KvmError PatternTooSlow PeerError SnapshotError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",

@@ -4,6 +4,7 @@ AiovmmError
 ├── UsageError (ValueError)      the caller asked for something that cannot be; nothing was changed
 │   ├── ConfigError              a configuration value or command-line option; names it
 │   ├── ImageError               a kernel, initramfs or disk image that is not what it should be
+│   ├── SnapshotError            a snapshot that is damaged or does not fit, or something that cannot be saved
 │   └── StateError               the operation does not fit the state the VM or the device is in
 ├── HostError (OSError)          the host refused an operation: errno, operation and a hint what to do
 │   └── KvmError                 the same for /dev/kvm and its ioctls
@@ -35,6 +36,7 @@ __all__ = [
     "KvmError",
     "PatternTooSlow",
     "PeerError",
+    "SnapshotError",
     "StateError",
     "UsageError",
     "host_error",
@@ -109,6 +111,10 @@ class ImageError(UsageError):
         self.reason = reason
         self.hint = hint
         super().__init__(f"{path}: {reason}" + (f" ({hint})" if hint else ""))
+
+
+class SnapshotError(UsageError):
+    """A snapshot that is damaged or does not fit this host, version or configuration; or what cannot be saved, and why."""
 
 
 class StateError(UsageError):
