@@ -55,7 +55,7 @@ OPTIONS = (
     RunOption("--rate-limit-group", "{keys}", _KEYS, list),
     RunOption("--vsock", "Socket device to the host. {keys}", _KEYS),
     RunOption("--balloon", "Memory that the guest gives back. {keys}", _KEYS),
-    RunOption("--platform", "PCI segments. {keys}", _KEYS),
+    RunOption("--platform", "PCI segments, and who the machine is. {keys}", _KEYS),
     RunOption("--on-reboot", "What a guest's reboot does (restart).", kind=_POLICIES, default="restart"),
     RunOption("--on-panic", "What a reset after a panic does (exit).", kind=_POLICIES, default="exit"),
     RunOption("--name", "Name in events and logs.", default="vm"),

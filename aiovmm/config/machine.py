@@ -18,6 +18,7 @@ _THP_FROM = (
     64 * MIB
 )  # a guest that fills its memory is through 0.3 ms a MiB earlier with huge pages; one that does not has 2 MiB more
 MAX_CMDLINE = 64 * 1024 - 1
+MAX_IDENTITY = 47 * 1024  # bytes: the firmware's area for all of them together
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,26 @@ class PayloadConfig:
 
 @dataclass(frozen=True)
 class PlatformConfig:
-    """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU."""
+    """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU.
+
+    The others are what firmware says of the machine (SMBIOS types 1, 3 and 11), which a guest has only if one of them is given.
+    `serial_number` and `uuid` are older names for those of the system. `oem_strings` is where systemd looks for credentials:
+    `io.systemd.credential:NAME=TEXT`. A UUID is 32 hexadecimal digits, in five groups or in one.
+    """
 
     num_pci_segments: int = 1
     iommu_segments: tuple[int, ...] = ()
+    serial_number: str | None = None
+    uuid: str | None = None
+    oem_strings: tuple[str, ...] = ()
+    system_manufacturer: str | None = None
+    system_product_name: str | None = None
+    system_version: str | None = None
+    system_serial_number: str | None = None
+    system_uuid: str | None = None
+    system_sku_number: str | None = None
+    system_family: str | None = None
+    chassis_asset_tag: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_pci_segments <= MAX_SEGMENTS:
@@ -92,3 +109,41 @@ class PlatformConfig:
         for segment in self.iommu_segments:
             if not 0 <= segment < self.num_pci_segments:
                 raise ConfigError("platform.iommu_segments", f"there is no segment {segment}")
+        if self.has_identity:
+            self._check_identity()
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether anything is to be said of who the machine is."""
+        return bool(self.oem_strings) or any(getattr(self, name) is not None for name in _IDENTITY)
+
+    def _check_identity(self) -> None:
+        for name in _IDENTITY:
+            if (text := getattr(self, name)) is not None:
+                encoded(f"platform.{name}", text, MAX_IDENTITY)
+        for text in self.oem_strings:
+            encoded("platform.oem_strings", text, MAX_IDENTITY)
+        for name in ("uuid", "system_uuid"):
+            if (text := getattr(self, name)) is not None and not _is_uuid(text):
+                hint = "like 12345678-1234-1234-1234-1234567890ab"
+                raise ConfigError(f"platform.{name}", f"{text!r} is no UUID", hint)
+
+
+_IDENTITY = (
+    "serial_number",
+    "uuid",
+    "system_manufacturer",
+    "system_product_name",
+    "system_version",
+    "system_serial_number",
+    "system_uuid",
+    "system_sku_number",
+    "system_family",
+    "chassis_asset_tag",
+)
+
+
+def _is_uuid(text: str) -> bool:
+    parts = [len(part) for part in text.split("-")]
+    digits = text.replace("-", "")
+    return parts in ([8, 4, 4, 4, 12], [32]) and all(c in "0123456789abcdefABCDEF" for c in digits)

@@ -112,7 +112,21 @@ KEYS: dict[str, dict[str, Converter]] = {
         "thp": to_bool,
         "mergeable": to_bool,
     },
-    "platform": {"num_pci_segments": to_int, "iommu_segments": to_ints},
+    "platform": {
+        "num_pci_segments": to_int,
+        "iommu_segments": to_ints,
+        "serial_number": to_text,
+        "uuid": to_text,
+        "oem_strings": to_words,
+        "system_manufacturer": to_text,
+        "system_product_name": to_text,
+        "system_version": to_text,
+        "system_serial_number": to_text,
+        "system_uuid": to_text,
+        "system_sku_number": to_text,
+        "system_family": to_text,
+        "chassis_asset_tag": to_text,
+    },
     "serial": {"file": to_path, "socket": to_path},
     "console": {"file": to_path, "socket": to_path, **_PLACE},
     "rng": {"src": to_path, **_PLACE},
@@ -313,5 +327,5 @@ def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:
 
 
 def parse_platform(text: str) -> PlatformConfig:
-    """`num_pci_segments=,iommu_segments=`."""
+    """`num_pci_segments=,iommu_segments=,system_uuid=,...`."""
     return PlatformConfig(**_convert("platform", split_options("platform", text)))

@@ -1,7 +1,7 @@
 """Where things lie in the guest-physical address space of an x86-64 guest. All addresses and sizes in bytes.
 
 0x0000_0500  GDT, IDT, PVH start info, zero page, boot page tables, command line (all below 640 KiB)
-0x000A_0000  RSDP and the ACPI tables, then the BIOS area with the MP table (never offered as RAM)
+0x000A_0000  RSDP and the ACPI tables, then the BIOS area with MP table and SMBIOS (never offered as RAM)
 0x0010_0000  RAM: kernel, ..., initrd at the top of low RAM
 0xC000_0000  32-bit MMIO window, ECAM, I/O APIC, local APIC: the PCI hole
 0x1_0000_0000  the rest of RAM, then 64-bit BARs
@@ -33,6 +33,8 @@ RSDP = 0xA0000
 ACPI_TABLES = 0xA0040  # the RSDP is 36 bytes; tables are aligned to 64 for the reader's sake
 ACPI_TABLES_END = 0xF0000
 MP_TABLE = 0xF0000  # the BIOS area, where it is looked for; 255 processors need 6 KiB
+SMBIOS = 0xF4000  # its entry point, and then its structures
+SMBIOS_END = 0x100000
 HIGH_RAM = 0x100000
 BOOT_AREAS = ((GDT, CMDLINE + CMDLINE_MAX), (LOW_RAM_END, HIGH_RAM))
 """(start, end) of what is written around a kernel, where it can have no segment."""

@@ -31,9 +31,10 @@ TABLE = """
 --platform num_pci_segments | same | 1 to 96
 --platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
 --platform iommu_address_width | refused | guests' I/O addresses have 48 bits | 48
---platform serial_number uuid oem_strings system_manufacturer system_product_name | refused | there are no SMBIOS tables
---platform system_version system_serial_number system_uuid system_sku_number system_family | refused | there are no SMBIOS tables
---platform chassis_asset_tag | refused | there are no SMBIOS tables
+--platform serial_number uuid | same | `system_serial_number` and `system_uuid` go before
+--platform system_manufacturer system_product_name | differs | unset: aiovmm; without any of these keys there are no SMBIOS tables
+--platform system_version system_serial_number system_uuid system_sku_number system_family chassis_asset_tag | same |
+--platform oem_strings | differs | more than 255 as well; 47 KiB in all
 --platform iommufd | refused | devices of the host go through a VFIO container | off false
 --platform iommufd_fd | refused | devices of the host go through a VFIO container
 --platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers | off false

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiovmm.boot.aarch64 import CpuState, CpuTopology
-from aiovmm.config import CpusConfig
+from aiovmm.config import CpusConfig, PlatformConfig
 from aiovmm.errors import ConfigError
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.registers import MPIDR_EL1, PC, PSTATE, Registers, x
@@ -15,8 +15,11 @@ from aiovmm.kvm.vmfd import VmFd
 __all__ = ["affinities", "check", "create_vcpus", "enter", "topology_of"]
 
 
-def check(cpus: CpusConfig) -> None:
-    """Raises ConfigError for what only other processors have."""
+def check(cpus: CpusConfig, platform: PlatformConfig) -> None:
+    """Raises ConfigError for what only other processors have, or their firmware."""
+    if platform.has_identity:
+        reason = "who the machine is is told by SMBIOS, which kernels of arm64 are led to by EFI alone"
+        raise ConfigError("platform", reason, "tell the guest by the kernel's command line, a disk or vsock")
     for feature in cpus.features:
         raise ConfigError(
             "cpus.features", f"{feature!r} is a feature of x86 processors", f"leave features={feature} out"

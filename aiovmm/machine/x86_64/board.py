@@ -110,6 +110,10 @@ class Pc(Board):
         assert isinstance(kernel, KernelImage), "it was loaded on this host"
         self._memory = memory
         write_tables(memory, self._described)
+        if config.platform.has_identity:
+            from aiovmm.machine.x86_64.identity import write_smbios
+
+            write_smbios(memory, config, self.ram)
         kernel.load_into(memory)
         state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
         self.vcpus = create_vcpus(self._vm, self._processor, state)
