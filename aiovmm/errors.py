@@ -78,11 +78,16 @@ def host_error(operation: str, error: BaseException) -> HostError | None:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else None
         return HostError(operation, error.errno or errno.EIO, path=path)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _had_no_lock(error):
         return HostError(operation, errno.ENOMEM)
     if isinstance(error, RuntimeError) and "new thread" in str(error):  # all that `threading` says
         return HostError(f"{operation}: starting a thread", errno.EAGAIN, MORE_THREADS)
     return None
+
+
+def _had_no_lock(error: BaseException) -> bool:
+    """The interpreter's word for too little memory where it opens a file."""
+    return isinstance(error, RuntimeError) and "can't allocate" in str(error)
 
 
 class AiovmmError(Exception):

@@ -64,6 +64,8 @@ class EventKind(enum.Enum):
     POWER_BUTTON = "power-button"  # shutdown() pressed it
     PANICKED = "panicked"
     DEVICE_ERROR = "device-error"
+    DEVICE_ACTIVATED = "device-activated"  # the guest's driver has taken a virtio device over
+    DEVICE_RESET = "device-reset"  # it has let go of it
     DEVICE_SLOW = "device-slow"  # a device kept the event loop, and with it every guest
     STOPPED = "stopped"
 

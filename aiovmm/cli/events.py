@@ -34,7 +34,7 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     return row
 
 
-def open_events(place: str, config: VMConfig) -> int:
+def open_events(place: str, config: VMConfig, option: str = "--json") -> int:
     """A descriptor for `place`: a number is one that the caller has given us, anything else a file, which is none that the guest
     of `config` is made of. Raises ConfigError and HostError."""
     if not place:
@@ -43,12 +43,12 @@ def open_events(place: str, config: VMConfig) -> int:
         from aiovmm.config.outputs import refuse_input
         from aiovmm.runtime.output_file import open_output_file
 
-        refuse_input(config, "--json", place)
-        return open_output_file(place, "--json", "open the file of events")
+        refuse_input(config, option, place)
+        return open_output_file(place, option, "open the file of events")
     fd = int(place)
     if not was_given(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         hint = "the shell opens it by `3>FILE`; a file of that name is ./" + place
-        raise ConfigError("--json", f"no descriptor {place} for writing was given to this program", hint)
+        raise ConfigError(option, f"no descriptor {place} for writing was given to this program", hint)
     return fd
 
 

@@ -1,4 +1,4 @@
-"""Log lines of a session on standard error."""
+"""Log lines of a session, on standard error or in a file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from functools import cached_property
+from typing import TextIO
 
 __all__ = ["configure_logging"]
 
@@ -37,11 +38,26 @@ class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
             super().handleError(record)
 
 
-def configure_logging(verbosity: int) -> None:
-    """Warnings, and with each -v more."""
+def configure_logging(verbosity: int, file: str | None = None, form: str | None = None) -> None:
+    """Warnings, and with each -v more; on standard error or in `file`, which `form` is a template for. Raises ConfigError, and
+    HostError for a file that cannot be written."""
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
-    handler = _Handler()
-    handler.setFormatter(_LazyFormatter())
+    handler = _Handler(None if file is None else _opened(file))
+    handler.setFormatter(_LazyFormatter() if file is None and form is None else _template(form))
     logger = logging.getLogger("aiovmm")
     logger.addHandler(handler)
     logger.setLevel(level)
+    if file is not None:
+        logger.propagate = False
+
+
+def _opened(file: str) -> TextIO:
+    from aiovmm.runtime.output_file import open_output_file
+
+    return os.fdopen(open_output_file(file, "--log-file", "open the log"), "w", buffering=1, errors="backslashreplace")
+
+
+def _template(form: str | None) -> logging.Formatter:
+    from aiovmm.cli.log_format import DEFAULT, TemplateFormatter
+
+    return TemplateFormatter(DEFAULT if form is None else form)

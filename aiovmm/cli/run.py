@@ -41,6 +41,8 @@ def _option(option: RunOption) -> Any:
     shown: dict[str, Any] = {"metavar": option.metavar, "help": option.help.format(keys=f"{keys}.")}
     if option.kind is list:
         return click.option(option.name, multiple=True, **shown)
+    if option.kind is bool:
+        return once(option.name, option.key, is_flag=True, default=False, help=shown["help"])
     if option.alone is not None:
         shown |= {"is_flag": False, "flag_value": option.alone}
     return once(option.name, option.key, type=_type(option), default=option.default, **shown)

@@ -18,8 +18,8 @@ __all__ = ["LIST_OPTIONS", "OPTIONS", "RunOption", "read_plain"]
 
 @dataclass(frozen=True)
 class RunOption:
-    """`help` may name the option's `{keys}`. `kind` is a type, the words to choose from, or list for one that may be repeated.
-    With `alone`, its value may be left out and then is that."""
+    """`help` may name the option's `{keys}`. `kind` is a type (bool: it has no value), the words to choose from, or list for
+    one that may be repeated. With `alone`, its value may be left out and then is that."""
 
     name: str
     help: str
@@ -58,6 +58,10 @@ OPTIONS = (
     RunOption("--platform", "PCI segments, and who the machine is. {keys}", _KEYS),
     RunOption("--on-reboot", "What a guest's reboot does (restart).", kind=_POLICIES, default="restart"),
     RunOption("--on-panic", "What a reset after a panic does (exit).", kind=_POLICIES, default="exit"),
+    RunOption("--no-shutdown", "Stay when the guest has powered off, until a signal.", kind=bool, default=False),
+    RunOption("--event-monitor", "Events as the reference's JSON objects.", "path=FILE|fd=FD"),
+    RunOption("--log-file", "Log there, and not on stderr.", "FILE"),
+    RunOption("--log-format", "Template of the log's lines: {{level}}, {{msg}}, ..."),
     RunOption("--name", "Name in events and logs.", default="vm"),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),
     RunOption("--stop-timeout", "Seconds a guest has after the power button (10).", kind=float, default=10.0),
@@ -89,6 +93,11 @@ def read_plain(args: Sequence[str]) -> dict[str, Any] | None:
         if option is None or (option.kind is not list and name in given):
             return None
         given.add(name)
+        if option.kind is bool:
+            if separator:
+                return None
+            values[option.key] = True
+            continue
         if not separator:
             if option.alone is not None or not rest:
                 return None

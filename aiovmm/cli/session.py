@@ -12,7 +12,6 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.cli.logs import configure_logging as _configure_logging
 from aiovmm.cli.messages import say
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
@@ -22,6 +21,7 @@ from aiovmm.lifecycle import Event, EventKind, VMState
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
+    from aiovmm.cli.event_monitor import EventMonitor
     from aiovmm.console import AttachEnd
 
 __all__ = ["Session"]
@@ -39,23 +39,43 @@ class Session:
         detach_keys: str,
         stop_timeout: float,
         events_to: str | None,
-        verbosity: int = 0,
+        monitor: str | None = None,
+        stays: bool = False,
         closed: Sequence[int] = (),
     ) -> None:
-        """`events_to`: see events.open_events; `closed`: standard descriptors that are not there."""
+        """`events_to`: see events.open_events, `monitor`: see event_monitor; `stays`: not to end with a guest that has powered
+        off; `closed`: standard descriptors that are not there."""
         self._config = config
         self._detach = parse_keys(detach_keys)
         self._stop_timeout = stop_timeout
         self._events_to = events_to
+        self._monitor_to = monitor
+        self._monitor: EventMonitor | None = None
+        self._stays = stays
         self._closed = closed
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
         self._leave = asyncio.Event()
-        _configure_logging(verbosity)
 
     async def run(self) -> int:
         """Run the guest to its end; the exit code."""
+        if self._monitor_to is not None:
+            from aiovmm.cli.event_monitor import EventMonitor, open_monitor
+
+            self._monitor = EventMonitor(open_monitor(self._monitor_to, self._config))
+        self._tell("vmm", "starting")
+        code = await self._run()
+        self._tell("vm", "deleted")
+        self._tell("vmm", "shutdown")
+        return code
+
+    def _tell(self, source: str, event: str) -> None:
+        if self._monitor is not None:
+            self._monitor.tell(source, event)
+
+    async def _run(self) -> int:
+        self._tell("vm", "booting")
         vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
         self._handle_signals(vm)
         async with vm:
@@ -63,6 +83,8 @@ class Session:
                 from aiovmm.cli.events import open_events, print_events
 
                 self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to, self._config)))
+            if self._monitor is not None:
+                self._spawn(self._monitor.follow(vm.events(from_start=True)))
             self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
             if vm.state is VMState.CREATED:  # else a signal has come already
@@ -74,6 +96,8 @@ class Session:
             status = await vm.wait()
             for task in list(self._tasks):
                 await asyncio.wait([task], timeout=1)
+        if status.ok and self._stays and not self._stopping:
+            await self._leave.wait()
         if not status.ok and self._events_to != "2":
             say(f"the guest ended: {status.reason.value}: {status.detail}")
         if not status.ok:

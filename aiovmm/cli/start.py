@@ -26,14 +26,21 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
 
         import uvloop
 
+        from aiovmm.cli.logs import configure_logging
         from aiovmm.cli.session import Session
 
+        if args["log_file"] is not None:
+            from aiovmm.config.outputs import refuse_input
+
+            refuse_input(config, "--log-file", args["log_file"])
+        configure_logging(args["verbose"], args["log_file"], args["log_format"])
         session = Session(
             config,
             detach_keys=args["detach_keys"],
             stop_timeout=args["stop_timeout"],
             events_to=args["events_to"],
-            verbosity=args["verbose"],
+            monitor=args["event_monitor"],
+            stays=args["no_shutdown"],
             closed=closed,
         )
         require_descriptors(_DESCRIPTORS)

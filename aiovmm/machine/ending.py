@@ -64,6 +64,10 @@ class Ending:
         """A device broke; the guest has been told by NEEDS_RESET where there is such a thing."""
         self.journal.device_error(device, error)
 
+    def device_driven(self, device: str, there: bool) -> None:
+        """A driver has come, or gone."""
+        self.journal.device_driven(device, there)
+
     def device_slow(self, device: str, detail: str) -> None:
         """A device has kept the event loop; the log has told of it."""
         self.journal.emit(EventKind.DEVICE_SLOW, detail, device=device)

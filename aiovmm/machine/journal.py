@@ -56,6 +56,11 @@ class Journal:
         self._log.warning("device failed", device=device, error=text, kind=type(error).__name__, **traced)
         self.emit(EventKind.DEVICE_ERROR, text, device=device, error=error)
 
+    def device_driven(self, device: str, there: bool) -> None:
+        """The guest's driver has taken a device over, or let go of it, which it can do as fast as it likes."""
+        if self._quotas[f"{device} driver"].take(time.monotonic()) is not None:
+            self.emit(EventKind.DEVICE_ACTIVATED if there else EventKind.DEVICE_RESET, device=device)
+
     def end(self, status: ExitStatus) -> None:
         """The last event."""
         self.emit(EventKind.STOPPED, status.detail, status=status, error=status.error)

@@ -20,5 +20,8 @@ class MachineOwner(Protocol):
     def device_failed(self, device: str, error: BaseException) -> None:
         """A device broke; the machine goes on."""
 
+    def device_driven(self, device: str, there: bool) -> None:
+        """The guest's driver has taken a virtio device over, or let go of it."""
+
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """A task that ends with the VM."""

@@ -80,6 +80,7 @@ class Power:
         for plugged in self.parts.plugged:
             plugged.device._label = f"{config.name}: {plugged.id}"
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
+            plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)
         await open_parts(self.parts)
         self.machine = await self._assembled(self.parts)
 

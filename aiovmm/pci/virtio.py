@@ -182,7 +182,7 @@ class VirtioPci(PciFunction):
             return self._submit(self._activate(effect.features))
         if isinstance(effect, ResetDevice):
             if self._active or self._pending:
-                return self._submit(self._reset())
+                return self._submit(self._let_go())
             self._reset_registers()  # as every driver does first
         return None
 
@@ -206,6 +206,16 @@ class VirtioPci(PciFunction):
                 await self.backend.activate(queues, features, kicks, irqs, self._config_irq)
             except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
                 self._broken(exc)
+            else:
+                self._tell_driver(there=True)
+
+    async def _let_go(self) -> None:
+        await self._reset()
+        self._tell_driver(there=False)
+
+    def _tell_driver(self, *, there: bool) -> None:
+        if self.device._notify_driver is not None:
+            self.device._notify_driver(there)
 
     async def _reset(self) -> None:
         async with self._transition:

@@ -39,6 +39,7 @@ class VirtioDevice(abc.ABC):
 
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
+    _notify_driver: Callable[[bool], None] | None = None  # set by the VM: whether a driver has it now
     _label: str = ""  # set by the VM
     _vm: str = ""  # the name of the VM that has it, if it is of the embedder's own
 

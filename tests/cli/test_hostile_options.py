@@ -227,7 +227,7 @@ def run(words: list[str]) -> tuple[object, str]:
     """Exit code, and what standard error has."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
         patch.setattr(Session, "run", make_and_close)
-        patch.setattr("aiovmm.cli.session._configure_logging", lambda verbosity: None)
+        patch.setattr("aiovmm.cli.logs.configure_logging", lambda *_: None)
         patch.setattr("aiovmm.cli.fill_standard_descriptors", lambda: ())
         patch.setattr("aiovmm.cli.start.require_descriptors", lambda *_: None)
         patch.setattr(sys, "argv", ["aiovmm", "run", *words])

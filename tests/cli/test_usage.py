@@ -208,10 +208,10 @@ def test_how_fast_it_is_there(command: tuple[str, ...], record_property: Callabl
 def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
     code = (
         "import sys, logging\n"
-        "from aiovmm.cli.session import _configure_logging\n"
+        "from aiovmm.cli.logs import configure_logging\n"
         "from aiovmm.machine.journal import Journal\n"
         "from aiovmm.lifecycle import EventKind\n"
-        "_configure_logging(0)\n"
+        "configure_logging(0)\n"
         "journal = Journal('guest')\n"
         "journal.emit(EventKind.STARTED)\n"
         "print(sorted({'structlog', 'rich'} & set(sys.modules)))\n"

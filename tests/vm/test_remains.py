@@ -322,6 +322,7 @@ LIMITS: list[tuple[BaseException, int, str]] = [
     (OSError(errno.ENOSPC, "No space left on device", "/some/where"), errno.ENOSPC, "free some space"),
     (MemoryError(), errno.ENOMEM, "less memory"),
     (RuntimeError("can't start new thread"), errno.EAGAIN, "pids.max"),
+    (RuntimeError("can't allocate read lock"), errno.ENOMEM, "less memory"),
 ]
 
 

@@ -22,7 +22,7 @@ TABLE = """
 --dbus-service-name | refused | there is no D-Bus API
 --dbus-system-bus | refused | there is no D-Bus API
 --debug-console | refused | there is no debug port: `--serial` and `--console` are the consoles | off
---event-monitor | refused | `--json` tells the events of a guest's life
+--event-monitor | differs | the same objects, and with the source `aiovmm` what has no name there
 --firmware | refused | there is no firmware: give a kernel
 --fw-cfg-config | refused | fw_cfg is not there
 --gdb | refused | there is no debugger's stub
@@ -32,10 +32,10 @@ TABLE = """
 --ivshmem | refused | ivshmem is not there
 --landlock | refused | there is no sandbox of its own: run it as a user that may do little
 --landlock-rules | refused | there is no sandbox of its own: run it as a user that may do little
---log-file | refused | logs go to standard error
---log-format | refused | logs have one form; `--json` tells events as JSON
+--log-file | same |
+--log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --memory-zone | refused | memory is one zone: `--memory size=`
---no-shutdown | refused | the command ends with its guest
+--no-shutdown | differs | there is no API to boot another guest by: a signal ends it
 --numa | refused | memory is one node
 --pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
