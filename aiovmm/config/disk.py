@@ -13,7 +13,18 @@ from aiovmm.errors import ConfigError
 __all__ = ["SERIAL_SIZE", "DiskConfig", "ImageType", "LockGranularity"]
 
 SERIAL_SIZE = 20  # VIRTIO 1.2, 5.2.6: what GET_ID answers
-_OURS_ALONE = ("direct", "serial", "image_type", "sparse", "lock_granularity", "io_uring", "rate_limit_group", *RATES)
+_OURS_ALONE = (
+    "direct",
+    "serial",
+    "image_type",
+    "overlay",
+    "backing_files",
+    "sparse",
+    "lock_granularity",
+    "io_uring",
+    "rate_limit_group",
+    *RATES,
+)
 
 
 class ImageType(enum.Enum):
@@ -34,9 +45,10 @@ class DiskConfig(LimitedConfig):
     """virtio-blk from a raw image or block device at `path`, or from a vhost-user back end at `socket`.
 
     `image_type`: None takes the image for raw unless it looks like something else, and keeps the guest from making it look
-    so; see docs/disks.md. `serial`: up to 20 bytes; None derives one from the file's numbers. `sparse`: space that the guest
-    trims is given back. `io_uring`: False has threads do the I/O. `bw_*`, `ops_*`: a limit as RateLimit has it;
-    `rate_limit_group`: one that it shares.
+    so; see docs/disks.md. `overlay`: the file that takes what the guest writes, made if it is not there; the image is only read.
+    `backing_files`: the bases that an image which is not raw names are opened, too. `serial`: up to 20 bytes; None derives one
+    from the file's numbers. `sparse`: space that the guest trims is given back. `io_uring`: False has threads do the I/O.
+    `bw_*`, `ops_*`: a limit as RateLimit has it; `rate_limit_group`: one that it shares.
     """
 
     path: Path | None = None
@@ -46,6 +58,8 @@ class DiskConfig(LimitedConfig):
     queue_size: int = 128
     serial: str | None = None
     image_type: ImageType | None = None
+    overlay: Path | None = None
+    backing_files: bool = False
     sparse: bool = True
     lock_granularity: LockGranularity = LockGranularity.FULL
     io_uring: bool = True
@@ -69,6 +83,10 @@ class DiskConfig(LimitedConfig):
             raise ConfigError("disk.socket", "is for vhost_user=on only")
         else:
             check_path("disk.path", self.path)
+        if self.overlay is not None:
+            check_path("disk.overlay", self.overlay)
+            if self.overlay == self.path:
+                raise ConfigError("disk.overlay", "is the image that it is to be over", "give it a file of its own")
         if self.serial is not None:
             encoded("disk.serial", self.serial, SERIAL_SIZE)
 

@@ -137,6 +137,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         **_QUEUES,
         "serial": to_text,
         "image_type": _image_type,
+        "overlay": to_path,
+        "backing_files": to_bool,
         "sparse": to_bool,
         "lock_granularity": _lock,
         "_disable_io_uring": to_bool,

@@ -38,6 +38,8 @@ def _inputs(config: VMConfig) -> Iterator[tuple[str, str | os.PathLike[str]]]:
     for disk in config.disks:
         if disk.path is not None:
             yield "disk", disk.path
+        if disk.overlay is not None:
+            yield "disk's overlay", disk.overlay
     for pmem in config.pmems:
         yield "pmem file", pmem.file
     if config.rng is not None:

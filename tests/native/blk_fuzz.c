@@ -1,6 +1,7 @@
 /* Random block requests in random framing through the native data path, under sanitizers, with io_uring and without. A second
  * thread scribbles on guest memory meanwhile, as a hostile vCPU would. Every chain that is taken comes back exactly once,
- * nothing stays in flight, the image never becomes larger than the disk, and never gets a mark of another format.
+ * nothing stays in flight, the image never becomes larger than the disk, and never gets a mark of another format. For some seeds it
+ * is an overlay, whose base is never written to.
  * Usage: blk_fuzz SEED ROUNDS IMAGE; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
 #include "blk_parts.h"
 #include <assert.h>
@@ -90,19 +91,43 @@ static uint32_t some_request(uint32_t first) {
     return n + 1 - first;
 }
 
+/* What `Layer.flush` does, but for the medium. */
+static void settle(struct avmm_blk_layer *layer) {
+    static uint8_t copies[AVMM_BLK_MAP_PAGE];
+    uint32_t page = 0, number;
+    uint64_t changed = avmm_blk_layer_changed(layer);
+    assert(avmm_blk_layer_take(layer, &page, 1, &number, copies, 1) <= 1);
+    avmm_blk_layer_settle(layer, changed);
+}
+
+/* What an overlay's image does for a part of a cluster. */
+static int zero(struct avmm_blk_layer *layer) {
+    uint64_t at = below(SECTORS) * 512, end = at + 512;
+    uint64_t cluster = at >> layer->shift << layer->shift;
+    return avmm_blk_layer_bring(layer, cluster, at, end);
+}
+
 static void carry_out(struct avmm_blk_queue *q) {
-    for (uint32_t i = 0; i < q->n_handed; i++) {
-        struct avmm_blk_request *r = &q->slots[q->handed[i]];
+    uint16_t handed[SIZE + 1];
+    uint32_t n = q->n_handed;
+    memcpy(handed, q->handed, n * sizeof *handed);
+    q->disk->n_handed -= n;
+    q->n_handed = 0; /* what ends may be handed over again */
+    for (uint32_t i = 0; i < n; i++) {
+        struct avmm_blk_request *r = &q->slots[handed[i]];
         uint8_t payload[64];
-        if (r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES)
+        if (r->commits || (r->type == AVMM_BLK_FLUSH && q->disk->layer)) {
+            settle(q->disk->layer);
+            avmm_blk_finish(r, 0);
+        } else if (r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES) {
+            if (q->disk->layer)
+                assert(zero(q->disk->layer) == 0);
             avmm_blk_answer(r, avmm_blk_payload(r, 0, payload, sizeof payload) % 16 ? AVMM_BLK_IOERR : AVMM_BLK_OK);
-        else {
+        } else {
             avmm_blk_perform(&r, 1);
             avmm_blk_finish_performed(&r, 1);
         }
     }
-    q->disk->n_handed -= q->n_handed;
-    q->n_handed = 0;
     avmm_blk_publish(q->disk);
 }
 
@@ -151,6 +176,14 @@ static void round_trip(struct avmm_blk *disk, uint64_t counts[3]) {
     avmm_blk_queue_close(&q);
 }
 
+static int open_base(const char *image) {
+    char name[4096];
+    snprintf(name, sizeof name, "%s.base", image);
+    int fd = open(name, O_RDWR | O_CREAT, 0600);
+    assert(fd >= 0);
+    return fd;
+}
+
 int main(int argc, char **argv) {
     assert(argc == 4);
     uint64_t seed = strtoull(argv[1], NULL, 0), rounds = strtoull(argv[2], NULL, 0), counts[3] = {0};
@@ -165,6 +198,15 @@ int main(int argc, char **argv) {
     struct avmm_blk disk = {.capacity = SECTORS, .max_bytes = 1 << 20, .discard = 1, .write_zeroes = 1};
     disk.fd = open(argv[3], O_RDWR | O_CREAT, 0600);
     assert(disk.fd >= 0 && ftruncate(disk.fd, SECTORS * 512 - 100) == 0);
+    static uint64_t map[AVMM_BLK_MAP_PAGE / 8];
+    uint8_t dirty = 0, old[SECTORS * 512 - 700];
+    memset(old, 'o', sizeof old);
+    struct avmm_blk_layer base = {.fd = open_base(argv[3]), .size = sizeof old};
+    assert(pwrite(base.fd, old, sizeof old, 0) == sizeof old);
+    struct avmm_blk_layer top = {.fd = disk.fd, .shift = 12, .size = SECTORS * 512, .below_size = sizeof old,
+                                 .map = map, .dirty = seed % 2 ? &dirty : NULL, .below = &base};
+    if (seed % 5 < 2)
+        disk.layer = &top;
     disk.punt_bytes = disk.inline_bytes = 2048;
     disk.n_magics = seed / 2 % 2 ? 3 : 0;
     disk.magics[0] = (struct avmm_blk_magic){AVMM_BLK_FIRST, 0, 1, "A"};
@@ -182,6 +224,8 @@ int main(int argc, char **argv) {
         disk.align_memory = 16;
         disk.writes_wait = (uint8_t)below(3);
         if (i % 16 == 0)
+            map[0] = 0; /* as in a new overlay */
+        if (i % 16 == 0)
             sow();
         round_trip(&disk, counts);
         check_marks(&disk);
@@ -190,6 +234,9 @@ int main(int argc, char **argv) {
     if (seed % 2)
         pthread_join(thread, NULL);
     struct stat st;
+    uint8_t now[sizeof old + 1];
+    assert(pread(base.fd, now, sizeof now, 0) == sizeof old && !memcmp(old, now, sizeof old));
+    close(base.fd);
     assert(fstat(disk.fd, &st) == 0 && st.st_size <= SECTORS * 512);
     if (with_ring)
         avmm_uring_close(&ring);

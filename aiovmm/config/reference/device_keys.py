@@ -20,7 +20,8 @@ TABLE = """
 --disk bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --disk rate_limit_group | same |
 --disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all | []
---disk backing_files | refused | images are raw, which have none | off false
+--disk backing_files | same | off: an image that names a base is refused
+--disk overlay | ours | a file that takes what the guest writes, over an image that is only read: see disks.md
 --disk id pci_segment pci_device_id iommu | same |
 --net tap | differs | unset or empty: one called aiovmm0, aiovmm1, ... is made (vmtap0 there)
 --net ip | same | IPv4 or IPv6; goes with mask=

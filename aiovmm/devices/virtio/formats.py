@@ -19,6 +19,9 @@ SECTOR = 512
 """Bytes of the beginning, and of the end, that are looked at."""
 
 
+OVERLAY = "aiovmm overlay"
+
+
 class Place(enum.IntEnum):
     """Where a magic is looked for; enum avmm_blk_place."""
 
@@ -51,6 +54,7 @@ HEADERS = (
     Header("Parallels", b"WithoutFreeSpace"),
     Header("Parallels", b"WithouFreSpacExt"),
     Header("Bochs", b"Bochs Virtual HD Image"),
+    Header(OVERLAY, b"aiovmmOV"),  # blk/overlay/header.py
 )
 """What the first or the last sector of an image that is not raw has."""
 

@@ -19,15 +19,30 @@ struct avmm_blk_magic {
     uint32_t offset, size;
     uint8_t bytes[24];
 };
+struct avmm_blk_layer {
+    int fd;
+    uint32_t shift;
+    uint64_t data_at;
+    uint64_t size;
+    uint64_t below_size;
+    uint64_t *map;
+    uint8_t *dirty;
+    uint64_t changed;
+    uint64_t stable;
+    struct avmm_blk_layer *below;
+};
+#define AVMM_BLK_MAP_PAGE ...
 struct avmm_blk_request {
     uint32_t type;
     uint64_t offset;
     uint64_t left;
     uint8_t punt;
+    uint8_t commits;
     ...;
 };
 struct avmm_blk {
     struct avmm_allowance *allowance;
+    struct avmm_blk_layer *layer;
     struct avmm_uring *ring;
     int fd;
     uint32_t align_file;
@@ -88,3 +103,9 @@ void avmm_blk_answer(struct avmm_blk_request *request, uint8_t status);
 uint64_t avmm_blk_publish(struct avmm_blk *disk);
 uint8_t avmm_blk_status(int error);
 int avmm_blk_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
+void avmm_blk_layer_mark(struct avmm_blk_layer *layer, uint64_t from, uint64_t to);
+int avmm_blk_layer_bring(struct avmm_blk_layer *layer, uint64_t at, uint64_t from, uint64_t to);
+uint32_t avmm_blk_layer_take(struct avmm_blk_layer *layer, uint32_t *page, uint32_t pages, uint32_t *numbers, uint8_t *copies, uint32_t room);
+void avmm_blk_layer_settle(struct avmm_blk_layer *layer, uint64_t changed);
+uint64_t avmm_blk_layer_changed(const struct avmm_blk_layer *layer);
+int avmm_blk_layer_find(const struct avmm_blk_layer *layer, uint64_t at, uint64_t size, uint64_t *run);

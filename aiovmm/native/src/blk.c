@@ -11,6 +11,9 @@ struct header {
     uint64_t sector;
 };
 
+/* Whether nothing outlives this process: an overlay without a map in its file. */
+static bool is_fleeting(const struct avmm_blk *disk) { return disk->layer && !disk->layer->dirty; }
+
 /* Split a chain into header, data and status byte (§5.2.6). A code if it does not have them. */
 static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct header *h) {
     uint32_t n_write = c->n_write;
@@ -28,7 +31,8 @@ static int parse(struct avmm_blk_request *r, const struct avmm_chain *c, struct 
     r->type = h->type;
     r->done = r->began = 0;
     r->in_total = c->write_bytes - 1;
-    r->punt = r->bounces = r->fills = r->guarded = 0;
+    r->punt = r->bounces = r->fills = r->guarded = r->copies = r->commits = r->partial = r->dsync = 0;
+    r->cut_rest = 0;
     if (r->type == AVMM_BLK_IN || r->type == AVMM_BLK_GET_ID) {
         r->iov = r->store + c->n_read;
         r->n_iov = n_write;
@@ -52,7 +56,8 @@ static void ask_file(struct avmm_blk *disk, const struct avmm_blk_request *r) {
         r->guarded)
         return;
     struct iovec some = {r->iov->iov_base, r->iov->iov_len < AVMM_BLK_SECTOR ? r->iov->iov_len : AVMM_BLK_SECTOR};
-    ssize_t n = pwritev2(disk->fd, &some, 1, (off_t)r->offset, RWF_NOWAIT);
+    uint64_t at = r->offset + (disk->layer ? disk->layer->data_at : 0);
+    ssize_t n = pwritev2(disk->fd, &some, 1, (off_t)at, RWF_NOWAIT);
     if (n > 0)
         disk->writes_wait = AVMM_BLK_NO;
     else if (n < 0 && errno == EOPNOTSUPP)
@@ -91,14 +96,14 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
         return;
     }
     r->began = avmm_blk_now();
-    r->offset = sector * AVMM_BLK_SECTOR;
+    r->offset = r->origin = sector * AVMM_BLK_SECTOR;
     r->at_end = sector + r->left / AVMM_BLK_SECTOR == disk->capacity;
     r->guarded = out && disk->n_magics && (!sector || r->at_end);
     if (r->guarded && is_forgery(r)) {
         avmm_blk_finish(r, EPERM);
         return;
     }
-    r->dsync = out && disk->write_through;
+    r->dsync = out && disk->write_through && !is_fleeting(disk);
     ask_file(disk, r);
     if (!is_left_to_threads(r)) {
         r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left;
@@ -130,7 +135,10 @@ static void begin(struct avmm_blk_request *r, uint64_t sector) {
         return;
     case AVMM_BLK_FLUSH:
         q->flushes++;
-        avmm_blk_start(r);
+        if (is_fleeting(disk))
+            avmm_blk_answer(r, AVMM_BLK_OK);
+        else
+            avmm_blk_start(r);
         return;
     case AVMM_BLK_GET_ID:
         q->others++;

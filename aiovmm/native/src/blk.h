@@ -43,6 +43,22 @@ struct avmm_blk_magic {
 };
 #define AVMM_BLK_MAGICS 16
 
+/* A file with content of a disk, the overlay on top or one of those below it. What a layer does not have is the next one's, up to
+ * `below_size`; beyond that are zeros. Only the top one is ever written to. */
+struct avmm_blk_layer {
+    int fd;
+    uint32_t shift;      /* a cluster is 1 << shift bytes */
+    uint64_t data_at;    /* where the disk's first byte lies in the file; the others follow */
+    uint64_t size;       /* of the disk, bytes */
+    uint64_t below_size; /* bytes of it that show what is below */
+    uint64_t *map;       /* a bit a cluster: it is here, or has been written. Bits are only ever set. NULL: all is here */
+    uint8_t *dirty;      /* a byte for each AVMM_BLK_MAP_PAGE bytes of the map that differ from the file's; NULL: the file has none */
+    uint64_t changed;    /* how often bits were set ... */
+    uint64_t stable;     /* ... as of the map that is on the medium */
+    struct avmm_blk_layer *below;
+};
+#define AVMM_BLK_MAP_PAGE 4096u
+
 /* A parsed request in one of the slots of its queue; `iov`, `offset` and `left` advance as its data is transferred. */
 struct avmm_blk_request {
     struct avmm_blk_queue *queue;
@@ -57,6 +73,9 @@ struct avmm_blk_request {
     uint64_t window_at;  /* ... from here on, of which the guest wants `wanted` bytes from `offset` on */
     uint64_t wanted;
     uint64_t offset; /* in the image, bytes */
+    uint64_t origin; /* where a write began */
+    struct iovec *cut; /* of the system call that runs: its last iovec, and how much of that is left to the next one */
+    uint64_t cut_rest;
     uint64_t left;   /* bytes */
     uint64_t done;   /* bytes written to the guest's buffers, from their start */
     uint64_t in_total; /* bytes that the driver has room for before the status byte */
@@ -71,11 +90,14 @@ struct avmm_blk_request {
     uint8_t fills;    /* and reads blocks of which a part is to be overwritten */
     uint8_t partial;  /* a write of parts of blocks: no other write may run */
     uint8_t guarded;  /* a write to the first or the last sector of a disk with magics */
+    uint8_t copies;   /* a write of parts of clusters that the top layer does not have yet */
+    uint8_t commits;  /* a write that is there, and the map that says so is on its way */
     uint8_t writing;  /* counted in disk->writers, or the one that is disk->alone */
 };
 
 struct avmm_blk {
     struct avmm_allowance *allowance; /* what its rate limit lets through, or NULL */
+    struct avmm_blk_layer *layer; /* the top one of an overlay, whose file is `fd`, or NULL */
     struct avmm_uring *ring; /* NULL: every request is handed to the caller, to be performed in threads */
     int fd;                  /* open with O_DIRECT if `align_file` is not 0 */
     uint32_t align_file;     /* O_DIRECT: alignment of offsets and lengths, bytes, a power of two; 0: none */
@@ -174,6 +196,22 @@ uint64_t avmm_blk_publish(struct avmm_blk *disk); /* and submit what was started
 
 /* fallocate(2), blocking; 0 or an errno. */
 int avmm_blk_fallocate(int fd, int mode, uint64_t offset, uint64_t size);
+
+/* ---- layers; what may block is for threads, while no other request changes the disk ------------------------------------ */
+
+/* Say that a layer has all of [from, to), whole clusters as far as they are within the disk. */
+void avmm_blk_layer_mark(struct avmm_blk_layer *layer, uint64_t from, uint64_t to);
+/* Have the cluster at `at`, or what of it is within the disk, in the layer, with zeros in [from, to), which may be empty; 0 or an errno. */
+int avmm_blk_layer_bring(struct avmm_blk_layer *layer, uint64_t at, uint64_t from, uint64_t to);
+/* Copy up to `room` dirty pages of the map, from number `*page` on, with their numbers, and take them for clean; how many. `*page`
+ * becomes where to go on, or the number of pages when there are no more. All bits set before it was called are in the copies. */
+uint32_t avmm_blk_layer_take(struct avmm_blk_layer *layer, uint32_t *page, uint32_t pages, uint32_t *numbers, uint8_t *copies, uint32_t room);
+/* The map as of `changed` is on the medium. */
+void avmm_blk_layer_settle(struct avmm_blk_layer *layer, uint64_t changed);
+/* How often bits were set: before the ones that are taken later, after the ones that have been. */
+uint64_t avmm_blk_layer_changed(const struct avmm_blk_layer *layer);
+/* How many bytes of [at, at + size) are in one place, and which: 0 the layer itself, 1 the next one, ...; -1 for zeros. */
+int avmm_blk_layer_find(const struct avmm_blk_layer *layer, uint64_t at, uint64_t size, uint64_t *run);
 
 /* The one place where an errno becomes a status byte. */
 uint8_t avmm_blk_status(int error);

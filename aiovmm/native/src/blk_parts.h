@@ -3,7 +3,8 @@
  *   blk.c           chains become requests
  *   blk_slots.c     where requests and their iovecs are kept
  *   blk_run.c       requests are started, in order where that matters, and end
- *   blk_transfer.c  the data of a request, a system call at a time */
+ *   blk_transfer.c  the data of a request, a system call at a time
+ *   blk_layers.c    which file has what, for an overlay */
 #ifndef AIOVMM_BLK_PARTS_H
 #define AIOVMM_BLK_PARTS_H
 #include "blk.h"
@@ -37,10 +38,11 @@ void avmm_blk_push_later(struct avmm_blk_queue *q, uint16_t head, uint32_t lengt
 
 /* The next system call for a read or write. */
 struct avmm_blk_call {
+    int fd;
     bool in;
     const struct iovec *iov;
     uint32_t n_iov;
-    uint64_t offset;
+    uint64_t offset; /* in the file */
 };
 
 struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r);
@@ -48,11 +50,24 @@ struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r);
 int avmm_blk_advance(struct avmm_blk_request *r, int64_t result);
 /* Choose between the guest's buffers and one of our own for what comes next; 0 or a negative errno. */
 int avmm_blk_route(struct avmm_blk_request *r);
+/* Before the next system call: give a read the zeros that no layer has. What avmm_blk_advance returns. */
+int avmm_blk_zeros(struct avmm_blk_request *r);
 /* Copy between the iovecs' next `n` bytes and `buffer`, and pass over them. */
 void avmm_blk_copy(struct avmm_blk_request *r, uint8_t *buffer, uint64_t n, bool to_guest);
 /* Whether `sector`, the first or the last one, has what makes an image one of another format. */
 bool avmm_blk_is_marked(const struct avmm_blk *disk, const uint8_t *sector, bool last);
 bool avmm_blk_is_stopping(const struct avmm_blk *disk);
+
+/* ---- layers ---------------------------------------------------------------------------------------------------------- */
+
+/* Whether a write is to parts of clusters that are not in the layer: of the rest of these it has to bring the content. */
+bool avmm_blk_layer_lacks(const struct avmm_blk_layer *layer, uint64_t from, uint64_t to);
+/* Bring that; 0 or an errno. */
+int avmm_blk_layer_bring_edges(struct avmm_blk_layer *layer, uint64_t from, uint64_t to);
+/* The layer that has the byte at `at`, and in `*run`, at most what it was, how many from there on; NULL: zeros. */
+const struct avmm_blk_layer *avmm_blk_layer_at(const struct avmm_blk_layer *layer, uint64_t at, uint64_t *run);
+/* Whether the map on the medium may lack something. */
+bool avmm_blk_layer_unstable(const struct avmm_blk_layer *layer);
 
 /* Nanoseconds of the monotonic clock. */
 uint64_t avmm_blk_now(void);

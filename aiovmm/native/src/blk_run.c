@@ -84,8 +84,20 @@ void avmm_blk_answer(struct avmm_blk_request *r, uint8_t status) {
         start_deferred(disk);
 }
 
+static void hand_over(struct avmm_blk_request *r) {
+    struct avmm_blk_queue *q = r->queue;
+    q->handed[q->n_handed++] = (uint16_t)(r - q->slots);
+    q->disk->n_handed++;
+}
+
 void avmm_blk_finish(struct avmm_blk_request *r, int error) {
     struct avmm_blk *disk = r->queue->disk;
+    /* A write that is to be stable is so only when the map says that it is there. */
+    if (!error && r->type == AVMM_BLK_OUT && r->dsync && !r->commits && disk->layer && avmm_blk_layer_unstable(disk->layer)) {
+        r->commits = 1;
+        hand_over(r);
+        return;
+    }
     uint8_t status = avmm_blk_status(error);
     if (status == AVMM_BLK_IOERR && error != ECANCELED) { /* which is a reset's doing */
         disk->failures++;
@@ -109,16 +121,21 @@ uint64_t avmm_blk_publish(struct avmm_blk *disk) {
 
 /* ---- running ------------------------------------------------------------------------------------------------------ */
 
-static void hand_over(struct avmm_blk_request *r) {
-    struct avmm_blk_queue *q = r->queue;
-    q->handed[q->n_handed++] = (uint16_t)(r - q->slots);
-    q->disk->n_handed++;
+/* Whether this is more than a transfer, in an overlay: content has to be brought up first, or the map is to be written. */
+static bool changes_layers(const struct avmm_blk_request *r) {
+    const struct avmm_blk_layer *layer = r->queue->disk->layer;
+    return layer && (r->type == AVMM_BLK_FLUSH ? avmm_blk_layer_unstable(layer) : r->copies);
 }
 
 void avmm_blk_start(struct avmm_blk_request *r) {
     struct avmm_blk_queue *q = r->queue;
-    if (!q->disk->ring || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES) {
+    if (!q->disk->ring || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES || changes_layers(r)) {
         hand_over(r);
+        return;
+    }
+    int more = avmm_blk_zeros(r);
+    if (more <= 0) {
+        avmm_blk_finish(r, -more);
         return;
     }
     /* A request has one SQE at a time and the ring has as many as there are slots, so there is always one. */
@@ -133,6 +150,7 @@ void avmm_blk_start(struct avmm_blk_request *r) {
         return;
     }
     struct avmm_blk_call c = avmm_blk_next_call(r);
+    sqe->fd = c.fd;
     sqe->off = c.offset;
     if (r->dsync && !c.in)
         sqe->rw_flags = RWF_DSYNC;
@@ -147,7 +165,7 @@ void avmm_blk_start(struct avmm_blk_request *r) {
     }
 }
 
-/* ---- the order of writes under O_DIRECT --------------------------------------------------------------------------- */
+/* ---- the order of writes under O_DIRECT and in overlays ----------------------------------------------------------- */
 
 static bool may_write(const struct avmm_blk *disk, const struct avmm_blk_request *r) {
     return !disk->alone && !(r->partial && disk->writers);
@@ -179,8 +197,11 @@ static void start_deferred(struct avmm_blk *disk) {
 
 void avmm_blk_launch(struct avmm_blk_request *r) {
     struct avmm_blk *disk = r->queue->disk;
-    r->partial = r->type == AVMM_BLK_OUT && disk->align_file && ((r->offset | r->left) & (disk->align_file - 1));
-    if (r->type == AVMM_BLK_IN || !disk->align_file)
+    bool out = r->type == AVMM_BLK_OUT;
+    r->copies = out && disk->layer && avmm_blk_layer_lacks(disk->layer, r->offset, r->offset + r->left);
+    r->partial = (out && disk->align_file && ((r->offset | r->left) & (disk->align_file - 1))) || r->copies ||
+                 (!out && disk->layer); /* zeroes may have to bring what is beside them */
+    if (r->type == AVMM_BLK_IN || (!disk->align_file && !disk->layer))
         avmm_blk_start(r);
     else if (disk->deferred || !may_write(disk, r))
         defer(disk, r);

@@ -143,8 +143,17 @@ int avmm_blk_route(struct avmm_blk_request *r) {
     return 0;
 }
 
+/* The clusters that a write of `n` bytes has filled are in the top layer. Those that it has only a part of were brought before. */
+static void mark(struct avmm_blk_request *r, uint64_t n) {
+    struct avmm_blk_layer *layer = r->queue->disk->layer;
+    uint64_t begun = r->offset >> layer->shift << layer->shift;
+    avmm_blk_layer_mark(layer, begun > r->origin ? begun : r->origin, r->offset + n);
+}
+
 /* `n` bytes were transferred, and the iovecs are past them. What `advance` returns. */
 static int account(struct avmm_blk_request *r, uint64_t n) {
+    if (r->type == AVMM_BLK_OUT && r->queue->disk->layer)
+        mark(r, n);
     r->left -= n;
     r->offset += n;
     if (r->type == AVMM_BLK_IN)
@@ -174,7 +183,33 @@ static int advance_window(struct avmm_blk_request *r, uint64_t result) {
     return account(r, n);
 }
 
+int avmm_blk_zeros(struct avmm_blk_request *r) {
+    const struct avmm_blk_layer *layer = r->queue->disk->layer;
+    int more = 1;
+    while (more > 0 && layer && r->type == AVMM_BLK_IN) {
+        uint64_t run = r->left;
+        if (avmm_blk_layer_at(layer, r->offset, &run))
+            break;
+        for (uint64_t n = run; n;) {
+            uint64_t part = n < r->iov->iov_len ? n : r->iov->iov_len;
+            memset(r->iov->iov_base, 0, part);
+            skip(r, part);
+            n -= part;
+        }
+        more = account(r, run);
+    }
+    return more;
+}
+
+/* The call is over, or is to be made anew: the iovec that it had a part of is whole again. */
+static void uncut(struct avmm_blk_request *r) {
+    if (r->cut_rest)
+        r->cut->iov_len += r->cut_rest;
+    r->cut_rest = 0;
+}
+
 int avmm_blk_advance(struct avmm_blk_request *r, int64_t result) {
+    uncut(r);
     if (result < 0)
         return (int)result;
     if (r->type == AVMM_BLK_FLUSH)
@@ -208,29 +243,66 @@ static void fill_window(struct avmm_blk_request *r) {
         blank_if_marked(r->queue->disk, at + r->left - AVMM_BLK_SECTOR, true);
 }
 
+/* Have a call take no more than `n` bytes. */
+static void cut(struct avmm_blk_request *r, struct avmm_blk_call *c, struct iovec *iov, uint64_t n) {
+    for (uint32_t i = 0; i < c->n_iov; n -= iov[i++].iov_len) {
+        if (iov[i].iov_len < n)
+            continue;
+        r->cut = &iov[i];
+        r->cut_rest = iov[i].iov_len - n;
+        iov[i].iov_len = n;
+        c->n_iov = i + 1;
+        return;
+    }
+}
+
+/* In an overlay: which file, and how far. All that is written goes to the top one, and so does what is read to be changed there:
+ * the clusters of which a part stays as it is have been brought. */
+static void locate(struct avmm_blk_request *r, struct avmm_blk_call *c, struct iovec *iov) {
+    const struct avmm_blk_layer *layer = r->queue->disk->layer;
+    if (c->in && !r->fills) {
+        uint64_t run = 0;
+        for (uint32_t i = 0; i < c->n_iov; i++)
+            run += iov[i].iov_len;
+        layer = avmm_blk_layer_at(layer, c->offset, &run);
+        cut(r, c, iov, run);
+    }
+    c->fd = layer->fd;
+    c->offset += layer->data_at;
+}
+
 struct avmm_blk_call avmm_blk_next_call(struct avmm_blk_request *r) {
+    uncut(r);
     bool in = r->type == AVMM_BLK_IN || r->fills;
-    if (!r->bounces)
-        return (struct avmm_blk_call){in, r->iov, span(r), r->offset};
-    if (!in)
-        fill_window(r);
-    return (struct avmm_blk_call){in, &r->window, 1, r->window_at};
+    struct avmm_blk_call c = {r->queue->disk->fd, in, r->iov, 0, r->offset};
+    if (!r->bounces) {
+        c.n_iov = span(r);
+    } else {
+        if (!in)
+            fill_window(r);
+        c = (struct avmm_blk_call){c.fd, in, &r->window, 1, r->window_at};
+    }
+    if (r->queue->disk->layer)
+        locate(r, &c, r->bounces ? &r->window : r->iov);
+    return c;
 }
 
 static int perform(struct avmm_blk_request *r) {
-    int more = avmm_blk_is_stopping(r->queue->disk) ? -ECANCELED : 1;
-    while (more > 0) {
+    struct avmm_blk *disk = r->queue->disk;
+    int more = avmm_blk_is_stopping(disk) ? -ECANCELED : 1;
+    if (more > 0 && r->copies && (more = -avmm_blk_layer_bring_edges(disk->layer, r->offset, r->offset + r->left)) == 0)
+        more = 1;
+    while (more > 0 && (more = avmm_blk_zeros(r)) > 0) {
         ssize_t n;
         struct avmm_blk_call c = {0};
-        int fd = r->queue->disk->fd;
         if (r->type != AVMM_BLK_FLUSH)
             c = avmm_blk_next_call(r);
         if (!c.iov)
-            n = fdatasync(fd);
+            n = fdatasync(disk->fd);
         else if (c.in)
-            n = preadv(fd, c.iov, (int)c.n_iov, (off_t)c.offset);
+            n = preadv(c.fd, c.iov, (int)c.n_iov, (off_t)c.offset);
         else
-            n = pwritev2(fd, c.iov, (int)c.n_iov, (off_t)c.offset, r->dsync ? RWF_DSYNC : 0);
+            n = pwritev2(c.fd, c.iov, (int)c.n_iov, (off_t)c.offset, r->dsync ? RWF_DSYNC : 0);
         if (n < 0 && errno == EINTR)
             continue;
         more = avmm_blk_advance(r, n < 0 ? -errno : n);

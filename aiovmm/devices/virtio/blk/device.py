@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
-from aiovmm.config import DiskConfig, ImageType, RateLimit
+from aiovmm.config import DiskConfig, RateLimit
 from aiovmm.config.checks import encoded
 from aiovmm.config.disk import SERIAL_SIZE
 from aiovmm.devices.limits import Limiter
@@ -14,14 +14,18 @@ from aiovmm.devices.virtio.blk.counters import BlkCounters
 from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
 from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.devices.virtio.blk.opening import opener
 from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue import Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.devices.virtio.blk.overlay.base import Base
 
 __all__ = ["BlkDevice"]
 
@@ -80,21 +84,17 @@ class BlkDevice(VirtioDevice):
             self._open_image = image
 
     @classmethod
-    def from_config(cls, config: DiskConfig, name: str = "disk", limiter: Limiter | None = None) -> Self:
-        """The disk that `config` describes, behind a group's `limiter` or one of its own; its image is opened by `open`. Raises
-        ConfigError."""
-        path = config.path
-        if path is None:
-            raise ConfigError("disk.vhost_user", "is not a back end of this device")
+    def from_config(
+        cls,
+        config: DiskConfig,
+        name: str = "disk",
+        limiter: Limiter | None = None,
+        image: Callable[[], DiskImage] | None = None,
+    ) -> Self:
+        """The disk that `config` describes, behind a group's `limiter` or one of its own. What it names is opened by `open`, or
+        else what the function `image` opens, which may block. Raises ConfigError."""
         return cls(
-            lambda: DiskImage.open(
-                path,
-                readonly=config.readonly,
-                direct=config.direct,
-                raw=config.image_type is ImageType.RAW,
-                sparse=config.sparse,
-                lock=config.lock_granularity,
-            ),
+            image or opener(config),
             num_queues=config.num_queues,
             queue_size=config.queue_size,
             serial=config.serial,
@@ -121,6 +121,7 @@ class BlkDevice(VirtioDevice):
         )
         disk = self._disk
         disk.fd = image.fd
+        owners.link(disk, layer=ffi.NULL if image.top_layer is None else image.top_layer.native)
         disk.align_file, disk.align_memory = image.align
         disk.punt_bytes = disk.inline_bytes = _NEVER
         disk.writes_wait = lib.AVMM_BLK_NO if image.is_device else lib.AVMM_BLK_UNKNOWN  # a device takes many at a time
@@ -215,6 +216,19 @@ class BlkDevice(VirtioDevice):
         """The cache is in write-back mode until the next driver says otherwise."""
         self._negotiated = 0
         self._set_write_back(True)
+
+    async def freeze(self) -> Base:
+        """The state of the disk becomes a base, for any number of OverlayImage.temporary. The device serves nobody any more, and
+        is closed by this. Raises StateError if it is not open."""
+        from aiovmm.devices.virtio.blk.overlay.base import Base
+
+        async with self._resizing:
+            image, engine = self._opened()
+            self._image = self._engine = None
+            owners.link(self._disk, ring=ffi.NULL)
+            base = Base(image, readonly=image.readonly)
+            await in_thread(f"{self.label} freeze", _close_all, engine)
+        return base
 
     async def close(self) -> None:
         """Close and unlock the image. Idempotent."""

@@ -12,19 +12,24 @@ import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiovmm.config.disk import SERIAL_SIZE, LockGranularity
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
-from aiovmm.devices.virtio.formats import format_of, last_sector
+from aiovmm.devices.virtio.formats import OVERLAY, format_of, last_sector
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.native import lib
 from aiovmm.runtime import ofdlock
 from aiovmm.runtime.forks import keep_private, let_go
 
-__all__ = ["DiskImage"]
+if TYPE_CHECKING:
+    from aiovmm.devices.virtio.blk.overlay.base import Base
+    from aiovmm.devices.virtio.blk.overlay.layer import Layer
+
+__all__ = ["DiskImage", "let_go_of"]
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16  # <linux/falloc.h>
 _BLKDISCARD, _BLKZEROOUT = 0x1277, 0x127F  # <linux/fs.h>
@@ -36,7 +41,11 @@ class DiskImage:
 
     `align` is (file offsets and lengths, memory addresses) as O_DIRECT wants them, in bytes; (0, 0) if not `direct`.
     `guarded`: nobody said that it is `raw`, so the guest may not write what would make it look like something else.
+    `top_layer`, `base`: of an overlay (see `overlay`), else None.
     """
+
+    top_layer: Layer | None = None
+    base: Base | None = None
 
     def __init__(
         self, path: Path, fd: int, *, readonly: bool, direct: bool, raw: bool = False, sparse: bool = True
@@ -51,6 +60,8 @@ class DiskImage:
         logical = max(self.align[0], SECTOR)
         self.geometry = probe.device_geometry(fd) if self.is_device else probe.file_geometry(fd, logical)
         self.can_discard = sparse and not readonly and self._can_discard()
+        self.sparse = sparse
+        self.marks_matter = not raw
         self.guarded = not raw and not readonly
 
     @classmethod
@@ -88,10 +99,10 @@ class DiskImage:
                 hint = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
                 raise ImageError(name, f"has {image.size} bytes, and O_DIRECT takes only whole blocks of {unit}", hint)
         except (HostError, ImageError):
-            _let_go(fd)
+            let_go_of(fd)
             raise
         except OSError as exc:
-            _let_go(fd)
+            let_go_of(fd)
             raise HostError("examining the disk image", exc.errno or 0, "", name) from exc
         return image
 
@@ -120,6 +131,14 @@ class DiskImage:
 
     def resize(self, size: int) -> bool:
         """Make a file `size` bytes long; whether the number of sectors has changed. Raises UsageError, HostError."""
+        self._check_size(size)
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError as exc:
+            raise HostError(f"resizing the disk image to {size} bytes", exc.errno or 0, "", str(self.path)) from exc
+        return self.refresh()
+
+    def _check_size(self, size: int) -> None:
         unit = self.geometry.logical
         if size <= 0 or size % unit:
             raise UsageError(f"a disk cannot have {size} bytes: its blocks have {unit}")
@@ -127,11 +146,6 @@ class DiskImage:
             raise UsageError(f"{self.path} is a block device: resize it by its own tools, then call refresh()")
         if self.readonly:
             raise UsageError(f"{self.path} is open for reading only: it cannot be resized")
-        try:
-            os.ftruncate(self.fd, size)
-        except OSError as exc:
-            raise HostError(f"resizing the disk image to {size} bytes", exc.errno or 0, "", str(self.path)) from exc
-        return self.refresh()
 
     def discard(self, extent: Extent, stop: Callable[[], bool] = lambda: False) -> int:
         """Give the space of `extent` back; 0 or an errno."""
@@ -168,14 +182,14 @@ class DiskImage:
     def close(self) -> None:
         """Close and unlock. Idempotent."""
         if self.fd >= 0:
-            _let_go(self.fd)
+            let_go_of(self.fd)
         self.fd = -1
 
     def _can_discard(self) -> bool:
         if self.is_device:
             return probe.device_discards(self.fd)
         # beyond the end of the file there is nothing to lose
-        beyond = -(-self.size // 4096) * 4096
+        beyond = -(-probe.size_of(self.fd) // 4096) * 4096
         return not lib.avmm_blk_fallocate(self.fd, _PUNCH_HOLE | _KEEP_SIZE, beyond, 4096)
 
     def _write_zeros(self, extent: Extent, stop: Callable[[], bool]) -> int:
@@ -190,7 +204,7 @@ class DiskImage:
         return 0
 
 
-def _let_go(fd: int) -> None:
+def let_go_of(fd: int) -> None:
     """Unlock and close: a child that was forked meanwhile may have it open yet."""
     ofdlock.unlock(fd)
     os.close(let_go(fd))
@@ -202,6 +216,9 @@ def _refuse_other_formats(path: Path) -> None:
         first = file.read(SECTOR)
         file.seek(last_sector(file.seek(0, os.SEEK_END)))
         found = format_of(first, file.read(SECTOR))
+    if found == OVERLAY:
+        hint = "say path=BASE,overlay=THIS; or backing_files=on and overlay=NEW for an overlay of an overlay"
+        raise ImageError(str(path), "is an overlay of aiovmm", hint)
     if found is not None:
         hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one; image_type=raw takes it as it is, headers and all"
         raise ImageError(str(path), f"is a {found} image, and disks are raw here", hint)

@@ -96,6 +96,8 @@ class QueueService:
         for request in requests:
             if request.type in (Request.DISCARD, Request.WRITE_ZEROES):
                 self._carry_out(request)
+            elif request.commits or (request.type == Request.FLUSH and self._owner.image.top_layer is not None):
+                self._owner.perform(request, self._owner.image.flush)
             else:
                 transfers.append(request)
         if transfers:
