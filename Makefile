@@ -41,7 +41,9 @@ native: ## rebuild the native extension and replace it in one step
 	@mkdir -p build && flock build/native.lock bash -o pipefail -c '\
 	  $(PY) -W ignore setup.py -q build_ext --build-lib build/lib --build-temp build/tmp 2>&1 | { grep -v -e ExperimentalConfiguration -e "config = read_configuration" -e "^$$" || true; } \
 	  && for so in build/lib/aiovmm/native/_native*.so; do \
-	       cp $$so aiovmm/native/.tmp.so && mv aiovmm/native/.tmp.so aiovmm/native/$$(basename $$so); done'
+	       cp $$so aiovmm/native/.tmp.so && mv aiovmm/native/.tmp.so aiovmm/native/$$(basename $$so); done \
+	  && mkdir -p aiovmm/agent/bin && for agent in build/lib/aiovmm/agent/bin/aiovmm-agent-*; do \
+	       cp -p $$agent aiovmm/agent/bin/.tmp && mv aiovmm/agent/bin/.tmp aiovmm/agent/bin/$$(basename $$agent); done'
 
 bench: ## the benchmarks against QEMU and C floors (ARGS="NAME --quick"; without: all, into build/)
 	@tools/setup test
@@ -49,4 +51,4 @@ bench: ## the benchmarks against QEMU and C floors (ARGS="NAME --quick"; without
 	$(PY) -m benchmarks $(or $(ARGS),all --json build/benchmarks.json --svg build/benchmarks.svg)
 
 clean: ## what builds and tests leave
-	rm -rf build dist *.egg-info aiovmm/native/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist *.egg-info aiovmm/native/*.so aiovmm/agent/bin .mypy_cache .ruff_cache .pytest_cache .hypothesis

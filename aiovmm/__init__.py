@@ -14,6 +14,19 @@ from typing import TYPE_CHECKING
 from aiovmm.runtime.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from aiovmm.agent import (
+        Agent,
+        AgentError,
+        AgentLost,
+        BootTimeout,
+        CommandFailed,
+        CommandNotFound,
+        CommandTimeout,
+        Completed,
+        GuestOSError,
+        OutputTooLong,
+        Process,
+    )
     from aiovmm.bus import Space
     from aiovmm.config import (
         BalloonConfig,
@@ -62,9 +75,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "VM",
+    "Agent",
+    "AgentError",
+    "AgentLost",
     "AiovmmError",
     "BalloonConfig",
+    "BootTimeout",
     "ChainError",
+    "CommandFailed",
+    "CommandNotFound",
+    "CommandTimeout",
+    "Completed",
     "ConfigError",
     "Console",
     "ConsoleConfig",
@@ -83,12 +104,14 @@ __all__ = [
     "FsConfig",
     "GuestError",
     "GuestFault",
+    "GuestOSError",
     "HostError",
     "ImageError",
     "KvmError",
     "LoopStats",
     "MemoryConfig",
     "NetConfig",
+    "OutputTooLong",
     "PatternTooSlow",
     "PayloadConfig",
     "PeerError",
@@ -99,6 +122,7 @@ __all__ = [
     "PoolEventKind",
     "PoolStats",
     "PortDevice",
+    "Process",
     "RateLimit",
     "RateLimitGroupConfig",
     "RebootPolicy",
@@ -118,6 +142,8 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
+        "GuestOSError OutputTooLong Process",
         "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig "
         "NetConfig PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig "
         "VsockConfig",

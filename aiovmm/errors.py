@@ -13,8 +13,9 @@ AiovmmError
 │   └── ChainError               a malformed descriptor chain or ring
 ├── PeerError                    a process at the other end of a socket broke its protocol
 ├── ConsoleEnded (EOFError)      the console ended before it said, or took, what was wanted
-└── ExpectTimeout (TimeoutError) the console did not say what was expected in time
-    └── PatternTooSlow           what was expected takes too long to be looked for in what the guest prints
+├── ExpectTimeout (TimeoutError) the console did not say what was expected in time
+│   └── PatternTooSlow           what was expected takes too long to be looked for in what the guest prints
+└── agent.AgentError             something that is run in a guest (aiovmm/agent/errors.py)
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
+from aiovmm.machine.commands import Commands
 from aiovmm.machine.ending import Ending, failed, of_host
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.release import Release
@@ -31,6 +32,7 @@ from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.agent import Agent
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
     from aiovmm.machine.own import OwnDevices
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["VM"]
 
 
-class VM(Inventory):
+class VM(Inventory, Commands):
     """One guest. Create it, enter it, start it; every method belongs to the event loop it was entered on (StateError elsewhere).
 
     `devices` are virtio devices of the embedder's own, plugged into PCI segment 0 beside those of the configuration; `ports` are
@@ -166,6 +168,13 @@ class VM(Inventory):
     def _not_there(self) -> str:
         ended = f" has ended ({self.status.reason.value}: {self.status.detail})" if self.status else ""
         return f"VM {self.name!r}{ended or ' is not there'}: it is used inside `async with`"
+
+    def _make_agent(self) -> Agent:
+        from aiovmm.agent import Agent  # for who runs something in the guest
+        from aiovmm.agent.guest_place import GuestPlace
+
+        self._home.check()
+        return Agent(GuestPlace(self, self._ending.stopped))
 
     def _plugged(self) -> Sequence[PluggedDevice]:
         self._home.check_thread()
@@ -304,6 +313,8 @@ class VM(Inventory):
         yield self.stats()
 
     async def _close(self, status: ExitStatus) -> None:
+        if self._agent is not None:
+            self._agent.close()
         try:
             await self._release.close(status)
         except asyncio.CancelledError:  # by the end of the loop: the keeper does the rest

@@ -79,6 +79,7 @@ def _write(path: Path, data: bytes) -> None:
 @once("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
 @click.option("--module", "wanted", multiple=True, metavar="NAME", help="Add this module, and what it needs.")
 @click.option("--file", "specs", multiple=True, metavar="GUEST=HOST", help="Add a file or a directory.")
+@click.option("--agent", is_flag=True, help="Add the agent, for `aiovmm exec` and VM.run; the guest needs --vsock.")
 @once("--run", metavar="SCRIPT", help="Shell script that the guest runs, instead of giving a shell.")
 @once("--compression", type=click.Choice(["none", "gzip", "lz4", "zstd"]), default="none", help="Of the image (none).")
 def initramfs(
@@ -88,6 +89,7 @@ def initramfs(
     modules: Path | None,
     wanted: tuple[str, ...],
     specs: tuple[str, ...],
+    agent: bool,
     run: str | None,
     compression: str,
 ) -> None:
@@ -95,6 +97,7 @@ def initramfs(
 
     Without --modules those that belong to the kernel of `aiovmm image kernel` are taken.
     """
+    from aiovmm.agent import agent_binary
     from aiovmm.image import build_initramfs, debian_busybox, find_kernel
 
     image = build_initramfs(
@@ -103,6 +106,7 @@ def initramfs(
         required=wanted,
         files=_files(specs),
         run=run,
+        agent=agent_binary(_named(arch)) if agent else None,
         compression=compression,
     )
     _write(output, image.data)

@@ -75,6 +75,11 @@ option aiovmm.hostname
 hostname "${value:-guest}"
 ip link set lo up
 
+agent=/sbin/aiovmm-agent # runs commands for the host, if it is there; on a disk that is gone on from its own init has to
+if [ -x $agent ]; then
+  cp $agent /run/aiovmm-agent # where who goes on from here finds it
+fi
+
 root_is_there() { # $device becomes what root= names: a block device, found by its file system's UUID or LABEL if told so
   case $root in
     UUID=* | LABEL=*) device=$(findfs "$root" 2>/dev/null) ;;
@@ -115,6 +120,8 @@ if [ -n "$root" ]; then
     echo "aiovmm: cannot mount $root; here is a shell instead"
   fi
 fi
+
+[ ! -x $agent ] || start-stop-daemon -S -b -p /run/aiovmm-agent.pid -a $agent
 
 for tty in $(cat /sys/class/tty/console/active); do # what is typed between two programs that open a terminal is for the later one
   { sleep 2147483647 & } 3<>"/dev/$tty" # not as its input, which would be /dev/null

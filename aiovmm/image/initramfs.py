@@ -27,7 +27,7 @@ from aiovmm.errors import ImageError, UsageError
 from aiovmm.image.cpio import CpioArchive
 from aiovmm.image.modules import Module, ModuleTree
 
-__all__ = ["GUEST_MODULES", "Initramfs", "build_initramfs"]
+__all__ = ["AGENT", "GUEST_MODULES", "Initramfs", "build_initramfs"]
 
 GUEST_MODULES = (
     "virtio_iommu",
@@ -53,6 +53,9 @@ GUEST_MODULES = (
     "evdev",
 )
 """Drivers for every device of the monitor; those that are built in or do not exist in a kernel are left out."""
+
+AGENT = "/sbin/aiovmm-agent"
+"""Where the agent is in an initramfs with one."""
 
 _ALWAYS_LOADED = ("button", "evdev")  # evdev has no device id that it could be found by
 _DIRECTORIES = ("dev", "proc", "sys", "run", "tmp", "root", "sysroot", "etc", "var", "mnt", "usr/bin", "usr/sbin")
@@ -96,13 +99,15 @@ def build_initramfs(
     files: Mapping[str, str | os.PathLike[str] | bytes] | None = None,
     init: str | bytes | None = None,
     run: str | None = None,
+    agent: str | os.PathLike[str] | None = None,
     compression: str = "none",
 ) -> Initramfs:
     """An initramfs from a static `busybox`, and of the modules in the directory `modules` those `wanted` that there are, and all
     `required`.
 
     `files` adds {path in the guest: host path (file, or directory with all below it) or content}; `init` replaces our init;
-    `run` is a shell script that our init runs first (see init.sh); `compression` is none, gzip, lz4 or zstd.
+    `run` is a shell script that our init runs first (see init.sh); `agent` is the program that runs commands for the host
+    (aiovmm.agent.agent_binary()), which our init starts; `compression` is none, gzip, lz4 or zstd.
     Without busybox, `files` must bring /init or /bin/sh. Raises ImageError and UsageError.
     """
     if compression not in _COMPRESSORS:
@@ -120,6 +125,8 @@ def build_initramfs(
         _add_file(archive, path, source)
     if run is not None:
         archive.file("/aiovmm/run", b"#!/bin/sh\n" + run.encode() + b"\n", 0o755)
+    if agent is not None:
+        archive.file(AGENT, _read(Path(agent)), 0o755)
     if init is not None:
         archive.file("/init", _bytes(init), 0o755)
     elif "/init" not in archive:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
@@ -26,6 +26,7 @@ from aiovmm.runtime.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
 
+P = TypeVar("P", bound=asyncio.BaseProtocol)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _PORT_MAX = 0xFFFFFFFE  # VMADDR_PORT_ANY is -1
 _BACKLOG = 128  # connections that wait to be accepted
@@ -54,6 +55,17 @@ class _Half:
         if self._error is not None:
             reader.set_exception(self._error)
         return reader, writer
+
+    async def protocol(self, factory: Callable[[], P]) -> P:
+        """The same with a protocol of the caller's, which sees any end as `connection_lost`."""
+        try:
+            transport, protocol = await asyncio.get_running_loop().create_unix_connection(factory, sock=self.sock)
+        except BaseException:
+            self.sock.close()
+            raise
+        if not isinstance(transport.get_extra_info("socket"), TransportSocket):
+            self.sock.detach()
+        return protocol
 
     def drop(self) -> None:
         """Close it, if there are no streams that have it: a task that was cancelled before it began has made none."""
@@ -91,12 +103,24 @@ class Vsock:
             while True:
                 await self._guest()
                 try:
-                    return await self._attempt(port)
+                    return await (await self._attempt(port)).streams()
                 except (ConnectionRefusedError, ConnectionResetError):
                     if not wait:
                         raise
                 await asyncio.sleep(delay)
                 delay = min(2 * delay, _RETRY_LAST)
+
+    async def attach(self, port: int, factory: Callable[[], P]) -> P:
+        """As `connect`, once and without a time limit, and with an asyncio protocol that `factory` makes instead of streams."""
+        _check_port(port)
+        self._home.check()
+        await self._guest()
+        return await (await self._attempt(port)).protocol(factory)
+
+    @property
+    def live(self) -> bool:
+        """Whether the guest's driver is there."""
+        return self._switch.live.is_set()
 
     async def _guest(self) -> None:
         """Wait for the guest's driver."""
@@ -105,7 +129,7 @@ class Vsock:
         if self._closed or self._ended:
             raise StateError(self._ended or "the vsock device is closed")
 
-    async def _attempt(self, port: int) -> Streams:
+    async def _attempt(self, port: int) -> _Half:
         share = self._switch.share
         if not share.take(2):
             hint = "raise the limit of open files (ulimit -n), or close connections"
@@ -139,7 +163,7 @@ class Vsock:
             raise
         finally:
             share.give()  # from here on it is the program's
-        return await half.streams()
+        return half
 
     async def listen(
         self,

@@ -1,0 +1,489 @@
+/* What goes on in each channel: a process with its streams, or a connection of the guest's. */
+#include "agent.h"
+
+static struct channel *channels[CHANNELS_MAX];
+static int channel_count;
+static char *pointers[8192]; /* of the arguments of the request that is being carried out */
+
+struct channel *channel_new(struct link *link, uint32_t id, enum what what)
+{
+    struct channel *channel = NULL;
+
+    if (channel_count < CHANNELS_MAX && !channel_find(link, id))
+        channel = pages_new(sizeof *channel + STDIN_WINDOW);
+    if (!channel) {
+        uint8_t words[8];
+        put32(words, channel_count < CHANNELS_MAX ? ENOMEM : EAGAIN);
+        put32(words + 4, STAGE_RESOURCES);
+        link->broken |= !link_say(link, id, FAILED, 0, words, 8);
+        return NULL;
+    }
+    channel->link = link;
+    channel->id = id;
+    channel->what = what;
+    channel->ring = (uint8_t *)(channel + 1);
+    channel->in = channel->both = channel->out[0] = channel->out[1] = channel->pidfd = channel->startfd = -1;
+    channel->poll_in = channel->poll_out[0] = channel->poll_out[1] = channel->poll_pid = channel->poll_start = -1;
+    channels[channel_count++] = channel;
+    return channel;
+}
+
+struct channel *channel_find(struct link *link, uint32_t id)
+{
+    for (int i = 0; i < channel_count; i++)
+        if (channels[i]->id == id && channels[i]->link == link)
+            return channels[i];
+    return NULL;
+}
+
+void channels_start(struct link *link, uint32_t id, const uint8_t *data, size_t size)
+{
+    struct channel *channel = channel_new(link, id, PROCESS);
+    struct request request;
+    int error;
+
+    if (!channel)
+        return;
+    error = request_parse(&request, data, size, pointers, sizeof pointers / sizeof *pointers);
+    if (!error) {
+        memcpy(channel->credit, request.credit, sizeof request.credit);
+        channel->ends = !!(request.flags & START_ENDS);
+        channel->stays = !!(request.flags & START_STAYS);
+        error = spawn(channel, &request);
+    }
+    if (error) {
+        channel->number = -error;
+        channel->say = SAY_FAILED;
+    }
+}
+
+/* -- input --------------------------------------------------------------------------------------------------------------------- */
+
+/* A direction of it is over: the descriptor goes with the second one. */
+static void release(struct channel *channel, int fd)
+{
+    if (channel->both < 0 || fd != channel->both) {
+        sys_close(fd);
+    } else if (channel->in < 0 && channel->out[0] < 0) {
+        sys_close(channel->both);
+        channel->both = -1;
+    }
+}
+
+static void close_in(struct channel *channel)
+{
+    static const char end = 4; /* ^D, which ends the input where the terminal is not raw */
+    int fd = channel->in;
+
+    if (fd < 0)
+        return;
+    if (channel->terminal)
+        SYS(write, fd, &end, 1);
+    else if (channel->both >= 0)
+        SYS(shutdown, fd, SHUT_WR_);
+    channel->in = -1;
+    channel->ring_size = 0;
+    release(channel, fd);
+}
+
+/* Nobody reads it. */
+static void lose_in(struct channel *channel)
+{
+    int fd = channel->in;
+
+    channel->in = -1;
+    channel->ring_size = 0;
+    channel->say |= SAY_INPUT_CLOSED;
+    release(channel, fd);
+}
+
+/* As much of it as is taken now. */
+static size_t put_in(struct channel *channel, const uint8_t *data, size_t size)
+{
+    long result = channel->connecting || !size ? 0 : SYS(write, channel->in, data, size);
+
+    if (result == -EAGAIN || result == -EINTR)
+        return 0;
+    if (result < 0) {
+        lose_in(channel);
+        return size;
+    }
+    channel->owed += (uint32_t)result;
+    return (size_t)result;
+}
+
+void channel_input(struct channel *channel, const uint8_t *data, size_t size)
+{
+    size_t end;
+
+    if (channel->in < 0) /* the host is told of that, or has said it */
+        return;
+    if (size > STDIN_WINDOW - channel->ring_size) {
+        channel->link->broken = 1;
+        return;
+    }
+    if (!channel->ring_size) {
+        size_t taken = put_in(channel, data, size);
+        data += taken;
+        size -= taken;
+        if (!size)
+            return;
+    }
+    end = (channel->ring_start + channel->ring_size) % STDIN_WINDOW;
+    channel->ring_size += (uint32_t)size;
+    if (size > STDIN_WINDOW - end) {
+        memcpy(channel->ring + end, data, STDIN_WINDOW - end);
+        data += STDIN_WINDOW - end;
+        size -= STDIN_WINDOW - end;
+        end = 0;
+    }
+    memcpy(channel->ring + end, data, size);
+}
+
+static void flush_in(struct channel *channel)
+{
+    while (channel->ring_size) {
+        size_t size = STDIN_WINDOW - channel->ring_start, taken;
+        if (size > channel->ring_size)
+            size = channel->ring_size;
+        taken = put_in(channel, channel->ring + channel->ring_start, size);
+        if (!taken)
+            return;
+        channel->ring_start = (channel->ring_start + (uint32_t)taken) % STDIN_WINDOW;
+        channel->ring_size -= channel->ring_size < taken ? channel->ring_size : (uint32_t)taken; /* lost: 0 */
+    }
+    if (channel->in_ends)
+        close_in(channel);
+}
+
+static void input_ready(struct channel *channel, int events)
+{
+    if (!events || channel->in < 0)
+        return;
+    if (channel->connecting)
+        channel_connected(channel);
+    if (events & POLLERR && channel->in >= 0 && !channel->terminal)
+        lose_in(channel);
+    if (channel->in >= 0)
+        flush_in(channel);
+}
+
+/* -- the host's wishes --------------------------------------------------------------------------------------------------------- */
+
+static void signal_to(struct channel *channel, uint32_t number, uint32_t whom)
+{
+    if (channel->pid <= 0 || number > 64)
+        return;
+    /* It is not reaped before the channel's end, so that the number is nobody else's. */
+    if (whom == WHOM_SESSION)
+        kill_session(channel->pid, (int)number);
+    else
+        SYS(kill, whom == WHOM_GROUP ? -channel->pid : channel->pid, number);
+}
+
+static void close_out(struct channel *channel, int i)
+{
+    int fd = channel->out[i];
+
+    channel->out[i] = -1;
+    release(channel, fd);
+}
+
+/* All descriptors; a process that runs on is told by its pipes, and its terminal hangs up. */
+static void close_all(struct channel *channel)
+{
+    if (channel->both >= 0)
+        channel->in = channel->out[0] = -1;
+    sys_close(channel->both);
+    sys_close(channel->in);
+    sys_close(channel->out[0]);
+    sys_close(channel->out[1]);
+    sys_close(channel->startfd);
+    channel->in = channel->both = channel->out[0] = channel->out[1] = channel->startfd = -1;
+    channel->ring_size = 0;
+}
+
+static void close_channel(struct channel *channel, uint32_t kill)
+{
+    if (kill)
+        signal_to(channel, SIGKILL, WHOM_SESSION);
+    close_all(channel);
+    channel->closing = 1;
+    channel->say = 0;
+}
+
+void channel_frame(struct channel *channel, int kind, int stream, const uint8_t *data, size_t size)
+{
+    switch (kind) {
+    case DATA:
+        channel_input(channel, data, size);
+        break;
+    case EOF_:
+        channel->in_ends = 1;
+        if (!channel->ring_size && !channel->connecting)
+            close_in(channel);
+        break;
+    case CREDIT:
+        if (size >= 4 && (stream == STDOUT || stream == STDERR))
+            channel->credit[stream - 1] += get32(data);
+        break;
+    case SIGNAL:
+        if (size >= 8)
+            signal_to(channel, get32(data), get32(data + 4));
+        break;
+    case RESIZE:
+        if (size >= 4 && channel->terminal) {
+            uint16_t window[4] = {get16(data), get16(data + 2), 0, 0};
+            SYS(ioctl, channel->both, TIOCSWINSZ, window);
+        }
+        break;
+    case CLOSE:
+        close_channel(channel, size >= 4 ? get32(data) : 0);
+        break;
+    default: /* a host that is newer than its greeting */
+        channel->link->broken = 1;
+    }
+}
+
+/* -- what happens to it -------------------------------------------------------------------------------------------------------- */
+
+static void on_started(struct channel *channel)
+{
+    int32_t words[2];
+    long size = SYS(read, channel->startfd, words, sizeof words);
+
+    sys_close(channel->startfd);
+    channel->startfd = -1;
+    if (size == sizeof words) {
+        channel->number = words[0];
+        channel->stage = words[1];
+        channel->say |= SAY_FAILED;
+        close_all(channel);
+    } else {
+        channel->number = channel->pid;
+        channel->say |= SAY_STARTED;
+    }
+}
+
+static void on_exit(struct channel *channel)
+{
+    struct child_info info = {0};
+
+    if (SYS(waitid, P_PID_, channel->pid, &info, WEXITED_ | WNOHANG_ | WNOWAIT_, 0) < 0 || !info.pid)
+        return;
+    channel->running = 0;
+    channel->status = info.code == 1 /* CLD_EXITED */ ? info.status : -info.status;
+    if (!(channel->say & SAY_FAILED))
+        channel->say |= SAY_EXIT;
+    if (channel->ends && !channel->terminal) {
+        channel->draining = 1;
+        for (int i = 0; i < 2; i++)
+            if (channel->out[i] >= 0) {
+                int size = 0;
+                SYS(ioctl, channel->out[i], FIONREAD, &size);
+                channel->drain[i] = (uint32_t)size;
+                channel->ready[i] = 1;
+            }
+    }
+}
+
+static void free_channel(int index)
+{
+    struct channel *channel = channels[index];
+
+    close_all(channel);
+    sys_close(channel->pidfd);
+    if (channel->pid > 0)
+        SYS(wait4, channel->pid, 0, WNOHANG_, 0);
+    channels[index] = channels[--channel_count];
+    pages_free(channel, sizeof *channel + STDIN_WINDOW);
+}
+
+/* The connection is gone: its processes are hung up, like those of a terminal. One that heeds it not becomes nobody's: it stays as a
+ * channel without a link until it has ended. */
+void channels_drop(struct link *link)
+{
+    for (int i = channel_count - 1; i >= 0; i--) {
+        struct channel *channel = channels[i];
+        if (channel->link != link)
+            continue;
+        if (channel->running && !channel->stays && !channel->closing)
+            kill_session(channel->pid, SIGHUP);
+        close_channel(channel, 0);
+        channel->link = NULL;
+        if (!channel->running)
+            free_channel(i);
+    }
+}
+
+/* -- what it says -------------------------------------------------------------------------------------------------------------- */
+
+static void end_of(struct channel *channel, int i)
+{
+    channel->say |= (uint32_t)SAY_EOF << i;
+    close_out(channel, i);
+}
+
+/* One frame of a stream, read to where it is sent from. Whether there may be more. */
+static int emit_data(struct link *link, struct channel *channel, int i)
+{
+    size_t room = link_room(link), most = DATA_MAX;
+    long size;
+
+    if (channel->out[i] < 0 || !channel->ready[i])
+        return 0;
+    if (channel->draining && !channel->drain[i]) {
+        end_of(channel, i);
+        return 0;
+    }
+    if (!channel->credit[i] || room < 2 * CONTROL_ROOM + 4096)
+        return 0;
+    if (most > channel->credit[i])
+        most = channel->credit[i];
+    if (most > room - FRAME_HEADER - CONTROL_ROOM)
+        most = room - FRAME_HEADER - CONTROL_ROOM;
+    if (channel->draining && most > channel->drain[i])
+        most = channel->drain[i];
+    size = SYS(read, channel->out[i], link_payload(link), most);
+    if (size > 0) {
+        link_data(link, channel->id, STDOUT + i, (size_t)size);
+        channel->credit[i] -= (uint32_t)size;
+        if (channel->draining)
+            channel->drain[i] -= (uint32_t)size;
+        return channel->ready[i] = (size_t)size == most;
+    }
+    channel->ready[i] = 0;
+    if (size == 0 || (size != -EAGAIN && size != -EINTR) || channel->draining)
+        end_of(channel, i); /* of a terminal that is EIO: nobody has it open */
+    return 0;
+}
+
+static int say_number(struct link *link, struct channel *channel, uint32_t flag, int kind, uint32_t a, uint32_t b, size_t size)
+{
+    uint8_t words[8];
+
+    put32(words, a);
+    put32(words + 4, b);
+    if (!link_say(link, channel->id, kind, 0, words, size))
+        return 0;
+    channel->say &= ~flag;
+    return 1;
+}
+
+/* What there is to say but data, in the order in which it has to be said; 0 if there is no room. */
+static int emit_control(struct link *link, struct channel *channel)
+{
+    uint32_t number = (uint32_t)channel->number;
+
+    if (channel->say & SAY_STARTED && !say_number(link, channel, SAY_STARTED, STARTED, number, 0, 4))
+        return 0;
+    if (channel->say & SAY_FAILED) {
+        if (!say_number(link, channel, SAY_FAILED, FAILED, number, (uint32_t)channel->stage, 8))
+            return 0;
+        channel->closing = 1;
+    }
+    if (channel->owed >= STDIN_WINDOW / 4 || (channel->owed && !channel->ring_size)) {
+        if (!say_number(link, channel, 0, CREDIT, channel->owed, 0, 4))
+            return 0;
+        channel->owed = 0;
+    }
+    for (int i = 0; i < 2; i++) {
+        uint32_t flag = (uint32_t)SAY_EOF << i;
+        if (channel->say & flag) {
+            if (!link_say(link, channel->id, EOF_, STDOUT + i, "", 0))
+                return 0;
+            channel->say &= ~flag;
+        }
+    }
+    if (channel->say & SAY_INPUT_CLOSED) {
+        if (!link_say(link, channel->id, EOF_, STDIN, "", 0))
+            return 0;
+        channel->say &= ~(uint32_t)SAY_INPUT_CLOSED;
+    }
+    return !(channel->say & SAY_EXIT) || channel->startfd >= 0 ||
+           say_number(link, channel, SAY_EXIT, EXIT, (uint32_t)channel->status, 0, 4);
+}
+
+static int is_over(const struct channel *channel)
+{
+    if (channel->running || channel->startfd >= 0 || channel->say)
+        return 0;
+    return channel->closing || (channel->what != LISTENER && channel->out[0] < 0 && channel->out[1] < 0 &&
+                                (channel->what == PROCESS || channel->in < 0));
+}
+
+/* Whether there may be more to say now. Each channel has its turn, and the first one is not always the same. */
+int channels_emit(struct link *link)
+{
+    static unsigned first;
+    int more = 0;
+
+    first++;
+    for (int n = channel_count - 1; n >= 0; n--) {
+        int index = (int)((n + first) % (unsigned)channel_count);
+        struct channel *channel = channels[index];
+        if (channel->link != link)
+            continue;
+        if (!emit_control(link, channel))
+            return 0;
+        for (int i = 0; i < 2; i++)
+            more |= emit_data(link, channel, i);
+    }
+    for (int index = channel_count - 1; index >= 0; index--) {
+        struct channel *channel = channels[index];
+        if (channel->link == link && emit_control(link, channel) && is_over(channel) &&
+            link_say(link, channel->id, CLOSED, 0, "", 0))
+            free_channel(index);
+    }
+    return more;
+}
+
+/* -- waiting ------------------------------------------------------------------------------------------------------------------- */
+
+static int add(struct pollfd *fds, int *count, int fd, int events)
+{
+    fds[*count].fd = fd;
+    fds[*count].events = (short)events;
+    fds[*count].revents = 0;
+    return (*count)++;
+}
+
+/* Five entries a channel at most. */
+int channels_poll(struct pollfd *fds, int count)
+{
+    for (int n = 0; n < channel_count; n++) {
+        struct channel *channel = channels[n];
+        int full = !channel->link || link_room(channel->link) < 2 * CONTROL_ROOM + 4096;
+        channel->poll_in = channel->poll_pid = channel->poll_start = channel->poll_out[0] = channel->poll_out[1] = -1;
+        if (channel->in >= 0) /* without an event to wait for, its end is told */
+            channel->poll_in = add(fds, &count, channel->in, channel->ring_size || channel->connecting ? POLLOUT : 0);
+        for (int i = 0; i < 2; i++)
+            if (channel->out[i] >= 0 && !full && !channel->connecting && !channel->ready[i] && (channel->credit[i] || channel->what == LISTENER))
+                channel->poll_out[i] = add(fds, &count, channel->out[i], POLLIN);
+        if (channel->running)
+            channel->poll_pid = add(fds, &count, channel->pidfd, POLLIN);
+        if (channel->startfd >= 0)
+            channel->poll_start = add(fds, &count, channel->startfd, POLLIN);
+    }
+    return count;
+}
+
+void channels_ready(const struct pollfd *fds)
+{
+    for (int n = channel_count - 1; n >= 0; n--) {
+        struct channel *channel = channels[n];
+        if (channel->poll_start >= 0 && fds[channel->poll_start].revents)
+            on_started(channel);
+        input_ready(channel, channel->poll_in < 0 ? 0 : fds[channel->poll_in].revents);
+        for (int i = 0; i < 2; i++)
+            channel->ready[i] |= channel->poll_out[i] >= 0 && fds[channel->poll_out[i]].revents;
+        if (channel->poll_pid >= 0 && fds[channel->poll_pid].revents)
+            on_exit(channel);
+        if (channel->what == LISTENER && channel->ready[0]) {
+            channel->ready[0] = 0;
+            listener_ready(channel);
+        }
+        if (!channel->link && !channel->running)
+            free_channel(n);
+    }
+}

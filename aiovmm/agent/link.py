@@ -1,0 +1,132 @@
+"""The pump: one connection to an agent, its frames to their channels and back. It decides nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import cast
+
+from aiovmm.agent.channel import Channel
+from aiovmm.agent.wire import Frame, FrameBuffer, Greeting, Kind, frame, greeting, number_of, read_greeting
+from aiovmm.errors import PeerError
+
+__all__ = ["Link"]
+
+_FIRST_ACCEPTED = 1 << 31  # channels from here on are the agent's to begin
+
+
+class Link(asyncio.BufferedProtocol):
+    """`greeted` is done when the agent has said who it is. `lost` is set when nothing can be asked of it any more; then
+    all channels are over, once `on_lost` has been called."""
+
+    def __init__(self, on_lost: Callable[[Link], None] = lambda link: None) -> None:
+        self.greeted: asyncio.Future[Greeting] = asyncio.get_running_loop().create_future()
+        self.lost = False
+        self.error: BaseException | None = None
+        self.channels: dict[int, Channel] = {}
+        self._on_lost = on_lost
+        self._frames = FrameBuffer()
+        self._transport: asyncio.Transport | None = None
+        self._answers: deque[asyncio.Future[int]] = deque()
+        self._next = 0
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def begin(self, kind: Kind, payload: bytes, *, window: int, number: int | None = None) -> Channel:
+        """A new channel, asked for by a frame of this kind; or the agent's own, with its `number`."""
+        window_in = self.greeted.result().window
+        if number is None:
+            number = self._next
+            self._next = (self._next + 1) % _FIRST_ACCEPTED
+        channel = Channel(number, self.send, input_window=window_in, window=window)
+        self.channels[number] = channel
+        if number < _FIRST_ACCEPTED:
+            self.send(frame(number, kind, payload))
+        return channel
+
+    async def ask(self, kind: Kind, payload: bytes = b"") -> int:
+        """An errno, or 0. Answers come in the order of questions."""
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if self.lost:
+            raise ConnectionResetError("the agent is gone")
+        self._answers.append(answer)
+        self.send(frame(0, kind, payload))
+        return await answer
+
+    def send(self, data: bytes) -> None:
+        """A frame."""
+        if self._transport is not None and not self.lost:
+            self._transport.write(data)
+
+    @property
+    def socket(self) -> object:
+        """What its transport says that it is on."""
+        return self._transport and self._transport.get_extra_info("socket")
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._lose(None)
+
+    # -- what the transport says ---------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is joined to the agent's socket."""
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport.write(greeting())
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where bytes go."""
+        return self._frames.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Some have come."""
+        try:
+            for received in self._frames.filled(nbytes):
+                self._received(received)
+        except PeerError as exc:
+            self._lose(exc)
+            if self._transport is not None:
+                self._transport.abort()
+
+    def eof_received(self) -> None:
+        """The agent has gone; the transport closes itself."""
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Both ways."""
+        self._lose(exc)
+
+    # -- what the agent says -------------------------------------------------------------------------------------------
+
+    def _received(self, frame: Frame) -> None:
+        channel = self.channels.get(frame.channel)
+        if not self.greeted.done():
+            self.greeted.set_result(read_greeting(frame))
+        elif frame.kind == Kind.DONE:
+            answer = self._answers.popleft() if self._answers else None
+            if answer is not None and not answer.done():
+                answer.set_result(number_of(frame))
+        elif channel is not None:  # else it crossed our CLOSE
+            channel.received(frame)
+            if channel.over:
+                self.channels.pop(frame.channel, None)
+
+    def forget(self, channel: Channel) -> None:
+        """It was closed by us."""
+        self.channels.pop(channel.number, None)
+
+    def _lose(self, exc: BaseException | None) -> None:
+        if self.lost:
+            return
+        self.lost = True
+        self.error = exc
+        if not self.greeted.done():
+            self.greeted.set_exception(exc or ConnectionResetError("the agent closed the connection"))
+            self.greeted.exception()  # seen, whether or not somebody waits
+        for answer in self._answers:
+            if not answer.done():
+                answer.set_exception(ConnectionResetError("the agent is gone"))
+                answer.exception()
+        self._on_lost(self)

@@ -1,0 +1,142 @@
+"""One command, from its start to its end: `vm.run`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aiovmm.agent.channel import Channel
+from aiovmm.agent.errors import CommandFailed, CommandTimeout, OutputTooLong, command_line
+from aiovmm.agent.process import start_error
+from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
+from aiovmm.agent.wire import Kind, Stream
+from aiovmm.runtime.timeouts import check_seconds
+
+if TYPE_CHECKING:
+    from aiovmm.agent.agent import Agent
+
+__all__ = ["OUTPUT_LIMIT", "Completed", "run"]
+
+OUTPUT_LIMIT = 256 << 20
+"""Bytes of each of stdout and stderr that `run` keeps: what a guest prints is the host's memory."""
+_WINDOW = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a command did: `returncode` is its status, or the number of a signal below zero; `stdout` and `stderr` are
+    bytes."""
+
+    args: tuple[bytes, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+class _Kept:
+    """One stream's output, as it came, until it is too much."""
+
+    def __init__(self, limit: int, changed: asyncio.Event) -> None:
+        self._chunks: list[bytes] = []
+        self._left = limit
+        self._changed = changed
+
+    @property
+    def is_too_long(self) -> bool:
+        return self._left < 0
+
+    def feed(self, data: bytes) -> bool:
+        self._left -= len(data)
+        if self._left < 0:
+            data = data[: self._left]
+            self._changed.set()
+        self._chunks.append(data)
+        return self._left >= 0
+
+    def end(self) -> None:
+        pass
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._chunks)
+
+
+class _Command:
+    """A command and what there is of its output at any time."""
+
+    def __init__(self, agent: Agent, request: Request, limit: int) -> None:
+        self.words = tuple(os.fsencode(word) for word in request.args)
+        self._agent = agent
+        self._request = request
+        self._limit = limit
+        self._changed = asyncio.Event()
+        self._channel: Channel | None = None
+        self.stdout, self.stderr = _Kept(limit, self._changed), _Kept(limit, self._changed)
+
+    async def run(self, payload: bytes, data: bytes) -> Completed:
+        self._channel = channel = await self._agent.begin(Kind.START, payload, window=self._request.window)
+        channel.sinks |= {Stream.STDOUT: self.stdout, Stream.STDERR: self.stderr}
+        channel.on_over = self._changed.set
+        if data:
+            channel.write(data)
+            channel.write_eof()
+        while not channel.over:
+            await self._changed.wait()
+            self._changed.clear()
+            if self.stdout.is_too_long or self.stderr.is_too_long:
+                raise OutputTooLong(self.words, self._limit, bytes(self.stdout), bytes(self.stderr))
+        if channel.failed is not None:
+            raise start_error(channel.failed, self._request)
+        if channel.exit is None:
+            raise await self._agent.lost(command_line(self.words))
+        return Completed(self.words, channel.exit, bytes(self.stdout), bytes(self.stderr))
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        if self._channel is not None:
+            self._channel.close(kill=True)
+
+
+async def run(
+    agent: Agent,
+    args: Sequence[Text],
+    *,
+    input: bytes = b"",
+    timeout: float | None = None,
+    env: Mapping[str, Text] | None = None,
+    cwd: Text | None = None,
+    user: str | int | None = None,
+    check: bool = False,
+    limits: Mapping[str, int | tuple[int, int]] | None = None,
+    output_limit: int = OUTPUT_LIMIT,
+) -> Completed:
+    """See `vm.run`."""
+    check_seconds(timeout, "run(timeout=)")
+    request = Request(
+        args=args,
+        env=env or {},
+        cwd=cwd,
+        user=user,
+        limits=limits or {},
+        modes=(PIPE if input else DEVNULL, PIPE, PIPE),
+        ends=True,
+        window=_WINDOW,
+    )
+    payload = request.payload()
+    command = _Command(agent, request, output_limit)
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            done = await command.run(payload, input)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        output = bytes(command.stdout), bytes(command.stderr)
+        raise CommandTimeout(*output, command=command.words, timeout=timeout or 0.0) from None
+    finally:
+        command.close()
+    if check and done.returncode:
+        raise CommandFailed(done.args, done.returncode, done.stdout, done.stderr)
+    return done

@@ -1,0 +1,89 @@
+"""What a VM can be asked to do in its guest, by way of the agent that runs there (docs/agent.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from aiovmm.agent import Agent, Completed, Process
+    from aiovmm.agent.request import Text
+
+__all__ = ["Commands"]
+
+
+class Commands:
+    """The methods are the agent's; nothing of it is imported before one is called."""
+
+    _agent: Agent | None = None
+
+    def _make_agent(self) -> Agent:
+        """Raises StateError if there is no way to the guest."""
+        raise NotImplementedError
+
+    @property
+    def agent(self) -> Agent:
+        """The agent in the guest: `ready`, `set_time`, `add_entropy`, `shutdown`. Raises StateError outside `async
+        with`, and if the VM has no vsock device."""
+        if self._agent is None:
+            self._agent = self._make_agent()
+        return self._agent
+
+    async def run(
+        self,
+        args: Sequence[Text],
+        *,
+        input: bytes = b"",
+        timeout: float | None = None,
+        env: Mapping[str, Text] | None = None,
+        cwd: Text | None = None,
+        user: str | int | None = None,
+        check: bool = False,
+        limits: Mapping[str, int | tuple[int, int]] | None = None,
+        output_limit: int = 256 << 20,
+    ) -> Completed:
+        """Run a command in the guest to its end: `.returncode`, and `.stdout` and `.stderr` as bytes.
+
+        `input` is its standard input. After `timeout` seconds, or when the caller is cancelled, it is killed with all
+        its session; a time-out is CommandTimeout, with the output so far. `env` is added to PATH, HOME, USER, LOGNAME
+        and SHELL; `cwd` is "/" unless given; `user` is a name or number, "name:group" too, root if None; `limits` are
+        those of setrlimit(2): {"nofile": 100}. Its output is complete when it has ended, even if a daemon of its still
+        has it open; of each stream at most `output_limit` bytes are kept. With `check` a status other than 0 is
+        CommandFailed. Raises also CommandNotFound, GuestOSError, OutputTooLong, AgentLost and what `agent.ready` does.
+        """
+        from aiovmm.agent.run import run
+
+        return await run(
+            self.agent,
+            args,
+            input=input,
+            timeout=timeout,
+            env=env,
+            cwd=cwd,
+            user=user,
+            check=check,
+            limits=limits,
+            output_limit=output_limit,
+        )
+
+    async def create_process(
+        self,
+        *args: Text,
+        stdin: int | None = -1,
+        stdout: int | None = -1,
+        stderr: int | None = -1,
+        pty: bool | tuple[int, int] | None = None,
+        env: Mapping[str, Text] | None = None,
+        cwd: Text | None = None,
+        user: str | int | None = None,
+        limits: Mapping[str, int | tuple[int, int]] | None = None,
+    ) -> Process:
+        """Start a command in the guest, as asyncio.create_subprocess_exec does on the host: `stdin`, `stdout` and
+        `stderr` are asyncio.subprocess.PIPE (the default here), DEVNULL, which None means too, and for stderr STDOUT.
+        `pty` gives it a terminal in their place: True, or (columns, rows). It runs until it ends, is killed, or the
+        connection to the guest ends (SIGHUP). Errors as of `run`."""
+        from aiovmm.agent.process import create
+
+        streams = (stdin, stdout, stderr)
+        return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits)

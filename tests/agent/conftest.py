@@ -1,0 +1,60 @@
+"""The real agent on this machine, at a unix socket: what it does as a program needs no guest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aiovmm.agent import Agent, agent_binary
+from aiovmm.agent.place import UnixPlace
+
+
+@dataclass
+class Guest:
+    """A running agent."""
+
+    process: subprocess.Popen[bytes]
+    path: Path
+
+    @property
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+    @property
+    def children(self) -> list[int]:
+        """Processes that it has begun, ended ones among them."""
+        text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(word) for word in text.split()]
+
+    async def idle(self, descriptors: int) -> None:
+        """Until it has no children and no more descriptors than before."""
+        async with asyncio.timeout(20):
+            while self.children or self.descriptors > descriptors:  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    """The agent's program as the package has it."""
+    path = tmp_path / "agent"
+    process = subprocess.Popen([agent_binary(), "--unix", path], start_new_session=True)
+    yield Guest(process, path)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+async def agent(guest: Guest) -> AsyncIterator[Agent]:
+    """Connected to it."""
+    agent = Agent(UnixPlace(guest.path), patience=10)
+    await agent.ready(10)
+    yield agent
+    agent.close()
