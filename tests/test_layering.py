@@ -119,7 +119,7 @@ PURE = [
     "irq.py",
     "bus.py",
 ]
-PURE_RUNTIME = {"dataclass", "lazy", "patience", "prepared", "quota"}
+PURE_RUNTIME = {"dataclass", "lazy", "patience", "plain", "prepared", "quota"}
 """Of the mechanisms of process and loop, those that a pure file may use."""
 IMPURE = {"asyncio", "os", "threading", "socket", "select", "selectors", "subprocess", "fcntl"}
 

@@ -79,6 +79,17 @@ class InputQueue:
         await self._room()
         self._wake()
 
+    @property
+    def waiting(self) -> bytes:
+        """What the device has not taken yet."""
+        return bytes(self._buffer)
+
+    def restore(self, data: bytes) -> None:
+        """`data` waits before what is there."""
+        if not self._ended:
+            self._buffer[:0] = data
+            self._append(b"")
+
     def end(self) -> None:
         """The guest is gone: drop what waits, and those who wait get ConsoleEnded."""
         self._ended = True

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.console.device import ByteDevice, ResizableDevice
-from aiovmm.console.input import InputQueue
+from aiovmm.console.input import INPUT_LIMIT, InputQueue
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.reader import CHUNK, ConsoleReader, OutputLog
 from aiovmm.console.search import OVERLAP, Pattern
@@ -16,6 +16,7 @@ from aiovmm.runtime.home import HomeLoop, Use
 if TYPE_CHECKING:
     from aiovmm.console.terminal import AttachEnd, Terminal
     from aiovmm.console.view import ConsoleView
+    from aiovmm.runtime.plain import State
 
 __all__ = ["DEFAULT_HISTORY", "Console"]
 
@@ -83,6 +84,19 @@ class Console:
         self._input.connect(device)
         if self._size is not None:
             self.resize(*self._size)
+
+    def save(self) -> State:
+        """For a snapshot: the input that the device has not taken. What the guest has printed stays here."""
+        return {"input": self._input.waiting}
+
+    def load(self, state: State) -> None:
+        """That input comes before any that was written here. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        waiting = fields.data("input", most=2 * INPUT_LIMIT)
+        fields.end()
+        self._input.restore(waiting)
 
     def close(self) -> None:
         """The guest is gone: readers get what is left and then the end, writers ConsoleEnded. Idempotent."""

@@ -9,10 +9,13 @@ Sources: ACPI specification 6.4, sections 4.8.3.3 (PM timer), 4.8.3.7 (sleep con
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.irq import LevelLine
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["AcpiControl", "Ged", "GedEvent", "GedEvents", "PmCounter", "PmTimer"]
 
@@ -90,6 +93,19 @@ class PmTimer:
         """Go on counting from `state`."""
         self._counter.set(state, self._clock_ns())
 
+    def save(self) -> State:
+        """The count."""
+        return {"count": self.snapshot()}
+
+    def load(self, state: State) -> None:
+        """Go on counting from there. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "PM timer")
+        count = fields.number("count", 0, (1 << self._counter.bits) - 1)
+        fields.end()
+        self.restore(count)
+
 
 class GedEvent:
     """Bits of the GED's register, as the DSDT's _EVT method takes them apart."""
@@ -153,3 +169,16 @@ class Ged:
     def restore(self, state: int) -> None:
         """Put pending events back. The level of the pin comes with the I/O APIC's own state."""
         self._events.pending = state
+
+    def save(self) -> State:
+        """The pending events."""
+        return {"pending": self.snapshot()}
+
+    def load(self, state: State) -> None:
+        """As `restore`. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "GED")
+        pending = fields.number("pending", 0, 0xFF)
+        fields.end()
+        self.restore(pending)

@@ -14,11 +14,14 @@ drivers/input/serio/i8042.c (6.1) for the order of the probe.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.irq import IrqLine
 from aiovmm.runtime.dataclass import dataclass, field_types
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["I8042", "I8042Registers", "I8042State"]
 
@@ -37,16 +40,41 @@ _INPUT_PORT = 0x80  # keyboard not inhibited
 _OUTPUT_PORT = 0x03  # reset line released, A20 on
 
 
+_RAM = 31  # bytes
+
+
 @dataclass(frozen=True)
 class I8042State:
     """All that the controller remembers."""
 
     command_byte: int = 0x45  # translate, system flag, keyboard interrupt: what PC firmware leaves
-    ram: bytes = bytes(31)  # addresses 1 to 31 of its memory
+    ram: bytes = bytes(_RAM)  # addresses 1 to 31 of its memory
     last_was_command: bool = False
     pending: int = 0  # command that waits for its data byte
     output: int | None = None  # the byte at port 0x60, and its status bits shifted left by 8
     port_b: int = 0  # the low four bits of port 0x61
+
+    def save(self) -> State:
+        """As plain data."""
+        return {name: getattr(self, name) for name in field_types(I8042State)}
+
+    @classmethod
+    def read(cls, state: State) -> I8042State:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "i8042")
+        output = None if fields.absent("output") else fields.number("output", 0, 0xFFFF)
+        read = cls(
+            command_byte=fields.number("command_byte", 0, 0xFF),
+            ram=fields.data("ram", _RAM),
+            last_was_command=fields.flag("last_was_command"),
+            pending=fields.number("pending", 0, 0xFF),
+            output=output,
+            port_b=fields.number("port_b", 0, 0x0F),
+        )
+        fields.end()
+        return read
 
 
 class I8042Registers:
@@ -201,6 +229,14 @@ class I8042:
         """Go on from `state`, with the guest not running."""
         self._registers.restore(state)
         self._publish()
+
+    def save(self) -> State:
+        """The registers."""
+        return self.snapshot().save()
+
+    def load(self, state: State) -> None:
+        """As `restore`. Raises SnapshotError."""
+        self.restore(I8042State.read(state))
 
     def _read(self, offset: int) -> int:
         match offset:

@@ -87,6 +87,15 @@ class Aperture:
             changes += self._try(name)
         return changes
 
+    def save(self) -> tuple[list[BarId], list[BarId]]:
+        """Whose claims there are, in the order of claiming, and which of them are served."""
+        return list(self._wanted), list(self._active)
+
+    def load(self, claims: dict[BarId, tuple[Space, int, int]], served: Sequence[BarId]) -> list[Placement]:
+        """(space, base, size) of each claim, in order; those of `served` come first where they can. There are none yet."""
+        self._wanted = {owner: _Claim(*claim) for owner, claim in claims.items()}
+        return [change for owner in (*served, *claims) for change in self._try(owner)]
+
     def forget(self, owner: BarId) -> None:
         """Give the initial address of `owner` back. Its claim must be None by now."""
         self._given.pop(owner, None)

@@ -7,9 +7,13 @@ from it. A write of the register's own width is taken (64-bit addresses also in 
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig
 from aiovmm.virtqueue.status import Effect, Negotiation
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["COMMON_SIZE", "DEVICE_STATUS", "CommonConfig"]
 
@@ -59,6 +63,22 @@ class CommonConfig:
         """The device has stopped: all registers are initial."""
         self.config_vector = NO_VECTOR
         self.negotiation.reset_done()
+        self.refresh()
+
+    def save(self) -> State:
+        """All registers."""
+        return {"config_vector": self.config_vector, "negotiation": self.negotiation.save()}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError; see Negotiation.load."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "common configuration")
+        vector = self._vector(fields.number("config_vector", 0, NO_VECTOR))
+        negotiation = fields.state("negotiation")
+        fields.end()
+        self.negotiation.load(negotiation, self._vectors)
+        self.config_vector = vector
         self.refresh()
 
     def write(self, offset: int, data: bytes) -> list[Effect]:

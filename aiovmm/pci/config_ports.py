@@ -8,9 +8,13 @@ window that follows it waits, and a vCPU's exits are served in order.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.segment import PciSegment
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["CONFIG_PORTS", "CONFIG_PORTS_SIZE", "ConfigPorts"]
 
@@ -55,6 +59,19 @@ class ConfigPorts:
         elif offset == _RESET_CONTROL and len(data) == 1:
             self._write_reset_control(data[0])
         return None
+
+    def save(self) -> State:
+        """Both registers."""
+        return {"address": self._address, "reset_control": self._reset_control}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "PCI configuration ports")
+        address, reset = fields.number("address", 0, 0xFFFFFFFF), fields.number("reset_control", 0, 0xFF)
+        fields.end()
+        self._address, self._reset_control = address & _ADDRESS_BITS, reset & 0x0E & ~_RESET_CPU
 
     def _target(self, offset: int) -> tuple[int, int] | None:
         """(slot, register) that the data window shows, or None: off, another bus, or a function but 0."""

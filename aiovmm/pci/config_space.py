@@ -1,15 +1,20 @@
 """The configuration space of one PCI function: 4 KiB of flat bytes, with a write mask for each bit.
 
 The bytes are the state: reading is a copy, so the run loop can answer reads of ECAM from the very same bytes (see
-bus.FastPage), and a snapshot is `bytes(space.data)`. Writing merges the bits that the masks allow; what a write means
+bus.FastPage), and a snapshot has them. Writing merges the bits that the masks allow; what a write means
 is decided afterwards by whoever owns the register. Header type 0 (PCI Local Bus 3.0, 6.1), capabilities from 0x40 on,
 extended space (0x100 and up) reads as zero, which means "no extended capabilities" (PCI Express Base 4.0, 7.6.2).
 """
 
 from __future__ import annotations
 
-from aiovmm.errors import UsageError
+from typing import TYPE_CHECKING
+
+from aiovmm.errors import SnapshotError, UsageError
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["CAPABILITIES_END", "COMMAND", "STATUS", "ConfigSpace", "Identity", "overlaps"]
 
@@ -117,6 +122,27 @@ class ConfigSpace:
         old = self._field(self.data, offset, size)
         new = (old & ~mask | value & mask) & ~cleared
         self.data[offset : offset + size] = new.to_bytes(size, "little")
+
+    def save(self) -> State:
+        """All that the guest can write, and around it what tells which function it is."""
+        return {"registers": bytes(self.data[:CAPABILITIES_END])}
+
+    def load(self, state: State) -> None:
+        """What the guest had written; an interrupt that is pending its pin tells. Raises SnapshotError if these are not
+        the registers of this function."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "PCI configuration")
+        saved = bytearray(fields.data("registers", CAPABILITIES_END))
+        fields.end()
+        saved[STATUS] &= ~STATUS_INTERRUPT
+        for offset, (now, then) in enumerate(zip(self.data, saved, strict=False)):
+            fixed = 0xFF & ~(
+                self._writable[offset] | self._clear[offset] | (STATUS_INTERRUPT if offset == STATUS else 0)
+            )
+            if (now ^ then) & fixed:
+                raise SnapshotError(f"its PCI registers differ at {offset:#x}: that is not the function that was saved")
+        self.data[:CAPABILITIES_END] = saved
 
     @staticmethod
     def _field(source: bytearray, offset: int, size: int) -> int:

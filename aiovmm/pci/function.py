@@ -8,12 +8,16 @@ memory slots instead of registers declares no regions and does all in `bar_moved
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import BusDevice, FastPage
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
 from aiovmm.pci.services import Place
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["BarRegion", "PciFunction", "together"]
 
@@ -74,6 +78,36 @@ class PciFunction:
     def bar_displaced(self, bar: Bar) -> Awaitable[None] | None:
         """`bar` answers nowhere, and another is about to where it last did: take away what is wired there. Never raises."""
         return None
+
+    # -- for a snapshot: the guest stands still -------------------------------------------------------------------------------
+
+    @property
+    def suspended_last(self) -> bool:
+        """Whether others need it until they are suspended, and before they go on."""
+        return False
+
+    @property
+    def why_not_saved(self) -> str | None:
+        """Why no snapshot can have it; None if one can."""
+        return None
+
+    async def suspend(self) -> None:
+        """Stop what it does, so that `save` has all of it. May be cancelled. Raises SnapshotError."""
+
+    def save(self) -> State:
+        """Its state, while it is suspended. Raises SnapshotError."""
+        return {"config": self.config.save()}
+
+    async def load(self, state: State) -> None:
+        """Become what `save` told of, and stay suspended. The segment looks at the BARs afterwards. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        self.config.load(fields.state("config"))
+        fields.end()
+
+    async def unsuspend(self) -> None:
+        """Go on with what `suspend` stopped, or `load` told of."""
 
     async def close(self) -> None:
         """The function was taken from its segment for good: end what it does."""

@@ -10,9 +10,13 @@ Table and pending bits are the flat bytes that the guest reads, so the run loop 
 from __future__ import annotations
 
 import struct
+from typing import TYPE_CHECKING
 
 from aiovmm.errors import UsageError
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["ENTRY_SIZE", "MAX_VECTORS", "Deliver", "MsixTable", "Route"]
 
@@ -86,6 +90,31 @@ class MsixTable:
         if self.enabled:
             self.pending[index // 8] |= 1 << index % 8
         return False
+
+    def save(self) -> State:
+        """Table, pending bits and the two bits of the control word."""
+        return {
+            "table": bytes(self.table),
+            "pending": bytes(self.pending),
+            "enabled": self.enabled,
+            "masked": self.function_masked,
+        }
+
+    def load(self, state: State) -> list[Route | Deliver]:
+        """Of a table that is as after reset. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "MSI-X")
+        table, pending = fields.data("table", len(self.table)), fields.data("pending", len(self.pending))
+        enabled, masked = fields.flag("enabled"), fields.flag("masked")
+        fields.end()
+        self.table[:] = table
+        for control in range(_CONTROL, len(table), ENTRY_SIZE):
+            self.table[control : control + 4] = (table[control] & _MASK_BIT).to_bytes(4, "little")
+        known = (1 << self.vectors) - 1
+        self.pending[:] = (int.from_bytes(pending, "little") & known).to_bytes(len(pending), "little")
+        self.enabled, self.function_masked = enabled, masked
+        return [effect for index in range(self.vectors) for effect in self._changed(index)]
 
     def _changed(self, index: int) -> list[Route | Deliver]:
         route = self.route(index)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.msix import Deliver, MsixTable, Route
 from aiovmm.pci.services import LineChange, MsiLine, PciServices, Place
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["MsixPendingBits", "MsixTableRegisters", "MsixVector", "MsixVectors"]
 
@@ -103,6 +107,14 @@ class MsixVectors:
             if index not in self.open and line.pending:
                 bits[index // 8] |= 1 << index % 8
         return bytes(bits)
+
+    def save(self) -> State:
+        """The table's, with what was signalled through shared fds while masked."""
+        return {**self.table.save(), "pending": self.pending_bits()}
+
+    def load(self, state: State) -> Awaitable[None] | None:
+        """The result is done when the lines are. Raises SnapshotError."""
+        return self.apply(self.table.load(state))
 
     def close(self) -> Awaitable[None] | None:
         """Give all lines back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import UsageError
@@ -13,6 +14,9 @@ from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import PciServices
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["PciAddress", "PciRoot"]
 
@@ -41,10 +45,11 @@ class PciRoot:
         self.segments = [PciSegment(plan, services) for plan in plans]
         self._services = services
         self._ports: Range | None = None
+        self._config_ports: ConfigPorts | None = None
 
     def add_config_ports(self, reset: Callable[[], None] | None = None) -> None:
         """Configuration mechanism #1, for a PC. `reset` is called when the guest asks port 0xCF9 for one."""
-        ports = ConfigPorts(self.segments[0], reset)
+        self._config_ports = ports = ConfigPorts(self.segments[0], reset)
         self._ports = self._services.bus.add(
             Range(Space.PIO, CONFIG_PORTS, CONFIG_PORTS_SIZE, ports, "pci config ports", ports.fast)
         )
@@ -64,6 +69,42 @@ class PciRoot:
     def function(self, address: PciAddress) -> PciFunction | None:
         """What is at `address`. Raises UsageError if there is no such segment."""
         return self._segment(address.segment).function(address.slot)
+
+    # -- for a snapshot: all vCPUs are parked --------------------------------------------------------------------------------
+
+    async def suspend(self) -> None:
+        """All functions end what is with the host, or put it back, and stop. Bounded (`saved.QUIESCE_LIMIT`). Follow it by
+        `unsuspend`, also if it fails. Raises SnapshotError."""
+        from aiovmm.pci.saved import suspend_all
+
+        await suspend_all(self._functions)
+
+    async def unsuspend(self) -> None:
+        """All go on, where they were or as `load` told."""
+        from aiovmm.pci.saved import unsuspend_all
+
+        await unsuspend_all(self._functions)
+
+    def save(self) -> State:
+        """While all are suspended. Raises SnapshotError."""
+        ports = None if self._config_ports is None else self._config_ports.save()
+        return {"segments": [segment.save() for segment in self.segments], "ports": ports}
+
+    async def load(self, state: State) -> None:
+        """Into functions that were plugged in as they had been; they are suspended then. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "PCI")
+        segments = fields.list("segments", len(self.segments))
+        ports = None if self._config_ports is None else fields.state("ports")
+        for segment, saved in zip(self.segments, segments, strict=True):
+            await segment.load(saved)
+        if self._config_ports is not None and ports is not None:
+            self._config_ports.load(ports)
+
+    @property
+    def _functions(self) -> list[PciFunction]:
+        return [function for segment in self.segments for function in segment.functions.values()]
 
     async def close(self) -> None:
         """Unplug everything and leave the bus. Idempotent."""

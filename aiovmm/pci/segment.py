@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import FastPage, Policy, Range, Space
 from aiovmm.errors import UsageError
@@ -15,6 +16,9 @@ from aiovmm.pci.function import PciFunction, together
 from aiovmm.pci.host_bridge import host_bridge
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.services import PciServices
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["SLOTS", "PciSegment"]
 
@@ -104,6 +108,24 @@ class PciSegment:
         if overlaps(offset, len(data), COMMAND, 2) or overlaps(offset, len(data), FIRST_BAR, BARS_END - FIRST_BAR):
             return together(result, *self._move_bars(slot, function))
         return result
+
+    def save(self) -> State:
+        """All functions by their slots, and who has which addresses. They are suspended. Raises SnapshotError."""
+        from aiovmm.pci.saved import save_segment
+
+        return save_segment(self._slots, self.aperture)
+
+    async def load(self, state: State) -> None:
+        """Into functions that have been plugged in as they were. Done when their BARs are where they were. Raises
+        SnapshotError."""
+        from aiovmm.pci.saved import load_functions, read_claims
+
+        await load_functions(state, self._slots, self.plan.number)
+        claims, served = read_claims(state, self._slots)
+        with self._services.bus.batch():
+            waits = self._place(self.aperture.load(claims, served))
+        if (pending := together(*waits)) is not None:
+            await pending
 
     def _free_slot(self, slot: int | None) -> int:
         if slot is None:

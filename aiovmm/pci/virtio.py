@@ -20,9 +20,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiovmm.errors import UsageError
+from aiovmm.errors import SnapshotError, UsageError
 from aiovmm.memory import AddressSpace
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.common_config import CommonConfig
@@ -40,7 +40,11 @@ from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
-from aiovmm.virtqueue.status import Activate, Effect, Negotiation, ResetDevice
+from aiovmm.virtqueue.status import Activate, Effect, Negotiation, ResetDevice, Status
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
+    from aiovmm.virtqueue.config import QueuePosition
 
 __all__ = ["ServedElsewhere", "VirtioBackend", "VirtioPci"]
 
@@ -85,6 +89,8 @@ class VirtioPci(PciFunction):
         self._transition = asyncio.Lock()
         self._active = False
         self._pending = 0  # transitions that have not ended
+        self._positions: list[QueuePosition] | None = None  # of queues that are suspended
+        self._saved: State = {}  # the device's own, of the last suspension
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
         self._doorbells = Doorbells(services, queues, apart=apart)
@@ -198,16 +204,21 @@ class VirtioPci(PciFunction):
 
     async def _activate(self, features: int) -> None:
         async with self._transition:
-            queues = self.negotiation.queues
-            irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
-            self._active = True
-            try:
-                kicks = self._doorbells.open()
-                await self.backend.activate(queues, features, kicks, irqs, self._config_irq)
-            except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
-                self._broken(exc)
-            else:
-                self._tell_driver(there=True)
+            await self._go_live(self.backend.activate, features)
+
+    async def _go_live(
+        self, activate: Callable[..., Coroutine[Any, Any, None]], features: int, *positions: Any
+    ) -> None:
+        queues = self.negotiation.queues
+        irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
+        self._active = True
+        try:
+            kicks = self._doorbells.open()
+            await activate(queues, features, kicks, irqs, self._config_irq, *positions)
+        except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
+            self._broken(exc)
+        else:
+            self._tell_driver(there=True)
 
     async def _let_go(self) -> None:
         await self._reset()
@@ -224,6 +235,7 @@ class VirtioPci(PciFunction):
             except Exception as exc:
                 self._broken(exc)
             self._active = False
+            self._positions = None
             self._reset_registers()
 
     def _reset_registers(self) -> None:
@@ -236,6 +248,89 @@ class VirtioPci(PciFunction):
             self._config_irq.pulse()
         if self._on_error is not None:
             self._on_error(self.device, exc)
+
+    # -- for a snapshot: the guest stands still ----------------------------------------------------------------------------
+
+    @property
+    def suspended_last(self) -> bool:
+        """The device's."""
+        return self.device.suspended_last
+
+    @property
+    def why_not_saved(self) -> str | None:
+        """The device's reason, or that another process has it."""
+        if not isinstance(self.backend, DeviceRunner):
+            return "another process serves it, whose state cannot be had"
+        return self.device.why_not_saved
+
+    async def suspend(self) -> None:
+        """Stop the back end, with its requests ended or put back, and ask the device for its state. What is wired to the host, as
+        doorbells are, stays: who kicks is heard when it goes on."""
+        from aiovmm.pci.saved import device_state
+
+        async with self._transition:
+            runner = self.backend
+            assert isinstance(runner, DeviceRunner)
+            if self._active:
+                await runner.suspend()
+                self._positions = runner.positions()
+            self._saved = await device_state(self.device)
+
+    def save(self) -> State:
+        """Registers, where the queues stand, and the device's own state."""
+        return {
+            "config": self.config.save(),
+            "msix": self._vectors.save(),
+            "isr": self._isr.bits,
+            "common": self._common.save(),
+            "queues": [position.save() for position in self._positions or ()],
+            "device": self._saved,
+        }
+
+    async def load(self, state: State) -> None:
+        """Into a function that no driver has touched. Its device goes live with `unsuspend`, if it was."""
+        from aiovmm.pci.saved import load_device
+        from aiovmm.runtime.plain import Fields
+        from aiovmm.virtqueue.config import QueuePosition
+
+        fields = Fields(state, self.name)
+        config, msix, common, device = (fields.state(name) for name in ("config", "msix", "common", "device"))
+        isr, saved = fields.number("isr", 0, ISR_QUEUE | ISR_CONFIG), list(fields.several("queues"))
+        fields.end()
+        self.config.load(config)
+        self._common.load(common)
+        queues = self.negotiation.queues
+        if saved and len(saved) != len(queues):
+            raise SnapshotError(f"{len(saved)} queues were live, of {len(queues)}")
+        positions = [QueuePosition.read(one, q.size if q.ready else 0) for one, q in zip(saved, queues, strict=False)]
+        await load_device(self.device, device)
+        if self.negotiation.status & Status.DRIVER_OK:
+            assert isinstance(self.backend, DeviceRunner)
+            self._active, self._positions = True, positions
+            self.backend.take_over()
+        if (lines := self._vectors.load(msix)) is not None:
+            await lines
+        self._isr.bits = isr
+        self._pin.command_written()
+        self._isr_changed()
+
+    async def unsuspend(self) -> None:
+        """The device goes on, unless it is broken; one that is still being suspended as soon as it is, and then nobody waits."""
+        going = self._submit(self._go_on())
+        if self._positions is not None or not self._active:
+            await going
+
+    async def _go_on(self) -> None:
+        async with self._transition:
+            runner = self.backend
+            if not isinstance(runner, DeviceRunner) or (self._positions is None and not self.device.suspending):
+                return  # it was not suspended
+            await runner.stopped()
+            if not self._active or self.negotiation.status & Status.NEEDS_RESET:
+                return
+            positions, self._positions = self._positions or runner.positions(), None
+            if positions:
+                await self._go_live(runner.resume, self.negotiation.features, positions)
 
     # -- BAR 0 -----------------------------------------------------------------------------------------------------------
 

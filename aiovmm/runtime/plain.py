@@ -54,6 +54,10 @@ class Fields:
     def __contains__(self, name: str) -> bool:
         return name in self._state
 
+    def absent(self, name: str) -> bool:
+        """Whether it is None, which then counts as read."""
+        return self._take(name) is None
+
     def number(self, name: str, low: int = 0, high: int = 0xFFFFFFFFFFFFFFFF) -> int:
         """A whole number from `low` to `high`."""
         return self._number(self._take(name), f"{self.where}.{name}", low, high)

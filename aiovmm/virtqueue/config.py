@@ -5,10 +5,13 @@ A transport fills a `QueueConfig` from register writes, as they come and uncheck
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiovmm.errors import ChainError
+from aiovmm.errors import ChainError, SnapshotError
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["NO_VECTOR", "QUEUE_SIZE_MAX", "QueueConfig", "QueueCounters", "QueuePosition"]
 
@@ -18,10 +21,33 @@ NO_VECTOR = 0xFFFF  # VIRTIO_MSI_NO_VECTOR, §4.1.5.1.2
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """Where a stopped queue stands: the next ring positions, both modulo 65536. Plain data for a snapshot."""
+    """Where a stopped queue stands: the next ring positions, both modulo 65536, and the heads of chains that were taken before
+    `last_avail` and are to be taken again, for nobody has returned them."""
 
     last_avail: int = 0
     used_idx: int = 0
+    again: tuple[int, ...] = ()
+
+    @property
+    def in_flight(self) -> int:
+        """Chains taken and not returned, those of `again` among them."""
+        return self.last_avail - self.used_idx & 0xFFFF
+
+    def save(self) -> State:
+        """As plain data."""
+        return {"last_avail": self.last_avail, "used_idx": self.used_idx, "again": list(self.again)}
+
+    @classmethod
+    def read(cls, fields: Fields, size: int) -> QueuePosition:
+        """What `save` gave, of a queue of `size` entries. Raises SnapshotError."""
+        avail, used = fields.number("last_avail", 0, 0xFFFF), fields.number("used_idx", 0, 0xFFFF)
+        position = cls(avail, used, tuple(fields.numbers("again", low=0, high=max(size - 1, 0))))
+        fields.end()
+        if not len(position.again) <= position.in_flight <= size:
+            raise SnapshotError(
+                f"{fields.where}: of {position.in_flight} chains in flight {len(position.again)} come again, in a queue of {size}"
+            )
+        return position
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,37 @@ class QueueConfig:
         self.ready = False
         self.vector = NO_VECTOR
         self.inflight = None
+
+    def save(self) -> State:
+        """The registers as plain data, and how large the queue may be."""
+        return {
+            "max_size": self.max_size,
+            "size": self.size,
+            "desc": self.desc,
+            "avail": self.avail,
+            "used": self.used,
+            "ready": self.ready,
+            "vector": self.vector,
+        }
+
+    @classmethod
+    def read(cls, fields: Fields, max_size: int, vectors: int) -> QueueConfig:
+        """What `save` gave, of a queue of at most `max_size` entries of a device with `vectors` vectors. Raises SnapshotError."""
+        if (saved := fields.number("max_size")) != max_size:
+            raise SnapshotError(f"{fields.where} had {saved} entries at most where it was saved, and {max_size} here")
+        config = cls(
+            max_size,
+            size=fields.number("size", 0, 0xFFFF),
+            desc=fields.number("desc"),
+            avail=fields.number("avail"),
+            used=fields.number("used"),
+            ready=fields.flag("ready"),
+            vector=fields.number("vector", 0, NO_VECTOR),
+        )
+        fields.end()
+        if config.vector >= vectors and config.vector != NO_VECTOR:
+            raise SnapshotError(f"{fields.where} has vector {config.vector} of {vectors}")
+        return config
 
     def check(self) -> None:
         """Raise ChainError unless the size and the alignments are those of VIRTIO 1.2 §2.7."""

@@ -6,7 +6,10 @@ import abc
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from aiovmm.errors import SnapshotError
+
 if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
     from aiovmm.virtqueue.queue import Queue
 
 __all__ = ["VirtioDevice"]
@@ -36,6 +39,18 @@ class VirtioDevice(abc.ABC):
 
     own_kicks: bool = False
     """Whether each queue has a kick eventfd of its own, which can be handed on; else a few queues share one."""
+
+    suspended_last: bool = False
+    """Whether others need it until they are suspended, and before they go on (an IOMMU)."""
+
+    suspending: bool = False
+    """`run` is cancelled for a moment, or to go on elsewhere, while the guest stands still: it ends what is with the host
+    and answers it, as if nothing were, returns or puts back what else it has taken, and forgets nothing that the driver
+    has set. Set from outside."""
+
+    resumed: bool = False
+    """`run` goes on with a driver that was there before, here or in another process: its `load` was called before if there was
+    one. Set from outside."""
 
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
@@ -71,6 +86,24 @@ class VirtioDevice(abc.ABC):
         What takes time is returned as an awaitable: the guest's instruction completes when it is done. Never start a task for a
         write and return, for a guest writes faster than anything else is done.
         """
+        return None
+
+    def save(self) -> State | Awaitable[State]:
+        """For a snapshot: all that the driver has set and that is not in its rings, as plain data
+        (`aiovmm.runtime.plain`). Called while the device is suspended, or has no driver. May be `async def`. A device that
+        has none says so by `return {}`. Raises SnapshotError."""
+        raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
+
+    def load(self, state: State) -> Awaitable[None] | None:
+        """Become what `save` told of, of a device that was made and opened anew. The state is input: read it by
+        `aiovmm.runtime.plain.Fields`. May be `async def`. Raises SnapshotError, with nothing changed."""
+        raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
+
+    @property
+    def why_not_saved(self) -> str | None:
+        """Why no snapshot can have it; None if one can."""
+        if type(self).save is VirtioDevice.save or type(self).load is VirtioDevice.load:
+            return "it has no save() and load()"
         return None
 
     def guest_ended(self, why: str) -> None:

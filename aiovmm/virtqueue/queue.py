@@ -35,7 +35,7 @@ from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX
-from aiovmm.virtqueue.ring import close_ring, open_ring, ring_stands
+from aiovmm.virtqueue.ring import close_ring, open_ring, position_of, ring_stands
 from aiovmm.virtqueue.serving import Serving, Turn
 
 __all__ = ["Batches", "Queue"]
@@ -91,6 +91,7 @@ class Queue:
         self._after = 0  # chains in the ring that whoever waits knows of
         self._flush: asyncio.Handle | None = None
         self._taken: deque[Chain] = deque()
+        self._out: dict[Chain, None] = {}  # handed out and not returned, in order
         self._budget = self._drain = min(self.size, _DRAIN)
         self._batch: Batch | None = None
         self._position = position or QueuePosition()
@@ -133,12 +134,17 @@ class Queue:
         """The next chain, or None. Raises ChainError or GuestFault for a malformed one, which is returned unused."""
         if not self._taken:
             self._refill()
-        return self._taken.popleft() if self._taken else None
+            if not self._taken:
+                return None
+        chain = self._taken.popleft()
+        self._out[chain] = None
+        return chain
 
     def put_back(self, chain: Chain) -> None:
         """Undo a `pop`: the chain will be the next that is handed out."""
-        if chain.done or chain.owner is not self:
+        if chain.done or chain.owner is not self or chain not in self._out:
             raise StateError(f"{chain!r} was returned already, or is not of {self!r}")
+        del self._out[chain]
         chain.rewind()
         self._taken.appendleft(chain)
 
@@ -155,6 +161,7 @@ class Queue:
         if lib.avmm_queue_push_one(self._live(), chain.head, written) < 0:
             raise StateError(f"{chain!r} is not in flight on {self!r}")
         chain.done = True
+        self._out.pop(chain, None)
         self.flush_soon()
 
     def __aiter__(self) -> Queue:
@@ -336,10 +343,18 @@ class Queue:
 
     @property
     def position(self) -> QueuePosition:
-        """Where the rings stand, or stood at `close`. A queue can be resumed from it if nothing else is in flight."""
+        """Where the rings stand, or stood at `close`. A queue can be resumed from it, and has then again what was handed
+        out one by one and not returned; `lost` are further chains."""
         if self._ring is None:
             return self._position
-        return QueuePosition((self._q.last_avail - len(self._taken)) & 0xFFFF, self._q.used_idx)
+        heads = [chain.head for chain in (*self._out, *self._taken)]
+        return position_of(self._q, self.size, heads)
+
+    @property
+    def lost(self) -> int:
+        """Chains that were taken in batches, or by native code, and not returned: whoever resumes the queue has them no more."""
+        position = self.position
+        return position.in_flight - len(position.again)
 
     def uses(self, start: int, end: int) -> bool:
         """Whether a part of the rings lies at the device's addresses [start, end]."""
@@ -368,6 +383,7 @@ class Queue:
         if self._serving is not None:
             self._serving.fail(StateError(f"{self!r} was closed"))
         self._taken.clear()
+        self._out.clear()
         if self._ring is not None:
             close_ring(self._ring)
         self._batch = self._ring = None

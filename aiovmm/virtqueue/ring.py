@@ -7,6 +7,7 @@ are still where the translation has them; if not, the device is to be stopped. B
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 from aiovmm.errors import GuestFault
@@ -16,7 +17,7 @@ from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
 
-__all__ = ["Ring", "close_ring", "open_ring", "ring_stands"]
+__all__ = ["Ring", "close_ring", "open_ring", "position_of", "ring_stands"]
 
 _CHAIN_MIN = 32  # Linux fills indirect tables with up to MAX_SKB_FRAGS + 2 descriptors, however small the ring
 
@@ -49,11 +50,27 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
         queue.last_avail = position.last_avail
         queue.used_idx = queue.signalled = position.used_idx
         queue.unsignalled = 1 << 16  # the driver's interrupt may have been lost with the machine: give one more
+        if position.again:
+            owners.link(queue, again=ffi.new("uint16_t[]", position.again))
+            queue.n_again = len(position.again)
     if config.inflight is not None:
         again = ffi.new("uint16_t[]", config.size)
         lib.avmm_queue_recover(queue, config.inflight, again)
         owners.keep(queue, config.inflight, again)
     return Ring(queue)
+
+
+def position_of(queue: Any, size: int, heads: Sequence[int]) -> QueuePosition:
+    """Where `struct avmm_queue *` stands if the chains with these `heads` were not taken, in the order in which they were.
+    Those that the ring would give again by itself are left to it, the others, of which later ones have been returned, are
+    `again`."""
+    avail, used = int(queue.last_avail), int(queue.used_idx)
+    rest = [int(queue.again[i]) for i in range(queue.again_at, queue.n_again)]
+    if not rest and len(heads) <= avail - used & 0xFFFF:
+        first = avail - len(heads)
+        if all(lib.avmm_queue_offered(queue, first + i & 0xFFFF) == head for i, head in enumerate(heads)):
+            return QueuePosition(first & 0xFFFF, used)
+    return QueuePosition(avail, used, (*heads, *rest))
 
 
 def close_ring(ring: Ring) -> None:

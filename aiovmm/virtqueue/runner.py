@@ -1,8 +1,12 @@
 """The life of a device between DRIVER_OK and reset, the same under every transport.
 
     idle --activate--> live --run() raises--> broken (NEEDS_RESET)
-      ^                  |                       |
-      +------reset-------+-----------------------+
+      ^                 | ^                      |
+      |          suspend| |resume                |
+      |                 v |                      |
+      +------reset------+-+----------------------+
+
+A suspended device goes on where it was, in this process or, by `positions` and the device's own state, in another.
 
 Whatever a guest makes a device do ends here: an exception out of `run` becomes NEEDS_RESET, a configuration interrupt and
 a call of `on_error`. It never reaches the VM or the loop.
@@ -15,7 +19,7 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from aiovmm.errors import GuestFault, StateError
+from aiovmm.errors import GuestFault, SnapshotError, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.runtime.tasks import SERVED, bury
@@ -53,6 +57,7 @@ class DeviceRunner:
         self._config_irq: IrqLine | None = None
         self._task: asyncio.Task[None] | None = None
         self._past = [QueueCounters() for _ in device.queue_sizes]  # of queues that were closed
+        self._used = False  # activated since the last reset
 
     @property
     def live(self) -> bool:
@@ -74,6 +79,7 @@ class DeviceRunner:
         if self._task is not None or self.queues:
             raise StateError(f"{self.device.name} is active already")
         self._config_irq = config_irq
+        self._used = True
         self.error = None
         bells = {fd: Bell(fd) for fd in kick_fds}
         try:
@@ -102,9 +108,12 @@ class DeviceRunner:
         SERVED.set(weakref.ref(self.device))
         try:
             await self.device.run(queues, features)
-            self._broken(
-                StateError(f"{self.device.name}: run() returned, and nobody serves its queues; it runs until cancelled")
-            )
+            if not self.device.suspending:
+                self._broken(
+                    StateError(
+                        f"{self.device.name}: run() returned, and nobody serves its queues; it runs until cancelled"
+                    )
+                )
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise
@@ -129,9 +138,60 @@ class DeviceRunner:
         if self._on_error is not None:
             self._on_error(self.device, exc)
 
+    async def suspend(self) -> None:
+        """Stop the device so that it can go on as if nothing had been: it ends what is with the host, and puts the rest
+        back. Idempotent; may be cancelled, after which it stops all the same, and called again. Raises SnapshotError for a
+        device that has lost requests by that."""
+        task = self._task
+        if task is not None and not bury(task):
+            self.device.suspending = True
+            task.cancel()
+            while not task.done():
+                await asyncio.wait([task])
+        lost = sum(queue.lost for queue in self.queues) if self.error is None else 0
+        if self._task is task and lost:
+            raise SnapshotError(
+                f"{self.device.name} keeps {lost} requests that it has neither answered nor put back: let `run` do one of both "
+                "when it is cancelled"
+            )
+
+    async def resume(
+        self,
+        configs: Sequence[QueueConfig],
+        features: int,
+        kick_fds: Sequence[int],
+        queue_irqs: Sequence[IrqLine],
+        config_irq: IrqLine,
+        positions: Sequence[QueuePosition],
+    ) -> None:
+        """Go on after `suspend`, here or where `positions` come from. As `activate`, but that the device's `run` knows of it."""
+        await self.stopped()
+        self._task = None
+        self._let_go()
+        self.device.suspending = False
+        self.device.resumed = True
+        await self.activate(configs, features, kick_fds, queue_irqs, config_irq, positions)
+
+    def take_over(self) -> None:
+        """A driver has started the device elsewhere: a reset is to reach it."""
+        self._used = True
+
+    async def stopped(self) -> None:
+        """Until a device that is being suspended is."""
+        while self._task is not None and not self._task.done():
+            await asyncio.wait([self._task])
+
+    def _let_go(self) -> None:
+        for queue in self.queues:
+            queue.close()
+            self._past[queue.index] += queue.counters
+        self.queues.clear()
+        self._config_irq = None
+
     async def reset(self) -> None:
         """Stop the device and wait until it has stopped, its host I/O ended. Idempotent; may be cancelled and called again."""
         task = self._task
+        self.device.suspending = False
         if task is not None and not bury(task):
             task.cancel()
             while not task.done():
@@ -139,12 +199,9 @@ class DeviceRunner:
         if self._task is not task:  # another reset, and perhaps an activation, went by while this one waited
             return
         self._task = None
-        was_used = task is not None or self.queues
-        for queue in self.queues:
-            queue.close()
-            self._past[queue.index] += queue.counters
-        self.queues.clear()
-        self._config_irq = None
+        self._let_go()
+        self.device.resumed = False
+        was_used, self._used = self._used, False
         if was_used:
             try:
                 self.device.reset()
@@ -179,7 +236,7 @@ class DeviceRunner:
         return totals
 
     def positions(self) -> list[QueuePosition]:
-        """Where each queue stands, for a snapshot of a stopped device."""
+        """Where each queue of a suspended device stands; none of one that no driver has started."""
         return [queue.position for queue in self.queues]
 
 

@@ -22,10 +22,15 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_RESET, VERSION_1
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Activate", "DriverFailed", "Effect", "Negotiation", "ResetDevice", "ResetQueue", "Status"]
 
@@ -127,11 +132,13 @@ class Negotiation:
         return self.driver_features if self.status & Status.FEATURES_OK else 0
 
     def _features_fit(self) -> bool:
+        return not self.driver_features & ~self.offered and self._fit(self.driver_features)
+
+    def _fit(self, features: int) -> bool:
         required = (
             VERSION_1 | self.offered & ACCESS_PLATFORM
         )  # we are no legacy device (§6.1); §6.2 for ACCESS_PLATFORM
-        unknown = self.driver_features & ~self.offered
-        return not unknown and self.driver_features & required == required and self._accepts(self.driver_features)
+        return features & required == required and self._accepts(features)
 
     # -- status --------------------------------------------------------------------------------------------------------
 
@@ -188,6 +195,48 @@ class Negotiation:
         """The configuration space changed: a new generation. True if the driver is there to be interrupted."""
         self.config_generation = (self.config_generation + 1) & 0xFF
         return self.live
+
+    # -- for a snapshot --------------------------------------------------------------------------------------------------
+
+    def save(self) -> State:
+        """All registers, while nothing is being reset."""
+        return {
+            "status": int(self.status),
+            "driver_features": self.driver_features,
+            "device_feature_select": self.device_feature_select,
+            "driver_feature_select": self.driver_feature_select,
+            "queue_select": self.queue_select,
+            "config_generation": self.config_generation,
+            "queues": [queue.save() for queue in self.queues],
+        }
+
+    def load(self, state: State, vectors: int) -> None:
+        """Of a device with `vectors` vectors. Raises SnapshotError, also if the driver relies on what this device does not
+        offer."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "virtio")
+        status, features = Status(fields.number("status", 0, 0xFF)), fields.number("driver_features", 0, (1 << 128) - 1)
+        device_select, driver_select = (fields.number(f"{n}_feature_select", 0, _MASK32) for n in ("device", "driver"))
+        select, generation = fields.number("queue_select", 0, 0xFFFF), fields.number("config_generation", 0, 0xFF)
+        several = zip(fields.several("queues", len(self.queues)), self.queues, strict=True)
+        queues = [QueueConfig.read(saved, queue.max_size, vectors) for saved, queue in several]
+        fields.end()
+        self._check_status(status, features)
+        self.status, self.driver_features, self.queues = status, features, queues
+        self.device_feature_select, self.driver_feature_select = device_select, driver_select
+        self.queue_select, self.config_generation = select, generation
+
+    def _check_status(self, status: Status, features: int) -> None:
+        if status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _STEPS):
+            raise SnapshotError(f"no driver takes a device to the status {int(status):#x}")
+        if not status & Status.FEATURES_OK:
+            return
+        if missing := features & ~self.offered:
+            bits = ", ".join(str(bit) for bit in range(128) if missing >> bit & 1)
+            raise SnapshotError(f"its driver uses features that the device does not offer here: bits {bits}")
+        if not self._fit(features):
+            raise SnapshotError(f"its driver cannot have been given the features {features:#x}")
 
     # -- queues --------------------------------------------------------------------------------------------------------
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.ioapic.registers import PINS, Effect, Inject, IoApicRegisters, IoApicState
 from aiovmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["IoApic", "MsiSink", "PinLine"]
 
@@ -119,9 +122,17 @@ class IoApic:
         """The state to give to `restore`."""
         return self._registers.snapshot()
 
-    def restore(self, state: IoApicState) -> None:
-        """Go on from `state`, with the guest not running; routes are set anew."""
-        self._do(self._registers.restore(state))
+    def restore(self, state: IoApicState) -> Awaitable[None] | None:
+        """Go on from `state`, with the guest not running. The result is done when the routes are set anew."""
+        return self._do(self._registers.restore(state))
+
+    def save(self) -> State:
+        """The registers and the pins' levels."""
+        return self.snapshot().save()
+
+    def load(self, state: State) -> Awaitable[None] | None:
+        """As `restore`. Raises SnapshotError."""
+        return self.restore(IoApicState.read(state))
 
     def _refused(self, address: int, data: int) -> None:
         for pin in self._registers.sending(address, data):

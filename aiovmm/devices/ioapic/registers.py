@@ -19,6 +19,8 @@ Source: Intel 82093AA I/O APIC data sheet (290566-001, May 1996), section 3; the
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.devices.ioapic.entry import (
     LEVEL_TRIGGERED,
     MASKED,
@@ -30,7 +32,11 @@ from aiovmm.devices.ioapic.entry import (
     message_data,
     vector_of,
 )
+from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["PINS", "Effect", "Inject", "IoApicRegisters", "IoApicState", "Route"]
 
@@ -70,6 +76,29 @@ class IoApicState:
     select: int = 0
     levels: int = 0  # a bit a pin
     entries: tuple[int, ...] = (RESET,) * PINS
+
+    def save(self) -> State:
+        """As plain data."""
+        return {
+            "identity": self.identity,
+            "select": self.select,
+            "levels": self.levels,
+            "entries": list(self.entries),
+        }
+
+    @classmethod
+    def read(cls, state: State) -> IoApicState:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "I/O APIC")
+        identity, select = fields.number("identity", 0, 0x0F), fields.number("select", 0, 0xFF)
+        levels, entries = fields.number("levels", 0, (1 << PINS) - 1), fields.numbers("entries", PINS)
+        fields.end()
+        for pin, entry in enumerate(entries):
+            if entry & ~(WRITABLE | REMOTE_IRR) or (entry & REMOTE_IRR and not entry & LEVEL_TRIGGERED):
+                raise SnapshotError(f"I/O APIC: no guest can give pin {pin} the entry {entry:#x}")
+        return cls(identity, select, levels, tuple(entries))
 
 
 class IoApicRegisters:

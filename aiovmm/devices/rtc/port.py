@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.rtc.registers import CmosClock, CmosState
 from aiovmm.devices.timer import CallLater, Timer
 from aiovmm.irq import IrqLine
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Rtc"]
 
@@ -67,6 +70,19 @@ class Rtc:
     def restore(self, state: CmosState) -> None:
         """Go on from `state`, with the guest not running."""
         self._clock.restore(state)
+        self._arm()
+
+    def save(self) -> State:
+        """The registers, and how far the guest's clock is from the host's."""
+        return self.snapshot().save()
+
+    def load(self, state: State) -> None:
+        """As `restore`, but that nothing interrupts before `unsuspend`. Raises SnapshotError."""
+        self._clock.restore(CmosState.read(state))
+        self._stop_timer()
+
+    def unsuspend(self) -> None:
+        """The vCPUs can take interrupts."""
         self._arm()
 
     def close(self) -> None:

@@ -14,8 +14,13 @@ rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
 from aiovmm.runtime.dataclass import dataclass, field_types
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]
 
@@ -34,6 +39,8 @@ _D_VALID = 0x80  # RAM and time valid; bit 6 must be 0 for Linux
 _UIP_SECONDS = 244e-6  # t_BUC: UIP rises this long before an update; ours takes no time
 _FIRST_UPDATE = 0.5  # seconds from the release of the divider to the next update
 
+_LONG_NS = 20_000 * 366 * 86_400 * 10**9  # further from now than any clock can be set
+
 _RESET_INDEX = 0x8F  # shutdown status with NMI off: 0 there is how firmware of old restarted the processor
 
 
@@ -47,6 +54,37 @@ class CmosState:
     seen: float = 0.0  # guest time up to which register C has been read
     raised: bool = False  # the interrupt was given and register C not read since
     weekday: int = 0  # days that the weekday is ahead of the date's
+
+    def save(self) -> State:
+        """As plain data; times in nanoseconds."""
+        return {
+            "index": self.index,
+            "ram": self.ram,
+            "offset_ns": round(self.offset * 1e9),
+            "seen_ns": round(self.seen * 1e9),
+            "raised": self.raised,
+            "weekday": self.weekday,
+        }
+
+    @classmethod
+    def read(cls, state: State) -> CmosState:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "RTC")
+        ram = bytearray(fields.data("ram", CMOS_SIZE))
+        ram[_A] &= ~_A_UIP
+        ram[_B] &= ~_B_DSE
+        read = cls(
+            index=fields.number("index", 0, 0xFF),
+            ram=bytes(ram),
+            offset=fields.number("offset_ns", -_LONG_NS, _LONG_NS) / 1e9,
+            seen=fields.number("seen_ns", -_LONG_NS, _LONG_NS) / 1e9,
+            raised=fields.flag("raised"),
+            weekday=fields.number("weekday", 0, 6),
+        )
+        fields.end()
+        return read
 
 
 class CmosClock:

@@ -24,7 +24,7 @@ the exit loop to hand out what several vCPUs posted in the order in which they d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.serial.pacing import InterruptPacer
@@ -34,6 +34,9 @@ from aiovmm.devices.serial.uart_registers import IER_TX_EMPTY, LSR_ERRORS, LSR_F
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
 from aiovmm.native import lib
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["SerialPort"]
 
@@ -81,6 +84,29 @@ class SerialPort(UartPort[Uart16550]):
         self._pacer.reset()
         self.fast.shadow[_SCR] = state.scr
         self._publish()
+
+    def save(self) -> State:
+        """The registers, and whether input is kept from the driver. May interrupt, so the controller's state comes after it."""
+        return {"uart": self.snapshot().save(), "held": self._hold.active}
+
+    def load(self, state: State) -> None:
+        """As `restore`; what has come for this port since it was made comes behind what it had, and not before
+        `unsuspend`. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "serial port")
+        uart, held = UartState.read(fields.state("uart")), fields.flag("held")
+        fields.end()
+        came = self._uart.dropped + self._uart.receiver.clear()
+        self.restore(uart)
+        self._uart.dropped += came
+        if held or came:
+            self._hold.begin()
+
+    def unsuspend(self) -> None:
+        """After `load`: the vCPUs can take interrupts, and input comes when the driver takes it."""
+        if self._hold.active:
+            self._hold.wait()
 
     def close(self) -> None:
         """Forget the timers, and set none again. Idempotent."""

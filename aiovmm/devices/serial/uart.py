@@ -16,12 +16,15 @@ Source: National Semiconductor PC16550D data sheet, June 1995, section 8; the se
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.devices.serial.uart_modem import Modem
 from aiovmm.devices.serial.uart_receiver import Receiver
 from aiovmm.devices.serial.uart_registers import (
     FCR_CLEAR_RX,
     FCR_CLEAR_TX,
     FCR_ENABLE,
+    FIFO_SIZE,
     IER_MASK,
     IER_MODEM,
     IER_RX_DATA,
@@ -37,14 +40,33 @@ from aiovmm.devices.serial.uart_registers import (
     LCR_DLAB,
     LSR_ERRORS,
     LSR_TX_IDLE,
+    MCR_MASK,
     MSR_CTS,
     MSR_DCD,
     MSR_DSR,
+    MSR_LINES,
     RX_TRIGGER,
 )
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.errors import SnapshotError
+from aiovmm.runtime.dataclass import dataclass, field_types
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Uart16550", "UartState"]
+
+
+_MASKS = {
+    "ier": IER_MASK,
+    "lcr": 0xFF,
+    "mcr": MCR_MASK,
+    "scr": 0xFF,
+    "divisor": 0xFFFF,
+    "trigger": max(RX_TRIGGER),
+    "lines": MSR_LINES,
+    "deltas": 0x0F,
+}
+_DROPPED_LIMIT = 4096
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,27 @@ class UartState:
     tx_empty: bool = False  # the THRE interrupt stands
     transmitting: bool = False  # THR was written and `transmitted` not called yet
     interrupt: bool = False  # level of INTR behind the gate
+
+    def save(self) -> State:
+        """As plain data."""
+        return {**{name: getattr(self, name) for name in field_types(UartState)}, "received": list(self.received)}
+
+    @classmethod
+    def read(cls, state: State) -> UartState:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "serial port")
+        numbers = {name: fields.number(name, 0, mask) for name, mask in _MASKS.items()}
+        flags = {name: fields.flag(name) for name in ("fifo", "overrun", "tx_empty", "transmitting", "interrupt")}
+        received, dropped = fields.numbers("received", low=0, high=0x1FFFF), fields.data("dropped", most=_DROPPED_LIMIT)
+        fields.end()
+        read = cls(**numbers, **flags, received=tuple(received), dropped=dropped)  # type: ignore[arg-type]
+        if read.trigger not in (RX_TRIGGER if read.fifo else (1,)) or len(received) > (FIFO_SIZE if read.fifo else 1):
+            raise SnapshotError(f"serial port: {len(received)} bytes have come, with an interrupt at {read.trigger}")
+        if read.tx_empty and not read.ier & IER_TX_EMPTY:
+            raise SnapshotError("serial port: an interrupt stands that is not enabled")
+        return read
 
 
 class Uart16550:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aiovmm.boot.x86_64 import layout
 from aiovmm.boot.x86_64.acpi import AcpiPorts
@@ -18,6 +18,9 @@ from aiovmm.devices.rtc import Rtc
 from aiovmm.devices.serial import SerialPort
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.parts import MachineParts
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import Saved, State
 
 __all__ = ["COM1", "GED_PIN", "SERIAL_PIN", "LegacyDevices"]
 
@@ -53,13 +56,47 @@ class LegacyDevices:
         self._add(Space.PIO, ports.ged, self.ged, "ged")
         control = AcpiControl(reset, lambda: end(ExitReason.SHUTDOWN, "powered off by ACPI"))
         self._add(Space.PIO, ports.sleep_reset, control, "acpi control")
-        if ports.pm_timer is not None:
-            self._add(Space.PIO, ports.pm_timer, PmTimer(time.monotonic_ns), "pm timer")
-        keyboard = I8042(reset, self.ioapic.line(KEYBOARD_PIN))
-        self._add(Space.PIO, 0x60, keyboard, "i8042", keyboard.fast)
+        self.pm_timer = self._timer(ports)
+        self.keyboard = I8042(reset, self.ioapic.line(KEYBOARD_PIN))
+        self._add(Space.PIO, 0x60, self.keyboard, "i8042", self.keyboard.fast)
         self.rtc = self._clock(ram, reset)
         self._console = parts.serial
         self.serial = self._serial_port(parts)
+
+    def save(self) -> State:
+        """Of all, the I/O APIC last: what the others have held back is given first. The vCPUs' state comes after it."""
+        state = {name: device.save() for name, device in self._saved}
+        return {**state, "ioapic": self.ioapic.save()}
+
+    async def load(self, state: State) -> None:
+        """The I/O APIC first. No timer runs yet, see `unsuspend`. Raises SnapshotError, also if there were others."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "devices that are not on PCI")
+        states = {name: fields.state(name) for name in ("ioapic", *(name for name, _ in self._saved))}
+        fields.end()
+        if (routes := self.ioapic.load(states["ioapic"])) is not None:
+            await routes
+        for name, device in self._saved:
+            device.load(states[name])
+
+    def unsuspend(self) -> None:
+        """After `load`, when the vCPUs can take interrupts: timers run."""
+        self.rtc.unsuspend()
+        if self.serial is not None:
+            self.serial.unsuspend()
+
+    @property
+    def _saved(self) -> list[tuple[str, Saved]]:
+        """All but the I/O APIC."""
+        named: list[tuple[str, Saved | None]] = [
+            ("ged", self.ged),
+            ("pm_timer", self.pm_timer),
+            ("i8042", self.keyboard),
+            ("rtc", self.rtc),
+            ("serial", self.serial),
+        ]
+        return [(name, device) for name, device in named if device is not None]
 
     def close(self) -> None:
         """Forget timers, and take the console off the port. Idempotent."""
@@ -67,6 +104,13 @@ class LegacyDevices:
         if self.serial is not None:
             self._console.connect(None)  # what is typed in a reset waits for the next guest
             self.serial.close()
+
+    def _timer(self, ports: AcpiPorts) -> PmTimer | None:
+        if ports.pm_timer is None:
+            return None
+        timer = PmTimer(time.monotonic_ns)
+        self._add(Space.PIO, ports.pm_timer, timer, "pm timer")
+        return timer
 
     def _clock(self, ram: Sequence[tuple[int, int]], reset: Callable[[str], None]) -> Rtc:
         above = sum(size for gpa, size in ram if gpa >= layout.RAM_ABOVE_4G)

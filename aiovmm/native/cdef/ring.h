@@ -57,6 +57,7 @@ int avmm_ring_bind(struct avmm_ring_part *part, const struct avmm_mem *mem, uint
                    uint64_t *pages);
 int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_chain *chains, uint32_t max_chains,
                    struct iovec *iov, uint64_t *address, uint32_t max_iov, struct avmm_ring_error *err);
+uint16_t avmm_queue_offered(const struct avmm_queue *q, uint16_t position);
 int avmm_queue_put_back(struct avmm_queue *q, uint32_t n);
 int avmm_queue_push(struct avmm_queue *q, const uint16_t *heads, const uint32_t *lens, uint32_t n);
 int avmm_queue_push_one(struct avmm_queue *q, uint16_t head, uint32_t len);

@@ -209,6 +209,10 @@ static int walk_chain(struct walk *w, uint16_t head) {
     }
 }
 
+uint16_t avmm_queue_offered(const struct avmm_queue *q, uint16_t position) {
+    return load16(&q->avail, avail_slot(q, position), memory_order_relaxed);
+}
+
 /* Requests that a dead server left in flight come first; they are counted as in flight already. */
 static inline uint16_t next_head(const struct avmm_queue *q) {
     if (__builtin_expect(q->again_at < q->n_again, 0))

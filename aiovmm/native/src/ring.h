@@ -92,6 +92,9 @@ int avmm_ring_bind(struct avmm_ring_part *part, const struct avmm_mem *mem, uint
 int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_chain *chains, uint32_t max_chains,
                    struct iovec *iov, uint64_t *address, uint32_t max_iov, struct avmm_ring_error *err);
 
+/* The head that stands at a position of the available ring, which the driver may change at any time. */
+uint16_t avmm_queue_offered(const struct avmm_queue *q, uint16_t position);
+
 /* Undo the last `n` pops; their chains will be taken again. 0, or -1 if not so many are in flight. */
 int avmm_queue_put_back(struct avmm_queue *q, uint32_t n);
 

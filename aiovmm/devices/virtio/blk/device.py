@@ -18,7 +18,7 @@ from aiovmm.devices.virtio.blk.opening import opener
 from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
-from aiovmm.errors import StateError
+from aiovmm.errors import SnapshotError, StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
@@ -26,6 +26,7 @@ from aiovmm.virtqueue import Queue, VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.overlay.base import Base
+    from aiovmm.runtime.plain import State
 
 __all__ = ["BlkDevice"]
 
@@ -75,6 +76,7 @@ class BlkDevice(VirtioDevice):
         self._service: BlkService | None = None
         self._counters = BlkCounters()
         self._negotiated = 0
+        self._resized = False  # the driver knows another size
         self._disk = ffi.new("struct avmm_blk *")
         self._limiter = limiter or Limiter()
         self._resizing = asyncio.Lock()
@@ -205,8 +207,11 @@ class BlkDevice(VirtioDevice):
         self._disk.write_zeroes = bool(features & Feature.WRITE_ZEROES)
         self._service = service = BlkService(self._disk, engine, image, self._depth, self._limiter, self.report)
         self._limiter.attach(self._disk)
+        if self._resized:
+            self._resized = False
+            self.config_changed()
         try:
-            await service.run(queues)
+            await service.run(queues, lambda: not self.suspending)
         finally:
             self._limiter.detach(self._disk)
             self._service = None
@@ -229,6 +234,24 @@ class BlkDevice(VirtioDevice):
             base = Base(image, readonly=image.readonly)
             await in_thread(f"{self.label} freeze", _close_all, engine)
         return base
+
+    def save(self) -> State:
+        """The cache mode, and the size that the driver knows. The contents are the image's."""
+        return {"write_back": self._config.write_back, "sectors": self._config.capacity}
+
+    def load(self, state: State) -> None:
+        """The driver is told if the image has grown. Raises SnapshotError if it has shrunk."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        write_back, sectors = fields.flag("write_back"), fields.number("sectors")
+        fields.end()
+        if sectors > self._config.capacity:
+            raise SnapshotError(
+                f"{self.name} had {sectors * SECTOR} bytes and its image has {self.capacity}: give it the image that it had"
+            )
+        self._set_write_back(write_back)
+        self._resized = sectors != self._config.capacity
 
     async def close(self) -> None:
         """Close and unlock the image. Idempotent."""

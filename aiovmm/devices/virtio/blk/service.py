@@ -64,8 +64,9 @@ class BlkService:
         self._unstable = asyncio.Event()
         self._stable: list[asyncio.Future[None]] = []
 
-    async def run(self, queues: Sequence[Queue]) -> None:
-        """Until cancelled, or until a queue is malformed (ChainError, GuestFault). No I/O is in flight when it ends."""
+    async def run(self, queues: Sequence[Queue], give_up: Callable[[], bool] = lambda: True) -> None:
+        """Until cancelled, or until a queue is malformed (ChainError, GuestFault). No I/O is in flight when it ends: if it
+        is cancelled and `give_up()`, since that was given up, else since all requests were answered."""
         fd = -1
         try:
             for queue in queues:
@@ -79,7 +80,8 @@ class BlkService:
                 for service in self._queues:
                     group.create_task(service.serve())
         except asyncio.CancelledError:  # a reset: nobody waits for the answers; if a queue broke, somebody may
-            lib.avmm_blk_stop(self.disk)
+            if give_up():
+                lib.avmm_blk_stop(self.disk)
             raise
         finally:
             try:

@@ -17,12 +17,16 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
 from aiovmm.devices.virtio.console.input import InputFiller
 from aiovmm.devices.virtio.console.output import OutputCopier
 from aiovmm.virtqueue import Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["F_EMERG_WRITE", "F_SIZE", "PRINTED", "QUIET", "ConsoleDevice"]
 
@@ -58,7 +62,8 @@ class ConsoleDevice(VirtioDevice):
     ) -> None:
         self._output = output
         self._hold = InputHold(call_later, self._invite, QUIET)
-        self._size = size
+        self._size = self._told = size  # the terminal's now, and when the driver was last told
+        self._kept = True  # input is kept from the driver when `run` goes on
         self._writable: Callable[[], None] | None = None
         self._refused = False  # `receive` took less than it was given
         self._input: InputFiller | None = None  # of a live device
@@ -79,7 +84,7 @@ class ConsoleDevice(VirtioDevice):
         """The terminal's size, which the guest is told of by a configuration interrupt."""
         size = min(max(cols, 0), 0xFFFF), min(max(rows, 0), 0xFFFF)
         if size != self._size:
-            self._size = size
+            self._size = self._told = size
             self.config_changed()
 
     # -- the guest's side
@@ -96,18 +101,35 @@ class ConsoleDevice(VirtioDevice):
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve both directions. Raises GuestError for a malformed chain."""
         receiveq, transmitq = queues
-        if features & F_SIZE:
+        if features & F_SIZE and not (self.resumed and self._told == self._size):
             self.config_changed()  # Linux reads the size only when it is told of a change
+        self._told = self._size
         self._input = InputFiller(receiveq, self._room)
-        self._hold.begin()
-        self._hold.wait()
+        if self._kept or not self.resumed:
+            self._hold.begin()
+            self._hold.wait()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._input.serve(), name="console input")
                 group.create_task(OutputCopier(transmitq, self._printed).serve(), name="console output")
         finally:
             self._input = None
+            self._kept = self._hold.active
             self._hold.end()
+
+    def save(self) -> State:
+        """The size that the driver knows, and whether it is still being set up. Input that it has not taken is the writer's."""
+        return {"size": list(self._told), "held": self._kept}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError. A size that is another now the driver is told of."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        cols, rows = fields.numbers("size", 2, 0, 0xFFFF)
+        kept = fields.flag("held")
+        fields.end()
+        self._told, self._kept = (cols, rows), kept
 
     def _printed(self, data: bytes) -> None:
         self._output(data)

@@ -7,6 +7,7 @@ driver knows no multiqueue (§5.1.2). Every queue is a coroutine; the control qu
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from aiovmm.config import RateLimit
 from aiovmm.devices.limits import Limiter
@@ -26,10 +27,14 @@ from aiovmm.devices.virtio.net.counters import NetCounters
 from aiovmm.devices.virtio.net.mac import random_mac
 from aiovmm.devices.virtio.net.pairs import ActivePairs
 from aiovmm.devices.virtio.net.port import Port
-from aiovmm.errors import ConfigError, PeerError
+from aiovmm.errors import ConfigError, PeerError, SnapshotError
+from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["NetDevice"]
 
@@ -38,6 +43,14 @@ _CONTROL_SIZE = 64
 # guest that did nothing else could hold up the loop, and the host's other network configuration.
 _COMMAND_PAUSE = 0.001
 _MAX_PAIRS = 0x8000  # §5.1.4.1
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the driver has set by commands: pairs in use, offloads that it takes (as feature bits)."""
+
+    pairs: int = 1
+    offloads: int = 0
 
 
 class NetDevice(VirtioDevice):
@@ -74,6 +87,7 @@ class NetDevice(VirtioDevice):
         self._limiters = (Limiter(rate_limit), Limiter(rate_limit))
         self._ended: OSError | None = None
         self._negotiated = 0
+        self._chosen = _Chosen()
         self._past = NetCounters()
         self._space = NetConfigSpace(self.mac)
         self._pairs: ActivePairs | None = None
@@ -173,17 +187,41 @@ class NetDevice(VirtioDevice):
         self._negotiated = 0
         self._space.status &= ~ANNOUNCE
 
+    def save(self) -> State:
+        """What the driver has set by commands, and the status that it was told. Packets that are on their way are lost, as on any
+        network; the address is the configuration's."""
+        return {
+            "features": self._negotiated,
+            "pairs": self._chosen.pairs,
+            "offloads": self._chosen.offloads,
+            "status": self._space.status,
+        }
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError. A link that is another now the driver is told of."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        features, status = fields.number("features", 0, (1 << 128) - 1), fields.number("status", 0, LINK_UP | ANNOUNCE)
+        chosen = _Chosen(fields.number("pairs", 1, self.backend.pairs), fields.number("offloads") & f.OFFLOADS)
+        fields.end()
+        if not f.consistent(features) or not f.consistent(chosen.offloads) or chosen.offloads & ~features:
+            raise SnapshotError(f"{self.name}: no driver takes the offloads {chosen.offloads:#x} of {features:#x}")
+        self._negotiated, self._chosen, self._space.status = features, chosen, status
+
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve all queues. What is not asynchronous ends at once, so nothing is in flight when it is cancelled."""
         self._negotiated = features
+        if not self.resumed:
+            self._chosen = _Chosen(1, features & f.OFFLOADS)
         if self._ended is None:
-            self._set_offloads(features & f.OFFLOADS)
+            self._set_offloads(self._chosen.offloads)
         self._show_link()
         control = queues[len(queues) - 1 if features & f.MQ else 2]
         try:
             async with asyncio.TaskGroup() as group:
                 self._pairs = ActivePairs(self.backend, queues, group, self._port_ended, self._limiters)
-                await self._pairs.begin(features)
+                await self._pairs.begin(features, self._chosen.pairs, fresh=not self.resumed)
                 if features & f.CTRL_VQ:
                     await self._control(control, self._pairs)
         finally:
@@ -207,6 +245,7 @@ class NetDevice(VirtioDevice):
             match command:
                 case SetPairs(count) if self._negotiated & f.MQ and 1 <= count <= self.backend.pairs:
                     await pairs.set_count(count)
+                    self._chosen = replace(self._chosen, pairs=count)
                 case SetOffloads(bits) if self._may_set(bits):
                     self._set_offloads(bits)
                 case AnnounceAck() if self._negotiated & f.GUEST_ANNOUNCE:
@@ -226,6 +265,7 @@ class NetDevice(VirtioDevice):
         self.backend.set_offloads(bits)
         for port in self.backend.ports:
             port.set_offloads(bits)
+        self._chosen = replace(self._chosen, offloads=bits)
 
     def _port_ended(self, port: Port, error: OSError) -> None:
         if self._ended is None:

@@ -37,15 +37,15 @@ class ActivePairs:
         self._watches: list[FdWatch] = []
         self._tasks: list[tuple[asyncio.Task[None], asyncio.Task[None]]] = []
 
-    async def begin(self, features: int) -> None:
-        """Start with one pair, as every driver expects. Raises OSError."""
+    async def begin(self, features: int, count: int = 1, *, fresh: bool = True) -> None:
+        """Start with `count` pairs: with one for a `fresh` driver, as every one expects. Raises OSError."""
         for port in self._backend.ports:
-            port.begin(features)
+            port.begin(features, fresh=fresh)
             self._limited += zip(self._limiters, (port.rx, port.tx), strict=True)
         for limiter, state in self._limited:
             limiter.attach(state)
         self._watches = [FdWatch(port.fd) for port in self._backend.ports]
-        await self.set_count(1)
+        await self.set_count(count)
 
     async def set_count(self, count: int) -> None:
         """Use the first `count` pairs; those that are not used any more have stopped when it returns. Raises OSError."""

@@ -45,15 +45,17 @@ class Port:
         if kind is PortKind.STREAM:
             owners.link(self.rx, stream=buffers[2])
 
-    def begin(self, features: int) -> None:
-        """A driver starts with these features. Packets that waited for none are lost, as on a card that is off: they may have
-        been prepared for offloads that this driver does not know."""
+    def begin(self, features: int, *, fresh: bool = True) -> None:
+        """A driver starts with these features, or goes on with them if it is not `fresh`. For a fresh one packets that
+        waited for none are lost, as on a card that is off: they may have been prepared for offloads that this driver does
+        not know."""
         self.rx.mergeable = bool(features & f.MRG_RXBUF)
-        self.rx.pending = 0
+        if fresh:
+            self.rx.pending = 0
         self.tx.checksum = bool(features & f.CSUM)
         self.tx.gso = f.gso_types(features)
         self.tx.ecn = bool(features & f.HOST_ECN)
-        if self.kind is PortKind.VNET and self.ended is None:
+        if fresh and self.kind is PortKind.VNET and self.ended is None:
             self.rx.dropped += lib.avmm_net_drain(self.rx, _DRAIN)
 
     def set_offloads(self, features: int) -> None:

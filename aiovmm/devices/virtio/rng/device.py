@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aiovmm.config import RngConfig
 from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, ThreadedSource, open_source
 from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib
 from aiovmm.virtqueue import Batch, Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["REQUEST_LIMIT", "RngDevice"]
 
@@ -52,6 +55,16 @@ class RngDevice(VirtioDevice):
         source, self._source = self._source, None
         if source is not None:
             source.close()
+
+    def save(self) -> State:
+        """Nothing: what a source has given and no request got is not the guest's."""
+        return {}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        Fields(state, self.name).end()
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve requests. Raises HostError when the source fails or ends, ChainError for a request without room."""

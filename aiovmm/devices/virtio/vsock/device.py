@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiovmm.config import VsockConfig
 from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
@@ -13,6 +14,9 @@ from aiovmm.devices.virtio.vsock.streams import Vsock
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["VsockDevice"]
 
@@ -44,6 +48,7 @@ class VsockDevice(VirtioDevice):
         self.streams = Vsock(self._switch)
         self._hybrid = None if path is None else HybridSocket(self._switch, path, timeout=connect_timeout)
         self._rings: Rings | None = None
+        self._reset_due = False  # the guest is to be told that its connections are gone
 
     @classmethod
     def from_config(cls, config: VsockConfig) -> VsockDevice:
@@ -84,15 +89,36 @@ class VsockDevice(VirtioDevice):
         self._switch.close()
 
     async def run(self, queues: list[Queue], features: int) -> None:
-        """Serve the guest. Listeners outlive it, connections do not."""
-        self._rings = Rings(queues, self._switch)
+        """Serve the guest. Listeners outlive it, connections only if it is to go on here."""
+        self._rings = rings = Rings(queues, self._switch)
         self._switch.live.set()
+        if self._reset_due:
+            rings.transport_reset()
         try:
-            await self._rings.serve()
+            await rings.serve()
         finally:
             self._rings = None
-            self._switch.live.clear()
-            self._switch.drop("the guest reset its vsock device")
+            self._reset_due = rings.reset_due
+            if not self.suspending:
+                self.reset()
+
+    def reset(self) -> None:
+        """The driver has forgotten its connections."""
+        self._reset_due = False
+        self._switch.live.clear()
+        self._switch.drop("the guest reset its vsock device")
+
+    def save(self) -> State:
+        """Connections are not in it, for their other ends stay here: the guest is told, where it goes on, that they are
+        gone, and its context id there."""
+        return {}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        Fields(state, self.name).end()
+        self._reset_due = True
 
     def guest_ended(self, why: str) -> None:
         """Nobody waits for it any more."""

@@ -58,7 +58,7 @@ class Link:
         self._ending = False
         self._deaf = False  # the host reads no more
         self.changed = changed
-        self._offer = offer or changed
+        self.offer = offer or changed
         self.want_room: Callable[[bool], None] = lambda wanted: None  # given by who watches the socket
 
     # -- what the socket says ------------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ class Link:
         """Readiness, as epoll reports it."""
         if events == EPOLLIN and not self.closed:
             self.readable = True
-            self._offer(self)
+            self.offer(self)
             return
         if events & OUT and self.backlog:
             self.flush()

@@ -30,7 +30,8 @@ class Rings:
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for malformed chains."""
-        self._switch.offer = self._to_guest.offer
+        self._switch.join_rings(self._to_guest.offer)
+        self.pump()  # what has come for the guest while nobody served it
         works = self._tx.serve(self._from_guest.turn), self._to_guest.refill(), self._serve_events(), self._broken
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
@@ -38,7 +39,7 @@ class Rings:
             for task in done:
                 await task
         finally:
-            self._switch.offer = None
+            self._switch.join_rings(None)
             self._to_guest.close()
             for task in tasks:
                 task.cancel()
@@ -47,6 +48,11 @@ class Rings:
     def transport_reset(self) -> None:
         """Tell the guest that its connections are gone (§5.10.6.7), as soon as it has a buffer for that."""
         self._reset_due.set()
+
+    @property
+    def reset_due(self) -> bool:
+        """It has not been told yet."""
+        return self._reset_due.is_set()
 
     async def _serve_events(self) -> None:
         while True:

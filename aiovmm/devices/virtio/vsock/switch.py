@@ -88,6 +88,12 @@ class Switch:
                 link.failed(error)
                 link.abort(error)
 
+    def join_rings(self, offer: Callable[[Link], None] | None) -> None:
+        """Rings have come, with this short way to the guest, or have gone."""
+        self.offer = offer
+        for link in self.links.values():
+            link.offer = offer or link.changed
+
     # -- from the guest ------------------------------------------------------------------------------------------------
 
     def receive(self, header: Header, batch: Batch, first: int, count: int) -> None:

@@ -1,0 +1,159 @@
+"""What a snapshot has of PCI: all functions by their slots, the claims of their BARs, and all of them suspended together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from aiovmm.bus import Space
+from aiovmm.errors import SnapshotError
+from aiovmm.pci.aperture import Aperture, BarId
+from aiovmm.pci.bar import Bar
+from aiovmm.pci.function import PciFunction
+from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = [
+    "QUIESCE_LIMIT",
+    "device_state",
+    "load_device",
+    "load_functions",
+    "read_claims",
+    "save_segment",
+    "suspend_all",
+    "unsuspend_all",
+]
+
+QUIESCE_LIMIT = 5.0
+"""Seconds that functions have to end what is with the host, while the guest stands still."""
+
+Slots = Mapping[int, PciFunction]
+
+
+def save_segment(slots: Slots, aperture: Aperture) -> State:
+    """Of suspended functions. Raises SnapshotError."""
+    claims, served = aperture.save()
+    return {
+        "functions": [{"slot": slot, "name": slots[slot].name, "state": slots[slot].save()} for slot in sorted(slots)],
+        "claims": [[owner.slot, owner.bar] for owner in claims],
+        "served": [[owner.slot, owner.bar] for owner in served],
+    }
+
+
+async def load_functions(state: State, slots: Slots, segment: int) -> None:
+    """Raises SnapshotError if others were saved than are plugged in."""
+    fields = Fields(state, f"PCI segment {segment}")
+    saved: dict[int, State] = {}
+    for function in fields.several("functions"):
+        slot, name = function.number("slot", 0, 31), function.text("name")
+        saved[slot] = function.state("state")
+        function.end()
+        if slot not in slots:
+            raise SnapshotError(f"{name} was in slot {slot} of PCI segment {segment}, where nothing is: plug it in")
+    for slot in sorted(slots.keys() - saved.keys()):
+        raise SnapshotError(
+            f"{slots[slot].name} is in slot {slot} of PCI segment {segment}, where nothing was: leave it out"
+        )
+    for slot in sorted(slots):
+        await _load(slots[slot], saved[slot])
+
+
+async def _load(function: PciFunction, state: State) -> None:
+    try:
+        await function.load(state)
+    except SnapshotError as exc:
+        raise SnapshotError(f"{function.name}: {exc}") from exc
+
+
+def read_claims(state: State, slots: Slots) -> tuple[dict[BarId, tuple[Space, int, int]], list[BarId]]:
+    """What BARs decode by their functions' registers, which are loaded, in the order of claiming; and those that are
+    served. Raises SnapshotError."""
+    fields = Fields(state, "PCI segment")
+    fields.list("functions")
+    order, served = _owners(fields, "claims"), _owners(fields, "served")
+    fields.end()
+    bars = {BarId(slot, bar.index): (bar, slots[slot]) for slot in sorted(slots) for bar in slots[slot].bars}
+    claims = {
+        owner: claim
+        for owner in dict.fromkeys((*order, *bars))
+        if owner in bars and (claim := _claim(*bars[owner])) is not None
+    }
+    return claims, served
+
+
+def _claim(bar: Bar, function: PciFunction) -> tuple[Space, int, int] | None:
+    base = bar.decoded(function.config)
+    return None if base is None else (bar.space, base, bar.size)
+
+
+def _owners(fields: Fields, name: str) -> list[BarId]:
+    return [_owner(entry, f"{fields.where}.{name}") for entry in fields.list(name, most=32 * 6)]
+
+
+def _owner(entry: Plain, where: str) -> BarId:
+    if not isinstance(entry, list) or len(entry) != 2 or any(type(number) is not int for number in entry):
+        raise SnapshotError(f"{where} has an entry that is no slot and BAR")
+    return BarId(*entry)
+
+
+async def device_state(device: VirtioDevice) -> State:
+    """What its `save` gives, which may be the embedder's. Raises SnapshotError."""
+    try:
+        saved = device.save()
+        state = saved if isinstance(saved, dict) else await saved
+    except SnapshotError:
+        raise
+    except Exception as exc:
+        raise SnapshotError(f"{device.name}: its save() failed: {exc!r}") from exc
+    if not isinstance(state, dict):
+        raise SnapshotError(f"{device.name}: its save() gave {type(state).__name__}, not a dict")
+    return state
+
+
+async def load_device(device: VirtioDevice, state: State) -> None:
+    """By its `load`, which may be the embedder's. Raises SnapshotError."""
+    try:
+        if (pending := device.load(state)) is not None:
+            await pending
+    except SnapshotError:
+        raise
+    except Exception as exc:
+        raise SnapshotError(f"its load() failed: {exc!r}") from exc
+
+
+async def suspend_all(functions: Iterable[PciFunction], limit: float = QUIESCE_LIMIT) -> None:
+    """All side by side, but those that others need behind them. Raises SnapshotError for one that no snapshot can have,
+    before any is suspended, and for one that has not ended what is with the host after `limit` seconds: they all can go on
+    then."""
+    functions = list(functions)
+    for function in functions:
+        if (why := function.why_not_saved) is not None:
+            raise SnapshotError(f"{function.name} cannot be in a snapshot: {why}")
+    end = asyncio.get_running_loop().time() + limit
+    for last in (False, True):
+        await _suspend([f for f in functions if f.suspended_last is last], end, limit)
+
+
+async def _suspend(functions: list[PciFunction], end: float, limit: float) -> None:
+    if not functions:
+        return
+    tasks = {asyncio.ensure_future(function.suspend()): function for function in functions}
+    try:
+        _, late = await asyncio.wait(tasks, timeout=max(end - asyncio.get_running_loop().time(), 0))
+    finally:
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    if late:
+        names = ", ".join(sorted(tasks[task].name for task in late))
+        raise SnapshotError(f"{names}: the host has not ended its requests for {limit:g} s; try again when it has")
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def unsuspend_all(functions: Iterable[PciFunction]) -> None:
+    """In the opposite order. One that is still being suspended goes on as soon as it is, and nobody waits for it."""
+    functions = list(functions)
+    for first in (True, False):
+        await asyncio.gather(*(f.unsuspend() for f in functions if f.suspended_last is first))
