@@ -90,6 +90,7 @@ class VirtioPci(PciFunction):
         self._active = False
         self._pending = 0  # transitions that have not ended
         self._positions: list[QueuePosition] | None = None  # of queues that are suspended
+        self._loaded = False  # and not gone on with yet
         self._saved: State = {}  # the device's own, of the last suspension
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
@@ -204,11 +205,12 @@ class VirtioPci(PciFunction):
 
     async def _activate(self, features: int) -> None:
         async with self._transition:
-            await self._go_live(self.backend.activate, features)
+            if await self._go_live(self.backend.activate, features):
+                self._tell_driver(there=True)
 
     async def _go_live(
         self, activate: Callable[..., Coroutine[Any, Any, None]], features: int, *positions: Any
-    ) -> None:
+    ) -> bool:
         queues = self.negotiation.queues
         irqs = [VirtioInterrupt(self._vectors, self._isr, ISR_QUEUE, partial(_VECTOR, q)) for q in queues]
         self._active = True
@@ -217,8 +219,8 @@ class VirtioPci(PciFunction):
             await activate(queues, features, kicks, irqs, self._config_irq, *positions)
         except Exception as exc:  # the border: whatever goes wrong, this device is broken and nobody else
             self._broken(exc)
-        else:
-            self._tell_driver(there=True)
+            return False
+        return True
 
     async def _let_go(self) -> None:
         await self._reset()
@@ -306,7 +308,8 @@ class VirtioPci(PciFunction):
         await load_device(self.device, device)
         if self.negotiation.status & Status.DRIVER_OK:
             assert isinstance(self.backend, DeviceRunner)
-            self._active, self._positions = True, positions
+            self._active = self._loaded = True
+            self._positions = positions
             self.backend.take_over()
         if (lines := self._vectors.load(msix)) is not None:
             await lines
@@ -329,8 +332,10 @@ class VirtioPci(PciFunction):
             if not self._active or self.negotiation.status & Status.NEEDS_RESET:
                 return
             positions, self._positions = self._positions or runner.positions(), None
-            if positions:
-                await self._go_live(runner.resume, self.negotiation.features, positions)
+            going = positions and await self._go_live(runner.resume, self.negotiation.features, positions)
+            if going and self._loaded:
+                self._tell_driver(there=True)
+            self._loaded = False
 
     # -- BAR 0 -----------------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,8 @@ class QueuePosition:
     last_avail: int = 0
     used_idx: int = 0
     again: tuple[int, ...] = ()
+    told: bool = False
+    """The driver was interrupted for all that was returned, if it wanted that; else it is once more."""
 
     @property
     def in_flight(self) -> int:
@@ -35,13 +37,15 @@ class QueuePosition:
 
     def save(self) -> State:
         """As plain data."""
-        return {"last_avail": self.last_avail, "used_idx": self.used_idx, "again": list(self.again)}
+        positions = {"last_avail": self.last_avail, "used_idx": self.used_idx}
+        return {**positions, "again": list(self.again), "told": self.told}
 
     @classmethod
     def read(cls, fields: Fields, size: int) -> QueuePosition:
         """What `save` gave, of a queue of `size` entries. Raises SnapshotError."""
         avail, used = fields.number("last_avail", 0, 0xFFFF), fields.number("used_idx", 0, 0xFFFF)
-        position = cls(avail, used, tuple(fields.numbers("again", low=0, high=max(size - 1, 0))))
+        again = tuple(fields.numbers("again", low=0, high=max(size - 1, 0)))
+        position = cls(avail, used, again, fields.flag("told"))
         fields.end()
         if not len(position.again) <= position.in_flight <= size:
             raise SnapshotError(

@@ -49,7 +49,8 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
     if position is not None:
         queue.last_avail = position.last_avail
         queue.used_idx = queue.signalled = position.used_idx
-        queue.unsignalled = 1 << 16  # the driver's interrupt may have been lost with the machine: give one more
+        if not position.told:
+            queue.unsignalled = 1 << 16  # the driver's interrupt may have been lost with the machine: give one more
         if position.again:
             owners.link(queue, again=ffi.new("uint16_t[]", position.again))
             queue.n_again = len(position.again)
@@ -64,13 +65,13 @@ def position_of(queue: Any, size: int, heads: Sequence[int]) -> QueuePosition:
     """Where `struct avmm_queue *` stands if the chains with these `heads` were not taken, in the order in which they were.
     Those that the ring would give again by itself are left to it, the others, of which later ones have been returned, are
     `again`."""
-    avail, used = int(queue.last_avail), int(queue.used_idx)
+    avail, used, told = int(queue.last_avail), int(queue.used_idx), not queue.unsignalled
     rest = [int(queue.again[i]) for i in range(queue.again_at, queue.n_again)]
     if not rest and len(heads) <= avail - used & 0xFFFF:
         first = avail - len(heads)
         if all(lib.avmm_queue_offered(queue, first + i & 0xFFFF) == head for i, head in enumerate(heads)):
-            return QueuePosition(first & 0xFFFF, used)
-    return QueuePosition(avail, used, (*heads, *rest))
+            return QueuePosition(first & 0xFFFF, used, (), told)
+    return QueuePosition(avail, used, (*heads, *rest), told)
 
 
 def close_ring(ring: Ring) -> None:

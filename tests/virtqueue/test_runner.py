@@ -238,7 +238,7 @@ async def test_a_stopped_device_goes_on_from_its_positions() -> None:
         task.cancel()
         await asyncio.wait([task])
         positions = old.positions()
-        assert positions[0] == QueuePosition(3, 3)
+        assert positions[0] == QueuePosition(3, 3, told=True)
         configs = [q.config() for q in h.queues]
         h.runner = DeviceRunner(device, h.memory, asyncio.create_task)
         await h.runner.activate(configs, h.features, h._fds, [q.irq for q in h.queues], h.config_irq, positions)

@@ -310,7 +310,7 @@ async def test_buffers_that_wait_for_input_when_the_device_stops_are_not_lost() 
         for _ in range(50):
             await asyncio.sleep(0)
         await h.reset()
-        assert queue.position == QueuePosition(0, 0)
+        assert queue.position == QueuePosition(0, 0, told=True)
 
 
 class Timers:

@@ -224,7 +224,7 @@ async def test_a_request_that_a_stop_cuts_short_is_not_lost(fifo: Path) -> None:
             await asyncio.sleep(0)
         assert queue.in_flight
         await h.reset()
-        assert queue.position == QueuePosition(0, 0)
+        assert queue.position == QueuePosition(0, 0, told=True)
 
 
 async def test_reset_200_times_under_load_leaks_nothing(endless: EntropySource) -> None:
