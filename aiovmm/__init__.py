@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         GuestError,
         GuestFault,
         HostError,
+        HotplugError,
+        HotplugTimeout,
         ImageError,
         KvmError,
         PatternTooSlow,
@@ -106,6 +108,8 @@ __all__ = [
     "GuestFault",
     "GuestOSError",
     "HostError",
+    "HotplugError",
+    "HotplugTimeout",
     "ImageError",
     "KvmError",
     "LoopStats",
@@ -151,6 +155,7 @@ __getattr__ = lazy_names(
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
+        "HotplugError HotplugTimeout "
         "ImageError KvmError PatternTooSlow PeerError SnapshotError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",

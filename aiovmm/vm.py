@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self, overload
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from aiovmm.agent import Agent
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
+    from aiovmm.machine.hotplug.devices import DeviceHotplug
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
     from aiovmm.machine.ram import Ram
@@ -75,6 +76,7 @@ class VM(Inventory, Commands):
         self._transition = self._ending.transition
         self._release = Release(config.name, self._ending)
         self._keeper: Keeper | None = None  # once it was entered
+        self._hotplug: DeviceHotplug | None = None  # once something came or went
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -86,7 +88,7 @@ class VM(Inventory, Commands):
 
     @property
     def config(self) -> VMConfig:
-        """What it is made of."""
+        """What it is made of, with what was added and without what was removed."""
         return self._config
 
     @property
@@ -277,6 +279,40 @@ class VM(Inventory, Commands):
         """
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
+
+    # -- what comes and goes
+
+    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
+        """Plug in one more device, while the guest runs or before: `await vm.add(DiskConfig(path=...))`. Its id, by which
+        `device` and `remove` know it: the configuration's, or disk1, net0 and so on.
+
+        It returns when the guest has looked at the device, after at most `timeout` seconds (None: for ever; 0: it is not waited
+        for, and neither is a guest that is paused). What is plugged in stays so over the guest's resets, and is in `config`.
+        Raises ConfigError, HostError, UsageError, StateError, and HotplugTimeout for a guest that does not look; then the
+        device is not there.
+        """
+        self._home.check()
+        return await self._devices().add(device, timeout)
+
+    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
+        """Ask the guest to let go of a device, and take it out, whoever plugged it in: `await vm.remove("disk1")`.
+
+        Raises HotplugTimeout if the guest has not let go in `timeout` seconds (None: for ever): the device is in use and stays,
+        until the guest does. `force` takes it out at once, as by pulling a plug: the guest is told afterwards, and what
+        it had under way on it fails. Raises KeyError, StateError, UsageError.
+        """
+        self._home.check()
+        await self._devices().remove(id_, timeout, force=force)
+
+    def _devices(self) -> DeviceHotplug:
+        if self._hotplug is None:
+            from aiovmm.machine.hotplug.devices import DeviceHotplug  # for who asks
+
+            self._hotplug = DeviceHotplug(self.name, self._ending, self._configured)
+        return self._hotplug
+
+    def _configured(self, config: VMConfig) -> None:
+        self._config = config
 
     # -- what it does
 

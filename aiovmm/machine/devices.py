@@ -6,7 +6,19 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
+from aiovmm.config import (
+    BalloonConfig,
+    ConsoleConfig,
+    ConsoleMode,
+    DiskConfig,
+    FsConfig,
+    NetConfig,
+    PlacedConfig,
+    PmemConfig,
+    RngConfig,
+    VMConfig,
+    VsockConfig,
+)
 from aiovmm.errors import ConfigError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.iommu import refuse_remote, wants_iommu
@@ -16,7 +28,7 @@ from aiovmm.virtqueue.device import VirtioDevice
 if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
 
-__all__ = ["plug_configured"]
+__all__ = ["make_device", "plug_configured"]
 
 
 def plug_configured(parts: MachineParts) -> None:
@@ -36,6 +48,40 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_host_devices(parts)
 
 
+def make_device(parts: MachineParts, placed: PlacedConfig, id_: str) -> VirtioDevice:
+    """The device that `placed` describes, which comes later than the others. Raises ConfigError for what cannot."""
+    config = parts.config
+    match placed:
+        case DiskConfig():
+            group = placed.rate_limit_group
+            return _disk(config, placed, id_, parts.rate_limits[group] if group is not None else None)
+        case NetConfig():
+            return _net(config, placed, id_)
+        case FsConfig():
+            return _fs(config, placed, id_)
+        case RngConfig():
+            from aiovmm.devices.virtio.rng import RngDevice
+
+            return RngDevice.from_config(placed)
+        case VsockConfig():
+            from aiovmm.devices.virtio.vsock import VsockDevice
+
+            return VsockDevice.from_config(placed)
+        case PmemConfig():
+            from aiovmm.devices.virtio.pmem import PmemDevice
+
+            return PmemDevice.from_config(placed)
+        case BalloonConfig():
+            from aiovmm.devices.virtio.balloon import BalloonDevice
+
+            return BalloonDevice.from_config(placed, config.memory.size)
+        case ConsoleConfig(mode=ConsoleMode.NULL):
+            return _console(parts)
+        case ConsoleConfig():
+            raise ConfigError("console.mode", "of a console that comes later is null: the program's own streams")
+    raise ConfigError("add", f"{type(placed).__name__} is no device that can be added while the VM is there")
+
+
 def _plug_rng(parts: MachineParts) -> None:
     if (rng := parts.config.rng) is not None:
         from aiovmm.devices.virtio.rng import RngDevice
@@ -45,11 +91,16 @@ def _plug_rng(parts: MachineParts) -> None:
 
 def _plug_console(parts: MachineParts) -> None:
     if parts.config.console.mode is not ConsoleMode.OFF:
-        from aiovmm.devices.virtio.console import ConsoleDevice
+        parts.plug(_console(parts), "console", parts.config.console)
 
-        device = ConsoleDevice(parts.console_output, call_later=_call_later)
-        parts.plug(device, "console", parts.config.console)
-        parts.console.connect(device)
+
+def _console(parts: MachineParts) -> VirtioDevice:
+    from aiovmm.devices.virtio.console import ConsoleDevice
+
+    device = ConsoleDevice(parts.console_output, call_later=_call_later)
+    parts.console.appear()
+    parts.console.connect(device)
+    return device
 
 
 def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -58,7 +109,7 @@ def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHand
 
 
 def _plug_disks(parts: MachineParts) -> None:
-    groups = _rate_limit_groups(parts.config)
+    groups = parts.rate_limits = _rate_limit_groups(parts.config)
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
         limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
@@ -131,11 +182,15 @@ def _plug_iommu(parts: MachineParts) -> None:
 
 def _plug_fs(parts: MachineParts) -> None:
     for number, fs in enumerate(parts.config.fs):
-        from aiovmm.devices.virtio.vhost_user import VhostUserFs
-
-        _check_shared(parts.config, "fs")
         id_ = fs.id or f"fs{number}"
-        parts.plug(VhostUserFs.from_config(fs, id_), id_, fs)
+        parts.plug(_fs(parts.config, fs, id_), id_, fs)
+
+
+def _fs(config: VMConfig, fs: FsConfig, id_: str) -> VirtioDevice:
+    from aiovmm.devices.virtio.vhost_user import VhostUserFs
+
+    _check_shared(config, "fs")
+    return VhostUserFs.from_config(fs, id_)
 
 
 def _check_shared(config: VMConfig, option: str) -> None:

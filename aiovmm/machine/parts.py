@@ -19,6 +19,7 @@ from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.devices.limits import Limiter
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.passthrough import Passthrough
 
@@ -52,6 +53,7 @@ class MachineParts:
     plugged: list[PluggedDevice] = field(default_factory=list)
     ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
     passthrough: Passthrough | None = None  # devices of the host, if there are any
+    rate_limits: dict[str, Limiter] = field(default_factory=dict)  # by group
     _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:

@@ -153,6 +153,9 @@ class Virt(Board):
         assert self._devices is not None
         self._devices.press_power_button()
 
+    def slots_changed(self) -> None:
+        """There are no `slots`: a device tree tells of what is there at the start, and of nothing that comes."""
+
     def judge(self, _index: int, final: FinalExit) -> Finding | None:
         """PSCI, which KVM answers, ends the machine."""
         match final:
