@@ -62,7 +62,7 @@ async def test_a_disk_that_is_pulled_while_it_is_read_fails_its_reads_alone(gues
         await appears(vm, "/dev/vdb")
         await shell(
             vm,
-            "(while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo over > /tmp/over) &",
+            "(while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo > /tmp/over) & true",
         )
         await asyncio.sleep(0.5)
         await vm.remove(id_, force=True)
@@ -82,6 +82,7 @@ async def test_over_a_reboot_what_was_plugged_stays_plugged(guests: Guests, fold
     async with VM(config) as vm:
         await vm.start()
         await prompt(vm)
+        await shell(vm, "modprobe virtio_blk")
         await vm.add(DiskConfig(path=late, pci_device_id=7))
         await appears(vm, "/dev/vda")
         vm.serial.write(b"reboot -f\n")
@@ -98,7 +99,7 @@ async def test_over_a_reboot_what_was_plugged_stays_plugged(guests: Guests, fold
 
 async def test_a_guest_without_hotplug_is_told_in_vain(guests: Guests, folder: Path) -> None:
     config = guests.config("6.1")
-    config = replace(config, payload=replace(config.payload, cmdline=f"{config.cmdline} acpi=off"))
+    config = replace(config, payload=replace(config.payload, cmdline=f"{config.cmdline} acpiphp.disable=1"))
     async with VM(config) as vm:
         await vm.start()
         await prompt(vm)
