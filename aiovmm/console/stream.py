@@ -101,6 +101,7 @@ class Console:
         waiting = fields.data("input", most=2 * INPUT_LIMIT)
         fields.end()
         self._input.restore(waiting)
+
     def disconnect(self, device: object) -> None:
         """Keep input again, if `device` was given it."""
         if self._device is device:
