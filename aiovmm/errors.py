@@ -83,11 +83,16 @@ def host_error(operation: str, error: BaseException) -> HostError | None:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else None
         return HostError(operation, error.errno or errno.EIO, path=path)
-    if isinstance(error, MemoryError) or _had_no_lock(error):
+    if isinstance(error, MemoryError) or _lost_its_error(error) or _had_no_lock(error):
         return HostError(operation, errno.ENOMEM)
     if isinstance(error, RuntimeError) and "new thread" in str(error):  # all that `threading` says
         return HostError(f"{operation}: starting a thread", errno.EAGAIN, MORE_THREADS)
     return None
+
+
+def _lost_its_error(error: BaseException) -> bool:
+    """The interpreter's word where it had no memory for the MemoryError either."""
+    return isinstance(error, SystemError) and "without exception set" in str(error)
 
 
 def _had_no_lock(error: BaseException) -> bool:

@@ -35,6 +35,7 @@ rate-limit-group: id bw_size bw_one_time_burst bw_refill_time ops_size ops_one_t
 vsock: cid socket id pci_segment pci_device_id iommu
 serial: off null pty tty file socket
 console: off null pty tty file socket iommu id pci_segment pci_device_id
+landlock-rules: path access
 """
 """Keys of cloud-hypervisor 53, from its own parsers; `console socket` is ours."""
 

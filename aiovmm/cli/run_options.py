@@ -36,6 +36,7 @@ class RunOption:
 
 
 _POLICIES = ("restart", "exit")
+_SECCOMP = ("true", "false", "log")
 _KEYS = "KEY=VALUE,..."
 
 OPTIONS = (
@@ -62,6 +63,14 @@ OPTIONS = (
     RunOption("--event-monitor", "Events as the reference's JSON objects.", "path=FILE|fd=FD"),
     RunOption("--log-file", "Log there, and not on stderr.", "FILE"),
     RunOption("--log-format", "Template of the log's lines: {{level}}, {{msg}}, ..."),
+    RunOption(
+        "--seccomp",
+        "Refuse system calls that a monitor does not make (true), or log them.",
+        kind=_SECCOMP,
+        default="true",
+    ),
+    RunOption("--landlock", "Refuse paths that are not configured, or in --landlock-rules.", kind=bool, default=False),
+    RunOption("--landlock-rules", "{keys}", _KEYS, list),
     RunOption("--name", "Name in events and logs.", default="vm"),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),
     RunOption("--stop-timeout", "Seconds a guest has after the power button (10).", kind=float, default=10.0),

@@ -17,6 +17,7 @@ from aiovmm.config.console import ConsoleConfig, ConsoleMode
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
 from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
+from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.config.machine import MemoryConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.rates import RateLimitGroupConfig
@@ -43,6 +44,7 @@ __all__ = [
     "parse_device",
     "parse_disk",
     "parse_fs",
+    "parse_landlock_rule",
     "parse_memory",
     "parse_net",
     "parse_platform",
@@ -173,6 +175,7 @@ KEYS: dict[str, dict[str, Converter]] = {
     "vsock": {"cid": to_int, "socket": to_path, **_PLACE},
     "balloon": {"size": to_size, "deflate_on_oom": to_bool, "free_page_reporting": to_bool, **_PLACE},
     "rate-limit-group": {"id": to_text, **_RATES},
+    "landlock-rules": {"path": to_path, "access": to_text},
 }
 
 _FIRST = {
@@ -326,6 +329,11 @@ def parse_balloon(text: str) -> BalloonConfig:
 def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:
     """`id=,bw_size=,ops_size=,...`."""
     return RateLimitGroupConfig(**_convert("rate-limit-group", split_options("rate-limit-group", text), "id"))
+
+
+def parse_landlock_rule(text: str) -> LandlockRuleConfig:
+    """`path=,access=`."""
+    return LandlockRuleConfig(**_convert("landlock-rules", split_options("landlock-rules", text), "path", "access"))
 
 
 def parse_platform(text: str) -> PlatformConfig:

@@ -30,8 +30,8 @@ TABLE = """
 --host-data | refused | confidential guests are not there
 --igvm | refused | confidential guests are not there
 --ivshmem | refused | ivshmem is not there
---landlock | refused | there is no sandbox of its own: run it as a user that may do little
---landlock-rules | refused | there is no sandbox of its own: run it as a user that may do little
+--landlock | same |
+--landlock-rules path access | same |
 --log-file | same |
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --memory-zone | refused | memory is one zone: `--memory size=`
@@ -42,7 +42,7 @@ TABLE = """
 --pvpanic | refused | a kernel's panic is found in what its console says; see --on-panic
 --restore | refused | there are no snapshots
 --rtc | refused | virtio-rtc is not there: guests have kvm-clock and the CMOS clock
---seccomp | refused | there is no seccomp filter | false
+--seccomp | differs | a refused call fails and the guest runs on; set once its devices are there, before it runs
 --sgx-epc | refused | SGX is not there, nor in the reference any more
 --tpm | refused | there is no TPM
 --user-device | refused | vfio-user is not there
