@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     )
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
+    from aiovmm.rootfs import BuiltImage, Image, ImageConfig
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
@@ -83,6 +84,7 @@ __all__ = [
     "AiovmmError",
     "BalloonConfig",
     "BootTimeout",
+    "BuiltImage",
     "ChainError",
     "CommandFailed",
     "CommandNotFound",
@@ -110,6 +112,8 @@ __all__ = [
     "HostError",
     "HotplugError",
     "HotplugTimeout",
+    "Image",
+    "ImageConfig",
     "ImageError",
     "KvmError",
     "LoopStats",
@@ -159,6 +163,7 @@ __getattr__ = lazy_names(
         "ImageError KvmError PatternTooSlow PeerError SnapshotError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
+        "aiovmm.rootfs": "BuiltImage Image ImageConfig",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",
