@@ -74,10 +74,7 @@ def _choice(option: str, text: str, kind: type[E]) -> E:
 
 
 def _image_type(option: str, text: str) -> ImageType:
-    if unquote(text).lower() != ImageType.RAW.value:
-        hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one"
-        raise ConfigError(option, f"{text!r} cannot be read: images are raw here", hint)
-    return ImageType.RAW
+    return _choice(option, text, ImageType)
 
 
 def _lock(option: str, text: str) -> LockGranularity:

@@ -90,7 +90,7 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             _switch("disk"),
             blk_features(),
             "raw files and block devices, by io_uring or threads",
-            f"{MAX_IN_FLIGHT} requests in flight a queue, {MAX_IN_FLIGHT_DEVICE} a device; no qcow2",
+            f"{MAX_IN_FLIGHT} requests in flight a queue, {MAX_IN_FLIGHT_DEVICE} a device; other formats than raw are QEMU's",
         ),
         DeviceRow(
             "virtio-console",

@@ -21,7 +21,7 @@ from aiovmm.config import (
 )
 from aiovmm.errors import ConfigError
 from aiovmm.machine.architecture import board_of_host
-from aiovmm.machine.iommu import refuse_remote, wants_iommu
+from aiovmm.machine.iommu import refuse_remote, refuse_remote_device, wants_iommu
 from aiovmm.machine.parts import MachineParts
 from aiovmm.virtqueue.device import VirtioDevice
 
@@ -131,7 +131,14 @@ def _disk(config: VMConfig, disk: DiskConfig, id_: str, limiter: Limiter | None)
         _check_shared(config, "disk")
         return VhostUserBlk.from_config(disk, id_)
     from aiovmm.devices.virtio.blk import BlkDevice
+    from aiovmm.devices.virtio.blk.opening import kind_of
 
+    if (kind := kind_of(disk)) is not None:
+        from aiovmm.devices.virtio.vhost_user.image import ImageBlk
+
+        refuse_remote_device(config, "disk", disk)
+        _check_shared(config, "disk")
+        return ImageBlk(disk, kind, id_)
     return BlkDevice.from_config(disk, id_, limiter)
 
 

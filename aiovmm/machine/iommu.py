@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from aiovmm.boot import pci as firmware
 from aiovmm.config import VMConfig
+from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError, GuestFault
 from aiovmm.machine.parts import MachineParts, PluggedDevice
 from aiovmm.memory import GuestMemory
@@ -19,7 +20,7 @@ if TYPE_CHECKING:  # imported at run time by machines that have one
     from aiovmm.devices.virtio.iommu import IommuDevice, Translation
     from aiovmm.devices.virtio.iommu.device import Endpoint, Reach
 
-__all__ = ["MachineIommu", "endpoint_id", "machine_iommu", "refuse_remote", "wants_iommu"]
+__all__ = ["MachineIommu", "endpoint_id", "machine_iommu", "refuse_remote", "refuse_remote_device", "wants_iommu"]
 
 _IOMMU = 23  # VIRTIO 1.2 §5
 
@@ -113,9 +114,14 @@ def refuse_remote(config: VMConfig) -> None:
     no translation in front of it."""
     remote = [("disk", d) for d in config.disks if d.vhost_user] + [("net", n) for n in config.nets if n.vhost_user]
     for option, device in [*remote, *(("fs", f) for f in config.fs)]:
-        if device.iommu or device.pci_segment in config.platform.iommu_segments:
-            raise ConfigError(
-                f"{option}.iommu",
-                "a vhost-user back end reaches guest memory by itself, and not through the IOMMU",
-                "leave iommu=on out, or put the device into another PCI segment",
-            )
+        refuse_remote_device(config, option, device)
+
+
+def refuse_remote_device(config: VMConfig, option: str, device: PlacedConfig) -> None:
+    """The same for one device, of which it is known."""
+    if device.iommu or device.pci_segment in config.platform.iommu_segments:
+        raise ConfigError(
+            f"{option}.iommu",
+            "a vhost-user back end reaches guest memory by itself, and not through the IOMMU",
+            "leave iommu=on out, or put the device into another PCI segment",
+        )

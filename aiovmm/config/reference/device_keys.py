@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["TABLE"]
 
 TABLE = """
---disk path | differs | raw images and block devices; what looks like qcow2, VHD, VHDX or VMDK is refused without image_type=raw
---disk image_type | differs | `raw`; unset, a guest cannot make it another format's: see disks.md (there: no write to sector 0)
+--disk path | differs | qcow2, VHD and VHDX go to QEMU's storage daemon; VMDK and others are refused without image_type=raw
+--disk image_type | differs | VHD: dynamic, too; unset, no guest makes a raw image another: disks.md (there: no write to sector 0)
 --disk readonly direct | same |
 --disk queue_size | differs | a power of two from 2; the reference refuses 2
 --disk num_queues | differs | may be more than there are vCPUs
