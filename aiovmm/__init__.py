@@ -33,20 +33,26 @@ if TYPE_CHECKING:
         ConsoleConfig,
         ConsoleMode,
         CpusConfig,
+        DebugConsoleConfig,
         DeviceConfig,
         DiskConfig,
         FsConfig,
+        GenericVhostUserConfig,
         MemoryConfig,
         NetConfig,
         PayloadConfig,
         PlatformConfig,
         PmemConfig,
+        PvpanicConfig,
         RateLimit,
         RateLimitGroupConfig,
         RebootPolicy,
         RngConfig,
+        RtcConfig,
         VMConfig,
         VsockConfig,
+        WatchdogAction,
+        WatchdogConfig,
     )
     from aiovmm.console import Console, ConsoleReader
     from aiovmm.devices.port import PortDevice
@@ -97,6 +103,7 @@ __all__ = [
     "ConsoleMode",
     "ConsoleReader",
     "CpusConfig",
+    "DebugConsoleConfig",
     "DeviceConfig",
     "DeviceStats",
     "DiskConfig",
@@ -106,6 +113,7 @@ __all__ = [
     "ExitStatus",
     "ExpectTimeout",
     "FsConfig",
+    "GenericVhostUserConfig",
     "GuestError",
     "GuestFault",
     "GuestOSError",
@@ -131,10 +139,12 @@ __all__ = [
     "PoolStats",
     "PortDevice",
     "Process",
+    "PvpanicConfig",
     "RateLimit",
     "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
+    "RtcConfig",
     "SnapshotError",
     "Space",
     "StateError",
@@ -144,6 +154,8 @@ __all__ = [
     "VMStats",
     "VirtioDevice",
     "VsockConfig",
+    "WatchdogAction",
+    "WatchdogConfig",
 ]
 
 
@@ -152,9 +164,10 @@ __getattr__ = lazy_names(
     {
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
-        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig "
-        "NetConfig PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig "
-        "VsockConfig",
+        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
+        "FsConfig GenericVhostUserConfig MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
+        "PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig "
+        "WatchdogAction WatchdogConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

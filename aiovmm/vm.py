@@ -63,16 +63,23 @@ class VM(Inventory, Commands):
     ) -> None:
         if not isinstance(config, VMConfig):
             raise ConfigError("config", f"{config!r} is no VMConfig", "VM(VMConfig(PayloadConfig(kernel)))")
-        if terminal and config.serial.mode is config.console.mode is ConsoleMode.TTY:
+        modes = [config.serial.mode, config.console.mode, config.debug_console.mode]
+        if terminal and modes.count(ConsoleMode.TTY) > 1:
             raise ConfigError("console", "serial and console cannot both have the terminal", "set one of them to null")
         self._config = config
         self._home = HomeLoop(f"VM {config.name!r}")
         self._serial = self._make_console("serial", config.serial)
         self._console = self._make_console("console", config.console)
+        self._debug: Console | None = None
+        if config.debug_console.mode is not ConsoleMode.OFF:
+            self._debug = self._make_console("debug_console", config.debug_console.console)
         self._terminal = terminal
         self._own = _checked(devices, ports) if devices or ports else None
-        self._ending = Ending(config, self._home, (self._serial, self._console))
+        consoles = (self._serial, self._console, *([self._debug] if self._debug is not None else []))
+        self._ending = Ending(config, self._home, consoles)
         self._life, self._journal, self._power = self._ending.life, self._ending.journal, self._ending.power
+        if self._debug is not None:
+            self._power.debug_output = self._debug.feed
         self._transition = self._ending.transition
         self._release = Release(config.name, self._ending)
         self._keeper: Keeper | None = None  # once it was entered
@@ -102,6 +109,14 @@ class VM(Inventory, Commands):
         """hvc0, the virtio console, likewise. A VMConfig has none unless it is given one."""
         return self._console
 
+    @property
+    def debug_console(self) -> Console:
+        """What the guest writes to the debug console's port; nothing can be typed there. Raises StateError if it has none."""
+        if self._debug is None:
+            hint = "say debug_console=DebugConsoleConfig(ConsoleMode.NULL) in its VMConfig"
+            raise StateError(f"VM {self.name!r} has no debug console: {hint}")
+        return self._debug
+
     def _make_console(self, option: str, config: ConsoleConfig) -> Console:
         absent = ""
         if config.mode is ConsoleMode.OFF:
@@ -130,10 +145,10 @@ class VM(Inventory, Commands):
 
     async def _join_consoles(self) -> None:
         config = self._config
-        for id_, console, place in (
-            ("serial", self._serial, config.serial),
-            ("console", self._console, config.console),
-        ):
+        consoles = [("serial", self._serial, config.serial), ("console", self._console, config.console)]
+        if self._debug is not None:
+            consoles.append(("debug_console", self._debug, config.debug_console.console))
+        for id_, console, place in consoles:
             joined = place.mode is not ConsoleMode.TTY or self._terminal
             if joined and place.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
                 from aiovmm.console.places import Places

@@ -123,7 +123,8 @@ class Session:
                 terminal = config, console
             elif console.place:
                 say(f"{console.name} is at {console.place}")
-        shown = {self._config.serial.mode, self._config.console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
+        c = self._config
+        shown = {c.serial.mode, c.console.mode, c.debug_console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
         if not shown and self._events_to != "2":
             say("no console of the guest is shown (--serial tty shows one)")
         return terminal
@@ -131,7 +132,7 @@ class Session:
     async def _watch_places(self, events: Subscription[Event]) -> None:
         """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
         async for event in events:
-            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console"):
+            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console", "debug_console"):
                 self._output_lost |= isinstance(event.error, OSError)
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
@@ -223,4 +224,8 @@ def _by_importance(config: VMConfig, vm: VM) -> list[tuple[ConsoleConfig, Consol
     """The one first to which what is typed belongs, if both have the terminal: that which the command line names last."""
     both = [(config.serial, vm.serial), (config.console, vm.console)]
     names = [word for word in config.cmdline.split() if word.startswith("console=")]
-    return both[::-1] if names and names[-1].startswith("console=hvc") else both
+    if names and names[-1].startswith("console=hvc"):
+        both.reverse()
+    if config.debug_console.mode is not ConsoleMode.OFF:
+        both.append((config.debug_console.console, vm.debug_console))
+    return both

@@ -175,6 +175,10 @@ class Machine:
             await self._stack.enter_async_context(inside)
         for plugged in last:
             self._plug(plugged)
+        if (pvpanic := self.parts.config.pvpanic) is not None:
+            from aiovmm.machine.pvpanic import plug_pvpanic
+
+            plug_pvpanic(self.pci.root, pvpanic, self._owner)
 
     def _plug(self, plugged: PluggedDevice) -> None:
         error = partial(self._virtio_error, plugged.id)

@@ -40,10 +40,13 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_disks(parts)
     _plug_nets(parts)
     _plug_rng(parts)
+    _plug_generic(parts)
     _plug_fs(parts)
     _plug_pmems(parts)
     _plug_vsock(parts)
     _plug_balloon(parts)
+    _plug_watchdog(parts)
+    _plug_rtc(parts)
     _plug_iommu(parts)
     _plug_host_devices(parts)
 
@@ -171,6 +174,36 @@ def _plug_balloon(parts: MachineParts) -> None:
         from aiovmm.devices.virtio.balloon import BalloonDevice
 
         parts.plug(BalloonDevice.from_config(balloon, parts.config.memory.size), "balloon", balloon)
+
+
+def _plug_generic(parts: MachineParts) -> None:
+    for number, generic in enumerate(parts.config.generic_vhost_user):
+        from aiovmm.devices.virtio.vhost_user import VhostUserGeneric
+
+        _check_shared(parts.config, "device")
+        id_ = generic.id or f"generic{number}"
+        parts.plug(VhostUserGeneric.from_config(generic, id_), id_, generic)
+
+
+def _plug_watchdog(parts: MachineParts) -> None:
+    if (watchdog := parts.config.watchdog) is not None:
+        from aiovmm.devices.virtio.watchdog import WatchdogDevice
+
+        owner = parts.owner
+
+        def silent(resets: bool) -> None:
+            if owner is not None:
+                owner.guest_silent(resets=resets)
+
+        device = WatchdogDevice.from_config(watchdog, silent, lambda: owner is None or owner.guest_runs)
+        parts.plug(device, "watchdog", watchdog)
+
+
+def _plug_rtc(parts: MachineParts) -> None:
+    if (rtc := parts.config.rtc) is not None:
+        from aiovmm.devices.virtio.rtc import RtcDevice
+
+        parts.plug(RtcDevice(), "rtc", rtc)
 
 
 def _plug_pmems(parts: MachineParts) -> None:

@@ -88,7 +88,7 @@ class Virt(Board):
     def examine(self, kvm: Kvm) -> None:
         """Features, and how far addresses reach."""
         cpus = self.parts.config.cpus
-        check(cpus, self.parts.config.platform)
+        check(self.parts.config)
         self._gic = gic_of(cpus.boot)
         self._features = VcpuFeatures.of(kvm.fd)
         self.address_bits = min(address_bits(kvm.fd), cpus.max_phys_bits or 64)
