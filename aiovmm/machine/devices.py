@@ -12,12 +12,15 @@ from aiovmm.config import (
     ConsoleMode,
     DiskConfig,
     FsConfig,
+    GenericVhostUserConfig,
     NetConfig,
     PlacedConfig,
     PmemConfig,
     RngConfig,
+    RtcConfig,
     VMConfig,
     VsockConfig,
+    WatchdogConfig,
 )
 from aiovmm.errors import ConfigError
 from aiovmm.machine.architecture import board_of_host
@@ -78,6 +81,14 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str) -> VirtioDe
             from aiovmm.devices.virtio.balloon import BalloonDevice
 
             return BalloonDevice.from_config(placed, config.memory.size)
+        case WatchdogConfig():
+            return _watchdog(parts, placed)
+        case RtcConfig():
+            from aiovmm.devices.virtio.rtc import RtcDevice
+
+            return RtcDevice()
+        case GenericVhostUserConfig():
+            return _generic(config, placed, id_)
         case ConsoleConfig(mode=ConsoleMode.NULL):
             return _console(parts)
         case ConsoleConfig():
@@ -178,32 +189,37 @@ def _plug_balloon(parts: MachineParts) -> None:
 
 def _plug_generic(parts: MachineParts) -> None:
     for number, generic in enumerate(parts.config.generic_vhost_user):
-        from aiovmm.devices.virtio.vhost_user import VhostUserGeneric
-
-        _check_shared(parts.config, "device")
         id_ = generic.id or f"generic{number}"
-        parts.plug(VhostUserGeneric.from_config(generic, id_), id_, generic)
+        parts.plug(_generic(parts.config, generic, id_), id_, generic)
+
+
+def _generic(config: VMConfig, generic: GenericVhostUserConfig, id_: str) -> VirtioDevice:
+    from aiovmm.devices.virtio.vhost_user import VhostUserGeneric
+
+    _check_shared(config, "device")
+    return VhostUserGeneric.from_config(generic, id_)
 
 
 def _plug_watchdog(parts: MachineParts) -> None:
     if (watchdog := parts.config.watchdog) is not None:
-        from aiovmm.devices.virtio.watchdog import WatchdogDevice
+        parts.plug(_watchdog(parts, watchdog), "watchdog", watchdog)
 
-        owner = parts.owner
 
-        def silent(resets: bool) -> None:
-            if owner is not None:
-                owner.guest_silent(resets=resets)
+def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
+    from aiovmm.devices.virtio.watchdog import WatchdogDevice
 
-        device = WatchdogDevice.from_config(watchdog, silent, lambda: owner is None or owner.guest_runs)
-        parts.plug(device, "watchdog", watchdog)
+    owner = parts.owner
+
+    def silent(resets: bool) -> None:
+        if owner is not None:
+            owner.guest_silent(resets=resets)
+
+    return WatchdogDevice.from_config(watchdog, silent, lambda: owner is None or owner.guest_runs)
 
 
 def _plug_rtc(parts: MachineParts) -> None:
     if (rtc := parts.config.rtc) is not None:
-        from aiovmm.devices.virtio.rtc import RtcDevice
-
-        parts.plug(RtcDevice(), "rtc", rtc)
+        parts.plug(make_device(parts, rtc, "rtc"), "rtc", rtc)
 
 
 def _plug_pmems(parts: MachineParts) -> None:

@@ -14,12 +14,15 @@ from aiovmm.config import (
     DeviceConfig,
     DiskConfig,
     FsConfig,
+    GenericVhostUserConfig,
     NetConfig,
     PlacedConfig,
     PmemConfig,
     RngConfig,
+    RtcConfig,
     VMConfig,
     VsockConfig,
+    WatchdogConfig,
 )
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import replace
@@ -32,12 +35,15 @@ _LISTS: dict[type[PlacedConfig], tuple[str, str]] = {
     PmemConfig: ("pmems", "pmem"),
     FsConfig: ("fs", "fs"),
     DeviceConfig: ("devices", "device"),
+    GenericVhostUserConfig: ("generic_vhost_user", "generic"),
 }
 """(the field of VMConfig, what its devices are called) of those that a VM may have many of."""
 _SINGLE: dict[type[PlacedConfig], str] = {
     RngConfig: "rng",
     VsockConfig: "vsock",
     BalloonConfig: "balloon",
+    WatchdogConfig: "watchdog",
+    RtcConfig: "rtc",
     ConsoleConfig: "console",
 }
 """The field of those that it has one of, which is its name too."""
