@@ -33,26 +33,20 @@ if TYPE_CHECKING:
         ConsoleConfig,
         ConsoleMode,
         CpusConfig,
-        DebugConsoleConfig,
         DeviceConfig,
         DiskConfig,
         FsConfig,
-        GenericVhostUserConfig,
         MemoryConfig,
         NetConfig,
         PayloadConfig,
         PlatformConfig,
         PmemConfig,
-        PvpanicConfig,
         RateLimit,
         RateLimitGroupConfig,
         RebootPolicy,
         RngConfig,
-        RtcConfig,
         VMConfig,
         VsockConfig,
-        WatchdogAction,
-        WatchdogConfig,
     )
     from aiovmm.console import Console, ConsoleReader
     from aiovmm.devices.port import PortDevice
@@ -65,8 +59,6 @@ if TYPE_CHECKING:
         GuestError,
         GuestFault,
         HostError,
-        HotplugError,
-        HotplugTimeout,
         ImageError,
         KvmError,
         PatternTooSlow,
@@ -77,7 +69,6 @@ if TYPE_CHECKING:
     )
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
-    from aiovmm.rootfs import BuiltImage, Image, ImageConfig
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
@@ -90,7 +81,6 @@ __all__ = [
     "AiovmmError",
     "BalloonConfig",
     "BootTimeout",
-    "BuiltImage",
     "ChainError",
     "CommandFailed",
     "CommandNotFound",
@@ -103,7 +93,6 @@ __all__ = [
     "ConsoleMode",
     "ConsoleReader",
     "CpusConfig",
-    "DebugConsoleConfig",
     "DeviceConfig",
     "DeviceStats",
     "DiskConfig",
@@ -113,15 +102,10 @@ __all__ = [
     "ExitStatus",
     "ExpectTimeout",
     "FsConfig",
-    "GenericVhostUserConfig",
     "GuestError",
     "GuestFault",
     "GuestOSError",
     "HostError",
-    "HotplugError",
-    "HotplugTimeout",
-    "Image",
-    "ImageConfig",
     "ImageError",
     "KvmError",
     "LoopStats",
@@ -139,12 +123,10 @@ __all__ = [
     "PoolStats",
     "PortDevice",
     "Process",
-    "PvpanicConfig",
     "RateLimit",
     "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
-    "RtcConfig",
     "SnapshotError",
     "Space",
     "StateError",
@@ -154,8 +136,6 @@ __all__ = [
     "VMStats",
     "VirtioDevice",
     "VsockConfig",
-    "WatchdogAction",
-    "WatchdogConfig",
 ]
 
 
@@ -164,19 +144,16 @@ __getattr__ = lazy_names(
     {
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
-        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
-        "FsConfig GenericVhostUserConfig MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
-        "PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig "
-        "WatchdogAction WatchdogConfig",
+        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig "
+        "NetConfig PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig "
+        "VsockConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
-        "HotplugError HotplugTimeout "
         "ImageError KvmError PatternTooSlow PeerError SnapshotError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
-        "aiovmm.rootfs": "BuiltImage Image ImageConfig",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",

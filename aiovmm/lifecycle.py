@@ -1,6 +1,6 @@
 """The life of a VM as a pure state machine: states, why it ended, and the events that tell of both.
 
-    created ──start──► running ◄──resume── paused
+    created ──start──► running ◄──resume── paused ◄──restore── created
                           │  └────pause─────► │
                           └──────end──────────┴──► stopped
 
@@ -60,12 +60,10 @@ class EventKind(enum.Enum):
     STARTED = "started"
     PAUSED = "paused"
     RESUMED = "resumed"
+    RESTORED = "restored"  # it stands where its snapshot, or its template, stood
     REBOOTED = "rebooted"  # the guest was reset and runs again
     POWER_BUTTON = "power-button"  # shutdown() pressed it
     PANICKED = "panicked"
-    DEVICE_ADDED = "device-added"  # while the VM was there, by `add`
-    DEVICE_REMOVED = "device-removed"
-    WATCHDOG = "watchdog"  # the guest has stopped to ping it
     DEVICE_ERROR = "device-error"
     DEVICE_ACTIVATED = "device-activated"  # the guest's driver has taken a virtio device over
     DEVICE_RESET = "device-reset"  # it has let go of it
@@ -119,6 +117,12 @@ class Lifecycle:
         changed = self.check(target)
         self.state = target
         return changed
+
+    def stand(self) -> None:
+        """Enter `paused` from the beginning: where another VM stood. Raises StateError."""
+        if self.state is not VMState.CREATED:
+            self.check(VMState.CREATED)
+        self.state = VMState.PAUSED
 
     def end(self, status: ExitStatus) -> bool:
         """Enter `stopped` for the reason in `status`. The first reason stays; False if there was one."""

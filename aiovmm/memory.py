@@ -84,6 +84,7 @@ class GuestMemory:
         self._views: list[memoryview] = []
         self._bases: list[int] = []
         self._fds: list[int] = []
+        self._released: Callable[[], None] | None = None
         self._table = ffi.new("struct avmm_mem *")
         self._array: Any = ffi.NULL
 
@@ -121,6 +122,24 @@ class GuestMemory:
                 raise
             hint = _NO_HUGE_PAGES if hugepages else ""
             raise HostError(f"allocating {total} bytes of guest memory", exc.errno or 0, hint) from exc
+        except BaseException:
+            memory.close()
+            raise
+        return memory
+
+    @classmethod
+    def copy_on_write(
+        cls, ranges: Sequence[tuple[int, int]], fd: int, released: Callable[[], None] = lambda: None
+    ) -> GuestMemory:
+        """RAM at `ranges` with what the file `fd` has from its start, one range after the other; what is written is this memory's
+        alone. `released` is called by `close`, or when this fails: until then `fd` stays open. Raises HostError, UsageError."""
+        memory = cls()
+        memory._released = released
+        offset = 0
+        try:
+            for gpa, size in ranges:
+                memory.map_fd(gpa, size, fd, offset, shared=False, ram=True)
+                offset += size
         except BaseException:
             memory.close()
             raise
@@ -279,6 +298,9 @@ class GuestMemory:
         for fd in self._fds:
             os.close(let_go(fd))
         self._fds.clear()
+        released, self._released = self._released, None
+        if released is not None:
+            released()
 
     def _publish(self) -> None:
         """Give native code the new table. Old arrays are kept: a ring operation in another thread may still read one."""

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.cli.confinement import Confinement
 from aiovmm.cli.messages import say
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
@@ -43,11 +42,9 @@ class Session:
         monitor: str | None = None,
         stays: bool = False,
         closed: Sequence[int] = (),
-        confinement: Confinement,
     ) -> None:
         """`events_to`: see events.open_events, `monitor`: see event_monitor; `stays`: not to end with a guest that has powered
-        off; `closed`: standard descriptors that are not there; `confinement`:
-        of this process."""
+        off; `closed`: standard descriptors that are not there."""
         self._config = config
         self._detach = parse_keys(detach_keys)
         self._stop_timeout = stop_timeout
@@ -56,7 +53,6 @@ class Session:
         self._monitor: EventMonitor | None = None
         self._stays = stays
         self._closed = closed
-        self._confinement = confinement
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
@@ -82,7 +78,6 @@ class Session:
         self._tell("vm", "booting")
         vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
         self._handle_signals(vm)
-        self._confinement.confine_paths(self._config, self._events_to)
         async with vm:
             if self._events_to is not None:
                 from aiovmm.cli.events import open_events, print_events
@@ -92,7 +87,6 @@ class Session:
                 self._spawn(self._monitor.follow(vm.events(from_start=True)))
             self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
-            self._confinement.confine_calls()
             if vm.state is VMState.CREATED:  # else a signal has come already
                 await vm.start()
                 gc.freeze()
@@ -123,8 +117,7 @@ class Session:
                 terminal = config, console
             elif console.place:
                 say(f"{console.name} is at {console.place}")
-        c = self._config
-        shown = {c.serial.mode, c.console.mode, c.debug_console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
+        shown = {self._config.serial.mode, self._config.console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
         if not shown and self._events_to != "2":
             say("no console of the guest is shown (--serial tty shows one)")
         return terminal
@@ -132,7 +125,7 @@ class Session:
     async def _watch_places(self, events: Subscription[Event]) -> None:
         """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
         async for event in events:
-            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console", "debug_console"):
+            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console"):
                 self._output_lost |= isinstance(event.error, OSError)
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
@@ -224,8 +217,4 @@ def _by_importance(config: VMConfig, vm: VM) -> list[tuple[ConsoleConfig, Consol
     """The one first to which what is typed belongs, if both have the terminal: that which the command line names last."""
     both = [(config.serial, vm.serial), (config.console, vm.console)]
     names = [word for word in config.cmdline.split() if word.startswith("console=")]
-    if names and names[-1].startswith("console=hvc"):
-        both.reverse()
-    if config.debug_console.mode is not ConsoleMode.OFF:
-        both.append((config.debug_console.console, vm.debug_console))
-    return both
+    return both[::-1] if names and names[-1].startswith("console=hvc") else both

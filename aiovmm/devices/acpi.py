@@ -114,6 +114,7 @@ class GedEvent:
     MEMORY = 2
     PCI = 4
     POWER_BUTTON = 8
+    VM_GENERATION = 16
 
 
 @dataclass()

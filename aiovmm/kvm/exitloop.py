@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import struct
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -87,6 +88,12 @@ class ExitLoop:
         self._bus.on_change = self._publish
         self._publish()
         self._loop.add_reader(self._vm.exit_fd, self._drain)
+
+    async def served(self) -> None:
+        """Wait until all that vCPUs did, which are parked, has been served."""
+        while self._serve(inf) or self._tasks:
+            if self._tasks:
+                await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
         """Stop serving; vCPUs that still run are stopped. Unfinished device writes are cancelled and awaited. Idempotent."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from time import perf_counter
@@ -29,13 +28,13 @@ from aiovmm.machine.pci import KvmPciServices, PciBuses, start_of_bars
 from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
-from aiovmm.pci.root import PciAddress
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.machine.restored import Restored
     from aiovmm.pci.virtio import VirtioPci
     from aiovmm.virtqueue.config import QueueCounters
 
@@ -45,18 +44,19 @@ __all__ = ["Machine"]
 class Machine:
     """See the module. Made by `build`; `aclose` may be called at any time and any number of times."""
 
-    def __init__(self, parts: MachineParts, owner: MachineOwner) -> None:
+    def __init__(self, parts: MachineParts, owner: MachineOwner, restored: Restored | None = None) -> None:
         self.parts = parts
         self.bus = Bus()
         self.memory: GuestMemory
         self.kvm_vm: VmFd
         self.pci: PciBuses
-        self._functions: dict[str, VirtioPci] = {}
+        self.functions: dict[str, VirtioPci] = {}
         self._owner = owner
-        self._exits: ExitLoop
+        self.exits: ExitLoop
         self._iommu: MachineIommu | None = None
-        self._worker = Worker(f"{parts.config.name}: kvm calls")
-        self.board = board_of_host()(parts, self.bus, self._worker.submit, self._ended)
+        self.worker = Worker(f"{parts.config.name}: kvm calls")
+        self.board = board_of_host()(parts, self.bus, self.worker.submit, self._ended)
+        self.board.restored = self._restored = restored
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
@@ -64,9 +64,10 @@ class Machine:
         self._given_up = threading.Event()  # nobody waits for it to be built any more
 
     @classmethod
-    async def build(cls, parts: MachineParts, owner: MachineOwner) -> Machine:
-        """A machine that is ready to start. Raises ConfigError, ImageError, HostError, with nothing left behind."""
-        machine = cls(parts, owner)
+    async def build(cls, parts: MachineParts, owner: MachineOwner, restored: Restored | None = None) -> Machine:
+        """A machine that is ready to start, at its kernel's first instruction or where another one stood. Raises ConfigError,
+        ImageError, SnapshotError, HostError, with nothing left behind."""
+        machine = cls(parts, owner, restored)
         try:
             await machine._build()
         except BaseException:
@@ -83,10 +84,11 @@ class Machine:
         plans = board.plan_pci(segments, start_of_bars(segments, end, board.address_bits))
         self._plug_ports(plans)
         await self._plug_devices(plans)
-        board.describe(self.memory, self.pci.root, self._iommu)
-        await in_thread(f"{config.name}: load guest", board.load, self.memory)
+        if self._restored is None:
+            board.describe(self.memory, self.pci.root, self._iommu)
+            await in_thread(f"{config.name}: load guest", board.load, self.memory)
         verdict = Verdict(config.name, self.memory, board.judge, self.halt, self._ended, self._owner)
-        self._exits = ExitLoop(
+        self.exits = ExitLoop(
             self.kvm_vm,
             self.bus,
             on_exit=verdict.vcpu_ended,
@@ -94,8 +96,12 @@ class Machine:
             on_eoi=board.on_eoi,
             on_memory_lost=verdict.memory_lost,
         )
-        self._stack.push_async_callback(self._exits.close)
-        self._exits.open()
+        self._stack.push_async_callback(self.exits.close)
+        self.exits.open()
+        if self._restored is not None:
+            from aiovmm.machine.standstill import restore  # for machines that do not boot
+
+            await restore(self, self._restored)
 
     def _make_vm(self) -> int:
         """Memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often as it resets
@@ -107,7 +113,7 @@ class Machine:
         board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
         self._host.callback(vm.close)
-        self._stack.push_async_callback(self._worker.aclose)
+        self._stack.push_async_callback(self.worker.aclose)
         self._stack.callback(board.close)
         limit = 1 << board.address_bits
         end = map_device_memory(self.memory, self.parts.plugged, board.device_memory_start, limit)
@@ -116,12 +122,16 @@ class Machine:
         return end
 
     def _make_memory(self, ram: list[tuple[int, int]]) -> None:
+        self.memory = self._new_memory(ram) if self._restored is None else self._restored.map_memory(ram)
+        self._host.callback(self.memory.close)
+
+    def _new_memory(self, ram: list[tuple[int, int]]) -> GuestMemory:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         shared = needed or m.hugepages if m.shared is None else m.shared
         if m.mergeable and shared:
             raise ConfigError("memory.mergeable", "does not go with devices that share memory with another process")
-        self.memory = GuestMemory.create(
+        return GuestMemory.create(
             ram,
             shared=shared,
             hugepages=m.hugepages,
@@ -130,7 +140,6 @@ class Machine:
             mergeable=m.mergeable,
             wanted=lambda: not self._given_up.is_set(),
         )
-        self._host.callback(self.memory.close)
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:
         """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""
@@ -155,7 +164,7 @@ class Machine:
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
         create_task, board = self._owner.create_task, self.board
         services = KvmPciServices(
-            self.kvm_vm, self.bus, self.memory, create_task, self._worker, board.message, board.intx_line
+            self.kvm_vm, self.bus, self.memory, create_task, self.worker, board.message, board.intx_line
         )
         self.pci = PciBuses(plans, services)
         self._stack.push_async_callback(self.pci.close)
@@ -175,45 +184,16 @@ class Machine:
             await self._stack.enter_async_context(inside)
         for plugged in last:
             self._plug(plugged)
-        if (pvpanic := self.parts.config.pvpanic) is not None:
-            from aiovmm.machine.pvpanic import plug_pvpanic
-
-            plug_pvpanic(self.pci.root, pvpanic, self._owner)
 
     def _plug(self, plugged: PluggedDevice) -> None:
         error = partial(self._virtio_error, plugged.id)
-        self._functions[plugged.id] = self.pci.plug(plugged, error, self._iommu)
-
-    def plug(self, plugged: PluggedDevice) -> PciAddress:
-        """Put in one more device, which is open. Raises UsageError."""
-        self._plug(plugged)
-        return self.address(plugged.id)
-
-    @property
-    def iommu(self) -> MachineIommu | None:
-        """What stands between devices and memory, if anything does."""
-        return self._iommu
-
-    def address(self, id_: str) -> PciAddress:
-        """Where a virtio device is. Raises KeyError."""
-        place = self._functions[id_].place
-        return PciAddress(place.segment, place.slot)
-
-    async def unplug(self, id_: str) -> None:
-        """Take a virtio device out: nothing of it touches memory any more. It stays open. Raises KeyError."""
-        address = self.address(id_)
-        del self._functions[id_]
-        await self.pci.unplug(address, self._iommu)
-
-    def at_close(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Have that done when the machine is taken apart, before its devices are."""
-        self._stack.push_async_callback(work)
+        self.functions[plugged.id] = self.pci.plug(plugged, error, self._iommu)
 
     def queue_counters(self, id_: str) -> list[QueueCounters]:
         """Of the queues of a virtio device that is served here; none of one that another process serves."""
         from aiovmm.virtqueue.runner import DeviceRunner
 
-        backend = self._functions[id_].backend if id_ in self._functions else None
+        backend = self.functions[id_].backend if id_ in self.functions else None
         return backend.counters() if isinstance(backend, DeviceRunner) else []
 
     # -- running

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus
 from aiovmm.config import VMConfig
-from aiovmm.devices.hotplug.slots import SlotRegisters
+from aiovmm.errors import SnapshotError
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.interrupts import Message, OffLoop
@@ -25,6 +26,10 @@ from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import IntxLine, Place
 
+if TYPE_CHECKING:  # of machines that are saved, or restored
+    from aiovmm.machine.restored import Restored
+    from aiovmm.runtime.plain import State
+
 __all__ = ["Board", "Ended", "Finding"]
 
 Ended = Callable[[ExitReason, str], None]
@@ -34,14 +39,14 @@ Finding = tuple[ExitReason, str]
 """How a guest ended, and the detail."""
 
 
+_NOT_SAVED = "guests of arm64 cannot be saved yet: their interrupt controller's state is not read"
+
+
 class Board(ABC):
     """Of one machine."""
 
     has_ports = False
     """Whether its processors have an address space of I/O ports."""
-
-    slots: SlotRegisters | None = None
-    """Where a guest is told of devices that come and go, from `add_pci` on; None: nothing there tells it."""
 
     address_bits: int
     """How far guest-physical addresses reach, from `examine` on."""
@@ -53,6 +58,8 @@ class Board(ABC):
         self.bus = bus
         self.off_loop = off_loop
         self.ended = ended
+        self.restored: Restored | None = None
+        """What it goes on from, set before `examine`; None: from a kernel."""
         self.ram = self.lay_out(parts.config.memory.size)
         self.vcpus: list[Vcpu] = []
         """All of them, from `load` on."""
@@ -114,7 +121,27 @@ class Board(ABC):
         """Kernel, initramfs and what belongs to them into memory; all vCPUs in `vcpus`, ready to run. Raises ConfigError,
         ImageError, KvmError."""
 
+    def restore(self, memory: GuestMemory, restored: Restored) -> None:
+        """In the place of `load`: all vCPUs as they were saved. In a thread. Raises SnapshotError, KvmError."""
+        raise SnapshotError(_NOT_SAVED)
+
+    async def restore_devices(self, restored: Restored) -> None:
+        """Likewise those that are not on PCI, with no timer that runs. Raises SnapshotError."""
+        raise SnapshotError(_NOT_SAVED)
+
+    def unsuspend_devices(self) -> None:
+        """All has been restored: their timers run."""
+        return
+
     # -- while it is there
+
+    def save(self) -> State:
+        """All that `restore` wants to know. In a thread, while the guest stands still. Raises SnapshotError, KvmError."""
+        raise SnapshotError(_NOT_SAVED)
+
+    def save_devices(self) -> State:
+        """Of the devices that are not on PCI. On the loop. Raises SnapshotError."""
+        raise SnapshotError(_NOT_SAVED)
 
     @abstractmethod
     def message(self, address: int, data: int, place: Place) -> Message | None:
@@ -128,10 +155,6 @@ class Board(ABC):
     @abstractmethod
     def press_power_button(self) -> None:
         """Tell the guest that somebody wants it to power off."""
-
-    @abstractmethod
-    def slots_changed(self) -> None:
-        """Have the guest look at `slots`, which are there."""
 
     @abstractmethod
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:

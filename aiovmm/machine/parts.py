@@ -14,13 +14,11 @@ from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
-from aiovmm.machine.owner import MachineOwner
 from aiovmm.runtime.dataclass import dataclass, field
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
-    from aiovmm.devices.limits import Limiter
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.passthrough import Passthrough
 
@@ -46,7 +44,7 @@ class MachineParts:
     """See the module. `serial_output` gets what the guest prints on its serial port, `console_output` what it prints on hvc0."""
 
     config: VMConfig
-    kernel: KernelImage
+    kernel: KernelImage | None  # None: a restored machine has no need of it before its guest resets itself
     serial: Console
     console: Console
     serial_output: Callable[[bytes], None]
@@ -54,9 +52,6 @@ class MachineParts:
     plugged: list[PluggedDevice] = field(default_factory=list)
     ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
     passthrough: Passthrough | None = None  # devices of the host, if there are any
-    rate_limits: dict[str, Limiter] = field(default_factory=dict)  # by group
-    owner: MachineOwner | None = None  # whom devices tell of the guest
-    debug_output: Callable[[bytes], None] | None = None  # of the debug console, if there is one
     _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:
@@ -76,8 +71,6 @@ class MachineParts:
     def chosen_slots(self) -> list[tuple[int, int]]:
         """(segment, slot) of the devices whose slots were chosen."""
         slots = [(p.segment, p.slot) for p in self.plugged if p.slot is not None]
-        if (pvpanic := self.config.pvpanic) is not None and pvpanic.pci_device_id is not None:
-            slots.append((pvpanic.pci_segment, pvpanic.pci_device_id))
         if self.passthrough is not None:
             slots += [(p.segment, p.slot) for p in self.passthrough.places if p.slot is not None]
         return slots

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # see `_examine`
     from aiovmm.machine.assembly import Machine
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import MachineParts, PluggedDevice
+    from aiovmm.machine.restored import Restored
 
 __all__ = ["SHORTEST_LIFE", "Power", "descriptors", "pause_before_life"]
 
@@ -40,6 +41,7 @@ class Power:
 
     def __init__(self, owner: MachineOwner) -> None:
         self.parts: MachineParts | None = None
+        self.restored: Restored | None = None  # what the first power-on goes on from, if not from a kernel
         self.machine: Machine | None = None
         self.tasks = TaskScope(owner.device_failed)
         self._owner = owner
@@ -47,7 +49,6 @@ class Power:
         self._since = 0.0
         self.began = self._ended = 0.0  # seconds of the monotonic clock; 0: not yet
         self.power_ons = 0
-        self.debug_output: Callable[[bytes], None] | None = None  # see MachineParts
         self._cost = 0.0  # seconds that the last reset took
         self._button_pressed = False  # while there was no machine
 
@@ -61,11 +62,15 @@ class Power:
     async def _build(
         self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
     ) -> None:
-        if ConsoleMode.FILE in (config.serial.mode, config.console.mode, config.debug_console.mode):
+        if ConsoleMode.FILE in (config.serial.mode, config.console.mode):
             from aiovmm.config.outputs import refuse_inputs_as_outputs
 
             refuse_inputs_as_outputs(config)
-        kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
+        kernel = None
+        if self.restored is None:
+            kernel = await self._load_kernel(config)
+        else:
+            await in_thread(f"{config.name}: load machine", _import_machines)
         from aiovmm.machine.devices import plug_configured
         from aiovmm.machine.parts import MachineParts, open_parts
 
@@ -73,10 +78,7 @@ class Power:
             own.take(config.name)
             self._own = own
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
-        if config.pvpanic is not None:  # who prints a panic need not have had one
-            outputs = serial.feed, console.feed
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
-        self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
         plug_configured(self.parts)
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):
@@ -86,7 +88,11 @@ class Power:
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
             plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)
         await open_parts(self.parts)
-        self.machine = await self._assembled(self.parts)
+        self.machine = await self._assembled(self.parts, self.restored)
+
+    @staticmethod
+    async def _load_kernel(config: VMConfig) -> KernelImage:
+        return await in_thread(f"{config.name}: load kernel", _examine, config)
 
     @property
     def plugged(self) -> Sequence[PluggedDevice]:
@@ -128,10 +134,12 @@ class Power:
         await self.on(self.machine, paused=paused())
         return not stopped.is_set()
 
-    async def _assembled(self, parts: MachineParts) -> Machine:
+    async def _assembled(self, parts: MachineParts, restored: Restored | None = None) -> Machine:
         from aiovmm.machine.assembly import Machine
 
-        return await Machine.build(parts, self._owner)
+        if restored is None and parts.kernel is None:  # it was restored before it reset itself
+            parts.kernel = await self._load_kernel(parts.config)
+        return await Machine.build(parts, self._owner, restored)
 
     def press_button(self) -> None:
         """Tell the guest, or the one that a reset is about to bring."""
@@ -170,11 +178,15 @@ class Power:
 def _examine(config: VMConfig) -> KernelImage:
     """The kernel, unpacked. Raises ImageError before any VM exists. In a thread: that takes its time, and for the first VM of a
     process all is imported that a machine is made of."""
-    for name in _OF_MACHINES:
-        importlib.import_module(name)
+    _import_machines()
     from aiovmm.boot import load_kernel
 
     return load_kernel(config.payload.kernel)
+
+
+def _import_machines() -> None:
+    for name in _OF_MACHINES:
+        importlib.import_module(name)
 
 
 def descriptors(parts: MachineParts) -> int:

@@ -11,9 +11,9 @@ from tests.kvmhost.arch import AARCH64
 
 _X86_ALONE = {
     "test_failed_entry.py": "",
+    "test_snapshot.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
-    "test_hotplug.py": "",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
@@ -22,7 +22,6 @@ CORE = {
     "test_balloon.py": "[False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_custom_device.py": "[6.1]",
-    "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",
@@ -30,6 +29,7 @@ CORE = {
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
     "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]",
     "test_vfio_net.py": "intx_alone",
+    "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
     "test_terminal.py": "attach_type_detach or session_on_hvc0 or booted_is_not_lost[hvc0-6.1]",

@@ -30,6 +30,7 @@ CMDLINE = 0x20000
 CMDLINE_MAX = 64 * KIB
 LOW_RAM_END = 0xA0000  # what follows was the EBDA, video memory and BIOS of a PC
 RSDP = 0xA0000
+VM_GENERATION = 0xA0030  # 16 bytes that differ in each guest that goes on from a snapshot
 ACPI_TABLES = 0xA0040  # the RSDP is 36 bytes; tables are aligned to 64 for the reader's sake
 ACPI_TABLES_END = 0xF0000
 MP_TABLE = 0xF0000  # the BIOS area, where it is looked for; 255 processors need 6 KiB

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Sequence
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.native import ffi, lib
 
-__all__ = ["get", "get_supported", "set_"]
+__all__ = ["get", "get_supported", "set_", "try_set"]
 
 _HEADER = struct.Struct("<II")  # struct kvm_msrs: nmsrs, pad
 _ENTRY = struct.Struct("<IIQ")  # struct kvm_msr_entry: index, reserved, data
@@ -46,9 +47,15 @@ def get(vcpu_fd: int, indices: list[int]) -> dict[int, int]:
 
 def set_(vcpu_fd: int, values: dict[int, int]) -> None:
     """Set the registers, in order. Raises KvmError that names the first one KVM refuses."""
-    body = b"".join(_ENTRY.pack(index, 0, data) for index, data in values.items())
-    buffer = ffi.new("char[]", _HEADER.pack(len(values), 0) + body)
-    done = call(vcpu_fd, lib.KVM_SET_MSRS, buffer, "setting model-specific registers")
-    if done < len(values):
-        index, data = list(values.items())[done]
+    rows = list(values.items())
+    done = try_set(vcpu_fd, rows)
+    if done < len(rows):
+        index, data = rows[done]
         raise KvmError(f"setting model-specific register {index:#x} to {data:#x}", errno.EINVAL)
+
+
+def try_set(vcpu_fd: int, values: Sequence[tuple[int, int]]) -> int:
+    """Set (index, value) in order, up to the first that KVM refuses: how many were set. Raises KvmError."""
+    body = b"".join(_ENTRY.pack(index, 0, data) for index, data in values)
+    buffer = ffi.new("char[]", _HEADER.pack(len(values), 0) + body)
+    return call(vcpu_fd, lib.KVM_SET_MSRS, buffer, "setting model-specific registers")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
-from aiovmm.bus import Range, Space
 from aiovmm.config import VMConfig
 from aiovmm.devices.acpi import GedEvent
-from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.kvm import FinalExit, Kvm, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
@@ -22,12 +21,16 @@ from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
-from aiovmm.machine.x86_64.tables import describe, write_tables
+from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables
 from aiovmm.machine.x86_64.vcpus import Processor, create_vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
+
+if TYPE_CHECKING:  # of machines that are saved, or restored
+    from aiovmm.machine.restored import Restored
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Pc"]
 
@@ -43,6 +46,7 @@ class Pc(Board):
     _pins: IntxPins
     _memory: GuestMemory
     _described: AcpiConfig
+    _cpuids: list[bytes]  # of each vCPU, as KVM takes it
 
     # -- the address map
 
@@ -84,6 +88,10 @@ class Pc(Board):
         """CPUID."""
         self._processor = Processor.of(kvm, self.parts.config.cpus)
         self.address_bits = self._processor.reachable_bits
+        if self.restored is not None:
+            from aiovmm.machine.x86_64.saved import address_bits
+
+            self.address_bits = address_bits(self.restored, self.address_bits)
 
     def set_up(self, vm: VmFd) -> None:
         """The split interrupt controller."""
@@ -100,11 +108,8 @@ class Pc(Board):
         self._pins = IntxPins(self.legacy.ioapic)
 
     def add_pci(self, root: PciRoot) -> None:
-        """The configuration ports, and those that tell of slots."""
+        """The configuration ports."""
         root.add_config_ports(lambda: self.ended(ExitReason.REBOOT, "reset by port 0xcf9"))
-        assert self._ports.slots is not None
-        self.slots = slots = SlotRegisters(len(root.segments))
-        self.bus.add(Range(Space.PIO, self._ports.slots, slots.fast.size, slots, "pci slots", slots.fast))
 
     def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
         """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
@@ -122,9 +127,39 @@ class Pc(Board):
             write_smbios(memory, config, self.ram)
         kernel.load_into(memory)
         state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
-        self.vcpus = create_vcpus(self._vm, self._processor, state)
+        self.vcpus, self._cpuids = create_vcpus(self._vm, self._processor, state)
+
+    def restore(self, memory: GuestMemory, restored: Restored) -> None:
+        """vCPUs, clocks."""
+        self._memory = memory
+        from aiovmm.machine.x86_64.saved import make_processors
+
+        self.vcpus, self._cpuids = make_processors(restored, self.parts.open_kvm(), self._vm, self.parts.config.cpus)
+
+    async def restore_devices(self, restored: Restored) -> None:
+        """On ports, and the I/O APIC."""
+        from aiovmm.runtime.plain import Fields
+
+        await self.legacy.load(Fields(restored.state, "machine").state("devices"))
+
+    def unsuspend_devices(self) -> None:
+        """The clock, the serial port. And the guest is told that it is another now: Linux then makes new random numbers."""
+        self.legacy.unsuspend()
+        write_generation(self._memory)
+        self.legacy.ged.notify(GedEvent.VM_GENERATION)
 
     # -- while it is there
+
+    def save(self) -> State:
+        """vCPUs, clocks."""
+        from aiovmm.machine.x86_64.saved import save_processors  # for machines that are saved
+
+        processors = save_processors(self.parts.open_kvm(), self._vm, self.vcpus, self._cpuids)
+        return {"address_bits": self.address_bits, "processors": processors}
+
+    def save_devices(self) -> State:
+        """On ports, and the I/O APIC."""
+        return self.legacy.save()
 
     def message(self, address: int, data: int, place: Place) -> Message | None:
         """To local APICs."""
@@ -137,10 +172,6 @@ class Pc(Board):
     def press_power_button(self) -> None:
         """By ACPI."""
         self.legacy.ged.press_power_button()
-
-    def slots_changed(self) -> None:
-        """By ACPI."""
-        self.legacy.ged.notify(GedEvent.PCI)
 
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:
         """A triple fault resets a PC; KVM may not know an instruction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from aiovmm.boot.x86_64 import acpi, layout
@@ -16,7 +17,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.segment import PciSegment
 from aiovmm.runtime.prepared import Prepared
 
-__all__ = ["describe", "write_tables"]
+__all__ = ["describe", "write_generation", "write_tables"]
 
 
 def describe(
@@ -35,6 +36,7 @@ def describe(
         serial_ports=(acpi.SerialPort(),) if legacy.serial is not None else (),
         ports=ports,
         ged_gsi=GED_PIN,
+        vm_generation=layout.VM_GENERATION,
         iommu=iommu.describe() if iommu is not None else None,
     )
 
@@ -44,6 +46,12 @@ def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
     tables, mp = _tables.get(machine, lambda: (acpi.build(machine, layout.RSDP), mp_table(machine, layout.MP_TABLE)))
     memory.write(tables.base, tables.blob)
     memory.write(layout.MP_TABLE, mp)
+    write_generation(memory)
+
+
+def write_generation(memory: GuestMemory) -> None:
+    """It is a machine that there has not been before."""
+    memory.write(layout.VM_GENERATION, os.urandom(16))
 
 
 _tables: Prepared[tuple[acpi.AcpiImage, bytes]] = Prepared(64)

@@ -83,21 +83,23 @@ def _plain(entries: Iterable[CpuidEntry]) -> list[BootCpuid]:
     return [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries]
 
 
-def create_vcpus(vm: VmFd, processor: Processor, boot: CpuState) -> list[Vcpu]:
-    """All vCPUs; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises KvmError."""
+def create_vcpus(vm: VmFd, processor: Processor, boot: CpuState) -> tuple[list[Vcpu], list[bytes]]:
+    """All vCPUs, and the CPUID of each; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises
+    KvmError."""
     msrs = dict(boot_msrs())
     topology = topology_of(processor.cpus)
-    vcpus = []
+    vcpus, cpuids = [], []
     for index in range(processor.cpus.boot):
         vcpu = vm.create_vcpu(index, id_=apic_id(topology, index))
         state = VcpuState(vcpu)
-        state.set_packed_cpuid(processor.cpuid(index, state.get_tsc_khz()))
+        cpuids.append(processor.cpuid(index, state.get_tsc_khz()))
+        state.set_packed_cpuid(cpuids[-1])
         state.set_msrs(msrs)
         state.reset_fpu()
         state.wire_local_interrupts()
         vcpus.append(vcpu)
     _enter(VcpuState(vcpus[0]), boot)
-    return vcpus
+    return vcpus, cpuids
 
 
 def _with_wide_destinations(features: BootCpuid) -> BootCpuid:

@@ -13,8 +13,6 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
     ged, 1 byte           pending events of the Generic Event Device (`GedEvent`); a read returns and clears them.
                           The GED's interrupt is level-triggered, active high, asserted while an event is pending, so
                           that a button pressed before the guest has a driver for it is not lost.
-    slots, 8 bytes a      of each PCI segment, from the first that is described: read, slots to look at (bytes 0 to 3) and slots
-    segment               to give up (bytes 4 to 7), a bit each; reading forgets them. A write to bytes 0 to 3 ejects.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ __all__ = [
     "GedEvent",
     "IoApic",
     "SerialPort",
-    "SlotPorts",
 ]
 
 RESET_VALUE = 1
@@ -52,28 +49,16 @@ class GedEvent:
     MEMORY = 2
     PCI = 4
     POWER_BUTTON = 8
-
-
-class SlotPorts:
-    """The registers of one segment's slots, in bytes: dwords with a bit for each slot."""
-
-    ADDED = EJECT = 0  # read, written
-    WANTED = 4
-    SIZE = 8
+    VM_GENERATION = 16
 
 
 @dataclass(frozen=True)
 class AcpiPorts:
-    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer; `slots` None: no slot is for hotplug."""
+    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer."""
 
     sleep_reset: int = 0x600
     ged: int = 0x604
     pm_timer: int | None = 0x608
-    slots: int | None = 0x800
-
-    def slots_of(self, index: int) -> int | None:
-        """The first port of the segment that is described as number `index`."""
-        return None if self.slots is None else self.slots + index * SlotPorts.SIZE
 
     def __post_init__(self) -> None:
         used: set[int] = set()
@@ -129,6 +114,7 @@ class AcpiConfig:
     ged_gsi: int = 5
     io_apic: IoApic = field(default_factory=IoApic)
     local_apic_address: int = 0xFEE00000
+    vm_generation: int | None = None  # where the generation's identifier is: 16 bytes, at a multiple of 8
     rtc: bool = True
     i8042: bool = False
 
@@ -139,6 +125,8 @@ class AcpiConfig:
         require(len(set(numbers)) == len(numbers), "acpi.pci_segments", "two have the same number")
         require_apart("acpi.pci_segments", [w for s in self.pci_segments for w in s.memory] + self._interrupt_pages())
         require_apart("acpi.pci_segments", [w for s in self.pci_segments for w in s.io])
+        if self.vm_generation is not None:
+            require(self.vm_generation % 8 == 0, "acpi.vm_generation", "its address must be a multiple of 8")
         if self.iommu is not None:
             require(self.iommu.segment in numbers, "acpi.iommu", f"there is no PCI segment {self.iommu.segment}")
 

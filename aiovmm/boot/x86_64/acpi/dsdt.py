@@ -4,6 +4,7 @@ r"""The Differentiated System Description Table: the devices that no bus can enu
     \_SB.COM1..4    16550A serial ports
     \_SB.RTC0       CMOS clock
     \_SB.PWRB       power button
+    \_SB.VGEN       VM generation identifier: who goes on from a snapshot notices by it
     \_SB.GED0       Generic Event Device: its interrupt runs _EVT, which tells the devices concerned
     \_SB.MBRD       motherboard resources: registers and ECAM that nothing else may be placed over
     \_SB.PCxx       host bridges, one a PCI segment (see `dsdt_pci`)
@@ -16,10 +17,8 @@ from __future__ import annotations
 
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.acpi.sdt import sdt
-from aiovmm.boot.pci import PciSegment
-from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort, SlotPorts
+from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort
 from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge
-from aiovmm.boot.x86_64.acpi.dsdt_slots import CHECK
 
 __all__ = ["dsdt"]
 
@@ -27,6 +26,7 @@ REVISION = 2  # integers have 64 bits from revision 2 on
 
 _BUS_CHECK, _DEVICE_CHECK = 0x00, 0x01  # device object notifications (ACPI 6.4, 5.6.6)
 _BUTTON_PRESSED = 0x80  # power button notification (5.6.6)
+_GENERATION_CHANGED = 0x80
 _NOT_PRESENT, _WORKING = 0x00, 0x0F  # _STA (6.3.7)
 
 
@@ -35,8 +35,10 @@ def dsdt(config: AcpiConfig) -> bytes:
     devices = [_serial_port(index, port) for index, port in enumerate(config.serial_ports)]
     if config.rtc:
         devices.append(_rtc())
+    if config.vm_generation is not None:
+        devices.append(_vm_generation(config.vm_generation))
     devices += [_power_button(), _event_device(config), _motherboard(config)]
-    devices += [host_bridge(segment, config.ports.slots_of(i)) for i, segment in enumerate(config.pci_segments)]
+    devices += [host_bridge(segment) for segment in config.pci_segments]
     devices += [_processor(uid, cpu) for uid, cpu in enumerate(config.cpus)]
     return sdt("DSDT", REVISION, _soft_off() + aml.scope("_SB", *devices))
 
@@ -70,6 +72,18 @@ def _power_button() -> bytes:
     return aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C")))
 
 
+def _vm_generation(address: int) -> bytes:
+    """Microsoft, Virtual Machine Generation ID, 2012: ADDR is where it lies, in two halves; drivers go by the compatible ID."""
+    name = aml.string("VM_Gen_Counter")
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("AVMM0001")),
+        aml.name("_CID", name),
+        aml.name("_DDN", name),
+        aml.name("ADDR", aml.package(aml.integer(address & 0xFFFFFFFF), aml.integer(address >> 32))),
+    )
+
+
 def _event_device(config: AcpiConfig) -> bytes:
     """The GED (ACPI 6.4, 5.6.9). `_EVT` reads the register once, which clears it, and passes on every event it holds.
 
@@ -94,18 +108,13 @@ def _event_device(config: AcpiConfig) -> bytes:
 def _event_targets(config: AcpiConfig) -> dict[int, list[bytes]]:
     """Whom each event concerns. MEMORY concerns nobody as long as no memory devices are described."""
     absent = [uid for uid, cpu in enumerate(config.cpus) if not cpu.enabled]
+    generation = [aml.notify("VGEN", aml.integer(_GENERATION_CHANGED))] if config.vm_generation is not None else []
     return {
+        GedEvent.VM_GENERATION: generation,
         GedEvent.POWER_BUTTON: [aml.notify("PWRB", aml.integer(_BUTTON_PRESSED))],
         GedEvent.CPU: [aml.notify(_processor_name(uid), aml.integer(_DEVICE_CHECK)) for uid in absent],
-        GedEvent.PCI: [_slots_changed(config, segment) for segment in config.pci_segments],
+        GedEvent.PCI: [aml.notify(bridge_name(s), aml.integer(_BUS_CHECK)) for s in config.pci_segments],
     }
-
-
-def _slots_changed(config: AcpiConfig, segment: PciSegment) -> bytes:
-    """Its slots' registers say which; without them, the bridge is to look at all of its bus."""
-    if config.ports.slots is None:
-        return aml.notify(bridge_name(segment), aml.integer(_BUS_CHECK))
-    return aml.name_string(f"^^{bridge_name(segment)}.{CHECK}")  # from \\_SB.GED0._EVT
 
 
 def _motherboard(config: AcpiConfig) -> bytes:
@@ -114,8 +123,6 @@ def _motherboard(config: AcpiConfig) -> bytes:
     The PM timer's ports are left out: Linux claims those itself, from the FADT.
     """
     registers = [aml.io_ports(port, 1) for port in (config.ports.sleep_reset, config.ports.ged)]
-    slots = (config.ports.slots_of(i) for i in range(len(config.pci_segments)))
-    registers += [aml.io_ports(port, SlotPorts.SIZE) for port in slots if port is not None]
     ecam = [aml.fixed_memory(s.ecam.base, s.ecam.size) for s in config.pci_segments]
     return aml.device(
         "MBRD",

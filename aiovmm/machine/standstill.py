@@ -1,0 +1,117 @@
+"""A machine that stands still: its devices suspended, its state read, and all of it put into another machine.
+
+suspend      all vCPUs are parked; what they did is served, devices finish or put back what they have, the IOMMU last
+save         state as plain data
+unsuspend    devices go on where they were
+restore      the state into a machine that was built for it, with no vCPU yet
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+from aiovmm.errors import SnapshotError
+from aiovmm.machine.restored import Restored
+from aiovmm.runtime.plain import Fields, State
+from aiovmm.runtime.tasks import in_thread
+
+if TYPE_CHECKING:
+    from aiovmm.machine.assembly import Machine
+
+__all__ = ["restore", "save", "suspend", "unsuspend"]
+
+
+@runtime_checkable
+class _Devices(Protocol):
+    """PCI with all its functions, see pci.root; and likewise, but for `suspend`, the devices that are not on it."""
+
+    async def suspend(self) -> None: ...
+
+    async def unsuspend(self) -> None: ...
+
+    def save(self) -> State: ...
+
+    async def load(self, state: State) -> None: ...
+
+
+@runtime_checkable
+class _Saved(Protocol):
+    """A device of the embedder's own with state; what it gives may have to be awaited."""
+
+    def save(self) -> Any: ...
+
+    def load(self, state: State) -> Any: ...
+
+
+def _pci(machine: Machine) -> _Devices:
+    root: object = machine.pci.root
+    if not isinstance(root, _Devices):
+        raise SnapshotError("devices on PCI cannot be saved yet")
+    return root
+
+
+async def suspend(machine: Machine) -> None:
+    """Its vCPUs are parked. Raises SnapshotError that names what cannot be saved, with everything going on as before."""
+    _refuse_unsaved(machine)
+    pci = _pci(machine)
+    try:
+        await machine.exits.served()
+        await machine.worker.submit(_nothing)  # all calls before it are made
+        await pci.suspend()
+        await machine.worker.submit(_nothing)
+    except BaseException:
+        await pci.unsuspend()
+        raise
+
+
+def _nothing() -> None:
+    """A call that waits for all before it."""
+
+
+def _refuse_unsaved(machine: Machine) -> None:
+    if machine.parts.passthrough is not None:
+        raise SnapshotError(
+            "a guest with devices of the host cannot be saved: what is in them is out of reach; unplug them"
+        )
+    for port in machine.parts.ports:
+        if not isinstance(port, _Saved):
+            hint = "give its class `def save(self)` and `def load(self, state)`"
+            raise SnapshotError(f"device {port.name!r} cannot be saved: {hint}")
+
+
+async def unsuspend(machine: Machine) -> None:
+    """Devices go on, those before others that they need. Idempotent."""
+    await _pci(machine).unsuspend()
+
+
+async def save(machine: Machine) -> State:
+    """Of a machine that is suspended: devices first, for what they hold back may be an interrupt. Raises SnapshotError,
+    KvmError."""
+    state: State = {
+        "pci": _pci(machine).save(),
+        "devices": machine.board.save_devices(),
+        "ports": [await _settled(cast(_Saved, port).save()) for port in machine.parts.ports],
+    }
+    await machine.worker.submit(_nothing)
+    state["board"] = await in_thread(f"{machine.parts.config.name}: save vCPUs", machine.board.save)
+    return state
+
+
+async def restore(machine: Machine, restored: Restored) -> None:
+    """Put it in, with all devices at work again afterwards. Raises SnapshotError, KvmError, HostError."""
+    fields = Fields(restored.state, "machine")
+    name, board, pci = machine.parts.config.name, machine.board, _pci(machine)
+    await in_thread(f"{name}: make vCPUs", board.restore, machine.memory, restored)
+    await board.restore_devices(restored)
+    await pci.load(fields.state("pci"))
+    ports = machine.parts.ports
+    for port, state in zip(ports, fields.list("ports", len(ports)), strict=True):
+        await _settled(cast(_Saved, port).load(state))
+    board.unsuspend_devices()
+    await pci.unsuspend()
+
+
+async def _settled(result: Any | Awaitable[Any]) -> Any:
+    return await result if inspect.isawaitable(result) else result

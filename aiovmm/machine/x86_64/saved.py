@@ -1,0 +1,125 @@
+"""A PC's processors and clocks as plain data, and made anew from it.
+
+Time goes on for a guest while it is in a snapshot, as it does while it is paused: its time-stamp counters and kvm-clock are
+ahead by what has passed, so that its wall clock is right. How long that was the host's monotonic clock says, as long as the host
+has not been booted anew, else its wall clock.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
+from aiovmm.boot.x86_64.cpuid import apic_id
+from aiovmm.boot.x86_64.cpuid_missing import missing
+from aiovmm.config import CpusConfig
+from aiovmm.errors import SnapshotError
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.vcpu import Vcpu
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.kvm.x86_64 import cpuid
+from aiovmm.kvm.x86_64.clock import get_clock, set_clock
+from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, read_vcpu
+from aiovmm.machine.restored import Restored
+from aiovmm.machine.x86_64.vcpus import Processor, topology_of
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.plain import Fields, State
+
+__all__ = ["address_bits", "make_processors", "save_processors"]
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LONGEST = 1 << 62  # ns
+
+
+def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) -> State:
+    """Of all `vcpus`, which stand still and were given these CPUIDs. In a thread. Raises KvmError, SnapshotError."""
+    sizes = VcpuSizes.of(kvm.fd, vm.fd)
+    return {
+        "clock_ns": get_clock(vm),
+        "boot_id": _boot_id(),
+        "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        "realtime_ns": time.time_ns(),
+        "vcpus": [read_vcpu(vcpu, packed, sizes) for vcpu, packed in zip(vcpus, cpuids, strict=True)],
+    }
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
+
+
+def address_bits(restored: Restored, here: int) -> int:
+    """How far addresses reach, which PCI's windows depend on: as it was, if `here` is enough. Raises SnapshotError."""
+    saved = Fields(restored.state, "machine").fields("board").number("address_bits", 32, 52)
+    if saved > here:
+        raise SnapshotError(f"it uses {saved} bits of physical addresses, and this host has {here}")
+    return saved
+
+
+def make_processors(restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig) -> tuple[list[Vcpu], list[bytes]]:
+    """All vCPUs as they were, in `vm`, and the CPUID of each. In a thread. Raises KvmError, SnapshotError."""
+
+    def read() -> _Processors:
+        return _Processors.read(Fields(restored.state, "machine").fields("board").fields("processors"), kvm, vm, cpus)
+
+    processors = restored.once("processors", read)
+    return processors.make(vm), [image.packed for image in processors.vcpus]
+
+
+@dataclass(frozen=True, eq=False)
+class _Processors:
+    """Those of one guest, checked, for any number of machines."""
+
+    cpus: CpusConfig
+    clock_ns: int
+    boot_id: str
+    boottime_ns: int
+    realtime_ns: int
+    vcpus: tuple[VcpuImage, ...]
+
+    @classmethod
+    def read(cls, fields: Fields, kvm: Kvm, vm: VmFd, cpus: CpusConfig) -> _Processors:
+        """From what `save_processors` gave. Raises SnapshotError: for state that is none, and for what this host cannot do."""
+        sizes = VcpuSizes.of(kvm.fd, vm.fd)
+        image = cls(
+            cpus,
+            fields.number("clock_ns", 0, _LONGEST),
+            fields.text("boot_id"),
+            fields.number("boottime_ns", 0, _LONGEST),
+            fields.number("realtime_ns", 0, _LONGEST),
+            tuple(VcpuImage.read(vcpu, sizes) for vcpu in fields.several("vcpus", cpus.boot)),
+        )
+        fields.end()
+        image._check_features(Processor.of(kvm, cpus))
+        return image
+
+    def _check_features(self, processor: Processor) -> None:
+        for index, vcpu in enumerate(self.vcpus):
+            here = cpuid.unpack(processor.cpuid(index, vcpu.tsc_khz or None))
+            if lacking := missing(_plain(vcpu.cpuid), _plain(here)):
+                raise SnapshotError(
+                    f"this host cannot go on with it: its processor, or KVM, lacks {', '.join(lacking)}; restore it where "
+                    "they are"
+                )
+
+    def make(self, vm: VmFd) -> list[Vcpu]:
+        """All vCPUs, as they were. In a thread. Raises KvmError, SnapshotError."""
+        topology = topology_of(self.cpus)
+        vcpus = [vm.create_vcpu(index, id_=apic_id(topology, index)) for index in range(len(self.vcpus))]
+        passed = self._passed_ns()
+        set_clock(vm, self.clock_ns + passed)
+        for vcpu, image in zip(vcpus, self.vcpus, strict=True):
+            image.put(vcpu, passed)
+        return vcpus
+
+    def _passed_ns(self) -> int:
+        same_boot = bool(self.boot_id) and self.boot_id == _boot_id()
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if same_boot else time.time_ns()
+        return max(0, now - (self.boottime_ns if same_boot else self.realtime_ns))
+
+
+def _plain(entries: tuple[cpuid.CpuidEntry, ...] | list[cpuid.CpuidEntry]) -> list[BootCpuid]:
+    return [BootCpuid(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in entries]

@@ -1,0 +1,90 @@
+"""Memory that guests have in common: a file that each maps privately, so that it has the pages which it has not written to
+with all others. The base is open for as long as any of them, or its template, is there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+
+from aiovmm.errors import HostError
+from aiovmm.memory import GuestMemory
+from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.snapshot.pages import extents, keep, ram_of
+
+__all__ = ["Base", "base_of"]
+
+
+class Base:
+    """`fd` has the memory of one guest, all of its RAM one piece after the other. It is closed when all who have asked for it by
+    `use`, and its maker, have called `release`. From any thread."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = keep_private(fd)
+        self._users = 1
+        self._lock = threading.Lock()
+
+    def use(self) -> None:
+        """One more."""
+        with self._lock:
+            assert self._users > 0, "somebody has it"
+            self._users += 1
+
+    def release(self) -> None:
+        """One less; the last closes it."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+        os.close(let_go(self.fd))
+
+    def map(self, ram: list[tuple[int, int]], *, prefault: bool = False) -> GuestMemory:
+        """For a guest of its own, with `prefault` all that is there at once. Raises HostError."""
+        self.use()
+        memory = GuestMemory.copy_on_write(ram, self.fd, self.release)
+        if prefault:
+            try:
+                self._prefault(memory)
+            except BaseException:
+                memory.close()
+                raise
+        return memory
+
+    def _prefault(self, memory: GuestMemory) -> None:
+        for region in memory.regions:
+            for offset, size in extents(self.fd, region.offset, region.offset + region.size):
+                region.mapping.populate(offset - region.offset, size)
+
+
+_PAGE = 4096
+_FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+def base_of(memory: GuestMemory) -> Base:
+    """A base of a guest's memory, which the guest has no more. In a thread. Raises HostError.
+
+    Memory that is a memfd already becomes the base as it is. Anonymous memory, which is what a guest has by default, for it costs
+    half of the page faults, is copied once: pages with something in them, each given back when it has been, so that at no time
+    there is much more memory than before. Huge pages are copied, too: those who fork want them to be few and shared.
+    """
+    ram = ram_of(memory)
+    try:
+        if all(region.shared and os.fstat(region.fd).st_blksize == _PAGE for region in ram):
+            return Base(os.dup(ram[0].fd))
+        return _copied(memory, sum(region.size for region in ram))
+    except OSError as exc:
+        if isinstance(exc, HostError):
+            raise
+        raise HostError("making a base of guest memory", exc.errno or 0) from exc
+
+
+def _copied(memory: GuestMemory, size: int) -> Base:
+    fd = os.memfd_create("aiovmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        keep(memory, fd, release=True)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED)
+    except BaseException:
+        os.close(fd)
+        raise
+    return Base(fd)

@@ -1,0 +1,120 @@
+"""A VMConfig as plain data, what of it a restored guest may have otherwise, and how a fork's differs from its template's."""
+
+from __future__ import annotations
+
+import enum
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
+from aiovmm.errors import ConfigError, SnapshotError
+from aiovmm.runtime.dataclass import field_types
+from aiovmm.runtime.plain import Fields, Plain, State
+
+__all__ = ["changed", "from_state", "to_state"]
+
+_CLASS = re.compile(r"[A-Z]\w+")
+_PLACED = ("disks", "nets", "pmems", "fs", "devices")
+_ONE = ("rng", "vsock", "balloon")
+_PLACE = ("id", "pci_segment", "pci_device_id", "iommu", "num_queues", "queue_size")
+_PROCESSORS = ("boot", "max", "topology", "max_phys_bits", "nested", "features")
+
+
+def to_state(config: Any) -> State:
+    """Of a VMConfig, or any configuration inside one."""
+    return {name: _plain(getattr(config, name)) for name in field_types(config)}
+
+
+def _plain(value: Any) -> Plain:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return to_state(value) if hasattr(type(value), "__shape__") else value
+
+
+def from_state(state: State) -> VMConfig:
+    """The configuration. Raises SnapshotError for what is none."""
+    try:
+        config: VMConfig = _made(VMConfig, state, "config")
+    except (ConfigError, TypeError, ValueError, OverflowError) as exc:
+        raise SnapshotError(f"config is none that can be: {exc}") from exc
+    return config
+
+
+def _made(cls: type, state: Plain, where: str) -> Any:
+    Fields(state, where)  # it has fields
+    types = field_types(cls)
+    if unknown := sorted(state.keys() - types.keys()):
+        raise SnapshotError(f"{where} has fields that this version does not know: {', '.join(unknown)}")
+    return cls(**{name: _value(cls, types[name], value, f"{where}.{name}") for name, value in state.items()})
+
+
+def _value(cls: type, annotation: str, value: Plain, where: str) -> Any:
+    if isinstance(value, bytes):
+        raise SnapshotError(f"{where} is bytes")
+    if "float" in annotation and isinstance(value, str):
+        return float(value)
+    inner = _inner(cls, annotation)
+    if inner is None:
+        return value
+    if isinstance(value, list):
+        return tuple(_made(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
+    return _made(inner, value, where) if isinstance(value, dict) else value
+
+
+def _inner(cls: type, annotation: str) -> type | None:
+    """The configuration class that an annotation names."""
+    names = vars(sys.modules[cls.__module__])
+    found = [names.get(name) for name in _CLASS.findall(annotation)]
+    return next((c for c in found if isinstance(c, type) and hasattr(c, "__shape__")), None)
+
+
+# -- another guest of the same machine
+
+
+def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
+    """`config` with some fields replaced, for the same machine: what its guest has seen of it stays. Raises ConfigError."""
+    new = config.with_changes(overrides)
+    _same("memory.size", config.memory.size, new.memory.size)
+    for name in _PROCESSORS:
+        _same(f"cpus.{name}", getattr(config.cpus, name), getattr(new.cpus, name))
+    _same("platform", config.platform, new.platform)
+    _same("serial", _is_there(config.serial), _is_there(new.serial))
+    _same("console", _is_there(config.console), _is_there(new.console))
+    _same_place("console", config.console, new.console)
+    for name in _PLACED:
+        old, now = getattr(config, name), getattr(new, name)
+        _same(f"the number of {name}", len(old), len(now))
+        for i, (one, other) in enumerate(zip(old, now, strict=True)):
+            _same_place(f"{name}[{i}]", one, other)
+    for name in _ONE:
+        one, other = getattr(config, name), getattr(new, name)
+        _same(name, one is None, other is None)
+        if one is not None:
+            _same_place(name, one, other)
+    return new
+
+
+def _is_there(console: ConsoleConfig) -> bool:
+    return console.mode is not ConsoleMode.OFF
+
+
+def _same_place(option: str, old: PlacedConfig, new: PlacedConfig) -> None:
+    for name in _PLACE:
+        if hasattr(old, name):
+            _same(f"{option}.{name}", getattr(old, name), getattr(new, name))
+
+
+def _same(option: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise ConfigError(
+            option, f"cannot become {new!r}: the guest has seen it as {old!r}", "leave it as it was saved"
+        )

@@ -1,0 +1,54 @@
+"""What a fork has otherwise than its template: two guests cannot have the same name, files and interfaces."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+from aiovmm.config import ConsoleConfig, ConsoleMode, DiskConfig, NetConfig, VMConfig
+from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import replace
+
+__all__ = ["Disks", "fork_changes"]
+
+Disks = Literal["overlay"] | Sequence[DiskConfig] | None
+
+_ITS_OWN = (ConsoleMode.SOCKET, ConsoleMode.FILE, ConsoleMode.TTY)  # which a second guest cannot have as well
+
+
+@asynccontextmanager
+async def fork_changes(
+    config: VMConfig,
+    given: Mapping[str, Any],
+    vsock_cid: int | None,
+    disks: Disks,
+    nets: Sequence[NetConfig] | None,
+) -> AsyncIterator[dict[str, Any]]:
+    """Fields of a fork's VMConfig; what they name for it alone is there until this is left. Raises ConfigError, HostError."""
+    changes: dict[str, Any] = {name: _quiet(getattr(config, name)) for name in ("serial", "console")}
+    if config.vsock is not None:
+        changes["vsock"] = replace(config.vsock, socket=None, cid=config.vsock.cid if vsock_cid is None else vsock_cid)
+    elif vsock_cid is not None:
+        raise ConfigError("vsock_cid", "the template has no vsock", "say vsock=VsockConfig() in its VMConfig")
+    changes["nets"] = _nets(config) if nets is None else tuple(nets)
+    if disks == "overlay":
+        raise ConfigError("disks", "overlays are not there yet", "give a list of DiskConfig")
+    changes["disks"] = config.disks if disks is None else tuple(disks)
+    yield {**changes, **given}
+
+
+def _quiet(console: ConsoleConfig) -> ConsoleConfig:
+    if console.mode not in _ITS_OWN:
+        return console
+    return replace(console, mode=ConsoleMode.NULL, path=None)
+
+
+def _nets(config: VMConfig) -> tuple[NetConfig, ...]:
+    for number, net in enumerate(config.nets):
+        if net.tap or net.fd:
+            what = f"the TAP {net.tap!r}" if net.tap else "its descriptors"
+            raise ConfigError(
+                f"nets[{number}]", f"{what} can be of one guest only", "give the fork nets=[NetConfig(...)]"
+            )
+    return config.nets

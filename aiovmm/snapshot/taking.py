@@ -1,0 +1,102 @@
+"""A VM stands still, and what it is is taken down: to a directory, or as the base of others."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiovmm.architecture import host
+from aiovmm.errors import ConfigError, StateError
+from aiovmm.lifecycle import VMState
+from aiovmm.machine.standstill import save, suspend, unsuspend
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.plain import State
+from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.snapshot.configuration import to_state
+from aiovmm.snapshot.directory import Written
+from aiovmm.snapshot.pages import Kept, keep
+
+if TYPE_CHECKING:
+    from aiovmm.machine import Machine
+    from aiovmm.vm import VM
+
+__all__ = ["Snapshot", "at_rest", "machine_of", "path_of", "state_of", "take"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One that was written: `pages` of 4 KiB that were not zeros, and for how many seconds the guest stood still."""
+
+    path: Path
+    pages: int
+    standstill: float
+
+
+def path_of(path: os.PathLike[str] | str) -> Path:
+    """As a Path. Raises ConfigError for what is none."""
+    try:
+        return Path(os.fsdecode(path))
+    except (TypeError, ValueError) as exc:
+        raise ConfigError("path", f"{path!r} is no path of a directory") from exc
+
+
+async def take(vm: VM, path: Path) -> Snapshot:
+    """A snapshot of `vm` at `path`. What could not be written leaves the one that was there, and the guest goes on. Raises
+    StateError, SnapshotError, HostError."""
+    name = vm.name
+    vm._home.check()
+    async with vm._transition:
+        machine = machine_of(vm)
+        size = vm.config.memory.size
+        written = Written(path, size)
+        try:
+            await in_thread(f"{name}: begin snapshot", written.open)
+            began = time.monotonic()
+            async with at_rest(vm, machine):
+                state = await state_of(vm, machine)
+                kept: Kept = await in_thread(f"{name}: save memory", keep, machine.memory, written.memory)
+            standstill = time.monotonic() - began
+            await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum)
+        finally:
+            await in_thread(f"{name}: end snapshot", written.close)
+    return Snapshot(path, kept.pages, standstill)
+
+
+def machine_of(vm: VM) -> Machine:
+    """Of a VM that can be taken down. Raises StateError."""
+    if vm.state not in (VMState.RUNNING, VMState.PAUSED):
+        raise StateError(f"VM {vm.name!r} is {vm.state.value}: there is a snapshot of what runs, or is paused")
+    return vm.machine
+
+
+@asynccontextmanager
+async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncIterator[None]:
+    """Its guest stands still, its devices have nothing under way; then all goes on as it was, unless that was `for_good`."""
+    running = vm.state is VMState.RUNNING
+    if running:
+        await machine.pause()
+    over = False
+    try:
+        await suspend(machine)
+        try:
+            yield
+            over = for_good
+        finally:
+            if not over:
+                await finish(unsuspend(machine))
+    finally:
+        if running and not over:
+            machine.resume()
+
+
+async def state_of(vm: VM, machine: Machine) -> State:
+    """All but the memory, of a VM that is at rest. Raises SnapshotError, KvmError."""
+    return {
+        "architecture": host().name,
+        "config": to_state(vm.config),
+        "machine": await save(machine),
+    }

@@ -1,0 +1,148 @@
+"""A guest that has stopped for good, and those that go on from where it stood."""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from aiovmm.config import NetConfig, VMConfig
+from aiovmm.errors import StateError
+from aiovmm.lifecycle import ExitReason, ExitStatus
+from aiovmm.machine.ending import failed, of_host
+from aiovmm.machine.restored import Restored
+from aiovmm.runtime.plain import State
+from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.snapshot.base import Base, base_of
+from aiovmm.snapshot.configuration import changed
+from aiovmm.snapshot.forking import Disks, fork_changes
+from aiovmm.snapshot.restoring import going_on
+from aiovmm.snapshot.taking import at_rest, machine_of, state_of
+
+if TYPE_CHECKING:
+    from aiovmm.devices.port import PortDevice
+    from aiovmm.pool import Pool
+    from aiovmm.virtqueue.device import VirtioDevice
+    from aiovmm.vm import VM
+
+__all__ = ["Template", "freeze"]
+
+
+class Template:
+    """What `VM.freeze` gives: guests are forked from it, any number and at any time, until `close`. Those that are there live on
+    after that, and its memory goes with the last of them."""
+
+    def __init__(self, kind: type[VM], config: VMConfig, state: State, base: Base) -> None:
+        self._kind = kind
+        self._config = config
+        self._base = base
+        self._restored = Restored(state["machine"], base.map)
+        self._count = self._forks = 0
+        self._release = weakref.finalize(self, base.release)
+
+    def __repr__(self) -> str:
+        return f"<Template {self.name!r} {'open' if self._release.alive else 'closed'}: {self.forks} forks>"
+
+    @property
+    def name(self) -> str:
+        """Of the guest that it was."""
+        return self._config.name
+
+    @property
+    def config(self) -> VMConfig:
+        """What the guest was made of."""
+        return self._config
+
+    @property
+    def forks(self) -> int:
+        """How many there are now."""
+        return self._forks
+
+    def close(self) -> None:
+        """No further forks. Idempotent."""
+        self._release()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        self.close()
+
+    @asynccontextmanager
+    async def fork(
+        self,
+        name: str | None = None,
+        *,
+        vsock_cid: int | None = None,
+        disks: Disks = None,
+        nets: Sequence[NetConfig] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        devices: Sequence[VirtioDevice] = (),
+        ports: Sequence[PortDevice] = (),
+    ) -> AsyncIterator[VM]:
+        """A guest of its own, paused where the template stood: `async with template.fork() as child: await child.resume()`.
+
+        `vsock_cid` is its address for sockets. `disks`: "overlay" gives each disk that is not read-only an overlay of its own,
+        which goes with the fork; a list of DiskConfig says where each is. `nets` are its network devices; `overrides` other
+        fields of its VMConfig. `devices` and `ports` are the program's own, of the kinds that the template had. Consoles are the
+        program's streams, unless `overrides` says where they go. Raises StateError once it is closed, SnapshotError, ConfigError,
+        HostError.
+        """
+        if not self._release.alive:
+            raise StateError(f"template {self.name!r} is closed")
+        self._count += 1
+        given = {"name": name or f"{self.name}-{self._count}", **(overrides or {})}
+        self._base.use()  # the template may be closed while this one begins
+        self._forks += 1
+        try:
+            async with fork_changes(self._config, given, vsock_cid, disks, nets) as changes:
+                vm = going_on(self._kind, changed(self._config, changes), self._restored, devices, ports)
+                async with vm:
+                    yield vm
+        finally:
+            self._forks -= 1
+            self._base.release()
+
+    def pool(
+        self,
+        *,
+        warm: int = 0,
+        max: int = 1000,
+        starting: int | None = None,
+        ready: Callable[[VM], Awaitable[object]] | None = None,
+        name: str | None = None,
+        **fork: Any,
+    ) -> Pool:
+        """A Pool of forks that run. `fork` are arguments of `fork`; see Pool for the others."""
+
+        @asynccontextmanager
+        async def running(name: str) -> AsyncIterator[VM]:
+            async with self.fork(name, **fork) as vm:
+                await vm.resume()
+                yield vm
+
+        pools = importlib.import_module("aiovmm.pool")  # which makes VMs, and we are made by one
+        pool: Pool = pools.Pool(running, warm=warm, max=max, starting=starting, ready=ready, name=name or self.name)
+        return pool
+
+
+async def freeze(vm: VM) -> Template:
+    """See VM.freeze."""
+    vm._home.check()
+    async with vm._transition:
+        machine = machine_of(vm)
+        async with at_rest(vm, machine, for_good=True):
+            state = await state_of(vm, machine)
+        try:
+            base = await in_thread(f"{vm.name}: freeze memory", base_of, machine.memory)
+        except BaseException as exc:
+            error = of_host("freezing", vm.name, exc)
+            await finish(vm._ending.end(failed("it could not be frozen, and its memory is lost", error)))
+            if error is exc:
+                raise
+            raise error from exc
+    template = Template(type(vm), vm.config, state, base)
+    await finish(vm._close(ExitStatus(ExitReason.KILLED, "it was frozen into a template")))
+    return template

@@ -1,1 +1,0 @@
-"""Root file systems from directories, archives and OCI images."""

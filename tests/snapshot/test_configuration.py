@@ -1,0 +1,110 @@
+"""Configurations as plain data, and which of them go with a guest's machine."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm import (
+    BalloonConfig,
+    ConfigError,
+    ConsoleConfig,
+    ConsoleMode,
+    CpusConfig,
+    DiskConfig,
+    MemoryConfig,
+    NetConfig,
+    PayloadConfig,
+    PlatformConfig,
+    RateLimitGroupConfig,
+    RebootPolicy,
+    SnapshotError,
+    VMConfig,
+    VsockConfig,
+)
+from aiovmm.config.cpus import TopologyConfig
+from aiovmm.snapshot.configuration import changed, from_state, to_state
+from aiovmm.snapshot.document import decode, encode
+
+FULL = VMConfig(
+    PayloadConfig(Path("/boot/vml\udcffinuz"), Path("initrd"), "console=ttyS0"),
+    CpusConfig(4, 8, TopologyConfig(2, 2, 1, 2), affinity=((0, (1, 2)),), features=("amx",)),
+    MemoryConfig(1 << 30, thp=True),
+    console=ConsoleConfig(ConsoleMode.FILE, Path("/tmp/out"), id="hvc"),
+    disks=(DiskConfig(path="/a", serial="x", rate_limit_group="g"), DiskConfig(path="/b", readonly=True)),
+    nets=(NetConfig(mac="2e:00:00:00:00:01", fd=(5,)), NetConfig(passt=True)),
+    vsock=VsockConfig(cid=7, connect_timeout=0.1),
+    balloon=BalloonConfig(size=1 << 20),
+    rate_limit_groups=(RateLimitGroupConfig(id="g", bw_size=1 << 20),),
+    platform=PlatformConfig(2),
+    on_reboot=RebootPolicy.RESTART,
+    name="full",
+)
+
+
+def test_it_comes_back_as_it_was() -> None:
+    assert from_state(decode(encode(to_state(FULL)))) == FULL
+    small = VMConfig(PayloadConfig(Path("k")), rng=None)
+    assert from_state(to_state(small)) == small
+
+
+def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path] if path else []
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    for key, value in items:
+        found += places(value, (*path, key))
+    return found
+
+
+STATE = to_state(FULL)
+ODD = st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=5) | st.binary(max_size=5)
+ODD |= st.sampled_from([[], {}])
+
+
+@given(st.sampled_from(places(STATE)), ODD)
+def test_what_is_none_is_refused_by_name(place: tuple[Any, ...], odd: Any) -> None:
+    state = decode(encode(STATE))
+    inner: Any = state
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = odd
+    with suppress(SnapshotError):
+        assert isinstance(from_state(state), VMConfig)
+
+
+def test_a_field_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(SnapshotError, match=r"config\.cpus has fields that this version does not know: cores"):
+        from_state({**STATE, "cpus": {"cores": 1}})
+
+
+@pytest.mark.parametrize(
+    ("option", "changes"),
+    [
+        ("memory.size", {"memory": MemoryConfig(2 << 30)}),
+        ("cpus.boot", {"cpus": CpusConfig(2, 8, FULL.cpus.topology, features=("amx",))}),
+        ("serial", {"serial": ConsoleConfig(ConsoleMode.OFF)}),
+        ("console", {"console": ConsoleConfig(ConsoleMode.OFF)}),
+        ("the number of disks", {"disks": ()}),
+        (r"nets\[0\].num_queues", {"nets": (NetConfig(num_queues=4), NetConfig())}),
+        (r"disks\[0\].pci_device_id", {"disks": (DiskConfig(path="/a", pci_device_id=3), DiskConfig(path="/b"))}),
+        ("vsock", {"vsock": None}),
+        ("platform", {"platform": PlatformConfig(3)}),
+    ],
+)
+def test_what_the_guest_has_seen_stays(option: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{option}: cannot become"):
+        changed(FULL, changes)
+
+
+def test_what_it_cannot_see_may_change() -> None:
+    new = changed(
+        FULL, {"name": "b", "vsock": VsockConfig(cid=9), "disks": (DiskConfig(path="/c"), DiskConfig(path="/d"))}
+    )
+    assert (new.name, new.vsock.cid, new.disks[1].path) == ("b", 9, Path("/d"))  # type: ignore[union-attr]
+    with pytest.raises(ConfigError, match="no such field"):
+        changed(FULL, {"disk": ()})

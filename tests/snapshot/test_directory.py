@@ -1,0 +1,194 @@
+"""The files of a snapshot: whatever happens while a new one is written, the old one or the new one is there, whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from aiovmm.errors import HostError, SnapshotError
+from aiovmm.snapshot.directory import STATE, Opened, Written, open_snapshot
+
+SIZE = 1 << 20
+STATE_OF_ONE = {"architecture": "x86_64", "config": {"name": "a"}, "machine": {"n": 1}}
+
+
+def write(path: Path, number: int = 1, content: bytes = b"memory", text: str = "") -> None:
+    written = Written(path, SIZE)
+    try:
+        written.open()
+        os.pwrite(written.memory, content, 4096)
+        machine = {"n": number, "text": text} if text else {"n": number}
+        written.commit({**STATE_OF_ONE, "machine": machine}, 1, 7)
+    finally:
+        written.close()
+
+
+def opened(path: Path) -> Opened:
+    found = open_snapshot(path)
+    os.close(found.memory)
+    return found
+
+
+def test_it_is_private_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(p.stat().st_mode) for p in path.iterdir()} == {0o600}
+    found = open_snapshot(path)
+    assert os.pread(found.memory, 6, 4096) == b"memory"
+    os.close(found.memory)
+    assert (found.state, found.pages, found.sum) == (STATE_OF_ONE, 1, 7)
+
+
+def test_a_new_one_takes_its_place_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write(path)
+    (path / "memory-0123456789abcdef").write_bytes(b"of one that was killed")
+    (path / "state.json.new").write_bytes(b"likewise")
+    (path / "mine").write_bytes(b"somebody's own")
+    old = open_snapshot(path)
+    write(path, 2, b"newer!")
+    assert os.pread(old.memory, 6, 4096) == b"memory", "who has it open has it whole"
+    os.close(old.memory)
+    assert opened(path).state["machine"] == {"n": 2}
+    assert len(list(path.iterdir())) == 3
+
+
+def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    write(path)
+    before = sorted(os.listdir(path))
+    written = Written(path, SIZE)
+    written.open()
+    os.pwrite(written.memory, b"half", 0)
+    with pytest.raises(SnapshotError, match="another snapshot is being written"):
+        Written(path, SIZE).open()
+    written.close()
+    written.close()
+    assert sorted(os.listdir(path)) == before
+    assert opened(path).state == STATE_OF_ONE
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    try:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no tmpfs: {exc}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_is_full_leaves_the_old_one(small: Path) -> None:
+    path = small / "s"
+    write(path, 1, b"first")
+    with (small / "rest").open("wb", buffering=0) as rest:
+        _fill(rest.fileno())
+    with pytest.raises(OSError, match="No space"):
+        write(path, 2, b"second")
+    os.truncate(small / "rest", (small / "rest").stat().st_size - 16 * 4096)
+    with pytest.raises(HostError, match="free some space"):
+        write(path, 2, b"second", "x" * (100 << 10))  # the memory, but not the state
+    found = open_snapshot(path)
+    assert os.pread(found.memory, 5, 4096) == b"first"
+    os.close(found.memory)
+    assert len(list(path.iterdir())) == 2
+
+
+def _fill(fd: int) -> None:
+    with suppress(OSError):
+        while True:
+            os.write(fd, bytes(4096))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from tests.snapshot.test_directory import write
+number = 0
+while True:
+    number += 1
+    write(Path(sys.argv[1]), number, b"%06d" % number)
+    print(number, flush=True)
+"""
+
+
+def test_who_is_killed_leaves_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    for turn in range(12):
+        root = Path(__file__).resolve().parent.parent.parent
+        with subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=root, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(1 + turn):  # then somewhere in the next
+                said = writer.stdout.readline()
+            writer.kill()
+        found = open_snapshot(path)
+        number = found.state["machine"]["n"]
+        assert number >= int(said)
+        assert os.pread(found.memory, 6, 4096) == b"%06d" % number
+        os.close(found.memory)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda p, m: m.unlink(), "has no memory-"),
+        (lambda p, m: os.truncate(m, SIZE - 4096), "cut short"),
+        (lambda p, m: (p / STATE).unlink(), "has no state.json"),
+        (lambda p, m: os.truncate(p / STATE, 100), "checksum"),
+        (lambda p, m: (m.unlink(), m.symlink_to("/etc/passwd")), "symbolic link|Too many levels"),
+        (lambda p, m: (m.unlink(), os.mkfifo(m)), "no file of a snapshot"),
+        (lambda p, m: ((p / STATE).unlink(), (p / STATE).mkdir()), "no file of a snapshot"),
+    ],
+)
+def test_what_is_damaged_is_refused(tmp_path: Path, change: object, said: str) -> None:
+    path = tmp_path / "s"
+    write(path)
+    (memory,) = path.glob("memory-*")
+    change(path, memory)  # type: ignore[operator]
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises((SnapshotError, HostError), match=said):
+        open_snapshot(path)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"version": 2}, "version 2, and this aiovmm reads version 1"),
+        ({"format": "tar"}, "format"),
+        ({"more": 1}, "does not know: more"),
+        ({"memory": {"file": "../../etc/passwd", "size": 1, "pages": 0, "sum": 0}}, "no name of such a file"),
+        ({"memory": 5}, "memory"),
+        ({"config": None}, "config"),
+    ],
+)
+def test_a_state_that_says_something_else(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    from aiovmm.snapshot.document import decode, encode
+
+    path = tmp_path / "s"
+    write(path)
+    state = decode((path / STATE).read_bytes())
+    (path / STATE).write_bytes(encode({**state, **changes}))
+    with pytest.raises(SnapshotError, match=said):
+        open_snapshot(path)
+
+
+def test_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="No such file"):
+        open_snapshot(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(HostError, match="Not a directory"):
+        open_snapshot(tmp_path / "file")
+    with pytest.raises(HostError, match="No such file"):
+        Written(tmp_path / "none" / "deeper", SIZE).open()

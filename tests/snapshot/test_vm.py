@@ -1,0 +1,306 @@
+"""Guests are saved, and go on where they stood."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from aiovmm import (
+    VM,
+    ConfigError,
+    ConsoleConfig,
+    DiskConfig,
+    EventKind,
+    ExitReason,
+    HostError,
+    MemoryConfig,
+    NetConfig,
+    PortDevice,
+    RebootPolicy,
+    RngConfig,
+    SnapshotError,
+    StateError,
+    VirtioDevice,
+    VMState,
+    VsockConfig,
+)
+from aiovmm.boot.x86_64 import layout
+from aiovmm.kvm import Kvm
+from aiovmm.kvm.x86_64.vcpuimage import VcpuSizes, read_vcpu
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from tests.vm.guest import config, counter, counts_on, event
+from tests.vm.remains import Remains
+
+pytestmark = pytest.mark.usefixtures("kvm_there")
+
+
+def full(tmp_path: Path) -> dict[str, object]:
+    """A device of each kind that is everywhere."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    return {
+        "console": ConsoleConfig(),
+        "rng": RngConfig(),
+        "vsock": VsockConfig(),
+        "disks": (DiskConfig(path=tmp_path / "disk", readonly=True),),
+        "nets": (NetConfig(passt=True),) if Path("/usr/bin/passt").exists() else (),
+    }
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+async def test_a_guest_that_runs_is_saved_and_goes_on_twice(tmp_path: Path, cpus: int) -> None:
+    async with VM(config("s" if cpus == 1 else "a3s", cpus, **full(tmp_path))) as vm:
+        await vm.start()
+        await counts_on(vm)
+        snapshot = await vm.snapshot(tmp_path / "s")
+        assert snapshot.pages > 5
+        seen = counter(vm)
+        await counts_on(vm)
+    for _ in range(2):
+        async with VM.restore(tmp_path / "s", name="again", verify=True) as again:
+            assert (again.state, again.name) == (VMState.PAUSED, "again")
+            assert 0 < counter(again) <= seen
+            stood = counter(again)
+            await asyncio.sleep(0.01)
+            assert counter(again) == stood
+            await again.resume()
+            await counts_on(again)
+        assert [e.kind async for e in again.events(from_start=True)] == [
+            EventKind.RESTORED,
+            EventKind.RESUMED,
+            EventKind.STOPPED,
+        ]
+
+
+async def test_every_register_is_as_it_was(tmp_path: Path) -> None:
+    async with VM(config("s", 2)) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.pause()
+        await vm.snapshot(tmp_path / "s")
+        await vm.snapshot(tmp_path / "s")
+        before = registers(vm)
+    async with VM.restore(tmp_path / "s") as again:
+        assert registers(again) == before
+
+
+def registers(vm: VM) -> list[object]:
+    """All that stands still; how the timer of a local APIC counts, and the time-stamp counter, go on."""
+    machine = vm.machine
+    with Kvm.open() as kvm:
+        sizes = VcpuSizes.of(kvm.fd, machine.kvm_vm.fd)
+    found: list[object] = []
+    for vcpu in machine.vcpus:
+        state = read_vcpu(vcpu, bytes(8), sizes)
+        state["lapic"] = state["lapic"][:0x390]
+        state["msrs"] = {index: value for index, value in state["msrs"] if index not in (0x10, 0x3A, 0x12, 0x4B564D01)}
+        state["xsave"] = state["xsave"][:512]  # after that it says which of it is as after a reset
+        found.append(state)
+    return found
+
+
+async def test_time_goes_on(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+        await vm.pause()
+        before = VcpuState(vm.machine.vcpus[0]).get_msrs([0x10])[0x10]
+        khz = VcpuState(vm.machine.vcpus[0]).get_tsc_khz()
+    await asyncio.sleep(0.2)
+    async with VM.restore(tmp_path / "s") as again:
+        now = VcpuState(again.machine.vcpus[0]).get_msrs([0x10])[0x10]
+        if khz:
+            assert 0.15 < (now - before) / khz / 1000 < 30, "what has passed meanwhile has passed for the guest, too"
+
+
+async def test_a_paused_guest_stays_paused_and_one_that_waits_is_woken(tmp_path: Path) -> None:
+    async with VM(config("heho")) as vm:
+        await vm.start()
+        await vm.serial.expect(rb"hello")
+        await vm.pause()
+        await vm.snapshot(tmp_path / "s")
+        assert vm.state is VMState.PAUSED
+        await vm.resume()
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+        await again.serial.send(b"abq")
+        await again.serial.expect(rb"abq.*hello")
+        assert (await asyncio.wait_for(again.wait(), 20)).reason is ExitReason.SHUTDOWN
+
+
+async def test_a_restored_guest_that_resets_itself_boots_its_kernel(tmp_path: Path) -> None:
+    async with VM(config("her", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await vm.serial.expect(rb"hello")
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+        await again.serial.send(b"q")
+        await event(again, EventKind.REBOOTED)
+        await again.serial.expect(rb"hello")
+
+
+async def test_each_time_it_is_another_generation(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+        seen = {vm.machine.memory.read(layout.VM_GENERATION, 16)}
+    for _ in range(2):
+        async with VM.restore(tmp_path / "s") as again:
+            seen.add(again.machine.memory.read(layout.VM_GENERATION, 16))
+    assert len(seen) == 3
+    assert bytes(16) not in seen
+
+
+async def test_nothing_is_left(tmp_path: Path) -> None:
+    async with VM(config("s", **full(tmp_path))) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+    before = Remains.now()
+    for _ in range(3):
+        async with VM.restore(tmp_path / "s", prefault=True) as again:
+            await again.resume()
+            await counts_on(again)
+            await again.snapshot(tmp_path / "t")
+    await before.check()
+
+
+class Odd(VirtioDevice):
+    device_id = 42
+    name = "odd"
+
+    async def run(self, queues: object, features: int) -> None:
+        await asyncio.Event().wait()
+
+
+class Register(PortDevice):
+    """One byte."""
+
+    base, name = 0x700, "register"
+    value = 7
+
+    def read(self, offset: int, size: int) -> bytes:
+        return bytes([self.value])
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.value = data[0]
+
+
+class Saved(Register):
+    async def save(self) -> dict[str, int]:
+        return {"value": self.value}
+
+    def load(self, state: dict[str, int]) -> None:
+        self.value = state["value"]
+
+
+async def test_what_cannot_be_saved_is_refused_by_name_and_the_guest_goes_on(tmp_path: Path) -> None:
+    async with VM(config("s"), devices=[Odd()]) as vm:
+        await vm.start()
+        await counts_on(vm)
+        for _ in range(2):
+            with pytest.raises(SnapshotError, match=r"odd.*save\(\) and load\(\)"):
+                await vm.snapshot(tmp_path / "s")
+            await counts_on(vm)
+        with pytest.raises(SnapshotError, match="odd"):
+            await vm.freeze()
+        await counts_on(vm)
+        assert not list((tmp_path / "s").iterdir())
+    async with VM(config("s"), ports=[Register()]) as vm:
+        await vm.start()
+        with pytest.raises(SnapshotError, match=r"'register' cannot be saved.*def save"):
+            await vm.snapshot(tmp_path / "s")
+
+
+async def test_a_device_of_the_program_with_state(tmp_path: Path) -> None:
+    device = Saved()
+    async with VM(config("s"), ports=[device]) as vm:
+        await vm.start()
+        device.value = 99
+        await vm.snapshot(tmp_path / "s")
+    again = Saved()
+    async with VM.restore(tmp_path / "s", ports=[again]):
+        assert again.value == 99
+    with pytest.raises(SnapshotError, match="ports"):
+        async with VM.restore(tmp_path / "s"):
+            pass
+
+
+async def test_when_there_is_none_to_be_had(tmp_path: Path) -> None:
+    vm = VM(config("s"))
+    with pytest.raises(StateError, match="created"):
+        await vm.snapshot(tmp_path)
+    async with vm:
+        with pytest.raises(StateError, match="created"):
+            await vm.snapshot(tmp_path)
+        await vm.start()
+        with pytest.raises(HostError, match="No such file"):
+            await vm.snapshot(tmp_path / "none" / "there")
+        await counts_on(vm)
+        with pytest.raises(ConfigError, match="no path"):
+            await vm.snapshot(7)  # type: ignore[arg-type]
+        await vm.kill()
+        with pytest.raises(StateError, match="stopped"):
+            await vm.snapshot(tmp_path)
+    with pytest.raises(HostError, match="No such file"):
+        async with VM.restore(tmp_path / "none"):
+            pass
+    with pytest.raises(SnapshotError, match=r"no state\.json"):
+        async with VM.restore(tmp_path):
+            pass
+
+
+async def test_overrides_are_for_the_same_machine(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "s")
+    with pytest.raises(ConfigError, match=r"memory\.size: cannot become"):
+        async with VM.restore(tmp_path / "s", overrides={"memory": MemoryConfig(8 << 20)}):
+            pass
+    with pytest.raises(ConfigError, match="no such field"):
+        async with VM.restore(tmp_path / "s", overrides={"cores": 2}):
+            pass
+
+
+async def test_memory_that_is_not_what_was_saved(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "s")
+    (memory,) = (tmp_path / "s").glob("memory-*")
+    with memory.open("r+b") as file:
+        file.seek(0x7000)
+        file.write(b"\xff")
+    with pytest.raises(SnapshotError, match="not what was saved"):
+        async with VM.restore(tmp_path / "s", verify=True):
+            pass
+
+
+@asynccontextmanager
+async def cancelled_after(seconds: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        pass
+
+
+@pytest.mark.parametrize("ms", [0, 1, 2, 4, 8])
+async def test_who_gives_up_leaves_the_guest_going_on(tmp_path: Path, ms: int) -> None:
+    async with VM(config("s", **full(tmp_path))) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+        async with cancelled_after(ms / 1000):
+            await vm.snapshot(tmp_path / "s")
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+        assert len(os.listdir(tmp_path / "s")) == 2
