@@ -33,20 +33,26 @@ if TYPE_CHECKING:
         ConsoleConfig,
         ConsoleMode,
         CpusConfig,
+        DebugConsoleConfig,
         DeviceConfig,
         DiskConfig,
         FsConfig,
+        GenericVhostUserConfig,
         MemoryConfig,
         NetConfig,
         PayloadConfig,
         PlatformConfig,
         PmemConfig,
+        PvpanicConfig,
         RateLimit,
         RateLimitGroupConfig,
         RebootPolicy,
         RngConfig,
+        RtcConfig,
         VMConfig,
         VsockConfig,
+        WatchdogAction,
+        WatchdogConfig,
     )
     from aiovmm.console import Console, ConsoleReader
     from aiovmm.devices.port import PortDevice
@@ -59,6 +65,8 @@ if TYPE_CHECKING:
         GuestError,
         GuestFault,
         HostError,
+        HotplugError,
+        HotplugTimeout,
         ImageError,
         KvmError,
         PatternTooSlow,
@@ -69,6 +77,7 @@ if TYPE_CHECKING:
     )
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
+    from aiovmm.rootfs import BuiltImage, Image, ImageConfig
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
@@ -81,6 +90,7 @@ __all__ = [
     "AiovmmError",
     "BalloonConfig",
     "BootTimeout",
+    "BuiltImage",
     "ChainError",
     "CommandFailed",
     "CommandNotFound",
@@ -93,6 +103,7 @@ __all__ = [
     "ConsoleMode",
     "ConsoleReader",
     "CpusConfig",
+    "DebugConsoleConfig",
     "DeviceConfig",
     "DeviceStats",
     "DiskConfig",
@@ -102,10 +113,15 @@ __all__ = [
     "ExitStatus",
     "ExpectTimeout",
     "FsConfig",
+    "GenericVhostUserConfig",
     "GuestError",
     "GuestFault",
     "GuestOSError",
     "HostError",
+    "HotplugError",
+    "HotplugTimeout",
+    "Image",
+    "ImageConfig",
     "ImageError",
     "KvmError",
     "LoopStats",
@@ -123,10 +139,12 @@ __all__ = [
     "PoolStats",
     "PortDevice",
     "Process",
+    "PvpanicConfig",
     "RateLimit",
     "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
+    "RtcConfig",
     "SnapshotError",
     "Space",
     "StateError",
@@ -136,6 +154,8 @@ __all__ = [
     "VMStats",
     "VirtioDevice",
     "VsockConfig",
+    "WatchdogAction",
+    "WatchdogConfig",
 ]
 
 
@@ -144,16 +164,19 @@ __getattr__ = lazy_names(
     {
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
-        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DeviceConfig DiskConfig FsConfig MemoryConfig "
-        "NetConfig PayloadConfig PlatformConfig PmemConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig VMConfig "
-        "VsockConfig",
+        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
+        "FsConfig GenericVhostUserConfig MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
+        "PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig "
+        "WatchdogAction WatchdogConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",
         "aiovmm.errors": "AiovmmError ChainError ConfigError ConsoleEnded ExpectTimeout GuestError GuestFault HostError "
+        "HotplugError HotplugTimeout "
         "ImageError KvmError PatternTooSlow PeerError SnapshotError StateError UsageError",
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
+        "aiovmm.rootfs": "BuiltImage Image ImageConfig",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",

@@ -19,7 +19,7 @@ __all__ = ["AARCH64", "ALL", "X86_64", "Architecture", "host", "name_of_host"]
 class Architecture:
     """`name` is uname's, `title` is for people; `serial` is what Linux calls the serial port; `debian` ends the names of
     packages. `elf`: the machine (e_machine) of its programs, by ELF class. `emulator`: the program that emulates it, and the
-    package that has it."""
+    package that has it. `audit`: what the kernel calls it where system calls are judged (AUDIT_ARCH_*)."""
 
     name: str
     title: str
@@ -28,6 +28,7 @@ class Architecture:
     elf: Mapping[int, int]
     emulator: str
     emulator_package: str
+    audit: int
 
 
 X86_64 = Architecture(
@@ -38,6 +39,7 @@ X86_64 = Architecture(
     elf={1: 3, 2: 62},
     emulator="qemu-system-x86_64",
     emulator_package="qemu-system-x86",
+    audit=0xC000003E,
 )
 AARCH64 = Architecture(
     name="aarch64",
@@ -47,6 +49,7 @@ AARCH64 = Architecture(
     elf={2: 183},
     emulator="qemu-system-aarch64",
     emulator_package="qemu-system-arm",
+    audit=0xC00000B7,
 )
 ALL = (X86_64, AARCH64)
 

@@ -11,6 +11,8 @@ AiovmmError
 ├── GuestError                   the guest broke a rule; its device needs a reset, the monitor lives on
 │   ├── GuestFault               an address range outside guest memory
 │   └── ChainError               a malformed descriptor chain or ring
+├── HotplugError                 the guest refused what was to be added, taken or changed, or did not heed it
+│   └── HotplugTimeout (TimeoutError)   not in time
 ├── PeerError                    a process at the other end of a socket broke its protocol
 ├── ConsoleEnded (EOFError)      the console ended before it said, or took, what was wanted
 ├── ExpectTimeout (TimeoutError) the console did not say what was expected in time
@@ -33,6 +35,8 @@ __all__ = [
     "GuestError",
     "GuestFault",
     "HostError",
+    "HotplugError",
+    "HotplugTimeout",
     "ImageError",
     "KvmError",
     "PatternTooSlow",
@@ -79,11 +83,16 @@ def host_error(operation: str, error: BaseException) -> HostError | None:
     if isinstance(error, OSError):
         path = error.filename if isinstance(error.filename, str) else None
         return HostError(operation, error.errno or errno.EIO, path=path)
-    if isinstance(error, MemoryError) or _had_no_lock(error):
+    if isinstance(error, MemoryError) or _lost_its_error(error) or _had_no_lock(error):
         return HostError(operation, errno.ENOMEM)
     if isinstance(error, RuntimeError) and "new thread" in str(error):  # all that `threading` says
         return HostError(f"{operation}: starting a thread", errno.EAGAIN, MORE_THREADS)
     return None
+
+
+def _lost_its_error(error: BaseException) -> bool:
+    """The interpreter's word where it had no memory for the MemoryError either."""
+    return isinstance(error, SystemError) and "without exception set" in str(error)
 
 
 def _had_no_lock(error: BaseException) -> bool:
@@ -164,6 +173,20 @@ class ChainError(GuestError):
     def __init__(self, reason: str, head: int | None = None) -> None:
         self.head = head
         super().__init__(reason if head is None else f"chain {head}: {reason}")
+
+
+class HotplugError(AiovmmError):
+    """The guest was to take something up, or to let go of it, and has not: `reason` says what it did instead. It goes on."""
+
+    def __init__(self, what: str, reason: str, hint: str = "") -> None:
+        self.what = what
+        self.reason = reason
+        self.hint = hint
+        super().__init__(f"{what}: {reason}" + (f" ({hint})" if hint else ""))
+
+
+class HotplugTimeout(HotplugError, TimeoutError):
+    """It has not heeded it in time."""
 
 
 class PeerError(AiovmmError):

@@ -64,6 +64,9 @@ class EventKind(enum.Enum):
     REBOOTED = "rebooted"  # the guest was reset and runs again
     POWER_BUTTON = "power-button"  # shutdown() pressed it
     PANICKED = "panicked"
+    DEVICE_ADDED = "device-added"  # while the VM was there, by `add`
+    DEVICE_REMOVED = "device-removed"
+    WATCHDOG = "watchdog"  # the guest has stopped to ping it
     DEVICE_ERROR = "device-error"
     DEVICE_ACTIVATED = "device-activated"  # the guest's driver has taken a virtio device over
     DEVICE_RESET = "device-reset"  # it has let go of it

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aiovmm.agent import Agent
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
+    from aiovmm.machine.hotplug.devices import DeviceHotplug
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
     from aiovmm.machine.ram import Ram
@@ -66,19 +67,27 @@ class VM(Inventory, Commands):
     ) -> None:
         if not isinstance(config, VMConfig):
             raise ConfigError("config", f"{config!r} is no VMConfig", "VM(VMConfig(PayloadConfig(kernel)))")
-        if terminal and config.serial.mode is config.console.mode is ConsoleMode.TTY:
+        modes = [config.serial.mode, config.console.mode, config.debug_console.mode]
+        if terminal and modes.count(ConsoleMode.TTY) > 1:
             raise ConfigError("console", "serial and console cannot both have the terminal", "set one of them to null")
         self._config = config
         self._home = HomeLoop(f"VM {config.name!r}")
         self._serial = self._make_console("serial", config.serial)
         self._console = self._make_console("console", config.console)
+        self._debug: Console | None = None
+        if config.debug_console.mode is not ConsoleMode.OFF:
+            self._debug = self._make_console("debug_console", config.debug_console.console)
         self._terminal = terminal
         self._own = _checked(devices, ports) if devices or ports else None
-        self._ending = Ending(config, self._home, (self._serial, self._console))
+        consoles = (self._serial, self._console, *([self._debug] if self._debug is not None else []))
+        self._ending = Ending(config, self._home, consoles)
         self._life, self._journal, self._power = self._ending.life, self._ending.journal, self._ending.power
+        if self._debug is not None:
+            self._power.debug_output = self._debug.feed
         self._transition = self._ending.transition
         self._release = Release(config.name, self._ending)
         self._keeper: Keeper | None = None  # once it was entered
+        self._hotplug: DeviceHotplug | None = None  # once something came or went
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -90,7 +99,7 @@ class VM(Inventory, Commands):
 
     @property
     def config(self) -> VMConfig:
-        """What it is made of."""
+        """What it is made of, with what was added and without what was removed."""
         return self._config
 
     @property
@@ -103,6 +112,14 @@ class VM(Inventory, Commands):
     def console(self) -> Console:
         """hvc0, the virtio console, likewise. A VMConfig has none unless it is given one."""
         return self._console
+
+    @property
+    def debug_console(self) -> Console:
+        """What the guest writes to the debug console's port; nothing can be typed there. Raises StateError if it has none."""
+        if self._debug is None:
+            hint = "say debug_console=DebugConsoleConfig(ConsoleMode.NULL) in its VMConfig"
+            raise StateError(f"VM {self.name!r} has no debug console: {hint}")
+        return self._debug
 
     def _make_console(self, option: str, config: ConsoleConfig) -> Console:
         absent = ""
@@ -142,10 +159,10 @@ class VM(Inventory, Commands):
 
     async def _join_consoles(self) -> None:
         config = self._config
-        for id_, console, place in (
-            ("serial", self._serial, config.serial),
-            ("console", self._console, config.console),
-        ):
+        consoles = [("serial", self._serial, config.serial), ("console", self._console, config.console)]
+        if self._debug is not None:
+            consoles.append(("debug_console", self._debug, config.debug_console.console))
+        for id_, console, place in consoles:
             joined = place.mode is not ConsoleMode.TTY or self._terminal
             if joined and place.mode not in (ConsoleMode.OFF, ConsoleMode.NULL):
                 from aiovmm.console.places import Places
@@ -291,6 +308,40 @@ class VM(Inventory, Commands):
         """
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
+
+    # -- what comes and goes
+
+    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
+        """Plug in one more device, while the guest runs or before: `await vm.add(DiskConfig(path=...))`. Its id, by which
+        `device` and `remove` know it: the configuration's, or disk1, net0 and so on.
+
+        It returns when the guest has looked at the device, after at most `timeout` seconds (None: for ever; 0: it is not waited
+        for, and neither is a guest that is paused). What is plugged in stays so over the guest's resets, and is in `config`.
+        Raises ConfigError, HostError, UsageError, StateError, and HotplugTimeout for a guest that does not look; then the
+        device is not there.
+        """
+        self._home.check()
+        return await self._devices().add(device, timeout)
+
+    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
+        """Ask the guest to let go of a device, and take it out, whoever plugged it in: `await vm.remove("disk1")`.
+
+        Raises HotplugTimeout if the guest has not let go in `timeout` seconds (None: for ever): the device is in use and stays,
+        until the guest does. `force` takes it out at once, as by pulling a plug: the guest is told afterwards, and what
+        it had under way on it fails. Raises KeyError, StateError, UsageError.
+        """
+        self._home.check()
+        await self._devices().remove(id_, timeout, force=force)
+
+    def _devices(self) -> DeviceHotplug:
+        if self._hotplug is None:
+            from aiovmm.machine.hotplug.devices import DeviceHotplug  # for who asks
+
+            self._hotplug = DeviceHotplug(self.name, self._ending, self._configured)
+        return self._hotplug
+
+    def _configured(self, config: VMConfig) -> None:
+        self._config = config
 
     # -- snapshots: see docs/snapshots.md
 

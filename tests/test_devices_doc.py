@@ -43,6 +43,7 @@ REFERENCE = (
     "I/O APIC",
     "i8042 shutdown/reboot",
     "PL061",
+    "Debug console",
     "ACPI shutdown/reboot",
     "virtio-balloon",
     "virtio-blk",
@@ -56,8 +57,12 @@ REFERENCE = (
     "vhost-user-fs",
     "vhost-user-net",
     "VFIO",
+    "vhost-user-generic",
+    "virtio-rtc",
+    "virtio-watchdog",
+    "pvpanic",
 )
-"""The rows of the reference document's summary, and the one of its devices that is missing there."""
+"""The rows of the reference document's summary, and those of its devices that are missing there."""
 
 CONFIGS = {
     "--balloon": BalloonConfig,
@@ -73,7 +78,7 @@ CONFIGS = {
 ROWS = {row.name: row for row in device_rows(architecture.X86_64)}
 FOREIGN = {
     "x86-64": {"PL061"},
-    "arm64": {"I/O APIC", "i8042 shutdown/reboot", "ACPI shutdown/reboot"},
+    "arm64": {"Debug console", "I/O APIC", "i8042 shutdown/reboot", "ACPI shutdown/reboot"},
 }
 """What the reference document says is another architecture's."""
 

@@ -35,6 +35,10 @@ rate-limit-group: id bw_size bw_one_time_burst bw_refill_time ops_size ops_one_t
 vsock: cid socket id pci_segment pci_device_id iommu
 serial: off null pty tty file socket
 console: off null pty tty file socket iommu id pci_segment pci_device_id
+landlock-rules: path access
+debug-console: off null pty tty file iobase
+rtc: id pci_segment pci_device_id iommu
+generic-vhost-user: device_type virtio_id socket queue_sizes id pci_segment pci_device_id
 """
 """Keys of cloud-hypervisor 53, from its own parsers; `console socket` is ours."""
 
@@ -70,7 +74,7 @@ def test_every_key_of_the_reference_has_a_row_and_one_only() -> None:
 def test_what_the_table_has_as_taken_is_what_the_parsers_take() -> None:
     taken = {(r.option[2:], r.key) for r in rows() if r.key and r.verdict is not Verdict.REFUSED}
     parsers = {(option, key) for option, keys in KEYS.items() for key in keys}
-    parsers |= {(option, mode) for option in ("serial", "console") for mode in MODES}
+    parsers |= {(option, mode) for option in ("serial", "console", "debug-console") for mode in MODES}
     assert taken == parsers
     whole = {r.option for r in rows() if not r.key and r.verdict is not Verdict.REFUSED}
     ours = {name for param in command.params for name in param.opts} - {"-h", "--help", "--verbose"}
@@ -83,7 +87,7 @@ def test_what_the_table_has_as_taken_is_what_the_parsers_take() -> None:
 def test_what_is_refused_is_refused_by_name_and_with_the_reason(row: Row) -> None:
     option = row.option[2:]
     with pytest.raises(ConfigError) as caught:
-        getattr(options, f"parse_{option}")(f"{row.key}=on")
+        getattr(options, f"parse_{option.replace('-', '_')}")(f"{row.key}=on")
     assert caught.value.option == f"{option}.{row.key}"
     assert row.note
     assert row.note in str(caught.value)
@@ -101,7 +105,7 @@ def test_what_is_refused_is_refused_by_name_and_with_the_reason(row: Row) -> Non
 )
 def test_what_asks_for_what_is_here_anyway_is_taken(option: str, key: str, value: str) -> None:
     """Launchers write every key with its default."""
-    parse = getattr(options, f"parse_{option}")
+    parse = getattr(options, f"parse_{option.replace('-', '_')}")
     need = {"disk": "path=/d", "device": "path=/d"}.get(option, "")
     assert parse(f"{need},{key}={value}".lstrip(",")) == parse(need)
 

@@ -39,6 +39,8 @@ def _options(function: Any) -> Any:
 def _option(option: RunOption) -> Any:
     keys = ", ".join(f"{key}=" for key in KEYS.get(option.name[2:], ()) if not key.startswith("_"))
     shown: dict[str, Any] = {"metavar": option.metavar, "help": option.help.format(keys=f"{keys}.")}
+    if option.kind is bool:
+        return click.option(option.name, option.key, is_flag=True, help=shown["help"])
     if option.kind is list:
         return click.option(option.name, multiple=True, **shown)
     if option.kind is bool:

@@ -36,6 +36,7 @@ class RunOption:
 
 
 _POLICIES = ("restart", "exit")
+_SECCOMP = ("true", "false", "log")
 _KEYS = "KEY=VALUE,..."
 
 OPTIONS = (
@@ -55,6 +56,11 @@ OPTIONS = (
     RunOption("--rate-limit-group", "{keys}", _KEYS, list),
     RunOption("--vsock", "Socket device to the host. {keys}", _KEYS),
     RunOption("--balloon", "Memory that the guest gives back. {keys}", _KEYS),
+    RunOption("--watchdog", "A watchdog that resets a guest that hangs. {keys}", f"[={_KEYS}]", alone=""),
+    RunOption("--pvpanic", "The guest's kernel says itself that it panicked. {keys}", f"[={_KEYS}]", alone=""),
+    RunOption("--rtc", "virtio-rtc, the host's clock. {keys}", f"[={_KEYS}]", alone=""),
+    RunOption("--generic-vhost-user", "{keys}", _KEYS, list),
+    RunOption("--debug-console", "A port that prints, as --serial; iobase=0xe9.", "PLACE[,iobase=PORT]"),
     RunOption("--platform", "PCI segments, and who the machine is. {keys}", _KEYS),
     RunOption("--on-reboot", "What a guest's reboot does (restart).", kind=_POLICIES, default="restart"),
     RunOption("--on-panic", "What a reset after a panic does (exit).", kind=_POLICIES, default="exit"),
@@ -62,6 +68,14 @@ OPTIONS = (
     RunOption("--event-monitor", "Events as the reference's JSON objects.", "path=FILE|fd=FD"),
     RunOption("--log-file", "Log there, and not on stderr.", "FILE"),
     RunOption("--log-format", "Template of the log's lines: {{level}}, {{msg}}, ..."),
+    RunOption(
+        "--seccomp",
+        "Refuse system calls that a monitor does not make (true), or log them.",
+        kind=_SECCOMP,
+        default="true",
+    ),
+    RunOption("--landlock", "Refuse paths that are not configured, or in --landlock-rules.", kind=bool, default=False),
+    RunOption("--landlock-rules", "{keys}", _KEYS, list),
     RunOption("--name", "Name in events and logs.", default="vm"),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),
     RunOption("--stop-timeout", "Seconds a guest has after the power button (10).", kind=float, default=10.0),

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from aiovmm.cli.confinement import Confinement
 from aiovmm.cli.messages import say
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
@@ -42,9 +43,11 @@ class Session:
         monitor: str | None = None,
         stays: bool = False,
         closed: Sequence[int] = (),
+        confinement: Confinement,
     ) -> None:
         """`events_to`: see events.open_events, `monitor`: see event_monitor; `stays`: not to end with a guest that has powered
-        off; `closed`: standard descriptors that are not there."""
+        off; `closed`: standard descriptors that are not there; `confinement`:
+        of this process."""
         self._config = config
         self._detach = parse_keys(detach_keys)
         self._stop_timeout = stop_timeout
@@ -53,6 +56,7 @@ class Session:
         self._monitor: EventMonitor | None = None
         self._stays = stays
         self._closed = closed
+        self._confinement = confinement
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
@@ -78,6 +82,7 @@ class Session:
         self._tell("vm", "booting")
         vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
         self._handle_signals(vm)
+        self._confinement.confine_paths(self._config, self._events_to)
         async with vm:
             if self._events_to is not None:
                 from aiovmm.cli.events import open_events, print_events
@@ -87,6 +92,7 @@ class Session:
                 self._spawn(self._monitor.follow(vm.events(from_start=True)))
             self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
+            self._confinement.confine_calls()
             if vm.state is VMState.CREATED:  # else a signal has come already
                 await vm.start()
                 gc.freeze()
@@ -117,7 +123,8 @@ class Session:
                 terminal = config, console
             elif console.place:
                 say(f"{console.name} is at {console.place}")
-        shown = {self._config.serial.mode, self._config.console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
+        c = self._config
+        shown = {c.serial.mode, c.console.mode, c.debug_console.mode} - {ConsoleMode.OFF, ConsoleMode.NULL}
         if not shown and self._events_to != "2":
             say("no console of the guest is shown (--serial tty shows one)")
         return terminal
@@ -125,7 +132,7 @@ class Session:
     async def _watch_places(self, events: Subscription[Event]) -> None:
         """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
         async for event in events:
-            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console"):
+            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console", "debug_console"):
                 self._output_lost |= isinstance(event.error, OSError)
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
@@ -217,4 +224,8 @@ def _by_importance(config: VMConfig, vm: VM) -> list[tuple[ConsoleConfig, Consol
     """The one first to which what is typed belongs, if both have the terminal: that which the command line names last."""
     both = [(config.serial, vm.serial), (config.console, vm.console)]
     names = [word for word in config.cmdline.split() if word.startswith("console=")]
-    return both[::-1] if names and names[-1].startswith("console=hvc") else both
+    if names and names[-1].startswith("console=hvc"):
+        both.reverse()
+    if config.debug_console.mode is not ConsoleMode.OFF:
+        both.append((config.debug_console.console, vm.debug_console))
+    return both

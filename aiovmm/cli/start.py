@@ -26,6 +26,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
 
         import uvloop
 
+        from aiovmm.cli.confinement import Confinement
         from aiovmm.cli.logs import configure_logging
         from aiovmm.cli.session import Session
 
@@ -42,6 +43,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
             monitor=args["event_monitor"],
             stays=args["no_shutdown"],
             closed=closed,
+            confinement=Confinement.of(args),
         )
         require_descriptors(_DESCRIPTORS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -6,9 +6,21 @@ same values from option text (`size=512M,shared=on`), with the keys and the mean
 
 from __future__ import annotations
 
-from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
-from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import (
+    BalloonConfig,
+    DeviceConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    PvpanicConfig,
+    RngConfig,
+    RtcConfig,
+    VsockConfig,
+    WatchdogAction,
+    WatchdogConfig,
+)
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
@@ -21,9 +33,11 @@ __all__ = [
     "ConsoleConfig",
     "ConsoleMode",
     "CpusConfig",
+    "DebugConsoleConfig",
     "DeviceConfig",
     "DiskConfig",
     "FsConfig",
+    "GenericVhostUserConfig",
     "ImageType",
     "LockGranularity",
     "MemoryConfig",
@@ -32,11 +46,15 @@ __all__ = [
     "PlacedConfig",
     "PlatformConfig",
     "PmemConfig",
+    "PvpanicConfig",
     "RateLimit",
     "RateLimitGroupConfig",
     "RebootPolicy",
     "RngConfig",
+    "RtcConfig",
     "TopologyConfig",
     "VMConfig",
     "VsockConfig",
+    "WatchdogAction",
+    "WatchdogConfig",
 ]

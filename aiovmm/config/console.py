@@ -1,4 +1,4 @@
-"""Consoles: the serial port and the virtio console."""
+"""Consoles: the serial port, the virtio console, and the debug console."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["ConsoleConfig", "ConsoleMode"]
+__all__ = ["ConsoleConfig", "ConsoleMode", "DebugConsoleConfig"]
 
 _HISTORY = (4096, 1 << 30)
 
@@ -49,3 +49,27 @@ class ConsoleConfig(PlacedConfig):
             check(f"console.{self.mode.value}", self.path)
         if not _HISTORY[0] <= self.history <= _HISTORY[1]:
             raise ConfigError("console.history", f"{self.history} bytes are not in {_HISTORY[0]}..{_HISTORY[1]}")
+
+
+@dataclass(frozen=True)
+class DebugConsoleConfig:
+    """A port of a PC, `iobase`, at which each byte that is written is text: what firmware, and kernels before they have a
+    console, say. Modes are those of a console."""
+
+    mode: ConsoleMode = ConsoleMode.OFF
+    path: Path | None = None
+    iobase: int = 0xE9
+    history: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        try:
+            ConsoleConfig(self.mode, self.path, self.history)
+        except ConfigError as exc:
+            raise ConfigError(exc.option.replace("console", "debug_console", 1), exc.reason, exc.hint) from None
+        if not 0 <= self.iobase <= 0xFFFF:
+            raise ConfigError("debug_console.iobase", f"{self.iobase:#x} is no port", "0xe9 is usual")
+
+    @property
+    def console(self) -> ConsoleConfig:
+        """Where it goes."""
+        return ConsoleConfig(self.mode, self.path, self.history)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
 from aiovmm.config.checks import check_path, check_queues, check_socket, encoded
@@ -9,7 +10,19 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["BalloonConfig", "DeviceConfig", "FsConfig", "PmemConfig", "RngConfig", "VsockConfig"]
+__all__ = [
+    "BalloonConfig",
+    "DeviceConfig",
+    "FsConfig",
+    "GenericVhostUserConfig",
+    "PmemConfig",
+    "PvpanicConfig",
+    "RngConfig",
+    "RtcConfig",
+    "VsockConfig",
+    "WatchdogAction",
+    "WatchdogConfig",
+]
 
 _PMEM_ALIGN = 2 << 20
 _PAGE = 4096
@@ -30,8 +43,8 @@ class RngConfig(PlacedConfig):
 class VsockConfig(PlacedConfig):
     """virtio-vsock with context id `cid`; `socket` is the hybrid unix socket's path (None: only the program's streams).
 
-    `buffer_size`: bytes that the guest may have under way on each connection. `max_connections` bounds descriptors and memory.
-    `connect_timeout`: seconds that a client of the socket waits for a guest that cannot answer yet.
+    `buffer_size`: bytes that the guest may have under way on each connection. `max_connections` bounds descriptors and
+    memory. `connect_timeout`: seconds that a client of the socket waits for a guest that cannot answer yet.
     """
 
     cid: int = 3
@@ -88,8 +101,8 @@ class FsConfig(PlacedConfig):
 @dataclass(frozen=True, kw_only=True)
 class BalloonConfig(PlacedConfig):
     """virtio-balloon: the guest does without `size` bytes of its memory, at most; more or less while it runs, by
-    `vm.balloon.resize`. `deflate_on_oom`: it may take some back when it has no other. `free_page_reporting`: it gives back what
-    it does not use, unasked."""
+    `vm.balloon.resize`. `deflate_on_oom`: it may take some back when it has no other. `free_page_reporting`: it gives back
+    what it does not use, unasked."""
 
     size: int = 0
     deflate_on_oom: bool = False
@@ -112,3 +125,77 @@ class DeviceConfig(PlacedConfig):
     def __post_init__(self) -> None:
         self._check_place("device")
         check_path("device.path", self.path)
+
+
+class WatchdogAction(enum.Enum):
+    """What becomes of a guest that has stopped to ping its watchdog: a RESET, after which `VMConfig.on_reboot` holds, or
+    nothing but the EVENT that there is in either case."""
+
+    RESET = "reset"
+    EVENT = "event"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchdogConfig(PlacedConfig):
+    """virtio-watchdog: what to do when a driver that has begun to ping it does not for 20 seconds."""
+
+    action: WatchdogAction = WatchdogAction.RESET
+
+    def __post_init__(self) -> None:
+        self._check_place("watchdog")
+
+    @property
+    def resets(self) -> bool:
+        """Whether the guest is to be reset."""
+        return self.action is WatchdogAction.RESET
+
+
+@dataclass(frozen=True, kw_only=True)
+class PvpanicConfig(PlacedConfig):
+    """pvpanic on PCI: the guest's kernel says itself that it has panicked, and what its console says is not looked at for
+    that."""
+
+    def __post_init__(self) -> None:
+        self._check_place("pvpanic")
+        if self.iommu:
+            raise ConfigError("pvpanic.iommu", "cannot be on", "it reaches no memory")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtcConfig(PlacedConfig):
+    """virtio-rtc: the host's time of day, for guests whose kernel has a driver for it (Linux from 6.16 on)."""
+
+    def __post_init__(self) -> None:
+        self._check_place("rtc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenericVhostUserConfig(PlacedConfig):
+    """A virtio device of the kind `device_type` (VIRTIO 1.2, 5), served by a vhost-user back end at `socket`;
+    `queue_sizes` has the size of each queue."""
+
+    device_type: int
+    socket: Path
+    queue_sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._check_place("generic_vhost_user")
+        if not 1 <= self.device_type <= _LAST_KIND:
+            raise ConfigError("generic_vhost_user.device_type", f"{self.device_type} is not in 1..{_LAST_KIND}")
+        if why := _SERVED_HERE.get(self.device_type):
+            raise ConfigError(
+                "generic_vhost_user.device_type", f"{self.device_type} cannot be another process's: {why}"
+            )
+        check_queues("generic_vhost_user", len(self.queue_sizes), 2)
+        for size in self.queue_sizes:
+            check_queues("generic_vhost_user", 1, size)
+        check_socket("generic_vhost_user.socket", self.socket)
+        if self.iommu:
+            raise ConfigError("generic_vhost_user.iommu", "cannot be on", "a back end reaches memory by itself")
+
+
+_LAST_KIND = 63  # PCI device IDs 0x1041 to 0x107f are virtio's
+_SERVED_HERE = {
+    23: "an IOMMU translates for the devices that are served here",
+    35: "a back end has no way to reset the guest",
+}

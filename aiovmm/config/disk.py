@@ -28,9 +28,15 @@ _OURS_ALONE = (
 
 
 class ImageType(enum.Enum):
-    """What is in an image. It decides on how it is read, and says that the user knows."""
+    """What is in an image. It decides on how it is read, and says that the user knows. All but RAW are QEMU's affair."""
 
     RAW = "raw"
+    QCOW2 = "qcow2"
+    VHD = "vhd"
+    VHDX = "vhdx"
+
+
+_NOT_OF_QEMU = ("serial", "overlay", "lock_granularity", "rate_limit_group", *RATES)
 
 
 class LockGranularity(enum.Enum):
@@ -44,11 +50,12 @@ class LockGranularity(enum.Enum):
 class DiskConfig(LimitedConfig):
     """virtio-blk from a raw image or block device at `path`, or from a vhost-user back end at `socket`.
 
-    `image_type`: None takes the image for raw unless it looks like something else, and keeps the guest from making it look
-    so; see docs/disks.md. `overlay`: the file that takes what the guest writes, made if it is not there; the image is only read.
-    `backing_files`: the bases that an image which is not raw names are opened, too. `serial`: up to 20 bytes; None derives one
-    from the file's numbers. `sparse`: space that the guest trims is given back. `io_uring`: False has threads do the I/O.
-    `bw_*`, `ops_*`: a limit as RateLimit has it; `rate_limit_group`: one that it shares.
+    `image_type`: None finds out. QCOW2, VHD and VHDX are read and written by QEMU's storage daemon. One that is raw, and of which
+    nobody says so, the guest cannot make look like something else; see docs/disks.md. `overlay`: the file that takes what the
+    guest writes, made if it is not there; the image is only read. `backing_files`: the bases that an image which is not raw names
+    are opened, too. `serial`: up to 20 bytes; None derives one from the file's numbers. `sparse`: space that the guest trims is
+    given back. `io_uring`: False has threads do the I/O. `bw_*`, `ops_*`: a limit as RateLimit has it; `rate_limit_group`: one
+    that it shares.
     """
 
     path: Path | None = None
@@ -87,8 +94,18 @@ class DiskConfig(LimitedConfig):
             check_path("disk.overlay", self.overlay)
             if self.overlay == self.path:
                 raise ConfigError("disk.overlay", "is the image that it is to be over", "give it a file of its own")
+        if self.image_type not in (None, ImageType.RAW):
+            self.check_for_qemu(self.image_type)
         if self.serial is not None:
             encoded("disk.serial", self.serial, SERIAL_SIZE)
+
+    def check_for_qemu(self, kind: ImageType) -> None:
+        """Raises ConfigError for what an image of this kind cannot have."""
+        for key in _NOT_OF_QEMU:
+            if getattr(self, key) != getattr(DiskConfig, key):
+                hint = "an overlay of it is made by `qemu-img create -b`" if key == "overlay" else "raw images have it"
+                reason = f"does not go with a {kind.value} image, which QEMU's storage daemon serves"
+                raise ConfigError(f"disk.{key}", reason, hint)
 
     def _check_back_end(self) -> None:
         if self.socket is None or self.path is not None:

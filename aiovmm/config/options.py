@@ -13,10 +13,23 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig
 from aiovmm.config.cpus import CpusConfig, TopologyConfig
-from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import (
+    BalloonConfig,
+    DeviceConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    PvpanicConfig,
+    RngConfig,
+    RtcConfig,
+    VsockConfig,
+    WatchdogAction,
+    WatchdogConfig,
+)
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
+from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.config.machine import MemoryConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.rates import RateLimitGroupConfig
@@ -40,16 +53,22 @@ __all__ = [
     "parse_balloon",
     "parse_console",
     "parse_cpus",
+    "parse_debug_console",
     "parse_device",
     "parse_disk",
     "parse_fs",
+    "parse_generic_vhost_user",
+    "parse_landlock_rule",
     "parse_memory",
     "parse_net",
     "parse_platform",
     "parse_pmem",
+    "parse_pvpanic",
     "parse_rate_limit_group",
     "parse_rng",
+    "parse_rtc",
     "parse_vsock",
+    "parse_watchdog",
 ]
 
 E = TypeVar("E", bound=Enum)
@@ -72,10 +91,23 @@ def _choice(option: str, text: str, kind: type[E]) -> E:
 
 
 def _image_type(option: str, text: str) -> ImageType:
-    if unquote(text).lower() != ImageType.RAW.value:
-        hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one"
-        raise ConfigError(option, f"{text!r} cannot be read: images are raw here", hint)
-    return ImageType.RAW
+    return _choice(option, text, ImageType)
+
+
+def _action(option: str, text: str) -> WatchdogAction:
+    return _choice(option, text, WatchdogAction)
+
+
+def _device_type(option: str, text: str) -> int:
+    """A number, or the name that the reference has for it."""
+    word = unquote(text)
+    if word[:1].isdecimal():
+        return to_int(option, text)
+    from aiovmm.config.device_types import DEVICE_TYPES
+
+    if word not in DEVICE_TYPES:
+        raise ConfigError(option, f"{text!r} is no kind of virtio device", f"a number, or {', '.join(DEVICE_TYPES)}")
+    return DEVICE_TYPES[word]
 
 
 def _lock(option: str, text: str) -> LockGranularity:
@@ -173,6 +205,18 @@ KEYS: dict[str, dict[str, Converter]] = {
     "vsock": {"cid": to_int, "socket": to_path, **_PLACE},
     "balloon": {"size": to_size, "deflate_on_oom": to_bool, "free_page_reporting": to_bool, **_PLACE},
     "rate-limit-group": {"id": to_text, **_RATES},
+    "landlock-rules": {"path": to_path, "access": to_text},
+    "watchdog": {"action": _action, **_PLACE},
+    "pvpanic": {**_PLACE},
+    "rtc": {**_PLACE},
+    "generic-vhost-user": {
+        "device_type": _device_type,
+        "virtio_id": _device_type,
+        "socket": to_path,
+        "queue_sizes": to_ints,
+        **_PLACE,
+    },
+    "debug-console": {"file": to_path, "socket": to_path, "iobase": to_int},
 }
 
 _FIRST = {
@@ -218,7 +262,7 @@ def _refusal(option: str, key: str, value: str | None) -> ConfigError:
         return ConfigError(
             option, f"{key!r} is no key=value", f"did you mean {_FIRST[option]}={key!r}?".replace("'", "")
         )
-    if value is None and option in ("serial", "console"):
+    if value is None and option in ("serial", "console", "debug-console"):
         hint = f"did you mean file={key}?" if "/" in key else _PLACES_HINT
         return ConfigError(option, f"{key!r} is not a place for a console", hint)
     if not re.fullmatch(r"\w+", key, re.ASCII):
@@ -256,6 +300,15 @@ def parse_memory(text: str) -> MemoryConfig:
 def parse_console(option: str, text: str) -> ConsoleConfig:
     """`tty`, `pty`, `null`, `off`, `socket=PATH` or `file=PATH`; `option` is "serial" or "console", and the latter takes the
     keys of a device beside it."""
+    mode, path, given = _console_place(option, text)
+    try:
+        return ConsoleConfig(mode, path, **given)
+    except ConfigError as exc:
+        raise ConfigError(exc.option.replace("console", option, 1), exc.reason, exc.hint) from None
+
+
+def _console_place(option: str, text: str) -> tuple[ConsoleMode, Path | None, dict[str, Any]]:
+    """The place, and what else is said."""
     values = split_options(option, text)
     words = [key for key in values if key in _PLACES]
     for word in words:
@@ -271,10 +324,13 @@ def parse_console(option: str, text: str) -> ConsoleConfig:
             f"{' and '.join(modes)} are more places than one" if modes else f"{text!r} is not a place for a console"
         )
         raise ConfigError(option, reason, _PLACES_HINT)
-    try:
-        return ConsoleConfig(ConsoleMode(modes[0]), next(iter(paths.values()), None), **given)
-    except ConfigError as exc:
-        raise ConfigError(exc.option.replace("console", option, 1), exc.reason, exc.hint) from None
+    return ConsoleMode(modes[0]), next(iter(paths.values()), None), given
+
+
+def parse_debug_console(text: str) -> DebugConsoleConfig:
+    """`off`, `tty`, `pty`, `null`, `file=PATH` or `socket=PATH`, and `iobase=0xe9`."""
+    mode, path, given = _console_place("debug-console", text)
+    return DebugConsoleConfig(mode, path, **given)
 
 
 _PLACES_HINT = "tty, pty, socket=PATH, file=PATH, null or off"
@@ -323,9 +379,39 @@ def parse_balloon(text: str) -> BalloonConfig:
     return BalloonConfig(**_convert("balloon", split_options("balloon", text)))
 
 
+def parse_watchdog(text: str) -> WatchdogConfig:
+    """`action=reset|event`; an empty text is a watchdog that resets."""
+    return WatchdogConfig(**_convert("watchdog", split_options("watchdog", text)))
+
+
+def parse_pvpanic(text: str) -> PvpanicConfig:
+    """Where it sits."""
+    return PvpanicConfig(**_convert("pvpanic", split_options("pvpanic", text)))
+
+
+def parse_rtc(text: str) -> RtcConfig:
+    """Where it sits."""
+    return RtcConfig(**_convert("rtc", split_options("rtc", text)))
+
+
+def parse_generic_vhost_user(text: str) -> GenericVhostUserConfig:
+    """`device_type=,socket=,queue_sizes=[]`; `virtio_id` is an older name for the first."""
+    option = "generic-vhost-user"
+    values = split_options(option, text)
+    kind = values.pop("virtio_id", None)
+    if kind and not values.get("device_type"):
+        values["device_type"] = kind
+    return GenericVhostUserConfig(**_convert(option, values, "device_type", "socket", "queue_sizes"))
+
+
 def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:
     """`id=,bw_size=,ops_size=,...`."""
     return RateLimitGroupConfig(**_convert("rate-limit-group", split_options("rate-limit-group", text), "id"))
+
+
+def parse_landlock_rule(text: str) -> LandlockRuleConfig:
+    """`path=,access=`."""
+    return LandlockRuleConfig(**_convert("landlock-rules", split_options("landlock-rules", text), "path", "access"))
 
 
 def parse_platform(text: str) -> PlatformConfig:

@@ -17,7 +17,8 @@ __all__ = ["refuse_input", "refuse_inputs_as_outputs"]
 
 def refuse_inputs_as_outputs(config: VMConfig) -> None:
     """Look at the files as they are now, through links and by whatever names. Raises ConfigError."""
-    for name, console in (("serial", config.serial), ("console", config.console)):
+    debug = config.debug_console.console
+    for name, console in (("serial", config.serial), ("console", config.console), ("debug_console", debug)):
         if console.mode is ConsoleMode.FILE and console.path is not None:
             refuse_input(config, f"{name}.file", console.path)
 

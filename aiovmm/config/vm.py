@@ -8,9 +8,20 @@ from typing import Any
 
 from aiovmm import architecture
 from aiovmm.config.checks import encoded
-from aiovmm.config.console import ConsoleConfig, ConsoleMode
+from aiovmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig
 from aiovmm.config.cpus import CpusConfig
-from aiovmm.config.devices import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, RngConfig, VsockConfig
+from aiovmm.config.devices import (
+    BalloonConfig,
+    DeviceConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    PvpanicConfig,
+    RngConfig,
+    RtcConfig,
+    VsockConfig,
+    WatchdogConfig,
+)
 from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
 from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
@@ -33,6 +44,11 @@ _PARSED = {  # what stands for a whole class: text in its syntax
     "FsConfig": "parse_fs",
     "DeviceConfig": "parse_device",
     "BalloonConfig": "parse_balloon",
+    "WatchdogConfig": "parse_watchdog",
+    "PvpanicConfig": "parse_pvpanic",
+    "RtcConfig": "parse_rtc",
+    "GenericVhostUserConfig": "parse_generic_vhost_user",
+    "DebugConsoleConfig": "parse_debug_console",
     "PlatformConfig": "parse_platform",
     "RateLimitGroupConfig": "parse_rate_limit_group",
 }
@@ -70,6 +86,11 @@ class VMConfig:
     fs: tuple[FsConfig, ...] = ()
     devices: tuple[DeviceConfig, ...] = ()
     balloon: BalloonConfig | None = None
+    watchdog: WatchdogConfig | None = None
+    pvpanic: PvpanicConfig | None = None
+    rtc: RtcConfig | None = None
+    generic_vhost_user: tuple[GenericVhostUserConfig, ...] = ()
+    debug_console: DebugConsoleConfig = field(default_factory=DebugConsoleConfig)
     rate_limit_groups: tuple[RateLimitGroupConfig, ...] = ()
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     on_reboot: RebootPolicy = RebootPolicy.EXIT
@@ -141,12 +162,18 @@ class VMConfig:
             ("pmem", self.pmems),
             ("fs", self.fs),
             ("device", self.devices),
+            ("generic_vhost_user", self.generic_vhost_user),
         ):
             rows += [(option, item) for item in group]
-        rows += [
-            (o, i) for o, i in (("rng", self.rng), ("vsock", self.vsock), ("balloon", self.balloon)) if i is not None
-        ]
-        return rows
+        single: tuple[tuple[str, PlacedConfig | None], ...] = (
+            ("rng", self.rng),
+            ("vsock", self.vsock),
+            ("balloon", self.balloon),
+            ("watchdog", self.watchdog),
+            ("pvpanic", self.pvpanic),
+            ("rtc", self.rtc),
+        )
+        return rows + [(option, item) for option, item in single if item is not None]
 
     @property
     def cmdline(self) -> str:

@@ -78,6 +78,10 @@ class Console:
         """What the guest says here from now on is said at `other` too, at once: two consoles on one terminal."""
         self._copy = other
 
+    def appear(self) -> None:
+        """There is such a device from now on, if there was none."""
+        self._use.appear()
+
     def connect(self, device: ByteDevice | None) -> None:
         """Give input to `device` from now on; what was written before there was one is delivered now. None: keep it again."""
         self._device = device
@@ -97,6 +101,11 @@ class Console:
         waiting = fields.data("input", most=2 * INPUT_LIMIT)
         fields.end()
         self._input.restore(waiting)
+
+    def disconnect(self, device: object) -> None:
+        """Keep input again, if `device` was given it."""
+        if self._device is device:
+            self.connect(None)
 
     def close(self) -> None:
         """The guest is gone: readers get what is left and then the end, writers ConsoleEnded. Idempotent."""

@@ -16,10 +16,13 @@ from aiovmm.config import (
     DeviceConfig,
     DiskConfig,
     FsConfig,
+    GenericVhostUserConfig,
     NetConfig,
     PmemConfig,
     RngConfig,
+    RtcConfig,
     VsockConfig,
+    WatchdogConfig,
 )
 from aiovmm.config.options import KEYS
 from aiovmm.device_model.architecture import room_of
@@ -43,7 +46,8 @@ _THEIRS = "those of the back end that the monitor knows"
 def _switch(option: str) -> str:
     """With the keys that are not every device's."""
     place = KEYS["console"].keys() - KEYS["serial"].keys()
-    return f"--{option} " + ",".join(f"{key}=" for key in KEYS[option] if key not in place and key[0] != "_")
+    keys = ",".join(f"{key}=" for key in KEYS[option] if key not in place and key[0] != "_")
+    return f"--{option} {keys}".strip()
 
 
 def device_rows(of: Architecture | None = None) -> tuple[DeviceRow, ...]:
@@ -51,7 +55,7 @@ def device_rows(of: Architecture | None = None) -> tuple[DeviceRow, ...]:
     on a host of another."""
     of = of or architecture.host()
     room = room_of(of)
-    rows = (*room.board_rows(), *_virtio(room.IOMMU_LIMITS), *_vhost_user(), _vfio())
+    rows = (*room.board_rows(), *_virtio(room.IOMMU_LIMITS), *_vhost_user(), _vfio(), *_small())
     return tuple(dataclasses.replace(row, architecture=of.title) for row in rows)
 
 
@@ -90,7 +94,7 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             _switch("disk"),
             blk_features(),
             "raw files and block devices, by io_uring or threads",
-            f"{MAX_IN_FLIGHT} requests in flight a queue, {MAX_IN_FLIGHT_DEVICE} a device; no qcow2",
+            f"{MAX_IN_FLIGHT} requests in flight a queue, {MAX_IN_FLIGHT_DEVICE} a device; other formats than raw are QEMU's",
         ),
         DeviceRow(
             "virtio-console",
@@ -181,6 +185,44 @@ def _vhost_user() -> tuple[DeviceRow, ...]:
             vhost_net_features(),
             f"a process at a unix socket (DPDK, Open vSwitch, one of your own); features are {_THEIRS}",
             "not with --memory shared=off; a back end that dies is waited for",
+        ),
+    )
+
+
+def _small() -> tuple[DeviceRow, ...]:
+    from aiovmm.devices.virtio.watchdog import TIMEOUT
+
+    generic = GenericVhostUserConfig(device_type=4, socket=_SOCKET, queue_sizes=(64,))
+    return (
+        DeviceRow(
+            "vhost-user-generic",
+            is_wired(generic_vhost_user=(generic,)),
+            "off",
+            "--generic-vhost-user device_type=,socket=,queue_sizes=",
+            back_ends="a process at a unix socket that serves a virtio device of any kind",
+            limits="not with --memory shared=off; a back end that dies takes the device with it",
+        ),
+        DeviceRow(
+            "virtio-rtc",
+            is_wired(rtc=RtcConfig()),
+            "off",
+            _switch("rtc"),
+            back_ends="the host's clock",
+            limits="one clock, UTC; no alarm, no cross-timestamps; drivers are in Linux from 6.16 on",
+        ),
+        DeviceRow(
+            "virtio-watchdog",
+            is_wired(watchdog=WatchdogConfig()),
+            "off",
+            _switch("watchdog"),
+            limits=f"{TIMEOUT:g} s after the last ping; a pause does not count; Linux has no driver of its own",
+        ),
+        DeviceRow(
+            "pvpanic",
+            True,
+            "off",
+            _switch("pvpanic"),
+            limits="on PCI; where it is there, what the console prints is not taken for a panic",
         ),
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from time import perf_counter
@@ -28,6 +29,7 @@ from aiovmm.machine.pci import KvmPciServices, PciBuses, start_of_bars
 from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
+from aiovmm.pci.root import PciAddress
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
@@ -184,10 +186,39 @@ class Machine:
             await self._stack.enter_async_context(inside)
         for plugged in last:
             self._plug(plugged)
+        if (pvpanic := self.parts.config.pvpanic) is not None:
+            from aiovmm.machine.pvpanic import plug_pvpanic
+
+            plug_pvpanic(self.pci.root, pvpanic, self._owner)
 
     def _plug(self, plugged: PluggedDevice) -> None:
         error = partial(self._virtio_error, plugged.id)
         self.functions[plugged.id] = self.pci.plug(plugged, error, self._iommu)
+
+    def plug(self, plugged: PluggedDevice) -> PciAddress:
+        """Put in one more device, which is open. Raises UsageError."""
+        self._plug(plugged)
+        return self.address(plugged.id)
+
+    @property
+    def iommu(self) -> MachineIommu | None:
+        """What stands between devices and memory, if anything does."""
+        return self._iommu
+
+    def address(self, id_: str) -> PciAddress:
+        """Where a virtio device is. Raises KeyError."""
+        place = self.functions[id_].place
+        return PciAddress(place.segment, place.slot)
+
+    async def unplug(self, id_: str) -> None:
+        """Take a virtio device out: nothing of it touches memory any more. It stays open. Raises KeyError."""
+        address = self.address(id_)
+        del self.functions[id_]
+        await self.pci.unplug(address, self._iommu)
+
+    def at_close(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Have that done when the machine is taken apart, before its devices are."""
+        self._stack.push_async_callback(work)
 
     def queue_counters(self, id_: str) -> list[QueueCounters]:
         """Of the queues of a virtio device that is served here; none of one that another process serves."""

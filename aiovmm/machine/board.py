@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus
 from aiovmm.config import VMConfig
+from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.errors import SnapshotError
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.lifecycle import ExitReason
@@ -47,6 +48,9 @@ class Board(ABC):
 
     has_ports = False
     """Whether its processors have an address space of I/O ports."""
+
+    slots: SlotRegisters | None = None
+    """Where a guest is told of devices that come and go, from `add_pci` on; None: nothing there tells it."""
 
     address_bits: int
     """How far guest-physical addresses reach, from `examine` on."""
@@ -155,6 +159,10 @@ class Board(ABC):
     @abstractmethod
     def press_power_button(self) -> None:
         """Tell the guest that somebody wants it to power off."""
+
+    @abstractmethod
+    def slots_changed(self) -> None:
+        """Have the guest look at `slots`, which are there."""
 
     @abstractmethod
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:

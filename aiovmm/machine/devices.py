@@ -6,17 +6,32 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aiovmm.config import ConsoleMode, DiskConfig, NetConfig, VMConfig
+from aiovmm.config import (
+    BalloonConfig,
+    ConsoleConfig,
+    ConsoleMode,
+    DiskConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    NetConfig,
+    PlacedConfig,
+    PmemConfig,
+    RngConfig,
+    RtcConfig,
+    VMConfig,
+    VsockConfig,
+    WatchdogConfig,
+)
 from aiovmm.errors import ConfigError
 from aiovmm.machine.architecture import board_of_host
-from aiovmm.machine.iommu import refuse_remote, wants_iommu
+from aiovmm.machine.iommu import refuse_remote, refuse_remote_device, wants_iommu
 from aiovmm.machine.parts import MachineParts
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
 
-__all__ = ["plug_configured"]
+__all__ = ["make_device", "plug_configured"]
 
 
 def plug_configured(parts: MachineParts) -> None:
@@ -28,12 +43,57 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_disks(parts)
     _plug_nets(parts)
     _plug_rng(parts)
+    _plug_generic(parts)
     _plug_fs(parts)
     _plug_pmems(parts)
     _plug_vsock(parts)
     _plug_balloon(parts)
+    _plug_watchdog(parts)
+    _plug_rtc(parts)
     _plug_iommu(parts)
     _plug_host_devices(parts)
+
+
+def make_device(parts: MachineParts, placed: PlacedConfig, id_: str) -> VirtioDevice:
+    """The device that `placed` describes, which comes later than the others. Raises ConfigError for what cannot."""
+    config = parts.config
+    match placed:
+        case DiskConfig():
+            group = placed.rate_limit_group
+            return _disk(config, placed, id_, parts.rate_limits[group] if group is not None else None)
+        case NetConfig():
+            return _net(config, placed, id_)
+        case FsConfig():
+            return _fs(config, placed, id_)
+        case RngConfig():
+            from aiovmm.devices.virtio.rng import RngDevice
+
+            return RngDevice.from_config(placed)
+        case VsockConfig():
+            from aiovmm.devices.virtio.vsock import VsockDevice
+
+            return VsockDevice.from_config(placed)
+        case PmemConfig():
+            from aiovmm.devices.virtio.pmem import PmemDevice
+
+            return PmemDevice.from_config(placed)
+        case BalloonConfig():
+            from aiovmm.devices.virtio.balloon import BalloonDevice
+
+            return BalloonDevice.from_config(placed, config.memory.size)
+        case WatchdogConfig():
+            return _watchdog(parts, placed)
+        case RtcConfig():
+            from aiovmm.devices.virtio.rtc import RtcDevice
+
+            return RtcDevice()
+        case GenericVhostUserConfig():
+            return _generic(config, placed, id_)
+        case ConsoleConfig(mode=ConsoleMode.NULL):
+            return _console(parts)
+        case ConsoleConfig():
+            raise ConfigError("console.mode", "of a console that comes later is null: the program's own streams")
+    raise ConfigError("add", f"{type(placed).__name__} is no device that can be added while the VM is there")
 
 
 def _plug_rng(parts: MachineParts) -> None:
@@ -45,11 +105,16 @@ def _plug_rng(parts: MachineParts) -> None:
 
 def _plug_console(parts: MachineParts) -> None:
     if parts.config.console.mode is not ConsoleMode.OFF:
-        from aiovmm.devices.virtio.console import ConsoleDevice
+        parts.plug(_console(parts), "console", parts.config.console)
 
-        device = ConsoleDevice(parts.console_output, call_later=_call_later)
-        parts.plug(device, "console", parts.config.console)
-        parts.console.connect(device)
+
+def _console(parts: MachineParts) -> VirtioDevice:
+    from aiovmm.devices.virtio.console import ConsoleDevice
+
+    device = ConsoleDevice(parts.console_output, call_later=_call_later)
+    parts.console.appear()
+    parts.console.connect(device)
+    return device
 
 
 def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
@@ -58,7 +123,7 @@ def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHand
 
 
 def _plug_disks(parts: MachineParts) -> None:
-    groups = _rate_limit_groups(parts.config)
+    groups = parts.rate_limits = _rate_limit_groups(parts.config)
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
         limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
@@ -80,7 +145,14 @@ def _disk(config: VMConfig, disk: DiskConfig, id_: str, limiter: Limiter | None)
         _check_shared(config, "disk")
         return VhostUserBlk.from_config(disk, id_)
     from aiovmm.devices.virtio.blk import BlkDevice
+    from aiovmm.devices.virtio.blk.opening import kind_of
 
+    if (kind := kind_of(disk)) is not None:
+        from aiovmm.devices.virtio.vhost_user.image import ImageBlk
+
+        refuse_remote_device(config, "disk", disk)
+        _check_shared(config, "disk")
+        return ImageBlk(disk, kind, id_)
     return BlkDevice.from_config(disk, id_, limiter)
 
 
@@ -115,6 +187,41 @@ def _plug_balloon(parts: MachineParts) -> None:
         parts.plug(BalloonDevice.from_config(balloon, parts.config.memory.size), "balloon", balloon)
 
 
+def _plug_generic(parts: MachineParts) -> None:
+    for number, generic in enumerate(parts.config.generic_vhost_user):
+        id_ = generic.id or f"generic{number}"
+        parts.plug(_generic(parts.config, generic, id_), id_, generic)
+
+
+def _generic(config: VMConfig, generic: GenericVhostUserConfig, id_: str) -> VirtioDevice:
+    from aiovmm.devices.virtio.vhost_user import VhostUserGeneric
+
+    _check_shared(config, "device")
+    return VhostUserGeneric.from_config(generic, id_)
+
+
+def _plug_watchdog(parts: MachineParts) -> None:
+    if (watchdog := parts.config.watchdog) is not None:
+        parts.plug(_watchdog(parts, watchdog), "watchdog", watchdog)
+
+
+def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
+    from aiovmm.devices.virtio.watchdog import WatchdogDevice
+
+    owner = parts.owner
+
+    def silent(resets: bool) -> None:
+        if owner is not None:
+            owner.guest_silent(resets=resets)
+
+    return WatchdogDevice.from_config(watchdog, silent, lambda: owner is None or owner.guest_runs)
+
+
+def _plug_rtc(parts: MachineParts) -> None:
+    if (rtc := parts.config.rtc) is not None:
+        parts.plug(make_device(parts, rtc, "rtc"), "rtc", rtc)
+
+
 def _plug_pmems(parts: MachineParts) -> None:
     for number, pmem in enumerate(parts.config.pmems):
         from aiovmm.devices.virtio.pmem import PmemDevice
@@ -131,11 +238,15 @@ def _plug_iommu(parts: MachineParts) -> None:
 
 def _plug_fs(parts: MachineParts) -> None:
     for number, fs in enumerate(parts.config.fs):
-        from aiovmm.devices.virtio.vhost_user import VhostUserFs
-
-        _check_shared(parts.config, "fs")
         id_ = fs.id or f"fs{number}"
-        parts.plug(VhostUserFs.from_config(fs, id_), id_, fs)
+        parts.plug(_fs(parts.config, fs, id_), id_, fs)
+
+
+def _fs(config: VMConfig, fs: FsConfig, id_: str) -> VirtioDevice:
+    from aiovmm.devices.virtio.vhost_user import VhostUserFs
+
+    _check_shared(config, "fs")
+    return VhostUserFs.from_config(fs, id_)
 
 
 def _check_shared(config: VMConfig, option: str) -> None:

@@ -64,6 +64,24 @@ class Ending:
         """A device broke; the guest has been told by NEEDS_RESET where there is such a thing."""
         self.journal.device_error(device, error)
 
+    def guest_panicked(self, message: str, *, goes_on: bool = False) -> None:
+        """By pvpanic. What follows a crash kernel's work is that kernel's doing."""
+        if goes_on:
+            self.journal.emit(EventKind.PANICKED, message)
+        else:
+            self.panic.report(message)
+
+    def guest_silent(self, *, resets: bool) -> None:
+        """The watchdog."""
+        self.journal.emit(EventKind.WATCHDOG, "the guest has stopped to ping its watchdog")
+        if resets:
+            self.guest_ended(ExitReason.REBOOT, "reset by the watchdog")
+
+    @property
+    def guest_runs(self) -> bool:
+        """Neither paused nor at its end."""
+        return self.life.state is VMState.RUNNING
+
     def device_driven(self, device: str, there: bool) -> None:
         """A driver has come, or gone."""
         self.journal.device_driven(device, there)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, cast
 
 from aiovmm.boot import pci as firmware
 from aiovmm.config import VMConfig
+from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError, GuestFault
 from aiovmm.machine.parts import MachineParts, PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.root import PciAddress
+from aiovmm.pci.segment import SLOTS
 
 if TYPE_CHECKING:  # imported at run time by machines that have one
     from aiovmm.devices.virtio.iommu import IommuDevice, Translation
     from aiovmm.devices.virtio.iommu.device import Endpoint, Reach
 
-__all__ = ["MachineIommu", "endpoint_id", "machine_iommu", "refuse_remote", "wants_iommu"]
+__all__ = ["MachineIommu", "endpoint_id", "machine_iommu", "refuse_remote", "refuse_remote_device", "wants_iommu"]
 
 _IOMMU = 23  # VIRTIO 1.2 §5
 
@@ -37,6 +39,10 @@ class MachineIommu:
         """Whether the IOMMU stands between this device and memory."""
         return plugged.device is not self.device and (plugged.iommu or plugged.segment in self._segments)
 
+    def takes_later(self, segment: int) -> bool:
+        """Whether a device that comes while the guest runs can be behind it there: the guest's tables tell what is, once."""
+        return segment in self._segments
+
     def translation(self) -> Translation:
         """The memory of a device that is behind the IOMMU."""
         return self.device.translation()
@@ -51,6 +57,12 @@ class MachineIommu:
         self._behind.append(address)
         self.device.add_endpoint(endpoint_id(address), translation, endpoint)
 
+    def unplugged(self, address: PciAddress) -> None:
+        """Nothing is there any more."""
+        if address in self._behind:
+            self._behind.remove(address)
+            self.device.remove_endpoint(endpoint_id(address))
+
     def failed(self, address: PciAddress, error: Exception) -> None:
         """The device there broke: if that was an access that is not translated, it is a fault."""
         if isinstance(error, GuestFault):
@@ -64,8 +76,18 @@ class MachineIommu:
         """For the VIOT."""
         if self._place is None:
             return None
-        ranges = tuple(firmware.EndpointRange(a.segment, a.requester_id, a.requester_id) for a in self._behind)
-        return firmware.VirtioIommu(self._place.segment, self._place.requester_id, ranges)
+        single = [firmware.EndpointRange(a.segment, a.requester_id, a.requester_id) for a in self._behind]
+        ranges = [r for r in single if r.segment not in self._segments]
+        for segment in sorted(set(self._segments)):  # whole, with what may come
+            ranges += _around(segment, self._place)
+        return firmware.VirtioIommu(self._place.segment, self._place.requester_id, tuple(ranges))
+
+
+def _around(segment: int, iommu: PciAddress) -> list[firmware.EndpointRange]:
+    """All slots of a segment but those of its bridge and of the IOMMU."""
+    cut = iommu.slot if segment == iommu.segment else SLOTS
+    spans = [(1, cut - 1), (cut + 1, SLOTS - 1)]
+    return [firmware.EndpointRange(segment, first << 3, last << 3) for first, last in spans if first <= last]
 
 
 def endpoint_id(address: PciAddress) -> int:
@@ -92,9 +114,14 @@ def refuse_remote(config: VMConfig) -> None:
     no translation in front of it."""
     remote = [("disk", d) for d in config.disks if d.vhost_user] + [("net", n) for n in config.nets if n.vhost_user]
     for option, device in [*remote, *(("fs", f) for f in config.fs)]:
-        if device.iommu or device.pci_segment in config.platform.iommu_segments:
-            raise ConfigError(
-                f"{option}.iommu",
-                "a vhost-user back end reaches guest memory by itself, and not through the IOMMU",
-                "leave iommu=on out, or put the device into another PCI segment",
-            )
+        refuse_remote_device(config, option, device)
+
+
+def refuse_remote_device(config: VMConfig, option: str, device: PlacedConfig) -> None:
+    """The same for one device, of which it is known."""
+    if device.iommu or device.pci_segment in config.platform.iommu_segments:
+        raise ConfigError(
+            f"{option}.iommu",
+            "a vhost-user back end reaches guest memory by itself, and not through the IOMMU",
+            "leave iommu=on out, or put the device into another PCI segment",
+        )

@@ -23,5 +23,15 @@ class MachineOwner(Protocol):
     def device_driven(self, device: str, there: bool) -> None:
         """The guest's driver has taken a virtio device over, or let go of it."""
 
+    def guest_panicked(self, message: str, *, goes_on: bool = False) -> None:
+        """Its kernel says that it has panicked; `goes_on`: and that another one takes over."""
+
+    def guest_silent(self, *, resets: bool) -> None:
+        """It has not pinged its watchdog; `resets`: and is to be reset for it."""
+
+    @property
+    def guest_runs(self) -> bool:
+        """Whether it has been started, and is neither paused nor at its end."""
+
     def create_task(self, coro: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
         """A task that ends with the VM."""

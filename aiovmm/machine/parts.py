@@ -14,11 +14,13 @@ from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
+from aiovmm.machine.owner import MachineOwner
 from aiovmm.runtime.dataclass import dataclass, field
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.devices.limits import Limiter
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine.passthrough import Passthrough
 
@@ -52,6 +54,9 @@ class MachineParts:
     plugged: list[PluggedDevice] = field(default_factory=list)
     ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
     passthrough: Passthrough | None = None  # devices of the host, if there are any
+    rate_limits: dict[str, Limiter] = field(default_factory=dict)  # by group
+    owner: MachineOwner | None = None  # whom devices tell of the guest
+    debug_output: Callable[[bytes], None] | None = None  # of the debug console, if there is one
     _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:
@@ -71,6 +76,8 @@ class MachineParts:
     def chosen_slots(self) -> list[tuple[int, int]]:
         """(segment, slot) of the devices whose slots were chosen."""
         slots = [(p.segment, p.slot) for p in self.plugged if p.slot is not None]
+        if (pvpanic := self.config.pvpanic) is not None and pvpanic.pci_device_id is not None:
+            slots.append((pvpanic.pci_segment, pvpanic.pci_device_id))
         if self.passthrough is not None:
             slots += [(p.segment, p.slot) for p in self.passthrough.places if p.slot is not None]
         return slots

@@ -17,7 +17,7 @@ from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import SegmentPlan
-from aiovmm.pci.root import PciRoot
+from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import IntxLine, LineChange, Place
 from aiovmm.runtime.worker import Worker
@@ -171,6 +171,14 @@ class PciBuses:
         assert isinstance(function.backend, DeviceRunner)
         iommu.plugged_behind(address, translation, function.backend)
         return function
+
+    async def unplug(self, address: PciAddress, iommu: MachineIommu | None) -> None:
+        """Reset the device that is there and take it out."""
+        try:
+            await self.root.remove(address)
+        finally:
+            if iommu is not None:
+                iommu.unplugged(address)
 
     async def close(self) -> None:
         """Reset every device and take it out. Idempotent."""

@@ -49,6 +49,7 @@ class Power:
         self._since = 0.0
         self.began = self._ended = 0.0  # seconds of the monotonic clock; 0: not yet
         self.power_ons = 0
+        self.debug_output: Callable[[bytes], None] | None = None  # see MachineParts
         self._cost = 0.0  # seconds that the last reset took
         self._button_pressed = False  # while there was no machine
 
@@ -62,7 +63,7 @@ class Power:
     async def _build(
         self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
     ) -> None:
-        if ConsoleMode.FILE in (config.serial.mode, config.console.mode):
+        if ConsoleMode.FILE in (config.serial.mode, config.console.mode, config.debug_console.mode):
             from aiovmm.config.outputs import refuse_inputs_as_outputs
 
             refuse_inputs_as_outputs(config)
@@ -78,7 +79,10 @@ class Power:
             own.take(config.name)
             self._own = own
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
+        if config.pvpanic is not None:  # who prints a panic need not have had one
+            outputs = serial.feed, console.feed
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
+        self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
         plug_configured(self.parts)
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):

@@ -1,8 +1,8 @@
 """How the monitor learns that a guest's kernel panicked.
 
-A guest that loads a pvpanic driver says so itself. One that does not prints it on its console, and that is what this watches
-for: the fixed first words of Linux's panic message. A guest user can print the same words; all that they gain is
-that their own reboot is reported as a panic.
+A guest with pvpanic says so itself (devices.pvpanic). One without prints it on its console, and that is what this watches
+for: the fixed first words of Linux's panic message. A guest user can print the same words; all that they gain is that
+their own reboot is reported as a panic.
 """
 
 from __future__ import annotations
@@ -59,6 +59,12 @@ class PanicWatch:
         self._gather(stream, text[at:])
         if self._message is not None:
             self._flush_later(self.flush)
+
+    def report(self, message: str) -> None:
+        """It is known by other means. Told once, until `clear`."""
+        if not self.seen:
+            self.seen = True
+            self._on_panic(message)
 
     def flush(self) -> None:
         """The kernel says no more: the message is what has come of it."""

@@ -5,6 +5,7 @@ that Python sees. All are collected, so a part is added by adding its files. Wha
 of its name, in both.
 """
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -17,6 +18,14 @@ ROOT = HERE.parent.parent
 
 TARGET = sysconfig.get_platform().removeprefix("linux-")
 """The architecture that is built for. For another one set _PYTHON_HOST_PLATFORM=linux-NAME, and CC, as for any package."""
+
+
+HARDENED = (
+    ["-fstack-protector-strong"]
+    if "-fsanitize" in os.environ.get("CFLAGS", "")  # which has checks of its own for the same calls
+    else ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+)
+"""Whatever the interpreter was built with: a stack that is overrun ends the process, and so does a copy beyond its target."""
 
 
 def parts(folder: str, ending: str) -> list[Path]:
@@ -37,9 +46,19 @@ def make_builder() -> FFI:
         "aiovmm.native._native",
         headers,
         sources=[str(c.relative_to(ROOT)) for c in parts("src", ".c")],
-        depends=[str(h.relative_to(ROOT)) for h in parts("src", ".h")],
+        depends=[str(path.relative_to(ROOT)) for path in (*parts("src", ".h"), HERE / "build.py")],
         include_dirs=[str(HERE.relative_to(ROOT) / "src"), str(HERE.relative_to(ROOT) / "src" / TARGET)],
-        extra_compile_args=["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-fvisibility=hidden", "-D_GNU_SOURCE"],
+        extra_compile_args=[
+            "-std=gnu11",
+            "-O2",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-fvisibility=hidden",
+            "-D_GNU_SOURCE",
+            *HARDENED,
+        ],
+        extra_link_args=["-Wl,-z,relro", "-Wl,-z,now"],
         py_limited_api=True,
     )
     return ffi

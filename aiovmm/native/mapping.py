@@ -10,6 +10,8 @@ from aiovmm.native import ffi, lib, owners
 
 __all__ = ["GuestMapping", "Mapping"]
 
+_MADV_DONTDUMP = 16  # <asm-generic/mman-common.h>; in the mmap module of some Pythons only
+
 
 class Mapping(mmap.mmap):
     """An mmap.mmap that knows its `host` address, which is good for as long as this object or a view of it is there."""
@@ -45,6 +47,7 @@ class GuestMapping(Mapping):
     def __init__(self, *args: Any, prot: int = mmap.PROT_READ | mmap.PROT_WRITE, **options: Any) -> None:
         """The arguments of mmap.mmap. Raises OSError, MemoryError."""
         super().__init__(*args, prot=prot, **options)
+        self.madvise(_MADV_DONTDUMP)  # what a guest keeps secret is in no core file of the host's
         self._writable = bool(prot & mmap.PROT_WRITE)
         self._watch()
 

@@ -66,6 +66,10 @@ class PciRoot:
         """Unplug and close the function at `address`. Raises UsageError if there is none."""
         await self._segment(address.segment).remove(address.slot)
 
+    def when_looked_at(self, address: PciAddress, callback: Callable[[], None]) -> None:
+        """See PciSegment.when_looked_at. Raises UsageError if there is no such segment."""
+        self._segment(address.segment).when_looked_at(address.slot, callback)
+
     def function(self, address: PciAddress) -> PciFunction | None:
         """What is at `address`. Raises UsageError if there is no such segment."""
         return self._segment(address.segment).function(address.slot)

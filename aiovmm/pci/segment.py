@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ class PciSegment:
         self._ecam: dict[int, Range] = {}
         self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
         self._last: dict[BarId, tuple[PciFunction, Bar, int]] = {}  # where each answers, or last did
+        self._awaited: dict[int, Callable[[], None]] = {}  # by slot: who waits for the guest to look at it
         self.add(host_bridge(), slot=0)
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
@@ -58,6 +59,7 @@ class PciSegment:
         function = self._slots.pop(slot, None)
         if function is None:
             raise UsageError(f"PCI segment {self.plan.number} has nothing in slot {slot}")
+        self._awaited.pop(slot, None)
         waits: list[Awaitable[None]] = []
         with self._services.bus.batch():
             self._services.bus.remove(self._ecam.pop(slot))
@@ -85,6 +87,11 @@ class PciSegment:
         """Keep `slot` for one who asks for it by its number."""
         self._reserved.add(slot)
 
+    def when_looked_at(self, slot: int, callback: Callable[[], None]) -> None:
+        """Call it once the guest has written to the configuration space of what is in `slot`, as all systems do that take a
+        function up: to learn how large its BARs are, at least."""
+        self._awaited[slot] = callback
+
     def function(self, slot: int) -> PciFunction | None:
         """What is in `slot`."""
         return self._slots.get(slot)
@@ -104,6 +111,8 @@ class PciSegment:
         function = self._slots.get(slot)
         if function is None:
             return None
+        if self._awaited and (looked := self._awaited.pop(slot, None)) is not None:
+            looked()
         result = function.write_config(offset, data)
         if overlaps(offset, len(data), COMMAND, 2) or overlaps(offset, len(data), FIRST_BAR, BARS_END - FIRST_BAR):
             return together(result, *self._move_bars(slot, function))

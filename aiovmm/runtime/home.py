@@ -48,6 +48,10 @@ class Use:
         self._home = home
         self._absent = absent
 
+    def appear(self) -> None:
+        """The guest has one from now on."""
+        self._absent = ""
+
     def check(self) -> None:
         """Raises StateError in a thread that the console does not belong to, or if there is no such console."""
         self._home.check_thread()

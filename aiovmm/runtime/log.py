@@ -30,6 +30,10 @@ class Log:
         """For who looks for a fault."""
         self._say(logging.DEBUG, event, values)
 
+    def info(self, event: str, **values: object) -> None:
+        """For who wants to know how the guest is doing."""
+        self._say(logging.INFO, event, values)
+
     def warning(self, event: str, **values: object) -> None:
         """Something is wrong, and the VM goes on."""
         self._say(logging.WARNING, event, values)

@@ -120,6 +120,10 @@ class Frontend:
             self._telling = self._spawn(self._write_config())
         return _ended(self._telling)
 
+    def read_anew(self) -> Awaitable[None]:
+        """Read the configuration space again; `on_config` gets it before the result is done."""
+        return _ended(self._spawn(self._read_config()))
+
     def forget_config(self) -> None:
         """The driver has reset the device."""
         self._written.clear()

@@ -44,7 +44,7 @@ WORDS = [
     "--help",
     "-V",
     "--version",
-    "--seccomp",
+    "--gdb",
     "--kernels",
     "surplus",
 ]
@@ -100,7 +100,8 @@ def test_an_ordinary_command_line_needs_no_click(args: list[str]) -> None:
         ["--on-reboot", "maybe"],
         ["--stop-timeout", "soon"],
         ["surplus"],
-        ["--seccomp", "false"],
+        ["--seccomp", "maybe"],
+        ["--landlock=on"],
         ["--kernel", "a\0b"],
     ],
 )

@@ -5,6 +5,7 @@
 #   FN print N times 256 KiB (N: '0' + it)  t  triple fault
 #   b  wait for the power button         u  run what the emulator does not know
 #   U  give ring 3 its first pages, as for a process
+#   D  write "hello" to the debug console, and how far it is to port 0x80
 #   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
@@ -14,6 +15,8 @@
 	.include "guest.inc"
 	.set ZERO_PAGE_CMDLINE, 0x228
 	.set COM1, 0x3f8
+	.set DEBUG_CONSOLE, 0xe9
+	.set DEBUG_PORT, 0x80
 	.set ACPI, 0x600
 	.set GED, 0x604
 	.set PM_TIMER, 0x608
@@ -39,6 +42,7 @@ next:	movb (%r15), %al
 	incl %r15d
 	on 'h', hello
 	on 'c', cmdline
+	on 'D', debug
 	on 'e', echo
 	on 'F', flood
 	on 'b', button
@@ -68,6 +72,17 @@ print:	movw $COM1, %dx
 hello:	leaq greeting(%rip), %rsi
 	movl $6, %ecx
 	call print
+	jmp next
+
+debug:	movb $0x41, %al
+	outb %al, $DEBUG_PORT
+	leaq greeting(%rip), %rsi
+	movl $6, %ecx
+	movw $DEBUG_CONSOLE, %dx
+1:	lodsb
+	outb %al, %dx
+	decl %ecx
+	jnz 1b
 	jmp next
 
 cmdline: movl %r14d, %esi

@@ -14,6 +14,7 @@ _X86_ALONE = {
     "test_snapshot.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
+    "test_hotplug.py": "",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
@@ -22,6 +23,7 @@ CORE = {
     "test_balloon.py": "[False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_custom_device.py": "[6.1]",
+    "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",

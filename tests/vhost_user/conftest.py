@@ -28,6 +28,8 @@ async def no_fd_left() -> AsyncIterator[None]:
     """Compares before and after, in the loop that the test runs in."""
     gc.collect()
     before = open_fds()
+    if type(asyncio.get_running_loop()).__module__.startswith("uvloop"):
+        before["/dev/null"] += 1  # which a loop has from its first subprocess on
     yield
     await asyncio.sleep(0)
     gc.collect()

@@ -266,6 +266,7 @@ def test_values_of_the_wrong_type_are_refused_by_name(make: Any, words: str) -> 
 NEEDED: dict[str, dict[str, Any]] = {
     "PmemConfig": {"file": "/x"},
     "FsConfig": {"tag": "t", "socket": "/s"},
+    "GenericVhostUserConfig": {"device_type": 4, "socket": "/s", "queue_sizes": [64]},
     "DeviceConfig": {"path": "/x"},
     "PayloadConfig": {"kernel": "/k"},
     "RateLimitGroupConfig": {"id": "x", "bw_size": 1},

@@ -323,6 +323,7 @@ LIMITS: list[tuple[BaseException, int, str]] = [
     (MemoryError(), errno.ENOMEM, "less memory"),
     (RuntimeError("can't start new thread"), errno.EAGAIN, "pids.max"),
     (RuntimeError("can't allocate read lock"), errno.ENOMEM, "less memory"),
+    (SystemError("error return without exception set"), errno.ENOMEM, "less memory"),
 ]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 __all__ = ["TABLE"]
 
 TABLE = """
---disk path | differs | raw images and block devices; what looks like qcow2, VHD, VHDX or VMDK is refused without image_type=raw
---disk image_type | differs | `raw`; unset, a guest cannot make it another format's: see disks.md (there: no write to sector 0)
+--disk path | differs | qcow2, VHD and VHDX go to QEMU's storage daemon; VMDK and others are refused without image_type=raw
+--disk image_type | differs | VHD: dynamic, too; unset, no guest makes a raw image another: disks.md (there: no write to sector 0)
 --disk readonly direct | same |
 --disk queue_size | differs | a power of two from 2; the reference refuses 2
 --disk num_queues | differs | may be more than there are vCPUs
@@ -39,6 +39,14 @@ TABLE = """
 --net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --balloon size deflate_on_oom free_page_reporting id pci_segment pci_device_id | same |
 --balloon iommu | differs | on is refused: its driver names pages by their physical addresses
+--watchdog action | ours | `reset`, or `event`: nothing but the event, which there is in either case; `--watchdog` alone resets
+--watchdog id pci_segment pci_device_id iommu | ours | where it sits; the reference takes `--watchdog` alone
+--pvpanic id pci_segment pci_device_id | ours | where it sits; the reference takes `--pvpanic` alone
+--pvpanic iommu | ours | refused: it reaches no memory
+--rtc id pci_segment pci_device_id iommu | same |
+--generic-vhost-user device_type | differs | a number from 1 to 63, or a name of the reference's
+--generic-vhost-user virtio_id socket queue_sizes id pci_segment pci_device_id | same |
+--generic-vhost-user iommu | ours | refused: a back end reaches memory by itself
 --rate-limit-group id bw_size bw_one_time_burst ops_size ops_one_time_burst | same |
 --rate-limit-group bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --net passt | ours | a network without privileges

@@ -53,4 +53,8 @@ TABLE = """
 --console file | same |
 --console socket | ours | as `--serial socket=`
 --console id pci_segment pci_device_id iommu | same |
+--debug-console off null file | same |
+--debug-console tty pty | differs | as `--serial tty` and `--serial pty`; what is typed goes nowhere
+--debug-console socket | ours | as `--serial socket=`
+--debug-console iobase | differs | decimal, too; a port that is another device's is refused
 """

@@ -21,17 +21,15 @@ TABLE = """
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API
 --dbus-system-bus | refused | there is no D-Bus API
---debug-console | refused | there is no debug port: `--serial` and `--console` are the consoles | off
 --event-monitor | differs | the same objects, and with the source `aiovmm` what has no name there
 --firmware | refused | there is no firmware: give a kernel
 --fw-cfg-config | refused | fw_cfg is not there
 --gdb | refused | there is no debugger's stub
---generic-vhost-user | refused | vhost-user devices are --disk, --net and --fs
 --host-data | refused | confidential guests are not there
 --igvm | refused | confidential guests are not there
 --ivshmem | refused | ivshmem is not there
---landlock | refused | there is no sandbox of its own: run it as a user that may do little
---landlock-rules | refused | there is no sandbox of its own: run it as a user that may do little
+--landlock | same |
+--landlock-rules path access | same |
 --log-file | same |
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --memory-zone | refused | memory is one zone: `--memory size=`
@@ -39,13 +37,10 @@ TABLE = """
 --numa | refused | memory is one node
 --pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
---pvpanic | refused | a kernel's panic is found in what its console says; see --on-panic
 --restore | refused | there are no snapshots
---rtc | refused | virtio-rtc is not there: guests have kvm-clock and the CMOS clock
---seccomp | refused | there is no seccomp filter | false
+--seccomp | differs | a refused call fails and the guest runs on; set once its devices are there, before it runs
 --sgx-epc | refused | SGX is not there, nor in the reference any more
 --tpm | refused | there is no TPM
 --user-device | refused | vfio-user is not there
 --vdpa | refused | vDPA is not there
---watchdog | refused | virtio-watchdog is not there
 """

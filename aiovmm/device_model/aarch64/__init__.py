@@ -34,6 +34,7 @@ def board_rows() -> tuple[DeviceRow, ...]:
             limits=f"at {_place(layout.GPIO, layout.GPIO_SPI)}: line {POWER_KEY} is the power button, which the guest's "
             "driver gpio-keys looks at (in Debian's linux-image-arm64, and not in its cloud kernel); the others are low",
         ),
+        no_such("Debug console", "earlycon= on the serial port"),
         no_such("ACPI shutdown/reboot", "PSCI, which KVM answers, and the PL061's power button, in a device tree"),
     )
 

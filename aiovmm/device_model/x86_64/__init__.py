@@ -38,6 +38,14 @@ def board_rows() -> tuple[DeviceRow, ...]:
         ),
         no_such("PL061", "the power button is ACPI's"),
         DeviceRow(
+            "Debug console",
+            True,
+            "off",
+            "--debug-console off|tty|pty|socket=PATH|file=PATH|null,iobase=",
+            back_ends="as the serial port",
+            limits="a port that is written to, 0xe9; with -v numbers that are written to port 0x80 are in the log",
+        ),
+        DeviceRow(
             "ACPI shutdown/reboot",
             True,
             "on",

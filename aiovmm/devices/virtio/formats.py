@@ -1,4 +1,4 @@
-"""Disk image formats by what their files begin with, or end with. Pure.
+"""Disk image formats by what their files begin with, or end with.
 
 A file in such a format is no raw image: taken for one, the guest sees the format's tables in its sectors, and writes over them.
 The other way round, a guest that writes such a beginning into a raw image chooses what the next program that looks at it makes
@@ -10,16 +10,18 @@ Virtual Disk Format 1.1; VirtualBox, Parallels and Bochs as QEMU reads them, and
 from __future__ import annotations
 
 import enum
+import os
 import re
 from typing import NamedTuple
 
-__all__ = ["HEADERS", "SECTOR", "Header", "Place", "format_of", "last_sector"]
+__all__ = ["HEADERS", "OVERLAY", "SECTOR", "Header", "Place", "format_of", "format_of_file", "last_sector"]
 
 SECTOR = 512
 """Bytes of the beginning, and of the end, that are looked at."""
 
 
-OVERLAY = "aiovmm overlay"
+OVERLAY = "copy-on-write overlay"
+"""Of aiovmm, which knows what to do with it."""
 
 
 class Place(enum.IntEnum):
@@ -59,6 +61,14 @@ HEADERS = (
 """What the first or the last sector of an image that is not raw has."""
 
 _COMMENTS = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*")
+
+
+def format_of_file(path: str | os.PathLike[str]) -> str | None:
+    """The same of a file or block device. Raises OSError; may block."""
+    with open(path, "rb", buffering=0) as file:
+        first = file.read(SECTOR)
+        file.seek(last_sector(file.seek(0, os.SEEK_END)))
+        return format_of(first, file.read(SECTOR))
 
 
 def last_sector(size: int) -> int:

@@ -88,7 +88,7 @@ class Virt(Board):
     def examine(self, kvm: Kvm) -> None:
         """Features, and how far addresses reach."""
         cpus = self.parts.config.cpus
-        check(cpus, self.parts.config.platform)
+        check(self.parts.config)
         self._gic = gic_of(cpus.boot)
         self._features = VcpuFeatures.of(kvm.fd)
         self.address_bits = min(address_bits(kvm.fd), cpus.max_phys_bits or 64)
@@ -152,6 +152,9 @@ class Virt(Board):
         """A key on a line of the PL061."""
         assert self._devices is not None
         self._devices.press_power_button()
+
+    def slots_changed(self) -> None:
+        """There are no `slots`: a device tree tells of what is there at the start, and of nothing that comes."""
 
     def judge(self, _index: int, final: FinalExit) -> Finding | None:
         """PSCI, which KVM answers, ends the machine."""

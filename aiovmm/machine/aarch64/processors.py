@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiovmm.boot.aarch64 import CpuState, CpuTopology
-from aiovmm.config import CpusConfig, PlatformConfig
+from aiovmm.config import ConsoleMode, CpusConfig, VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.registers import MPIDR_EL1, PC, PSTATE, Registers, x
@@ -15,12 +15,14 @@ from aiovmm.kvm.vmfd import VmFd
 __all__ = ["affinities", "check", "create_vcpus", "enter", "topology_of"]
 
 
-def check(cpus: CpusConfig, platform: PlatformConfig) -> None:
+def check(config: VMConfig) -> None:
     """Raises ConfigError for what only other processors have, or their firmware."""
-    if platform.has_identity:
+    if config.debug_console.mode is not ConsoleMode.OFF:
+        raise ConfigError("debug_console", "is a port, and arm64 has none", "earlycon= prints to the serial port early")
+    if config.platform.has_identity:
         reason = "who the machine is is told by SMBIOS, which kernels of arm64 are led to by EFI alone"
         raise ConfigError("platform", reason, "tell the guest by the kernel's command line, a disk or vsock")
-    for feature in cpus.features:
+    for feature in config.cpus.features:
         raise ConfigError(
             "cpus.features", f"{feature!r} is a feature of x86 processors", f"leave features={feature} out"
         )

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
+from aiovmm.bus import Range, Space
 from aiovmm.config import VMConfig
 from aiovmm.devices.acpi import GedEvent
+from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.kvm import FinalExit, Kvm, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
@@ -108,8 +110,11 @@ class Pc(Board):
         self._pins = IntxPins(self.legacy.ioapic)
 
     def add_pci(self, root: PciRoot) -> None:
-        """The configuration ports."""
+        """The configuration ports, and those that tell of slots."""
         root.add_config_ports(lambda: self.ended(ExitReason.REBOOT, "reset by port 0xcf9"))
+        assert self._ports.slots is not None
+        self.slots = slots = SlotRegisters(len(root.segments))
+        self.bus.add(Range(Space.PIO, self._ports.slots, slots.fast.size, slots, "pci slots", slots.fast))
 
     def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
         """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
@@ -172,6 +177,10 @@ class Pc(Board):
     def press_power_button(self) -> None:
         """By ACPI."""
         self.legacy.ged.press_power_button()
+
+    def slots_changed(self) -> None:
+        """By ACPI."""
+        self.legacy.ged.notify(GedEvent.PCI)
 
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:
         """A triple fault resets a PC; KVM may not know an instruction."""

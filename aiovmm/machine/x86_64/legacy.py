@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -16,6 +17,7 @@ from aiovmm.devices.i8042 import I8042
 from aiovmm.devices.ioapic import IoApic, MsiSink
 from aiovmm.devices.rtc import Rtc
 from aiovmm.devices.serial import SerialPort
+from aiovmm.errors import ConfigError
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.parts import MachineParts
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COM1", "GED_PIN", "SERIAL_PIN", "LegacyDevices"]
 
-COM1 = 0x3F8
+COM1, POST_PORT, PCI_PORTS = 0x3F8, 0x80, range(0xCF8, 0xD00)
 KEYBOARD_PIN, SERIAL_PIN, GED_PIN, RTC_PIN = 1, 4, 5, 8
 
 
@@ -62,6 +64,10 @@ class LegacyDevices:
         self.rtc = self._clock(ram, reset)
         self._console = parts.serial
         self.serial = self._serial_port(parts)
+        if parts.debug_output is not None:
+            self._debug_console(parts.config.debug_console.iobase, parts.debug_output)
+        if logging.getLogger("aiovmm").isEnabledFor(logging.INFO):
+            self._post_codes(parts.config.name)
 
     def save(self) -> State:
         """Of all, the I/O APIC last: what the others have held back is given first. The vCPUs' state comes after it."""
@@ -133,6 +139,32 @@ class LegacyDevices:
         self._add(Space.PIO, COM1, port, "serial", port.fast)
         parts.serial.connect(port)
         return port
+
+    def _debug_console(self, port: int, output: Callable[[bytes], None]) -> None:
+        from aiovmm.devices.debug import DebugConsole
+
+        device = DebugConsole(output)
+        other = self._bus.find(Space.PIO, port)
+        taken = other.name if other is not None else "PCI host bridge" if port in PCI_PORTS else ""
+        if taken:
+            raise ConfigError("debug_console.iobase", f"port {port:#x} is the {taken}'s", "0xe9 is usual")
+        self._add(Space.PIO, port, device, "debug console", device.fast)
+
+    def _post_codes(self, name: str) -> None:
+        """For who reads the log. Kernels also write there to pass time, so that a guest without readers had better not leave."""
+        from aiovmm.devices.debug import PostCode, range_of
+        from aiovmm.runtime.log import Log
+        from aiovmm.runtime.quota import Quota
+
+        log, quota = Log(vm=name), Quota()
+
+        def tell(code: int) -> None:
+            if quota.take(time.monotonic()) is not None:
+                log.info("debug port", code=f"{code:#04x}", range=range_of(code))
+
+        if self._bus.find(Space.PIO, POST_PORT) is None:
+            device = PostCode(tell)
+            self._add(Space.PIO, POST_PORT, device, "debug port", device.fast)
 
     def _add(self, space: Space, base: int, device: Sized, name: str, fast: FastPage | None = None) -> None:
         self._bus.add(Range(space, base, device.SIZE, device, name, fast))

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from aiovmm.config import CpusConfig, PlatformConfig
+from aiovmm.config import ConsoleMode, CpusConfig, DebugConsoleConfig, PayloadConfig, PlatformConfig, VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.machine.aarch64.processors import check
 
 
-def test_who_the_machine_is_needs_efi() -> None:
-    with pytest.raises(ConfigError, match=r"platform: .* SMBIOS, .* EFI"):
-        check(CpusConfig(), PlatformConfig(system_serial_number="s"))
-    check(CpusConfig(), PlatformConfig(num_pci_segments=2))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"platform": PlatformConfig(system_serial_number="s")}, r"platform: .* SMBIOS, .* EFI"),
+        ({"debug_console": DebugConsoleConfig(ConsoleMode.NULL)}, r"debug_console: is a port, .*earlycon="),
+        ({"cpus": CpusConfig(features=("amx",))}, r"cpus.features: 'amx'"),
+    ],
+)
+def test_with_the_reason(changes: dict[str, Any], message: str) -> None:
+    config = VMConfig(PayloadConfig(Path("kernel")))
+    check(config)
+    with pytest.raises(ConfigError, match=message):
+        check(config.with_changes(changes))

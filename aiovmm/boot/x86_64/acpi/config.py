@@ -13,6 +13,8 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
     ged, 1 byte           pending events of the Generic Event Device (`GedEvent`); a read returns and clears them.
                           The GED's interrupt is level-triggered, active high, asserted while an event is pending, so
                           that a button pressed before the guest has a driver for it is not lost.
+    slots, 8 bytes a      of each PCI segment, from the first that is described: read, slots to look at (bytes 0 to 3) and slots
+    segment               to give up (bytes 4 to 7), a bit each; reading forgets them. A write to bytes 0 to 3 ejects.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ __all__ = [
     "GedEvent",
     "IoApic",
     "SerialPort",
+    "SlotPorts",
 ]
 
 RESET_VALUE = 1
@@ -52,13 +55,26 @@ class GedEvent:
     VM_GENERATION = 16
 
 
+class SlotPorts:
+    """The registers of one segment's slots, in bytes: dwords with a bit for each slot."""
+
+    ADDED = EJECT = 0  # read, written
+    WANTED = 4
+    SIZE = 8
+
+
 @dataclass(frozen=True)
 class AcpiPorts:
-    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer."""
+    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer; `slots` None: no slot is for hotplug."""
 
     sleep_reset: int = 0x600
     ged: int = 0x604
     pm_timer: int | None = 0x608
+    slots: int | None = 0x800
+
+    def slots_of(self, index: int) -> int | None:
+        """The first port of the segment that is described as number `index`."""
+        return None if self.slots is None else self.slots + index * SlotPorts.SIZE
 
     def __post_init__(self) -> None:
         used: set[int] = set()

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.acpi.sdt import sdt
-from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort
+from aiovmm.boot.pci import PciSegment
+from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort, SlotPorts
 from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge
+from aiovmm.boot.x86_64.acpi.dsdt_slots import CHECK
 
 __all__ = ["dsdt"]
 
@@ -38,7 +40,7 @@ def dsdt(config: AcpiConfig) -> bytes:
     if config.vm_generation is not None:
         devices.append(_vm_generation(config.vm_generation))
     devices += [_power_button(), _event_device(config), _motherboard(config)]
-    devices += [host_bridge(segment) for segment in config.pci_segments]
+    devices += [host_bridge(segment, config.ports.slots_of(i)) for i, segment in enumerate(config.pci_segments)]
     devices += [_processor(uid, cpu) for uid, cpu in enumerate(config.cpus)]
     return sdt("DSDT", REVISION, _soft_off() + aml.scope("_SB", *devices))
 
@@ -113,8 +115,15 @@ def _event_targets(config: AcpiConfig) -> dict[int, list[bytes]]:
         GedEvent.VM_GENERATION: generation,
         GedEvent.POWER_BUTTON: [aml.notify("PWRB", aml.integer(_BUTTON_PRESSED))],
         GedEvent.CPU: [aml.notify(_processor_name(uid), aml.integer(_DEVICE_CHECK)) for uid in absent],
-        GedEvent.PCI: [aml.notify(bridge_name(s), aml.integer(_BUS_CHECK)) for s in config.pci_segments],
+        GedEvent.PCI: [_slots_changed(config, segment) for segment in config.pci_segments],
     }
+
+
+def _slots_changed(config: AcpiConfig, segment: PciSegment) -> bytes:
+    """Its slots' registers say which; without them, the bridge is to look at all of its bus."""
+    if config.ports.slots is None:
+        return aml.notify(bridge_name(segment), aml.integer(_BUS_CHECK))
+    return aml.name_string(f"^^{bridge_name(segment)}.{CHECK}")  # from \\_SB.GED0._EVT
 
 
 def _motherboard(config: AcpiConfig) -> bytes:
@@ -123,6 +132,8 @@ def _motherboard(config: AcpiConfig) -> bytes:
     The PM timer's ports are left out: Linux claims those itself, from the FADT.
     """
     registers = [aml.io_ports(port, 1) for port in (config.ports.sleep_reset, config.ports.ged)]
+    slots = (config.ports.slots_of(i) for i in range(len(config.pci_segments)))
+    registers += [aml.io_ports(port, SlotPorts.SIZE) for port in slots if port is not None]
     ecam = [aml.fixed_memory(s.ecam.base, s.ecam.size) for s in config.pci_segments]
     return aml.device(
         "MBRD",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.pci import IntxWire, PciSegment
+from aiovmm.boot.x86_64.acpi.dsdt_slots import slots
 
 __all__ = ["Control", "bridge_name", "host_bridge"]
 
@@ -39,9 +40,11 @@ def bridge_name(segment: PciSegment) -> str:
     return f"PC{segment.segment:02X}"
 
 
-def host_bridge(segment: PciSegment) -> bytes:
-    """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin."""
+def host_bridge(segment: PciSegment, slot_registers: int | None = None) -> bytes:
+    """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin, and with slots for hotplug if they have
+    registers at a port."""
     routing = [_prt(segment.intx)] if segment.intx else []
+    hotplug = [] if slot_registers is None else [slots(segment.segment, slot_registers)]
     return aml.device(
         bridge_name(segment),
         aml.name("_HID", aml.eisa_id("PNP0A08")),
@@ -52,6 +55,7 @@ def host_bridge(segment: PciSegment) -> bytes:
         aml.name("_CRS", aml.resource_template(*_resources(segment))),
         *routing,
         _osc(),
+        *hotplug,
     )
 
 

@@ -19,7 +19,7 @@ from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
-from aiovmm.devices.virtio.formats import OVERLAY, format_of, last_sector
+from aiovmm.devices.virtio.formats import OVERLAY, format_of_file
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.native import lib
 from aiovmm.runtime import ofdlock
@@ -212,13 +212,10 @@ def let_go_of(fd: int) -> None:
 
 def _refuse_other_formats(path: Path) -> None:
     """Raises ImageError for an image that is not raw, as far as one can see, and OSError."""
-    with open(path, "rb", buffering=0) as file:
-        first = file.read(SECTOR)
-        file.seek(last_sector(file.seek(0, os.SEEK_END)))
-        found = format_of(first, file.read(SECTOR))
+    found = format_of_file(path)
     if found == OVERLAY:
-        hint = "say path=BASE,overlay=THIS; or backing_files=on and overlay=NEW for an overlay of an overlay"
-        raise ImageError(str(path), "is an overlay of aiovmm", hint)
+        hint = "say path=BASE,overlay=THIS; or overlay=NEW,backing_files=on for an overlay of it"
+        raise ImageError(str(path), f"is a {found} image of aiovmm", hint)
     if found is not None:
         hint = "`qemu-img convert -O raw IMAGE NEW` makes a raw one; image_type=raw takes it as it is, headers and all"
         raise ImageError(str(path), f"is a {found} image, and disks are raw here", hint)

@@ -6,9 +6,25 @@ from collections.abc import Callable
 
 from aiovmm.config import DiskConfig, ImageType
 from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.devices.virtio.formats import format_of_file
 from aiovmm.errors import ConfigError
 
-__all__ = ["opener"]
+__all__ = ["kind_of", "opener"]
+
+_KINDS = {"qcow2": ImageType.QCOW2, "VHD": ImageType.VHD, "VHDX": ImageType.VHDX}
+
+
+def kind_of(config: DiskConfig) -> ImageType | None:
+    """What kind of image that is, if it is none of this monitor's own: by the configuration's word, or else by how it looks.
+    Blocks for as long as two reads take."""
+    if config.image_type is not None or config.path is None or config.overlay is not None:
+        return None if config.image_type is ImageType.RAW else config.image_type
+    try:
+        if not config.path.is_file() and not config.path.is_block_device():
+            return None  # which is told when it is opened
+        return _KINDS.get(format_of_file(config.path) or "")
+    except OSError:
+        return None
 
 
 def opener(config: DiskConfig) -> Callable[[], DiskImage]:

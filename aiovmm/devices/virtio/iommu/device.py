@@ -110,6 +110,12 @@ class IommuDevice(VirtioDevice):
         self._endpoints[number] = endpoint
         self._carry_out([self.domains.add_endpoint(number)])
 
+    def remove_endpoint(self, number: int) -> None:
+        """The device was taken out, and has stopped. Nothing if there is none, after `power_off`."""
+        if self._translations.pop(number, None) is not None:
+            self._stale.discard(self._endpoints.pop(number))
+            self.domains.remove_endpoint(number)
+
     def fault(self, number: int, address: int) -> None:
         """An access of endpoint `number` to `address` was not translated: the driver is told, if it has asked for that."""
         translation = self._translations.get(number)

@@ -110,6 +110,12 @@ class Domains:
         self._attached[endpoint] = None
         return Bound(endpoint, None, self.bypass)
 
+    def remove_endpoint(self, endpoint: int) -> None:
+        """It is there no more; its domain goes, if it was the last in it."""
+        domain = self._attached.pop(endpoint)
+        if domain is not None:
+            self._leave(endpoint, domain)
+
     def domain_of(self, endpoint: int) -> int | None:
         """The domain that an endpoint is attached to."""
         return self._attached.get(endpoint)

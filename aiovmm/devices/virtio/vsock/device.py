@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import VsockConfig
 from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
-from aiovmm.devices.virtio.vsock.muxer import Muxer
+from aiovmm.devices.virtio.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT, Muxer
 from aiovmm.devices.virtio.vsock.rings import Rings
 from aiovmm.devices.virtio.vsock.streams import Vsock
 from aiovmm.devices.virtio.vsock.switch import Switch
@@ -111,14 +111,16 @@ class VsockDevice(VirtioDevice):
     def save(self) -> State:
         """Connections are not in it, for their other ends stay here: the guest is told, where it goes on, that they are
         gone, and its context id there."""
-        return {}
+        return {"next_port": self._switch.muxer.next_port}
 
     def load(self, state: State) -> None:
-        """Raises SnapshotError."""
+        """New connections get ports that the guest has seen none of yet. Raises SnapshotError."""
         from aiovmm.runtime.plain import Fields
 
-        Fields(state, self.name).end()
-        self._reset_due = True
+        fields = Fields(state, self.name)
+        port = fields.number("next_port", FIRST_HOST_PORT, LAST_HOST_PORT)
+        fields.end()
+        self._switch.muxer.next_port, self._reset_due = port, True
 
     def guest_ended(self, why: str) -> None:
         """Nobody waits for it any more."""

@@ -12,10 +12,10 @@ from collections import deque
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
 from aiovmm.devices.virtio.vsock.packet import HOST_CID, STREAM, Header, Op
 
-__all__ = ["FIRST_HOST_PORT", "RESET_LIMIT", "Muxer"]
+__all__ = ["FIRST_HOST_PORT", "LAST_HOST_PORT", "RESET_LIMIT", "Muxer"]
 
 FIRST_HOST_PORT = 1 << 30  # host ends of connections to the guest; ports below are for listeners
-_LAST_HOST_PORT = (1 << 31) - 1
+LAST_HOST_PORT = (1 << 31) - 1
 RESET_LIMIT = 1024
 """RSTs that wait for room on the rx ring. A guest that sends nonsense and takes no answers loses those beyond."""
 
@@ -31,7 +31,7 @@ class Muxer:
         self.round: deque[Connection] = deque()
         self.resets: deque[bytes] = deque()
         self.resets_lost = 0
-        self._next_port = FIRST_HOST_PORT
+        self.next_port = FIRST_HOST_PORT
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
@@ -64,9 +64,9 @@ class Muxer:
         """A connection to the guest, to be requested; None if there are as many as there may be."""
         if len(self.connections) >= self.limit:
             return None
-        while (guest_port, self._next_port) in self.connections:
+        while (guest_port, self.next_port) in self.connections:
             self._advance()
-        connection = self._add(guest_port, self._next_port, State.REQUESTED)
+        connection = self._add(guest_port, self.next_port, State.REQUESTED)
         self._advance()
         self.schedule(connection)
         return connection
@@ -130,7 +130,7 @@ class Muxer:
         return connection
 
     def _advance(self) -> None:
-        self._next_port = FIRST_HOST_PORT if self._next_port == _LAST_HOST_PORT else self._next_port + 1
+        self.next_port = FIRST_HOST_PORT if self.next_port == LAST_HOST_PORT else self.next_port + 1
 
     def _reset(self, src_cid: int, src_port: int, dst_port: int, type_: int) -> None:
         """§5.10.6.4.2: "a RST reply for all unknown packets", from where the packet was sent to."""

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from aiovmm.boot.x86_64.acpi import AcpiConfig, GedEvent
+from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, GedEvent
 from aiovmm.boot.x86_64.acpi.dsdt import dsdt
 from tests.boot.acpica import Acpica
 from tests.boot.x86_64.acpi.machines import MACHINES, cpus, segments, wired
@@ -42,6 +42,7 @@ def test_absent_devices_are_not_described(acpica: Acpica) -> None:
     assert devices(output) == {"PWRB", "GED0", "MBRD", "C000"}
 
 
+BRIDGES = AcpiConfig(cpus=cpus(2, 4), pci_segments=segments(2), ports=AcpiPorts(slots=None))
 NOTIFIED = {
     0: set(),
     GedEvent.POWER_BUTTON: {("PWRB", 0x80)},
@@ -55,9 +56,31 @@ NOTIFIED = {
 
 @pytest.mark.parametrize("pending", NOTIFIED)
 def test_an_event_reaches_the_devices_it_concerns(acpica: Acpica, pending: int) -> None:
-    output = acpica.execute(dsdt(MACHINE), rf"execute \_SB.GED0._EVT {MACHINE.ged_gsi}", region_fill=pending)
+    output = acpica.execute(dsdt(BRIDGES), rf"execute \_SB.GED0._EVT {BRIDGES.ged_gsi}", region_fill=pending)
+    assert notified(output) == NOTIFIED[pending]
+
+
+@pytest.mark.parametrize("fill", [GedEvent.PCI, 0xFF])
+def test_slots_are_told_what_their_registers_say(acpica: Acpica, fill: int) -> None:
+    """All bytes of all registers read as `fill`: a bit for each slot, but for slot 0, which has the bridge."""
+    output = acpica.execute(dsdt(MACHINE), rf"execute \_SB.GED0._EVT {MACHINE.ged_gsi}", region_fill=fill)
+    mask = int.from_bytes(bytes([fill]) * 4, "little")
+    slots = [f"S{slot:02X}_" for slot in range(1, 32) if mask >> slot & 1]
+    for_others = notified(output) - {(slot, value) for slot in slots for value in (1, 3)}
+    assert len(re.findall(r"Notify on \[S", output)) == 2 * 2 * len(slots)
+    assert for_others == (NOTIFIED[0xFF] - {("PC00", 0), ("PC01", 0)} if fill == 0xFF else set())
+
+
+def test_a_slot_has_a_number_of_its_own_and_ejects(acpica: Acpica) -> None:
+    asked = (r"evaluate \_SB.PC01.S1F._SUN", r"evaluate \_SB.PC01.S1F._ADR", r"evaluate \_SB.PC01.S1F._EJ0 1")
+    output = acpica.execute(dsdt(MACHINE), *asked, r"evaluate \_SB.PC01.SADD", region_fill=0)
+    assert re.findall(r"\[Integer\] = (\w{16})", output) == [f"{n:016X}" for n in (63, 31 << 16, 1 << 31)]
+
+
+def notified(output: str) -> set[tuple[str, int]]:
+    """(device, value) of what was told."""
     told = re.findall(r"Notify on \[(\w{4})\] \S+ Value 0x(\w\w)", output)
-    assert {(name, int(value, 16)) for name, value in told} == NOTIFIED[pending]
+    return {(name, int(value, 16)) for name, value in told}
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_a_base_that_is_an_overlay_needs_a_word(base: Path, tmp_path: Path) -> N
     with pytest.raises(ImageError, match="backing_files=on"):
         over(tmp_path / "middle", tmp_path / "top")
     over(tmp_path / "middle", tmp_path / "top", backing_files=True).close()
-    with pytest.raises(ImageError, match="overlay of aiovmm"):
+    with pytest.raises(ImageError, match="is a copy-on-write overlay image of aiovmm"):
         DiskImage.open(tmp_path / "middle")
 
 

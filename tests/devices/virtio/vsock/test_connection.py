@@ -281,7 +281,7 @@ def test_a_host_port_in_use_is_passed_over() -> None:
     mux = muxer()
     first = mux.connect(GUEST_PORT)
     assert first is not None
-    mux._next_port = first.host_port
+    mux.next_port = first.host_port
     second = mux.connect(GUEST_PORT)
     assert second is not None
     assert second.host_port != first.host_port

@@ -20,7 +20,7 @@ from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.status import Status
 from tests.pci.echo import until
-from tests.pci.moving import Traveller
+from tests.saving.moving import Traveller
 
 FEATURES = (RING_FEATURES, RING_FEATURES & ~EVENT_IDX)
 

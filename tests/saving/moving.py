@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,40 +14,11 @@ from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena
+from tests.saving.text import through_text
 
 PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 64 << 30))[0]
 
 MakeDevices = Callable[[], Sequence[VirtioDevice]]
-
-
-def as_text(state: Any) -> str:
-    """Plain data as a file has it. Raises TypeError for anything else."""
-
-    def other(value: object) -> dict[str, str]:
-        if not isinstance(value, bytes):
-            raise TypeError(f"{value!r} is not plain")
-        return {"hex": value.hex()}
-
-    _check(state)
-    return json.dumps(state, default=other)
-
-
-def from_text(text: str) -> Any:
-    """The inverse."""
-    return json.loads(text, object_hook=lambda found: bytes.fromhex(found["hex"]) if found.keys() == {"hex"} else found)
-
-
-def _check(value: Any) -> None:
-    """JSON would take tuples, enumerations and numbers as names, and give something else back."""
-    if isinstance(value, dict):
-        assert all(type(key) is str for key in value), value
-        for inner in value.values():
-            _check(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            _check(inner)
-    else:
-        assert value is None or type(value) in (bool, int, str, bytes), repr(value)
 
 
 class Traveller:
@@ -89,7 +59,7 @@ class Traveller:
     async def leave(self) -> Any:
         """Suspend, save, and end what was there. The state as it comes back from text."""
         await self.root.suspend()
-        state = from_text(as_text(self.root.save()))
+        state = through_text(self.root.save())
         await self._end()
         return state
 
@@ -97,7 +67,7 @@ class Traveller:
         """Build anew and load."""
         await self._build()
         await self.root.load(state)
-        again = from_text(as_text(self.root.save()))
+        again = through_text(self.root.save())
         for one in (again, state):
             for function in one["segments"][0]["functions"]:
                 function["state"].pop("device", None)  # is asked for when it is suspended

@@ -1,0 +1,300 @@
+"""Devices that are plugged in, and out, while a VM is there.
+
+    add:     opened ──► in its slot ──► the guest told ──► it has looked ──► DEVICE_ADDED
+                                           └── not in time: taken out again, closed
+    remove:  the guest asked ──► it has ejected (_EJ0) ──► out of its slot ──► closed ──► DEVICE_REMOVED
+                                           └── not in time: it stays, and asked for; a guest that ejects later is heeded
+
+Before the guest runs it need not be told, and a guest that is reset finds what is there: what it was to look at, and no more what
+it was asked for. Whoever waits is answered then. What is plugged in is also in the VM's configuration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from aiovmm.config import PlacedConfig, VMConfig
+from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.lifecycle import EventKind, VMState
+from aiovmm.machine.devices import make_device
+from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
+from aiovmm.machine.hotplug.waiting import wait_for_guest
+from aiovmm.machine.iommu import refuse_remote
+from aiovmm.machine.parts import MachineParts, PluggedDevice
+from aiovmm.runtime.dataclass import replace
+from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.timeouts import check_seconds
+
+if TYPE_CHECKING:
+    from aiovmm.machine.assembly import Machine
+    from aiovmm.machine.ending import Ending
+    from aiovmm.pci.root import PciAddress
+    from aiovmm.virtqueue.device import VirtioDevice
+
+__all__ = ["DeviceHotplug"]
+
+_IOMMU = "iommu"
+
+
+class DeviceHotplug:
+    """Of one VM. `configured` is told what its configuration is from now on."""
+
+    def __init__(self, name: str, ending: Ending, configured: Callable[[VMConfig], None]) -> None:
+        self._name = name
+        self._ending = ending
+        self._power = ending.power
+        self._configured = configured
+        self._machine: Machine | None = None  # whose slots and end are followed
+        self._removals: dict[str, asyncio.Future[None]] = {}  # asked for, by id
+        self._leaving: dict[str, asyncio.Task[None]] = {}  # ejected, on their way out
+        self._looks: set[asyncio.Future[None]] = set()
+
+    # -- adding
+
+    async def add(self, placed: PlacedConfig, timeout: float | None) -> str:
+        """See VM.add."""
+        check_seconds(timeout, "add(timeout=)")
+        async with self._ending.transition:
+            parts, machine = self._there()
+            self._follow(machine)
+            placed = replace(placed, id=free_id(placed, self._ids(parts)))
+            config = with_device(self._pinned(parts, machine), placed)
+            plugged = await self._plug_in(parts, machine, placed, config)
+            look = self._tell_of(machine, plugged)
+        if look is not None and timeout != 0:
+            await self._until_it_looks(plugged, look, timeout)
+        self._ending.journal.emit(
+            EventKind.DEVICE_ADDED, f"in slot {plugged.slot} of segment {plugged.segment}", device=plugged.id
+        )
+        return plugged.id
+
+    async def _plug_in(
+        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, config: VMConfig
+    ) -> PluggedDevice:
+        """Opened, in its slot, one of the parts and in the configuration; or nothing of that."""
+        assert placed.id is not None
+        refuse_remote(config)
+        wanted = PluggedDevice(
+            placed.id, make_device(parts, placed, placed.id), placed.pci_segment, placed.iommu, placed.pci_device_id
+        )
+        _check_fits(machine, wanted)
+        device = wanted.device
+        device._label = f"{self._name}: {wanted.id}"
+        device._notify_error = partial(self._ending.device_failed, wanted.id)
+        device._notify_driver = partial(self._ending.device_driven, wanted.id)
+        try:
+            await device.open()
+            address = machine.plug(wanted)
+        except BaseException:
+            await finish(device.close())
+            raise
+        plugged = PluggedDevice(wanted.id, device, address.segment, wanted.iommu, address.slot)
+        parts.plugged.append(plugged)
+        self._keep(parts, pinned(config, partial(_slot_of, machine)))
+        return plugged
+
+    def _tell_of(self, machine: Machine, plugged: PluggedDevice) -> asyncio.Future[None] | None:
+        """Done when the guest has looked at it; None: it does so when it starts, or goes on."""
+        slots, address = machine.board.slots, machine.address(plugged.id)
+        if slots is None or self._ending.life.state is VMState.CREATED:
+            return None
+        look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        machine.pci.root.when_looked_at(address, partial(_done, look))
+        slots.added(address.segment, address.slot)
+        machine.board.slots_changed()
+        if self._ending.life.state is VMState.PAUSED:
+            return None
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        return look
+
+    async def _until_it_looks(self, plugged: PluggedDevice, look: asyncio.Future[None], timeout: float | None) -> None:
+        """Or take the device back."""
+        what, hint = (
+            f"adding {plugged.id!r}",
+            "it was taken out again; does the guest run, and has its kernel ACPI hotplug?",
+        )
+        try:
+            await wait_for_guest(self._ending, look, timeout, what, "the guest has not looked at it", hint)
+        except BaseException:
+            self._looks.discard(look)
+            await finish(self._take_back(plugged))
+            raise
+
+    async def _take_back(self, plugged: PluggedDevice) -> None:
+        async with self._ending.transition:
+            if self._power.machine is not None and self._is_in(plugged):
+                await self._take_out(self._power.machine, plugged, tell=True)
+
+    # -- removing
+
+    async def remove(self, id_: str, timeout: float | None, *, force: bool) -> None:
+        """See VM.remove."""
+        check_seconds(timeout, "remove(timeout=)")
+        async with self._ending.transition:
+            parts, machine = self._there()
+            plugged = self._find(parts, id_)
+            self._follow(machine)
+            if id_ not in self._leaving:
+                self._keep(parts, self._pinned(parts, machine))
+                if force or self._ending.life.state is VMState.CREATED:
+                    await self._take_out(machine, plugged, tell=True)
+                    return
+                self._ask(machine, plugged)
+            removal = self._removals.setdefault(id_, asyncio.get_running_loop().create_future())
+        hint = "it stays in until the guest does; remove(id, force=True) takes it all the same"
+        await wait_for_guest(
+            self._ending, removal, timeout, f"removing {id_!r}", "the guest has not let go of it", hint
+        )
+
+    def _find(self, parts: MachineParts, id_: str) -> PluggedDevice:
+        found = next((p for p in parts.plugged if p.id == id_), None)
+        if found is None:
+            raise KeyError(f"VM {self._name!r} has no device {id_!r}; there are: {', '.join(sorted(self._ids(parts)))}")
+        if found.id == _IOMMU:
+            raise UsageError("the IOMMU stands between other devices and memory, and stays")
+        return found
+
+    def _ask(self, machine: Machine, plugged: PluggedDevice) -> None:
+        if self._ending.life.state is VMState.PAUSED:
+            raise StateError(
+                f"VM {self._name!r} is paused, and cannot let go of {plugged.id!r}: resume() it, or force=True"
+            )
+        assert machine.board.slots is not None
+        address = machine.address(plugged.id)
+        machine.board.slots.ask(address.segment, address.slot)
+        machine.board.slots_changed()
+
+    def _ejected(self, machine: Machine, segment: int, slot: int) -> Awaitable[None] | None:
+        """The guest has let go; its instruction waits until nothing of the device touches memory any more."""
+        for plugged in self._power.plugged:
+            if plugged.id in self._removals and plugged.id not in self._leaving:
+                address = machine.address(plugged.id)
+                if (address.segment, address.slot) == (segment, slot):
+                    return self._let_go(machine, plugged)
+        return None
+
+    def _let_go(self, machine: Machine, plugged: PluggedDevice) -> Awaitable[None]:
+        out: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = self._power.tasks.create(
+            finish(self._take_out(machine, plugged, out=out)), f"{self._name}: eject {plugged.id}"
+        )
+        self._leaving[plugged.id] = task
+        return out
+
+    async def _take_out(
+        self, machine: Machine, plugged: PluggedDevice, *, tell: bool = False, out: asyncio.Future[None] | None = None
+    ) -> None:
+        """Out of its slot, then closed, whatever fails on the way. `tell`: the guest was not asked. `out` is done in between."""
+        address, parts = machine.address(plugged.id), self._power.parts
+        try:
+            await machine.unplug(plugged.id)
+        finally:
+            if out is not None:
+                _done(out)
+            if machine.board.slots is not None:
+                self._slot_is_empty(machine, address, tell=tell)
+            if parts is not None:
+                parts.plugged = [p for p in parts.plugged if p is not plugged]
+                self._keep(parts, without_device(parts.config, plugged.id))
+            await self._put_away(plugged)
+
+    def _slot_is_empty(self, machine: Machine, address: PciAddress, *, tell: bool) -> None:
+        assert machine.board.slots is not None
+        if tell and self._ending.life.state is not VMState.CREATED:
+            machine.board.slots.gone(address.segment, address.slot)
+            machine.board.slots_changed()
+        else:
+            machine.board.slots.forget(address.segment, address.slot)
+
+    async def _put_away(self, plugged: PluggedDevice) -> None:
+        device: VirtioDevice = plugged.device
+        removal = self._removals.pop(plugged.id, None)
+        if self._power.parts is not None:
+            self._power.parts.console.disconnect(device)
+        try:
+            device.guest_ended(f"{plugged.id!r} was removed from VM {self._name!r}")
+            await device.close()
+        finally:
+            self._leaving.pop(plugged.id, None)
+            if removal is not None:
+                _done(removal)
+            self._ending.journal.emit(EventKind.DEVICE_REMOVED, device=plugged.id)
+
+    # -- the machine, which a reset replaces
+
+    def _follow(self, machine: Machine) -> None:
+        """Raises UsageError where a guest that runs cannot be told."""
+        if machine.board.slots is None:
+            if self._ending.life.state is VMState.CREATED:
+                return
+            raise UsageError(
+                "devices come and go while a guest runs on x86-64 only: the device tree of arm64 guests tells of none that "
+                "come later; add them before start()"
+            )
+        if machine is not self._machine:
+            self._machine = machine
+            machine.board.slots.on_eject = partial(self._ejected, machine)
+            machine.at_close(self._machine_goes)
+
+    async def _machine_goes(self) -> None:
+        """A guest that is reset finds what is there at its start: what was asked for is not. Whoever waits need not."""
+        machine, self._machine = self._machine, None
+        assert machine is not None
+        if self._leaving:
+            await asyncio.wait(self._leaving.values())
+        for plugged in [p for p in self._power.plugged if p.id in self._removals]:
+            await self._take_out(machine, plugged)
+        for look in list(self._looks):
+            _done(look)
+
+    def _there(self) -> tuple[MachineParts, Machine]:
+        parts, machine = self._power.parts, self._power.machine
+        if parts is None or machine is None or self._ending.life.state is VMState.STOPPED:
+            status = self._ending.life.status
+            ended = f" has ended ({status.reason.value}: {status.detail})" if status else " is not there"
+            raise StateError(f"VM {self._name!r}{ended}: devices come and go inside `async with`")
+        return parts, machine
+
+    # -- the configuration
+
+    def _pinned(self, parts: MachineParts, machine: Machine) -> VMConfig:
+        return pinned(parts.config, partial(_slot_of, machine))
+
+    def _keep(self, parts: MachineParts, config: VMConfig) -> None:
+        parts.config = config
+        self._configured(config)
+
+    def _ids(self, parts: MachineParts) -> set[str]:
+        hosts = parts.passthrough.places if parts.passthrough is not None else ()
+        return {p.id for p in parts.plugged} | {place.id for place in hosts}
+
+    def _is_in(self, plugged: PluggedDevice) -> bool:
+        return any(p is plugged for p in self._power.plugged)
+
+
+def _check_fits(machine: Machine, plugged: PluggedDevice) -> None:
+    """Raises ConfigError for what the machine would have had to be made for."""
+    if plugged.device.shares_memory and not all(region.shared for region in machine.memory.regions if region.ram):
+        hint = "make the VM with MemoryConfig(shared=True)"
+        raise ConfigError(
+            "memory.shared", f"is off, and {plugged.id!r} shares the guest's memory with another process", hint
+        )
+    if plugged.iommu and (machine.iommu is None or not machine.iommu.takes_later(plugged.segment)):
+        hint = "put it into a segment of PlatformConfig(iommu_segments=)"
+        raise ConfigError(f"{plugged.id}.iommu", "a guest learns at its start what is behind the IOMMU", hint)
+
+
+def _slot_of(machine: Machine, id_: str) -> int | None:
+    try:
+        return machine.address(id_).slot
+    except KeyError:  # a device of the host's
+        return None
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

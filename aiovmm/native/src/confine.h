@@ -1,0 +1,28 @@
+#pragma once
+#include <linux/filter.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+/* What a process gives up of its own rights, for good: system calls (seccomp(2)) and paths (landlock(7)). The policy, which calls and
+ * which paths, is Python's (aiovmm/confine/). Each returns 0 or more, or -errno. */
+
+/* Nothing that is executed from now on gives more rights than this thread has; without it an unprivileged process may do no more. */
+int avmm_no_new_privileges(void);
+
+/* Judge every system call of all threads of the process by this program, beside those that are there. -EBUSY: a thread could not be
+ * made to. */
+int avmm_filter_calls(const uint8_t *program, size_t instructions);
+
+/* The kernel's version of Landlock; -ENOSYS or -EOPNOTSUPP: none. */
+int avmm_landlock_version(void);
+
+/* A ruleset that takes away `fs` and `net` rights and what crosses the `scoped` borders; a descriptor. */
+int avmm_landlock_ruleset(uint64_t fs, uint64_t net, uint64_t scoped);
+
+/* Beneath `path_fd`, or of that file, these rights stay. */
+int avmm_landlock_allow(int ruleset, int path_fd, uint64_t rights);
+
+/* Of this thread, and of those and the processes that it starts from now on. */
+int avmm_landlock_enforce(int ruleset);

@@ -1,0 +1,80 @@
+"""`python -m aiovmm.rootfs SOURCE FD`: make one image, in a process of its own, and say what came of it on standard output.
+
+An image's maker may be hostile, and unpacking takes as long as it takes: here neither holds up the program's event loop, memory
+has a limit, and whoever does not want it any more kills it. It ends with its parent, whose end of standard input it watches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+import threading
+from dataclasses import asdict
+from typing import Any
+
+from aiovmm.errors import AiovmmError, ImageError
+from aiovmm.rootfs.blocks import Blocks, TooLarge
+from aiovmm.rootfs.erofs import FIRST_BLOCK, write_erofs
+from aiovmm.rootfs.layer import LeftOut
+from aiovmm.rootfs.limits import Limits
+from aiovmm.rootfs.source import Source
+from aiovmm.rootfs.tar import TarError
+from aiovmm.rootfs.tree import Tree, TreeError
+
+_MEMORY = 4 << 30
+_PART = 1 << 20
+
+
+def main() -> None:
+    """Prints one line of JSON: `content`, `size`, `configuration` and `left_out`, or an `error`."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    source = Source(**json.loads(sys.argv[1]))
+    try:
+        said = make(source, int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))
+    except ImageError as exc:
+        said = {"error": "image", "path": exc.path, "reason": exc.reason, "hint": exc.hint}
+    except (TarError, TreeError, TooLarge) as exc:
+        said = {"error": "image", "path": source.path, "reason": str(exc), "hint": ""}
+    except MemoryError:
+        reason = f"needs more than {_MEMORY >> 30} GiB of memory to be unpacked"
+        said = {"error": "image", "path": source.path, "reason": reason, "hint": ""}
+    except OSError as exc:
+        if isinstance(exc, AiovmmError) or exc.errno is None:
+            said = {"error": "image", "path": source.path, "reason": f"cannot be unpacked: {exc}", "hint": ""}
+        else:
+            said = {"error": "host", "errno": exc.errno, "path": exc.filename and os.fsdecode(exc.filename)}
+    print(json.dumps(said))
+
+
+def make(source: Source, fd: int, limits: Limits) -> dict[str, Any]:
+    """The image of `source` into the empty file `fd`, and what is to be said of it."""
+    left_out = LeftOut()
+    blocks = Blocks(fd, FIRST_BLOCK, limits.size)
+    tree = Tree(limits, blocks.free)
+    configuration = source.fill(tree, blocks, left_out)
+    write_erofs(tree, blocks, fd)
+    os.fsync(fd)
+    content, size = _digest(fd)
+    told = {"devices": left_out.devices, "xattrs": sorted(left_out.xattrs)[:100]}
+    return {"content": content, "size": size, "configuration": asdict(configuration), "left_out": told}
+
+
+def _digest(fd: int) -> tuple[str, int]:
+    digest, at = hashlib.sha256(), 0
+    while part := os.pread(fd, _PART, at):
+        digest.update(part)
+        at += len(part)
+    return digest.hexdigest(), at
+
+
+def _end_with_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""A directory of the host onto a tree. It is only read; links in it are copied and never followed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiovmm.errors import ImageError
+from aiovmm.rootfs.blocks import Blocks
+from aiovmm.rootfs.layer import LeftOut, kept_xattrs
+from aiovmm.rootfs.tree import Node, Tree
+
+__all__ = ["add_directory", "fingerprint"]
+
+_PART = 1 << 20
+_SETTLED = 2.0  # seconds after which a file that is written again has another time for sure
+_KEPT = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO)
+
+
+def fingerprint(root: Path) -> tuple[str, bool]:
+    """What changes when anything below `root` does, and whether it can be relied on later: not if a file changed just now, which
+    might change again within the same tick of the file system's clock. Raises ImageError."""
+    digest = hashlib.sha256()
+    newest = 0
+    for path, status in _walk(root):
+        fields = (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_ino, status.st_dev)
+        digest.update(path + b"\0%r" % (repr((*fields, status.st_mtime_ns, status.st_ctime_ns)).encode(),))
+        newest = max(newest, status.st_ctime_ns)
+    return digest.hexdigest(), time.time_ns() - newest > _SETTLED * 1e9
+
+
+def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> None:
+    """All below `root` on its file system. Whoever builds is root in the guest, if he is not root here: as in a user namespace,
+    his files are root's. Raises ImageError, TreeError, TooLarge."""
+    tree.level += 1
+    first: dict[tuple[int, int], bytes] = {}
+    for path, status in _walk(root):
+        if stat.S_IFMT(status.st_mode) not in _KEPT:
+            left_out.devices += not stat.S_ISSOCK(status.st_mode)
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            if identity in first:
+                tree.link(path, first[identity])
+                continue
+            first[identity] = path
+        tree.add(path, _node(os.path.join(os.fsencode(root), path), status, blocks, left_out))
+
+
+def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Paths below `root`, itself first as b"", parents first, in an order of their own."""
+    base = os.fsencode(root)
+    try:
+        top = os.stat(base)
+        if not stat.S_ISDIR(top.st_mode):
+            raise ImageError(str(root), "is not a directory")
+        yield b"", top
+        pending = [b""]
+        while pending:
+            directory = pending.pop()
+            with os.scandir(os.path.join(base, directory)) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+            for entry in found:
+                path = os.path.join(directory, entry.name)
+                status = entry.stat(follow_symlinks=False)
+                yield path, status
+                if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
+                    pending.append(path)
+    except OSError as exc:
+        raise _unreadable(root, exc) from exc
+
+
+def _node(path: bytes, status: os.stat_result, blocks: Blocks, left_out: LeftOut) -> Node:
+    mode = status.st_mode
+    node = Node(mode, _mapped(status.st_uid, os.getuid()), _mapped(status.st_gid, os.getgid()))
+    node.mtime = max(0, int(status.st_mtime))
+    try:
+        if stat.S_ISLNK(mode):
+            node.target = os.readlink(path)
+            node.mode = stat.S_IFLNK | 0o777
+        elif stat.S_ISREG(mode):
+            _read_file(path, status, node, blocks, left_out)
+    except OSError as exc:
+        raise _unreadable(os.fsdecode(path), exc) from exc
+    return node
+
+
+def _read_file(path: bytes, status: os.stat_result, node: Node, blocks: Blocks, left_out: LeftOut) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_ino != status.st_ino:
+            raise ImageError(os.fsdecode(path), "was replaced while the image was made", "try again when it rests")
+        node.content = blocks.store(status.st_size, _parts(fd, status.st_size, path))
+        node.xattrs = kept_xattrs(_xattrs(fd), left_out)
+    finally:
+        os.close(fd)
+
+
+def _parts(fd: int, size: int, path: bytes) -> Iterator[bytes]:
+    left = size
+    while left:
+        part = os.read(fd, min(left, _PART))
+        if not part:
+            raise ImageError(os.fsdecode(path), "got shorter while the image was made", "try again when it rests")
+        left -= len(part)
+        yield part
+
+
+def _xattrs(fd: int) -> dict[bytes, bytes]:
+    try:
+        return {os.fsencode(name): os.getxattr(fd, name) for name in os.listxattr(fd)}
+    except OSError:  # a file system without
+        return {}
+
+
+def _mapped(owner: int, own: int) -> int:
+    return 0 if own and owner == own else owner
+
+
+def _unreadable(path: str | Path, exc: OSError) -> ImageError:
+    where = os.fsdecode(exc.filename) if exc.filename else str(path)
+    hint = "be root, or have who owns it make a tar of it" if isinstance(exc, PermissionError) else ""
+    return ImageError(where, f"cannot be read: {exc.strerror}", hint)

@@ -1,0 +1,183 @@
+"""Image: what the root of a sandbox is made of, given by where it comes from, and made into an EROFS image when it is needed.
+
+    image = Image.from_oci("layout/")
+    async with aiovmm.sandbox(image) as vm: ...
+    built = await image.build()           # ahead of the first use; else that does it
+
+An image is made once, by a process of its own, and kept (cache.py); every guest reads the same file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aiovmm import architecture
+from aiovmm.errors import HostError, ImageError
+from aiovmm.rootfs.cache import Cache, Lease, Made
+from aiovmm.rootfs.limits import Limits
+from aiovmm.rootfs.source import Identity, Source
+from aiovmm.runtime.tasks import finish, in_thread
+
+__all__ = ["BuiltImage", "Image", "ImageConfig"]
+
+_POLL = 0.05  # seconds between two looks at whether another has made it
+_LAST_WORDS = 2000
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """What an image says of how it is run; empty for a directory or a plain tar. `env`: variables by name."""
+
+    env: dict[str, str]
+    cmd: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    user: str = ""
+    workdir: str = ""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What it runs by itself: its entry point, and its command as arguments."""
+        return self.entrypoint + self.cmd
+
+
+class BuiltImage:
+    """An image in the cache, which keeps it as long as this is not closed. `path` is an EROFS file system of `size` bytes,
+    `digest` its SHA-256; `devices` and `xattrs` tell what is left out: how many device nodes, and names of attributes."""
+
+    def __init__(self, made: Made, lease: Lease) -> None:
+        said = made.about["configuration"]
+        left_out = made.about["left_out"]
+        self.path, self.size, self.digest = lease.path, lease.size, made.content
+        self.config = ImageConfig(
+            dict(said["env"]), tuple(said["cmd"]), tuple(said["entrypoint"]), said["user"], said["workdir"]
+        )
+        self.devices: int = left_out["devices"]
+        self.xattrs: tuple[str, ...] = tuple(left_out["xattrs"])
+        self._lease = lease
+
+    def close(self) -> None:
+        """It may be pruned from now on. Idempotent."""
+        self._lease.close()
+
+
+class Image:
+    """Where a root file system comes from. Nothing is read until it is built.
+
+    `limits`: what it may be at most, unpacked. `cache`: a directory of one's own for built images.
+    """
+
+    def __init__(self, source: Source, *, limits: Limits | None = None, cache: str | os.PathLike[str] | None = None):
+        self._source = source
+        self._limits = limits or Limits()
+        self._cache = None if cache is None else Path(cache)
+
+    def __repr__(self) -> str:
+        return f"Image.from_{self._source.kind}({self._source.path!r})"
+
+    @classmethod
+    def from_directory(cls, path: str | os.PathLike[str], **options: Any) -> Image:
+        """All below `path`, as it is when the image is built. Files of who builds it are root's in the guest."""
+        return cls(Source("directory", _absolute(path), _architecture()), **options)
+
+    @classmethod
+    def from_tar(cls, path: str | os.PathLike[str], **options: Any) -> Image:
+        """A tar archive of a root: plain or compressed by gzip, zstd, xz or bzip2."""
+        return cls(Source("tar", _absolute(path), _architecture()), **options)
+
+    @classmethod
+    def from_oci(cls, path: str | os.PathLike[str], *, tag: str | None = None, **options: Any) -> Image:
+        """An OCI image layout: a directory, or one tar archive. `tag` (a name, or a digest) chooses where there are several."""
+        return cls(Source("oci", _absolute(path), _architecture(), tag), **options)
+
+    async def build(self) -> BuiltImage:
+        """The image in the cache, made if it is not there. Raises ImageError, HostError."""
+        cache = Cache(self._cache)
+        identity = await in_thread("image", self._source.identity)
+        while True:
+            if (found := await in_thread("image", cache.find, identity.key)) is not None:
+                return BuiltImage(*found)
+            lock = await in_thread("image", cache.try_lock, identity.key)
+            if lock is not None:
+                break
+            await asyncio.sleep(_POLL)
+        try:
+            found = await in_thread("image", cache.find, identity.key)  # whoever had the lock may have made it
+            return BuiltImage(*(found or await self._make(cache, identity)))
+        finally:
+            os.close(lock)
+
+    async def _make(self, cache: Cache, identity: Identity) -> tuple[Made, Lease]:
+        fd, path = await in_thread("image", cache.begin)
+        try:
+            about = await self._told_by_maker(fd)
+            later = await in_thread("image", self._source.identity)
+            key = identity.key if identity.settled and later == identity else None
+            return await in_thread("image", cache.complete, fd, path, key, about)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+
+    async def _told_by_maker(self, fd: int) -> dict[str, Any]:
+        limits = {"size": self._limits.size, "entries": self._limits.entries}
+        command = (sys.executable, "-P", "-m", "aiovmm.rootfs", self._source.to_json(), str(fd), json.dumps(limits))
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=pipe,
+                pass_fds=(fd,),
+                env=_environment(),
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise HostError("start the maker of images", exc.errno or 0, path=sys.executable) from exc
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            words, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())  # stdin stays open
+            code = await process.wait()
+        finally:
+            if process.returncode is None:
+                process.kill()
+            process.stdin.close()
+            await finish(process.communicate())
+        return self._checked(words, errors, code)
+
+    def _checked(self, words: bytes, errors: bytes, code: int) -> dict[str, Any]:
+        try:
+            said: dict[str, Any] = json.loads(words)
+        except ValueError:
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
+            last = errors.decode(errors="replace").strip()[-_LAST_WORDS:].rpartition("\n")[2]
+            reason = f"cannot be made into an image: its maker {how}" + (f", saying: {last}" if last else "")
+            raise ImageError(self._source.path, reason) from None
+        if said.get("error") == "image":
+            raise ImageError(said["path"], said["reason"], said["hint"])
+        if said.get("error") == "host":
+            raise HostError("make an image", said["errno"], path=said["path"])
+        return said
+
+
+def _absolute(path: str | os.PathLike[str]) -> str:
+    return os.path.abspath(path)
+
+
+def _architecture() -> str:
+    return architecture.host().debian
+
+
+def _environment() -> dict[str, str]:
+    """This program's, in which its own modules are found."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

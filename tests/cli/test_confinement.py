@@ -1,0 +1,101 @@
+"""`aiovmm run` gives up rights of its own, and everything that it does goes on working (so do all other tests of the command)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aiovmm.native import lib
+from tests.cli.conftest import Command
+
+needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
+
+PROGRAM = """
+import os, socket, sys
+from aiovmm.cli import main
+from aiovmm.vm import VM
+
+start = VM.start
+
+def tried(what, call):
+    try:
+        call()
+    except OSError as exc:
+        print(what + ":", os.strerror(exc.errno), file=sys.stderr)
+    else:
+        print(what + ": done", file=sys.stderr)
+
+async def tries(vm):
+    tried("execute", lambda: os.execv("/bin/true", ["true"]))
+    tried("network", lambda: socket.socket(socket.AF_INET))
+    tried("file", lambda: open("/etc/shadow").read())
+    tried("module", lambda: __import__("colorsys"))
+    await start(vm)
+
+VM.start = tries
+main()
+"""
+
+
+def devices(place: Path) -> list[str]:
+    """Of every kind that needs nobody else."""
+    (place / "disk").write_bytes(bytes(1 << 20))
+    (place / "pmem").write_bytes(bytes(2 << 20))
+    return [
+        *("--disk", f"path={place / 'disk'},image_type=raw", "--pmem", f"file={place / 'pmem'}"),
+        *("--vsock", f"cid=3,socket={place / 'vsock'}", "--balloon", "size=0", "--console", f"file={place / 'hvc0'}"),
+    ]
+
+
+@pytest.mark.parametrize("landlock", [False, pytest.param(True, marks=needs_landlock)])
+def test_a_guest_runs_and_reboots_in_a_process_that_can_do_little(
+    landlock: bool, aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
+    command = [*guest, "--cmdline", "heo", *devices(tmp_path), *(["--landlock"] if landlock else [])]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60, cwd=tmp_path
+    )
+    told = dict(line.split(": ") for line in done.stderr.decode().splitlines() if line.count(": ") == 1)
+    assert done.stdout.startswith(b"hello"), done.stderr
+    assert done.returncode == 0
+    refused = os.strerror(1)
+    assert told["execute"] == told["network"] == refused
+    assert told["file"] == (os.strerror(13) if landlock else "done")
+    assert told["module"] == "done"
+
+
+def test_it_can_be_left_out(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    command = [*guest, "--cmdline", "heo", "--seccomp", "false"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60)
+    assert (done.stderr, done.stdout) == (b"", b"")  # for it has become /bin/true
+
+
+@needs_landlock
+def test_a_rule_gives_a_path_more(aiovmm: Command, guest: list[str]) -> None:
+    command = [*guest, "--cmdline", "heo", "--landlock", "--landlock-rules", "path=/etc,access=r"]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60)
+    assert b"file: done" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--landlock-rules", "path=/etc,access=r"], "say --landlock, too"),
+        (["--landlock", "--landlock-rules", "path=/etc,access=x"], "'x' is no access"),
+        (["--landlock", "--landlock-rules", "path=/etc"], "access"),
+        (["--seccomp", "perhaps"], "perhaps"),
+        pytest.param(
+            ["--landlock", "--landlock-rules", "path=/none,access=r"], "there is no /none", marks=needs_landlock
+        ),
+        pytest.param(["--landlock", "--net", "passt=on"], "passt needs namespaces", marks=needs_landlock),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: list[str], said: str, aiovmm: Command, guest: list[str]) -> None:
+    done = aiovmm.run(*guest, "--cmdline", "u", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1

@@ -1,0 +1,1 @@
+"""Root file systems from directories, archives and OCI images."""

@@ -1,0 +1,371 @@
+"""Devices under load that are stopped at any moment, and go on here or as another object: nothing is lost, nothing done twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
+from aiovmm.devices.virtio.blk.engine import IoKind
+from aiovmm.devices.virtio.blk.protocol import SECTOR, Request
+from aiovmm.devices.virtio.console import ConsoleDevice
+from aiovmm.devices.virtio.net import NetDevice, SocketBackend
+from aiovmm.devices.virtio.net import features as f
+from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP
+from aiovmm.devices.virtio.rng import RngDevice
+from aiovmm.devices.virtio.rng.source import open_source
+from aiovmm.devices.virtio.vsock.device import VsockDevice
+from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
+from aiovmm.errors import SnapshotError
+from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
+from aiovmm.virtqueue.harness import Harness
+from tests.devices.virtio.blk_driver import contents, header, read, write
+from tests.devices.virtio.net_guest import NetGuest, ready
+from tests.devices.virtio.test_blk_properties import SECTORS, Model, image_file
+from tests.devices.virtio.vsock.guest import CID, Guest
+from tests.saving.stopped import move, pause
+
+# -- disks ---------------------------------------------------------------------------------------------------------------
+
+
+def disk(path: Path, io: IoKind) -> BlkDevice:
+    return BlkDevice(DiskImage.open(path), queue_size=32, io=io)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    io=st.sampled_from([IoKind.URING, IoKind.THREADS]),
+    without=st.sampled_from([0, EVENT_IDX]),
+    elsewhere=st.booleans(),
+)
+async def test_a_disk_under_load(seed: int, io: IoKind, without: int, elsewhere: bool) -> None:
+    """Flights of requests that do not overlap, stopped in the middle: all are answered once, without an error, and the file holds
+    what was answered."""
+    rand = random.Random(seed)
+    with image_file() as path:
+        model = Model(rand)
+        device = disk(path, io)
+        features = (device.features | RING_FEATURES) & ~without
+        async with Harness(device, features=features, queue_sizes=[32]) as h:
+            for _ in range(rand.randint(1, 6)):
+                await _flight(h, model, rand)
+                for _ in range(rand.randint(0, 3)):
+                    await asyncio.sleep(0)
+                if elsewhere and rand.random() < 0.5:
+                    await _land_elsewhere(h, path, io)
+                else:
+                    await pause(h)
+                await _landed(h, model)
+            assert h.errors == []
+            assert await read(h, 0, SECTORS * SECTOR) == bytes(model.content)
+        assert contents(path) == bytes(model.content)
+
+
+async def _flight(h: Harness, model: Model, rand: random.Random) -> None:
+    """Ask for things in different parts of the disk."""
+    h.expected = {}  # type: ignore[attr-defined]
+    parts = rand.randint(1, 6)
+    for part in range(parts):
+        first, last = SECTORS * part // parts, SECTORS * (part + 1) // parts
+        text, room, answer = model.request(first, last)
+        head = h.queues[0].add([text], [*([room] if room else []), 1], indirect=rand.random() < 0.3)
+        h.expected[head] = answer  # type: ignore[attr-defined]
+        if rand.random() < 0.7:
+            h.queues[0].kick()
+            await asyncio.sleep(0)
+    h.queues[0].kick()
+
+
+async def _landed(h: Harness, model: Model) -> None:
+    expected = h.expected  # type: ignore[attr-defined]
+    for used in await h.queues[0].used(len(expected)):
+        answer = expected.pop(used.head)
+        assert used.buffers[-1] == bytes([Status.OK])
+        assert b"".join(used.buffers[:-1]) == answer
+
+
+async def _land_elsewhere(h: Harness, path: Path, io: IoKind) -> None:
+    await h.runner.suspend()  # or the lock of the image would still be held
+    image: list[DiskImage] = []
+
+    def opened() -> DiskImage:
+        image.append(DiskImage.open(path))
+        return image[0]
+
+    await move(h, BlkDevice(opened, queue_size=32, io=io))
+
+
+async def test_a_disk_keeps_its_cache_mode_and_tells_of_a_new_size(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(SECTOR * 8))
+    async with Harness(disk(path, IoKind.AUTO)) as h:
+        await write(h, 1, b"x" * SECTOR)
+        h.device.write_config(32, b"\0")
+        assert h.device.read_config(32, 1) == b"\0"
+        before = h.config_irq.pulses
+        os.truncate(path, SECTOR * 16)
+        await _land_elsewhere(h, path, IoKind.AUTO)
+        assert h.device.read_config(32, 1) == b"\0"
+        assert isinstance(h.device, BlkDevice)
+        assert h.device.capacity == SECTOR * 16
+        while h.config_irq.pulses == before:  # noqa: ASYNC110 - told when it goes on
+            await asyncio.sleep(0)
+        assert await read(h, 1, SECTOR) == b"x" * SECTOR
+        h.device.write_config(32, b"\1")
+
+
+async def test_an_image_that_has_shrunk_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(SECTOR * 8))
+    device = disk(path, IoKind.AUTO)
+    state = device.save()
+    await device.close()
+    os.truncate(path, SECTOR * 4)
+    smaller = disk(path, IoKind.AUTO)
+    with pytest.raises(
+        SnapshotError, match="disk had 4096 bytes and its image has 2048: give it the image that it had"
+    ):
+        smaller.load(state)
+    await smaller.close()
+
+
+async def test_a_request_that_the_host_holds_up_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never answered by an error, as it is when the driver resets the device."""
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(SECTOR * 8))
+    device = disk(path, IoKind.THREADS)
+    may_go = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with Harness(device) as h:
+        discard = DiskImage.discard
+
+        def slow(image: DiskImage, extent: object, stop: object) -> int:
+            asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(30)
+            assert callable(stop)
+            assert not stop()
+            return discard(image, extent, stop)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(DiskImage, "discard", slow)
+        h.queues[0].add([header(Request.DISCARD), (0).to_bytes(8, "little") + b"\1\0\0\0\0\0\0\0"], [1])
+        h.queues[0].kick()
+        while not h.runner.queues[0].in_flight:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        suspended = asyncio.create_task(pause(h))
+        await asyncio.sleep(0.01)
+        assert not suspended.done()
+        may_go.set()
+        await suspended
+        (used,) = await h.queues[0].used()
+        assert used.buffers == [bytes([Status.OK])]
+
+
+# -- networks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_STREAM])
+async def test_no_frame_is_lost_while_a_card_is_stopped_for_a_moment(kind: socket.SocketKind) -> None:
+    rand = random.Random(7)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    theirs.setblocking(False)
+    with theirs:
+        async with Harness(NetDevice(SocketBackend(ours))) as h:
+            assert isinstance(h.device, NetDevice)
+            await ready(h.device)
+            guest = NetGuest(h)
+            guest.fill(2)  # few buffers: packets wait for them
+            wire = _Wire(theirs, stream=kind is socket.SOCK_STREAM)
+            for number in range(60):
+                frame = bytes([number]) * rand.randint(60, 1500)
+                if rand.random() < 0.5:
+                    await wire.send(frame)
+                    if rand.random() < 0.6:
+                        await pause(h)
+                    assert (await guest.receive()).frame == frame
+                else:
+                    guest.offer(frame)
+                    guest.tx.kick()
+                    for _ in range(rand.randint(0, 2)):
+                        await asyncio.sleep(0)
+                    if rand.random() < 0.6:
+                        await pause(h)
+                    await guest.tx.used()
+                    assert await wire.receive() == frame
+            assert h.errors == []
+
+
+class _Wire:
+    """The other end of a card's socket: frames, with their length before them on a stream."""
+
+    def __init__(self, sock: socket.socket, *, stream: bool) -> None:
+        self._sock = sock
+        self._stream = stream
+        self._got = b""
+
+    async def send(self, frame: bytes) -> None:
+        data = len(frame).to_bytes(4, "big") + frame if self._stream else frame
+        await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def receive(self) -> bytes:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(20):
+            if not self._stream:
+                return await loop.sock_recv(self._sock, 70000)
+            while len(self._got) < 4 or len(self._got) < 4 + int.from_bytes(self._got[:4], "big"):
+                self._got += await loop.sock_recv(self._sock, 70000)
+        size = int.from_bytes(self._got[:4], "big")
+        frame, self._got = self._got[4 : 4 + size], self._got[4 + size :]
+        return frame
+
+
+async def test_a_card_keeps_what_its_driver_has_chosen() -> None:
+    first, second = (
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+        socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET),
+    )
+    with first[1], second[1]:
+        async with Harness(NetDevice(SocketBackend(first[0], vnet_hdr=True))) as h:
+            control = h.queues[-1]
+            offloads = f.GUEST_CSUM
+            control.add([b"\5\0", offloads.to_bytes(8, "little")], [1])  # CTRL_GUEST_OFFLOADS_SET
+            control.kick()
+            assert (await control.used())[0].data == b"\0"
+            assert isinstance(h.device, NetDevice)
+            h.device.announce()
+            assert h.device.read_config(6, 2) == bytes([LINK_UP | ANNOUNCE, 0])
+            other = NetDevice(SocketBackend(second[0], vnet_hdr=True), mac=b"\x2e\0\0\0\0\7")
+            await move(h, other)
+            await ready(other)
+            assert other.save()["offloads"] == offloads
+            assert other.read_config(6, 2) == bytes([LINK_UP | ANNOUNCE, 0])
+            assert other.read_config(0, 6) == b"\x2e\0\0\0\0\7", "the address is the configuration's"
+            guest = NetGuest(h)
+            await guest.send(b"x" * 60)
+            assert second[1].recv(2000)[12:] == b"x" * 60
+
+
+# -- sockets -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def sockets() -> AsyncIterator[tuple[Harness, Guest, VsockDevice]]:
+    device = VsockDevice(CID)
+    async with Harness(device) as h, Guest(h) as guest:
+        yield h, guest, device
+
+
+async def test_streams_go_on_after_a_moment() -> None:
+    """Both directions, stopped all the time, while more waits than either side takes at once."""
+    data = random.Random(1).randbytes(400_000)
+    async with sockets() as (h, guest, device):
+        guest.listen(7)
+        connecting = asyncio.create_task(device.streams.connect(7))
+        sock = await guest.accept(7)
+        reader, writer = await connecting
+
+        async def host() -> bytes:
+            writer.write(data)
+            await writer.drain()
+            got = await reader.readexactly(len(data))
+            writer.close()
+            return got
+
+        async def other() -> bytes:
+            half = asyncio.create_task(sock.send(data))
+            got = await sock.recv_exactly(len(data))
+            await half
+            return got
+
+        ends = asyncio.gather(host(), other())
+        pauses = 0
+        while not ends.done():
+            await pause(h)
+            pauses += 1
+            await asyncio.sleep(0.001)
+        assert await ends == [data, data]
+        assert pauses > 3
+        assert h.errors == []
+
+
+async def test_a_guest_that_goes_on_elsewhere_is_told_that_its_connections_are_gone() -> None:
+    async with sockets() as (h, guest, device):
+        guest.listen(7)
+        connecting = asyncio.create_task(device.streams.connect(7))
+        await guest.accept(7)
+        await connecting
+        other = VsockDevice(CID)  # the simulator knows one context id
+        await move(h, other)
+        assert h.device is other
+        await pause(h)
+        third = VsockDevice(CID)
+        await move(h, third)  # before it had a buffer for the event
+        h.queues[2].add([], [4])
+        h.queues[2].kick()
+        assert (await h.queues[2].used())[0].data == TRANSPORT_RESET
+        await pause(h)
+        h.queues[2].add([], [4])
+        h.queues[2].kick()
+        connecting = asyncio.create_task(third.streams.connect(7))
+        await guest.accept(7)
+        await connecting
+        assert h.queues[2].poll() == [], "it is told once"
+
+
+# -- consoles and entropy ------------------------------------------------------------------------------------------------
+
+
+async def test_a_console_goes_on_with_what_is_printed_and_typed() -> None:
+    printed = bytearray()
+    device = ConsoleDevice(printed.extend)
+    async with Harness(device) as h:
+        for number in range(20):
+            h.queues[1].add([b"%02d" % number])
+            h.queues[1].kick()
+            await asyncio.sleep(0)
+            if number % 3 == 0:
+                await pause(h)
+            elif number % 3 == 1:
+                await move(h, ConsoleDevice(printed.extend))
+            await h.queues[1].used()
+            console = h.device
+            assert isinstance(console, ConsoleDevice)
+            h.queues[0].add([], [8])
+            h.queues[0].kick()
+            while not console.receive(b"typed"):  # noqa: ASYNC110 - when it has seen the buffer
+                await asyncio.sleep(0)
+            assert (await h.queues[0].used())[0].data == b"typed"
+        await h.reset()
+    assert bytes(printed) == b"".join(b"%02d" % number for number in range(20))
+
+
+async def test_a_terminal_of_another_size_is_told_where_a_console_goes_on() -> None:
+    async with Harness(ConsoleDevice(bytes, size=(80, 24))) as h:
+        before = h.config_irq.pulses
+        await move(h, ConsoleDevice(bytes, size=(80, 24)))
+        await asyncio.sleep(0)
+        assert h.config_irq.pulses <= before + 1
+        before = h.config_irq.pulses
+        await move(h, ConsoleDevice(bytes, size=(100, 30)))
+        while h.config_irq.pulses == before:  # noqa: ASYNC110 - told when it goes on
+            await asyncio.sleep(0)
+
+
+async def test_entropy_goes_on() -> None:
+    def device() -> RngDevice:
+        return RngDevice(lambda: open_source(Path("/dev/urandom")))
+
+    async with Harness(device()) as h:
+        for number in range(12):
+            h.queues[0].add([], [64])
+            h.queues[0].kick()
+            await (pause(h) if number % 2 else move(h, device()))
+            assert len((await h.queues[0].used())[0].data) == 64

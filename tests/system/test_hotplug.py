@@ -1,0 +1,108 @@
+"""Devices that come and go under Linux's own hotplug."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, DiskConfig, EventKind, HotplugTimeout, PlatformConfig, RebootPolicy
+from tests.system.conftest import RELEASES, Guests
+from tests.system.guest import prompt, shell, shell_status
+
+MB = 1 << 20
+
+
+def image(path: Path, size: int = 8 * MB) -> Path:
+    path.write_bytes(os.urandom(size))
+    return path
+
+
+async def appears(vm: VM, path: str) -> None:
+    await shell(vm, f"for i in $(seq 600); do test -e {path} && break; sleep 0.05; done; test -e {path}")
+
+
+async def md5(vm: VM, device: str) -> str:
+    return (await shell(vm, f"md5sum < {device}")).split()[0]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_disk_comes_is_used_and_goes(guests: Guests, folder: Path, release: str) -> None:
+    first, second = image(folder / "a.img"), image(folder / "b.img")
+    config = guests.config(release, disks=(DiskConfig(path=first),), platform=PlatformConfig(num_pci_segments=3))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        slots = (await shell(vm, "ls /sys/bus/pci/slots")).split()
+        assert len(slots) == 3 * 31
+        for segment in (0, 2):
+            id_ = await vm.add(DiskConfig(path=second, pci_segment=segment, serial="late"))
+            await appears(vm, "/dev/vdb")
+            assert (await shell(vm, "cat /sys/block/vdb/serial")).strip() == "late"
+            assert await md5(vm, "/dev/vdb") == hashlib.md5(second.read_bytes()).hexdigest()
+            await shell(vm, "dd if=/dev/urandom of=/dev/vdb bs=1M count=8 conv=fsync 2>/dev/null")
+            assert await md5(vm, "/dev/vdb") == hashlib.md5(second.read_bytes()).hexdigest()
+            await vm.remove(id_)
+            assert (await shell_status(vm, "test -e /dev/vdb"))[1] == 1
+        await vm.remove("disk0")
+        assert (await shell(vm, "ls /sys/block | grep vd || true")) == ""
+        assert not [line for line in (await shell(vm, "dmesg")).splitlines() if "rror" in line and "ACPI" in line]
+
+
+async def test_a_disk_that_is_pulled_while_it_is_read_fails_its_reads_alone(guests: Guests, folder: Path) -> None:
+    stays, goes = image(folder / "a.img"), image(folder / "b.img", 64 * MB)
+    async with VM(guests.config("6.1", disks=(DiskConfig(path=stays),))) as vm:
+        await vm.start()
+        await prompt(vm)
+        id_ = await vm.add(DiskConfig(path=goes))
+        await appears(vm, "/dev/vdb")
+        await shell(
+            vm,
+            "(while dd if=/dev/vdb of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo > /tmp/over) & true",
+        )
+        await asyncio.sleep(0.5)
+        await vm.remove(id_, force=True)
+        await appears(vm, "/tmp/over")
+        assert await md5(vm, "/dev/vda") == hashlib.md5(stays.read_bytes()).hexdigest()
+        await shell(
+            vm, "for i in $(seq 600); do test -e /sys/block/vdb || break; sleep 0.05; done; test ! -e /sys/block/vdb"
+        )
+        assert await vm.add(DiskConfig(path=goes)) == "disk1"
+        await appears(vm, "/dev/vd[bc]")
+
+
+async def test_over_a_reboot_what_was_plugged_stays_plugged(guests: Guests, folder: Path) -> None:
+    late = image(folder / "late.img")
+    config = guests.config("6.1", on_reboot=RebootPolicy.RESTART)
+    config = replace(config, payload=replace(config.payload, cmdline=f"{config.cmdline} reboot=a"))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "modprobe virtio_blk")
+        await vm.add(DiskConfig(path=late, pci_device_id=7))
+        await appears(vm, "/dev/vda")
+        vm.serial.write(b"reboot -f\n")
+        async with asyncio.timeout(120):
+            async for event in vm.events(from_start=True):
+                if event.kind is EventKind.REBOOTED:
+                    break
+        await prompt(vm)
+        assert await md5(vm, "/dev/vda") == hashlib.md5(late.read_bytes()).hexdigest()
+        assert "0000:00:07.0" in await shell(vm, "readlink -f /sys/block/vda/device")
+        await vm.remove("disk0")
+        assert (await shell_status(vm, "test -e /dev/vda"))[1] == 1
+
+
+async def test_a_guest_without_hotplug_is_told_in_vain(guests: Guests, folder: Path) -> None:
+    config = guests.config("6.1")
+    config = replace(config, payload=replace(config.payload, cmdline=f"{config.cmdline} acpiphp.disable=1"))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        with pytest.raises(HotplugTimeout, match="has not looked"):
+            await vm.add(DiskConfig(path=image(folder / "a.img")), timeout=2)
+        assert (await shell(vm, "echo alive")).strip() == "alive"

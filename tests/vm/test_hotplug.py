@@ -1,0 +1,302 @@
+"""Devices that come and go while a VM is there; the test plays the part of the guest's kernel on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable
+from pathlib import Path
+
+import pytest
+
+from aiovmm import (
+    VM,
+    BalloonConfig,
+    ConfigError,
+    ConsoleConfig,
+    ConsoleMode,
+    DiskConfig,
+    EventKind,
+    FsConfig,
+    HotplugTimeout,
+    PlatformConfig,
+    RebootPolicy,
+    RngConfig,
+    StateError,
+    UsageError,
+    VsockConfig,
+)
+from aiovmm.bus import Space
+from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.machine.architecture import board_of_host
+from aiovmm.pci.root import PciAddress
+from tests.vm.guest import config, counts_on, event, until
+
+SLOTS, GED = 0x800, 0x604
+LONG = 60.0  # seconds that nothing takes
+
+pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def read(vm: VM, port: int, size: int) -> int:
+    data = vm.machine.bus.read(Space.PIO, port, size)
+    assert isinstance(data, bytes)
+    return int.from_bytes(data, "little")
+
+
+def vendor(vm: VM, slot: int, segment: int = 0) -> int:
+    data = vm.machine.pci.root.segments[segment].read_config(slot, 0, 2)
+    assert isinstance(data, bytes)
+    return int.from_bytes(data, "little")
+
+
+async def notified(vm: VM) -> None:
+    """Wait for the GED's event, and take it as _EVT does."""
+    await until(lambda: bool(read(vm, GED, 1) & 4), LONG)
+
+
+async def look(vm: VM, segment: int = 0) -> list[int]:
+    """What a kernel does that was notified: slots with something new are enumerated."""
+    await notified(vm)
+    new = read(vm, SLOTS + 8 * segment, 4)
+    slots = [slot for slot in range(32) if new >> slot & 1]
+    for slot in slots:
+        vm.machine.pci.root.segments[segment].write_config(slot, 0x10, b"\xff" * 4)
+    return slots
+
+
+async def let_go(vm: VM, segment: int = 0) -> list[int]:
+    """Slots that are wanted are ejected."""
+    await notified(vm)
+    wanted = read(vm, SLOTS + 8 * segment + 4, 4)
+    await eject(vm, wanted, segment)
+    return [slot for slot in range(32) if wanted >> slot & 1]
+
+
+async def eject(vm: VM, mask: int, segment: int = 0) -> None:
+    pending: Awaitable[None] | None = vm.machine.bus.write(Space.PIO, SLOTS + 8 * segment, mask.to_bytes(4, "little"))
+    if pending is not None:
+        await asyncio.wait_for(pending, LONG)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_a_disk_comes_and_goes(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        before = descriptors()
+        task = asyncio.ensure_future(vm.add(DiskConfig(path=image, serial="mine")))
+        assert await look(vm) == [1]
+        assert await task == "disk0"
+        assert vm.device("disk0", BlkDevice) is vm.disks[0]
+        assert vendor(vm, 1) == 0x1AF4
+        assert vm.config.disks == (DiskConfig(path=image, serial="mine", id="disk0", pci_device_id=1),)
+        gone = asyncio.ensure_future(vm.remove("disk0"))
+        assert await let_go(vm) == [1]
+        await gone
+        assert vendor(vm, 1) == 0xFFFF
+        assert not vm.disks
+        assert not vm.config.disks
+        assert descriptors() <= before
+        await counts_on(vm)
+    seen = [(e.kind, e.device) async for e in vm.events(from_start=True)]
+    assert (EventKind.DEVICE_ADDED, "disk0") in seen
+    assert (EventKind.DEVICE_REMOVED, "disk0") in seen
+
+
+async def test_a_guest_that_does_not_look_has_no_device(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        before = descriptors()
+        with pytest.raises(HotplugTimeout, match=r"adding 'disk0': the guest has not looked at it within 0\.05 s"):
+            await vm.add(DiskConfig(path=image), timeout=0.05)
+        assert vendor(vm, 1) == 0xFFFF
+        assert not vm.disks
+        assert not vm.config.disks
+        assert descriptors() <= before
+        await counts_on(vm)
+
+
+async def test_a_caller_that_gives_up_has_no_device_either(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        task = asyncio.ensure_future(vm.add(DiskConfig(path=image)))
+        await notified(vm)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not vm.disks
+        assert vendor(vm, 1) == 0xFFFF
+
+
+async def test_a_guest_that_does_not_let_go_keeps_it_until_it_does(image: Path) -> None:
+    async with VM(config("s", disks=(DiskConfig(path=image),))) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout, match="has not let go of it within"):
+            await vm.remove("disk0", timeout=0.05)
+        assert vendor(vm, 1) == 0x1AF4
+        assert vm.disks
+        assert await let_go(vm) == [1]
+        await event(vm, EventKind.DEVICE_REMOVED)
+        assert not vm.disks
+
+
+async def test_force_pulls_the_plug_and_tells_the_guest(image: Path) -> None:
+    async with VM(config("s", disks=(DiskConfig(path=image),))) as vm:
+        await vm.start()
+        await vm.remove("disk0", force=True)
+        assert vendor(vm, 1) == 0xFFFF
+        assert await let_go(vm) == [1]
+        assert not vm.disks
+        await counts_on(vm)
+
+
+async def test_a_guest_ejects_only_what_is_asked_of_it(image: Path) -> None:
+    disk = DiskConfig(path=image, readonly=True)
+    async with VM(config("s", disks=(disk, disk))) as vm:
+        await vm.start()
+        await eject(vm, 0xFFFF_FFFF)
+        assert [vendor(vm, slot) for slot in (1, 2)] == [0x1AF4] * 2
+        task = asyncio.ensure_future(vm.remove("disk1"))
+        await notified(vm)
+        await eject(vm, 0xFFFF_FFFF)
+        await task
+        assert [vendor(vm, slot) for slot in (0, 1, 2)] == [0x8086, 0x1AF4, 0xFFFF]
+        await eject(vm, 0xFFFF_FFFF)
+        assert [p.id for p in vm._plugged()] == ["disk0"]
+
+
+async def test_what_is_plugged_stays_over_a_reset_and_what_is_asked_for_goes(image: Path) -> None:
+    other = image.with_name("other.img")
+    other.write_bytes(bytes(1 << 20))
+    async with VM(config("s", on_reboot=RebootPolicy.RESTART, disks=(DiskConfig(path=image),))) as vm:
+        await vm.start()
+        await vm.add(DiskConfig(path=other, pci_device_id=9, id="late"), timeout=0)
+        removal = asyncio.ensure_future(vm.remove("disk0", timeout=None))
+        await notified(vm)
+        vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
+        await event(vm, EventKind.REBOOTED)
+        await asyncio.wait_for(removal, LONG)
+        assert [vendor(vm, slot) for slot in (1, 9)] == [0xFFFF, 0x1AF4]
+        assert vm.machine.address("late") == PciAddress(0, 9)
+        removal = asyncio.ensure_future(vm.remove("late"))
+        assert await let_go(vm) == [9]
+        await removal
+
+
+async def test_a_guest_that_is_reset_while_it_should_look_finds_it(image: Path) -> None:
+    async with VM(config("s", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        task = asyncio.ensure_future(vm.add(DiskConfig(path=image), timeout=None))
+        await notified(vm)
+        vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
+        assert await asyncio.wait_for(task, LONG) == "disk0"
+        await event(vm, EventKind.REBOOTED)
+        assert vendor(vm, 1) == 0x1AF4
+
+
+async def test_the_end_of_the_guest_answers_whoever_waits(image: Path) -> None:
+    async with VM(config("s", disks=(DiskConfig(path=image),))) as vm:
+        await vm.start()
+        removal = asyncio.ensure_future(vm.remove("disk0", timeout=None))
+        await notified(vm)
+        await vm.kill("enough")
+        with pytest.raises(StateError, match="the guest has ended"):
+            await removal
+        with pytest.raises(StateError, match="has ended"):
+            await vm.add(RngConfig())
+
+
+async def test_before_it_runs_and_while_it_is_paused(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        assert await vm.add(DiskConfig(path=image)) == "disk0"
+        await vm.remove("disk0")
+        assert await vm.add(DiskConfig(path=image)) == "disk0"
+        await vm.start()
+        await vm.pause()
+        assert await vm.add(VsockConfig(cid=7)) == "vsock"
+        with pytest.raises(StateError, match="paused"):
+            await vm.remove("vsock")
+        await vm.resume()
+        assert await look(vm) == [2]
+        assert vm.vsock is not None
+
+
+async def test_devices_in_other_segments(image: Path) -> None:
+    async with VM(config("s", platform=PlatformConfig(num_pci_segments=3))) as vm:
+        await vm.start()
+        task = asyncio.ensure_future(vm.add(DiskConfig(path=image, pci_segment=2)))
+        assert await look(vm, 2) == [1]
+        await task
+        assert vm.machine.address("disk0") == PciAddress(2, 1)
+        task2 = asyncio.ensure_future(vm.remove("disk0"))
+        assert await let_go(vm, 2) == [1]
+        await task2
+
+
+async def test_a_console_comes_goes_and_comes_again() -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(StateError, match="no console"):
+            vm.console.write(b"x")
+        for _ in range(2):
+            assert await vm.add(ConsoleConfig(), timeout=0) == "console"
+            vm.console.write(b"kept")
+            await vm.remove("console", force=True)
+            vm.console.write(b"kept too")
+        assert vm.config.console.mode is ConsoleMode.OFF
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        (DiskConfig(path=Path("/nowhere/disk")), "disk"),
+        (DiskConfig(path=Path("/nowhere/disk"), pci_segment=1), "no segment 1"),
+        (DiskConfig(path=Path("/nowhere/disk"), id="there"), "names two devices"),
+        (DiskConfig(path=Path("/nowhere/disk"), pci_device_id=1), "slot 1 of segment 0 is given to two"),
+        (DiskConfig(path=Path("/nowhere/disk"), rate_limit_group="none"), "no group 'none'"),
+        (FsConfig(tag="share", socket=Path("/nowhere/socket")), r"memory\.shared"),
+        (RngConfig(iommu=True), "behind the IOMMU"),
+        (BalloonConfig(size=64 << 20), r"balloon\.size"),
+        (ConsoleConfig(ConsoleMode.PTY), "of a console that comes later"),
+        ("path=x", "no device's configuration"),
+    ],
+)
+async def test_what_cannot_be_is_refused_and_changes_nothing(image: Path, device: object, message: str) -> None:
+    async with VM(config("s", disks=(DiskConfig(path=image, id="there"),))) as vm:
+        await vm.start()
+        before = descriptors()
+        with pytest.raises((UsageError, OSError), match=message):
+            await vm.add(device)  # type: ignore[arg-type]
+        assert [p.id for p in vm._plugged()] == ["there"]
+        assert descriptors() <= before
+        await counts_on(vm)
+
+
+async def test_what_is_not_there_cannot_be_removed() -> None:
+    async with VM(config("s")) as vm:
+        with pytest.raises(KeyError, match="no device 'disk7'"):
+            await vm.remove("disk7")
+        with pytest.raises(UsageError, match="not a number"):
+            await vm.remove("disk7", timeout=float("nan"))
+
+
+async def test_a_segment_that_is_full_says_so(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        for number in range(31):
+            await vm.add(RngConfig() if not number else DiskConfig(path=image, readonly=True))
+        with pytest.raises(UsageError, match="is full"):
+            await vm.add(DiskConfig(path=image, readonly=True))
+        with pytest.raises(ConfigError, match="rng: is there already"):
+            await vm.add(RngConfig())
+        assert len(vm.disks) == 30
