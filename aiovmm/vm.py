@@ -270,8 +270,8 @@ class VM(Inventory, Commands):
         self._journal.emit(EventKind.POWER_BUTTON)
 
     async def stop(self, timeout: float | None = 10.0) -> ExitStatus:
-        """The ladder: power button, `timeout` seconds of patience (None: for ever), kill. At once if it does not run.
-        Idempotent."""
+        """The ladder: power button, and the agent if it is known, `timeout` seconds of patience (None: for ever), kill. At once
+        if it does not run. Idempotent."""
         from aiovmm.runtime.timeouts import check_seconds
 
         check_seconds(timeout, "stop(timeout=)")
@@ -280,7 +280,9 @@ class VM(Inventory, Commands):
             return await self.kill(f"it was stopped while {self.state.value}")
         self.shutdown()
         with suppress(TimeoutError):
-            return await asyncio.wait_for(self.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._ask_agent_to_end()
+                return await self.wait()
         return await self.kill(f"it did not power off within {timeout:g} s")
 
     async def kill(self, detail: str = "by the program") -> ExitStatus:

@@ -18,6 +18,7 @@ from aiovmm.errors import StateError
 from aiovmm.runtime.timeouts import check_seconds
 
 if TYPE_CHECKING:
+    from aiovmm.agent.forward import Forwards
     from aiovmm.agent.place import Place
 
 __all__ = ["Agent"]
@@ -43,8 +44,8 @@ class Agent:
         self.patience = patience
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._forwards: Forwards | None = None
         self._on_close: list[Callable[[], None]] = []
 
     @property
@@ -129,6 +130,15 @@ class Agent:
         link.channels.clear()
         for channel in channels:
             channel.end()
+
+    @property
+    def forwards(self) -> Forwards:
+        """Its ports."""
+        if self._forwards is None:
+            from aiovmm.agent.forward import Forwards
+
+            self._forwards = Forwards(self)
+        return self._forwards
 
     def at_close(self, call: Callable[[], None]) -> None:
         """To be done when nothing can be asked of it any more for good."""

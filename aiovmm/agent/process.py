@@ -18,7 +18,7 @@ from aiovmm.errors import StateError, UsageError
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
 
-__all__ = ["Input", "Process", "create", "start", "start_error"]
+__all__ = ["Input", "Output", "Process", "create", "start", "start_error"]
 
 _HIGH = 64 << 10  # bytes of input that wait before `drain` does
 _STAGES = {
@@ -83,7 +83,7 @@ class Input:
             await self._room.wait()
 
 
-class _Output:
+class Output:
     """A stream of the guest into a StreamReader, which says when it is full by pausing what it takes for its
     transport."""
 
@@ -96,23 +96,29 @@ class _Output:
         channel.sinks[stream] = self
 
     def feed(self, data: bytes) -> bool:
+        """See channel.Sink."""
         self.reader.feed_data(data)
         return not self._paused
 
     def end(self) -> None:
+        """See channel.Sink."""
         self.reader.feed_eof()
 
     def pause_reading(self) -> None:
+        """The reader has enough."""
         self._paused = True
 
     def resume_reading(self) -> None:
+        """It has not."""
         self._paused = False
         self._channel.taken(self._stream)
 
     def get_extra_info(self, name: str, default: object = None) -> object:
+        """Of a transport: nothing."""
         return default
 
     def is_closing(self) -> bool:
+        """Of a transport."""
         return self._channel.over
 
 
@@ -136,7 +142,7 @@ class Process:
         self.stderr = self._output(Stream.STDERR) if not pty and modes[2] == PIPE else None
 
     def _output(self, stream: Stream) -> asyncio.StreamReader:
-        return _Output(self._channel, stream, self._request.window).reader
+        return Output(self._channel, stream, self._request.window).reader
 
     def __repr__(self) -> str:
         state = "runs" if self.returncode is None else f"ended with {self.returncode}"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from aiovmm.errors import AiovmmError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from aiovmm.agent import Agent, Completed, Process
+    from aiovmm.agent.files import Files
     from aiovmm.agent.request import Text
 
 __all__ = ["Commands"]
@@ -29,6 +34,21 @@ class Commands:
         if self._agent is None:
             self._agent = self._make_agent()
         return self._agent
+
+    async def _ask_agent_to_end(self) -> None:
+        """If it is known: for a guest that does not heed its power button. One that cannot be asked is on its way
+        already."""
+        if self._agent is not None and self._agent.connected:
+            with suppress(AiovmmError):
+                await self._agent.shutdown()
+
+    @property
+    def files(self) -> Files:
+        """The guest's files: `read`, `write`, `list`, `stat`, `remove`, `mkdir`, `copy_in`, `copy_out`. Errors as of
+        `agent`."""
+        from aiovmm.agent.files import Files
+
+        return Files(self.agent)
 
     async def run(
         self,
@@ -87,3 +107,19 @@ class Commands:
 
         streams = (stdin, stdout, stderr)
         return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits)
+
+    async def forward(
+        self, guest: int | str, host: int | str | Path = 0, *, address: str = "127.0.0.1", back: bool = False
+    ) -> int | str | Path:
+        """Make the guest's port `guest` (or unix socket, by its path) reachable at `host`: a port of `address`, 0 for
+        any, or the path of a unix socket. Returns that port or path. With `back` it is the other way: what connects to
+        `guest` in the guest is connected to `host`; that ends when the guest is reset. Connections go through the
+        agent; the guest needs no network. Raises UsageError, HostError, GuestOSError, and errors as of `agent.ready`."""
+        forwards = self.agent.forwards
+        if back:
+            return await forwards.to_host(guest, host, address)
+        return await forwards.to_guest(guest, host, address)
+
+    async def unforward(self, place: int | str | Path, *, back: bool = False) -> None:
+        """End what `forward` has returned, and its connections. Raises UsageError if there is no such."""
+        await self.agent.forwards.end(place, back=back)

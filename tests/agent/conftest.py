@@ -34,6 +34,12 @@ class Guest:
         text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(word) for word in text.split()]
 
+    async def busy(self) -> None:
+        """Until it has begun a process."""
+        async with asyncio.timeout(20):
+            while not self.children:  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(0.01)
+
     async def idle(self, descriptors: int) -> None:
         """Until it has no children and no more descriptors than before."""
         async with asyncio.timeout(20):
@@ -42,9 +48,9 @@ class Guest:
 
 
 @pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """The agent's program as the package has it."""
-    path = tmp_path / "agent"
+    path = tmp_path_factory.mktemp("agent") / "socket"
     process = subprocess.Popen([agent_binary(), "--unix", path], start_new_session=True)
     yield Guest(process, path)
     process.send_signal(signal.SIGKILL)

@@ -59,12 +59,13 @@ void channels_start(struct link *link, uint32_t id, const uint8_t *data, size_t 
 
 /* -- input --------------------------------------------------------------------------------------------------------------------- */
 
-/* A direction of it is over: the descriptor goes with the second one. */
+/* A direction of it is over: the descriptor goes with the second one, a terminal not before its process, which may be about to end
+ * and would be hung up. */
 static void release(struct channel *channel, int fd)
 {
     if (channel->both < 0 || fd != channel->both) {
         sys_close(fd);
-    } else if (channel->in < 0 && channel->out[0] < 0) {
+    } else if (channel->in < 0 && channel->out[0] < 0 && !(channel->terminal && channel->running)) {
         sys_close(channel->both);
         channel->both = -1;
     }
@@ -162,7 +163,7 @@ static void input_ready(struct channel *channel, int events)
         return;
     if (channel->connecting)
         channel_connected(channel);
-    if (events & POLLERR && channel->in >= 0 && !channel->terminal)
+    if (events & (POLLERR | POLLHUP) && channel->in >= 0 && !channel->terminal)
         lose_in(channel);
     if (channel->in >= 0)
         flush_in(channel);
@@ -321,6 +322,8 @@ void channels_drop(struct link *link)
 static void end_of(struct channel *channel, int i)
 {
     channel->say |= (uint32_t)SAY_EOF << i;
+    if (channel->terminal && channel->in >= 0)
+        lose_in(channel);
     close_out(channel, i);
 }
 

@@ -365,7 +365,8 @@ void kill_session(int session, int number)
     int directory = sys_open("/proc", O_RDONLY | O_DIRECTORY, 0);
     long size;
 
-    SYS(kill, -session, number);
+    if (SYS(kill, -session, number) < 0) /* a child that is not that far yet has no group of its own */
+        SYS(kill, session, number);
     while (directory >= 0 && (size = SYS(getdents64, directory, entries, sizeof entries)) > 0)
         for (long at = 0; at < size; at += get16((uint8_t *)entries + at + 16)) {
             const char *name = entries + at + 19;

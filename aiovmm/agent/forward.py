@@ -1,0 +1,223 @@
+"""Ports: of the guest at the host, and of the host in the guest. `vm.forward`.
+
+A guest that can open connections to a port of the host's that it was given can open many: CONNECTIONS_MAX of each port at a time,
+further ones are closed at once, on both sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import struct
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiovmm.agent.channel import Channel
+from aiovmm.agent.errors import guest_os_error
+from aiovmm.agent.process import Input, Output
+from aiovmm.agent.wire import Kind, Stream
+from aiovmm.errors import AiovmmError, HostError, UsageError
+from aiovmm.runtime.unix_listener import listen_at
+
+if TYPE_CHECKING:
+    from aiovmm.agent.agent import Agent
+    from aiovmm.agent.link import Link
+
+__all__ = ["CONNECTIONS_MAX", "Forwards"]
+
+CONNECTIONS_MAX = 256
+_WINDOW = 256 << 10
+_CHUNK = 64 << 10
+_LOCAL, _UNIX = 0, 1
+Place = int | str | Path
+
+
+@dataclass
+class _Forward:
+    """One of them: what it listens with, and what goes on."""
+
+    server: asyncio.Server | None = None
+    channel: Channel | None = None
+    path: Path | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def close(self) -> None:
+        if self.server is not None:
+            self.server.close()
+        if self.channel is not None:
+            self.channel.close(kill=False)
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+            self.path = None
+        for task in self.tasks:
+            task.cancel()
+
+
+class Forwards:
+    """Of one guest."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._open: dict[tuple[bool, Place], _Forward] = {}
+        agent.at_close(self.close)
+
+    def close(self) -> None:
+        """All of them. Idempotent."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    async def end(self, place: Place, *, back: bool = False) -> None:
+        """One of them, and its connections. Raises UsageError if there is none."""
+        forward = self._open.pop((back, place), None)
+        if forward is None:
+            raise UsageError(f"{place} is not forwarded")
+        forward.close()
+        if forward.tasks:
+            await asyncio.wait(forward.tasks)
+
+    # -- the guest's port at the host
+
+    async def to_guest(self, guest: Place, host: Place, address: str) -> Place:
+        """Listen at the host. Raises UsageError, HostError, ConfigError."""
+        payload = _address(guest)
+        forward = _Forward()
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await self._serve(forward, payload, reader, writer)
+
+        place = host
+        if isinstance(host, int):
+            try:
+                forward.server = await asyncio.start_server(connected, address, host)
+            except OSError as exc:
+                where = f"{address}:{host}"
+                raise HostError("forwarding: listening", exc.errno or errno.EADDRNOTAVAIL, path=where) from exc
+            place = forward.server.sockets[0].getsockname()[1]
+        else:
+            listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")
+            forward.server = await asyncio.start_unix_server(connected, sock=listener)
+            forward.path = Path(host)
+        self._open[False, place] = forward
+        return place
+
+    async def _serve(
+        self, forward: _Forward, payload: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        if len(forward.tasks) >= CONNECTIONS_MAX:
+            writer.transport.abort()
+            return
+        forward.tasks.add(task)
+        task.add_done_callback(forward.tasks.discard)
+        try:
+            with suppress(AiovmmError, OSError):  # the client sees a connection that was closed
+                channel = await self._agent.begin(Kind.CONNECT, payload, window=_WINDOW)
+                await _join(channel, Output(channel, Stream.STDOUT, _WINDOW), reader, writer)
+        finally:
+            writer.transport.abort()
+
+    # -- the host's port in the guest
+
+    async def to_host(self, guest: Place, host: Place, address: str) -> Place:
+        """Listen in the guest. Raises UsageError, GuestOSError."""
+        payload = _address(guest)
+        link = await self._agent.link()
+        channel = link.begin(Kind.LISTEN, payload, window=_WINDOW)
+        forward = _Forward(channel=channel)
+        settled = asyncio.Event()
+        channel.on_settled = channel.on_over = settled.set
+        channel.on_accepted = lambda number: self._accepted(forward, link, number, host, address)
+        try:
+            await settled.wait()
+        except BaseException:
+            channel.close(kill=False)
+            raise
+        if channel.failed is not None:
+            raise guest_os_error("listening in the guest", channel.failed[0], str(guest))
+        if channel.started is None:
+            raise await self._agent.lost("listening in the guest")
+        place = channel.started if isinstance(guest, int) else guest
+        self._open[True, place] = forward
+        return place
+
+    def _accepted(self, forward: _Forward, link: Link, number: int, host: Place, address: str) -> None:
+        if number < 1 << 31 or number in link.channels:
+            return  # no agent does that
+        channel = link.begin(Kind.ACCEPTED, b"", window=_WINDOW, number=number)
+        if len(forward.tasks) >= CONNECTIONS_MAX:
+            channel.close(kill=False)
+            link.forget(channel)
+            return
+        output = Output(channel, Stream.STDOUT, _WINDOW)  # now: its data may be right behind
+        task = asyncio.get_running_loop().create_task(
+            _to_host(channel, output, host, address), name="forward to the host"
+        )
+        forward.tasks.add(task)
+        task.add_done_callback(forward.tasks.discard)
+
+
+async def _to_host(channel: Channel, output: Output, host: Place, address: str) -> None:
+    try:
+        if isinstance(host, int):
+            reader, writer = await asyncio.open_connection(address, host)
+        else:
+            reader, writer = await asyncio.open_unix_connection(os.fspath(host))
+    except BaseException as exc:
+        channel.close(kill=False)
+        if isinstance(exc, OSError):
+            return  # the guest sees a connection that was closed
+        raise
+    try:
+        with suppress(OSError):
+            await _join(channel, output, reader, writer)
+    finally:
+        writer.transport.abort()
+
+
+async def _join(channel: Channel, output: Output, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Both directions, each until it ends; what breaks one ends both."""
+    into, out = Input(channel), output.reader
+    over = asyncio.Event()
+    channel.on_over = over.set
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_to_channel(reader, into))
+            group.create_task(_from_channel(out, writer))
+        if not channel.over:  # the guest's end has yet to take what it was sent
+            await over.wait()
+    except* OSError:
+        pass
+    finally:
+        channel.close(kill=False)
+
+
+async def _to_channel(reader: asyncio.StreamReader, into: Input) -> None:
+    while data := await reader.read(_CHUNK):
+        into.write(data)
+        await into.drain()
+    into.write_eof()
+
+
+async def _from_channel(out: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await out.read(_CHUNK):
+        writer.write(data)
+        await writer.drain()
+    with suppress(OSError, NotImplementedError):
+        writer.write_eof()
+    await writer.drain()
+
+
+def _address(guest: Place) -> bytes:
+    """The payload of CONNECT and LISTEN."""
+    if isinstance(guest, int):
+        if not 0 <= guest < 1 << 16:
+            raise UsageError(f"{guest} is no port")
+        return struct.pack("<BxHI", _LOCAL, guest, _WINDOW)
+    path = os.fsencode(guest)
+    if not 0 < len(path) < 108 or b"\0" in path:
+        raise UsageError(f"{guest!r} is no path of a unix socket: 1 to 107 bytes")
+    return struct.pack("<BxHI", _UNIX, 0, _WINDOW) + path

@@ -1,0 +1,210 @@
+"""Trees on the host: written as a guest sends them, read as one is sent there. All of it blocks; it is called in
+threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from aiovmm.agent.tree import (
+    END,
+    UP,
+    Content,
+    ContentEnd,
+    Directory,
+    File,
+    LeftOut,
+    Link,
+    Record,
+    TreeReader,
+    Up,
+    content,
+    content_end,
+    record,
+    stays_inside,
+)
+from aiovmm.errors import HostError
+
+__all__ = ["Copied", "TreeWriter", "read_tree"]
+
+_PIECE = 256 << 10
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_INTO = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class Copied:
+    """What was copied: `files` of them with `size` bytes in all. `left_out`: what was not, by its path below what was
+    copied, and why: devices, sockets and pipes, links that lead out of it, what could not be read."""
+
+    files: int = 0
+    size: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class _Level:
+    """A directory that one is in."""
+
+    fd: int
+    name: bytes
+    mode: int
+    mtime: int
+
+
+class TreeWriter:
+    """Writes what comes to `path`, whose directory is there. Below it everything is made relative to the directory that
+    it is in, which is never reached by a link; files are new ones, in the place of what was there. Owners are not kept,
+    and of modes the permissions."""
+
+    def __init__(self, path: str) -> None:
+        self._path = os.fsencode(path)
+        self._reader = TreeReader()
+        self._levels: list[_Level] = []
+        self._file = -1
+        self._file_of: File | None = None
+        self.copied = Copied()
+
+    @property
+    def ended(self) -> bool:
+        """All has come."""
+        return self._reader.ended
+
+    def feed(self, data: bytes) -> None:
+        """Raises PeerError, HostError."""
+        for item in self._reader.feed(data):
+            try:
+                self._take(item)
+            except OSError as exc:
+                if isinstance(exc, HostError):
+                    raise
+                where = os.fsdecode(self._where(getattr(item, "name", b"")))
+                raise HostError("copying out of the guest", exc.errno or 0, path=where) from exc
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        while self._levels:
+            os.close(self._levels.pop().fd)
+
+    def _take(self, item: Record) -> None:
+        if isinstance(item, Content):
+            self._write(item.data)
+        elif isinstance(item, File):
+            self._begin(item)
+        elif isinstance(item, ContentEnd):
+            self._finish(item)
+        elif isinstance(item, Directory):
+            self._enter(item)
+        elif isinstance(item, Up):
+            self._leave()
+        elif isinstance(item, Link):
+            self._link(item)
+        elif isinstance(item, LeftOut):
+            self._leave_out(item.name, os.strerror(item.error) if item.error else "no file, directory or link")
+
+    def _at(self, name: bytes) -> tuple[bytes, int | None]:
+        return (name, self._levels[-1].fd) if self._levels else (self._path, None)
+
+    def _where(self, name: bytes) -> bytes:
+        return b"/".join([self._path, *(level.name for level in self._levels[1:]), *([name] if self._levels else [])])
+
+    def _leave_out(self, name: bytes, why: str) -> None:
+        path = b"/".join([*(level.name for level in self._levels[1:]), name])
+        self.copied.left_out.append((os.fsdecode(path), why))
+
+    def _remove(self, name: bytes, directory: int | None) -> None:
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+    def _begin(self, item: File) -> None:
+        name, directory = self._at(item.name)
+        self._remove(name, directory)
+        self._file = os.open(name, _NEW_FILE, 0o600, dir_fd=directory)
+        self._file_of = item
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        self.copied.size += len(data)
+
+    def _finish(self, item: ContentEnd) -> None:
+        file, self._file = self._file, -1
+        assert self._file_of is not None
+        try:
+            os.fchmod(file, self._file_of.mode)
+            os.utime(file, ns=(self._file_of.mtime, self._file_of.mtime))
+        finally:
+            os.close(file)
+        self.copied.files += 1
+        if item.error:
+            self._leave_out(self._file_of.name, f"its end could not be read: {os.strerror(item.error)}")
+
+    def _enter(self, item: Directory) -> None:
+        name, directory = self._at(item.name)
+        with suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=directory)
+        fd = os.open(name, _INTO if self._levels else _INTO & ~os.O_NOFOLLOW, dir_fd=directory)
+        self._levels.append(_Level(fd, item.name, item.mode, item.mtime))
+
+    def _leave(self) -> None:
+        level = self._levels.pop()
+        try:
+            os.fchmod(level.fd, level.mode | stat.S_IRWXU)  # its owner can always remove it again
+            os.utime(level.fd, ns=(level.mtime, level.mtime))
+        finally:
+            os.close(level.fd)
+
+    def _link(self, item: Link) -> None:
+        if not stays_inside(item.target, len(self._levels) - 1):
+            self._leave_out(item.name, f"a link that leads out, to {os.fsdecode(item.target)}")
+            return
+        name, directory = self._at(item.name)
+        self._remove(name, directory)
+        os.symlink(item.target, name, dir_fd=directory)
+
+
+def read_tree(path: str, copied: Copied) -> Iterator[bytes]:
+    """`path` and all below it for a guest. A link that is `path` itself is followed. Raises HostError."""
+    try:
+        yield from _entry(os.fsencode(path), b"", b"", os.stat(path), copied)
+    except OSError as exc:
+        name = exc.filename if exc.filename is not None else path
+        raise HostError("copying into the guest", exc.errno or errno.EIO, path=os.fsdecode(name)) from exc
+    yield END
+
+
+def _entry(path: bytes, name: bytes, below: bytes, found: os.stat_result, copied: Copied) -> Iterator[bytes]:
+    mode, mtime = found.st_mode, found.st_mtime_ns
+    if stat.S_ISDIR(mode):
+        yield record(b"D", name, mode, mtime)
+        with os.scandir(path) as entries:
+            for entry in entries:
+                yield from _entry(
+                    entry.path, entry.name, below + b"/" + entry.name, entry.stat(follow_symlinks=False), copied
+                )
+        yield UP
+    elif stat.S_ISREG(mode):
+        yield record(b"F", name, mode, mtime)
+        yield from _content(path, copied)
+    elif stat.S_ISLNK(mode):
+        target = os.readlink(path)
+        yield record(b"L", name) + len(target).to_bytes(2, "little") + target
+    else:
+        copied.left_out.append((os.fsdecode(below.lstrip(b"/")), "no file, directory or link"))
+
+
+def _content(path: bytes, copied: Copied) -> Iterator[bytes]:
+    with open(path, "rb", buffering=0) as file:
+        while data := file.read(_PIECE):
+            copied.size += len(data)
+            yield content(data)
+    copied.files += 1
+    yield content_end()

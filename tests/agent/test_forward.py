@@ -1,0 +1,121 @@
+"""Ports of the guest at the host, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm import GuestOSError, HostError, UsageError
+from aiovmm.agent import Agent
+from tests.agent.conftest import Guest
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.write(b"end")
+    writer.close()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[int]:
+    """Of the "guest", which is this machine."""
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+    data = os.urandom(size)
+
+    async def send() -> None:
+        writer.write(data)
+        await writer.drain()
+        writer.write_eof()
+
+    answer, _ = await asyncio.gather(reader.read(), send())
+    assert answer == data + b"end"
+    writer.close()
+
+
+async def test_a_port_of_the_guest(agent: Agent, guest: Guest, server: int) -> None:
+    port = await agent.forwards.to_guest(server, 0, "127.0.0.1")
+    assert isinstance(port, int)
+    before = guest.descriptors
+    await ask(*await asyncio.open_connection("127.0.0.1", port), 3 << 20)
+    await asyncio.gather(*[ask(*await asyncio.open_connection("127.0.0.1", port), 1000) for _ in range(50)])
+    await guest.idle(before)
+    await agent.forwards.end(port)
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+    with pytest.raises(UsageError):
+        await agent.forwards.end(port)
+
+
+async def test_unix_sockets(agent: Agent, tmp_path: Path) -> None:
+    async with await asyncio.start_unix_server(echo, tmp_path / "guest"):
+        place = await agent.forwards.to_guest(os.fspath(tmp_path / "guest"), tmp_path / "host", "")
+        assert place == tmp_path / "host"
+        await ask(*await asyncio.open_unix_connection(tmp_path / "host"), 100000)
+        await agent.forwards.end(tmp_path / "host")
+        assert not (tmp_path / "host").exists()
+
+
+async def test_back(agent: Agent, guest: Guest, server: int, tmp_path: Path) -> None:
+    """What connects in the guest gets the host's server."""
+    port = await agent.forwards.to_host(0, server, "127.0.0.1")
+    assert isinstance(port, int)
+    before = guest.descriptors
+    await ask(*await asyncio.open_connection("127.0.0.1", port), 3 << 20)
+    await asyncio.gather(*[ask(*await asyncio.open_connection("127.0.0.1", port), 1000) for _ in range(50)])
+    await guest.idle(before)
+    await agent.forwards.to_host(os.fspath(tmp_path / "socket"), server, "127.0.0.1")
+    await ask(*await asyncio.open_unix_connection(tmp_path / "socket"), 1000)
+    await agent.forwards.end(port, back=True)
+    await agent.ping()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_nobody_there(agent: Agent, server: int) -> None:
+    port = await agent.forwards.to_guest(1, 0, "127.0.0.1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+    back = await agent.forwards.to_host(0, 1, "127.0.0.1")
+    reader, writer = await asyncio.open_connection("127.0.0.1", back)  # type: ignore[arg-type]
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+
+
+async def test_what_cannot_be(agent: Agent, server: int, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=f"127.0.0.1:{server}"):
+        await agent.forwards.to_guest(80, server, "127.0.0.1")
+    with pytest.raises(GuestOSError, match="in use"):
+        await agent.forwards.to_host(server, 80, "127.0.0.1")
+    with pytest.raises(UsageError):
+        await agent.forwards.to_guest(70000, 0, "127.0.0.1")
+    with pytest.raises(UsageError):
+        await agent.forwards.to_guest("x" * 200, 0, "127.0.0.1")
+
+
+async def test_they_end_with_the_agent(agent: Agent, server: int, tmp_path: Path) -> None:
+    port = await agent.forwards.to_guest(server, 0, "127.0.0.1")
+    await agent.forwards.to_guest(server, tmp_path / "socket", "")
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
+    writer.write(b"x")
+    assert await reader.readexactly(1) == b"x"
+    agent.close()
+    with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+        await reader.readexactly(1)
+    writer.close()
+    assert not (tmp_path / "socket").exists()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
