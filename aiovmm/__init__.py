@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         DiskConfig,
         FsConfig,
         GenericVhostUserConfig,
+        HotplugMethod,
         MemoryConfig,
         NetConfig,
         PayloadConfig,
@@ -119,6 +120,7 @@ __all__ = [
     "GuestOSError",
     "HostError",
     "HotplugError",
+    "HotplugMethod",
     "HotplugTimeout",
     "Image",
     "ImageConfig",
@@ -165,7 +167,7 @@ __getattr__ = lazy_names(
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
         "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
-        "FsConfig GenericVhostUserConfig MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
+        "FsConfig GenericVhostUserConfig HotplugMethod MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
         "PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig "
         "WatchdogAction WatchdogConfig",
         "aiovmm.bus": "Space",

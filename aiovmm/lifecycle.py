@@ -67,6 +67,7 @@ class EventKind(enum.Enum):
     DEVICE_ADDED = "device-added"  # while the VM was there, by `add`
     DEVICE_REMOVED = "device-removed"
     WATCHDOG = "watchdog"  # the guest has stopped to ping it
+    RESIZED = "resized"  # memory or processors came or went
     DEVICE_ERROR = "device-error"
     DEVICE_ACTIVATED = "device-activated"  # the guest's driver has taken a virtio device over
     DEVICE_RESET = "device-reset"  # it has let go of it

@@ -100,22 +100,27 @@ class GuestMemory:
         mergeable: bool = False,
         name: str = "aiovmm-ram",
         wanted: Callable[[], bool] = lambda: True,
+        later: Sequence[tuple[int, int]] = (),
     ) -> GuestMemory:
-        """RAM at `ranges` of (gpa, size in bytes), page-aligned. Raises HostError, UsageError.
+        """RAM at `ranges` of (gpa, size in bytes), page-aligned, and at those that the guest has a use for `later`. Raises
+        HostError, UsageError.
 
         `hugepages` come from the host's reserve, `thp` are those that the kernel makes for private memory as it can.
         `mergeable`: private memory whose pages the kernel may hold once for several guests. `prefault` takes a quarter of a
         second a GiB and more; it is given up, by StateError, once it is not `wanted`.
         """
         memory = cls()
-        total = sum(size for _, size in ranges)
+        total = sum(size for _, size in (*ranges, *later))
         fill = partial(_fill, wanted) if prefault else None
         try:
             if shared or hugepages:
-                memory._create_fd(ranges, total, name, shared=shared, hugepages=hugepages, fill=fill)
+                whole = (*ranges, *later)
+                memory._create_fd(whole, total, name, shared=shared, hugepages=hugepages, fill=fill, filled=len(ranges))
             else:
                 for gpa, size in ranges:
                     memory._map_private(gpa, size, fill=fill, thp=thp, mergeable=mergeable)
+                for gpa, size in later:
+                    memory._map_private(gpa, size, fill=None, thp=thp, mergeable=mergeable)
         except OSError as exc:
             memory.close()
             if isinstance(exc, HostError):
@@ -154,17 +159,18 @@ class GuestMemory:
         shared: bool,
         hugepages: bool,
         fill: _Fill | None,
+        filled: int,
     ) -> None:
-        """All ranges in one memfd."""
+        """All ranges in one memfd, the first `filled` of them filled, if any are."""
         flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugepages else 0)
         fd = os.memfd_create(name, flags)
         self._fds.append(keep_private(fd))
         os.ftruncate(fd, total)
         seal_size(fd)
         offset = 0
-        for gpa, size in ranges:
+        for number, (gpa, size) in enumerate(ranges):
             region = self.map_fd(gpa, size, fd, offset, shared=shared, reserve=hugepages, ram=True)
-            if fill is not None:
+            if fill is not None and number < filled:
                 fill(region.mapping, 0, size)
             offset += size
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, StateError, UsageError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine.commands import Commands
@@ -329,11 +329,26 @@ class VM(Inventory, Commands):
         """Ask the guest to let go of a device, and take it out, whoever plugged it in: `await vm.remove("disk1")`.
 
         Raises HotplugTimeout if the guest has not let go in `timeout` seconds (None: for ever): the device is in use and stays,
-        until the guest does. `force` takes it out at once, as by pulling a plug: the guest is told afterwards, and what
-        it had under way on it fails. Raises KeyError, StateError, UsageError.
+        until the guest does. With `force` it is taken out then all the same, as by pulling a plug, and the guest told afterwards:
+        what it had under way on it is never answered. Raises KeyError, StateError, UsageError.
         """
         self._home.check()
         await self._devices().remove(id_, timeout, force=force)
+
+    async def resize(self, *, memory: int | None = None, timeout: float | None = 60.0) -> None:
+        """Give the guest more or less: `memory` in bytes, what it was made with and what came since, up to
+        MemoryConfig.hotplug_size more.
+
+        It returns when the guest has it, or has given back what is too much, after at most `timeout` seconds (None: for ever;
+        0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest that does not do
+        it, with how far it has come; UsageError, StateError.
+        """
+        self._home.check()
+        if memory is None:
+            raise UsageError("resize() takes memory=, in bytes")
+        from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
+
+        await MemoryHotplug(self.name, self._ending, self._configured).resize(memory, timeout)
 
     def _devices(self) -> DeviceHotplug:
         if self._hotplug is None:

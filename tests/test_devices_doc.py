@@ -49,6 +49,7 @@ REFERENCE = (
     "virtio-blk",
     "virtio-console",
     "virtio-iommu",
+    "virtio-mem",
     "virtio-net",
     "virtio-pmem",
     "virtio-rng",

@@ -22,7 +22,7 @@ from aiovmm.config.devices import (
     WatchdogConfig,
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
-from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
+from aiovmm.config.machine import HotplugMethod, MemoryConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimit, RateLimitGroupConfig
@@ -38,6 +38,7 @@ __all__ = [
     "DiskConfig",
     "FsConfig",
     "GenericVhostUserConfig",
+    "HotplugMethod",
     "ImageType",
     "LockGranularity",
     "MemoryConfig",

@@ -21,7 +21,13 @@ __all__ = ["dataclass"]
 
 T = TypeVar("T")
 Parser = Callable[[str, str, str], Any]
-_SIZES = {"size", "buffer_size", "history"}  # whole numbers of bytes, which the command line takes with a suffix
+_SIZES = {
+    "size",
+    "buffer_size",
+    "history",
+    "hotplug_size",
+    "hotplugged_size",
+}  # whole numbers of bytes, which the command line takes with a suffix
 _REFUSED = object()
 
 

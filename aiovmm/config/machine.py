@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 
 from aiovmm.config.checks import check_path, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = ["MemoryConfig", "PayloadConfig", "PlatformConfig"]
+__all__ = ["HotplugMethod", "MemoryConfig", "PayloadConfig", "PlatformConfig"]
 
 MIB = 1 << 20
 MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and each has a share of the memory windows
 MAX_MEMORY = 1 << 52  # bytes: no processor has a wider physical address
 PAGE = 4096
+MODULE = 128 * MIB  # what Linux takes and gives back as a whole, at least
+BLOCK = 2 * MIB  # of virtio-mem
 _THP_FROM = (
     64 * MIB
 )  # a guest that fills its memory is through 0.3 ms a MiB earlier with huge pages; one that does not has 2 MiB more
 MAX_CMDLINE = 64 * 1024 - 1
 MAX_IDENTITY = 47 * 1024  # bytes: the firmware's area for all of them together
+
+
+class HotplugMethod(enum.Enum):
+    """How memory comes while a guest runs: as modules that ACPI tells of, or in blocks of a virtio-mem device."""
+
+    ACPI = "acpi"
+    VIRTIO_MEM = "virtio-mem"
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,8 @@ class MemoryConfig:
     does); memory that is not has huge pages where the kernel finds some, if `thp` is on (None: from 64 MiB on, for one that a
     small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has reserved.
     `prefault` touches every page now. `mergeable` lets the kernel hold pages that are equal in several guests once (KSM), if its
-    administrator has switched that on.
+    administrator has switched that on. While the guest runs, `hotplug_size` bytes more can come and go (`vm.resize`) by
+    `hotplug_method`; `hotplugged_size` of them are there from the start.
     """
 
     size: int = 512 * MIB
@@ -36,6 +47,9 @@ class MemoryConfig:
     prefault: bool = False
     thp: bool | None = None
     mergeable: bool = False
+    hotplug_size: int = 0
+    hotplugged_size: int = 0
+    hotplug_method: HotplugMethod = HotplugMethod.ACPI
 
     def __post_init__(self) -> None:
         if self.size < 2 * MIB:
@@ -53,6 +67,22 @@ class MemoryConfig:
             )
         if self.hugepages and self.size % (2 * MIB):
             raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of a huge page, 2M")
+        if self.hotplug_size or self.hotplugged_size:
+            self._check_hotplug()
+
+    def _check_hotplug(self) -> None:
+        if self.hotplug_size < 0 or self.hotplug_size % MODULE:
+            raise ConfigError("memory.hotplug_size", f"{self.hotplug_size} bytes are not a multiple of 128M")
+        if self.size + self.hotplug_size >= MAX_MEMORY:
+            raise ConfigError("memory.hotplug_size", "with size= it is more than a processor can address")
+        if self.hotplug_method is HotplugMethod.ACPI:
+            raise ConfigError("memory.hotplug_method", "acpi is not there", "memory comes by virtio-mem")
+        step, text = (BLOCK, "2M")
+        if not 0 <= self.hotplugged_size <= self.hotplug_size or self.hotplugged_size % step:
+            reason = (
+                f"{self.hotplugged_size} bytes are not a multiple of {text} up to hotplug_size, {self.hotplug_size}"
+            )
+            raise ConfigError("memory.hotplugged_size", reason)
 
     @property
     def wants_huge_pages(self) -> bool:

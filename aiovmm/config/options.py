@@ -30,7 +30,7 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.landlock import LandlockRuleConfig
-from aiovmm.config.machine import MemoryConfig, PlatformConfig
+from aiovmm.config.machine import HotplugMethod, MemoryConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.config.text import (
@@ -110,6 +110,10 @@ def _device_type(option: str, text: str) -> int:
     return DEVICE_TYPES[word]
 
 
+def _hotplug_method(option: str, text: str) -> HotplugMethod:
+    return _choice(option, text, HotplugMethod)
+
+
 def _lock(option: str, text: str) -> LockGranularity:
     return _choice(option, text, LockGranularity)
 
@@ -143,6 +147,9 @@ KEYS: dict[str, dict[str, Converter]] = {
         "prefault": to_bool,
         "thp": to_bool,
         "mergeable": to_bool,
+        "hotplug_method": _hotplug_method,
+        "hotplug_size": to_size,
+        "hotplugged_size": to_size,
     },
     "platform": {
         "num_pci_segments": to_int,

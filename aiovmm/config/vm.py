@@ -105,6 +105,12 @@ class VMConfig:
         self._check_groups()
         if self.balloon is not None:
             self._check_balloon(self.balloon)
+        if self.devices and self.memory.hotplug_size:
+            raise ConfigError(
+                "memory.hotplug_size",
+                "does not go with devices of the host",
+                "all of the guest's memory is locked for them",
+            )
 
     def _check_places(self) -> None:
         ids: set[str] = set()

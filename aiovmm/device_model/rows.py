@@ -17,6 +17,8 @@ from aiovmm.config import (
     DiskConfig,
     FsConfig,
     GenericVhostUserConfig,
+    HotplugMethod,
+    MemoryConfig,
     NetConfig,
     PmemConfig,
     RngConfig,
@@ -65,7 +67,7 @@ def all_rows() -> tuple[DeviceRow, ...]:
 
 
 def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
-    from aiovmm.devices.virtio import iommu
+    from aiovmm.devices.virtio import iommu, mem
     from aiovmm.devices.virtio.balloon import BalloonDevice
     from aiovmm.devices.virtio.balloon import protocol as balloon
     from aiovmm.devices.virtio.blk.device import MAX_IN_FLIGHT, MAX_IN_FLIGHT_DEVICE
@@ -115,6 +117,15 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             names_of(iommu.IommuDevice.features, wire),
             "stands before devices that are served here and those of the host (VFIO), not before vhost-user devices",
             f"48-bit addresses, pages of 4 KiB, {MAPPINGS_LIMIT} mappings; {iommu_limits}",
+        ),
+        DeviceRow(
+            "virtio-mem",
+            is_wired(memory=MemoryConfig(hotplug_size=128 << 20, hotplug_method=HotplugMethod.VIRTIO_MEM)),
+            "off",
+            "--memory hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=",
+            names_of(mem.MemDevice.features, mem.protocol),
+            "guest memory that is private or shared; what is unplugged is given back to the host",
+            "blocks of 2 MiB; not with devices of the host, for which all memory is locked",
         ),
         DeviceRow(
             "virtio-net",

@@ -16,6 +16,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus, Range, Space
+from aiovmm.config import HotplugMethod
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import ExitLoop, Vcpu, VmFd
 from aiovmm.kvm.exitloop import TURN
@@ -59,6 +60,7 @@ class Machine:
         self.worker = Worker(f"{parts.config.name}: kvm calls")
         self.board = board_of_host()(parts, self.bus, self.worker.submit, self._ended)
         self.board.restored = self._restored = restored
+        self._end_of_memory: int  # what is RAM, or may come to be
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
@@ -110,7 +112,7 @@ class Machine:
         itself."""
         board = self.board
         self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self._host.close)
-        self._make_memory(board.ram)
+        self._make_memory()
         kvm = self.parts.open_kvm()
         board.examine(kvm)
         self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
@@ -118,16 +120,32 @@ class Machine:
         self._stack.push_async_callback(self.worker.aclose)
         self._stack.callback(board.close)
         limit = 1 << board.address_bits
-        end = map_device_memory(self.memory, self.parts.plugged, board.device_memory_start, limit)
+        end = map_device_memory(self.memory, self.parts.plugged, self._end_of_memory, limit)
         vm.set_memory(self.memory)
         board.set_up(vm)
         return end
 
-    def _make_memory(self, ram: list[tuple[int, int]]) -> None:
-        self.memory = self._new_memory(ram) if self._restored is None else self._restored.map_memory(ram)
-        self._host.callback(self.memory.close)
+    def _make_memory(self) -> None:
+        m, ram = self.parts.config.memory, self.board.ram
+        self._end_of_memory = self.board.device_memory_start
+        later: list[tuple[int, int]] = []
+        if m.hotplug_size:
+            from aiovmm.machine.hotplug.memory import place_of
 
-    def _new_memory(self, ram: list[tuple[int, int]]) -> GuestMemory:
+            start, size = place_of(m, self._end_of_memory)
+            self._end_of_memory = start + size
+            later = [(start, size)] if m.hotplug_method is HotplugMethod.VIRTIO_MEM else []
+        if self._restored is None:
+            self.memory = self._new_memory(ram, later)
+        else:
+            self.memory = self._restored.map_memory([*ram, *later])
+        self._host.callback(self.memory.close)
+        if later:
+            from aiovmm.machine.hotplug.memory import power_on
+
+            power_on(self.parts.plugged, self.memory, start)
+
+    def _new_memory(self, ram: list[tuple[int, int]], later: list[tuple[int, int]]) -> GuestMemory:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         shared = needed or m.hugepages if m.shared is None else m.shared
@@ -141,6 +159,7 @@ class Machine:
             thp=m.wants_huge_pages,
             mergeable=m.mergeable,
             wanted=lambda: not self._given_up.is_set(),
+            later=later,
         )
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:

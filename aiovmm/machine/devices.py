@@ -50,6 +50,10 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_balloon(parts)
     _plug_watchdog(parts)
     _plug_rtc(parts)
+    if config.memory.hotplug_size:
+        from aiovmm.machine.hotplug.memory import plug_mem
+
+        plug_mem(parts)
     _plug_iommu(parts)
     _plug_host_devices(parts)
 

@@ -18,7 +18,9 @@ from aiovmm import (
     DiskConfig,
     EventKind,
     FsConfig,
+    HotplugMethod,
     HotplugTimeout,
+    MemoryConfig,
     PlatformConfig,
     RebootPolicy,
     RngConfig,
@@ -154,7 +156,7 @@ async def test_a_guest_that_does_not_let_go_keeps_it_until_it_does(image: Path) 
 async def test_force_pulls_the_plug_and_tells_the_guest(image: Path) -> None:
     async with VM(config("s", disks=(DiskConfig(path=image),))) as vm:
         await vm.start()
-        await vm.remove("disk0", force=True)
+        await vm.remove("disk0", timeout=0.05, force=True)
         assert vendor(vm, 1) == 0xFFFF
         assert await let_go(vm) == [1]
         assert not vm.disks
@@ -252,7 +254,7 @@ async def test_a_console_comes_goes_and_comes_again() -> None:
         for _ in range(2):
             assert await vm.add(ConsoleConfig(), timeout=0) == "console"
             vm.console.write(b"kept")
-            await vm.remove("console", force=True)
+            await vm.remove("console", timeout=0, force=True)
             vm.console.write(b"kept too")
         assert vm.config.console.mode is ConsoleMode.OFF
 
@@ -300,3 +302,43 @@ async def test_a_segment_that_is_full_says_so(image: Path) -> None:
         with pytest.raises(ConfigError, match="rng: is there already"):
             await vm.add(RngConfig())
         assert len(vm.disks) == 30
+
+
+MEMORY = MemoryConfig(4 << 20, hotplug_size=256 << 20, hotplug_method=HotplugMethod.VIRTIO_MEM)
+
+
+async def test_memory_that_a_guest_does_not_take_is_told_of_and_stays_asked_for() -> None:
+    async with VM(config("s", memory=MEMORY)) as vm:
+        await vm.start()
+        assert [(r.gpa, r.size) for r in vm.machine.memory.regions] == [(0, 4 << 20), (4 << 30, 256 << 20)]
+        with pytest.raises(
+            HotplugTimeout, match=r"after 0\.05 s the guest has 0 bytes of hotplugged memory, not 67108864"
+        ):
+            await vm.resize(memory=68 << 20, timeout=0.05)
+        assert vm.config.memory.hotplugged_size == 64 << 20
+        await vm.resize(memory=4 << 20)
+        assert vm.config.memory.hotplugged_size == 0
+        await counts_on(vm)
+
+
+async def test_the_end_of_the_guest_answers_who_resizes() -> None:
+    async with VM(config("s", memory=MEMORY)) as vm:
+        await vm.start()
+        task = asyncio.ensure_future(vm.resize(memory=68 << 20, timeout=None))
+        await until(lambda: vm.config.memory.hotplugged_size > 0)
+        await vm.kill("enough")
+        with pytest.raises(StateError, match="has ended before"):
+            await task
+
+
+@pytest.mark.parametrize("size", [0, (4 << 20) + 4096, 261 << 20, "5M"])
+async def test_sizes_that_memory_cannot_have(size: object) -> None:
+    async with VM(config("s", memory=MEMORY)) as vm:
+        with pytest.raises(UsageError, match="it can have 4194304 to 272629760 bytes"):
+            await vm.resize(memory=size)  # type: ignore[arg-type]
+
+
+async def test_a_vm_without_memory_to_come_says_so() -> None:
+    async with VM(config("s")) as vm:
+        with pytest.raises(UsageError, match="hotplug_size"):
+            await vm.resize(memory=64 << 20)

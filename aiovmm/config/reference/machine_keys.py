@@ -24,8 +24,9 @@ TABLE = """
 --memory thp | differs | unset: on from 64 MiB on; for smaller guests it has to be asked for
 --memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
 --memory mergeable | differs | refused with shared=on and hugepages=on, whose pages the kernel does not merge
---memory hotplug_method | refused | memory cannot be added or taken while the guest runs | acpi
---memory hotplug_size hotplugged_size | refused | memory cannot be added or taken while the guest runs | 0
+--memory hotplug_method | same | acpi, virtio-mem
+--memory hotplug_size | differs | multiples of 128M; it comes and goes by `vm.resize(memory=)`
+--memory hotplugged_size | differs | multiples of 128M, of 2M with virtio-mem
 --memory hugepage_size | refused | huge pages have the host's default size: `hugepages=on`
 --memory reserve | refused | memory is reserved with hugepages=on only; `prefault=on` takes all of it now | off false
 --platform num_pci_segments | same | 1 to 96

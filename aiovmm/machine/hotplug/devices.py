@@ -3,7 +3,8 @@
     add:     opened ──► in its slot ──► the guest told ──► it has looked ──► DEVICE_ADDED
                                            └── not in time: taken out again, closed
     remove:  the guest asked ──► it has ejected (_EJ0) ──► out of its slot ──► closed ──► DEVICE_REMOVED
-                                           └── not in time: it stays, and asked for; a guest that ejects later is heeded
+                                           └── not in time: it stays, and asked for; a guest that ejects later is heeded;
+                                               by force: out of its slot, the guest told, closed
 
 Before the guest runs it need not be told, and a guest that is reset finds what is there: what it was to look at, and no more what
 it was asked for. Whoever waits is answered then. What is plugged in is also in the VM's configuration.
@@ -17,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.config import PlacedConfig, VMConfig
-from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.machine.devices import make_device
 from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
@@ -126,7 +127,7 @@ class DeviceHotplug:
 
     async def _take_back(self, plugged: PluggedDevice) -> None:
         async with self._ending.transition:
-            if self._power.machine is not None and self._is_in(plugged):
+            if self._power.machine is not None and self._is_in(plugged) and plugged.id not in self._leaving:
                 await self._take_out(self._power.machine, plugged, tell=True)
 
     # -- removing
@@ -140,15 +141,18 @@ class DeviceHotplug:
             self._follow(machine)
             if id_ not in self._leaving:
                 self._keep(parts, self._pinned(parts, machine))
-                if force or self._ending.life.state is VMState.CREATED:
+                if self._ending.life.state is VMState.CREATED or (force and self._ending.life.state is VMState.PAUSED):
                     await self._take_out(machine, plugged, tell=True)
                     return
                 self._ask(machine, plugged)
             removal = self._removals.setdefault(id_, asyncio.get_running_loop().create_future())
-        hint = "it stays in until the guest does; remove(id, force=True) takes it all the same"
-        await wait_for_guest(
-            self._ending, removal, timeout, f"removing {id_!r}", "the guest has not let go of it", hint
-        )
+        what, hint = f"removing {id_!r}", "it stays in until the guest does; force=True takes it then all the same"
+        try:
+            await wait_for_guest(self._ending, removal, timeout, what, "the guest has not let go of it", hint)
+        except HotplugTimeout:
+            if not force:
+                raise
+            await finish(self._take_back(plugged))
 
     def _find(self, parts: MachineParts, id_: str) -> PluggedDevice:
         found = next((p for p in parts.plugged if p.id == id_), None)

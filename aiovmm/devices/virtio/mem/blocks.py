@@ -1,0 +1,110 @@
+"""Which blocks of the region are plugged, and what becomes of a request (VIRTIO 1.2 §5.15.6). Pure.
+
+PLUG        ACK if none of them is plugged and the total stays within what is requested (else NACK)
+UNPLUG      ACK if all of them are plugged
+UNPLUG_ALL  ACK
+STATE       plugged, unplugged or mixed
+"""
+
+from __future__ import annotations
+
+from aiovmm.devices.virtio.mem.protocol import BLOCK_SIZE, Answer, Kind, Request, Sizes
+from aiovmm.errors import SnapshotError
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.plain import Fields, State
+
+__all__ = ["Blocks", "Outcome"]
+
+_PLUGGED, _UNPLUGGED, _MIXED = 0, 1, 2
+_IN, _OUT = b"\1", b"\0"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What to answer, and which pieces, (offset in the region, bytes), have no memory any more."""
+
+    answer: Answer
+    state: int = 0
+    freed: tuple[tuple[int, int], ...] = ()
+
+
+class Blocks:
+    """Of a region of `size` bytes; all of them unplugged, and none requested."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.start = 0  # guest-physical
+        self.requested = 0
+        self._plugged = bytearray(size // BLOCK_SIZE)
+
+    @property
+    def plugged(self) -> int:
+        """Bytes."""
+        return self._plugged.count(_IN) * BLOCK_SIZE
+
+    @property
+    def sizes(self) -> Sizes:
+        """As the driver is told."""
+        return Sizes(self.start, self.size, self.plugged, self.requested)
+
+    def clear(self) -> None:
+        """All of it is unplugged; what is requested stays."""
+        self._plugged[:] = bytes(len(self._plugged))
+
+    def handle(self, request: Request) -> Outcome:
+        """Carry it out, or refuse it. What is freed must have no memory any more before the driver is answered."""
+        if request.kind is Kind.UNPLUG_ALL:
+            freed = tuple(self._runs())
+            self.clear()
+            return Outcome(Answer.ACK, freed=freed)
+        span = self._span(request)
+        if span is None:
+            return Outcome(Answer.ERROR)
+        there = self._plugged[span].count(_IN)
+        if request.kind is Kind.STATE:
+            state = _PLUGGED if there == request.blocks else _MIXED if there else _UNPLUGGED
+            return Outcome(Answer.ACK, state)
+        if request.kind is Kind.PLUG:
+            return self._plug(request, span, there)
+        if there < request.blocks:
+            return Outcome(Answer.ERROR)
+        self._plugged[span] = _OUT * request.blocks
+        return Outcome(Answer.ACK, freed=((span.start * BLOCK_SIZE, request.blocks * BLOCK_SIZE),))
+
+    def _plug(self, request: Request, span: slice, there: int) -> Outcome:
+        if there:
+            return Outcome(Answer.ERROR)
+        if self.plugged + request.blocks * BLOCK_SIZE > self.requested:
+            return Outcome(Answer.NACK)
+        self._plugged[span] = _IN * request.blocks
+        return Outcome(Answer.ACK)
+
+    def _span(self, request: Request) -> slice | None:
+        first, rest = divmod(request.address - self.start, BLOCK_SIZE)
+        last = first + request.blocks
+        if rest or not request.blocks or not 0 <= first < last <= len(self._plugged):
+            return None
+        return slice(first, last)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """(offset, size) of what is plugged."""
+        runs, end = [], 0
+        while (begin := self._plugged.find(_IN, end)) >= 0:
+            end = self._plugged.find(_OUT, begin)
+            end = len(self._plugged) if end < 0 else end
+            runs.append((begin * BLOCK_SIZE, (end - begin) * BLOCK_SIZE))
+        return runs
+
+    def save(self) -> State:
+        """For a snapshot: where it is, what is plugged and requested."""
+        return {"start": self.start, "requested": self.requested, "plugged": bytes(self._plugged)}
+
+    def load(self, state: State) -> None:
+        """See runtime.plain.Saved."""
+        fields = Fields(state, "mem")
+        start, requested = fields.number("start"), fields.number("requested", high=self.size)
+        plugged = fields.data("plugged", len(self._plugged))
+        fields.end()
+        if start % BLOCK_SIZE or requested % BLOCK_SIZE or plugged.strip(_IN + _OUT):
+            raise SnapshotError("mem: its blocks are not whole")
+        self.start, self.requested, self._plugged[:] = start, requested, plugged

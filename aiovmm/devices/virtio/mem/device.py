@@ -1,0 +1,127 @@
+"""virtio-mem as a device: the driver plugs and unplugs blocks, until it has as many as the host asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+
+from aiovmm.devices.virtio.mem.blocks import Blocks
+from aiovmm.devices.virtio.mem.protocol import (
+    BLOCK_SIZE,
+    REQUEST_SIZE,
+    UNPLUGGED_INACCESSIBLE,
+    Answer,
+    answer,
+    config_space,
+    parse,
+)
+from aiovmm.errors import ChainError, HostError, UsageError
+from aiovmm.memory import MemoryRegion
+from aiovmm.native import ffi, lib
+from aiovmm.runtime.plain import State
+from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.worker import Worker
+from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+__all__ = ["MemDevice"]
+
+
+class MemDevice(VirtioDevice):
+    """Up to `size` bytes, of which `requested` from the start. Its region of guest memory is each machine's: `power_on`."""
+
+    device_id = 24
+    name = "mem"
+    features = UNPLUGGED_INACCESSIBLE
+    queue_sizes = (128,)
+
+    def __init__(self, size: int, requested: int = 0) -> None:
+        self.blocks = Blocks(size)
+        self.blocks.requested = self._check(requested)
+        self.given_back = 0  # bytes, over all time
+        self._region: MemoryRegion | None = None
+        self._worker = Worker(self.name)
+        self._moved = asyncio.Event()
+
+    def _check(self, size: int) -> int:
+        if not 0 <= size <= self.blocks.size or size % BLOCK_SIZE:
+            raise UsageError(
+                f"{size} bytes of hotplugged memory: they come in blocks of {BLOCK_SIZE}, up to hotplug_size, {self.blocks.size}"
+            )
+        return size
+
+    # -- the machine's side
+
+    def power_on(self, region: MemoryRegion) -> None:
+        """A new machine, whose memory this is. Nothing of it is plugged: the guest's driver does that again."""
+        self._region = region
+        self.blocks.start = region.gpa
+        self.blocks.clear()
+
+    def request(self, size: int) -> asyncio.Event:
+        """Have the driver plug or unplug blocks until it has `size` bytes. The event is set, again and again, whenever it has
+        plugged or unplugged some. Raises UsageError."""
+        self.blocks.requested = self._check(size)
+        self.config_changed()
+        return self._moved
+
+    @property
+    def served(self) -> bool:
+        """Whether the guest has done what is asked for."""
+        return self.blocks.plugged == self.blocks.requested
+
+    # -- the device
+
+    async def open(self) -> None:
+        """There is nothing to acquire."""
+        self._worker.name = f"{self.label} give back"
+
+    async def close(self) -> None:
+        """End the thread, and let go of the memory."""
+        await self._worker.aclose()
+        self._region = None
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """§5.15.4."""
+        return config_space(self.blocks.sizes)[offset : offset + size].ljust(size, b"\0")
+
+    async def run(self, queues: list[Queue], features: int) -> None:
+        """Answer requests. Raises ChainError for what cannot be answered. Nothing is being given back any more when it ends."""
+        queue = queues[0]
+        async for chain in queue:
+            chain.write(await self._serve(chain))
+            queue.push(chain)
+            queue.flush()
+            del chain  # it would hold guest memory while this waits
+
+    async def _serve(self, chain: Chain) -> bytes:
+        request = parse(chain.read(min(chain.unread, REQUEST_SIZE)))
+        if chain.writable_size < len(answer(Answer.ACK)):
+            raise ChainError("a request to virtio-mem has no room for its answer", chain.head)
+        if request is None:
+            return answer(Answer.ERROR)
+        outcome = self.blocks.handle(request)
+        if outcome.freed:
+            await self._give_back(outcome.freed)
+        self._moved.set()
+        return answer(outcome.answer, outcome.state)
+
+    async def _give_back(self, pieces: Sequence[tuple[int, int]]) -> None:
+        """To its end in any case: the memory is not unmapped meanwhile. Raises HostError if the host's kernel refuses."""
+        assert self._region is not None, "a driver is in a machine"
+        host = self._region.host
+        spans = ffi.new("struct avmm_span[]", [(host + offset, size) for offset, size in pieces])
+        error = await finish(self._worker.submit(lambda: lib.avmm_mem_give_back(spans, len(spans))))
+        if error:
+            raise HostError("giving back hotplugged memory", error, os.strerror(error))
+        self.given_back += sum(size for _, size in pieces)
+
+    # -- state
+
+    def save(self) -> State:
+        """What is plugged and what is requested; the memory itself is the machine's."""
+        return self.blocks.save()
+
+    def load(self, state: State) -> None:
+        """See VirtioDevice.load."""
+        self.blocks.load(state)

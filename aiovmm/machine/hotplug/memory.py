@@ -1,0 +1,103 @@
+"""Memory that comes and goes while a VM is there: where it lies, and asking a guest to take it or to give it back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aiovmm.config import HotplugMethod, MemoryConfig, VMConfig
+from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
+from aiovmm.errors import HotplugTimeout, StateError, UsageError
+from aiovmm.lifecycle import EventKind, VMState
+from aiovmm.runtime.dataclass import replace
+from aiovmm.runtime.timeouts import check_seconds
+
+if TYPE_CHECKING:
+    from aiovmm.machine.ending import Ending
+    from aiovmm.machine.parts import MachineParts, PluggedDevice
+    from aiovmm.memory import GuestMemory
+
+__all__ = ["MemoryHotplug", "place_of", "plug_mem", "power_on"]
+
+_ALIGNMENT = 1 << 30  # what Linux calls a memory block has up to 2 GiB, and begins at a multiple of 128 MiB at least
+
+
+def place_of(config: MemoryConfig, end_of_ram: int) -> tuple[int, int]:
+    """(gpa, size) of all memory that may come."""
+    return -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT, config.hotplug_size
+
+
+def plug_mem(parts: MachineParts) -> None:
+    """The device that has such memory, if it comes by virtio-mem."""
+    memory = parts.config.memory
+    if memory.hotplug_method is HotplugMethod.VIRTIO_MEM:
+        parts.plug(MemDevice(memory.hotplug_size, memory.hotplugged_size), "mem")
+
+
+def power_on(plugged: list[PluggedDevice], memory: GuestMemory, start: int) -> None:
+    """Give the device its region of a new machine's memory."""
+    for p in plugged:
+        if isinstance(p.device, MemDevice):
+            p.device.power_on(next(region for region in memory.regions if region.gpa == start))
+
+
+class MemoryHotplug:
+    """Of one VM. `configured` is told what its configuration is from now on."""
+
+    def __init__(self, name: str, ending: Ending, configured: Callable[[VMConfig], None]) -> None:
+        self._name = name
+        self._ending = ending
+        self._configured = configured
+
+    async def resize(self, size: int, timeout: float | None) -> None:
+        """Until the guest has `size` bytes in all. See VM.resize."""
+        check_seconds(timeout, "resize(timeout=)")
+        async with self._ending.transition:
+            parts, device = self._there()
+            memory = parts.config.memory
+            wanted = _wanted(memory, size)
+            moved = device.request(wanted)
+            parts.config = parts.config.with_changes({"memory": replace(memory, hotplugged_size=wanted)})
+            self._configured(parts.config)
+        if self._ending.life.state is VMState.RUNNING and timeout != 0:
+            await self._until_served(device, moved, size, timeout)
+        self._ending.journal.emit(EventKind.RESIZED, f"{size} bytes of memory")
+
+    def _there(self) -> tuple[MachineParts, MemDevice]:
+        parts = self._ending.power.parts
+        if parts is None or self._ending.life.state is VMState.STOPPED:
+            raise StateError(f"VM {self._name!r} is not there, or has ended: it is resized inside `async with`")
+        device = next((p.device for p in parts.plugged if isinstance(p.device, MemDevice)), None)
+        if device is None:
+            raise UsageError(f"VM {self._name!r} has no memory to come: say MemoryConfig(hotplug_size=...)")
+        return parts, device
+
+    async def _until_served(self, device: MemDevice, moved: asyncio.Event, size: int, timeout: float | None) -> None:
+        stopped = asyncio.ensure_future(self._ending.stopped.wait())
+        try:
+            async with asyncio.timeout(timeout):
+                while not device.served:
+                    moved.clear()
+                    step = asyncio.ensure_future(moved.wait())
+                    await asyncio.wait([step, stopped], return_when=asyncio.FIRST_COMPLETED)
+                    step.cancel()
+                    if stopped.done():
+                        raise StateError(f"VM {self._name!r} has ended before it had {size} bytes of memory")
+        except TimeoutError:
+            blocks = device.blocks
+            raise HotplugTimeout(
+                f"resizing memory to {size} bytes",
+                f"after {timeout:g} s the guest has {blocks.plugged} bytes of hotplugged memory, not {blocks.requested}",
+                "it stays asked: it takes more when its driver is there, and gives back what it can spare",
+            ) from None
+        finally:
+            stopped.cancel()
+
+
+def _wanted(memory: MemoryConfig, size: int) -> int:
+    """Hotplugged bytes. Raises UsageError for a total that cannot be."""
+    least, most = memory.size, memory.size + memory.hotplug_size
+    if not isinstance(size, int) or not least <= size <= most or (size - least) % BLOCK_SIZE:
+        raise UsageError(f"memory={size!r}: it can have {least} to {most} bytes, in blocks of {BLOCK_SIZE}")
+    return size - least
