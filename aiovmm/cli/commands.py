@@ -13,6 +13,8 @@ __all__ = ["cli"]
 _COMMANDS = {
     "run": ("aiovmm.cli.run", "Boot a guest and talk to it."),
     "attach": ("aiovmm.cli.attach", "Attach this terminal to a console's unix socket."),
+    "exec": ("aiovmm.cli.exec", "Run a command in a running guest."),
+    "cp": ("aiovmm.cli.cp", "Copy files into a running guest, or out of it."),
     "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
     "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
     "devices": ("aiovmm.cli.devices", "Say which devices a guest can have, and what they offer."),

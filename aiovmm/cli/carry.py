@@ -1,0 +1,112 @@
+"""A process in a guest joined to this command's own standard streams, or to its terminal, until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from aiovmm.console.fds import Descriptor, open_end
+from aiovmm.errors import AiovmmError, ConsoleEnded
+
+if TYPE_CHECKING:
+    from aiovmm.agent.process import Process
+
+__all__ = ["carry", "exit_code"]
+
+_CHUNK = 64 << 10
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+async def carry(process: Process, *, terminal: bool) -> int:
+    """The code that this command is to end with: the process's status, or 128 and the number of its signal, as shells say it.
+
+    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more it is ended."""
+    try:
+        if terminal:
+            await _on_terminal(process)
+        elif not await _on_streams(process):
+            return exit_code(-signal.SIGPIPE)
+        return exit_code(await process.wait())
+    finally:
+        process.close()
+
+
+def exit_code(returncode: int) -> int:
+    """As shells say it."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+async def _on_terminal(process: Process) -> None:
+    from aiovmm.cli.jobs import follow_job_control
+    from aiovmm.console import Terminal
+    from aiovmm.console.attach import run_session
+
+    terminal = Terminal()
+    follow_job_control(terminal)
+    await run_session(terminal, _Side(process), b"")
+
+
+class _Side:
+    """The process as the far side of a terminal (console.terminal.FarSide)."""
+
+    def __init__(self, process: Process) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._in, self._out = process.stdin, process.stdout
+        self.resize = process.resize
+
+    async def read(self) -> bytes:
+        return await self._out.read(_CHUNK)
+
+    async def send(self, data: bytes) -> None:
+        try:
+            self._in.write(data)
+            await self._in.drain()
+        except BrokenPipeError as exc:
+            raise ConsoleEnded("the process in the guest has ended") from exc
+
+
+async def _on_streams(process: Process) -> bool:
+    """Whether all could be written."""
+    loop = asyncio.get_running_loop()
+    for number in _FORWARDED:
+        loop.add_signal_handler(number, _forward, process, number)
+    keys = open_end(0, os.O_RDONLY)
+    ends = [open_end(1, os.O_WRONLY), open_end(2, os.O_WRONLY)]
+    feeding = loop.create_task(_feed(process, keys))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for stream, end in zip((process.stdout, process.stderr), ends, strict=True):
+                group.create_task(_show(stream, end))
+    except* BrokenPipeError:  # who read our output has enough
+        written = False
+    else:
+        written = True
+    finally:
+        feeding.cancel()
+        await asyncio.wait([feeding])
+        for end in (keys, *ends):
+            end.close()
+    return written
+
+
+def _forward(process: Process, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+async def _feed(process: Process, keys: Descriptor) -> None:
+    assert process.stdin is not None
+    with suppress(OSError, AiovmmError):
+        while data := await keys.read(_CHUNK):
+            process.stdin.write(data)
+            await process.stdin.drain()
+    process.stdin.write_eof()
+
+
+async def _show(stream: asyncio.StreamReader | None, end: Descriptor) -> None:
+    while stream is not None and (data := await stream.read(_CHUNK)):
+        await end.write(data)

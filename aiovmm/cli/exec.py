@@ -1,0 +1,112 @@
+"""`aiovmm exec`: a command in a running guest, through the unix socket of its vsock."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aiovmm.cli.messages import say
+from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.errors import AiovmmError, UsageError
+from aiovmm.runtime.stdio import require_descriptors
+
+__all__ = ["command", "variables"]
+
+_DESCRIPTORS = 12  # uvloop's, the socket, and the standard streams'
+_OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeout(1) and shells have them
+
+
+@click.command(
+    "exec",
+    cls=OneLineCommand,
+    context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False},
+)
+@click.option("-t", "--tty", is_flag=True, help="Give the command a terminal, this one.")
+@once("-u", "--user", help="As this user of the guest, name or number, NAME:GROUP too (root).")
+@once("-w", "--cwd", help="Its working directory (/).")
+@click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of its environment.")
+@once("--timeout", type=click.FloatRange(min=0), help="Seconds after which it is killed: exit code 124.")
+@once("--wait", type=click.FloatRange(min=0), default=30.0, help="Seconds to wait for the guest's agent (30).")
+@click.argument("socket", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, required=True, metavar="COMMAND...")
+def command(
+    socket: Path,
+    words: tuple[str, ...],
+    tty: bool,
+    user: str | None,
+    cwd: str | None,
+    env: tuple[str, ...],
+    timeout: float | None,
+    wait: float,
+) -> None:
+    """Run COMMAND in the guest whose vsock has the unix socket SOCKET (`aiovmm run --vsock socket=SOCKET`), and which
+    runs the agent (`aiovmm image initramfs --agent`).
+
+    Standard input, output and error are the command's, signals go to it, and its status is the exit code; 128 and the
+    number of a signal that ended it. 127: there is no such command. 126: it cannot be run. 125: aiovmm could not do it.
+    """
+    from aiovmm.agent import Agent
+    from aiovmm.agent.place import HybridPlace
+    from aiovmm.agent.process import create
+    from aiovmm.cli.carry import carry
+
+    line = words[1:] if words[0] == "--" else words
+    if not line:
+        raise UsageError("Missing argument 'COMMAND...'")
+
+    async def run() -> int:
+        agent = Agent(HybridPlace(socket))
+        try:
+            await agent.ready(wait)
+            process = await create(agent, line, (-1, -1, -1), pty=tty, user=user, cwd=cwd, env=variables(env))
+            async with asyncio.timeout(timeout):
+                return await carry(process, terminal=tty)
+        finally:
+            agent.close()
+
+    sys.exit(_code(run(), timeout))
+
+
+def _code(work: Coroutine[Any, Any, int], timeout: float | None) -> int:
+    import uvloop
+
+    from aiovmm.agent.errors import AgentError, CommandNotFound, GuestOSError
+
+    require_descriptors(_DESCRIPTORS)
+    try:
+        return uvloop.run(work)
+    except UsageError:
+        raise
+    except CommandNotFound as exc:
+        return _failed(exc, _NOT_FOUND)
+    except GuestOSError as exc:
+        return _failed(exc, _CANNOT if exc.errno in (errno.EACCES, errno.ENOEXEC, errno.EISDIR) else _OURS)
+    except AgentError as exc:
+        return _failed(exc, _OURS)
+    except TimeoutError:
+        say(f"the command did not end within {timeout:g} s")
+        return _OVER_TIME
+    except AiovmmError as exc:
+        return _failed(exc, _OURS)
+
+
+def _failed(error: AiovmmError, code: int) -> int:
+    say(str(error))
+    return code
+
+
+def variables(words: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE as a mapping. Raises UsageError."""
+    found = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name:
+            raise UsageError(f"--env {word!r}: say NAME=VALUE")
+        found[name] = value
+    return found
