@@ -30,6 +30,7 @@ from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
+    from aiovmm.devices.virtio.blk.image import DiskImage
 
 __all__ = ["make_device", "plug_configured"]
 
@@ -131,7 +132,7 @@ def _plug_disks(parts: MachineParts) -> None:
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
         limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
-        parts.plug(_disk(parts.config, disk, id_, limiter), id_, disk)
+        parts.plug(_disk(parts.config, disk, id_, limiter, parts.images.get(id_)), id_, disk)
 
 
 def _rate_limit_groups(config: VMConfig) -> dict[str, Limiter]:
@@ -142,7 +143,18 @@ def _rate_limit_groups(config: VMConfig) -> dict[str, Limiter]:
     return {group.id: Limiter(group) for group in config.rate_limit_groups}
 
 
-def _disk(config: VMConfig, disk: DiskConfig, id_: str, limiter: Limiter | None) -> VirtioDevice:
+def _disk(
+    config: VMConfig,
+    disk: DiskConfig,
+    id_: str,
+    limiter: Limiter | None,
+    image: Callable[[], DiskImage] | None = None,
+) -> VirtioDevice:
+    """`image` opens what is to be behind it, if that is not what `disk` names."""
+    if image is not None:
+        from aiovmm.devices.virtio.blk import BlkDevice
+
+        return BlkDevice.from_config(disk, id_, limiter, image)
     if disk.vhost_user:
         from aiovmm.devices.virtio.vhost_user import VhostUserBlk
 

@@ -6,7 +6,7 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage
@@ -22,6 +22,7 @@ from aiovmm.virtqueue.device import VirtioDevice
 if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
     from aiovmm.devices.port import PortDevice
+    from aiovmm.devices.virtio.blk.image import DiskImage
     from aiovmm.machine.passthrough import Passthrough
 
 __all__ = ["MachineParts", "PluggedDevice", "open_parts"]
@@ -57,6 +58,9 @@ class MachineParts:
     rate_limits: dict[str, Limiter] = field(default_factory=dict)  # by group
     owner: MachineOwner | None = None  # whom devices tell of the guest
     debug_output: Callable[[bytes], None] | None = None  # of the debug console, if there is one
+    images: Mapping[str, Callable[[], DiskImage]] = field(
+        default_factory=dict
+    )  # of disks whose image is not the configured
     _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from aiovmm.runtime.tasks import TaskScope, in_thread
 
 if TYPE_CHECKING:  # see `_examine`
     from aiovmm.boot import KernelImage
+    from aiovmm.devices.virtio.blk.image import DiskImage
     from aiovmm.machine.assembly import Machine
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import MachineParts, PluggedDevice
@@ -44,6 +45,7 @@ class Power:
         self.restored: Restored | None = None  # what the first power-on goes on from, if not from a kernel
         self.machine: Machine | None = None
         self.tasks = TaskScope(owner.device_failed)
+        self.images: Mapping[str, Callable[[], DiskImage]] = {}  # see MachineParts
         self._owner = owner
         self._own: OwnDevices | None = None  # taken
         self._since = 0.0
@@ -83,6 +85,7 @@ class Power:
             outputs = serial.feed, console.feed
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
         self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
+        self.parts.images = self.images
         plug_configured(self.parts)
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, DiskConfig, NetConfig, VMConfig
@@ -12,30 +11,29 @@ from aiovmm.runtime.dataclass import replace
 
 __all__ = ["Disks", "fork_changes"]
 
-Disks = Literal["overlay"] | Sequence[DiskConfig] | None
+Disks = Literal["overlay"] | Sequence[DiskConfig]
 
 _ITS_OWN = (ConsoleMode.SOCKET, ConsoleMode.FILE, ConsoleMode.TTY)  # which a second guest cannot have as well
 
 
-@asynccontextmanager
-async def fork_changes(
+def fork_changes(
     config: VMConfig,
     given: Mapping[str, Any],
     vsock_cid: int | None,
     disks: Disks,
     nets: Sequence[NetConfig] | None,
-) -> AsyncIterator[dict[str, Any]]:
-    """Fields of a fork's VMConfig; what they name for it alone is there until this is left. Raises ConfigError, HostError."""
+) -> dict[str, Any]:
+    """Fields of a fork's VMConfig. Raises ConfigError."""
     changes: dict[str, Any] = {name: _quiet(getattr(config, name)) for name in ("serial", "console")}
     if config.vsock is not None:
         changes["vsock"] = replace(config.vsock, socket=None, cid=config.vsock.cid if vsock_cid is None else vsock_cid)
     elif vsock_cid is not None:
         raise ConfigError("vsock_cid", "the template has no vsock", "say vsock=VsockConfig() in its VMConfig")
     changes["nets"] = _nets(config) if nets is None else tuple(nets)
-    if disks == "overlay":
-        raise ConfigError("disks", "overlays are not there yet", "give a list of DiskConfig")
-    changes["disks"] = config.disks if disks is None else tuple(disks)
-    yield {**changes, **given}
+    if isinstance(disks, str) and disks != "overlay":
+        raise ConfigError("disks", f"{disks!r} is neither 'overlay' nor a list of DiskConfig")
+    changes["disks"] = config.disks if isinstance(disks, str) else tuple(disks)
+    return {**changes, **given}
 
 
 def _quiet(console: ConsoleConfig) -> ConsoleConfig:

@@ -17,6 +17,7 @@ from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed
+from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
 from aiovmm.snapshot.restoring import going_on
 from aiovmm.snapshot.taking import at_rest, machine_of, state_of
@@ -34,13 +35,14 @@ class Template:
     """What `VM.freeze` gives: guests are forked from it, any number and at any time, until `close`. Those that are there live on
     after that, and its memory goes with the last of them."""
 
-    def __init__(self, kind: type[VM], config: VMConfig, state: State, base: Base) -> None:
+    def __init__(self, kind: type[VM], config: VMConfig, state: State, base: Base, disks: DiskBases) -> None:
         self._kind = kind
         self._config = config
         self._base = base
         self._restored = Restored(state["machine"], base.map)
         self._count = self._forks = 0
-        self._release = weakref.finalize(self, base.release)
+        self._disks = disks
+        self._release = weakref.finalize(self, _release, base, disks)
 
     def __repr__(self) -> str:
         return f"<Template {self.name!r} {'open' if self._release.alive else 'closed'}: {self.forks} forks>"
@@ -76,7 +78,7 @@ class Template:
         name: str | None = None,
         *,
         vsock_cid: int | None = None,
-        disks: Disks = None,
+        disks: Disks = "overlay",
         nets: Sequence[NetConfig] | None = None,
         overrides: Mapping[str, Any] | None = None,
         devices: Sequence[VirtioDevice] = (),
@@ -97,10 +99,12 @@ class Template:
         self._base.use()  # the template may be closed while this one begins
         self._forks += 1
         try:
-            async with fork_changes(self._config, given, vsock_cid, disks, nets) as changes:
-                vm = going_on(self._kind, changed(self._config, changes), self._restored, devices, ports)
-                async with vm:
-                    yield vm
+            changes = fork_changes(self._config, given, vsock_cid, disks, nets)
+            vm = going_on(self._kind, changed(self._config, changes), self._restored, devices, ports)
+            if disks == "overlay":
+                vm._power.images = self._disks.overlays()
+            async with vm:
+                yield vm
         finally:
             self._forks -= 1
             self._base.release()
@@ -128,6 +132,11 @@ class Template:
         return pool
 
 
+def _release(base: Base, disks: DiskBases) -> None:
+    disks.release()
+    base.release()
+
+
 async def freeze(vm: VM) -> Template:
     """See VM.freeze."""
     vm._home.check()
@@ -136,13 +145,18 @@ async def freeze(vm: VM) -> Template:
         async with at_rest(vm, machine, for_good=True):
             state = await state_of(vm, machine)
         try:
-            base = await in_thread(f"{vm.name}: freeze memory", base_of, machine.memory)
+            disks = await DiskBases.frozen(list(vm._power.plugged))
+            try:
+                base = await in_thread(f"{vm.name}: freeze memory", base_of, machine.memory)
+            except BaseException:
+                disks.release()
+                raise
         except BaseException as exc:
             error = of_host("freezing", vm.name, exc)
             await finish(vm._ending.end(failed("it could not be frozen, and its memory is lost", error)))
             if error is exc:
                 raise
             raise error from exc
-    template = Template(type(vm), vm.config, state, base)
+    template = Template(type(vm), vm.config, state, base, disks)
     await finish(vm._close(ExitStatus(ExitReason.KILLED, "it was frozen into a template")))
     return template

@@ -145,7 +145,10 @@ class Pc(Board):
         """On ports, and the I/O APIC."""
         from aiovmm.runtime.plain import Fields
 
-        await self.legacy.load(Fields(restored.state, "machine").state("devices"))
+        fields = Fields(restored.state, "machine").fields("devices")
+        assert self.slots is not None, "there is PCI"
+        self.slots.load(fields.state("slots"))
+        await self.legacy.load(fields.state("legacy"))
 
     def unsuspend_devices(self) -> None:
         """The clock, the serial port. And the guest is told that it is another now: Linux then makes new random numbers."""
@@ -164,7 +167,8 @@ class Pc(Board):
 
     def save_devices(self) -> State:
         """On ports, and the I/O APIC."""
-        return self.legacy.save()
+        assert self.slots is not None, "there is PCI"
+        return {"legacy": self.legacy.save(), "slots": self.slots.save()}
 
     def message(self, address: int, data: int, place: Place) -> Message | None:
         """To local APICs."""

@@ -1,0 +1,183 @@
+"""Frozen guests, their forks, and forks of these."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import (
+    VM,
+    ConfigError,
+    ConsoleConfig,
+    ConsoleMode,
+    DiskConfig,
+    ExitReason,
+    MemoryConfig,
+    NetConfig,
+    RngConfig,
+    StateError,
+    VMState,
+    VsockConfig,
+)
+from aiovmm.boot.x86_64 import layout
+from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.snapshot.template import Template
+from tests.vm.guest import config, counter, counts_on
+from tests.vm.remains import Remains
+
+pytestmark = pytest.mark.usefixtures("kvm_there")
+
+
+async def frozen(**changes: object) -> Template:
+    async with VM(config("s", **changes)) as vm:
+        await vm.start()
+        await counts_on(vm)
+        template = await vm.freeze()
+        assert vm.status is not None
+        assert (vm.state, vm.status.reason) == (VMState.STOPPED, ExitReason.KILLED)
+        assert "frozen" in vm.status.detail
+    return template
+
+
+def bases() -> int:
+    """How many of them are open."""
+    gc.collect()
+    names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_open(fd)]
+    return sum("aiovmm-base" in name for name in names)
+
+
+def _is_open(fd: str) -> bool:
+    try:
+        os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("memory", [MemoryConfig(4 << 20), MemoryConfig(4 << 20, shared=True), MemoryConfig(64 << 20)])
+async def test_forks_go_on_each_for_itself(memory: MemoryConfig) -> None:
+    template = await frozen(memory=memory)
+    async with template, AsyncExitStack() as stack:
+        children = [await stack.enter_async_context(template.fork()) for _ in range(4)]
+        assert [child.name for child in children] == [f"guest-{i}" for i in range(1, 5)]
+        assert len({counter(child) for child in children}) == 1
+        assert template.forks == 4
+        first, *others = children
+        stood = counter(first)
+        await first.resume()
+        await counts_on(first, 1000)
+        assert {counter(child) for child in others} == {stood}
+        for child in others:
+            await child.resume()
+        await asyncio.gather(*(counts_on(child) for child in children))
+        generations = {child.machine.memory.read(layout.VM_GENERATION, 16) for child in children}
+        assert len(generations) == 4
+    assert template.forks == 0
+
+
+async def test_a_child_of_a_child_outlives_both() -> None:
+    template = await frozen()
+    async with template.fork("b") as child:
+        await child.resume()
+        await counts_on(child, 100)
+        stood = counter(child)
+        second = await child.freeze()
+        assert second.name == "b"
+        template.close()
+    async with second.fork() as grandchild:
+        assert counter(grandchild) >= stood
+        second.close()
+        with pytest.raises(StateError, match="'b' is closed"):
+            async with second.fork():
+                pass
+        await grandchild.resume()
+        await counts_on(grandchild)
+        assert bases() > 0
+    assert bases() == 0
+
+
+async def test_a_template_that_is_forgotten_is_closed() -> None:
+    template = await frozen()
+    async with template.fork() as child:
+        del template
+        await child.resume()
+        await counts_on(child)
+    assert bases() == 0
+
+
+async def test_each_has_a_disk_of_its_own(tmp_path: Path) -> None:
+    image = tmp_path / "disk"
+    image.write_bytes(b"base" * 1024)
+    template = await frozen(disks=(DiskConfig(path=image),))
+    async with template, template.fork() as one, template.fork() as other:
+        disks = [child.device("disk0", BlkDevice) for child in (one, other)]
+        paths = [disk._image for disk in disks]
+        assert paths[0] is not paths[1]
+        for number, disk in enumerate(disks):
+            assert disk._image is not None
+            os.pwrite(disk._image.fd, b"mine%d" % number, 0)
+        second = await one.freeze()
+        async with second, second.fork() as grandchild:
+            assert grandchild.device("disk0", BlkDevice).capacity == 4096
+    assert image.read_bytes() == b"base" * 1024
+    async with VM(config("s", disks=(DiskConfig(path=image),))):
+        pass  # nobody has it locked any more
+
+
+async def test_what_two_guests_cannot_both_have(tmp_path: Path) -> None:
+    places = {
+        "serial": ConsoleConfig(ConsoleMode.SOCKET, tmp_path / "serial"),
+        "console": ConsoleConfig(ConsoleMode.FILE, tmp_path / "console"),
+        "vsock": VsockConfig(socket=tmp_path / "vsock"),
+    }
+    async with await frozen(**places) as template, template.fork(vsock_cid=77) as one, template.fork() as other:
+        assert one.config.vsock == VsockConfig(cid=77)
+        assert other.config.vsock == VsockConfig()
+        assert one.config.serial.mode is one.config.console.mode is ConsoleMode.NULL
+        own = replace(places["vsock"], socket=tmp_path / "mine")
+        async with template.fork(overrides={"vsock": own}):
+            assert (tmp_path / "mine").exists()
+    with pytest.raises(ConfigError, match="no vsock"):
+        async with await frozen() as template, template.fork(vsock_cid=7):
+            pass
+    with pytest.raises(ConfigError, match="neither 'overlay'"):
+        async with await frozen() as template, template.fork(disks="copy"):  # type: ignore[arg-type]
+            pass
+    with pytest.raises(ConfigError, match=r"nets.*cannot become"):
+        async with await frozen() as template, template.fork(nets=[NetConfig()]):
+            pass
+
+
+async def test_a_pool_of_forks() -> None:
+    async with await frozen(rng=RngConfig()) as template, template.pool(warm=3, max=5) as pool:
+        await pool.warmed(30)
+        seen = set()
+        for _ in range(6):
+            async with pool.acquire() as child:
+                assert child.state is VMState.RUNNING
+                await counts_on(child)
+                seen.add(child.name)
+        assert len(seen) == 6
+    assert template.forks == 0
+
+
+async def test_nothing_is_left(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    devices = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
+    disks = (DiskConfig(path=tmp_path / "disk"),)
+    async with await frozen(**devices, disks=disks) as template, template.fork() as child:
+        await child.resume()
+    before = Remains.now()
+    async with await frozen(**devices, disks=disks) as template:
+        for _ in range(5):
+            async with template.fork() as child:
+                await child.resume()
+                await counts_on(child)
+    gc.collect()  # an overlay's map, 4 KiB, goes in a circle
+    await before.check()
