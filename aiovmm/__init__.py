@@ -40,7 +40,9 @@ if TYPE_CHECKING:
         GenericVhostUserConfig,
         HotplugMethod,
         MemoryConfig,
+        MemoryZoneConfig,
         NetConfig,
+        NumaConfig,
         PayloadConfig,
         PlatformConfig,
         PmemConfig,
@@ -128,7 +130,9 @@ __all__ = [
     "KvmError",
     "LoopStats",
     "MemoryConfig",
+    "MemoryZoneConfig",
     "NetConfig",
+    "NumaConfig",
     "OutputTooLong",
     "PatternTooSlow",
     "PayloadConfig",
@@ -167,9 +171,9 @@ __getattr__ = lazy_names(
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
         "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
-        "FsConfig GenericVhostUserConfig HotplugMethod MemoryConfig NetConfig PayloadConfig PlatformConfig PmemConfig "
-        "PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig "
-        "WatchdogAction WatchdogConfig",
+        "FsConfig GenericVhostUserConfig HotplugMethod MemoryConfig MemoryZoneConfig NetConfig NumaConfig "
+        "PayloadConfig PlatformConfig PmemConfig PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy "
+        "RngConfig RtcConfig VMConfig VsockConfig WatchdogAction WatchdogConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

@@ -16,6 +16,7 @@ import bisect
 import contextlib
 import mmap
 import os
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from aiovmm.native.seals import seal_size
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
 
-__all__ = ["PAGE_SIZE", "AddressSpace", "GuestMemory", "MemoryRegion"]
+__all__ = ["PAGE_SIZE", "AddressSpace", "Backing", "GuestMemory", "MemoryRegion"]
 
 PAGE_SIZE = 4096
 _HUGE_PAGE = 2 << 20
@@ -35,6 +36,8 @@ _MAP_NORESERVE = 0x4000  # <asm-generic/mman-common.h>; in the mmap module only 
 _PERM_RW = 3
 _NO_HUGE_PAGES = "reserve huge pages in /proc/sys/vm/nr_hugepages, or leave hugepages off"
 
+_MFD_HUGE_SHIFT = 26  # <linux/memfd.h>
+_MOST_THREADS = 16
 _PIECE = 256 << 20  # bytes, between which somebody may say that memory is not wanted any more
 _Fill = Callable[[GuestMapping, int, int], None]
 
@@ -76,8 +79,28 @@ class MemoryRegion:
         return self.gpa + self.size
 
 
+@dataclass(frozen=True)
+class Backing:
+    """What RAM is made of: private pages, `shared` ones that other processes can be given, or those of `fd`, a file that
+    becomes the memory's. `hugepages` come from the host's reserve, of `hugepage_size` bytes or its default; `thp` are
+    those that the kernel makes for private memory as it can. `prefault`: they are there at once; `reserve`: they are
+    promised at once. `mergeable`: private pages that the kernel may hold once for several guests. `host_node`: whose
+    memory it is, on a host with several."""
+
+    shared: bool = True
+    hugepages: bool = False
+    hugepage_size: int | None = None
+    prefault: bool = False
+    reserve: bool = False
+    thp: bool = True
+    mergeable: bool = False
+    fd: int = -1
+    host_node: int | None = None
+
+
 class GuestMemory:
-    """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its mappings, and its memfd if it is shared."""
+    """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its mappings, and its memfd if it is
+    shared."""
 
     def __init__(self) -> None:
         self._regions: list[MemoryRegion] = []
@@ -98,35 +121,18 @@ class GuestMemory:
         prefault: bool = False,
         thp: bool = True,
         mergeable: bool = False,
+        hugepage_size: int | None = None,
+        reserve: bool = False,
         name: str = "aiovmm-ram",
         wanted: Callable[[], bool] = lambda: True,
         later: Sequence[tuple[int, int]] = (),
     ) -> GuestMemory:
-        """RAM at `ranges` of (gpa, size in bytes), page-aligned, and at those that the guest has a use for `later`. Raises
-        HostError, UsageError.
-
-        `hugepages` come from the host's reserve, `thp` are those that the kernel makes for private memory as it can.
-        `mergeable`: private memory whose pages the kernel may hold once for several guests. `prefault` takes a quarter of a
-        second a GiB and more; it is given up, by StateError, once it is not `wanted`.
-        """
+        """RAM at `ranges` of (gpa, size in bytes), page-aligned, all of one Backing, and at those that the guest has a use for
+        `later`. Raises HostError, UsageError."""
         memory = cls()
-        total = sum(size for _, size in (*ranges, *later))
-        fill = partial(_fill, wanted) if prefault else None
+        backing = Backing(shared, hugepages, hugepage_size, prefault, reserve, thp, mergeable)
         try:
-            if shared or hugepages:
-                whole = (*ranges, *later)
-                memory._create_fd(whole, total, name, shared=shared, hugepages=hugepages, fill=fill, filled=len(ranges))
-            else:
-                for gpa, size in ranges:
-                    memory._map_private(gpa, size, fill=fill, thp=thp, mergeable=mergeable)
-                for gpa, size in later:
-                    memory._map_private(gpa, size, fill=None, thp=thp, mergeable=mergeable)
-        except OSError as exc:
-            memory.close()
-            if isinstance(exc, HostError):
-                raise
-            hint = _NO_HUGE_PAGES if hugepages else ""
-            raise HostError(f"allocating {total} bytes of guest memory", exc.errno or 0, hint) from exc
+            memory.add_ram(ranges, backing, later=later, name=name, wanted=wanted)
         except BaseException:
             memory.close()
             raise
@@ -150,43 +156,76 @@ class GuestMemory:
             raise
         return memory
 
-    def _create_fd(
+    def add_ram(
         self,
         ranges: Sequence[tuple[int, int]],
-        total: int,
-        name: str,
+        backing: Backing,
         *,
-        shared: bool,
-        hugepages: bool,
-        fill: _Fill | None,
-        filled: int,
+        later: Sequence[tuple[int, int]] = (),
+        name: str = "aiovmm-ram",
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """All ranges in one memfd, the first `filled` of them filled, if any are."""
-        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | (os.MFD_HUGETLB if hugepages else 0)
-        fd = os.memfd_create(name, flags)
-        self._fds.append(keep_private(fd))
-        os.ftruncate(fd, total)
-        seal_size(fd)
+        """More RAM, likewise. To prefault it takes a quarter of a second a GiB and more; it is given up, by StateError,
+        once it is not `wanted`. What is for `later` is not. After an error the memory is to be closed."""
+        total = sum(size for _, size in (*ranges, *later))
+        fill = partial(_fill, wanted) if backing.prefault else _leave
+        try:
+            if backing.shared or backing.hugepages or backing.fd >= 0:
+                self._add_fd(ranges, later, name, backing, fill)
+            else:
+                for gpa, size in ranges:
+                    self._map_private(gpa, size, backing, fill)
+                for gpa, size in later:
+                    self._map_private(gpa, size, backing, _leave)
+        except HostError:
+            raise
+        except OSError as exc:
+            hint = _NO_HUGE_PAGES if backing.hugepages else ""
+            raise HostError(f"allocating {total} bytes of guest memory", exc.errno or 0, hint) from exc
+
+    def _add_fd(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        later: Sequence[tuple[int, int]],
+        name: str,
+        backing: Backing,
+        fill: _Fill,
+    ) -> None:
+        """All ranges in one memfd, or in the file that there is."""
+        if backing.fd >= 0:
+            fd = backing.fd
+            self._fds.append(fd)
+        else:
+            fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _huge_flags(backing))
+            self._fds.append(keep_private(fd))
+            os.ftruncate(fd, sum(size for _, size in (*ranges, *later)))
+            seal_size(fd)
+        if backing.reserve and backing.shared and not backing.hugepages:
+            os.posix_fallocate(
+                fd, 0, sum(size for _, size in ranges)
+            )  # the kernel promises nothing of a file but what is there
         offset = 0
-        for number, (gpa, size) in enumerate(ranges):
-            region = self.map_fd(gpa, size, fd, offset, shared=shared, reserve=hugepages, ram=True)
-            if fill is not None and number < filled:
+        for number, (gpa, size) in enumerate((*ranges, *later)):
+            keep = backing.hugepages or backing.reserve
+            region = self.map_fd(gpa, size, fd, offset, shared=backing.shared, reserve=keep, ram=True)
+            _bind(region.mapping, backing)
+            if number < len(ranges):
                 fill(region.mapping, 0, size)
             offset += size
 
-    def _map_private(self, gpa: int, size: int, *, fill: _Fill | None, thp: bool, mergeable: bool) -> None:
+    def _map_private(self, gpa: int, size: int, backing: Backing, fill: _Fill) -> None:
         """Anonymous memory."""
         self._check_place(gpa, size)
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (0 if backing.reserve else _MAP_NORESERVE)
         mapping = GuestMapping(-1, size + _HUGE_PAGE, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         start = (gpa - mapping.host) % _HUGE_PAGE
         with contextlib.suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE if thp else mmap.MADV_NOHUGEPAGE)
+            mapping.madvise(mmap.MADV_HUGEPAGE if backing.thp else mmap.MADV_NOHUGEPAGE)
         try:
-            if mergeable:
+            if backing.mergeable:
                 _let_merge(mapping)
-            if fill is not None:
-                fill(mapping, start, size)
+            _bind(mapping, backing)
+            fill(mapping, start, size)
         except BaseException:  # whose traceback would keep it
             mapping.close()
             raise
@@ -320,12 +359,56 @@ class GuestMemory:
         self._table.count = len(self._regions)
 
 
+def _leave(mapping: GuestMapping, start: int, size: int) -> None:
+    """What is not prefaulted comes when it is touched."""
+
+
 def _fill(wanted: Callable[[], bool], mapping: GuestMapping, start: int, size: int) -> None:
-    end = start + size
-    for at in range(start, end, _PIECE):
-        if not wanted():
-            raise StateError("guest memory is not wanted any more")
-        mapping.populate(at, min(_PIECE, end - at))
+    """In pieces, and where there are several by as many threads as there are processors for this process: most of the time
+    goes into clearing pages, which each does for itself."""
+    pieces = iter(range(start, start + size, _PIECE))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for at in pieces:  # one step of a range's iterator is not divided between threads
+                if errors:
+                    return
+                if not wanted():
+                    raise StateError("guest memory is not wanted any more")
+                mapping.populate(at, min(_PIECE, start + size - at))
+        except BaseException as exc:
+            errors.append(exc)
+
+    helpers = min(len(os.sched_getaffinity(0)), _MOST_THREADS, -(-size // _PIECE)) - 1
+    threads = [threading.Thread(target=work, name="prefault", daemon=True) for _ in range(helpers)]
+    with contextlib.suppress(RuntimeError):  # a host without room for threads: slow is better than never
+        for thread in threads:
+            thread.start()
+    work()
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _huge_flags(backing: Backing) -> int:
+    """For memfd_create: pages of the host's default size, or of the one that is asked for."""
+    if not backing.hugepages:
+        return 0
+    size = backing.hugepage_size
+    return os.MFD_HUGETLB | (0 if size is None else size.bit_length() - 1 << _MFD_HUGE_SHIFT)
+
+
+def _bind(mapping: GuestMapping, backing: Backing) -> None:
+    if backing.host_node is None:
+        return
+    try:
+        mapping.bind(backing.host_node)
+    except OSError as exc:
+        hint = "numactl -H shows the nodes there are; host_numa_node= names one of them"
+        raise HostError(f"binding memory to node {backing.host_node}", exc.errno or 0, hint) from exc
 
 
 def _let_merge(mapping: GuestMapping) -> None:

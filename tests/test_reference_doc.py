@@ -18,6 +18,8 @@ MODES = ("off", "null", "tty", "pty")
 REFERENCE = """
 cpus: boot max topology kvm_hyperv max_phys_bits affinity features nested core_scheduling profile
 memory: size file mergeable hotplug_method hotplug_size hotplugged_size shared hugepages hugepage_size prefault reserve thp
+memory-zone: id size file shared hugepages hugepage_size host_numa_node hotplug_size hotplugged_size prefault reserve mergeable
+numa: guest_numa_id cpus distances device_id memory_zones pci_segments
 platform: num_pci_segments iommu_segments iommu_address_width serial_number uuid oem_strings iommufd iommufd_fd vfio_p2p_dma
 platform: system_manufacturer system_product_name system_version system_serial_number system_uuid system_sku_number system_family
 platform: chassis_asset_tag tdx sev_snp
@@ -106,13 +108,13 @@ def test_what_is_refused_is_refused_by_name_and_with_the_reason(row: Row) -> Non
 def test_what_asks_for_what_is_here_anyway_is_taken(option: str, key: str, value: str) -> None:
     """Launchers write every key with its default."""
     parse = getattr(options, f"parse_{option.replace('-', '_')}")
-    need = {"disk": "path=/d", "device": "path=/d"}.get(option, "")
+    need = {"disk": "path=/d", "device": "path=/d", "memory-zone": "id=z", "numa": "guest_numa_id=0"}.get(option, "")
     assert parse(f"{need},{key}={value}".lstrip(",")) == parse(need)
 
 
 def test_only_what_is_refused_has_values_that_are_taken() -> None:
     assert not [row for row in rows() if row.same and row.verdict is not Verdict.REFUSED]
-    assert ("--memory", "reserve", ("off", "false")) in [(r.option, r.key, r.same) for r in rows()]
+    assert ("--cpus", "kvm_hyperv", ("off", "false")) in [(r.option, r.key, r.same) for r in rows()]
 
 
 def test_a_difference_is_said() -> None:

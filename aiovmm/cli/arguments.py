@@ -90,6 +90,8 @@ def build_config(args: dict[str, Any]) -> VMConfig:
         payload=PayloadConfig(kernel, _file("--initramfs", args["initramfs"]), cmdline),
         cpus=_or(args["cpus"], parse.parse_cpus, CpusConfig),
         memory=_or(args["memory"], parse.parse_memory, MemoryConfig),
+        memory_zones=_each(args["memory_zone"], parse.parse_memory_zone),
+        numa=_each(args["numa"], parse.parse_numa),
         serial=serial,
         console=console,
         rng=_or(args["rng"], parse.parse_rng, RngConfig),

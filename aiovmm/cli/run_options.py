@@ -45,6 +45,8 @@ OPTIONS = (
     RunOption("--cmdline", "Kernel command line (one that fits the consoles)."),
     RunOption("--cpus", "Processors (1). {keys}", f"N|{_KEYS}"),
     RunOption("--memory", "RAM (512M). {keys}", f"SIZE|{_KEYS}"),
+    RunOption("--memory-zone", "A part of RAM with its own backing. {keys}", _KEYS, list),
+    RunOption("--numa", "A NUMA node of the guest. {keys}", _KEYS, list),
     RunOption("--serial", "The serial port: tty, pty, socket=PATH, file=PATH, null or off.", "PLACE"),
     RunOption("--console", "hvc0, likewise; id=, pci_segment=, pci_device_id=, iommu=.", "PLACE[,KEY=VALUE...]"),
     RunOption("--rng", "Source of entropy (/dev/urandom). {keys}", _KEYS),

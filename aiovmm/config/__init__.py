@@ -22,7 +22,14 @@ from aiovmm.config.devices import (
     WatchdogConfig,
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
-from aiovmm.config.machine import HotplugMethod, MemoryConfig, PayloadConfig, PlatformConfig
+from aiovmm.config.machine import (
+    HotplugMethod,
+    MemoryConfig,
+    MemoryZoneConfig,
+    NumaConfig,
+    PayloadConfig,
+    PlatformConfig,
+)
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimit, RateLimitGroupConfig
@@ -42,7 +49,9 @@ __all__ = [
     "ImageType",
     "LockGranularity",
     "MemoryConfig",
+    "MemoryZoneConfig",
     "NetConfig",
+    "NumaConfig",
     "PayloadConfig",
     "PlacedConfig",
     "PlatformConfig",

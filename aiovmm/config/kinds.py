@@ -23,6 +23,7 @@ T = TypeVar("T")
 Parser = Callable[[str, str, str], Any]
 _SIZES = {
     "size",
+    "hugepage_size",
     "buffer_size",
     "history",
     "hotplug_size",

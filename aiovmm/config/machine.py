@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
-from aiovmm.config.checks import check_path, encoded
+from aiovmm.config.checks import check_id, check_path, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = ["HotplugMethod", "MemoryConfig", "PayloadConfig", "PlatformConfig"]
+__all__ = ["HotplugMethod", "MemoryConfig", "MemoryZoneConfig", "NumaConfig", "PayloadConfig", "PlatformConfig"]
 
 MIB = 1 << 20
 MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and each has a share of the memory windows
@@ -20,6 +20,8 @@ BLOCK = 2 * MIB  # of virtio-mem
 _THP_FROM = (
     64 * MIB
 )  # a guest that fills its memory is through 0.3 ms a MiB earlier with huge pages; one that does not has 2 MiB more
+MAX_NODES = 64  # distances are a square of them
+MAX_HOST_NODE = 1023
 MAX_CMDLINE = 64 * 1024 - 1
 MAX_IDENTITY = 47 * 1024  # bytes: the firmware's area for all of them together
 
@@ -35,10 +37,11 @@ class HotplugMethod(enum.Enum):
 class MemoryConfig:
     """Guest RAM: `size` in bytes. `shared` memory can be given to other processes (None: if a device needs that, vhost-user
     does); memory that is not has huge pages where the kernel finds some, if `thp` is on (None: from 64 MiB on, for one that a
-    small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has reserved.
-    `prefault` touches every page now. `mergeable` lets the kernel hold pages that are equal in several guests once (KSM), if its
-    administrator has switched that on. While the guest runs, `hotplug_size` bytes more can come and go (`vm.resize`) by
-    `hotplug_method`; `hotplugged_size` of them are there from the start.
+    small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has reserved,
+    of `hugepage_size` bytes (None: of its default size). `prefault` touches every page now; `reserve` has the kernel promise all
+    of it now, or refuse. `mergeable` lets the kernel hold pages that are equal in several guests once (KSM), if its
+    administrator has switched that on. While the guest runs, `hotplug_size` bytes more can come and go
+    (`vm.resize`) by `hotplug_method`; `hotplugged_size` of them are there from the start.
     """
 
     size: int = 512 * MIB
@@ -50,12 +53,15 @@ class MemoryConfig:
     hotplug_size: int = 0
     hotplugged_size: int = 0
     hotplug_method: HotplugMethod = HotplugMethod.ACPI
+    hugepage_size: int | None = None
+    reserve: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 2 * MIB:
+        if 0 < self.size < 2 * MIB or self.size < 0:
             raise ConfigError(
                 "memory.size", f"{self.size} bytes are too few", "give at least 2M; Linux wants about 64M"
             )
+        _check_huge_pages("memory", self.hugepages, self.hugepage_size, self.size)
         if self.size >= MAX_MEMORY:
             raise ConfigError("memory.size", f"{self.size} bytes are more than a processor can address")
         if self.size % PAGE:
@@ -65,8 +71,6 @@ class MemoryConfig:
             raise ConfigError(
                 "memory.mergeable", f"does not go with {other}=on", "the kernel merges private, small pages"
             )
-        if self.hugepages and self.size % (2 * MIB):
-            raise ConfigError("memory.size", f"{self.size} bytes are not a multiple of a huge page, 2M")
         if self.hotplug_size or self.hotplugged_size:
             self._check_hotplug()
 
@@ -88,6 +92,72 @@ class MemoryConfig:
     def wants_huge_pages(self) -> bool:
         """Whether the kernel is asked for them: what `thp` says, or the size."""
         return self.size >= _THP_FROM if self.thp is None else self.thp
+
+
+def _check_huge_pages(option: str, hugepages: bool, page: int | None, size: int) -> None:
+    if page is not None and not hugepages:
+        raise ConfigError(f"{option}.hugepage_size", "is given without hugepages=on")
+    if page is not None and (page & (page - 1) or not 64 << 10 <= page <= 16 << 30):
+        raise ConfigError(f"{option}.hugepage_size", f"{page} is no size of huge pages", "2M and 1G are usual")
+    if hugepages and size % (page or 2 * MIB):
+        raise ConfigError(
+            f"{option}.size", f"{size} bytes are not a multiple of a huge page, {(page or 2 * MIB) >> 20}M"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryZoneConfig:
+    """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
+    `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs has
+    its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig; `mergeable`
+    None is what that says."""
+
+    id: str
+    size: int = 512 * MIB
+    file: Path | None = None
+    shared: bool | None = None
+    hugepages: bool = False
+    hugepage_size: int | None = None
+    host_numa_node: int | None = None
+    prefault: bool = False
+    reserve: bool = False
+    mergeable: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_id("memory_zone.id", self.id)
+        if self.size <= 0 or self.size % PAGE or self.size >= MAX_MEMORY:
+            raise ConfigError("memory_zone.size", f"{self.size} bytes are not a number of pages")
+        _check_huge_pages("memory_zone", self.hugepages, self.hugepage_size, self.size)
+        if self.file is not None:
+            check_path("memory_zone.file", self.file)
+            if self.hugepages:
+                raise ConfigError("memory_zone.hugepages", "does not go with file=", "give a file of a hugetlbfs")
+        if self.host_numa_node is not None and not 0 <= self.host_numa_node <= MAX_HOST_NODE:
+            raise ConfigError("memory_zone.host_numa_node", f"{self.host_numa_node} is not in 0..{MAX_HOST_NODE}")
+        if self.mergeable and (self.shared or self.hugepages or self.file):
+            raise ConfigError("memory_zone.mergeable", "does not go with pages that the kernel does not merge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumaConfig:
+    """A NUMA node of the guest: which of its processors, parts of its memory (ids of zones) and PCI segments are near each other,
+    and how far it is to others, (node, distance): 10 is the node itself, others have 20 unless it is said, and the same back.
+    What is in no node is in the first."""
+
+    guest_numa_id: int
+    cpus: tuple[int, ...] = ()
+    distances: tuple[tuple[int, int], ...] = ()
+    memory_zones: tuple[str, ...] = ()
+    pci_segments: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guest_numa_id < MAX_NODES:
+            raise ConfigError("numa.guest_numa_id", f"{self.guest_numa_id} is not in 0..{MAX_NODES - 1}")
+        for node, distance in self.distances:
+            if node == self.guest_numa_id and distance != 10:
+                raise ConfigError("numa.distances", f"{distance} to itself is not 10")
+            if node != self.guest_numa_id and not 11 <= distance <= 255:
+                raise ConfigError("numa.distances", f"{distance} is not in 11..255", "10 is the node itself")
 
 
 @dataclass(frozen=True)

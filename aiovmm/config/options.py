@@ -30,7 +30,7 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.landlock import LandlockRuleConfig
-from aiovmm.config.machine import HotplugMethod, MemoryConfig, PlatformConfig
+from aiovmm.config.machine import HotplugMethod, MemoryConfig, MemoryZoneConfig, NumaConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.config.text import (
@@ -60,7 +60,9 @@ __all__ = [
     "parse_generic_vhost_user",
     "parse_landlock_rule",
     "parse_memory",
+    "parse_memory_zone",
     "parse_net",
+    "parse_numa",
     "parse_platform",
     "parse_pmem",
     "parse_pvpanic",
@@ -114,6 +116,15 @@ def _hotplug_method(option: str, text: str) -> HotplugMethod:
     return _choice(option, text, HotplugMethod)
 
 
+def _distances(option: str, text: str) -> tuple[tuple[int, int], ...]:
+    """`[1@20,2@[25]]`: nodes, each with how far it is."""
+    pairs = to_pairs(option, text)
+    for node, distances in pairs:
+        if len(distances) != 1:
+            raise ConfigError(option, f"node {node} has {len(distances)} distances", "like [1@20,2@25]")
+    return tuple((node, distances[0]) for node, distances in pairs)
+
+
 def _lock(option: str, text: str) -> LockGranularity:
     return _choice(option, text, LockGranularity)
 
@@ -150,6 +161,28 @@ KEYS: dict[str, dict[str, Converter]] = {
         "hotplug_method": _hotplug_method,
         "hotplug_size": to_size,
         "hotplugged_size": to_size,
+        "hugepage_size": to_size,
+        "reserve": to_bool,
+        "file": to_path,
+    },
+    "memory-zone": {
+        "id": to_text,
+        "size": to_size,
+        "file": to_path,
+        "shared": to_bool,
+        "hugepages": to_bool,
+        "hugepage_size": to_size,
+        "host_numa_node": to_int,
+        "prefault": to_bool,
+        "reserve": to_bool,
+        "mergeable": to_bool,
+    },
+    "numa": {
+        "guest_numa_id": to_int,
+        "cpus": to_ints,
+        "distances": _distances,
+        "memory_zones": to_words,
+        "pci_segments": to_ints,
     },
     "platform": {
         "num_pci_segments": to_int,
@@ -301,7 +334,19 @@ def parse_memory(text: str) -> MemoryConfig:
     """`512M`, or `size=512M,shared=on,...`."""
     if text and "=" not in text:
         return MemoryConfig(size=to_size("memory", text))
-    return MemoryConfig(**_convert("memory", split_options("memory", text)))
+    values = _convert("memory", split_options("memory", text))
+    values.pop("file", None)  # has no effect in the reference either
+    return MemoryConfig(**values)
+
+
+def parse_memory_zone(text: str) -> MemoryZoneConfig:
+    """`id=,size=,file=,...`."""
+    return MemoryZoneConfig(**_convert("memory-zone", split_options("memory-zone", text), "id"))
+
+
+def parse_numa(text: str) -> NumaConfig:
+    """`guest_numa_id=,cpus=,memory_zones=,...`."""
+    return NumaConfig(**_convert("numa", split_options("numa", text), "guest_numa_id"))
 
 
 def parse_console(option: str, text: str) -> ConsoleConfig:

@@ -24,7 +24,7 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
-from aiovmm.config.machine import MemoryConfig, PayloadConfig, PlatformConfig
+from aiovmm.config.machine import MemoryConfig, MemoryZoneConfig, NumaConfig, PayloadConfig, PlatformConfig
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimitGroupConfig
@@ -36,6 +36,8 @@ __all__ = ["RebootPolicy", "VMConfig"]
 _PARSED = {  # what stands for a whole class: text in its syntax
     "CpusConfig": "parse_cpus",
     "MemoryConfig": "parse_memory",
+    "MemoryZoneConfig": "parse_memory_zone",
+    "NumaConfig": "parse_numa",
     "RngConfig": "parse_rng",
     "DiskConfig": "parse_disk",
     "NetConfig": "parse_net",
@@ -76,6 +78,8 @@ class VMConfig:
     payload: PayloadConfig
     cpus: CpusConfig = field(default_factory=CpusConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    memory_zones: tuple[MemoryZoneConfig, ...] = ()
+    numa: tuple[NumaConfig, ...] = ()
     serial: ConsoleConfig = field(default_factory=ConsoleConfig)
     console: ConsoleConfig = field(default_factory=lambda: ConsoleConfig(ConsoleMode.OFF))
     rng: RngConfig | None = field(default_factory=RngConfig)
@@ -101,6 +105,10 @@ class VMConfig:
         if self.serial != ConsoleConfig(self.serial.mode, self.serial.path, self.serial.history):
             raise ConfigError("serial", "takes no id, and no place: the serial port is not on PCI")
         encoded("name", self.name, 64)
+        if self.memory_zones or self.numa or not self.memory.size:
+            from aiovmm.config.zones import check_zones  # for who has some
+
+            check_zones(self)
         self._check_places()
         self._check_groups()
         if self.balloon is not None:
@@ -135,11 +143,11 @@ class VMConfig:
             slots.add(slot)
 
     def _check_balloon(self, balloon: BalloonConfig) -> None:
-        if balloon.size >= self.memory.size:
+        if balloon.size >= self.ram_size:
             raise ConfigError(
-                "balloon.size", f"{balloon.size} is not less than the memory that there is", f"{self.memory.size}"
+                "balloon.size", f"{balloon.size} is not less than the memory that there is", f"{self.ram_size}"
             )
-        if self.memory.hugepages:
+        if self.memory.hugepages or any(zone.hugepages for zone in self.memory_zones):
             raise ConfigError(
                 "balloon", "does not go with hugepages=on", "a guest cannot give back parts of such pages"
             )
@@ -180,6 +188,11 @@ class VMConfig:
             ("rtc", self.rtc),
         )
         return rows + [(option, item) for option, item in single if item is not None]
+
+    @property
+    def ram_size(self) -> int:
+        """Bytes of RAM: in one piece, or in all zones."""
+        return self.memory.size + sum(zone.size for zone in self.memory_zones)
 
     @property
     def cmdline(self) -> str:

@@ -148,6 +148,8 @@ class Machine:
     def _new_memory(self, ram: list[tuple[int, int]], later: list[tuple[int, int]]) -> GuestMemory:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
+        if self.parts.config.memory_zones:
+            return self._in_zones(ram, needed)
         shared = needed or m.hugepages if m.shared is None else m.shared
         if m.mergeable and shared:
             raise ConfigError("memory.mergeable", "does not go with devices that share memory with another process")
@@ -158,9 +160,23 @@ class Machine:
             prefault=m.prefault,
             thp=m.wants_huge_pages,
             mergeable=m.mergeable,
+            hugepage_size=m.hugepage_size,
+            reserve=m.reserve,
             wanted=lambda: not self._given_up.is_set(),
             later=later,
         )
+
+    def _in_zones(self, ram: list[tuple[int, int]], needs_sharing: bool) -> GuestMemory:
+        from aiovmm.machine.zones import add_zones
+
+        memory = GuestMemory()
+        wanted = lambda: not self._given_up.is_set()  # noqa: E731 - as above
+        try:
+            add_zones(memory, self.parts.config, ram, needs_sharing=needs_sharing, wanted=wanted)
+        except BaseException:
+            memory.close()
+            raise
+        return memory
 
     def _plug_ports(self, plans: list[SegmentPlan]) -> None:
         """The embedder's own. Raises ConfigError or UsageError where something is there already, or may come to be."""

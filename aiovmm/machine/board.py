@@ -64,7 +64,7 @@ class Board(ABC):
         self.ended = ended
         self.restored: Restored | None = None
         """What it goes on from, set before `examine`; None: from a kernel."""
-        self.ram = self.lay_out(parts.config.memory.size)
+        self.ram = self.lay_out(parts.config.ram_size)
         self.vcpus: list[Vcpu] = []
         """All of them, from `load` on."""
 

@@ -85,7 +85,7 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str) -> VirtioDe
         case BalloonConfig():
             from aiovmm.devices.virtio.balloon import BalloonDevice
 
-            return BalloonDevice.from_config(placed, config.memory.size)
+            return BalloonDevice.from_config(placed, config.ram_size)
         case WatchdogConfig():
             return _watchdog(parts, placed)
         case RtcConfig():
@@ -200,7 +200,7 @@ def _plug_balloon(parts: MachineParts) -> None:
     if (balloon := parts.config.balloon) is not None:
         from aiovmm.devices.virtio.balloon import BalloonDevice
 
-        parts.plug(BalloonDevice.from_config(balloon, parts.config.memory.size), "balloon", balloon)
+        parts.plug(BalloonDevice.from_config(balloon, parts.config.ram_size), "balloon", balloon)
 
 
 def _plug_generic(parts: MachineParts) -> None:
@@ -267,7 +267,7 @@ def _fs(config: VMConfig, fs: FsConfig, id_: str) -> VirtioDevice:
 
 def _check_shared(config: VMConfig, option: str) -> None:
     """A back end maps the guest's memory itself."""
-    if config.memory.shared is False:
+    if config.memory.shared is False and not config.memory_zones:
         raise ConfigError("memory.shared", f"is off, and a vhost-user {option} needs shared memory", "leave it out")
 
 

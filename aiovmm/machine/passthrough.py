@@ -46,7 +46,7 @@ class Passthrough:
     def __init__(self, config: VMConfig, system: System | None = None) -> None:
         self._system = HostSystem() if system is None else system
         self._name = config.name
-        self._memory_size = config.memory.size
+        self._memory_size = config.ram_size
         self._common = Container(self._system)
         self.places = [self._place(number, device, config) for number, device in enumerate(config.devices)]
 

@@ -62,6 +62,11 @@ class GuestMapping(Mapping):
         if error := lib.avmm_mem_populate(self.host + start, size):
             raise OSError(error, os.strerror(error))
 
+    def bind(self, node: int) -> None:
+        """Have its pages come from this NUMA node of the host, and no other. Raises OSError."""
+        if error := lib.avmm_mem_bind(self.host, len(self), node):
+            raise OSError(error, os.strerror(error))
+
     @property
     def lost(self) -> int | None:
         """Where in the mapping the first access found nothing; None while all is there."""

@@ -38,7 +38,7 @@ def gather(
         power_ons,
         tuple(_counters(machine.vcpus)) if machine is not None else (),
         {p.id: _device(p, machine) for p in plugged},
-        config.memory.size,
+        config.ram_size,
         sum(_given_back(p.device) for p in plugged),
         _loop(),
     )

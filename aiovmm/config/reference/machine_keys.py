@@ -17,18 +17,27 @@ TABLE = """
 --cpus kvm_hyperv | refused | interfaces for Windows guests are not there | off false
 --cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other | off
 --cpus profile | refused | processor models serve live migration, which is not there | host
---memory size | differs | at least 2M; suffixes K, M, G, T; `--memory 512M` is short for it; 0, for zones, is refused
+--memory size | differs | at least 2M, or 0 with zones; suffixes K, M, G, T; `--memory 512M` is short for it
 --memory shared | differs | unset: on by itself where a vhost-user device needs it; off refuses such devices, as in the reference
---memory hugepages | differs | pages of the host's default size
+--memory hugepages | same |
 --memory prefault | same |
 --memory thp | differs | unset: on from 64 MiB on; for smaller guests it has to be asked for
---memory file | refused | it has no effect in the reference either; `--pmem file=` gives the guest a file as memory
+--memory file | same | without effect, as there; `--memory-zone file=` has one
 --memory mergeable | differs | refused with shared=on and hugepages=on, whose pages the kernel does not merge
 --memory hotplug_method | same | acpi, virtio-mem
 --memory hotplug_size | differs | multiples of 128M; it comes and goes by `vm.resize(memory=)`
 --memory hotplugged_size | differs | multiples of 128M, of 2M with virtio-mem
---memory hugepage_size | refused | huge pages have the host's default size: `hugepages=on`
---memory reserve | refused | memory is reserved with hugepages=on only; `prefault=on` takes all of it now | off false
+--memory hugepage_size | same |
+--memory reserve | differs | shared memory has its pages at once: the kernel keeps no account of those that are promised
+--memory-zone id size hugepages hugepage_size host_numa_node prefault mergeable | same |
+--memory-zone shared | differs | unset: on by itself where a vhost-user device needs it
+--memory-zone file | differs | locked while it is in use; one that is smaller than the zone is refused
+--memory-zone reserve | differs | as `--memory reserve`
+--memory-zone hotplug_size hotplugged_size | refused | zones do not grow: `--memory hotplug_size=` without zones does | 0
+--numa guest_numa_id | differs | numbers from 0 on, without gaps, up to 63
+--numa cpus memory_zones pci_segments | differs | what is in no node is in the first; not on arm64
+--numa distances | differs | 11 to 255, which the other node has back unless it says another
+--numa device_id | refused | nodes of devices alone (generic initiators) are not there
 --platform num_pci_segments | same | 1 to 96
 --platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
 --platform iommu_address_width | refused | guests' I/O addresses have 48 bits | 48

@@ -32,9 +32,7 @@ TABLE = """
 --landlock-rules path access | same |
 --log-file | same |
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
---memory-zone | refused | memory is one zone: `--memory size=`
 --no-shutdown | differs | there is no API to boot another guest by: a signal ends it
---numa | refused | memory is one node
 --pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
 --restore | refused | there are no snapshots

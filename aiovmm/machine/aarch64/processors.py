@@ -22,6 +22,8 @@ def check(config: VMConfig) -> None:
     if config.platform.has_identity:
         reason = "who the machine is is told by SMBIOS, which kernels of arm64 are led to by EFI alone"
         raise ConfigError("platform", reason, "tell the guest by the kernel's command line, a disk or vsock")
+    if config.numa:
+        raise ConfigError("numa", "is not there on arm64: its device tree has one node", "leave it out")
     for feature in config.cpus.features:
         raise ConfigError(
             "cpus.features", f"{feature!r} is a feature of x86 processors", f"leave features={feature} out"

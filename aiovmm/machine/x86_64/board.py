@@ -29,6 +29,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
+from aiovmm.runtime.dataclass import replace
 
 if TYPE_CHECKING:  # of machines that are saved, or restored
     from aiovmm.machine.restored import Restored
@@ -119,6 +120,10 @@ class Pc(Board):
     def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
         """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
         self._described = describe(self.parts.config.cpus, self.legacy, self._ports, root.segments, iommu)
+        if self.parts.config.numa:
+            from aiovmm.machine.x86_64.numa import numa_nodes
+
+            self._described = replace(self._described, numa=numa_nodes(self.parts.config, self.ram))
 
     def load(self, memory: GuestMemory) -> None:
         """By the kernel's own protocol."""

@@ -20,4 +20,5 @@ int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
 void avmm_mem_page_out(uint64_t host, uint64_t size);
 int avmm_mem_populate(uint64_t host, uint64_t size);
+int avmm_mem_bind(uint64_t host, uint64_t size, uint32_t node);
 void *avmm_mem_find(const struct avmm_mem *mem, uint64_t base, uint64_t size, uint32_t perm);

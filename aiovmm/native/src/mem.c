@@ -1,7 +1,9 @@
 #include "mem.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifndef MADV_POPULATE_WRITE
@@ -11,6 +13,8 @@
 #define MADV_PAGEOUT 21 /* Linux 5.4 */
 #endif
 #define PAGE 4096u
+#define NODES 1024u /* the most a kernel can have */
+#define BITS (8u * (unsigned)sizeof(long))
 #define PRESENT (1ull << 63) /* in an entry of /proc/self/pagemap */
 #define POPULATE (16u << 20)
 
@@ -52,6 +56,14 @@ int avmm_mem_populate(uint64_t host, uint64_t size) {
         }
     }
     return 0;
+}
+
+int avmm_mem_bind(uint64_t host, uint64_t size, uint32_t node) {
+    unsigned long nodes[NODES / BITS] = {0};
+    if (node >= NODES)
+        return EINVAL;
+    nodes[node / BITS] = 1ul << node % BITS;
+    return syscall(SYS_mbind, host, size, MPOL_BIND, nodes, NODES + 1ul, MPOL_MF_STRICT) ? errno : 0;
 }
 
 /* MADV_REMOVE punches a hole into what is shared, and refuses private memory, which MADV_DONTNEED frees. In pieces, as above. */

@@ -30,6 +30,9 @@ void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, ui
 /* Have the pages of [host, host + size) there, writable, before they are touched: 0 or an errno. It may take a second a GiB. */
 int avmm_mem_populate(uint64_t host, uint64_t size);
 
+/* Have the pages of [host, host + size), whole pages, come from one NUMA node of the host: 0 or an errno (EINVAL: it has none such). */
+int avmm_mem_bind(uint64_t host, uint64_t size, uint32_t node);
+
 /* Bytes of [host, host + size), whole pages, that are in memory, by /proc/self/pagemap; 0 where that cannot be read. */
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
 

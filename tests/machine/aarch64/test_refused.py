@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from aiovmm.config import ConsoleMode, CpusConfig, DebugConsoleConfig, PayloadConfig, PlatformConfig, VMConfig
+from aiovmm.config import (
+    ConsoleMode,
+    CpusConfig,
+    DebugConsoleConfig,
+    NumaConfig,
+    PayloadConfig,
+    PlatformConfig,
+    VMConfig,
+)
 from aiovmm.errors import ConfigError
 from aiovmm.machine.aarch64.processors import check
 
@@ -17,6 +25,7 @@ from aiovmm.machine.aarch64.processors import check
     [
         ({"platform": PlatformConfig(system_serial_number="s")}, r"platform: .* SMBIOS, .* EFI"),
         ({"debug_console": DebugConsoleConfig(ConsoleMode.NULL)}, r"debug_console: is a port, .*earlycon="),
+        ({"numa": (NumaConfig(guest_numa_id=0),)}, r"numa: is not there on arm64"),
         ({"cpus": CpusConfig(features=("amx",))}, r"cpus.features: 'amx'"),
     ],
 )

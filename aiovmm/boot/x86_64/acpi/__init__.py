@@ -10,6 +10,7 @@ from aiovmm.boot.x86_64.acpi.config import (
     Cpu,
     GedEvent,
     IoApic,
+    NumaNode,
     SerialPort,
 )
 from aiovmm.boot.x86_64.acpi.tables import AcpiImage, build
@@ -23,6 +24,7 @@ __all__ = [
     "Cpu",
     "GedEvent",
     "IoApic",
+    "NumaNode",
     "SerialPort",
     "build",
 ]

@@ -101,6 +101,17 @@ class Cpu:
 
 
 @dataclass(frozen=True)
+class NumaNode:
+    """A node of processors, by their UIDs, and ranges of memory (gpa, size in bytes); `distances` are (node, distance)."""
+
+    number: int
+    cpus: tuple[int, ...] = ()
+    ram: tuple[tuple[int, int], ...] = ()
+    distances: tuple[tuple[int, int], ...] = ()
+    pci_segments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class IoApic:
     """The I/O APIC: its MMIO address, APIC ID, and the global system interrupt of its pin 0."""
 
@@ -126,6 +137,7 @@ class AcpiConfig:
     pci_segments: tuple[PciSegment, ...] = ()
     serial_ports: tuple[SerialPort, ...] = (SerialPort(),)
     iommu: VirtioIommu | None = None
+    numa: tuple[NumaNode, ...] = ()
     ports: AcpiPorts = field(default_factory=AcpiPorts)
     ged_gsi: int = 5
     io_apic: IoApic = field(default_factory=IoApic)
@@ -143,8 +155,16 @@ class AcpiConfig:
         require_apart("acpi.pci_segments", [w for s in self.pci_segments for w in s.io])
         if self.vm_generation is not None:
             require(self.vm_generation % 8 == 0, "acpi.vm_generation", "its address must be a multiple of 8")
+        self._check_numa()
         if self.iommu is not None:
             require(self.iommu.segment in numbers, "acpi.iommu", f"there is no PCI segment {self.iommu.segment}")
+
+    def _check_numa(self) -> None:
+        numbers = [node.number for node in self.numa]
+        require(sorted(numbers) == list(range(len(numbers))), "acpi.numa", "nodes are not numbered from 0 on")
+        cpus = [uid for node in self.numa for uid in node.cpus]
+        require(len(set(cpus)) == len(cpus), "acpi.numa", "a processor is in two nodes")
+        require(all(0 <= uid < len(self.cpus) for uid in cpus), "acpi.numa", "a processor is not there")
 
     def _wires(self) -> list[IntxWire]:
         return [wire for segment in self.pci_segments for wire in segment.intx]

@@ -40,7 +40,11 @@ def dsdt(config: AcpiConfig) -> bytes:
     if config.vm_generation is not None:
         devices.append(_vm_generation(config.vm_generation))
     devices += [_power_button(), _event_device(config), _motherboard(config)]
-    devices += [host_bridge(segment, config.ports.slots_of(i)) for i, segment in enumerate(config.pci_segments)]
+    near = {number: node.number for node in config.numa for number in node.pci_segments}
+    devices += [
+        host_bridge(segment, config.ports.slots_of(i), near.get(segment.segment))
+        for i, segment in enumerate(config.pci_segments)
+    ]
     devices += [_processor(uid, cpu) for uid, cpu in enumerate(config.cpus)]
     return sdt("DSDT", REVISION, _soft_off() + aml.scope("_SB", *devices))
 

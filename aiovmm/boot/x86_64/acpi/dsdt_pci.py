@@ -40,9 +40,9 @@ def bridge_name(segment: PciSegment) -> str:
     return f"PC{segment.segment:02X}"
 
 
-def host_bridge(segment: PciSegment, slot_registers: int | None = None) -> bytes:
+def host_bridge(segment: PciSegment, slot_registers: int | None = None, node: int | None = None) -> bytes:
     """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin, and with slots for hotplug if they have
-    registers at a port."""
+    registers at a port. `node`: the NUMA node that it is near (_PXM; ACPI 6.4, 6.2.14)."""
     routing = [_prt(segment.intx)] if segment.intx else []
     hotplug = [] if slot_registers is None else [slots(segment.segment, slot_registers)]
     return aml.device(
@@ -53,6 +53,7 @@ def host_bridge(segment: PciSegment, slot_registers: int | None = None) -> bytes
         aml.name("_SEG", aml.integer(segment.segment)),
         aml.name("_BBN", aml.integer(segment.start_bus)),
         aml.name("_CRS", aml.resource_template(*_resources(segment))),
+        *([] if node is None else [aml.name("_PXM", aml.integer(node))]),
         *routing,
         _osc(),
         *hotplug,

@@ -39,7 +39,8 @@ class AcpiImage:
 def build(config: AcpiConfig, base: int) -> AcpiImage:
     """The tables of `config` at guest-physical address `base`, with the RSDP first.
 
-    Tables are aligned to 64 bytes. Absent parts have no table: no PCI segment, no MCFG; no IOMMU, no VIOT. Raises
+    Tables are aligned to 64 bytes. Absent parts have no table: no PCI segment, no MCFG; no IOMMU, no VIOT; no nodes, no SRAT
+    and no SLIT. Raises
     ConfigError if `base` is not aligned to 16 bytes.
     """
     if base < 0 or base % _RSDP_ALIGNMENT:
@@ -51,6 +52,10 @@ def build(config: AcpiConfig, base: int) -> AcpiImage:
         listed["MCFG"] = mcfg(config.pci_segments)
     if config.iommu is not None:
         listed["VIOT"] = viot(config.iommu)
+    if config.numa:
+        from aiovmm.boot.x86_64.acpi.numa import slit, srat
+
+        listed |= {"SRAT": srat(config.numa, config.cpus), "SLIT": slit(config.numa)}
     for signature, table in listed.items():
         layout.add(signature, table)
     layout.add("XSDT", xsdt([layout.addresses[s] for s in listed]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aiovmm.boot.pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
-from aiovmm.boot.x86_64.acpi import AcpiConfig, Cpu
+from aiovmm.boot.x86_64.acpi import AcpiConfig, Cpu, NumaNode
 
 ECAM = 0xE8000000
 BASE = 0xA0000
@@ -37,7 +37,14 @@ def wired(*wires: tuple[int, int]) -> tuple[PciSegment, ...]:
 
 IOMMU = VirtioIommu(0, 0x08, (EndpointRange(0, 0x10, 0x1F), EndpointRange(1, 0x08, 0x08)))
 
+NODES = (
+    NumaNode(0, (0, 2), ((0, 3 << 30),), ((1, 30),), (0,)),
+    NumaNode(1, (1, 3), ((4 << 30, 1 << 40),), ((0, 35), (2, 255)), (1,)),
+    NumaNode(2),
+)
+
 MACHINES = {
+    "NUMA nodes": AcpiConfig(cpus=(Cpu(0), Cpu(1), Cpu(254), Cpu(255, False)), pci_segments=segments(2), numa=NODES),
     "smallest": AcpiConfig(),
     "no serial port": AcpiConfig(serial_ports=(), pci_segments=segments(1)),
     "usual": AcpiConfig(cpus=cpus(2, 4), pci_segments=segments(1)),

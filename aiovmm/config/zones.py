@@ -1,0 +1,69 @@
+"""Memory zones and NUMA nodes: whether they fit the rest of a configuration. For configurations that have some."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from aiovmm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from aiovmm.config.machine import NumaConfig
+    from aiovmm.config.vm import VMConfig
+
+__all__ = ["check_zones"]
+
+_LEAST = 2 << 20
+_OF_ONE_PIECE = ("shared", "hugepages", "prefault", "reserve", "hotplug_size")
+
+
+def check_zones(config: VMConfig) -> None:
+    """Raises ConfigError."""
+    zones = config.memory_zones
+    if config.memory.size and zones:
+        raise ConfigError("memory.size", "is not 0, and there are zones", "say memory size=0: each zone has its own")
+    if config.ram_size < _LEAST:
+        hint = "give at least 2M, or zones: memory_zone id=a,size=512M" if not zones else "give at least 2M in all"
+        raise ConfigError("memory.size", f"{config.ram_size} bytes are too few", hint)
+    for name in _OF_ONE_PIECE:
+        if zones and getattr(config.memory, name):
+            hint = "leave it out" if name == "hotplug_size" else f"say {name}=on of each zone"
+            raise ConfigError(f"memory.{name}", "is for memory without zones", hint)
+    _refuse_twice("memory_zone.id", [zone.id for zone in zones])
+    _check_nodes(config)
+
+
+def _check_nodes(config: VMConfig) -> None:
+    nodes = config.numa
+    ids = [node.guest_numa_id for node in nodes]
+    _refuse_twice("numa.guest_numa_id", ids)
+    _refuse_twice("numa.memory_zones", [zone for node in nodes for zone in node.memory_zones])
+    _refuse_twice("numa.cpus", [cpu for node in nodes for cpu in node.cpus])
+    _refuse_twice("numa.pci_segments", [segment for node in nodes for segment in node.pci_segments])
+    if nodes and sorted(ids) != list(range(len(ids))):
+        raise ConfigError("numa.guest_numa_id", f"{sorted(ids)} are not numbers from 0 on", "firmware counts nodes so")
+    for node in nodes:
+        _check_node(config, node, ids)
+
+
+def _check_node(config: VMConfig, node: NumaConfig, ids: list[int]) -> None:
+    zones = {zone.id for zone in config.memory_zones}
+    cpus = config.cpus.max or config.cpus.boot
+    for zone in node.memory_zones:
+        if zone not in zones:
+            raise ConfigError("numa.memory_zones", f"there is no zone {zone!r}", f"say memory_zone id={zone},size=...")
+    for cpu in node.cpus:
+        if not 0 <= cpu < cpus:
+            raise ConfigError("numa.cpus", f"there is no processor {cpu}", f"the first of {cpus} is 0")
+    for segment in node.pci_segments:
+        if not 0 <= segment < config.platform.num_pci_segments:
+            raise ConfigError("numa.pci_segments", f"there is no segment {segment}")
+    for other, _ in node.distances:
+        if other not in ids:
+            raise ConfigError("numa.distances", f"there is no node {other}")
+
+
+def _refuse_twice(option: str, names: list[int] | list[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(option, f"{name} is given {count} times")

@@ -1,0 +1,243 @@
+"""RAM in zones, and what it is made of: as the host's kernel tells of the mappings, and the firmware's tables of the nodes."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm import VM, ConfigError, HostError, MemoryConfig, MemoryZoneConfig, NumaConfig, VMConfig
+from aiovmm.boot.x86_64 import ram_ranges
+from aiovmm.config.options import parse_cpus, parse_memory, parse_memory_zone, parse_numa
+from aiovmm.machine.zones import places_of_zones
+from aiovmm.memory import Backing, GuestMemory
+from tests.boot.x86_64.acpi.test_numa import read
+from tests.vm.guest import config
+
+MIB = 1 << 20
+
+
+def zoned(*texts: str, does: str = "s", **changes: Any) -> VMConfig:
+    zones = tuple(parse_memory_zone(text) for text in texts)
+    return replace(config(does), memory=MemoryConfig(0), memory_zones=zones, **changes)
+
+
+def flags_of(host: int) -> tuple[str, set[str]]:
+    """The file behind an address of ours, and VmFlags (proc(5))."""
+    path, inside = "", False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+ *(.*)", line):
+            inside = int(match[1], 16) <= host < int(match[2], 16)
+            path = match[3]
+        elif inside and line.startswith("VmFlags:"):
+            return path, set(line.split()[1:])
+    raise AssertionError(f"nothing at {host:#x}")
+
+
+async def test_zones_follow_each_other_and_the_guest_runs_in_them() -> None:
+    async with VM(zoned("id=a,size=2M", "id=b,size=4M,shared=on", does="ho")) as vm:
+        regions = [(r.gpa, r.size, r.shared) for r in vm.machine.memory.regions]
+        assert regions == [(0, 2 * MIB, False), (2 * MIB, 4 * MIB, True)]
+        assert vm.machine.memory.size == vm.config.ram_size == 6 * MIB
+        await vm.start()
+        await vm.serial.expect(b"hello")
+        assert (await vm.wait()).ok
+
+
+async def test_a_file_is_the_memory_and_keeps_what_was_written(tmp_path: Path) -> None:
+    (tmp_path / "ram").write_bytes(bytes(4 * MIB))
+    async with VM(zoned(f"id=a,size=4M,file={tmp_path / 'ram'},shared=on")) as vm:
+        vm.machine.memory.write(0x300000, b"kept")
+        with pytest.raises(ConfigError, match=r"memory_zone\.file: .* is in use"):
+            async with VM(zoned(f"id=a,size=4M,file={tmp_path / 'ram'},shared=on")):
+                pass
+    with (tmp_path / "ram").open("rb") as file:
+        file.seek(0x300000)
+        assert file.read(4) == b"kept"
+
+
+async def test_a_directory_has_a_file_without_a_name(tmp_path: Path) -> None:
+    async with VM(zoned(f"id=a,size=4M,file={tmp_path}")) as vm:
+        path, _ = flags_of(vm.machine.memory.regions[0].host)
+        assert path.startswith(str(tmp_path))
+        assert path.endswith("(deleted)")
+        assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("private", ["shared=off", "shared=off,reserve=on"])
+async def test_a_file_that_is_not_shared_is_left_as_it_is(tmp_path: Path, private: str) -> None:
+    (tmp_path / "ram").write_bytes(b"x" * (4 * MIB))
+    async with VM(zoned(f"id=a,size=4M,file={tmp_path / 'ram'},{private}")) as vm:
+        assert vm.machine.memory.read(0x300000, 4) == b"xxxx"
+        vm.machine.memory.write(0x300000, b"gone")
+    assert (tmp_path / "ram").read_bytes() == b"x" * (4 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("id=a,size=8M,file={}/small", r"small has 4096 bytes, and the zone 8388608 \(truncate -s"),
+        ("id=a,size=8M,file={}/none", r"opening the file of a memory zone"),
+        ("id=a,size=8M,host_numa_node=1000", r"binding memory to node 1000: .*numactl -H"),
+        ("id=a,size=8M,hugepages=on,hugepage_size=16G", r"not a multiple of a huge page, 16384M"),
+        ("id=a,size=8M,hugepage_size=2M", r"hugepage_size: is given without hugepages=on"),
+        ("id=a,size=8M,hugepages=on,hugepage_size=3M", r"3145728 is no size of huge pages"),
+        ("id=a,size=8M,hugepages=on,file={}", r"does not go with file="),
+        ("id=a,size=1000", r"1000 bytes are not a number of pages"),
+        ("size=8M", r"memory-zone.id: is missing"),
+        ("id=a,size=8M,hotplug_size=8M", r"zones do not grow"),
+        ("id=a,size=1M", r"1048576 bytes are too few"),
+    ],
+)
+async def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "small").write_bytes(bytes(4096))
+    with pytest.raises((ConfigError, HostError), match=message):
+        async with VM(zoned(text.format(tmp_path))):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("memory", "message"),
+    [
+        ("size=4M", r"memory.size: is not 0, and there are zones"),
+        ("size=0,shared=on", r"memory.shared: is for memory without zones"),
+        ("size=0,prefault=on", r"memory.prefault: is for memory without zones"),
+    ],
+)
+def test_memory_beside_zones_is_refused(memory: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(zoned("id=a,size=4M"), memory=parse_memory(memory))
+
+
+def test_no_memory_at_all_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"memory.size: 0 bytes are too few \(give at least 2M, or zones"):
+        replace(config("s"), memory=MemoryConfig(0))
+
+
+def bound(node: int) -> list[str]:
+    """The mappings of ours that may come from one node alone."""
+    if not Path("/proc/self/numa_maps").exists():
+        pytest.skip("the host's kernel has no NUMA")
+    return [line for line in Path("/proc/self/numa_maps").read_text().splitlines() if f"bind:{node}" in line]
+
+
+async def test_a_zone_comes_from_the_node_that_is_asked_for() -> None:
+    before = len(bound(0))
+    async with VM(zoned("id=a,size=4M,host_numa_node=0,prefault=on")):
+        assert len(bound(0)) == before + 1
+    async with VM(zoned("id=a,size=4M")):
+        assert len(bound(0)) == before
+
+
+@pytest.mark.parametrize("reserve", [False, True])
+def test_reserved_memory_is_accounted_for(reserve: bool) -> None:
+    memory = GuestMemory.create([(0, 8 * MIB)], shared=False, reserve=reserve)
+    _, flags = flags_of(memory.regions[0].host)
+    assert ("nr" in flags, "ac" in flags) == (not reserve, reserve)
+    memory.close()
+
+
+def test_shared_memory_that_is_reserved_is_there() -> None:
+    memory = GuestMemory.create([(0, 8 * MIB)], shared=True, reserve=True)
+    assert os.fstat(memory.regions[0].fd).st_blocks * 512 >= 8 * MIB
+    memory.close()
+
+
+def test_a_size_of_huge_pages_that_the_host_has_none_of_is_an_error_with_a_hint() -> None:
+    with pytest.raises(HostError, match="nr_hugepages"):
+        GuestMemory.create([(0, 1 << 30)], hugepages=True, hugepage_size=1 << 30)
+
+
+def test_prefaulting_in_pieces_by_several_threads_touches_every_page() -> None:
+    memory = GuestMemory.create([(0, 700 * MIB)], shared=False, prefault=True)
+    region = memory.regions[0]
+    resident = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/self/smaps").read_text().split(f"{region.mapping.host:x}-")[1].splitlines()
+        if line.startswith("Rss:")
+    )
+    memory.close()
+    assert resident >= 700 * MIB
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=12))
+def test_zones_fill_ram_in_their_order_and_without_gaps(sizes: list[int]) -> None:
+    zones = tuple(MemoryZoneConfig(id=f"z{n}", size=size * MIB) for n, size in enumerate(sizes, 2))
+    whole = replace(
+        config("s"), memory=MemoryConfig(0), memory_zones=(MemoryZoneConfig(id="first", size=2 * MIB), *zones)
+    )
+    ram = ram_ranges(whole.ram_size)
+    places = places_of_zones(whole, ram)
+    assert list(places) == [zone.id for zone in whole.memory_zones]
+    assert {name: sum(size for _, size in pieces) for name, pieces in places.items()} == {
+        zone.id: zone.size for zone in whole.memory_zones
+    }
+    joined: list[list[int]] = []
+    for gpa, size in (piece for pieces in places.values() for piece in pieces):
+        if joined and joined[-1][0] + joined[-1][1] == gpa:
+            joined[-1][1] += size
+        else:
+            joined.append([gpa, size])
+    assert [tuple(piece) for piece in joined] == ram
+
+
+# -- NUMA
+
+
+async def test_nodes_are_in_the_tables_and_what_is_in_none_is_in_the_first() -> None:
+    numa = tuple(
+        parse_numa(text)
+        for text in ("guest_numa_id=1,cpus=[2-3],memory_zones=b,distances=[0@30]", "guest_numa_id=0,cpus=0")
+    )
+    zones = zoned("id=a,size=2M", "id=b,size=2M", "id=c,size=2M", cpus=parse_cpus("boot=4"), numa=numa)
+    async with VM(zones) as vm:
+        low = vm.machine.memory.read(0xA0000, 0x50000)
+    at = low.index(b"SRAT")
+    cpus, memory = read(low[at : at + int.from_bytes(low[at + 4 : at + 8], "little")])
+    assert cpus == {0: 0, 1: 0, 2: 1, 3: 1}
+    assert sorted(memory) == [(0, 0, 2 * MIB), (0, 4 * MIB, 2 * MIB), (1, 2 * MIB, 2 * MIB)]
+    at = low.index(b"SLIT")
+    assert low[at + 44 : at + 48] == bytes([10, 30, 30, 10])
+
+
+async def test_a_guest_without_nodes_has_no_such_tables() -> None:
+    async with VM(zoned("id=a,size=4M")) as vm:
+        low = vm.machine.memory.read(0xA0000, 0x50000)
+    assert b"SRAT" not in low
+    assert b"SLIT" not in low
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["guest_numa_id=1"], r"guest_numa_id: \[1\] are not numbers from 0 on"),
+        (["guest_numa_id=0", "guest_numa_id=0"], r"guest_numa_id: 0 is given 2 times"),
+        (["guest_numa_id=64"], r"64 is not in 0..63"),
+        (["guest_numa_id=0,cpus=[0,4]"], r"numa.cpus: there is no processor 4"),
+        (["guest_numa_id=0,cpus=0", "guest_numa_id=1,cpus=0"], r"numa.cpus: 0 is given 2 times"),
+        (["guest_numa_id=0,memory_zones=x"], r"there is no zone 'x'"),
+        (["guest_numa_id=0,pci_segments=1"], r"numa.pci_segments: there is no segment 1"),
+        (["guest_numa_id=0,distances=[1@20]"], r"numa.distances: there is no node 1"),
+        (["guest_numa_id=0,distances=[1@10]"], r"10 is not in 11..255"),
+        (["guest_numa_id=0,distances=[0@11]"], r"11 to itself is not 10"),
+        (["guest_numa_id=0,distances=[1@[20,30]]"], r"node 1 has 2 distances"),
+        (["guest_numa_id=0,device_id=gpu"], r"generic initiators"),
+        (["cpus=0"], r"guest_numa_id: is missing"),
+    ],
+)
+def test_nodes_that_cannot_be_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        zoned("id=a,size=4M", numa=tuple(parse_numa(text) for text in texts))
+
+
+def test_a_configuration_takes_text_and_objects() -> None:
+    made = replace(config("s"), memory="size=0", memory_zones=["id=a,size=4M"], numa=["guest_numa_id=0"])
+    assert made.memory_zones == (MemoryZoneConfig(id="a", size=4 * MIB),)
+    assert made.numa == (NumaConfig(guest_numa_id=0),)
+    assert Backing().shared
