@@ -17,6 +17,7 @@ _COMMANDS = {
     "cp": ("aiovmm.cli.cp", "Copy files into a running guest, or out of it."),
     "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
     "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
+    "disk": ("aiovmm.cli.disk", "Make, look at, copy and merge disk images and overlays."),
     "devices": ("aiovmm.cli.devices", "Say which devices a guest can have, and what they offer."),
 }
 

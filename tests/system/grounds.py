@@ -24,6 +24,7 @@ CORE = {
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_confined.py": "calls-and-paths",
     "test_custom_device.py": "[6.1]",
+    "test_disk_images.py": "boot_with_an_overlay_and_with_qcow2",
     "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
     "test_net.py": "test_traffic_both_ways[6.1]",

@@ -59,7 +59,7 @@ class DiskImage:
         self.align = probe.direct_alignment(fd, is_device=self.is_device) if direct else (0, 0)
         logical = max(self.align[0], SECTOR)
         self.geometry = probe.device_geometry(fd) if self.is_device else probe.file_geometry(fd, logical)
-        self.can_discard = sparse and not readonly and self._can_discard()
+        self.can_discard = sparse and not readonly and self.try_discard()
         self.sparse = sparse
         self.marks_matter = not raw
         self.guarded = not raw and not readonly
@@ -185,7 +185,8 @@ class DiskImage:
             let_go_of(self.fd)
         self.fd = -1
 
-    def _can_discard(self) -> bool:
+    def try_discard(self) -> bool:
+        """Whether space can be given back. Of a file it changes the time of change."""
         if self.is_device:
             return probe.device_discards(self.fd)
         # beyond the end of the file there is nothing to lose

@@ -30,6 +30,7 @@ MAX_SIZE = 16 << 40
 
 _MAP_AT = COPIES * COPY_SIZE
 _MAP_MOST = 32 << 20
+_COMMITTING = 1
 _LEAST_SHIFT, _MOST_SHIFT = 12, 16  # clusters of 4 to 64 KiB
 _DATA_UNIT = 1 << 20
 _FIXED = struct.Struct("<8sIIQQQQQQI16sIQqQ16sI")
@@ -70,7 +71,8 @@ class Identity:
 @dataclass(frozen=True)
 class Header:
     """`size`: bytes of the disk, whole sectors. `base_size`: bytes of it that show the base. `generation`: grows with each write
-    of the header. `shift`: a cluster is 1 << shift bytes. `base`: where the base was, relative to the overlay's directory."""
+    of the header. `shift`: a cluster is 1 << shift bytes. `base`: where the base was, relative to the overlay's directory.
+    `committing`: its data is on the way into the base, which is neither what it was nor what it will be."""
 
     size: int
     base_size: int
@@ -82,6 +84,7 @@ class Header:
     identity: Identity
     base: Path
     generation: int = 1
+    committing: bool = False
 
     @property
     def map_used(self) -> int:
@@ -104,7 +107,7 @@ class Header:
             self.map_at,
             self.map_size,
             self.data_at,
-            0,  # flags
+            _COMMITTING if self.committing else 0,
             self.uuid,
             i.kind,
             i.size,
@@ -127,7 +130,7 @@ class Header:
         base_bytes, mtime, number, base_uuid, path_size = rest
         if zlib.crc32(body) != checksum:
             raise ImageError(name, "has a damaged header")
-        if version != VERSION or flags:
+        if version != VERSION or flags & ~_COMMITTING:
             raise ImageError(name, f"is of version {version}, and {VERSION} is known here", "use a newer aiovmm")
         if kind not in set(BaseKind) or path_size > _PATH_MOST:
             raise ImageError(name, "has a header that makes no sense: of its base")
@@ -135,7 +138,10 @@ class Header:
         if not path or "\0" in path:
             raise ImageError(name, "has a header that makes no sense: of its base's name")
         identity = Identity(BaseKind(kind), base_bytes, mtime, number, base_uuid)
-        header = cls(size, base_size, shift, map_at, map_size, data_at, uuid, identity, Path(path), generation)
+        committing = bool(flags & _COMMITTING)
+        header = cls(
+            size, base_size, shift, map_at, map_size, data_at, uuid, identity, Path(path), generation, committing
+        )
         header._check(name)
         return header
 

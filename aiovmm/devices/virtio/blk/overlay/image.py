@@ -53,7 +53,7 @@ class OverlayImage(DiskImage):
         logical = max(below.geometry.logical, self.align[0], SECTOR)
         cluster = 1 << int(layer.native.shift)
         self.geometry = Geometry(logical=logical, physical=max(cluster, logical), discard=max(cluster, logical))
-        self.can_discard = below.sparse and not readonly and self._can_discard()
+        self.can_discard = below.sparse and not readonly and self.try_discard()
         self.sparse = below.sparse
         self.guarded = below.marks_matter and not readonly
         self.marks_matter = below.marks_matter
@@ -66,23 +66,25 @@ class OverlayImage(DiskImage):
         return max(mine[0], theirs[0]), max(mine[1], theirs[1])
 
     @classmethod
-    def open_over(cls, base: Base, path: str | os.PathLike[str], *, readonly: bool = False) -> OverlayImage:
+    def open_over(
+        cls, base: Base, path: str | os.PathLike[str], *, readonly: bool = False, committing: bool = False
+    ) -> OverlayImage:
         """The overlay at `path` over `base`, which becomes its own; made anew if there is none. Locked: exclusively, or shared if
-        `readonly`. Raises HostError, ImageError, and releases the base then."""
+        `readonly`. `committing`: to write it into the base. Raises HostError, ImageError, and releases the base then."""
         path = Path(path)
         try:
-            if not readonly and not os.path.lexists(path):
+            if not readonly and not committing and not os.path.lexists(path):
                 create_overlay(path, base)
-            return cls._open(base, path, readonly=readonly)
+            return cls._open(base, path, readonly=readonly, committing=committing)
         except BaseException:
             base.release()
             raise
 
     @classmethod
-    def _open(cls, base: Base, path: Path, *, readonly: bool) -> OverlayImage:
+    def _open(cls, base: Base, path: Path, *, readonly: bool, committing: bool) -> OverlayImage:
         fd, header = open_overlay(path, readonly=readonly, direct=base.image.direct)
         try:
-            check_base(header, base, path)
+            check_base(header, base, path, committing=committing)
             return cls(path, fd, base, header, _layer_of(fd, header, base), readonly=readonly)
         except OSError as exc:
             let_go_of(fd)
@@ -166,10 +168,20 @@ class OverlayImage(DiskImage):
     def _write_header(self, size: int, base_size: int) -> None:
         if self.header is None:
             return
-        header = replace(self.header, size=size, base_size=base_size, generation=self.header.generation + 1)
+        self.put_header(replace(self.header, size=size, base_size=base_size))
+
+    def put_header(self, header: Header) -> None:
+        """The file is described by this from now on. Raises OSError, ImageError."""
+        header = replace(header, generation=header.generation + 1)
         reserve_map(self.fd, header)
         write_header(self.fd, header)
         self.header = header
+
+    def empty(self) -> None:
+        """Nothing of the disk is here any more: all that it shows is the base. Raises OSError."""
+        self.top_layer.clear()
+        self._check_flushed()
+        super().discard(Extent(int(self.top_layer.native.data_at), self.size, True))
 
     def _check_size(self, size: int) -> None:
         super()._check_size(size)
@@ -256,10 +268,16 @@ def open_overlay(path: Path, *, readonly: bool, direct: bool = False) -> tuple[i
     return fd, header
 
 
-def check_base(header: Header, base: Base, path: Path) -> None:
+def check_base(header: Header, base: Base, path: Path, *, committing: bool = False) -> None:
     """Raises ImageError if the overlay was made for another base than this one as it is now."""
     check_depth(base, path)
-    difference = header.identity.difference(identity_of(base))
+    now = identity_of(base)
+    if header.committing and not committing:
+        hint = f"`aiovmm disk commit {path} --base {base.image.path}` finishes that"
+        raise ImageError(str(path), "is half committed to its base", hint)
+    if header.committing:  # all but what a commit changes
+        now = replace(now, size=header.identity.size, mtime=header.identity.mtime)
+    difference = header.identity.difference(now)
     if difference is not None:
         hint = (
             f"give it the base that it was made for ({header.base}); or, if you know that what is in it is the same, "

@@ -79,6 +79,14 @@ class Layer:
                 native.dirty[page] = 1
         native.changed += 1
 
+    def clear(self) -> None:
+        """Nothing is here any more. Nobody may use the disk; the map is written with the next flush."""
+        native = self.native
+        for page in range(self._pages):
+            native.dirty[page] = 1
+        self._map[:] = bytes(len(self._map))
+        native.changed += 1
+
     @property
     def pages(self) -> memoryview:
         """The map as it is."""
