@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
     from aiovmm.rootfs import BuiltImage, Image, ImageConfig
+    from aiovmm.sandboxes import Sandbox, sandbox
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
@@ -151,6 +152,7 @@ __all__ = [
     "RebootPolicy",
     "RngConfig",
     "RtcConfig",
+    "Sandbox",
     "SnapshotError",
     "Space",
     "StateError",
@@ -162,6 +164,7 @@ __all__ = [
     "VsockConfig",
     "WatchdogAction",
     "WatchdogConfig",
+    "sandbox",
 ]
 
 
@@ -183,6 +186,7 @@ __getattr__ = lazy_names(
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
         "aiovmm.rootfs": "BuiltImage Image ImageConfig",
+        "aiovmm.sandboxes": "Sandbox sandbox",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",

@@ -6,7 +6,15 @@ Path("initramfs.cpio").write_bytes(image.data)
 """
 
 from aiovmm.image.initramfs import GUEST_MODULES, Initramfs, build_initramfs
-from aiovmm.image.kernel import KernelFiles, cloud_kernel, debian_busybox, debian_kernel, find_kernel, host_kernel
+from aiovmm.image.kernel import (
+    KernelFiles,
+    cloud_kernel,
+    debian_busybox,
+    debian_kernel,
+    find_kernel,
+    host_kernel,
+    kept_kernel,
+)
 
 __all__ = [
     "GUEST_MODULES",
@@ -18,4 +26,5 @@ __all__ = [
     "debian_kernel",
     "find_kernel",
     "host_kernel",
+    "kept_kernel",
 ]

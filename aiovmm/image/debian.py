@@ -13,7 +13,7 @@ from aiovmm.errors import HostError
 from aiovmm.image.apt import Apt, foreign_apt
 from aiovmm.runtime.user_dirs import cache_directory
 
-__all__ = ["Packages", "packages_for"]
+__all__ = ["Packages", "package_directory", "packages_for"]
 
 
 class Packages:
@@ -73,8 +73,13 @@ def packages_for(wanted: Architecture, cache: str | os.PathLike[str] | None = No
     `cache` is `$XDG_CACHE_HOME/aiovmm/debian`, by default under ~/.cache; those for another architecture are in a directory
     below. Raises UsageError for a user without a home, ImageError and HostError if there is no list of such packages.
     """
-    directory = cache_directory() / "debian" if cache is None else Path(cache)
+    own = package_directory(wanted, cache)
     if wanted is architecture.host():
-        return Packages(directory, Apt())
-    own = directory / wanted.debian
+        return Packages(own, Apt())
     return Packages(own, foreign_apt(wanted.debian, own / "apt"))
+
+
+def package_directory(wanted: Architecture, cache: str | os.PathLike[str] | None = None) -> Path:
+    """Where packages for `wanted` are kept: see `packages_for`. Raises UsageError."""
+    directory = cache_directory() / "debian" if cache is None else Path(cache)
+    return directory if wanted is architecture.host() else directory / wanted.debian

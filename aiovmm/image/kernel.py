@@ -13,7 +13,7 @@ from aiovmm.architecture import Architecture
 from aiovmm.boot import load_kernel
 from aiovmm.boot.elf import is_static
 from aiovmm.errors import ImageError
-from aiovmm.image.debian import packages_for
+from aiovmm.image.debian import package_directory, packages_for
 
 __all__ = [
     "KERNEL_PACKAGES",
@@ -23,6 +23,7 @@ __all__ = [
     "debian_kernel",
     "find_kernel",
     "host_kernel",
+    "kept_kernel",
     "kernel_parts",
     "kernels_in",
 ]
@@ -77,14 +78,27 @@ def debian_kernel(
     try:
         root = packages.fetch(real, parts=kernel_parts(real))
     except ImageError:
-        kept = [f for root in packages.cache.glob("linux-image-*_*") for f in kernels_in(root)]
-        if package != usual or not kept:
+        if package != usual:
             raise
-        return max(kept, key=lambda f: _version_key(f.release))
+        try:
+            return kept_kernel(cache, arch=arch)
+        except ImageError:
+            pass
+        raise
     found = list(kernels_in(root))
     if not found:
         raise ImageError(real, "is a package without a kernel", f"the usual one is {usual}")
     return found[0]
+
+
+def kept_kernel(cache: str | os.PathLike[str] | None = None, *, arch: Architecture | None = None) -> KernelFiles:
+    """The newest of Debian's kernels that are in `cache`; nothing is fetched or asked for. Raises ImageError."""
+    wanted = arch or architecture.host()
+    folder = package_directory(wanted, cache)
+    kept = [files for root in folder.glob("linux-image-*_*") for files in kernels_in(root)]
+    if not kept:
+        raise ImageError(str(folder), "there is no kernel of Debian's", "aiovmm image kernel --debian fetches one")
+    return max(kept, key=lambda files: _version_key(files.release))
 
 
 def find_kernel(cache: str | os.PathLike[str] | None = None, *, arch: Architecture | None = None) -> KernelFiles:

@@ -22,6 +22,9 @@ class Commands:
     """The methods are the agent's; nothing of it is imported before one is called."""
 
     _agent: Agent | None = None
+    _env: Mapping[str, Text] = {}
+    _cwd: Text | None = None
+    _user: str | int | None = None
 
     def _make_agent(self) -> Agent:
         """Raises StateError if there is no way to the guest."""
@@ -79,9 +82,9 @@ class Commands:
             args,
             input=input,
             timeout=timeout,
-            env=env,
-            cwd=cwd,
-            user=user,
+            env={**self._env, **(env or {})},
+            cwd=self._cwd if cwd is None else cwd,
+            user=self._user if user is None else user,
             check=check,
             limits=limits,
             output_limit=output_limit,
@@ -106,6 +109,8 @@ class Commands:
         from aiovmm.agent.process import create
 
         streams = (stdin, stdout, stderr)
+        env, cwd = {**self._env, **(env or {})}, self._cwd if cwd is None else cwd
+        user = self._user if user is None else user
         return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits)
 
     async def forward(

@@ -21,6 +21,7 @@ from typing import Any
 from aiovmm import architecture
 from aiovmm.errors import HostError, ImageError
 from aiovmm.rootfs.cache import Cache, Lease, Made
+from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Identity, Source
 from aiovmm.runtime.tasks import finish, in_thread
@@ -48,23 +49,33 @@ class ImageConfig:
 
 
 class BuiltImage:
-    """An image in the cache, which keeps it as long as this is not closed. `path` is an EROFS file system of `size` bytes,
-    `digest` its SHA-256; `devices` and `xattrs` tell what is left out: how many device nodes, and names of attributes."""
+    """A file system of `type` (erofs, unless it was given as it is) in the file `path`, of `size` bytes. What is in the cache
+    stays there as long as this is not closed; `digest` is its SHA-256, "" for what is not. `devices` and `xattrs` tell what was
+    left out: how many device nodes, and names of attributes."""
 
-    def __init__(self, made: Made, lease: Lease) -> None:
-        said = made.about["configuration"]
-        left_out = made.about["left_out"]
-        self.path, self.size, self.digest = lease.path, lease.size, made.content
-        self.config = ImageConfig(
-            dict(said["env"]), tuple(said["cmd"]), tuple(said["entrypoint"]), said["user"], said["workdir"]
-        )
+    def __init__(
+        self, path: Path, type: str, config: ImageConfig, made: Made | None = None, lease: Lease | None = None
+    ):
+        left_out: dict[str, Any] = made.about["left_out"] if made else {"devices": 0, "xattrs": ()}
+        self.path, self.type, self.config = path, type, config
+        self.size = os.stat(path).st_size
+        self.digest = made.content if made else ""
         self.devices: int = left_out["devices"]
         self.xattrs: tuple[str, ...] = tuple(left_out["xattrs"])
         self._lease = lease
 
     def close(self) -> None:
         """It may be pruned from now on. Idempotent."""
-        self._lease.close()
+        if self._lease is not None:
+            self._lease.close()
+
+
+def _built(made: Made, lease: Lease) -> BuiltImage:
+    said = made.about["configuration"]
+    config = ImageConfig(
+        dict(said["env"]), tuple(said["cmd"]), tuple(said["entrypoint"]), said["user"], said["workdir"]
+    )
+    return BuiltImage(lease.path, "erofs", config, made, lease)
 
 
 class Image:
@@ -96,20 +107,36 @@ class Image:
         """An OCI image layout: a directory, or one tar archive. `tag` (a name, or a digest) chooses where there are several."""
         return cls(Source("oci", _absolute(path), _architecture(), tag), **options)
 
+    @classmethod
+    def from_file_system(cls, path: str | os.PathLike[str]) -> Image:
+        """A file with a file system that the guest's kernel knows: EROFS, ext4 or squashfs. It is only read."""
+        return cls(Source("file_system", _absolute(path), _architecture()))
+
+    @classmethod
+    def of(cls, what: Image | str | os.PathLike[str]) -> Image:
+        """`what` itself, or by what is at that path: an OCI layout, a directory, a file system, else a tar archive (of a layout
+        or a root). Raises ImageError."""
+        if isinstance(what, Image):
+            return what
+        return cls(Source(kind_of(Path(what)), _absolute(what), _architecture()))
+
     async def build(self) -> BuiltImage:
         """The image in the cache, made if it is not there. Raises ImageError, HostError."""
+        if self._source.kind == "file_system":
+            path = Path(self._source.path)
+            return BuiltImage(path, await in_thread("image", file_system_of, path), ImageConfig({}))
         cache = Cache(self._cache)
         identity = await in_thread("image", self._source.identity)
         while True:
             if (found := await in_thread("image", cache.find, identity.key)) is not None:
-                return BuiltImage(*found)
+                return _built(*found)
             lock = await in_thread("image", cache.try_lock, identity.key)
             if lock is not None:
                 break
             await asyncio.sleep(_POLL)
         try:
             found = await in_thread("image", cache.find, identity.key)  # whoever had the lock may have made it
-            return BuiltImage(*(found or await self._make(cache, identity)))
+            return _built(*(found or await self._make(cache, identity)))
         finally:
             os.close(lock)
 

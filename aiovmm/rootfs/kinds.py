@@ -1,0 +1,54 @@
+"""What a path is that nobody has said it of."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+from aiovmm.errors import ImageError
+from aiovmm.rootfs.streams import EXPANDING_ERRORS, expanded
+from aiovmm.rootfs.tar import TarError, TarReader
+
+__all__ = ["file_system_of", "kind_of"]
+
+_MAGICS = ((1024, b"\xe2\xe1\xf5\xe0", "erofs"), (1080, b"\x53\xef", "ext4"), (0, b"hsqs", "squashfs"))
+_OF_LAYOUTS = (b"oci-layout", b"index.json", b"blobs")
+
+
+def kind_of(path: Path) -> str:
+    """oci, directory, file_system or tar. Raises ImageError."""
+    try:
+        if path.is_dir():
+            return "oci" if (path / "oci-layout").exists() or (path / "index.json").exists() else "directory"
+        if _file_system(path):
+            return "file_system"
+        return "oci" if _is_layout(path) else "tar"
+    except OSError as exc:
+        raise ImageError(str(path), f"cannot be read: {exc.strerror}", "give a directory or a file") from exc
+
+
+def file_system_of(path: Path) -> str:
+    """erofs, ext4 or squashfs. Raises ImageError."""
+    try:
+        found = _file_system(path)
+    except OSError as exc:
+        raise ImageError(str(path), f"cannot be read: {exc.strerror}") from exc
+    if not found:
+        raise ImageError(str(path), "is no file system that is known here", "EROFS, ext4 and squashfs are")
+    return found
+
+
+def _file_system(path: Path) -> str:
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    return next((name for at, magic, name in _MAGICS if head[at:].startswith(magic)), "")
+
+
+def _is_layout(path: Path) -> bool:
+    """By the first names in the archive."""
+    with open(path, "rb") as file:
+        try:
+            first = [member.path.removeprefix(b"./") for member in islice(TarReader(expanded(file).read), 2)]
+        except (TarError, *EXPANDING_ERRORS, OSError):  # told when it is made into an image
+            return False
+    return any(name.split(b"/")[0] in _OF_LAYOUTS for name in first)

@@ -1,0 +1,161 @@
+"""A sandbox: a guest whose root is an image, ready to run commands, and gone without a trace at the end of its block.
+
+    async with aiovmm.sandbox(Image.from_oci("layout/"), memory="256M", disk="2G") as vm:
+        done = await vm.run(["uname", "-a"])
+
+The image is a read-only disk that all guests share; what this one writes goes to a disk of its own, and an overlay is both.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from aiovmm.architecture import host
+from aiovmm.config import (
+    ConsoleConfig,
+    ConsoleMode,
+    CpusConfig,
+    DiskConfig,
+    MemoryConfig,
+    PayloadConfig,
+    VMConfig,
+    VsockConfig,
+)
+from aiovmm.config.disk import ImageType
+from aiovmm.config.text import to_size
+from aiovmm.errors import ConfigError
+from aiovmm.image import KernelFiles
+from aiovmm.rootfs import BuiltImage, Image
+from aiovmm.runtime.tasks import in_thread
+from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
+from aiovmm.sandboxes.scratch import LEAST, make_scratch
+from aiovmm.vm import VM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["Sandbox", "sandbox"]
+
+_numbers = itertools.count(1)
+
+
+class Sandbox(VM):
+    """A VM with an image as its root. Commands have what the image says of its own: environment, user, working directory, unless
+    they are told otherwise."""
+
+    def __init__(self, config: VMConfig, image: BuiltImage) -> None:
+        super().__init__(config, terminal=False)
+        self._image = image
+        self._env = image.config.env
+        self._cwd = image.config.workdir or None
+        self._user = image.config.user or None
+
+    @property
+    def image(self) -> BuiltImage:
+        """What its root is made of."""
+        return self._image
+
+
+@asynccontextmanager
+async def sandbox(
+    image: Image | BuiltImage | str | os.PathLike[str],
+    *,
+    cpus: int | CpusConfig = 1,
+    memory: str | int | MemoryConfig = "256M",
+    disk: str | int | None = "2G",
+    kernel: KernelFiles | None = None,
+    name: str | None = None,
+    timeout: float | None = 60.0,
+    cmdline: str = "",
+    **changes: Any,
+) -> AsyncIterator[Sandbox]:
+    """A guest with `image` as its root, once its agent is ready to run commands. At the end of the block it is killed, and what
+    it has written is gone.
+
+    `image`: an Image, or the path of an OCI layout, a directory, a tar archive, a file system. `memory` and `disk`: bytes, or
+    text like "2G"; `disk` is the space for what it writes, None takes memory. `kernel`: None takes the host's, or Debian's cloud
+    kernel. `timeout`: seconds until it is ready. `cmdline` is added to the kernel's command line; `changes` to the VMConfig, like
+    `balloon=BalloonConfig(...)`.
+
+    Raises ImageError, HostError, ConfigError; BootTimeout, with the stage that the guest came to and what it printed, or
+    AgentLost if it ended instead.
+    """
+    async with AsyncExitStack() as stack:
+        wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
+        built = image if isinstance(image, BuiltImage) else await Image.of(image).build()
+        if built is not image:
+            stack.callback(built.close)
+        files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
+        initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
+        async with _scratch(wanted.scratch) as scratch:
+            vm = await stack.enter_async_context(Sandbox(wanted.config(files, initramfs, built, scratch), built))
+        await vm.start()
+        await vm.agent.ready(timeout)
+        yield vm
+
+
+@asynccontextmanager
+async def _scratch(size: int | None) -> AsyncIterator[Path | None]:
+    """The scratch disk, which has a name until the guest has it."""
+    if size is None:
+        yield None
+        return
+    path = await in_thread("sandbox: disk", make_scratch, size)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class _Wanted:
+    """What was asked for, checked. Raises ConfigError."""
+
+    def __init__(
+        self,
+        name: str,
+        cpus: int | CpusConfig,
+        memory: str | int | MemoryConfig,
+        disk: str | int | None,
+        cmdline: str,
+        changes: dict[str, Any],
+    ) -> None:
+        self._name = name
+        self._cpus = cpus if isinstance(cpus, CpusConfig) else CpusConfig(cpus)
+        self._memory = memory if isinstance(memory, MemoryConfig) else MemoryConfig(_bytes("memory", memory))
+        self.scratch = None if disk is None else _bytes("disk", disk)
+        if self.scratch is not None and self.scratch < LEAST:
+            raise ConfigError("disk", f"{self.scratch} bytes are too few", f"give at least {LEAST >> 20}M, or None")
+        self._cmdline = cmdline
+        self._changes = changes
+
+    def config(self, files: KernelFiles, initramfs: Path, image: BuiltImage, scratch: Path | None) -> VMConfig:
+        """The guest's. The image is the first disk, as its init has it."""
+        disks = [DiskConfig(path=image.path, readonly=True, image_type=ImageType.RAW)]
+        words = [f"console={host().serial} quiet panic=-1", f"sandbox.modules={','.join(MODULES)}"]
+        words += [f"sandbox.image={image.type}", f"sandbox.hostname={_hostname(self._name)}"]
+        if scratch is not None:
+            disks.append(DiskConfig(path=scratch, image_type=ImageType.RAW))
+            words.append("sandbox.scratch=ext4")
+        config = VMConfig(
+            PayloadConfig(files.kernel, initramfs, " ".join([*words, self._cmdline]).strip()),
+            cpus=self._cpus,
+            memory=self._memory,
+            serial=ConsoleConfig(ConsoleMode.NULL),
+            disks=tuple(disks),
+            vsock=VsockConfig(),
+            name=self._name,
+        )
+        return config.with_changes(self._changes) if self._changes else config
+
+
+def _bytes(option: str, size: str | int) -> int:
+    return size if isinstance(size, int) else to_size(option, size)
+
+
+def _hostname(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9-]+", "-", name).strip("-")[:63] or "sandbox"

@@ -1,0 +1,99 @@
+"""The disk that takes what a sandbox writes: an empty ext4 file system, made once for each size, of which each guest gets a copy.
+
+The copy has no name once the guest has it, so that it is gone with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from aiovmm.errors import HostError, ImageError
+from aiovmm.runtime.user_dirs import cache_directory
+
+__all__ = ["LEAST", "make_scratch"]
+
+LEAST = 16 << 20
+"""Bytes of the smallest that there is."""
+
+_OPTIONS = (
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-m",
+    "0",
+    "-O",
+    "^has_journal,^resize_inode",
+    "-E",
+    "lazy_itable_init=1,nodiscard",
+)
+_PATHS = "/usr/sbin:/sbin"  # where mke2fs is, and a user's PATH need not be
+
+
+def make_scratch(size: int) -> Path:
+    """A file with a file system of `size` bytes, for its caller to unlink. Blocking, some milliseconds. Raises HostError,
+    ImageError."""
+    folder = cache_directory() / "scratch"
+    path = folder / f"{secrets.token_hex(8)}.ext4"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _copy(_template(folder, size), path, size)
+    except BaseException as exc:
+        path.unlink(missing_ok=True)
+        if isinstance(exc, OSError) and not isinstance(exc, HostError):
+            hint = "XDG_CACHE_HOME says where else it may be; disk=None takes memory instead"
+            raise HostError("make a scratch disk", exc.errno or 0, hint, str(folder)) from exc
+        raise
+    return path
+
+
+def _template(folder: Path, size: int) -> Path:
+    path = folder / f"empty-{size}"
+    if path.exists():
+        return path
+    program = shutil.which("mke2fs") or shutil.which("mke2fs", path=_PATHS)
+    if program is None:
+        raise ImageError(
+            "mke2fs", "there is none to make the scratch disk", "apt-get install e2fsprogs, or say disk=None"
+        )
+    new = folder / f".{secrets.token_hex(8)}"
+    try:
+        with open(new, "xb") as out:
+            out.truncate(size)
+        subprocess.run([program, *_OPTIONS, new], check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+        os.replace(new, path)
+    except subprocess.SubprocessError as exc:
+        said = (getattr(exc, "stderr", None) or b"").decode(errors="replace").strip() or str(exc)
+        raise ImageError("mke2fs", f"cannot make a file system of {size} bytes: {said.splitlines()[-1]}") from exc
+    finally:
+        new.unlink(missing_ok=True)
+    return path
+
+
+def _copy(source: Path, target: Path, size: int) -> None:
+    """What there is of it, without its holes."""
+    with (
+        open(source, "rb") as old,
+        open(os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as new,
+    ):
+        new.truncate(size)
+        for start, end in _data(old.fileno(), size):
+            at = start
+            while at < end:
+                at += os.pwrite(new.fileno(), os.pread(old.fileno(), min(end - at, 1 << 20), at), at)
+
+
+def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, at

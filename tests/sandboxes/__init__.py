@@ -1,0 +1,1 @@
+"""Sandboxes, as far as no guest is needed."""

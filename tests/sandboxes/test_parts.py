@@ -1,0 +1,107 @@
+"""What a sandbox is made of: its scratch disk, its kernel, its initramfs, its configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import aiovmm
+from aiovmm import ConfigError, HostError, Image, ImageError
+from aiovmm.image import KernelFiles
+from aiovmm.rootfs.kinds import kind_of
+from aiovmm.sandboxes.kernel import check_drivers
+from aiovmm.sandboxes.scratch import make_scratch
+from tests.rootfs.conftest import archive, file
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def test_a_scratch_disk_is_a_file_system_of_its_size_and_mostly_holes() -> None:
+    first, second = make_scratch(256 << 20), make_scratch(256 << 20)
+    assert first != second
+    for path in (first, second):
+        assert path.stat().st_size == 256 << 20
+        assert path.stat().st_blocks * 512 < 16 << 20
+        assert path.stat().st_mode & 0o777 == 0o600
+        subprocess.run(["/usr/sbin/e2fsck", "-fn", path], check=True, capture_output=True)
+    first.unlink()
+    second.unlink()
+    assert [path.name for path in first.parent.iterdir()] == [f"empty-{256 << 20}"]
+
+
+def test_a_scratch_disk_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(HostError, match="XDG_CACHE_HOME"):
+        make_scratch(64 << 20)
+
+
+def test_a_scratch_disk_without_mke2fs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_args, **_more: None)
+    with pytest.raises(ImageError, match="apt-get install e2fsprogs, or say disk=None"):
+        make_scratch(64 << 20)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"disk": "1M"}, "give at least 16M"),
+        ({"disk": "much"}, "not a size"),
+        ({"memory": "1M"}, "too few"),
+        ({"cpus": 0}, "cpus"),
+    ],
+)
+async def test_what_cannot_be_is_refused_before_anything_is_made(
+    tmp_path: Path, given: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        async with aiovmm.sandbox(tmp_path / "nothing", **given):  # type: ignore[arg-type]
+            pass
+
+
+async def test_an_image_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="No such file"):
+        async with aiovmm.sandbox(tmp_path / "nothing"):
+            pass
+
+
+def test_a_kernel_without_the_drivers_is_refused(tmp_path: Path) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    files = KernelFiles(tmp_path / "vmlinuz", modules, "1.0")
+    check_drivers(files)  # nothing is known of what is built in
+    (modules / "modules.builtin").write_text("kernel/fs/erofs/erofs.ko\nkernel/drivers/block/virtio_blk.ko\n")
+    with pytest.raises(ImageError, match="lacks the drivers vmw_vsock_virtio_transport, overlay"):
+        check_drivers(files)
+
+
+def test_what_a_path_is_is_found_out(tmp_path: Path) -> None:
+    layout, tree, plain = tmp_path / "layout", tmp_path / "tree", tmp_path / "plain.tar"
+    layout.mkdir()
+    tree.mkdir()
+    (layout / "index.json").touch()
+    plain.write_bytes(archive(file("./etc/passwd")))
+    packed = tmp_path / "layout.tar"
+    packed.write_bytes(archive(file("./oci-layout"), file("./index.json")))
+    assert [kind_of(path) for path in (layout, tree, plain, packed)] == ["oci", "directory", "tar", "oci"]
+    disk = tmp_path / "disk"
+    with open(disk, "wb") as out:
+        out.truncate(8 << 20)
+    subprocess.run(["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", disk], check=True)
+    assert kind_of(disk) == "file_system"
+
+
+async def test_a_file_system_is_taken_as_it_is(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 8 << 20)
+    subprocess.run(["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", disk], check=True)
+    built = await Image.of(disk).build()
+    assert (built.path, built.type, built.size, built.digest) == (disk, "ext4", 8 << 20, "")
+    with pytest.raises(ImageError, match="no file system that is known"):
+        await Image.from_file_system(__file__).build()
