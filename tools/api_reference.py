@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+from typing import Any
 
 import aiovmm
 
@@ -19,8 +20,10 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _entry(name: str, value: type) -> str:
+def _entry(name: str, value: Any) -> str:
     lines = [f"## {name}\n", f"{_first(value)}\n"]
+    if not isinstance(value, type):
+        return "\n".join(lines)
     if issubclass(value, enum.Enum):
         lines.append(", ".join(f"`{member.name}`" for member in value) + "\n")
     elif not issubclass(value, BaseException):
@@ -35,6 +38,8 @@ def _member(owner: type, name: str) -> str:
         return ""
     if isinstance(value, property):
         return f"- `{name}`: {_first(value.fget)}"
+    if isinstance(value, classmethod):
+        return f"- `{owner.__name__}.{name}(...)`: {_first(value)}"
     if inspect.isfunction(value):
         marker = "await " if inspect.iscoroutinefunction(value) else ""
         return f"- `{marker}{name}(...)`: {_first(value)}"

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.errors import HostError, ImageError
@@ -44,7 +45,8 @@ def make_scratch(size: int) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _copy(_template(folder, size), path, size)
     except BaseException as exc:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
         if isinstance(exc, OSError) and not isinstance(exc, HostError):
             hint = "XDG_CACHE_HOME says where else it may be; disk=None takes memory instead"
             raise HostError("make a scratch disk", exc.errno or 0, hint, str(folder)) from exc

@@ -22,6 +22,14 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def file_system(path: Path) -> Path:
+    """One of ext4, of 8 MiB."""
+    path.touch()
+    os.truncate(path, 8 << 20)
+    subprocess.run(["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", path], check=True)
+    return path
+
+
 def test_a_scratch_disk_is_a_file_system_of_its_size_and_mostly_holes() -> None:
     first, second = make_scratch(256 << 20), make_scratch(256 << 20)
     assert first != second
@@ -89,18 +97,11 @@ def test_what_a_path_is_is_found_out(tmp_path: Path) -> None:
     packed = tmp_path / "layout.tar"
     packed.write_bytes(archive(file("./oci-layout"), file("./index.json")))
     assert [kind_of(path) for path in (layout, tree, plain, packed)] == ["oci", "directory", "tar", "oci"]
-    disk = tmp_path / "disk"
-    with open(disk, "wb") as out:
-        out.truncate(8 << 20)
-    subprocess.run(["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", disk], check=True)
-    assert kind_of(disk) == "file_system"
+    assert kind_of(file_system(tmp_path / "disk")) == "file_system"
 
 
 async def test_a_file_system_is_taken_as_it_is(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.touch()
-    os.truncate(disk, 8 << 20)
-    subprocess.run(["/usr/sbin/mke2fs", "-q", "-F", "-t", "ext4", disk], check=True)
+    disk = file_system(tmp_path / "disk")
     built = await Image.of(disk).build()
     assert (built.path, built.type, built.size, built.digest) == (disk, "ext4", 8 << 20, "")
     with pytest.raises(ImageError, match="no file system that is known"):
