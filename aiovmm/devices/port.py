@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from aiovmm.bus import Space
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, SnapshotError, StateError
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["PortDevice", "check_ports", "is_int"]
 
@@ -44,6 +47,22 @@ class PortDevice:
 
     def reset(self) -> None:
         """The guest is about to run from its first instruction."""
+
+    def save(self) -> State | Awaitable[State]:
+        """For a snapshot: what the guest can tell it by, as plain data (`aiovmm.runtime.plain`). The guest stands still. May be
+        `async def`. A device that remembers nothing says so by `return {}`. Raises SnapshotError."""
+        raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
+
+    def load(self, state: State) -> Awaitable[None] | None:
+        """Become what `save` told of; comes behind `reset`. The state is input. May be `async def`. Raises SnapshotError."""
+        raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
+
+    @property
+    def why_not_saved(self) -> str | None:
+        """Why no snapshot can have it; None if one can."""
+        if type(self).save is PortDevice.save or type(self).load is PortDevice.load:
+            return "it has no save() and load()"
+        return None
 
     def end(self, detail: str) -> None:
         """Power the guest off: it ends with ExitReason.SHUTDOWN and this detail, and runs no further instruction."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.bus import Space
 from aiovmm.devices.port import PortDevice, is_int
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, SnapshotError, StateError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["OwnDevices", "check_devices", "refuse_taken"]
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
+
+__all__ = ["OwnDevices", "check_devices", "load_ports", "refuse_taken", "save_ports"]
 
 _LARGEST = 32768  # VIRTIO 1.2, 2.7: the largest split ring
 
@@ -74,6 +77,26 @@ def refuse_taken(ports: Sequence[PortDevice], taken: Sequence[tuple[str, int, in
                 raise ConfigError(
                     "ports", f"{port.name} {place} lies in {what}", f"free is {free[0]:#x} to {free[1]:#x}"
                 )
+
+
+async def save_ports(ports: Sequence[PortDevice]) -> list[State]:
+    """The state of each, while the guest stands still. Raises SnapshotError, with none asked, if one cannot be saved."""
+    from aiovmm.pci.saved import device_state
+
+    for port in ports:
+        if (why := port.why_not_saved) is not None:
+            raise SnapshotError(f"{port.name} cannot be in a snapshot: {why}")
+    return [await device_state(port) for port in ports]
+
+
+async def load_ports(ports: Sequence[PortDevice], states: Any) -> None:
+    """What `save_ports` gave, into the same ports in the same order. Raises SnapshotError."""
+    from aiovmm.pci.saved import load_device
+
+    if not isinstance(states, list) or len(states) != len(ports) or not all(isinstance(s, dict) for s in states):
+        raise SnapshotError(f"other devices at ports were saved than the {len(ports)} that are given: give the same")
+    for port, state in zip(ports, states, strict=True):
+        await load_device(port, state)
 
 
 def _check(option: str, device: VirtioDevice) -> None:

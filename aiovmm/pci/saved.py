@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
+from typing import Protocol
 
 from aiovmm.bus import Space
 from aiovmm.errors import SnapshotError
@@ -11,7 +12,6 @@ from aiovmm.pci.aperture import Aperture, BarId
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.function import PciFunction
 from aiovmm.runtime.plain import Fields, Plain, State
-from aiovmm.virtqueue.device import VirtioDevice
 
 __all__ = [
     "QUIESCE_LIMIT",
@@ -26,6 +26,21 @@ __all__ = [
 
 QUIESCE_LIMIT = 5.0
 """Seconds that functions have to end what is with the host, while the guest stands still."""
+
+
+class Savable(Protocol):
+    """A device, which may be the embedder's."""
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+
+    def save(self) -> State | Awaitable[State]:
+        """See VirtioDevice, PortDevice."""
+
+    def load(self, state: State) -> Awaitable[None] | None:
+        """See VirtioDevice, PortDevice."""
+
 
 Slots = Mapping[int, PciFunction]
 
@@ -96,7 +111,7 @@ def _owner(entry: Plain, where: str) -> BarId:
     return BarId(*entry)
 
 
-async def device_state(device: VirtioDevice) -> State:
+async def device_state(device: Savable) -> State:
     """What its `save` gives, which may be the embedder's. Raises SnapshotError."""
     try:
         saved = device.save()
@@ -110,7 +125,7 @@ async def device_state(device: VirtioDevice) -> State:
     return state
 
 
-async def load_device(device: VirtioDevice, state: State) -> None:
+async def load_device(device: Savable, state: State) -> None:
     """By its `load`, which may be the embedder's. Raises SnapshotError."""
     try:
         if (pending := device.load(state)) is not None:

@@ -144,6 +144,11 @@ class VfioFunction(PciFunction):
         except HostError as exc:
             refused.append(exc)
 
+    @property
+    def why_not_saved(self) -> str | None:
+        """Nobody can ask the hardware."""
+        return "it is a device of the host, whose state is in the hardware"
+
     async def close(self) -> None:
         """Quiet and reset the device. Idempotent. Its owner closes it."""
         if self._closed:

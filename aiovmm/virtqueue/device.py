@@ -99,6 +99,10 @@ class VirtioDevice(abc.ABC):
         `aiovmm.runtime.plain.Fields`. May be `async def`. Raises SnapshotError, with nothing changed."""
         raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
 
+    async def sync(self) -> None:
+        """All that the guest was told to be written is on stable storage. Raises HostError."""
+        return
+
     @property
     def why_not_saved(self) -> str | None:
         """Why no snapshot can have it; None if one can."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import BalloonConfig
 from aiovmm.devices.virtio.balloon.protocol import (
@@ -32,6 +32,9 @@ from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["BalloonDevice"]
 
@@ -148,7 +151,25 @@ class BalloonDevice(VirtioDevice):
 
     def reset(self) -> None:
         """The guest has all of its memory again."""
+        self._live = False
+        self._end_stats()
         self._set_actual(0)
+
+    def save(self) -> State:
+        """What it is asked to do without, and what it says it does, in pages. Which pages these are, only the guest knows."""
+        return {"target": self._target // PAGE, "actual": self._actual // PAGE}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        target, actual = (
+            fields.number("target", 0, self._memory_size // PAGE - 1),
+            fields.number("actual", 0, 0xFFFFFFFF),
+        )
+        fields.end()
+        self._target, self._actual = target * PAGE, actual * PAGE
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve all queues. Raises ChainError, GuestFault. Nothing is being given back any more when it ends."""
@@ -166,8 +187,9 @@ class BalloonDevice(VirtioDevice):
                 if features & REPORTING:
                     group.create_task(self._take_reports(queues[3 if features & STATS_VQ else 2], memory))
         finally:
-            self._live = False
-            self._end_stats()
+            if not self.suspending:
+                self._live = False
+                self._end_stats()
 
     async def _inflate(self, queue: Queue, memory: GuestMemory) -> None:
         async for chain in queue:

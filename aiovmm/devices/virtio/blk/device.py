@@ -18,7 +18,7 @@ from aiovmm.devices.virtio.blk.opening import opener
 from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
-from aiovmm.errors import SnapshotError, StateError
+from aiovmm.errors import HostError, SnapshotError, StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
@@ -234,6 +234,12 @@ class BlkDevice(VirtioDevice):
             base = Base(image, readonly=image.readonly)
             await in_thread(f"{self.label} freeze", _close_all, engine)
         return base
+
+    async def sync(self) -> None:
+        """Flush the image. Raises HostError."""
+        image, engine = self._opened()
+        if error := await engine.call(image.flush):
+            raise HostError("flushing the disk image", error, "", str(image.path))
 
     def save(self) -> State:
         """The cache mode, and the size that the driver knows. The contents are the image's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Collection, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiovmm.devices.virtio.iommu.domains import Added, Bound, Domains, Effect, Removed
 from aiovmm.devices.virtio.iommu.table import DomainTable
@@ -28,9 +28,13 @@ from aiovmm.devices.virtio.iommu.wire import (
     parse,
     tail,
 )
-from aiovmm.errors import ChainError, StateError
+from aiovmm.errors import ChainError, SnapshotError, StateError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
+from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Endpoint", "IommuDevice", "Reach"]
 
@@ -65,6 +69,7 @@ class IommuDevice(VirtioDevice):
     name = "iommu"
     features = MAP_UNMAP | PROBE | BYPASS_CONFIG | INPUT_RANGE
     queue_sizes = (256, 256)
+    suspended_last = True
 
     def __init__(self, messages: tuple[int, int]) -> None:
         """`messages`: the first and the last address that messages go to."""
@@ -149,6 +154,22 @@ class IommuDevice(VirtioDevice):
         self._tables.clear()
         self._pending.clear()
 
+    def save(self) -> State:
+        """Domains with their mappings, and faults that the driver has not been told of."""
+        return {"domains": self.domains.save(), "faults": list(self._pending)}
+
+    def load(self, state: State) -> None:
+        """Into the IOMMU of a machine with the same devices behind it. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        domains, faults = fields.state("domains"), fields.list("faults", most=_FAULTS_KEPT)
+        fields.end()
+        if not all(isinstance(fault, bytes) and len(fault) == FAULT_SIZE for fault in faults):
+            raise SnapshotError(f"{self.name}: a fault is told in {FAULT_SIZE} bytes")
+        self._carry_out(self.domains.load(domains))
+        self._pending.extend(faults)
+
     async def close(self) -> None:
         """Let the stopping of devices end."""
         await _ended(self._looking.values())
@@ -156,6 +177,8 @@ class IommuDevice(VirtioDevice):
     async def run(self, queues: list[Queue], features: int) -> None:
         """Answer requests and report faults. Raises ChainError for a request that cannot be answered."""
         self._live = True
+        if self._pending:
+            self._faulted.set()
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._serve(queues[0]))
@@ -169,11 +192,19 @@ class IommuDevice(VirtioDevice):
             if isinstance(request, Status):
                 chain.write(tail(request))
             elif request is not None:  # of an unknown type not even the answer's layout is known (§5.13.6.2)
-                outcome = self.domains.handle(request)
-                await _ended(self._revalidate(self._carry_out(outcome.effects)))
-                if isinstance(request, Probe):
-                    chain.write(outcome.properties.ljust(PROBE_SIZE, b"\0"))
-                chain.write(tail(outcome.status))
+                await self._answer(queue, chain, request)
+                continue
+            queue.push(chain)
+
+    async def _answer(self, queue: Queue, chain: Chain, request: Request) -> None:
+        """To its end in any case: a request that was carried out and not answered would fail when it comes again."""
+        outcome = self.domains.handle(request)
+        try:
+            await finish(_ended(self._revalidate(self._carry_out(outcome.effects))))
+        finally:
+            if isinstance(request, Probe):
+                chain.write(outcome.properties.ljust(PROBE_SIZE, b"\0"))
+            chain.write(tail(outcome.status))
             queue.push(chain)
 
     def _carry_out(self, effects: Iterable[Effect]) -> list[Endpoint]:

@@ -11,8 +11,10 @@ A request gives a status and what has changed, for the shell to carry out; one t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiovmm.devices.virtio.iommu.mappings import Mapping, Mappings
 from aiovmm.devices.virtio.iommu.wire import (
@@ -28,6 +30,10 @@ from aiovmm.devices.virtio.iommu.wire import (
     Unmap,
     msi_region,
 )
+from aiovmm.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["MAPPINGS_LIMIT", "Added", "Bound", "Domains", "Effect", "Outcome", "Removed"]
 
@@ -144,6 +150,39 @@ class Domains:
             self._attached[endpoint] = None
         return tuple(Bound(e, None, self.bypass) for e in attached)
 
+    # -- for a snapshot
+
+    def save(self) -> State:
+        """Who is attached to which domain, and its mappings, 32 bytes each."""
+        return {
+            "bypass": self.bypass,
+            "domains": [
+                {
+                    "number": number,
+                    "bypass": domain.bypass,
+                    "endpoints": sorted(domain.endpoints),
+                    "mappings": b"".join(_MAPPING.pack(*mapping) for mapping in domain.mappings),
+                }
+                for number, domain in self._domains.items()
+            ],
+        }
+
+    def load(self, state: State) -> tuple[Effect, ...]:
+        """Of an IOMMU with the same endpoints, none of which is attached: the driver's requests that lead there. Raises
+        SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "IOMMU")
+        bypass, requests = fields.flag("bypass"), [r for saved in fields.several("domains") for r in _requests(saved)]
+        fields.end()
+        trial = Domains(input_end=self.input_end, messages=self.messages, granule=self.granule, limit=self.limit)
+        trial._attached = dict.fromkeys(self._attached)
+        for request in requests:
+            if (status := trial.handle(request).status) is not Status.OK:
+                raise SnapshotError(f"IOMMU: {request} cannot have been: {status.name}")
+        changed = self.set_bypass(bypass)
+        return (*changed, *(effect for request in requests for effect in self.handle(request).effects))
+
     # -- what the driver asks for
 
     def handle(self, request: Request) -> Outcome:
@@ -237,3 +276,18 @@ class Domains:
         if r.endpoint not in self._attached:
             return Outcome(Status.NOENT)
         return Outcome(Status.OK, properties=msi_region(*self.messages))
+
+
+_MAPPING = struct.Struct("<QQQQ")  # start, end, physical, flags
+_MAPPINGS_SIZE = MAPPINGS_LIMIT * _MAPPING.size
+
+
+def _requests(fields: Fields) -> Iterator[Request]:
+    """What makes a saved domain."""
+    number, bypass = fields.number("number", 0, 0xFFFFFFFF), fields.flag("bypass")
+    endpoints, mappings = fields.numbers("endpoints", high=0xFFFFFFFF), fields.data("mappings", most=_MAPPINGS_SIZE)
+    fields.end()
+    for endpoint in endpoints:
+        yield Attach(number, endpoint, ATTACH_BYPASS if bypass else 0, b"")
+    for start, end, physical, flags in _MAPPING.iter_unpack(mappings[: len(mappings) // _MAPPING.size * _MAPPING.size]):
+        yield Map(number, start, end, physical, flags)

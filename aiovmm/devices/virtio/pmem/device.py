@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
-from aiovmm.errors import HostError, StateError
+from aiovmm.errors import HostError, SnapshotError, StateError
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["PmemDevice"]
 
@@ -73,6 +76,39 @@ class PmemDevice(VirtioDevice):
         """Where the memory is and how large (§5.19.4)."""
         length = self._backing.size if self._backing is not None else 0
         return config_space(self._start, length)[offset : offset + size].ljust(size, b"\0")
+
+    @property
+    def why_not_saved(self) -> str | None:
+        """What goes to no file is nowhere but in this process."""
+        if self._backing is not None and not self._backing.shared:
+            return "what the guest has written there goes to no file (discard_writes)"
+        return None
+
+    async def sync(self) -> None:
+        """Bring to the file's storage what was written. Raises HostError."""
+        if self._backing is None or not self._backing.shared:
+            return
+        try:
+            await _to_the_end(self._flusher.submit(self._backing.sync))
+        except OSError as exc:
+            raise HostError("flushing the pmem file", exc.errno or 0, "", str(self._backing.path)) from exc
+
+    def save(self) -> State:
+        """Where it is. The contents are the file's."""
+        return {"start": self._start, "size": self._backing.size if self._backing is not None else 0}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError unless it is as large as it was, and in the same place."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, self.name)
+        was = {name: fields.number(name) for name in ("start", "size")}
+        fields.end()
+        if was != (now := self.save()):
+            raise SnapshotError(
+                f"it had {was['size']:#x} bytes at {was['start']:#x}, and has {now['size']:#x} at {now['start']:#x}: "
+                "give it the file that it had, and the guest the same memory"
+            )
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Answer flushes. Raises ChainError for a request that cannot be answered."""

@@ -1,0 +1,250 @@
+"""Balloon, pmem, IOMMU and the embedder's own devices in snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiovmm.config import PmemConfig
+from aiovmm.devices.port import PortDevice
+from aiovmm.devices.virtio.balloon import BalloonDevice
+from aiovmm.devices.virtio.balloon.protocol import PAGE
+from aiovmm.devices.virtio.iommu.domains import Domains
+from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Status, Unmap
+from aiovmm.devices.virtio.pmem import PmemDevice
+from aiovmm.errors import SnapshotError, StateError
+from aiovmm.machine.own import load_ports, save_ports
+from aiovmm.testing import Harness
+from aiovmm.testing.pci import MESSAGES
+from tests.saving.stopped import move, pause
+from tests.saving.text import damaged, through_text
+
+MIB = 1 << 20
+
+
+# -- balloon -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_balloon_keeps_its_size_and_who_asks_for_statistics_is_answered() -> None:
+    first = BalloonDevice(64 * MIB)
+    async with Harness(first) as h:
+        h.queues[2].add([b"\0\0" + (7).to_bytes(8, "little")])
+        h.queues[2].kick()
+        asked = asyncio.create_task(first.stats())
+        await h.queues[2].used()  # given back for new ones
+        await pause(h)
+        h.queues[2].add([b"\0\0" + (9).to_bytes(8, "little")])
+        h.queues[2].kick()
+        assert (await asked).swapped_in == 9
+        growing = asyncio.create_task(first.resize(2 * MIB))
+        await asyncio.sleep(0)
+        h.device.write_config(4, (512).to_bytes(4, "little"))
+        await growing
+        other = BalloonDevice(64 * MIB)
+        await move(h, other)
+        assert (other.target, other.actual) == (2 * MIB, 2 * MIB)
+        assert other.read_config(0, 8) == (512).to_bytes(4, "little") * 2
+        asked = asyncio.create_task(other.stats())
+        await h.queues[2].used()
+        h.queues[2].add([b"\0\0" + (11).to_bytes(8, "little")])
+        h.queues[2].kick()
+        assert (await asked).swapped_in == 11
+        asked = asyncio.create_task(other.stats())
+        await asyncio.sleep(0)
+        await h.reset()
+        with pytest.raises(StateError, match="gone"):
+            await asked
+        assert other.actual == 0
+
+
+async def test_pages_go_into_a_balloon_once_however_often_it_stops() -> None:
+    async with Harness(BalloonDevice(64 * MIB)) as h:
+        for page in range(100, 140):
+            h.memory.write(page * PAGE, b"x" * PAGE)
+            h.queues[0].add([page.to_bytes(4, "little")])
+            h.queues[0].kick()
+            await asyncio.sleep(0)
+            await (pause(h) if page % 2 else move(h, BalloonDevice(64 * MIB)))
+            assert len(await h.queues[0].used()) == 1
+            assert h.memory.read(page * PAGE, PAGE) == bytes(PAGE)
+        assert h.errors == []
+
+
+# -- pmem ----------------------------------------------------------------------------------------------------------------
+
+
+def pmem(path: Path, **options: Any) -> PmemDevice:
+    return PmemDevice.from_config(PmemConfig(file=path, **options))
+
+
+async def test_pmem_must_be_where_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(4 * MIB))
+    first = pmem(path)
+    first.placed(1 << 32)
+    async with Harness(first) as h:
+        h.queues[0].add([bytes(4)], [4])
+        h.queues[0].kick()
+        other = pmem(path)
+        other.placed(1 << 32)
+        await asyncio.sleep(0)
+        await move(h, other)
+        assert (await h.queues[0].used())[0].data == bytes(4)
+        await other.sync()
+        state = other.save()
+        os.truncate(path, 2 * MIB)
+    smaller = pmem(path)
+    smaller.placed(1 << 32)
+    await smaller.open()
+    with pytest.raises(
+        SnapshotError, match="it had 0x400000 bytes at 0x100000000, and has 0x200000 at 0x100000000: give it"
+    ):
+        smaller.load(state)
+    await smaller.close()
+
+
+async def test_pmem_that_goes_to_no_file_is_in_no_snapshot(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(4 * MIB))
+    device = pmem(path, discard_writes=True)
+    await device.open()
+    assert device.why_not_saved == "what the guest has written there goes to no file (discard_writes)"
+    await device.close()
+
+
+# -- IOMMU ---------------------------------------------------------------------------------------------------------------
+
+ENDPOINTS = (8, 16, 24)
+PAGES = st.integers(0, 12)
+REQUEST = st.one_of(
+    st.builds(Attach, st.integers(0, 3), st.sampled_from([*ENDPOINTS, 7]), st.integers(0, 1), st.just(bytes(4))),
+    st.builds(Detach, st.integers(0, 3), st.sampled_from(ENDPOINTS), st.just(bytes(8))),
+    st.builds(
+        lambda domain, first, count, at, flags: Map(domain, first << 12, (first + count << 12) - 1, at << 12, flags),
+        st.integers(0, 3),
+        PAGES,
+        st.integers(1, 3),
+        PAGES,
+        st.integers(0, 3),
+    ),
+    st.builds(
+        lambda domain, first, count: Unmap(domain, first << 12, (first + count << 12) - 1, bytes(4)),
+        st.integers(0, 3),
+        PAGES,
+        st.integers(1, 9),
+    ),
+)
+
+
+def domains() -> Domains:
+    made = Domains(input_end=(1 << 48) - 1, messages=MESSAGES)
+    for endpoint in ENDPOINTS:
+        made.add_endpoint(endpoint)
+    return made
+
+
+@settings(max_examples=150)
+@given(before=st.lists(REQUEST, max_size=25), after=st.lists(REQUEST, max_size=15), bypass=st.booleans())
+def test_domains_go_on_as_if_nothing_had_been(before: list[Any], after: list[Any], bypass: bool) -> None:
+    old = domains()
+    for request in before:
+        old.handle(request)
+    old.set_bypass(bypass)
+    state = through_text(old.save())
+    new = domains()
+    effects = new.load(state)
+    assert {e.endpoint: (e.domain, e.bypass) for e in effects if hasattr(e, "endpoint")} == {
+        endpoint: (
+            None if domain is None or old._domains[domain].bypass else domain,
+            old._domains[domain].bypass if domain is not None else bypass,
+        )
+        for endpoint in ENDPOINTS
+        if (domain := old.domain_of(endpoint)) is not None or not bypass
+    }
+    assert new.save() == state
+    for request in after:
+        assert new.handle(request) == old.handle(request)
+    assert new.mapped == old.mapped
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_damaged_domains_are_refused_or_could_have_been(data: st.DataObject) -> None:
+    old = domains()
+    for request in data.draw(st.lists(REQUEST, max_size=15)):
+        old.handle(request)
+    state = data.draw(damaged(through_text(old.save())))
+    new = domains()
+    before = new.save()
+    try:
+        new.load(state)
+    except SnapshotError:
+        assert new.save() == before
+        return
+    for request in data.draw(st.lists(REQUEST, max_size=10)):
+        assert new.handle(request).status in Status
+
+
+# -- the embedder's own --------------------------------------------------------------------------------------------------
+
+
+class Remembers(PortDevice):
+    base, size, name = 0xF4, 1, "remembers"
+    value = 0
+
+    async def save(self) -> dict[str, int]:
+        await asyncio.sleep(0)
+        return {"value": self.value}
+
+    async def load(self, state: dict[str, Any]) -> None:
+        await asyncio.sleep(0)
+        self.value = state["value"]
+
+
+class Forgets(PortDevice):
+    base, size, name = 0xF5, 1, "forgets"
+
+
+async def test_ports_are_saved_by_their_own_methods() -> None:
+    old, new = Remembers(), Remembers()
+    old.value = 7
+    await load_ports([new], through_text(await save_ports([old])))
+    assert new.value == 7
+
+
+async def test_a_port_that_cannot_be_saved_is_named() -> None:
+    with pytest.raises(SnapshotError, match=r"forgets cannot be in a snapshot: it has no save\(\) and load\(\)"):
+        await save_ports([Remembers(), Forgets()])
+    with pytest.raises(SnapshotError, match="other devices at ports were saved than the 1"):
+        await load_ports([Remembers()], [])
+    with pytest.raises(SnapshotError, match=r"load\(\) failed: KeyError"):
+        await load_ports([Remembers()], [{}])
+
+
+async def test_what_a_save_gives_is_looked_at() -> None:
+    class Wrong(Remembers):
+        def save(self) -> Awaitable[dict[str, int]]:  # type: ignore[override]
+            return 5  # type: ignore[return-value]
+
+    with pytest.raises(SnapshotError, match=r"remembers: its save\(\)"):
+        await save_ports([Wrong()])
+
+
+def test_no_two_mappings_are_mixed_up() -> None:
+    """Thousands, as a busy disk has."""
+    rand = random.Random(3)
+    old = domains()
+    old.handle(Attach(1, 8, 0, bytes(4)))
+    for page in rand.sample(range(1 << 20), 5000):
+        old.handle(Map(1, page << 12, (page + 1 << 12) - 1, page << 13, 3))
+    new = domains()
+    new.load(through_text(old.save()))
+    assert list(new.mappings(1)) == list(old.mappings(1))
