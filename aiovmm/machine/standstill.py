@@ -8,11 +8,10 @@ restore      the state into a machine that was built for it, with no vCPU yet
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from aiovmm.errors import SnapshotError
+from aiovmm.machine.own import load_ports, save_ports
 from aiovmm.machine.restored import Restored
 from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import in_thread
@@ -34,15 +33,6 @@ class _Devices(Protocol):
     def save(self) -> State: ...
 
     async def load(self, state: State) -> None: ...
-
-
-@runtime_checkable
-class _Saved(Protocol):
-    """A device of the embedder's own with state; what it gives may have to be awaited."""
-
-    def save(self) -> Any: ...
-
-    def load(self, state: State) -> Any: ...
 
 
 def _pci(machine: Machine) -> _Devices:
@@ -76,9 +66,9 @@ def _refuse_unsaved(machine: Machine) -> None:
             "a guest with devices of the host cannot be saved: what is in them is out of reach; unplug them"
         )
     for port in machine.parts.ports:
-        if not isinstance(port, _Saved):
+        if (why := port.why_not_saved) is not None:
             hint = "give its class `def save(self)` and `def load(self, state)`"
-            raise SnapshotError(f"device {port.name!r} cannot be saved: {hint}")
+            raise SnapshotError(f"device {port.name!r} cannot be saved: {why}; {hint}")
 
 
 async def unsuspend(machine: Machine) -> None:
@@ -92,7 +82,7 @@ async def save(machine: Machine) -> State:
     state: State = {
         "pci": _pci(machine).save(),
         "devices": machine.board.save_devices(),
-        "ports": [await _settled(cast(_Saved, port).save()) for port in machine.parts.ports],
+        "ports": await save_ports(machine.parts.ports),
     }
     await machine.worker.submit(_nothing)
     state["board"] = await in_thread(f"{machine.parts.config.name}: save vCPUs", machine.board.save)
@@ -106,12 +96,6 @@ async def restore(machine: Machine, restored: Restored) -> None:
     await in_thread(f"{name}: make vCPUs", board.restore, machine.memory, restored)
     await board.restore_devices(restored)
     await pci.load(fields.state("pci"))
-    ports = machine.parts.ports
-    for port, state in zip(ports, fields.list("ports", len(ports)), strict=True):
-        await _settled(cast(_Saved, port).load(state))
+    await load_ports(machine.parts.ports, fields.list("ports"))
     board.unsuspend_devices()
     await pci.unsuspend()
-
-
-async def _settled(result: Any | Awaitable[Any]) -> Any:
-    return await result if inspect.isawaitable(result) else result
