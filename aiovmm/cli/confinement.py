@@ -56,6 +56,7 @@ class Confinement:
         cache = find_cache_directory()
         if cache is not None:
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _keep_sockets_in(cache, config)
         here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
         imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
         grants = [*of_program(imported, cache), *of_config(config)]
@@ -71,3 +72,21 @@ class Confinement:
         from aiovmm.confine.seccomp import confine_calls
 
         confine_calls(log=self.seccomp == "log")
+
+
+def _keep_sockets_in(cache: Path | None, config: VMConfig) -> None:
+    """QEMU's storage daemon has a socket in the directory of temporary files, which the rest of the system has as well."""
+    if not config.disks:
+        return
+    import tempfile
+
+    from aiovmm.devices.virtio.blk.opening import kind_of
+    from aiovmm.errors import ConfigError
+
+    for number, disk in enumerate(config.disks):
+        if kind_of(disk) is None:
+            continue
+        if cache is None:
+            reason = f"{disk.id or f'disk{number}'} is QEMU's, whose socket needs a directory of this user's"
+            raise ConfigError("--landlock", reason, "set HOME or XDG_CACHE_HOME")
+        tempfile.tempdir = str(cache)

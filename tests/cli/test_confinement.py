@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -99,3 +100,24 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str, aiovmm: Command
     assert done.returncode == 2
     assert said in done.stderr.decode()
     assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-utils is not installed")
+@pytest.mark.parametrize("landlock", [False, pytest.param(True, marks=needs_landlock)])
+def test_disks_with_files_and_programs_of_their_own(
+    landlock: bool, aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
+    """An overlay that is made, and one that QEMU's storage daemon has, which is ended though nobody may be killed."""
+    (tmp_path / "base").write_bytes(bytes(1 << 20))
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
+    disks = ["--disk", f"path={tmp_path / 'base'},overlay={tmp_path / 'top'}", "--disk", f"path={image}"]
+    command = [*guest, "--cmdline", "heo", *disks, *(["--landlock"] if landlock else [])]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-m", "aiovmm", *command], input=b"q", capture_output=True, timeout=60, env=environment
+    )
+    assert (done.stdout[:5], done.returncode) == (b"hello", 0), done.stderr
+    assert (tmp_path / "top").exists()
+    assert not landlock or os.listdir(tmp_path / "cache/aiovmm") == []
+    subprocess.run(["qemu-img", "check", str(image)], check=True, capture_output=True)  # nobody has it locked
