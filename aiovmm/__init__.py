@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         NetConfig,
         NumaConfig,
         PayloadConfig,
+        PciSegmentConfig,
         PlatformConfig,
         PmemConfig,
         PvpanicConfig,
@@ -137,6 +138,7 @@ __all__ = [
     "OutputTooLong",
     "PatternTooSlow",
     "PayloadConfig",
+    "PciSegmentConfig",
     "PeerError",
     "PlatformConfig",
     "PmemConfig",
@@ -175,8 +177,9 @@ __getattr__ = lazy_names(
         "GuestOSError OutputTooLong Process",
         "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
         "FsConfig GenericVhostUserConfig HotplugMethod MemoryConfig MemoryZoneConfig NetConfig NumaConfig "
-        "PayloadConfig PlatformConfig PmemConfig PvpanicConfig RateLimit RateLimitGroupConfig RebootPolicy "
-        "RngConfig RtcConfig VMConfig VsockConfig WatchdogAction WatchdogConfig",
+        "PayloadConfig PciSegmentConfig PlatformConfig PmemConfig PvpanicConfig RateLimit "
+        "RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig WatchdogAction "
+        "WatchdogConfig",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

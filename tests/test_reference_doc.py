@@ -20,6 +20,7 @@ cpus: boot max topology kvm_hyperv max_phys_bits affinity features nested core_s
 memory: size file mergeable hotplug_method hotplug_size hotplugged_size shared hugepages hugepage_size prefault reserve thp
 memory-zone: id size file shared hugepages hugepage_size host_numa_node hotplug_size hotplugged_size prefault reserve mergeable
 numa: guest_numa_id cpus distances device_id memory_zones pci_segments
+pci-segment: pci_segment mmio32_aperture_weight mmio64_aperture_weight
 platform: num_pci_segments iommu_segments iommu_address_width serial_number uuid oem_strings iommufd iommufd_fd vfio_p2p_dma
 platform: system_manufacturer system_product_name system_version system_serial_number system_uuid system_sku_number system_family
 platform: chassis_asset_tag tdx sev_snp

@@ -108,6 +108,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
         generic_vhost_user=_each(args["generic_vhost_user"], parse.parse_generic_vhost_user),
         debug_console=_or(args["debug_console"], parse.parse_debug_console, DebugConsoleConfig),
         rate_limit_groups=_each(args["rate_limit_group"], parse.parse_rate_limit_group),
+        pci_segments=_each(args["pci_segment"], parse.parse_pci_segment),
         platform=_or(args["platform"], parse.parse_platform, PlatformConfig),
         on_reboot=RebootPolicy(args["on_reboot"]),
         on_panic=RebootPolicy(args["on_panic"]),

@@ -28,6 +28,7 @@ from aiovmm.config.machine import (
     MemoryZoneConfig,
     NumaConfig,
     PayloadConfig,
+    PciSegmentConfig,
     PlatformConfig,
 )
 from aiovmm.config.net import NetConfig
@@ -53,6 +54,7 @@ __all__ = [
     "NetConfig",
     "NumaConfig",
     "PayloadConfig",
+    "PciSegmentConfig",
     "PlacedConfig",
     "PlatformConfig",
     "PmemConfig",

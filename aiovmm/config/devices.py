@@ -26,6 +26,7 @@ __all__ = [
 
 _PMEM_ALIGN = 2 << 20
 _PAGE = 4096
+_LAST_BAR = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,13 +119,18 @@ class BalloonConfig(PlacedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig(PlacedConfig):
-    """A host PCI device handed to the guest (VFIO); `path` is its sysfs directory."""
+    """A host PCI device handed to the guest (VFIO); `path` is its sysfs directory. Of BARs in `x_exclude_mmap_bars` the guest has
+    no page mapped: each access comes here, and is made for it."""
 
     path: Path
+    x_exclude_mmap_bars: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_place("device")
         check_path("device.path", self.path)
+        for bar in self.x_exclude_mmap_bars:
+            if not 0 <= bar <= _LAST_BAR:
+                raise ConfigError("device.x_exclude_mmap_bars", f"there is no BAR {bar}", f"0 to {_LAST_BAR}")
 
 
 class WatchdogAction(enum.Enum):

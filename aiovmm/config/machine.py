@@ -9,7 +9,15 @@ from aiovmm.config.checks import check_id, check_path, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = ["HotplugMethod", "MemoryConfig", "MemoryZoneConfig", "NumaConfig", "PayloadConfig", "PlatformConfig"]
+__all__ = [
+    "HotplugMethod",
+    "MemoryConfig",
+    "MemoryZoneConfig",
+    "NumaConfig",
+    "PayloadConfig",
+    "PciSegmentConfig",
+    "PlatformConfig",
+]
 
 MIB = 1 << 20
 MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and each has a share of the memory windows
@@ -20,6 +28,8 @@ BLOCK = 2 * MIB  # of virtio-mem
 _THP_FROM = (
     64 * MIB
 )  # a guest that fills its memory is through 0.3 ms a MiB earlier with huge pages; one that does not has 2 MiB more
+MIN_IOMMU_WIDTH = 32  # messages of devices go to addresses below 4 GiB
+MAX_WEIGHT = 512  # shares: a window has room for 640 of the smallest
 MAX_NODES = 64  # distances are a square of them
 MAX_HOST_NODE = 1023
 MAX_CMDLINE = 64 * 1024 - 1
@@ -37,10 +47,10 @@ class HotplugMethod(enum.Enum):
 class MemoryConfig:
     """Guest RAM: `size` in bytes. `shared` memory can be given to other processes (None: if a device needs that, vhost-user
     does); memory that is not has huge pages where the kernel finds some, if `thp` is on (None: from 64 MiB on, for one that a
-    small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has reserved,
-    of `hugepage_size` bytes (None: of its default size). `prefault` touches every page now; `reserve` has the kernel promise all
-    of it now, or refuse. `mergeable` lets the kernel hold pages that are equal in several guests once (KSM), if its
-    administrator has switched that on. While the guest runs, `hotplug_size` bytes more can come and go
+    small guest has barely touched takes more memory than all the rest of it). `hugepages` are those that the host has
+    reserved, of `hugepage_size` bytes (None: of its default size). `prefault` touches every page now; `reserve` has the
+    kernel promise all of it now, or refuse. `mergeable` lets the kernel hold pages that are equal in several guests once
+    (KSM), if its administrator has switched that on. While the guest runs, `hotplug_size` bytes more can come and go
     (`vm.resize`) by `hotplug_method`; `hotplugged_size` of them are there from the start.
     """
 
@@ -108,9 +118,9 @@ def _check_huge_pages(option: str, hugepages: bool, page: int | None, size: int)
 @dataclass(frozen=True, kw_only=True)
 class MemoryZoneConfig:
     """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
-    `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs has
-    its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig; `mergeable`
-    None is what that says."""
+    `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs
+    has its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig;
+    `mergeable` None is what that says."""
 
     id: str
     size: int = 512 * MIB
@@ -140,9 +150,9 @@ class MemoryZoneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NumaConfig:
-    """A NUMA node of the guest: which of its processors, parts of its memory (ids of zones) and PCI segments are near each other,
-    and how far it is to others, (node, distance): 10 is the node itself, others have 20 unless it is said, and the same back.
-    What is in no node is in the first."""
+    """A NUMA node of the guest: which of its processors, parts of its memory (ids of zones) and PCI segments are near each
+    other, and how far it is to others, (node, distance): 10 is the node itself, others have 20 unless it is said, and the
+    same back. What is in no node is in the first."""
 
     guest_numa_id: int
     cpus: tuple[int, ...] = ()
@@ -180,13 +190,30 @@ class PayloadConfig:
             encoded("cmdline", self.cmdline, MAX_CMDLINE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PciSegmentConfig:
+    """How many shares PCI segment `pci_segment` has of the address space for 32-bit and for 64-bit BARs; the others have
+    one."""
+
+    pci_segment: int
+    mmio32_aperture_weight: int = 1
+    mmio64_aperture_weight: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("mmio32_aperture_weight", "mmio64_aperture_weight"):
+            if not 1 <= getattr(self, name) <= MAX_WEIGHT:
+                raise ConfigError(f"pci_segment.{name}", f"{getattr(self, name)} is not in 1..{MAX_WEIGHT}")
+
+
 @dataclass(frozen=True)
 class PlatformConfig:
-    """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU.
+    """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU,
+    whose addresses have `iommu_address_width` bits. `iommufd` and `vfio_p2p_dma` are for devices of the host: neither can
+    be on where there are some.
 
-    The others are what firmware says of the machine (SMBIOS types 1, 3 and 11), which a guest has only if one of them is given.
-    `serial_number` and `uuid` are older names for those of the system. `oem_strings` is where systemd looks for credentials:
-    `io.systemd.credential:NAME=TEXT`. A UUID is 32 hexadecimal digits, in five groups or in one.
+    The others are what firmware says of the machine (SMBIOS types 1, 3 and 11), which a guest has only if one of them is
+    given. `serial_number` and `uuid` are older names for those of the system. `oem_strings` is where systemd looks for
+    credentials: `io.systemd.credential:NAME=TEXT`. A UUID is 32 hexadecimal digits, in five groups or in one.
     """
 
     num_pci_segments: int = 1
@@ -202,8 +229,14 @@ class PlatformConfig:
     system_sku_number: str | None = None
     system_family: str | None = None
     chassis_asset_tag: str | None = None
+    iommu_address_width: int = 48
+    iommufd: bool = False
+    vfio_p2p_dma: bool | None = None
 
     def __post_init__(self) -> None:
+        if not MIN_IOMMU_WIDTH <= self.iommu_address_width <= 64:
+            reason = f"{self.iommu_address_width} is not in {MIN_IOMMU_WIDTH}..64"
+            raise ConfigError("platform.iommu_address_width", reason)
         if not 1 <= self.num_pci_segments <= MAX_SEGMENTS:
             raise ConfigError("platform.num_pci_segments", f"{self.num_pci_segments} is not in 1..{MAX_SEGMENTS}")
         for segment in self.iommu_segments:

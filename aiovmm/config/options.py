@@ -30,7 +30,14 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.landlock import LandlockRuleConfig
-from aiovmm.config.machine import HotplugMethod, MemoryConfig, MemoryZoneConfig, NumaConfig, PlatformConfig
+from aiovmm.config.machine import (
+    HotplugMethod,
+    MemoryConfig,
+    MemoryZoneConfig,
+    NumaConfig,
+    PciSegmentConfig,
+    PlatformConfig,
+)
 from aiovmm.config.net import NetConfig
 from aiovmm.config.rates import RateLimitGroupConfig
 from aiovmm.config.text import (
@@ -63,6 +70,7 @@ __all__ = [
     "parse_memory_zone",
     "parse_net",
     "parse_numa",
+    "parse_pci_segment",
     "parse_platform",
     "parse_pmem",
     "parse_pvpanic",
@@ -198,7 +206,11 @@ KEYS: dict[str, dict[str, Converter]] = {
         "system_sku_number": to_text,
         "system_family": to_text,
         "chassis_asset_tag": to_text,
+        "iommu_address_width": to_int,
+        "iommufd": to_bool,
+        "vfio_p2p_dma": to_bool,
     },
+    "pci-segment": {"pci_segment": to_int, "mmio32_aperture_weight": to_int, "mmio64_aperture_weight": to_int},
     "serial": {"file": to_path, "socket": to_path},
     "console": {"file": to_path, "socket": to_path, **_PLACE},
     "rng": {"src": to_path, **_PLACE},
@@ -241,7 +253,7 @@ KEYS: dict[str, dict[str, Converter]] = {
     },
     "fs": {"tag": to_text, "socket": to_path, **_QUEUES, **_PLACE},
     "pmem": {"file": to_path, "size": to_size, "discard_writes": to_bool, **_PLACE},
-    "device": {"path": to_path, **_PLACE},
+    "device": {"path": to_path, "x_exclude_mmap_bars": to_ints, **_PLACE},
     "vsock": {"cid": to_int, "socket": to_path, **_PLACE},
     "balloon": {"size": to_size, "deflate_on_oom": to_bool, "free_page_reporting": to_bool, **_PLACE},
     "rate-limit-group": {"id": to_text, **_RATES},
@@ -464,6 +476,12 @@ def parse_rate_limit_group(text: str) -> RateLimitGroupConfig:
 def parse_landlock_rule(text: str) -> LandlockRuleConfig:
     """`path=,access=`."""
     return LandlockRuleConfig(**_convert("landlock-rules", split_options("landlock-rules", text), "path", "access"))
+
+
+def parse_pci_segment(text: str) -> PciSegmentConfig:
+    """`pci_segment=,mmio32_aperture_weight=,mmio64_aperture_weight=`."""
+    values = _convert("pci-segment", split_options("pci-segment", text))
+    return PciSegmentConfig(**{"pci_segment": 0, **values})
 
 
 def parse_platform(text: str) -> PlatformConfig:

@@ -51,7 +51,7 @@ def split_options(option: str, text: str) -> dict[str, str | None]:
         key, separator, value = part.partition("=")
         if not key:
             raise ConfigError(option, f"{text!r} has a part without a name", f"like {option} key=value,key=value")
-        if key in values:
+        if key in values and values[key] != (value if separator else None):
             raise ConfigError(option, f"{key!r} is given twice")
         values[key] = value if separator else None
     return values

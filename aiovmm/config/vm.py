@@ -24,7 +24,14 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
-from aiovmm.config.machine import MemoryConfig, MemoryZoneConfig, NumaConfig, PayloadConfig, PlatformConfig
+from aiovmm.config.machine import (
+    MemoryConfig,
+    MemoryZoneConfig,
+    NumaConfig,
+    PayloadConfig,
+    PciSegmentConfig,
+    PlatformConfig,
+)
 from aiovmm.config.net import NetConfig
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimitGroupConfig
@@ -52,6 +59,7 @@ _PARSED = {  # what stands for a whole class: text in its syntax
     "GenericVhostUserConfig": "parse_generic_vhost_user",
     "DebugConsoleConfig": "parse_debug_console",
     "PlatformConfig": "parse_platform",
+    "PciSegmentConfig": "parse_pci_segment",
     "RateLimitGroupConfig": "parse_rate_limit_group",
 }
 
@@ -97,6 +105,7 @@ class VMConfig:
     debug_console: DebugConsoleConfig = field(default_factory=DebugConsoleConfig)
     rate_limit_groups: tuple[RateLimitGroupConfig, ...] = ()
     platform: PlatformConfig = field(default_factory=PlatformConfig)
+    pci_segments: tuple[PciSegmentConfig, ...] = ()
     on_reboot: RebootPolicy = RebootPolicy.EXIT
     on_panic: RebootPolicy = RebootPolicy.EXIT  # when a kernel resets the machine after it has panicked
     name: str = "vm"
@@ -109,6 +118,10 @@ class VMConfig:
             from aiovmm.config.zones import check_zones  # for who has some
 
             check_zones(self)
+        if self.pci_segments:
+            self._check_segments()
+        if self.devices:
+            self._check_host_devices()
         self._check_places()
         self._check_groups()
         if self.balloon is not None:
@@ -141,6 +154,22 @@ class VMConfig:
                     f"{option}.pci_device_id", f"slot {slot[1]} of segment {slot[0]} is given to two devices"
                 )
             slots.add(slot)
+
+    def _check_segments(self) -> None:
+        numbers = [segment.pci_segment for segment in self.pci_segments]
+        for number in numbers:
+            if not 0 <= number < self.platform.num_pci_segments:
+                raise ConfigError("pci_segment.pci_segment", f"there is no segment {number}")
+            if numbers.count(number) > 1:
+                raise ConfigError("pci_segment.pci_segment", f"{number} is given twice")
+
+    def _check_host_devices(self) -> None:
+        if self.platform.iommufd:
+            reason = "is on, and devices of the host go through a VFIO container of type 1 here"
+            raise ConfigError("platform.iommufd", reason, "leave it out: the guest sees no difference")
+        if self.platform.vfio_p2p_dma:
+            reason = "is on, and devices of the host cannot reach each other's registers here"
+            raise ConfigError("platform.vfio_p2p_dma", reason, "leave it out")
 
     def _check_balloon(self, balloon: BalloonConfig) -> None:
         if balloon.size >= self.ram_size:
@@ -188,6 +217,14 @@ class VMConfig:
             ("rtc", self.rtc),
         )
         return rows + [(option, item) for option, item in single if item is not None]
+
+    @property
+    def aperture_weights(self) -> list[tuple[int, int]]:
+        """Shares of the windows for 32-bit and 64-bit BARs, by PCI segment; empty: all are equal."""
+        if not self.pci_segments:
+            return []
+        weights = {s.pci_segment: (s.mmio32_aperture_weight, s.mmio64_aperture_weight) for s in self.pci_segments}
+        return [weights.get(number, (1, 1)) for number in range(self.platform.num_pci_segments)]
 
     @property
     def ram_size(self) -> int:

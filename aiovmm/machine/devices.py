@@ -249,7 +249,8 @@ def _plug_iommu(parts: MachineParts) -> None:
     if wants_iommu(parts):
         from aiovmm.devices.virtio.iommu import IommuDevice
 
-        parts.plug(IommuDevice(board_of_host().messages(parts.config)), "iommu")
+        width = parts.config.platform.iommu_address_width
+        parts.plug(IommuDevice(board_of_host().messages(parts.config), width), "iommu")
 
 
 def _plug_fs(parts: MachineParts) -> None:

@@ -54,7 +54,8 @@ class Passthrough:
         behind = device.iommu or device.pci_segment in config.platform.iommu_segments
         container = Container(self._system) if behind else self._common
         id_ = device.id or f"device{number}"
-        host = HostDevice(device.path, container, self._system, f"{config.name}: {id_}")
+        label, trapped = f"{config.name}: {id_}", device.x_exclude_mmap_bars
+        host = HostDevice(device.path, container, self._system, label, trapped)
         return HostPlace(id_, host, device.pci_segment, container, behind, device.pci_device_id)
 
     def open(self) -> None:

@@ -1,11 +1,13 @@
 """Where PCI segments lie in the address space: plain data that the VM and its firmware tables both use.
 
-Segment n has bus 0 only, its ECAM n MiB after the first one's, and an equal, aligned share of each memory window. There is one
+Segment n has bus 0 only, its ECAM n MiB after the first one's, and an aligned share of each memory window, all
+equal unless weights say otherwise. There is one
 host bridge, one `_SEG` and one MCFG entry a segment.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from aiovmm.errors import UsageError
@@ -54,23 +56,27 @@ class SegmentPlan:
         return (self.mmio32, self.mmio64)
 
 
-def plan_segments(count: int, ecam: int, mmio32: Window, mmio64: Window) -> list[SegmentPlan]:
-    """Divide both windows among `count` segments (1..256), whose configuration space begins at `ecam`. Raises UsageError if there
-    is not 1 MiB for each."""
+def plan_segments(
+    count: int, ecam: int, mmio32: Window, mmio64: Window, weights: Sequence[tuple[int, int]] = ()
+) -> list[SegmentPlan]:
+    """Divide both windows among `count` segments (1..256), whose configuration space begins at `ecam`: equally, or by `weights`,
+    how many shares of each window a segment has. Raises UsageError if there is not 1 MiB for a share."""
     if not 1 <= count <= MAX_SEGMENTS:
         raise UsageError(f"{count} PCI segments: there can be 1 to {MAX_SEGMENTS}")
-    return [
-        SegmentPlan(n, ecam + n * ECAM_SIZE, _share(mmio32, n, count), _share(mmio64, n, count)) for n in range(count)
-    ]
+    shares = list(weights) or [(1, 1)] * count
+    low = _divided(mmio32, [share for share, _ in shares])
+    high = _divided(mmio64, [share for _, share in shares])
+    return [SegmentPlan(n, ecam + n * ECAM_SIZE, low[n], high[n]) for n in range(count)]
 
 
-def _share(window: Window, number: int, count: int) -> Window:
-    """The share's alignment is as large as its size allows up to 4 GiB, so that large BARs find a place in it."""
-    alignment = _SHARE_ALIGNMENT
+def _divided(window: Window, shares: Sequence[int]) -> list[Window]:
+    """A share's alignment is as large as its size allows up to 4 GiB, so that large BARs find a place in it."""
+    count, alignment = sum(shares), _SHARE_ALIGNMENT
     while alignment < 1 << 32 and window.size // count >= 64 * alignment:
         alignment *= 2
     base = -(-window.base // alignment) * alignment
     size = (window.end - base) // count // alignment * alignment
     if size < _SHARE_ALIGNMENT:
-        raise UsageError(f"{window.size:#x} bytes at {window.base:#x} are too few for {count} PCI segments")
-    return Window(base + number * size, size)
+        raise UsageError(f"{window.size:#x} bytes at {window.base:#x} are too few for {count} shares of PCI segments")
+    starts = itertools.accumulate(shares, initial=0)
+    return [Window(base + start * size, share * size) for start, share in zip(starts, shares, strict=False)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from aiovmm.errors import HostError, StateError
@@ -36,8 +36,11 @@ class MappedArea:
 class HostDevice:
     """The device whose sysfs directory is `path`. `open` acquires it; errors then name the operation and the device."""
 
-    def __init__(self, path: Path, container: Container, system: System, label: str = "") -> None:
+    def __init__(
+        self, path: Path, container: Container, system: System, label: str = "", trapped_bars: Collection[int] = ()
+    ) -> None:
         self.path = path
+        self.trapped_bars = frozenset(trapped_bars)  # of which no page is to be mapped
         self.name = path.name
         self.label = label or path.name  # whose it is, for names of threads
         self.regions: tuple[RegionInfo, ...] = ()

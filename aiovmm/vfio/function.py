@@ -218,7 +218,8 @@ class VfioFunction(PciFunction):
     def _lay_out(self, bar: Bar) -> list[BarRegion]:
         """Map what can be mapped of a BAR; the regions for the rest."""
         ours = self._structures(bar.index)
-        layout = lay_out(bar.size, self.device.regions[bar.index].areas, [piece for piece, _ in ours])
+        areas = () if bar.index in self.device.trapped_bars else self.device.regions[bar.index].areas
+        layout = lay_out(bar.size, areas, [piece for piece, _ in ours])
         self._areas[bar.index] = [self.device.map(bar.index, p.offset, p.size) for p in layout.mapped]
         trapped = [
             BarRegion(

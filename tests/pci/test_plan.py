@@ -52,3 +52,27 @@ def test_segment_counts_are_bounded(count: int) -> None:
 def test_too_small_a_window_is_refused() -> None:
     with pytest.raises(UsageError, match="too few"):
         plan_segments(4, ECAM_BASE, MMIO32, Window(4 * GIB, 1 << 20))
+
+
+shares = st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=16)
+
+
+@given(shares, st.integers(4 * GIB, 1 << 38))
+def test_a_segment_has_as_many_shares_as_it_weighs(weights: list[tuple[int, int]], base: int) -> None:
+    mmio64 = Window(base & ~0xFFF, 1 << 42)
+    plans = plan_segments(len(weights), ECAM_BASE, MMIO32, mmio64, weights)
+    for kind, whole, which in (("mmio32", MMIO32, 0), ("mmio64", mmio64, 1)):
+        windows = [getattr(p, kind) for p in plans]
+        assert all(whole.holds(w.base, w.size) for w in windows)
+        assert all(a.end == b.base for a, b in itertools.pairwise(windows))
+        assert len({w.size // weight[which] for w, weight in zip(windows, weights, strict=True)}) == 1
+
+
+def test_equal_weights_are_none() -> None:
+    window = Window(4 * GIB, 1 << 40)
+    assert plan_segments(3, ECAM_BASE, MMIO32, window, [(1, 1)] * 3) == plan_segments(3, ECAM_BASE, MMIO32, window)
+
+
+def test_more_shares_than_there_is_room_for_are_refused() -> None:
+    with pytest.raises(UsageError, match="too few for 1024 shares"):
+        plan_segments(2, ECAM_BASE, MMIO32, Window(4 * GIB, 1 << 40), [(512, 1), (512, 1)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from aiovmm.devices.ioapic import IntxLine, IntxPins, IoApic
@@ -120,8 +120,10 @@ class Guest:
         return int.from_bytes(self.hardware.bytes_at(CONFIG, 4, 2), "little")
 
 
-async def plug(kernel: FakeKernel, memory: GuestMemory, hardware: FakeDevice) -> Guest:
-    host = HostDevice(kernel.path(ADDRESS), Container(kernel), kernel)
+async def plug(
+    kernel: FakeKernel, memory: GuestMemory, hardware: FakeDevice, trapped_bars: Collection[int] = ()
+) -> Guest:
+    host = HostDevice(kernel.path(ADDRESS), Container(kernel), kernel, trapped_bars=trapped_bars)
     host.open()
     errors: list[tuple[str, Exception]] = []
     heard = asyncio.Event()

@@ -333,3 +333,16 @@ async def test_msix_works_where_the_kernel_maps_no_table_page(kernel: FakeKernel
     assert [(s.address, s.size) for s in guest.services.slots] == [(BASE, 0x2000)]
     await guest.root.close()
     guest.host.close()
+
+
+async def test_no_page_of_a_bar_that_is_excluded_is_mapped(kernel: FakeKernel, memory: GuestMemory) -> None:
+    """Each access is made for the guest, and reaches the device all the same."""
+    guest = await plug(kernel, memory, kernel.add(ADDRESS), trapped_bars=[0])
+    guest.place(BASE)
+    assert guest.services.slots == []
+    guest.hardware.put(0, 0x10, b"\x11\x22\x33\x44")
+    assert guest.services.read(BASE + 0x10, 4) == b"\x11\x22\x33\x44"
+    guest.write(BASE + 0x14, b"\xaa\xbb")
+    assert guest.hardware.bytes_at(0, 0x14, 2) == b"\xaa\xbb"
+    await guest.root.close()
+    guest.host.close()

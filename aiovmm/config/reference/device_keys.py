@@ -61,7 +61,8 @@ TABLE = """
 --pmem id pci_segment pci_device_id iommu | same |
 --device path | differs | by a VFIO container of type 1; no I/O BARs, expansion ROM or extended configuration space
 --device fd | refused | devices of the host go through a VFIO container, by path=
---device x_nv_gpudirect_clique x_exclude_mmap_bars | refused | devices are shown to the guest as they are
+--device x_nv_gpudirect_clique | refused | devices are shown to the guest as they are
+--device x_exclude_mmap_bars | same |
 --device id pci_segment pci_device_id iommu | same |
 --vsock cid | same |
 --vsock socket | differs | may be left out; at most 90 bytes, since a port comes after it

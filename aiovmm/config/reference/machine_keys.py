@@ -40,14 +40,16 @@ TABLE = """
 --numa device_id | refused | nodes of devices alone (generic initiators) are not there
 --platform num_pci_segments | same | 1 to 96
 --platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
---platform iommu_address_width | refused | guests' I/O addresses have 48 bits | 48
+--platform iommu_address_width | differs | 32 to 64; unset: 48 (64 there)
 --platform serial_number uuid | same | `system_serial_number` and `system_uuid` go before
 --platform system_manufacturer system_product_name | differs | unset: aiovmm; without any of these keys there are no SMBIOS tables
 --platform system_version system_serial_number system_uuid system_sku_number system_family chassis_asset_tag | same |
 --platform oem_strings | differs | more than 255 as well; 47 KiB in all
---platform iommufd | refused | devices of the host go through a VFIO container | off false
+--platform iommufd | differs | on is refused where there are devices of the host, which go through a VFIO container
 --platform iommufd_fd | refused | devices of the host go through a VFIO container
---platform vfio_p2p_dma | refused | devices of the host cannot reach each other's registers | off false
+--platform vfio_p2p_dma | differs | on is refused where there are devices of the host; unset: off (on there)
+--pci-segment pci_segment | same |
+--pci-segment mmio32_aperture_weight mmio64_aperture_weight | differs | 1 to 512, of which there must be room for the sum
 --platform tdx sev_snp | refused | confidential guests are not there | off false
 --rng src id pci_segment pci_device_id iommu | same |
 --serial off | same | the terminal then has hvc0

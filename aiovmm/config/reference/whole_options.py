@@ -33,7 +33,6 @@ TABLE = """
 --log-file | same |
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --no-shutdown | differs | there is no API to boot another guest by: a signal ends it
---pci-segment | refused | PCI segments share the address space equally: `--platform num_pci_segments=`
 --pvmemcontrol | refused | pvmemcontrol is not there
 --restore | refused | there are no snapshots
 --seccomp | differs | a refused call fails and the guest runs on; set once its devices are there, before it runs

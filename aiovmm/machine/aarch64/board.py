@@ -81,7 +81,8 @@ class Virt(Board):
     def plan_pci(self, count: int, start: int) -> list[SegmentPlan]:
         """32-bit windows below RAM."""
         mmio32 = Window(layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE)
-        return plan_segments(count, layout.ECAM, mmio32, Window(start, (1 << self.address_bits) - start))
+        window = Window(start, (1 << self.address_bits) - start)
+        return plan_segments(count, layout.ECAM, mmio32, window, self.parts.config.aperture_weights)
 
     # -- building
 

@@ -83,7 +83,8 @@ class Pc(Board):
     def plan_pci(self, count: int, start: int) -> list[SegmentPlan]:
         """32-bit windows in the hole below 4 GiB."""
         mmio32 = Window(layout.MMIO32, layout.MMIO32_SIZE)
-        return plan_segments(count, layout.ECAM, mmio32, Window(start, (1 << self.address_bits) - start))
+        window = Window(start, (1 << self.address_bits) - start)
+        return plan_segments(count, layout.ECAM, mmio32, window, self.parts.config.aperture_weights)
 
     # -- building
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "IommuDevice", "Reach"]
 
 PROBE_SIZE = 512  # bytes for properties; zeros after the last (§5.13.6.7)
-_INPUT_END = (1 << 48) - 1
 
 _FAULTS_KEPT = 64  # a device that faults is stopped; more come only from a driver that starts it again and again
 
@@ -71,10 +70,11 @@ class IommuDevice(VirtioDevice):
     queue_sizes = (256, 256)
     suspended_last = True
 
-    def __init__(self, messages: tuple[int, int]) -> None:
-        """`messages`: the first and the last address that messages go to."""
+    def __init__(self, messages: tuple[int, int], address_width: int = 48) -> None:
+        """`messages`: the first and the last address that messages go to; `address_width`: bits of the addresses of devices."""
         self._messages = messages
-        self.domains = Domains(input_end=_INPUT_END, messages=messages)
+        self._input_end = (1 << address_width) - 1
+        self.domains = Domains(input_end=self._input_end, messages=messages)
         self.faults = 0  # accesses that were not translated
         self.events_lost = 0  # of them, those that the driver had no buffer for
         self._memory: GuestMemory | None = None
@@ -96,7 +96,7 @@ class IommuDevice(VirtioDevice):
 
     def power_off(self) -> None:
         """The machine goes, and resets its devices one after the other: that the IOMMU's domains end is no fault of theirs."""
-        self.domains = Domains(input_end=_INPUT_END, messages=self._messages)
+        self.domains = Domains(input_end=self._input_end, messages=self._messages)
         self._memory = None
         self._translations.clear()
         self._endpoints.clear()
@@ -138,7 +138,7 @@ class IommuDevice(VirtioDevice):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """`struct virtio_iommu_config`."""
-        data = config_space(~(PAGE_SIZE - 1) & (1 << 64) - 1, _INPUT_END, PROBE_SIZE, self.domains.bypass)
+        data = config_space(~(PAGE_SIZE - 1) & (1 << 64) - 1, self._input_end, PROBE_SIZE, self.domains.bypass)
         return data[offset : offset + size].ljust(size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:

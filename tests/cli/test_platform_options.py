@@ -1,0 +1,84 @@
+"""Keys of the platform and of PCI segments: what they do, and what is refused with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, ConfigError, DeviceConfig, PciSegmentConfig, PlatformConfig, RngConfig, VMConfig
+from aiovmm.config import PayloadConfig
+from aiovmm.config.options import parse_cpus, parse_device, parse_pci_segment, parse_platform
+from aiovmm.devices.virtio.iommu import IommuDevice
+from tests.vm.guest import config
+
+HOST = DeviceConfig(path=Path("/sys/bus/pci/devices/0000:00:01.0"))
+
+
+@pytest.mark.parametrize(("width", "last"), [(48, (1 << 48) - 1), (39, (1 << 39) - 1), (64, (1 << 64) - 1)])
+async def test_addresses_of_devices_have_as_many_bits_as_are_asked_for(width: int, last: int) -> None:
+    platform = parse_platform(f"iommu_address_width={width}")
+    async with VM(replace(config("s"), rng=RngConfig(iommu=True), platform=platform)) as vm:
+        space = vm.device("iommu", IommuDevice).read_config(0, 40)
+    assert int.from_bytes(space[16:24], "little") == last, "VIRTIO 1.2, 5.13.4: input_range.end"
+
+
+@pytest.mark.parametrize("width", [0, 31, 65])
+def test_other_widths_are_refused(width: int) -> None:
+    with pytest.raises(ConfigError, match=r"iommu_address_width: \d+ is not in 32..64"):
+        parse_platform(f"iommu_address_width={width}")
+
+
+async def test_segments_have_windows_as_they_weigh() -> None:
+    made = replace(
+        config("s"),
+        platform=PlatformConfig(num_pci_segments=2),
+        pci_segments=(parse_pci_segment("pci_segment=1,mmio32_aperture_weight=3,mmio64_aperture_weight=7"),),
+    )
+    async with VM(made) as vm:
+        first, second = (segment.plan for segment in vm.machine.pci.root.segments)
+    assert second.mmio32.size == 3 * first.mmio32.size
+    assert second.mmio64.size == 7 * first.mmio64.size
+    assert parse_pci_segment("") == PciSegmentConfig(pci_segment=0)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["pci_segment=2"], r"there is no segment 2"),
+        (["pci_segment=1", "pci_segment=1"], r"1 is given twice"),
+        (["pci_segment=1,mmio32_aperture_weight=0"], r"0 is not in 1..512"),
+        (["pci_segment=1,mmio64_aperture_weight=513"], r"513 is not in 1..512"),
+    ],
+)
+def test_segments_that_cannot_be_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(
+            config("s"),
+            platform=PlatformConfig(num_pci_segments=2),
+            pci_segments=tuple(parse_pci_segment(text) for text in texts),
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("iommufd=on", r"platform.iommufd: .* VFIO container"), ("vfio_p2p_dma=on", r"platform.vfio_p2p_dma: is on")],
+)
+def test_what_host_devices_do_not_have_is_refused_where_there_are_some(text: str, message: str) -> None:
+    platform = parse_platform(text)
+    VMConfig(PayloadConfig(Path("k")), platform=platform)
+    with pytest.raises(ConfigError, match=message):
+        VMConfig(PayloadConfig(Path("k")), platform=platform, devices=(HOST,))
+
+
+def test_bars_are_those_of_pci() -> None:
+    assert parse_device("path=/d,x_exclude_mmap_bars=[0,2-3]").x_exclude_mmap_bars == (0, 2, 3)
+    with pytest.raises(ConfigError, match=r"x_exclude_mmap_bars: there is no BAR 6"):
+        parse_device("path=/d,x_exclude_mmap_bars=6")
+
+
+def test_a_key_that_says_the_same_twice_says_it() -> None:
+    assert parse_cpus("boot=2,boot=2").boot == 2
+    with pytest.raises(ConfigError, match="'boot' is given twice"):
+        parse_cpus("boot=2,boot=3")
