@@ -47,7 +47,7 @@ class Place(Protocol):
         ...
 
     async def ended(self) -> None:
-        """Until it has."""
+        """Until it has, or at once where nobody will know."""
         ...
 
 
@@ -79,8 +79,7 @@ class UnixPlace:
         return None
 
     async def ended(self) -> None:
-        """See Place: nobody tells."""
-        await asyncio.Event().wait()
+        """See Place: nobody here will know, so it is not waited for."""
 
 
 class HybridPlace(UnixPlace):

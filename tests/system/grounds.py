@@ -19,6 +19,7 @@ _X86_ALONE = {
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
 CORE = {
+    "test_agent.py": "all_of_it_in_a_guest[6.1] or init[6.1]",
     "test_boot.py": "",
     "test_balloon.py": "[False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",

@@ -1,0 +1,266 @@
+"""An agent that does not behave: a guest can put anything in its place. It takes nothing of the host but its connection."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiovmm import AgentError, AgentLost, AiovmmError, BootTimeout
+from aiovmm.agent import Agent, wire
+from aiovmm.agent.channel import Channel
+from aiovmm.agent.files import Files, _stats
+from aiovmm.agent.host_tree import TreeWriter
+from aiovmm.agent.place import UnixPlace
+from aiovmm.agent.process import create
+from aiovmm.agent.run import run
+from aiovmm.agent.tree import TreeReader, record, stays_inside
+from aiovmm.agent.wire import Frame, Kind, frame
+from aiovmm.errors import PeerError
+
+HELLO = frame(0, Kind.HELLO, struct.pack("<8sHHIIIQII", wire.MAGIC, 1, 0, 1024, 65536, 262144, 0, 0, 0))
+STARTED = frame(0, Kind.STARTED, struct.pack("<I", 5))
+
+
+@asynccontextmanager
+async def says(path: Path, *said: bytes, hangs: bool = False) -> AsyncIterator[Agent]:
+    """An agent that says this when it is connected to: the greeting comes first, the rest when something was asked."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError, asyncio.CancelledError):
+            if not said:
+                writer.close()
+                return
+            writer.write(said[0])
+            await reader.read(22)
+            await reader.read(1 << 16)
+            for part in said[1:]:
+                writer.write(part)
+                await writer.drain()
+            while hangs and await reader.read(1 << 16):
+                pass
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, path)
+    agent = Agent(UnixPlace(path), patience=5)
+    try:
+        yield agent
+    finally:
+        agent.close()
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(0, Kind.DATA, b"x", 1),  # before it has started anything
+        STARTED + frame(0, Kind.DATA, b"x", 0),
+        STARTED + frame(0, Kind.DATA, b"x", 7),
+        STARTED + frame(0, 99, b""),  # type: ignore[arg-type]
+        STARTED + frame(0, Kind.EXIT, b"123"),
+        STARTED + frame(0, Kind.CREDIT, b""),
+        STARTED + frame(0, Kind.EOF, b"", 1) + frame(0, Kind.DATA, b"x", 1),
+        frame(0, Kind.FAILED, b"12"),
+        b"\xff" * 1000,
+    ],
+)
+async def test_what_no_agent_says_ends_the_connection(tmp_path: Path, said: bytes) -> None:
+    async with says(tmp_path / "a", HELLO, said, hangs=True) as agent:
+        with pytest.raises(AgentLost):
+            await begin_and_wait(agent)
+        link = await agent.link()  # another one
+        assert not link.lost
+
+
+async def begin_and_wait(agent: Agent) -> None:
+    process = await create(agent, ["true"], (-1, -3, -1))
+    await process.wait()
+
+
+async def test_output_without_credit_is_not_kept(tmp_path: Path) -> None:
+    """Nobody reads: what it may send is bounded by the window, and what the reader keeps by that, too."""
+    flood = frame(0, Kind.DATA, bytes(wire.DATA_MAX), 1) * 100
+    async with says(tmp_path / "a", HELLO, STARTED + flood, hangs=True) as agent:
+        process = await create(agent, ["true"], (-1, -1, -1))
+        with pytest.raises(AgentLost):
+            await process.wait()
+        assert process.stdout is not None
+        assert len(await process.stdout.read()) <= 2 * 256 << 10
+
+
+@pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 200 OK\r\n" * 10, frame(0, Kind.DATA, b"")])
+async def test_another_program_at_the_port(tmp_path: Path, greeting: bytes) -> None:
+    async with says(tmp_path / "a", greeting, hangs=True) as agent:
+        with pytest.raises((BootTimeout, PeerError)):
+            await agent.ready(0.5)
+
+
+async def test_one_that_ends_at_once_is_tried_again(tmp_path: Path) -> None:
+    async with says(tmp_path / "a") as agent:
+        with pytest.raises(BootTimeout) as info:
+            await agent.ready(0.5)
+        assert info.value.stage == "agent"
+
+
+async def test_questions_that_are_not_answered(tmp_path: Path) -> None:
+    async with says(tmp_path / "a", HELLO) as agent:
+        with pytest.raises(AgentLost):
+            await agent.ping()
+
+
+async def test_channels_that_nobody_asked_for(tmp_path: Path) -> None:
+    """Of connections that it says its listener took: few are taken, and no number twice."""
+    accepted = b"".join(frame(0, Kind.ACCEPTED, struct.pack("<I", (1 << 31) | n % 1000)) for n in range(3000))
+    zero = frame(0, Kind.ACCEPTED, struct.pack("<I", 0))
+    async with says(tmp_path / "a", HELLO, STARTED + zero + accepted, hangs=True) as agent:
+        server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+        await agent.forwards.to_host(80, server.sockets[0].getsockname()[1], "127.0.0.1")
+        link = await agent.link()
+        assert len(link.channels) <= 257
+        server.close()
+
+
+anything = st.lists(
+    st.tuples(
+        st.sampled_from([0, 0, 0, 1, 1 << 31]),
+        st.integers(0, 22),
+        st.integers(0, 3),
+        st.one_of(st.binary(max_size=40), st.binary(min_size=4, max_size=4), st.binary(min_size=8, max_size=8)),
+    ),
+    max_size=30,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(anything, st.booleans())
+async def test_a_command_ends_whatever_the_agent_says(said: list[tuple[int, int, int, bytes]], greets: bool) -> None:
+    data = b"".join(frame(channel, kind, payload, stream) for channel, kind, stream, payload in said)  # type: ignore[arg-type]
+    with TemporaryDirectory() as folder:
+        async with says(Path(folder, "a"), HELLO if greets else data, data) as agent:
+            agent.patience = 0.2
+            with suppress(AgentError, PeerError, OSError):
+                await run(agent, ["true"], input=b"x", timeout=10)
+
+
+@given(st.lists(st.tuples(st.integers(0, 22), st.integers(0, 3), st.binary(max_size=70000)), max_size=20))
+def test_a_channel_takes_any_frame_or_refuses_it(said: list[tuple[int, int, bytes]]) -> None:
+    sent: list[bytes] = []
+    channel = Channel(0, sent.append, input_window=1000, window=1 << 17)
+    kept = [0]
+
+    class Keeps:
+        def feed(self, data: bytes) -> bool:
+            kept[0] += len(data)
+            return False
+
+        def end(self) -> None:
+            pass
+
+    channel.sinks = {1: Keeps(), 2: Keeps()}
+    channel.write(b"x" * 5000)
+    with suppress(PeerError):
+        for kind, stream, payload in said:
+            channel.received(Frame(0, kind, stream, payload))
+    assert kept[0] <= 2 << 17
+
+
+# -- trees
+
+
+@given(st.lists(st.binary(max_size=200), max_size=20))
+def test_any_tree_stays_where_it_is_unpacked(pieces: list[bytes]) -> None:
+    unpacked(pieces)
+
+
+names = st.sampled_from([b"a", b"b", b"..", b".", b"", b"a/b", b"/etc", b"\xff", b"x\0y", b"c" * 256])
+kinds = st.sampled_from([b"D", b"D", b"F", b"L", b"U", b"X", b"E", b"Q"])
+targets = st.sampled_from([b"a", b"..", b"../..", b"../../outside", b"/etc", b"a/..", b"a/../../..", b"", b"../a/b"])
+
+
+def encoded(kind: bytes, name: bytes, mode: int, target: bytes) -> bytes:
+    data = record(kind, b"" if kind in b"UE" else name, mode)
+    if kind == b"F":
+        data += struct.pack("<I", 3) + b"abc" + bytes(8)
+    if kind == b"L":
+        data += struct.pack("<H", len(target)) + target
+    return data
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.builds(encoded, kinds, names, st.integers(0, 0o7777), targets), max_size=12))
+def test_trees_of_hostile_names_stay_where_they_are_unpacked(pieces: list[bytes]) -> None:
+    unpacked([record(b"D"), *pieces])
+
+
+def unpacked(pieces: list[bytes]) -> None:
+    with TemporaryDirectory() as folder:
+        outside = Path(folder, "outside")
+        outside.write_bytes(b"as it was")
+        Path(folder, "in").mkdir()
+        before = len(os.listdir("/proc/self/fd"))
+        writer = TreeWriter(f"{folder}/in/tree")
+        try:
+            for piece in pieces:
+                writer.feed(piece)
+        except AiovmmError:
+            pass
+        finally:
+            writer.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert outside.read_bytes() == b"as it was"
+        assert sorted(os.listdir(folder)) == ["in", "outside"]
+        top = os.path.realpath(f"{folder}/in/tree")
+        for directory, directories, files in os.walk(top):
+            for name in directories + files:
+                path = os.path.join(directory, name)
+                assert os.path.realpath(path).startswith(top)
+                assert os.path.islink(path) or os.lstat(path).st_mode & 0o7000 == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "depth", "inside"),
+    [
+        (b"a", 0, True),
+        (b"../a", 0, False),
+        (b"../a", 1, True),
+        (b"a/../b", 1, False),  # `a` may be a link to a directory that is higher up
+        (b"/a", 3, False),
+        (b"", 0, False),
+        (b"./a//b/.", 0, True),
+        (b"..", 1, True),
+        (b"a\0b", 0, False),
+    ],
+)
+def test_links_that_stay_inside(target: bytes, depth: int, inside: bool) -> None:
+    assert stays_inside(target, depth) is inside
+
+
+@given(st.binary(max_size=600))
+def test_any_listing_is_one_or_an_error(data: bytes) -> None:
+    with suppress(PeerError):
+        assert all(entry.name is not None for entry in _stats(data))
+
+
+@given(st.lists(st.binary(max_size=100)), st.data())
+def test_a_tree_reader_keeps_little(pieces: list[bytes], data: st.DataObject) -> None:
+    reader = TreeReader()
+    with suppress(PeerError):
+        for piece in pieces:
+            for _ in reader.feed(piece):
+                pass
+
+
+async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:
+    tree = frame(0, Kind.DATA, record(b"D") + record(b"D", b"a"), 1)
+    end = frame(0, Kind.EOF, b"", 1) + frame(0, Kind.EXIT, bytes(4)) + frame(0, Kind.CLOSED)
+    async with says(tmp_path / "a", HELLO, STARTED + tree + end, hangs=True) as agent:
+        with pytest.raises(PeerError, match="half a tree"):
+            await Files(agent).copy_out("/x", tmp_path / "out")
