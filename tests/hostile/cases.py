@@ -1,0 +1,28 @@
+"""All of them."""
+
+from __future__ import annotations
+
+from tests.hostile import chains, floods, registers, requests, rings, transport
+from tests.hostile.case import Case, Verdict
+from tests.hostile.rig import Rig
+
+__all__ = ["CASES", "judge"]
+
+CASES: list[Case] = [
+    case for module in (chains, rings, transport, registers, requests, floods) for case in module.CASES
+]
+
+
+async def judge(case: Case, rig: Rig) -> None:
+    """Run it, look at the device, and have a good driver come."""
+    await case.does(rig)
+    await rig.settle()
+    if case.verdict is Verdict.BREAKS:
+        assert await rig.needs_reset(), f"status {rig.driver.status!r}"
+    elif case.verdict is Verdict.SERVES:
+        assert rig.driver.status == 0xF
+        rig.queue.poll()
+        await rig.target.good(rig.driver)
+    elif case.verdict is Verdict.DEAD:
+        assert not rig.driver.status & 4
+    await rig.recovers()

@@ -1,0 +1,189 @@
+"""Machines for a hostile driver: the device in slot 1, a disk in slot 2. VirtioPciDriver is the good driver and the bad one."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from aiovmm.devices.ioapic import IntxPins, IoApic
+from aiovmm.kvm import Kvm
+from aiovmm.machine.pci import KvmPciServices
+from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.bar import FIRST_BAR
+from aiovmm.pci.driver import PciDriver
+from aiovmm.pci.plan import Window, plan_segments
+from aiovmm.pci.root import PciRoot
+from aiovmm.pci.services import PciServices
+from aiovmm.pci.virtio import VirtioPci
+from aiovmm.pci.virtio_driver import GuestMachine, VirtioPciDriver
+from aiovmm.runtime.worker import Worker
+from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
+from aiovmm.virtqueue.driver import Arena, Descriptor, DriverQueue
+from aiovmm.virtqueue.status import Status
+from tests.guests.machine import Machine
+from tests.hostile.targets import TARGETS, Disk, Target
+from tests.pci.test_kvm import VcpuGuest
+
+__all__ = ["RAM", "Rig", "guest_rig", "simulated_rig"]
+
+RAM = 16 << 20
+PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 1 << 30))[0]
+SLOT, DISK_SLOT = 1, 2
+_ARENA, _SIZE = 0x100000, 8 << 20  # the agent and its page tables lie below
+_OTHER_ARENA, _OTHER_SIZE = 0xA00000, 2 << 20
+_REGISTERS = 6  # of BARs
+_COMMAND = 0x04
+
+
+class Rig:
+    """What a case is given. `driver` has been started when it begins."""
+
+    def __init__(self, target: Target, other: Disk, guest: GuestMachine, memory: GuestMemory) -> None:
+        self.target = target
+        self.other = other
+        self.guest = guest
+        self.memory = memory
+        self.pci = PciDriver(guest, PLAN.ecam_base)
+        self.driver = VirtioPciDriver(guest, memory, self.pci, SLOT, Arena(_ARENA, _SIZE))
+        self.disk = VirtioPciDriver(
+            guest, memory, self.pci, DISK_SLOT, Arena(_OTHER_ARENA, _OTHER_SIZE), first_vector=0x4C
+        )
+        self._configuration: dict[int, int] = {}
+
+    async def start(self) -> None:
+        """Both devices are found and live."""
+        for driver in (self.driver, self.disk):
+            await driver.probe()
+        await self.driver.start()
+        await self.disk.start()
+        self._configuration = {
+            offset: self.pci.read(SLOT, offset) for offset in range(FIRST_BAR, FIRST_BAR + 4 * _REGISTERS, 4)
+        }
+
+    # -- for cases
+
+    @property
+    def queue(self) -> DriverQueue:
+        """The one that the device takes from at once."""
+        return self.driver.queues[self.target.queue]
+
+    def chain(self, *descriptors: Descriptor, head: int | None = None) -> None:
+        """Offer it as it is, and kick."""
+        self.queue.add_raw(descriptors, head=head)
+        self.queue.kick(force=True)
+
+    def good_chain(self) -> list[Descriptor]:
+        """Descriptors of the target's good request, not linked: readable ones first."""
+        arena = self.driver.arena
+        parts = []
+        for content in self.target.readable:
+            address = arena.take(len(content))
+            self.memory.write(address, content)
+            parts.append(Descriptor(address, len(content)))
+        return parts + [Descriptor(arena.take(size), size, 2) for size in self.target.room]
+
+    async def settle(self) -> None:
+        """Let the device come to rest: what it was asked for until now it has done, or not."""
+        for _ in range(3):
+            await self.other.good(self.disk)
+
+    async def needs_reset(self, timeout: float = 10.0) -> bool:
+        """Whether the device says so within that time."""
+        end = asyncio.get_running_loop().time() + timeout
+        while not self.driver.status & Status.NEEDS_RESET:
+            if asyncio.get_running_loop().time() > end:
+                return False
+            await asyncio.sleep(0.001)
+        return True
+
+    # -- after them
+
+    async def recovers(self) -> None:
+        """A driver that comes anew finds everything in order, and so does the machine's other device."""
+        await self.pci.write(SLOT, _COMMAND, 0, 2)
+        for offset, value in self._configuration.items():
+            await self.pci.write(SLOT, offset, value)
+        await self.pci.enable(SLOT)
+        self.driver.queues = []
+        self.driver.arena = Arena(_ARENA, _SIZE)
+        await self.driver.start()
+        await self.target.good(self.driver)
+        await self.other.good(self.disk)
+
+
+def _functions(kind: str, place: Path, services: PciServices, errors: list[Exception]) -> tuple[Target, Disk, PciRoot]:
+    target, other = TARGETS[kind](place), Disk(place)
+    root = PciRoot([PLAN], services)
+    for each in (target, other):
+        root.add(VirtioPci(each.device, services, on_error=lambda _device, error: errors.append(error)))
+    return target, other, root
+
+
+@asynccontextmanager
+async def simulated_rig(kind: str, place: Path) -> AsyncIterator[tuple[Rig, list[Exception]]]:
+    """Without KVM: the driver is on the loop of the devices."""
+    memory = GuestMemory.create([(0, RAM)])
+    services = RecordingServices(memory)
+    errors: list[Exception] = []
+    target, other, root = _functions(kind, place, services, errors)
+    try:
+        await target.open()
+        await other.open()
+        rig = Rig(target, other, services, memory)
+        await rig.start()
+        yield rig, errors
+    finally:
+        await root.close()
+        await target.close()
+        await other.close()
+        services.close()
+        memory.close()
+
+
+async def guest_rig(
+    kind: str, place: Path, kvm: Kvm, scenario: Callable[[Rig], Awaitable[None]]
+) -> tuple[list[Exception], list[Exception]]:
+    """`scenario` on a vCPU, in a thread; errors of the devices, and of the bus."""
+    errors: list[Exception] = []
+    async with Machine("agent", kvm=kvm, ram=[(0, RAM)]) as machine:
+        worker = Worker("kvm calls")
+        pins = IntxPins(IoApic(IoApicSink(machine.vm, worker.submit)))
+        services = KvmPciServices(
+            machine.vm, machine.bus, machine.memory, _create_task, worker, message_for_kvm, pins.line
+        )
+        target, other, root = _functions(kind, place, services, errors)
+        await target.open()
+        await other.open()
+        machine.start()
+        guest = VcpuGuest(machine.memory)
+
+        async def drive() -> None:
+            rig = Rig(target, other, guest, machine.memory)
+            interrupts = asyncio.create_task(guest.interrupts())
+            try:
+                await rig.start()
+                await scenario(rig)
+            finally:
+                interrupts.cancel()
+
+        try:
+            await asyncio.to_thread(lambda: asyncio.run(drive()))
+        finally:
+            await root.close()
+            await worker.aclose()
+            await target.close()
+            await other.close()
+        return errors, [error for _, error in machine.errors]
+
+
+def _create_task(coro: object, *, name: str) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(coro, name=name)  # type: ignore[arg-type]
+
+
+def packed(*descriptors: Descriptor) -> bytes:
+    """A table of them."""
+    return b"".join(struct.pack("<QIHH", d.address, d.length, d.flags, d.next) for d in descriptors)

@@ -1,0 +1,24 @@
+"""Every case, without KVM: the driver is on the event loop of the devices."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.case import Case
+from tests.hostile.cases import CASES, judge
+from tests.hostile.rig import simulated_rig
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+async def test_a_driver_that(case: Case, tmp_path: Path) -> None:
+    async with asyncio.timeout(60), simulated_rig(case.target, tmp_path) as (rig, _errors):
+        await judge(case, rig)
+
+
+def test_there_are_as_many_as_are_promised_and_of_every_kind() -> None:
+    assert len(CASES) >= 600
+    assert len({case.id for case in CASES}) == len(CASES)
+    assert len({case.category for case in CASES}) >= 10
