@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
     from aiovmm.machine.hotplug.devices import DeviceHotplug
+    from aiovmm.machine.hotplug.processors import ProcessorHotplug
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
     from aiovmm.machine.ram import Ram
@@ -88,6 +89,7 @@ class VM(Inventory, Commands):
         self._release = Release(config.name, self._ending)
         self._keeper: Keeper | None = None  # once it was entered
         self._hotplug: DeviceHotplug | None = None  # once something came or went
+        self._processors: ProcessorHotplug | None = None
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -335,20 +337,26 @@ class VM(Inventory, Commands):
         self._home.check()
         await self._devices().remove(id_, timeout, force=force)
 
-    async def resize(self, *, memory: int | None = None, timeout: float | None = 60.0) -> None:
-        """Give the guest more or less: `memory` in bytes, what it was made with and what came since, up to
-        MemoryConfig.hotplug_size more.
+    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
+        """Give the guest more or less: `cpus` processors, of CpusConfig.max; `memory` in bytes, what it was made with and what
+        came since, up to MemoryConfig.hotplug_size more.
 
         It returns when the guest has it, or has given back what is too much, after at most `timeout` seconds (None: for ever;
         0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest that does not do
-        it, with how far it has come; UsageError, StateError.
+        it, with how far it has come, HotplugError for one that refuses; UsageError, StateError.
         """
         self._home.check()
-        if memory is None:
-            raise UsageError("resize() takes memory=, in bytes")
-        from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
+        if memory is None and cpus is None:
+            raise UsageError("resize() takes cpus=, memory= in bytes, or both")
+        if cpus is not None:
+            from aiovmm.machine.hotplug.processors import ProcessorHotplug  # for who asks
 
-        await MemoryHotplug(self.name, self._ending, self._configured).resize(memory, timeout)
+            self._processors = self._processors or ProcessorHotplug(self.name, self._ending, self._configured)
+            await self._processors.resize(cpus, timeout)
+        if memory is not None:
+            from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
+
+            await MemoryHotplug(self.name, self._ending, self._configured).resize(memory, timeout)
 
     def _devices(self) -> DeviceHotplug:
         if self._hotplug is None:

@@ -38,8 +38,8 @@ class TopologyConfig:
 
 @dataclass(frozen=True)
 class CpusConfig:
-    """`boot` processors, which is what the guest has. `max` is how many its firmware tables have room for: those above `boot` are
-    described as absent, and nothing brings them. `topology` lays out all `max` (`boot`, where that is not given): None is one
+    """`boot` processors, which is what the guest starts with. With `max` it may have between one and so many while it runs, by
+    `vm.resize(cpus=)`. `topology` lays out all `max` (`boot`, where that is not given): None is one
     package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
     the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
     are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
@@ -81,8 +81,9 @@ class CpusConfig:
     def _check_affinity(self) -> None:
         vcpus = [vcpu for vcpu, _ in self.affinity]
         for vcpu, hosts in self.affinity:
-            if not 0 <= vcpu < self.boot:
-                raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", f"the first of {self.boot} is 0")
+            if not 0 <= vcpu < (self.max or self.boot):
+                hint = f"the first of {self.max or self.boot} is 0"
+                raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", hint)
             if vcpus.count(vcpu) > 1:
                 raise ConfigError("cpus.affinity", f"names vCPU {vcpu} twice")
             if any(host < 0 for host in hosts):

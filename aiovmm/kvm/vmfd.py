@@ -147,7 +147,14 @@ class VmFd:
         (a power of two) bounds the exits it may be ahead of the loop."""
         if index >= self.max_vcpus:
             raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
-        fd = call(self.fd, lib.KVM_CREATE_VCPU, index if id_ is None else id_, f"creating vCPU {index}")
+        return self.adopt_vcpu(index, self.open_vcpu(index, id_), ring_size=ring_size)
+
+    def open_vcpu(self, index: int, id_: int | None = None) -> int:
+        """The first part of `create_vcpu`, which may take long while others run: what `adopt_vcpu` takes. Raises KvmError."""
+        return call(self.fd, lib.KVM_CREATE_VCPU, index if id_ is None else id_, f"creating vCPU {index}")
+
+    def adopt_vcpu(self, index: int, fd: int, *, ring_size: int = 512) -> Vcpu:
+        """The second part, in the event loop's thread if that serves the VM. Raises KvmError, with the descriptor closed."""
         vcpu = Vcpu(self, index, fd, self._run_size, ring_size)
         self.vcpus[index] = vcpu
         return vcpu

@@ -115,7 +115,9 @@ class Machine:
         self._make_memory()
         kvm = self.parts.open_kvm()
         board.examine(kvm)
-        self.kvm_vm = vm = kvm.create_vm(self.parts.config.cpus.boot)
+        cpus = self.parts.config.cpus
+        most = cpus.max if cpus.max is not None and board.takes_processors else cpus.boot
+        self.kvm_vm = vm = kvm.create_vm(most)
         self._host.callback(vm.close)
         self._stack.push_async_callback(self.worker.aclose)
         self._stack.callback(board.close)
@@ -281,7 +283,6 @@ class Machine:
                 asyncio.get_running_loop().call_soon(self._owner.guest_ended, *self._early)
 
     async def _start(self, paused: bool) -> None:
-        affinity = dict(self.parts.config.cpus.affinity)
         end = perf_counter() + TURN
         for vcpu in reversed(self.vcpus):  # the boot processor last: the others wait for its start-up message
             if perf_counter() >= end:
@@ -291,10 +292,31 @@ class Machine:
                 return
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
-            vcpu.start()
-            vcpu.stand_back(self.parts.config.cpus.vcpu_nice)
-            if hosts := affinity.get(vcpu.index):
-                vcpu.run_on(hosts)
+            self._run(vcpu)
+
+    def _run(self, vcpu: Vcpu) -> None:
+        cpus = self.parts.config.cpus
+        vcpu.start()
+        vcpu.stand_back(cpus.vcpu_nice)
+        if hosts := dict(cpus.affinity).get(vcpu.index):
+            vcpu.run_on(hosts)
+
+    async def add_processor(self, index: int) -> None:
+        """One more vCPU, which runs and waits for the guest to start it. Raises KvmError, with none there."""
+        vcpu = await self.board.add_processor(index)
+        try:
+            self._run(vcpu)
+        except BaseException:
+            await self.remove_processor(index)
+            raise
+
+    async def remove_processor(self, index: int) -> None:
+        """End the last vCPU's thread, from whatever it does."""
+        vcpu = self.vcpus[index]
+        vcpu.stop()
+        if vcpu.needs_end:
+            await vcpu.join()
+        self.board.drop_processor(vcpu)
 
     async def pause(self) -> None:
         """Park all vCPUs, or, if that fails or is cancelled, none."""

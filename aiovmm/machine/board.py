@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # of machines that are saved, or restored
     from aiovmm.machine.restored import Restored
     from aiovmm.runtime.plain import State
 
+if TYPE_CHECKING:
+    from aiovmm.devices.hotplug.units import UnitRegisters  # for who has some
+
 __all__ = ["Board", "Ended", "Finding"]
 
 Ended = Callable[[ExitReason, str], None]
@@ -46,11 +49,17 @@ _NOT_SAVED = "guests of arm64 cannot be saved yet: their interrupt controller's 
 class Board(ABC):
     """Of one machine."""
 
+    takes_processors = False
+    """Whether processors can come while the guest runs."""
+
     has_ports = False
     """Whether its processors have an address space of I/O ports."""
 
     slots: SlotRegisters | None = None
     """Where a guest is told of devices that come and go, from `add_pci` on; None: nothing there tells it."""
+
+    processors: UnitRegisters | None = None
+    """Where a guest is told of processors that come and go, from `add_devices` on; None: it has what it has."""
 
     address_bits: int
     """How far guest-physical addresses reach, from `examine` on."""
@@ -163,6 +172,18 @@ class Board(ABC):
     @abstractmethod
     def slots_changed(self) -> None:
         """Have the guest look at `slots`, which are there."""
+
+    def processors_changed(self) -> None:
+        """Have the guest look at `processors`, which are there."""
+        raise NotImplementedError
+
+    async def add_processor(self, index: int) -> Vcpu:
+        """One more in `vcpus`, at the end, which waits to be started by the guest. Raises KvmError."""
+        raise NotImplementedError
+
+    def drop_processor(self, vcpu: Vcpu) -> None:
+        """It does not run any more, and is none of `vcpus`."""
+        raise NotImplementedError
 
     @abstractmethod
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:

@@ -7,7 +7,7 @@ __all__ = ["TABLE"]
 
 TABLE = """
 --cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused
---cpus max | differs | processors above `boot` are described as absent; none can be added while the guest runs
+--cpus max | same | on x86-64, by `vm.resize(cpus=)`; arm64 guests have `boot`
 --cpus topology | same |
 --cpus max_phys_bits | differs | 32 to 52; unset: 46, as there; the second PCI segment stays where the host's paging reaches
 --cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it

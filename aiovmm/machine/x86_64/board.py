@@ -13,7 +13,7 @@ from aiovmm.config import VMConfig
 from aiovmm.devices.acpi import GedEvent
 from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
-from aiovmm.kvm import FinalExit, Kvm, VmFd
+from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
 from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
 from aiovmm.lifecycle import ExitReason
@@ -24,7 +24,7 @@ from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
 from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables
-from aiovmm.machine.x86_64.vcpus import Processor, create_vcpus
+from aiovmm.machine.x86_64.vcpus import Processor, add_vcpu, create_vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
@@ -37,13 +37,14 @@ if TYPE_CHECKING:  # of machines that are saved, or restored
 
 __all__ = ["Pc"]
 
+_PROCESSORS = 0x1000  # ports, of which each has one
 _LAPIC_SIZE = 1 << 20  # where messages go, too
 
 
 class Pc(Board):
     """vCPUs come last: they take the interrupt controller that there is, and the boot processor the kernel's entry."""
 
-    has_ports = True
+    takes_processors = has_ports = True
     legacy: LegacyDevices
     _processor: Processor
     _pins: IntxPins
@@ -105,7 +106,14 @@ class Pc(Board):
 
     def add_devices(self) -> None:
         """The I/O APIC and what is wired to it."""
-        self._ports = AcpiPorts()
+        cpus = self.parts.config.cpus
+        self._ports = AcpiPorts(processors=None if cpus.max is None else _PROCESSORS)
+        if cpus.max is not None:
+            from aiovmm.devices.hotplug.units import UnitRegisters  # for machines whose processors come and go
+
+            self.processors = UnitRegisters(cpus.max, cpus.boot)
+            fast = self.processors.fast
+            self.bus.add(Range(Space.PIO, _PROCESSORS, fast.size, self.processors, "processors", fast))
         sink = IoApicSink(self._vm, self.off_loop)
         self.legacy = LegacyDevices(self.bus, sink, self.parts, self.ram, self._ports, self.ended)
         self.on_eoi = self.legacy.ioapic.eoi
@@ -154,6 +162,8 @@ class Pc(Board):
         fields = Fields(restored.state, "machine").fields("devices")
         assert self.slots is not None, "there is PCI"
         self.slots.load(fields.state("slots"))
+        if self.processors is not None:
+            self.processors.load(fields.state("processors"))
         await self.legacy.load(fields.state("legacy"))
 
     def unsuspend_devices(self) -> None:
@@ -174,7 +184,10 @@ class Pc(Board):
     def save_devices(self) -> State:
         """On ports, and the I/O APIC."""
         assert self.slots is not None, "there is PCI"
-        return {"legacy": self.legacy.save(), "slots": self.slots.save()}
+        state: State = {"legacy": self.legacy.save(), "slots": self.slots.save()}
+        if self.processors is not None:
+            state["processors"] = self.processors.save()
+        return state
 
     def message(self, address: int, data: int, place: Place) -> Message | None:
         """To local APICs."""
@@ -191,6 +204,22 @@ class Pc(Board):
     def slots_changed(self) -> None:
         """By ACPI."""
         self.legacy.ged.notify(GedEvent.PCI)
+
+    def processors_changed(self) -> None:
+        """By ACPI."""
+        self.legacy.ged.notify(GedEvent.CPU)
+
+    async def add_processor(self, index: int) -> Vcpu:
+        """By KVM, or one that was there before."""
+        vcpu, cpuid = await add_vcpu(self._vm, self._processor, index, self.off_loop)
+        self.vcpus.append(vcpu)
+        self._cpuids.append(cpuid)
+        return vcpu
+
+    def drop_processor(self, vcpu: Vcpu) -> None:
+        """KVM keeps it."""
+        at = self.vcpus.index(vcpu)
+        del self.vcpus[at], self._cpuids[at]
 
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:
         """A triple fault resets a PC; KVM may not know an instruction."""

@@ -17,12 +17,14 @@ from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry, of_host, request_amx
 from aiovmm.kvm.x86_64.state import Regs
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.machine.interrupts import OffLoop
 from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.prepared import Prepared
 
-__all__ = ["Processor", "create_vcpus", "topology_of"]
+__all__ = ["Processor", "add_vcpu", "create_vcpus", "topology_of"]
 
 _LAST_XAPIC_ID = 254
+_UNINITIALIZED = 1  # KVM_MP_STATE_UNINITIALIZED
 _SREGS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt", "idt", "cr0", "cr3", "cr4", "efer")
 _KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/x86/cpuid.rst
 
@@ -30,7 +32,9 @@ _KVM_FEATURES, _MSI_EXT_DEST_ID = 0x40000001, 1 << 15  # Documentation/virt/kvm/
 def topology_of(cpus: CpusConfig) -> CpuTopology:
     """What the guest is told of its processors: one package of cores, unless the configuration lays them out."""
     t = cpus.topology
-    return CpuTopology(cores=cpus.boot) if t is None else CpuTopology(t.packages, t.cores, t.threads, t.dies)
+    return (
+        CpuTopology(cores=cpus.max or cpus.boot) if t is None else CpuTopology(t.packages, t.cores, t.threads, t.dies)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +72,10 @@ class Processor:
         return self._packed.get((index, tsc_khz), lambda: self._cpuid(index, tsc_khz))
 
     def _cpuid(self, index: int, tsc_khz: int | None) -> bytes:
-        topology, count = topology_of(self.cpus), self.cpus.boot
+        topology, count = topology_of(self.cpus), self.cpus.max or self.cpus.boot
         entries = tell_of_host(self.entries, self.host, tsc_khz=tsc_khz)
         adjusted = adjust(entries, index, count, topology=topology, phys_bits=self.visible_bits)
-        if apic_id(topology, (self.cpus.max or count) - 1) > _LAST_XAPIC_ID:
+        if apic_id(topology, count - 1) > _LAST_XAPIC_ID:
             adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
         return cpuid.pack(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
 
@@ -86,20 +90,37 @@ def _plain(entries: Iterable[CpuidEntry]) -> list[BootCpuid]:
 def create_vcpus(vm: VmFd, processor: Processor, boot: CpuState) -> tuple[list[Vcpu], list[bytes]]:
     """All vCPUs, and the CPUID of each; number 0 enters the kernel with `boot`, the others wait for its start-up message. Raises
     KvmError."""
-    msrs = dict(boot_msrs())
     topology = topology_of(processor.cpus)
-    vcpus, cpuids = [], []
-    for index in range(processor.cpus.boot):
-        vcpu = vm.create_vcpu(index, id_=apic_id(topology, index))
-        state = VcpuState(vcpu)
-        cpuids.append(processor.cpuid(index, state.get_tsc_khz()))
-        state.set_packed_cpuid(cpuids[-1])
-        state.set_msrs(msrs)
-        state.reset_fpu()
-        state.wire_local_interrupts()
-        vcpus.append(vcpu)
+    vcpus = [vm.create_vcpu(index, id_=apic_id(topology, index)) for index in range(processor.cpus.boot)]
+    cpuids = [prepare(vcpu, processor) for vcpu in vcpus]
     _enter(VcpuState(vcpus[0]), boot)
     return vcpus, cpuids
+
+
+def prepare(vcpu: Vcpu, processor: Processor) -> bytes:
+    """Have it wait for a start-up message, as it comes out of reset; its CPUID. Raises KvmError."""
+    state = VcpuState(vcpu)
+    packed = processor.cpuid(vcpu.index, state.get_tsc_khz())
+    state.set_packed_cpuid(packed)
+    state.set_msrs(dict(boot_msrs()))
+    state.reset_fpu()
+    state.wire_local_interrupts()
+    return packed
+
+
+async def add_vcpu(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -> tuple[Vcpu, bytes]:
+    """One more, while the others run, and its CPUID. KVM cannot take one back, so one that was there before is used again. Raises
+    KvmError."""
+    if (parked := vm.vcpus.get(index)) is not None:
+        VcpuState(parked).set_mp_state(_UNINITIALIZED)  # until the guest sends INIT and a start-up message
+        return parked, processor.cpuid(index, VcpuState(parked).get_tsc_khz())
+    made: list[int] = []
+    id_ = apic_id(topology_of(processor.cpus), index)
+    waiting = off_loop(lambda: made.append(vm.open_vcpu(index, id_)), None)
+    if waiting is not None:
+        await waiting
+    vcpu = vm.adopt_vcpu(index, made[0])
+    return vcpu, prepare(vcpu, processor)
 
 
 def _with_wide_destinations(features: BootCpuid) -> BootCpuid:

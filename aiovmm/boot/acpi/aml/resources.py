@@ -18,6 +18,7 @@ __all__ = [
     "io_ports",
     "io_window",
     "irq",
+    "memory_range64",
     "memory_window32",
     "memory_window64",
     "resource_template",
@@ -30,6 +31,8 @@ _DECODE16 = 1
 _READ_WRITE = 1
 _MEMORY, _PORTS, _BUSES = 0, 1, 2
 _WINDOW = 0x0C  # producer (bit 0 clear), positive decode, minimum (bit 2) and maximum (bit 3) fixed
+_CONSUMED = 0x0D  # the same, consumed
+_CACHEABLE = 1 << 1
 _ENTIRE_RANGE = 3  # an I/O window passes ISA and non-ISA ports alike
 
 _CONSUMER, _EDGE, _ACTIVE_LOW, _SHARED = 1, 2, 4, 8  # extended interrupt, vector flags (6.4.3.6)
@@ -85,6 +88,12 @@ def memory_window32(base: int, size: int) -> bytes:
 def memory_window64(base: int, size: int) -> bytes:
     """QWordMemory: memory anywhere that a bridge passes on."""
     return _address_space(_QWORD_SPACE, "Q", _MEMORY, _READ_WRITE, base, size)
+
+
+def memory_range64(base: int, size: int) -> bytes:
+    """QWordMemory (ResourceConsumer, MinFixed, MaxFixed, Cacheable, ReadWrite): memory that the device itself is."""
+    content = struct.pack("<3B5Q", _MEMORY, _CONSUMED, _CACHEABLE | _READ_WRITE, 0, base, base + size - 1, 0, size)
+    return _large(_QWORD_SPACE, content)
 
 
 def _address_space(tag: int, width: str, kind: int, kind_flags: int, base: int, size: int) -> bytes:

@@ -10,6 +10,7 @@ from aiovmm.boot.x86_64.acpi.config import (
     Cpu,
     GedEvent,
     IoApic,
+    MemoryModule,
     NumaNode,
     SerialPort,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Cpu",
     "GedEvent",
     "IoApic",
+    "MemoryModule",
     "NumaNode",
     "SerialPort",
     "build",

@@ -15,6 +15,8 @@ Ports of the ACPI device, all in I/O space, as the guest uses them (defaults in 
                           that a button pressed before the guest has a driver for it is not lost.
     slots, 8 bytes a      of each PCI segment, from the first that is described: read, slots to look at (bytes 0 to 3) and slots
     segment               to give up (bytes 4 to 7), a bit each; reading forgets them. A write to bytes 0 to 3 ejects.
+    processors, modules,  `UnitBits`. Read: it is PRESENT, is to be looked at (LOOK), is wanted back (LET_GO). Written: the guest
+    1 byte for each       has been told of that; it has let go of it (EJECT), taken it, not taken it, kept it.
 """
 
 from __future__ import annotations
@@ -32,8 +34,10 @@ __all__ = [
     "Cpu",
     "GedEvent",
     "IoApic",
+    "MemoryModule",
     "SerialPort",
     "SlotPorts",
+    "UnitBits",
 ]
 
 RESET_VALUE = 1
@@ -63,14 +67,29 @@ class SlotPorts:
     SIZE = 8
 
 
+class UnitBits:
+    """The register of a processor or memory module that comes and goes: see the head of this file."""
+
+    PRESENT = 0x01
+    LOOK = 0x02
+    LET_GO = 0x04
+    EJECT = 0x08
+    TAKEN = 0x10
+    REFUSED = 0x20
+    KEPT = 0x40
+
+
 @dataclass(frozen=True)
 class AcpiPorts:
-    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer; `slots` None: no slot is for hotplug."""
+    """I/O ports of the ACPI device's registers; `pm_timer` None: there is no PM timer; `slots` None: no slot is for hotplug;
+    `processors` and `modules` None: none of them comes or goes."""
 
     sleep_reset: int = 0x600
     ged: int = 0x604
     pm_timer: int | None = 0x608
     slots: int | None = 0x800
+    processors: int | None = None
+    modules: int | None = None
 
     def slots_of(self, index: int) -> int | None:
         """The first port of the segment that is described as number `index`."""
@@ -112,6 +131,14 @@ class NumaNode:
 
 
 @dataclass(frozen=True)
+class MemoryModule:
+    """Memory at guest-physical `base` that may be there or not; its register is at its place in `AcpiConfig.modules`."""
+
+    base: int
+    size: int
+
+
+@dataclass(frozen=True)
 class IoApic:
     """The I/O APIC: its MMIO address, APIC ID, and the global system interrupt of its pin 0."""
 
@@ -134,6 +161,7 @@ class AcpiConfig:
     """A machine. Raises ConfigError for one that the tables cannot describe."""
 
     cpus: tuple[Cpu, ...] = (Cpu(0),)
+    modules: tuple[MemoryModule, ...] = ()
     pci_segments: tuple[PciSegment, ...] = ()
     serial_ports: tuple[SerialPort, ...] = (SerialPort(),)
     iommu: VirtioIommu | None = None

@@ -18,15 +18,26 @@ from __future__ import annotations
 from aiovmm.boot.acpi import aml
 from aiovmm.boot.acpi.sdt import sdt
 from aiovmm.boot.pci import PciSegment
-from aiovmm.boot.x86_64.acpi.config import S5_SLEEP_TYPE, AcpiConfig, Cpu, GedEvent, SerialPort, SlotPorts
+from aiovmm.boot.x86_64.acpi.config import (
+    S5_SLEEP_TYPE,
+    AcpiConfig,
+    Cpu,
+    GedEvent,
+    MemoryModule,
+    SerialPort,
+    SlotPorts,
+)
 from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge
 from aiovmm.boot.x86_64.acpi.dsdt_slots import CHECK
+from aiovmm.boot.x86_64.acpi.dsdt_units import CHECK as UNIT_CHECK
+from aiovmm.boot.x86_64.acpi.dsdt_units import hot_unit
+from aiovmm.boot.x86_64.acpi.madt import ApicFlags, local_apic
 
 __all__ = ["dsdt"]
 
 REVISION = 2  # integers have 64 bits from revision 2 on
 
-_BUS_CHECK, _DEVICE_CHECK = 0x00, 0x01  # device object notifications (ACPI 6.4, 5.6.6)
+_BUS_CHECK = 0x00  # device object notifications (ACPI 6.4, 5.6.6)
 _BUTTON_PRESSED = 0x80  # power button notification (5.6.6)
 _GENERATION_CHANGED = 0x80
 _NOT_PRESENT, _WORKING = 0x00, 0x0F  # _STA (6.3.7)
@@ -45,7 +56,9 @@ def dsdt(config: AcpiConfig) -> bytes:
         host_bridge(segment, config.ports.slots_of(i), near.get(segment.segment))
         for i, segment in enumerate(config.pci_segments)
     ]
-    devices += [_processor(uid, cpu) for uid, cpu in enumerate(config.cpus)]
+    devices += [_processor(uid, cpu, config.ports.processors) for uid, cpu in enumerate(config.cpus)]
+    if config.ports.modules is not None:
+        devices += [_module(i, module, config.ports.modules + i) for i, module in enumerate(config.modules)]
     return sdt("DSDT", REVISION, _soft_off() + aml.scope("_SB", *devices))
 
 
@@ -112,13 +125,15 @@ def _event_device(config: AcpiConfig) -> bytes:
 
 
 def _event_targets(config: AcpiConfig) -> dict[int, list[bytes]]:
-    """Whom each event concerns. MEMORY concerns nobody as long as no memory devices are described."""
-    absent = [uid for uid, cpu in enumerate(config.cpus) if not cpu.enabled]
+    """Whom each event concerns."""
+    processors = range(1, len(config.cpus)) if config.ports.processors is not None else ()
+    modules = range(len(config.modules)) if config.ports.modules is not None else ()
     generation = [aml.notify("VGEN", aml.integer(_GENERATION_CHANGED))] if config.vm_generation is not None else []
     return {
         GedEvent.VM_GENERATION: generation,
         GedEvent.POWER_BUTTON: [aml.notify("PWRB", aml.integer(_BUTTON_PRESSED))],
-        GedEvent.CPU: [aml.notify(_processor_name(uid), aml.integer(_DEVICE_CHECK)) for uid in absent],
+        GedEvent.CPU: [aml.name_string(f"^^{_processor_name(uid)}.{UNIT_CHECK}") for uid in processors],
+        GedEvent.MEMORY: [aml.name_string(f"^^{_module_name(i)}.{UNIT_CHECK}") for i in modules],
         GedEvent.PCI: [_slots_changed(config, segment) for segment in config.pci_segments],
     }
 
@@ -138,6 +153,8 @@ def _motherboard(config: AcpiConfig) -> bytes:
     registers = [aml.io_ports(port, 1) for port in (config.ports.sleep_reset, config.ports.ged)]
     slots = (config.ports.slots_of(i) for i in range(len(config.pci_segments)))
     registers += [aml.io_ports(port, SlotPorts.SIZE) for port in slots if port is not None]
+    registers += _unit_ports(config.ports.processors, len(config.cpus))
+    registers += _unit_ports(config.ports.modules, len(config.modules))
     ecam = [aml.fixed_memory(s.ecam.base, s.ecam.size) for s in config.pci_segments]
     return aml.device(
         "MBRD",
@@ -147,15 +164,38 @@ def _motherboard(config: AcpiConfig) -> bytes:
     )
 
 
+def _unit_ports(first: int | None, count: int) -> list[bytes]:
+    """A descriptor has room for 255 ports."""
+    if first is None:
+        return []
+    return [aml.io_ports(first + at, min(count - at, 255)) for at in range(0, count, 255)]
+
+
 def _processor_name(uid: int) -> str:
     return f"C{uid:03X}"
 
 
-def _processor(uid: int, cpu: Cpu) -> bytes:
-    """A processor device (ACPI 6.4, 8.4); `_UID` ties it to its entry in the MADT."""
-    return aml.device(
-        _processor_name(uid),
-        aml.name("_HID", aml.string("ACPI0007")),
-        aml.name("_UID", aml.integer(uid)),
-        aml.name("_STA", aml.integer(_WORKING if cpu.enabled else _NOT_PRESENT)),
+def _processor(uid: int, cpu: Cpu, registers: int | None) -> bytes:
+    """A processor device (ACPI 6.4, 8.4); `_UID` ties it to its entry in the MADT. One that comes and goes has that entry,
+    as it is when it is there (_MAT, 6.2.10), too; the first is always there."""
+    name = _processor_name(uid)
+    identity = (aml.name("_HID", aml.string("ACPI0007")), aml.name("_UID", aml.integer(uid)))
+    if registers is None or uid == 0:
+        return aml.device(name, *identity, aml.name("_STA", aml.integer(_WORKING if cpu.enabled else _NOT_PRESENT)))
+    entry = aml.name("_MAT", aml.buffer(local_apic(uid, cpu, ApicFlags.ENABLED)))
+    return hot_unit(name, registers + uid, *identity, entry)
+
+
+def _module_name(index: int) -> str:
+    return f"M{index:03X}"
+
+
+def _module(index: int, module: MemoryModule, register: int) -> bytes:
+    """A memory device (ACPI 6.4, 9.11)."""
+    return hot_unit(
+        _module_name(index),
+        register,
+        aml.name("_HID", aml.eisa_id("PNP0C80")),
+        aml.name("_UID", aml.integer(index)),
+        aml.name("_CRS", aml.resource_template(aml.memory_range64(module.base, module.size))),
     )

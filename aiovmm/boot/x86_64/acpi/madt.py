@@ -7,7 +7,7 @@ import struct
 from aiovmm.boot.acpi.sdt import sdt
 from aiovmm.boot.x86_64.acpi.config import AcpiConfig, Cpu, IoApic
 
-__all__ = ["ApicFlags", "madt"]
+__all__ = ["ApicFlags", "local_apic", "madt"]
 
 REVISION = 5  # from here on "online capable" is defined
 
@@ -47,7 +47,11 @@ def _needs_x2apic(uid: int, cpu: Cpu) -> bool:
 
 
 def _processor(uid: int, cpu: Cpu) -> bytes:
-    flags = ApicFlags.ENABLED if cpu.enabled else ApicFlags.ONLINE_CAPABLE
+    return local_apic(uid, cpu, ApicFlags.ENABLED if cpu.enabled else ApicFlags.ONLINE_CAPABLE)
+
+
+def local_apic(uid: int, cpu: Cpu, flags: int) -> bytes:
+    """A processor's entry, which is also what its _MAT gives."""
     if _needs_x2apic(uid, cpu):
         return struct.pack("<BBHIII", _LOCAL_X2APIC, 16, 0, cpu.apic_id, flags, uid)
     return struct.pack("<BBBBI", _LOCAL_APIC, 8, uid, cpu.apic_id, flags)

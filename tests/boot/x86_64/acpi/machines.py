@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from aiovmm.boot.pci import EndpointRange, IntxWire, PciSegment, VirtioIommu, Window
-from aiovmm.boot.x86_64.acpi import AcpiConfig, Cpu, NumaNode
+from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, Cpu, MemoryModule, NumaNode
 
 ECAM = 0xE8000000
 BASE = 0xA0000
@@ -55,5 +55,11 @@ MACHINES = {
     "256 processors": AcpiConfig(cpus=cpus(256, 256), pci_segments=segments(3)),
     "1024 processors to come": AcpiConfig(cpus=cpus(1, 1024), pci_segments=segments(1)),
     "scattered APIC IDs": AcpiConfig(cpus=(Cpu(0), Cpu(254), Cpu(255), Cpu(4000, False))),
+    "processors and modules that come and go": AcpiConfig(
+        cpus=cpus(2, 300),
+        pci_segments=segments(1),
+        modules=tuple(MemoryModule((n + 4) << 30, 1 << 30) for n in range(3)),
+        ports=AcpiPorts(processors=0x1000, modules=0xB00),
+    ),
     "no clock, with i8042": AcpiConfig(rtc=False, i8042=True),
 }

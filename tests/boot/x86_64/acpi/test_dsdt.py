@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, GedEvent
+from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, GedEvent, MemoryModule
 from aiovmm.boot.x86_64.acpi.dsdt import dsdt
 from tests.boot.acpica import Acpica
 from tests.boot.x86_64.acpi.machines import MACHINES, cpus, segments, wired
@@ -46,11 +46,11 @@ BRIDGES = AcpiConfig(cpus=cpus(2, 4), pci_segments=segments(2), ports=AcpiPorts(
 NOTIFIED = {
     0: set(),
     GedEvent.POWER_BUTTON: {("PWRB", 0x80)},
-    GedEvent.CPU: {("C002", 1), ("C003", 1)},
+    GedEvent.CPU: set(),
     GedEvent.MEMORY: set(),
     GedEvent.PCI: {("PC00", 0), ("PC01", 0)},
     GedEvent.POWER_BUTTON | GedEvent.PCI: {("PWRB", 0x80), ("PC00", 0), ("PC01", 0)},
-    0xFF: {("PWRB", 0x80), ("C002", 1), ("C003", 1), ("PC00", 0), ("PC01", 0)},
+    0xFF: {("PWRB", 0x80), ("PC00", 0), ("PC01", 0)},
 }
 
 
@@ -69,6 +69,55 @@ def test_slots_are_told_what_their_registers_say(acpica: Acpica, fill: int) -> N
     for_others = notified(output) - {(slot, value) for slot in slots for value in (1, 3)}
     assert len(re.findall(r"Notify on \[S", output)) == 2 * 2 * len(slots)
     assert for_others == (NOTIFIED[0xFF] - {("PC00", 0), ("PC01", 0)} if fill == 0xFF else set())
+
+
+HOT = AcpiConfig(
+    cpus=cpus(2, 3), modules=(MemoryModule(4 << 30, 1 << 30),), ports=AcpiPorts(processors=0x1000, modules=0xB00)
+)
+
+
+@pytest.mark.parametrize(
+    ("fill", "told"),
+    [
+        (GedEvent.CPU | 2, {("C001", 1), ("C002", 1), ("M000", 1)}),  # PRESENT and LOOK; 2 is MEMORY, too
+        (GedEvent.CPU | 4, {("C001", 3), ("C002", 3)}),  # PRESENT and LET_GO
+        (GedEvent.CPU, set()),
+        (7, {(name, value) for name in ("C001", "C002", "M000") for value in (1, 3)}),
+    ],
+)
+def test_processors_and_modules_are_told_what_their_registers_say(
+    acpica: Acpica, fill: int, told: set[tuple[str, int]]
+) -> None:
+    """All registers, the GED's too, read as `fill`."""
+    output = acpica.execute(dsdt(HOT), rf"execute \_SB.GED0._EVT {HOT.ged_gsi}", region_fill=fill)
+    assert notified(output) == told
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("_EJ0 1", 0x08),
+        ("_OST 1 0 (00)", 0x10),
+        ("_OST 1 1 (00)", 0x20),
+        ("_OST 3 0x82 (00)", 0x40),
+        ("_OST 0x103 0x81 (00)", 0x40),
+        ("_OST 3 0x84 (00)", 0x01),
+        ("_OST 3 0 (00)", 0x01),
+        ("_OST 0x80 1 (00)", 0x01),
+    ],
+)
+def test_what_became_of_it_is_written(acpica: Acpica, command: str, written: int) -> None:
+    """By _EJ0 and _OST (source event, status); the register holds 1 before."""
+    output = acpica.execute(dsdt(HOT), rf"evaluate \_SB.M000.{command}", r"evaluate \_SB.M000.UFLG", region_fill=0x01)
+    assert int(re.findall(r"\[Integer\] = (\w{16})", output)[-1], 16) == written
+
+
+def test_a_module_is_where_it_is_and_a_processor_in_the_madt(acpica: Acpica) -> None:
+    output = acpica.execute(dsdt(HOT), r"evaluate \_SB.M000._STA", r"evaluate \_SB.C002._MAT", region_fill=0x01)
+    assert "[Integer] = 000000000000000F" in output
+    assert "00 08 02 02 01 00 00 00" in output
+    resources = acpica.execute(dsdt(HOT), r"resources \_SB.M000")
+    assert re.findall(r"Address (?:Minimum|Maximum) : (\w+)", resources) == ["0000000100000000", "000000013FFFFFFF"]
 
 
 def test_a_slot_has_a_number_of_its_own_and_ejects(acpica: Acpica) -> None:

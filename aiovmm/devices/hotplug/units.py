@@ -1,0 +1,129 @@
+"""The registers of processors or memory modules for hotplug, a port each, as the DSDT reads and writes them. Pure.
+
+    read     PRESENT, LOOK (it has come: device check), LET_GO (it is wanted: eject request)
+    written  LOOK, LET_GO: the guest has been told. EJECT: it has let go (_EJ0). TAKEN, REFUSED, KEPT: what became of what it
+             was told (_OST): it has taken it, it does not take it, it does not let it go
+
+What is read is answered from the shadow, without an exit. A guest has a say only in what it is asked for, once: everything else
+that it writes is nothing, and its vCPUs drop it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiovmm.bus import FastPage, Policy
+from aiovmm.errors import SnapshotError
+from aiovmm.runtime.plain import Fields, State
+
+__all__ = ["UnitFlag", "UnitRegisters"]
+
+_NOTHING, _COMING, _GOING = range(3)
+
+
+class UnitFlag:
+    """Bits of a unit's register."""
+
+    PRESENT = 0x01
+    LOOK = 0x02
+    LET_GO = 0x04
+    EJECT = 0x08
+    TAKEN = 0x10
+    REFUSED = 0x20
+    KEPT = 0x40
+
+
+_READABLE = UnitFlag.PRESENT | UnitFlag.LOOK | UnitFlag.LET_GO
+
+
+class UnitRegisters:
+    """A BusDevice for `count` units, the first `present` of which are there. `on_taken`, `on_refused`, `on_kept` and `on_eject`
+    are told the unit; the guest's write waits for the result of the last."""
+
+    def __init__(self, count: int, present: int) -> None:
+        self.on_taken: Callable[[int], None] = _nobody
+        self.on_refused: Callable[[int], None] = _nobody
+        self.on_kept: Callable[[int], None] = _nobody
+        self.on_eject: Callable[[int], Awaitable[None] | None] = _nobody
+        self._asked = bytearray(count)
+        self.fast = FastPage(count)
+        self.fast.policy[:] = bytes([Policy.SHADOW_READ | Policy.IGNORE_WRITE]) * count
+        self.fast.shadow[:present] = bytes([UnitFlag.PRESENT]) * present
+
+    # -- the machine's side
+
+    @property
+    def present(self) -> int:
+        """How many are there."""
+        return sum(value & UnitFlag.PRESENT for value in self.fast.shadow)
+
+    def insert(self, unit: int) -> None:
+        """It is there, and the guest is to take it."""
+        self._set(unit, UnitFlag.PRESENT | UnitFlag.LOOK, _COMING)
+
+    def withdraw(self, unit: int) -> None:
+        """It is not there, whatever the guest was told."""
+        self._set(unit, 0, _NOTHING)
+
+    def ask(self, unit: int) -> None:
+        """The guest is to let go of it. Once more reminds it."""
+        self._set(unit, UnitFlag.PRESENT | UnitFlag.LET_GO, _GOING)
+
+    # -- the guest's side
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What the shadow says."""
+        return bytes(self.fast.shadow[offset : offset + size])
+
+    def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
+        """A byte for each unit. The result is done when what was ejected is away."""
+        waits = [wait for at, value in enumerate(data) if (wait := self._written(offset + at, value)) is not None]
+        return _all(waits) if waits else None
+
+    def _written(self, unit: int, value: int) -> Awaitable[None] | None:
+        asked = self._asked[unit]
+        told = value & (UnitFlag.LOOK | UnitFlag.LET_GO)
+        self.fast.shadow[unit] &= ~told
+        if asked == _COMING and value & (UnitFlag.TAKEN | UnitFlag.REFUSED):
+            if value & UnitFlag.TAKEN:
+                self._set(unit, UnitFlag.PRESENT, _NOTHING)
+                self.on_taken(unit)
+            else:
+                self._set(unit, 0, _NOTHING)
+                self.on_refused(unit)
+        elif asked == _GOING and value & UnitFlag.EJECT:
+            self._set(unit, 0, _NOTHING)
+            return self.on_eject(unit)
+        elif asked == _GOING and value & UnitFlag.KEPT:
+            self._set(unit, UnitFlag.PRESENT, _NOTHING)
+            self.on_kept(unit)
+        return None
+
+    def _set(self, unit: int, value: int, asked: int) -> None:
+        self.fast.shadow[unit], self._asked[unit] = value, asked
+        self.fast.policy[unit] = Policy.SHADOW_READ | (0 if asked else Policy.IGNORE_WRITE)
+
+    # -- state
+
+    def save(self) -> State:
+        """What is there, what a guest has not fetched, and what is asked of it."""
+        return {"units": bytes(self.fast.shadow), "asked": bytes(self._asked)}
+
+    def load(self, state: State) -> None:
+        """See runtime.plain.Saved."""
+        fields = Fields(state, "units")
+        units, asked = (fields.data(name, len(self._asked)) for name in ("units", "asked"))
+        fields.end()
+        if any(value & ~_READABLE for value in units) or any(value > _GOING for value in asked):
+            raise SnapshotError("units: no registers have such values")
+        for unit, (value, what) in enumerate(zip(units, asked, strict=True)):
+            self._set(unit, value, what)
+
+
+def _nobody(_unit: int) -> None:
+    """Nobody has asked for anything."""
+
+
+async def _all(pending: list[Awaitable[None]]) -> None:
+    for wait in pending:
+        await wait

@@ -1,0 +1,158 @@
+"""Processors that come and go; the test plays the part of the guest's kernel on the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from aiovmm import (
+    VM,
+    CpusConfig,
+    EventKind,
+    HotplugError,
+    HotplugTimeout,
+    RebootPolicy,
+    StateError,
+    UsageError,
+    VMConfig,
+)
+from aiovmm.bus import Space
+from aiovmm.machine.architecture import board_of_host
+from tests.vm.guest import config, counts_on, event, until
+
+REGISTERS, GED = 0x1000, 0x604
+LOOK, LET_GO, EJECT, TAKEN, REFUSED, KEPT = 2, 4, 8, 0x10, 0x20, 0x40
+LONG = 60.0
+
+pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
+
+
+def made(**changes: object) -> VMConfig:
+    return replace(config("s", **changes), cpus=CpusConfig(1, 4))
+
+
+async def notified(vm: VM, flag: int) -> int:
+    """The processor that a kernel would notify, told of as UCHK does."""
+    registers = vm.machine.board.processors
+    assert registers is not None
+    found: list[int] = []
+
+    def told() -> bool:
+        ged = vm.machine.bus.read(Space.PIO, GED, 1)
+        assert isinstance(ged, bytes)
+        found[:] = [n for n, value in enumerate(registers.read(0, 4)) if value & flag and ged[0] & 1]
+        return bool(found)
+
+    await until(told, LONG)
+    (processor,) = found
+    await say(vm, processor, flag)
+    return processor
+
+
+async def say(vm: VM, processor: int, value: int) -> None:
+    pending = vm.machine.bus.write(Space.PIO, REGISTERS + processor, bytes([value]))
+    if pending is not None:
+        await asyncio.wait_for(pending, LONG)
+
+
+async def resized(vm: VM, count: int) -> None:
+    """With a guest that does it."""
+    task = asyncio.ensure_future(vm.resize(cpus=count))
+    now = len(vm.machine.vcpus)
+    while now != count:
+        flag, answer, step = (LOOK, TAKEN, 1) if count > now else (LET_GO, EJECT, -1)
+        assert await notified(vm, flag) == (now if step > 0 else now - 1)
+        await say(vm, now if step > 0 else now - 1, answer)
+        now += step
+    await task
+
+
+async def test_processors_come_and_go_and_come_again() -> None:
+    async with VM(made()) as vm:
+        await vm.start()
+        for count in (4, 2, 3, 1, 2):
+            await resized(vm, count)
+            assert len(vm.machine.vcpus) == vm.config.cpus.boot == count
+            assert [vcpu.running for vcpu in vm.machine.vcpus] == [True] * count
+            assert sum(vcpu.running for vcpu in vm.machine.kvm_vm.vcpus.values()) == count
+            assert len(vm.machine.kvm_vm.vcpus) == 4
+            await counts_on(vm)
+        await vm.pause()
+        await vm.resume()
+        await counts_on(vm)
+    told = [e.detail async for e in vm.events(from_start=True) if e.kind is EventKind.RESIZED]
+    assert told == [f"{count} processors" for count in (4, 2, 3, 1, 2)]
+
+
+async def test_a_guest_that_does_not_take_one_has_none() -> None:
+    async with VM(made()) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout, match="adding processor 1: the guest has not taken it"):
+            await vm.resize(cpus=2, timeout=0.05)
+        task = asyncio.ensure_future(vm.resize(cpus=2))
+        await say(vm, await notified(vm, LOOK), REFUSED)
+        with pytest.raises(HotplugError, match="processor 1: the guest does not take it"):
+            await task
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == 1
+        assert vm.machine.board.processors is not None
+        assert vm.machine.board.processors.present == 1
+        await counts_on(vm)
+        await resized(vm, 2)
+
+
+async def test_a_guest_that_keeps_one_keeps_it_until_it_lets_go() -> None:
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 2)
+        task = asyncio.ensure_future(vm.resize(cpus=1))
+        await say(vm, await notified(vm, LET_GO), KEPT)
+        with pytest.raises(HotplugError, match="processor 1: the guest does not let go of it"):
+            await task
+        with pytest.raises(HotplugTimeout, match="has not let go of it"):
+            await vm.resize(cpus=1, timeout=0.05)
+        assert len(vm.machine.vcpus) == 2
+        await say(vm, await notified(vm, LET_GO), EJECT)
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == 1
+
+
+async def test_a_guest_ejects_only_what_is_asked_of_it() -> None:
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 3)
+        for value in (0xFF, EJECT, KEPT, TAKEN):
+            for processor in range(4):
+                await say(vm, processor, value)
+        assert len(vm.machine.vcpus) == 3
+        await counts_on(vm)
+
+
+async def test_over_a_reset_they_stay() -> None:
+    async with VM(made(on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await resized(vm, 3)
+        task = asyncio.ensure_future(vm.resize(cpus=4, timeout=None))
+        await notified(vm, LOOK)
+        vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
+        with pytest.raises(HotplugError, match="reset meanwhile"):
+            await asyncio.wait_for(task, LONG)
+        await event(vm, EventKind.REBOOTED)
+        assert len(vm.machine.vcpus) == 3
+        await resized(vm, 2)
+
+
+async def test_what_cannot_be_is_refused() -> None:
+    async with VM(made()) as vm:
+        with pytest.raises(StateError, match="while it runs"):
+            await vm.resize(cpus=2)
+        await vm.start()
+        for count in (0, 5, "2", True):
+            with pytest.raises(UsageError, match="it can have 1 to 4 processors"):
+                await vm.resize(cpus=count)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match=r"takes cpus=, memory="):
+            await vm.resize()
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(UsageError, match=r"CpusConfig\(max=\)"):
+            await vm.resize(cpus=2)
