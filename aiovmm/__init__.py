@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
     from aiovmm.rootfs import BuiltImage, Image, ImageConfig
     from aiovmm.sandboxes import Sandbox, sandbox
+    from aiovmm.snapshot.taking import Snapshot
+    from aiovmm.snapshot.template import Template
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
@@ -155,9 +157,11 @@ __all__ = [
     "RngConfig",
     "RtcConfig",
     "Sandbox",
+    "Snapshot",
     "SnapshotError",
     "Space",
     "StateError",
+    "Template",
     "UsageError",
     "VMConfig",
     "VMState",
@@ -190,6 +194,8 @@ __getattr__ = lazy_names(
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
         "aiovmm.rootfs": "BuiltImage Image ImageConfig",
         "aiovmm.sandboxes": "Sandbox sandbox",
+        "aiovmm.snapshot.taking": "Snapshot",
+        "aiovmm.snapshot.template": "Template",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",

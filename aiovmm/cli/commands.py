@@ -15,6 +15,8 @@ _COMMANDS = {
     "attach": ("aiovmm.cli.attach", "Attach this terminal to a console's unix socket."),
     "exec": ("aiovmm.cli.exec", "Run a command in a running guest."),
     "cp": ("aiovmm.cli.cp", "Copy files into a running guest, or out of it."),
+    "snapshot": ("aiovmm.cli.snapshot", "Write a running guest to a directory."),
+    "fork": ("aiovmm.cli.fork", "Run several guests that go on from one snapshot."),
     "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
     "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
     "disk": ("aiovmm.cli.disk", "Make, look at, copy and merge disk images and overlays."),

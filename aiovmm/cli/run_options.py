@@ -80,6 +80,12 @@ OPTIONS = (
     RunOption("--landlock", "Refuse paths that are not configured, or in --landlock-rules.", kind=bool, default=False),
     RunOption("--landlock-rules", "{keys}", _KEYS, list),
     RunOption("--name", "Name in events and logs.", default="vm"),
+    RunOption(
+        "--restore",
+        "Go on from a snapshot; then only consoles and a name are given.",
+        "source_url=file://DIR[,prefault=on]",
+    ),
+    RunOption("--control-socket", "A unix socket for `aiovmm snapshot`.", "PATH", kind=Path),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),
     RunOption("--stop-timeout", "Seconds a guest has after the power button (10).", kind=float, default=10.0),
     RunOption(

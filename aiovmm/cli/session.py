@@ -18,15 +18,19 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
-from aiovmm.lifecycle import Event, EventKind, VMState
+from aiovmm.lifecycle import Event, EventKind
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aiovmm.cli.event_monitor import EventMonitor
+    from aiovmm.cli.restore import Restore
     from aiovmm.console import AttachEnd
 
 __all__ = ["Session"]
 
+CONTROL = "control"  # the task that serves the socket, until the guest ends
 _KEEP = "--serial file=PATH keeps it"
 
 
@@ -44,10 +48,12 @@ class Session:
         stays: bool = False,
         closed: Sequence[int] = (),
         confinement: Confinement,
+        restore: Restore | None = None,
+        control: Path | None = None,
     ) -> None:
         """`events_to`: see events.open_events, `monitor`: see event_monitor; `stays`: not to end with a guest that has powered
-        off; `closed`: standard descriptors that are not there; `confinement`:
-        of this process."""
+        off; `closed`: standard descriptors that are not there; `confinement`: of this process; `restore`: what the guest goes on
+        from, `config` being its own; `control`: a socket for those who ask for something (control.py)."""
         self._config = config
         self._detach = parse_keys(detach_keys)
         self._stop_timeout = stop_timeout
@@ -57,6 +63,8 @@ class Session:
         self._stays = stays
         self._closed = closed
         self._confinement = confinement
+        self._restore = restore
+        self._control = control
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
@@ -79,8 +87,9 @@ class Session:
             self._monitor.tell(source, event)
 
     async def _run(self) -> int:
-        self._tell("vm", "booting")
-        vm = VM(self._config, terminal=False)  # which is given to a console, and taken back, by `_interact`
+        self._tell("vm", "booting" if self._restore is None else "restoring")
+        # the terminal is given to a console, and taken back, by `_interact`
+        vm = VM(self._config, terminal=False) if self._restore is None else self._restore.vm()
         self._handle_signals(vm)
         self._confinement.confine_paths(self._config, self._events_to)
         async with vm:
@@ -92,15 +101,21 @@ class Session:
                 self._spawn(self._monitor.follow(vm.events(from_start=True)))
             self._spawn(self._watch_places(vm.events(from_start=True)))
             terminal = self._consoles(vm)
+            if self._control is not None:
+                from aiovmm.cli.control import serve
+
+                self._spawn(serve(vm, self._control), CONTROL)
             self._confinement.confine_calls()
-            if vm.state is VMState.CREATED:  # else a signal has come already
-                await vm.start()
+            if vm.status is None:  # else a signal has come already
+                await (vm.start() if self._restore is None else vm.resume())
                 gc.freeze()
                 gc.enable()
                 if terminal is not None:
                     await self._interact(vm, *terminal)
             status = await vm.wait()
             for task in list(self._tasks):
+                if task.get_name() == CONTROL:
+                    task.cancel()
                 await asyncio.wait([task], timeout=1)
         if status.ok and self._stays and not self._stopping:
             await self._leave.wait()
@@ -194,8 +209,8 @@ class Session:
             self._stopping = True
             self._spawn(vm.stop(self._stop_timeout))
 
-    def _spawn(self, coro: Any) -> None:
-        task = asyncio.ensure_future(coro)
+    def _spawn(self, coro: Any, name: str | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(coro, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -18,7 +18,14 @@ _DESCRIPTORS = 16
 
 def start(args: dict[str, Any], closed: Sequence[int]) -> None:
     """Run a guest to its end; raises SystemExit with the exit code. `closed`: standard descriptors that are not there."""
-    config = build_config(args)
+    restore = None
+    if args["restore"] is None:
+        config = build_config(args)
+    else:
+        from aiovmm.cli.restore import Restore  # for who asks
+
+        restore = Restore.of(args)
+        config = restore.config
     check_seconds("--stop-timeout", args["stop_timeout"])
     gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
     try:
@@ -44,6 +51,8 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
             stays=args["no_shutdown"],
             closed=closed,
             confinement=Confinement.of(args),
+            restore=restore,
+            control=args["control_socket"],
         )
         require_descriptors(_DESCRIPTORS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
+
+from aiovmm.config import DiskConfig, ImageType
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.image import DiskImage
@@ -40,6 +42,19 @@ class DiskBases:
             raise
         return disks
 
+    @classmethod
+    def opened(cls, configs: Sequence[DiskConfig]) -> Self:
+        """As they are now. In a thread. Raises HostError, ImageError."""
+        disks = cls({})
+        try:
+            for number, disk in enumerate(configs):
+                if not disk.readonly:
+                    disks._bases[disk.id or f"disk{number}"] = _open(disk)
+        except BaseException:
+            disks.release()
+            raise
+        return disks
+
     def overlays(self) -> Mapping[str, Callable[[], DiskImage]]:
         """By the ids of the disks: what opens an overlay of its own, which goes with its guest."""
         if not self._bases:
@@ -52,3 +67,18 @@ class DiskBases:
         """Idempotent."""
         while self._bases:
             self._bases.popitem()[1].release()
+
+
+def _open(disk: DiskConfig) -> Base:
+    from aiovmm.devices.virtio.blk.overlay.image import open_base
+
+    path = disk.overlay or disk.path
+    assert path is not None, "a disk that another process serves is in no snapshot"
+    return open_base(
+        path,
+        direct=disk.direct,
+        raw=disk.image_type is ImageType.RAW and disk.overlay is None,
+        sparse=disk.sparse,
+        lock=disk.lock_granularity,
+        backing_files=disk.backing_files or disk.overlay is not None,
+    )

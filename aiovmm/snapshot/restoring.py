@@ -12,11 +12,12 @@ from aiovmm.architecture import host
 from aiovmm.config import VMConfig
 from aiovmm.errors import SnapshotError
 from aiovmm.machine.restored import Restored
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.snapshot.base import Base
 from aiovmm.snapshot.configuration import changed, from_state
-from aiovmm.snapshot.directory import Opened, open_snapshot
+from aiovmm.snapshot.directory import open_snapshot
 from aiovmm.snapshot.pages import Kept, sum_up
 
 if TYPE_CHECKING:
@@ -24,16 +25,62 @@ if TYPE_CHECKING:
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["check_architecture", "going_on", "restored"]
+__all__ = ["Source", "going_on", "open_source", "restored"]
 
 V = TypeVar("V", bound="VM")
 
 
-def check_architecture(state: State) -> None:
-    """Raises SnapshotError for a guest of another one."""
-    there, here = state["architecture"], host().name
-    if there != here:
-        raise SnapshotError(f"it is of a guest for {there}, and this host is {here}")
+@dataclass(eq=False)
+class Source:
+    """A snapshot that was opened: the guest's configuration, and what VMs go on from. `close` when there are to be no more of
+    them; those that are there keep what they need."""
+
+    config: VMConfig
+    state: State
+    base: Base
+    path: Path
+    kept: Kept
+
+    def close(self) -> None:
+        """Once."""
+        self.base.release()
+
+    def vm(
+        self,
+        cls: type[V],
+        config: VMConfig,
+        devices: Sequence[VirtioDevice] = (),
+        ports: Sequence[PortDevice] = (),
+        *,
+        prefault: bool = False,
+    ) -> V:
+        """A VM that stands, paused, where the snapshot was taken, once it is entered."""
+        return going_on(cls, config, Restored(self.state, partial(self.base.map, prefault=prefault)), devices, ports)
+
+    def verify(self) -> None:
+        """Read all of the memory. In a thread. Raises SnapshotError if it is not what was saved."""
+        memory = self.base.map([(0, self.config.memory.size)])
+        try:
+            found = sum_up(memory)
+        finally:
+            memory.close()
+        if found != self.kept:
+            raise SnapshotError(f"{self.path}: its memory is not what was saved: the file is damaged")
+
+
+def open_source(path: Path) -> Source:
+    """The snapshot at `path`. In a thread. Raises SnapshotError for what is none, or of another architecture, HostError."""
+    opened = open_snapshot(path)
+    base = Base(opened.memory)
+    try:
+        there, here = opened.state["architecture"], host().name
+        if there != here:
+            raise SnapshotError(f"{path}: it is of a guest for {there}, and this host is {here}")
+        config = from_state(opened.state["config"])
+        return Source(config, opened.state["machine"], base, path, Kept(opened.pages, opened.sum))
+    except BaseException:
+        base.release()
+        raise
 
 
 @asynccontextmanager
@@ -50,43 +97,25 @@ async def restored(
 ) -> AsyncIterator[V]:
     """See VM.restore."""
     label = name or "restored"
-    opened = await in_thread(f"{label}: open snapshot", open_snapshot, path)
-    base = Base(opened.memory)
+    source = await in_thread(f"{label}: open snapshot", open_source, path)
     try:
-        check_architecture(opened.state)
-        config = from_state(opened.state["config"])
-        config = changed(config, {**({} if name is None else {"name": name}), **overrides})
+        config = changed(source.config, {**({} if name is None else {"name": name}), **overrides})
         if verify:
-            await in_thread(f"{label}: verify snapshot", _verify, path, opened, base)
-        source = Restored(opened.state["machine"], partial(base.map, prefault=prefault))
-        vm = going_on(cls, config, source, devices, ports)
-        async with vm:
+            await in_thread(f"{label}: verify snapshot", source.verify)
+        async with source.vm(cls, config, devices, ports, prefault=prefault) as vm:
             yield vm
     finally:
-        base.release()
+        source.close()
 
 
 def going_on(
     cls: type[V],
     config: VMConfig,
-    source: Restored,
+    restored: Restored,
     devices: Sequence[VirtioDevice] = (),
     ports: Sequence[PortDevice] = (),
 ) -> V:
-    """A VM that stands, paused, where `source` was saved, once it is entered."""
+    """A VM that stands, paused, where `restored` was saved, once it is entered."""
     vm = cls(config, devices=devices, ports=ports, terminal=False)
-    vm._power.restored = source
+    vm._power.restored = restored
     return vm
-
-
-def _verify(path: Path, opened: Opened, base: Base) -> None:
-    config = from_state(opened.state["config"])
-    memory = base.map([(0, config.memory.size)])
-    try:
-        found = sum_up(memory)
-    finally:
-        memory.close()
-    if found != Kept(opened.pages, opened.sum):
-        raise SnapshotError(
-            f"{path}: its memory is not what was saved: {found.pages} pages, and {opened.pages} were; or damaged"
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,8 +20,8 @@ from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
-from aiovmm.snapshot.restoring import going_on
-from aiovmm.snapshot.taking import at_rest, machine_of, state_of
+from aiovmm.snapshot.restoring import going_on, open_source
+from aiovmm.snapshot.taking import at_rest, machine_of, path_of, state_of
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
@@ -39,10 +40,24 @@ class Template:
         self._kind = kind
         self._config = config
         self._base = base
-        self._restored = Restored(state["machine"], base.map)
+        self._restored = Restored(state, base.map)
         self._count = self._forks = 0
         self._disks = disks
         self._release = weakref.finalize(self, _release, base, disks)
+
+    @classmethod
+    async def open(cls, path: os.PathLike[str] | str) -> Self:
+        """The template that a snapshot is: its memory stays the file, which nobody may write to any more. Raises SnapshotError,
+        HostError, ImageError for a disk that is not as it was."""
+        kind: type[VM] = importlib.import_module("aiovmm.vm").VM  # which makes templates
+        where = path_of(path)
+        source = await in_thread(f"template {where.name}: open", open_source, where)
+        try:
+            disks = await in_thread(f"template {where.name}: open disks", DiskBases.opened, source.config.disks)
+        except BaseException:
+            source.close()
+            raise
+        return cls(kind, source.config, source.state, source.base, disks)
 
     def __repr__(self) -> str:
         return f"<Template {self.name!r} {'open' if self._release.alive else 'closed'}: {self.forks} forks>"
@@ -157,6 +172,6 @@ async def freeze(vm: VM) -> Template:
             if error is exc:
                 raise
             raise error from exc
-    template = Template(type(vm), vm.config, state, base, disks)
+    template = Template(type(vm), vm.config, state["machine"], base, disks)
     await finish(vm._close(ExitStatus(ExitReason.KILLED, "it was frozen into a template")))
     return template

@@ -17,6 +17,7 @@ TABLE = """
 --detach-keys | ours | keys that detach the terminal
 --stop-timeout | ours | SIGTERM presses the power button, and kills after this time; the reference ends at once
 --json | ours | events
+--control-socket | ours | a unix socket for `aiovmm snapshot`
 --api-socket | refused | there is no HTTP API: a Python program is the API, see docs/embedding.md
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API
@@ -34,7 +35,7 @@ TABLE = """
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --no-shutdown | differs | there is no API to boot another guest by: a signal ends it
 --pvmemcontrol | refused | pvmemcontrol is not there
---restore | refused | there are no snapshots
+--restore | differs | snapshots are of our own format; consoles and a name may be given beside it
 --seccomp | differs | a refused call fails and the guest runs on; set once its devices are there, before it runs
 --sgx-epc | refused | SGX is not there, nor in the reference any more
 --tpm | refused | there is no TPM

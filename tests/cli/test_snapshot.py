@@ -1,0 +1,113 @@
+"""`aiovmm snapshot`, `aiovmm run --restore` and `aiovmm fork`, each a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiovmm.cli.restore import parse_restore
+from aiovmm.errors import ConfigError
+from tests.guests import build_kernel
+
+pytestmark = pytest.mark.kvm
+AIOVMM = (sys.executable, "-m", "aiovmm")
+TIME = 60
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIME
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def run(*words: str | Path, cwd: Path, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [*AIOVMM, *map(str, words)], cwd=cwd, input=said, capture_output=True, timeout=TIME, check=False
+    )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A directory with a snapshot in `s`, of a guest that then waits for three times a 'q', and powers off."""
+    guest = ("run", "--kernel", build_kernel("kernel"), "--memory", "64M", "--cmdline", "hehehehoe", "--name", "warm")
+    places = ("--serial", "socket=serial", "--control-socket", "control", "--vsock", "cid=5")
+    with subprocess.Popen([*AIOVMM, *map(str, guest), *places], cwd=tmp_path, stderr=subprocess.PIPE) as monitor:
+        try:
+            until(lambda: (tmp_path / "control").exists())
+            done = run("snapshot", "control", "s", cwd=tmp_path)
+            assert (done.returncode, done.stdout) == (0, b"")
+            assert b"KiB of memory; the guest stood still for" in done.stderr
+            failed = run("snapshot", "control", "none/there", cwd=tmp_path)
+            assert (failed.returncode, failed.stderr.count(b"\n")) == (1, 1)
+            assert b"No such file" in failed.stderr
+            assert monitor.poll() is None, "the guest goes on"
+        finally:
+            monitor.kill()
+    return tmp_path
+
+
+def test_a_guest_goes_on_in_another_process(saved: Path) -> None:
+    for words in ((), (",prefault=on",)):
+        source = "".join((f"source_url=file://{saved}/s", *words))
+        done = run("run", "--restore", source, "--serial", "tty", cwd=saved, said=b"qqq")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(b"hello") == 3
+
+
+def test_several_guests_go_on_in_one(saved: Path) -> None:
+    command = [*AIOVMM, "fork", "s", "-n", "4", "--sockets", ".", "--stop-timeout", "0.1"]
+    with subprocess.Popen(command, cwd=saved, stderr=subprocess.PIPE) as monitor:
+        until(lambda: len(list(saved.glob("warm-?.serial"))) == 4)
+        assert len(list(saved.glob("warm-?.vsock"))) == 4
+        assert monitor.stderr is not None
+        assert monitor.stderr.readline() == b"aiovmm: 4 guests run: warm-0 to warm-3\n"
+        monitor.send_signal(signal.SIGTERM)
+        assert monitor.wait(TIME) == 0
+
+
+def test_what_does_not_go(saved: Path) -> None:
+    source = f"source_url=file://{saved}/s"
+    for words, what in (
+        (("run", "--restore", source, "--memory", "64M"), b"--memory: does not go with --restore"),
+        (("run", "--restore", "source_url=file:///none/there"), b"/none/there"),
+        (("fork", "none"), b"No such file"),
+        (("snapshot", "control", "s"), b"--control-socket PATH"),
+    ):
+        done = run(*words, cwd=saved)
+        assert done.returncode in (1, 2)
+        assert what in done.stderr
+        assert done.stderr.count(b"\n") == 1, done.stderr
+    (memory,) = (saved / "s").glob("memory-*")
+    os.truncate(memory, 4096)
+    done = run("run", "--restore", source, cwd=saved)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"cut short" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("source_url=file:///a/b", (Path("/a/b"), False)),
+        ("source_url=file://rel,prefault=on", (Path("rel"), True)),
+        ("prefault=off,source_url=file:///with%20blank", (Path("/with blank"), False)),
+        ('source_url="file:///a,b"', (Path("/a,b"), False)),
+    ],
+)
+def test_where_it_is(text: str, found: tuple[Path, bool]) -> None:
+    assert parse_restore(text) == found
+
+
+@pytest.mark.parametrize(
+    "text", ["", "source_url=", "source_url=/a", "source_url=http://a", "file:///a", "source_url=file:///a,x=1"]
+)
+def test_what_is_no_place(text: str) -> None:
+    with pytest.raises(ConfigError, match="restore"):
+        parse_restore(text)
