@@ -25,7 +25,7 @@ interrupted again, and one that leaves it while there is something to do is; so 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.bus import Policy
 from aiovmm.devices.pl011 import registers as r
@@ -36,6 +36,9 @@ from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import LevelLine
 from aiovmm.native import lib
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Pl011Port"]
 
@@ -86,6 +89,29 @@ class Pl011Port(UartPort[Pl011]):
         self._hold.end()
         self._publish_stored()
         self._settle()
+
+    def save(self) -> State:
+        """The registers, and whether input is kept from the driver."""
+        return {"uart": self.snapshot().save(), "held": self._hold.active}
+
+    def load(self, state: State) -> None:
+        """As `restore`; what has come for this port since it was made comes behind what it had, and not before `unsuspend`.
+        Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "serial port")
+        uart, held = Pl011State.read(fields.state("uart")), fields.flag("held")
+        fields.end()
+        came = self._uart.dropped + self._uart.receiver.clear()
+        self.restore(uart)
+        self._uart.dropped += came
+        if held or came:
+            self._hold.begin()
+
+    def unsuspend(self) -> None:
+        """After `load`: input comes when the driver takes it."""
+        if self._hold.active:
+            self._hold.wait()
 
     # -- the guest's side
 

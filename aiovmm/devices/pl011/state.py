@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.devices.pl011 import registers as r
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.errors import SnapshotError
+from aiovmm.runtime.dataclass import dataclass, field_types
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["HANDED_OVER", "Pl011State"]
+
+
+_MASKS = {
+    "cr": r.CR_MASK,
+    "lcr_h": r.MASKS[r.UARTLCR_H],
+    "ibrd": r.MASKS[r.UARTIBRD],
+    "fbrd": r.MASKS[r.UARTFBRD],
+    "ifls": r.MASKS[r.UARTIFLS],
+    "imsc": r.INT_MASK,
+    "ilpr": r.MASKS[r.UARTILPR],
+    "dmacr": r.MASKS[r.UARTDMACR],
+    "ris": r.INT_MASK,
+    "unseen": r.INT_MASK,
+    "lines": r.FR_MODEM,
+    "status": 0x0F,
+}
+_FLAGS = ("overrun", "reading", "transmitting")
+_DROPPED_LIMIT = 4096
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,28 @@ class Pl011State:
     dropped: bytes = b""
     reading: bool = False  # the driver has read a character since it has set the port up last
     transmitting: bool = False  # UARTDR was written and `transmitted` not called yet
+
+    def save(self) -> State:
+        """As plain data."""
+        return {**{name: getattr(self, name) for name in field_types(Pl011State)}, "received": list(self.received)}
+
+    @classmethod
+    def read(cls, state: State) -> Pl011State:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "serial port")
+        numbers = {name: fields.number(name, 0, mask) for name, mask in _MASKS.items()}
+        flags = {name: fields.flag(name) for name in _FLAGS}
+        received, unsent = fields.numbers("received", high=0xFFF), fields.data("unsent", most=r.FIFO_DEPTH)
+        dropped = fields.data("dropped", most=_DROPPED_LIMIT)
+        fields.end()
+        depth = r.FIFO_DEPTH if numbers["lcr_h"] & r.LCR_FIFOS else 1
+        if max(len(received), len(unsent)) > depth or numbers["unseen"] & ~numbers["ris"]:
+            raise SnapshotError(
+                f"serial port: {len(received)} bytes have come and {len(unsent)} wait, for {depth} places"
+            )
+        return cls(**numbers, **flags, received=tuple(received), unsent=unsent, dropped=dropped)  # type: ignore[arg-type]
 
 
 HANDED_OVER = Pl011State(

@@ -14,8 +14,12 @@ Source: ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, DDI 02
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Pl031", "Pl031State"]
 
@@ -24,6 +28,7 @@ RTCDR, RTCMR, RTCLR, RTCCR, RTCIMSC, RTCRIS, RTCMIS, RTCICR = range(0, 0x20, 4)
 _WRAP = 1 << 32
 _ALL = _WRAP - 1
 _STARTED = 1
+_FAR = 1 << 62  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,27 @@ class Pl031State:
     mask: bool = False  # RTCIMSC: the interrupt is let through
     raised: bool = False  # RTCRIS
     seen: int | None = None  # guest second up to which the match has been looked for; None: from the first look on
+
+    def save(self) -> State:
+        """As plain data."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Pl031State)}
+
+    @classmethod
+    def read(cls, state: State) -> Pl031State:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "RTC")
+        read = cls(
+            offset=fields.number("offset", -_FAR, _FAR),
+            match=fields.number("match", 0, _ALL),
+            load=fields.number("load", 0, _ALL),
+            mask=fields.flag("mask"),
+            raised=fields.flag("raised"),
+            seen=None if fields.absent("seen") else fields.number("seen", -_FAR, _FAR),
+        )
+        fields.end()
+        return read
 
 
 class Pl031:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.devices.pl031.clock import Pl031, Pl031State
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, write_registers
 from aiovmm.devices.timer import CallLater, Timer
 from aiovmm.irq import LevelLine
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["Pl031Rtc"]
 
@@ -56,6 +59,20 @@ class Pl031Rtc:
         self._clock.restore(state)
         self._look()
 
+    def save(self) -> State:
+        """The registers, and how far the guest's clock is from the host's."""
+        return self.snapshot().save()
+
+    def load(self, state: State) -> None:
+        """As `restore`, but that time goes on with `unsuspend`. Raises SnapshotError."""
+        self._clock.restore(Pl031State.read(state))
+        self._set_level()
+        self._stop_timer()
+
+    def unsuspend(self) -> None:
+        """The vCPUs can take interrupts."""
+        self._look()
+
     def close(self) -> None:
         """Forget the timer, and set none again. Idempotent."""
         self._call_later = None
@@ -68,13 +85,16 @@ class Pl031Rtc:
 
     def _settle(self, now: float) -> None:
         """The line, and the timer for the next time that it rises by itself."""
-        if self._clock.interrupt != self._level:
-            self._level = not self._level
-            self._irq.set_level(self._level)
+        self._set_level()
         self._stop_timer()
         delay = self._clock.next_interrupt(now)
         if delay is not None and self._call_later is not None:
             self._timer = self._call_later(min(delay, _LONGEST_WAIT), self._look)
+
+    def _set_level(self) -> None:
+        if self._clock.interrupt != self._level:
+            self._level = not self._level
+            self._irq.set_level(self._level)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -12,8 +12,12 @@ Source: ARM PrimeCell General Purpose Input/Output (PL061) Technical Reference M
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from aiovmm.runtime.dataclass import dataclass
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["DATA_END", "GPIOIC", "GPIOIE", "GPIOMIS", "Pl061", "Pl061State"]
 
@@ -44,6 +48,20 @@ class Pl061State:
     outputs: int = 0  # as written
     inputs: int = 0  # as driven from outside
     edges: int = 0  # seen, and not cleared
+
+    def save(self) -> State:
+        """As plain data."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(Pl061State)}
+
+    @classmethod
+    def read(cls, state: State) -> Pl061State:
+        """What `save` gave. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "GPIO")
+        read = cls(**{f.name: fields.number(f.name, 0, _LINES) for f in dataclasses.fields(Pl061State)})
+        fields.end()
+        return read
 
 
 class Pl061:

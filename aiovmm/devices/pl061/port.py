@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.devices.pl061.key import PATIENCE, Key, KeyState
 from aiovmm.devices.pl061.lines import DATA_END, GPIOIC, Pl061, Pl061State
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, write_registers
 from aiovmm.devices.timer import CallLater, Timer
 from aiovmm.irq import LevelLine
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["POWER_KEY", "Pl061Gpio"]
 
@@ -61,6 +64,28 @@ class Pl061Gpio:
         self._key.restore(key)
         self._settle()
 
+    def save(self) -> State:
+        """The lines, and how far the key's press is."""
+        return {"lines": self._lines.snapshot().save(), "key": self._key.state.value, "waits": self._key.waits}
+
+    def load(self, state: State) -> None:
+        """What the key waits for begins anew, with `unsuspend`. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "GPIO")
+        lines = Pl061State.read(fields.state("lines"))
+        key, waits = fields.number("key", 0, max(k.value for k in KeyState)), fields.flag("waits")
+        fields.end()
+        self._lines.restore(lines)
+        self._key.restore(KeyState(key))
+        self._key.waits = waits
+        self._stop_timer()
+        self._set_level()
+
+    def unsuspend(self) -> None:
+        """The vCPUs can take interrupts."""
+        self._settle()
+
     def close(self) -> None:
         """Forget the timer, and set none again. Idempotent."""
         self._call_later = None
@@ -80,14 +105,17 @@ class Pl061Gpio:
     def _settle(self) -> None:
         """The key's level, the interrupt's, and the timer for the key's next step."""
         self._lines.drive(_POWER if self._key.down else 0)
-        if self._lines.interrupt != self._level:
-            self._level = not self._level
-            self._irq.set_level(self._level)
+        self._set_level()
         if not self._key.waits or self._timed is not self._key.state:
             self._stop_timer()
         if self._key.waits and self._timer is None and self._call_later is not None:
             self._timed = self._key.state
             self._timer = self._call_later(PATIENCE, self._over)
+
+    def _set_level(self) -> None:
+        if self._lines.interrupt != self._level:
+            self._level = not self._level
+            self._irq.set_level(self._level)
 
     def _over(self) -> None:
         self._timer = None

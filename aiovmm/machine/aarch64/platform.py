@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 from aiovmm.boot.aarch64.hardware import GPIO, RTC, UART, PrimeCell
 from aiovmm.bus import Bus, BusDevice, FastPage, Range, Space
@@ -15,6 +16,9 @@ from aiovmm.devices.pl061 import Pl061Gpio
 from aiovmm.kvm.aarch64.pins import SpiLine
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.machine.parts import MachineParts
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["PlatformDevices"]
 
@@ -37,6 +41,30 @@ class PlatformDevices:
     def press_power_button(self) -> None:
         """Tell the guest that somebody wants it to power off."""
         self.gpio.press_power_button()
+
+    def save(self) -> State:
+        """Of all. The interrupt controller's and the vCPUs' state comes after it."""
+        return {name: device.save() for name, device in self._saved}
+
+    async def load(self, state: State) -> None:
+        """No timer runs yet, see `unsuspend`. Raises SnapshotError, also if there were others."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "devices that are not on PCI")
+        states = {name: fields.state(name) for name, _ in self._saved}
+        fields.end()
+        for name, device in self._saved:
+            device.load(states[name])
+
+    def unsuspend(self) -> None:
+        """After `load`, when the vCPUs can take interrupts: timers run."""
+        for _, device in self._saved:
+            device.unsuspend()
+
+    @property
+    def _saved(self) -> list[tuple[str, Pl031Rtc | Pl061Gpio | Pl011Port]]:
+        serial = [] if self.serial is None else [("serial", self.serial)]
+        return [("rtc", self.clock), ("gpio", self.gpio), *serial]
 
     def close(self) -> None:
         """Forget timers, and take the console off the port. Idempotent."""

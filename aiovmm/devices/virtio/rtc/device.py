@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from aiovmm.devices.virtio.rtc.protocol import REQUEST_LIMIT, answer
 from aiovmm.errors import ChainError
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 __all__ = ["RtcDevice"]
@@ -23,6 +24,14 @@ class RtcDevice(VirtioDevice):
 
     def __init__(self, clock_ns: Callable[[], int] = time.time_ns) -> None:
         self._clock_ns = clock_ns
+
+    def save(self) -> State:
+        """Nothing."""
+        return {}
+
+    def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        Fields(state, self.name).end()
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Answer. Raises ChainError for a request that there is no room to answer."""
