@@ -11,6 +11,7 @@ from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.config_space import ConfigSpace, Identity
 from aiovmm.pci.function import BarRegion, PciFunction
 from aiovmm.pci.root import PciRoot
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["PvpanicFunction", "plug_pvpanic"]
 
@@ -27,6 +28,18 @@ class PvpanicFunction(PciFunction):
         region = BarRegion(0, 0, register.SIZE, register, "pvpanic")
         super().__init__("pvpanic", ConfigSpace(_IDENTITY), [Bar(0, BarKind.MEM32, _BAR_SIZE)], [region])
         self.register = register
+
+    def save(self) -> State:
+        """With what was told."""
+        return {**super().save(), "register": self.register.save()}
+
+    async def load(self, state: State) -> None:
+        """Raises SnapshotError."""
+        fields = Fields(state, self.name)
+        config, register = fields.state("config"), fields.state("register")
+        fields.end()
+        self.config.load(config)
+        self.register.load(register)
 
 
 def plug_pvpanic(root: PciRoot, config: PvpanicConfig, owner: MachineOwner) -> None:

@@ -15,12 +15,13 @@ from aiovmm.errors import GuestError, SnapshotError
 from aiovmm.pci.capabilities import VirtioCapType
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.device import VirtioDevice
-from aiovmm.virtqueue.driver import DriverQueue
+from aiovmm.virtqueue.driver import Arena, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.status import Status
 from tests.pci.echo import until
 from tests.saving.moving import Traveller
+from tests.saving.text import damaged, through_text
 
 FEATURES = (RING_FEATURES, RING_FEATURES & ~EVENT_IDX)
 
@@ -357,3 +358,48 @@ async def test_a_request_that_the_driver_has_given_up_in_the_middle_is_asked_aga
         device.answer(0)
         answers = await driver.queues[0].used(3)
         assert sorted(used.data for used in answers) == [b"0", b"1", b"2"]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+async def test_a_damaged_state_is_refused_or_its_guests_own_trouble(data: st.DataObject) -> None:
+    """Positions ahead of rings, BARs over memory, vectors out of range, features that were not offered, rings anywhere: whatever
+    a state says, nothing but this guest suffers, and a reset heals it."""
+    async with Traveller(lambda: [Slow(), Slow()]) as guest:
+        for driver in guest.drivers[: data.draw(st.integers(0, 2))]:
+            await driver.start(data.draw(st.sampled_from(FEATURES)), [4, 4], msix=data.draw(st.booleans()))
+            driver.queues[0].add([b"abc"], [3])
+            driver.queues[0].kick()
+            for _ in range(data.draw(st.integers(0, 8))):
+                await asyncio.sleep(0)
+            driver.queues[0].poll()
+        state = data.draw(damaged(await guest.leave()))
+        await guest._build()
+        try:
+            await guest.root.load(state)
+        except SnapshotError as exc:
+            told = str(exc)
+            assert told
+            return
+        await guest.root.unsuspend()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        again = through_text(await _once_more(guest))
+        assert again
+        for slot, driver in enumerate(guest.drivers, 1):
+            await driver.pci.write(slot, 4, 0, 2)
+            await driver.pci.write(slot, 0x10, 0xC8000000 + (slot << 20))
+            await driver.pci.write(slot, 0x14, 0)
+        for slot, driver in enumerate(guest.drivers, 1):
+            driver.structures.clear()
+            await driver.probe()
+            driver.arena, driver.queues = Arena(0x1000 + (slot << 20), 1 << 20), []
+            await driver.start()
+            assert await driver.request(0, [b"on"], [2]) == b"no"
+
+
+async def _once_more(guest: Traveller) -> Any:
+    await guest.root.suspend()
+    state = guest.root.save()
+    await guest.root.unsuspend()
+    return state
