@@ -12,14 +12,18 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
+from aiovmm.devices.virtio.blk.overlay.base import Base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.console import ConsoleDevice
 from aiovmm.devices.virtio.net import NetDevice, TapBackend
 from aiovmm.devices.virtio.rng import RngDevice, open_source
 from aiovmm.devices.virtio.vsock import VsockDevice
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, Header, Op
+from aiovmm.native import lib
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import DriverQueue
 
@@ -40,12 +44,29 @@ async def rest() -> None:
         await asyncio.sleep(0)
 
 
-@asynccontextmanager
-async def blk_read(folder: Path) -> AsyncIterator[Shot]:
-    """4 KiB each, from the page cache."""
+def raw(folder: Path) -> DiskImage:
     image = folder / "image"
     image.write_bytes(os.urandom(IMAGE))
-    async with Harness(BlkDevice(DiskImage.open(str(image)), queue_size=512)) as h:
+    return DiskImage.open(str(image))
+
+
+def overlay(folder: Path) -> DiskImage:
+    """Two layers over a raw image, of which each has some clusters in pieces of four."""
+    base = Base(raw(folder))
+    for layer in range(2):
+        image = OverlayImage.temporary(base, folder)
+        base.release()
+        for at in range(layer * 16384, IMAGE, 4 * 16384):
+            lib.avmm_blk_layer_mark(image.top_layer.native, at, at + 16384)
+        os.pwrite(image.fd, os.urandom(IMAGE), 0)
+        base = Base(image)
+    return image
+
+
+@asynccontextmanager
+async def blk_read(folder: Path, make: Callable[[Path], DiskImage] = raw) -> AsyncIterator[Shot]:
+    """4 KiB each, from the page cache."""
+    async with Harness(BlkDevice(make(folder), queue_size=512)) as h:
         queue, at = h.queues[0], 0
 
         async def shot(depth: int) -> tuple[DriverQueue, Callable[[], object]]:
@@ -230,6 +251,7 @@ async def console_type(folder: Path) -> AsyncIterator[Shot]:
 
 LOADS: dict[str, Load] = {
     "blk read": blk_read,
+    "blk overlay read": partial(blk_read, make=overlay),
     "net send": net_send,
     "net receive": net_receive,
     "rng read": rng_read,
