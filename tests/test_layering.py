@@ -57,6 +57,8 @@ PURE = [
     "devices/i8042.py",
     "devices/acpi.py",
     "devices/virtio/blk/extents.py",
+    "devices/virtio/blk/overlay/header.py",
+    "devices/virtio/qcow2.py",
     "devices/virtio/blk/protocol.py",
     "devices/virtio/vsock/packet.py",
     "devices/virtio/vsock/connection.py",

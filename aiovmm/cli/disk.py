@@ -57,7 +57,8 @@ def _create_raw(new: Path, size: int) -> None:
 def _create_overlay(new: Path, base: Path, size: int | None, *, raw: bool, backing_files: bool) -> None:
     import os
 
-    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+    from aiovmm.devices.virtio.blk.overlay.chain import open_base
+    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 
     if os.path.lexists(new):
         raise HostError("making the overlay", 17, "remove that file, or choose another name", str(new))
@@ -133,8 +134,9 @@ def rebase(overlay: Path, base: Path | None, old: Path | None, same: bool, raw: 
 @_backing
 def copy(image: Path, new: Path, overlay: Path | None, raw: bool, backing_files: bool) -> None:
     """Make NEW a raw copy of the disk IMAGE: by reflink, where the file system has that, else of what is not zeros."""
+    from aiovmm.devices.virtio.blk.overlay.chain import open_base
     from aiovmm.devices.virtio.blk.overlay.copying import copy_image
-    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 
     base = open_base(image, raw=raw, backing_files=backing_files)
     if overlay is not None:

@@ -46,7 +46,8 @@ def opener(config: DiskConfig) -> Callable[[], DiskImage]:
 
 
 def _open_overlay(config: DiskConfig) -> DiskImage:
-    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+    from aiovmm.devices.virtio.blk.overlay.chain import open_base
+    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 
     assert config.path is not None
     assert config.overlay is not None

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from aiovmm.devices.virtio.blk import BlkDevice, Status
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.protocol import SECTOR, Request
 from aiovmm.errors import HostError
 from aiovmm.testing import Harness
@@ -26,7 +27,8 @@ WRITER = """
 import asyncio, random, sys
 from pathlib import Path
 from aiovmm.devices.virtio.blk import BlkDevice
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.protocol import Request
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import submit, write

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
 from aiovmm.devices.virtio.blk.overlay.header import (
     COPY_SIZE,
     MAX_SIZE,
@@ -20,7 +21,7 @@ from aiovmm.devices.virtio.blk.overlay.header import (
     layout,
     newest,
 )
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.errors import ImageError
 
 U64 = st.integers(0, (1 << 64) - 1)

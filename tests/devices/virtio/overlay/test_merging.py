@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from aiovmm.devices.virtio.blk import DiskImage
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.overlay import copying, merging
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
 from aiovmm.devices.virtio.blk.overlay.copying import copy_image, pieces, read_at, write_all
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.overlay.layer import Layer
 from aiovmm.devices.virtio.blk.protocol import SECTOR
 from aiovmm.errors import HostError, ImageError

@@ -19,7 +19,8 @@ from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.overlay.base import Base
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, open_base
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.protocol import SECTOR, Request
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.testing import Harness

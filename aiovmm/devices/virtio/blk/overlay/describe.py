@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from aiovmm.devices.virtio.blk.image import let_go_of
-from aiovmm.devices.virtio.blk.overlay.image import is_overlay, open_overlay
+from aiovmm.devices.virtio.blk.overlay.file import is_overlay, open_overlay
 from aiovmm.devices.virtio.formats import format_of_file
 from aiovmm.errors import HostError, ImageError
 

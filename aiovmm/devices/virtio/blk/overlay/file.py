@@ -1,4 +1,4 @@
-"""Headers in overlay files, and files that are there whole or not at all."""
+"""The files of overlays: made whole or not at all, opened, and their headers read and written."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import errno
 import mmap
 import os
 import stat
+import tempfile
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from aiovmm.devices.virtio.blk.image import let_go_of
+from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.overlay.base import Base
-from aiovmm.devices.virtio.blk.overlay.header import COPIES, COPY_SIZE, BaseKind, Header, Identity, layout, newest
+from aiovmm.devices.virtio.blk.overlay.header import (
+    COPIES,
+    COPY_SIZE,
+    MAGIC,
+    BaseKind,
+    Header,
+    Identity,
+    layout,
+    newest,
+)
 from aiovmm.devices.virtio.blk.protocol import SECTOR
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, ImageError
 from aiovmm.native import lib
+from aiovmm.runtime.forks import keep_private
 
 __all__ = [
     "create_overlay",
@@ -104,3 +117,51 @@ def write_header(fd: int, header: Header) -> None:
     if done != COPY_SIZE:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.fdatasync(fd)
+
+
+def open_overlay(path: Path, *, readonly: bool, direct: bool = False) -> tuple[int, Header]:
+    """An overlay's file, locked, and its header. Raises HostError, ImageError."""
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+    try:
+        if not path.is_file() and path.exists():
+            raise ImageError(str(path), "is no overlay: it is no file")
+        fd = os.open(path, flags)
+    except OSError as exc:
+        hint = "say readonly=off to have it made" if exc.errno == errno.ENOENT and readonly else ""
+        raise HostError("opening the overlay", exc.errno or 0, hint, str(path)) from exc
+    try:
+        keep_private(fd)
+        lock_image(fd, str(path), shared=readonly)
+        header = read_header(fd, str(path))
+        if os.fstat(fd).st_size < header.data_at + header.size:
+            raise ImageError(str(path), "was cut short: its header says that it is longer", "take a copy that is whole")
+    except BaseException:
+        let_go_of(fd)
+        raise
+    return fd, header
+
+
+def is_overlay(path: Path) -> bool:
+    """Whether the file says so. False if it cannot be read, which others tell of."""
+    try:
+        if not path.is_file():
+            return False
+        with open(path, "rb", buffering=0) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def unnamed(directory: str, direct: bool) -> int:
+    """A file without a name, with O_DIRECT only where the file system has it: what is cached of a file that goes with its
+    user harms nobody. Raises OSError."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    for direct_flag in (os.O_DIRECT, 0) if direct else (0,):
+        try:
+            return os.open(directory, flags | direct_flag | os.O_TMPFILE, 0o600)
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    fd, name = tempfile.mkstemp(dir=directory)
+    os.unlink(name)
+    return fd

@@ -9,24 +9,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from aiovmm.config.disk import LockGranularity
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.image import DiskImage, let_go_of
-from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.overlay.base import Base
-from aiovmm.devices.virtio.blk.overlay.file import create_overlay, identity_of, read_header, reserve_map, write_header
+from aiovmm.devices.virtio.blk.overlay.checks import check_base, check_depth
+from aiovmm.devices.virtio.blk.overlay.file import (
+    create_overlay,
+    identity_of,
+    open_overlay,
+    reserve_map,
+    unnamed,
+    write_header,
+)
 from aiovmm.devices.virtio.blk.overlay.header import Header, layout
 from aiovmm.devices.virtio.blk.overlay.layer import Layer
 from aiovmm.devices.virtio.blk.protocol import SECTOR, Geometry
-from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.errors import HostError, UsageError
 from aiovmm.native import lib
 from aiovmm.runtime.forks import keep_private
 
-__all__ = ["MOST_LAYERS", "OverlayImage", "open_base"]
-
-MOST_LAYERS = 32
-"""Overlays of overlays: each costs each read a look."""
+__all__ = ["OverlayImage"]
 
 
 class OverlayImage(DiskImage):
@@ -101,7 +104,7 @@ class OverlayImage(DiskImage):
         place = os.fspath(directory or tempfile.gettempdir())
         size = base.image.sectors * SECTOR
         try:
-            fd = keep_private(_unnamed(place, base.image.direct))
+            fd = keep_private(unnamed(place, base.image.direct))
         except OSError as exc:
             raise HostError("making a temporary overlay", exc.errno or 0, "TMPDIR says where else", place) from exc
         try:
@@ -244,109 +247,3 @@ def _layer_of(fd: int, header: Header, base: Base) -> Layer:
     layer.put_over(base.layer, below, shift=header.shift, data_at=header.data_at, map_size=header.map_size)
     layer.keep_map(header.map_at)
     return layer
-
-
-def open_overlay(path: Path, *, readonly: bool, direct: bool = False) -> tuple[int, Header]:
-    """An overlay's file, locked, and its header. Raises HostError, ImageError."""
-    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
-    try:
-        if not path.is_file() and path.exists():
-            raise ImageError(str(path), "is no overlay: it is no file")
-        fd = os.open(path, flags)
-    except OSError as exc:
-        hint = "say readonly=off to have it made" if exc.errno == errno.ENOENT and readonly else ""
-        raise HostError("opening the overlay", exc.errno or 0, hint, str(path)) from exc
-    try:
-        keep_private(fd)
-        lock_image(fd, str(path), shared=readonly)
-        header = read_header(fd, str(path))
-        if os.fstat(fd).st_size < header.data_at + header.size:
-            raise ImageError(str(path), "was cut short: its header says that it is longer", "take a copy that is whole")
-    except BaseException:
-        let_go_of(fd)
-        raise
-    return fd, header
-
-
-def check_base(header: Header, base: Base, path: Path, *, committing: bool = False) -> None:
-    """Raises ImageError if the overlay was made for another base than this one as it is now."""
-    check_depth(base, path)
-    now = identity_of(base)
-    if header.committing and not committing:
-        hint = f"`aiovmm disk commit {path} --base {base.image.path}` finishes that"
-        raise ImageError(str(path), "is half committed to its base", hint)
-    if header.committing:  # all but what a commit changes
-        now = replace(now, size=header.identity.size, mtime=header.identity.mtime)
-    difference = header.identity.difference(now)
-    if difference is not None:
-        hint = (
-            f"give it the base that it was made for ({header.base}); or, if you know that what is in it is the same, "
-            f"`aiovmm disk rebase {path} --base {base.image.path} --same`"
-        )
-        raise ImageError(str(path), f"does not fit its base {base.image.path}: {difference}", hint)
-
-
-def check_depth(base: Base, path: Path) -> None:
-    """Raises ImageError for more layers than MOST_LAYERS."""
-    if base.depth >= MOST_LAYERS:
-        raise ImageError(
-            str(path), f"has more than {MOST_LAYERS} layers", "`aiovmm disk commit` merges an overlay into its base"
-        )
-
-
-def open_base(
-    path: str | os.PathLike[str],
-    *,
-    direct: bool = False,
-    raw: bool = False,
-    sparse: bool = True,
-    lock: LockGranularity = LockGranularity.FULL,
-    backing_files: bool = False,
-    depth: int = 0,
-) -> Base:
-    """A raw image, a device, or an overlay, for reading, locked shared. The base of an overlay is the one that its header names;
-    that is followed only if `backing_files` says so: whoever made the file chose it. Raises HostError, ImageError."""
-    path = Path(path)
-    if raw or not is_overlay(path):
-        image: DiskImage = DiskImage.open(path, readonly=True, direct=direct, raw=raw, sparse=sparse, lock=lock)
-        image.marks_matter = not raw
-        return Base(image)
-    if not backing_files:
-        raise ImageError(
-            str(path), "is an overlay, with a base that its header names", "say backing_files=on to have that followed"
-        )
-    if depth >= MOST_LAYERS:
-        raise ImageError(str(path), f"has more than {MOST_LAYERS} layers, or is its own base")
-    fd, header = open_overlay(path, readonly=True)
-    let_go_of(fd)
-    below = open_base(
-        path.parent / header.base, direct=direct, sparse=sparse, lock=lock, backing_files=True, depth=depth + 1
-    )
-    return Base(OverlayImage.open_over(below, path, readonly=True))
-
-
-def is_overlay(path: Path) -> bool:
-    """Whether the file says so. False if it cannot be read, which others tell of."""
-    from aiovmm.devices.virtio.blk.overlay.header import MAGIC
-
-    try:
-        if not path.is_file():
-            return False
-        with open(path, "rb", buffering=0) as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
-def _unnamed(directory: str, direct: bool) -> int:
-    """With O_DIRECT only where the file system has it: what is in the cache of a file that goes with its user harms nobody."""
-    flags = os.O_RDWR | os.O_CLOEXEC
-    for direct_flag in (os.O_DIRECT, 0) if direct else (0,):
-        try:
-            return os.open(directory, flags | direct_flag | os.O_TMPFILE, 0o600)
-        except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise
-    fd, name = tempfile.mkstemp(dir=directory)
-    os.unlink(name)
-    return fd

@@ -14,9 +14,10 @@ from pathlib import Path
 from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.image import DiskImage, let_go_of
 from aiovmm.devices.virtio.blk.overlay.base import Base
+from aiovmm.devices.virtio.blk.overlay.chain import open_base
 from aiovmm.devices.virtio.blk.overlay.copying import pieces, read_at, write_all
-from aiovmm.devices.virtio.blk.overlay.file import identity_of, name_of_base, write_header
-from aiovmm.devices.virtio.blk.overlay.image import OverlayImage, is_overlay, open_base, open_overlay
+from aiovmm.devices.virtio.blk.overlay.file import identity_of, is_overlay, name_of_base, open_overlay, write_header
+from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.overlay.layer import Layer
 from aiovmm.errors import HostError, ImageError
 from aiovmm.native import lib
