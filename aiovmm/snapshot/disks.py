@@ -70,7 +70,7 @@ class DiskBases:
 
 
 def _open(disk: DiskConfig) -> Base:
-    from aiovmm.devices.virtio.blk.overlay.image import open_base
+    from aiovmm.devices.virtio.blk.overlay.chain import open_base
 
     path = disk.overlay or disk.path
     assert path is not None, "a disk that another process serves is in no snapshot"
