@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError, UsageError
 from aiovmm.events import Subscription
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
     from aiovmm.machine.hotplug.devices import DeviceHotplug
+    from aiovmm.machine.hotplug.modules import ModuleHotplug
     from aiovmm.machine.hotplug.processors import ProcessorHotplug
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
@@ -90,6 +91,7 @@ class VM(Inventory, Commands):
         self._keeper: Keeper | None = None  # once it was entered
         self._hotplug: DeviceHotplug | None = None  # once something came or went
         self._processors: ProcessorHotplug | None = None
+        self._modules: ModuleHotplug | None = None
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -354,9 +356,18 @@ class VM(Inventory, Commands):
             self._processors = self._processors or ProcessorHotplug(self.name, self._ending, self._configured)
             await self._processors.resize(cpus, timeout)
         if memory is not None:
+            await self._resize_memory(memory, timeout)
+
+    async def _resize_memory(self, size: int, timeout: float | None) -> None:
+        if self._config.memory.hotplug_method is HotplugMethod.VIRTIO_MEM:
             from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
 
-            await MemoryHotplug(self.name, self._ending, self._configured).resize(memory, timeout)
+            await MemoryHotplug(self.name, self._ending, self._configured).resize(size, timeout)
+        else:
+            from aiovmm.machine.hotplug.modules import ModuleHotplug  # likewise
+
+            self._modules = self._modules or ModuleHotplug(self.name, self._ending, self._configured)
+            await self._modules.resize(size, timeout)
 
     def _devices(self) -> DeviceHotplug:
         if self._hotplug is None:

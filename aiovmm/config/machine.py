@@ -24,6 +24,7 @@ MAX_SEGMENTS = 96  # as the reference's: the ECAM window has room for 160, and e
 MAX_MEMORY = 1 << 52  # bytes: no processor has a wider physical address
 PAGE = 4096
 MODULE = 128 * MIB  # what Linux takes and gives back as a whole, at least
+MAX_MODULES = 256  # each is in the firmware's tables, and has a port
 BLOCK = 2 * MIB  # of virtio-mem
 _THP_FROM = (
     64 * MIB
@@ -89,14 +90,16 @@ class MemoryConfig:
             raise ConfigError("memory.hotplug_size", f"{self.hotplug_size} bytes are not a multiple of 128M")
         if self.size + self.hotplug_size >= MAX_MEMORY:
             raise ConfigError("memory.hotplug_size", "with size= it is more than a processor can address")
-        if self.hotplug_method is HotplugMethod.ACPI:
-            raise ConfigError("memory.hotplug_method", "acpi is not there", "memory comes by virtio-mem")
-        step, text = (BLOCK, "2M")
-        if not 0 <= self.hotplugged_size <= self.hotplug_size or self.hotplugged_size % step:
-            reason = (
-                f"{self.hotplugged_size} bytes are not a multiple of {text} up to hotplug_size, {self.hotplug_size}"
-            )
+        step = self.module_size if self.hotplug_method is HotplugMethod.ACPI else BLOCK
+        there, most = self.hotplugged_size, self.hotplug_size
+        if not 0 <= there <= most or (there % step and (there != most or step == BLOCK)):
+            reason = f"{there} bytes are not a multiple of {step >> 20}M up to hotplug_size, {most}"
             raise ConfigError("memory.hotplugged_size", reason)
+
+    @property
+    def module_size(self) -> int:
+        """Bytes of a memory module of ACPI: 128 MiB, or as much more as it takes to do with MAX_MODULES of them."""
+        return max(-(-self.hotplug_size // (MODULE * MAX_MODULES)), 1) * MODULE
 
     @property
     def wants_huge_pages(self) -> bool:

@@ -132,22 +132,25 @@ class Machine:
         self._end_of_memory = self.board.device_memory_start
         later: list[tuple[int, int]] = []
         if m.hotplug_size:
-            from aiovmm.machine.hotplug.memory import place_of
+            from aiovmm.machine.hotplug.places import at_start, place_of
 
-            start, size = place_of(m, self._end_of_memory)
-            self._end_of_memory = start + size
-            later = [(start, size)] if m.hotplug_method is HotplugMethod.VIRTIO_MEM else []
+            later = at_start(m, self._end_of_memory)
+            self._end_of_memory = sum(place_of(m, self._end_of_memory))
         if self._restored is None:
-            self.memory = self._new_memory(ram, later)
+            self.memory = self._new_memory(ram)
         else:
             self.memory = self._restored.map_memory([*ram, *later])
         self._host.callback(self.memory.close)
-        if later:
+        if later and self._restored is None:
+            from aiovmm.machine.hotplug.places import add_memory
+
+            add_memory(self.memory, m, later)
+        if later and m.hotplug_method is HotplugMethod.VIRTIO_MEM:
             from aiovmm.machine.hotplug.memory import power_on
 
-            power_on(self.parts.plugged, self.memory, start)
+            power_on(self.parts.plugged, self.memory, later[0][0])
 
-    def _new_memory(self, ram: list[tuple[int, int]], later: list[tuple[int, int]]) -> GuestMemory:
+    def _new_memory(self, ram: list[tuple[int, int]]) -> GuestMemory:
         m = self.parts.config.memory
         needed = any(p.device.shares_memory for p in self.parts.plugged)
         if self.parts.config.memory_zones:
@@ -165,7 +168,6 @@ class Machine:
             hugepage_size=m.hugepage_size,
             reserve=m.reserve,
             wanted=lambda: not self._given_up.is_set(),
-            later=later,
         )
 
     def _in_zones(self, ram: list[tuple[int, int]], needs_sharing: bool) -> GuestMemory:

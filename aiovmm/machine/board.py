@@ -58,6 +58,8 @@ class Board(ABC):
     slots: SlotRegisters | None = None
     """Where a guest is told of devices that come and go, from `add_pci` on; None: nothing there tells it."""
 
+    modules: UnitRegisters | None = None
+    """The same of memory modules."""
     processors: UnitRegisters | None = None
     """Where a guest is told of processors that come and go, from `add_devices` on; None: it has what it has."""
 
@@ -175,6 +177,10 @@ class Board(ABC):
 
     def processors_changed(self) -> None:
         """Have the guest look at `processors`, which are there."""
+        raise NotImplementedError
+
+    def modules_changed(self) -> None:
+        """Have the guest look at `modules`, which are there."""
         raise NotImplementedError
 
     async def add_processor(self, index: int) -> Vcpu:

@@ -171,3 +171,27 @@ async def test_processors_come_and_go_under_load(guests: Guests, release: str) -
 
 
 ONLINE = "for c in /sys/devices/system/cpu/cpu[1-9]*; do test $(cat $c/online) = 1 || echo 1 > $c/online; done"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_memory_modules_come_and_go(guests: Guests, release: str) -> None:
+    size, module = 256 * MB, 128 * MB
+    memory = MemoryConfig(size, hotplug_size=4 * module, hotplugged_size=module)
+    async with VM(replace(guests.config(release), memory=memory)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "cat /sys/bus/acpi/devices/PNP0C80:*/path")
+        await shell(vm, "echo online_movable > /sys/devices/system/memory/auto_online_blocks")
+        before = await mem_total(vm)
+        await vm.resize(memory=size + 4 * module, timeout=120)
+        assert abs(await mem_total(vm) - before - 3 * module) < 32 * MB
+        await shell(
+            vm, "mkdir /big; mount -t tmpfs -o size=450m none /big; head -c 300000000 /dev/zero > /big/f", timeout=120
+        )
+        assert await vm.memory.resident() > 300 * MB
+        await shell(vm, "umount /big")
+        await vm.resize(memory=size + module, timeout=120)
+        assert abs(await mem_total(vm) - before) < 32 * MB
+        assert await vm.memory.resident() < size + module + 16 * MB
+        await vm.resize(memory=size + 2 * module, timeout=120)
+        assert abs(await mem_total(vm) - before - module) < 32 * MB

@@ -340,5 +340,6 @@ async def test_sizes_that_memory_cannot_have(size: object) -> None:
 
 async def test_a_vm_without_memory_to_come_says_so() -> None:
     async with VM(config("s")) as vm:
+        await vm.start()
         with pytest.raises(UsageError, match="hotplug_size"):
             await vm.resize(memory=64 << 20)

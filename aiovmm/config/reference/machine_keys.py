@@ -7,7 +7,7 @@ __all__ = ["TABLE"]
 
 TABLE = """
 --cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused
---cpus max | same | on x86-64, by `vm.resize(cpus=)`; arm64 guests have `boot`
+--cpus max | differs | by `vm.resize(cpus=)`; refused for arm64 guests, which have `boot`
 --cpus topology | same |
 --cpus max_phys_bits | differs | 32 to 52; unset: 46, as there; the second PCI segment stays where the host's paging reaches
 --cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it
@@ -24,9 +24,9 @@ TABLE = """
 --memory thp | differs | unset: on from 64 MiB on; for smaller guests it has to be asked for
 --memory file | same | without effect, as there; `--memory-zone file=` has one
 --memory mergeable | differs | refused with shared=on and hugepages=on, whose pages the kernel does not merge
---memory hotplug_method | same | acpi, virtio-mem
+--memory hotplug_method | differs | acpi, virtio-mem; arm64 guests take the latter alone
 --memory hotplug_size | differs | multiples of 128M; it comes and goes by `vm.resize(memory=)`
---memory hotplugged_size | differs | multiples of 128M, of 2M with virtio-mem
+--memory hotplugged_size | differs | modules of 128M, or as much more as it takes for 256 of them; multiples of 2M with virtio-mem
 --memory hugepage_size | same |
 --memory reserve | differs | shared memory has its pages at once: the kernel keeps no account of those that are promised
 --memory-zone id size hugepages hugepage_size host_numa_node prefault mergeable | same |

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aiovmm.boot.aarch64 import CpuState, CpuTopology
-from aiovmm.config import ConsoleMode, CpusConfig, VMConfig
+from aiovmm.config import ConsoleMode, CpusConfig, HotplugMethod, VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.registers import MPIDR_EL1, PC, PSTATE, Registers, x
@@ -24,6 +24,12 @@ def check(config: VMConfig) -> None:
         raise ConfigError("platform", reason, "tell the guest by the kernel's command line, a disk or vsock")
     if config.numa:
         raise ConfigError("numa", "is not there on arm64: its device tree has one node", "leave it out")
+    if config.cpus.max not in (None, config.cpus.boot):
+        hint = "boot= is how many there are"
+        raise ConfigError("cpus.max", "processors of an arm64 guest neither come nor go", hint)
+    if config.memory.hotplug_size and config.memory.hotplug_method is HotplugMethod.ACPI:
+        hint = "memory comes by hotplug_method=virtio-mem"
+        raise ConfigError("memory.hotplug_method", "is not acpi on arm64, whose guests have a device tree", hint)
     for feature in config.cpus.features:
         raise ConfigError(
             "cpus.features", f"{feature!r} is a feature of x86 processors", f"leave features={feature} out"

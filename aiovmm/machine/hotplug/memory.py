@@ -1,4 +1,4 @@
-"""Memory that comes and goes while a VM is there: where it lies, and asking a guest to take it or to give it back."""
+"""Memory that comes and goes by virtio-mem while a VM is there: asking a guest to take it or to give it back."""
 
 from __future__ import annotations
 
@@ -18,14 +18,7 @@ if TYPE_CHECKING:
     from aiovmm.machine.parts import MachineParts, PluggedDevice
     from aiovmm.memory import GuestMemory
 
-__all__ = ["MemoryHotplug", "place_of", "plug_mem", "power_on"]
-
-_ALIGNMENT = 1 << 30  # what Linux calls a memory block has up to 2 GiB, and begins at a multiple of 128 MiB at least
-
-
-def place_of(config: MemoryConfig, end_of_ram: int) -> tuple[int, int]:
-    """(gpa, size) of all memory that may come."""
-    return -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT, config.hotplug_size
+__all__ = ["MemoryHotplug", "plug_mem", "power_on"]
 
 
 def plug_mem(parts: MachineParts) -> None:
@@ -56,7 +49,7 @@ class MemoryHotplug:
         async with self._ending.transition:
             parts, device = self._there()
             memory = parts.config.memory
-            wanted = _wanted(memory, size)
+            wanted = _wanted(memory, parts.config.ram_size, size)
             moved = device.request(wanted)
             parts.config = parts.config.with_changes({"memory": replace(memory, hotplugged_size=wanted)})
             self._configured(parts.config)
@@ -95,9 +88,9 @@ class MemoryHotplug:
             stopped.cancel()
 
 
-def _wanted(memory: MemoryConfig, size: int) -> int:
+def _wanted(memory: MemoryConfig, least: int, size: int) -> int:
     """Hotplugged bytes. Raises UsageError for a total that cannot be."""
-    least, most = memory.size, memory.size + memory.hotplug_size
+    most = least + memory.hotplug_size
     if not isinstance(size, int) or not least <= size <= most or (size - least) % BLOCK_SIZE:
         raise UsageError(f"memory={size!r}: it can have {least} to {most} bytes, in blocks of {BLOCK_SIZE}")
     return size - least

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
 from aiovmm.bus import Range, Space
-from aiovmm.config import VMConfig
+from aiovmm.config import HotplugMethod, VMConfig
 from aiovmm.devices.acpi import GedEvent
 from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
@@ -31,13 +31,14 @@ from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
 from aiovmm.runtime.dataclass import replace
 
-if TYPE_CHECKING:  # of machines that are saved, or restored
+if TYPE_CHECKING:
+    from aiovmm.devices.hotplug.units import UnitRegisters  # of machines that are saved, or restored
     from aiovmm.machine.restored import Restored
     from aiovmm.runtime.plain import State
 
 __all__ = ["Pc"]
 
-_PROCESSORS = 0x1000  # ports, of which each has one
+_MODULES, _PROCESSORS = 0xB00, 0x1000  # ports, of which each has one
 _LAPIC_SIZE = 1 << 20  # where messages go, too
 
 
@@ -106,18 +107,30 @@ class Pc(Board):
 
     def add_devices(self) -> None:
         """The I/O APIC and what is wired to it."""
-        cpus = self.parts.config.cpus
-        self._ports = AcpiPorts(processors=None if cpus.max is None else _PROCESSORS)
+        cpus, memory = self.parts.config.cpus, self.parts.config.memory
         if cpus.max is not None:
-            from aiovmm.devices.hotplug.units import UnitRegisters  # for machines whose processors come and go
+            self.processors = self._units("processors", _PROCESSORS, cpus.max, cpus.boot)
+        if memory.hotplug_size and memory.hotplug_method is HotplugMethod.ACPI:
+            from aiovmm.machine.hotplug.places import at_start, modules
 
-            self.processors = UnitRegisters(cpus.max, cpus.boot)
-            fast = self.processors.fast
-            self.bus.add(Range(Space.PIO, _PROCESSORS, fast.size, self.processors, "processors", fast))
+            end = self.device_memory_start
+            there = len(at_start(memory, end))
+            self.modules = self._units("memory modules", _MODULES, len(modules(memory, end)), there)
+        self._ports = AcpiPorts(
+            processors=_PROCESSORS if self.processors is not None else None,
+            modules=_MODULES if self.modules is not None else None,
+        )
         sink = IoApicSink(self._vm, self.off_loop)
         self.legacy = LegacyDevices(self.bus, sink, self.parts, self.ram, self._ports, self.ended)
         self.on_eoi = self.legacy.ioapic.eoi
         self._pins = IntxPins(self.legacy.ioapic)
+
+    def _units(self, name: str, port: int, count: int, present: int) -> UnitRegisters:
+        from aiovmm.devices.hotplug.units import UnitRegisters  # for machines of which something comes and goes
+
+        registers = UnitRegisters(count, present)
+        self.bus.add(Range(Space.PIO, port, count, registers, name, registers.fast))
+        return registers
 
     def add_pci(self, root: PciRoot) -> None:
         """The configuration ports, and those that tell of slots."""
@@ -128,7 +141,8 @@ class Pc(Board):
 
     def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
         """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
-        self._described = describe(self.parts.config.cpus, self.legacy, self._ports, root.segments, iommu)
+        end = self.device_memory_start
+        self._described = describe(self.parts.config, self.legacy, self._ports, root.segments, iommu, end)
         if self.parts.config.numa:
             from aiovmm.machine.x86_64.numa import numa_nodes
 
@@ -162,8 +176,8 @@ class Pc(Board):
         fields = Fields(restored.state, "machine").fields("devices")
         assert self.slots is not None, "there is PCI"
         self.slots.load(fields.state("slots"))
-        if self.processors is not None:
-            self.processors.load(fields.state("processors"))
+        for name, registers in self._hot_units():
+            registers.load(fields.state(name))
         await self.legacy.load(fields.state("legacy"))
 
     def unsuspend_devices(self) -> None:
@@ -185,9 +199,11 @@ class Pc(Board):
         """On ports, and the I/O APIC."""
         assert self.slots is not None, "there is PCI"
         state: State = {"legacy": self.legacy.save(), "slots": self.slots.save()}
-        if self.processors is not None:
-            state["processors"] = self.processors.save()
-        return state
+        return state | {name: registers.save() for name, registers in self._hot_units()}
+
+    def _hot_units(self) -> list[tuple[str, UnitRegisters]]:
+        there = ("processors", self.processors), ("modules", self.modules)
+        return [(name, registers) for name, registers in there if registers is not None]
 
     def message(self, address: int, data: int, place: Place) -> Message | None:
         """To local APICs."""
@@ -208,6 +224,10 @@ class Pc(Board):
     def processors_changed(self) -> None:
         """By ACPI."""
         self.legacy.ged.notify(GedEvent.CPU)
+
+    def modules_changed(self) -> None:
+        """By ACPI."""
+        self.legacy.ged.notify(GedEvent.MEMORY)
 
     async def add_processor(self, index: int) -> Vcpu:
         """By KVM, or one that was there before."""

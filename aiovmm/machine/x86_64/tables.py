@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from aiovmm.boot.x86_64 import acpi, layout
 from aiovmm.boot.x86_64.cpuid import apic_id
 from aiovmm.boot.x86_64.mptable import mp_table
-from aiovmm.config import CpusConfig
+from aiovmm.config import VMConfig
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.pci import describe_segments
 from aiovmm.machine.x86_64.legacy import GED_PIN, LegacyDevices
@@ -21,24 +21,33 @@ __all__ = ["describe", "write_generation", "write_tables"]
 
 
 def describe(
-    cpus: CpusConfig,
+    config: VMConfig,
     legacy: LegacyDevices,
     ports: acpi.AcpiPorts,
     segments: Sequence[PciSegment],
     iommu: MachineIommu | None,
+    end_of_ram: int,
 ) -> acpi.AcpiConfig:
-    """The machine with all that is plugged into it."""
+    """The machine with all that is plugged into it, and places for what may come after `end_of_ram`."""
+    cpus = config.cpus
     topology = topology_of(cpus)
     apic_ids = (apic_id(topology, i) for i in range(cpus.max or cpus.boot))
     return acpi.AcpiConfig(
         cpus=tuple(acpi.Cpu(id_, enabled=i < cpus.boot) for i, id_ in enumerate(apic_ids)),
         pci_segments=describe_segments(segments),
         serial_ports=(acpi.SerialPort(),) if legacy.serial is not None else (),
+        modules=_modules(config, end_of_ram) if ports.modules is not None else (),
         ports=ports,
         ged_gsi=GED_PIN,
         vm_generation=layout.VM_GENERATION,
         iommu=iommu.describe() if iommu is not None else None,
     )
+
+
+def _modules(config: VMConfig, end_of_ram: int) -> tuple[acpi.MemoryModule, ...]:
+    from aiovmm.machine.hotplug.places import modules  # for who has some
+
+    return tuple(acpi.MemoryModule(*place) for place in modules(config.memory, end_of_ram))
 
 
 def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
