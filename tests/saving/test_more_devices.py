@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import struct
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,18 @@ from aiovmm.devices.virtio.balloon import BalloonDevice
 from aiovmm.devices.virtio.balloon.protocol import PAGE
 from aiovmm.devices.virtio.iommu.domains import Domains
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Status, Unmap
+from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
+from aiovmm.devices.virtio.mem.protocol import Answer as MemAnswer
+from aiovmm.devices.virtio.mem.protocol import Kind
 from aiovmm.devices.virtio.pmem import PmemDevice
 from aiovmm.errors import SnapshotError, StateError
 from aiovmm.machine.own import load_ports, save_ports
+from aiovmm.runtime.tasks import finish
 from aiovmm.testing import Harness
 from aiovmm.testing.pci import MESSAGES
+from tests.devices.virtio.test_iommu import EP, pair
+from tests.devices.virtio.test_mem import Driver
+from tests.devices.virtio.test_mem import request as mem_request
 from tests.saving.stopped import move, pause
 from tests.saving.text import damaged, through_text
 
@@ -248,3 +256,57 @@ def test_no_two_mappings_are_mixed_up() -> None:
     new = domains()
     new.load(through_text(old.save()))
     assert list(new.mappings(1)) == list(old.mappings(1))
+
+
+# -- what was carried out is answered -----------------------------------------------------------------------------------------
+
+
+async def test_blocks_that_are_given_back_while_it_stops_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same request again would be refused: these blocks are unplugged already."""
+    driver = Driver(4 * BLOCK_SIZE)
+    async with driver.harness as h:
+        assert await driver.ask(Kind.PLUG, 0, 4) == (MemAnswer.ACK, 0)
+        may_go = asyncio.Event()
+        give_back = MemDevice._give_back
+
+        async def slow(device: MemDevice, pieces: Any) -> None:
+            await finish(_waited(may_go))
+            await give_back(device, pieces)
+
+        monkeypatch.setattr(MemDevice, "_give_back", slow)
+        h.queues[0].add([mem_request(Kind.UNPLUG, 0, 2)], [10])
+        h.queues[0].kick()
+        while driver.device.blocks.plugged != 2 * BLOCK_SIZE:  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(pause(h))
+        await asyncio.sleep(0)
+        may_go.set()
+        await stopping
+        assert (await h.queues[0].used())[0].data[:2] == bytes([MemAnswer.ACK, 0])
+
+
+async def _waited(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+async def test_a_mapping_that_is_carried_out_while_the_iommu_stops_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as p:
+        await p.echo.reset()
+        assert await p.attach(1) == 0
+        may_go = asyncio.Event()
+
+        async def slow(endpoint: object) -> None:
+            await may_go.wait()
+
+        endpoint = p.device._endpoints[EP]
+        monkeypatch.setattr(type(endpoint), "revalidate", slow)
+        monkeypatch.setattr(type(endpoint), "uses", lambda *_: True)
+        p.iommu.queues[0].add([struct.pack("<B3xIQQQI", 3, 1, 0, MIB - 1, 0, 3)], [4])
+        p.iommu.queues[0].kick()
+        while not list(p.device.domains.mappings(1)):  # noqa: ASYNC110 - no event tells of it
+            await asyncio.sleep(0)
+        stopping = asyncio.create_task(pause(p.iommu))
+        await asyncio.sleep(0)
+        may_go.set()
+        await stopping
+        assert (await p.iommu.queues[0].used())[0].data == bytes(4)

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 
-from aiovmm.devices.virtio.mem.blocks import Blocks
+from aiovmm.devices.virtio.mem.blocks import Blocks, Outcome
 from aiovmm.devices.virtio.mem.protocol import (
     BLOCK_SIZE,
     REQUEST_SIZE,
@@ -89,22 +89,29 @@ class MemDevice(VirtioDevice):
         """Answer requests. Raises ChainError for what cannot be answered. Nothing is being given back any more when it ends."""
         queue = queues[0]
         async for chain in queue:
-            chain.write(await self._serve(chain))
-            queue.push(chain)
-            queue.flush()
+            outcome = self._carry_out(chain)
+            try:
+                if outcome.freed:
+                    await self._give_back(outcome.freed)
+            except asyncio.CancelledError:  # it was carried out, and would be refused if it came again
+                self._answer(queue, chain, outcome)
+                raise
+            self._answer(queue, chain, outcome)
             del chain  # it would hold guest memory while this waits
 
-    async def _serve(self, chain: Chain) -> bytes:
+    def _answer(self, queue: Queue, chain: Chain, outcome: Outcome) -> None:
+        self._moved.set()
+        chain.write(answer(outcome.answer, outcome.state))
+        queue.push(chain)
+        queue.flush()
+
+    def _carry_out(self, chain: Chain) -> Outcome:
         request = parse(chain.read(min(chain.unread, REQUEST_SIZE)))
         if chain.writable_size < len(answer(Answer.ACK)):
             raise ChainError("a request to virtio-mem has no room for its answer", chain.head)
         if request is None:
-            return answer(Answer.ERROR)
-        outcome = self.blocks.handle(request)
-        if outcome.freed:
-            await self._give_back(outcome.freed)
-        self._moved.set()
-        return answer(outcome.answer, outcome.state)
+            return Outcome(Answer.ERROR)
+        return self.blocks.handle(request)
 
     async def _give_back(self, pieces: Sequence[tuple[int, int]]) -> None:
         """To its end in any case: the memory is not unmapped meanwhile. Raises HostError if the host's kernel refuses."""
