@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from aiovmm.config import DiskConfig, ImageType
+from aiovmm.config import DiskConfig
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.image import DiskImage
@@ -70,15 +70,6 @@ class DiskBases:
 
 
 def _open(disk: DiskConfig) -> Base:
-    from aiovmm.devices.virtio.blk.overlay.chain import open_base
+    from aiovmm.devices.virtio.blk.opening import base_of
 
-    path = disk.overlay or disk.path
-    assert path is not None, "a disk that another process serves is in no snapshot"
-    return open_base(
-        path,
-        direct=disk.direct,
-        raw=disk.image_type is ImageType.RAW and disk.overlay is None,
-        sparse=disk.sparse,
-        lock=disk.lock_granularity,
-        backing_files=disk.backing_files or disk.overlay is not None,
-    )
+    return base_of(disk)

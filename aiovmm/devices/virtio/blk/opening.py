@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiovmm.config import DiskConfig, ImageType
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.formats import format_of_file
 from aiovmm.errors import ConfigError
 
-__all__ = ["kind_of", "opener"]
+if TYPE_CHECKING:
+    from aiovmm.devices.virtio.blk.overlay.base import Base
+
+__all__ = ["base_of", "kind_of", "opener"]
 
 _KINDS = {"qcow2": ImageType.QCOW2, "VHD": ImageType.VHD, "VHDX": ImageType.VHDX}
 
@@ -45,13 +49,29 @@ def opener(config: DiskConfig) -> Callable[[], DiskImage]:
     )
 
 
-def _open_overlay(config: DiskConfig) -> DiskImage:
-    from aiovmm.devices.virtio.blk.overlay.chain import open_base
+def base_of(config: DiskConfig) -> Base:
+    """What such a disk has now, to be put overlays over: of one with an overlay that, over the image that is configured.
+    Locked for reading. Raises HostError, ImageError; may block."""
+    if config.overlay is None:
+        return _base(config)
+    from aiovmm.devices.virtio.blk.overlay.base import Base
     from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 
-    assert config.path is not None
+    return Base(OverlayImage.open_over(_base(config), config.overlay, readonly=True))
+
+
+def _open_overlay(config: DiskConfig) -> DiskImage:
+    from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
+
     assert config.overlay is not None
-    base = open_base(
+    return OverlayImage.open_over(_base(config), config.overlay, readonly=config.readonly)
+
+
+def _base(config: DiskConfig) -> Base:
+    from aiovmm.devices.virtio.blk.overlay.chain import open_base
+
+    assert config.path is not None, "it is another process's"
+    return open_base(
         config.path,
         direct=config.direct,
         raw=config.image_type is ImageType.RAW,
@@ -59,4 +79,3 @@ def _open_overlay(config: DiskConfig) -> DiskImage:
         lock=config.lock_granularity,
         backing_files=config.backing_files,
     )
-    return OverlayImage.open_over(base, config.overlay, readonly=config.readonly)
