@@ -1,18 +1,22 @@
 """Devices that bring memory of their own (pmem): mapped above RAM, like RAM a slot of KVM's, but in no memory map.
 
-Their places depend only on the configuration, so a guest finds them where they were after a reboot.
+Their places depend only on the configuration, so a guest finds them where they were after a reboot. What comes while it runs
+lies in the 64-bit window of its PCI segment, until the guest is reset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from aiovmm.errors import ConfigError
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 
-__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory"]
+__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory", "map_later", "unmap"]
+
+if TYPE_CHECKING:
+    from aiovmm.machine.assembly import Machine
 
 _FIRST_ALIGNMENT = 1 << 30  # keeps it out of the last memory sections (128 MiB) that RAM has in Linux
 
@@ -57,3 +61,37 @@ def map_device_memory(memory: GuestMemory, plugged: Iterable[PluggedDevice], sta
         p.device.placed(address)
         end = address + piece.size
     return end
+
+
+async def map_later(machine: Machine, plugged: PluggedDevice) -> None:
+    """The same for a device that comes while the guest runs; nothing for one without memory. Raises ConfigError, HostError,
+    UsageError; then nothing is mapped."""
+    device = plugged.device
+    if not isinstance(device, MemoryDevice):
+        return
+    piece, segment = device.memory(), machine.pci.root.segments[plugged.segment]
+    address = segment.aperture.lend(piece.size, device.memory_alignment)
+    try:
+        machine.memory.map_fd(address, piece.size, piece.fd, shared=piece.shared)
+        device.placed(address)
+        await _tell_kvm(machine)
+    except BaseException:
+        await unmap(machine, plugged)
+        segment.aperture.give_back(address)
+        raise
+
+
+async def unmap(machine: Machine, plugged: PluggedDevice) -> None:
+    """The memory of a device that goes, and is open still: no part of it is the guest's any more."""
+    device = plugged.device
+    if not isinstance(device, MemoryDevice):
+        return
+    fd = device.memory().fd
+    for region in [region for region in machine.memory.regions if region.fd == fd and not region.ram]:
+        machine.memory.unmap(region)
+        await _tell_kvm(machine)
+        machine.pci.root.segments[plugged.segment].aperture.give_back(region.gpa)
+
+
+async def _tell_kvm(machine: Machine) -> None:
+    await machine.worker.submit(lambda: machine.kvm_vm.set_memory(machine.memory))

@@ -56,14 +56,32 @@ class Aperture:
     def allocate(self, owner: BarId, space: Space, size: int, alignment: int, *, wide: bool) -> int:
         """An initial address for a BAR, first fit; `wide`: in the 64-bit window. Raises UsageError if there is no room."""
         window = self._window(space, wide=wide)
-        taken = sorted((c.base, c.base + c.size) for c in (*self._given.values(), *self._reserved) if c.space == space)
+        base = self._free(window, size, alignment, [c for c in self._taken() if c.space == space])
+        self._given[owner] = _Claim(space, base, size)
+        return base
+
+    def lend(self, size: int, alignment: int) -> int:
+        """Addresses in the 64-bit window that are no BAR's, nor will be until `give_back`: not even one that the guest has moved
+        there. Raises UsageError if there is no room."""
+        claims = [*self._taken(), *self._wanted.values()]
+        base = self._free(self._plan.mmio64, size, alignment, [c for c in claims if c.space is Space.MMIO])
+        self.reserve(base, size)
+        return base
+
+    def give_back(self, base: int) -> None:
+        """What was lent there may be BARs' again. Nothing if nothing was."""
+        self._reserved = [c for c in self._reserved if c.base != base]
+
+    def _taken(self) -> list[_Claim]:
+        return [*self._given.values(), *self._reserved]
+
+    def _free(self, window: Window, size: int, alignment: int, taken: Sequence[_Claim]) -> int:
         base = -(-window.base // alignment) * alignment
-        for start, end in taken:
+        for start, end in sorted((c.base, c.base + c.size) for c in taken):
             if base < end and start < base + size:
                 base = -(-end // alignment) * alignment
         if not window.holds(base, size):
             raise UsageError(f"PCI segment {self._plan.number} has no room for {size:#x} more bytes of BARs")
-        self._given[owner] = _Claim(space, base, size)
         return base
 
     def reserve(self, base: int, size: int) -> None:

@@ -12,15 +12,18 @@ import pytest
 
 from aiovmm import (
     VM,
+    ConsoleConfig,
     CpusConfig,
     DiskConfig,
     EventKind,
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
+    NetConfig,
     PlatformConfig,
     RebootPolicy,
     UsageError,
+    VsockConfig,
 )
 from aiovmm.native import lib
 from tests.system.conftest import RELEASES, Guests
@@ -195,3 +198,59 @@ async def test_memory_modules_come_and_go(guests: Guests, release: str) -> None:
         assert await vm.memory.resident() < size + module + 16 * MB
         await vm.resize(memory=size + 2 * module, timeout=120)
         assert abs(await mem_total(vm) - before - module) < 32 * MB
+
+
+ROUNDS = 30
+TAP = "10.77.0"
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("release", "iommu"), [("6.1", False), ("6.12", True), ("newest", True)])
+async def test_thirty_rounds_of_everything_under_load(guests: Guests, folder: Path, release: str, iommu: bool) -> None:
+    """In segments 0 and 2 in turn; behind the IOMMU in the latter, if there is one."""
+    stays, goes = image(folder / "a.img", 32 * MB), image(folder / "b.img", 32 * MB)
+    platform = PlatformConfig(num_pci_segments=3, iommu_segments=(2,) if iommu else ())
+    config = guests.config(release, disks=(DiskConfig(path=stays),), platform=platform)
+    expected = {path: hashlib.md5(path.read_bytes()).hexdigest() for path in (stays, goes)}
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(
+            vm, "for m in virtio_net vmw_vsock_virtio_transport; do modprobe $m; done; ls /sys/class/net > /tmp/nets"
+        )
+        before = len(os.listdir("/proc/self/fd"))
+        for number in range(ROUNDS):
+            segment = 2 * (number % 2)
+            disk = await vm.add(DiskConfig(path=goes, pci_segment=segment, serial=f"round{number}"))
+            net = await vm.add(NetConfig(ip=f"{TAP}.1", mask="255.255.255.0", pci_segment=segment))
+            await vm.add(VsockConfig(pci_segment=segment))
+            await vm.add(ConsoleConfig(pci_segment=segment))
+            name = (await shell(vm, LATE.replace("SERIAL", f"round{number}"))).strip()
+            assert await md5(vm, f"/dev/{name}") == expected[goes]
+            await shell(vm, UP.replace("TAP", TAP), timeout=120)
+            await shell(
+                vm, "for i in $(seq 600); do test -e /dev/hvc0 && break; sleep 0.05; done; echo round > /dev/hvc0"
+            )
+            assert (await vm.console.readline()).strip() == b"round"
+            await shell(
+                vm,
+                f"(while dd if=/dev/{name} of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo > /tmp/over) & true",
+            )
+            for id_ in (disk, net, "vsock", "console"):
+                await vm.remove(id_, timeout=120)
+            await appears(vm, "/tmp/over")
+            await shell(vm, "rm /tmp/over")
+            assert await md5(vm, "/dev/vda") == expected[stays]
+            assert [p.id for p in vm._plugged() if p.id not in ("rng", "disk0", "iommu")] == []
+        assert len(os.listdir("/proc/self/fd")) <= before
+    assert hashlib.md5(goes.read_bytes()).hexdigest() == expected[goes]
+
+
+LATE = (
+    "for i in $(seq 600); do for d in /sys/block/vd*; do grep -qx SERIAL $d/serial && n=${d##*/}; done; "
+    'test -n "$n" && test -e /dev/$n && break; sleep 0.05; done; echo $n; n='
+)
+UP = (
+    'for i in $(seq 600); do e=$(ls /sys/class/net | grep -v -F -x -f /tmp/nets | head -n1); test -n "$e" && break; sleep 0.05; '
+    "done; ip addr add TAP.2/24 dev $e && ip link set $e up && ping -c 3 -W 20 TAP.1 > /dev/null"
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from aiovmm import (
     DiskConfig,
     EventKind,
     FsConfig,
+    GuestFault,
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
     PlatformConfig,
+    PmemConfig,
     RebootPolicy,
     RngConfig,
     StateError,
@@ -343,3 +346,46 @@ async def test_a_vm_without_memory_to_come_says_so() -> None:
         await vm.start()
         with pytest.raises(UsageError, match="hotplug_size"):
             await vm.resize(memory=64 << 20)
+
+
+async def test_persistent_memory_comes_and_goes(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("cold", "hot")]
+    for file in files:
+        file.write_bytes(file.name.encode().ljust(4 << 20, b"\0"))
+    async with VM(config("s", pmems=(PmemConfig(file=files[0]),))) as vm:
+        await vm.start()
+        before = descriptors()
+        window = vm.machine.pci.root.segments[0].plan.mmio64
+        task = asyncio.ensure_future(vm.add(PmemConfig(file=files[1])))
+        assert await look(vm) == [2]
+        assert await task == "pmem1"
+        place = struct.unpack("<QQ", vm.device("pmem1").read_config(0, 16))
+        assert window.holds(*place)
+        assert vm.machine.memory.read(place[0], 3) == b"hot"
+        assert len(vm.machine.memory.regions) == 3
+        for id_, slot in (("pmem1", 2), ("pmem0", 1)):
+            removal = asyncio.ensure_future(vm.remove(id_))
+            assert await let_go(vm) == [slot]
+            await removal
+        assert [r.ram for r in vm.machine.memory.regions] == [True]
+        assert descriptors() < before
+        with pytest.raises(GuestFault):
+            vm.machine.memory.read(place[0], 3)
+        again = asyncio.ensure_future(vm.add(PmemConfig(file=files[1])))
+        assert await look(vm) == [1]
+        await again
+        place = struct.unpack("<QQ", vm.device("pmem0").read_config(0, 16))
+        assert vm.machine.memory.read(place[0], 3) == b"hot"
+        await counts_on(vm)
+
+
+async def test_persistent_memory_whose_slot_is_taken_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(bytes(4 << 20))
+    async with VM(config("s", rng=RngConfig())) as vm:
+        await vm.start()
+        before = descriptors()
+        with pytest.raises(UsageError, match="slot 1"):
+            await vm.add(PmemConfig(file=file, pci_device_id=1))
+        assert [r.ram for r in vm.machine.memory.regions] == [True]
+        assert descriptors() <= before

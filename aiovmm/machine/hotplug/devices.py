@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
+from aiovmm.machine.device_memory import map_later, unmap
 from aiovmm.machine.devices import make_device
 from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
 from aiovmm.machine.hotplug.waiting import wait_for_guest
@@ -88,7 +89,8 @@ class DeviceHotplug:
         device._notify_driver = partial(self._ending.device_driven, wanted.id)
         try:
             await device.open()
-            address = machine.plug(wanted)
+            await map_later(machine, wanted)
+            address = await self._in_its_slot(machine, wanted)
         except BaseException:
             await finish(device.close())
             raise
@@ -96,6 +98,13 @@ class DeviceHotplug:
         parts.plugged.append(plugged)
         self._keep(parts, pinned(config, partial(_slot_of, machine)))
         return plugged
+
+    async def _in_its_slot(self, machine: Machine, wanted: PluggedDevice) -> PciAddress:
+        try:
+            return machine.plug(wanted)
+        except BaseException:
+            await finish(unmap(machine, wanted))
+            raise
 
     def _tell_of(self, machine: Machine, plugged: PluggedDevice) -> asyncio.Future[None] | None:
         """Done when the guest has looked at it; None: it does so when it starts, or goes on."""
@@ -196,6 +205,7 @@ class DeviceHotplug:
         address, parts = machine.address(plugged.id), self._power.parts
         try:
             await machine.unplug(plugged.id)
+            await unmap(machine, plugged)
         finally:
             if out is not None:
                 _done(out)
