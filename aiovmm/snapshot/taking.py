@@ -60,6 +60,8 @@ async def take(vm: VM, path: Path) -> Snapshot:
                 state = await state_of(vm, machine)
                 kept: Kept = await in_thread(f"{name}: save memory", keep, machine.memory, written.memory)
             standstill = time.monotonic() - began
+            for plugged in list(vm._power.plugged):  # or after the host's power fails memory would know more than disks
+                await plugged.device.sync()
             await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum)
         finally:
             await in_thread(f"{name}: end snapshot", written.close)

@@ -169,6 +169,9 @@ async def test_a_request_that_the_host_holds_up_is_waited_for(tmp_path: Path, mo
         assert used.buffers == [bytes([Status.OK])]
 
 
+MAC = b"\x2e\0\0\0\0\7"
+
+
 # -- networks ------------------------------------------------------------------------------------------------------------
 
 
@@ -242,12 +245,24 @@ async def test_a_card_keeps_what_its_driver_has_chosen() -> None:
             assert isinstance(h.device, NetDevice)
             h.device.announce()
             assert h.device.read_config(6, 2) == bytes([LINK_UP | ANNOUNCE, 0])
-            other = NetDevice(SocketBackend(second[0], vnet_hdr=True), mac=b"\x2e\0\0\0\0\7")
+            other = NetDevice(SocketBackend(second[0], vnet_hdr=True))
             await move(h, other)
             await ready(other)
             assert other.save()["offloads"] == offloads
+            control.add([b"\3\0"], [1])  # CTRL_ANNOUNCE_ACK
+            control.kick()
+            assert (await control.used())[0].data == b"\0"
+            assert other.read_config(6, 2) == bytes([LINK_UP, 0])
+            await pause(h)
+            await ready(other)
+            assert other.read_config(6, 2) == bytes([LINK_UP, 0]), "it is announced where it came to be, once"
+            third = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            await move(h, NetDevice(SocketBackend(third[0], vnet_hdr=True), mac=MAC))
+            other, second = h.device, third
+            assert isinstance(other, NetDevice)
+            await ready(other)
             assert other.read_config(6, 2) == bytes([LINK_UP | ANNOUNCE, 0])
-            assert other.read_config(0, 6) == b"\x2e\0\0\0\0\7", "the address is the configuration's"
+            assert other.read_config(0, 6) == MAC, "the address is the configuration's"
             guest = NetGuest(h)
             await guest.send(b"x" * 60)
             assert second[1].recv(2000)[12:] == b"x" * 60

@@ -304,3 +304,27 @@ async def test_who_gives_up_leaves_the_guest_going_on(tmp_path: Path, ms: int) -
         await counts_on(vm)
         await vm.snapshot(tmp_path / "s")
         assert len(os.listdir(tmp_path / "s")) == 2
+
+
+async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or after a failure of the host's power the guest would remember what its disk has lost."""
+    from aiovmm.devices.virtio.blk import BlkDevice
+
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    flushed: list[bool] = []
+
+    async def sync(device: BlkDevice) -> None:
+        flushed.append((tmp_path / "s").exists())
+        if len(flushed) > 1:
+            raise HostError("flushing the disk image", 5)
+
+    monkeypatch.setattr(BlkDevice, "sync", sync)
+    async with VM(config("s", disks=(DiskConfig(path=tmp_path / "disk"),))) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "s")
+        assert flushed == [False], "before it is there"
+        with pytest.raises(HostError, match="flushing"):
+            await vm.snapshot(tmp_path / "t")
+        assert not (tmp_path / "t").exists()
+        await counts_on(vm)

@@ -88,6 +88,7 @@ class NetDevice(VirtioDevice):
         self._ended: OSError | None = None
         self._negotiated = 0
         self._chosen = _Chosen()
+        self._elsewhere = False  # it goes on where no switch knows it yet
         self._past = NetCounters()
         self._space = NetConfigSpace(self.mac)
         self._pairs: ActivePairs | None = None
@@ -198,7 +199,7 @@ class NetDevice(VirtioDevice):
         }
 
     def load(self, state: State) -> None:
-        """Raises SnapshotError. A link that is another now the driver is told of."""
+        """Raises SnapshotError. The driver is told of a link that is another now, and to announce itself on it."""
         from aiovmm.runtime.plain import Fields
 
         fields = Fields(state, self.name)
@@ -208,6 +209,7 @@ class NetDevice(VirtioDevice):
         if not f.consistent(features) or not f.consistent(chosen.offloads) or chosen.offloads & ~features:
             raise SnapshotError(f"{self.name}: no driver takes the offloads {chosen.offloads:#x} of {features:#x}")
         self._negotiated, self._chosen, self._space.status = features, chosen, status
+        self._elsewhere = True
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve all queues. What is not asynchronous ends at once, so nothing is in flight when it is cancelled."""
@@ -222,6 +224,9 @@ class NetDevice(VirtioDevice):
             async with asyncio.TaskGroup() as group:
                 self._pairs = ActivePairs(self.backend, queues, group, self._port_ended, self._limiters)
                 await self._pairs.begin(features, self._chosen.pairs, fresh=not self.resumed)
+                if self._elsewhere:
+                    self._elsewhere = False
+                    self.announce()
                 if features & f.CTRL_VQ:
                     await self._control(control, self._pairs)
         finally:
