@@ -100,7 +100,9 @@ async def test_vhd_and_vhdx(guests: Guests, folder: Path, format_: str, name: st
     async with VM(config) as vm:
         await vm.start()
         await prompt(vm)
-        assert (await shell(vm, "dd if=/dev/vda bs=1M count=16 2>/dev/null | md5sum")).split()[0] == md5(raw.read_bytes())
+        assert (await shell(vm, "dd if=/dev/vda bs=1M count=16 2>/dev/null | md5sum")).split()[0] == md5(
+            raw.read_bytes()
+        )
         await shell(vm, "dd if=/dev/zero of=/dev/vda bs=1M seek=4 count=4 conv=fsync")
         await power_off(vm)
     qemu_img("convert", "-f", format_, "-O", "raw", folder / name, folder / "after")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.config import DiskConfig
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Status
+from aiovmm.devices.virtio.blk.opening import opener
 from aiovmm.devices.virtio.blk.protocol import Feature, Request
-from aiovmm.errors import HostError, UsageError
+from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import allocated, contents, read, segments, submit, write
 
@@ -93,3 +95,28 @@ def test_a_block_device_is_locked_like_a_file(loop: Path) -> None:
     with pytest.raises(HostError, match="another VM or program"):
         DiskImage.open(loop)
     with_lock.close()
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+async def test_an_overlay_over_it(loop: Path, image: Path, tmp_path: Path, direct: bool) -> None:
+    """Blocks of 4096 bytes stay, since with O_DIRECT nothing smaller can be read; and a device that was replaced is refused."""
+    config = DiskConfig(path=loop, overlay=tmp_path / "top", direct=direct)
+    before = contents(image)
+    device = DiskImage.open(loop, readonly=True)
+    logical = device.geometry.logical
+    device.close()
+    async with Harness(BlkDevice(opener(config)())) as h:
+        assert int.from_bytes(h.device.read_config(20, 4), "little") == logical
+        await write(h, 8, b"x" * 4096)
+        assert await read(h, 0, 4096) == before[:4096]
+        assert (await submit(h, Request.DISCARD, data=segments((64, 64, 0))))[0] is Status.OK
+        assert (
+            await read(h, 56, 128 * 512)
+            == before[56 * 512 : 64 * 512] + bytes(64 * 512) + before[128 * 512 : 184 * 512]
+        )
+    assert contents(image) == before
+    async with Harness(BlkDevice(opener(config)())) as h:
+        assert await read(h, 8, 8192) == b"x" * 4096 + before[16 * 512 : 24 * 512]
+    grow(image, loop, 2 * SIZE)
+    with pytest.raises(ImageError, match="does not fit its base"):
+        opener(config)()
