@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: help demo test test-thorough test-sanitized lint format native setup setup-test bench clean
+.PHONY: help demo soak test test-thorough test-sanitized lint format native setup setup-test bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -31,6 +31,10 @@ setup: ## packages, virtual environment, native extension
 
 setup-test:
 	@tools/setup test
+
+MINUTES ?= 60
+soak: setup-test ## eight guests and all that can happen to them, for MINUTES=60
+	.venv/bin/python -m tests.soak --minutes $(MINUTES)
 
 lint: ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .
