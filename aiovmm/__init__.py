@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
     from aiovmm.rootfs import BuiltImage, Image, ImageConfig
-    from aiovmm.sandboxes import Sandbox, sandbox
+    from aiovmm.sandboxes import Network, Sandbox, Volume, sandbox
     from aiovmm.snapshot.taking import Snapshot
     from aiovmm.snapshot.template import Template
     from aiovmm.stats import DeviceStats, LoopStats, VMStats
@@ -136,6 +136,7 @@ __all__ = [
     "MemoryConfig",
     "MemoryZoneConfig",
     "NetConfig",
+    "Network",
     "NumaConfig",
     "OutputTooLong",
     "PatternTooSlow",
@@ -167,6 +168,7 @@ __all__ = [
     "VMState",
     "VMStats",
     "VirtioDevice",
+    "Volume",
     "VsockConfig",
     "WatchdogAction",
     "WatchdogConfig",
@@ -196,6 +198,7 @@ __getattr__ = lazy_names(
         "aiovmm.sandboxes": "Sandbox sandbox",
         "aiovmm.snapshot.taking": "Snapshot",
         "aiovmm.snapshot.template": "Template",
+        "aiovmm.sandboxes": "Network Sandbox Volume sandbox",
         "aiovmm.stats": "DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",

@@ -35,7 +35,9 @@ def spread_lists(args: Sequence[str]) -> list[str]:
     """The reference takes `--disk a b` for `--disk a --disk b`; write it out, as click wants it."""
     spread: list[str] = []
     current, filled = "", False
-    for arg in args:
+    for at, arg in enumerate(args):
+        if arg == "--":  # what comes then is not ours
+            return [*spread, *args[at:]]
         if arg.startswith("-"):
             name, separator, _ = arg.partition("=")
             current, filled = name if name in LIST_OPTIONS else "", bool(separator)

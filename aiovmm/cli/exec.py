@@ -16,7 +16,7 @@ from aiovmm.cli.usage import OneLineCommand, once
 from aiovmm.errors import AiovmmError, UsageError
 from aiovmm.runtime.stdio import require_descriptors
 
-__all__ = ["command", "variables"]
+__all__ = ["code_of", "command", "variables"]
 
 _DESCRIPTORS = 12  # uvloop's, the socket, and the standard streams'
 _OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeout(1) and shells have them
@@ -70,10 +70,11 @@ def command(
         finally:
             agent.close()
 
-    sys.exit(_code(run(), timeout))
+    sys.exit(code_of(run(), timeout))
 
 
-def _code(work: Coroutine[Any, Any, int], timeout: float | None) -> int:
+def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int:
+    """The exit code of a command in a guest; what cannot be done is said."""
     import uvloop
 
     from aiovmm.agent.errors import AgentError, CommandNotFound, GuestOSError

@@ -14,7 +14,10 @@ from aiovmm.cli.usage import OneLineCommand, once, version_option
 from aiovmm.config.options import KEYS
 from aiovmm.errors import UsageError
 
-__all__ = ["command"]
+__all__ = ["OF_ROOTFS", "command"]
+
+OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "env", "user", "cwd", "tty", "words")
+"""Parameters that mean something with --rootfs alone."""
 
 
 class _RunCommand(OneLineCommand):
@@ -58,12 +61,39 @@ def _type(option: RunOption) -> Any:
 
 @click.command("run", cls=_RunCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @_options
+@once(
+    "--rootfs",
+    type=click.Path(path_type=Path),
+    help="Run COMMAND in a guest with this root: directory, tar, OCI layout.",
+)
+@once("--scratch", metavar="SIZE", default="2G", help="With --rootfs: space for what it writes (2G), or memory.")
+@click.option(
+    "--volume", "volumes", multiple=True, metavar="HOST:GUEST[:ro]", help="With --rootfs: a directory of the host."
+)
+@click.option("--publish", multiple=True, metavar="HOST:GUEST", help="With --rootfs: a port of the host's loopback.")
+@click.option("--network", is_flag=True, help="With --rootfs: a network that needs no privilege (passt).")
+@click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="With --rootfs: a variable of its environment.")
+@once("-u", "--user", help="With --rootfs: as this user.")
+@once("-w", "--cwd", help="With --rootfs: in this directory.")
+@click.option("-t", "--tty", is_flag=True, help="With --rootfs: give the command a terminal, this one.")
 @click.option("-v", "--verbose", count=True, help="Log more (on stderr).")
 @version_option
+@click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
 def command(**args: Any) -> None:
     """Boot a Linux kernel and talk to it. Options are those of the reference monitor, with its syntax and meaning.
 
     Exit codes: 0 the guest shut down or rebooted, 1 it panicked, was killed, the host failed or its output was lost, 2 wrong
-    usage; what a guest runs by `aiovmm image initramfs --run` gives its own.
+    usage; what a guest runs by `aiovmm image initramfs --run` gives its own. With --rootfs: those of COMMAND, 128 and the number
+    of a signal that ended it, 125 if aiovmm could not run it.
     """
+    given = {name: args.pop(name) for name in OF_ROOTFS}
+    if given["rootfs"] is not None:
+        from aiovmm.cli.rootfs import run_in_sandbox
+
+        run_in_sandbox(given, args)
+    for name in OF_ROOTFS:
+        if given[name] and name != "scratch":
+            if name == "words":
+                raise UsageError(f"Got unexpected extra argument ({given[name][0]}): a COMMAND goes with --rootfs")
+            raise UsageError(f"--{name.removesuffix('s')}: goes with --rootfs alone")
     start(args, click.get_current_context().obj or ())

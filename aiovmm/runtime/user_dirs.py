@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 from aiovmm.errors import UsageError
 
-__all__ = ["cache_directory", "find_cache_directory"]
+__all__ = ["cache_directory", "find_cache_directory", "runtime_directory"]
 
 
 def find_cache_directory() -> Path | None:
@@ -28,6 +29,21 @@ def cache_directory() -> Path:
     if found is None:
         raise UsageError("there is nowhere to keep files: this user has no home directory (set HOME or XDG_CACHE_HOME)")
     return found
+
+
+def runtime_directory() -> Path:
+    """Where sockets and the like of running programs go: `$XDG_RUNTIME_DIR/aiovmm`, else /run/aiovmm for root and
+    /tmp/aiovmm-UID for others. It is made, and is this user's alone. Raises UsageError where it is somebody else's, OSError."""
+    base = os.environ.get("XDG_RUNTIME_DIR", "")
+    if base.startswith("/"):
+        path = Path(base) / "aiovmm"
+    else:
+        path = Path(f"/tmp/aiovmm-{os.getuid()}") if os.getuid() else Path("/run/aiovmm")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise UsageError(f"{path} is not a directory of this user alone: remove it, or set XDG_RUNTIME_DIR")
+    return path
 
 
 def _home() -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from aiovmm.architecture import host
 from aiovmm.config import (
@@ -21,6 +23,7 @@ from aiovmm.config import (
     ConsoleMode,
     CpusConfig,
     DiskConfig,
+    FsConfig,
     MemoryConfig,
     PayloadConfig,
     VMConfig,
@@ -32,12 +35,13 @@ from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
 from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.user_dirs import runtime_directory
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
+from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.scratch import LEAST, make_scratch
+from aiovmm.sandboxes.volumes import Volume, served
+from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.vm import VM
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["Sandbox", "sandbox"]
 
@@ -48,8 +52,8 @@ class Sandbox(VM):
     """A VM with an image as its root. Commands have what the image says of its own: environment, user, working directory, unless
     they are told otherwise."""
 
-    def __init__(self, config: VMConfig, image: BuiltImage) -> None:
-        super().__init__(config, terminal=False)
+    def __init__(self, config: VMConfig, image: BuiltImage, devices: Sequence[VirtioDevice] = ()) -> None:
+        super().__init__(config, devices=devices, terminal=False)
         self._image = image
         self._env = image.config.env
         self._cwd = image.config.workdir or None
@@ -71,6 +75,9 @@ async def sandbox(
     kernel: KernelFiles | None = None,
     name: str | None = None,
     timeout: float | None = 60.0,
+    volumes: Sequence[Volume | str] = (),
+    network: Network | bool = False,
+    publish: Mapping[int, int] | None = None,
     cmdline: str = "",
     **changes: Any,
 ) -> AsyncIterator[Sandbox]:
@@ -82,20 +89,32 @@ async def sandbox(
     kernel. `timeout`: seconds until it is ready. `cmdline` is added to the kernel's command line; `changes` to the VMConfig, like
     `balloon=BalloonConfig(...)`.
 
+    `volumes`: directories of the host, Volume or "HOST:GUEST:ro". `network`: True gives it one by passt, see Network. `publish`:
+    {port of the host's loopback: the guest's}, by the agent, and without a network.
+
     Raises ImageError, HostError, ConfigError; BootTimeout, with the stage that the guest came to and what it printed, or
     AgentLost if it ended instead.
     """
     async with AsyncExitStack() as stack:
         wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
+        wanted.network = Network() if network is True else network or None
+        shared = [volume if isinstance(volume, Volume) else Volume.parse(volume) for volume in volumes]
         built = image if isinstance(image, BuiltImage) else await Image.of(image).build()
         if built is not image:
             stack.callback(built.close)
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
         initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
+        if shared:
+            directory = Path(stack.enter_context(TemporaryDirectory(dir=runtime_directory())))
+            wanted.volumes = list(zip(shared, await stack.enter_async_context(served(shared, directory)), strict=True))
         async with _scratch(wanted.scratch) as scratch:
-            vm = await stack.enter_async_context(Sandbox(wanted.config(files, initramfs, built, scratch), built))
+            config = wanted.config(files, initramfs, built, scratch)
+            devices = () if wanted.network is None else (wanted.network.device(),)
+            vm = await stack.enter_async_context(Sandbox(config, built, devices))
         await vm.start()
         await vm.agent.ready(timeout)
+        for host_port, port in (publish or {}).items():
+            await vm.forward(port, host_port)
         yield vm
 
 
@@ -132,6 +151,8 @@ class _Wanted:
             raise ConfigError("disk", f"{self.scratch} bytes are too few", f"give at least {LEAST >> 20}M, or None")
         self._cmdline = cmdline
         self._changes = changes
+        self.network: Network | None = None
+        self.volumes: list[tuple[Volume, FsConfig]] = []
 
     def config(self, files: KernelFiles, initramfs: Path, image: BuiltImage, scratch: Path | None) -> VMConfig:
         """The guest's. The image is the first disk, as its init has it."""
@@ -141,6 +162,9 @@ class _Wanted:
         if scratch is not None:
             disks.append(DiskConfig(path=scratch, image_type=ImageType.RAW))
             words.append("sandbox.scratch=ext4")
+        for volume, fs in self.volumes:
+            words.append(f"sandbox.volume={fs.tag}:{'ro' if volume.readonly else 'rw'}:{volume.guest}")
+        words += self.network.words if self.network else []
         config = VMConfig(
             PayloadConfig(files.kernel, initramfs, " ".join([*words, self._cmdline]).strip()),
             cpus=self._cpus,
@@ -148,6 +172,7 @@ class _Wanted:
             serial=ConsoleConfig(ConsoleMode.NULL),
             disks=tuple(disks),
             vsock=VsockConfig(),
+            fs=tuple(fs for _, fs in self.volumes),
             name=self._name,
         )
         return config.with_changes(self._changes) if self._changes else config

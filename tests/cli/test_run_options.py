@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiovmm.cli.run import command
+from aiovmm.cli.run import OF_ROOTFS, command
 from aiovmm.cli.run_options import OPTIONS, read_plain
 from aiovmm.errors import AiovmmError
 
@@ -53,11 +53,21 @@ pairs = st.tuples(st.sampled_from(NAMES), st.sampled_from(TEXTS))
 lines = st.lists(words.map(lambda word: (word,)) | pairs, max_size=6).map(lambda parts: [w for p in parts for w in p])
 
 
+_WITHOUT_ROOTFS = {
+    **dict.fromkeys(OF_ROOTFS),
+    **dict.fromkeys(("volumes", "publish", "env", "words"), ()),
+    **dict.fromkeys(("network", "tty"), False),
+    "scratch": "2G",
+}
+
+
 def by_click(args: list[str]) -> dict[str, Any] | None:
     """None where click has something to say."""
     try:
         with command.make_context("run", list(args)) as context:
-            return dict(context.params)
+            given = dict(context.params)
+            without = {name: given.pop(name) for name in OF_ROOTFS}
+            return given if without == _WITHOUT_ROOTFS else None
     except (click.ClickException, click.exceptions.Exit, AiovmmError):
         return None
 
@@ -117,4 +127,4 @@ def test_a_file_that_may_not_be_read_is_left_to_click(tmp_path: Path, monkeypatc
 
 
 def test_every_option_has_a_row() -> None:
-    assert {p.name for p in command.params} - {"verbose", "version"} == {option.key for option in OPTIONS}
+    assert {p.name for p in command.params} - {"verbose", "version", *OF_ROOTFS} == {option.key for option in OPTIONS}

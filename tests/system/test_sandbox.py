@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import io
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 import aiovmm
-from aiovmm import Image
+from aiovmm import AgentLost, Image
 from aiovmm.image import KernelFiles
+from tests.rootfs.test_image import Layout
 from tests.system.conftest import GUESTS, RELEASES
 
 BOOT = 120.0
@@ -69,3 +74,125 @@ async def test_from_a_directory_to_commands(root: Path, release: str) -> None:
         free = (await vm.run(["df", "-m", "/"], timeout=60)).stdout.decode().splitlines()[-1].split()
         assert 1800 < int(free[1]) <= 2048
     assert list((Path(os.environ["XDG_CACHE_HOME"]) / "aiovmm/scratch").glob("*.ext4")) == []
+
+
+async def test_an_oci_image_runs_as_it_says(root: Path, tmp_path: Path) -> None:
+    """Two layers; its environment, user and directory are those of commands that are not told otherwise."""
+    base, layer = io.BytesIO(), io.BytesIO()
+    with tarfile.open(fileobj=base, mode="w") as tar:
+        tar.add(root, ".")
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("opt/deep/.wh.er"))
+        tar.addfile(tarfile.TarInfo("opt/new"))
+    layout = Layout(tmp_path / "layout")
+    layout.add(base.getvalue(), layer.getvalue(), Env=["PATH=/bin", "A=b c"], User="nobody", WorkingDir="/home/nobody")
+    image = Image.from_oci(layout.path)
+    async with aiovmm.sandbox(image, kernel=kernel(), timeout=BOOT, disk=None) as vm:
+        done = await vm.run(["sh", "-c", 'id -u; pwd; echo "$A"; ls /opt /opt/deep; touch x; ls'], timeout=60)
+        assert done.stdout.decode().split("\n") == ["65534", "/home/nobody", "b c", *_LISTED, ""]
+        other = await vm.run(["sh", "-c", "id -u; pwd; echo $A"], user="root", cwd="/", env={"A": "d"}, timeout=60)
+        assert other.stdout.decode().split() == ["0", "/", "d"]
+        assert (await vm.run(["touch", "/opt/y"], timeout=60)).returncode == 1  # it is nobody
+
+
+_LISTED = ["/opt:", "deep", "new", "", "/opt/deep:", "x"]
+
+
+async def test_guests_share_an_image_and_not_what_they_write(root: Path) -> None:
+    async with AsyncExitStack() as stack:
+        make = [
+            aiovmm.sandbox(Image.from_directory(root), kernel=kernel(), timeout=BOOT, memory="128M") for _ in range(2)
+        ]
+        first, second = await asyncio.gather(*(stack.enter_async_context(one) for one in make))
+        assert first.image.path == second.image.path
+        await first.run(["sh", "-c", "echo mine > /opt/mine; rm /etc/group"], check=True, timeout=60)
+        assert (await second.run(["ls", "/opt"], timeout=60)).stdout == b"deep\n"
+        assert (await second.run(["test", "-e", "/etc/group"], timeout=60)).returncode == 0
+    assert (root / "etc/group").exists()
+
+
+async def test_volumes_are_shared_and_read_only_ones_are_so_for_whoever_mounts_them(root: Path, folder: Path) -> None:
+    for name in ("rw", "ro"):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text(name)
+    volumes = [f"{folder}/rw:/data/rw", f"{folder}/ro:/data/ro:ro"]
+    async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, volumes=volumes) as vm:
+        assert (await vm.run(["cat", "/data/rw/file", "/data/ro/file"], timeout=60)).stdout == b"rwro"
+        await vm.run(["sh", "-c", "echo more >> /data/rw/file"], check=True, timeout=60)
+        assert (folder / "rw/file").read_text() == "rwmore\n"
+        await vm.run(["mount", "-o", "remount,rw", "/data/ro"], timeout=60)
+        assert (await vm.run(["sh", "-c", "echo more >> /data/ro/file"], timeout=60)).returncode != 0
+        daemons = children()
+        assert len(daemons) == 2
+    assert (folder / "ro/file").read_text() == "ro"
+    assert children() == set()
+
+
+def children() -> set[int]:
+    """Processes of this one that are virtiofsd."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            name, fields = path.read_text().rsplit(")", 1)
+            if int(fields.split()[1]) == os.getpid() and "virtiofsd" in name:
+                found.add(int(path.parent.name))
+    return found
+
+
+async def test_a_port_is_published(root: Path) -> None:
+    async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, publish={18080: 80}) as vm:
+        await vm.create_process("nc", "-lk", "-s", "127.0.0.1", "-p", "80", "-e", "echo", "hello")
+        async with asyncio.timeout(60):
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", 18080)
+                said = await reader.read()
+                writer.close()
+                if said:
+                    break
+        assert said == b"hello\n"
+
+
+async def test_a_guest_that_never_is_ready(root: Path, tmp_path: Path) -> None:
+    """Its image has no file system that the kernel knows: it says so, and ends; the block is left with that."""
+    broken = tmp_path / "broken.erofs"
+    broken.write_bytes(bytes(1024) + bytes.fromhex("e2e1f5e0") + b"\xff" * 8000)
+    with pytest.raises(AgentLost, match="the image cannot be mounted: has this kernel erofs") as caught:
+        async with aiovmm.sandbox(Image.from_file_system(broken), kernel=kernel(), timeout=BOOT):
+            pass
+    assert caught.value.status is not None
+
+
+async def test_the_command_line_runs_a_command(root: Path, tmp_path: Path) -> None:
+    """What `make test` in a guest needs: streams that are the command's own, and its status."""
+    image = tmp_path / "root.tar"
+    with tarfile.open(image, "w") as tar:
+        tar.add(root, ".")
+    options = [
+        "--rootfs",
+        image,
+        "--kernel",
+        GUESTS / "6.1/vmlinuz",
+        "--cpus",
+        "1",
+        "--memory",
+        "size=128M",
+        "-e",
+        "B=7",
+    ]
+
+    async def run(*words: str, data: bytes = b"") -> tuple[int, bytes, bytes]:
+        pipe = asyncio.subprocess.PIPE
+        command = ("aiovmm", "run", *map(str, options), "--", *words)
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe)
+        async with asyncio.timeout(BOOT):
+            out, errors = await process.communicate(data)
+        assert process.returncode is not None
+        return process.returncode, out, errors
+
+    data = bytes(range(256)) * 1000
+    code, out, errors = await run("sh", "-c", "cat; echo $B >&2; exit 7", data=data)
+    assert (code, out, errors) == (7, data, b"7\n")
+    code, out, errors = await run("no-such-program")
+    assert (code, out) == (127, b"")
+    assert b"no-such-program" in errors
+    assert (await run("sh", "-c", "kill -9 $$"))[0] == 128 + 9

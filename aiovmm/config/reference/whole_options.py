@@ -18,6 +18,19 @@ TABLE = """
 --stop-timeout | ours | SIGTERM presses the power button, and kills after this time; the reference ends at once
 --json | ours | events
 --control-socket | ours | a unix socket for `aiovmm snapshot`
+--rootfs | ours | runs a command in a guest with that root, see docs/sandboxes.md; so do all below that are ours
+--scratch | ours | space for what it writes
+--volume | ours | a directory of the host, by virtiofs
+--publish | ours | a port of the host's loopback
+--network | ours | a network by passt
+-e | ours | --env
+--env | ours | a variable of the command's environment
+-u | ours | --user
+--user | ours | whom it runs as
+-w | ours | --cwd
+--cwd | ours | where it runs
+-t | ours | --tty
+--tty | ours | it gets the terminal
 --api-socket | refused | there is no HTTP API: a Python program is the API, see docs/embedding.md
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API

@@ -1,0 +1,99 @@
+"""`aiovmm run --rootfs ROOT -- COMMAND`: boots a guest with that root, runs the command, ends with its status."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from aiovmm.cli.exec import code_of, variables
+from aiovmm.cli.logs import configure_logging
+from aiovmm.cli.run_options import OPTIONS
+from aiovmm.config import options as parse
+from aiovmm.errors import ConfigError, UsageError
+
+__all__ = ["run_in_sandbox"]
+
+_TAKEN = ("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem")
+"""Options of `aiovmm run` that mean something here, too; the rest is refused by name."""
+
+
+def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
+    """`given` are the options that go with --rootfs, `args` all others. Raises SystemExit with the exit code, UsageError."""
+    _refuse_others(args)
+    command = list(given["words"])
+    ports = dict(_ports(text) for text in given["publish"])
+    settings = _settings(args)
+    environment = variables(given["env"])
+    configure_logging(args["verbose"])
+
+    async def run() -> int:
+        from aiovmm.cli.carry import carry
+        from aiovmm.sandboxes import sandbox
+
+        settings["kernel"] = await _kernel(args["kernel"])
+        scratch = None if given["scratch"] == "memory" else given["scratch"]
+        async with sandbox(
+            given["rootfs"],
+            disk=scratch,
+            volumes=given["volumes"],
+            network=given["network"],
+            publish=ports,
+            **settings,
+        ) as vm:
+            words = command or list(vm.image.config.command) or ["/bin/sh"]
+            how = {"env": environment, "user": given["user"], "cwd": given["cwd"], "pty": given["tty"] or None}
+            return await carry(await vm.create_process(*words, **how), terminal=given["tty"])
+
+    sys.exit(code_of(run()))
+
+
+async def _kernel(path: Path | None) -> Any:
+    """A kernel of the user's, whose modules are where distributions put them, if it has any."""
+    if path is None:
+        return None
+    from aiovmm.image import KernelFiles
+
+    beside = path.parent / "modules"
+    release = path.name.removeprefix("vmlinuz-")
+    places = (beside, Path("/lib/modules") / release)
+    return KernelFiles(path, next((place for place in places if place.is_dir()), None), release)
+
+
+def _settings(args: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if args["cpus"] is not None:
+        found["cpus"] = parse.parse_cpus(args["cpus"])
+    if args["memory"] is not None:
+        found["memory"] = parse.parse_memory(args["memory"])
+    if args["cmdline"] is not None:
+        found["cmdline"] = args["cmdline"]
+    if args["name"] != "vm":
+        found["name"] = args["name"]
+    if args["rng"] is not None:
+        found["rng"] = parse.parse_rng(args["rng"])
+    if args["balloon"] is not None:
+        found["balloon"] = parse.parse_balloon(args["balloon"])
+    if args["net"]:
+        found["nets"] = tuple(parse.parse_net(text) for text in args["net"])
+    if args["pmem"]:
+        found["pmems"] = tuple(parse.parse_pmem(text) for text in args["pmem"])
+    return found
+
+
+def _refuse_others(args: dict[str, Any]) -> None:
+    for option in OPTIONS:
+        value = args.get(option.key)
+        if option.name not in _TAKEN and value not in (option.default, None, (), False):
+            raise ConfigError(option.name, "does not go with --rootfs", "boot a kernel with --kernel to have it")
+
+
+def _ports(text: str) -> tuple[int, int]:
+    host, _, guest = text.rpartition(":")
+    try:
+        ports = int(host or guest), int(guest)
+    except ValueError:
+        ports = (0, 0)
+    if not all(0 < port < 65536 for port in ports):
+        raise UsageError(f"--publish {text!r}: say HOST_PORT:GUEST_PORT, like 8080:80")
+    return ports

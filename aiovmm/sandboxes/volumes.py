@@ -1,0 +1,149 @@
+"""Directories of the host in a sandbox, by virtiofs: a virtiofsd for each, found, started, and ended with the sandbox.
+
+It dies with this process, however that ends (PR_SET_PDEATHSIG). What is to be read alone is so for the daemon itself: what the
+guest mounts is the guest's affair. Debian 12's virtiofsd, which comes with QEMU, has no such option and wants to be root: there a
+mount of its own, which can only be read, is what it serves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from errno import ECHILD, ENOENT
+from functools import lru_cache
+from pathlib import Path
+
+from aiovmm.config import FsConfig
+from aiovmm.errors import ConfigError, HostError
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.unix_listener import listen_at
+
+__all__ = ["Volume", "served"]
+
+_PLACES = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
+_GUEST = re.compile(r"(/[^/\s\"'\\:,]+)+", re.ASCII)
+_PATIENCE = 2.0  # seconds until a daemon whose guest is gone is killed
+_READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The directory `host` at `guest`, an absolute path there; `readonly` for the guest."""
+
+    host: Path
+    guest: str
+    readonly: bool = False
+
+    def __post_init__(self) -> None:
+        if not _GUEST.fullmatch(self.guest) or "/.." in self.guest:
+            hint = "an absolute path, of letters, digits and signs that need no quotes"
+            raise ConfigError("volume", f"{self.guest!r} is no place in the guest for a directory", hint)
+
+    @classmethod
+    def parse(cls, text: str) -> Volume:
+        """`HOST:GUEST`, `HOST:GUEST:ro`. Raises ConfigError."""
+        host, colon, guest = text.removesuffix(":ro").removesuffix(":rw").rpartition(":")
+        if not colon or not host:
+            raise ConfigError("volume", f"{text!r} is no volume", "HOST:GUEST or HOST:GUEST:ro, like src:/src")
+        return cls(Path(host), guest, text.endswith(":ro"))
+
+
+@asynccontextmanager
+async def served(volumes: Sequence[Volume], directory: Path) -> AsyncIterator[tuple[FsConfig, ...]]:
+    """A daemon for each, at sockets in `directory`. Raises HostError, ConfigError."""
+    daemons = [_Daemon(volume, directory / f"fs{number}") for number, volume in enumerate(volumes)]
+    try:
+        for daemon in daemons:
+            await daemon.start()
+        yield tuple(FsConfig(tag=f"fs{n}", socket=daemon.socket) for n, daemon in enumerate(daemons))
+    finally:
+        for daemon in daemons:
+            await daemon.close()
+
+
+class _Daemon:
+    def __init__(self, volume: Volume, path: Path) -> None:
+        self.socket = path
+        self._volume = volume
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        host = self._volume.host.absolute()
+        if not host.is_dir():
+            raise HostError("share a volume", ENOENT, "a volume is a directory that is there", str(host))
+        command = await in_thread("virtiofsd", _command, host, self._volume.readonly)
+        with listen_at(self.socket, option="volume", operation="share a volume") as listener:
+            listener.setblocking(True)
+            fd = listener.fileno()
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    f"--fd={fd}",
+                    pass_fds=(fd,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                raise HostError("start virtiofsd", exc.errno or 0, path=command[0]) from exc
+
+    async def close(self) -> None:
+        """It ends when its guest does."""
+        with suppress(FileNotFoundError):
+            self.socket.unlink()
+        process = self._process
+        if process is not None:
+            try:
+                await asyncio.wait_for(process.wait(), _PATIENCE)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+def _command(host: Path, readonly: bool) -> list[str]:
+    program = _find()
+    rust = b"--shared-dir" in _help(program)
+    if rust:
+        own = ["--shared-dir", str(host), "--sandbox", "chroot" if os.geteuid() == 0 else "namespace"]
+    elif os.geteuid() != 0:
+        raise ConfigError(
+            "volume", f"{program} runs as root alone", "apt-get install virtiofsd (Debian 13), or be root"
+        )
+    else:
+        own = ["-o", f"source={host}", "-o", "sandbox=chroot"]
+    dying = ["setpriv", "--pdeathsig", "KILL", "--"]
+    if not readonly:
+        return [*dying, program, *own]
+    if rust and b"--readonly" in _help(program):
+        return [*dying, program, *own, "--readonly"]
+    if os.geteuid() != 0:
+        raise ConfigError("volume", f"{program} cannot keep a guest from writing", "a newer virtiofsd can; or be root")
+    if str(host) == "/":
+        raise ConfigError(
+            "volume", "/ cannot be shared to be read alone here", "share what is in it, or use a newer virtiofsd"
+        )
+    alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _READ_ONLY, "volume", str(host)]
+    return [*dying, *alone, program, *own]
+
+
+def _find() -> str:
+    found = shutil.which("virtiofsd") or shutil.which("virtiofsd", path=os.pathsep.join(_PLACES))
+    if found is None:
+        hint = "apt-get install virtiofsd, or qemu-system-common in Debian 12"
+        raise HostError("share a volume", ENOENT, hint, "virtiofsd")
+    return found
+
+
+@lru_cache
+def _help(program: str) -> bytes:
+    try:
+        return subprocess.run([program, "--help"], capture_output=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError) as exc:
+        raise HostError("start virtiofsd", getattr(exc, "errno", None) or ECHILD, path=program) from exc
