@@ -91,7 +91,7 @@ class Cache:
     def try_lock(self, key: str) -> int | None:
         """A descriptor that has the lock for making the image of `key`, to be closed; None while another has it."""
         with self._told("lock an image"):
-            path = self._folder("locks") / key[:2]
+            path = self.folder("locks") / key[:2]
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,7 +103,7 @@ class Cache:
     def begin(self) -> tuple[int, Path]:
         """An empty file to make an image in, which is locked. What killed makers have left is swept away."""
         with self._told("make an image"):
-            folder = self._folder("making")
+            folder = self.folder("making")
             _sweep(folder)
             while True:
                 path = folder / secrets.token_hex(8)
@@ -117,7 +117,7 @@ class Cache:
         """The image at `path`, which `fd` has locked, is whole. It is remembered for the source `key`, if there is one."""
         made = Made(about["content"], about)
         with self._told("keep an image"):
-            target = self._folder("content") / f"{made.content}.erofs"
+            target = self.folder("content") / f"{made.content}.erofs"
             os.chmod(path, 0o400)
             fcntl.flock(fd, fcntl.LOCK_SH)  # the same file, from now on under the name that others have leases by
             while True:
@@ -128,18 +128,23 @@ class Cache:
                     break
             path.unlink()
             if key is not None:
-                self._write(self._folder("sources") / f"{key}.json", json.dumps(about))
+                self.remember(key, about)
         return made, lease
+
+    def remember(self, key: str, about: dict[str, Any]) -> None:
+        """The source `key` makes the image that `about` is of."""
+        with self._told("keep an image"):
+            self._write(self.folder("sources") / f"{key}.json", json.dumps(about))
 
     def prune(self, unused_for: float = 0.0) -> tuple[int, int]:
         """Remove images that nobody uses, and nobody has begun to use for so many seconds. How many, and their bytes."""
         count = size = 0
         with self._told("prune images"):
-            _sweep(self._folder("making"))
-            for path in sorted(self._folder("content").glob("*.erofs")):
+            _sweep(self.folder("making"))
+            for path in sorted(self.folder("content").glob("*.erofs")):
                 if (removed := _remove(path, time.time() - unused_for)) is not None:
                     count, size = count + 1, size + removed
-            for path in self._folder("sources").glob("*.json"):
+            for path in self.folder("sources").glob("*.json"):
                 with suppress(OSError, ValueError, KeyError, TypeError):
                     if not self._image(json.loads(path.read_text())["content"]).exists():
                         path.unlink()
@@ -148,7 +153,8 @@ class Cache:
     def _image(self, content: str) -> Path:
         return self.directory / "content" / f"{content}.erofs"
 
-    def _folder(self, name: str) -> Path:
+    def folder(self, name: str) -> Path:
+        """One of its folders, made if it is not there."""
         path = self.directory / name
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path

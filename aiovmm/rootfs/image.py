@@ -16,20 +16,25 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 from aiovmm import architecture
-from aiovmm.errors import HostError, ImageError
+from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.rootfs.cache import Cache, Lease, Made
 from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Identity, Source
 from aiovmm.runtime.tasks import finish, in_thread
 
+if TYPE_CHECKING:
+    from aiovmm.rootfs.registry import Reference
+
 __all__ = ["BuiltImage", "Image", "ImageConfig"]
 
 _POLL = 0.05  # seconds between two looks at whether another has made it
 _LAST_WORDS = 2000
+_PULLS = ("missing", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class BuiltImage:
         self.digest = made.content if made else ""
         self.devices: int = left_out["devices"]
         self.xattrs: tuple[str, ...] = tuple(left_out["xattrs"])
+        self.about = made.about if made else {}
         self._lease = lease
 
     def close(self) -> None:
@@ -88,6 +94,8 @@ class Image:
         self._source = source
         self._limits = limits or Limits()
         self._cache = None if cache is None else Path(cache)
+        self._reference: Reference | None = None
+        self._pull = "missing"
 
     def __repr__(self) -> str:
         return f"Image.from_{self._source.kind}({self._source.path!r})"
@@ -108,6 +116,28 @@ class Image:
         return cls(Source("oci", _absolute(path), _architecture(), tag), **options)
 
     @classmethod
+    def from_docker_registry(
+        cls,
+        name: str,
+        *,
+        username: str = "",
+        password: str = "",
+        tls_verify: bool = True,
+        pull: str = "missing",
+        **options: Any,
+    ) -> Image:
+        """`name` as docker has it, like "debian:12" or "registry.example/team/image@sha256:...", copied by skopeo when it is
+        built. `password` may be a token. `pull`: "missing" copies what is not here yet, "always" what its tag names now, "never"
+        nothing. Raises UsageError."""
+        from aiovmm.rootfs.registry import Reference  # for who asks one
+
+        if pull not in _PULLS:
+            raise UsageError(f"pull={pull!r}: one of {', '.join(_PULLS)}")
+        image = cls(Source("registry", name, _architecture()), **options)
+        image._reference, image._pull = Reference(name, username, password, tls_verify), pull
+        return image
+
+    @classmethod
     def from_file_system(cls, path: str | os.PathLike[str]) -> Image:
         """A file with a file system that the guest's kernel knows: EROFS, ext4 or squashfs. It is only read."""
         return cls(Source("file_system", _absolute(path), _architecture()))
@@ -126,6 +156,8 @@ class Image:
             path = Path(self._source.path)
             return BuiltImage(path, await in_thread("image", file_system_of, path), ImageConfig({}))
         cache = Cache(self._cache)
+        if self._reference is not None:
+            return await self._build_from_registry(cache, self._reference)
         identity = await in_thread("image", self._source.identity)
         while True:
             if (found := await in_thread("image", cache.find, identity.key)) is not None:
@@ -139,6 +171,24 @@ class Image:
             return _built(*(found or await self._make(cache, identity)))
         finally:
             os.close(lock)
+
+    async def _build_from_registry(self, cache: Cache, reference: Reference) -> BuiltImage:
+        """The name's last image is remembered; a new one is copied into a layout that lives as long as that is read."""
+        from aiovmm.rootfs.registry import copy_from_registry
+
+        key = self._source.key(reference.name)
+        found = None if self._pull == "always" else await in_thread("image", cache.find, key)
+        if found is not None:
+            return _built(*found)
+        if self._pull == "never":
+            raise ImageError(reference.name, "is not here, and is not to be copied (pull='never')")
+        folder = await in_thread("image", cache.folder, "layouts")
+        with TemporaryDirectory(dir=folder) as scratch:
+            layout = Path(scratch) / "layout"
+            await copy_from_registry(reference, self._source.architecture, layout)
+            built = await Image.from_oci(layout, limits=self._limits, cache=self._cache).build()
+        await in_thread("image", cache.remember, key, built.about)
+        return built
 
     async def _make(self, cache: Cache, identity: Identity) -> tuple[Made, Lease]:
         fd, path = await in_thread("image", cache.begin)

@@ -48,13 +48,13 @@ class Source:
     def identity(self) -> Identity:
         """Blocking. Raises ImageError."""
         if self.kind == "oci":
-            return Identity(self._key(open_oci(Path(self.path), self.architecture, self.tag).digest), True)
+            return Identity(self.key(open_oci(Path(self.path), self.architecture, self.tag).digest), True)
         if self.kind == "tar":
             status = self._status()
             text = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            return Identity(self._key(repr(text)), time.time_ns() - status.st_ctime_ns > _SETTLED)
+            return Identity(self.key(repr(text)), time.time_ns() - status.st_ctime_ns > _SETTLED)
         text_of, settled = fingerprint(Path(self.path))
-        return Identity(self._key(text_of), settled)
+        return Identity(self.key(text_of), settled)
 
     def fill(self, tree: Tree, blocks: Blocks, left_out: LeftOut) -> Configuration:
         """Blocking. All there is onto `tree`. Raises ImageError, TreeError, TarError, TooLarge."""
@@ -92,5 +92,6 @@ class Source:
             raise ImageError(self.path, "is no file", "a directory is for Image.from_directory, or from_oci")
         return status
 
-    def _key(self, identity: str) -> str:
+    def key(self, identity: str) -> str:
+        """The name in the cache of what `identity` tells from all else of its kind."""
         return hashlib.sha256(json.dumps([_FORMAT, self.kind, self.architecture, identity]).encode()).hexdigest()

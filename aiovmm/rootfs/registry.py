@@ -1,0 +1,98 @@
+"""An image from a registry, copied by skopeo into an OCI layout: it knows registries, their tokens, and users' credentials.
+
+Source: skopeo-copy(1), containers-auth.json(5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from errno import ENOENT
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.tasks import finish
+
+__all__ = ["Reference", "copy_from_registry"]
+
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@\[\]-]*", re.ASCII)
+_POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`name` as docker has it: HOST[:PORT]/PATH[:TAG][@DIGEST], of Docker's own registry if there is no host. With `username` and
+    `password` (or a token in its place) it is asked so, else with what skopeo finds of this user, or anonymously. `tls_verify`
+    False takes plain HTTP, too."""
+
+    name: str
+    username: str = ""
+    password: str = ""
+    tls_verify: bool = True
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise UsageError(f"{self.name!r} is no name of an image: say HOST/PATH:TAG")
+        if bool(self.username) != bool(self.password):
+            raise UsageError("a username and a password go together")
+
+    @property
+    def host(self) -> str:
+        """The registry's, as credentials are kept by."""
+        first, slash, _ = self.name.partition("/")
+        return first if slash and (":" in first or "." in first or first == "localhost") else "docker.io"
+
+
+async def copy_from_registry(reference: Reference, architecture: str, layout: Path) -> None:
+    """Copy the image for `architecture` (Go's name) into the new OCI layout `layout`. Raises ImageError, HostError."""
+    program = shutil.which("skopeo")
+    if program is None:
+        raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
+    with TemporaryDirectory(dir=layout.parent) as scratch:
+        command = [program, *_policy(), "--override-os", "linux", "--override-arch", architecture, "copy", "--quiet"]
+        command += [*_credentials(reference, Path(scratch)), f"--src-tls-verify={str(reference.tls_verify).lower()}"]
+        await _run([*command, f"docker://{reference.name}", f"oci:{layout}:latest"], reference.name)
+
+
+def _policy() -> list[str]:
+    """What signatures are wanted is the administrator's or the user's to say; where nobody does, none are."""
+    return [] if any(Path(path).expanduser().exists() for path in _POLICIES) else ["--insecure-policy"]
+
+
+def _credentials(reference: Reference, scratch: Path) -> list[str]:
+    """In a file, which others cannot see, and not among the arguments, which they can."""
+    if not reference.username:
+        return []
+    both = base64.b64encode(f"{reference.username}:{reference.password}".encode()).decode()
+    path = scratch / "auth.json"
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
+        json.dump({"auths": {reference.host: {"auth": both}}}, out)
+    return ["--src-authfile", str(path)]
+
+
+async def _run(command: Sequence[str], name: str) -> None:
+    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=null, stdout=null, stderr=pipe, start_new_session=True
+        )
+    except OSError as exc:
+        raise HostError("start skopeo", exc.errno or 0, path=command[0]) from exc
+    try:
+        _, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await finish(process.communicate())
+    if process.returncode:
+        words = said.decode(errors="replace").strip().splitlines()
+        reason = re.search(r'msg="(.*)"', words[-1]) if words else None
+        text = reason[1].replace('\\"', '"') if reason else (words or ["it said nothing"])[-1]
+        raise ImageError(name, f"cannot be copied: {text}", "`skopeo inspect docker://NAME` tells more")
