@@ -195,7 +195,6 @@ __getattr__ = lazy_names(
         "aiovmm.lifecycle": "Event EventKind ExitReason ExitStatus VMState",
         "aiovmm.pool": "Pool PoolEvent PoolEventKind PoolStats",
         "aiovmm.rootfs": "BuiltImage Image ImageConfig",
-        "aiovmm.sandboxes": "Sandbox sandbox",
         "aiovmm.snapshot.taking": "Snapshot",
         "aiovmm.snapshot.template": "Template",
         "aiovmm.sandboxes": "Network Sandbox Volume sandbox",
