@@ -314,7 +314,7 @@ async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monk
     flushed: list[bool] = []
 
     async def sync(device: BlkDevice) -> None:
-        flushed.append((tmp_path / "s").exists())
+        flushed.append((tmp_path / "s" / "state.json").exists())
         if len(flushed) > 1:
             raise HostError("flushing the disk image", 5)
 
@@ -326,5 +326,5 @@ async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monk
         assert flushed == [False], "before it is there"
         with pytest.raises(HostError, match="flushing"):
             await vm.snapshot(tmp_path / "t")
-        assert not (tmp_path / "t").exists()
+        assert not (tmp_path / "t" / "state.json").exists()
         await counts_on(vm)
