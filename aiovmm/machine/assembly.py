@@ -125,6 +125,8 @@ class Machine:
         end = map_device_memory(self.memory, self.parts.plugged, self._end_of_memory, limit)
         vm.set_memory(self.memory)
         board.set_up(vm)
+        if self._restored is not None:
+            board.restore(self.memory, self._restored)
         return end
 
     def _make_memory(self) -> None:

@@ -137,7 +137,8 @@ class Board(ABC):
         ImageError, KvmError."""
 
     def restore(self, memory: GuestMemory, restored: Restored) -> None:
-        """In the place of `load`: all vCPUs as they were saved. In a thread. Raises SnapshotError, KvmError."""
+        """In the place of `load`, right after `set_up`: all vCPUs as they were saved. In a thread. Raises SnapshotError,
+        KvmError."""
         raise SnapshotError(_NOT_SAVED)
 
     async def restore_devices(self, restored: Restored) -> None:

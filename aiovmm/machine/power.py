@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -72,7 +73,7 @@ class Power:
         kernel = None
         if self.restored is None:
             kernel = await self._load_kernel(config)
-        else:
+        elif not all(name in sys.modules for name in _OF_MACHINES):
             await in_thread(f"{config.name}: load machine", _import_machines)
         from aiovmm.machine.devices import plug_configured
         from aiovmm.machine.parts import MachineParts, open_parts

@@ -3,7 +3,7 @@
 suspend      all vCPUs are parked; what they did is served, devices finish or put back what they have, the IOMMU last
 save         state as plain data
 unsuspend    devices go on where they were
-restore      the state into a machine that was built for it, with no vCPU yet
+restore      the state into a machine that was built for it, and has its vCPUs
 """
 
 from __future__ import annotations
@@ -92,8 +92,7 @@ async def save(machine: Machine) -> State:
 async def restore(machine: Machine, restored: Restored) -> None:
     """Put it in, with all devices at work again afterwards. Raises SnapshotError, KvmError, HostError."""
     fields = Fields(restored.state, "machine")
-    name, board, pci = machine.parts.config.name, machine.board, _pci(machine)
-    await in_thread(f"{name}: make vCPUs", board.restore, machine.memory, restored)
+    board, pci = machine.board, _pci(machine)
     await board.restore_devices(restored)
     await pci.load(fields.state("pci"))
     await load_ports(machine.parts.ports, fields.list("ports"))

@@ -30,6 +30,13 @@ def test_custom_device(images: tuple[Path, Path]) -> None:
     assert re.fullmatch(r"[1-6]{20}\n", example("custom_device", *images))
 
 
+@pytest.mark.thorough
+def test_warm_pool(images: tuple[Path, Path]) -> None:
+    lines = example("warm_pool", *images).splitlines()
+    assert len({line[:23] for line in lines}) == 8
+    assert all(re.match(r"([0-9a-f]{2} ){8}  warm-\d+, after", line) for line in lines)
+
+
 def test_disk_and_network(images: tuple[Path, Path], tmp_path: Path) -> None:
     disk = tmp_path / "disk.img"
     assert "3 packets received" in example("disk_and_network", *images, disk)
