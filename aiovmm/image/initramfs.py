@@ -50,6 +50,8 @@ GUEST_MODULES = (
     "nvme",
     "button",
     "gpio_keys",
+    "pvpanic_pci",
+    "virtio_rtc",
     "evdev",
 )
 """Drivers for every device of the monitor; those that are built in or do not exist in a kernel are left out."""

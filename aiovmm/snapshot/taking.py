@@ -51,7 +51,7 @@ async def take(vm: VM, path: Path) -> Snapshot:
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)
-        size = vm.config.memory.size
+        size = vm.config.ram_size
         written = Written(path, size)
         try:
             await in_thread(f"{name}: begin snapshot", written.open)
