@@ -125,7 +125,7 @@ class Agent:
         return self._lost(what)
 
     def _on_lost(self, link: Link) -> None:
-        """Its channels hear of it when it is known why: at once if they are told by whoever closes us."""
+        """Its channels are over; who waits for one asks `lost` why."""
         channels = list(link.channels.values())
         link.channels.clear()
         for channel in channels:

@@ -38,13 +38,22 @@ class Sink(Protocol):
 
 
 class Channel:
-    """See the module. `send` takes frames. The guest's side of it is `received`.
+    """See the module. `send` takes frames; `forget` hears the number when we have closed it. The guest's side of it is
+    `received`.
 
     `on_settled`: it is open, or has failed. `on_exit`: its process has ended. `on_over`: nothing more comes. `on_room`:
     input has been taken. `on_accepted`: a listener's connection, by its number.
     """
 
-    def __init__(self, number: int, send: Callable[[bytes], None], *, input_window: int, window: int) -> None:
+    def __init__(
+        self,
+        number: int,
+        send: Callable[[bytes], None],
+        *,
+        input_window: int,
+        window: int,
+        forget: Callable[[int], object] = lambda number: None,
+    ) -> None:
         self.number = number
         self.started: int | None = None  # the pid, or the port
         self.failed: tuple[int, int] | None = None  # errno and stage
@@ -59,6 +68,7 @@ class Channel:
         self.on_room: Callable[[], None] = _nothing
         self.on_accepted: Callable[[int], None] = _ignore
         self._send = send
+        self._forget = forget
         self._credit = input_window
         self._window = window
         self._granted = {Stream.STDOUT: window, Stream.STDERR: window}
@@ -102,6 +112,7 @@ class Channel:
         """We want nothing more of it. With `kill` its whole session is ended. Idempotent."""
         if not self.over:
             self._send(frame(self.number, Kind.CLOSE, struct.pack("<I", kill)))
+            self._forget(self.number)  # what crosses that is nobody's
             self.end()
 
     def taken(self, stream: int) -> None:

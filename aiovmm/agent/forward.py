@@ -150,7 +150,6 @@ class Forwards:
         channel = link.begin(Kind.ACCEPTED, b"", window=_WINDOW, number=number)
         if len(forward.tasks) >= CONNECTIONS_MAX:
             channel.close(kill=False)
-            link.forget(channel)
             return
         output = Output(channel, Stream.STDOUT, _WINDOW)  # now: its data may be right behind
         task = asyncio.get_running_loop().create_task(

@@ -39,7 +39,7 @@ class Link(asyncio.BufferedProtocol):
         if number is None:
             number = self._next
             self._next = (self._next + 1) % _FIRST_ACCEPTED
-        channel = Channel(number, self.send, input_window=window_in, window=window)
+        channel = Channel(number, self.send, input_window=window_in, window=window, forget=self._forget)
         self.channels[number] = channel
         if number < _FIRST_ACCEPTED:
             self.send(frame(number, kind, payload))
@@ -113,9 +113,8 @@ class Link(asyncio.BufferedProtocol):
             if channel.over:
                 self.channels.pop(frame.channel, None)
 
-    def forget(self, channel: Channel) -> None:
-        """It was closed by us."""
-        self.channels.pop(channel.number, None)
+    def _forget(self, number: int) -> None:
+        self.channels.pop(number, None)
 
     def _lose(self, exc: BaseException | None) -> None:
         if self.lost:

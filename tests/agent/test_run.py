@@ -132,10 +132,14 @@ async def test_check(agent: Agent) -> None:
 
 async def test_output_is_bounded(agent: Agent, guest: Guest) -> None:
     before = guest.descriptors
+    link = await agent.link()
     with pytest.raises(OutputTooLong, match="more than 100000 bytes") as info:
         await run(agent, ["cat", "/dev/zero"], output_limit=100000)
     assert len(info.value.stdout) == 100000
     await guest.idle(before)
+    await agent.ping()
+    assert await agent.link() is link  # what was under way has harmed nobody
+    assert not link.channels
 
 
 @pytest.mark.parametrize(
