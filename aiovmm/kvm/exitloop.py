@@ -20,7 +20,9 @@ from aiovmm.errors import GuestError, StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib, room
+from aiovmm.runtime.fair import Account
 from aiovmm.runtime.patience import DOZE
+from aiovmm.runtime.turns import BUDGET, Job
 
 __all__ = ["ExitLoop"]
 
@@ -61,8 +63,10 @@ class ExitLoop:
         on_device_error: DeviceErrorCallback,
         on_eoi: Callable[[int], None] | None = None,
         on_memory_lost: Callable[[], None] | None = None,
+        account: Account | None = None,
     ) -> None:
         self._vm = vm
+        self._account = account or Account()  # of its turns, which it shares with the VM's devices
         self._bus = bus
         self._on_exit = on_exit
         self._on_device_error = on_device_error
@@ -70,8 +74,8 @@ class ExitLoop:
         self._on_memory_lost = on_memory_lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._doze: asyncio.TimerHandle | None = None
-        self._again: asyncio.Handle | None = None  # another turn, or the end of a rest
-        self._resting = False
+        self._job: Job | None = None  # while it is open
+        self._resting: asyncio.TimerHandle | None = None
         self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
         self._tasks: set[asyncio.Future[Any]] = set()
         self._touched: dict[Range, None] = {}
@@ -87,7 +91,8 @@ class ExitLoop:
         self._loop = asyncio.get_running_loop()
         self._bus.on_change = self._publish
         self._publish()
-        self._loop.add_reader(self._vm.exit_fd, self._drain)
+        self._job = Job(self._drain, self._account)
+        self._loop.add_reader(self._vm.exit_fd, self._called)
 
     async def served(self) -> None:
         """Wait until all that vCPUs did, which are parked, has been served."""
@@ -101,10 +106,12 @@ class ExitLoop:
             return
         self._loop.remove_reader(self._vm.exit_fd)
         self._loop = None
-        for handle in (self._doze, self._again):
-            if handle is not None:
+        for handle in (self._doze, self._resting, self._job):
+            if isinstance(handle, Job):
+                handle.close()
+            elif handle is not None:
                 handle.cancel()
-        self._doze = self._again = self._rest = None
+        self._doze = self._resting = self._job = self._rest = None
         self._bus.on_change = None
         for vcpu in self._vm.vcpus.values():
             if vcpu.needs_end:
@@ -115,15 +122,25 @@ class ExitLoop:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _called(self) -> None:
+        """By a vCPU. The call is taken here if its turn comes later: the loop need not hear of it again until then."""
+        job = self._job
+        if job is not None:
+            job.ready()
+            if job.due:
+                lib.avmm_event_take(self._vm.exit_fd)
+
     def _publish(self) -> None:
         self._vm.publish(self._bus.ranges())
 
     def _drain(self) -> None:
         """Serve what there is. Drivers make exits in rows; so after some, the next is looked for a moment here, which saves the
         way through the event loop and the wake-up. After that what is posted lazily wakes nobody for a while."""
-        if self._again is not None:  # it has had its turn
+        job = self._job
+        if job is None or self._resting is not None:
             return
-        end = perf_counter() + TURN
+        turns = job.turns
+        end = perf_counter() + (BUDGET if turns.contended else TURN)
         for left in reversed(range(_STAYS)):
             served = self._serve(end)
             if self._loop is None:  # a callback has closed us
@@ -132,7 +149,7 @@ class ExitLoop:
                 self._doze = self._loop.call_later(DOZE, self._look_again)
             if self._rest is not None or not 0 < served < _FULL or not left or perf_counter() >= end:
                 break
-            if not lib.avmm_vm_linger(self._vm.native):
+            if not turns.alone(self._account) or not lib.avmm_vm_linger(self._vm.native):
                 break
         if self._doze is not None:
             lib.avmm_vm_doze(self._vm.native)
@@ -141,24 +158,25 @@ class ExitLoop:
     def _end_turn(self, over: float) -> None:
         """The turn ends `over` seconds after it should have."""
         assert self._loop is not None
+        assert self._job is not None
         if over > TURN:
-            self._resting = True
             self._loop.remove_reader(self._vm.exit_fd)
-            self._again = self._loop.call_later(over, self._go_on)
+            self._resting = self._loop.call_later(over, self._go_on)
         elif self._rest is not None:
-            self._again = self._loop.call_soon(self._go_on)
+            self._job.again()
 
     def _go_on(self) -> None:
-        self._again = None
-        if self._resting:
-            assert self._loop is not None
-            self._resting = False
-            self._loop.add_reader(self._vm.exit_fd, self._drain)
-        self._drain()
+        """The rest is over."""
+        assert self._loop is not None
+        assert self._job is not None
+        self._resting = None
+        self._loop.add_reader(self._vm.exit_fd, self._called)
+        self._job.ready()
 
     def _look_again(self) -> None:
         self._doze = None
-        self._drain()
+        if self._job is not None:
+            self._job.ready()
 
     def _serve(self, end: float) -> int:
         """One batch, or what was left of one: how many events it had. At `end` it leaves what it has not given out yet."""

@@ -99,6 +99,7 @@ class Machine:
             on_device_error=self._device_error,
             on_eoi=board.on_eoi,
             on_memory_lost=verdict.memory_lost,
+            account=self.parts.account,
         )
         self._stack.push_async_callback(self.exits.close)
         self.exits.open()

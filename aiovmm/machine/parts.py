@@ -16,6 +16,7 @@ from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.runtime.dataclass import dataclass, field
+from aiovmm.runtime.fair import Account
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
@@ -61,6 +62,7 @@ class MachineParts:
     images: Mapping[str, Callable[[], DiskImage]] = field(
         default_factory=dict
     )  # of disks whose image is not the configured
+    account: Account = field(default_factory=Account)  # of the turns it has of the event loop
     _kvm: Kvm | None = None
 
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:

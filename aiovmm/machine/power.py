@@ -92,6 +92,7 @@ class Power:
         for number, device in enumerate(own.virtio if own is not None else ()):
             self.parts.plug(device, f"custom{number}")
         for plugged in self.parts.plugged:
+            plugged.device._account = self.parts.account
             plugged.device._label = f"{config.name}: {plugged.id}"
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
             plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)

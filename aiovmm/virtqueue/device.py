@@ -10,6 +10,7 @@ from aiovmm.errors import SnapshotError
 
 if TYPE_CHECKING:
     from aiovmm.runtime.plain import State
+    from aiovmm.runtime.fair import Account
     from aiovmm.virtqueue.queue import Queue
 
 __all__ = ["VirtioDevice"]
@@ -56,6 +57,7 @@ class VirtioDevice(abc.ABC):
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
     _notify_driver: Callable[[bool], None] | None = None  # set by the VM: whether a driver has it now
     _label: str = ""  # set by the VM
+    _account: Account | None = None  # of the VM's turns of the event loop; set by the VM
     _vm: str = ""  # the name of the VM that has it, if it is of the embedder's own
 
     @property

@@ -30,6 +30,7 @@ from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
 from aiovmm.runtime.dataclass import replace
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
@@ -174,7 +175,7 @@ class Queue:
             # Bounds what one guest can keep the loop busy with, however fast it refills the ring.
             self._budget = self._drain
             self.flush()
-            await asyncio.sleep(0)
+            await next_turn()
         while (chain := self.pop()) is None:
             self.flush()
             await self.wait()
@@ -299,8 +300,8 @@ class Queue:
             return False
         return self._ring is not None and bool(lib.avmm_queue_available(self._q) > self._after)
 
-    def kicked(self) -> None:
-        """The driver has kicked (bell.py)."""
+    def kicked(self) -> bool:
+        """The driver has kicked (bell.py). True: a coroutine was woken."""
         self.kicks += 1
         if self._serving is not None:
             if not self._event_idx and self._ring is not None:
@@ -308,6 +309,8 @@ class Queue:
             self._serving.kicked()
         elif self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+            return True
+        return False
 
     def flush_soon(self) -> None:
         """Call `flush` when the loop gets its turn, once for all that is pushed until then."""
@@ -412,7 +415,7 @@ class Batches:
 
     async def __anext__(self) -> Batch:
         if self._again:
-            await asyncio.sleep(0)
+            await next_turn()
         self._again = True
         while not self._queue.pop_batch(self._batch):
             await self._queue.wait()

@@ -22,7 +22,9 @@ from typing import Any
 from aiovmm.errors import GuestFault, SnapshotError, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
+from aiovmm.runtime.fair import Account
 from aiovmm.runtime.tasks import SERVED, bury
+from aiovmm.runtime.turns import ACCOUNT
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.device import VirtioDevice
@@ -106,6 +108,7 @@ class DeviceRunner:
 
     async def _run(self, queues: list[Queue], features: int) -> None:
         SERVED.set(weakref.ref(self.device))
+        ACCOUNT.set(self.device._account or Account())
         try:
             await self.device.run(queues, features)
             if not self.device.suspending:

@@ -11,6 +11,8 @@ import enum
 from collections.abc import Callable
 from typing import Protocol
 
+from aiovmm.runtime.turns import Job
+
 __all__ = ["Next", "Serving", "Turn"]
 
 
@@ -38,9 +40,8 @@ class Serving:
     def __init__(self, queue: Kicked, turn: Turn) -> None:
         self._queue = queue
         self._turn = turn
-        self._loop = asyncio.get_running_loop()
-        self._done: asyncio.Future[None] = self._loop.create_future()
-        self._again: asyncio.Handle | None = None
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._again = Job(self.kicked)  # of who serves it
 
     async def run(self) -> None:
         """Until a turn wants to return. Raises what a turn raises."""
@@ -48,21 +49,20 @@ class Serving:
             self.kicked()
             await self._done
         finally:
-            if self._again is not None:
-                self._again.cancel()
+            self._again.close()
             if not self._done.cancel() and not self._done.cancelled():
                 self._done.exception()  # seen, also if a cancellation came first
 
     def kicked(self) -> None:
         """The driver has kicked: a turn, unless one is due anyhow."""
-        if self._again is not None or self._done.done():
+        if self._again.due or self._done.done():
             return
         try:
             after = self._turn()
             if after is Next.RETURN:
                 self._done.set_result(None)
             elif after is Next.TURN or not self._queue.end_turn():
-                self._again = self._loop.call_soon(self._go_on)
+                self._again.again()
         except Exception as exc:
             self.fail(exc)
 
@@ -70,7 +70,3 @@ class Serving:
         """Let `run` raise this."""
         if not self._done.done():
             self._done.set_exception(error)
-
-    def _go_on(self) -> None:
-        self._again = None
-        self.kicked()

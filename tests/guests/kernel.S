@@ -10,7 +10,8 @@
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
 #   s  spin                              n  exits that nobody waits for
-#   w  print
+#   w  print                             D  ring the doorbell whose address stands at DOORBELL, once it is not 0
+#   l  echo input, by interrupts, halting between them
 # At the end of the line it halts for good.
 	.include "guest.inc"
 	.set ZERO_PAGE_CMDLINE, 0x228
@@ -29,6 +30,13 @@
 	.set PAGE, 0x70000
 	.set PAGES_A_PIECE, 64
 	.set TURNS, 4000
+	.set DOORBELL, 0x60018
+	.set IOAPIC, 0xfec00000
+	.set COM1_PIN, 4
+	.set IDT, 0x80000
+	.set VECTOR, 0x40
+	.set STACK, 0x8f000
+	.set HIGH, 0x90000
 
 	.macro on letter, label
 	cmpb $\letter, %al
@@ -53,6 +61,8 @@ next:	movb (%r15), %al
 	on 'w', print_forever
 	on 'x', ask_forever
 	on 'n', nobody_forever
+	on 'D', ring_forever
+	on 'l', listen
 	on 'o', off
 	on 'r', reset
 	on 'k', keyboard
@@ -188,6 +198,71 @@ nobody_forever:
 1:	outb %al, %dx
 	incl COUNTER
 	jmp 1b
+
+ring_forever:
+	movq %cr3, %rax			# the first 2 MiB above 4 GiB, where BARs begin, are mapped too
+	andq $~0xfff, %rax
+	movq (%rax), %rax
+	andq $~0xfff, %rax
+	movq $(HIGH + 3), 32(%rax)
+	movq $0x100000083, %rax
+	movq %rax, HIGH
+1:	movq DOORBELL, %rbx
+	testq %rbx, %rbx
+	jz 1b
+1:	movw $0, (%rbx)
+	incl COUNTER
+	jmp 1b
+
+# The handler starts the waiting loop over instead of returning.
+listen:	lgdt gdtr(%rip)
+	leaq heard(%rip), %rax
+	movl $(IDT + VECTOR * 16), %edi
+	movw %ax, 0(%rdi)
+	movw $0x08, 2(%rdi)
+	movw $0x8e00, 4(%rdi)		# present, 64-bit interrupt gate
+	shrq $16, %rax
+	movw %ax, 6(%rdi)
+	shrq $16, %rax
+	movl %eax, 8(%rdi)
+	movl $0, 12(%rdi)
+	lidt idtr(%rip)
+	movl $LAPIC, %ebx
+	movl $0x1ff, 0xf0(%rbx)		# software-enable, spurious vector 0xff
+	movl $IOAPIC, %ebp
+	movl $(0x10 + 2 * COM1_PIN), (%rbp)
+	movl $VECTOR, 0x10(%rbp)	# an edge, to processor 0
+	put COM1 + 2, 7			# FIFOs on, and empty
+	put COM1 + 4, 8			# OUT2, which joins the interrupt to its line
+	put COM1 + 1, 1			# when something has come
+listening:
+	movl $STACK, %esp
+	sti
+1:	hlt
+	jmp 1b
+heard:	movw $COM1 + 5, %dx
+1:	inb %dx, %al
+	testb $1, %al
+	jz 2f
+	movw $COM1, %dx
+	inb %dx, %al
+	outb %al, %dx
+	incl COUNTER
+	movw $COM1 + 5, %dx
+	jmp 1b
+2:	movw $COM1 + 2, %dx		# IIR: the interrupt is seen to be over
+	inb %dx, %al
+	testb $1, %al
+	jz heard
+	movl $0, 0xb0(%rbx)		# end of interrupt
+	jmp listening
+
+	.balign 8
+gdt:	.quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff
+gdtr:	.word . - gdt - 1
+	.quad gdt
+idtr:	.word 0xfff
+	.quad IDT
 
 off:	put ACPI, 0x34
 	put COM1, '!'		# nothing may run after it

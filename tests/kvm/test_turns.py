@@ -9,17 +9,19 @@ from collections import Counter
 import pytest
 
 from aiovmm.kvm import Kvm, exitloop
+from aiovmm.runtime import turns
 from tests.guests.machine import Machine
 
 pytestmark = pytest.mark.kvm
 
 
 class Clock:
-    """`perf_counter` of the exit loop, which stands still unless the device works."""
+    """`perf_counter` of the exit loop and of turns, which stands still unless the device works."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(exitloop, "perf_counter", lambda: self.now)
+        for module in (exitloop, turns):
+            monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
 
 class Turns:
@@ -49,17 +51,17 @@ async def test_a_flood_of_exits_leaves_the_loop_a_turn_after_each_budget(
 ) -> None:
     clock = Clock(monkeypatch)
     async with Machine("ask", kvm=kvm) as m:
-        turns, served = Turns(), []
+        loop, served = Turns(), []
 
         def answer(offset: int, size: int) -> bytes:
-            served.append(turns.count)
+            served.append(loop.count)
             clock.now += exitloop.TURN / 3.9
             return bytes(size)
 
         m.device.answer = answer
         m.start()
         await m.until(lambda: len(served) > 400)
-        turns.stop()
+        loop.stop()
     check(served)
 
 
@@ -69,10 +71,10 @@ async def test_what_is_left_of_a_batch_comes_in_later_turns_whole_and_in_order(
     monkeypatch.setattr(exitloop, "_BYTES", 1)  # each write for itself
     clock = Clock(monkeypatch)
     async with Machine("burst", kvm=kvm) as m:
-        turns, served, values, ended = Turns(), [], bytearray(), []
+        loop, served, values, ended = Turns(), [], bytearray(), []
 
         def write(offset: int, data: bytes) -> None:
-            served.append(turns.count)
+            served.append(loop.count)
             values.extend(data)
             clock.now += exitloop.TURN / 3.9
 
@@ -80,7 +82,7 @@ async def test_what_is_left_of_a_batch_comes_in_later_turns_whole_and_in_order(
         m.device.on_write = lambda offset, data: ended.append(data)
         m.start()
         await m.until(lambda: bool(ended))
-        turns.stop()
+        loop.stop()
     assert bytes(values) == bytes(n % 256 for n in range(4000))
     check(served)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import select
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from aiovmm.native import ffi
 from aiovmm.virtqueue.batch import Batch
-from aiovmm.virtqueue.bell import QUEUES_A_BELL, Bell, distinct
+from aiovmm.virtqueue.bell import BURST, QUEUES_A_BELL, REST, Bell, distinct
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
@@ -139,8 +140,9 @@ async def test_the_loop_looks_while_somebody_listens() -> None:
         def due(self) -> bool:
             return True
 
-        def kicked(self) -> None:
+        def kicked(self) -> bool:
             self.heard += 1
+            return False
 
     fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
     bell, a, b = Bell(fd), Listener(), Listener()
@@ -156,6 +158,68 @@ async def test_the_loop_looks_while_somebody_listens() -> None:
     await asyncio.sleep(0.01)
     assert (a.heard, b.heard) == (1, 2)
     os.close(fd)
+
+
+async def test_who_kicks_for_nothing_without_end_is_listened_to_now_and_then_and_still_served() -> None:
+    class Listener:
+        asked = heard = 0
+        waits = False
+
+        def due(self) -> bool:
+            self.asked += 1
+            return self.waits
+
+        def kicked(self) -> bool:
+            self.heard += 1
+            return False
+
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    bell, listener, loop = Bell(fd), Listener(), asyncio.get_running_loop()
+    bell.join(listener)
+    began = loop.time()
+    for _ in range(20 * BURST):
+        os.eventfd_write(fd, 1)
+        await asyncio.sleep(0)
+    assert BURST <= listener.asked <= BURST + (loop.time() - began) / REST + 2
+    for _ in range(3):
+        heard, listener.waits = listener.heard, True
+        os.eventfd_write(fd, 1)
+        await until(lambda heard=heard: listener.heard > heard)  # type: ignore[misc]
+        listener.waits = False
+        os.eventfd_write(fd, 1)
+        await asyncio.sleep(0)
+    bell.leave(listener)
+    os.close(fd)
+
+
+async def test_kicks_that_are_for_something_are_all_heard() -> None:
+    """Also of a driver half of whose kicks are not."""
+
+    class Listener:
+        waits = False
+        heard = 0
+
+        def due(self) -> bool:
+            return self.waits
+
+        def kicked(self) -> bool:
+            self.heard += 1
+            return False
+
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    bell, listener = Bell(fd), Listener()
+    bell.join(listener)
+    for number in range(8 * BURST):
+        listener.waits = number % 2 == 0
+        os.eventfd_write(fd, 1)
+        await until(lambda: not _signalled(fd))
+    assert listener.heard == 4 * BURST
+    bell.leave(listener)
+    os.close(fd)
+
+
+def _signalled(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
 
 
 @pytest.mark.parametrize(("queues", "eventfds"), [(0, 0), (1, 1), (4, 1), (5, 2), (33, 9)])

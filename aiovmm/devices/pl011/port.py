@@ -176,8 +176,12 @@ class Pl011Port(UartPort[Pl011]):
         uart, fast = self._uart, self.fast
         for offset in r.MASKS:
             show_value(fast, offset, uart.peek(offset))
-        posted = _POSTED if uart.peek(r.UARTIMSC) & r.INT_TX else _LAZY
-        set_policy(fast, r.UARTDR, posted if uart.sends and not uart.loopback else _SYNC)
+        self._publish_output()
+
+    def _publish_output(self) -> None:
+        uart = self._uart
+        posted = _LAZY if self.lazily and not uart.peek(r.UARTIMSC) & r.INT_TX else _POSTED
+        set_policy(self.fast, r.UARTDR, posted if uart.sends and not uart.loopback else _SYNC)
 
     def _publish(self) -> None:
         uart, fast = self._uart, self.fast

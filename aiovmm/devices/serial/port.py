@@ -10,9 +10,10 @@ the exit loop to hand out what several vCPUs posted in the order in which they d
   shadows and policies right before the vCPU goes on. A write to IER, LCR or MCR of what it has already changes nothing and is
   dropped: Linux turns interrupts off and on around each message, most of which come before any has been turned on.
 - A write to THR is posted, unless it is the divisor or goes to the receiver (DLAB, loopback), and lazily so unless the driver
-  waits for the THRE interrupt: a boot's messages then wake the loop some hundred times a second at most. It changes two things
-  that can be read. LSR: nothing, for the transmitter is always empty. IIR: the THRE interrupt falls and comes back; until
-  the loop has seen the write, the guest reads either of the two, as it would on hardware while a byte is being sent.
+  waits for the THRE interrupt, or input has come, which somebody awaits an answer to: a boot's messages then wake the loop some
+  hundred times a second at most. It changes two things that can be read. LSR: nothing, for the transmitter is always empty. IIR:
+  the THRE interrupt falls and comes back; until the loop has seen the write, the guest reads either of the two, as it would on
+  hardware while a byte is being sent.
 - IIR is answered from the shadow, and the loop told what was shown, for reading the THRE interrupt withdraws it. Until it has
   been told, further reads may show that interrupt again: a driver then finds THR empty, which it is. The withdrawal goes by
   what the guest saw and not by what stands now, so an interrupt that it has not seen is never lost.
@@ -170,9 +171,7 @@ class SerialPort(UartPort[Uart16550]):
     def _publish(self) -> None:
         uart, policy, shadow = self._uart, self.fast.policy, self.fast.shadow
         divisor = uart.dlab
-        # A driver that takes no interrupt polls LSR, which never lets it wait.
-        posted = _POSTED if uart.ier & IER_TX_EMPTY else _LAZY
-        policy[_THR] = _SYNC if divisor or uart.loopback else posted
+        self._publish_output()
         shadow[_IER] = uart.ier
         policy[_IER] = _SYNC if divisor else _CONTROL
         shadow[_IIR] = uart.iir
@@ -184,6 +183,12 @@ class SerialPort(UartPort[Uart16550]):
         lsr = uart.lsr
         self._show(_LSR, lsr & ~_LSR_EVENTS, not lsr & _LSR_EVENTS)
         self._show(_MSR, uart.modem.lines, not uart.modem.deltas)
+
+    def _publish_output(self) -> None:
+        uart = self._uart
+        # A driver that takes no interrupt polls LSR, which never lets it wait.
+        posted = _LAZY if self.lazily and not uart.ier & IER_TX_EMPTY else _POSTED
+        self.fast.policy[_THR] = _SYNC if uart.dlab or uart.loopback else posted
 
     def _show(self, register: int, value: int, whole: bool) -> None:
         """A read-only register. `whole`: `value` is all of it, so a read has no side effect and need not wait.

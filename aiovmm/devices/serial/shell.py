@@ -25,6 +25,10 @@ QUIET = 1.0
 """Seconds. A set-up takes some tens of accesses, a few of which come to the loop; the slowest host is to be quicker than this.
 With a quarter of it a byte was lost in a nested host among a hundred busy processes. Who enables interrupts does not wait."""
 
+ANSWERS = 32
+"""Batches of output after input that wake the loop at once: an echo, or what a command answers, for somebody waits for it. What a
+guest prints unasked, as at boot, need not (bus.Policy.LAZY_WRITE)."""
+
 _OUTPUT_LIMIT = 64 * 1024
 """Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
 
@@ -83,6 +87,7 @@ class UartPort(Generic[UartT]):
         self._hold = InputHold(call_later, self._offer, QUIET)
         self._waiting = False  # `receive` took less than it was given
         self._writable: Callable[[], None] | None = None
+        self._answers = 0  # batches of output that somebody awaits
 
     # -- the host's side
 
@@ -94,6 +99,8 @@ class UartPort(Generic[UartT]):
             self._hold.wait()
         taken = 0 if held else self._uart.receive(data)
         self._waiting = taken < len(data)
+        if taken:
+            self._await_answer()
         self._settle(now=True)
         return taken
 
@@ -117,11 +124,25 @@ class UartPort(Generic[UartT]):
         """Put shadows and policies right after an access, or after something has come."""
         raise NotImplementedError
 
+    def _publish_output(self) -> None:
+        """How a write to the data register goes: `lazily`, unless its driver waits for the interrupt."""
+        raise NotImplementedError
+
     def _interrupt(self, now: bool = False) -> None:
         """Tell the line. `now`: something has happened that the guest does not expect."""
         raise NotImplementedError
 
     # -- inside
+
+    @property
+    def lazily(self) -> bool:
+        """Whether nobody awaits output."""
+        return self._answers == 0
+
+    def _await_answer(self) -> None:
+        before, self._answers = self._answers, ANSWERS
+        if before == 0:
+            self._publish_output()
 
     def _transmit(self, data: bytes) -> None:
         self._uart.transmit(data)
@@ -132,6 +153,10 @@ class UartPort(Generic[UartT]):
         output = self._uart.output
         data = bytes(output)
         output.clear()  # before the call, which may raise
+        if self._answers:
+            self._answers -= 1
+            if self._answers == 0:
+                self._publish_output()
         self._output(data)
 
     def _settle(self, now: bool = False) -> None:

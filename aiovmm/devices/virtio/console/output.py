@@ -10,12 +10,12 @@ The interrupt is considered when the native call ends: a driver that spins has b
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
 
 from aiovmm.native import ffi, lib, owners, room
 from aiovmm.runtime.patience import look_ns
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue
 
 __all__ = ["HOLD", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
@@ -86,7 +86,7 @@ class OutputCopier:
         looks = LOOKS
         while looks:
             looks = LOOKS if self._copy() else looks - 1
-            await asyncio.sleep(0)  # the others' turn
+            await next_turn()
 
     def _copy(self) -> bool:
         """Take what there is, as far as it fits; whether there was any. Chains are back before their bytes are looked at."""

@@ -12,6 +12,7 @@ from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.watch import FdWatch
 from aiovmm.errors import ChainError, StateError
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
@@ -130,13 +131,13 @@ class Receiver(_Pump):
         queue, rx = self._queue, self._rx
         if rx.pending and queue.enabled:
             if lib.avmm_queue_available(queue.native) > held:  # the driver has posted some since the turn looked
-                await asyncio.sleep(0)
+                await next_turn()
                 return
             # A driver with half of its ring filled is not short of buffers: they are too small, and waiting would be for ever.
             if 2 * held >= queue.size:
                 rx.pending = 0
                 rx.dropped += 1
-                await asyncio.sleep(0)
+                await next_turn()
                 return
         self._watch.ignore()
         try:

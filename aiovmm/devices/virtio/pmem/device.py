@@ -15,6 +15,7 @@ from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
 from aiovmm.errors import HostError, SnapshotError, StateError
 from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
@@ -126,7 +127,7 @@ class PmemDevice(VirtioDevice):
                 for chain in waiting:
                     _answer(queue, chain, result)
             queue.flush()
-            await asyncio.sleep(0)
+            await next_turn()
 
     async def _flush(self) -> bool:
         """Whether all that was written is on stable storage. With a private mapping there is nothing to bring there."""

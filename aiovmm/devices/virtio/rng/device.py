@@ -10,6 +10,7 @@ from aiovmm.config import RngConfig
 from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, ThreadedSource, open_source
 from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue, VirtioDevice
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ async def _serve_chains(queue: Queue, source: EntropySource) -> None:
             raise
         queue.push(chain, written)
         queue.flush()  # the next read may take long
-        await asyncio.sleep(0)
+        await next_turn()
 
 
 def _no_room(head: int) -> ChainError:

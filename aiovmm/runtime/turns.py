@@ -1,0 +1,206 @@
+"""The turns that VMs have of the event loop: for exits, kicks, and what devices go on with.
+
+Whatever a guest can ask for as often as it likes is a `Job` of its VM's account. A job that is ready runs at once while nobody
+else waits, as nearly always, until such jobs have had UNCONTENDED seconds in a row. From then on all that are ready run in the
+order of `fair`, for BUDGET seconds in each turn of the loop, which serves all else in between: sockets, timers, the embedder's
+tasks, and new jobs. A coroutine that a job wakes ends that, and has the rest of the turn. So a turn of the loop has at most
+UNCONTENDED seconds of all guests' and one job more, however many guests flood it; and one that asks for little waits for no more
+than that, and for others that ask for little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context, ContextVar, copy_context
+from time import perf_counter
+from weakref import WeakValueDictionary
+
+from aiovmm.runtime.fair import Account, FairQueue
+
+__all__ = ["ACCOUNT", "BUDGET", "UNCONTENDED", "Job", "Turns", "next_turn", "turns_of"]
+
+BUDGET = 0.00005
+"""Seconds of a turn of the loop that are for guests' jobs while some wait, and the rest of the last one. A guest's echo takes
+four turns of the loop; one costs 15 us besides."""
+
+UNCONTENDED = 0.0003
+"""The same while nobody waits, in a row."""
+
+_GAP = 0.0002  # seconds without a job, after which the loop has been elsewhere
+_LONGEST = 0.001  # seconds that are charged for a coroutine's turn
+_ALONE = 0.0002  # seconds for which nobody else has had a job, after which an account is alone
+
+_WAKES = 0.0001  # seconds that a coroutine is taken to have when it is woken
+
+ACCOUNT: ContextVar[Account | None] = ContextVar("aiovmm_account", default=None)
+"""Whose turns they are that a device's tasks take."""
+
+_all: WeakValueDictionary[asyncio.AbstractEventLoop, Turns] = WeakValueDictionary()
+
+
+class Job:
+    """Something of an account's that is to be done whenever it is `ready`: `run()`, which bounds itself by `turns.until`."""
+
+    __slots__ = ("__weakref__", "_context", "account", "closed", "due", "run", "turns")
+
+    def __init__(self, run: Callable[[], None], account: Account | None = None) -> None:
+        """Of the running loop, and of ACCOUNT if not of `account`. What runs sees the context variables of now."""
+        self.account = account or ACCOUNT.get() or Account()
+        self.run = run
+        self.turns = turns_of(asyncio.get_running_loop())
+        self.due = self.closed = False
+        self._context: Context = copy_context()
+
+    def ready(self) -> None:
+        """It is to run, now or in its turn. Idempotent until then."""
+        if not self.due and not self.closed:
+            self.turns.serve(self)
+
+    def again(self) -> None:
+        """The same for who goes on: not in this turn of the loop."""
+        if not self.due and not self.closed:
+            self.due = True
+            self.turns.queue_later(self)
+
+    def close(self) -> None:
+        """It does not run any more, and keeps nothing. Idempotent."""
+        self.closed = True
+        self.run = _nothing
+
+    def run_in_context(self) -> None:
+        """As the loop calls a callback."""
+        self._context.run(self.run)
+
+
+class Turns:
+    """Of one loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: FairQueue[Job] = FairQueue()
+        self._later: list[Job] = []
+        self._scheduled = False
+        self._running = False
+        self._spent = 0.0  # since the loop was last known to be elsewhere
+        self._ended = 0.0  # the last job
+        self._woken: Account | None = None  # in this turn of the loop
+        self._latest: Account | None = None
+        self._changed = 0.0  # when `_latest` did
+        self.count = 0  # turns, while there is more to do than fits into one
+
+    @property
+    def contended(self) -> bool:
+        """Whether anybody waits for a turn."""
+        return bool(self._waiting)
+
+    def alone(self, account: Account) -> bool:
+        """Whether nobody else has had a job lately, or waits for one: then to look out for more costs nobody anything."""
+        return not self._waiting and self._latest is account and self._ended - self._changed > _ALONE
+
+    def serve(self, job: Job) -> None:
+        """At once, if nobody waits and the turn has room; else in its turn."""
+        if self._scheduled or self._running:
+            self.queue(job)
+            return
+        now = perf_counter()
+        if now - self._ended > _GAP:
+            self._spent = 0.0
+        if self._spent >= UNCONTENDED:
+            self.queue(job)
+            return
+        self._waiting.enter(job.account)
+        self._waiting.served(job.account)
+        self._run(job.account, job.run, now)
+
+    def woke(self, account: Account) -> None:
+        """By the job that runs now, a coroutine of the account's: it has its turn when this one is over, and until then nobody
+        else is woken; what it takes is charged after it."""
+        self._woken = account
+        self._spent += _WAKES
+
+    def queue(self, job: Job) -> None:
+        """For a later turn."""
+        job.due = True
+        self._waiting.put(job.account, job)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def queue_later(self, job: Job) -> None:
+        """For a turn of the loop's after this one."""
+        if self._scheduled:
+            self._later.append(job)
+        else:
+            self.queue(job)
+
+    def _turn(self) -> None:
+        self.count += 1
+        self._spent = 0.0
+        now = perf_counter()
+        if self._woken is not None:  # it has had its turn since
+            self._woken.charge(min(now - self._ended, _LONGEST))
+            self._woken = None
+        end = now + BUDGET
+        while now < end and self._woken is None and (following := self._waiting.take()) is not None:
+            account, job = following
+            job.due = False
+            if job.closed:
+                continue
+            try:
+                now = self._run(account, job.run_in_context, now)
+            except Exception as exc:
+                self._loop.call_exception_handler({"message": "a guest's turn failed", "exception": exc})
+                now = perf_counter()
+        for job in self._later:
+            self._waiting.put(job.account, job)
+        self._later.clear()
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            self._loop.call_soon(self._turn)
+
+    def _run(self, account: Account, run: Callable[[], None], now: float) -> float:
+        """When it has ended."""
+        if account is not self._latest:
+            self._latest, self._changed = account, now
+        self._running = True
+        try:
+            run()
+        finally:
+            self._running = False
+            self._ended = ended = perf_counter()
+            self._spent += ended - now
+            account.charge(ended - now)
+        return ended
+
+
+def _nothing() -> None:
+    """What a job that is closed does."""
+
+
+async def next_turn() -> None:
+    """For a coroutine of a device's that goes on, and has had a turn: wait for the next."""
+    turn = _Turn()
+    await turn.done
+
+
+class _Turn:
+    """A coroutine that waits for its turn."""
+
+    def __init__(self) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._job = Job(self._give)
+        self._job.again()
+
+    def _give(self) -> None:
+        if not self.done.done():  # else it was cancelled
+            self.done.set_result(None)
+            self._job.turns.woke(self._job.account)
+
+
+def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:
+    """Those of the loop, as long as somebody keeps them."""
+    turns = _all.get(loop)
+    if turns is None:
+        turns = _all[loop] = Turns(loop)
+    return turns
