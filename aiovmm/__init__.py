@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         FsConfig,
         GenericVhostUserConfig,
         HotplugMethod,
+        LimitsConfig,
         MemoryConfig,
         MemoryZoneConfig,
         NetConfig,
@@ -132,6 +133,7 @@ __all__ = [
     "ImageConfig",
     "ImageError",
     "KvmError",
+    "LimitsConfig",
     "LoopStats",
     "MemoryConfig",
     "MemoryZoneConfig",
@@ -182,7 +184,7 @@ __getattr__ = lazy_names(
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
         "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
-        "FsConfig GenericVhostUserConfig HotplugMethod MemoryConfig MemoryZoneConfig NetConfig NumaConfig "
+        "FsConfig GenericVhostUserConfig HotplugMethod LimitsConfig MemoryConfig MemoryZoneConfig NetConfig NumaConfig "
         "PayloadConfig PciSegmentConfig PlatformConfig PmemConfig PvpanicConfig RateLimit "
         "RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig WatchdogAction "
         "WatchdogConfig",

@@ -37,6 +37,8 @@ class ExitReason(enum.Enum):
     PANIC = "panic"  # the guest's kernel panicked
     TRIPLE_FAULT = "triple-fault"  # before any user space ran: a reset would only bring it again
     KILLED = "killed"  # the program killed it
+    LIFETIME = "lifetime"  # it has had all the time that it may have
+    IDLE = "idle"  # it has done nothing for as long as it may
     ERROR = "error"  # KVM or the host could not go on
 
 

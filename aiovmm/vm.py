@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Any, Self, overload
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, PlacedConfig, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError, StateError, UsageError
 from aiovmm.events import Subscription
@@ -26,6 +26,7 @@ from aiovmm.machine.commands import Commands
 from aiovmm.machine.ending import Ending, failed, of_host
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.release import Release
+from aiovmm.runtime.dataclass import field_types, replace
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.keeper import Keeper
 from aiovmm.runtime.tasks import finish
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from aiovmm.machine.hotplug.devices import DeviceHotplug
     from aiovmm.machine.hotplug.modules import ModuleHotplug
     from aiovmm.machine.hotplug.processors import ProcessorHotplug
+    from aiovmm.machine.limits import Limits
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
     from aiovmm.machine.ram import Ram
@@ -92,6 +94,7 @@ class VM(Inventory, Commands):
         self._hotplug: DeviceHotplug | None = None  # once something came or went
         self._processors: ProcessorHotplug | None = None
         self._modules: ModuleHotplug | None = None
+        self._limits: Limits | None = None  # those that go by the clock, if there are any
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -239,6 +242,8 @@ class VM(Inventory, Commands):
                     raise error from exc
                 self._life.move(VMState.RUNNING)
                 self._journal.emit(EventKind.STARTED)
+                if self.limits != LimitsConfig():
+                    self.set_limits()
 
     async def pause(self) -> None:
         """Stop all vCPUs at an instruction boundary; devices finish what they have. Idempotent. Raises StateError.
@@ -264,6 +269,8 @@ class VM(Inventory, Commands):
                 self.machine.resume()
                 self._life.move(VMState.RUNNING)
                 self._journal.emit(EventKind.RESUMED)
+                if self._limits is None and self._config.limits != LimitsConfig():  # it came from a snapshot
+                    self.set_limits()
 
     def shutdown(self) -> None:
         """Press the power button; a guest that heeds it powers itself off. Raises StateError if it does not run."""
@@ -306,6 +313,27 @@ class VM(Inventory, Commands):
             await self._ending.stopped.wait()
         assert self._life.status is not None
         return self._life.status
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """What it may at most, now."""
+        return self._limits.config if self._limits is not None else self._config.limits
+
+    def set_limits(self, **changes: float | None) -> None:
+        """Change some of `limits`, by the names of LimitsConfig: `vm.set_limits(exits=5000, idle=None)`. They hold at once, and
+        over resets; what it has lived counts. Raises ConfigError, StateError when it has ended."""
+        from aiovmm.machine.limits import Limits  # for who has some
+
+        self._home.check_thread()
+        if self.state is VMState.STOPPED:
+            raise StateError(self._not_there())
+        unknown = [key for key in changes if key not in field_types(LimitsConfig())]
+        if unknown:
+            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
+        if self._limits is None:
+            self._limits = Limits(self._config.limits, self._ending, (self._serial, self._console))
+            self._release.limits = self._limits
+        self._limits.set(replace(self._limits.config, **changes))
 
     def events(self, *, from_start: bool = False) -> Subscription[Event]:
         """Events from now on (or from the first that is kept), in order, as an async iterator.

@@ -100,7 +100,8 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(turns, "perf_counter", lambda: self.now)
+        for name in ("perf_counter", "thread_time"):
+            monkeypatch.setattr(turns, name, lambda: self.now)
 
 
 @pytest.fixture
@@ -213,6 +214,26 @@ async def test_a_cancelled_wait_costs_nobody_his_turn() -> None:
         wait.cancel()
     await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), 10)
     assert [wait.cancelled() for wait in waits] == [True, False] * 10
+
+
+async def test_a_job_that_was_long_because_others_ran_costs_its_guest_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The host's scheduler took the processor away from the loop for 50 ms."""
+    wall = work = 100.0
+    monkeypatch.setattr(turns, "perf_counter", lambda: wall)
+    monkeypatch.setattr(turns, "thread_time", lambda: work)
+
+    def run() -> None:
+        nonlocal wall, work
+        wall += 0.05
+        work += 1e-5
+
+    job = Job(run, Account())
+    job.again()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert job.account.seconds == pytest.approx(1e-5)
 
 
 async def test_a_job_that_fails_is_told_and_ends_no_other(clock: Clock) -> None:

@@ -65,6 +65,7 @@ OPTIONS = (
     RunOption("--debug-console", "A port that prints, as --serial; iobase=0xe9.", "PLACE[,iobase=PORT]"),
     RunOption("--pci-segment", "Shares of a PCI segment in the address space. {keys}", _KEYS, list),
     RunOption("--platform", "PCI segments, and who the machine is. {keys}", _KEYS),
+    RunOption("--limits", "What the guest may at most. {keys}", _KEYS),
     RunOption("--on-reboot", "What a guest's reboot does (restart).", kind=_POLICIES, default="restart"),
     RunOption("--on-panic", "What a reset after a panic does (exit).", kind=_POLICIES, default="exit"),
     RunOption("--no-shutdown", "Stay when the guest has powered off, until a signal.", kind=bool, default=False),

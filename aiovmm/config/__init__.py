@@ -22,6 +22,7 @@ from aiovmm.config.devices import (
     WatchdogConfig,
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
+from aiovmm.config.limits import LimitsConfig
 from aiovmm.config.machine import (
     HotplugMethod,
     MemoryConfig,
@@ -48,6 +49,7 @@ __all__ = [
     "GenericVhostUserConfig",
     "HotplugMethod",
     "ImageType",
+    "LimitsConfig",
     "LockGranularity",
     "MemoryConfig",
     "MemoryZoneConfig",

@@ -30,6 +30,7 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig, ImageType, LockGranularity
 from aiovmm.config.landlock import LandlockRuleConfig
+from aiovmm.config.limits import LimitsConfig
 from aiovmm.config.machine import (
     HotplugMethod,
     MemoryConfig,
@@ -48,6 +49,7 @@ from aiovmm.config.text import (
     to_ints,
     to_pairs,
     to_path,
+    to_seconds,
     to_size,
     to_text,
     to_words,
@@ -66,6 +68,7 @@ __all__ = [
     "parse_fs",
     "parse_generic_vhost_user",
     "parse_landlock_rule",
+    "parse_limits",
     "parse_memory",
     "parse_memory_zone",
     "parse_net",
@@ -269,6 +272,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         **_PLACE,
     },
     "debug-console": {"file": to_path, "socket": to_path, "iobase": to_int},
+    "limits": {"exits": to_int, "lifetime": to_seconds, "idle": to_seconds},
 }
 
 _FIRST = {
@@ -482,6 +486,11 @@ def parse_pci_segment(text: str) -> PciSegmentConfig:
     """`pci_segment=,mmio32_aperture_weight=,mmio64_aperture_weight=`."""
     values = _convert("pci-segment", split_options("pci-segment", text))
     return PciSegmentConfig(**{"pci_segment": 0, **values})
+
+
+def parse_limits(text: str) -> LimitsConfig:
+    """`exits=,lifetime=,idle=`."""
+    return LimitsConfig(**_convert("limits", split_options("limits", text)))
 
 
 def parse_platform(text: str) -> PlatformConfig:

@@ -27,6 +27,7 @@ __all__ = [
     "to_ints",
     "to_pairs",
     "to_path",
+    "to_seconds",
     "to_size",
     "to_text",
     "to_words",
@@ -106,6 +107,14 @@ def to_size(option: str, text: str) -> int:
     if size > MAX_SIZE:
         raise ConfigError(option, f"{text!r} is more than any machine has")
     return size
+
+
+def to_seconds(option: str, text: str) -> float:
+    """`90`, `1.5`, in seconds."""
+    try:
+        return float(unquote(text))
+    except ValueError:
+        raise ConfigError(option, f"{text!r} is no number of seconds", "like 90 or 1.5") from None
 
 
 def to_bool(option: str, text: str) -> bool:

@@ -24,6 +24,7 @@ from aiovmm.config.devices import (
 )
 from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
+from aiovmm.config.limits import LimitsConfig
 from aiovmm.config.machine import (
     MemoryConfig,
     MemoryZoneConfig,
@@ -61,6 +62,7 @@ _PARSED = {  # what stands for a whole class: text in its syntax
     "PlatformConfig": "parse_platform",
     "PciSegmentConfig": "parse_pci_segment",
     "RateLimitGroupConfig": "parse_rate_limit_group",
+    "LimitsConfig": "parse_limits",
 }
 
 
@@ -104,6 +106,7 @@ class VMConfig:
     generic_vhost_user: tuple[GenericVhostUserConfig, ...] = ()
     debug_console: DebugConsoleConfig = field(default_factory=DebugConsoleConfig)
     rate_limit_groups: tuple[RateLimitGroupConfig, ...] = ()
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     platform: PlatformConfig = field(default_factory=PlatformConfig)
     pci_segments: tuple[PciSegmentConfig, ...] = ()
     on_reboot: RebootPolicy = RebootPolicy.EXIT

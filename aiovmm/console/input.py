@@ -35,6 +35,7 @@ class InputQueue:
         self._pushing = False
         self._room_appeared = False
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self.delivered = 0  # bytes that devices have taken
 
     def __len__(self) -> int:
         return len(self._buffer)
@@ -149,6 +150,7 @@ class InputQueue:
             chunk = bytes(self._buffer[:size])
             taken = receive(chunk)
             del self._buffer[:taken]
+            self.delivered += taken
             if taken == size:
                 size = min(2 * size, HIGH_WATER)
             elif taken == 0 or (taken < len(chunk) and not self._room_appeared):

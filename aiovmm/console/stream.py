@@ -126,6 +126,16 @@ class Console:
         await self._log.over.wait()
 
     @property
+    def bytes_out(self) -> int:
+        """What the guest has printed, in bytes, over all time."""
+        return self._log.ring.end
+
+    @property
+    def bytes_in(self) -> int:
+        """What the guest's device has taken, likewise."""
+        return self._input.delivered
+
+    @property
     def history(self) -> bytes:
         """The newest output, at most the history's size in bytes, read or not."""
         return self._log.ring.read(self._log.ring.start)

@@ -82,6 +82,11 @@ class Vcpu:
         return self._thread is not None and self._thread.is_alive()
 
     @property
+    def thread_id(self) -> int | None:
+        """What the system knows the thread by, once there is one; it may have ended."""
+        return None if self._thread is None else self._thread.native_id
+
+    @property
     def needs_end(self) -> bool:
         """Whether a run was started whose end nobody has been told yet."""
         return not self._reported

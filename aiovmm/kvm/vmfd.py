@@ -26,6 +26,8 @@ from aiovmm.runtime.patience import look_ns
 
 __all__ = ["HostMemorySlot", "VmFd"]
 
+_PACE_BURST = 10_000_000  # nanoseconds: what a driver does in a row is not drawn out
+
 
 class VmFd:
     """A VM's file descriptor and everything registered with it. Made by Kvm.create_vm."""
@@ -139,6 +141,12 @@ class VmFd:
     def range_counts(self, rng: Range) -> RangeCounts:
         """How accesses to a published range were answered so far. Raises KeyError."""
         return self._ranges.counts(rng)
+
+    def limit_exits(self, rate: int | None) -> None:
+        """From now on at most `rate` exits a second to this process, of all vCPUs together, and a hundredth of that at once;
+        None: as many as the guest makes. A vCPU that would make more stands still until it may."""
+        interval = 1_000_000_000 // rate if rate else 0
+        lib.avmm_vm_pace(self.native, interval, max(_PACE_BURST, interval))
 
     # -- vCPUs --
 

@@ -83,6 +83,8 @@ class Machine:
         config, board = self.parts.config, self.board
         end = await finish(in_thread(f"{config.name}: make memory", self._make_vm), self._given_up.set)
         self.kvm_vm.name = config.name
+        if self.parts.exits_limit is not None:
+            self.limit_exits(self.parts.exits_limit)
         board.add_devices()
         segments = config.platform.num_pci_segments
         plans = board.plan_pci(segments, start_of_bars(segments, end, board.address_bits))
@@ -335,6 +337,10 @@ class Machine:
         """Let them go on."""
         for vcpu in self.vcpus:
             vcpu.resume()
+
+    def limit_exits(self, rate: int | None) -> None:
+        """See VmFd."""
+        self.kvm_vm.limit_exits(rate)
 
     def press_power_button(self) -> None:
         """Tell the guest that somebody wants it to power off."""

@@ -44,6 +44,7 @@ class Ending:
         self._config = config
         self._consoles = tuple(consoles)
         self._task: asyncio.Task[None] | None = None
+        self._limit: asyncio.Task[None] | None = None  # that ends it, once it has met one
 
     # -- what the machine tells us (machine.MachineOwner)
 
@@ -59,6 +60,12 @@ class Ending:
             self.give_up(exc)
         else:
             self._task.add_done_callback(self._handled)
+
+    def limit_met(self, status: ExitStatus) -> None:
+        """It has had what it may have: it ends, whatever it is at."""
+        if self._limit is None:
+            self._limit = asyncio.get_running_loop().create_task(self.end(status), name=f"{self._config.name}: limit")
+            self._limit.add_done_callback(self._handled)
 
     def device_failed(self, device: str, error: BaseException) -> None:
         """A device broke; the guest has been told by NEEDS_RESET where there is such a thing."""
@@ -112,8 +119,9 @@ class Ending:
 
     async def settled(self) -> None:
         """Wait until nobody is at work on an end any more."""
-        if self._task is not None:
-            await asyncio.wait([self._task])
+        for task in (self._task, self._limit):
+            if task is not None:
+                await asyncio.wait([task])
 
     async def _after(self, status: ExitStatus) -> None:
         self.panic.flush()

@@ -62,6 +62,7 @@ class MachineParts:
     images: Mapping[str, Callable[[], DiskImage]] = field(
         default_factory=dict
     )  # of disks whose image is not the configured
+    exits_limit: int | None = None  # a second
     account: Account = field(default_factory=Account)  # of the turns it has of the event loop
     _kvm: Kvm | None = None
 

@@ -87,6 +87,7 @@ class Power:
         self.parts = MachineParts(config, kernel, serial, console, *outputs)
         self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
         self.parts.images = self.images
+        self.parts.exits_limit = config.limits.exits
         plug_configured(self.parts)
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):

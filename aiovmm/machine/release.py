@@ -14,6 +14,7 @@ from aiovmm.runtime.admission import admitted
 
 if TYPE_CHECKING:
     from aiovmm.console.places import Places
+    from aiovmm.machine.limits import Limits
 
 __all__ = ["Release"]
 
@@ -23,10 +24,11 @@ _ABANDONED = 10.0
 
 
 class Release:
-    """Of one VM. `places` are those that its consoles are joined to, once there are any."""
+    """Of one VM. `limits` are its, if it has any. `places` are those that its consoles are joined to, once there are any."""
 
     def __init__(self, name: str, ending: Ending) -> None:
         self.places: Places | None = None
+        self.limits: Limits | None = None
         self._name = name
         self._ending = ending
         self._watch: asyncio.TimerHandle | None = None
@@ -73,4 +75,6 @@ class Release:
     def _end_watch(self) -> None:
         if self._watch is not None:
             self._watch.cancel()
+        if self.limits is not None:
+            self.limits.close()
         self._unwatch()

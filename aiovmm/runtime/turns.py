@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
-from time import perf_counter
+from time import perf_counter, thread_time
 from weakref import WeakValueDictionary
 
 from aiovmm.runtime.fair import Account, FairQueue
 
 __all__ = ["ACCOUNT", "BUDGET", "UNCONTENDED", "Job", "Turns", "next_turn", "turns_of"]
 
-BUDGET = 0.00005
+BUDGET = 0.0001
 """Seconds of a turn of the loop that are for guests' jobs while some wait, and the rest of the last one. A guest's echo takes
 four turns of the loop; one costs 15 us besides."""
 
@@ -28,7 +28,8 @@ UNCONTENDED = 0.0003
 """The same while nobody waits, in a row."""
 
 _GAP = 0.0002  # seconds without a job, after which the loop has been elsewhere
-_LONGEST = 0.001  # seconds that are charged for a coroutine's turn
+_LONG = 0.0002  # seconds from which on a job is looked at more closely
+_LONGEST = 0.001  # seconds that are charged for one turn
 _ALONE = 0.0002  # seconds for which nobody else has had a job, after which an account is alone
 
 _WAKES = 0.0001  # seconds that a coroutine is taken to have when it is woken
@@ -82,9 +83,11 @@ class Turns:
         self._later: list[Job] = []
         self._scheduled = False
         self._running = False
+        self._processor = thread_time()  # of the loop's thread, when it was last asked for
         self._spent = 0.0  # since the loop was last known to be elsewhere
         self._ended = 0.0  # the last job
         self._woken: Account | None = None  # in this turn of the loop
+        self._goes_on: Account | None = None  # the last whose coroutine went on
         self._latest: Account | None = None
         self._changed = 0.0  # when `_latest` did
         self.count = 0  # turns, while there is more to do than fits into one
@@ -113,6 +116,13 @@ class Turns:
         self._waiting.served(job.account)
         self._run(job.account, job.run, now)
 
+    def goes_on(self, account: Account | None) -> bool:
+        """Whether its coroutine may have the next turn of the loop: as long as no other account's goes on, and nobody waits."""
+        if self._goes_on is account and account is not None:
+            return not self._waiting
+        self._goes_on = account
+        return False
+
     def woke(self, account: Account) -> None:
         """By the job that runs now, a coroutine of the account's: it has its turn when this one is over, and until then nobody
         else is woken; what it takes is charged after it."""
@@ -137,6 +147,7 @@ class Turns:
     def _turn(self) -> None:
         self.count += 1
         self._spent = 0.0
+        self._processor = thread_time()
         now = perf_counter()
         if self._woken is not None:  # it has had its turn since
             self._woken.charge(min(now - self._ended, _LONGEST))
@@ -159,6 +170,12 @@ class Turns:
         if self._scheduled:
             self._loop.call_soon(self._turn)
 
+    def _worked(self, seconds: float) -> float:
+        """Of so many the processor time, as far as that is known: the host's scheduler may have had others run meanwhile, which
+        is no guest's doing. Nor does one job cost a guest its turns for long: who is slow rests (kvm/exitloop.py)."""
+        before, self._processor = self._processor, thread_time()
+        return min(seconds, self._processor - before, _LONGEST)
+
     def _run(self, account: Account, run: Callable[[], None], now: float) -> float:
         """When it has ended."""
         if account is not self._latest:
@@ -170,7 +187,7 @@ class Turns:
             self._running = False
             self._ended = ended = perf_counter()
             self._spent += ended - now
-            account.charge(ended - now)
+            account.charge(ended - now if ended - now < _LONG else self._worked(ended - now))
         return ended
 
 
@@ -180,6 +197,9 @@ def _nothing() -> None:
 
 async def next_turn() -> None:
     """For a coroutine of a device's that goes on, and has had a turn: wait for the next."""
+    if turns_of(asyncio.get_running_loop()).goes_on(ACCOUNT.get()):
+        await asyncio.sleep(0)
+        return
     turn = _Turn()
     await turn.done
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from aiovmm.errors import SnapshotError
 
 if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
     from aiovmm.runtime.fair import Account
+    from aiovmm.runtime.plain import State
     from aiovmm.virtqueue.queue import Queue
 
 __all__ = ["VirtioDevice"]

@@ -38,6 +38,9 @@ TABLE = """
 --numa cpus memory_zones pci_segments | differs | what is in no node is in the first; not on arm64
 --numa distances | differs | 11 to 255, which the other node has back unless it says another
 --numa device_id | refused | nodes of devices alone (generic initiators) are not there
+--limits exits | ours | exits a second to this process, of all vCPUs together; a guest that would make more stands still
+--limits lifetime | ours | seconds from the first start, after which the guest is ended
+--limits idle | ours | the same for seconds in which it neither computes nor gets or gives anything
 --platform num_pci_segments | same | 1 to 96
 --platform iommu_segments | differs | devices there are behind the IOMMU without iommu=on of their own
 --platform iommu_address_width | differs | 32 to 64; unset: 48 (64 there)

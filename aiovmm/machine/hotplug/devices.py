@@ -84,6 +84,7 @@ class DeviceHotplug:
         )
         _check_fits(machine, wanted)
         device = wanted.device
+        device._account = parts.account
         device._label = f"{self._name}: {wanted.id}"
         device._notify_error = partial(self._ending.device_failed, wanted.id)
         device._notify_driver = partial(self._ending.device_driven, wanted.id)

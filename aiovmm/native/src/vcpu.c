@@ -412,7 +412,10 @@ static bool step(struct avmm_vcpu *v) {
     if (result < 0)
         return end(v, AVMM_END_ERRNO, (uint32_t)errno);
     avmm_arch_left(v);
-    return handle_exit(v);
+    if (!handle_exit(v))
+        return false;
+    avmm_vcpu_pace(v);
+    return true;
 }
 
 /* All signals but those that report a fault of this very thread, so that the process's signals go to its other threads. */

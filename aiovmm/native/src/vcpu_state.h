@@ -25,7 +25,8 @@
 #define AVMM_FOR_ANSWER 1u
 #define AVMM_FOR_ROOM 2u
 #define AVMM_FOR_RESUME 4u
-#define AVMM_FOR_ANYTHING 7u
+#define AVMM_FOR_PACE 8u
+#define AVMM_FOR_ANYTHING 15u
 
 struct avmm_entry { /* one place of a ring */
     uint64_t address;
@@ -55,6 +56,8 @@ struct avmm_vm {
     uint32_t lost;    /* set by guard.c from a signal handler: a part of the guest's memory is gone */
     bool told_lost;   /* the loop has been told */
     bool seen; /* it was LOOKING when it was called, so the eventfd need not be read: who wrote it late wakes the loop in vain */
+    _Atomic uint64_t pace_interval, pace_burst; /* see pace.h; written by the loop */
+    alignas(64) _Atomic uint64_t pace_due; /* by the vCPU threads */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];
 };
@@ -133,6 +136,9 @@ bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t 
 
 /* Of the vCPU thread: put an entry, and have the loop come for it. False when the vCPU was stopped before there was room. */
 bool avmm_vcpu_put(struct avmm_vcpu *v, const struct avmm_entry *e);
+
+/* Of the vCPU thread, after each exit: stand still while the VM has made more than it may, unless there is a request. */
+void avmm_vcpu_pace(struct avmm_vcpu *v);
 
 /* Keep what an exit says more, at most 16 words. */
 void avmm_keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const uint64_t *data);
