@@ -26,6 +26,7 @@ from aiovmm.config.disk import DiskConfig
 from aiovmm.config.kinds import dataclass
 from aiovmm.config.limits import LimitsConfig
 from aiovmm.config.machine import (
+    HotplugMethod,
     MemoryConfig,
     MemoryZoneConfig,
     NumaConfig,
@@ -233,6 +234,13 @@ class VMConfig:
     def ram_size(self) -> int:
         """Bytes of RAM: in one piece, or in all zones."""
         return self.memory.size + sum(zone.size for zone in self.memory_zones)
+
+    @property
+    def mapped_ram(self) -> int:
+        """Bytes of RAM with what hotplug has brought, or may bring without a further mapping."""
+        memory = self.memory
+        whole = memory.hotplug_method is HotplugMethod.VIRTIO_MEM
+        return self.ram_size + (memory.hotplug_size if whole else memory.hotplugged_size)
 
     @property
     def cmdline(self) -> str:

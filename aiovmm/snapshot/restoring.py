@@ -59,7 +59,7 @@ class Source:
 
     def verify(self) -> None:
         """Read all of the memory. In a thread. Raises SnapshotError if it is not what was saved."""
-        memory = self.base.map([(0, self.config.ram_size)])
+        memory = self.base.map([(0, self.config.mapped_ram)])
         try:
             found = sum_up(memory)
         finally:

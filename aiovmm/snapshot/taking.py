@@ -18,7 +18,7 @@ from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.snapshot.configuration import to_state
 from aiovmm.snapshot.directory import Written
-from aiovmm.snapshot.pages import Kept, keep
+from aiovmm.snapshot.pages import Kept, keep, ram_of
 
 if TYPE_CHECKING:
     from aiovmm.machine import Machine
@@ -51,7 +51,7 @@ async def take(vm: VM, path: Path) -> Snapshot:
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)
-        size = vm.config.ram_size
+        size = _size(vm, machine)
         written = Written(path, size)
         try:
             await in_thread(f"{name}: begin snapshot", written.open)
@@ -66,6 +66,14 @@ async def take(vm: VM, path: Path) -> Snapshot:
         finally:
             await in_thread(f"{name}: end snapshot", written.close)
     return Snapshot(path, kept.pages, standstill)
+
+
+def _size(vm: VM, machine: Machine) -> int:
+    """Bytes of RAM. Raises StateError while some of it comes or goes."""
+    size = sum(region.size for region in ram_of(machine.memory))
+    if size != vm.config.mapped_ram:
+        raise StateError(f"memory of VM {vm.name!r} comes or goes: there is a snapshot once resize() has returned")
+    return size
 
 
 def machine_of(vm: VM) -> Machine:

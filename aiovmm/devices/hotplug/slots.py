@@ -97,16 +97,17 @@ class SlotRegisters:
     # -- state
 
     def save(self) -> State:
-        """What a guest has not fetched, and what is asked of it."""
-        return {"added": list(self._added), "wanted": list(self._wanted), "asked": list(self._asked)}
+        """What a guest has not looked at yet. What is asked of it is asked here: it lets go of nothing elsewhere until it is
+        asked again."""
+        return {"added": list(self._added)}
 
     def load(self, state: State) -> None:
         """See runtime.plain.Saved."""
         fields = Fields(state, "slots")
         count = len(self._added)
-        added, wanted, asked = (fields.numbers(name, count, high=_SLOTS) for name in ("added", "wanted", "asked"))
+        added = fields.numbers("added", count, high=_SLOTS)
         fields.end()
-        self._added, self._wanted, self._asked = added, wanted, asked
+        self._added, self._wanted, self._asked = added, [0] * count, [0] * count
         for segment in range(count):
             self._settle(segment)
 

@@ -33,9 +33,6 @@ class UnitFlag:
     KEPT = 0x40
 
 
-_READABLE = UnitFlag.PRESENT | UnitFlag.LOOK | UnitFlag.LET_GO
-
-
 class UnitRegisters:
     """A BusDevice for `count` units, the first `present` of which are there. `on_taken`, `on_refused`, `on_kept` and `on_eject`
     are told the unit; the guest's write waits for the result of the last."""
@@ -106,18 +103,19 @@ class UnitRegisters:
     # -- state
 
     def save(self) -> State:
-        """What is there, what a guest has not fetched, and what is asked of it."""
-        return {"units": bytes(self.fast.shadow), "asked": bytes(self._asked)}
+        """Which are there. What is asked of the guest is asked here, so one that it was to take is not there."""
+        there = zip(self.fast.shadow, self._asked, strict=True)
+        return {"present": bytes(value & UnitFlag.PRESENT if asked != _COMING else 0 for value, asked in there)}
 
     def load(self, state: State) -> None:
         """See runtime.plain.Saved."""
         fields = Fields(state, "units")
-        units, asked = (fields.data(name, len(self._asked)) for name in ("units", "asked"))
+        present = fields.data("present", len(self._asked))
         fields.end()
-        if any(value & ~_READABLE for value in units) or any(value > _GOING for value in asked):
+        if present.strip(bytes([0, UnitFlag.PRESENT])):
             raise SnapshotError("units: no registers have such values")
-        for unit, (value, what) in enumerate(zip(units, asked, strict=True)):
-            self._set(unit, value, what)
+        for unit, value in enumerate(present):
+            self._set(unit, value, _NOTHING)
 
 
 def _nobody(_unit: int) -> None:

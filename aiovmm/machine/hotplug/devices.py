@@ -166,6 +166,9 @@ class DeviceHotplug:
 
     def _find(self, parts: MachineParts, id_: str) -> PluggedDevice:
         found = next((p for p in parts.plugged if p.id == id_), None)
+        hosts = parts.passthrough.places if parts.passthrough is not None else ()
+        if any(place.id == id_ for place in hosts):
+            raise UsageError(f"{id_!r} is a device of the host, which stays as long as the VM is there")
         if found is None:
             raise KeyError(f"VM {self._name!r} has no device {id_!r}; there are: {', '.join(sorted(self._ids(parts)))}")
         if found.id == _IOMMU:

@@ -1,0 +1,97 @@
+"""Snapshots know what is plugged in, and what a guest has been asked."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, CpusConfig, DiskConfig, HotplugMethod, HotplugTimeout, MemoryConfig
+from aiovmm.devices.virtio.mem import MemDevice
+from aiovmm.machine.architecture import board_of_host
+from aiovmm.pci.root import PciAddress
+from tests.vm import test_hotplug as slots
+from tests.vm import test_hotplug_modules as modules
+from tests.vm import test_hotplug_processors as processors
+from tests.vm.guest import config, counts_on
+
+pytestmark = [
+    pytest.mark.usefixtures("kvm_there"),
+    pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers"),
+]
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> list[DiskConfig]:
+    paths = [tmp_path / name for name in ("a", "b", "c")]
+    for path in paths:
+        path.write_bytes(bytes(1 << 20))
+    return [DiskConfig(path=path, readonly=True) for path in paths]
+
+
+async def test_what_came_and_went_is_there_and_not_there(tmp_path: Path, disks: list[DiskConfig]) -> None:
+    memory = MemoryConfig(4 * MIB, hotplug_size=512 * MIB)
+    made = replace(config("s", disks=tuple(disks[:2])), cpus=CpusConfig(1, 4), memory=memory)
+    async with VM(made) as vm:
+        await vm.start()
+        await processors.resized(vm, 3)
+        await modules.resized(vm, 2)
+        removal = asyncio.ensure_future(vm.remove("disk0"))
+        assert await slots.let_go(vm) == [1]
+        await removal
+        await vm.add(replace(disks[2], pci_device_id=9), timeout=0)
+        vm.machine.memory.write(modules.START + 5000, b"in a module")
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        assert [p.id for p in again._plugged()] == ["disk1", "disk0"]
+        assert again.machine.address("disk0") == PciAddress(0, 9)
+        assert again.machine.address("disk1") == PciAddress(0, 2)
+        assert len(again.machine.vcpus) == 3
+        assert again.machine.memory.read(modules.START + 5000, 11) == b"in a module"
+        await again.resume()
+        await counts_on(again)
+        assert slots.read(again, slots.SLOTS, 4) == 1 << 9, "the guest has not looked at it yet"
+        await processors.resized(again, 2)
+        await processors.resized(again, 4)
+        await modules.resized(again, 1)
+        removal = asyncio.ensure_future(again.remove("disk1"))
+        assert await slots.let_go(again) == [2]
+        await removal
+        await counts_on(again)
+
+
+async def test_what_a_guest_was_asked_before_can_be_asked_again(tmp_path: Path, disks: list[DiskConfig]) -> None:
+    async with VM(config("s", disks=tuple(disks[:1]))) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.remove("disk0", timeout=0.01)
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+        await slots.eject(again, 1 << 1)
+        assert again.disks, "whoever asked for it is not here"
+        slots.read(again, slots.GED, 1)
+        removal = asyncio.ensure_future(again.remove("disk0"))
+        assert await slots.let_go(again) == [1]
+        await asyncio.wait_for(removal, 60)
+
+
+async def test_memory_of_virtio_mem_is_as_it_was(tmp_path: Path) -> None:
+    memory = MemoryConfig(4 * MIB, hotplug_size=256 * MIB, hotplug_method=HotplugMethod.VIRTIO_MEM)
+    async with VM(replace(config("s"), memory=memory)) as vm:
+        await vm.start()
+        await vm.resize(memory=68 * MIB, timeout=0)
+        device = vm.device("mem", MemDevice)
+        start = device.blocks.start
+        device.blocks._plugged[3:5] = b"\1\1"
+        vm.machine.memory.write(start + 4 * 2 * MIB, b"plugged")
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        device = again.device("mem", MemDevice)
+        assert (device.blocks.start, device.blocks.requested, device.blocks.plugged) == (start, 64 * MIB, 4 * MIB)
+        assert again.machine.memory.read(start + 4 * 2 * MIB, 7) == b"plugged"
+        await again.resume()
+        await counts_on(again)
