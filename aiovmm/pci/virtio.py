@@ -22,7 +22,7 @@ from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.errors import SnapshotError, UsageError
+from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.common_config import CommonConfig
@@ -36,11 +36,12 @@ from aiovmm.pci.msix_lines import MsixVectors
 from aiovmm.pci.services import PciServices, Place
 from aiovmm.pci.virtio_bar import BAR_SIZE, MAX_QUEUES, NOTIFY, CommonRegisters, DeviceRegisters, VirtioStructures
 from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE, IsrStatus, VirtioInterrupt
+from aiovmm.runtime.dataclass import dataclass, field
 from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
-from aiovmm.virtqueue.status import Activate, Effect, Negotiation, ResetDevice, Status
+from aiovmm.virtqueue.status import Activate, Effect, Negotiation, ResetDevice
 
 if TYPE_CHECKING:
     from aiovmm.runtime.plain import State
@@ -53,6 +54,16 @@ DEVICE_ID_BASE = 0x1040
 _CLASSES = {1: 0x020000, 2: 0x018000, 3: 0x078000, 19: 0x078000, 26: 0x018000}  # by device type; others unassigned
 _CLASS_OTHER = 0xFF0000
 _VECTOR = attrgetter("vector")
+
+
+@dataclass()
+class Standstill:
+    """Of a function that is suspended: where its queues stand (None: it is not suspended, or has no driver), the device's
+    own state, and whether it comes from elsewhere and has not gone on yet."""
+
+    positions: list[QueuePosition] | None = None
+    device: State = field(default_factory=dict)
+    loaded: bool = False
 
 
 class VirtioPci(PciFunction):
@@ -89,9 +100,7 @@ class VirtioPci(PciFunction):
         self._transition = asyncio.Lock()
         self._active = False
         self._pending = 0  # transitions that have not ended
-        self._positions: list[QueuePosition] | None = None  # of queues that are suspended
-        self._loaded = False  # and not gone on with yet
-        self._saved: State = {}  # the device's own, of the last suspension
+        self._standstill = Standstill()
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
         self._doorbells = Doorbells(services, queues, apart=apart)
@@ -237,7 +246,7 @@ class VirtioPci(PciFunction):
             except Exception as exc:
                 self._broken(exc)
             self._active = False
-            self._positions = None
+            self._standstill.positions = None
             self._reset_registers()
 
     def _reset_registers(self) -> None:
@@ -268,74 +277,34 @@ class VirtioPci(PciFunction):
     async def suspend(self) -> None:
         """Stop the back end, with its requests ended or put back, and ask the device for its state. What is wired to the host, as
         doorbells are, stays: who kicks is heard when it goes on."""
-        from aiovmm.pci.saved import device_state
+        from aiovmm.pci.virtio_saved import suspend
 
         async with self._transition:
-            runner = self.backend
-            assert isinstance(runner, DeviceRunner)
-            if self._active:
-                await runner.suspend()
-                self._positions = runner.positions()
-            self._saved = await device_state(self.device)
+            await suspend(self)
 
     def save(self) -> State:
         """Registers, where the queues stand, and the device's own state."""
-        return {
-            "config": self.config.save(),
-            "msix": self._vectors.save(),
-            "isr": self._isr.bits,
-            "common": self._common.save(),
-            "queues": [position.save() for position in self._positions or ()],
-            "device": self._saved,
-        }
+        from aiovmm.pci.virtio_saved import save
+
+        return save(self)
 
     async def load(self, state: State) -> None:
         """Into a function that no driver has touched. Its device goes live with `unsuspend`, if it was."""
-        from aiovmm.pci.saved import load_device
-        from aiovmm.runtime.plain import Fields
-        from aiovmm.virtqueue.config import QueuePosition
+        from aiovmm.pci.virtio_saved import load
 
-        fields = Fields(state, self.name)
-        config, msix, common, device = (fields.state(name) for name in ("config", "msix", "common", "device"))
-        isr, saved = fields.number("isr", 0, ISR_QUEUE | ISR_CONFIG), list(fields.several("queues"))
-        fields.end()
-        self.config.load(config)
-        self._common.load(common)
-        queues = self.negotiation.queues
-        if saved and len(saved) != len(queues):
-            raise SnapshotError(f"{len(saved)} queues were live, of {len(queues)}")
-        positions = [QueuePosition.read(one, q.size if q.ready else 0) for one, q in zip(saved, queues, strict=False)]
-        await load_device(self.device, device)
-        if self.negotiation.status & Status.DRIVER_OK:
-            assert isinstance(self.backend, DeviceRunner)
-            self._active = self._loaded = True
-            self._positions = positions
-            self.backend.take_over()
-        if (lines := self._vectors.load(msix)) is not None:
-            await lines
-        self._isr.bits = isr
-        self._pin.command_written()
-        self._isr_changed()
+        await load(self, state)
 
     async def unsuspend(self) -> None:
         """The device goes on, unless it is broken; one that is still being suspended as soon as it is, and then nobody waits."""
         going = self._submit(self._go_on())
-        if self._positions is not None or not self._active:
+        if self._standstill.positions is not None or not self._active:
             await going
 
     async def _go_on(self) -> None:
+        from aiovmm.pci.virtio_saved import go_on
+
         async with self._transition:
-            runner = self.backend
-            if not isinstance(runner, DeviceRunner) or (self._positions is None and not self.device.suspending):
-                return  # it was not suspended
-            await runner.stopped()
-            if not self._active or self.negotiation.status & Status.NEEDS_RESET:
-                return
-            positions, self._positions = self._positions or runner.positions(), None
-            going = positions and await self._go_live(runner.resume, self.negotiation.features, positions)
-            if going and self._loaded:
-                self._tell_driver(there=True)
-            self._loaded = False
+            await go_on(self)
 
     # -- BAR 0 -----------------------------------------------------------------------------------------------------------
 
