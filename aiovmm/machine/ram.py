@@ -23,6 +23,11 @@ class Ram:
         where there is no machine."""
         return await in_thread(f"{self._name}: count pages", _resident, _regions(self._memory()))
 
+    async def own(self) -> int:
+        """Of the resident bytes those that no other guest has: of a fork, or a guest that was restored, what has been written to
+        since; the rest it has with its template, or with the snapshot's file. Raises StateError."""
+        return await in_thread(f"{self._name}: count pages", _own, _regions(self._memory()))
+
     async def reclaim(self) -> int:
         """Have the kernel move to swap what the guest has not used lately; how many bytes less are resident then. The guest goes
         on, and has its pages again as it touches them. Without swap nothing moves: see the balloon. Raises StateError."""
@@ -36,6 +41,10 @@ def _regions(memory: GuestMemory) -> list[MemoryRegion]:
 
 def _resident(regions: list[MemoryRegion]) -> int:
     return sum(lib.avmm_mem_resident(region.host, region.size) for region in regions)
+
+
+def _own(regions: list[MemoryRegion]) -> int:
+    return sum(lib.avmm_mem_own(region.host, region.size) for region in regions)
 
 
 def _reclaim(regions: list[MemoryRegion]) -> int:

@@ -81,6 +81,16 @@ async def test_forks_go_on_each_for_itself(memory: MemoryConfig) -> None:
     assert template.forks == 0
 
 
+async def test_what_a_fork_has_of_its_own_is_told() -> None:
+    async with await frozen(memory=MemoryConfig(64 << 20)) as template, template.fork() as child:
+        before = await child.memory.own()
+        assert 0 < before <= 64 << 10, "where it is told that it is another"
+        child.machine.memory.read(32 << 20, 1 << 20)
+        child.machine.memory.write(16 << 20, b"x" * (1 << 20))
+        assert await child.memory.own() == before + (1 << 20)
+        assert await child.memory.resident() >= before + (1 << 20)
+
+
 async def test_a_child_of_a_child_outlives_both() -> None:
     template = await frozen()
     async with template.fork("b") as child:

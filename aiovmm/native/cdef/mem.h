@@ -18,6 +18,7 @@ struct avmm_span {
 };
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
+uint64_t avmm_mem_own(uint64_t host, uint64_t size);
 void avmm_mem_page_out(uint64_t host, uint64_t size);
 int avmm_mem_populate(uint64_t host, uint64_t size);
 int avmm_mem_bind(uint64_t host, uint64_t size, uint32_t node);

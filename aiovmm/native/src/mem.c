@@ -16,6 +16,7 @@
 #define NODES 1024u /* the most a kernel can have */
 #define BITS (8u * (unsigned)sizeof(long))
 #define PRESENT (1ull << 63) /* in an entry of /proc/self/pagemap */
+#define OF_FILE (1ull << 61) /* likewise: a file's, or of memory that is shared */
 #define POPULATE (16u << 20)
 
 void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room) {
@@ -86,19 +87,24 @@ int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count) {
     return 0;
 }
 
-uint64_t avmm_mem_resident(uint64_t host, uint64_t size) {
-    uint64_t entries[512], resident = 0;
+/* Bytes of the pages whose entries have `all` of these bits and none of `none`. */
+static uint64_t count_pages(uint64_t host, uint64_t size, uint64_t all, uint64_t none) {
+    uint64_t entries[512], found = 0;
     int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     for (uint64_t at = 0; fd >= 0 && at < size; at += sizeof entries / sizeof *entries * PAGE) {
         uint64_t left = (size - at) / PAGE, n = left < 512 ? left : 512;
         ssize_t got = pread(fd, entries, n * sizeof *entries, (off_t)((host + at) / PAGE * sizeof *entries));
         for (ssize_t i = 0; i < got / (ssize_t)sizeof *entries; i++)
-            resident += entries[i] & PRESENT ? PAGE : 0;
+            found += (entries[i] & (all | none)) == all ? PAGE : 0;
     }
     if (fd >= 0)
         close(fd);
-    return resident;
+    return found;
 }
+
+uint64_t avmm_mem_resident(uint64_t host, uint64_t size) { return count_pages(host, size, PRESENT, 0); }
+
+uint64_t avmm_mem_own(uint64_t host, uint64_t size) { return count_pages(host, size, PRESENT, OF_FILE); }
 
 void avmm_mem_page_out(uint64_t host, uint64_t size) {
     for (uint64_t at = 0; at < size; at += POPULATE)

@@ -36,6 +36,9 @@ int avmm_mem_bind(uint64_t host, uint64_t size, uint32_t node);
 /* Bytes of [host, host + size), whole pages, that are in memory, by /proc/self/pagemap; 0 where that cannot be read. */
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
 
+/* Of these bytes those that are no file's and not shared: of memory that is mapped privately, what has been written to. */
+uint64_t avmm_mem_own(uint64_t host, uint64_t size);
+
 /* Have the kernel write out what it can of them. */
 void avmm_mem_page_out(uint64_t host, uint64_t size);
 
