@@ -87,7 +87,7 @@ class Agent:
             if self.place.status() is not None:
                 raise self._lost("waiting for the agent")
             try:
-                link = await self.place.dial(lambda: Link(self._on_lost))
+                link = await self.place.dial(Link)
             except ConnectionError:
                 late = time.monotonic() - began > _LATE
                 await asyncio.sleep(_RETRY_LATE if late else _RETRY)
@@ -106,6 +106,8 @@ class Agent:
             except BaseException:
                 link.close()
                 raise
+            if (ended := self.place.ended()) is not None:
+                link.close_after(ended)
             return link
 
     async def begin(self, kind: Kind, payload: bytes, *, window: int) -> Channel:
@@ -119,17 +121,10 @@ class Agent:
 
     async def lost(self, what: str) -> AgentLost:
         """The error of something that was under way, when it is known whether the guest itself has ended."""
-        if self.place.status() is None:
+        if self.place.status() is None and (ended := self.place.ended()) is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.place.ended(), _VERDICT)
+                await asyncio.wait_for(ended, _VERDICT)
         return self._lost(what)
-
-    def _on_lost(self, link: Link) -> None:
-        """Its channels are over; who waits for one asks `lost` why."""
-        channels = list(link.channels.values())
-        link.channels.clear()
-        for channel in channels:
-            channel.end()
 
     @property
     def forwards(self) -> Forwards:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.agent.wire import AGENT_PORT
 
@@ -44,6 +44,6 @@ class GuestPlace:
         """See place.Place."""
         return self._vm.status
 
-    async def ended(self) -> None:
+    def ended(self) -> Coroutine[Any, Any, object] | None:
         """See place.Place."""
-        await self._stopped.wait()
+        return self._stopped.wait()

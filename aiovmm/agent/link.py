@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Coroutine
+from typing import Any, cast
 
 from aiovmm.agent.channel import Channel
 from aiovmm.agent.wire import Frame, FrameBuffer, Greeting, Kind, frame, greeting, number_of, read_greeting
@@ -17,15 +18,17 @@ _FIRST_ACCEPTED = 1 << 31  # channels from here on are the agent's to begin
 
 
 class Link(asyncio.BufferedProtocol):
-    """`greeted` is done when the agent has said who it is. `lost` is set when nothing can be asked of it any more; then
-    all channels are over, once `on_lost` has been called."""
+    """`greeted` is done when the agent has said who it is. `lost` is set when nothing can be asked of it any more; then all
+    channels are over.
 
-    def __init__(self, on_lost: Callable[[Link], None] = lambda link: None) -> None:
+    It refers to nobody but its channels: the event loop has it, and must not keep a VM that its program has forgotten."""
+
+    def __init__(self) -> None:
         self.greeted: asyncio.Future[Greeting] = asyncio.get_running_loop().create_future()
         self.lost = False
         self.error: BaseException | None = None
         self.channels: dict[int, Channel] = {}
-        self._on_lost = on_lost
+        self._watching: asyncio.Task[None] | None = None
         self._frames = FrameBuffer()
         self._transport: asyncio.Transport | None = None
         self._answers: deque[asyncio.Future[int]] = deque()
@@ -58,6 +61,12 @@ class Link(asyncio.BufferedProtocol):
         """A frame."""
         if self._transport is not None and not self.lost:
             self._transport.write(data)
+
+    def close_after(self, event: Coroutine[Any, Any, object]) -> None:
+        """Close it when this is over: the guest's end, after which its connections stay, and say nothing."""
+        self._watching = asyncio.get_running_loop().create_task(
+            _close_after(event, weakref.ref(self)), name="agent: end"
+        )
 
     @property
     def socket(self) -> object:
@@ -128,4 +137,15 @@ class Link(asyncio.BufferedProtocol):
             if not answer.done():
                 answer.set_exception(ConnectionResetError("the agent is gone"))
                 answer.exception()
-        self._on_lost(self)
+        if self._watching is not None:
+            self._watching.cancel()
+        channels = list(self.channels.values())
+        self.channels.clear()
+        for channel in channels:
+            channel.end()
+
+
+async def _close_after(event: Coroutine[Any, Any, object], link: weakref.ref[Link]) -> None:
+    await event
+    if (still := link()) is not None:
+        still.close()

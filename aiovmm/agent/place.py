@@ -7,9 +7,9 @@ import asyncio
 import os
 import socket
 from asyncio.trsock import TransportSocket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.agent.wire import AGENT_PORT
 from aiovmm.errors import HostError
@@ -46,8 +46,8 @@ class Place(Protocol):
         """How the guest has ended, if it has."""
         ...
 
-    async def ended(self) -> None:
-        """Until it has, or at once where nobody will know."""
+    def ended(self) -> Coroutine[Any, Any, object] | None:
+        """To wait for that, without a reference to the VM; None where nobody will know."""
         ...
 
 
@@ -78,8 +78,9 @@ class UnixPlace:
         """See Place."""
         return None
 
-    async def ended(self) -> None:
-        """See Place: nobody here will know, so it is not waited for."""
+    def ended(self) -> Coroutine[Any, Any, object] | None:
+        """See Place."""
+        return None
 
 
 class HybridPlace(UnixPlace):
