@@ -12,6 +12,8 @@ __all__ = ["cli"]
 
 _COMMANDS = {
     "run": ("aiovmm.cli.run", "Boot a guest and talk to it."),
+    "ps": ("aiovmm.cli.ps", "List the guests that run."),
+    "logs": ("aiovmm.cli.guest_logs", "Show what a guest's console has printed."),
     "attach": ("aiovmm.cli.attach", "Attach this terminal to a console's unix socket."),
     "exec": ("aiovmm.cli.exec", "Run a command in a running guest."),
     "cp": ("aiovmm.cli.cp", "Copy files into a running guest, or out of it."),

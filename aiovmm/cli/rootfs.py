@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,33 @@ def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
 
     async def run() -> int:
         from aiovmm.cli.carry import carry
+        from aiovmm.config import VsockConfig
         from aiovmm.sandboxes import sandbox
+        from aiovmm.sandboxes.listed import Listed
 
         settings["kernel"] = await _kernel(args["kernel"])
         scratch = None if given["scratch"] == "memory" else given["scratch"]
-        async with sandbox(
-            given["rootfs"],
-            disk=scratch,
-            volumes=given["volumes"],
-            network=given["network"],
-            publish=ports,
-            **settings,
-        ) as vm:
-            words = command or list(vm.image.config.command) or ["/bin/sh"]
-            how = {"env": environment, "user": given["user"], "cwd": given["cwd"], "pty": given["tty"] or None}
-            return await carry(await vm.create_process(*words, **how), terminal=given["tty"])
+        entry = Listed(args["name"], str(given["rootfs"]), " ".join(command))
+        try:
+            async with sandbox(
+                given["rootfs"],
+                disk=scratch,
+                volumes=given["volumes"],
+                network=given["network"],
+                publish=ports,
+                vsock=VsockConfig(socket=entry.folder / "vsock"),
+                **settings,
+            ) as vm:
+                entry.tell(vm.config.memory.size)
+                keeping = asyncio.ensure_future(entry.keep(vm.serial))
+                words = command or list(vm.image.config.command) or ["/bin/sh"]
+                how = {"env": environment, "user": given["user"], "cwd": given["cwd"], "pty": given["tty"] or None}
+                try:
+                    return await carry(await vm.create_process(*words, **how), terminal=given["tty"])
+                finally:
+                    keeping.cancel()
+        finally:
+            entry.close()
 
     sys.exit(code_of(run()))
 

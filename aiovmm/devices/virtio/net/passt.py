@@ -30,7 +30,7 @@ class PasstBackend(NetBackend):
 
     def __init__(self, arguments: Sequence[str] = (), *, program: str = "passt", mtu: int | None = None) -> None:
         self.mtu = mtu
-        self._arguments = tuple(arguments)
+        self.arguments = tuple(arguments)
         self._program = program
         self._socket: SocketBackend | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -62,7 +62,7 @@ class PasstBackend(NetBackend):
                 self._process = await asyncio.create_subprocess_exec(
                     *(program, "--foreground", "--quiet", "--fd", str(theirs.fileno())),
                     *(("--mtu", str(self.mtu)) if self.mtu is not None else ()),
-                    *self._arguments,
+                    *self.arguments,
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.DEVNULL,

@@ -1,0 +1,155 @@
+"""Guests of this user that run, whichever process they are of: a folder for each, for `aiovmm ps` and `logs`.
+
+    NAME-ID/lock         its process has a lock on it for as long as it lives, however it ends
+    NAME-ID/about.json   what it is
+    NAME-ID/vsock        the unix socket that `aiovmm exec` takes
+    NAME-ID/console      what its console has printed last; console.old what it printed before
+
+A folder that nobody has locked is left over, and swept away by whoever looks next.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from aiovmm.console import Console
+from aiovmm.errors import HostError, UsageError
+from aiovmm.runtime.user_dirs import runtime_directory
+
+__all__ = ["Entry", "Listed", "find_listed", "listed"]
+
+_LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A guest that runs. `started` is in seconds since the epoch, `memory` in bytes."""
+
+    id: str
+    name: str
+    pid: int
+    started: float
+    root: str
+    command: str
+    memory: int
+    folder: str
+
+    @property
+    def socket(self) -> Path:
+        """What `aiovmm exec` takes."""
+        return Path(self.folder) / "vsock"
+
+    @property
+    def console(self) -> Path:
+        """The file that its console's output goes to."""
+        return Path(self.folder) / "console"
+
+
+class Listed:
+    """A guest of this process that is listed until this is closed. Raises HostError, UsageError."""
+
+    def __init__(self, name: str, root: str, command: str) -> None:
+        self._about = name, root, command
+        self.id = secrets.token_hex(4)
+        try:
+            parent = _parent()
+            self.folder = parent / f"{name.replace('/', '-')[:40]}-{self.id}"
+            self.folder.mkdir(mode=0o700)
+            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        except OSError as exc:
+            raise HostError("list a guest", exc.errno or 0, "XDG_RUNTIME_DIR says where else it may be") from exc
+
+    @property
+    def console(self) -> Path:
+        """Where its console's output goes."""
+        return self.folder / "console"
+
+    def tell(self, memory: int) -> None:
+        """It runs now."""
+        name, root, command = self._about
+        entry = Entry(self.id, name, os.getpid(), time.time(), root, command, memory, str(self.folder))
+        scratch = self.folder / ".about"
+        scratch.write_text(json.dumps(asdict(entry)))
+        os.replace(scratch, self.folder / "about.json")
+
+    async def keep(self, console: Console) -> None:
+        """Write down what the console prints, until it ends."""
+        path, old = self.console, self.folder / "console.old"
+        reader = console.reader()
+        try:
+            with suppress(OSError):  # no room: the guest need not hear of it
+                while True:
+                    with path.open("wb", buffering=0) as out:
+                        size = 0
+                        while size < _LARGEST and (data := await reader.read()):
+                            size += out.write(data)
+                    if size < _LARGEST:
+                        return
+                    os.replace(path, old)
+        finally:
+            reader.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(lock)
+
+
+def listed() -> list[Entry]:
+    """All of this user's, the oldest first. Raises UsageError, HostError."""
+    try:
+        return sorted(_entries(_parent()), key=lambda entry: entry.started)
+    except OSError as exc:
+        raise HostError("list guests", exc.errno or 0, path=exc.filename) from exc
+
+
+def find_listed(what: str) -> Entry:
+    """The one with that name, or whose id begins so. Raises UsageError."""
+    found = [entry for entry in listed() if entry.name == what or entry.id.startswith(what)]
+    if len(found) != 1:
+        reason = f"{len(found)} guests are" if found else "no guest that runs is"
+        raise UsageError(f"{reason} named {what!r}: `aiovmm ps` shows names and ids")
+    return found[0]
+
+
+def _parent() -> Path:
+    path = runtime_directory() / "guests"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _entries(parent: Path) -> Iterator[Entry]:
+    for folder in parent.iterdir():
+        if _is_left_over(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
+        with suppress(OSError, ValueError, TypeError):  # it has just begun, or just ended
+            yield Entry(**json.loads((folder / "about.json").read_text()))
+
+
+def _is_left_over(folder: Path) -> bool:
+    try:
+        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # it has just begun: without a lock for a second it is left over, too
+        with suppress(OSError):
+            return time.time() - folder.stat().st_mtime > 1.0
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return time.time() - (folder / "lock").stat().st_mtime > 1.0 if folder.exists() else False

@@ -1,0 +1,135 @@
+"""Which guests run: told by their processes' locks, whatever becomes of those; and what their consoles have printed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aiovmm import Console, UsageError
+from aiovmm.cli.commands import cli
+from aiovmm.cli.guest_logs import follow
+from aiovmm.sandboxes import listed as module
+from aiovmm.sandboxes.listed import Listed, find_listed, listed
+
+
+@pytest.fixture(autouse=True)
+def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+def test_a_guest_is_listed_until_it_is_closed() -> None:
+    one, two = Listed("one", "/root", "make test"), Listed("two", "/root", "")
+    assert listed() == []  # they are not there yet
+    one.tell(1 << 28)
+    two.tell(1 << 28)
+    assert [(entry.name, entry.pid, entry.memory) for entry in listed()] == [
+        ("one", os.getpid(), 1 << 28),
+        ("two", os.getpid(), 1 << 28),
+    ]
+    assert find_listed("one").command == "make test"
+    assert find_listed(two.id[:7]).name == "two"
+    one.close()
+    assert [entry.name for entry in listed()] == ["two"]
+    two.close()
+    with pytest.raises(UsageError, match=r"no guest that runs is named 'one'"):
+        find_listed("one")
+
+
+def test_two_of_one_name_are_told_apart_by_id() -> None:
+    pair = [Listed("box", "/", "") for _ in range(2)]
+    for entry in pair:
+        entry.tell(1)
+    with pytest.raises(UsageError, match="2 guests are named 'box'"):
+        find_listed("box")
+    assert find_listed(pair[0].id).id == pair[0].id
+    for entry in pair:
+        entry.close()
+
+
+def test_what_a_killed_process_has_left_is_swept_away(tmp_path: Path) -> None:
+    program = (
+        "import time; from aiovmm.sandboxes.listed import Listed\n"
+        "Listed('gone', '/', '').tell(1); print('ready', flush=True); time.sleep(1000)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    if not listed():  # its object is garbage in that process, its lock is not
+        pytest.fail("it is not listed while it runs")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    (folder,) = (tmp_path / "aiovmm/guests").iterdir()
+    os.utime(folder / "lock", (1, 1))  # a process that was killed at once is not told from one that begins
+    assert listed() == []
+    assert not folder.exists()
+
+
+def test_a_runtime_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "aiovmm").mkdir(mode=0o777)
+    os.chmod(tmp_path / "aiovmm", 0o777)
+    with pytest.raises(UsageError, match="not a directory of this user alone"):
+        listed()
+
+
+async def test_a_console_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_LARGEST", 1000)
+    entry, console = Listed("box", "/", ""), Console()
+    entry.tell(1)
+    keeping = asyncio.create_task(entry.keep(console))
+    for number in range(10):
+        console.feed(bytes([number]) * 600)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    console.close()
+    await keeping
+    assert sum(path.stat().st_size for path in entry.folder.glob("console*")) <= 2 * 1600
+    assert b"".join(follow(entry.console, wait=False)).endswith(b"\x08" * 600 + b"\t" * 600)
+    entry.close()
+
+
+def test_following_goes_through_files_that_take_turns(tmp_path: Path) -> None:
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    path = folder / "console"
+    path.write_bytes(b"0")
+    seen: list[bytes] = []
+    thread = threading.Thread(target=lambda: seen.extend(follow(path, wait=True)))
+    thread.start()
+    for number in range(1, 6):
+        with open(path, "ab") as out:
+            out.write(b"%d" % number)
+        wanted = b"".join(b"%d" % n for n in range(number + 1))
+        deadline = time.monotonic() + 20
+        while b"".join(seen) != wanted:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        path.rename(folder / "console.old")
+        path.write_bytes(b"")
+    path.unlink()
+    (folder / "console.old").unlink()
+    folder.rmdir()
+    thread.join(20)
+    assert b"".join(seen) == b"012345"
+
+
+def test_the_command_line() -> None:
+    entry = Listed("box", "/some/root", "make test")
+    entry.tell(256 << 20)
+    (entry.folder / "console").write_bytes(b"hello\r\n")
+    run = CliRunner().invoke
+    shown = run(cli, ["ps"]).output
+    assert all(text in shown for text in (entry.id, "box", "256M", "/some/root", "make test"))
+    told = json.loads(run(cli, ["ps", "--json"]).output)
+    assert (told["name"], told["socket"]) == ("box", str(entry.folder / "vsock"))
+    assert run(cli, ["logs", "box"]).stdout_bytes == b"hello\r\n"
+    entry.close()

@@ -1,0 +1,141 @@
+"""Volumes: their text, and the daemons that serve them, from their start to every kind of end. Networks: what passt is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from aiovmm import ConfigError, HostError, Network, Volume
+from aiovmm.devices.virtio.net.passt import PasstBackend
+from aiovmm.sandboxes.volumes import served
+
+VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
+needs_virtiofsd = pytest.mark.skipif(
+    not VIRTIOFSD.exists() or os.geteuid() != 0, reason="Debian's virtiofsd is not installed, or we are not root"
+)
+
+
+def daemons(of: int) -> list[int]:
+    """Processes of the process `of` that serve a directory; what they begin themselves is not among them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = path.read_text().rsplit(")", 1)
+        except OSError:
+            continue
+        if int(fields.split()[1]) == of and "virtiofsd" in name:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "guest", "readonly"),
+    [
+        ("src:/src", "src", "/src", False),
+        ("/a:b:/c", "/a:b", "/c", False),
+        ("src:/src:ro", "src", "/src", True),
+        ("src:/src:rw", "src", "/src", False),
+    ],
+)
+def test_what_a_volume_is(text: str, host: str, guest: str, readonly: bool) -> None:
+    assert Volume.parse(text) == Volume(Path(host), guest, readonly)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "src", ":/src", "src:src", "src:/", "src:/a b", "src:/a/../b", "src:/a,b", "a:/b:xx"]
+)
+def test_what_is_no_volume(text: str) -> None:
+    with pytest.raises(ConfigError, match="volume"):
+        Volume.parse(text)
+
+
+@needs_virtiofsd
+@pytest.mark.parametrize("readonly", [False, True])
+async def test_a_daemon_is_there_and_gone_with_its_block(tmp_path: Path, readonly: bool) -> None:
+    (tmp_path / "share").mkdir()
+    async with served([Volume(tmp_path / "share", "/share", readonly)], tmp_path) as (config,):
+        assert config.tag == "fs0"
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(config.socket))
+            async with asyncio.timeout(20):
+                while not daemons(os.getpid()):  # noqa: ASYNC110 - another process's doing
+                    await asyncio.sleep(0.01)
+    assert daemons(os.getpid()) == []
+    assert not config.socket.exists()
+    (tmp_path / "share/file").touch()  # the read-only mount was the daemon's alone
+
+
+@needs_virtiofsd
+def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    program = (
+        "import asyncio, sys; from pathlib import Path; from aiovmm.sandboxes.volumes import Volume, served\n"
+        "async def main():\n"
+        "    async with served([Volume(Path(sys.argv[1]), '/x', True)], Path(sys.argv[2])):\n"
+        "        print('ready', flush=True); await asyncio.sleep(1000)\n"
+        "asyncio.run(main())"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "share", tmp_path], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 20
+    while not (found := daemons(process.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="a volume is a directory that is there"):
+        async with served([Volume(tmp_path / "none", "/x")], tmp_path):
+            pass
+
+
+async def test_no_virtiofsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_args, **_more: None)
+    with pytest.raises(HostError, match="apt-get install virtiofsd"):
+        async with served([Volume(tmp_path, "/x")], tmp_path):
+            pass
+
+
+def test_a_list_that_cannot_be_enforced_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"passt lets a guest reach all that the host reaches.*network namespace"):
+        Network(allow=("10.0.0.0/8",))
+
+
+@pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed")
+@pytest.mark.parametrize("network", [Network(), Network(host=True)], ids=["alone", "with the host"])
+def test_passt_serves_the_addresses_that_the_guest_has(network: Network) -> None:
+    """It answers who has the gateway's address, which it does once it has read its arguments and taken the guest's."""
+    backend = network.device().backend
+    assert isinstance(backend, PasstBackend)
+    assert ("--no-map-gw" in backend.arguments) is not network.host
+    ours, theirs = socket.socketpair()
+    with ours:
+        command = ["passt", "--foreground", "--quiet", "--fd", str(theirs.fileno()), *backend.arguments]
+        process = subprocess.Popen(command, pass_fds=(theirs.fileno(),), stderr=subprocess.PIPE)
+        theirs.close()
+        mac = bytes.fromhex("2e0000000001")
+        guest, gateway = socket.inet_aton("10.0.2.15"), socket.inet_aton("10.0.2.2")
+        request = bytes.fromhex("0001080006040001") + mac + guest + bytes(6) + gateway
+        frame = (b"\xff" * 6 + mac + b"\x08\x06" + request).ljust(60, b"\0")
+        ours.sendall(len(frame).to_bytes(4, "big") + frame)
+        ours.settimeout(20)
+        while (answer := ours.recv(4096)) and b"\x08\x06" + bytes.fromhex("0001080006040002") not in answer:
+            pass
+        assert gateway + mac + guest in answer
+    process.wait(20)
+    process.stderr.close()  # type: ignore[union-attr]
