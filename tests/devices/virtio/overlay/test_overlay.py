@@ -339,3 +339,30 @@ def test_zeroes_in_one_cluster_leave_the_rest(base: Path, tmp_path: Path) -> Non
     layer = again.top_layer.native
     assert [layer.map[0]] == [0b10]
     again.close()
+
+
+@pytest.mark.parametrize("kind", [IoKind.AUTO, IoKind.THREADS], ids=["auto", "threads"])
+@pytest.mark.parametrize("every", [100, 3, 1], ids=["writes", "both", "zeroes"])
+async def test_parts_of_one_cluster_written_at_the_same_time(
+    kind: IoKind, every: int, base: Path, tmp_path: Path
+) -> None:
+    """Each brings the rest of the cluster from below, and none may bring it over what another has written. In an order in which
+    all threads would be at the same cluster at once."""
+    for round_ in range(25):
+        model = bytearray(contents(base))
+        below = open_base(base)
+        image = OverlayImage.temporary(below, tmp_path)
+        below.release()
+        async with Harness(BlkDevice(image, queue_size=256, io=kind)) as h:
+            queue = h.queues[0]
+            for sector in (8 * cluster + part for part in range(8) for cluster in range(8)):
+                span = slice(sector * SECTOR, (sector + 1) * SECTOR)
+                if (sector + round_) % every == 0:
+                    model[span] = bytes(SECTOR)
+                    queue.add([header(Request.WRITE_ZEROES) + segments((sector, 1, 1))], [1])
+                else:
+                    model[span] = bytes([round_ + 1]) * SECTOR
+                    queue.add([header(Request.OUT, sector) + model[span]], [1])
+            queue.kick()
+            assert all(used.data == b"\0" for used in await queue.used(queue.outstanding))
+            assert await read(h, 0, 64 * SECTOR) == model[: 64 * SECTOR]
