@@ -18,18 +18,22 @@ from aiovmm.config import PmemConfig
 from aiovmm.devices.port import PortDevice
 from aiovmm.devices.virtio.balloon import BalloonDevice
 from aiovmm.devices.virtio.balloon.protocol import PAGE
+from aiovmm.devices.virtio.iommu import IommuDevice
 from aiovmm.devices.virtio.iommu.domains import Domains
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Status, Unmap
 from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.devices.virtio.mem.protocol import Answer as MemAnswer
 from aiovmm.devices.virtio.mem.protocol import Kind
 from aiovmm.devices.virtio.pmem import PmemDevice
-from aiovmm.errors import SnapshotError, StateError
+from aiovmm.errors import GuestFault, SnapshotError, StateError
 from aiovmm.machine.own import load_ports, save_ports
+from aiovmm.memory import GuestMemory
+from aiovmm.pci.saved import suspend_all, unsuspend_all
+from aiovmm.pci.virtio import VirtioPci
 from aiovmm.runtime.tasks import finish
 from aiovmm.testing import Harness
-from aiovmm.testing.pci import MESSAGES
-from tests.devices.virtio.test_iommu import EP, pair
+from aiovmm.testing.pci import MESSAGES, RecordingServices
+from tests.devices.virtio.test_iommu import EP, Echo, _Later, pair, restart_in_domain
 from tests.devices.virtio.test_mem import Driver
 from tests.devices.virtio.test_mem import request as mem_request
 from tests.saving.stopped import move, pause
@@ -310,3 +314,45 @@ async def test_a_mapping_that_is_carried_out_while_the_iommu_stops_is_answered(m
         may_go.set()
         await stopping
         assert (await p.iommu.queues[0].used())[0].data == bytes(4)
+
+
+class _Kept(Echo):
+    def save(self) -> dict[str, int]:
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
+
+async def test_a_device_behind_the_iommu_goes_on_through_its_mappings() -> None:
+    async with pair() as p:
+        await restart_in_domain(p)
+        assert await p.echo.request(0, [b"before"], [6]) == b"before"
+        other = IommuDevice(MESSAGES)
+        other.power_on(p.echo.memory)
+        translation = other.translation()
+        other.add_endpoint(EP, translation, _Later(p.echo))
+        p.echo.device = _Kept()  # the harness's own has no state to tell
+        await move(p.iommu, other)
+        assert other.domains.domain_of(EP) == 1
+        p.echo.device_memory = translation
+        await move(p.echo, _Kept())
+        assert await p.echo.request(0, [b"after"], [5]) == b"after"
+        p.device = other
+        assert await p.unmap(1, 0, MIB) == 0
+        assert isinstance(await p.echo.broken(), GuestFault), "its rings are mapped no more"
+
+
+async def test_what_another_process_serves_says_why_it_is_in_no_snapshot() -> None:
+    class Elsewhere:
+        async def activate(self, *_: object) -> None: ...
+
+        async def reset(self) -> None: ...
+
+    memory = GuestMemory.create([(0, MIB)])
+    function = VirtioPci(_Kept(), RecordingServices(memory), backend=Elsewhere())
+    with pytest.raises(SnapshotError, match="echo cannot be in a snapshot: another process serves it"):
+        await suspend_all([function])
+    await unsuspend_all([function])
+    await function.close()
+    memory.close()
