@@ -1,6 +1,7 @@
 """`--event-monitor`: what happens, as the reference monitor's JSON objects; each is followed by an empty line.
 
-`vmm` starting, shutdown; `vm` booting, booted, pausing, paused, resuming, resumed, rebooting, rebooted, shutdown, deleted;
+`vmm` starting, shutdown; `vm` booting, booted, pausing, paused, resuming, resumed, restoring, restored, rebooting,
+rebooted, shutdown, deleted;
 `guest` panic; `virtio-device` activated, reset. What it has no name for has the source `aiovmm` and our own, as with `--json`.
 """
 
@@ -28,6 +29,7 @@ _NAMES: dict[EventKind, tuple[tuple[str, str], ...]] = {
     EventKind.STARTED: (("vm", "booted"),),
     EventKind.PAUSED: (("vm", "pausing"), ("vm", "paused")),
     EventKind.RESUMED: (("vm", "resuming"), ("vm", "resumed")),
+    EventKind.RESTORED: (("vm", "restored"),),
     EventKind.REBOOTED: (("vm", "rebooting"), ("vm", "rebooted")),
     EventKind.DEVICE_ACTIVATED: (("virtio-device", "activated"),),
     EventKind.DEVICE_RESET: (("virtio-device", "reset"),),

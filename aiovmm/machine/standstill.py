@@ -8,7 +8,7 @@ restore      the state into a machine that was built for it, and has its vCPUs
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from aiovmm.errors import SnapshotError
 from aiovmm.machine.own import load_ports, save_ports
@@ -22,30 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["restore", "save", "suspend", "unsuspend"]
 
 
-@runtime_checkable
-class _Devices(Protocol):
-    """PCI with all its functions, see pci.root; and likewise, but for `suspend`, the devices that are not on it."""
-
-    async def suspend(self) -> None: ...
-
-    async def unsuspend(self) -> None: ...
-
-    def save(self) -> State: ...
-
-    async def load(self, state: State) -> None: ...
-
-
-def _pci(machine: Machine) -> _Devices:
-    root: object = machine.pci.root
-    if not isinstance(root, _Devices):
-        raise SnapshotError("devices on PCI cannot be saved yet")
-    return root
-
-
 async def suspend(machine: Machine) -> None:
     """Its vCPUs are parked. Raises SnapshotError that names what cannot be saved, with everything going on as before."""
     _refuse_unsaved(machine)
-    pci = _pci(machine)
+    pci = machine.pci.root
     try:
         await machine.exits.served()
         await machine.worker.submit(_nothing)  # all calls before it are made
@@ -73,14 +53,14 @@ def _refuse_unsaved(machine: Machine) -> None:
 
 async def unsuspend(machine: Machine) -> None:
     """Devices go on, those before others that they need. Idempotent."""
-    await _pci(machine).unsuspend()
+    await machine.pci.root.unsuspend()
 
 
 async def save(machine: Machine) -> State:
     """Of a machine that is suspended: devices first, for what they hold back may be an interrupt. Raises SnapshotError,
     KvmError."""
     state: State = {
-        "pci": _pci(machine).save(),
+        "pci": machine.pci.root.save(),
         "devices": machine.board.save_devices(),
         "ports": await save_ports(machine.parts.ports),
     }
@@ -92,7 +72,7 @@ async def save(machine: Machine) -> State:
 async def restore(machine: Machine, restored: Restored) -> None:
     """Put it in, with all devices at work again afterwards. Raises SnapshotError, KvmError, HostError."""
     fields = Fields(restored.state, "machine")
-    board, pci = machine.board, _pci(machine)
+    board, pci = machine.board, machine.pci.root
     await board.restore_devices(restored)
     await pci.load(fields.state("pci"))
     await load_ports(machine.parts.ports, fields.list("ports"))

@@ -91,6 +91,7 @@ LOAD = (
 )
 
 
+@pytest.mark.timeout(1800)
 async def test_rounds_under_load_lose_nothing(guests: Guests, folder: Path) -> None:
     """It goes on from the last snapshot each time, and its processes, which write, print and sum up, go on with it."""
     disk = folder / "disk"
