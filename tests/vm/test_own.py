@@ -266,6 +266,9 @@ def test_values_of_the_wrong_type_are_refused_by_name(make: Any, words: str) -> 
 NEEDED: dict[str, dict[str, Any]] = {
     "PmemConfig": {"file": "/x"},
     "FsConfig": {"tag": "t", "socket": "/s"},
+    "MemoryZoneConfig": {"id": "z"},
+    "NumaConfig": {"guest_numa_id": 0},
+    "PciSegmentConfig": {"pci_segment": 0},
     "GenericVhostUserConfig": {"device_type": 4, "socket": "/s", "queue_sizes": [64]},
     "DeviceConfig": {"path": "/x"},
     "PayloadConfig": {"kernel": "/k"},
