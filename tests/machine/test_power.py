@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +48,7 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
         async def start(self, *, paused: bool) -> None:
             return
 
-    async def build(parts: Any, owner: Any) -> Costly:
+    async def build(parts: Any, owner: Any, restored: Any) -> Costly:
         nonlocal now
         now += 0.25
         return Costly()
@@ -56,7 +57,7 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
     monkeypatch.setattr(power, "descriptors", lambda parts: 0)
     monkeypatch.setattr(Machine, "build", build)
     p = Power(Owner())  # type: ignore[arg-type]
-    p.parts, p.machine = object(), Costly()  # type: ignore[assignment]
+    p.parts, p.machine = SimpleNamespace(kernel=object()), Costly()  # type: ignore[assignment]
     p._since = now
     for _ in range(3):
         now += 0.125
