@@ -21,7 +21,8 @@ _DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 @click.command("attach", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("path", type=click.Path(path_type=Path))
 @once("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach; the guest runs on (ctrl-p,ctrl-q).")
-def command(path: Path, detach_keys: str) -> None:
+@click.option("--filter", "filtered", is_flag=True, help="Show what draws alone: no queries, no clipboard.")
+def command(path: Path, detach_keys: str, filtered: bool) -> None:
     """Attach this terminal to the console at the unix socket PATH. What the guest printed before is shown first."""
     import uvloop
 
@@ -29,7 +30,9 @@ def command(path: Path, detach_keys: str) -> None:
     from aiovmm.console import AttachEnd, Terminal, attach_socket, parse_keys
 
     async def run() -> AttachEnd:
-        terminal = Terminal(on_output_lost=lambda exc: say(f"standard output cannot be written: {exc.strerror}"))
+        terminal = Terminal(
+            on_output_lost=lambda exc: say(f"standard output cannot be written: {exc.strerror}"), filtered=filtered
+        )
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None

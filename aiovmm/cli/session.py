@@ -158,7 +158,7 @@ class Session:
 
         if 1 in self._closed:
             say(f"standard output is closed: what the guest prints goes nowhere ({_KEEP})")
-        terminal = Terminal(on_output_lost=self._stdout_lost)
+        terminal = Terminal(on_output_lost=self._stdout_lost, filtered=config.filter)
         if terminal.is_terminal():
             from aiovmm.cli.jobs import follow_job_control
 

@@ -28,7 +28,8 @@ class ConsoleMode(enum.Enum):
 
 @dataclass(frozen=True)
 class ConsoleConfig(PlacedConfig):
-    """A serial port or virtio console: its mode, the path for `socket` and `file`, the history kept, in bytes.
+    """A serial port or virtio console: its mode, the path for `socket` and `file`, the history kept, in bytes. `filter`: a
+    terminal is shown what draws alone, so that the guest can neither ask it nor reach beyond its screen.
 
     Where it sits is a virtio console's; the serial port is not on PCI, and its `id` and place stay as they are.
     """
@@ -36,9 +37,14 @@ class ConsoleConfig(PlacedConfig):
     mode: ConsoleMode = ConsoleMode.NULL
     path: Path | None = None
     history: int = 1 << 20
+    filter: bool = False
 
     def __post_init__(self) -> None:
         self._check_place("console")
+        if self.filter and self.mode is not ConsoleMode.TTY:
+            raise ConfigError(
+                "console.filter", f"is for a terminal, not for mode {self.mode.value}", "aiovmm attach --filter"
+            )
         needs_path = self.mode in (ConsoleMode.SOCKET, ConsoleMode.FILE)
         if needs_path and self.path is None:
             raise ConfigError("console.path", f"mode {self.mode.value} needs a path", f"say {self.mode.value}=PATH")

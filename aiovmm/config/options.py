@@ -214,8 +214,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         "vfio_p2p_dma": to_bool,
     },
     "pci-segment": {"pci_segment": to_int, "mmio32_aperture_weight": to_int, "mmio64_aperture_weight": to_int},
-    "serial": {"file": to_path, "socket": to_path},
-    "console": {"file": to_path, "socket": to_path, **_PLACE},
+    "serial": {"file": to_path, "socket": to_path, "filter": to_bool},
+    "console": {"file": to_path, "socket": to_path, "filter": to_bool, **_PLACE},
     "rng": {"src": to_path, **_PLACE},
     "disk": {
         "path": to_path,

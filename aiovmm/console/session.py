@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 
 from aiovmm.console.fds import Descriptor
+from aiovmm.console.guard import OutputGuard
 from aiovmm.console.keys import DetachKeys
 from aiovmm.console.modes import in_foreground
 from aiovmm.console.replay import asks_terminal
@@ -37,6 +38,7 @@ class Session:
         self._hold = hold
         self._detach = DetachKeys(detach if self._is_typed else b"")
         self._modes = ScreenModes()
+        self._guard = OutputGuard() if terminal.filtered and self._is_shown else None
         self._asked = float("-inf")
         self._typed = bytearray()
         self._more = asyncio.Event()
@@ -46,6 +48,8 @@ class Session:
         """Output to the screen, until the far side ends or the terminal is gone."""
         try:
             while data := await self._far.read():
+                if self._guard is not None:
+                    data = self._guard.feed(data)
                 self._modes.feed(data)
                 if self._is_shown and asks_terminal(data):
                     self._asked = time.monotonic()

@@ -48,14 +48,22 @@ class Terminal:
 
     An output that is no terminal and cannot be written ends the session by its error; with `on_output_lost` that hears of the
     error instead, once, and the session goes on without output.
+
+    `filtered`: a terminal is shown what draws on it alone, and neither asked anything nor told to do anything else (guard.py).
     """
 
     def __init__(
-        self, input_fd: int = 0, output_fd: int = 1, *, on_output_lost: Callable[[OSError], None] | None = None
+        self,
+        input_fd: int = 0,
+        output_fd: int = 1,
+        *,
+        on_output_lost: Callable[[OSError], None] | None = None,
+        filtered: bool = False,
     ) -> None:
         self.input_fd = input_fd
         self.output_fd = output_fd
         self.on_output_lost = on_output_lost
+        self.filtered = filtered
         self._modes: list[ModeSetter] = []  # while it is raw
         self._changed = asyncio.Event()
         self._usable = asyncio.Event()

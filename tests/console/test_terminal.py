@@ -385,3 +385,15 @@ async def test_an_output_that_breaks_is_told_once_and_the_session_goes_on(screen
         await eventually(lambda: device.received == b"x")
         assert [error.errno for error in told] == [errno.ENOSPC]
         await stop(task)
+
+
+async def test_a_terminal_that_is_filtered_is_asked_nothing_and_shown_what_draws(screen: Screen) -> None:
+    console = Console(StubDevice())
+    console.feed(b"\x1b[6nhistory ")
+    screen.terminal.filtered = True
+    task = await attached(console, screen)
+    await screen.until(b"history ")
+    console.feed(b"\x1b]52;c;cm0gLXJmIC8K\x07\x1b[31mred\x1b[c")
+    console.feed(b"\x1b[m done")
+    assert await screen.until(b"done") == b"\x1b[31mred\x1b[m done"
+    await stop(task)

@@ -67,7 +67,8 @@ def moved(where: Callable[[Rig], int]) -> Does:
         await rig.pci.write(SLOT, FIRST_BAR + 4, address >> 32)
         await rig.pci.enable(SLOT)
         for offset in (0, 0x14, 0x3000):
-            rig.guest.read(address + offset, 4)
+            if address < 1 << 32:  # beyond, the guest has no page tables
+                rig.guest.read(address + offset, 4)
 
     return does
 

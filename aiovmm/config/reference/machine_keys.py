@@ -61,12 +61,14 @@ TABLE = """
 --serial pty | differs | its path is said on standard error
 --serial file | same |
 --serial socket | differs | any number of clients, with 1 MiB of history each; `aiovmm attach` is one
+--serial filter | ours | `tty,filter=on` shows what draws alone: no queries, no clipboard, no windows
 --console off | differs | the terminal then has ttyS0, where the reference leaves it null and the guest mute
 --console null | differs | likewise
 --console tty | differs | keys (ctrl-p ctrl-q) detach; with `--serial tty` both print there and what is typed goes to ttyS0
 --console pty | differs | its path is said on standard error
 --console file | same |
 --console socket | ours | as `--serial socket=`
+--console filter | ours | likewise
 --console id pci_segment pci_device_id iommu | same |
 --debug-console off null file | same |
 --debug-console tty pty | differs | as `--serial tty` and `--serial pty`; what is typed goes nowhere

@@ -44,7 +44,7 @@ def open_backend(
     """
     match config.mode:
         case ConsoleMode.TTY:
-            terminal = terminal or Terminal()
+            terminal = terminal or Terminal(filtered=config.filter)
             if terminal.is_terminal():
                 from aiovmm.console.backends.tty import TtyBackend
 
