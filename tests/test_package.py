@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.agent import agent_binary
 from tests.kvmhost import Host
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ def test_the_wheel_is_abi3_and_whole(wheel: Path) -> None:
     for path in (ROOT / "aiovmm").rglob("*.py"):
         assert str(path.relative_to(ROOT)) in names
     assert {"aiovmm/py.typed", "aiovmm/image/init.sh", "aiovmm/native/_native.abi3.so"} <= names
+    assert f"aiovmm/agent/bin/{agent_binary().name}" in names
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "examples/"))]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from aiovmm.agent import agent_binary
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image import Initramfs, build_initramfs, debian_kernel
 from aiovmm.image.modules import ModuleTree
@@ -193,6 +194,17 @@ def test_compressed(compression: str, unpack: object) -> None:
     files = {"/init": b"#!x", "/big": bytes(9 << 20)}  # lz4's legacy blocks are 8 MiB
     packed = build_initramfs(files=files, compression=compression)
     assert unpack(packed.data) == build_initramfs(files=files).data
+
+
+@needs_busybox
+def test_the_agent_is_started_by_the_init(tree: Path, tmp_path: Path) -> None:
+    image = build_initramfs(busybox=BUSYBOX, modules=tree, agent=agent_binary())
+    root = extract(image, tmp_path)
+    assert (root / "sbin/aiovmm-agent").read_bytes() == agent_binary().read_bytes()
+    assert os.access(root / "sbin/aiovmm-agent", os.X_OK)
+    assert "/sbin/aiovmm-agent" in (root / "init").read_text()
+    without = build_initramfs(busybox=BUSYBOX, modules=tree)
+    assert not [path for path in without.paths if "agent" in path]
 
 
 def test_nothing_that_could_be_process_1() -> None:

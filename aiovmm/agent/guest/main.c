@@ -35,6 +35,7 @@ static int listen_unix(const char *path)
 
     if (fd >= 0 && text_join(address.path, sizeof address.path, path, "")) {
         SYS(umask, 077);
+        SYS(unlinkat, AT_FDCWD, path, 0); /* the one before us may have left it */
         result = SYS(bind, fd, &address, sizeof address);
     }
     if (result >= 0)
