@@ -86,7 +86,7 @@ if TYPE_CHECKING:
     from aiovmm.sandboxes import Network, Sandbox, Volume, sandbox
     from aiovmm.snapshot.taking import Snapshot
     from aiovmm.snapshot.template import Template
-    from aiovmm.stats import DeviceStats, LoopStats, VMStats
+    from aiovmm.stats import ConsoleStats, DeviceStats, LoopStats, VMStats
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
@@ -110,6 +110,7 @@ __all__ = [
     "ConsoleEnded",
     "ConsoleMode",
     "ConsoleReader",
+    "ConsoleStats",
     "CpusConfig",
     "DebugConsoleConfig",
     "DeviceConfig",
@@ -200,7 +201,7 @@ __getattr__ = lazy_names(
         "aiovmm.snapshot.taking": "Snapshot",
         "aiovmm.snapshot.template": "Template",
         "aiovmm.sandboxes": "Network Sandbox Volume sandbox",
-        "aiovmm.stats": "DeviceStats LoopStats VMStats",
+        "aiovmm.stats": "ConsoleStats DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",
         "aiovmm.vm": "VM",
     },

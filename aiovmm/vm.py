@@ -477,7 +477,8 @@ class VM(Inventory, Commands):
         if every is not None:
             return self._stats_every(every)
         power = self._power
-        return gather(self._config, self.state, power.uptime, power.power_ons, power.machine, power.plugged)
+        consoles = {"serial": self._serial, "console": self._console}
+        return gather(self._config, self.state, power.uptime, power.power_ons, power.machine, power.plugged, consoles)
 
     async def _stats_every(self, seconds: float) -> AsyncIterator[VMStats]:
         from aiovmm.runtime.timeouts import check_seconds

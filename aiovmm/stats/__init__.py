@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from aiovmm.stats.gather import gather
-from aiovmm.stats.values import DeviceStats, LoopStats, VMStats
+from aiovmm.stats.values import ConsoleStats, DeviceStats, LoopStats, VMStats
 
-__all__ = ["DeviceStats", "LoopStats", "VMStats", "gather"]
+__all__ = ["ConsoleStats", "DeviceStats", "LoopStats", "VMStats", "gather"]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.runtime.watchdog import lateness
-from aiovmm.stats.values import DeviceStats, LoopStats, VMStats
+from aiovmm.stats.values import ConsoleStats, DeviceStats, LoopStats, VMStats
 
 if TYPE_CHECKING:
     from aiovmm.config import VMConfig
+    from aiovmm.console import Console
     from aiovmm.kvm.vcpu import Vcpu, VcpuCounters
     from aiovmm.machine import Machine
     from aiovmm.machine.parts import PluggedDevice
@@ -29,6 +30,7 @@ def gather(
     power_ons: int,
     machine: Machine | None,
     plugged: Sequence[PluggedDevice],
+    consoles: Mapping[str, Console],
 ) -> VMStats:
     """The numbers of now; those of the machine are missing while a reboot makes a new one."""
     return VMStats(
@@ -41,6 +43,8 @@ def gather(
         config.ram_size,
         sum(_given_back(p.device) for p in plugged),
         _loop(),
+        {id_: ConsoleStats(console.bytes_out, console.bytes_in) for id_, console in consoles.items()},
+        machine.parts.account.seconds if machine is not None else 0.0,
     )
 
 
@@ -52,14 +56,16 @@ def _counters(vcpus: Sequence[Vcpu]) -> list[VcpuCounters]:
 
 
 def _device(plugged: PluggedDevice, machine: Machine | None) -> DeviceStats:
-    disk = net = None
+    disk = net = vsock = None
     kind = type(plugged.device).__module__
     if kind.startswith("aiovmm.devices.virtio.blk"):
         disk = plugged.device.counters  # type: ignore[attr-defined]
     elif kind.startswith("aiovmm.devices.virtio.net"):
         net = plugged.device.counters  # type: ignore[attr-defined]
+    elif kind.startswith("aiovmm.devices.virtio.vsock"):
+        vsock = plugged.device.counters  # type: ignore[attr-defined]
     queues = machine.queue_counters(plugged.id) if machine is not None else ()
-    return DeviceStats(tuple(queues), disk, net)
+    return DeviceStats(tuple(queues), disk, net, vsock)
 
 
 def _given_back(device: VirtioDevice) -> int:

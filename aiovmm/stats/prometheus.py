@@ -54,15 +54,23 @@ def _of_vms(stats: list[VMStats]) -> Iterator[Metric]:
         "Returns of KVM_RUN, and of them accesses by how they were answered",
         labels=["vm", "vcpu", "kind"],
     )
+    consoles = CounterMetricFamily(
+        "aiovmm_console_bytes", "That the guest has printed (out) and taken (in)", labels=["vm", "console", "kind"]
+    )
+    loop = CounterMetricFamily("aiovmm_loop_seconds", "Of the event loop, for exits and devices", labels=["vm"])
     for one in stats:
         up.add_metric([one.vm, one.state.value], one.uptime)
         power.add_metric([one.vm], one.power_ons)
         memory.add_metric([one.vm], one.memory)
         given.add_metric([one.vm], one.given_back)
+        loop.add_metric([one.vm], one.loop_seconds)
+        for id_, console in one.consoles.items():
+            consoles.add_metric([one.vm, id_, "out"], console.bytes_out)
+            consoles.add_metric([one.vm, id_, "in"], console.bytes_in)
         for index, vcpu in enumerate(one.vcpus):
             for field in fields(vcpu):
                 exits.add_metric([one.vm, str(index), field.name], getattr(vcpu, field.name))
-    yield from (up, power, memory, given, exits)
+    yield from (up, power, memory, given, exits, consoles, loop)
 
 
 def _of_devices(stats: list[VMStats]) -> Iterator[Metric]:
@@ -71,6 +79,9 @@ def _of_devices(stats: list[VMStats]) -> Iterator[Metric]:
     seconds = CounterMetricFamily("aiovmm_disk_seconds", "Time of all requests", labels=["vm", "device", "kind"])
     nets = CounterMetricFamily(
         "aiovmm_net", "Packets and bytes, as the guest sees them", labels=["vm", "device", "kind"]
+    )
+    vsocks = GaugeMetricFamily(
+        "aiovmm_vsock", "Connections that there are, and bytes, as the guest sees them", labels=["vm", "device", "kind"]
     )
     for one in stats:
         for name, device in one.devices.items():
@@ -86,7 +97,10 @@ def _of_devices(stats: list[VMStats]) -> Iterator[Metric]:
             if device.net is not None:
                 for key, value in vars(device.net).items():
                     nets.add_metric([one.vm, name, key], value)
-    yield from (queues, disks, seconds, nets)
+            if device.vsock is not None:
+                for key, value in vars(device.vsock).items():
+                    vsocks.add_metric([one.vm, name, key], value)
+    yield from (queues, disks, seconds, nets, vsocks)
 
 
 def _of_loop(stats: list[VMStats]) -> Iterator[Metric]:

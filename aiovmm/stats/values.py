@@ -10,10 +10,11 @@ from aiovmm.runtime.dataclass import dataclass
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk import BlkCounters
     from aiovmm.devices.virtio.net import NetCounters
+    from aiovmm.devices.virtio.vsock import VsockCounters
     from aiovmm.kvm.vcpu import VcpuCounters
     from aiovmm.virtqueue.config import QueueCounters
 
-__all__ = ["DeviceStats", "LoopStats", "VMStats"]
+__all__ = ["ConsoleStats", "DeviceStats", "LoopStats", "VMStats"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,21 @@ class LoopStats:
 
 @dataclass(frozen=True)
 class DeviceStats:
-    """One virtio device. `queues`, if this process serves them, begin anew with each reboot; `disk` and `net` are of its kind."""
+    """One virtio device. `queues`, if this process serves them, begin anew with each reboot; `disk`, `net` and `vsock` are of its
+    kind."""
 
     queues: tuple[QueueCounters, ...]
     disk: BlkCounters | None = None
     net: NetCounters | None = None
+    vsock: VsockCounters | None = None
+
+
+@dataclass(frozen=True)
+class ConsoleStats:
+    """Bytes that the guest has printed, and that it has taken."""
+
+    bytes_out: int
+    bytes_in: int
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,8 @@ class VMStats:
 
     `uptime` is in seconds since the first start; `power_ons` counts that and each reboot. `vcpus` (exits, by how they were
     answered) begin anew with each of them. `devices` is by id. `memory` is the size of the guest's RAM, `given_back` what its
-    balloon has given back over all time, both in bytes. `loop` is None where no guest runs.
+    balloon has given back over all time, both in bytes. `consoles` has "serial" and "console". `loop` is None where no guest
+    runs; `loop_seconds` is what of its time this guest's exits and devices have taken.
     """
 
     vm: str
@@ -57,3 +69,5 @@ class VMStats:
     memory: int
     given_back: int
     loop: LoopStats | None
+    consoles: dict[str, ConsoleStats]
+    loop_seconds: float

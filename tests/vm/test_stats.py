@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, start_http_server
 
-from aiovmm import VM, DiskConfig, EventKind, RebootPolicy, VMState, VMStats
+from aiovmm import VM, ConsoleStats, DiskConfig, EventKind, RebootPolicy, VMState, VMStats
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Latency
 from aiovmm.errors import StateError, UsageError
 from aiovmm.memory import GuestMemory
@@ -21,6 +21,18 @@ from tests.devices.virtio.blk_driver import read, write
 from tests.vm.guest import config, counts_on, event, until
 
 MIB = 1 << 20
+
+
+async def test_bytes_of_consoles_and_what_it_takes_of_the_loop() -> None:
+    async with VM(config("he")) as vm:
+        await vm.start()
+        await vm.serial.expect(rb"hello\n")
+        vm.serial.write(b"abc")
+        await vm.serial.expect(rb"abc")
+        now = vm.stats()
+        assert now.consoles["serial"] == ConsoleStats(bytes_out=9, bytes_in=3)
+        assert now.consoles["console"] == ConsoleStats(0, 0)
+        assert 0 < now.loop_seconds < now.uptime + 1
 
 
 async def test_a_vms_life_in_numbers(tmp_path: Path) -> None:

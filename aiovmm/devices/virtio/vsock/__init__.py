@@ -7,7 +7,8 @@ hybrid (unix sockets) and streams (asyncio) are the two ways in for the host.
 
 from __future__ import annotations
 
+from aiovmm.devices.virtio.vsock.counters import VsockCounters
 from aiovmm.devices.virtio.vsock.device import VsockDevice
 from aiovmm.devices.virtio.vsock.streams import Vsock, VsockServer
 
-__all__ = ["Vsock", "VsockDevice", "VsockServer"]
+__all__ = ["Vsock", "VsockCounters", "VsockDevice", "VsockServer"]

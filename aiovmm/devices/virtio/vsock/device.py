@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.config import VsockConfig
+from aiovmm.devices.virtio.vsock.counters import VsockCounters
 from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
 from aiovmm.devices.virtio.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT, Muxer
 from aiovmm.devices.virtio.vsock.rings import Rings
@@ -65,6 +66,12 @@ class VsockDevice(VirtioDevice):
     def connections(self) -> int:
         """How many there are."""
         return len(self._switch.muxer.connections)
+
+    @property
+    def counters(self) -> VsockCounters:
+        """Since the device was made, over all resets."""
+        muxer = self._switch.muxer
+        return VsockCounters(len(muxer.connections), muxer.rx_bytes, muxer.tx_bytes)
 
     def read_config(self, offset: int, size: int) -> bytes:
         """struct virtio_vsock_config (§5.10.4): guest_cid, 64 bits."""

@@ -31,6 +31,7 @@ class Muxer:
         self.round: deque[Connection] = deque()
         self.resets: deque[bytes] = deque()
         self.resets_lost = 0
+        self.tx_bytes = self.rx_bytes = 0  # of all connections there were; as the guest sees directions
         self.next_port = FIRST_HOST_PORT
 
     # -- from the guest ------------------------------------------------------------------------------------------------
@@ -43,6 +44,8 @@ class Muxer:
         if connection is None or header.dst_cid != HOST_CID or header.type != STREAM:
             return self._unknown(header)
         effect = connection.receive(header)
+        if effect is Effect.DELIVER:
+            self.tx_bytes += header.length
         if not connection.calm:
             self.settle(connection)
         return effect, connection

@@ -84,6 +84,7 @@ class ToGuest:
             self._broken.set_exception(self._queue.malformed(frames.error))
         elif frames.n and got > lib.AVMM_FRAMES_RING:
             link.received(got, frames.drained)
+            self._muxer.rx_bytes += max(got, 0)
         if link.readable or not connection.calm:  # what was no use here `pump` meets again, and deals with it
             link.changed(link)
 
@@ -151,6 +152,7 @@ class ToGuest:
             if got is None:
                 raise ChainError("an rx buffer has no room for a payload", self._batch.chains[at].head)
             at += self._taken.chains
+            self._muxer.rx_bytes += got
         if link.readable:
             self._muxer.schedule(connection)
         return at

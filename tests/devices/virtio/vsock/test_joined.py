@@ -121,3 +121,19 @@ async def test_control_packets_are_never_joined() -> None:
         tx.kick()
         assert await reader.readexactly(11) == b"beforeafter"
         await guest.until(lambda: any(header.op == Op.CREDIT_UPDATE for header in guest.log))
+
+
+async def test_bytes_are_counted_in_both_directions() -> None:
+    device = make_device()
+    async with Harness(device) as harness, Guest(harness) as guest, await device.streams.listen(9) as server:
+        sock = await guest.connect(9)
+        reader, writer = await server.accept()
+        for payload in (b"x" * 100, b"y" * 23):
+            offer(sock, payload)
+        guest.harness.queues[1].kick()
+        await reader.readexactly(123)
+        writer.write(b"z" * 77)
+        await sock.recv_exactly(77)
+        counters = device.counters
+        assert (counters.connections, counters.tx_bytes, counters.rx_bytes) == (1, 123, 77)
+        writer.close()
