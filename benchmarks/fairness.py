@@ -26,7 +26,7 @@ from tests.vm.guest import config, counts_on
 NEEDS_KVM = True
 ALONE, COMPUTING = "alone", "computing"
 NEIGHBOURS = 32
-KINDS = {COMPUTING: "s", "notifications": "D", "serial output": "w", "exits": "x"}
+KINDS = {COMPUTING: "s", "notifications": "d", "serial output": "w", "exits": "x"}
 """What neighbours do, by the letters of tests/guests/kernel.S."""
 DOORBELL = 0x60018
 IN_FLIGHT = 16  # bytes, of a stream: what the port's FIFO takes
@@ -72,14 +72,14 @@ async def lag(seconds: float) -> list[float]:
 
 def neighbour(does: str, number: int) -> VMConfig:
     """The configuration of one."""
-    rng = RngConfig() if does == "D" else None
+    rng = RngConfig() if does == "d" else None
     return config(does, name=f"neighbour{number}", rng=rng)
 
 
 async def begin(vm: VM, does: str) -> None:
     """Have a neighbour do what it does."""
     await vm.start()
-    if does == "D":
+    if does == "d":
         driver = (await start_drivers(vm))["rng"]
         await driver.set_common(0x16, 0, 2)
         notify = driver.structures[VirtioCapType.NOTIFY].address + driver.common(0x1E, 2) * driver.notify_multiplier

@@ -126,7 +126,8 @@ class Turns:
     def woke(self, account: Account) -> None:
         """By the job that runs now, a coroutine of the account's: it has its turn when this one is over, and until then nobody
         else is woken; what it takes is charged after it."""
-        self._woken = account
+        if self._scheduled:
+            self._woken = account
         self._spent += _WAKES
 
     def queue(self, job: Job) -> None:

@@ -10,7 +10,7 @@
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
 #   s  spin                              n  exits that nobody waits for
-#   w  print                             D  ring the doorbell whose address stands at DOORBELL, once it is not 0
+#   w  print                             d  ring the doorbell whose address stands at DOORBELL, once it is not 0
 #   l  echo input, by interrupts, halting between them
 # At the end of the line it halts for good.
 	.include "guest.inc"
@@ -61,7 +61,7 @@ next:	movb (%r15), %al
 	on 'w', print_forever
 	on 'x', ask_forever
 	on 'n', nobody_forever
-	on 'D', ring_forever
+	on 'd', ring_forever
 	on 'l', listen
 	on 'o', off
 	on 'r', reset

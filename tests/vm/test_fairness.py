@@ -19,7 +19,7 @@ DOORBELL = 0x60018
 
 
 async def ring_forever(vm: VM) -> Driver:
-    """Have a guest (letter D) ring the doorbell of its entropy device without end."""
+    """Have a guest (letter d) ring the doorbell of its entropy device without end."""
     driver = (await start_drivers(vm))["rng"]
     await driver.set_common(0x16, 0, 2)
     notify = driver.structures[VirtioCapType.NOTIFY].address + driver.common(0x1E, 2) * driver.notify_multiplier
@@ -44,14 +44,14 @@ async def test_an_echo_does_not_wait_until_the_loop_looks_by_itself(does: str, m
             await echo(vm, b"%c" % (ord("a") + number % 16))
 
 
-@pytest.mark.parametrize("does", ["x", "w", "n", "D"])
+@pytest.mark.parametrize("does", ["x", "w", "n", "d"])
 async def test_beside_floods_a_guest_is_answered(does: str) -> None:
     async with AsyncExitStack() as stack:
-        rng = RngConfig() if does == "D" else None
+        rng = RngConfig() if does == "d" else None
         floods = [await stack.enter_async_context(VM(config(does, name=f"flood{i}", rng=rng))) for i in range(8)]
         asked = await stack.enter_async_context(VM(config("l", name="asked")))
         await asyncio.gather(*(vm.start() for vm in [*floods, asked]))
-        await asyncio.gather(*(ring_forever(vm) if does == "D" else counts_on(vm) for vm in floods))
+        await asyncio.gather(*(ring_forever(vm) if does == "d" else counts_on(vm) for vm in floods))
         for number in range(50):
             await echo(asked, b"%c" % (ord("a") + number % 16))
         await asyncio.gather(*(counts_on(vm) for vm in floods))
@@ -59,7 +59,7 @@ async def test_beside_floods_a_guest_is_answered(does: str) -> None:
 
 async def test_a_device_whose_doorbell_is_rung_without_end_serves_its_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bell, "BURST", 8)
-    async with VM(config("D", rng=RngConfig())) as vm:
+    async with VM(config("d", rng=RngConfig())) as vm:
         await vm.start()
         driver = await ring_forever(vm)
         for _ in range(50):
