@@ -62,6 +62,8 @@ async def save(machine: Machine) -> State:
     state: State = {
         "pci": machine.pci.root.save(),
         "devices": machine.board.save_devices(),
+        "serial": machine.parts.serial.save(),  # what no device has taken, read in one step with those
+        "console": machine.parts.console.save(),
         "ports": await save_ports(machine.parts.ports),
     }
     await machine.worker.submit(_nothing)
@@ -78,3 +80,5 @@ async def restore(machine: Machine, restored: Restored) -> None:
     await load_ports(machine.parts.ports, fields.list("ports"))
     board.unsuspend_devices()
     await pci.unsuspend()
+    machine.parts.serial.load(fields.state("serial"))
+    machine.parts.console.load(fields.state("console"))

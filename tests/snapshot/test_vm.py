@@ -328,3 +328,19 @@ async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monk
             await vm.snapshot(tmp_path / "t")
         assert not (tmp_path / "t" / "state.json").exists()
         await counts_on(vm)
+
+
+async def test_what_was_typed_and_not_taken_yet_is_there(tmp_path: Path) -> None:
+    """Behind it comes what is typed where the guest goes on."""
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        vm.serial.write(b"typed" * 100)
+        waiting = vm.serial.input_waiting
+        assert 400 < waiting <= 500
+        await vm.snapshot(tmp_path / "s")
+        assert vm.serial.input_waiting == waiting
+    async with VM.restore(tmp_path / "s") as vm:
+        assert vm.serial.input_waiting == waiting
+        vm.serial.write(b"more")
+        assert vm.serial._input.waiting == (b"typed" * 100)[-waiting:] + b"more"
