@@ -170,7 +170,9 @@ class DeviceHotplug:
         if any(place.id == id_ for place in hosts):
             raise UsageError(f"{id_!r} is a device of the host, which stays as long as the VM is there")
         if found is None:
-            raise KeyError(f"VM {self._name!r} has no device {id_!r}; there are: {', '.join(sorted(self._ids(parts)))}")
+            known = ", ".join(sorted(self._ids(parts)))
+            there = f"there are: {known}" if known else "there are none"
+            raise KeyError(f"VM {self._name!r} has no device {id_!r}; {there}")
         if found.id == _IOMMU:
             raise UsageError("the IOMMU stands between other devices and memory, and stays")
         return found
