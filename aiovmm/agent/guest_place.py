@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestPlace"]
 
-_TAIL = 4096  # bytes of what the guest printed last
+_TAIL = 8192  # bytes of what the guest printed last
 
 
 class GuestPlace:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,22 @@ class Guest:
         async with asyncio.timeout(20):
             while self.children or self.descriptors > descriptors:  # noqa: ASYNC110 - another process's doing
                 await asyncio.sleep(0.01)
+
+
+def running(command: bytes) -> bool:
+    """Whether a process of this machine has this command line."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if process.read_bytes().rstrip(b"\0").replace(b"\0", b" ") == command:
+                return True
+    return False
+
+
+async def gone(command: bytes) -> None:
+    """Until no process has it: who was killed ends a moment later."""
+    async with asyncio.timeout(20):
+        while running(command):  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.01)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from aiovmm import AgentLost, CommandFailed, CommandTimeout, OutputTooLong, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.run import run
-from tests.agent.conftest import Guest
+from tests.agent.conftest import Guest, gone
 
 
 async def test_status_and_output(agent: Agent) -> None:
@@ -87,7 +87,7 @@ async def test_a_time_out_has_the_output_so_far_and_ends_the_group(agent: Agent,
     assert (info.value.stdout, info.value.stderr) == (b"so far\n", b"and\n")
     assert isinstance(info.value, TimeoutError)
     await guest.idle(before)
-    assert (await run(agent, ["pgrep", "-fx", "sleep 61"])).returncode == 1
+    await gone(b"sleep 61")
 
 
 async def test_cancelled_at_each_stage_it_leaves_nothing(agent: Agent, guest: Guest) -> None:
@@ -106,7 +106,7 @@ async def test_cancelled_at_each_stage_it_leaves_nothing(agent: Agent, guest: Gu
         await running
     await agent.ping()
     await guest.idle(before)
-    assert (await run(agent, ["pgrep", "-fx", "sleep 62"])).returncode == 1
+    await gone(b"sleep 62")
 
 
 async def test_a_daemon_that_has_its_output_open_is_not_waited_for(agent: Agent) -> None:
