@@ -141,7 +141,7 @@ def children() -> set[int]:
 
 async def test_a_port_is_published(root: Path) -> None:
     async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, publish={18080: 80}) as vm:
-        await vm.create_process("nc", "-lk", "-s", "127.0.0.1", "-p", "80", "-e", "echo", "hello")
+        await vm.create_process("nc", "-ll", "-p", "80", "-e", "echo", "hello")
         async with asyncio.timeout(60):
             while True:
                 reader, writer = await asyncio.open_connection("127.0.0.1", 18080)
@@ -149,6 +149,7 @@ async def test_a_port_is_published(root: Path) -> None:
                 writer.close()
                 if said:
                     break
+                await asyncio.sleep(0.1)  # it does not listen yet
         assert said == b"hello\n"
 
 
