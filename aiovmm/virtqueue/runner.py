@@ -24,7 +24,7 @@ from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.runtime.fair import Account
 from aiovmm.runtime.tasks import SERVED, bury
-from aiovmm.runtime.turns import ACCOUNT
+from aiovmm.runtime.turns import ACCOUNT, Turns, turns_of
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.device import VirtioDevice
@@ -57,6 +57,7 @@ class DeviceRunner:
         self._needs_reset = needs_reset
         self._on_error = on_error
         self._config_irq: IrqLine | None = None
+        self._turns: Turns | None = None  # of the loop, once it runs
         self._task: asyncio.Task[None] | None = None
         self._past = [QueueCounters() for _ in device.queue_sizes]  # of queues that were closed
         self._used = False  # activated since the last reset
@@ -109,6 +110,7 @@ class DeviceRunner:
     async def _run(self, queues: list[Queue], features: int) -> None:
         SERVED.set(weakref.ref(self.device))
         ACCOUNT.set(self.device._account or Account())
+        self._turns = turns_of(asyncio.get_running_loop())  # which are there as long as somebody keeps them
         try:
             await self.device.run(queues, features)
             if not self.device.suspending:
