@@ -68,16 +68,20 @@ class FairQueue(Generic[J]):
             if account.used > used:  # charged meanwhile
                 self._list(account)
                 continue
-            self.served(account)
+            self._floor = max(self._floor, account.used)
             job = account.jobs.popleft()
             if account.jobs:
                 self._list(account)
             return account, job  # type: ignore[return-value]
         return None
 
-    def served(self, account: Account) -> None:
-        """It has its turn now."""
-        self._floor = max(self._floor, account.used)
+    def begin(self, account: Account) -> None:
+        """It has its turn at once, for nobody waits."""
+        floor = self._floor
+        if account.used < floor - GRACE:
+            account.used = floor - GRACE
+        elif account.used > floor:
+            self._floor = account.used
 
     def _list(self, account: Account) -> None:
         self._number += 1

@@ -112,8 +112,7 @@ class Turns:
         if self._spent >= UNCONTENDED:
             self.queue(job)
             return
-        self._waiting.enter(job.account)
-        self._waiting.served(job.account)
+        self._waiting.begin(job.account)
         self._run(job.account, job.run, now)
 
     def goes_on(self, account: Account | None) -> bool:

@@ -19,6 +19,8 @@ LAST_HOST_PORT = (1 << 31) - 1
 RESET_LIMIT = 1024
 """RSTs that wait for room on the rx ring. A guest that sends nonsense and takes no answers loses those beyond."""
 
+_DELIVER = Effect.DELIVER  # of an enumeration's members each look-up takes long
+
 
 class Muxer:
     """See the module. `buffer` is each connection's credit in bytes; the guest may use no other source than `guest_cid`."""
@@ -44,7 +46,7 @@ class Muxer:
         if connection is None or header.dst_cid != HOST_CID or header.type != STREAM:
             return self._unknown(header)
         effect = connection.receive(header)
-        if effect is Effect.DELIVER:
+        if effect is _DELIVER:
             self.tx_bytes += header.length
         if not connection.calm:
             self.settle(connection)
