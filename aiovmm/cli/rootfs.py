@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,17 @@ def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     configure_logging(args["verbose"])
 
     async def run() -> int:
+        """A signal while it boots leaves as its end does; later ones are the command's."""
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        try:
+            return await work()
+        except asyncio.CancelledError:
+            return 128 + signal.SIGTERM
+
+    async def work() -> int:
         from aiovmm.cli.carry import carry
         from aiovmm.config import VsockConfig
         from aiovmm.sandboxes import sandbox

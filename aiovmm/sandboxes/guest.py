@@ -14,7 +14,6 @@ import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from aiovmm.architecture import host
@@ -35,11 +34,10 @@ from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
 from aiovmm.runtime.tasks import in_thread
-from aiovmm.runtime.user_dirs import runtime_directory
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.scratch import LEAST, make_scratch
-from aiovmm.sandboxes.volumes import Volume, served
+from aiovmm.sandboxes.volumes import Volume, served, socket_folder
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.vm import VM
 
@@ -105,7 +103,7 @@ async def sandbox(
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
         initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
         if shared:
-            directory = Path(stack.enter_context(TemporaryDirectory(dir=runtime_directory())))
+            directory = stack.enter_context(socket_folder())
             wanted.volumes = list(zip(shared, await stack.enter_async_context(served(shared, directory)), strict=True))
         async with _scratch(wanted.scratch) as scratch:
             config = wanted.config(files, initramfs, built, scratch)

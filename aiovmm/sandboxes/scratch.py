@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,7 @@ _OPTIONS = (
     "-E",
     "lazy_itable_init=1,nodiscard",
 )
+_MOMENT = 3600.0  # seconds
 _PATHS = "/usr/sbin:/sbin"  # where mke2fs is, and a user's PATH need not be
 
 
@@ -43,6 +45,7 @@ def make_scratch(size: int) -> Path:
     path = folder / f"{secrets.token_hex(8)}.ext4"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _sweep(folder)
         _copy(_template(folder, size), path, size)
     except BaseException as exc:
         with suppress(OSError):
@@ -52,6 +55,14 @@ def make_scratch(size: int) -> Path:
             raise HostError("make a scratch disk", exc.errno or 0, hint, str(folder)) from exc
         raise
     return path
+
+
+def _sweep(folder: Path) -> None:
+    """A copy has its name for a moment: one that has it still is of a process that was killed."""
+    for left in folder.iterdir():
+        with suppress(OSError):
+            if left.name.endswith(".ext4") and time.time() - left.stat().st_mtime > _MOMENT:
+                left.unlink()
 
 
 def _template(folder: Path, size: int) -> Path:

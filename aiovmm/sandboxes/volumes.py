@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from errno import ECHILD, ENOENT
 from functools import lru_cache
 from pathlib import Path
@@ -23,8 +24,9 @@ from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.user_dirs import runtime_directory
 
-__all__ = ["Volume", "served"]
+__all__ = ["Volume", "served", "socket_folder"]
 
 _PLACES = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
 _GUEST = re.compile(r"(/[^/\s\"'\\:,]+)+", re.ASCII)
@@ -52,6 +54,27 @@ class Volume:
         if not colon or not host:
             raise ConfigError("volume", f"{text!r} is no volume", "HOST:GUEST or HOST:GUEST:ro, like src:/src")
         return cls(Path(host), guest, text.endswith(":ro"))
+
+
+@contextmanager
+def socket_folder() -> Iterator[Path]:
+    """A folder for sockets, gone at the end; what killed processes have left is swept away. Raises HostError, UsageError."""
+    try:
+        parent = runtime_directory() / "volumes"
+        parent.mkdir(mode=0o700, exist_ok=True)
+        for left in parent.iterdir():
+            if not Path("/proc", left.name.partition("-")[0]).exists():
+                shutil.rmtree(left, ignore_errors=True)
+        folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(mode=0o700)
+    except OSError as exc:
+        raise HostError(
+            "share volumes", exc.errno or 0, "XDG_RUNTIME_DIR says where else their sockets may be"
+        ) from exc
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @asynccontextmanager

@@ -43,6 +43,13 @@ def test_a_scratch_disk_is_a_file_system_of_its_size_and_mostly_holes() -> None:
     assert [path.name for path in first.parent.iterdir()] == [f"empty-{256 << 20}"]
 
 
+def test_a_scratch_disk_that_a_killed_process_has_left_is_swept_away() -> None:
+    left, mine = make_scratch(64 << 20), make_scratch(64 << 20)
+    os.utime(left, (1, 1))
+    other = make_scratch(64 << 20)
+    assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
+
+
 def test_a_scratch_disk_where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("in the way")
     with pytest.raises(HostError, match="XDG_CACHE_HOME"):

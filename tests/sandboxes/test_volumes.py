@@ -16,7 +16,7 @@ import pytest
 
 from aiovmm import ConfigError, HostError, Network, Volume
 from aiovmm.devices.virtio.net.passt import PasstBackend
-from aiovmm.sandboxes.volumes import served
+from aiovmm.sandboxes.volumes import served, socket_folder
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 needs_virtiofsd = pytest.mark.skipif(
@@ -96,6 +96,18 @@ def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in found):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_sockets_of_killed_processes_are_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    process = subprocess.Popen(["true"])
+    process.wait()
+    with socket_folder() as mine:
+        left = mine.with_name(f"{process.pid}-0000")
+        left.mkdir()
+        with socket_folder() as other:
+            assert (mine.exists(), other.exists(), left.exists()) == (True, True, False)
+    assert list(mine.parent.iterdir()) == []
 
 
 async def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
