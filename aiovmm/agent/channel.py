@@ -22,7 +22,7 @@ from aiovmm.errors import PeerError
 
 __all__ = ["Channel", "Sink"]
 
-_CHUNK = 32 << 10  # of input: more frames than one are under way
+_CHUNK = 64 << 10  # of input: more frames than one are under way
 
 
 class Sink(Protocol):

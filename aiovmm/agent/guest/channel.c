@@ -385,7 +385,7 @@ static int emit_control(struct link *link, struct channel *channel)
             return 0;
         channel->closing = 1;
     }
-    if (channel->owed >= STDIN_WINDOW / 4 || (channel->owed && !channel->ring_size)) {
+    if (channel->owed >= STDIN_WINDOW / 4) { /* less than that keeps nobody waiting */
         if (!say_number(link, channel, 0, CREDIT, channel->owed, 0, 4))
             return 0;
         channel->owed = 0;
