@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,7 @@ MB = 1 << 20
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    path = Path("/var/tmp/test_disk_images")
-    path.mkdir()
+    path = Path(tempfile.mkdtemp(dir="/var/tmp"))
     yield path
     shutil.rmtree(path)
 
