@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, ConsoleConfig, DiskConfig, EventKind, RebootPolicy, VMConfig, VsockConfig
+from aiovmm import VM, ConsoleConfig, DiskConfig, RebootPolicy, VMConfig, VsockConfig
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import prompt, shell
 
@@ -81,51 +81,6 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: s
             await shell(vm, "dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null")
             status = await vm.stop(30)
             assert status.ok, status
-
-
-ROUNDS = 20
-LOAD = (
-    "(while :; do dd if=/tmp/data of=/dev/vda bs=64k count=32 seek=64 conv=fsync 2>/dev/null; done) & "
-    "(while :; do cat /tmp/data >/dev/hvc0; done) & "
-    "(while :; do sha256sum /tmp/data >/tmp/sum; done) & true"
-)
-
-
-@pytest.mark.timeout(1800)
-async def test_rounds_under_load_lose_nothing(guests: Guests, folder: Path) -> None:
-    """It goes on from the last snapshot each time, and its processes, which write, print and sum up, go on with it."""
-    disk = folder / "disk"
-    async with VM(configured(guests, "6.1", disk, cpus=4)) as vm:
-        await booted(vm)
-        digest = (await shell(vm, "head -c 1048576 /dev/urandom >/tmp/data; sha256sum </tmp/data")).split()[0]
-        await shell(vm, LOAD)
-        await vm.snapshot(folder / "snapshot")
-        await vm.kill()
-    for number in range(ROUNDS):
-        async with VM.restore(folder / "snapshot", name=f"round{number}", verify=True) as vm:
-            await vm.resume()
-            for path in ("/tmp/data", "/tmp/sum"):
-                said = await shell(
-                    vm, f"while [ ! -s {path} ]; do sleep 0.1; done; head -c 64 {path} | wc -c", timeout=120
-                )
-                assert said.strip() == "64"
-            assert (await shell(vm, "sha256sum </tmp/data", timeout=120)).split()[0] == digest
-            assert await shell(vm, "jobs | wc -l") == "3\n"
-            stood = vm.console.history
-            await vm.snapshot(folder / "snapshot")
-            await shell(vm, "true", timeout=120)
-            assert vm.console.history != stood, "it prints on"
-            events = [e async for e in _told(vm)]
-            assert not events, events
-
-
-async def _told(vm: VM) -> AsyncIterator[str]:
-    """What devices have failed with until now."""
-    subscription = vm.events(from_start=True)
-    await vm.kill()
-    async for event in subscription:
-        if event.kind is EventKind.DEVICE_ERROR:
-            yield f"{event.device}: {event.detail}"
 
 
 @pytest.mark.parametrize("release", RELEASES)
