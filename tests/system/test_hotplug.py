@@ -161,11 +161,11 @@ async def test_processors_come_and_go_under_load(guests: Guests, release: str) -
         await vm.start()
         await prompt(vm)
         assert (await shell(vm, "nproc; cat /sys/devices/system/cpu/possible")).split() == ["1", "0-7"]
-        await shell(vm, "for i in 1 2 3; do (while :; do :; done) & done; true")
-        for count in (4, 8, 2, 3):
+        await shell(vm, "(while :; do :; done) & true")
+        for count in (3, 2, 8, 2):
             await vm.resize(cpus=count, timeout=120)
-            await shell(vm, ONLINE)
-            assert (await shell(vm, "nproc")).strip() == str(count)
+            await shell(vm, ONLINE, timeout=120)
+            assert (await shell(vm, "nproc", timeout=120)).strip() == str(count)
             assert len(vm.machine.vcpus) == count
         await vm.resize(cpus=1, timeout=120)
         assert (await shell(vm, "nproc; cat /sys/devices/system/cpu/present")).split() == ["1", "0"]
@@ -189,7 +189,9 @@ async def test_memory_modules_come_and_go(guests: Guests, release: str) -> None:
         await vm.resize(memory=size + 4 * module, timeout=120)
         assert abs(await mem_total(vm) - before - 3 * module) < 32 * MB
         await shell(
-            vm, "mkdir /big; mount -t tmpfs -o size=450m none /big; head -c 300000000 /dev/zero > /big/f", timeout=120
+            vm,
+            "mkdir /big; mount -t tmpfs -o size=450m none /big; dd if=/dev/zero of=/big/f bs=1M count=300 2>/dev/null",
+            timeout=120,
         )
         assert await vm.memory.resident() > 300 * MB
         await shell(vm, "umount /big")
