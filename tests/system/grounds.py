@@ -36,7 +36,7 @@ CORE = {
     "test_vfio_net.py": "intx_alone",
     "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",
-    "test_sandbox.py": "commands[6.1] or command_line",
+    "test_sandbox.py": "commands[6.1]",
     "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
     "test_terminal.py": "attach_type_detach or session_on_hvc0 or booted_is_not_lost[hvc0-6.1]",
 }

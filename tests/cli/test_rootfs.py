@@ -1,0 +1,135 @@
+"""`aiovmm run --rootfs` with the real agent, beside a machine on this host's KVM, which boots no Linux."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.agent.conftest import Guest, guest
+from tests.vm.conftest import emulated
+from tests.vm.guest import config
+
+__all__ = ["emulated", "guest"]
+
+pytestmark = pytest.mark.kvm
+
+PROGRAM = """
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+import aiovmm.sandboxes
+from aiovmm import VM
+from aiovmm.agent import Agent
+from aiovmm.agent.place import UnixPlace
+from aiovmm.cli import main
+from tests.vm.guest import config
+
+class WithAgent(VM):
+    image = SimpleNamespace(config=SimpleNamespace(command=("echo", "the image's own")))
+    def _make_agent(self):
+        return Agent(UnixPlace(place), patience=10)
+
+@asynccontextmanager
+async def sandbox(root, **settings):
+    async with WithAgent(config("hx"), terminal=False) as vm:
+        await vm.start()
+        yield vm
+
+aiovmm.sandboxes.sandbox = sandbox
+place = Path(sys.argv[1])
+sys.argv[1:] = ["run", "--rootfs", "/root", *sys.argv[2:]]
+main()
+"""
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _built(emulated: bool) -> None:
+    config("hx")  # it is assembled once, and not by each program
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """Where sockets go, whose paths may not be as long as those of pytest's own directories."""
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as path:
+        yield Path(path)
+
+
+def start(guest: Guest, runtime: Path, *words: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(guest.path), *words],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=environment,
+        cwd=ROOT,
+    )
+
+
+def run(guest: Guest, runtime: Path, *words: str, data: bytes = b"") -> tuple[int, bytes, bytes]:
+    process = start(guest, runtime, *words)
+    out, errors = process.communicate(data, timeout=40)
+    return process.returncode, out, errors
+
+
+def test_streams_and_status_are_the_commands_own(guest: Guest, runtime: Path) -> None:
+    data = os.urandom(300_000)
+    done = run(guest, runtime, "-e", "B=7", "--", "sh", "-c", "cat; echo $B >&2; exit 7", data=data)
+    assert done == (7, data, b"7\n")
+
+
+def test_ends_that_are_no_status(guest: Guest, runtime: Path) -> None:
+    assert run(guest, runtime, "--", "sh", "-c", "kill -9 $$")[0] == 128 + 9
+    code, out, errors = run(guest, runtime, "--", "no-such-program")
+    assert (code, out) == (127, b"")
+    assert b"no-such-program" in errors
+
+
+def test_without_a_command_it_is_the_images_own(guest: Guest, runtime: Path) -> None:
+    assert run(guest, runtime)[:2] == (0, b"the image's own\n")
+
+
+def test_it_is_listed_while_it_runs(guest: Guest, runtime: Path) -> None:
+    process = start(guest, runtime, "--name", "box", "--", "sh", "-c", "echo ready; cat")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    ps = [sys.executable, "-m", "aiovmm", "ps", "--json"]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+    told = json.loads(subprocess.check_output(ps, env=environment))
+    assert (told["name"], told["pid"], told["command"]) == ("box", process.pid, "sh -c echo ready; cat")
+    process.communicate(b"", timeout=40)
+    assert process.returncode == 0
+    assert subprocess.check_output(ps, env=environment) == b""
+
+
+@pytest.mark.parametrize(
+    "words", [("--volume", "a:/b"), ("--publish", "1:2"), ("--network",), ("-e", "A=b"), ("--", "ls")]
+)
+def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-m", "aiovmm", "run", "--kernel", "k", *words], capture_output=True)
+    assert done.returncode == 2
+    assert b"--rootfs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--disk", "path=x"), b"--disk: does not go with --rootfs"),
+        (("--publish", "x:80"), b"HOST_PORT:GUEST_PORT"),
+        (("-e", "A"), b"NAME=VALUE"),
+    ],
+)
+def test_wrong_usage_is_named(words: tuple[str, ...], reason: bytes) -> None:
+    done = subprocess.run([sys.executable, "-m", "aiovmm", "run", "--rootfs", "/", *words], capture_output=True)
+    assert done.returncode == 2
+    assert reason in done.stderr
