@@ -13,46 +13,39 @@ with a ResourceWarning. What a guest does ends as its `ExitStatus`, never as an 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Any, Self, overload
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Self, overload
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, LimitsConfig, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.errors import ConfigError, StateError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
+from aiovmm.machine.changes import Changes
 from aiovmm.machine.commands import Commands
 from aiovmm.machine.ending import Ending, failed, of_host
 from aiovmm.machine.inventory import Inventory
 from aiovmm.machine.release import Release
-from aiovmm.runtime.dataclass import field_types, replace
+from aiovmm.machine.saving import Saving
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.keeper import Keeper
 from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
-    import os
-
     from aiovmm.agent import Agent
     from aiovmm.devices.port import PortDevice
     from aiovmm.machine import Machine
-    from aiovmm.machine.hotplug.devices import DeviceHotplug
-    from aiovmm.machine.hotplug.modules import ModuleHotplug
-    from aiovmm.machine.hotplug.processors import ProcessorHotplug
-    from aiovmm.machine.limits import Limits
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import PluggedDevice
     from aiovmm.machine.ram import Ram
-    from aiovmm.snapshot.taking import Snapshot
-    from aiovmm.snapshot.template import Template
     from aiovmm.stats import VMStats
 
 __all__ = ["VM"]
 
 
-class VM(Inventory, Commands):
+class VM(Inventory, Changes, Saving, Commands):
     """One guest. Create it, enter it, start it; every method belongs to the event loop it was entered on (StateError elsewhere).
 
     `devices` are virtio devices of the embedder's own, plugged into PCI segment 0 beside those of the configuration; `ports` are
@@ -91,10 +84,6 @@ class VM(Inventory, Commands):
         self._transition = self._ending.transition
         self._release = Release(config.name, self._ending)
         self._keeper: Keeper | None = None  # once it was entered
-        self._hotplug: DeviceHotplug | None = None  # once something came or went
-        self._processors: ProcessorHotplug | None = None
-        self._modules: ModuleHotplug | None = None
-        self._limits: Limits | None = None  # those that go by the clock, if there are any
 
     def __repr__(self) -> str:
         return f"<VM {self.name!r} {self.state.value}>"
@@ -314,27 +303,6 @@ class VM(Inventory, Commands):
         assert self._life.status is not None
         return self._life.status
 
-    @property
-    def limits(self) -> LimitsConfig:
-        """What it may at most, now."""
-        return self._limits.config if self._limits is not None else self._config.limits
-
-    def set_limits(self, **changes: float | None) -> None:
-        """Change some of `limits`, by the names of LimitsConfig: `vm.set_limits(exits=5000, idle=None)`. They hold at once, and
-        over resets; what it has lived counts. Raises ConfigError, StateError when it has ended."""
-        from aiovmm.machine.limits import Limits  # for who has some
-
-        self._home.check_thread()
-        if self.state is VMState.STOPPED:
-            raise StateError(self._not_there())
-        unknown = [key for key in changes if key not in field_types(LimitsConfig())]
-        if unknown:
-            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
-        if self._limits is None:
-            self._limits = Limits(self._config.limits, self._ending, (self._serial, self._console))
-            self._release.limits = self._limits
-        self._limits.set(replace(self._limits.config, **changes))
-
     def events(self, *, from_start: bool = False) -> Subscription[Event]:
         """Events from now on (or from the first that is kept), in order, as an async iterator.
 
@@ -342,118 +310,6 @@ class VM(Inventory, Commands):
         """
         self._home.check_thread()
         return self._journal.subscribe(from_start=from_start)
-
-    # -- what comes and goes
-
-    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
-        """Plug in one more device, while the guest runs or before: `await vm.add(DiskConfig(path=...))`. Its id, by which
-        `device` and `remove` know it: the configuration's, or disk1, net0 and so on.
-
-        It returns when the guest has looked at the device, after at most `timeout` seconds (None: for ever; 0: it is not waited
-        for, and neither is a guest that is paused). What is plugged in stays so over the guest's resets, and is in `config`.
-        Raises ConfigError, HostError, UsageError, StateError, and HotplugTimeout for a guest that does not look; then the
-        device is not there.
-        """
-        self._home.check()
-        return await self._devices().add(device, timeout)
-
-    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
-        """Ask the guest to let go of a device, and take it out, whoever plugged it in: `await vm.remove("disk1")`.
-
-        Raises HotplugTimeout if the guest has not let go in `timeout` seconds (None: for ever): the device is in use and stays,
-        until the guest does. With `force` it is taken out then all the same, as by pulling a plug, and the guest told afterwards:
-        what it had under way on it is never answered. Raises KeyError, StateError, UsageError.
-        """
-        self._home.check()
-        await self._devices().remove(id_, timeout, force=force)
-
-    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
-        """Give the guest more or less: `cpus` processors, of CpusConfig.max; `memory` in bytes, what it was made with and what
-        came since, up to MemoryConfig.hotplug_size more.
-
-        It returns when the guest has it, or has given back what is too much, after at most `timeout` seconds (None: for ever;
-        0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest that does not do
-        it, with how far it has come, HotplugError for one that refuses; UsageError, StateError.
-        """
-        self._home.check()
-        if memory is None and cpus is None:
-            raise UsageError("resize() takes cpus=, memory= in bytes, or both")
-        if cpus is not None:
-            from aiovmm.machine.hotplug.processors import ProcessorHotplug  # for who asks
-
-            self._processors = self._processors or ProcessorHotplug(self.name, self._ending, self._configured)
-            await self._processors.resize(cpus, timeout)
-        if memory is not None:
-            await self._resize_memory(memory, timeout)
-
-    async def _resize_memory(self, size: int, timeout: float | None) -> None:
-        if self._config.memory.hotplug_method is HotplugMethod.VIRTIO_MEM:
-            from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
-
-            await MemoryHotplug(self.name, self._ending, self._configured).resize(size, timeout)
-        else:
-            from aiovmm.machine.hotplug.modules import ModuleHotplug  # likewise
-
-            self._modules = self._modules or ModuleHotplug(self.name, self._ending, self._configured)
-            await self._modules.resize(size, timeout)
-
-    def _devices(self) -> DeviceHotplug:
-        if self._hotplug is None:
-            from aiovmm.machine.hotplug.devices import DeviceHotplug  # for who asks
-
-            self._hotplug = DeviceHotplug(self.name, self._ending, self._configured)
-        return self._hotplug
-
-    def _configured(self, config: VMConfig) -> None:
-        self._config = config
-
-    # -- snapshots: see docs/snapshots.md
-
-    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
-        """Write all that the guest is to the directory `path`; it stands still meanwhile. One that is there is replaced once the
-        new one is whole. Raises StateError, SnapshotError for what cannot be saved, by its name, HostError; the guest goes on."""
-        from aiovmm.snapshot.taking import path_of, take
-
-        return await take(self, path_of(path))
-
-    @classmethod
-    def restore(
-        cls,
-        path: os.PathLike[str] | str,
-        *,
-        name: str | None = None,
-        overrides: Mapping[str, Any] | None = None,
-        devices: Sequence[VirtioDevice] = (),
-        ports: Sequence[PortDevice] = (),
-        prefault: bool = False,
-        verify: bool = False,
-    ) -> AbstractAsyncContextManager[Self]:
-        """The guest of a snapshot, paused where it stood: `async with VM.restore(path) as vm: await vm.resume()`.
-
-        `overrides` are fields of its VMConfig that are to be otherwise: disks, nets, vsock and consoles elsewhere. `devices` and
-        `ports` are the program's own, as they were. Memory is read as the guest touches it, or all of it before, with `prefault`;
-        `verify` reads it to compare its checksum. Raises SnapshotError, ConfigError, HostError when it is entered.
-        """
-        from aiovmm.snapshot.restoring import restored
-        from aiovmm.snapshot.taking import path_of
-
-        return restored(
-            cls,
-            path_of(path),
-            name=name,
-            overrides=overrides or {},
-            devices=devices,
-            ports=ports,
-            prefault=prefault,
-            verify=verify,
-        )
-
-    async def freeze(self) -> Template:
-        """Stop the guest for good, and have it as a template of any number of forks. Raises StateError, SnapshotError for what
-        cannot be saved, by its name (the guest goes on), HostError."""
-        from aiovmm.snapshot.template import freeze
-
-        return await freeze(self)
 
     # -- what it does
 

@@ -1,0 +1,68 @@
+"""What a VM is saved as, and made of again: snapshots, templates (docs/snapshots.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self, cast
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+
+    from aiovmm.devices.port import PortDevice
+    from aiovmm.snapshot.taking import Snapshot
+    from aiovmm.snapshot.template import Template
+    from aiovmm.virtqueue.device import VirtioDevice
+    from aiovmm.vm import VM
+
+__all__ = ["Saving"]
+
+
+class Saving:
+    """Nothing of what does it is imported before somebody asks for it."""
+
+    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
+        """Write all that the guest is to the directory `path`; it stands still meanwhile. One that is there is replaced once the
+        new one is whole. Raises StateError, SnapshotError for what cannot be saved, by its name, HostError; the guest goes on."""
+        from aiovmm.snapshot.taking import path_of, take
+
+        return await take(cast("VM", self), path_of(path))
+
+    @classmethod
+    def restore(
+        cls,
+        path: os.PathLike[str] | str,
+        *,
+        name: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        devices: Sequence[VirtioDevice] = (),
+        ports: Sequence[PortDevice] = (),
+        prefault: bool = False,
+        verify: bool = False,
+    ) -> AbstractAsyncContextManager[Self]:
+        """The guest of a snapshot, paused where it stood: `async with VM.restore(path) as vm: await vm.resume()`.
+
+        `overrides` are fields of its VMConfig that are to be otherwise: disks, nets, vsock and consoles elsewhere. `devices` and
+        `ports` are the program's own, as they were. Memory is read as the guest touches it, or all of it before, with `prefault`;
+        `verify` reads it to compare its checksum. Raises SnapshotError, ConfigError, HostError when it is entered.
+        """
+        from aiovmm.snapshot.restoring import restored
+        from aiovmm.snapshot.taking import path_of
+
+        return restored(  # type: ignore[type-var]
+            cls,
+            path_of(path),
+            name=name,
+            overrides=overrides or {},
+            devices=devices,
+            ports=ports,
+            prefault=prefault,
+            verify=verify,
+        )
+
+    async def freeze(self) -> Template:
+        """Stop the guest for good, and have it as a template of any number of forks. Raises StateError, SnapshotError for what
+        cannot be saved, by its name (the guest goes on), HostError."""
+        from aiovmm.snapshot.template import freeze
+
+        return await freeze(cast("VM", self))
