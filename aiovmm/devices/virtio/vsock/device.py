@@ -130,8 +130,11 @@ class VsockDevice(VirtioDevice):
         self._switch.muxer.next_port, self._reset_due = port, True
 
     def guest_ended(self, why: str) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for it any more: what it has sent is delivered, and then connections are at their end."""
         self.streams.end(why)
+        if self._rings is not None:
+            self._rings.take_last()
+        self._switch.guest_gone(why)
 
     def transport_reset(self) -> None:
         """Drop all connections and tell the guest that they are gone and that its context id may have changed."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from aiovmm.devices.virtio.vsock.from_guest import FromGuest
 from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.devices.virtio.vsock.to_guest import ToGuest
+from aiovmm.errors import GuestError
 from aiovmm.virtqueue.queue import Queue
+from aiovmm.virtqueue.serving import Next
 
 __all__ = ["EVENT", "RX", "TX", "Rings"]
 
@@ -44,6 +47,13 @@ class Rings:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def take_last(self) -> None:
+        """What the guest has sent before its end, all of which is in the ring."""
+        turns = self._tx.size
+        with suppress(GuestError):  # it does not matter any more
+            while turns and self._from_guest.turn() is Next.TURN:
+                turns -= 1
 
     def transport_reset(self) -> None:
         """Tell the guest that its connections are gone (§5.10.6.7), as soon as it has a buffer for that."""

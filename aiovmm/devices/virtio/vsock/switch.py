@@ -16,7 +16,7 @@ from typing import Protocol
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
 from aiovmm.devices.virtio.vsock.link import Link
 from aiovmm.devices.virtio.vsock.muxer import Muxer
-from aiovmm.devices.virtio.vsock.packet import Header
+from aiovmm.devices.virtio.vsock.packet import HOST_CID, SHUTDOWN_BOTH, STREAM, Header, Op
 from aiovmm.devices.virtio.vsock.poller import Poller
 from aiovmm.errors import HostError, StateError
 from aiovmm.runtime.descriptors import PROCESS
@@ -87,6 +87,18 @@ class Switch:
                 error = ConnectionResetError(errno.ECONNRESET, why)
                 link.failed(error)
                 link.abort(error)
+
+    def guest_gone(self, why: str) -> None:
+        """There is no guest any more. What it has sent reaches the host's ends, and then its end; what was still asked of it has
+        failed."""
+        for connection in list(self.muxer.connections.values()):
+            link = self.links.get(connection)
+            if link is None:
+                continue
+            if connection.state in (State.REQUESTED, State.PENDING):
+                link.failed(ConnectionResetError(errno.ECONNRESET, why))
+            effect = connection.receive(_last_word(connection))
+            self._carry_out(Effect.ABORTED if effect is Effect.NONE else effect, link)
 
     def join_rings(self, offer: Callable[[Link], None] | None) -> None:
         """Rings have come, with this short way to the guest, or have gone."""
@@ -222,3 +234,10 @@ class Switch:
         connection.refuse()
         self.settle(connection)
         self._wake()
+
+
+def _last_word(connection: Connection) -> Header:
+    """What the guest would say if it still could: that it neither sends nor receives any more."""
+    place = connection.guest_cid, HOST_CID, connection.guest_port, connection.host_port
+    credit = connection.peer_buf_alloc, connection.peer_fwd_cnt
+    return Header(*place, 0, STREAM, Op.SHUTDOWN, SHUTDOWN_BOTH, *credit)

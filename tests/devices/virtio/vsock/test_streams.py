@@ -404,3 +404,18 @@ async def test_a_guest_that_goes_on_sending_hears_that_nobody_reads() -> None:
         assert sock.peer_shutdown == SHUTDOWN_RECEIVE
         assert await sock.recv_exactly(len(data)) == data
         await sock.guest.until(lambda: sock.peer_shutdown == SHUTDOWN_RECEIVE | SHUTDOWN_SEND)
+
+
+async def test_the_end_of_the_guest_is_the_end_of_its_connections_behind_all_that_it_has_sent() -> None:
+    async with connected() as (reader, writer, sock, device):
+        data = random.Random(2).randbytes(40_000)
+        await sock.send(data)
+        asked = asyncio.create_task(device.streams.connect(99, timeout=None))  # the guest does not answer that
+        await asyncio.sleep(0)
+        device.guest_ended("VM 'a' has ended (panic)")
+        async with asyncio.timeout(20):
+            assert await reader.read() == data
+            with pytest.raises((ConnectionError, StateError), match="has ended"):
+                await asked
+            with pytest.raises(ConnectionError):
+                await pour(writer)
