@@ -6,9 +6,10 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from itertools import accumulate
 
 from aiovmm.errors import HostError
-from aiovmm.memory import GuestMemory
+from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.snapshot.pages import extents, keep, ram_of
 
@@ -63,19 +64,29 @@ _FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_
 def base_of(memory: GuestMemory) -> Base:
     """A base of a guest's memory, which the guest has no more. In a thread. Raises HostError.
 
-    Memory that is a memfd already becomes the base as it is. Anonymous memory, which is what a guest has by default, for it costs
-    half of the page faults, is copied once: pages with something in them, each given back when it has been, so that at no time
-    there is much more memory than before. Huge pages are copied, too: those who fork want them to be few and shared.
+    Memory that is one memfd already becomes the base as it is. Anonymous memory, which is what a guest has by default, for it
+    costs half of the page faults, is copied once: pages with something in them, each given back when it has been, so that at no
+    time there is much more memory than before. Huge pages are copied, too: those who fork want them to be few and shared. And
+    so is memory in several files: zones, and modules that came later.
     """
     ram = ram_of(memory)
     try:
-        if all(region.shared and os.fstat(region.fd).st_blksize == _PAGE for region in ram):
+        if _is_one_file(ram):
             return Base(os.dup(ram[0].fd))
         return _copied(memory, sum(region.size for region in ram))
     except OSError as exc:
         if isinstance(exc, HostError):
             raise
         raise HostError("making a base of guest memory", exc.errno or 0) from exc
+
+
+def _is_one_file(ram: list[MemoryRegion]) -> bool:
+    """Of small pages, with all of `ram` one piece after the other."""
+    ends = accumulate((region.size for region in ram), initial=0)
+    together = all(
+        region.shared and region.fd == ram[0].fd and region.offset == at for region, at in zip(ram, ends, strict=False)
+    )
+    return together and os.fstat(ram[0].fd).st_blksize == _PAGE
 
 
 def _copied(memory: GuestMemory, size: int) -> Base:

@@ -20,6 +20,7 @@ _CLASS = re.compile(r"[A-Z]\w+")
 _PLACED = ("disks", "nets", "pmems", "fs", "devices", "generic_vhost_user")
 _ONE = ("rng", "vsock", "balloon", "watchdog", "pvpanic", "rtc")
 _PLACE = ("id", "pci_segment", "pci_device_id", "iommu", "num_queues", "queue_size")
+_MEMORY = ("hotplug_size", "hotplugged_size", "hotplug_method")
 _PROCESSORS = ("boot", "max", "topology", "max_phys_bits", "nested", "features")
 
 
@@ -84,6 +85,8 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
     """`config` with some fields replaced, for the same machine: what its guest has seen of it stays. Raises ConfigError."""
     new = config.with_changes(overrides)
     _same("memory.size", config.ram_size, new.ram_size)
+    for name in _MEMORY:
+        _same(f"memory.{name}", getattr(config.memory, name), getattr(new.memory, name))
     for name in _PROCESSORS:
         _same(f"cpus.{name}", getattr(config.cpus, name), getattr(new.cpus, name))
     _same("platform", config.platform, new.platform)

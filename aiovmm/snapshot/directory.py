@@ -115,8 +115,10 @@ def _open_directory(path: Path) -> int:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError as exc:
         os.close(fd)
+        if not isinstance(exc, BlockingIOError):
+            raise
         raise SnapshotError(f"{path}: another snapshot is being written there: give each guest a directory") from None
     return fd
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -77,6 +78,8 @@ def open_source(path: Path) -> Source:
         if there != here:
             raise SnapshotError(f"{path}: it is of a guest for {there}, and this host is {here}")
         config = from_state(opened.state["config"])
+        if (size := os.fstat(base.fd).st_size) != config.mapped_ram:
+            raise SnapshotError(f"{path}: it has {size} bytes of memory, and its config {config.mapped_ram}")
         return Source(config, opened.state["machine"], base, path, Kept(opened.pages, opened.sum))
     except BaseException:
         base.release()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.memory import GuestMemory
+from aiovmm.memory import Backing, GuestMemory
 from aiovmm.native import lib
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.pages import extents, keep, sum_up
@@ -107,6 +107,21 @@ def test_a_base_of_shared_memory_is_not_copied() -> None:
     memory.close()
     child = base.map(RANGES)
     assert child.read(0, 5) == b"there"
+    child.close()
+    base.release()
+
+
+def test_a_base_of_shared_memory_in_several_files_has_all_of_it() -> None:
+    """Zones, and modules that came later."""
+    memory = GuestMemory()
+    for place, size in RANGES:
+        memory.add_ram([(place, size)], Backing())
+        memory.write(place, b"at %d" % place)
+    base = base_of(memory)
+    memory.close()
+    child = base.map(RANGES)
+    for place, _ in RANGES:
+        assert child.read(place, 16).rstrip(b"\0") == b"at %d" % place
     child.close()
     base.release()
 

@@ -33,6 +33,8 @@ from aiovmm.boot.x86_64 import layout
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.x86_64.vcpuimage import VcpuSizes, read_vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.snapshot.directory import STATE
+from aiovmm.snapshot.document import decode, encode
 from tests.vm.guest import config, counter, counts_on, event
 from tests.vm.remains import Remains
 
@@ -266,6 +268,13 @@ async def test_overrides_are_for_the_same_machine(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"memory\.size: cannot become"):
         async with VM.restore(tmp_path / "s", overrides={"memory": MemoryConfig(8 << 20)}):
             pass
+    for more in (
+        MemoryConfig(4 << 20, hotplug_size=128 << 20),
+        MemoryConfig(4 << 20, hotplug_size=128 << 20, hotplugged_size=128 << 20),
+    ):
+        with pytest.raises(ConfigError, match=r"memory\.hotplug_size: cannot become"):
+            async with VM.restore(tmp_path / "s", overrides={"memory": more}):
+                pass
     with pytest.raises(ConfigError, match="no such field"):
         async with VM.restore(tmp_path / "s", overrides={"cores": 2}):
             pass
@@ -281,6 +290,19 @@ async def test_memory_that_is_not_what_was_saved(tmp_path: Path) -> None:
         file.write(b"\xff")
     with pytest.raises(SnapshotError, match="not what was saved"):
         async with VM.restore(tmp_path / "s", verify=True):
+            pass
+
+
+async def test_memory_that_is_of_another_size_than_the_machine(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "s")
+    path = tmp_path / "s" / STATE
+    state = decode(path.read_bytes())
+    state["config"]["memory"]["size"] *= 2
+    path.write_bytes(encode(state))
+    with pytest.raises(SnapshotError, match="has 4194304 bytes of memory, and its config 8388608"):
+        async with VM.restore(tmp_path / "s"):
             pass
 
 
