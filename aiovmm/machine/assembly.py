@@ -346,6 +346,11 @@ class Machine:
         """Tell the guest that somebody wants it to power off."""
         self.board.press_power_button()
 
+    @property
+    def halted(self) -> bool:
+        """Whether its guest runs no further instruction: it has ended, or asked for a reset."""
+        return self._halted
+
     def halt(self) -> None:
         """Ask all vCPU threads to end, without waiting for them, for good. Idempotent."""
         self._halted = True

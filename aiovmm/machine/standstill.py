@@ -14,7 +14,7 @@ from aiovmm.errors import SnapshotError
 from aiovmm.machine.own import load_ports, save_ports
 from aiovmm.machine.restored import Restored
 from aiovmm.runtime.plain import Fields, State
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import finish, in_thread
 
 if TYPE_CHECKING:
     from aiovmm.machine.assembly import Machine
@@ -32,7 +32,7 @@ async def suspend(machine: Machine) -> None:
         await pci.suspend()
         await machine.worker.submit(_nothing)
     except BaseException:
-        await pci.unsuspend()
+        await finish(pci.unsuspend())
         raise
 
 

@@ -51,8 +51,7 @@ async def take(vm: VM, path: Path) -> Snapshot:
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)
-        size = _size(vm, machine)
-        written = Written(path, size)
+        written = Written(path, vm.config.mapped_ram)
         try:
             await in_thread(f"{name}: begin snapshot", written.open)
             began = time.monotonic()
@@ -68,24 +67,24 @@ async def take(vm: VM, path: Path) -> Snapshot:
     return Snapshot(path, kept.pages, standstill)
 
 
-def _size(vm: VM, machine: Machine) -> int:
-    """Bytes of RAM. Raises StateError while some of it comes or goes."""
-    size = sum(region.size for region in ram_of(machine.memory))
-    if size != vm.config.mapped_ram:
-        raise StateError(f"memory of VM {vm.name!r} comes or goes: there is a snapshot once resize() has returned")
-    return size
-
-
 def machine_of(vm: VM) -> Machine:
-    """Of a VM that can be taken down. Raises StateError."""
+    """Of a VM that can be taken down. Raises StateError, also while memory or processors of its come or go."""
     if vm.state not in (VMState.RUNNING, VMState.PAUSED):
         raise StateError(f"VM {vm.name!r} is {vm.state.value}: there is a snapshot of what runs, or is paused")
-    return vm.machine
+    machine = vm.machine
+    there = sum(region.size for region in ram_of(machine.memory)), len(machine.vcpus)
+    for what, now, then in zip(
+        ("memory", "processors"), there, (vm.config.mapped_ram, vm.config.cpus.boot), strict=True
+    ):
+        if now != then:
+            raise StateError(f"{what} of VM {vm.name!r} come or go: there is a snapshot once resize() has returned")
+    return machine
 
 
 @asynccontextmanager
 async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncIterator[None]:
-    """Its guest stands still, its devices have nothing under way; then all goes on as it was, unless that was `for_good`."""
+    """Its guest stands still, its devices have nothing under way; then all goes on as it was, unless that was `for_good`. Raises
+    StateError for a guest that has ended by then."""
     running = vm.state is VMState.RUNNING
     if running:
         await machine.pause()
@@ -93,6 +92,8 @@ async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncI
     try:
         await suspend(machine)
         try:
+            if machine.halted:  # where it stands there is no going on from
+                raise StateError(f"VM {vm.name!r} has just ended, or resets itself: there is no snapshot of that")
             yield
             over = for_good
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, CpusConfig, DiskConfig, HotplugMethod, HotplugTimeout, MemoryConfig
+from aiovmm import VM, CpusConfig, DiskConfig, HotplugMethod, HotplugTimeout, MemoryConfig, StateError
 from aiovmm.devices.virtio.mem import MemDevice
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
@@ -95,3 +95,42 @@ async def test_memory_of_virtio_mem_is_as_it_was(tmp_path: Path) -> None:
         assert again.machine.memory.read(start + 4 * 2 * MIB, 7) == b"plugged"
         await again.resume()
         await counts_on(again)
+
+
+@pytest.mark.parametrize("what", ["processors", "memory"])
+async def test_there_is_none_while_something_comes(tmp_path: Path, what: str) -> None:
+    """The configuration does not know it yet, and it may be taken out at any moment."""
+    memory = MemoryConfig(4 * MIB, hotplug_size=512 * MIB)
+    async with VM(replace(config("s"), cpus=CpusConfig(1, 4), memory=memory)) as vm:
+        await vm.start()
+        if what == "memory":
+            task = asyncio.ensure_future(vm.resize(memory=132 * MIB, timeout=None))
+            await modules.notified(vm, 0, modules.LOOK)
+        else:
+            task = asyncio.ensure_future(vm.resize(cpus=2, timeout=None))
+            await processors.notified(vm, processors.LOOK)
+        for work in (vm.snapshot(tmp_path / "s"), vm.freeze()):
+            with pytest.raises(StateError, match=f"{what} of VM 'guest' come or go"):
+                await work
+        await counts_on(vm)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+        await counts_on(again)
+
+
+async def test_what_the_guest_did_not_take_goes_when_nobody_is_at_work_on_it(tmp_path: Path) -> None:
+    async with VM(replace(config("s"), memory=MemoryConfig(4 * MIB, hotplug_size=512 * MIB))) as vm:
+        await vm.start()
+        task = asyncio.ensure_future(vm.resize(memory=132 * MIB, timeout=None))
+        await modules.notified(vm, 0, modules.LOOK)
+        async with vm._transition:
+            task.cancel()
+            await asyncio.wait([task], timeout=0.05)
+            assert len(vm.machine.memory.regions) == 2, "a thread may read it"
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(vm.machine.memory.regions) == 1

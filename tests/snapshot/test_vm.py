@@ -261,6 +261,22 @@ async def test_when_there_is_none_to_be_had(tmp_path: Path) -> None:
             pass
 
 
+async def test_there_is_none_of_a_guest_that_has_just_ended(tmp_path: Path) -> None:
+    """Where it stands it would not know that it was to be reset; the one before stays."""
+    async with VM(config("s", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "s")
+        before = os.listdir(tmp_path / "s")
+        for count, work in enumerate((vm.snapshot(tmp_path / "s"), vm.freeze()), 1):
+            vm.machine.board.ended(ExitReason.REBOOT, "by the guest")
+            with pytest.raises(StateError, match="has just ended, or resets itself"):
+                await work
+            await event(vm, EventKind.REBOOTED, count)
+            await counts_on(vm)
+        assert os.listdir(tmp_path / "s") == before
+        await vm.snapshot(tmp_path / "s")
+
+
 async def test_overrides_are_for_the_same_machine(tmp_path: Path) -> None:
     async with VM(config("s")) as vm:
         await vm.start()

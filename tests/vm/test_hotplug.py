@@ -33,6 +33,7 @@ from aiovmm import (
 )
 from aiovmm.bus import Space
 from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
 from tests.vm.guest import config, counts_on, event, until
@@ -389,3 +390,44 @@ async def test_persistent_memory_whose_slot_is_taken_leaves_nothing(tmp_path: Pa
             await vm.add(PmemConfig(file=file, pci_device_id=1))
         assert [r.ram for r in vm.machine.memory.regions] == [True]
         assert descriptors() <= before
+
+
+async def test_another_slot_is_emptied_while_a_device_is_taken_by_force(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = tuple(DiskConfig(path=tmp_path / name) for name in "ab")
+    for disk in disks:
+        assert disk.path is not None
+        disk.path.write_bytes(bytes(1 << 20))
+    async with VM(config("s", disks=disks)) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.remove("disk1", timeout=0.01)
+        going, go_on, unplug = asyncio.Event(), asyncio.Event(), vm.machine.pci.unplug
+
+        async def slow(address: PciAddress, iommu: object) -> None:
+            if address.slot == 1:
+                going.set()
+                await go_on.wait()
+            await unplug(address, iommu)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(vm.machine.pci, "unplug", slow)
+        forced = asyncio.ensure_future(vm.remove("disk0", timeout=0.01, force=True))
+        await asyncio.wait_for(going.wait(), LONG)
+        await eject(vm, 0b110)
+        assert (vendor(vm, 1), vendor(vm, 2)) == (0x1AF4, 0xFFFF)
+        go_on.set()
+        await forced
+        assert not vm.disks
+        await counts_on(vm)
+
+
+@pytest.mark.parametrize("id_", ["custom0", "mem"])
+async def test_an_id_that_a_device_of_no_configuration_has(image: Path, id_: str) -> None:
+    memory = MemoryConfig(4 << 20, hotplug_size=128 << 20, hotplug_method=HotplugMethod.VIRTIO_MEM)
+    async with VM(config("s", memory=memory), devices=[RngDevice.from_config(RngConfig())]) as vm:
+        await vm.start()
+        with pytest.raises(ConfigError, match=f"{id_!r} names two devices"):
+            await vm.add(DiskConfig(path=image, id=id_), timeout=0)
+        assert [plugged.id for plugged in vm._plugged()] == ["mem", "custom0"]
+        await counts_on(vm)

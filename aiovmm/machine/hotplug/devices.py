@@ -51,7 +51,7 @@ class DeviceHotplug:
         self._configured = configured
         self._machine: Machine | None = None  # whose slots and end are followed
         self._removals: dict[str, asyncio.Future[None]] = {}  # asked for, by id
-        self._leaving: dict[str, asyncio.Task[None]] = {}  # ejected, on their way out
+        self._leaving: dict[str, asyncio.Future[None]] = {}  # on their way out
         self._looks: set[asyncio.Future[None]] = set()
 
     # -- adding
@@ -62,8 +62,11 @@ class DeviceHotplug:
         async with self._ending.transition:
             parts, machine = self._there()
             self._follow(machine)
-            placed = replace(placed, id=free_id(placed, self._ids(parts)))
+            taken = self._ids(parts)
+            placed = replace(placed, id=free_id(placed, taken))
             config = with_device(self._pinned(parts, machine), placed)
+            if placed.id in taken:  # by a device that is in no configuration
+                raise ConfigError("device.id", f"{placed.id!r} names two devices")
             plugged = await self._plug_in(parts, machine, placed, config)
             look = self._tell_of(machine, plugged)
         if look is not None and timeout != 0:
@@ -152,7 +155,7 @@ class DeviceHotplug:
             if id_ not in self._leaving:
                 self._keep(parts, self._pinned(parts, machine))
                 if self._ending.life.state is VMState.CREATED or (force and self._ending.life.state is VMState.PAUSED):
-                    await self._take_out(machine, plugged, tell=True)
+                    await finish(self._take_out(machine, plugged, tell=True))
                     return
                 self._ask(machine, plugged)
             removal = self._removals.setdefault(id_, asyncio.get_running_loop().create_future())
@@ -209,6 +212,8 @@ class DeviceHotplug:
     ) -> None:
         """Out of its slot, then closed, whatever fails on the way. `tell`: the guest was not asked. `out` is done in between."""
         address, parts = machine.address(plugged.id), self._power.parts
+        left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._leaving.setdefault(plugged.id, left)
         try:
             await machine.unplug(plugged.id)
             await unmap(machine, plugged)
@@ -220,7 +225,10 @@ class DeviceHotplug:
             if parts is not None:
                 parts.plugged = [p for p in parts.plugged if p is not plugged]
                 self._keep(parts, without_device(parts.config, plugged.id))
-            await self._put_away(plugged)
+            try:
+                await self._put_away(plugged)
+            finally:
+                _done(left)
 
     def _slot_is_empty(self, machine: Machine, address: PciAddress, *, tell: bool) -> None:
         assert machine.board.slots is not None

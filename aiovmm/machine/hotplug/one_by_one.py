@@ -13,6 +13,7 @@ from aiovmm.config import VMConfig
 from aiovmm.errors import StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.hotplug.units import Units
+from aiovmm.runtime.tasks import finish
 
 if TYPE_CHECKING:
     from aiovmm.devices.hotplug.units import UnitRegisters
@@ -84,10 +85,14 @@ class OneByOne(ABC):
         try:
             await units.bring(unit, timeout)
         except BaseException:
-            if machine is self._ending.power.machine and self._count(machine) > unit:
-                await self._remove(machine, unit)
+            await finish(self._take_back(machine, unit))
             raise
         self._keep(unit + 1)
+
+    async def _take_back(self, machine: Machine, unit: int) -> None:
+        async with self._ending.transition:  # nobody may be at work on what there is
+            if machine is self._ending.power.machine and self._count(machine) > unit:
+                await self._remove(machine, unit)
 
     async def _take_away(self, machine: Machine, unit: int) -> None:
         await self._remove(machine, unit)
