@@ -3,9 +3,11 @@
     content/SHA256.erofs    an image, complete and never changed; who uses one has a shared lock on it
     sources/KEY.json        which of them a source made, and what is to be said of it
     making/*                one that is being made; its maker has a lock on it, and one without a maker is swept away
+    layouts/*               what is copied from a registry to be made into one; the same goes for it
     locks/*                 who makes the image of a source has one, and others wait for what he makes
 
-Whoever is killed in the middle leaves something in making/ at most: the rest appears by a rename. A lock ends with its process.
+Whoever is killed in the middle leaves something in making/ or layouts/ at most: the rest appears by a rename. A lock ends with
+its process.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +27,7 @@ from typing import Any
 from aiovmm.errors import HostError
 from aiovmm.runtime.user_dirs import cache_directory
 
-__all__ = ["Cache", "Lease", "Made"]
+__all__ = ["Cache", "Held", "Lease", "Made"]
 
 _HINT = "XDG_CACHE_HOME says where else images may be kept"
 
@@ -53,6 +56,23 @@ class Lease:
 
     def __del__(self) -> None:
         self.close()
+
+
+class Held:
+    """A descriptor with a lock, and what is at `path` as long as that is held."""
+
+    def __init__(self, fd: int, path: Path | None = None) -> None:
+        self.fd = fd
+        self.path = path or Path()
+        self._remove = path is not None
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            if self._remove:
+                _discard(self.path)
+            os.close(fd)
 
 
 class Cache:
@@ -88,8 +108,8 @@ class Cache:
                 return Lease(fd, path)
             os.close(fd)  # it was pruned just now
 
-    def try_lock(self, key: str) -> int | None:
-        """A descriptor that has the lock for making the image of `key`, to be closed; None while another has it."""
+    def try_lock(self, key: str) -> Held | None:
+        """The lock for making the image of `key`; None while another has it."""
         with self._told("lock an image"):
             path = self.folder("locks") / key[:2]
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -98,9 +118,9 @@ class Cache:
         except BlockingIOError:
             os.close(fd)
             return None
-        return fd
+        return Held(fd)
 
-    def begin(self) -> tuple[int, Path]:
+    def begin(self) -> Held:
         """An empty file to make an image in, which is locked. What killed makers have left is swept away."""
         with self._told("make an image"):
             folder = self.folder("making")
@@ -110,8 +130,23 @@ class Cache:
                 fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 if os.fstat(fd).st_nlink:  # else another has swept it away before it was locked
-                    return fd, path
+                    return Held(fd, path)
                 os.close(fd)
+
+    def begin_layout(self) -> Held:
+        """An empty directory for an OCI layout that is copied, which is locked. What killed copiers have left is swept away."""
+        with self._told("copy an image"):
+            folder = self.folder("layouts")
+            _sweep_layouts(folder)
+            while True:
+                path = folder / secrets.token_hex(8)
+                path.mkdir(mode=0o700)
+                with suppress(FileNotFoundError):  # another has swept it away before it was locked
+                    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    if os.fstat(fd).st_nlink:
+                        return Held(fd, path)
+                    os.close(fd)
 
     def complete(self, fd: int, path: Path, key: str | None, about: dict[str, Any]) -> tuple[Made, Lease]:
         """The image at `path`, which `fd` has locked, is whole. It is remembered for the source `key`, if there is one."""
@@ -141,6 +176,7 @@ class Cache:
         count = size = 0
         with self._told("prune images"):
             _sweep(self.folder("making"))
+            _sweep_layouts(self.folder("layouts"))
             for path in sorted(self.folder("content").glob("*.erofs")):
                 if (removed := _remove(path, time.time() - unused_for)) is not None:
                     count, size = count + 1, size + removed
@@ -177,6 +213,25 @@ class Cache:
 def _sweep(folder: Path) -> None:
     for path in folder.iterdir():
         _remove(path, float("inf"))
+
+
+def _sweep_layouts(folder: Path) -> None:
+    for path in folder.iterdir():
+        with suppress(OSError):  # in use; or another was faster
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _discard(path)
+            finally:
+                os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    """A file or a directory, if it is there."""
+    with suppress(OSError):
+        path.unlink()
+        return
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(path: Path, before: float) -> int | None:

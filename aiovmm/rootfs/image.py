@@ -16,16 +16,15 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from aiovmm import architecture
 from aiovmm.errors import HostError, ImageError, UsageError
-from aiovmm.rootfs.cache import Cache, Lease, Made
+from aiovmm.rootfs.cache import Cache, Held, Lease, Made
 from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Identity, Source
-from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 
 if TYPE_CHECKING:
     from aiovmm.rootfs.registry import Reference
@@ -162,7 +161,7 @@ class Image:
         while True:
             if (found := await in_thread("image", cache.find, identity.key)) is not None:
                 return _built(*found)
-            lock = await in_thread("image", cache.try_lock, identity.key)
+            lock = await opened_in_thread("image", _close_if_held, cache.try_lock, identity.key)
             if lock is not None:
                 break
             await asyncio.sleep(_POLL)
@@ -170,7 +169,7 @@ class Image:
             found = await in_thread("image", cache.find, identity.key)  # whoever had the lock may have made it
             return _built(*(found or await self._make(cache, identity)))
         finally:
-            os.close(lock)
+            lock.close()
 
     async def _build_from_registry(self, cache: Cache, reference: Reference) -> BuiltImage:
         """The name's last image is remembered; a new one is copied into a layout that lives as long as that is read."""
@@ -182,26 +181,25 @@ class Image:
             return _built(*found)
         if self._pull == "never":
             raise ImageError(reference.name, "is not here, and is not to be copied (pull='never')")
-        folder = await in_thread("image", cache.folder, "layouts")
-        with TemporaryDirectory(dir=folder) as scratch:
-            layout = Path(scratch) / "layout"
+        scratch = await opened_in_thread("image", Held.close, cache.begin_layout)
+        try:
+            layout = scratch.path / "layout"
             await copy_from_registry(reference, self._source.architecture, layout)
             built = await Image.from_oci(layout, limits=self._limits, cache=self._cache).build()
+        finally:
+            await in_thread("image", scratch.close)
         await in_thread("image", cache.remember, key, built.about)
         return built
 
     async def _make(self, cache: Cache, identity: Identity) -> tuple[Made, Lease]:
-        fd, path = await in_thread("image", cache.begin)
+        held = await opened_in_thread("image", Held.close, cache.begin)
         try:
-            about = await self._told_by_maker(fd)
+            about = await self._told_by_maker(held.fd)
             later = await in_thread("image", self._source.identity)
             key = identity.key if identity.settled and later == identity else None
-            return await in_thread("image", cache.complete, fd, path, key, about)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+            return await in_thread("image", cache.complete, held.fd, held.path, key, about)
         finally:
-            os.close(fd)
+            held.close()
 
     async def _told_by_maker(self, fd: int) -> dict[str, Any]:
         limits = {"size": self._limits.size, "entries": self._limits.entries}
@@ -245,6 +243,11 @@ class Image:
         if said.get("error") == "host":
             raise HostError("make an image", said["errno"], path=said["path"])
         return said
+
+
+def _close_if_held(lock: Held | None) -> None:
+    if lock is not None:
+        lock.close()
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 from aiovmm.errors import StateError
 from aiovmm.runtime import crew
 
-__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread"]
+__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread", "opened_in_thread"]
 
 SERVED: ContextVar[Callable[[], object | None]] = ContextVar("SERVED")
 """The device whose `run` a task is, or was started by: what code that belongs to nobody works for. A weak reference."""
@@ -104,6 +104,21 @@ async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.
     except RuntimeError:  # the host has no room for a thread: slow is better than never
         work()()
     return await finish(future)
+
+
+async def opened_in_thread(
+    name: str, close: Callable[[T], object], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """As `in_thread`, for what somebody has to close: where a cancelled caller does not hear of it, `close` does. A descriptor
+    that nobody knows keeps its lock for as long as the process lives."""
+    opened: list[T] = []
+    try:
+        await in_thread(name, lambda: opened.append(call(*args, **kwargs)))
+    except asyncio.CancelledError:
+        for result in opened:
+            close(result)
+        raise
+    return opened[0]
 
 
 def _work(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], call: Callable[[], T]) -> Callable[[], None]:

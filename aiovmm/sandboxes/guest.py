@@ -33,7 +33,7 @@ from aiovmm.config.text import to_size
 from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import in_thread, opened_in_thread
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.scratch import LEAST, make_scratch
@@ -122,7 +122,7 @@ async def _scratch(size: int | None) -> AsyncIterator[Path | None]:
     if size is None:
         yield None
         return
-    path = await in_thread("sandbox: disk", make_scratch, size)
+    path = await opened_in_thread("sandbox: disk", Path.unlink, make_scratch, size)
     try:
         yield path
     finally:

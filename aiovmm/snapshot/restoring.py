@@ -15,7 +15,7 @@ from aiovmm.errors import SnapshotError
 from aiovmm.machine.restored import Restored
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import State
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base
 from aiovmm.snapshot.configuration import changed, from_state
 from aiovmm.snapshot.directory import open_snapshot
@@ -100,7 +100,7 @@ async def restored(
 ) -> AsyncIterator[V]:
     """See VM.restore."""
     label = name or "restored"
-    source = await in_thread(f"{label}: open snapshot", open_source, path)
+    source = await opened_in_thread(f"{label}: open snapshot", Source.close, open_source, path)
     try:
         config = changed(source.config, {**({} if name is None else {"name": name}), **overrides})
         if verify:

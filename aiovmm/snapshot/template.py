@@ -15,12 +15,12 @@ from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.machine.ending import failed, of_host
 from aiovmm.machine.restored import Restored
 from aiovmm.runtime.plain import State
-from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.tasks import finish, opened_in_thread
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
-from aiovmm.snapshot.restoring import going_on, open_source
+from aiovmm.snapshot.restoring import Source, going_on, open_source
 from aiovmm.snapshot.taking import at_rest, machine_of, path_of, state_of
 
 if TYPE_CHECKING:
@@ -51,9 +51,10 @@ class Template:
         HostError, ImageError for a disk that is not as it was."""
         kind: type[VM] = importlib.import_module("aiovmm.vm").VM  # which makes templates
         where = path_of(path)
-        source = await in_thread(f"template {where.name}: open", open_source, where)
+        source = await opened_in_thread(f"template {where.name}: open", Source.close, open_source, where)
         try:
-            disks = await in_thread(f"template {where.name}: open disks", DiskBases.opened, source.config.disks)
+            name = f"template {where.name}: open disks"
+            disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config.disks)
         except BaseException:
             source.close()
             raise
@@ -162,7 +163,7 @@ async def freeze(vm: VM) -> Template:
         try:
             disks = await DiskBases.frozen(list(vm._power.plugged))
             try:
-                base = await in_thread(f"{vm.name}: freeze memory", base_of, machine.memory)
+                base = await opened_in_thread(f"{vm.name}: freeze memory", Base.release, base_of, machine.memory)
             except BaseException:
                 disks.release()
                 raise

@@ -363,3 +363,38 @@ async def test_a_link_in_the_archive_is_no_link_of_the_host(tmp_path: Path) -> N
     path.write_bytes(archive(symlink("x", "/etc"), file("x/evil", b"x")))
     await Image.from_tar(path, cache=tmp_path / "cache").build()
     assert "evil" not in os.listdir("/etc")
+
+
+@pytest.mark.parametrize("step", ["try_lock", "begin"])
+async def test_cancelled_before_it_hears_of_its_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The thread has it already; nobody else would ever have it."""
+    path, cache = tmp_path / "a.tar", tmp_path / "cache"
+    path.write_bytes(archive(file("a")))
+    loop, real = asyncio.get_running_loop(), getattr(Cache, step)
+
+    def cancelled(self: Cache, *args: str) -> object:
+        found = real(self, *args)
+        loop.call_soon_threadsafe(task.cancel)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Cache, step, cancelled)
+        task = asyncio.create_task(Image.from_tar(path, cache=cache).build())
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(30):
+        assert (await Image.from_tar(path, cache=cache).build()).digest
+    assert list(cache.glob("making/*")) == []
+
+
+def test_a_layout_that_was_left_is_swept_away(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    (tmp_path / "layouts/left/blobs").mkdir(parents=True)
+    used = cache.begin_layout()
+    assert list((tmp_path / "layouts").iterdir()) == [used.path]
+    Cache(tmp_path).prune()
+    assert used.path.exists()
+    used.close()
+    assert not used.path.exists()
