@@ -63,6 +63,10 @@ class DiskBases:
 
         return {id_: partial(OverlayImage.temporary, base) for id_, base in self._bases.items()}
 
+    def hold(self) -> DiskBases:
+        """The same, for who is to release them too."""
+        return DiskBases({id_: base.hold() for id_, base in self._bases.items()})
+
     def release(self) -> None:
         """Idempotent."""
         while self._bases:

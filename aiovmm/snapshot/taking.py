@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.architecture import host
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, SnapshotError, StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.standstill import save, suspend, unsuspend
 from aiovmm.runtime.dataclass import dataclass
@@ -22,6 +23,7 @@ from aiovmm.snapshot.pages import Kept, keep, ram_of
 
 if TYPE_CHECKING:
     from aiovmm.machine import Machine
+    from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
 __all__ = ["Snapshot", "at_rest", "machine_of", "path_of", "state_of", "take"]
@@ -51,6 +53,7 @@ async def take(vm: VM, path: Path) -> Snapshot:
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)
+        _refuse_fleeting([plugged.device for plugged in vm._power.plugged])
         written = Written(path, vm.config.mapped_ram)
         try:
             await in_thread(f"{name}: begin snapshot", written.open)
@@ -59,12 +62,25 @@ async def take(vm: VM, path: Path) -> Snapshot:
                 state = await state_of(vm, machine)
                 kept: Kept = await in_thread(f"{name}: save memory", keep, machine.memory, written.memory)
             standstill = time.monotonic() - began
-            for plugged in list(vm._power.plugged):  # or after the host's power fails memory would know more than disks
-                await plugged.device.sync()
+            await _sync([plugged.device for plugged in vm._power.plugged])
             await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum)
         finally:
             await in_thread(f"{name}: end snapshot", written.close)
     return Snapshot(path, kept.pages, standstill)
+
+
+def _refuse_fleeting(devices: Sequence[VirtioDevice]) -> None:
+    for device in devices:
+        if (why := device.why_not_on_disk) is not None:
+            raise SnapshotError(f"{device.name} cannot be in a snapshot: {why}")
+
+
+async def _sync(devices: Sequence[VirtioDevice]) -> None:
+    """All of them at once, or after the host's power fails memory would know more than disks. Begun before the guest can let go
+    of one: who closes that waits."""
+    for result in await asyncio.gather(*(device.sync() for device in devices), return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 def machine_of(vm: VM) -> Machine:

@@ -113,16 +113,18 @@ class Template:
         self._count += 1
         given = {"name": name or f"{self.name}-{self._count}", **(overrides or {})}
         self._base.use()  # the template may be closed while this one begins
+        bases = self._disks.hold()
         self._forks += 1
         try:
             changes = fork_changes(self._config, given, vsock_cid, disks, nets)
             vm = going_on(self._kind, changed(self._config, changes), self._restored, devices, ports)
             if disks == "overlay":
-                vm._power.images = self._disks.overlays()
+                vm._power.images = bases.overlays()
             async with vm:
                 yield vm
         finally:
             self._forks -= 1
+            bases.release()
             self._base.release()
 
     def pool(

@@ -101,6 +101,11 @@ class VirtioDevice(abc.ABC):
         `aiovmm.runtime.plain.Fields`. May be `async def`. Raises SnapshotError, with nothing changed."""
         raise SnapshotError(f"{self.name} has no save() and load(), so no snapshot can have it")
 
+    @property
+    def why_not_on_disk(self) -> str | None:
+        """Why no snapshot in a directory can have it, though a template could; None if one can."""
+        return None
+
     async def sync(self) -> None:
         """All that the guest was told to be written is on stable storage. Raises HostError."""
         return

@@ -21,12 +21,14 @@ from aiovmm import (
     MemoryConfig,
     NetConfig,
     RngConfig,
+    SnapshotError,
     StateError,
     VMState,
     VsockConfig,
 )
 from aiovmm.boot.x86_64 import layout
 from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.snapshot.template import Template
 from tests.vm.guest import config, counter, counts_on
 from tests.vm.remains import Remains
@@ -191,3 +193,45 @@ async def test_nothing_is_left(tmp_path: Path) -> None:
                 await counts_on(child)
     gc.collect()  # an overlay's map, 4 KiB, goes in a circle
     await before.check()
+
+
+async def test_a_template_may_be_closed_while_a_fork_of_its_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").write_bytes(b"base" * 1024)
+    template = await frozen(disks=(DiskConfig(path=tmp_path / "disk"),))
+    opening = BlkDevice.open
+
+    async def close_first(device: BlkDevice) -> None:
+        template.close()
+        await opening(device)
+
+    monkeypatch.setattr(BlkDevice, "open", close_first)
+    before = len(os.listdir("/proc/self/fd"))
+    async with template.fork() as child:
+        image = child.device("disk0", BlkDevice)._image
+        assert image is not None
+        assert image.base is not None
+        assert os.pread(image.base.image.fd, 8, 0) == b"basebase"
+        await child.resume()
+        await counts_on(child)
+    assert len(os.listdir("/proc/self/fd")) < before
+    DiskImage.open(tmp_path / "disk").close()  # nobody has it locked any more
+
+
+async def test_a_snapshot_has_no_disk_that_goes_with_the_fork(tmp_path: Path) -> None:
+    """The image that the configuration names lacks what the fork has written."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    async with await frozen(disks=(DiskConfig(path=tmp_path / "disk"),)) as template:
+        async with template.fork() as child:
+            with pytest.raises(SnapshotError, match=r"disk0 cannot be in a snapshot.*goes with this guest"):
+                await child.snapshot(tmp_path / "s")
+            assert not (tmp_path / "s").exists()
+            await child.resume()
+            await counts_on(child)
+        (tmp_path / "own").write_bytes(bytes(1 << 20))
+        async with template.fork(disks=[DiskConfig(path=tmp_path / "own")]) as child:
+            await child.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        await again.resume()
+        await counts_on(again)

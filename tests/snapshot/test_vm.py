@@ -18,6 +18,7 @@ from aiovmm import (
     EventKind,
     ExitReason,
     HostError,
+    HotplugTimeout,
     MemoryConfig,
     NetConfig,
     PortDevice,
@@ -366,6 +367,42 @@ async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monk
             await vm.snapshot(tmp_path / "t")
         assert not (tmp_path / "t" / "state.json").exists()
         await counts_on(vm)
+
+
+async def test_a_disk_may_be_ejected_while_others_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from aiovmm.devices.virtio.blk import BlkDevice
+    from aiovmm.devices.virtio.blk.image import DiskImage
+    from tests.vm import test_hotplug as slots
+
+    disks = tuple(DiskConfig(path=tmp_path / name) for name in "ab")
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    flushed: list[str] = []
+    flushing, go_on, sync = asyncio.Event(), asyncio.Event(), BlkDevice.sync
+
+    async def slow(device: BlkDevice) -> None:
+        if device.name == "disk0":
+            flushing.set()
+            await go_on.wait()
+        await sync(device)
+
+    def flush(image: DiskImage) -> int:
+        flushed.append(image.path.name)
+        return 0
+
+    monkeypatch.setattr(BlkDevice, "sync", slow)
+    monkeypatch.setattr(DiskImage, "flush", flush)
+    async with VM(config("s", disks=disks)) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.remove("disk1", timeout=0.01)
+        snapshot = asyncio.ensure_future(vm.snapshot(tmp_path / "s"))
+        await asyncio.wait_for(flushing.wait(), 60)
+        await slots.eject(vm, 1 << vm.machine.address("disk1").slot)
+        await event(vm, EventKind.DEVICE_REMOVED)
+        go_on.set()
+        await snapshot
+        assert sorted(flushed) == ["a", "b"]
 
 
 async def test_what_was_typed_and_not_taken_yet_is_there(tmp_path: Path) -> None:

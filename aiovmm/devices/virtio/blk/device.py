@@ -232,8 +232,19 @@ class BlkDevice(VirtioDevice):
             self._image = self._engine = None
             owners.link(self._disk, ring=ffi.NULL)
             base = Base(image, readonly=image.readonly)
-            await in_thread(f"{self.label} freeze", _close_all, engine)
+            try:
+                await in_thread(f"{self.label} freeze", _close_all, engine)
+            except BaseException:
+                base.release()
+                raise
         return base
+
+    @property
+    def why_not_on_disk(self) -> str | None:
+        """A fork's overlay has no name by which its guest could be given it elsewhere."""
+        if self._image is not None and self._image.fleeting:
+            return "what was written to it goes with this guest: freeze() it, or fork with disks=[DiskConfig(...)]"
+        return None
 
     async def sync(self) -> None:
         """Flush the image. Raises HostError."""

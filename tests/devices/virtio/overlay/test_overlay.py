@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
@@ -172,6 +173,19 @@ async def test_forks_of_forks_go_their_own_ways(kind: IoKind, seed: int) -> None
 async def _frozen(disk: BlkDevice, h: Harness) -> Base:
     await h.reset()
     return await disk.freeze()
+
+
+async def test_who_gives_up_freezing_a_disk_has_closed_it(tmp_path: Path) -> None:
+    (tmp_path / "base").write_bytes(bytes(1 << 16))
+    disk = BlkDevice(DiskImage.open(tmp_path / "base"))
+    await disk.open()
+    task = asyncio.ensure_future(disk.freeze())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await disk.close()
+    DiskImage.open(tmp_path / "base").close()  # nobody has it locked
 
 
 # -- an overlay as an image ----------------------------------------------------------------------------------------------
