@@ -60,7 +60,8 @@ class Machine:
         self.worker = Worker(f"{parts.config.name}: kvm calls")
         self.board = board_of_host()(parts, self.bus, self.worker.submit, self._ended)
         self.board.restored = self._restored = restored
-        self._end_of_memory: int  # what is RAM, or may come to be
+        self.end_of_ram: int  # and of what may come to be RAM
+        self.end_of_memory: int  # with that of devices, as it was built
         self._halted = self._starting = False
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
@@ -125,7 +126,7 @@ class Machine:
         self._stack.push_async_callback(self.worker.aclose)
         self._stack.callback(board.close)
         limit = 1 << board.address_bits
-        end = map_device_memory(self.memory, self.parts.plugged, self._end_of_memory, limit)
+        self.end_of_memory = end = map_device_memory(self.memory, self.parts.plugged, self.end_of_ram, limit)
         vm.set_memory(self.memory)
         board.set_up(vm)
         if self._restored is not None:
@@ -134,13 +135,13 @@ class Machine:
 
     def _make_memory(self) -> None:
         m, ram = self.parts.config.memory, self.board.ram
-        self._end_of_memory = self.board.device_memory_start
+        self.end_of_ram = self.board.device_memory_start
         later: list[tuple[int, int]] = []
         if m.hotplug_size:
             from aiovmm.machine.hotplug.places import at_start, place_of
 
-            later = at_start(m, self._end_of_memory)
-            self._end_of_memory = sum(place_of(m, self._end_of_memory))
+            later = at_start(m, self.end_of_ram)
+            self.end_of_ram = sum(place_of(m, self.end_of_ram))
         if self._restored is None:
             self.memory = self._new_memory(ram)
         else:

@@ -6,18 +6,19 @@ lies in the 64-bit window of its PCI segment, until the guest is reset.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from aiovmm.errors import ConfigError
+from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 
-__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory", "map_later", "unmap"]
+__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory", "map_later", "refuse_moved", "unmap"]
 
 if TYPE_CHECKING:
     from aiovmm.machine.assembly import Machine
 
+_MOVED = "a machine that is made anew has something else there; there is a snapshot once the guest was reset"
 _FIRST_ALIGNMENT = 1 << 30  # keeps it out of the last memory sections (128 MiB) that RAM has in Linux
 
 
@@ -46,21 +47,43 @@ def map_device_memory(memory: GuestMemory, plugged: Iterable[PluggedDevice], sta
     """Map the memory of all devices that have some, from the first aligned address after `start`; the end of the last (or
     `start`). Raises ConfigError for what does not lie below `limit`, HostError."""
     end = start
-    for p in plugged:
-        if not isinstance(p.device, MemoryDevice):
-            continue
-        piece = p.device.memory()
-        alignment = _FIRST_ALIGNMENT if end == start else p.device.memory_alignment
-        address = -(-end // alignment) * alignment
+    for p, device, piece, address in _places(plugged, start):
         if address + piece.size > limit:
             raise ConfigError(
                 f"{p.id}.size",
                 f"{piece.size} bytes do not fit in this processor's {limit.bit_length() - 1} address bits",
             )
         memory.map_fd(address, piece.size, piece.fd, shared=piece.shared)
-        p.device.placed(address)
+        device.placed(address)
         end = address + piece.size
     return end
+
+
+def _places(
+    plugged: Iterable[PluggedDevice], start: int
+) -> Iterator[tuple[PluggedDevice, MemoryDevice, DeviceMemory, int]]:
+    """Each device that has memory, what that is, and where it goes."""
+    end = start
+    for p in plugged:
+        if isinstance(p.device, MemoryDevice):
+            piece = p.device.memory()
+            alignment = _FIRST_ALIGNMENT if end == start else p.device.memory_alignment
+            address = -(-end // alignment) * alignment
+            yield p, p.device, piece, address
+            end = address + piece.size
+
+
+def refuse_moved(machine: Machine) -> None:
+    """Raises SnapshotError if a machine that is made of the configuration as it is now has such memory, or what lies behind it,
+    elsewhere than this one: some came, or went, while the guest ran."""
+    there = {(region.gpa, region.fd) for region in machine.memory.regions}
+    end = machine.end_of_ram
+    for p, _, piece, address in _places(machine.parts.plugged, end):
+        if (address, piece.fd) not in there:
+            raise SnapshotError(f"{p.id} cannot be in a snapshot: {_MOVED}")
+        end = address + piece.size
+    if end != machine.end_of_memory:
+        raise SnapshotError(f"persistent memory of this guest has gone: {_MOVED}")
 
 
 async def map_later(machine: Machine, plugged: PluggedDevice) -> None:

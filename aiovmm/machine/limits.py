@@ -97,7 +97,7 @@ class Limits:
     def _look(self) -> None:
         self._timers = [timer for timer in self._timers if timer.when() > _now()]
         assert self._idle is not None
-        if self._ending.life.state is VMState.PAUSED:  # that is not its own doing
+        if self._ending.life.state is VMState.PAUSED or self._ending.transition.locked():  # that is not its own doing
             self._idle = IdleClock(self._idle.limit, _now(), *self._activity())
         left = self._idle.look(_now(), *self._activity())
         if left is None:

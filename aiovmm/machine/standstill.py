@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import SnapshotError
+from aiovmm.machine.device_memory import refuse_moved
 from aiovmm.machine.own import load_ports, save_ports
 from aiovmm.machine.restored import Restored
 from aiovmm.runtime.plain import Fields, State
@@ -45,6 +46,7 @@ def _refuse_unsaved(machine: Machine) -> None:
         raise SnapshotError(
             "a guest with devices of the host cannot be saved: what is in them is out of reach; unplug them"
         )
+    refuse_moved(machine)
     for port in machine.parts.ports:
         if (why := port.why_not_saved) is not None:
             hint = "give its class `def save(self)` and `def load(self, state)`"

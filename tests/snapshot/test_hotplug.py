@@ -8,14 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, CpusConfig, DiskConfig, HotplugMethod, HotplugTimeout, MemoryConfig, StateError
+from aiovmm import (
+    VM,
+    CpusConfig,
+    DiskConfig,
+    EventKind,
+    ExitReason,
+    HotplugMethod,
+    HotplugTimeout,
+    MemoryConfig,
+    PmemConfig,
+    RebootPolicy,
+    SnapshotError,
+    StateError,
+)
 from aiovmm.devices.virtio.mem import MemDevice
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
 from tests.vm import test_hotplug as slots
 from tests.vm import test_hotplug_modules as modules
 from tests.vm import test_hotplug_processors as processors
-from tests.vm.guest import config, counts_on
+from tests.vm.guest import config, counts_on, event
 
 pytestmark = [
     pytest.mark.usefixtures("kvm_there"),
@@ -134,3 +147,31 @@ async def test_what_the_guest_did_not_take_goes_when_nobody_is_at_work_on_it(tmp
         with pytest.raises(asyncio.CancelledError):
             await task
         assert len(vm.machine.memory.regions) == 1
+
+
+async def test_persistent_memory_that_came_or_went_waits_for_a_reset(tmp_path: Path) -> None:
+    """It lies elsewhere in a machine that is made anew, and so do the windows behind it."""
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(2 * MIB))
+    first, later = (PmemConfig(file=tmp_path / name) for name in "ab")
+    async with VM(config("s", pmems=(first,), on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        for reset, (change, said) in enumerate(
+            [
+                (lambda: vm.add(later, timeout=0), "pmem1 cannot be in a snapshot"),
+                (lambda: vm.remove("pmem0", timeout=0.01, force=True), "pmem1 cannot be in a snapshot"),
+                (lambda: vm.remove("pmem1", timeout=0.01, force=True), "memory of this guest has gone"),
+            ],
+            1,
+        ):
+            await vm.snapshot(tmp_path / "s")
+            await change()
+            with pytest.raises(SnapshotError, match=said):
+                await vm.snapshot(tmp_path / "t")
+            await counts_on(vm)
+            vm.machine.board.ended(ExitReason.REBOOT, "by the guest")
+            await event(vm, EventKind.REBOOTED, reset)
+            await vm.snapshot(tmp_path / "t")
+    async with VM.restore(tmp_path / "t") as again:
+        await again.resume()
+        await counts_on(again)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import VM, ConfigError, EventKind, ExitReason, LimitsConfig, RebootPolicy, StateError
+from aiovmm import VM, ConfigError, EventKind, ExitReason, LimitsConfig, RebootPolicy, StateError, VMState
 from aiovmm.machine.limits import IdleClock
 from tests.vm.guest import config, counts_on, event, until
 
@@ -127,6 +127,15 @@ async def test_who_does_nothing_ends_and_who_computes_or_talks_does_not() -> Non
 
 
 @pytest.mark.kvm
+async def test_nor_is_a_standstill_for_a_snapshot() -> None:
+    async with VM(config("i", limits=LimitsConfig(idle=0.3))) as vm:
+        await vm.start()
+        async with vm._transition:
+            await asyncio.sleep(1)
+            assert vm.state is VMState.RUNNING
+        assert (await vm.wait()).reason is ExitReason.IDLE
+
+
 async def test_a_pause_is_no_idleness() -> None:
     async with VM(config("s", limits=LimitsConfig(idle=0.3))) as vm:
         await vm.start()

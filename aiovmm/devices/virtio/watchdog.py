@@ -1,7 +1,8 @@
 """The watchdog: a guest that has begun to ping it, and then does not for some time, hangs.
 
 The device is the reference monitor's, and crosvm's: virtio id 35, one queue of buffers that the driver lends for writing;
-each that is returned, with a 1 in its first byte, is a ping. Time in which the guest is paused does not count.
+each that is returned, with a 1 in its first byte, is a ping. Time in which the guest is paused, or stands still for a snapshot,
+does not count.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class WatchdogDevice(VirtioDevice):
         self._timer = None
         if not self._left:
             return
-        if self._runs():
+        if self._runs() and not self.suspending:
             self._left -= 1
         if self._left:
             self._wait()

@@ -68,6 +68,17 @@ async def test_a_pause_does_not_count() -> None:
         await until(lambda: bool(told))
 
 
+async def test_nor_does_a_standstill_for_a_snapshot() -> None:
+    told: list[None] = []
+    async with Harness(device(lambda: told.append(None))) as h:
+        await ping(h)
+        h.device.suspending = True
+        await asyncio.sleep(3 * WHOLE)
+        assert h.device.save()["left"] > 1  # type: ignore[index]
+        h.device.suspending = False
+        await until(lambda: bool(told))
+
+
 async def test_a_driver_that_lets_go_in_good_order_is_no_guest_that_hangs() -> None:
     told: list[None] = []
     async with Harness(device(lambda: told.append(None))) as h:
