@@ -175,6 +175,8 @@ async def freeze(vm: VM) -> Template:
             if error is exc:
                 raise
             raise error from exc
-    template = Template(type(vm), vm.config, state["machine"], base, disks)
-    await finish(vm._close(ExitStatus(ExitReason.KILLED, "it was frozen into a template")))
+        template = Template(type(vm), vm.config, state["machine"], base, disks)
+        status = ExitStatus(ExitReason.KILLED, "it was frozen into a template")
+        await finish(vm._ending.end(status))  # before anybody else has a guest without memory
+    await finish(vm._close(status))
     return template

@@ -235,3 +235,20 @@ async def test_a_snapshot_has_no_disk_that_goes_with_the_fork(tmp_path: Path) ->
     async with VM.restore(tmp_path / "s") as again:
         await again.resume()
         await counts_on(again)
+
+
+async def test_whoever_waits_for_a_guest_that_is_frozen_finds_it_stopped(tmp_path: Path) -> None:
+    """And not one without memory, that could be frozen once more, saved, or let run."""
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.pause()
+        first, *others = await asyncio.gather(
+            vm.freeze(), vm.resume(), vm.freeze(), vm.snapshot(tmp_path / "s"), vm.pause(), return_exceptions=True
+        )
+        assert [type(other) for other in others] == [StateError] * 4
+        assert isinstance(first, Template)
+        assert not (tmp_path / "s").exists()
+    async with first, first.fork() as child:
+        await child.resume()
+        await counts_on(child)
