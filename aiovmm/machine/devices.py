@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
     from aiovmm.devices.virtio.blk.image import DiskImage
 
-__all__ = ["make_device", "plug_configured"]
+__all__ = ["join_console", "make_device", "plug_configured"]
 
 
 def plug_configured(parts: MachineParts) -> None:
@@ -110,16 +110,24 @@ def _plug_rng(parts: MachineParts) -> None:
 
 def _plug_console(parts: MachineParts) -> None:
     if parts.config.console.mode is not ConsoleMode.OFF:
-        parts.plug(_console(parts), "console", parts.config.console)
+        device = _console(parts)
+        join_console(parts, device)
+        parts.plug(device, "console", parts.config.console)
 
 
 def _console(parts: MachineParts) -> VirtioDevice:
     from aiovmm.devices.virtio.console import ConsoleDevice
 
-    device = ConsoleDevice(parts.console_output, call_later=_call_later)
-    parts.console.appear()
-    parts.console.connect(device)
-    return device
+    return ConsoleDevice(parts.console_output, call_later=_call_later)
+
+
+def join_console(parts: MachineParts, device: VirtioDevice) -> None:
+    """What is written to the VM's console goes to `device`, if it is one. It is plugged in, or about to be."""
+    from aiovmm.devices.virtio.console import ConsoleDevice
+
+    if isinstance(device, ConsoleDevice):
+        parts.console.appear()
+        parts.console.connect(device)
 
 
 def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHandle:

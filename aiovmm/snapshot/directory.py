@@ -112,6 +112,7 @@ def _failed(doing: str, path: Path, exc: OSError) -> HostError:
 def _open_directory(path: Path) -> int:
     with suppress(FileExistsError):
         path.mkdir(mode=0o700)
+        _sync_name(path)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,6 +122,16 @@ def _open_directory(path: Path) -> int:
             raise
         raise SnapshotError(f"{path}: another snapshot is being written there: give each guest a directory") from None
     return fd
+
+
+def _sync_name(path: Path) -> None:
+    """A new name is on the medium, where its directory may be read."""
+    with suppress(PermissionError):
+        parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
 
 
 @dataclass(frozen=True)
@@ -140,15 +151,27 @@ def open_snapshot(path: Path) -> Opened:
     except OSError as exc:
         raise _failed("opening a snapshot", path, exc) from exc
     try:
-        return _open(path, directory)
+        return _open_latest(path, directory)
     except SnapshotError as exc:
         raise SnapshotError(f"{path}: {exc}") from exc
     finally:
         os.close(directory)
 
 
-def _open(path: Path, directory: int) -> Opened:
-    fields = Fields(decode(_read_state(path, directory)), "snapshot")
+def _open_latest(path: Path, directory: int) -> Opened:
+    """The one that is there, if another takes its place meanwhile: then the memory of the first may be gone."""
+    document = _read_state(path, directory)
+    while True:
+        try:
+            return _open(path, directory, document)
+        except SnapshotError:
+            before, document = document, _read_state(path, directory)
+            if document == before:
+                raise
+
+
+def _open(path: Path, directory: int, document: bytes) -> Opened:
+    fields = Fields(decode(document), "snapshot")
     fields.text("format", [_FORMAT])
     version = fields.number("version")
     if version != VERSION:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.errors import HostError, SnapshotError
+from aiovmm.snapshot import directory
 from aiovmm.snapshot.directory import STATE, Opened, Written, open_snapshot
 
 SIZE = 1 << 20
@@ -192,3 +193,27 @@ def test_there_is_none(tmp_path: Path) -> None:
         open_snapshot(tmp_path / "file")
     with pytest.raises(HostError, match="No such file"):
         Written(tmp_path / "none" / "deeper", SIZE).open()
+
+
+def test_one_that_is_replaced_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is gone by then; the new one's is there."""
+    path = tmp_path / "s"
+    write(path)
+    opening = directory._open_regular
+
+    def late(path: Path, at: int, name: str, size: int | None = None) -> int:
+        if name != STATE:
+            monkeypatch.setattr(directory, "_open_regular", opening)
+            write(path, 2)
+        return opening(path, at, name, size)
+
+    monkeypatch.setattr(directory, "_open_regular", late)
+    assert opened(path).state["machine"] == {"n": 2}
+
+
+def test_the_name_of_a_new_one_is_on_the_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+    write(tmp_path / "s")
+    assert tmp_path.stat().st_ino in synced
+    assert (tmp_path / "s").stat().st_ino == synced[-1]

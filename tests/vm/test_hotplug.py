@@ -253,6 +253,8 @@ async def test_devices_in_other_segments(image: Path) -> None:
 async def test_a_console_comes_goes_and_comes_again() -> None:
     async with VM(config("s")) as vm:
         await vm.start()
+        with pytest.raises(ConfigError, match="behind the IOMMU"):
+            await vm.add(ConsoleConfig(iommu=True), timeout=0)
         with pytest.raises(StateError, match="no console"):
             vm.console.write(b"x")
         for _ in range(2):

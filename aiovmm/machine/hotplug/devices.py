@@ -21,7 +21,7 @@ from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.machine.device_memory import map_later, unmap
-from aiovmm.machine.devices import make_device
+from aiovmm.machine.devices import join_console, make_device
 from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 from aiovmm.machine.iommu import refuse_remote
@@ -100,6 +100,7 @@ class DeviceHotplug:
             raise
         plugged = PluggedDevice(wanted.id, device, address.segment, wanted.iommu, address.slot)
         parts.plugged.append(plugged)
+        join_console(parts, device)
         self._keep(parts, pinned(config, partial(_slot_of, machine)))
         return plugged
 
