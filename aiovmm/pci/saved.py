@@ -11,7 +11,7 @@ from aiovmm.errors import SnapshotError
 from aiovmm.pci.aperture import Aperture, BarId
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.function import PciFunction
-from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.runtime.plain import Fields, Plain, State, copied
 
 __all__ = [
     "QUIESCE_LIMIT",
@@ -122,13 +122,14 @@ async def device_state(device: Savable) -> State:
         raise SnapshotError(f"{device.name}: its save() failed: {exc!r}") from exc
     if not isinstance(state, dict):
         raise SnapshotError(f"{device.name}: its save() gave {type(state).__name__}, not a dict")
-    return state
+    plain: State = copied(state, device.name)  # it is written when the guest goes on already
+    return plain
 
 
 async def load_device(device: Savable, state: State) -> None:
     """By its `load`, which may be the embedder's. Raises SnapshotError."""
     try:
-        if (pending := device.load(state)) is not None:
+        if (pending := device.load(copied(state, device.name))) is not None:
             await pending
     except SnapshotError:
         raise

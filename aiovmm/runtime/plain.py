@@ -22,13 +22,32 @@ from typing import Any, Protocol
 
 from aiovmm.errors import SnapshotError
 
-__all__ = ["Fields", "Plain", "Saved", "State"]
+__all__ = ["Fields", "Plain", "Saved", "State", "copied"]
 
 Plain = Any
 """None, bool, int, str, bytes, a list of such, or a dict of such by texts."""
 
+_PLAIN = "plain are None, bool, int, str, bytes, lists, and dicts by texts"
+
 State = dict[str, Plain]
 """Of one thing, by the names of its fields."""
+
+
+def copied(value: Plain, where: str) -> Plain:
+    """The same, of which nobody else has a part. Raises SnapshotError for what is not plain, which `where` names."""
+    if isinstance(value, dict):
+        return {_name(key, where): copied(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [copied(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, int, str, bytes)):
+        return value
+    raise SnapshotError(f"{where} is {type(value).__name__}, which no snapshot can have: {_PLAIN}")
+
+
+def _name(key: Plain, where: str) -> str:
+    if not isinstance(key, str) or key.startswith("$") or key == "sha256":
+        raise SnapshotError(f"{where} has a field {key!r}, which no snapshot can have: fields are texts without $")
+    return key
 
 
 class Saved(Protocol):

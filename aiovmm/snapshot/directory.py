@@ -53,10 +53,14 @@ class Written:
         _attempt(self._path, lambda: os.ftruncate(self.memory, self._size))
 
     def commit(self, state: State, pages: int, total: int) -> None:
-        """It is complete: `pages` of memory with that sum, and the state. It takes the place of the old one. Raises HostError."""
+        """It is complete: `pages` of memory with that sum, and the state. It takes the place of the old one. Raises HostError,
+        SnapshotError for more state than there may be."""
         head: State = {"format": _FORMAT, "version": VERSION}
         memory: State = {"file": self._name, "size": self._size, "pages": pages, "sum": total}
-        _attempt(self._path, lambda: self._commit(encode({**head, "memory": memory, **state})))
+        document = encode({**head, "memory": memory, **state})
+        if len(document) > LARGEST:
+            raise SnapshotError(f"its state has {len(document)} bytes, and no snapshot may have more than {LARGEST}")
+        _attempt(self._path, lambda: self._commit(document))
         self._committed = True
         for name in os.listdir(self._directory):
             if _MEMORY.fullmatch(name) and name != self._name:

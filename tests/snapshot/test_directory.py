@@ -217,3 +217,11 @@ def test_the_name_of_a_new_one_is_on_the_medium(tmp_path: Path, monkeypatch: pyt
     write(tmp_path / "s")
     assert tmp_path.stat().st_ino in synced
     assert (tmp_path / "s").stat().st_ino == synced[-1]
+
+
+def test_more_state_than_can_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "s")
+    monkeypatch.setattr(directory, "LARGEST", 4096)
+    with pytest.raises(SnapshotError, match="no snapshot may have more than 4096"):
+        write(tmp_path / "s", 2, text="x" * 4096)
+    assert opened(tmp_path / "s").state["machine"] == {"n": 1}

@@ -34,7 +34,7 @@ from aiovmm.boot.x86_64 import layout
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.x86_64.vcpuimage import VcpuSizes, read_vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
-from aiovmm.snapshot.directory import STATE
+from aiovmm.snapshot.directory import STATE, Written
 from aiovmm.snapshot.document import decode, encode
 from tests.vm.guest import config, counter, counts_on, event
 from tests.vm.remains import Remains
@@ -236,6 +236,61 @@ async def test_a_device_of_the_program_with_state(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="ports"):
         async with VM.restore(tmp_path / "s"):
             pass
+
+
+class Keeps(Register):
+    """Its state as it is, of which others could have a part."""
+
+    def __init__(self, state: dict[str, object]) -> None:
+        super().__init__()
+        self.state = state
+
+    def save(self) -> dict[str, object]:
+        return self.state
+
+    def load(self, state: dict[str, object]) -> None:
+        self.state = {name: state.pop(name) for name in list(state)}
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({"a": [1, {"b": 1.5}]}, r"register\.a\[1\]\.b is float, which no snapshot can have"),
+        ({"a": (1,)}, r"register\.a is tuple"),
+        ({7: 1}, "a field 7"),
+        ({"$hex": ""}, r"a field '\$hex'"),
+        ({"sha256": ""}, "a field 'sha256'"),
+    ],
+)
+async def test_state_that_is_not_plain_is_refused_by_the_name_of_the_device(
+    tmp_path: Path, state: dict[str, object], said: str
+) -> None:
+    async with VM(config("s"), ports=[Keeps(state)]) as vm:
+        await vm.start()
+        with pytest.raises(SnapshotError, match=said):
+            await vm.snapshot(tmp_path / "s")
+        await counts_on(vm)
+
+
+async def test_state_is_as_it_was_when_the_guest_stood_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, commit = Keeps({"items": ["old"]}), Written.commit
+
+    def late(*arguments: object) -> None:
+        device.state["items"].append("new")  # type: ignore[attr-defined]
+        commit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Written, "commit", late)
+    async with VM(config("s"), ports=[device]) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "s")
+        template = await vm.freeze()
+    for number in range(2):
+        again, child = Keeps({}), Keeps({})
+        async with VM.restore(tmp_path / "s", ports=[again]), template.fork(ports=[child]):
+            assert again.state == {"items": ["old"]}
+            assert child.state == {"items": ["old", "new"]}, number
+            child.state["items"].append("newer")  # type: ignore[attr-defined]
+    template.close()
 
 
 async def test_when_there_is_none_to_be_had(tmp_path: Path) -> None:
