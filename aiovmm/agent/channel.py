@@ -8,7 +8,8 @@ sinks.
     is not heard.
 
 Credit counts bytes. The agent may have at most `window` bytes of each stream under way or with us unread, and is held
-to that: more is a PeerError, which ends the link.
+to that: more is a PeerError, which ends the link. So is credit for more input than it has said that it takes: what
+nobody reads would be the host's memory.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class Channel:
         self.on_accepted: Callable[[int], None] = _ignore
         self._send = send
         self._forget = forget
-        self._credit = input_window
+        self._credit = self._input_window = input_window
         self._window = window
         self._granted = {Stream.STDOUT: window, Stream.STDERR: window}
         self._owed = {Stream.STDOUT: 0, Stream.STDERR: 0}
@@ -161,6 +162,10 @@ class Channel:
 
     def _on_credit(self, frame: Frame) -> None:
         self._credit += number_of(frame)
+        if self._credit > self._input_window:
+            raise PeerError(
+                f"the agent in the guest gave credit for {self._credit} bytes, and has said that it keeps less"
+            )
         if not self.input_ends:
             self._flush()
         self.on_room()

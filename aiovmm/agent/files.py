@@ -26,7 +26,7 @@ __all__ = ["Files", "Stat"]
 _PIECE = 256 << 10
 _WINDOW = 1 << 20
 _RECORD = struct.Struct("<IIIIQqHH")
-_LIST_MAX = 256 << 20  # bytes of a listing
+_LIST_MAX = 64 << 20  # bytes of a listing
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Files:
         """What is in a directory, by name."""
         async with self._applet("listing", "list", path, user=user) as process:
             data = await _all(process)
-        return sorted(_stats(data), key=lambda found: found.name)
+        return await in_thread("list", _sorted, data)
 
     async def stat(self, path: Text, *, follow: bool = True, user: str | int | None = None) -> Stat:
         """What it is; with `follow` what a link leads to."""
@@ -239,6 +239,11 @@ def _stats(data: bytes) -> Iterator[Stat]:
         link = os.fsdecode(data[at + name : at + name + target]) if target else None
         at += name + target
         yield Stat(text, mode, size, mtime / 1e9, uid, gid, link)
+
+
+def _sorted(data: bytes) -> list[Stat]:
+    """In a thread: what a guest lists may be long."""
+    return sorted(_stats(data), key=lambda found: found.name)
 
 
 def _mode(mode: int | None) -> str:

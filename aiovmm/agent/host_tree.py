@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from aiovmm.agent.tree import (
+    DEPTH_MAX,
     END,
     UP,
     Content,
@@ -174,22 +175,25 @@ class TreeWriter:
 def read_tree(path: str, copied: Copied) -> Iterator[bytes]:
     """`path` and all below it for a guest. A link that is `path` itself is followed. Raises HostError."""
     try:
-        yield from _entry(os.fsencode(path), b"", b"", os.stat(path), copied)
+        yield from _entry(os.fsencode(path), b"", b"", os.stat(path), copied, 0)
     except OSError as exc:
         name = exc.filename if exc.filename is not None else path
         raise HostError("copying into the guest", exc.errno or errno.EIO, path=os.fsdecode(name)) from exc
     yield END
 
 
-def _entry(path: bytes, name: bytes, below: bytes, found: os.stat_result, copied: Copied) -> Iterator[bytes]:
+def _entry(
+    path: bytes, name: bytes, below: bytes, found: os.stat_result, copied: Copied, depth: int
+) -> Iterator[bytes]:
     mode, mtime = found.st_mode, found.st_mtime_ns
-    if stat.S_ISDIR(mode):
+    if depth > DEPTH_MAX:
+        copied.left_out.append((os.fsdecode(below.lstrip(b"/")), os.strerror(errno.ELOOP)))
+    elif stat.S_ISDIR(mode):
         yield record(b"D", name, mode, mtime)
         with os.scandir(path) as entries:
             for entry in entries:
-                yield from _entry(
-                    entry.path, entry.name, below + b"/" + entry.name, entry.stat(follow_symlinks=False), copied
-                )
+                where, what = below + b"/" + entry.name, entry.stat(follow_symlinks=False)
+                yield from _entry(entry.path, entry.name, where, what, copied, depth + 1)
         yield UP
     elif stat.S_ISREG(mode):
         yield record(b"F", name, mode, mtime)

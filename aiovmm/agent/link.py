@@ -14,6 +14,9 @@ from aiovmm.errors import PeerError
 
 __all__ = ["Link"]
 
+_UNREAD = (
+    4 << 20
+)  # bytes for an agent that does not read: after them it is not read either, so that it asks for no more
 _FIRST_ACCEPTED = 1 << 31  # channels from here on are the agent's to begin
 
 
@@ -84,6 +87,7 @@ class Link(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is joined to the agent's socket."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by name
+        self._transport.set_write_buffer_limits(_UNREAD)
         self._transport.write(greeting())
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -99,6 +103,16 @@ class Link(asyncio.BufferedProtocol):
             self._lose(exc)
             if self._transport is not None:
                 self._transport.abort()
+
+    def pause_writing(self) -> None:
+        """See _UNREAD. An agent reads whatever it has to say, so that this is no deadlock but with one that is none."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """The agent has gone; the transport closes itself."""

@@ -49,7 +49,7 @@ class Request:
 
     def payload(self) -> bytes:
         """Raises UsageError."""
-        if isinstance(self.args, str | bytes) or not self.args:
+        if isinstance(self.args, str | bytes) or not isinstance(self.args, Sequence) or not self.args:
             raise UsageError(f'{self.args!r} is no command: give a list of words, ["sh", "-c", "..."] for a shell\'s')
         columns, rows = self.pty or (0, 0)
         flags = _PTY * (self.pty is not None) | _ENDS * self.ends | _APPLET * self.applet | _STAYS * self.stays
@@ -120,8 +120,8 @@ def _variable(name: str, value: Any) -> bytes:
 def _limit(name: str, value: int | tuple[int, int]) -> bytes:
     if name not in _LIMITS:
         raise UsageError(f"limit {name!r}: one of {', '.join(_LIMITS)}")
-    soft, hard = value if isinstance(value, tuple) else (value, value)
-    numbers = [_NO_LIMIT if number == -1 else number for number in (soft, hard)]
-    if not all(isinstance(number, int) and 0 <= number <= _NO_LIMIT for number in numbers):
+    pair = value if isinstance(value, tuple) else (value, value)
+    numbers = [_NO_LIMIT if number == -1 else number for number in pair]
+    if len(numbers) != 2 or not all(isinstance(number, int) and 0 <= number <= _NO_LIMIT for number in numbers):
         raise UsageError(f"limit {name}: {value!r} is not a number, -1 for none, or a pair of them")
     return struct.pack("<IQQ", _LIMITS.index(name), *numbers)

@@ -13,6 +13,7 @@ from aiovmm.agent.errors import CommandFailed, CommandTimeout, OutputTooLong, co
 from aiovmm.agent.process import start_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.agent.wire import Kind, Stream
+from aiovmm.errors import UsageError
 from aiovmm.runtime.timeouts import check_seconds
 
 if TYPE_CHECKING:
@@ -114,6 +115,8 @@ async def run(
 ) -> Completed:
     """See `vm.run`."""
     check_seconds(timeout, "run(timeout=)")
+    if input is not None and not isinstance(input, bytes | bytearray | memoryview):
+        raise UsageError(f"input is of type {type(input).__name__}: give bytes, text as text.encode()")
     request = Request(
         args=args,
         env=env or {},

@@ -66,7 +66,7 @@ def split(text: str) -> tuple[Path, str] | None:
 
 
 def _host_target(source: str, target: str) -> str:
-    name = os.path.basename(source.rstrip("/"))
+    name = os.path.basename(os.path.normpath(source))
     return os.path.join(target, name) if os.path.isdir(target) and name else target
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,9 @@ async def test_make_and_remove(files: Files, tmp_path: Path) -> None:
     await files.mkdir(tmp_path / "a/b/c", parents=True, mode=0o700)
     await files.mkdir(tmp_path / "a/b/c", parents=True)
     assert stat.S_IMODE((tmp_path / "a/b/c").stat().st_mode) == 0o700
+    await files.mkdir(tmp_path / "open/shared", parents=True, mode=0o777)  # whatever the agent's umask is
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == 0o755
+    assert stat.S_IMODE((tmp_path / "open/shared").stat().st_mode) == 0o777
     with pytest.raises(FileExistsError):
         await files.mkdir(tmp_path / "a")
     for number in range(200):
@@ -209,6 +214,22 @@ async def test_host_errors_name_the_file(files: Files, agent: Agent, guest: Gues
         await files.copy_in("/etc/passwd", tmp_path / "no/such")
     assert await files.read("/dev/null") == b""
     await guest.idle(before)
+
+
+async def test_deep_trees_are_cut_the_same_both_ways(files: Files, tmp_path: Path) -> None:
+    deep = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1200):  # more than Python nests calls
+        os.mkdir("a", dir_fd=deep)
+        above, deep = deep, os.open("a", os.O_RDONLY, dir_fd=deep)
+        os.close(above)
+    os.close(deep)
+    copies = []
+    for copy, place in ((files.copy_in, tmp_path / "in"), (files.copy_out, tmp_path / "out")):
+        copied = await copy(tmp_path / "a", place)
+        copies.append((copied.left_out, len(list(place.rglob("*")))))
+    subprocess.run(["rm", "-r", tmp_path / "a"], check=True)  # noqa: ASYNC221 - nobody else sweeps so deep
+    assert copies[0] == copies[1]
+    assert copies[0] == ([("/".join("a" * 129), os.strerror(errno.ELOOP))], 128)
 
 
 async def test_the_agent_dies_in_mid_copy(files: Files, guest: Guest, tmp_path: Path) -> None:

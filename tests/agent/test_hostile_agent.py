@@ -96,6 +96,48 @@ async def test_output_without_credit_is_not_kept(tmp_path: Path) -> None:
         assert len(await process.stdout.read()) <= 2 * 256 << 10
 
 
+@pytest.mark.parametrize("credit", [(1 << 32) - 1, 1])
+async def test_credit_for_input_that_it_has_not_taken(tmp_path: Path, credit: int) -> None:
+    """What is sent to whom does not read is the host's memory."""
+    more = frame(0, Kind.CREDIT, struct.pack("<I", credit))
+    async with says(tmp_path / "a", HELLO, STARTED + more, hangs=True) as agent:
+        with pytest.raises(AgentLost):
+            await run(agent, ["cat"], timeout=20)
+
+
+async def test_answers_to_whom_does_not_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for more and more, each of which is answered: it is not read any more when it has left much of that."""
+    monkeypatch.setattr("aiovmm.agent.link._UNREAD", 1 << 17)
+    accepted = b"".join(frame(0, Kind.ACCEPTED, struct.pack("<I", (1 << 31) | n)) for n in range(1000, 9000))
+    done: list[bool] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            writer.write(HELLO)
+            await reader.readexactly(22)
+            await reader.read(100)  # it listens
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(STARTED)
+            for _ in range((8 << 20) // len(accepted)):
+                writer.write(accepted)
+                await writer.drain()
+            done.append(True)
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "a")
+    agent = Agent(UnixPlace(tmp_path / "a"), patience=5)
+    host = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+    await agent.forwards.to_host(80, host.sockets[0].getsockname()[1], "127.0.0.1")
+    transport = (await agent.link())._transport
+    assert transport is not None
+    async with asyncio.timeout(60):
+        while transport.is_reading():
+            assert not done
+            await asyncio.sleep(0.01)
+    assert transport.get_write_buffer_size() < 1 << 20
+    for closing in (agent, server, host):
+        closing.close()
+
+
 @pytest.mark.parametrize("greeting", [b"", b"HTTP/1.1 200 OK\r\n" * 10, frame(0, Kind.DATA, b"")])
 async def test_another_program_at_the_port(tmp_path: Path, greeting: bytes) -> None:
     async with says(tmp_path / "a", greeting, hangs=True) as agent:

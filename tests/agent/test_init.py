@@ -69,6 +69,19 @@ async def test_it_mounts_what_programs_need(first: subprocess.Popen[bytes]) -> N
     agent.close()
 
 
+@pytest.mark.parametrize("end", ["", "\\n"])
+async def test_the_last_line_of_passwd_may_lack_its_end(first: subprocess.Popen[bytes], end: str) -> None:
+    agent = await found(first)
+    script = f"mkdir -p /etc; printf 'root:x:0:0::/:\\napp:x:7:8::/home:/bin/sh{end}' >/etc/passwd"
+    script += f"; printf 'app:x:8:\\nmore:x:9:app{end}' >/etc/group"
+    await run(agent, ["sh", "-c", script], check=True)
+    done = await run(agent, ["sh", "-c", "echo $HOME; grep -E '^(Uid|Groups)' /proc/self/status"], user="app")
+    assert done.stdout.split() == [b"/home", b"Uid:", *[b"7"] * 4, b"Groups:", b"9"]
+    with pytest.raises(FileNotFoundError, match="nobody"):
+        await run(agent, ["true"], user="nobody")
+    agent.close()
+
+
 async def test_it_reaps_orphans(first: subprocess.Popen[bytes]) -> None:
     agent = await found(first)
     for _ in range(5):

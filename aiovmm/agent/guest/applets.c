@@ -142,6 +142,8 @@ static int do_mkdir(char *const *argv)
             SYS(mkdirat, AT_FDCWD, path, 0777);
             *p = '/';
         }
+    if (mode >= 0)
+        SYS(umask, 0);
     result = SYS(mkdirat, AT_FDCWD, path, mode < 0 ? 0777 : mode & 0777);
     if (result == -EEXIST && parents) {
         struct statx found;

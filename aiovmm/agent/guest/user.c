@@ -25,8 +25,12 @@ static int line_next(struct lines *lines, char *fields[FIELDS])
             if (kept == sizeof lines->text)
                 kept = 0;
             size = SYS(read, lines->fd, lines->text + kept, sizeof lines->text - kept);
-            if (size <= 0)
-                return 0;
+            if (size <= 0) {
+                if (!kept)
+                    return 0;
+                lines->text[kept] = '\n'; /* the last line may lack it */
+                size = 1;
+            }
             lines->start = 0;
             lines->end = kept + (size_t)size;
             at = kept;
