@@ -13,6 +13,7 @@ import resource
 import sys
 import threading
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from aiovmm.errors import AiovmmError, ImageError
@@ -25,13 +26,14 @@ from aiovmm.rootfs.tar import TarError
 from aiovmm.rootfs.tree import Tree, TreeError
 
 _MEMORY = 4 << 30
+"""Bytes of addresses."""
 _PART = 1 << 20
 
 
 def main() -> None:
     """Prints one line of JSON: `content`, `size`, `configuration` and `left_out`, or an `error`."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    _limit_memory()
     source = Source(**json.loads(sys.argv[1]))
     try:
         said = make(source, int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))
@@ -48,6 +50,15 @@ def main() -> None:
         else:
             said = {"error": "host", "errno": exc.errno, "path": exc.filename and os.fsdecode(exc.filename)}
     print(json.dumps(said))
+
+
+def _limit_memory() -> None:
+    """What it may take besides what it has, which under a sanitizer is terabytes of addresses; or less, where less is allowed."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    wanted = pages * resource.getpagesize() + _MEMORY
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def make(source: Source, fd: int, limits: Limits) -> dict[str, Any]:

@@ -398,3 +398,18 @@ def test_a_layout_that_was_left_is_swept_away(tmp_path: Path) -> None:
     assert used.path.exists()
     used.close()
     assert not used.path.exists()
+
+
+def test_where_less_memory_is_allowed_an_image_is_made_with_less(tmp_path: Path) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/file").write_bytes(b"content")
+    program = (
+        "import asyncio, sys\n"
+        "from pathlib import Path\n"
+        "from aiovmm import Image\n"
+        "built = asyncio.run(Image.from_directory(sys.argv[1], cache=Path(sys.argv[2])).build())\n"
+        "print(built.path.stat().st_size)\n"
+    )
+    limited = ["prlimit", f"--as={3 << 30}", sys.executable, "-c", program]
+    done = subprocess.run([*limited, tmp_path / "root", tmp_path / "cache"], capture_output=True, text=True, timeout=60)
+    assert int(done.stdout) > 0, done.stderr
