@@ -424,6 +424,21 @@ async def test_disks_are_flushed_before_a_snapshot_is_whole(tmp_path: Path, monk
         await counts_on(vm)
 
 
+async def test_a_disk_that_has_lost_its_name_is_refused(tmp_path: Path) -> None:
+    """Nobody could be given it."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    async with VM(config("s", disks=(DiskConfig(path=tmp_path / "disk"),))) as vm:
+        (tmp_path / "disk").unlink()
+        await vm.start()
+        with pytest.raises(SnapshotError, match="disk0 cannot be in a snapshot: its file has no name"):
+            await vm.snapshot(tmp_path / "s")
+        await counts_on(vm)
+        template = await vm.freeze()
+    async with template, template.fork() as child:
+        await child.resume()
+        await counts_on(child)
+
+
 async def test_a_disk_may_be_ejected_while_others_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aiovmm.devices.virtio.blk import BlkDevice
     from aiovmm.devices.virtio.blk.image import DiskImage

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -241,9 +242,10 @@ class BlkDevice(VirtioDevice):
 
     @property
     def why_not_on_disk(self) -> str | None:
-        """A fork's overlay has no name by which its guest could be given it elsewhere."""
-        if self._image is not None and self._image.fleeting:
-            return "what was written to it goes with this guest: freeze() it, or fork with disks=[DiskConfig(...)]"
+        """A fork's overlay, and the disk that a sandbox writes to, have no name by which their guest could be given them
+        elsewhere."""
+        if self._image is not None and not os.fstat(self._image.fd).st_nlink:
+            return "its file has no name, and goes with this guest: freeze() it, or give it disks=[DiskConfig(...)] that have one"
         return None
 
     async def sync(self) -> None:

@@ -46,8 +46,6 @@ class DiskImage:
 
     top_layer: Layer | None = None
     base: Base | None = None
-    fleeting = False
-    """Whether it goes with who has it open."""
 
     def __init__(
         self, path: Path, fd: int, *, readonly: bool, direct: bool, raw: bool = False, sparse: bool = True

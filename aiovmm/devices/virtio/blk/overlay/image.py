@@ -47,7 +47,6 @@ class OverlayImage(DiskImage):
         self.fd = fd
         self.base = base
         self.header = header
-        self.fleeting = header is None
         self.top_layer = layer
         self.readonly = readonly
         self.direct = below.direct
