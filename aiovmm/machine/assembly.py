@@ -324,6 +324,7 @@ class Machine:
         vcpu.stop()
         if vcpu.needs_end:
             await vcpu.join()
+        vcpu.resume()  # from a pause that came meanwhile, or it would be in force when it is used again
         self.board.drop_processor(vcpu)
 
     async def pause(self) -> None:

@@ -86,6 +86,18 @@ async def test_processors_come_and_go_and_come_again() -> None:
     assert told == [f"{count} processors" for count in (4, 2, 3, 1, 2)]
 
 
+async def test_one_that_goes_while_the_machine_pauses_runs_when_it_comes_again() -> None:
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 2)
+        await vm.machine.pause()
+        await vm.machine.remove_processor(1)
+        vm.machine.resume()
+        await vm.machine.add_processor(1)
+        assert [vcpu.paused for vcpu in vm.machine.vcpus] == [False, False]
+        await counts_on(vm)
+
+
 async def test_a_guest_that_does_not_take_one_has_none() -> None:
     async with VM(made()) as vm:
         await vm.start()
