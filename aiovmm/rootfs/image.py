@@ -144,7 +144,7 @@ class Image:
     @classmethod
     def of(cls, what: Image | str | os.PathLike[str]) -> Image:
         """`what` itself, or by what is at that path: an OCI layout, a directory, a file system, else a tar archive (of a layout
-        or a root). Raises ImageError."""
+        or a root). Blocking, as far as it has to look. Raises ImageError."""
         if isinstance(what, Image):
             return what
         return cls(Source(kind_of(Path(what)), _absolute(what), _architecture()))

@@ -13,10 +13,13 @@ __all__ = ["file_system_of", "kind_of"]
 
 _MAGICS = ((1024, b"\xe2\xe1\xf5\xe0", "erofs"), (1080, b"\x53\xef", "ext4"), (0, b"hsqs", "squashfs"))
 _OF_LAYOUTS = (b"oci-layout", b"index.json", b"blobs")
+_SMALL = (
+    1 << 20
+)  # bytes of a first member that may come before one that tells more: what it unpacks to may be terabytes
 
 
 def kind_of(path: Path) -> str:
-    """oci, directory, file_system or tar. Raises ImageError."""
+    """oci, directory, file_system or tar. Blocking. Raises ImageError."""
     try:
         if path.is_dir():
             return "oci" if (path / "oci-layout").exists() or (path / "index.json").exists() else "directory"
@@ -39,6 +42,9 @@ def file_system_of(path: Path) -> str:
 
 
 def _file_system(path: Path) -> str:
+    if not (path.is_file() or path.is_block_device()):
+        path.stat()  # raises, if it is not there
+        raise ImageError(str(path), "is neither a file nor a directory")  # a FIFO would not answer
     with open(path, "rb") as file:
         head = file.read(4096)
     return next((name for at, magic, name in _MAGICS if head[at:].startswith(magic)), "")
@@ -48,7 +54,11 @@ def _is_layout(path: Path) -> bool:
     """By the first names in the archive."""
     with open(path, "rb") as file:
         try:
-            first = [member.path.removeprefix(b"./") for member in islice(TarReader(expanded(file).read), 2)]
+            for member in islice(TarReader(expanded(file).read), 2):
+                if member.path.removeprefix(b"./").split(b"/")[0] in _OF_LAYOUTS:
+                    return True
+                if member.size > _SMALL:
+                    return False
         except (TarError, *EXPANDING_ERRORS, OSError):  # told when it is made into an image
             return False
-    return any(name.split(b"/")[0] in _OF_LAYOUTS for name in first)
+    return False

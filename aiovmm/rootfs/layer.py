@@ -13,6 +13,7 @@ __all__ = ["LeftOut", "apply_archive", "kept_xattrs"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
+_LONGEST_XATTR = 255  # bytes of its name
 _OF_AUFS = b".wh..wh."  # its own affairs, which say nothing of files
 
 
@@ -30,6 +31,8 @@ def kept_xattrs(xattrs: dict[bytes, bytes], left_out: LeftOut) -> dict[bytes, by
     kept = {}
     for name, value in xattrs.items():
         if (name.startswith(b"user.") and not name.startswith(b"user.overlay.")) or name == b"security.capability":
+            if len(name) > _LONGEST_XATTR or len(value) >= 1 << 16:
+                raise TreeError("a file has an extended attribute that is longer than Linux has them")
             kept[name] = value
         else:
             left_out.xattrs.add(name.decode(errors="replace"))

@@ -97,7 +97,7 @@ async def sandbox(
         wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
         wanted.network = Network() if network is True else network or None
         shared = [volume if isinstance(volume, Volume) else Volume.parse(volume) for volume in volumes]
-        built = image if isinstance(image, BuiltImage) else await Image.of(image).build()
+        built = image if isinstance(image, BuiltImage) else await (await in_thread("image", Image.of, image)).build()
         if built is not image:
             stack.callback(built.close)
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)

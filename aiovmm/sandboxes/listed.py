@@ -152,4 +152,6 @@ def _is_left_over(folder: Path) -> bool:
         return False
     finally:
         os.close(fd)
-    return time.time() - (folder / "lock").stat().st_mtime > 1.0 if folder.exists() else False
+    with suppress(OSError):  # another was faster
+        return time.time() - (folder / "lock").stat().st_mtime > 1.0
+    return False

@@ -22,7 +22,7 @@ from pathlib import Path
 from aiovmm.config import FsConfig
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.unix_listener import listen_at
 from aiovmm.runtime.user_dirs import runtime_directory
 
@@ -86,8 +86,11 @@ async def served(volumes: Sequence[Volume], directory: Path) -> AsyncIterator[tu
             await daemon.start()
         yield tuple(FsConfig(tag=f"fs{n}", socket=daemon.socket) for n, daemon in enumerate(daemons))
     finally:
-        for daemon in daemons:
-            await daemon.close()
+        await finish(_closed(daemons))
+
+
+async def _closed(daemons: Sequence[_Daemon]) -> None:
+    await asyncio.gather(*(daemon.close() for daemon in daemons))
 
 
 class _Daemon:

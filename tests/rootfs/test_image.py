@@ -25,7 +25,9 @@ from aiovmm.rootfs import Limits
 from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.cache import Cache
 from aiovmm.rootfs.directory import add_directory
+from aiovmm.rootfs.kinds import kind_of
 from aiovmm.rootfs.layer import LeftOut
+from aiovmm.rootfs.streams import Readable
 from aiovmm.rootfs.tree import Tree
 from tests.rootfs.conftest import archive, content, directory, file, needs_erofs, symlink
 
@@ -201,6 +203,33 @@ async def test_what_is_no_layout(tmp_path: Path, what: str) -> None:
         path.mkdir()
     with pytest.raises(ImageError, match=r"No such file|cut short|no OCI layout"):
         await Image.from_oci(path, cache=tmp_path / "cache").build()
+
+
+def test_what_never_answers_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ImageError, match="neither a file nor a directory"):
+        Image.of(tmp_path / "x")
+
+
+def test_what_an_archive_is_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first file may stand for terabytes."""
+    path = tmp_path / "x.tar"
+    path.write_bytes(archive(file("large", bytes(8 << 20)), file("etc")))
+    taken = []
+
+    class Counted:
+        def __init__(self, source: Readable) -> None:
+            self._source = source
+
+        def read(self, size: int, /) -> bytes:
+            taken.append(size)
+            return self._source.read(size)
+
+    monkeypatch.setattr("aiovmm.rootfs.kinds.expanded", Counted)
+    assert kind_of(path) == "tar"
+    assert sum(taken) < 1 << 20
+    path.write_bytes(archive(file("manifest.json", b"[]"), file("blobs/sha256/x")))
+    assert kind_of(path) == "oci"
 
 
 # -- other sources

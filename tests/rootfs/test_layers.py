@@ -159,3 +159,10 @@ def test_too_many_bytes_are_refused_before_they_are_read(tmp_path: Path) -> None
 def test_names_that_are_no_text(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     assert paths(tmp_path, archive(file(name))) == {name}
+
+
+@pytest.mark.parametrize("attribute", [{"user." + "n" * 300: "x"}, {"user.large": "x" * 70000}])
+def test_attributes_longer_than_there_are(tmp_path: Path, attribute: dict[str, str]) -> None:
+    headers = {f"SCHILY.xattr.{name}": value for name, value in attribute.items()}
+    with pytest.raises(TreeError, match="longer than Linux has them"):
+        Made(tmp_path / "image", [archive(file("a", pax_headers=headers))])

@@ -151,3 +151,25 @@ def test_passt_serves_the_addresses_that_the_guest_has(network: Network) -> None
         assert gateway + mac + guest in answer
     process.wait(20)
     process.stderr.close()  # type: ignore[union-attr]
+
+
+@needs_virtiofsd
+async def test_an_end_that_is_cancelled_is_an_end(tmp_path: Path) -> None:
+    ready = asyncio.Event()
+
+    async def use() -> None:
+        (tmp_path / "share").mkdir()
+        async with served([Volume(tmp_path / "share", f"/{n}") for n in range(3)], tmp_path):
+            ready.set()
+            await asyncio.sleep(1000)
+
+    task = asyncio.create_task(use())
+    await ready.wait()
+    task.cancel()
+    async with asyncio.timeout(20):
+        while (tmp_path / "fs0").exists():  # noqa: ASYNC110 - until it is being ended
+            await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert daemons(os.getpid()) == []
