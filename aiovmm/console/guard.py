@@ -31,7 +31,11 @@ _CUT_CHARACTER = re.compile(rb"(?:[\xc2-\xdf]|[\xe0-\xef][\x80-\xbf]?|[\xf0-\xf4
 _C1 = re.compile(rb"\xc2?([\x80-\x9f])")
 _CSI = re.compile(rb"([\x30-\x3f]*)([\x20-\x2f]*)([\x40-\x7e])?")
 _CSI_ENDS = b"@ABCDEFGHIJKLMPSTXZ`abdefghlmrsu"
-_OSC_SHOWN = {0, 1, 2, 4, 8, 10, 11, 12, *range(104, 113)}
+_PRIVATE_ENDS = {b"?": b"hlrsJK", b">": b"mhl", b"<": b"mhl", b"=": b"mhl"}
+"""By the sign before the parameters: other ends are queries, of keys (m, u, g), graphics (S) or the terminal itself."""
+_OSC_SHOWN = {
+    b"%d" % number for number in (0, 1, 2, 4, 8, 10, 11, 12, *range(104, 113))
+}  # and no other spelling of them
 _STRING_END = re.compile(rb"\x07|\x1b\\|\x9c|\x18|\x1a")
 _STRINGS = b"]PX^_"  # after ESC: OSC, DCS, SOS, PM, APC
 _C1_STRINGS = b"\x90\x98\x9d\x9e\x9f"
@@ -108,7 +112,7 @@ class OutputGuard:
         if end is None:  # it is cut, or something ends it that is in no sequence
             cut = match.end() == len(data) and match.end() - at <= _LONGEST
             return self._hold(data, at) if cut else match.end()
-        private = parameters[:1] in (b">", b"<", b"=") and end not in b"mhl"
+        private = parameters[:1] in _PRIVATE_ENDS and end not in _PRIVATE_ENDS[parameters[:1]]
         drawn = end in _CSI_ENDS and not between and not private
         if match.end() - at > _LONGEST:
             return match.end()
@@ -124,7 +128,7 @@ class OutputGuard:
             self._skipping = True
             return at + 2
         number, _, rest = data[at + 2 : end.start()].partition(b";")
-        known = number.isdigit() and int(number[:4]) in _OSC_SHOWN and end.end() - at <= _LONGEST
+        known = number in _OSC_SHOWN and end.end() - at <= _LONGEST
         if known and b"?" not in rest.split(b";") and _TEXT.fullmatch(rest) and not re.search(rb"[\x00-\x1f]", rest):
             shown += data[at : end.end()]
         return end.end()

@@ -21,6 +21,7 @@ SHOWN = {
     "titles and links": b"\x1b]0;root@guest\x07\x1b]2;x\x1b\\\x1b]8;;http://example.org\x07link\x1b]8;;\x07",
     "keypad and character sets": b"\x1b=\x1b>\x1b(0lqk\x1b(B",
     "cursor's shape, soft reset": b"\x1b[2 q\x1b[!p",
+    "modes kept, parts erased": b"\x1b[?1s\x1b[?1r\x1b[?2J\x1b[?K",
     "modified keys": b"\x1b[>4;2m",
 }
 LEFT_OUT = {
@@ -28,6 +29,8 @@ LEFT_OUT = {
     "who are you": b"\x1b[c\x1b[>c\x1b[=c\x1b[0c\x1bZ\x05",
     "which version": b"\x1b[>q\x1b[>0q",
     "clipboard": b"\x1b]52;c;cm0gLXJmIC8K\x07\x1b]52;c;?\x1b\\",
+    "clipboard, spelt otherwise": b"\x1b]0052;c;eA==\x07\x1b]000052;c;eA==\x07\x1b]00000;x\x07",
+    "keys and graphics are asked": b"\x1b[?u\x1b[?4m\x1b[?1g\x1b[?1;1;0S",
     "colours are asked": b"\x1b]11;?\x07\x1b]4;1;?\x07",
     "titles are asked, windows moved": b"\x1b[21t\x1b[8;1000;1000t\x1b[22;0t\x1b[23t\x1b[2t",
     "media copy": b"\x1b[5i\x1b[?4i\x1b[4i",
