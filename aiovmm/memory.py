@@ -106,6 +106,7 @@ class GuestMemory:
         self._regions: list[MemoryRegion] = []
         self._views: list[memoryview] = []
         self._bases: list[int] = []
+        self._aside: dict[int, tuple[MemoryRegion, memoryview]] = {}  # by gpa
         self._fds: list[int] = []
         self._released: Callable[[], None] | None = None
         self._table = ffi.new("struct avmm_mem *")
@@ -280,12 +281,27 @@ class GuestMemory:
 
     def unmap(self, region: MemoryRegion) -> None:
         """Take a region out. The mapping itself goes when its last view does."""
+        self._take_out(region).release()
+        region.mapping.close()
+
+    def put_aside(self, region: MemoryRegion) -> None:
+        """Take a region out whose mapping stays: devices may have something under way to it, and at these addresses of the host
+        nothing else may come to be meanwhile. It goes with `close`."""
+        self._aside[region.gpa] = region, self._take_out(region)
+
+    def bring_back(self, gpa: int) -> bool:
+        """Put in again what was put aside there; whether anything was."""
+        region, view = self._aside.pop(gpa, (None, None))
+        if region is not None and view is not None:
+            self._insert(region, view)
+        return region is not None
+
+    def _take_out(self, region: MemoryRegion) -> memoryview:
         i = self._regions.index(region)
         view = self._views[i]
         del self._regions[i], self._views[i], self._bases[i]
         self._publish()
-        view.release()
-        region.mapping.close()
+        return view
 
     @property
     def regions(self) -> tuple[MemoryRegion, ...]:
@@ -338,6 +354,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything. Idempotent. A mapping with a live view goes when that view does."""
+        for gpa in list(self._aside):
+            self.bring_back(gpa)
         for region in list(self._regions):
             self.unmap(region)
         for fd in self._fds:

@@ -11,6 +11,7 @@ from aiovmm import (
     VM,
     ConfigError,
     EventKind,
+    GuestFault,
     HotplugError,
     HotplugTimeout,
     MemoryConfig,
@@ -23,6 +24,8 @@ from aiovmm.bus import Space
 from aiovmm.config.options import parse_memory
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.hotplug.places import at_start, modules
+from aiovmm.memory import GuestMemory
+from aiovmm.native import lib
 from tests.vm.guest import config, counts_on, event, until
 
 REGISTERS, GED = 0xB00, 0x604
@@ -163,3 +166,26 @@ def test_options_that_cannot_be(text: str) -> None:
 
 def test_the_method_of_the_reference_is_the_default() -> None:
     assert parse_memory("size=512M,hotplug_size=1G") == MemoryConfig(512 * MIB, hotplug_size=1 << 30)
+
+
+async def test_where_a_module_was_nothing_else_comes_to_be() -> None:
+    """A request of the guest's may be under way to it, whose data must not reach another guest."""
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 1)
+        memory = vm.machine.memory
+        (module,) = (region for region in memory.regions if region.gpa == START)
+        memory.write(START, b"module")
+        await resized(vm, 0)
+        with pytest.raises(GuestFault):
+            memory.slice(START, 1)
+        assert lib.avmm_mem_resident(module.host, module.size) == 0
+        other = GuestMemory.create([(0, MODULE)], shared=False)
+        for region in other.regions:
+            assert region.host >= module.host + module.size or region.host + region.size <= module.host
+        other.close()
+        await resized(vm, 1)
+        assert [region.host for region in memory.regions if region.gpa == START] == [module.host]
+        assert memory.read(START, 6) == bytes(6)
+        await counts_on(vm)
+    assert module.mapping.closed

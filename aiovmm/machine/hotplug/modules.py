@@ -10,7 +10,9 @@ from aiovmm.errors import UsageError
 from aiovmm.lifecycle import EventKind
 from aiovmm.machine.hotplug.one_by_one import OneByOne
 from aiovmm.machine.hotplug.places import add_memory, modules, place_of
+from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import replace
+from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import check_seconds
 
 if TYPE_CHECKING:
@@ -49,7 +51,8 @@ class ModuleHotplug(OneByOne):
     async def _add(self, machine: Machine, unit: int) -> None:
         config = machine.parts.config
         place = modules(config.memory, machine.board.device_memory_start)[unit]
-        add_memory(machine.memory, config.memory, [place])
+        if not machine.memory.bring_back(place[0]):
+            add_memory(machine.memory, config.memory, [place])
         try:
             await self._tell_kvm(machine)
         except BaseException:
@@ -58,8 +61,13 @@ class ModuleHotplug(OneByOne):
 
     async def _remove(self, machine: Machine, unit: int) -> None:
         gpa, _ = modules(machine.parts.config.memory, machine.board.device_memory_start)[unit]
-        machine.memory.unmap(next(region for region in machine.memory.regions if region.gpa == gpa))
+        region = next(region for region in machine.memory.regions if region.gpa == gpa)
+        machine.memory.put_aside(region)
         await self._tell_kvm(machine)
+        span = ffi.new("struct avmm_span[]", [(region.host, region.size)])
+        await finish(
+            machine.worker.submit(lambda: lib.avmm_mem_give_back(span, 1))
+        )  # what is refused goes with the machine
 
     async def _tell_kvm(self, machine: Machine) -> None:
         """A slot more, or less, for which KVM waits until all vCPUs have left the guest."""
