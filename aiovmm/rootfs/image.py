@@ -222,6 +222,7 @@ class Image:
         assert process.stderr is not None
         try:
             words, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())  # stdin stays open
+            process.stdin.close()  # event loops may tell of the end of a process only once all of its pipes are closed
             code = await process.wait()
         finally:
             if process.returncode is None:
