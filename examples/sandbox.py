@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 import aiovmm
 from aiovmm import CommandTimeout, Image
@@ -40,7 +41,10 @@ class Job:
         self.state, self.ok = state, ok
         self.seconds = time.monotonic() - self.begun
         lines = output.decode(errors="replace").strip().splitlines()
-        self.last_line = lines[-1] if lines else ""
+        line = lines[-1] if lines else ""
+        self.last_line = "".join(
+            char if char.isprintable() else "?" for char in line
+        )  # a guest's: no control sequences
 
 
 class Board:
@@ -54,7 +58,8 @@ class Board:
         for job in self._jobs:
             running = job.state in ("boots", "runs")
             seconds = time.monotonic() - job.begun if running else job.seconds
-            table.add_row(job.command[:40], job.state, f"{seconds:.1f}", job.last_line[:60])
+            texts = (job.command[:40], job.state, f"{seconds:.1f}", job.last_line[:60])
+            table.add_row(*(Text(text) for text in texts))  # as they are: brackets are no markup
         return table
 
 

@@ -135,7 +135,8 @@ class Service:
     async def read(self, request: web.Request) -> web.Response:
         """A file's bytes."""
         try:
-            return web.Response(body=await self._find(request)[0].files.read(request.query["path"]))
+            files = self._find(request)[0].files
+            return web.Response(body=await files.read(request.query["path"], limit=LARGEST_FILE))
         except FileNotFoundError as exc:
             raise web.HTTPNotFound(text=str(exc)) from exc
 
@@ -195,7 +196,7 @@ async def errors(
         return await handler(request)
     except web.HTTPException:
         raise
-    except (aiovmm.UsageError, ValueError, KeyError) as exc:
+    except (aiovmm.UsageError, ValueError, TypeError, KeyError) as exc:
         return web.json_response({"error": str(exc)}, status=400)
     except aiovmm.AiovmmError as exc:
         return web.json_response({"error": str(exc)}, status=502)

@@ -176,8 +176,12 @@ class _Wanted:
         return config.with_changes(self._changes) if self._changes else config
 
 
-def _bytes(option: str, size: str | int) -> int:
-    return size if isinstance(size, int) else to_size(option, size)
+def _bytes(option: str, size: object) -> int:
+    if isinstance(size, str):
+        return to_size(option, size)
+    if isinstance(size, int) and not isinstance(size, bool):
+        return size
+    raise ConfigError(option, f"{size!r} is no size", 'give bytes as a whole number, or text like "512M"')
 
 
 def _hostname(name: str) -> str:

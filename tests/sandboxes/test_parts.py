@@ -67,6 +67,8 @@ def test_a_scratch_disk_without_mke2fs(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"disk": "1M"}, "give at least 16M"),
         ({"disk": "much"}, "not a size"),
+        ({"disk": 1.5}, "no size"),
+        ({"memory": True}, "no size"),
         ({"memory": "1M"}, "too few"),
         ({"cpus": 0}, "cpus"),
     ],
