@@ -26,11 +26,12 @@ class HistoryRing:
         self.capacity = capacity
         self.end = 0
         self._buffer = bytearray()
+        self._floor = 0  # what is before it was never here
 
     @property
     def start(self) -> int:
         """Offset of the oldest byte that is kept, which is also the number of bytes lost."""
-        return self.end - len(self._buffer)
+        return max(self._floor, self.end - len(self._buffer))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append `data`; the oldest bytes beyond the capacity are dropped. Cost: one copy of `data`."""
@@ -45,6 +46,15 @@ class HistoryRing:
             view = view[room:]
         if view:
             self._overwrite(view)
+
+    def skip(self, size: int) -> None:
+        """`size` bytes, of any number, are lost, and with them what came before."""
+        if not size:
+            return
+        beyond = max(0, size - self.capacity)
+        self.end += beyond  # all of the buffer is written anew then
+        self.write(bytes(size - beyond))
+        self._floor = self.end
 
     def read(self, offset: int, size: int | None = None) -> bytes:
         """Up to `size` bytes (None: all) from `offset`, which must lie in `start..end` (else IndexError)."""

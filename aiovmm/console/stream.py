@@ -74,6 +74,11 @@ class Console:
         if self._copy is not None:
             self._copy.feed(data)
 
+    def skip(self, size: int) -> None:
+        """So many bytes of output were lost on their way here: readers are told, as if they had been too slow."""
+        if size and not self._log.ended:
+            self._log.ring.skip(size)
+
     def copy_to(self, other: Console | None) -> None:
         """What the guest says here from now on is said at `other` too, at once: two consoles on one terminal."""
         self._copy = other

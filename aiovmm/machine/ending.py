@@ -117,6 +117,11 @@ class Ending:
         finally:
             self._tell()
 
+    def ended(self, status: ExitStatus) -> None:
+        """It has ended in another process, where its machine is: everybody hears of it. The first status stays."""
+        if self.life.end(status):
+            self._tell()
+
     async def settled(self) -> None:
         """Wait until nobody is at work on an end any more."""
         for task in (self._task, self._limit):

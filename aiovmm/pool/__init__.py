@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from aiovmm.pool.events import PoolEvent, PoolEventKind, PoolStats
 from aiovmm.pool.pool import Pool
+from aiovmm.pool.workers.plain import WorkerLost
 
-__all__ = ["Pool", "PoolEvent", "PoolEventKind", "PoolStats"]
+__all__ = ["Pool", "PoolEvent", "PoolEventKind", "PoolStats", "WorkerLost"]

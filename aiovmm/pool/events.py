@@ -18,17 +18,21 @@ class PoolEventKind(enum.Enum):
     DIED = "died"  # while it waited for a user
     FAILED = "failed"  # it could not be started, or not be taken down
     GONE = "gone"
+    WORKER_READY = "worker-ready"  # a worker process can have guests
+    WORKER_DIED = "worker-died"  # with all its guests; another takes its place
 
 
 @dataclass(frozen=True)
 class PoolEvent:
-    """`vm` is the guest's name, `time` seconds since the epoch; `error` what it failed with."""
+    """`vm` is the guest's name, `time` seconds since the epoch; `error` what it failed with. Of a
+    worker process `worker` is its number, from 0, and `vm` is ""."""
 
     kind: PoolEventKind
     vm: str
     time: float
     detail: str = ""
     error: BaseException | None = None
+    worker: int | None = None
 
 
 @dataclass(frozen=True)

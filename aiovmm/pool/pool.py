@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import VMConfig
 from aiovmm.errors import StateError, UsageError
@@ -25,6 +25,10 @@ from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import time_limit
 from aiovmm.vm import VM
+
+if TYPE_CHECKING:
+    from aiovmm.pool.workers.process import Worker
+    from aiovmm.pool.workers.source import Workers
 
 __all__ = ["Pool"]
 
@@ -42,6 +46,9 @@ class Pool:
     manager with a running VM. `warm` spares are kept ready; `max` is how many guests there are at most at a time, in any
     state; `starting` bounds those that are being started at once (two for each processor). `ready(vm)` is awaited before a guest
     counts as ready: `lambda vm: vm.serial.expect(rb"login: ")`.
+    With `workers` the guests are spread over so many processes, an event loop each: for more than one loop can serve, and so
+    that what kills one process leaves the others' guests. `source` is a VMConfig then, and what of a VM needs its machine or a
+    device as an object raises StateError (docs/embedding.md).
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Pool:
         warm: int = 0,
         max: int = 1000,
         starting: int | None = None,
+        workers: int = 0,
         ready: Callable[[VM], Awaitable[object]] | None = None,
         name: str | None = None,
     ) -> None:
@@ -60,7 +68,14 @@ class Pool:
             raise UsageError(
                 f"Pool(warm={warm}, max={max}, starting={starting}): 0 <= warm <= max, and both others from 1 on"
             )
-        self._source = _guests_of(source) if isinstance(source, VMConfig) else source
+        if workers < 0 or (workers and not isinstance(source, VMConfig)):
+            raise UsageError(f"Pool(workers={workers}): from 0 on, and a VMConfig, since no function goes to a process")
+        self._workers: Workers | None = None
+        if isinstance(source, VMConfig):
+            self._workers = self._make_workers(source, workers) if workers else None
+            self._source = self._workers.guest if self._workers is not None else _guests_of(source)
+        else:
+            self._source = source
         self._warm, self._max, self._ready = warm, max, ready
         self._home = HomeLoop(f"pool {self.name!r}")
         self._events: EventStream[PoolEvent] = EventStream(self._home)
@@ -225,7 +240,8 @@ class Pool:
         self._died += 1
         status = member.vm.status if member.vm is not None else None
         self._emit(PoolEventKind.DIED, member, f"{status.reason.value}: {status.detail}" if status else "")
-        self._hold_back()
+        if self._workers is None or not self._workers.was_lost(status):  # else they are held back once for all of it
+            self._hold_back()
         return True
 
     def failed(self, member: Member, error: Exception) -> None:
@@ -245,6 +261,23 @@ class Pool:
             self._spares.remove(member)
         self._emit(PoolEventKind.GONE, member)
         self._fill()
+
+    def _make_workers(self, config: VMConfig, count: int) -> Workers:
+        from aiovmm.pool.workers.source import Workers  # for who wants some
+
+        return Workers(config, count, self.name, self._worker_ready, self._worker_died)
+
+    def _worker_ready(self, worker: Worker) -> None:
+        self._events.emit(PoolEvent(PoolEventKind.WORKER_READY, "", time.time(), worker=worker.index))
+
+    def _worker_died(self, worker: Worker) -> None:
+        assert worker.lost is not None, "it has died"
+        event = PoolEvent(
+            PoolEventKind.WORKER_DIED, "", time.time(), worker.lost.what, worker.lost, worker=worker.index
+        )
+        self._events.emit(event)
+        if self._state == "open":
+            self._hold_back()
 
     def _hold_back(self) -> None:
         """Spares that die or do not start are tried again after a while, a longer one each time; one that is used ends that."""
@@ -286,6 +319,8 @@ class Pool:
             member.release()
         if tasks:
             await asyncio.wait(tasks)
+        if self._workers is not None:
+            await self._workers.aclose()
         self._events.end()
 
 

@@ -43,3 +43,18 @@ def test_takes_memory_only_as_it_fills() -> None:
 def test_a_history_of_nothing_is_refused() -> None:
     with pytest.raises(UsageError):
         HistoryRing(0)
+
+
+@given(st.integers(1, 20), st.lists(st.binary(max_size=30) | st.integers(0, 60), max_size=12), st.binary(max_size=20))
+def test_what_never_came_counts_as_lost_and_all_after_it_is_kept(
+    capacity: int, steps: list[bytes | int], last: bytes
+) -> None:
+    ring, end, kept = HistoryRing(capacity), 0, b""
+    for step in [*steps, last]:
+        if isinstance(step, bytes):
+            ring.write(step)
+            kept, end = (kept + step)[-capacity:], end + len(step)
+        else:
+            ring.skip(step)
+            kept, end = b"" if step else kept, end + step
+        assert (ring.start, ring.end, ring.read(ring.start)) == (end - len(kept), end, kept)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import socket
 import tempfile
 import threading
 import time
+from asyncio.trsock import TransportSocket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -35,6 +37,18 @@ class Remains:
         """Count. What earlier tests have dropped in circles is gone before, so that it does not go while one counts."""
         gc.collect()
         return cls._count()
+
+    @classmethod
+    async def once_loop_has_streams(cls) -> Self:
+        """The same when uvloop has opened what it opens for its first stream, and keeps: a descriptor in reserve."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            _, writer = await asyncio.open_unix_connection(sock=ours)
+            writer.close()
+            await writer.wait_closed()
+        if not isinstance(writer.get_extra_info("socket"), TransportSocket):
+            ours.detach()
+        return cls.now()
 
     @classmethod
     def _count(cls) -> Self:

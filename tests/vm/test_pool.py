@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,21 +16,35 @@ import pytest
 
 from aiovmm import VM, ExitReason, Pool, PoolEventKind, VMConfig, VMState
 from aiovmm.errors import ImageError, StateError, UsageError
-from tests.vm.guest import config, counts_on, until
+from tests.vm.guest import config, until
 from tests.vm.remains import Remains
 
 KIND = PoolEventKind
 ROOT = Path(__file__).parent.parent.parent
 
 
-def guests(does: str = "x") -> VMConfig:
+here_and_there = pytest.mark.parametrize("workers", [0, 2], ids=["in this process", "in workers"])
+"""The same of guests in this process and in two others."""
+
+
+def guests(does: str = "l") -> VMConfig:
     return config(does, name="g")
+
+
+async def lives(vm: VM) -> None:
+    """Wait until the guest has answered: it runs, and can be reached."""
+    word = b"%d;" % next(_words)
+    vm.serial.write(word)
+    await vm.serial.expect(re.escape(word), 20)
+
+
+_words = itertools.count(1000)
 
 
 class Gate:
     """A source of guests that come when the test says so."""
 
-    def __init__(self, does: str = "x") -> None:
+    def __init__(self, does: str = "l") -> None:
         self.config = guests(does)
         self.gate = asyncio.Semaphore(0)
         self.entered = 0
@@ -52,16 +68,17 @@ class Gate:
             yield vm
 
 
-async def test_each_user_has_a_guest_of_its_own_that_is_gone_afterwards() -> None:
-    remains = Remains.now()
-    async with Pool(guests(), warm=2, max=5) as pool:
+@here_and_there
+async def test_each_user_has_a_guest_of_its_own_that_is_gone_afterwards(workers: int) -> None:
+    remains = await Remains.once_loop_has_streams()
+    async with Pool(guests(), workers=workers, warm=2, max=5) as pool:
         await pool.warmed(20)
         seen = []
         for _ in range(5):
             async with pool.acquire() as one, pool.acquire() as other:
                 assert one is not other
-                await counts_on(one)
-                await counts_on(other)
+                await lives(one)
+                await lives(other)
                 seen += [one, other]
             assert one.state is other.state is VMState.STOPPED
         assert len({vm.name for vm in seen}) == 10
@@ -69,8 +86,9 @@ async def test_each_user_has_a_guest_of_its_own_that_is_gone_afterwards() -> Non
     await remains.check()
 
 
-async def test_spares_are_ready_before_they_are_wanted() -> None:
-    async with Pool(guests(), warm=3, max=10) as pool:
+@here_and_there
+async def test_spares_are_ready_before_they_are_wanted(workers: int) -> None:
+    async with Pool(guests(), workers=workers, warm=3, max=10) as pool:
         await pool.warmed(20)
         assert (pool.stats().warm, pool.stats().made) == (3, 3)
         async with pool.acquire() as vm:
@@ -79,17 +97,19 @@ async def test_spares_are_ready_before_they_are_wanted() -> None:
             assert pool.stats().made == 4
 
 
-async def test_ready_is_awaited() -> None:
+@here_and_there
+async def test_ready_is_awaited(workers: int) -> None:
     async def answered(vm: VM) -> None:
         await vm.serial.expect(rb"hello\n")
 
-    async with Pool(guests("hx"), max=3, ready=answered) as pool, pool.acquire() as vm:
+    async with Pool(guests("hx"), workers=workers, max=3, ready=answered) as pool, pool.acquire() as vm:
         assert b"hello\n" in vm.serial.history
 
 
-async def test_never_more_than_there_may_be_and_first_come_first_served() -> None:
+@here_and_there
+async def test_never_more_than_there_may_be_and_first_come_first_served(workers: int) -> None:
     order: list[int] = []
-    async with Pool(guests(), max=3) as pool:
+    async with Pool(guests(), workers=workers, max=3) as pool:
 
         async def use(i: int) -> None:
             async with pool.acquire() as vm:
@@ -97,7 +117,7 @@ async def test_never_more_than_there_may_be_and_first_come_first_served() -> Non
                 stats = pool.stats()
                 assert stats.in_use <= 3
                 assert stats.starting + stats.warm + stats.in_use + stats.leaving <= 3
-                await counts_on(vm)
+                await lives(vm)
 
         await asyncio.gather(*(use(i) for i in range(12)))
     assert order == list(range(12))
@@ -114,8 +134,9 @@ async def test_so_many_are_started_at_once() -> None:
     assert source.most == 2
 
 
-async def test_a_spare_that_dies_is_replaced() -> None:
-    async with Pool(guests(), warm=2, max=5) as pool:
+@here_and_there
+async def test_a_spare_that_dies_is_replaced(workers: int) -> None:
+    async with Pool(guests(), workers=workers, warm=2, max=5) as pool:
         await pool.warmed(20)
         events = pool.events()
         async with pool.acquire() as vm:
@@ -131,11 +152,12 @@ async def test_a_spare_that_dies_is_replaced() -> None:
         await pool.warmed(20)
         assert pool.stats().died == 1
         async with pool.acquire() as vm:
-            await counts_on(vm)
+            await lives(vm)
 
 
-async def test_guests_that_all_die_are_made_ever_more_slowly() -> None:
-    async with Pool(guests("o"), warm=4, max=20) as pool:  # which power themselves off
+@here_and_there
+async def test_guests_that_all_die_are_made_ever_more_slowly(workers: int) -> None:
+    async with Pool(guests("o"), workers=workers, warm=4, max=20) as pool:  # which power themselves off
         await until(lambda: pool.stats().died >= 4)
         assert pool._in_a_row >= 4
         assert pool._retry is not None
@@ -155,7 +177,7 @@ async def test_who_waits_hears_why_there_is_none_and_others_go_on() -> None:
         source.fails = None
         source.gate.release()
         async with pool.acquire(timeout=20) as vm:
-            await counts_on(vm)
+            await lives(vm)
 
 
 async def test_a_time_out_and_a_cancelled_wait_take_nothing_with_them() -> None:
@@ -174,17 +196,18 @@ async def test_a_time_out_and_a_cancelled_wait_take_nothing_with_them() -> None:
         await until(lambda: pool.stats().made == 1 and not pool._members)
         source.gate.release()
         async with pool.acquire(timeout=20) as vm:
-            await counts_on(vm)
+            await lives(vm)
     await remains.check()
 
 
 async def _use(pool: Pool) -> None:
     async with pool.acquire() as vm:
-        await counts_on(vm)
+        await lives(vm)
 
 
-async def test_a_guest_that_comes_in_the_instant_of_a_cancellation_goes_to_the_next() -> None:
-    async with Pool(guests(), max=1) as pool:
+@here_and_there
+async def test_a_guest_that_comes_in_the_instant_of_a_cancellation_goes_to_the_next(workers: int) -> None:
+    async with Pool(guests(), workers=workers, max=1) as pool:
         async with pool.acquire():
             first, second = (asyncio.create_task(_use(pool)) for _ in range(2))
             await until(lambda: pool.stats().waiting == 2)
@@ -194,20 +217,22 @@ async def test_a_guest_that_comes_in_the_instant_of_a_cancellation_goes_to_the_n
         assert first.cancelled() or first.done()
 
 
+@here_and_there
 @pytest.mark.parametrize("when", ["starting", "warm", "in use", "before it has begun"])
-async def test_leaving_the_pool_ends_all_guests(when: str) -> None:
-    remains = Remains.now()
-    source: Gate | VMConfig = Gate() if when == "starting" else guests()
+async def test_leaving_the_pool_ends_all_guests(when: str, workers: int) -> None:
+    remains = await Remains.once_loop_has_streams()
+    source: Gate | VMConfig = Gate() if when == "starting" and not workers else guests()
     vm = None
-    async with Pool(source, warm=3, max=5) as pool:
+    async with Pool(source, warm=3, max=5, workers=workers) as pool:
         if when == "warm":
             await pool.warmed(20)
         elif when == "in use":
             member = await pool._take(20)
             vm = member.vm
-        elif when == "starting":
-            assert isinstance(source, Gate)
+        elif isinstance(source, Gate):
             await until(lambda: source.entered == 3)
+        elif when == "starting":
+            await asyncio.sleep(0)
     assert vm is None or (vm.status is not None and vm.status.reason is ExitReason.KILLED)
     assert pool.stats().made == 3 or when == "in use"
     with pytest.raises(StateError, match="is closed"):
@@ -215,8 +240,9 @@ async def test_leaving_the_pool_ends_all_guests(when: str) -> None:
     await remains.check()
 
 
-async def test_draining_lets_users_finish_and_gives_nobody_another() -> None:
-    async with Pool(guests(), warm=1, max=1) as pool:
+@here_and_there
+async def test_draining_lets_users_finish_and_gives_nobody_another(workers: int) -> None:
+    async with Pool(guests(), workers=workers, warm=1, max=1) as pool:
         using = asyncio.Event()
         done = asyncio.Event()
 
@@ -224,7 +250,7 @@ async def test_draining_lets_users_finish_and_gives_nobody_another() -> None:
             async with pool.acquire() as vm:
                 using.set()
                 await done.wait()
-                await counts_on(vm)
+                await lives(vm)
 
         user = asyncio.create_task(use())
         await using.wait()
@@ -241,21 +267,23 @@ async def test_draining_lets_users_finish_and_gives_nobody_another() -> None:
             await _use(pool)
 
 
-async def test_events_tell_a_guests_life_and_end_with_the_pool() -> None:
-    async with Pool(guests(), max=1) as pool:
+@here_and_there
+async def test_events_tell_a_guests_life_and_end_with_the_pool(workers: int) -> None:
+    async with Pool(guests(), workers=workers, max=1) as pool:
         events = pool.events()
         await _use(pool)
-    told = [(event.kind, event.vm) async for event in events]
+    told = [(event.kind, event.vm) async for event in events if event.worker is None]
     assert told == [(kind, "g-0") for kind in (KIND.READY, KIND.ACQUIRED, KIND.RELEASED, KIND.GONE)]
 
 
-@pytest.mark.parametrize("wrong", [{"warm": -1}, {"warm": 3, "max": 2}, {"max": 0}, {"starting": 0}])
+@pytest.mark.parametrize("wrong", [{"warm": -1}, {"warm": 3, "max": 2}, {"max": 0}, {"starting": 0}, {"workers": -1}])
 def test_numbers_that_cannot_be(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         Pool(guests(), **wrong)  # type: ignore[arg-type]
 
 
-async def test_an_error_of_the_user_ends_its_guest_alone() -> None:
+@here_and_there
+async def test_an_error_of_the_user_ends_its_guest_alone(workers: int) -> None:
     async def fails(use: Callable[[VM], Awaitable[None]]) -> None:
         async with pool.acquire() as vm:
             await use(vm)
@@ -263,10 +291,10 @@ async def test_an_error_of_the_user_ends_its_guest_alone() -> None:
     async def boom(vm: VM) -> None:
         raise ValueError(vm.name)
 
-    async with Pool(guests(), warm=1, max=3) as pool, pool.acquire() as other:
+    async with Pool(guests(), workers=workers, warm=1, max=3) as pool, pool.acquire() as other:
         with pytest.raises(ValueError, match="g-"):
             await fails(boom)
-        await counts_on(other)
+        await lives(other)
 
 
 def test_the_example_uses_a_hundred() -> None:

@@ -1,0 +1,192 @@
+"""One guest of a worker: the VM, and all of it that is told to the pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiovmm.config import ConsoleMode, VMConfig
+from aiovmm.console import Console
+from aiovmm.errors import ConsoleEnded, StateError, UsageError
+from aiovmm.lifecycle import EventKind
+from aiovmm.pool.workers.connection import Connection
+from aiovmm.pool.workers.frames import MOST_DATA
+from aiovmm.pool.workers.plain import error_to_state, status_to_state
+from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.snapshot.configuration import to_state
+from aiovmm.vm import VM
+
+__all__ = ["Guest"]
+
+
+class Guest:
+    """`make`, then any number of requests, then `leave`."""
+
+    def __init__(self, number: int, config: VMConfig, connection: Connection) -> None:
+        self._vm = VM(config, terminal=False)
+        self._number = number
+        self._connection = connection
+        self._consoles = {"serial": self._vm.serial, "console": self._vm.console}
+        self._typed: dict[str, asyncio.Queue[bytes]] = {}
+        modes = {"serial": config.serial.mode, "console": config.console.mode}
+        if config.debug_console.mode is not ConsoleMode.OFF:
+            self._consoles["debug_console"] = self._vm.debug_console
+        self._there = {name: c for name, c in self._consoles.items() if modes.get(name) is not ConsoleMode.OFF}
+        self._typists: list[asyncio.Task[None]] = []
+        self._life: asyncio.Task[None] | None = None
+        self._made: asyncio.Future[None] | None = None
+        self._leaving = asyncio.Event()
+
+    # -- its life
+
+    async def make(self) -> Plain:
+        """Until it runs; then where its consoles are. Raises what VM does, with nothing left behind."""
+        if self._leaving.is_set():
+            raise StateError("it was not wanted any more")
+        self._made = asyncio.get_running_loop().create_future()
+        self._life = asyncio.get_running_loop().create_task(self._live(self._made), name=f"guest {self._vm.name}")
+        try:
+            await asyncio.shield(self._made)
+        except asyncio.CancelledError:
+            self._life.cancel()
+            await asyncio.wait([self._life])
+            if not self._made.cancelled():
+                self._made.exception()  # seen: nobody wants it any more
+            raise
+        return {name: console.place for name, console in self._consoles.items()}
+
+    async def _live(self, made: asyncio.Future[None]) -> None:
+        told: asyncio.Task[None] | None = None
+        try:
+            async with self._vm as vm:
+                told = asyncio.create_task(self._tell_all(vm), name=f"guest {vm.name}: told")
+                await vm.start()
+                made.set_result(None)
+                await self._leaving.wait()
+        except BaseException as exc:
+            if made.done():
+                raise
+            if isinstance(exc, asyncio.CancelledError):
+                made.cancel()
+            else:
+                made.set_exception(exc)
+        finally:
+            for task in self._typists:
+                task.cancel()
+            if told is not None:
+                await asyncio.wait([told])  # it ends with the VM
+
+    async def leave(self) -> None:
+        """Nothing is left of it, and all of it was told. Raises what went wrong."""
+        self._leaving.set()
+        if self._life is not None:
+            await asyncio.wait([self._life])
+            if not self._life.cancelled() and (error := self._life.exception()) is not None:
+                raise error
+
+    # -- what is told of it
+
+    async def _tell_all(self, vm: VM) -> None:
+        tasks = [self._tell_output(name, console) for name, console in self._there.items()]
+        await asyncio.gather(self._tell_events(vm), *tasks)
+        self._send("ended", status=status_to_state(await vm.wait()))
+
+    async def _tell_output(self, name: str, console: Console) -> None:
+        reader = console.reader()
+        lost = 0
+        while data := await reader.read(MOST_DATA):
+            self._send("output", data, console=name, lost=reader.lost - lost)
+            lost = reader.lost
+            await self._connection.drain()  # a pool that does not read loses output, as any slow reader
+
+    async def _tell_events(self, vm: VM) -> None:
+        async for event in vm.events(from_start=True):
+            if event.kind is not EventKind.STOPPED:
+                error = error_to_state(event.error) if event.error is not None else None
+                self._send("event", kind=event.kind.value, detail=event.detail, device=event.device, error=error)
+                await self._connection.drain()
+
+    def _send(self, op: str, data: bytes = b"", **fields: Plain) -> None:
+        self._connection.send({"op": op, "vm": self._number, **fields}, data)
+
+    # -- what is typed to it
+
+    def heard(self, op: str, fields: Fields, data: bytes) -> None:
+        """Input, or a terminal's size. Raises SnapshotError for what is none of the pool's."""
+        name = fields.text("console", among=tuple(self._consoles))
+        if op == "size":
+            self._consoles[name].resize(fields.number("cols", 1, 65535), fields.number("rows", 1, 65535))
+            return
+        if name not in self._typed:
+            self._typed[name] = asyncio.Queue()  # no larger than the window of who sends
+            self._typists.append(asyncio.get_running_loop().create_task(self._type(name), name=f"typing to {name}"))
+        self._typed[name].put_nowait(data)
+
+    async def _type(self, name: str) -> None:
+        while True:
+            data = await self._typed[name].get()
+            try:
+                await self._consoles[name].send(data)
+            except (ConsoleEnded, StateError):
+                return
+            self._send("taken", console=name, size=len(data))
+
+    # -- what it is asked
+
+    def answer(self, fields: Fields) -> Coroutine[Any, Any, Plain]:
+        """The coroutine of a request. Raises SnapshotError for one that there is not."""
+        return _ANSWERS[fields.text("op", among=tuple(_ANSWERS))](self._vm, fields)
+
+
+async def _pause(vm: VM, _: Fields) -> None:
+    await vm.pause()
+
+
+async def _resume(vm: VM, _: Fields) -> None:
+    await vm.resume()
+
+
+async def _shutdown(vm: VM, _: Fields) -> None:
+    vm.shutdown()
+
+
+async def _kill(vm: VM, fields: Fields) -> None:
+    await vm.kill(fields.text("detail"))
+
+
+async def _set_limits(vm: VM, fields: Fields) -> None:
+    vm.set_limits(**_limits(fields.state("limits")))
+
+
+def _limits(state: State) -> dict[str, float | None]:
+    return {name: float(value) if isinstance(value, str) else value for name, value in state.items()}
+
+
+async def _remove(vm: VM, fields: Fields) -> Plain:
+    await vm.remove(fields.text("device"), timeout=_seconds(fields), force=fields.flag("force"))
+    return to_state(vm.config)
+
+
+async def _resize(vm: VM, fields: Fields) -> Plain:
+    sizes = {name: None if fields.absent(name) else fields.number(name) for name in ("cpus", "memory")}
+    await vm.resize(**sizes, timeout=_seconds(fields))
+    return to_state(vm.config)
+
+
+def _seconds(fields: Fields) -> float | None:
+    value = fields.list("timeout", 1)[0]
+    if value is not None and not isinstance(value, int | float):
+        raise UsageError(f"{value!r} is no number of seconds")
+    return value
+
+
+_ANSWERS: dict[str, Callable[[VM, Fields], Coroutine[Any, Any, Plain]]] = {
+    "pause": _pause,
+    "resume": _resume,
+    "shutdown": _shutdown,
+    "kill": _kill,
+    "set_limits": _set_limits,
+    "remove": _remove,
+    "resize": _resize,
+}

@@ -1,0 +1,216 @@
+"""One worker as its pool sees it: a process, the socket to it, what it was asked, and the guests in it.
+
+start ──► hello ──► asked, and heard ──► close, or: it dies, breaks the protocol, does not answer ──► killed, reaped, told
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from errno import ENOENT
+from typing import Protocol
+
+from aiovmm.errors import HostError, PeerError
+from aiovmm.lifecycle import ExitStatus
+from aiovmm.pool.workers.connection import Connection, connect
+from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
+from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.runtime.tasks import finish
+
+__all__ = ["Remote", "Request", "Worker"]
+
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[3])
+from aiovmm.pool.workers.program import main
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
+_START = 60.0  # seconds to its first word, on a machine that is busy
+_END = 20.0  # to its end, once it was told; it has its own patience with its guests, which is less
+_LAST_WORD = 1.0  # between the ends of its socket and of itself
+
+
+class Remote(Protocol):
+    """A guest in a worker: what is heard of it."""
+
+    def heard(self, op: str, fields: Fields, data: bytes) -> None:
+        """Raises PeerError, SnapshotError for what cannot be."""
+
+    def ended(self, status: ExitStatus) -> None:
+        """It has ended; the first of its ends counts."""
+
+    def lost(self, error: WorkerLost) -> None:
+        """So has its worker."""
+
+
+class Request:
+    """One that is under way: `reply`, and `cancel` if nobody wants it any more; then there is a reply all the same."""
+
+    def __init__(self, reply: asyncio.Future[Plain], cancel: Callable[[], None]) -> None:
+        self.reply = reply
+        self.cancel = cancel
+
+
+class Worker:
+    """Made by `start`. `gone` is called once, when nothing of it is there any more. `lost` is how it ended, once it has."""
+
+    def __init__(self, index: int, pool: str, gone: Callable[[Worker], None]) -> None:
+        self.index = index
+        self.guests: dict[int, Remote] = {}
+        self.lost: WorkerLost | None = None
+        self.pid = 0
+        self._name = f"worker {index} of pool {pool!r}"
+        self._gone = gone
+        self._requests: dict[int, asyncio.Future[Plain]] = {}
+        self._count = 0
+        self._closing = False
+        self._silent = ""  # what it has not answered to
+        self._hello: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.index} pid {self.pid}: {self.lost or f'{len(self.guests)} guests'}>"
+
+    async def start(self) -> None:
+        """Until it has said hello. Raises HostError, WorkerLost; then there is nothing of it. Not to be cancelled."""
+        if not sys.executable:
+            raise HostError(f"start {self._name}", ENOENT, "sys.executable does not name an interpreter: have it do so")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            try:
+                process = await self._spawn(theirs.fileno())
+            except OSError as exc:
+                ours.close()
+                raise HostError(f"start {self._name}", exc.errno or 0, path=sys.executable) from exc
+        self.pid = process.pid
+        self._connection = await connect(ours, self._heard)
+        self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
+        try:
+            async with asyncio.timeout(_START):
+                await self._hello
+        except TimeoutError:
+            self.give_up(f"had not begun after {_START:g} s")
+            await self.over()
+            assert self.lost is not None, "it has ended"
+            raise WorkerLost(self.lost.what) from None
+
+    async def _spawn(self, fd: int) -> asyncio.subprocess.Process:
+        path = json.dumps([each for each in sys.path if isinstance(each, str)])
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path),
+            pass_fds=(fd,),
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C at the terminal is for the program, which ends its pool
+        )
+
+    def request(self, op: str, vm: int, **fields: Plain) -> Request:
+        """Ask it for something. Raises WorkerLost, UsageError for what is too large. The reply is a value, or an error."""
+        if self.lost is not None:
+            raise WorkerLost(self.lost.what)
+        self._count += 1
+        id_, reply = self._count, asyncio.get_running_loop().create_future()
+        self.tell(op, vm, id=id_, **fields)
+        self._requests[id_] = reply
+        reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # seen: who asked may be gone
+        return Request(reply, lambda: self.tell("cancel", vm, id=id_))
+
+    async def ask(self, op: str, vm: int, **fields: Plain) -> Plain:
+        """A request to its end: one that is cancelled has its reply first, which comes soon then."""
+        request = self.request(op, vm, **fields)
+        return await finish(request.reply, request.cancel)
+
+    def tell(self, op: str, vm: int, data: bytes = b"", **fields: Plain) -> None:
+        """Something without a reply."""
+        if self._connection is not None and self.lost is None:
+            self._connection.send({"op": op, "vm": vm, **fields}, data)
+
+    def give_up(self, why: str) -> None:
+        """It does not do what it should: it is killed. Idempotent."""
+        self._silent = self._silent or why
+        if self._connection is not None:
+            self._connection.abort()
+
+    async def over(self) -> None:
+        """Wait until nothing of it is there any more."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    async def aclose(self) -> None:
+        """Tell it to end, and wait for that. Idempotent; completes even if the caller is cancelled."""
+        self._closing = True
+        if self._connection is not None:
+            self._connection.close()
+            await finish(self.over())
+
+    # -- what it says
+
+    def _heard(self, message: State, data: bytes) -> None:
+        fields = Fields(message, "frame")
+        op = fields.text("op")
+        if op == "hello":
+            if not self._hello.done():
+                self._hello.set_result(None)
+        elif op in ("done", "failed"):
+            self._answered(op, fields)
+        elif (guest := self.guests.get(number := fields.number("vm"))) is None:
+            raise PeerError(f"{op!r} of guest {number}, who is not in it")
+        elif op == "ended":
+            guest.ended(status_of(fields.state("status")))
+        else:
+            guest.heard(op, fields, data)
+
+    def _answered(self, op: str, fields: Fields) -> None:
+        reply = self._requests.get(id_ := fields.number("id"))
+        if reply is None:
+            raise PeerError(f"an answer to {id_}, which was not asked")
+        if op == "failed":
+            reply.set_exception(error_of(fields.state("error")))
+        else:
+            reply.set_result(None if fields.absent("value") else fields.state("value"))
+        del self._requests[id_]  # not before: whoever waits for an answer that is none hears of the worker's end
+
+    # -- its end
+
+    async def _follow(self, process: asyncio.subprocess.Process, connection: Connection) -> None:
+        ended = asyncio.ensure_future(process.wait())
+        over = asyncio.ensure_future(connection.over.wait())
+        try:
+            await asyncio.wait((ended, over), return_when=asyncio.FIRST_COMPLETED)
+            if not (connection.error or self._silent):
+                await asyncio.wait((ended, over), timeout=_END if self._closing else _LAST_WORD)
+        finally:
+            with suppress(ProcessLookupError):
+                if process.returncode is None:
+                    process.kill()
+            over.cancel()
+            await finish(asyncio.wait([ended]))
+            connection.abort()
+            self._lose(WorkerLost(f"{self._name} (process {self.pid}) {self._how(ended, connection)}"))
+
+    def _how(self, ended: asyncio.Future[int], connection: Connection) -> str:
+        if connection.error is not None:
+            return f"broke the protocol: {connection.error}"
+        if self._silent:
+            return self._silent
+        if self._closing:
+            return "was closed"
+        code = 0 if ended.cancelled() else ended.result()
+        return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+
+    def _lose(self, error: WorkerLost) -> None:
+        self.lost = error
+        for future in (self._hello, *self._requests.values()):
+            if not future.done():
+                future.set_exception(WorkerLost(error.what))
+        if not self._hello.cancelled():
+            self._hello.exception()  # seen
+        self._requests.clear()
+        for guest in tuple(self.guests.values()):
+            guest.lost(error)
+        self._gone(self)

@@ -1,0 +1,131 @@
+"""A worker: `main`, and what it is asked. It ends when its socket does, or the process that started it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+from aiovmm.errors import AiovmmError, SnapshotError, StateError
+from aiovmm.pool.workers.connection import Connection, connect
+from aiovmm.pool.workers.guest import Guest
+from aiovmm.pool.workers.plain import error_to_state
+from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.snapshot.configuration import from_state
+
+__all__ = ["main"]
+
+_END = 10.0  # seconds for its guests' ends, and for whatever hinders them
+
+
+def main(fd: int, parent: int) -> None:
+    """Serve the socket `fd` for the process `parent`."""
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(socket.socket(fileno=fd), parent))
+        _leave_in(_END)  # the loop's own end is among what may hinder
+
+
+def _leave_in(seconds: float) -> None:
+    """The kernel takes apart what is left then."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+async def _serve(sock: socket.socket, parent: int) -> None:
+    server = Server()
+    connection = await connect(sock, server.heard)
+    server.connection = connection
+    watch = _watch(parent, connection)
+    connection.send({"op": "hello"})
+    await connection.over.wait()
+    _leave_in(_END)
+    if watch is not None:
+        asyncio.get_running_loop().remove_reader(watch)
+        os.close(watch)
+    await server.aclose()
+
+
+def _watch(parent: int, connection: Connection) -> int | None:
+    """The socket ends with its last holder, which may be a child of the parent's: so the parent itself is watched as well."""
+    if os.getppid() != parent:
+        connection.abort()
+        return None
+    watch = os.pidfd_open(parent)
+    asyncio.get_running_loop().add_reader(watch, connection.abort)
+    return watch
+
+
+class Server:
+    """The guests of a worker, and the requests that are under way."""
+
+    def __init__(self) -> None:
+        self.connection: Connection | None = None
+        self._guests: dict[int, Guest] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    def heard(self, message: State, data: bytes) -> None:
+        """A frame. Raises SnapshotError for what is none of the pool's."""
+        fields = Fields(message, "frame")
+        op, number = fields.text("op"), fields.number("vm")
+        guest = self._guests.get(number)
+        if op == "cancel":
+            if (task := self._tasks.get(fields.number("id"))) is not None:
+                task.cancel()
+        elif op in ("input", "size"):
+            if guest is not None:  # else it has gone
+                guest.heard(op, fields, data)
+        else:
+            self._begin(fields.number("id"), self._answer_of(op, number, guest, fields))
+
+    def _answer_of(self, op: str, number: int, guest: Guest | None, fields: Fields) -> Coroutine[Any, Any, Plain]:
+        if op == "make":
+            assert self.connection is not None, "it is heard by it"
+            made = self._guests[number] = Guest(number, from_state(fields.state("config")), self.connection)
+            return made.make()
+        if op == "leave":
+            return self._leave(number)
+        if guest is None:
+            raise SnapshotError(f"{op!r} of guest {number}, who is not here")
+        return guest.answer(fields)
+
+    def _begin(self, id_: int, work: Coroutine[Any, Any, Plain]) -> None:
+        task = self._tasks[id_] = asyncio.get_running_loop().create_task(self._answer(id_, work), name=f"request {id_}")
+        task.add_done_callback(lambda task: self._answered(id_, work, task))
+
+    def _answered(self, id_: int, work: Coroutine[Any, Any, Plain], task: asyncio.Task[None]) -> None:
+        del self._tasks[id_]
+        work.close()  # if it was cancelled before it began
+        if task.cancelled():
+            self._failed(id_, StateError("it was cancelled"))
+
+    async def _answer(self, id_: int, work: Coroutine[Any, Any, Plain]) -> None:
+        assert self.connection is not None, "it was asked"
+        try:
+            self.connection.send({"op": "done", "id": id_, "value": await work})
+        except Exception as exc:
+            self._failed(id_, exc)
+
+    def _failed(self, id_: int, error: BaseException) -> None:
+        assert self.connection is not None, "it was asked"
+        if not isinstance(error, AiovmmError | OSError | KeyError | TimeoutError):
+            import logging
+
+            logging.getLogger("aiovmm").error("a request failed", exc_info=error)
+        self.connection.send({"op": "failed", "id": id_, "error": error_to_state(error)})
+
+    async def _leave(self, number: int) -> None:
+        if (guest := self._guests.get(number)) is not None:
+            try:
+                await guest.leave()
+            finally:
+                del self._guests[number]
+
+    async def aclose(self) -> None:
+        """End all guests."""
+        await asyncio.gather(*(self._leave(number) for number in tuple(self._guests)), return_exceptions=True)

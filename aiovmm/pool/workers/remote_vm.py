@@ -1,0 +1,307 @@
+"""The VM that a program holds while its guest is in a worker: consoles, events, state and end are here, the machine is there."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+from aiovmm.config import ConsoleMode, LimitsConfig, PlacedConfig, VMConfig
+from aiovmm.errors import ConfigError, PeerError, SnapshotError, StateError, UsageError
+from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
+from aiovmm.pool.workers.plain import WorkerLost, error_of
+from aiovmm.pool.workers.process import Worker
+from aiovmm.pool.workers.remote_input import RemoteInput
+from aiovmm.runtime.dataclass import field_types, replace
+from aiovmm.runtime.plain import Fields, Plain
+from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.timeouts import check_seconds
+from aiovmm.snapshot.configuration import from_state, to_state
+from aiovmm.vm import VM
+
+if TYPE_CHECKING:
+    from aiovmm.agent import Agent
+    from aiovmm.machine import Machine
+    from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.machine.ram import Ram
+    from aiovmm.snapshot.taking import Snapshot
+    from aiovmm.snapshot.template import Template
+
+__all__ = ["RemoteVM"]
+
+_LEAVE = 30.0  # seconds that a worker has to take a guest apart
+_KINDS = tuple(kind.value for kind in EventKind)
+
+
+class RemoteVM(VM):
+    """What it cannot do in a worker it refuses by name (StateError): what needs the machine, or a device, as an object."""
+
+    def __init__(self, config: VMConfig, worker: Worker, number: int) -> None:
+        super().__init__(config, terminal=False)
+        self._worker = worker
+        self._number = number
+        self._left_it = False
+        self._limits_now = config.limits
+        self._consoles = {"serial": self._serial, "console": self._console}
+        if self._debug is not None:
+            self._consoles["debug_console"] = self._debug
+        self._inputs: dict[str, RemoteInput] = {}
+        worker.guests[number] = self
+        for name, console in self._consoles.items():
+            self._inputs[name] = self._input_of(name)
+            console.connect(self._inputs[name])
+
+    def __repr__(self) -> str:
+        return f"<RemoteVM {self.name!r} {self.state.value} in worker {self._worker.index}>"
+
+    @property
+    def worker(self) -> int:
+        """Which of the pool's workers it is in, from 0."""
+        return self._worker.index
+
+    def _input_of(self, name: str) -> RemoteInput:
+        def send(data: bytes) -> None:
+            self._worker.tell("input", self._number, data, console=name)
+
+        def resized(cols: int, rows: int) -> None:
+            self._worker.tell("size", self._number, console=name, cols=cols, rows=rows)
+
+        return RemoteInput(send, resized)
+
+    # -- what the worker says (process.Remote)
+
+    def heard(self, op: str, fields: Fields, data: bytes) -> None:
+        """See Remote."""
+        if op == "output":
+            console = self._consoles[fields.text("console", among=tuple(self._consoles))]
+            console.skip(fields.number("lost"))
+            console.feed(data)
+        elif op == "taken":
+            self._inputs[fields.text("console", among=tuple(self._inputs))].taken(fields.number("size"))
+        elif op == "event":
+            self._happened(fields)
+        else:
+            raise PeerError(f"{op!r} is nothing that can be heard")
+
+    def _happened(self, fields: Fields) -> None:
+        kind = EventKind(fields.text("kind", among=_KINDS))
+        error = None if fields.absent("error") else error_of(fields.state("error"))
+        device = None if fields.absent("device") else fields.text("device")
+        detail = fields.text("detail")
+        if kind is EventKind.STOPPED:
+            raise PeerError("the end is no event among others")
+        self._journal.emit(kind, detail, device=device, error=error)
+
+    def ended(self, status: ExitStatus) -> None:
+        """See Remote."""
+        self._ending.ended(status)
+
+    def lost(self, error: WorkerLost) -> None:
+        """See Remote."""
+        self.ended(ExitStatus(ExitReason.ERROR, error.what, error))
+
+    # -- its life
+
+    async def make(self) -> None:
+        """Until it runs, in the worker. Raises what `VM.start` does, WorkerLost."""
+        self._home.check()
+        made = await self._worker.ask("make", self._number, config=to_state(self._config))
+        if self.state is VMState.CREATED:  # else it has ended already
+            self._life.move(VMState.RUNNING)
+        with self._checked():
+            places = Fields(made, "places")
+            for name, console in self._consoles.items():
+                console.place = places.text(name)
+
+    async def leave(self) -> None:
+        """There is nothing of it in the worker any more. Completes even if the caller is cancelled."""
+        await finish(self._leave())
+
+    async def _leave(self) -> None:
+        self._left_it = True
+        if self._agent is not None:
+            self._agent.close()
+        try:
+            async with asyncio.timeout(_LEAVE):
+                await self._worker.request("leave", self._number).reply
+        except TimeoutError:
+            self._worker.give_up(f"had not taken guest {self.name!r} apart after {_LEAVE:g} s")
+            await self._worker.over()
+        except WorkerLost:
+            pass
+        finally:
+            self._worker.guests.pop(self._number, None)
+            self.ended(ExitStatus(ExitReason.KILLED, "its program closed it"))
+
+    async def __aenter__(self) -> Self:
+        raise StateError(f"VM {self.name!r} has been entered by its pool; take one by `async with pool.acquire()`")
+
+    async def aclose(self) -> None:
+        """End the guest; the pool takes it apart when it is given back. Idempotent."""
+        await self.kill("its program closed it")
+
+    async def start(self) -> None:
+        """It runs already: see VM.start."""
+        self._home.check()
+        if self.state is VMState.PAUSED:
+            raise StateError(f"VM {self.name!r} is paused: resume() it")
+        self._life.check(VMState.RUNNING)
+
+    async def pause(self) -> None:
+        """See VM.pause."""
+        await self._change("pause", VMState.PAUSED)
+
+    async def resume(self) -> None:
+        """See VM.resume."""
+        await self._change("resume", VMState.RUNNING)
+
+    async def _change(self, op: str, state: VMState) -> None:
+        self._home.check()
+        async with self._transition:
+            if not self._life.check(state):
+                return
+            request = self._worker.request(op, self._number)
+
+            async def settled() -> None:
+                await request.reply
+                self._life.move(state)  # raises if the guest has ended meanwhile
+
+            await finish(settled(), request.cancel)
+
+    def shutdown(self) -> None:
+        """See VM.shutdown."""
+        self._home.check_thread()
+        if self.state is not VMState.RUNNING:
+            raise StateError(f"VM {self.name!r} is {self.state.value}: its power button does nothing")
+        self._worker.request("shutdown", self._number)
+
+    async def kill(self, detail: str = "by the program") -> ExitStatus:
+        """See VM.kill."""
+        self._home.check()
+        if self.state is not VMState.STOPPED and not self._left_it:
+            await finish(self._kill(detail))
+        return await self.wait()
+
+    async def _kill(self, detail: str) -> None:
+        try:
+            await self._worker.request("kill", self._number, detail=detail).reply
+        except WorkerLost:
+            return  # which ended it
+
+    async def wait(self) -> ExitStatus:
+        """See VM.wait."""
+        if not self._ending.stopped.is_set():
+            self._home.check()
+            await self._ending.stopped.wait()
+        assert self._life.status is not None
+        return self._life.status
+
+    # -- what comes and goes
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """See VM.limits."""
+        return self._limits_now
+
+    def set_limits(self, **changes: float | None) -> None:
+        """See VM.set_limits."""
+        self._home.check_thread()
+        if self.state is VMState.STOPPED:
+            raise StateError(f"VM {self.name!r} has ended: it has no limits any more")
+        if unknown := [key for key in changes if key not in field_types(LimitsConfig())]:
+            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
+        self._limits_now = replace(self._limits_now, **changes)
+        self._worker.request("set_limits", self._number, limits=to_state(self._limits_now))
+
+    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
+        """Not in a worker: the guest would have to be made with it."""
+        self._refuse("add()")
+
+    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
+        """See VM.remove."""
+        check_seconds(timeout, "remove(timeout=)")
+        await self._ask_configured("remove", device=id_, timeout=[timeout], force=force)
+
+    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
+        """See VM.resize."""
+        if cpus is None and memory is None:
+            raise UsageError("resize() takes cpus=, memory= in bytes, or both")
+        check_seconds(timeout, "resize(timeout=)")
+        await self._ask_configured("resize", cpus=cpus, memory=memory, timeout=[timeout])
+
+    async def _ask_configured(self, op: str, **fields: Plain) -> None:
+        self._home.check()
+        now = await self._worker.ask(op, self._number, **fields)
+        with self._checked():
+            self._configured(from_state(now))
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """An answer that is none of this request is as bad as a frame that is none."""
+        try:
+            yield
+        except SnapshotError as exc:
+            self._worker.give_up(why := f"broke the protocol: {exc}")
+            raise WorkerLost(f"the worker of VM {self.name!r} {why}") from None
+
+    # -- what it cannot
+
+    def _refuse(self, what: str) -> NoReturn:
+        hint = "take it from a Pool without workers"
+        raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {hint}")
+
+    @property
+    def machine(self) -> Machine:
+        """Not in a worker."""
+        self._refuse("its machine")
+
+    @property
+    def memory(self) -> Ram:
+        """Not in a worker."""
+        self._refuse("its memory")
+
+    def _plugged(self) -> Sequence[PluggedDevice]:
+        self._refuse("its devices as objects")
+
+    def _make_agent(self) -> Agent:
+        self._refuse("its agent")
+
+    def stats(self, *, every: float | None = None) -> Any:
+        """Not in a worker."""
+        self._refuse("stats()")
+
+    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
+        """Not in a worker."""
+        self._refuse("snapshot()")
+
+    @classmethod
+    def restore(
+        cls,
+        path: os.PathLike[str] | str,
+        *,
+        name: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> AbstractAsyncContextManager[Self]:
+        """Not in a worker."""
+        raise StateError("a worker process makes guests of a configuration: VM.restore() one in this process")
+
+    async def freeze(self) -> Template:
+        """Not in a worker."""
+        self._refuse("freeze()")
+
+
+def check_remote(config: VMConfig) -> None:
+    """Raises ConfigError for what is of this process and cannot be in another one."""
+    modes = {
+        "serial": config.serial.mode,
+        "console": config.console.mode,
+        "debug_console": config.debug_console.mode,
+    }
+    for name, mode in modes.items():
+        if mode is ConsoleMode.TTY:
+            raise ConfigError(name, "a guest in a worker process has no terminal", "say null, and attach() it")
+    if any(net.fd for net in config.nets):
+        raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
