@@ -83,6 +83,7 @@ class Forwards:
     async def to_guest(self, guest: Place, host: Place, address: str) -> Place:
         """Listen at the host. Raises UsageError, HostError, ConfigError."""
         payload = _address(guest)
+        _check_port(host)
         forward = _Forward()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,6 +126,7 @@ class Forwards:
     async def to_host(self, guest: Place, host: Place, address: str) -> Place:
         """Listen in the guest. Raises UsageError, GuestOSError."""
         payload = _address(guest)
+        _check_port(host)
         link = await self._agent.link()
         channel = link.begin(Kind.LISTEN, payload, window=_WINDOW)
         forward = _Forward(channel=channel)
@@ -210,11 +212,15 @@ async def _from_channel(out: asyncio.StreamReader, writer: asyncio.StreamWriter)
     await writer.drain()
 
 
+def _check_port(place: Place) -> None:
+    if isinstance(place, int) and not 0 <= place < 1 << 16:
+        raise UsageError(f"{place} is no port")
+
+
 def _address(guest: Place) -> bytes:
     """The payload of CONNECT and LISTEN."""
+    _check_port(guest)
     if isinstance(guest, int):
-        if not 0 <= guest < 1 << 16:
-            raise UsageError(f"{guest} is no port")
         return struct.pack("<BxHI", _LOCAL, guest, _WINDOW)
     path = os.fsencode(guest)
     if not 0 < len(path) < 108 or b"\0" in path:

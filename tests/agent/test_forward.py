@@ -104,6 +104,10 @@ async def test_what_cannot_be(agent: Agent, server: int, tmp_path: Path) -> None
         await agent.forwards.to_guest(70000, 0, "127.0.0.1")
     with pytest.raises(UsageError):
         await agent.forwards.to_guest("x" * 200, 0, "127.0.0.1")
+    with pytest.raises(UsageError):
+        await agent.forwards.to_guest(80, 70000, "127.0.0.1")
+    with pytest.raises(UsageError):
+        await agent.forwards.to_host(0, 70000, "127.0.0.1")
 
 
 async def test_they_end_with_the_agent(agent: Agent, server: int, tmp_path: Path) -> None:
