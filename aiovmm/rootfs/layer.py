@@ -42,16 +42,22 @@ def kept_xattrs(xattrs: dict[bytes, bytes], left_out: LeftOut) -> dict[bytes, by
 def apply_archive(tree: Tree, blocks: Blocks, reader: TarReader, left_out: LeftOut, *, is_layer: bool) -> None:
     """All members of `reader`; with `is_layer` those that say what is gone, too. Raises TarError, TreeError, TooLarge."""
     tree.level += 1
+    devices: set[bytes] = set()  # of this archive, which later members may be other names of
     for member in reader:
         parent, _, name = member.path.rstrip(b"/").rpartition(b"/")
         if is_layer and name.startswith(_WHITEOUT):
             _take_away(tree, parent, name)
-        elif member.kind == "device":
+        elif member.kind == "device" or (member.kind == "link" and _plain(member.target) in devices):
             left_out.devices += 1
+            devices.add(_plain(member.path))
         elif member.kind == "link":
             tree.link(member.path, member.target)
         else:
             tree.add(member.path, _node(member, blocks, reader, left_out))
+
+
+def _plain(path: bytes) -> bytes:
+    return b"/".join(name for name in path.split(b"/") if name not in (b"", b"."))
 
 
 def _take_away(tree: Tree, parent: bytes, name: bytes) -> None:

@@ -166,3 +166,9 @@ def test_attributes_longer_than_there_are(tmp_path: Path, attribute: dict[str, s
     headers = {f"SCHILY.xattr.{name}": value for name, value in attribute.items()}
     with pytest.raises(TreeError, match="longer than Linux has them"):
         Made(tmp_path / "image", [archive(file("a", pax_headers=headers))])
+
+
+def test_other_names_of_a_device_are_left_out_with_it(tmp_path: Path) -> None:
+    device = ("./dev/tty", {"type": tarfile.CHRTYPE, "devmajor": 5})
+    made = Made(tmp_path / "image", [archive(directory("dev"), device, hardlink("dev/other", "dev/tty"), file("a"))])
+    assert (made.paths(), made.left_out.devices) == ({"dev", "a"}, 2)
