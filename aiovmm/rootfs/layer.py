@@ -47,7 +47,9 @@ def apply_archive(tree: Tree, blocks: Blocks, reader: TarReader, left_out: LeftO
         parent, _, name = member.path.rstrip(b"/").rpartition(b"/")
         if is_layer and name.startswith(_WHITEOUT):
             _take_away(tree, parent, name)
-        elif member.kind == "device" or (member.kind == "link" and _plain(member.target) in devices):
+        elif member.kind == "device" or (
+            member.kind == "link" and _plain(member.target) in devices and tree.find(member.target) is None
+        ):
             left_out.devices += 1
             devices.add(_plain(member.path))
         elif member.kind == "link":

@@ -172,3 +172,5 @@ def test_other_names_of_a_device_are_left_out_with_it(tmp_path: Path) -> None:
     device = ("./dev/tty", {"type": tarfile.CHRTYPE, "devmajor": 5})
     made = Made(tmp_path / "image", [archive(directory("dev"), device, hardlink("dev/other", "dev/tty"), file("a"))])
     assert (made.paths(), made.left_out.devices) == ({"dev", "a"}, 2)
+    again = [directory("dev"), device, file("dev/tty", b"x"), hardlink("b", "dev/tty")]
+    assert Made(tmp_path / "again", [archive(*again)]).paths() == {"dev", "dev/tty", "b"}
