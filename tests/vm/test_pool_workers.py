@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -283,16 +285,42 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(says: str, monkeypatch
     await remains.check()
 
 
-async def test_a_worker_that_does_not_take_a_guest_apart_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiovmm.pool.workers.remote_vm._LEAVE", 0.2)
+@pytest.mark.parametrize("asked", ["to take a guest apart", "to end a guest", "to heed a cancellation"])
+async def test_a_worker_that_does_not_answer_is_killed(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.2)
     before = children()
     async with Pool(guests(), max=2, workers=1) as pool:
         async with pool.acquire() as vm:
             os.kill(pid_of(vm), signal.SIGSTOP)
+            if asked == "to end a guest":
+                assert "had not ended guest 'g-0'" in (await vm.kill()).detail
+            elif asked == "to heed a cancellation":
+                pausing = asyncio.create_task(vm.pause())
+                await until(lambda: bool(remote(vm)._worker._requests))
+                pausing.cancel()
+                assert "had not let go" in (await vm.wait()).detail
+                await asyncio.wait([pausing])
+                assert pausing.cancelled()
         assert vm.status is not None
-        assert "had not taken guest 'g-0' apart" in vm.status.detail
+        assert "after 0.2 s" in vm.status.detail
         await _use(pool)
     assert children() == before
+
+
+async def test_one_that_cannot_be_joined_to_its_socket_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(sock: socket.socket, *_: object) -> None:
+        sock.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    remains, before = await Remains.once_loop_has_streams(), children()
+    async with Pool(guests(), max=2, workers=1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(process, "connect", fails)
+            with pytest.raises(HostError, match="Too many open files"):
+                await _use(pool)
+            assert children() == before
+        await _use(pool)
+    await remains.check()
 
 
 REFUSED = {"machine", "memory", "balloon", "disks", "nets", "vsock", "agent", "files"}

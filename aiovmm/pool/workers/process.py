@@ -22,7 +22,7 @@ from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.runtime.tasks import finish
 
-__all__ = ["Remote", "Request", "Worker"]
+__all__ = ["PATIENCE", "Remote", "Request", "Worker"]
 
 _PROGRAM = """
 import json, sys
@@ -30,6 +30,8 @@ sys.path[:] = json.loads(sys.argv[3])
 from aiovmm.pool.workers.program import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
+PATIENCE = 30.0
+"""Seconds that a worker has for what may not be waited for for ever: to end a guest, to take it apart, to heed a cancellation."""
 _START = 60.0  # seconds to its first word, on a machine that is busy
 _END = 20.0  # to its end, once it was told; it has its own patience with its guests, which is less
 _LAST_WORD = 1.0  # between the ends of its socket and of itself
@@ -81,15 +83,11 @@ class Worker:
         """Until it has said hello. Raises HostError, WorkerLost; then there is nothing of it. Not to be cancelled."""
         if not sys.executable:
             raise HostError(f"start {self._name}", ENOENT, "sys.executable does not name an interpreter: have it do so")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            try:
-                process = await self._spawn(theirs.fileno())
-            except OSError as exc:
-                ours.close()
-                raise HostError(f"start {self._name}", exc.errno or 0, path=sys.executable) from exc
+        try:
+            process, self._connection = await self._joined()
+        except OSError as exc:
+            raise HostError(f"start {self._name}", exc.errno or 0, path=sys.executable) from exc
         self.pid = process.pid
-        self._connection = await connect(ours, self._heard)
         self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
         try:
             async with asyncio.timeout(_START):
@@ -99,6 +97,21 @@ class Worker:
             await self.over()
             assert self.lost is not None, "it has ended"
             raise WorkerLost(self.lost.what) from None
+
+    async def _joined(self) -> tuple[asyncio.subprocess.Process, Connection]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with theirs:
+                process = await self._spawn(theirs.fileno())
+        except BaseException:
+            ours.close()
+            raise
+        try:
+            return process, await connect(ours, self._heard)
+        except BaseException:
+            process.kill()
+            await process.wait()
+            raise
 
     async def _spawn(self, fd: int) -> asyncio.subprocess.Process:
         path = json.dumps([each for each in sys.path if isinstance(each, str)])
@@ -118,7 +131,13 @@ class Worker:
         self.tell(op, vm, id=id_, **fields)
         self._requests[id_] = reply
         reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # seen: who asked may be gone
-        return Request(reply, lambda: self.tell("cancel", vm, id=id_))
+        return Request(reply, lambda: self._cancel(vm, id_, reply))
+
+    def _cancel(self, vm: int, id_: int, reply: asyncio.Future[Plain]) -> None:
+        self.tell("cancel", vm, id=id_)
+        why = f"had not let go of what it was asked for after {PATIENCE:g} s"
+        timer = asyncio.get_running_loop().call_later(PATIENCE, self.give_up, why)
+        reply.add_done_callback(lambda _: timer.cancel())
 
     async def ask(self, op: str, vm: int, **fields: Plain) -> Plain:
         """A request to its end: one that is cancelled has its reply first, which comes soon then."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from aiovmm.config import ConsoleMode, LimitsConfig, PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, PeerError, SnapshotError, StateError, UsageError
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
+from aiovmm.pool.workers import process
 from aiovmm.pool.workers.plain import WorkerLost, error_of
 from aiovmm.pool.workers.process import Worker
 from aiovmm.pool.workers.remote_input import RemoteInput
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteVM"]
 
-_LEAVE = 30.0  # seconds that a worker has to take a guest apart
 _KINDS = tuple(kind.value for kind in EventKind)
 
 
@@ -124,13 +124,7 @@ class RemoteVM(VM):
         if self._agent is not None:
             self._agent.close()
         try:
-            async with asyncio.timeout(_LEAVE):
-                await self._worker.request("leave", self._number).reply
-        except TimeoutError:
-            self._worker.give_up(f"had not taken guest {self.name!r} apart after {_LEAVE:g} s")
-            await self._worker.over()
-        except WorkerLost:
-            pass
+            await self._in_time("leave", "taken apart")
         finally:
             self._worker.guests.pop(self._number, None)
             self.ended(ExitStatus(ExitReason.KILLED, "its program closed it"))
@@ -185,10 +179,18 @@ class RemoteVM(VM):
         return await self.wait()
 
     async def _kill(self, detail: str) -> None:
+        await self._in_time("kill", "ended", detail=detail)
+
+    async def _in_time(self, op: str, what: str, **fields: Plain) -> None:
+        """Ask for some kind of end, which the worker's own is as well."""
         try:
-            await self._worker.request("kill", self._number, detail=detail).reply
+            async with asyncio.timeout(process.PATIENCE):
+                await self._worker.request(op, self._number, **fields).reply
+        except TimeoutError:
+            self._worker.give_up(f"had not {what} guest {self.name!r} after {process.PATIENCE:g} s")
+            await self._worker.over()
         except WorkerLost:
-            return  # which ended it
+            return
 
     async def wait(self) -> ExitStatus:
         """See VM.wait."""
