@@ -43,6 +43,10 @@ class Reference:
         if bool(self.username) != bool(self.password):
             raise UsageError("a username and a password go together")
 
+    def __repr__(self) -> str:
+        """Without the password."""
+        return f"Reference({self.name!r}{f', username={self.username!r}' if self.username else ''})"
+
     @property
     def host(self) -> str:
         """The registry's, as credentials are kept by."""

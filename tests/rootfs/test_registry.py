@@ -192,3 +192,7 @@ async def test_a_registry_that_wants_a_password(layout: Path, tmp_path: Path) ->
             await Image.from_docker_registry(name, tls_verify=False, cache=tmp_path / "other").build()
     finally:
         registry.stop()
+
+
+def test_the_password_is_not_shown() -> None:
+    assert repr(Reference("host/x", username="me", password="secret")) == "Reference('host/x', username='me')"
