@@ -206,6 +206,36 @@ asyncio.run(main())
     asyncio.run(until(lambda: not any(map(is_there, workers)), 60))
 
 
+def test_a_worker_whose_loop_hangs_ends_with_the_program_too() -> None:
+    program = """
+import asyncio
+from aiovmm import Pool
+from aiovmm.pool.workers import process
+from tests.vm.guest import config
+
+process._PROGRAM = process._PROGRAM.replace("main(int", '''
+import time
+from aiovmm.pool.workers import guest, program
+program._END = 0.5
+guest._ANSWERS["pause"] = lambda *_: (print("hangs", flush=True), time.sleep(600))
+main(int''')
+
+async def main():
+    async with Pool(config("l", name="g"), max=2, workers=1) as pool, pool.acquire() as vm:
+        print(vm._worker.pid, flush=True)
+        await vm.pause()
+
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert parent.stdout.readline() == "hangs\n"
+        assert is_there(worker)
+        parent.kill()
+    asyncio.run(until(lambda: not is_there(worker), 60))
+
+
 @pytest.mark.parametrize(
     ("executable", "error", "text"),
     [

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from aiovmm.errors import AiovmmError, SnapshotError, StateError
@@ -41,24 +43,29 @@ async def _serve(sock: socket.socket, parent: int) -> None:
     server = Server()
     connection = await connect(sock, server.heard)
     server.connection = connection
-    watch = _watch(parent, connection)
+    _watch(parent, connection)
     connection.send({"op": "hello"})
     await connection.over.wait()
     _leave_in(_END)
-    if watch is not None:
-        asyncio.get_running_loop().remove_reader(watch)
-        os.close(watch)
     await server.aclose()
 
 
-def _watch(parent: int, connection: Connection) -> int | None:
-    """The socket ends with its last holder, which may be a child of the parent's: so the parent itself is watched as well."""
-    if os.getppid() != parent:
+def _watch(parent: int, connection: Connection) -> None:
+    """The socket ends with its last holder, which may be a child of the parent's: so the parent itself is watched as well, and by
+    a thread, for a loop that hangs would not hear of it."""
+    watch = os.pidfd_open(parent) if os.getppid() == parent else None
+    if watch is None:
         connection.abort()
-        return None
-    watch = os.pidfd_open(parent)
-    asyncio.get_running_loop().add_reader(watch, connection.abort)
-    return watch
+        return
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        select.select([watch], [], [])
+        with suppress(RuntimeError):  # the loop is closed: all is well
+            loop.call_soon_threadsafe(connection.abort)
+        _leave_in(_END)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 class Server:
