@@ -15,6 +15,7 @@ _X86_ALONE = {
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
+    "test_machine.py": "",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
@@ -28,6 +29,7 @@ CORE = {
     "test_disk_images.py": "boot_with_an_overlay_and_with_qcow2",
     "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
+    "test_machine.py": "[6.1]",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",
     "test_pci.py": "interrupted_by_pins[6.1]",
