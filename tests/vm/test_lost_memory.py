@@ -127,7 +127,7 @@ async def test_kvm_finds_no_memory_behind_an_address(code: int, short: Path) -> 
     async with VM(guest.config("x", pmems=(PmemConfig(file=short),))) as vm:
         await vm.start()
         os.truncate(short, 0)
-        vm.machine._exits._on_exit(0, RunFailed(code))
+        vm.machine.exits._on_exit(0, RunFailed(code))
         status = await vm.wait()
         assert status.reason is ExitReason.ERROR
         assert "cut short to 0 bytes" in status.detail

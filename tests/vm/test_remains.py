@@ -167,6 +167,7 @@ async def prefaulted() -> None:
         await vm.kill()
 
 
+@pytest.mark.timeout(400)  # some hundred lives
 @pytest.mark.parametrize("woken", [False, True], ids=["while it waits", "as it is woken"])
 @pytest.mark.parametrize("life", [all_of_it, ask_and_kill, resets, prefaulted], ids=lambda f: f.__name__)
 async def test_cancelled_at_every_await(life: Callable[[], Awaitable[None]], woken: bool, remains: Remains) -> None:

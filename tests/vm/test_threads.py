@@ -43,9 +43,9 @@ async def test_threads_of_devices_are_named_after_their_vm_and_id(tmp_path: Path
         await until(lambda: "web: custom0" in (thread.name for thread in threading.enumerate()))
         os.write(write, b"x")
         assert await reading == 1
-        name = vm.machine._worker.submit(lambda: threading.current_thread().name)
+        name = vm.machine.worker.submit(lambda: threading.current_thread().name)
         assert await name == "web: kvm calls"
-        comm = vm.machine._worker.submit(Path("/proc/thread-self/comm").read_text)
+        comm = vm.machine.worker.submit(Path("/proc/thread-self/comm").read_text)
         assert (await comm) == "web kvm calls\n"
     os.close(write)
 

@@ -110,8 +110,7 @@ class Pl011Port(UartPort[Pl011]):
 
     def unsuspend(self) -> None:
         """After `load`: input comes when the driver takes it."""
-        if self._hold.active:
-            self._hold.wait()
+        self._keep_for_a_while()
 
     # -- the guest's side
 

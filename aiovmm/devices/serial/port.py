@@ -106,8 +106,7 @@ class SerialPort(UartPort[Uart16550]):
 
     def unsuspend(self) -> None:
         """After `load`: the vCPUs can take interrupts, and input comes when the driver takes it."""
-        if self._hold.active:
-            self._hold.wait()
+        self._keep_for_a_while()
 
     def close(self) -> None:
         """Forget the timers, and set none again. Idempotent."""

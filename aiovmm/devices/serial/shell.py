@@ -174,8 +174,13 @@ class UartPort(Generic[UartT]):
             hold.end()
         if not hold.active:
             self._offer()
-        elif uart.dropped or self._waiting:
-            hold.wait()
+        else:
+            self._keep_for_a_while()
+
+    def _keep_for_a_while(self) -> None:
+        """If there is input that is kept from the driver."""
+        if self._hold.active and (self._uart.dropped or self._waiting):
+            self._hold.wait()
 
     def _offer(self) -> None:
         """Give what was dropped unread; ask for more input when there is some and the guest has read what there was."""
