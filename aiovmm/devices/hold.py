@@ -25,6 +25,11 @@ class InputHold:
         self._timer: Timer | None = None
         self._ending = False  # `end_in` has set it
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is input that it is kept from."""
+        return self._timer is not None
+
     def begin(self) -> None:
         """The driver has begun to set the device up."""
         self.active = self._call_later is not None

@@ -38,7 +38,7 @@ from aiovmm.irq import LevelLine
 from aiovmm.native import lib
 
 if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+    pass
 
 __all__ = ["Pl011Port"]
 
@@ -78,6 +78,8 @@ class Pl011Port(UartPort[Pl011]):
         self._publish_stored()
         self._publish()
 
+    _read_state = Pl011State.read
+
     def snapshot(self) -> Pl011State:
         """The state to give to `restore`; output that was waiting for the end of the batch is handed on first."""
         self.end_of_batch()
@@ -89,28 +91,6 @@ class Pl011Port(UartPort[Pl011]):
         self._hold.end()
         self._publish_stored()
         self._settle()
-
-    def save(self) -> State:
-        """The registers, and whether input is kept from the driver."""
-        return {"uart": self.snapshot().save(), "held": self._hold.active}
-
-    def load(self, state: State) -> None:
-        """As `restore`; what has come for this port since it was made comes behind what it had, and not before `unsuspend`.
-        Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
-        fields = Fields(state, "serial port")
-        uart, held = Pl011State.read(fields.state("uart")), fields.flag("held")
-        fields.end()
-        came = self._uart.dropped + self._uart.receiver.clear()
-        self.restore(uart)
-        self._uart.dropped += came
-        if held or came:
-            self._hold.begin()
-
-    def unsuspend(self) -> None:
-        """After `load`: input comes when the driver takes it."""
-        self._keep_for_a_while()
 
     # -- the guest's side
 

@@ -37,7 +37,7 @@ from aiovmm.irq import IrqLine
 from aiovmm.native import lib
 
 if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+    pass
 
 __all__ = ["SerialPort"]
 
@@ -72,6 +72,8 @@ class SerialPort(UartPort[Uart16550]):
         self._pacer = InterruptPacer(irq, call_later)
         self._publish()
 
+    _read_state = UartState.read
+
     def snapshot(self) -> UartState:
         """The state to give to `restore`; output that was waiting for the end of the batch is handed on first."""
         self.end_of_batch()
@@ -85,28 +87,6 @@ class SerialPort(UartPort[Uart16550]):
         self._pacer.reset()
         self.fast.shadow[_SCR] = state.scr
         self._publish()
-
-    def save(self) -> State:
-        """The registers, and whether input is kept from the driver. May interrupt, so the controller's state comes after it."""
-        return {"uart": self.snapshot().save(), "held": self._hold.active}
-
-    def load(self, state: State) -> None:
-        """As `restore`; what has come for this port since it was made comes behind what it had, and not before
-        `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
-        fields = Fields(state, "serial port")
-        uart, held = UartState.read(fields.state("uart")), fields.flag("held")
-        fields.end()
-        came = self._uart.dropped + self._uart.receiver.clear()
-        self.restore(uart)
-        self._uart.dropped += came
-        if held or came:
-            self._hold.begin()
-
-    def unsuspend(self) -> None:
-        """After `load`: the vCPUs can take interrupts, and input comes when the driver takes it."""
-        self._keep_for_a_while()
 
     def close(self) -> None:
         """Forget the timers, and set none again. Idempotent."""

@@ -13,11 +13,14 @@ console that prints reads it as one that waits for input does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from aiovmm.bus import FastPage
 from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.plain import State
 
 __all__ = ["QUIET", "Uart", "UartPort"]
 
@@ -31,6 +34,13 @@ guest prints unasked, as at boot, need not (bus.Policy.LAZY_WRITE)."""
 
 _OUTPUT_LIMIT = 64 * 1024
 """Bytes gathered before they are handed on within a batch: memory stays bounded against a guest that only prints."""
+
+
+class Receiver(Protocol):
+    """The FIFO of what has come."""
+
+    def clear(self) -> bytes:
+        """Drop all; what of it was data from the line."""
 
 
 class Uart(Protocol):
@@ -51,6 +61,10 @@ class Uart(Protocol):
 
     def receive(self, data: bytes) -> int:
         """Bytes arrive; returns how many were taken, at most `room`."""
+
+    @property
+    def receiver(self) -> Receiver:
+        """What has come and is not read yet."""
 
     def receive_dropped(self) -> None:
         """What `dropped` has arrives again, as far as there is room."""
@@ -118,7 +132,46 @@ class UartPort(Generic[UartT]):
         """Forget the timers, and set none again. Idempotent."""
         self._hold.close()
 
+    # -- its state
+
+    def save(self) -> State:
+        """The registers, whether input is kept from the driver, and whether there is any. May interrupt, so the controller's
+        state comes after it."""
+        uart = self.snapshot().save()
+        kept = self._hold.active and (self._hold.waits or self._waiting or bool(self._uart.dropped))
+        return {"uart": uart, "held": self._hold.active, "kept": kept}
+
+    def load(self, state: State) -> None:
+        """As `restore`; what has come for this port since it was made comes behind what it had, and not before
+        `unsuspend`. Raises SnapshotError."""
+        from aiovmm.runtime.plain import Fields
+
+        fields = Fields(state, "serial port")
+        uart, held, kept = self._read_state(fields.state("uart")), fields.flag("held"), fields.flag("kept")
+        fields.end()
+        came = self._uart.dropped + self._uart.receiver.clear()
+        self.restore(uart)
+        self._uart.dropped += came
+        if held or came:
+            self._hold.begin()
+        self._waiting = self._waiting or kept
+
+    def unsuspend(self) -> None:
+        """After `load`: the vCPUs can take interrupts, and input comes when the driver takes it."""
+        self._keep_for_a_while()
+
     # -- what a port of one kind adds
+
+    _read_state: Callable[[State], Any]
+    """Its registers from what was saved of them. Raises SnapshotError."""
+
+    def snapshot(self) -> Any:
+        """The registers, to be given to `restore`."""
+        raise NotImplementedError
+
+    def restore(self, state: Any) -> None:
+        """Go on from what `snapshot` gave, with the guest not running."""
+        raise NotImplementedError
 
     def _publish(self) -> None:
         """Put shadows and policies right after an access, or after something has come."""
