@@ -48,3 +48,16 @@ def test_many_guests_in_short(tmp_path: Path) -> None:
     results = {result["name"]: result for result in json.loads(data.read_text())["results"]}
     assert {"from aiovmm import VM", "aiovmm run, to the first byte", "creation", *many.ROWS} == results.keys()
     assert all(result["medians"][result["ours"]] > 0 for result in results.values())
+
+
+def test_the_agents_program_in_short(tmp_path: Path) -> None:
+    data = tmp_path / "agent.json"
+    assert main(["agent_program", "--quick", "--json", str(data)]) == 0
+    results = json.loads(data.read_text())["results"]
+    assert [row["name"] for row in results] == [
+        "1 MiB of stdout",
+        "1 MiB copied out",
+        "1 MiB copied in",
+        "60 short commands, 50 at once",
+    ]
+    assert all(value > 0 for row in results for samples in row["samples"].values() for value in samples)
