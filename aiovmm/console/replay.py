@@ -18,13 +18,16 @@ _QUERIES = re.compile(
     rb"|\x1b\[>\d*q"  # XTVERSION
     rb"|\x1b\[\??[\d;]*\$p"  # DECRQM
     rb"|\x1b\[[\d;]*x"  # DECREQTPARM
+    rb"|\x1b\[\?[\d;]*[gmuS]"  # XTQFMTKEYS, XTQMODKEYS, kitty's keyboard, XTSMGRAPHICS
+    rb"|\x1b\[[\d;]*(?:\$[uw]|[*]y|&u|'[|]|\"v|#[|R]|[+]x)"  # DECRQTSR, DECRQPSR, DECRQCRA and the like, XTREPORT*
     rb"|\x1b\[(?:1[1345689]|2[01])(?:;\d+)?t"  # xterm: window reports
     rb"|\x1b\](?:\d+;)+\?(?:\x07|\x1b\\)"  # OSC: colour and clipboard queries
     rb"|\x1bP[+$]q[^\x1b]*\x1b\\"  # DCS: XTGETTCAP, DECRQSS
+    rb"|\x1b_G[^\x1b]*\x1b\\"  # APC: kitty's graphics, which a terminal acknowledges
     rb"|\x05"  # ENQ
 )
 
-_UNFINISHED = re.compile(rb"\x1b(?:\[[>=?\d;$]{0,60}|[\]P][^\x07\x1b]{0,60}\x1b?)?\Z")
+_UNFINISHED = re.compile(rb"\x1b(?:\[[>=?\d;]{0,58}[$*&'\x22#+]?|[\]P_][^\x07\x1b]{0,60}\x1b?)?\Z")
 _LONGEST = 64  # bytes of one: what is longer is not one of the queries above
 
 

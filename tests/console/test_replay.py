@@ -21,6 +21,18 @@ QUERIES = [
     b"\x1b]11;?\x07",
     b"\x1b]4;1;?\x1b\\",
     b"\x1bP+q544e\x1b\\",
+    b"\x1b[?u",
+    b"\x1b[?4m",
+    b"\x1b[?1g",
+    b"\x1b[?2;1;0S",
+    b"\x1b[1$w",
+    b"\x1b[1;1;1;1;2;2*y",
+    b"\x1b[&u",
+    b"\x1b[1'|",
+    b'\x1b["v',
+    b"\x1b[#R",
+    b"\x1b[1;1;2;2#|",
+    b"\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\",
     b"\x05",
 ]
 SHOWN = [
@@ -34,6 +46,10 @@ SHOWN = [
     b"6n",
     b"\x1b(B",
     b"c",
+    b"\x1b[s\x1b[u",
+    b"\x1b[3S",
+    b"\x1b[2'}",
+    b"\x1b[ q",
 ]
 
 
