@@ -19,7 +19,7 @@ from typing import Any
 from aiovmm.errors import AiovmmError, ImageError
 from aiovmm.rootfs.blocks import Blocks, TooLarge
 from aiovmm.rootfs.erofs import FIRST_BLOCK, write_erofs
-from aiovmm.rootfs.layer import LeftOut
+from aiovmm.rootfs.layer import LeftOut, leave_out_devices
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Source
 from aiovmm.rootfs.tar import TarError
@@ -67,6 +67,7 @@ def make(source: Source, fd: int, limits: Limits) -> dict[str, Any]:
     blocks = Blocks(fd, FIRST_BLOCK, limits.size)
     tree = Tree(limits, blocks.free)
     configuration = source.fill(tree, blocks, left_out)
+    leave_out_devices(tree, left_out)
     write_erofs(tree, blocks, fd)
     os.fsync(fd)
     content, size = _digest(fd)

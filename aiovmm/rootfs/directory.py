@@ -36,7 +36,7 @@ def fingerprint(root: Path) -> tuple[str, bool]:
 def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> None:
     """All below `root` on its file system. Whoever builds is root in the guest, if he is not root here: as in a user namespace,
     his files are root's. Raises ImageError, TreeError, TooLarge."""
-    tree.level += 1
+    tree.begin_layer()
     first: dict[tuple[int, int], bytes] = {}
     for path, status in _walk(root):
         if stat.S_IFMT(status.st_mode) not in _KEPT:

@@ -9,7 +9,7 @@ from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.tar import Member, TarReader
 from aiovmm.rootfs.tree import Node, Tree, TreeError
 
-__all__ = ["LeftOut", "apply_archive", "kept_xattrs"]
+__all__ = ["LeftOut", "apply_archive", "kept_xattrs", "leave_out_devices"]
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
@@ -40,38 +40,50 @@ def kept_xattrs(xattrs: dict[bytes, bytes], left_out: LeftOut) -> dict[bytes, by
 
 
 def apply_archive(tree: Tree, blocks: Blocks, reader: TarReader, left_out: LeftOut, *, is_layer: bool) -> None:
-    """All members of `reader`; with `is_layer` those that say what is gone, too. Raises TarError, TreeError, TooLarge."""
-    tree.level += 1
-    devices: set[bytes] = set()  # of this archive, which later members may be other names of
+    """All members of `reader`; with `is_layer` those that say what is gone, too. Device nodes are in the tree, as what is in the
+    place of older files and may have other names, until `leave_out_devices`. Raises TarError, TreeError, TooLarge."""
+    tree.begin_layer()
     for member in reader:
         parent, _, name = member.path.rstrip(b"/").rpartition(b"/")
-        if is_layer and name.startswith(_WHITEOUT):
+        if is_layer and _is_below_whiteout(parent):
+            raise TreeError(f"{member.path[:200].decode(errors='replace')!a} is below a whiteout")
+        if is_layer and name == _OPAQUE:
+            tree.opaque(parent)
+        elif is_layer and name.startswith(_WHITEOUT) and not name.startswith(_OF_AUFS):
             _take_away(tree, parent, name)
-        elif member.kind == "device" or (
-            member.kind == "link" and _plain(member.target) in devices and tree.find(member.target) is None
-        ):
-            left_out.devices += 1
-            devices.add(_plain(member.path))
         elif member.kind == "link":
             tree.link(member.path, member.target)
         else:
             tree.add(member.path, _node(member, blocks, reader, left_out))
+    if is_layer:
+        tree.take_out(lambda name, node: name.startswith(_OF_AUFS))
 
 
-def _plain(path: bytes) -> bytes:
-    return b"/".join(name for name in path.split(b"/") if name not in (b"", b"."))
+def leave_out_devices(tree: Tree, left_out: LeftOut) -> None:
+    """Behind the last layer: a later one may have put something else in the place of a device, or made a file one."""
+    left_out.devices += tree.take_out(lambda name, node: stat.S_ISCHR(node.mode))
+
+
+def _is_below_whiteout(parent: bytes) -> bool:
+    """But for what is in a directory of aufs's own at the root: layers that it made have the content of hard links there."""
+    parts = [part for part in parent.split(b"/") if part not in (b"", b".")]
+    return any(part.startswith(_WHITEOUT) for part in parts[parts[:1] != [] and parts[0].startswith(_OF_AUFS) :])
 
 
 def _take_away(tree: Tree, parent: bytes, name: bytes) -> None:
-    if name == _OPAQUE:
-        tree.opaque(parent)
-    elif name == _WHITEOUT:
-        raise TreeError("a whiteout names nothing")
-    elif not name.startswith(_OF_AUFS):
-        tree.whiteout(parent + b"/" + name[len(_WHITEOUT) :])
+    gone = name[len(_WHITEOUT) :]
+    if gone in (b"", b".", b".."):
+        raise TreeError(f"a whiteout names nothing: {name.decode(errors='replace')!a}")
+    tree.whiteout(parent + b"/" + gone)
 
 
-_TYPES = {"file": stat.S_IFREG, "directory": stat.S_IFDIR, "symlink": stat.S_IFLNK, "fifo": stat.S_IFIFO}
+_TYPES = {
+    "file": stat.S_IFREG,
+    "directory": stat.S_IFDIR,
+    "symlink": stat.S_IFLNK,
+    "fifo": stat.S_IFIFO,
+    "device": stat.S_IFCHR,  # of either kind: it is left out in the end
+}
 
 
 def _node(member: Member, blocks: Blocks, reader: TarReader, left_out: LeftOut) -> Node:

@@ -36,8 +36,8 @@ class Content:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A file, directory, link or FIFO: `mode` with its type bits, `mtime` in seconds since the epoch. `names`: how many it has.
-    `level` is that of the layer that made it, or said something of it last."""
+    """A file, directory, link, FIFO or device: `mode` with its type bits, `mtime` in seconds since the epoch. It has so many
+    `names`."""
 
     mode: int
     uid: int = 0
@@ -48,7 +48,6 @@ class Node:
     target: bytes = b""
     children: dict[bytes, Node] = field(default_factory=dict)
     names: int = 1
-    level: int = 0
 
     @property
     def is_directory(self) -> bool:
@@ -60,16 +59,22 @@ class Tree:
 
     def __init__(self, limits: Limits, freed: Callable[[Content], None]) -> None:
         self.root = Node(stat.S_IFDIR | 0o755)
-        self.level = 0
         self._limits = limits
         self._freed = freed
         self._entries = 0
+        self._ours: set[tuple[Node, bytes]] = (
+            set()
+        )  # names, by their directories, that this layer has said something of
+
+    def begin_layer(self) -> None:
+        """What is there now is an older layer's. It is names that are a layer's, and not files: one may give an old file another
+        name and take away the first."""
+        self._ours.clear()
 
     def add(self, path: bytes, node: Node) -> None:
         """Put `node` at `path`, in the place of what was there. A directory in a directory's place keeps what is in it."""
         self._count(path)
         names = _names(path)
-        node.level = self.level
         if stat.S_ISLNK(node.mode) and (not 0 < len(node.target) <= _LONGEST_TARGET or b"\0" in node.target):
             raise TreeError(f"{_shown(path)} is a symbolic link to what cannot be a path")
         if not names:
@@ -78,6 +83,7 @@ class Tree:
             self._restate(self.root, node)
             return
         parent = self._made_parent(names)
+        self._ours.add((parent, names[-1]))
         there = parent.children.get(names[-1])
         if there is not None and there.is_directory and node.is_directory:
             self._restate(there, node)
@@ -98,11 +104,11 @@ class Tree:
         if not names:
             raise TreeError("the root is a link")
         parent = self._made_parent(names)
+        self._ours.add((parent, names[-1]))
         there = parent.children.get(names[-1])
         if there is node:
             return
         node.names += 1
-        node.level = self.level
         if there is not None:
             self._drop(there)
         parent.children[names[-1]] = node
@@ -120,17 +126,29 @@ class Tree:
         self._count(path)
         names = _names(path)
         parent = self._parent(names, make=False) if names else None
-        if parent is not None and (node := parent.children.get(names[-1])) is not None and not self._keep_ours(node):
-            del parent.children[names[-1]]
-            self._drop(node)
+        if parent is not None and names[-1] in parent.children:
+            self._keep_ours(parent, names[-1])
 
     def opaque(self, path: bytes) -> None:
         """Nothing of older layers is left in the directory at `path`."""
         self._count(path)
         names = _names(path)
         directory = self._directory(names)
-        if directory is not None:
-            self._keep_ours(directory)
+        for name in list(directory.children) if directory is not None else ():
+            self._keep_ours(directory, name)
+
+    def take_out(self, wanted: Callable[[bytes, Node], bool]) -> int:
+        """Take away all names for which that is so, with what is below them; how many there were. Other names of it stay."""
+        found, pending = 0, [self.root]
+        while pending:
+            directory = pending.pop()
+            for name, node in list(directory.children.items()):
+                if wanted(name, node):
+                    self._drop(directory.children.pop(name))
+                    found += 1
+                elif node.is_directory:
+                    pending.append(node)
+        return found
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
         """All paths, without a leading slash, and what is there; parents come first."""
@@ -172,8 +190,9 @@ class Tree:
             if child is None:
                 if not make:
                     return None
-                child = Node(stat.S_IFDIR | 0o755, level=self.level)
+                child = Node(stat.S_IFDIR | 0o755)
                 stack[-1].children[name] = child
+                self._ours.add((stack[-1], name))
                 self._count(name)
             if stat.S_ISLNK(child.mode):
                 links += 1
@@ -194,18 +213,18 @@ class Tree:
 
     def _restate(self, there: Node, node: Node) -> None:
         there.mode, there.uid, there.gid, there.mtime = node.mode, node.uid, node.gid, node.mtime
-        there.xattrs, there.level = node.xattrs, node.level
+        there.xattrs = node.xattrs
 
-    def _keep_ours(self, node: Node) -> bool:
-        """Take all of older layers out of `node`; whether anything of this one is there, or is `node` itself."""
-        ours = node.level == self.level
-        for name, child in list(node.children.items()):
-            if self._keep_ours(child):
-                ours = True
-            else:
-                del node.children[name]
-                self._drop(child)
-        return ours
+    def _keep_ours(self, directory: Node, name: bytes) -> bool:
+        """Take away the name and all below it that is of older layers; whether it stays, being this one's, or above what is."""
+        node = directory.children[name]
+        stays = (directory, name) in self._ours
+        for below in list(node.children):
+            stays |= self._keep_ours(node, below)
+        if not stays:
+            del directory.children[name]
+            self._drop(node)
+        return stays
 
     def _drop(self, node: Node) -> None:
         for child in node.children.values():

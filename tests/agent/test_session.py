@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,20 +44,23 @@ time.sleep(1000)
 
 
 @pytest.fixture
-async def alone(tmp_path: Path) -> AsyncIterator[Agent]:
-    """An agent whose numbers of processes are its own, so that a test may choose them."""
+def apart(tmp_path: Path) -> Iterator[Path]:
+    """Where an agent listens whose numbers of processes are its own, so that a test may choose them."""
     if not LAST_PID.exists():
         pytest.skip("this kernel lets nobody choose the numbers of processes (CONFIG_CHECKPOINT_RESTORE)")
-    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    command = [*apart, "sh", "-c", '"$0" --unix "$1" & wait', agent_binary(), tmp_path / "s"]  # process 1 is an init
+    command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    command += ["sh", "-c", '"$0" --unix "$1" & wait', str(agent_binary()), str(tmp_path / "s")]  # process 1 is an init
     with subprocess.Popen(command, start_new_session=True) as process:
-        agent = Agent(UnixPlace(tmp_path / "s"), patience=20)
-        try:
-            await agent.ready(20)
-            yield agent
-        finally:
-            agent.close()
-            os.kill(process.pid, signal.SIGKILL)
+        yield tmp_path / "s"
+        process.kill()
+
+
+@pytest.fixture
+async def alone(apart: Path) -> AsyncIterator[Agent]:
+    agent = Agent(UnixPlace(apart), patience=20)
+    await agent.ready(20)
+    yield agent
+    agent.close()
 
 
 async def test_who_forks_behind_our_back_is_killed_too(alone: Agent) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.erofs import FIRST_BLOCK, write_erofs
-from aiovmm.rootfs.layer import LeftOut, apply_archive
+from aiovmm.rootfs.layer import LeftOut, apply_archive, leave_out_devices
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.tar import TarReader
 from aiovmm.rootfs.tree import Tree
@@ -68,6 +68,7 @@ class Made:
             self.tree = Tree(limits, blocks.free)
             for layer in layers:
                 apply_archive(self.tree, blocks, TarReader(io.BytesIO(layer).read), self.left_out, is_layer=is_layer)
+            leave_out_devices(self.tree, self.left_out)
             write_erofs(self.tree, blocks, out.fileno())
 
     def paths(self) -> set[str]:

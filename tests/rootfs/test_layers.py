@@ -74,6 +74,52 @@ def test_a_link_stays_one_file_when_its_first_name_goes(tmp_path: Path) -> None:
     assert (made.paths(), node.names, node.content.size) == ({"b"}, 1, 5000)
 
 
+@pytest.mark.parametrize("gone", ["old", "d/.wh..wh..opq"])
+@pytest.mark.parametrize("first", [True, False], ids=["whiteout first", "whiteout last"])
+def test_what_has_another_name_now_loses_the_old_one(tmp_path: Path, gone: str, first: bool) -> None:
+    """It is the name that is an older layer's, and not the file."""
+    base = archive(directory("d"), file("d/old", b"x" * 5000), file("keep", b"y"), hardlink("d/too", "d/old"))
+    whiteouts = [file(gone)] if gone.startswith("d/") else [file("d/.wh.old"), file("d/.wh.too")]
+    names = [hardlink("new", "d/old" if not first else "new0")]
+    layer = [hardlink("new0", "d/old"), *whiteouts, *names] if first else [*names, *whiteouts]
+    made = Made(tmp_path / "i", [base, archive(*layer)])
+    assert made.paths() == {"d", "keep", "new"} | ({"new0"} if first else set())
+    node = made.tree.find(b"new")
+    assert node is not None
+    assert (node.names, node.content.size) == (1 + first, 5000)
+
+
+def test_a_name_that_is_said_again_is_the_new_layers(tmp_path: Path) -> None:
+    base = archive(directory("d"), file("d/a", b"x"), hardlink("d/b", "d/a"))
+    layer = archive(hardlink("d/b", "d/a"), file("d/.wh..wh..opq"))
+    assert paths(tmp_path, base, layer) == {"d", "d/b"}
+
+
+def test_a_device_is_in_the_place_of_what_was_there(tmp_path: Path) -> None:
+    device = ("a", {"type": tarfile.CHRTYPE, "devmajor": 1})
+    made = Made(tmp_path / "i", [archive(file("a", b"x"), file("b")), archive(device)])
+    assert (made.paths(), made.left_out.devices) == ({"b"}, 1)
+    made = Made(tmp_path / "j", [archive(device), archive(file("a", b"x"))])
+    assert (made.paths(), made.left_out.devices) == ({"a"}, 0)
+
+
+def test_other_names_of_an_older_layers_device(tmp_path: Path) -> None:
+    """Also by a path that goes through a link."""
+    base = archive(directory("usr/dev"), symlink("dev", "usr/dev"), ("dev/a", {"type": tarfile.BLKTYPE}))
+    made = Made(tmp_path / "i", [base, archive(hardlink("b", "usr/dev/a"), hardlink("c", "b"), file("d"))])
+    assert (made.paths(), made.left_out.devices) == ({"usr", "usr/dev", "dev", "d"}, 3)
+
+
+def test_what_aufs_kept_of_hard_links(tmp_path: Path) -> None:
+    """Their content is in a directory of its own, which is no part of the image."""
+    layer = archive(directory(".wh..wh.plnk"), file(".wh..wh.plnk/7.8", b"x" * 99), hardlink("a", ".wh..wh.plnk/7.8"))
+    made = Made(tmp_path / "i", [layer, archive(file(".wh..wh.aufs"), file("b"))])
+    assert made.paths() == {"a", "b"}
+    node = made.tree.find(b"a")
+    assert node is not None
+    assert (node.names, node.content.size) == (1, 99)
+
+
 # -- hostile ones
 
 
@@ -127,13 +173,17 @@ def test_device_nodes_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (made.paths(), made.left_out.devices) == ({"a"}, 2)
 
 
-@pytest.mark.parametrize("name", [".wh.", ".wh...", ".wh..", "d/.wh."])
-def test_a_whiteout_of_nothing_or_of_the_root(tmp_path: Path, name: str) -> None:
-    try:
-        left = paths(tmp_path, BASE, archive(file(name)))
-    except TreeError:
-        return
-    assert left >= {"d", "top"}
+@pytest.mark.parametrize("name", [".wh.", ".wh...", ".wh..", "d/.wh.", "d/.wh..", "d/.wh...", "d/e/.wh..."])
+def test_a_whiteout_of_nothing_or_of_where_it_is(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TreeError, match="a whiteout names nothing"):
+        paths(tmp_path, BASE, archive(file(name)))
+
+
+@pytest.mark.parametrize("path", [".wh.d/x", "d/.wh.e/.wh.f", "d/.wh..wh.plnk/x", "./.wh.d/y/z"])
+def test_what_is_below_a_whiteout_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(TreeError, match="is below a whiteout"):
+        paths(tmp_path, BASE, archive(file(path)))
+    assert Made(tmp_path / "t", [archive(file(path))], is_layer=False).paths() >= {path.removeprefix("./")}
 
 
 def test_deep_directories_are_refused(tmp_path: Path) -> None:
