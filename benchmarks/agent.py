@@ -52,14 +52,18 @@ class _Guest:
 def run(options: Options) -> Iterator[Result]:
     """All rows."""
     with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        vm = VM(config(Path(name), options.release), terminal=False)
-        runner.run(vm.__aenter__())
+        vm = runner.run(_created(config(Path(name), options.release)))
         try:
             guest = _Guest(vm)
             runner.run(guest.start())
             yield from rows(runner, guest, options, Target(0.5, most=False), Target(5.0))
         finally:
             runner.run(vm.aclose())
+
+
+async def _created(what: VMConfig) -> VM:
+    """A VM is of the loop that it is made in."""
+    return await VM(what, terminal=False).__aenter__()
 
 
 def config(folder: Path, release: str) -> VMConfig:

@@ -24,7 +24,8 @@ from aiovmm.rootfs.cache import Cache, Held, Lease, Made
 from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Identity, Source
-from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
+from aiovmm.runtime.child import Child
+from aiovmm.runtime.tasks import in_thread, opened_in_thread
 
 if TYPE_CHECKING:
     from aiovmm.rootfs.registry import Reference
@@ -33,6 +34,7 @@ __all__ = ["BuiltImage", "Image", "ImageConfig"]
 
 _POLL = 0.05  # seconds between two looks at whether another has made it
 _LAST_WORDS = 2000
+_MOST_WORDS = 16 << 20
 _PULLS = ("missing", "always", "never")
 
 
@@ -204,39 +206,22 @@ class Image:
     async def _told_by_maker(self, fd: int) -> dict[str, Any]:
         limits = {"size": self._limits.size, "entries": self._limits.entries}
         command = (sys.executable, "-P", "-m", "aiovmm.rootfs", self._source.to_json(), str(fd), json.dumps(limits))
-        pipe = asyncio.subprocess.PIPE
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=pipe,
-                stdout=pipe,
-                stderr=pipe,
-                pass_fds=(fd,),
-                env=_environment(),
-                start_new_session=True,
-            )
+            maker = Child(command, pass_fds=(fd,), env=_environment(), held=True, stdout=True, stderr=True)
         except OSError as exc:
             raise HostError("start the maker of images", exc.errno or 0, path=sys.executable) from exc
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
         try:
-            words, errors = await asyncio.gather(process.stdout.read(), process.stderr.read())  # stdin stays open
-            process.stdin.close()  # event loops may tell of the end of a process only once all of its pipes are closed
-            code = await process.wait()
+            code = await maker.wait()
+            return self._checked(maker.said(1, _MOST_WORDS), maker.said(2, _LAST_WORDS), code)
         finally:
-            if process.returncode is None:
-                process.kill()
-            process.stdin.close()
-            await finish(process.communicate())
-        return self._checked(words, errors, code)
+            await maker.aclose()
 
     def _checked(self, words: bytes, errors: bytes, code: int) -> dict[str, Any]:
         try:
             said: dict[str, Any] = json.loads(words)
         except ValueError:
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-            last = errors.decode(errors="replace").strip()[-_LAST_WORDS:].rpartition("\n")[2]
+            last = errors.decode(errors="replace").strip().rpartition("\n")[2]
             reason = f"cannot be made into an image: its maker {how}" + (f", saying: {last}" if last else "")
             raise ImageError(self._source.path, reason) from None
         if said.get("error") == "image":

@@ -5,7 +5,6 @@ Source: skopeo-copy(1), containers-auth.json(5).
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import os
@@ -17,12 +16,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.runtime.child import Child
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.tasks import finish
 
 __all__ = ["Reference", "copy_from_registry"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@\[\]-]*", re.ASCII)
+_LAST_WORDS = 16 << 10
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
 
@@ -82,20 +82,16 @@ def _credentials(reference: Reference, scratch: Path) -> list[str]:
 
 
 async def _run(command: Sequence[str], name: str) -> None:
-    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=null, stdout=null, stderr=pipe, start_new_session=True
-        )
+        skopeo = Child(command, stderr=True)
     except OSError as exc:
         raise HostError("start skopeo", exc.errno or 0, path=command[0]) from exc
     try:
-        _, said = await process.communicate()
+        code = await skopeo.wait()
+        said = skopeo.said(2, _LAST_WORDS)
     finally:
-        if process.returncode is None:
-            process.kill()
-            await finish(process.communicate())
-    if process.returncode:
+        await skopeo.aclose()
+    if code:
         words = said.decode(errors="replace").strip().splitlines()
         reason = re.search(r'msg="(.*)"', words[-1]) if words else None
         text = reason[1].replace('\\"', '"') if reason else (words or ["it said nothing"])[-1]

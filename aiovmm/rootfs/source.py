@@ -22,7 +22,7 @@ from aiovmm.rootfs.tree import Tree
 
 __all__ = ["Identity", "Source"]
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the images that are made: with another number, all are made anew."""
 
 _SETTLED = 2_000_000_000  # nanoseconds after which a file that is written again has another time for sure

@@ -134,8 +134,9 @@ class Tree:
         self._count(path)
         names = _names(path)
         directory = self._directory(names)
-        for name in list(directory.children) if directory is not None else ():
-            self._keep_ours(directory, name)
+        if directory is not None:
+            for name in list(directory.children):
+                self._keep_ours(directory, name)
 
     def take_out(self, wanted: Callable[[bytes, Node], bool]) -> int:
         """Take away all names for which that is so, with what is below them; how many there were. Other names of it stay."""

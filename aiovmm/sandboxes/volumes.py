@@ -21,6 +21,7 @@ from pathlib import Path
 
 from aiovmm.config import FsConfig
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.runtime.child import Child
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.unix_listener import listen_at
@@ -97,7 +98,7 @@ class _Daemon:
     def __init__(self, volume: Volume, path: Path) -> None:
         self.socket = path
         self._volume = volume
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
 
     async def start(self) -> None:
         host = self._volume.host.absolute()
@@ -108,15 +109,7 @@ class _Daemon:
             listener.setblocking(True)
             fd = listener.fileno()
             try:
-                self._process = await asyncio.create_subprocess_exec(
-                    *command,
-                    f"--fd={fd}",
-                    pass_fds=(fd,),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                self._process = Child([*command, f"--fd={fd}"], pass_fds=(fd,))
             except OSError as exc:
                 raise HostError("start virtiofsd", exc.errno or 0, path=command[0]) from exc
 
@@ -127,10 +120,10 @@ class _Daemon:
         process = self._process
         if process is not None:
             try:
-                await asyncio.wait_for(process.wait(), _PATIENCE)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), _PATIENCE)
+            finally:
+                await process.aclose()
 
 
 def _command(host: Path, readonly: bool) -> list[str]:
