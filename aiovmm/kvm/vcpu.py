@@ -1,6 +1,7 @@
 """A vCPU, and the thread that runs it. What an architecture knows of its registers is an object over it, in its room.
 
-The thread is one native call (native/src/vcpu.h) that holds no GIL; all methods here belong to the event loop's thread.
+The thread is native (native/src/vcpu.h), and the interpreter knows nothing of it; all methods here belong to the event loop's
+thread.
 `start`, `stop`, `pause` and `resume` are requests; `pause` and `join` can be awaited while an ExitLoop serves the VM, which is
 what tells them that the thread has parked or ended.
 
@@ -13,10 +14,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import threading
 import weakref
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
@@ -27,6 +26,8 @@ from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.threads import system_name
 
 __all__ = ["Vcpu", "VcpuCounters"]
+
+_MOST_CPUS = 8192  # that Linux can be built for
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Vcpu:
         self.native = new
         self._vm = vm  # while the thread runs it reads the VM's table of ranges, and the guest the VM's memory
         self._final: FinalExit | None = None  # of the last run, once closed
-        self._thread: threading.Thread | None = None
+        self._started = False
         self._ended: asyncio.Future[FinalExit] | None = None
         self._parked: asyncio.Future[None] | None = None
         self._guard: weakref.finalize[..., Vcpu] | None = None
@@ -79,12 +80,12 @@ class Vcpu:
     @property
     def running(self) -> bool:
         """Whether there is a thread, be it in the guest or parked."""
-        return self._thread is not None and self._thread.is_alive()
+        return self.fd >= 0 and lib.avmm_vcpu_runs(self.native) != 0
 
     @property
     def thread_id(self) -> int | None:
-        """What the system knows the thread by, once there is one; it may have ended."""
-        return None if self._thread is None else self._thread.native_id
+        """What the system knows the thread by, while there is one."""
+        return (lib.avmm_vcpu_tid(self.native) or None) if self.fd >= 0 else None
 
     @property
     def needs_end(self) -> bool:
@@ -99,51 +100,33 @@ class Vcpu:
     @property
     def final(self) -> FinalExit:
         """Why the last run ended. Raises StateError before it has."""
-        if self._thread is None or self.running:
+        if not self._started or self.running:
             raise StateError(f"vCPU {self.index} has not run to an end")
         return self._final or decode(lib.avmm_vcpu_final(self.native))
 
-    def start(self) -> None:
-        """Run the guest from the present state. With a pause in force the vCPU parks at once. Raises StateError, KvmError."""
+    def start(self, nice: int = 0) -> None:
+        """Run the guest from the present state. With a pause in force the vCPU parks at once. The thread runs at the
+        process's own nice value plus `nice`, or, from 20 on, only when the host has nothing else to do (SCHED_IDLE). Raises
+        StateError, KvmError."""
         self._check_open()
         if self.running or not self._reported:
             raise StateError(f"vCPU {self.index} runs, or its last run has not been joined")
-        lib.avmm_vcpu_arm(self.native)
-        # A program that forgets its VM can still end: the thread is a daemon, and the guard ends it before the memory it uses
-        # goes, be that by garbage collection or at the interpreter's exit.
+        self._join_thread()
         name = f"{self._vm_name}: vcpu-{self.index}" if self._vm_name else f"vcpu-{self.index}"
-        thread = threading.Thread(target=_run, args=(self.native, system_name(name)), name=name, daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as exc:
-            raise KvmError(f"starting the thread of vCPU {self.index}", errno.EAGAIN, MORE_THREADS) from exc
-        self._thread, self._ended, self._reported = thread, None, False
-        self._guard = weakref.finalize(self, _end_thread, os.getpid(), self.native, thread)
+        if failed := lib.avmm_vcpu_start(self.native, system_name(name), nice):
+            raise KvmError(f"starting the thread of vCPU {self.index}", failed, MORE_THREADS)
+        self._started, self._ended, self._reported = True, None, False
+        # A program that forgets its VM can still end: the guard ends the thread before the memory it uses goes, be that by
+        # garbage collection or at the interpreter's exit.
+        self._guard = weakref.finalize(self, _end_thread, self.native)
 
-    def run_on(self, cpus: Iterable[int]) -> None:
-        """Have the thread, which must be there, run on these processors of the host only. Raises HostError."""
-        assert self._thread is not None, "it has been started"
-        assert self._thread.native_id is not None
-        try:
-            os.sched_setaffinity(self._thread.native_id, cpus)
-        except (OSError, OverflowError) as exc:
-            if isinstance(exc, ProcessLookupError):  # the guest has ended already
-                return
+    def run_on(self, cpus: Collection[int]) -> None:
+        """Have the thread, which has been started, run on these processors of the host only. Raises HostError."""
+        mask = _mask(cpus)
+        if failed := lib.avmm_vcpu_run_on(self.native, mask, len(mask)):
             there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
             hint = f"cpus.affinity= has processors of the host; this process may use {there}"
-            raise HostError(f"binding vCPU {self.index}", getattr(exc, "errno", errno.EINVAL), hint) from exc
-
-    def stand_back(self, nice: int) -> None:
-        """Have the thread, which must be there, run at the process's own nice value plus `nice`, or, from 20 on, only when the
-        host has nothing else to do (SCHED_IDLE). No privilege is needed for that, but to take it back."""
-        assert self._thread is not None, "it has been started"
-        thread = self._thread.native_id
-        assert thread is not None
-        with suppress(ProcessLookupError):  # the guest has ended already
-            if nice >= 20:
-                os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-            elif nice:
-                os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice))
+            raise HostError(f"binding vCPU {self.index}", failed, hint)
 
     def stop(self) -> None:
         """Ask the thread to leave the guest for good, from whatever it does. Idempotent; `join` waits for it."""
@@ -152,7 +135,7 @@ class Vcpu:
 
     async def join(self) -> FinalExit:
         """Wait until the run has ended and say why. Cancelling does not stop the vCPU. Raises StateError if never started."""
-        if self._thread is None:
+        if not self._started:
             raise StateError(f"vCPU {self.index} was never started")
         if not self._reported:
             if self._ended is None:
@@ -162,10 +145,9 @@ class Vcpu:
 
     def wait_blocking(self, timeout: float) -> FinalExit | None:
         """Like join, without an event loop or ExitLoop: blocks. None if the vCPU still runs after `timeout` seconds."""
-        if self._thread is None:
+        if not self._started:
             raise StateError(f"vCPU {self.index} was never started")
-        self._thread.join(timeout)
-        return None if self.running else self.on_ended()
+        return self.on_ended() if lib.avmm_vcpu_join(self.native, int(timeout * 1e9)) == 0 else None
 
     async def pause(self) -> None:
         """Park: on return the guest does not run and an instruction in flight is complete (an access that waits for its device
@@ -199,8 +181,10 @@ class Vcpu:
             self._settle_parked()
 
     def on_ended(self) -> FinalExit:
-        """The thread is about to end. Called by the ExitLoop, once a run."""
-        self._join_thread()
+        """The thread has left the guest, or was told to. Called by the ExitLoop, once a run. It is joined later, by `close`
+        or the next `start`: that takes until the host has given it a processor once more."""
+        if self.running:
+            self._join_thread()
         self._reported = True
         self._settle_parked()
         if self._ended is not None and not self._ended.done():
@@ -208,9 +192,8 @@ class Vcpu:
         return self.final
 
     def _join_thread(self) -> None:
-        """Wait for a thread that is about to end. It needs the GIL for that, which waiting gives it."""
-        if self._thread is not None:
-            self._thread.join()
+        """Wait for a thread that is about to end, if there is one."""
+        lib.avmm_vcpu_join(self.native, -1)
         if self._guard is not None:
             self._guard.detach()
 
@@ -239,7 +222,7 @@ class Vcpu:
             return
         self.stop()
         self._join_thread()
-        if self._thread is not None:
+        if self._started:
             self._final = self.final
         lib.avmm_vcpu_free(self.native)
         os.close(self.fd)
@@ -269,12 +252,13 @@ class Vcpu:
             raise StateError(f"vCPU {self.index} is closed")
 
 
-def _run(native: Any, name: bytes) -> None:
-    lib.avmm_name_thread(name)
-    lib.avmm_vcpu_run(native)
+def _mask(cpus: Collection[int]) -> bytes:
+    """As the system takes it; beyond what any has there is one more, which it refuses."""
+    bits = sum(1 << min(cpu, _MOST_CPUS) for cpu in set(cpus))
+    return bits.to_bytes(_MOST_CPUS // 8 + 1, "little")
 
 
-def _end_thread(pid: int, native: Any, thread: threading.Thread) -> None:
-    if os.getpid() == pid:  # in a forked child, which ends or forgets its copy, there is no such thread
+def _end_thread(native: Any) -> None:
+    if lib.avmm_vcpu_runs(native):
         lib.avmm_vcpu_stop(native)
-        thread.join()
+    lib.avmm_vcpu_join(native, -1)

@@ -304,9 +304,8 @@ class Machine:
 
     def _run(self, vcpu: Vcpu) -> None:
         cpus = self.parts.config.cpus
-        vcpu.start()
-        vcpu.stand_back(cpus.vcpu_nice)
-        if hosts := dict(cpus.affinity).get(vcpu.index):
+        vcpu.start(cpus.vcpu_nice)
+        if cpus.affinity and (hosts := dict(cpus.affinity).get(vcpu.index)):
             vcpu.run_on(hosts)
 
     async def add_processor(self, index: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import gc
 import os
@@ -22,6 +21,7 @@ from aiovmm.kvm import Kvm
 from aiovmm.kvm.exits import Hlt, InternalError, RunFailed, Shutdown, Stopped
 from aiovmm.runtime import crew
 from tests.guests.machine import Machine
+from tests.host_threads import of_vcpus, threads
 
 
 async def stop_timed(m: Machine, record_property: Callable[[str, object], None]) -> None:
@@ -275,9 +275,9 @@ def mappings() -> int:
     return sum("kvm" in line or "aiovmm" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
-def threads() -> int:
-    """Without those that wait for work of any VM's."""
-    return sum(thread.name != crew.NAME for thread in threading.enumerate())
+def busy() -> int:
+    """Threads without those that wait for work of any VM's."""
+    return len(of_vcpus()) + sum(thread.name != crew.NAME for thread in threading.enumerate())
 
 
 async def test_many_lives_leave_nothing_behind(kvm: Kvm) -> None:
@@ -287,11 +287,11 @@ async def test_many_lives_leave_nothing_behind(kvm: Kvm) -> None:
             await m.until(lambda: bool(m.log))
 
     await live("hello")
-    before = descriptors(), threads(), mappings(), len(asyncio.all_tasks())
+    before = descriptors(), busy(), mappings(), len(asyncio.all_tasks())
     for _ in range(50):
         for guest in ("hello", "ask", "flood", "triple"):
             await live(guest)
-    assert (descriptors(), threads(), mappings(), len(asyncio.all_tasks())) == before
+    assert (descriptors(), busy(), mappings(), len(asyncio.all_tasks())) == before
 
 
 async def test_two_hundred_machines_at_once(kvm: Kvm) -> None:
@@ -322,23 +322,16 @@ async def test_a_vcpu_too_many(kvm: Kvm) -> None:
             m.vm.create_vcpu(0)
 
 
-def thread_names() -> set[str]:
-    names = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it has just ended
-            names.add((task / "comm").read_text().strip())
-    return names
-
-
 async def test_the_hosts_tools_can_tell_the_vcpus_apart(kvm: Kvm) -> None:
     async with Machine("hello", cpus=2, kvm=kvm) as m:
         m.start()
-        await m.until(lambda: {"vcpu-0", "vcpu-1"} <= thread_names())
+        await m.until(lambda: {"vcpu-0", "vcpu-1"} <= set(threads().values()))
 
 
 FORGETFUL = """
-import asyncio, gc, threading
+import asyncio, gc
 from tests.guests.machine import Machine
+from tests.host_threads import of_vcpus
 
 async def main():
     m = Machine("ask", cpus=2)
@@ -352,7 +345,7 @@ for _ in range(3):
     if {collect}:
         del m
         gc.collect()
-        assert threading.active_count() == 1, threading.enumerate()
+        assert not of_vcpus()
 """
 
 

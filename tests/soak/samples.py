@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aiovmm.runtime import crew
+from tests.host_threads import of_vcpus
 
 __all__ = ["Sample", "grown"]
 
@@ -35,7 +36,7 @@ class Sample:
         """Of this process."""
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        threads = sum(not thread.name.startswith(crew.NAME) for thread in threading.enumerate())
+        threads = len(of_vcpus()) + sum(not thread.name.startswith(crew.NAME) for thread in threading.enumerate())
         return cls(
             pages * os.sysconf("SC_PAGE_SIZE"),
             len(os.listdir("/proc/self/fd")),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from aiovmm.runtime import crew
+from tests.host_threads import of_vcpus
 
 __all__ = ["Remains"]
 
@@ -52,7 +53,7 @@ class Remains:
 
     @classmethod
     def _count(cls) -> Self:
-        threads = (t.name for t in threading.enumerate())
+        threads = (*(t.name for t in threading.enumerate()), *of_vcpus().values())
         me = asyncio.current_task()
         maps = Path("/proc/self/maps").read_text().splitlines()
         flags = [

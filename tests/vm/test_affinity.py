@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from aiovmm import VM, CpusConfig, HostError
-from tests.vm.guest import config
+from tests.vm.guest import config, until
 
 
 async def test_a_vcpu_runs_where_it_may() -> None:
@@ -17,11 +17,12 @@ async def test_a_vcpu_runs_where_it_may() -> None:
     cpus = CpusConfig(boot=2, affinity=((1, (chosen,)),))
     async with VM(replace(config("s"), cpus=cpus)) as vm:
         await vm.start()
-        first, second = (vcpu._thread for vcpu in vm.machine.vcpus)
+        await until(lambda: all(vcpu.thread_id for vcpu in vm.machine.vcpus))
+        first, second = (vcpu.thread_id for vcpu in vm.machine.vcpus)
         assert first is not None
         assert second is not None
-        assert os.sched_getaffinity(second.native_id or 0) == {chosen}
-        assert os.sched_getaffinity(first.native_id or 0) == set(here)
+        assert os.sched_getaffinity(second) == {chosen}
+        assert os.sched_getaffinity(first) == set(here)
 
 
 @pytest.mark.parametrize("absent", [1 << 12, 1 << 40])

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, ExitReason, RngConfig, VMConfig, VsockConfig
+from tests.host_threads import of_vcpus
 from tests.vm.guest import config, counts_on, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -52,7 +53,7 @@ async def enter(of: VMConfig) -> VM:
 
 def remains() -> Before:
     """Descriptors and threads, where no loop runs."""
-    found = Counter(f"thread {thread.name}" for thread in threading.enumerate())
+    found = Counter(f"thread {name}" for name in (*(t.name for t in threading.enumerate()), *of_vcpus().values()))
     for fd in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # the one that lists them
             found[os.readlink(f"/proc/self/fd/{fd}").split("[")[0]] += 1
@@ -140,7 +141,7 @@ def test_forgotten_while_its_loop_goes_on(full: VMConfig, before: Before, told: 
         vm = await enter(full)
         del vm
         gc.collect()
-        while any("vcpu" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110 (no event tells)
+        while of_vcpus():  # noqa: ASYNC110 (no event tells)
             await asyncio.sleep(0.01)
 
     asyncio.run(forget())

@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 
 /* The signal that takes a vCPU out of the guest. It is sent to the vCPU thread alone and blocked there; only KVM_RUN opens
  * it, through KVM_SET_SIGNAL_MASK, and closes it again before it could be delivered. So it needs no handler, and the
@@ -433,8 +432,6 @@ static void set_tid(struct avmm_vcpu *v, pid_t tid) {
     v->tid = tid;
     pthread_mutex_unlock(&v->tid_lock);
 }
-
-void avmm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
 
 void avmm_vcpu_run(struct avmm_vcpu *v) {
     sigset_t old;

@@ -1,6 +1,6 @@
 /* The run loop of a vCPU thread, and the door between such threads and the event loop.
  *
- * A vCPU thread is one call of avmm_vcpu_run. It looks every exit up in the VM's range table and either answers it from
+ * A vCPU thread (vcpu_thread.c) is one call of avmm_vcpu_run. It looks every exit up in the VM's range table and either answers it from
  * there (shadow, posted, ignored, unclaimed), or asks the event loop and waits. What the loop must see goes through a ring per
  * vCPU (one producer, one consumer, in order, bounded), and is handed out in the order of all of them; one eventfd per VM wakes the loop. No function here touches Python.
  *
@@ -119,12 +119,26 @@ void avmm_vm_doze(struct avmm_vm *vm);
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
 
-/* What the system's tools call the calling thread: 15 bytes and a NUL. */
-void avmm_name_thread(const char *name);
-
 /* Enter the guest and stay until it is stopped or ends. Call with avmm_vcpu_arm done before. */
 void avmm_vcpu_run(struct avmm_vcpu *v);
 void avmm_vcpu_arm(struct avmm_vcpu *v);
+
+/* Have a thread of its own do both; nobody waits for it to begin. The system's tools call it `name` (15 bytes are kept). It runs
+ * at its starter's nice value plus `nice`, or, from 20 on, only when the host has nothing else to do (SCHED_IDLE). No privilege is
+ * needed for that, but to take it back. Returns 0 or an errno. The one before it must have been joined. */
+int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice);
+
+/* Whether there is a thread that has not left the guest for good. Never in a forked child. */
+int avmm_vcpu_runs(struct avmm_vcpu *v);
+
+/* What the system knows the thread by while it is in its run; 0 before and after that. */
+int avmm_vcpu_tid(struct avmm_vcpu *v);
+
+/* Have the thread, which has been started, run on the processors with a 1 in `size` bytes only. Returns 0 or an errno. */
+int avmm_vcpu_run_on(struct avmm_vcpu *v, const uint8_t *cpus, size_t size);
+
+/* Wait for the thread's end, for `timeout_ns` at most unless that is negative. Returns 0, also when there is none, or ETIMEDOUT. */
+int avmm_vcpu_join(struct avmm_vcpu *v, int64_t timeout_ns);
 
 void avmm_vcpu_stop(struct avmm_vcpu *v);
 void avmm_vcpu_pause(struct avmm_vcpu *v, uint32_t generation);

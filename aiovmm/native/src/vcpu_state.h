@@ -89,6 +89,10 @@ struct avmm_vcpu {
 
     /* The loop's side. */
     alignas(64) _Atomic uint32_t tail; /* entries ever taken */
+    pthread_t thread;  /* once `starter` is the process that started it, and until it has been joined */
+    pid_t starter;
+    char name[16];     /* what the system calls it, and how far it stands back: read by the thread as it begins */
+    int nice;
     uint32_t reported_parked;
     uint32_t reported_ended;
     struct avmm_view view;

@@ -1,0 +1,90 @@
+/* The thread of a vCPU: no thread of Python's, which who starts one waits for, on the event loop, until the system has given it a
+ * processor and it has had the interpreter; and which takes that again to end. */
+#include "vcpu_state.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#define STACK_SIZE (256u << 10) /* the run loop needs little of it; sanitizers, and a handler of the embedder's, more */
+#define NICE_MAX 19
+
+/* Its own: nobody need know its id for that. What the system refuses is left as it is. */
+static void stand_back(int nice) {
+    if (nice > NICE_MAX) {
+        sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0});
+    } else if (nice) {
+        int own = getpriority(PRIO_PROCESS, 0);
+        setpriority(PRIO_PROCESS, 0, own + nice < NICE_MAX ? own + nice : NICE_MAX);
+    }
+}
+
+static void *thread_main(void *vcpu) {
+    struct avmm_vcpu *v = vcpu;
+    stand_back(v->nice);
+    prctl(PR_SET_NAME, v->name);
+    avmm_vcpu_run(v);
+    return NULL;
+}
+
+static int create(struct avmm_vcpu *v) {
+    pthread_attr_t attributes;
+    int error = pthread_attr_init(&attributes);
+    if (error)
+        return error;
+    pthread_attr_setstacksize(&attributes, STACK_SIZE); /* where that is too small the default stays */
+    error = pthread_create(&v->thread, &attributes, thread_main, v);
+    pthread_attr_destroy(&attributes);
+    return error;
+}
+
+int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice) {
+    strncpy(v->name, name, sizeof v->name - 1);
+    v->nice = nice;
+    avmm_vcpu_arm(v);
+    sigset_t all, old; /* from its first instruction on the process's signals go to other threads */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int error = create(v);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    v->starter = error ? 0 : getpid();
+    return error;
+}
+
+/* Whether there is a thread to be joined: in a forked child there is none. */
+static int has_thread(const struct avmm_vcpu *v) { return v->starter && v->starter == getpid(); }
+
+int avmm_vcpu_runs(struct avmm_vcpu *v) { return has_thread(v) && !atomic_load(&v->ended); }
+
+int avmm_vcpu_tid(struct avmm_vcpu *v) {
+    pthread_mutex_lock(&v->tid_lock);
+    int tid = v->tid;
+    pthread_mutex_unlock(&v->tid_lock);
+    return tid;
+}
+
+int avmm_vcpu_run_on(struct avmm_vcpu *v, const uint8_t *cpus, size_t size) {
+    int error = has_thread(v) ? pthread_setaffinity_np(v->thread, size, (const cpu_set_t *)(const void *)cpus) : 0;
+    return error == ESRCH ? 0 : error; /* the guest has ended already */
+}
+
+int avmm_vcpu_join(struct avmm_vcpu *v, int64_t timeout_ns) {
+    if (!has_thread(v))
+        return 0;
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += timeout_ns / 1000000000;
+    until.tv_nsec += timeout_ns % 1000000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    int error = timeout_ns < 0 ? pthread_join(v->thread, NULL)
+                               : pthread_clockjoin_np(v->thread, NULL, CLOCK_MONOTONIC, &until);
+    if (!error)
+        v->starter = 0;
+    return error;
+}
