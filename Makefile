@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: help demo soak test test-thorough test-sanitized lint format native setup setup-test bench clean
+.PHONY: help demo fuzz soak test test-thorough test-sanitized lint format native setup setup-test bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -35,6 +35,11 @@ setup-test:
 MINUTES ?= 60
 soak: setup-test ## eight guests and all that can happen to them, for MINUTES=60
 	.venv/bin/python -m tests.soak --minutes $(MINUTES)
+
+# Atheris for the targets in Python; clang, for those in C, comes with setup-test.
+fuzz: setup-test ## coverage-guided fuzzing of all targets on all processors, for MINUTES=60 together (ARGS=TARGET narrows it)
+	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || $(VENV)/bin/pip install -q --disable-pip-version-check -e '.[fuzz]'
+	$(PY) -m tests.fuzz --minutes $(MINUTES) $(ARGS)
 
 lint: ## ruff and mypy --strict
 	$(VENV)/bin/ruff check .

@@ -96,6 +96,20 @@ def test_putting_back_gives_the_same_again(memory: GuestMemory) -> None:
     assert lib.avmm_queue_put_back(pair.queue, 5) == -1
 
 
+def test_a_new_record_has_nothing_in_flight_whatever_its_entries_say(memory: GuestMemory) -> None:
+    """Else more could be taken than the ring has."""
+    pair = Mortal(memory)
+    for head in range(SIZE):
+        ENTRY.pack_into(pair.record, HEAD.size + head * ENTRY.size, 1, 0, head)
+    HEAD.pack_into(pair.record, 0, 0, 0, 0, 0, 0)
+    pair.born(QueuePosition())
+    heads = [pair.driver.add([b"x"]) for _ in range(SIZE)]
+    assert lib.avmm_queue_available(pair.queue) == SIZE
+    assert pair.take() == heads
+    pair.give(heads)
+    assert pair.in_flight() == set()
+
+
 def test_one_interrupt_more_is_given_for_the_one_that_may_be_lost(memory: GuestMemory) -> None:
     pair = Mortal(memory)
     pair.driver.add([b"x"])

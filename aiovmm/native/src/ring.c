@@ -364,7 +364,9 @@ static void finish_batch(struct avmm_queue *q, struct avmm_inflight *record, uin
 void avmm_queue_recover(struct avmm_queue *q, struct avmm_inflight *record, uint16_t *again) {
     uint16_t used = load16(&q->used, IDX, memory_order_acquire);
     bool new = record->version == 0; /* zeros from who made it */
-    if (new) {
+    if (new) { /* nothing of it is in flight: whoever gave it may say so all the same, and the ring would then be exceeded */
+        for (uint32_t head = 0; head < q->size; head++)
+            record->desc[head].inflight = 0;
         record->version = 1;
         record->desc_num = q->size;
         record->used_idx = used;

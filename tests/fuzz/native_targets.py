@@ -1,0 +1,42 @@
+"""The targets in C: which sources each is linked with, and how it is compiled."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import aiovmm.native
+
+__all__ = ["CLANG", "NATIVE", "build"]
+
+CLANG = shutil.which("clang") or shutil.which("clang-14")
+HERE = Path(__file__).resolve().parent / "native"
+SOURCE = Path(aiovmm.native.__file__).resolve().parent / "src"
+
+_RING = ("ring.c", "mem.c", "guard.c")
+NATIVE: dict[str, tuple[str, ...]] = {
+    "ring": _RING,
+    "stream": ("stream.c", *_RING),
+    "frames": ("frames.c", *_RING),
+    "net": ("tap_*.c", "nowait.c", *_RING),
+    "blk": ("blk*.c", "uring.c", "nowait.c", *_RING),
+    "exits": ("vcpu.c", "drain.c", "pace.c", "guard.c", "x86_64/*.c"),
+    "pages": ("pages.c",),
+}
+"""By name, patterns in aiovmm/native/src."""
+
+_FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-pthread"]
+_SANITIZE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
+_DEFINES = {"exits": ["-Dioctl=fake_ioctl", "-Dsyscall=fake_syscall"]}
+
+
+def build(name: str, folder: Path) -> Path:
+    """Compile one, a libFuzzer program."""
+    assert CLANG is not None
+    program = folder / name
+    sources = [path for pattern in NATIVE[name] for path in sorted(SOURCE.glob(pattern))]
+    include = ["-I", str(SOURCE), "-I", str(SOURCE / "x86_64")]
+    command = [CLANG, *_FLAGS, *_SANITIZE, *_DEFINES.get(name, []), *include, "-o", str(program)]
+    subprocess.run([*command, str(HERE / f"fuzz_{name}.c"), *map(str, sources)], check=True, timeout=120)
+    return program
