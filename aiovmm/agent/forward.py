@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.process import Input, Output
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, UsageError
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import listen_at
 
 if TYPE_CHECKING:
@@ -92,7 +95,9 @@ class Forwards:
         place = host
         if isinstance(host, int):
             try:
-                forward.server = await asyncio.start_server(connected, address, host)
+                forward.server = await asyncio.start_server(connected, await _resolved(address), host)
+            except socket.gaierror as exc:
+                raise UsageError(f"address {address!r} is no address of this host's: {exc.strerror}") from exc
             except OSError as exc:
                 where = f"{address}:{host}"
                 raise HostError("forwarding: listening", exc.errno or errno.EADDRNOTAVAIL, path=where) from exc
@@ -164,7 +169,7 @@ class Forwards:
 async def _to_host(channel: Channel, output: Output, host: Place, address: str) -> None:
     try:
         if isinstance(host, int):
-            reader, writer = await asyncio.open_connection(address, host)
+            reader, writer = await _connected(await _resolved(address), host)
         else:
             reader, writer = await asyncio.open_unix_connection(os.fspath(host))
     except BaseException as exc:
@@ -177,6 +182,27 @@ async def _to_host(channel: Channel, output: Output, host: Place, address: str) 
             await _join(channel, output, reader, writer)
     finally:
         writer.transport.abort()
+
+
+async def _resolved(address: str) -> list[str]:
+    """Addresses of a name, asked for in a thread of ours: event loops ask in their executor, which is the embedder's. Raises
+    OSError."""
+    found = await in_thread("forward: name", socket.getaddrinfo, address, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(_spelt(sockaddr) for *_, sockaddr in found))
+
+
+def _spelt(sockaddr: tuple[Any, ...]) -> str:
+    """With the interface that an address of a link is of."""
+    scope = f"%{sockaddr[3]}" if len(sockaddr) > 2 and sockaddr[3] and "%" not in sockaddr[0] else ""
+    return f"{sockaddr[0]}{scope}"
+
+
+async def _connected(addresses: Sequence[str], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """To the first of them where somebody listens. Raises the last one's OSError."""
+    for address in addresses[:-1]:
+        with suppress(OSError):
+            return await asyncio.open_connection(address, port)
+    return await asyncio.open_connection(addresses[-1], port)
 
 
 async def _join(channel: Channel, output: Output, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

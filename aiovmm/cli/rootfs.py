@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from collections.abc import Coroutine
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.exec import code_of, variables
 from aiovmm.cli.logs import configure_logging
 from aiovmm.cli.run_options import OPTIONS
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from aiovmm.sandboxes import Sandbox
+    from aiovmm.sandboxes.listed import Listed
 
 __all__ = ["run_in_sandbox"]
 
@@ -23,54 +29,83 @@ _TAKEN = ("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--b
 def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     """`given` are the options that go with --rootfs, `args` all others. Raises SystemExit with the exit code, UsageError."""
     _refuse_others(args)
-    command = list(given["words"])
-    ports = dict(_ports(text) for text in given["publish"])
-    settings = _settings(args)
-    environment = variables(given["env"])
+    job = _Job(given, args)
     configure_logging(args["verbose"])
+    sys.exit(code_of(_unless_signalled(job.run())))
 
-    async def run() -> int:
-        """A signal while it boots leaves as its end does; later ones are the command's."""
-        task = asyncio.current_task()
-        assert task is not None
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-        try:
-            return await work()
-        except asyncio.CancelledError:
-            return 128 + signal.SIGTERM
 
-    async def work() -> int:
-        from aiovmm.cli.carry import carry
-        from aiovmm.config import VsockConfig
-        from aiovmm.sandboxes import sandbox
+async def _unless_signalled(work: Coroutine[Any, Any, int]) -> int:
+    """A signal while it boots leaves as its end does, with the code that shells give it; later ones are the command's."""
+    task, came = asyncio.current_task(), list[int]()
+    assert task is not None
+
+    def leave(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, leave, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        return 128 + came[0]
+
+
+class _Job:
+    """One command in one guest. Raises UsageError, ConfigError for what is said wrongly."""
+
+    def __init__(self, given: dict[str, Any], args: dict[str, Any]) -> None:
+        self._given = given
+        self._name, self._kernel = args["name"], args["kernel"]
+        self._words = list(given["words"])
+        self._publish = dict(_ports(text) for text in given["publish"])
+        self._settings = _settings(args)
+        self._how = {
+            "env": variables(given["env"]),
+            "user": given["user"],
+            "cwd": given["cwd"],
+            "pty": given["tty"] or None,
+        }
+
+    async def run(self) -> int:
+        """The exit code."""
         from aiovmm.sandboxes.listed import Listed
 
-        settings["kernel"] = await _kernel(args["kernel"])
-        scratch = None if given["scratch"] == "memory" else given["scratch"]
-        entry = Listed(args["name"], str(given["rootfs"]), " ".join(command))
+        self._settings["kernel"] = await _kernel(self._kernel)
+        entry = Listed(self._name, str(self._given["rootfs"]), " ".join(self._words))
         try:
-            async with sandbox(
-                given["rootfs"],
-                disk=scratch,
-                volumes=given["volumes"],
-                network=given["network"],
-                publish=ports,
-                vsock=VsockConfig(socket=entry.folder / "vsock"),
-                **settings,
-            ) as vm:
+            async with self._sandbox(entry) as vm:
                 entry.tell(vm.config.memory.size)
                 keeping = asyncio.ensure_future(entry.keep(vm.serial))
-                words = command or list(vm.image.config.command) or ["/bin/sh"]
-                how = {"env": environment, "user": given["user"], "cwd": given["cwd"], "pty": given["tty"] or None}
                 try:
-                    return await carry(await vm.create_process(*words, **how), terminal=given["tty"])
+                    return await self._carry(vm)
                 finally:
                     keeping.cancel()
         finally:
             entry.close()
 
-    sys.exit(code_of(run()))
+    def _sandbox(self, entry: Listed) -> AbstractAsyncContextManager[Sandbox]:
+        from aiovmm.config import VsockConfig
+        from aiovmm.sandboxes import sandbox
+
+        given = self._given
+        return sandbox(
+            given["rootfs"],
+            disk=None if given["scratch"] == "memory" else given["scratch"],
+            volumes=given["volumes"],
+            network=given["network"],
+            publish=self._publish,
+            vsock=VsockConfig(socket=entry.folder / "vsock"),
+            **self._settings,
+        )
+
+    async def _carry(self, vm: Sandbox) -> int:
+        from aiovmm.cli.carry import carry
+
+        words = self._words or list(vm.image.config.command) or ["/bin/sh"]
+        return await carry(await vm.create_process(*words, **self._how), terminal=self._given["tty"])
 
 
 async def _kernel(path: Path | None) -> Any:

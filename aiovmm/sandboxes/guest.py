@@ -93,26 +93,54 @@ async def sandbox(
     Raises ImageError, HostError, ConfigError; BootTimeout, with the stage that the guest came to and what it printed, or
     AgentLost if it ended instead.
     """
+    wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
+    wanted.network = Network() if network is True else network or None
+    shared = [volume if isinstance(volume, Volume) else Volume.parse(volume) for volume in volumes]
     async with AsyncExitStack() as stack:
-        wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
-        wanted.network = Network() if network is True else network or None
-        shared = [volume if isinstance(volume, Volume) else Volume.parse(volume) for volume in volumes]
-        built = image if isinstance(image, BuiltImage) else await (await in_thread("image", Image.of, image)).build()
-        if built is not image:
-            stack.callback(built.close)
+        built = await stack.enter_async_context(_built(image))
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
-        initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
-        if shared:
-            directory = stack.enter_context(socket_folder())
-            wanted.volumes = list(zip(shared, await stack.enter_async_context(served(shared, directory)), strict=True))
-        async with _scratch(wanted.scratch) as scratch:
-            config = wanted.config(files, initramfs, built, scratch)
-            devices = () if wanted.network is None else (wanted.network.device(),)
-            vm = await stack.enter_async_context(Sandbox(config, built, devices))
-        await vm.start()
+        wanted.volumes = await stack.enter_async_context(_served(shared))
+        vm = await stack.enter_async_context(_started(wanted, files, built))
         await vm.agent.ready(timeout)
         for host_port, port in (publish or {}).items():
             await vm.forward(port, host_port)
+        yield vm
+
+
+@asynccontextmanager
+async def _built(image: Image | BuiltImage | str | os.PathLike[str]) -> AsyncIterator[BuiltImage]:
+    """The image, kept from being pruned meanwhile."""
+    if isinstance(image, BuiltImage):
+        yield image
+        return
+    built = await (await in_thread("image", Image.of, image)).build()
+    try:
+        yield built
+    finally:
+        built.close()
+
+
+@asynccontextmanager
+async def _served(volumes: Sequence[Volume]) -> AsyncIterator[list[tuple[Volume, FsConfig]]]:
+    """Each with the device for it."""
+    if not volumes:
+        yield []
+        return
+    with socket_folder() as folder:
+        async with served(volumes, folder) as devices:
+            yield list(zip(volumes, devices, strict=True))
+
+
+@asynccontextmanager
+async def _started(wanted: _Wanted, files: KernelFiles, image: BuiltImage) -> AsyncIterator[Sandbox]:
+    """Once it runs, nothing of its scratch disk has a name."""
+    initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
+    async with AsyncExitStack() as stack:
+        async with _scratch(wanted.scratch) as scratch:
+            devices = () if wanted.network is None else (wanted.network.device(),)
+            config = wanted.config(files, initramfs, image, scratch)
+            vm = await stack.enter_async_context(Sandbox(config, image, devices))
+        await vm.start()
         yield vm
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,3 +125,19 @@ async def test_they_end_with_the_agent(agent: Agent, server: int, tmp_path: Path
     assert not (tmp_path / "socket").exists()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
+
+
+async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
+    """Neither way asks for it in the event loop's executor, which is the embedder's."""
+
+    class Nobodys(ThreadPoolExecutor):
+        def submit(self, *args: object, **more: object) -> Future[Any]:  # type: ignore[override]
+            raise AssertionError("the embedder's executor was used")
+
+    asyncio.get_running_loop().set_default_executor(Nobodys())
+    port = await agent.forwards.to_guest(server, 0, "localhost")
+    await ask(*await asyncio.open_connection("127.0.0.1", port), 1000)
+    back = await agent.forwards.to_host(0, server, "localhost")
+    await ask(*await asyncio.open_connection("127.0.0.1", back), 1000)
+    with pytest.raises(UsageError, match=r"nobody\.invalid"):
+        await agent.forwards.to_guest(server, 0, "nobody.invalid")

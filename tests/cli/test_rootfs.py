@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +22,7 @@ __all__ = ["emulated", "guest"]
 pytestmark = pytest.mark.kvm
 
 PROGRAM = """
-import sys
+import asyncio, os, sys
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +40,9 @@ class WithAgent(VM):
 
 @asynccontextmanager
 async def sandbox(root, **settings):
+    if "NEVER" in os.environ:
+        print("boots", flush=True)
+        await asyncio.sleep(1000)
     async with WithAgent(config("hx"), terminal=False) as vm:
         await vm.start()
         yield vm
@@ -63,8 +67,8 @@ def runtime() -> Iterator[Path]:
         yield Path(path)
 
 
-def start(guest: Guest, runtime: Path, *words: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+def start(guest: Guest, runtime: Path, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), **variables}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(guest.path), *words],
@@ -110,6 +114,17 @@ def test_it_is_listed_while_it_runs(guest: Guest, runtime: Path) -> None:
     process.communicate(b"", timeout=40)
     assert process.returncode == 0
     assert subprocess.check_output(ps, env=environment) == b""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Signals) -> None:
+    process = start(guest, runtime, "--", "true", NEVER="1")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"boots\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=40)
+    assert (process.returncode, errors) == (128 + number, b"")
+    assert list((runtime / "aiovmm/guests").iterdir()) == []
 
 
 @pytest.mark.parametrize(
