@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import socket
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import SOCK_STREAM, gaierror, getaddrinfo  # blocking: the event loop has one of that name that is not
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.agent.channel import Channel
@@ -96,7 +96,7 @@ class Forwards:
         if isinstance(host, int):
             try:
                 forward.server = await asyncio.start_server(connected, await _resolved(address), host)
-            except socket.gaierror as exc:
+            except gaierror as exc:
                 raise UsageError(f"address {address!r} is no address of this host's: {exc.strerror}") from exc
             except OSError as exc:
                 where = f"{address}:{host}"
@@ -187,7 +187,7 @@ async def _to_host(channel: Channel, output: Output, host: Place, address: str) 
 async def _resolved(address: str) -> list[str]:
     """Addresses of a name, asked for in a thread of ours: event loops ask in their executor, which is the embedder's. Raises
     OSError."""
-    found = await in_thread("forward: name", socket.getaddrinfo, address, None, type=socket.SOCK_STREAM)
+    found = await in_thread("forward: name", getaddrinfo, address, None, type=SOCK_STREAM)
     return list(dict.fromkeys(_spelt(sockaddr) for *_, sockaddr in found))
 
 
