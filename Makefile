@@ -4,6 +4,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 TESTS ?= tests
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+# The tests of one file, and all in the nested host, stay together (tests/parallel.py); JOBS=1: all in one process.
+PYTEST = $(PY) -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS))
 
 .PHONY: help demo fuzz soak test test-thorough test-sanitized lint format native setup setup-test bench clean
 help: ## this list
@@ -13,18 +16,18 @@ demo: ## boot a stock Debian guest to a shell (ARGS=--script: unattended, shows 
 	@tools/setup guest
 	@$(PY) -m examples.demo $(ARGS)
 
-test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it)
-	$(PY) -m pytest $(TESTS) $(ARGS)
+test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it, JOBS=1 one at a time)
+	$(PYTEST) $(TESTS) $(ARGS)
 
 test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons, VT-x in Bochs
-	AIOVMM_THOROUGH=1 $(PY) -m pytest $(TESTS) $(ARGS)
+	AIOVMM_THOROUGH=1 $(PYTEST) $(TESTS) $(ARGS)
 
 # All of them once under the address and undefined-behaviour sanitizers; then what is nearest to native code with freed memory
 # overwritten, which also finds what Python's own allocator would hide.
 NEAR_NATIVE := tests/native tests/kvm tests/virtqueue tests/vfio tests/pci tests/vm
 test-sanitized: setup-test ## the tests outside the nested host, on native code that checks itself
-	tools/test-sanitized address $(ARGS)
-	tools/test-sanitized perturb $(NEAR_NATIVE) $(ARGS)
+	tools/test-sanitized address $(if $(filter 1,$(JOBS)),,-n $(JOBS)) tests $(ARGS)
+	tools/test-sanitized perturb $(if $(filter 1,$(JOBS)),,-n $(JOBS)) $(NEAR_NATIVE) $(ARGS)
 
 setup: ## packages, virtual environment, native extension
 	@tools/setup base

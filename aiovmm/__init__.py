@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
     from aiovmm.pool import Pool, PoolEvent, PoolEventKind, PoolStats
     from aiovmm.rootfs import BuiltImage, Image, ImageConfig
+    from aiovmm.runtime.plain import Fields, State
     from aiovmm.sandboxes import Network, Sandbox, Volume, sandbox
     from aiovmm.snapshot.taking import Snapshot
     from aiovmm.snapshot.template import Template
@@ -121,6 +122,7 @@ __all__ = [
     "ExitReason",
     "ExitStatus",
     "ExpectTimeout",
+    "Fields",
     "FsConfig",
     "GenericVhostUserConfig",
     "GuestError",
@@ -164,6 +166,7 @@ __all__ = [
     "Snapshot",
     "SnapshotError",
     "Space",
+    "State",
     "StateError",
     "Template",
     "UsageError",
@@ -200,6 +203,7 @@ __getattr__ = lazy_names(
         "aiovmm.rootfs": "BuiltImage Image ImageConfig",
         "aiovmm.snapshot.taking": "Snapshot",
         "aiovmm.snapshot.template": "Template",
+        "aiovmm.runtime.plain": "Fields State",
         "aiovmm.sandboxes": "Network Sandbox Volume sandbox",
         "aiovmm.stats": "ConsoleStats DeviceStats LoopStats VMStats",
         "aiovmm.virtqueue.device": "VirtioDevice",

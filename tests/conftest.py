@@ -12,7 +12,7 @@ from hypothesis import settings
 
 from tests.grounds import excused, skip_reason
 
-pytest_plugins = ["tests.kvmhost.plugin"]
+pytest_plugins = ["tests.kvmhost.plugin", "tests.parallel"]
 
 
 def pytest_asyncio_loop_factories(
