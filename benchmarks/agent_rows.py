@@ -106,7 +106,7 @@ def rows(
                     AIOVMM: lambda ours=ours: runner.run(_speed(size, ours)),
                     RAW: lambda raw=raw: runner.run(_speed(size, raw)),
                 }
-                yield run_rounds(row, contestants, options.rounds)  # type: ignore[arg-type]
+                yield run_rounds(row, contestants, options.rounds)
     if options.wants("short commands"):
         yield _commands(runner, place, options, tail)
 

@@ -42,7 +42,8 @@ async def echo(vm: VM) -> float:
 
 async def echoes(vm: VM, seconds: float) -> list[float]:
     """Of one byte after the other, with pauses in which all comes to rest; sorted."""
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times) < 5:
         times.append(await echo(vm))
         await asyncio.sleep(0.003)
@@ -62,7 +63,8 @@ async def stream(vm: VM, seconds: float) -> float:
 
 async def lag(seconds: float) -> list[float]:
     """How late the loop is for who wants it back at once; sorted."""
-    times, end = [], time.perf_counter() + seconds
+    times: list[float] = []
+    end = time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
         await asyncio.sleep(0)
         times.append(time.perf_counter() - began)

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
@@ -26,7 +27,7 @@ NEEDS_KVM = True
 MIB = 64
 
 
-def devices(folder: Path, taps: bool) -> dict[str, object]:
+def devices(folder: Path, taps: bool) -> dict[str, Any]:
     """Serial port and PCI are there anyway."""
     (folder / "disk").write_bytes(bytes(1 << 20))
     return {

@@ -37,4 +37,4 @@ def run(options: Options) -> Iterator[Result]:
 
 def printing(device: str, size: int, outputs: Mapping[str, socket.socket] | None) -> Callable[[Guest], float]:
     """KiB a second of dots on a device of the guest, which come out of `outputs` by its name, or of its serial port."""
-    return lambda guest: size / 1024 / guest.print_dots(device, size, outputs and outputs[guest.name])
+    return lambda guest: size / 1024 / guest.print_dots(device, size, outputs[guest.name] if outputs else None)

@@ -47,8 +47,8 @@ def _threads(pid: int) -> Counters:
         except (FileNotFoundError, ProcessLookupError):
             continue
         total[name + _THREADS] += 1
-        total[f"{name}: on a processor, ms"] += ran / 1e6
-        total[f"{name}: waiting for one, ms"] += waited / 1e6
+        total[f"{name}: on a processor, ms"] += round(ran / 1e6)
+        total[f"{name}: waiting for one, ms"] += round(waited / 1e6)
         total[f"{name}: user, ms"] += int(user) * 10
         total[f"{name}: system, ms"] += int(system) * 10
         for kind, what in (("voluntary", "sleeps"), ("nonvoluntary", "pushed off")):

@@ -76,13 +76,15 @@ def make_images(directory: Path) -> tuple[Path, Path]:
     """Kernel and initramfs of the guest."""
     from aiovmm.image import build_initramfs, debian_busybox, find_kernel
 
+    kernel: Path
+    modules: Path | None
     if (NESTED_GUEST / "vmlinuz").exists():
         kernel, modules = NESTED_GUEST / "vmlinuz", NESTED_GUEST / "modules"
     else:
-        files = find_kernel()
-        kernel, modules = files.kernel, files.modules
+        found = find_kernel()
+        kernel, modules = found.kernel, found.modules
     initramfs = directory / "initramfs.cpio"
-    files = {"/etc/profile": PROFILE.encode(), **socat()}
+    files: dict[str, str | os.PathLike[str] | bytes] = {"/etc/profile": PROFILE.encode(), **socat()}
     image = build_initramfs(busybox=debian_busybox(), modules=modules, files=files)
     initramfs.write_bytes(image.data)
     return kernel, initramfs

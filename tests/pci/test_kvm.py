@@ -322,7 +322,7 @@ async def test_what_a_driver_may_do_without_end_asks_nothing_of_kvm_and_the_rest
     asked: list[int] = []
     for module in (ioeventfd, routing):
 
-        def noted(*args: object, call: Callable[..., int] = module.call) -> int:  # type: ignore[attr-defined]
+        def noted(*args: object, call: Callable[..., int] = module.call) -> int:
             asked.append(threading.get_ident())
             return call(*args)
 

@@ -38,7 +38,9 @@ class _Side:
         self._bus = vm.machine.bus
 
     def read(self, address: int, size: int, space: Space = Space.MMIO) -> bytes:
-        return self._bus.read(space, address, size)
+        data = self._bus.read(space, address, size)
+        assert isinstance(data, bytes)
+        return data
 
     def write(self, address: int, data: bytes, space: Space = Space.MMIO) -> Awaitable[None] | None:
         return self._bus.write(space, address, data)
@@ -56,7 +58,12 @@ class Driver(VirtioPciDriver):
         q.add(readable, writable)  # type: ignore[arg-type]
         q.kick()
         back: list[bytes] = []
-        await until(lambda: bool(back.extend(used.data for used in q.poll()) or back), timeout)
+
+        def looked() -> bool:
+            back.extend(used.data for used in q.poll())
+            return bool(back)
+
+        await until(looked, timeout)
         return back[0]
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from aiovmm import VM, CpusConfig, EventKind, MemoryConfig, PayloadConfig, VMConfig
 from tests.guests import build_kernel
@@ -15,11 +16,11 @@ __all__ = ["config", "counter", "counts_on", "event", "until"]
 COUNTER = 0x60000
 
 
-def config(does: str, cpus: int = 1, *, kernel: str = "kernel", **changes: object) -> VMConfig:
+def config(does: str, cpus: int = 1, *, kernel: str = "kernel", **changes: Any) -> VMConfig:
     """A small VM whose guest does what the letters `does` say; see tests/guests/kernel.S."""
     payload = PayloadConfig(build_kernel(kernel), None, does)
     base = VMConfig(payload, CpusConfig(cpus), MemoryConfig(4 << 20), rng=None, name="guest")
-    return replace(base, **changes)  # type: ignore[arg-type]
+    return replace(base, **changes)
 
 
 async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
