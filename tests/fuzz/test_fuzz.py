@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.fuzz.campaign import commands, run
 from tests.fuzz.corpus import pack, unpack
 from tests.fuzz.native_targets import CLANG, NATIVE
+from tests.fuzz.targets import PYTHON, load
 
 SECONDS = 2
 
@@ -21,6 +24,30 @@ def test_native_code_withstands(name: str, tmp_path: Path) -> None:
     assert not report.failure, (tmp_path / f"{name}.log").read_text(errors="replace")[-4000:]
     assert report.executions > 100
     assert report.edges > 20
+
+
+@pytest.mark.parametrize("name", PYTHON)
+def test_python_withstands(name: str, tmp_path: Path) -> None:
+    """All that is kept, and for a second what comes of it by chance: guided by coverage it is under `make fuzz`."""
+    target, chance = load(name), random.Random(1)
+    unpack(name, tmp_path / "corpus", target.SEEDS)
+    kept = sorted(path.read_bytes() for path in (tmp_path / "corpus").iterdir())
+    for content in kept:
+        target.run(content)
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        target.run(changed(chance.choice(kept), chance))
+
+
+def changed(content: bytes, chance: random.Random) -> bytes:
+    """Something is put in, taken out, or overwritten, a few times."""
+    text = bytearray(content)
+    for _ in range(chance.randint(1, 4)):
+        at, size = chance.randint(0, len(text)), chance.choice((0, 1, 1, 2, 4, 8))
+        text[at : at + size] = chance.choice(
+            (b"", chance.randbytes(1), chance.randbytes(size), b"\xff" * size, bytes(size))
+        )
+    return bytes(text)
 
 
 def test_a_corpus_comes_out_of_its_archive_as_it_went_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
