@@ -9,7 +9,8 @@ import enum
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, dataclass_transform
 
@@ -46,8 +47,12 @@ def dataclass(
         prefix = "" if option == "vm" else f"{option}."
         kinds = _Kinds(vars(sys.modules[cls.__module__]), parse)
 
+        shape: list[_Field] = []
+
         def settle(self: Any) -> None:
-            _settle(self, prefix, kinds)
+            if not shape:  # the annotations are taken apart when there is the first one
+                shape.extend(_Field(name, annotation, prefix) for name, annotation in field_types(self).items())
+            _settle(self, shape, kinds)
             if check is not None:
                 check(self)
 
@@ -57,20 +62,37 @@ def dataclass(
     return complete
 
 
-def _settle(config: Any, prefix: str, known: _Kinds) -> None:
-    values = config.__dict__
-    for name, annotation in field_types(config).items():
-        value = values[name]
+class _Field:
+    """A field, and what can be in it."""
+
+    def __init__(self, name: str, annotation: str, prefix: str) -> None:
         kinds = annotation.split(" | ")
-        if any(kind.count("[") != kind.count("]") for kind in kinds):
+        self.name, self.option = name, prefix + name
+        self.kinds = [] if any(kind.count("[") != kind.count("]") for kind in kinds) else kinds
+        self.as_it_is: set[type] = set()
+        """Of values that are taken as they are, whatever they are: found out by the first of them."""
+
+    def learn(self, kind: str, value: Any) -> None:
+        """`value` was taken as it is: by the first kind, so that only its type counts, unless it has parts."""
+        if (kind == self.kinds[0] or value is None) and not isinstance(value, tuple):
+            self.as_it_is.add(type(value))
+
+
+def _settle(config: Any, shape: Iterable[_Field], known: _Kinds) -> None:
+    values = config.__dict__
+    for part in shape:
+        value = values[part.name]
+        if type(value) in part.as_it_is or not part.kinds:
             continue
-        for kind in kinds:
-            settled = known.made(kind, value, prefix + name)
+        for kind in part.kinds:
+            settled = known.made(kind, value, part.option)
             if settled is not _REFUSED:
-                values[name] = settled
+                values[part.name] = settled
+                if settled is value:
+                    part.learn(kind, value)
                 break
         else:
-            raise ConfigError(prefix + name, f"{value!r} is not {' or '.join(map(_words, kinds))}", _hint(value))
+            raise ConfigError(part.option, f"{value!r} is not {' or '.join(map(_words, part.kinds))}", _hint(value))
 
 
 def _words(kind: str) -> str:
@@ -81,7 +103,8 @@ def _words(kind: str) -> str:
     return known.get(kind, kind)
 
 
-def _parts(kind: str) -> list[str]:
+@cache
+def _parts(kind: str) -> Sequence[str]:
     """What a tuple's annotation has between its brackets."""
     parts, depth = [""], 0
     for character in kind.removeprefix("tuple[").removesuffix("]"):
@@ -118,16 +141,20 @@ class _Kinds:
             case "str":
                 return value if isinstance(value, str) else _REFUSED
             case "Path":
+                if isinstance(value, Path):
+                    return value
                 return Path(value) if isinstance(value, str | os.PathLike) else _REFUSED
         if kind.startswith("tuple["):
             return self._items(_parts(kind), value, option)
         return self._object(kind, value, option)
 
-    def _items(self, kinds: list[str], value: Any, option: str) -> Any:
+    def _items(self, kinds: Sequence[str], value: Any, option: str) -> Any:
         if not isinstance(value, list | tuple):
             return _REFUSED
+        if value == () and kinds[-1] == "...":
+            return value
         if kinds[-1] == "...":
-            kinds = kinds[:1] * len(value)
+            kinds = [kinds[0]] * len(value)
         elif len(kinds) != len(value):
             return _REFUSED
         return tuple(

@@ -66,6 +66,13 @@ class ConfigSpace:
         self.define(0x2E, identity.subsystem, 2)
         self.define(0x3C, 0, 1, writable=0xFF)  # interrupt line: storage only; for pin 0x3D see intx.InterruptPin
 
+    def copy(self) -> ConfigSpace:
+        """One of its own, which is as this one is now."""
+        new = ConfigSpace.__new__(ConfigSpace)
+        new.data, new._writable, new._clear = bytearray(self.data), bytearray(self._writable), bytearray(self._clear)
+        new._last_link, new._free = self._last_link, self._free
+        return new
+
     def define(self, offset: int, value: int, size: int, *, writable: int = 0, clear: int = 0) -> None:
         """Lay out a register of `size` bytes: its value, the bits that can be written, the bits that RW1C clears."""
         self.data[offset : offset + size] = value.to_bytes(size, "little")
@@ -136,12 +143,13 @@ class ConfigSpace:
         saved = bytearray(fields.data("registers", CAPABILITIES_END))
         fields.end()
         saved[STATUS] &= ~STATUS_INTERRUPT
-        for offset, (now, then) in enumerate(zip(self.data, saved, strict=False)):
-            fixed = 0xFF & ~(
-                self._writable[offset] | self._clear[offset] | (STATUS_INTERRUPT if offset == STATUS else 0)
-            )
-            if (now ^ then) & fixed:
-                raise SnapshotError(f"its PCI registers differ at {offset:#x}: that is not the function that was saved")
+        now, then, writable, clear = (
+            int.from_bytes(part[:CAPABILITIES_END], "little")
+            for part in (self.data, saved, self._writable, self._clear)
+        )
+        if differ := (now ^ then) & ~(writable | clear | STATUS_INTERRUPT << 8 * STATUS):
+            offset = ((differ & -differ).bit_length() - 1) // 8
+            raise SnapshotError(f"its PCI registers differ at {offset:#x}: that is not the function that was saved")
         self.data[:CAPABILITIES_END] = saved
 
     @staticmethod

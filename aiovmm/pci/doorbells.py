@@ -22,10 +22,15 @@ from aiovmm.native import lib
 from aiovmm.pci.services import IoEventFd, PciServices
 from aiovmm.virtqueue.bell import distinct
 
-__all__ = ["NOTIFY_MULTIPLIER", "Doorbells"]
+__all__ = ["NOTIFY_MULTIPLIER", "Doorbells", "notify_size"]
 
 NOTIFY_MULTIPLIER = 4  # bytes between two queues' notification addresses; queue_notify_off is the queue's index
 _ANY_WIDTH = 0
+
+
+def notify_size(queues: int) -> int:
+    """Bytes of the structure of a device with so many queues."""
+    return max(queues, 1) * NOTIFY_MULTIPLIER
 
 
 class Doorbells:
@@ -45,7 +50,7 @@ class Doorbells:
     @property
     def size(self) -> int:
         """Bytes of the structure."""
-        return max(self._count, 1) * NOTIFY_MULTIPLIER
+        return notify_size(self._count)
 
     def open(self) -> Sequence[int]:
         """The device goes live: the kick eventfd of each queue, non-blocking. Raises HostError.

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.common_config import CommonConfig
-from aiovmm.pci.config_space import COMMAND, ConfigSpace, Identity, overlaps
+from aiovmm.pci.config_space import COMMAND, Identity, overlaps
 from aiovmm.pci.config_window import ConfigWindow
 from aiovmm.pci.doorbells import Doorbells
 from aiovmm.pci.function import BarRegion, PciFunction, together
@@ -34,10 +34,18 @@ from aiovmm.pci.intx import InterruptPin
 from aiovmm.pci.msix import MAX_VECTORS, MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
 from aiovmm.pci.services import PciServices, Place
-from aiovmm.pci.virtio_bar import BAR_SIZE, MAX_QUEUES, NOTIFY, CommonRegisters, DeviceRegisters, VirtioStructures
+from aiovmm.pci.virtio_bar import (
+    BAR_SIZE,
+    MAX_QUEUES,
+    NOTIFY,
+    CommonRegisters,
+    DeviceRegisters,
+    VirtioStructures,
+    laid_out,
+)
 from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE, IsrStatus, VirtioInterrupt
 from aiovmm.runtime.dataclass import dataclass, field
-from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend
+from aiovmm.virtqueue.backend import ServedElsewhere, VirtioBackend, is_served_elsewhere
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
 from aiovmm.virtqueue.runner import DeviceRunner
@@ -85,7 +93,7 @@ class VirtioPci(PciFunction):
         if queues > MAX_QUEUES or queues + 1 > MAX_VECTORS:
             raise UsageError(f"{device.name}: {queues} queues are more than virtio-pci has room for")
         self.device = device
-        if isinstance(device, ServedElsewhere):
+        if is_served_elsewhere(device):
             features &= device.ring_features
         self.negotiation = Negotiation(
             device.features | features, device.queue_sizes, partial(_accepts, device, features)
@@ -104,7 +112,8 @@ class VirtioPci(PciFunction):
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
         self._doorbells = Doorbells(services, queues, apart=apart)
-        config = ConfigSpace(_identity(device.device_id))
+        shape, msix = laid_out(_identity(device.device_id), queues)
+        config = shape.copy()
         structures = VirtioStructures(
             CommonRegisters(self._common, self._write_common),
             self._isr,
@@ -113,7 +122,7 @@ class VirtioPci(PciFunction):
             self._vectors,
         )
         super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name), place)
-        self._msix_control = structures.add_capabilities(config) + 2
+        self._msix_control = msix + 2
         self._pin = InterruptPin(config, services)
         self.interrupt_gsi = self._pin.gsi
         self._window = ConfigWindow(config, self._read_bar, self._write_bar)
@@ -124,7 +133,7 @@ class VirtioPci(PciFunction):
         def create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
             return self._services.create_task(coro, name=self.device.name)
 
-        if isinstance(self.device, ServedElsewhere):
+        if is_served_elsewhere(self.device):
             return self.device.make_backend(memory, self._broken, create_task)
         return DeviceRunner(self.device, memory, create_task, needs_reset=self.needs_reset, on_error=self._on_error)
 
@@ -330,6 +339,7 @@ def _accepts(device: VirtioDevice, offered: int, features: int) -> bool:
     return not offered & ~features & ACCESS_PLATFORM and device.accepts(features)
 
 
+@cache
 def _identity(device_type: int) -> Identity:
     """4.1.2.1: device id 0x1040 + type, revision 1 or higher."""
     device = DEVICE_ID_BASE + device_type

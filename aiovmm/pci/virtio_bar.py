@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 
 from aiovmm.bus import BusDevice, FastPage, Policy
 from aiovmm.errors import GuestError
 from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
 from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig
-from aiovmm.pci.config_space import ConfigSpace
-from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells
+from aiovmm.pci.config_space import ConfigSpace, Identity
+from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells, notify_size
 from aiovmm.pci.function import BarRegion
 from aiovmm.pci.msix_lines import MsixPendingBits, MsixTableRegisters, MsixVectors
 from aiovmm.pci.virtio_irq import IsrStatus
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["BAR_SIZE", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures"]
+__all__ = ["BAR_SIZE", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures", "laid_out"]
 
 BAR_SIZE = 0x10000
 ISR, DEVICE, NOTIFY, PBA, TABLE = 0x1000, 0x2000, 0x3000, 0x7000, 0x8000
@@ -47,17 +48,21 @@ class VirtioStructures:
         ]
         return [BarRegion(0, at, size, device, f"{name} {part}", fast) for at, size, device, part, fast in parts]
 
-    def add_capabilities(self, config: ConfigSpace) -> int:
-        """Tell the driver where it is. Returns the offset of the MSI-X capability."""
-        for kind, offset, length, extra in (
-            (VirtioCapType.COMMON, 0, COMMON_SIZE, b""),
-            (VirtioCapType.ISR, ISR, IsrStatus.SIZE, b""),
-            (VirtioCapType.DEVICE, DEVICE, DEVICE_SIZE, b""),
-            (VirtioCapType.NOTIFY, NOTIFY, self.doorbells.size, NOTIFY_MULTIPLIER.to_bytes(4, "little")),
-        ):
-            config.add_capability(VENDOR, VirtioCap(kind, 0, offset, length).body(extra))
-        body, writable = msix(self.vectors.table.vectors, bar=0, table=TABLE, pba=PBA)
-        return config.add_capability(MSIX, body, writable)
+
+@lru_cache(64)
+def laid_out(identity: Identity, queues: int) -> tuple[ConfigSpace, int]:
+    """The registers of a function with so many queues, which tell the driver where its structures are, to be copied: they are the
+    same in each. And the offset of the MSI-X capability."""
+    config = ConfigSpace(identity)
+    for kind, offset, length, extra in (
+        (VirtioCapType.COMMON, 0, COMMON_SIZE, b""),
+        (VirtioCapType.ISR, ISR, IsrStatus.SIZE, b""),
+        (VirtioCapType.DEVICE, DEVICE, DEVICE_SIZE, b""),
+        (VirtioCapType.NOTIFY, NOTIFY, notify_size(queues), NOTIFY_MULTIPLIER.to_bytes(4, "little")),
+    ):
+        config.add_capability(VENDOR, VirtioCap(kind, 0, offset, length).body(extra))
+    body, writable = msix(queues + 1, bar=0, table=TABLE, pba=PBA)
+    return config, config.add_capability(MSIX, body, writable)
 
 
 class CommonRegisters:

@@ -126,8 +126,11 @@ def _init(shape: _Shape) -> Callable[..., None]:
             for name, make in factories.items():
                 if name not in values:
                     values[name] = make()
-            given = positional[: len(args)]
-            if values.keys() != names or len(args) > count or not kwargs.keys().isdisjoint(given):
+            if (
+                len(values) != len(names)
+                or len(args) > count
+                or (kwargs and not (values.keys() == names and kwargs.keys().isdisjoint(positional[: len(args)])))
+            ):
                 raise TypeError(f"{type(self).__name__}(): {_wrong_call(shape, values.keys(), args, kwargs)}")
         if (check := getattr(self, "__post_init__", None)) is not None:
             check()

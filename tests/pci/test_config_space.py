@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.errors import UsageError
-from aiovmm.pci.config_space import ConfigSpace, Identity
+from aiovmm.errors import SnapshotError, UsageError
+from aiovmm.pci.config_space import STATUS, STATUS_INTERRUPT, ConfigSpace, Identity
 
 
 def space() -> ConfigSpace:
@@ -102,3 +102,29 @@ def test_no_write_changes_a_fixed_bit_or_the_size(writes: list[tuple[int, bytes]
     ):
         assert config.data[offset] == fixed[offset]
     assert len(config.data) == 4096
+
+
+def test_a_copy_is_apart_from_what_it_was_made_of() -> None:
+    config = space()
+    config.add_capability(0x11, b"\x02\x00" + bytes(8), b"\x00\xc0")
+    before = bytes(config.data)
+    copy = config.copy()
+    copy.write(0x04, b"\xff\xff")
+    copy.allow(0x40, 4, 0xFF)
+    copy.add_capability(0x09, bytes(10))
+    assert bytes(config.data) == before
+    assert config.add_capability(0x09, bytes(10)) == copy.data[0x41]
+
+
+@given(st.integers(0, 0xFF), st.integers(1, 0xFF))
+def test_registers_that_the_guest_cannot_have_written_are_of_another_function(offset: int, flipped: int) -> None:
+    config, saved = space(), bytearray(space().data[:0x100])
+    saved[offset] ^= flipped
+    writable = config._writable[offset] | config._clear[offset] | (STATUS_INTERRUPT if offset == STATUS else 0)
+    if not flipped & ~writable:
+        config.load({"registers": bytes(saved)})
+        assert config.data[offset] == saved[offset] & ~(STATUS_INTERRUPT if offset == STATUS else 0)
+        return
+    with pytest.raises(SnapshotError, match=rf"differ at {offset:#x}: "):
+        config.load({"registers": bytes(saved)})
+    assert config.data == space().data

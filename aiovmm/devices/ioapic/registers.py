@@ -67,6 +67,8 @@ class Route:
 
 Effect = Inject | Route
 
+_NO_ROUTES = tuple(Route(pin) for pin in range(PINS))
+
 
 @dataclass(frozen=True)
 class IoApicState:
@@ -106,7 +108,7 @@ class IoApicRegisters:
 
     def __init__(self) -> None:
         self._set(IoApicState())
-        self._routes: list[Route] = [Route(pin) for pin in range(PINS)]
+        self._routes = list(_NO_ROUTES)
 
     def snapshot(self) -> IoApicState:
         """The whole state. Routes follow from it."""
@@ -217,7 +219,7 @@ class IoApicRegisters:
 
     def _route(self, pin: int) -> list[Effect]:
         entry = self.entries[pin]
-        route = Route(pin)
+        route = _NO_ROUTES[pin]
         if entry & LEVEL_TRIGGERED and (not entry & MASKED or entry & REMOTE_IRR):
             route = Route(pin, message_address(entry), message_data(entry))
         if route == self._routes[pin]:

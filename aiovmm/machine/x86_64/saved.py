@@ -8,6 +8,7 @@ has not been booted anew, else its wall clock.
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
@@ -44,6 +45,7 @@ def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) 
     }
 
 
+@cache
 def _boot_id() -> str:
     try:
         return _BOOT_ID.read_text().strip()
