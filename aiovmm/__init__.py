@@ -59,6 +59,8 @@ if TYPE_CHECKING:
         WatchdogAction,
         WatchdogConfig,
     )
+    from aiovmm.config.landlock import LandlockRuleConfig
+    from aiovmm.confine.confinement import Confinement, Seccomp
     from aiovmm.console import Console, ConsoleReader
     from aiovmm.devices.port import PortDevice
     from aiovmm.errors import (
@@ -106,6 +108,7 @@ __all__ = [
     "CommandTimeout",
     "Completed",
     "ConfigError",
+    "Confinement",
     "Console",
     "ConsoleConfig",
     "ConsoleEnded",
@@ -136,6 +139,7 @@ __all__ = [
     "ImageConfig",
     "ImageError",
     "KvmError",
+    "LandlockRuleConfig",
     "LimitsConfig",
     "LoopStats",
     "MemoryConfig",
@@ -163,6 +167,7 @@ __all__ = [
     "RngConfig",
     "RtcConfig",
     "Sandbox",
+    "Seccomp",
     "Snapshot",
     "SnapshotError",
     "Space",
@@ -192,6 +197,8 @@ __getattr__ = lazy_names(
         "PayloadConfig PciSegmentConfig PlatformConfig PmemConfig PvpanicConfig RateLimit "
         "RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig WatchdogAction "
         "WatchdogConfig",
+        "aiovmm.config.landlock": "LandlockRuleConfig",
+        "aiovmm.confine.confinement": "Confinement Seccomp",
         "aiovmm.bus": "Space",
         "aiovmm.devices.port": "PortDevice",
         "aiovmm.console": "Console ConsoleReader",

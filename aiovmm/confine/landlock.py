@@ -14,7 +14,7 @@ __all__ = ["confine_paths"]
 
 _TCP, _TCP_SINCE = 3, 4  # bind and connect, and the version of Landlock that knows them
 _ABSTRACT_SOCKETS, _SCOPES_SINCE = 1, 6
-_HINT = "this kernel has no Landlock (landlock is not among lsm= of its command line): leave --landlock out"
+_HINT = "this kernel has no Landlock (landlock is not among lsm= of its command line): leave it out"
 
 
 def confine_paths(grants: Iterable[Grant]) -> None:

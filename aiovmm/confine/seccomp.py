@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiovmm import architecture
@@ -22,15 +23,13 @@ _JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill")
 _INSTRUCTION = 8  # bytes
 
 
-def confine_calls(*, log: bool = False) -> None:
-    """All threads of this process, for good: no program and no process is started any more, no network socket opened, and signals
-    go to itself, its group and its children only. With `log` nothing is refused, but told to the kernel's log. Raises HostError,
-    with nothing changed but that what is executed cannot gain rights."""
+def confine_calls(*, log: bool = False, families: Sequence[int] = (socket.AF_UNIX,)) -> None:
+    """All threads of this process, for good: no program and no process is started any more, no socket opened that is not of
+    `families`, and signals go to itself, its group and its children only. With `log` nothing is refused, but told to the kernel's
+    log. Raises HostError, with nothing changed but that what is executed cannot gain rights."""
     own, children = os.getpid(), _children()
     numbers = {n: getattr(lib, f"SYS_{n}") for n in (*ALLOWED, *NOT_KNOWN, *_JUDGED) if hasattr(lib, f"SYS_{n}")}
-    code = make_filter(
-        numbers, architecture.host().audit, families=(socket.AF_UNIX,), signals_to=(own, 0, *children), log=log
-    )
+    code = make_filter(numbers, architecture.host().audit, families=families, signals_to=(own, 0, *children), log=log)
     _check(lib.avmm_no_new_privileges())
     _check(lib.avmm_filter_calls(owners.view(code), len(code) // _INSTRUCTION))
 
@@ -46,4 +45,4 @@ def _children() -> list[int]:
 
 def _check(result: int) -> None:
     if result < 0:
-        raise HostError("filter system calls", -result, "this kernel cannot: say --seccomp false to do without")
+        raise HostError("filter system calls", -result, "this kernel cannot: turn seccomp off to do without")

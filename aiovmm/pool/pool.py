@@ -27,6 +27,7 @@ from aiovmm.runtime.timeouts import time_limit
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
+    from aiovmm.confine.confinement import Confinement
     from aiovmm.pool.workers.process import Worker
     from aiovmm.pool.workers.source import Workers
 
@@ -59,6 +60,7 @@ class Pool:
         max: int = 1000,
         starting: int | None = None,
         workers: int = 0,
+        confinement: Confinement | None = None,
         ready: Callable[[VM], Awaitable[object]] | None = None,
         name: str | None = None,
     ) -> None:
@@ -70,9 +72,11 @@ class Pool:
             )
         if workers < 0 or (workers and not isinstance(source, VMConfig)):
             raise UsageError(f"Pool(workers={workers}): from 0 on, and a VMConfig, since no function goes to a process")
+        if confinement is not None and not workers:
+            raise UsageError("Pool(confinement=...) is for workers: this process keeps its rights, say workers= too")
         self._workers: Workers | None = None
         if isinstance(source, VMConfig):
-            self._workers = self._make_workers(source, workers) if workers else None
+            self._workers = self._make_workers(source, workers, confinement) if workers else None
             self._source = self._workers.guest if self._workers is not None else _guests_of(source)
         else:
             self._source = source
@@ -262,10 +266,12 @@ class Pool:
         self._emit(PoolEventKind.GONE, member)
         self._fill()
 
-    def _make_workers(self, config: VMConfig, count: int) -> Workers:
-        from aiovmm.pool.workers.source import Workers  # for who wants some
+    def _make_workers(self, config: VMConfig, count: int, confinement: Confinement | None) -> Workers:
+        from aiovmm.confine.confinement import Confinement  # for who wants some
+        from aiovmm.pool.workers.source import Workers
 
-        return Workers(config, count, self.name, self._worker_ready, self._worker_died)
+        confinement = confinement or Confinement()
+        return Workers(config, count, self.name, confinement, self._worker_ready, self._worker_died)
 
     def _worker_ready(self, worker: Worker) -> None:
         self._events.emit(PoolEvent(PoolEventKind.WORKER_READY, "", time.time(), worker=worker.index))

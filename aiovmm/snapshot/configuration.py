@@ -14,7 +14,7 @@ from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.runtime.dataclass import field_types
 from aiovmm.runtime.plain import Fields, Plain, State
 
-__all__ = ["changed", "from_state", "to_state"]
+__all__ = ["changed", "device_from_state", "from_state", "to_state"]
 
 _CLASS = re.compile(r"[A-Z]\w+")
 _PLACED = ("disks", "nets", "pmems", "fs", "devices", "generic_vhost_user")
@@ -43,11 +43,25 @@ def _plain(value: Any) -> Plain:
 
 def from_state(state: State) -> VMConfig:
     """The configuration. Raises SnapshotError for what is none."""
+    config: VMConfig = _checked(VMConfig, state)
+    return config
+
+
+def device_from_state(kind: str, state: State) -> PlacedConfig:
+    """That of one device, by the name of its class. Raises SnapshotError for what is none."""
+    kinds = [_inner(VMConfig, annotation) for annotation in field_types(VMConfig).values()]
+    found = [cls for cls in kinds if cls is not None and issubclass(cls, PlacedConfig) and cls.__name__ == kind]
+    if not found:
+        raise SnapshotError(f"{kind!r} is no configuration of a device")
+    device: PlacedConfig = _checked(found[0], state)
+    return device
+
+
+def _checked(cls: type, state: State) -> Any:
     try:
-        config: VMConfig = _made(VMConfig, state, "config")
+        return _made(cls, state, "config")
     except (ConfigError, TypeError, ValueError, OverflowError) as exc:
         raise SnapshotError(f"config is none that can be: {exc}") from exc
-    return config
 
 
 def _made(cls: type, state: Plain, where: str) -> Any:

@@ -10,8 +10,10 @@ The library's server asks in a thread of its own; the numbers are read on the VM
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import aclosing
 from dataclasses import fields
+from typing import cast
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -39,7 +41,15 @@ class VMCollector(Collector):
         yield from _of_loop(stats)
 
     async def _read(self) -> list[VMStats]:
-        return [vm.stats() for vm in self._vms()]
+        found = await asyncio.gather(*map(_now, self._vms()))
+        return [stats for stats in found if stats is not None]
+
+
+async def _now(vm: VM) -> VMStats | None:
+    """Also of one that is in a pool's worker; None of one that was lost with it."""
+    numbers = cast(AsyncGenerator[VMStats, None], vm.stats(every=_PATIENCE))
+    async with aclosing(numbers):
+        return await anext(numbers, None)
 
 
 def _of_vms(stats: list[VMStats]) -> Iterator[Metric]:

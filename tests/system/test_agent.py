@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, AgentLost, BootTimeout, CommandTimeout, ExitReason, StateError, VMConfig, VsockConfig
+from aiovmm import VM, AgentLost, BootTimeout, CommandTimeout, ExitReason, Pool, StateError, VMConfig, VsockConfig
 from aiovmm.agent import agent_binary
 from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, RELEASES, Guests, OnDemand
@@ -166,6 +166,17 @@ async def clock_and_entropy(vm: VM) -> None:
     assert abs(int((await vm.run(["date", "+%s"])).stdout) - time.time()) < 60
 
 
+async def its_end(vm: VM) -> None:
+    running = asyncio.create_task(vm.run(["sleep", "1000"]))
+    await asyncio.sleep(0.1)
+    await vm.kill("for the test")
+    with pytest.raises(AgentLost, match="for the test") as info:
+        await running
+    assert info.value.status == vm.status
+    with pytest.raises(AgentLost):
+        await vm.run(["true"])
+
+
 @pytest.mark.parametrize("release", RELEASES)
 async def test_all_of_it_in_a_guest(guests: Guests, with_agent: dict[str, Path], release: str, tmp_path: Path) -> None:
     async with VM(configured(guests, with_agent[release], release)) as vm:
@@ -177,14 +188,29 @@ async def test_all_of_it_in_a_guest(guests: Guests, with_agent: dict[str, Path],
         await copies(vm, tmp_path)
         await ports(vm)
         await clock_and_entropy(vm)
-        running = asyncio.create_task(vm.run(["sleep", "1000"]))
-        await asyncio.sleep(0.1)
-        await vm.kill("for the test")
-        with pytest.raises(AgentLost, match="for the test") as info:
-            await running
-        assert info.value.status == vm.status
-        with pytest.raises(AgentLost):
-            await vm.run(["true"])
+        await its_end(vm)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+async def test_the_same_in_a_pools_worker(
+    guests: Guests, with_agent: dict[str, Path], release: str, tmp_path: Path
+) -> None:
+    """Which makes its guests confined to what they need."""
+    made = Pool(configured(guests, with_agent[release], release), max=1, workers=1)
+    async with made as pool, pool.acquire(timeout=120) as vm:
+        await vm.agent.ready(timeout=120)
+        await commands(vm)
+        await many(vm)
+        await copies(vm, tmp_path)
+        await ports(vm)
+        await vm.snapshot(tmp_path / "there")
+        assert (await vm.run(["echo", "again"], timeout=60)).stdout == b"again\n"
+        async for now in vm.stats(every=1.0):
+            vsock = now.devices["vsock"].vsock
+            assert vsock is not None
+            assert vsock.rx_bytes > 1000
+            break
+        await its_end(vm)
 
 
 @pytest.mark.parametrize("release", RELEASES)

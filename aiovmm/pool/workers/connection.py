@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import cast
 
 from aiovmm.errors import PeerError, SnapshotError
 from aiovmm.pool.workers.frames import Decoder, encode
 from aiovmm.runtime.plain import State
+from aiovmm.runtime.stream_socket import join_socket
 
 __all__ = ["Connection", "connect"]
 
@@ -81,13 +81,4 @@ class Connection(asyncio.Protocol):
 
 async def connect(sock: socket.socket, heard: Callable[[State, bytes], None]) -> Connection:
     """A connection over `sock`, which is its from now on."""
-    sock.setblocking(False)
-    try:
-        loop = asyncio.get_running_loop()
-        transport, connection = await loop.create_unix_connection(lambda: Connection(heard), sock=sock)
-    except BaseException:
-        sock.close()
-        raise
-    if not isinstance(transport.get_extra_info("socket"), TransportSocket):
-        sock.detach()  # uvloop's transport has the descriptor, not the socket
-    return connection
+    return await join_socket(sock, lambda: Connection(heard))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import socket
+from collections.abc import Coroutine
 from typing import Any
 
 from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConsoleEnded, StateError, UsageError
+from aiovmm.errors import ConsoleEnded, StateError
 from aiovmm.lifecycle import EventKind
+from aiovmm.pool.workers.answers import ANSWERS, seconds_of
+from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection
 from aiovmm.pool.workers.frames import MOST_DATA
 from aiovmm.pool.workers.plain import error_to_state, status_to_state
-from aiovmm.runtime.plain import Fields, Plain, State
-from aiovmm.snapshot.configuration import to_state
+from aiovmm.runtime.plain import Fields, Plain
+from aiovmm.runtime.tasks import in_thread
+from aiovmm.snapshot.configuration import device_from_state, to_state
 from aiovmm.vm import VM
 
 __all__ = ["Guest"]
@@ -23,10 +27,11 @@ __all__ = ["Guest"]
 class Guest:
     """`make`, then any number of requests, then `leave`."""
 
-    def __init__(self, number: int, config: VMConfig, connection: Connection) -> None:
+    def __init__(self, number: int, config: VMConfig, connection: Connection, confined: Confined | None = None) -> None:
         self._vm = VM(config, terminal=False)
         self._number = number
         self._connection = connection
+        self._confined = confined
         self._consoles = {"serial": self._vm.serial, "console": self._vm.console}
         self._typed: dict[str, asyncio.Queue[bytes]] = {}
         modes = {"serial": config.serial.mode, "console": config.console.mode}
@@ -136,57 +141,16 @@ class Guest:
 
     def answer(self, fields: Fields) -> Coroutine[Any, Any, Plain]:
         """The coroutine of a request. Raises SnapshotError for one that there is not."""
-        return _ANSWERS[fields.text("op", among=tuple(_ANSWERS))](self._vm, fields)
+        op = fields.text("op", among=(*ANSWERS, "add"))
+        return self._add(fields) if op == "add" else ANSWERS[op](self._vm, fields)
 
+    async def _add(self, fields: Fields) -> Plain:
+        device = device_from_state(fields.text("kind"), fields.state("device"))
+        if self._confined is not None:
+            await in_thread(f"{self._vm.name}: look at a device", self._confined.check, self._vm.config, device)
+        id_ = await self._vm.add(device, timeout=seconds_of(fields))
+        return {"id": id_, "config": to_state(self._vm.config)}
 
-async def _pause(vm: VM, _: Fields) -> None:
-    await vm.pause()
-
-
-async def _resume(vm: VM, _: Fields) -> None:
-    await vm.resume()
-
-
-async def _shutdown(vm: VM, _: Fields) -> None:
-    vm.shutdown()
-
-
-async def _kill(vm: VM, fields: Fields) -> None:
-    await vm.kill(fields.text("detail"))
-
-
-async def _set_limits(vm: VM, fields: Fields) -> None:
-    vm.set_limits(**_limits(fields.state("limits")))
-
-
-def _limits(state: State) -> dict[str, float | None]:
-    return {name: float(value) if isinstance(value, str) else value for name, value in state.items()}
-
-
-async def _remove(vm: VM, fields: Fields) -> Plain:
-    await vm.remove(fields.text("device"), timeout=_seconds(fields), force=fields.flag("force"))
-    return to_state(vm.config)
-
-
-async def _resize(vm: VM, fields: Fields) -> Plain:
-    sizes = {name: None if fields.absent(name) else fields.number(name) for name in ("cpus", "memory")}
-    await vm.resize(**sizes, timeout=_seconds(fields))
-    return to_state(vm.config)
-
-
-def _seconds(fields: Fields) -> float | None:
-    value = fields.list("timeout", 1)[0]
-    if value is not None and not isinstance(value, int | float):
-        raise UsageError(f"{value!r} is no number of seconds")
-    return value
-
-
-_ANSWERS: dict[str, Callable[[VM, Fields], Coroutine[Any, Any, Plain]]] = {
-    "pause": _pause,
-    "resume": _resume,
-    "shutdown": _shutdown,
-    "kill": _kill,
-    "set_limits": _set_limits,
-    "remove": _remove,
-    "resize": _resize,
-}
+    async def dial(self, port: int, sock: socket.socket) -> None:
+        """Join the guest's port to `sock`, whose other half the pool has. Raises what `vm.vsock.connect` does."""
+        await self._vm.vsock.join(port, socket.socket(fileno=sock.detach()))

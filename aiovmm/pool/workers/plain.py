@@ -40,6 +40,8 @@ _MADE_OF: dict[type[BaseException], tuple[str, ...]] = {
     errors.AiovmmError: ("",),
     KeyError: ("",),
     TimeoutError: ("",),
+    ConnectionRefusedError: ("",),
+    ConnectionResetError: ("",),
 }
 """By their arguments, as attributes; "" is the text. The more special ones come first."""
 _BY_NAME = {kind.__name__: kind for kind in _MADE_OF}

@@ -1,6 +1,7 @@
 """One worker as its pool sees it: a process, the socket to it, what it was asked, and the guests in it.
 
-start ──► hello ──► asked, and heard ──► close, or: it dies, breaks the protocol, does not answer ──► killed, reaped, told
+start ──► confined ──► hello ──► asked, and heard ──► close
+     it dies, breaks the protocol, or does not answer ──► killed, reaped, told
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from errno import ENOENT
 from typing import Protocol
 
-from aiovmm.errors import HostError, PeerError
+from aiovmm.errors import AiovmmError, HostError, PeerError
 from aiovmm.lifecycle import ExitStatus
+from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
 from aiovmm.runtime.plain import Fields, Plain, State
@@ -28,7 +30,7 @@ _PROGRAM = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[3])
 from aiovmm.pool.workers.program import main
-main(int(sys.argv[1]), int(sys.argv[2]))
+main(int(sys.argv[1]), int(sys.argv[4]), int(sys.argv[2]))
 """
 PATIENCE = 30.0
 """Seconds that a worker has for what may not be waited for for ever: to end a guest, to take it apart, to heed a cancellation."""
@@ -74,13 +76,15 @@ class Worker:
         self._silent = ""  # what it has not answered to
         self._hello: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._connection: Connection | None = None
+        self._passing: socket.socket | None = None  # for what goes with requests
         self._task: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.index} pid {self.pid}: {self.lost or f'{len(self.guests)} guests'}>"
 
-    async def start(self) -> None:
-        """Until it has said hello. Raises HostError, WorkerLost; then there is nothing of it. Not to be cancelled."""
+    async def start(self, confined: State) -> None:
+        """Until it has given up rights as `confined` says (confined.to_state_of), and said hello. Raises HostError, WorkerLost,
+        and what it could not be confined for; then there is nothing of it. Not to be cancelled."""
         if not sys.executable:
             raise HostError(f"start {self._name}", ENOENT, "sys.executable does not name an interpreter: have it do so")
         try:
@@ -89,6 +93,7 @@ class Worker:
             raise HostError(f"start {self._name}", exc.errno or 0, path=sys.executable) from exc
         self.pid = process.pid
         self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
+        self.tell("confine", 0, **confined)
         try:
             async with asyncio.timeout(_START):
                 await self._hello
@@ -97,37 +102,47 @@ class Worker:
             await self.over()
             assert self.lost is not None, "it has ended"
             raise WorkerLost(self.lost.what) from None
+        except AiovmmError:
+            await self.over()
+            raise
 
     async def _joined(self) -> tuple[asyncio.subprocess.Process, Connection]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with ExitStack() as stack:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            stack.callback(ours.close)
             with theirs:
-                process = await self._spawn(theirs.fileno())
-        except BaseException:
-            ours.close()
-            raise
-        try:
-            return process, await connect(ours, self._heard)
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
+                passing_ours, passing_theirs = passing.pair()
+                stack.callback(passing_ours.close)
+                with passing_theirs:
+                    process = await self._spawn(theirs.fileno(), passing_theirs.fileno())
+            try:
+                connection = await connect(ours, self._heard)
+            except BaseException:
+                process.kill()
+                await process.wait()
+                raise
+            self._passing = passing_ours
+            stack.pop_all()
+            return process, connection
 
-    async def _spawn(self, fd: int) -> asyncio.subprocess.Process:
+    async def _spawn(self, fd: int, passing_fd: int) -> asyncio.subprocess.Process:
         path = json.dumps([each for each in sys.path if isinstance(each, str)])
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path),
-            pass_fds=(fd,),
+            *(sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path, str(passing_fd)),
+            pass_fds=(fd, passing_fd),
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C at the terminal is for the program, which ends its pool
         )
 
-    def request(self, op: str, vm: int, **fields: Plain) -> Request:
-        """Ask it for something. Raises WorkerLost, UsageError for what is too large. The reply is a value, or an error."""
+    def request(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Request:
+        """Ask it for something, and have it take a copy of `passing_on`. Raises WorkerLost, HostError if that cannot be sent now,
+        UsageError for what is too large. The reply is a value, or an error."""
         if self.lost is not None:
             raise WorkerLost(self.lost.what)
         self._count += 1
         id_, reply = self._count, asyncio.get_running_loop().create_future()
+        if passing_on is not None and self._passing is not None:
+            passing.hand_over(self._passing, id_, passing_on)
         self.tell(op, vm, id=id_, **fields)
         self._requests[id_] = reply
         reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # seen: who asked may be gone
@@ -139,9 +154,9 @@ class Worker:
         timer = asyncio.get_running_loop().call_later(PATIENCE, self.give_up, why)
         reply.add_done_callback(lambda _: timer.cancel())
 
-    async def ask(self, op: str, vm: int, **fields: Plain) -> Plain:
+    async def ask(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Plain:
         """A request to its end: one that is cancelled has its reply first, which comes soon then."""
-        request = self.request(op, vm, **fields)
+        request = self.request(op, vm, passing_on, **fields)
         return await finish(request.reply, request.cancel)
 
     def tell(self, op: str, vm: int, data: bytes = b"", **fields: Plain) -> None:
@@ -173,8 +188,7 @@ class Worker:
         fields = Fields(message, "frame")
         op = fields.text("op")
         if op == "hello":
-            if not self._hello.done():
-                self._hello.set_result(None)
+            self._greeted(fields)
         elif op in ("done", "failed"):
             self._answered(op, fields)
         elif (guest := self.guests.get(number := fields.number("vm"))) is None:
@@ -183,6 +197,15 @@ class Worker:
             guest.ended(status_of(fields.state("status")))
         else:
             guest.heard(op, fields, data)
+
+    def _greeted(self, fields: Fields) -> None:
+        error = None if fields.absent("error") else error_of(fields.state("error"))
+        if self._hello.done():
+            raise PeerError("it has said hello before")
+        if error is not None:
+            self._hello.set_exception(error)
+        else:
+            self._hello.set_result(None)
 
     def _answered(self, op: str, fields: Fields) -> None:
         reply = self._requests.get(id_ := fields.number("id"))
@@ -210,6 +233,8 @@ class Worker:
             over.cancel()
             await finish(asyncio.wait([ended]))
             connection.abort()
+            if self._passing is not None:
+                self._passing.close()
             self._lose(WorkerLost(f"{self._name} (process {self.pid}) {self._how(ended, connection)}"))
 
     def _how(self, ended: asyncio.Future[int], connection: Connection) -> str:

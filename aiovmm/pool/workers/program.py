@@ -1,4 +1,7 @@
-"""A worker: `main`, and what it is asked. It ends when its socket does, or the process that started it."""
+"""A worker: `main`, and what it is asked. It ends when its socket does, or the process that started it.
+
+The first that it hears is what rights it is to give up. It does so before it has threads, an event loop or a guest.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,11 @@ from contextlib import suppress
 from typing import Any
 
 from aiovmm.errors import AiovmmError, SnapshotError, StateError
+from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection, connect
+from aiovmm.pool.workers.frames import Decoder
 from aiovmm.pool.workers.guest import Guest
+from aiovmm.pool.workers.passing import accept
 from aiovmm.pool.workers.plain import error_to_state
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.snapshot.configuration import from_state
@@ -23,13 +29,31 @@ __all__ = ["main"]
 _END = 10.0  # seconds for its guests' ends, and for whatever hinders them
 
 
-def main(fd: int, parent: int) -> None:
-    """Serve the socket `fd` for the process `parent`."""
+def main(fd: int, passing_fd: int, parent: int) -> None:
+    """Serve the socket `fd`, with what comes at `passing_fd`, for the process `parent`."""
     import uvloop
 
+    sock, over = socket.socket(fileno=fd), socket.socket(fileno=passing_fd)
+    confined: Confined | None = None
+    error: AiovmmError | None = None
+    try:
+        if (confined := _told(sock)) is None:
+            return
+        confined.enter()
+    except AiovmmError as exc:
+        error = exc
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(socket.socket(fileno=fd), parent))
+        runner.run(_serve(sock, Server(over, confined), parent, error))
         _leave_in(_END)  # the loop's own end is among what may hinder
+
+
+def _told(sock: socket.socket) -> Confined | None:
+    """What comes first; None if nobody says anything any more."""
+    decoder = Decoder()
+    while data := sock.recv(1 << 16):
+        for message, _ in decoder.feed(data):
+            return Confined(Fields(message, "frame"))
+    return None
 
 
 def _leave_in(seconds: float) -> None:
@@ -39,12 +63,12 @@ def _leave_in(seconds: float) -> None:
     timer.start()
 
 
-async def _serve(sock: socket.socket, parent: int) -> None:
-    server = Server()
-    connection = await connect(sock, server.heard)
-    server.connection = connection
+async def _serve(sock: socket.socket, server: Server, parent: int, error: AiovmmError | None) -> None:
+    server.connection = connection = await connect(sock, server.heard)
     _watch(parent, connection)
-    connection.send({"op": "hello"})
+    connection.send({"op": "hello", "error": None if error is None else error_to_state(error)})
+    if error is not None:
+        connection.close()
     await connection.over.wait()
     _leave_in(_END)
     await server.aclose()
@@ -69,15 +93,17 @@ def _watch(parent: int, connection: Connection) -> None:
 
 
 class Server:
-    """The guests of a worker, and the requests that are under way."""
+    """The guests of a worker, and the requests that are under way. `over` brings sockets that belong to some."""
 
-    def __init__(self) -> None:
+    def __init__(self, over: socket.socket, confined: Confined | None) -> None:
         self.connection: Connection | None = None
+        self._over = over
+        self._confined = confined
         self._guests: dict[int, Guest] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
     def heard(self, message: State, data: bytes) -> None:
-        """A frame. Raises SnapshotError for what is none of the pool's."""
+        """A frame. Raises SnapshotError, PeerError for what is none of the pool's."""
         fields = Fields(message, "frame")
         op, number = fields.text("op"), fields.number("vm")
         guest = self._guests.get(number)
@@ -87,27 +113,38 @@ class Server:
         elif op in ("input", "size"):
             if guest is not None:  # else it has gone
                 guest.heard(op, fields, data)
+        elif op == "dial":
+            sock = accept(self._over, id_ := fields.number("id"))
+            self._begin(id_, self._found(op, number, guest).dial(fields.number("port"), sock), sock)
         else:
             self._begin(fields.number("id"), self._answer_of(op, number, guest, fields))
 
     def _answer_of(self, op: str, number: int, guest: Guest | None, fields: Fields) -> Coroutine[Any, Any, Plain]:
         if op == "make":
             assert self.connection is not None, "it is heard by it"
-            made = self._guests[number] = Guest(number, from_state(fields.state("config")), self.connection)
+            config = from_state(fields.state("config"))
+            made = self._guests[number] = Guest(number, config, self.connection, self._confined)
             return made.make()
         if op == "leave":
             return self._leave(number)
+        return self._found(op, number, guest).answer(fields)
+
+    def _found(self, op: str, number: int, guest: Guest | None) -> Guest:
         if guest is None:
             raise SnapshotError(f"{op!r} of guest {number}, who is not here")
-        return guest.answer(fields)
+        return guest
 
-    def _begin(self, id_: int, work: Coroutine[Any, Any, Plain]) -> None:
+    def _begin(self, id_: int, work: Coroutine[Any, Any, Plain], sock: socket.socket | None = None) -> None:
         task = self._tasks[id_] = asyncio.get_running_loop().create_task(self._answer(id_, work), name=f"request {id_}")
-        task.add_done_callback(lambda task: self._answered(id_, work, task))
+        task.add_done_callback(lambda task: self._answered(id_, work, task, sock))
 
-    def _answered(self, id_: int, work: Coroutine[Any, Any, Plain], task: asyncio.Task[None]) -> None:
+    def _answered(
+        self, id_: int, work: Coroutine[Any, Any, Plain], task: asyncio.Task[None], sock: socket.socket | None
+    ) -> None:
         del self._tasks[id_]
         work.close()  # if it was cancelled before it began
+        if sock is not None:
+            sock.close()  # unless somebody has it by then
         if task.cancelled():
             self._failed(id_, StateError("it was cancelled"))
 

@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Self
 
-from aiovmm.config import ConsoleMode, LimitsConfig, PlacedConfig, VMConfig
-from aiovmm.errors import ConfigError, PeerError, SnapshotError, StateError, UsageError
+from aiovmm.config import ConsoleMode, VMConfig
+from aiovmm.errors import ConfigError, PeerError, StateError
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.pool.workers import process
 from aiovmm.pool.workers.plain import WorkerLost, error_of
 from aiovmm.pool.workers.process import Worker
+from aiovmm.pool.workers.remote_changes import RemoteChanges
 from aiovmm.pool.workers.remote_input import RemoteInput
-from aiovmm.runtime.dataclass import field_types, replace
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import finish
-from aiovmm.runtime.timeouts import check_seconds
-from aiovmm.snapshot.configuration import from_state, to_state
+from aiovmm.snapshot.configuration import to_state
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
     from aiovmm.agent import Agent
     from aiovmm.machine import Machine
     from aiovmm.machine.parts import PluggedDevice
-    from aiovmm.machine.ram import Ram
-    from aiovmm.snapshot.taking import Snapshot
     from aiovmm.snapshot.template import Template
 
 __all__ = ["RemoteVM"]
 
+_HERE = "take the guest from a Pool without workers"
 _KINDS = tuple(kind.value for kind in EventKind)
 
 
-class RemoteVM(VM):
+class RemoteVM(RemoteChanges, VM):
     """What it cannot do in a worker it refuses by name (StateError): what needs the machine, or a device, as an object."""
 
     def __init__(self, config: VMConfig, worker: Worker, number: int) -> None:
@@ -200,83 +198,24 @@ class RemoteVM(VM):
         assert self._life.status is not None
         return self._life.status
 
-    # -- what comes and goes
-
-    @property
-    def limits(self) -> LimitsConfig:
-        """See VM.limits."""
-        return self._limits_now
-
-    def set_limits(self, **changes: float | None) -> None:
-        """See VM.set_limits."""
-        self._home.check_thread()
-        if self.state is VMState.STOPPED:
-            raise StateError(f"VM {self.name!r} has ended: it has no limits any more")
-        if unknown := [key for key in changes if key not in field_types(LimitsConfig())]:
-            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
-        self._limits_now = replace(self._limits_now, **changes)
-        self._worker.request("set_limits", self._number, limits=to_state(self._limits_now))
-
-    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
-        """Not in a worker: the guest would have to be made with it."""
-        self._refuse("add()")
-
-    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
-        """See VM.remove."""
-        check_seconds(timeout, "remove(timeout=)")
-        await self._ask_configured("remove", device=id_, timeout=[timeout], force=force)
-
-    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
-        """See VM.resize."""
-        if cpus is None and memory is None:
-            raise UsageError("resize() takes cpus=, memory= in bytes, or both")
-        check_seconds(timeout, "resize(timeout=)")
-        await self._ask_configured("resize", cpus=cpus, memory=memory, timeout=[timeout])
-
-    async def _ask_configured(self, op: str, **fields: Plain) -> None:
-        self._home.check()
-        now = await self._worker.ask(op, self._number, **fields)
-        with self._checked():
-            self._configured(from_state(now))
-
-    @contextmanager
-    def _checked(self) -> Iterator[None]:
-        """An answer that is none of this request is as bad as a frame that is none."""
-        try:
-            yield
-        except SnapshotError as exc:
-            self._worker.give_up(why := f"broke the protocol: {exc}")
-            raise WorkerLost(f"the worker of VM {self.name!r} {why}") from None
-
     # -- what it cannot
-
-    def _refuse(self, what: str) -> NoReturn:
-        hint = "take it from a Pool without workers"
-        raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {hint}")
 
     @property
     def machine(self) -> Machine:
         """Not in a worker."""
-        self._refuse("its machine")
-
-    @property
-    def memory(self) -> Ram:
-        """Not in a worker."""
-        self._refuse("its memory")
+        self._refuse("its machine", "ask for what of it there is: stats(every=), memory, config")
 
     def _plugged(self) -> Sequence[PluggedDevice]:
-        self._refuse("its devices as objects")
+        self._refuse("its devices as objects", "use add(), remove(), forward() and stats(every=), or " + _HERE)
 
     def _make_agent(self) -> Agent:
-        self._refuse("its agent")
+        from aiovmm.agent import Agent  # for who runs something in the guest
+        from aiovmm.pool.workers.remote_place import RemotePlace
 
-    def stats(self, *, every: float | None = None) -> Any:
-        """Not in a worker."""
-        self._refuse("stats()")
-
-    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
-        """Not in a worker."""
-        self._refuse("snapshot()")
+        self._home.check()
+        if self._config.vsock is None:
+            raise StateError(f"VM {self.name!r} has no vsock device: say vsock=VsockConfig() in its VMConfig")
+        return Agent(RemotePlace(self, self._worker, self._number, self._ending.stopped))
 
     @classmethod
     def restore(
@@ -292,7 +231,7 @@ class RemoteVM(VM):
 
     async def freeze(self) -> Template:
         """Not in a worker."""
-        self._refuse("freeze()")
+        self._refuse("freeze()", "its memory is that process's; take a snapshot(), and VM.restore() it and freeze that")
 
 
 def check_remote(config: VMConfig) -> None:

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from aiovmm.config import VMConfig
+from aiovmm.confine.confinement import Confinement
 from aiovmm.lifecycle import ExitStatus
+from aiovmm.pool.workers.confined import to_state_of
 from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.pool.workers.process import Worker
 from aiovmm.pool.workers.remote_vm import RemoteVM, check_remote
@@ -38,10 +40,17 @@ class Workers:
     guests that cannot be in another process."""
 
     def __init__(
-        self, config: VMConfig, count: int, pool: str, started: Callable[[Worker], None], died: Callable[[Worker], None]
+        self,
+        config: VMConfig,
+        count: int,
+        pool: str,
+        confinement: Confinement,
+        started: Callable[[Worker], None],
+        died: Callable[[Worker], None],
     ) -> None:
         check_remote(config)
         self._config = config
+        self._confined = to_state_of(config, confinement)
         self._pool = pool
         self._started, self._died = started, died
         self._slots = [_Slot(i) for i in range(count)]
@@ -103,7 +112,7 @@ class Workers:
         """Once for all that wait for it; not cancelled with them."""
         worker = Worker(slot.index, self._pool, self._gone)
         try:
-            await worker.start()
+            await worker.start(self._confined)
         except BaseException:
             slot.not_before = asyncio.get_running_loop().time() + min(_FIRST_DELAY * 2**slot.failures, _LONGEST_DELAY)
             slot.failures = min(slot.failures + 1, 20)

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-from asyncio.trsock import TransportSocket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -22,6 +21,7 @@ from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.runtime.descriptors import Share
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.stream_socket import join_socket, let_go
 from aiovmm.runtime.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
@@ -47,10 +47,7 @@ class _Half:
         except BaseException:
             self.sock.close()
             raise
-        # uvloop's transport has the descriptor, not the socket. Both would close it where a program drops its streams, or where
-        # the guest resets the connection in this very moment: the second time it may be somebody else's.
-        if not isinstance(writer.get_extra_info("socket"), TransportSocket):
-            self.sock.detach()
+        let_go(self.sock, writer.get_extra_info("socket"))  # also the guest may reset it in this very moment
         self._reader = reader
         if self._error is not None:
             reader.set_exception(self._error)
@@ -58,14 +55,7 @@ class _Half:
 
     async def protocol(self, factory: Callable[[], P]) -> P:
         """The same with a protocol of the caller's, which sees any end as `connection_lost`."""
-        try:
-            transport, protocol = await asyncio.get_running_loop().create_unix_connection(factory, sock=self.sock)
-        except BaseException:
-            self.sock.close()
-            raise
-        if not isinstance(transport.get_extra_info("socket"), TransportSocket):
-            self.sock.detach()
-        return protocol
+        return await join_socket(self.sock, factory)
 
     def drop(self) -> None:
         """Close it, if there are no streams that have it: a task that was cancelled before it began has made none."""
@@ -129,17 +119,46 @@ class Vsock:
         if self._closed or self._ended:
             raise StateError(self._ended or "the vsock device is closed")
 
+    async def join(self, port: int, sock: socket.socket) -> None:
+        """As `connect`, once and without a time limit, with `sock` as the host's end: a stream socket whose peer is somebody
+        else's. It is the device's from now on, and closed if there is no connection."""
+        try:
+            _check_port(port)
+            self._home.check()
+            sock.setblocking(False)
+            await self._guest()
+            self._draw(1)
+        except BaseException:
+            sock.close()
+            raise
+        await self._open(port, sock, lambda error: None)
+
     async def _attempt(self, port: int) -> _Half:
         share = self._switch.share
-        if not share.take(2):
-            hint = "raise the limit of open files (ulimit -n), or close connections"
-            raise HostError(f"vsock: this guest has its share of {share.most} descriptors", errno.EMFILE, hint)
+        self._draw(2)
         try:
             ours, theirs = socket.socketpair()
         except OSError as exc:
             share.give(2)
             raise HostError("vsock: making a connection", exc.errno or 0, "raise the limit of open files") from exc
         half = _Half(theirs)
+        try:
+            await self._open(port, ours, half.aborted)
+        except BaseException:
+            theirs.close()  # the device's half sees that
+            raise
+        finally:
+            share.give()  # from here on it is the program's
+        return half
+
+    def _draw(self, count: int) -> None:
+        share = self._switch.share
+        if not share.take(count):
+            hint = "raise the limit of open files (ulimit -n), or close connections"
+            raise HostError(f"vsock: this guest has its share of {share.most} descriptors", errno.EMFILE, hint)
+
+    async def _open(self, port: int, sock: socket.socket, aborted: Callable[[OSError], None]) -> None:
+        """Until the guest has accepted `sock`, which was drawn for."""
         answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def opened(connection: Connection) -> None:
@@ -151,19 +170,12 @@ class Vsock:
                 answer.set_exception(error)
 
         try:
-            try:
-                self._switch.connect(port, ours, opened=opened, failed=failed, aborted=half.aborted)
-            except BaseException:
-                ours.close()
-                share.give()
-                raise
-            await answer
+            self._switch.connect(port, sock, opened=opened, failed=failed, aborted=aborted)
         except BaseException:
-            theirs.close()  # the device's half sees that
+            sock.close()
+            self._switch.share.give()
             raise
-        finally:
-            share.give()  # from here on it is the program's
-        return half
+        await answer
 
     async def listen(
         self,

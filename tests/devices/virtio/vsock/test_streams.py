@@ -19,6 +19,7 @@ from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_RECEIVE, SHUTDOWN_SEND, 
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
+from tests.vm.guest import until
 
 SIZE = 8 << 20
 
@@ -419,3 +420,39 @@ async def test_the_end_of_the_guest_is_the_end_of_its_connections_behind_all_tha
                 await asked
             with pytest.raises(ConnectionError):
                 await pour(writer)
+
+
+async def test_a_socket_of_somebody_elses_is_the_hosts_end() -> None:
+    async with running() as (device, guest):
+        held = device._switch.share.held
+        ours, theirs = socket.socketpair()
+        with ours:
+            with pytest.raises(ConnectionRefusedError):
+                await device.streams.join(7, theirs)
+            assert theirs.fileno() == -1
+            assert ours.recv(1) == b""  # the device has let go of it
+        guest.listen(7)
+        ours, theirs = socket.socketpair()
+        await device.streams.join(7, theirs)
+        sock = await guest.accept(7)
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(b"question")
+        assert await sock.recv() == b"question"
+        await sock.send(b"answer")
+        assert await reader.readexactly(6) == b"answer"
+        await sock.close()
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: device._switch.share.held == held)
+
+
+async def test_a_socket_that_cannot_be_joined_is_closed() -> None:
+    async with running() as (device, _):
+        for port in (-1, 7):
+            ours, theirs = socket.socketpair()
+            if port == 7:
+                device.streams.end("it is over")
+            with ours, pytest.raises(UsageError):
+                await device.streams.join(port, theirs)
+            assert theirs.fileno() == -1

@@ -1,0 +1,35 @@
+"""What a pool's workers give up of their own rights, as a program says it and as it goes to them."""
+
+from __future__ import annotations
+
+import enum
+
+from aiovmm.config.landlock import LandlockRuleConfig
+from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import dataclass
+
+__all__ = ["Confinement", "Seccomp"]
+
+
+class Seccomp(enum.Enum):
+    """What becomes of system calls that no guest is served by."""
+
+    REFUSED = "true"
+    LOGGED = "log"
+    ALLOWED = "false"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confinement:
+    """`Pool(confinement=...)`: what a guest that takes over its worker may do there. With `landlock` the worker opens what the
+    pool's configuration names, and what `rules` add; without it, whatever this user may."""
+
+    seccomp: Seccomp = Seccomp.REFUSED
+    landlock: bool = False
+    rules: tuple[LandlockRuleConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seccomp, Seccomp):
+            raise ConfigError("confinement.seccomp", f"{self.seccomp!r} is none", "Seccomp.REFUSED, LOGGED or ALLOWED")
+        if self.rules and not self.landlock:
+            raise ConfigError("confinement.rules", "there is nothing that they are rules of", "say landlock=True, too")

@@ -1,0 +1,71 @@
+"""A process of ours that has guests of one configuration gives up what they do not need: the command, and a pool's workers."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from aiovmm.config import VMConfig
+from aiovmm.config.landlock import LandlockRuleConfig
+from aiovmm.confine.landlock import confine_paths
+from aiovmm.confine.paths import of_config, of_output, of_program, of_rule
+from aiovmm.errors import ConfigError
+from aiovmm.runtime.user_dirs import find_cache_directory
+
+__all__ = ["check_programs", "confine_paths_to", "families_of"]
+
+
+def confine_paths_to(
+    config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iterable[Path] = (), *, option: str
+) -> None:
+    """For good, and before there are threads: no path but those of this program, of `config`, of `rules`, and where `outputs` are
+    made. Raises ConfigError, which names the `option` that asked for it, and HostError."""
+    if helpers := [net.id or "net" for net in config.nets if net.passt]:
+        reason = f"{helpers[0]}'s passt needs namespaces of its own, which nobody who is confined may make"
+        raise ConfigError(option, reason, "start passt by yourself: --net vhost_user=on,socket=PATH")
+    cache = find_cache_directory()
+    if cache is not None:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_sockets_in(cache, config, option)
+    here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
+    imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
+    grants = [*of_program(imported, cache), *of_config(config), *map(of_rule, rules), *map(of_output, outputs)]
+    confine_paths(grants)
+
+
+def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> None:
+    """QEMU's storage daemon has a socket in the directory of temporary files, which the rest of the system has as well."""
+    for name in _disks_of_qemu(config):
+        if cache is None:
+            reason = f"{name} is QEMU's, whose socket needs a directory of this user's"
+            raise ConfigError(option, reason, "set HOME or XDG_CACHE_HOME")
+        import tempfile
+
+        tempfile.tempdir = str(cache)
+
+
+def _disks_of_qemu(config: VMConfig) -> Iterator[str]:
+    if config.disks:
+        from aiovmm.devices.virtio.blk.opening import kind_of
+
+        for number, disk in enumerate(config.disks):
+            if kind_of(disk) is not None:
+                yield disk.id or f"disk{number}"
+
+
+def families_of(config: VMConfig) -> tuple[int, ...]:
+    """Of the sockets that its devices are made with: whoever makes a TAP sets its addresses by sockets of the internet's."""
+    taps = any(not (net.fd or net.vhost_user or net.passt) for net in config.nets)
+    return (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if taps else (socket.AF_UNIX,)
+
+
+def check_programs(config: VMConfig, option: str) -> None:
+    """Whoever may start none cannot have devices that other programs serve for it. Raises ConfigError, which names the first.
+    Blocks for as long as reading the head of each disk takes."""
+    named = [(net.id or f"net{i}", "passt") for i, net in enumerate(config.nets) if net.passt]
+    named += [(name, "qemu-storage-daemon") for name in _disks_of_qemu(config)]
+    for name, program in named[:1]:
+        reason = f"{name} is served by {program}, and a process whose system calls are confined starts no program"
+        raise ConfigError(option, reason, "start it yourself and say vhost_user=on,socket=PATH, or leave this off")

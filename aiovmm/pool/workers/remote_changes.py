@@ -1,0 +1,188 @@
+"""What of a guest in a worker can be changed, asked and saved: each is a request, and its answer is checked."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
+
+from aiovmm.config import LimitsConfig, NetConfig, PlacedConfig, VMConfig
+from aiovmm.errors import ConfigError, SnapshotError, StateError, UsageError
+from aiovmm.lifecycle import VMState
+from aiovmm.machine.ram import Ram
+from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.runtime.dataclass import field_types, replace
+from aiovmm.runtime.plain import Fields, Plain
+from aiovmm.runtime.timeouts import check_seconds
+from aiovmm.snapshot.configuration import from_state, to_state
+from aiovmm.stats.plain import from_state as stats_of
+
+if TYPE_CHECKING:
+    from aiovmm.machine.ending import Ending
+    from aiovmm.pool.workers.process import Worker
+    from aiovmm.runtime.home import HomeLoop
+    from aiovmm.snapshot.taking import Snapshot
+    from aiovmm.stats import VMStats
+
+__all__ = ["RemoteChanges"]
+
+T = TypeVar("T")
+
+
+class RemoteChanges:
+    """The part of RemoteVM that the machine in the worker answers."""
+
+    name: Any
+    state: Any
+    _worker: Worker
+    _number: int
+    _home: HomeLoop
+    _ending: Ending
+    _transition: asyncio.Lock
+    _config: VMConfig
+    _limits_now: LimitsConfig
+    _left_it: bool
+
+    # -- limits and devices
+
+    @property
+    def limits(self) -> LimitsConfig:
+        """See VM.limits."""
+        return self._limits_now
+
+    def set_limits(self, **changes: float | None) -> None:
+        """See VM.set_limits."""
+        self._home.check_thread()
+        if self.state is VMState.STOPPED:
+            raise StateError(f"VM {self.name!r} has ended: it has no limits any more")
+        if unknown := [key for key in changes if key not in field_types(LimitsConfig())]:
+            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
+        self._limits_now = replace(self._limits_now, **changes)
+        self._worker.request("set_limits", self._number, limits=to_state(self._limits_now))
+
+    async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
+        """See VM.add. Raises ConfigError also for what is of this process, and for what the worker has given up rights of."""
+        check_seconds(timeout, "add(timeout=)")
+        if not isinstance(device, PlacedConfig):
+            raise UsageError(f"add({device!r}): give it the configuration of a device, as DiskConfig(path=...)")
+        if isinstance(device, NetConfig) and device.fd:
+            raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
+        kind, state = type(device).__name__, to_state(device)
+        id_, config = await self._ask("add", _added, kind=kind, device=state, timeout=[timeout])
+        self._config = config
+        return id_
+
+    async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
+        """See VM.remove."""
+        check_seconds(timeout, "remove(timeout=)")
+        self._config = await self._ask("remove", _config, device=id_, timeout=[timeout], force=force)
+
+    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
+        """See VM.resize."""
+        if cpus is None and memory is None:
+            raise UsageError("resize() takes cpus=, memory= in bytes, or both")
+        check_seconds(timeout, "resize(timeout=)")
+        self._config = await self._ask("resize", _config, cpus=cpus, memory=memory, timeout=[timeout])
+
+    # -- what it has done, and is
+
+    @overload
+    def stats(self) -> VMStats: ...
+    @overload
+    def stats(self, *, every: float) -> AsyncIterator[VMStats]: ...
+    def stats(self, *, every: float | None = None) -> VMStats | AsyncIterator[VMStats]:
+        """See VM.stats, with `every`: the first comes as soon as the worker answers. The loop in them is the worker's."""
+        self._home.check_thread()
+        if every is None:
+            self._refuse("stats() at once", "`async for now in vm.stats(every=1.0)`, whose first comes straight away")
+        return self._stats_every(every)
+
+    async def _stats_every(self, seconds: float) -> AsyncIterator[VMStats]:
+        check_seconds(seconds, "stats(every=)")
+        with suppress(WorkerLost):  # it has ended with its worker
+            while not self._ending.stopped.is_set():
+                yield await self._ask("stats", _stats)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.stopped.wait(), seconds)
+            if not self._left_it:
+                yield await self._ask("stats", _stats)
+
+    @property
+    def memory(self) -> Ram:
+        """See VM.memory."""
+        return _RemoteRam(self.name, self._count)
+
+    async def _count(self, what: str) -> int:
+        return await self._ask("memory", _bytes, what=what)
+
+    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
+        """See VM.snapshot. The worker writes it: if that is confined to paths, one of its rules has to name this one."""
+        from aiovmm.snapshot.taking import Snapshot, path_of
+
+        where = path_of(path).absolute()
+        pages, standstill = await self._ask("snapshot", _snapshot, path=os.fspath(where))
+        return Snapshot(path_of(path), pages, standstill)
+
+    async def _ask(self, op: str, read: Callable[[Fields], T], **fields: Plain) -> T:
+        """What `read` makes of the answer. Raises what the request failed with, WorkerLost."""
+        self._home.check()
+        answer = await self._worker.ask(op, self._number, **fields)
+        with self._checked():
+            return read(Fields(answer, op))
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """An answer that is none of this request is as bad as a frame that is none."""
+        try:
+            yield
+        except SnapshotError as exc:
+            self._worker.give_up(why := f"broke the protocol: {exc}")
+            raise WorkerLost(f"the worker of VM {self.name!r} {why}") from None
+
+    def _refuse(self, what: str, instead: str) -> NoReturn:
+        raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {instead}")
+
+
+def _added(fields: Fields) -> tuple[str, VMConfig]:
+    return fields.text("id"), _config(fields)
+
+
+def _config(fields: Fields) -> VMConfig:
+    return from_state(fields.state("config"))
+
+
+def _stats(fields: Fields) -> VMStats:
+    return stats_of(fields.state("stats"))
+
+
+def _bytes(fields: Fields) -> int:
+    return fields.number("bytes")
+
+
+def _snapshot(fields: Fields) -> tuple[int, float]:
+    return fields.number("pages"), fields.number("microseconds") / 1e6
+
+
+class _RemoteRam(Ram):
+    """See Ram: the pages are counted where they are."""
+
+    def __init__(self, name: str, count: Callable[[str], Awaitable[int]]) -> None:
+        def none() -> NoReturn:
+            raise StateError(f"the memory of VM {name!r} is in a worker process")
+
+        super().__init__(name, none)
+        self._count = count
+
+    async def resident(self) -> int:
+        """See Ram."""
+        return await self._count("resident")
+
+    async def own(self) -> int:
+        """See Ram."""
+        return await self._count("own")
+
+    async def reclaim(self) -> int:
+        """See Ram."""
+        return await self._count("reclaim")
