@@ -31,7 +31,7 @@ from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.root import PciAddress
-from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.tasks import finish, in_thread, in_thread_unless
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
@@ -82,7 +82,7 @@ class Machine:
 
     async def _build(self) -> None:
         config, board = self.parts.config, self.board
-        end = await finish(in_thread(f"{config.name}: make memory", self._make_vm), self._given_up.set)
+        end = await in_thread_unless(self._given_up.set, f"{config.name}: make memory", self._make_vm)
         self.kvm_vm.name = config.name
         if self.parts.exits_limit is not None:
             self.limit_exits(self.parts.exits_limit)

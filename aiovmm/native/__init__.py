@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiovmm.runtime import threads
+
 try:
     from aiovmm.native._native import ffi as _ffi
     from aiovmm.native._native import lib as _lib
@@ -21,5 +23,7 @@ lib: Any = _lib
 room: Any = _ffi.new_allocator(should_clear_after_alloc=False)
 """As `ffi.new`, for arrays that native code fills before anybody reads them: they hold what was there before. What of a large one
 is never filled takes no memory."""
+
+threads.set_system_name = lib.avmm_name_thread  # one system call
 
 __all__ = ["ffi", "lib", "room"]

@@ -7,12 +7,12 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
 from aiovmm.runtime import crew
 
-__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread", "opened_in_thread"]
+__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread", "in_thread_unless", "opened_in_thread"]
 
 SERVED: ContextVar[Callable[[], object | None]] = ContextVar("SERVED")
 """The device whose `run` a task is, or was started by: what code that belongs to nobody works for. A weak reference."""
@@ -77,33 +77,20 @@ def bury(task: asyncio.Task[Any]) -> bool:
 async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Callable[[], object] | None = None) -> T:
     """Run `work` to its end even if the caller is cancelled; then the cancellation is raised, and the result is lost.
     `given_up` is called when that is known, so that the end may come sooner."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as exc:
-            cancelled = exc
-            if given_up is not None:
-                given_up()
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled():
-        task.exception()  # seen: what the caller asked for comes before it
-    raise cancelled
+    answer: _Answer[T] = _Answer(asyncio.get_running_loop())
+    asyncio.ensure_future(work).add_done_callback(answer.take)
+    return await answer.wait(given_up)
 
 
 async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Make a call that blocks, in a thread of ours, which is called `name` meanwhile: the event loop's executor is the
     embedder's. A caller that is cancelled waits for the thread: what it works on is not taken away under it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-    work = partial(_work, loop, future, partial(call, *args, **kwargs))
-    try:
-        crew.run(name, work)
-    except RuntimeError:  # the host has no room for a thread: slow is better than never
-        work()()
-    return await finish(future)
+    return await _lend(name, partial(call, *args, **kwargs)).wait(None)
+
+
+async def in_thread_unless(given_up: Callable[[], object], name: str, call: Callable[[], T]) -> T:
+    """As `in_thread`; `given_up` is called, on the loop, when the caller has been cancelled: the thread may then end sooner."""
+    return await _lend(name, call).wait(given_up)
 
 
 async def opened_in_thread(
@@ -121,13 +108,67 @@ async def opened_in_thread(
     return opened[0]
 
 
-def _work(loop: asyncio.AbstractEventLoop, future: asyncio.Future[T], call: Callable[[], T]) -> Callable[[], None]:
+class _Answer(Generic[T]):
+    """What becomes of something that goes on though its caller is cancelled. One waits for it: in a single turn of the loop,
+    where a shielded future takes three."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiter: asyncio.Future[None] | None = None
+        self._there = False
+        self._result: Any = None
+        self._error: BaseException | None = None
+
+    async def wait(self, given_up: Callable[[], object] | None) -> T:
+        """The result, or what it raised; `given_up` is called at each cancellation, which is raised at the end."""
+        cancelled: asyncio.CancelledError | None = None
+        while not self._there:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+                if given_up is not None:
+                    given_up()
+        if cancelled is not None:  # what the caller asked for comes before the result
+            raise cancelled
+        if self._error is not None:
+            raise self._error
+        result: T = self._result
+        return result
+
+    def take(self, done: asyncio.Future[T]) -> None:
+        """Of a future that is done."""
+        if done.cancelled():
+            self.tell(None, asyncio.CancelledError())
+        elif (error := done.exception()) is not None:
+            self.tell(None, error)
+        else:
+            self.tell(done.result(), None)
+
+    def make(self, call: Callable[[], T]) -> Callable[[], None]:
+        """Make the call in another thread; gives who tells the loop of it."""
+        try:
+            return partial(self._tell_soon, call(), None)
+        except BaseException as exc:
+            return partial(self._tell_soon, None, exc)
+
+    def _tell_soon(self, result: Any, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self.tell, result, error)
+
+    def tell(self, result: Any, error: BaseException | None) -> None:
+        """On the loop."""
+        self._there, self._result, self._error = True, result, error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def _lend(name: str, call: Callable[[], T]) -> _Answer[T]:
+    answer: _Answer[T] = _Answer(asyncio.get_running_loop())
+    work = partial(answer.make, call)
     try:
-        return partial(_tell, loop, future.set_result, call())
-    except BaseException as exc:
-        return partial(_tell, loop, future.set_exception, exc)
-
-
-def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[Any], None], outcome: Any) -> None:
-    with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-        loop.call_soon_threadsafe(settle, outcome)
+        crew.run(name, work)
+    except RuntimeError:  # the host has no room for a thread: slow is better than never
+        work()()
+    return answer

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 __all__ = ["name_this_thread", "system_name"]
@@ -26,9 +27,17 @@ def name_this_thread(name: str = "") -> None:
     thread = threading.current_thread()
     if name:
         thread.name = name
+    set_system_name(system_name(thread.name))
+
+
+def _write_name(name: bytes) -> None:
     with suppress(OSError):
         comm = os.open("/proc/thread-self/comm", os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.write(comm, system_name(thread.name))
+            os.write(comm, name)
         finally:
             os.close(comm)
+
+
+set_system_name: Callable[[bytes], None] = _write_name
+"""Of the calling thread; `native` puts what is faster here, once it is there."""

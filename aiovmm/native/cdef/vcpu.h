@@ -72,6 +72,7 @@ int avmm_vm_linger(struct avmm_vm *vm);
 void avmm_vm_doze(struct avmm_vm *vm);
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
+void avmm_name_thread(const char *name);
 int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice);
 int avmm_vcpu_runs(struct avmm_vcpu *v);
 int avmm_vcpu_tid(struct avmm_vcpu *v);

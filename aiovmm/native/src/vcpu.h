@@ -119,6 +119,9 @@ void avmm_vm_doze(struct avmm_vm *vm);
 struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
 
+/* What the system's tools call the calling thread: 15 bytes and a NUL. */
+void avmm_name_thread(const char *name);
+
 /* Enter the guest and stay until it is stopped or ends. Call with avmm_vcpu_arm done before. */
 void avmm_vcpu_run(struct avmm_vcpu *v);
 void avmm_vcpu_arm(struct avmm_vcpu *v);

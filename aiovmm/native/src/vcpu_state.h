@@ -90,6 +90,7 @@ struct avmm_vcpu {
     /* The loop's side. */
     alignas(64) _Atomic uint32_t tail; /* entries ever taken */
     pthread_t thread;  /* once `starter` is the process that started it, and until it has been joined */
+    void *stack;
     pid_t starter;
     char name[16];     /* what the system calls it, and how far it stands back: read by the thread as it begins */
     int nice;

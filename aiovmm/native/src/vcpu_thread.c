@@ -6,10 +6,12 @@
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
 #define STACK_SIZE (256u << 10) /* the run loop needs little of it; sanitizers, and a handler of the embedder's, more */
+#define GUARD_SIZE (64u << 10) /* whole pages of any host */
 #define NICE_MAX 19
 
 /* Its own: nobody need know its id for that. What the system refuses is left as it is. */
@@ -22,12 +24,30 @@ static void stand_back(int nice) {
     }
 }
 
+void avmm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
+
 static void *thread_main(void *vcpu) {
     struct avmm_vcpu *v = vcpu;
     stand_back(v->nice);
-    prctl(PR_SET_NAME, v->name);
+    avmm_name_thread(v->name);
     avmm_vcpu_run(v);
     return NULL;
+}
+
+/* A stack of our own: the C library keeps those of a hundred threads that have ended, for others that may come. */
+static int make_stack(struct avmm_vcpu *v) {
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_STACK;
+    char *stack = mmap(NULL, GUARD_SIZE + STACK_SIZE, PROT_NONE, flags, -1, 0);
+    if (stack == MAP_FAILED)
+        return EAGAIN; /* as pthread_create says it */
+    v->stack = stack;
+    return mprotect(stack + GUARD_SIZE, STACK_SIZE, PROT_READ | PROT_WRITE) ? EAGAIN : 0;
+}
+
+static void drop_stack(struct avmm_vcpu *v) {
+    if (v->stack)
+        munmap(v->stack, GUARD_SIZE + STACK_SIZE);
+    v->stack = NULL;
 }
 
 static int create(struct avmm_vcpu *v) {
@@ -35,9 +55,12 @@ static int create(struct avmm_vcpu *v) {
     int error = pthread_attr_init(&attributes);
     if (error)
         return error;
-    pthread_attr_setstacksize(&attributes, STACK_SIZE); /* where that is too small the default stays */
-    error = pthread_create(&v->thread, &attributes, thread_main, v);
+    error = make_stack(v);
+    error = error ? error : pthread_attr_setstack(&attributes, (char *)v->stack + GUARD_SIZE, STACK_SIZE);
+    error = error ? error : pthread_create(&v->thread, &attributes, thread_main, v);
     pthread_attr_destroy(&attributes);
+    if (error)
+        drop_stack(v);
     return error;
 }
 
@@ -84,7 +107,9 @@ int avmm_vcpu_join(struct avmm_vcpu *v, int64_t timeout_ns) {
     }
     int error = timeout_ns < 0 ? pthread_join(v->thread, NULL)
                                : pthread_clockjoin_np(v->thread, NULL, CLOCK_MONOTONIC, &until);
-    if (!error)
+    if (!error) {
         v->starter = 0;
+        drop_stack(v);
+    }
     return error;
 }
