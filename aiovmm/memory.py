@@ -28,7 +28,7 @@ from aiovmm.native.seals import seal_size
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
 
-__all__ = ["PAGE_SIZE", "AddressSpace", "Backing", "GuestMemory", "MemoryRegion"]
+__all__ = ["PAGE_SIZE", "AddressSpace", "Backing", "GuestMemory", "MemoryRegion", "Origin"]
 
 PAGE_SIZE = 4096
 _HUGE_PAGE = 2 << 20
@@ -98,6 +98,20 @@ class Backing:
     host_node: int | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The snapshot, by its identity, whose pages a restored guest's memory shows where nobody has written. `moved` is a bitmap of
+    pages that were put in otherwise: in the file they are not as they are in the snapshot."""
+
+    snapshot: str
+    moved: bytes
+
+
+class _Closed(Protocol):
+    def close(self) -> None:
+        """With the memory."""
+
+
 class GuestMemory:
     """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its mappings, and its memfd if it is
     shared."""
@@ -109,6 +123,9 @@ class GuestMemory:
         self._aside: dict[int, tuple[MemoryRegion, memoryview]] = {}  # by gpa
         self._fds: list[int] = []
         self._released: Callable[[], None] | None = None
+        self.origin: Origin | None = None
+        self.tracker: _Closed | None = None
+        """Who knows what was written to it since it was saved, once somebody does (aiovmm.snapshot.dirty)."""
         self._table = ffi.new("struct avmm_mem *")
         self._array: Any = ffi.NULL
 
@@ -354,6 +371,9 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything. Idempotent. A mapping with a live view goes when that view does."""
+        tracker, self.tracker = self.tracker, None
+        if tracker is not None:
+            tracker.close()
         for gpa in list(self._aside):
             self.bring_back(gpa)
         for region in list(self._regions):

@@ -1,6 +1,7 @@
 """What other commands ask of an `aiovmm run` through its control socket: a line of JSON, and one for the answer.
 
-{"do": "snapshot", "path": "/absolute"}    {"ok": {"pages": 4711, "standstill": 0.012}}   or   {"error": "...", "code": 1}
+{"do": "snapshot", "path": "/absolute", "track": true, "base": "/absolute"}    the last two may be left out
+                                           {"ok": {"pages": 4711, "standstill": 0.012}}   or   {"error": "...", "code": 1}
 """
 
 from __future__ import annotations
@@ -58,7 +59,10 @@ async def _done(vm: VM, line: bytes) -> dict[str, Any]:
         asked = json.loads(line)
         if not isinstance(asked, dict) or asked.get("do") != "snapshot" or not isinstance(asked.get("path"), str):
             return {"error": "only snapshots are to be had, each by its path", "code": 2}
-        taken = await vm.snapshot(asked["path"])
+        base, track = asked.get("base"), asked.get("track", False)
+        if not isinstance(base, str | None) or not isinstance(track, bool):
+            return {"error": "base is a path, and track true or false", "code": 2}
+        taken = await vm.snapshot(asked["path"], base=base, track=track)
     except (ValueError, RecursionError) as exc:
         return {"error": str(exc), "code": 2}
     except AiovmmError as exc:

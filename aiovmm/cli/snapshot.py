@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand
+from aiovmm.cli.usage import OneLineCommand, once
 
 __all__ = ["command"]
 
@@ -16,13 +16,21 @@ __all__ = ["command"]
 @click.command("snapshot", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("socket", type=click.Path(path_type=Path))
 @click.argument("directory", type=click.Path(path_type=Path))
-def command(socket: Path, directory: Path) -> None:
+@once("--track", is_flag=True, help="So that the next one can have this one as its base.")
+@once("--base", type=click.Path(path_type=Path), help="A snapshot: only what was written since is in the new one.")
+def command(socket: Path, directory: Path, track: bool, base: Path | None) -> None:
     """Write the guest of `aiovmm run --control-socket SOCKET` to DIRECTORY. It stands still for a moment, and runs on.
 
     `aiovmm run --restore source_url=file://DIRECTORY` goes on from there, `aiovmm fork DIRECTORY` several times. One that is
     there already is replaced, once the new one is whole.
+
+    With --base only what the guest has written since that one goes to DIRECTORY, and both are needed to go on. It can be the
+    one that the guest was restored from, or the last one taken with --track or --base.
     """
     from aiovmm.cli.control import ask
 
-    done = asyncio.run(ask(socket, {"do": "snapshot", "path": str(directory.absolute())}))
+    what = {"do": "snapshot", "path": str(directory.absolute()), "track": bool(track)}
+    if base is not None:
+        what["base"] = str(base.absolute())
+    done = asyncio.run(ask(socket, what))
     say(f"{directory}: {done['pages'] * 4} KiB of memory; the guest stood still for {done['standstill'] * 1000:.1f} ms")

@@ -21,12 +21,19 @@ __all__ = ["Saving"]
 class Saving:
     """Nothing of what does it is imported before somebody asks for it."""
 
-    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
+    async def snapshot(
+        self, path: os.PathLike[str] | str, *, base: os.PathLike[str] | str | None = None, track: bool = False
+    ) -> Snapshot:
         """Write all that the guest is to the directory `path`; it stands still meanwhile. One that is there is replaced once the
-        new one is whole. Raises StateError, SnapshotError for what cannot be saved, by its name, HostError; the guest goes on."""
+        new one is whole. Raises StateError, SnapshotError for what cannot be saved, by its name, HostError; the guest goes on.
+
+        With `track` it is known from then on what the guest and its devices write to memory, and the next snapshot may be an
+        increment: with the directory of this one as `base` it has only those pages, and needs that one to be restored. So may
+        be one over the snapshot that the guest was restored or forked from. Each increment can be the base of the next.
+        """
         from aiovmm.snapshot.taking import path_of, take
 
-        return await take(cast("VM", self), path_of(path))
+        return await take(cast("VM", self), path_of(path), base=None if base is None else path_of(base), track=track)
 
     @classmethod
     def restore(

@@ -3,6 +3,9 @@
 document        the state as text that a human can read, with a checksum
 configuration   a VMConfig as plain data
 directory       the files of a snapshot: written aside and put in place at once
+chain           a snapshot and those that it is over
+dirty           which pages were written since the last one
+increment       a file of these alone
 pages           the memory that has something in it, copied, summed up, mapped
 base            memory that several guests have in common, counted
 taking          a snapshot of a VM

@@ -6,22 +6,27 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
+from collections.abc import Sequence
 from itertools import accumulate
 
 from aiovmm.errors import HostError
-from aiovmm.memory import GuestMemory, MemoryRegion
+from aiovmm.memory import GuestMemory, MemoryRegion, Origin
 from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.snapshot.increment import Increment
 from aiovmm.snapshot.pages import extents, keep, ram_of
 
 __all__ = ["Base", "base_of"]
 
 
 class Base:
-    """`fd` has the memory of one guest, all of its RAM one piece after the other. It is closed when all who have asked for it by
-    `use`, and its maker, have called `release`. From any thread."""
+    """`fd` has the memory of one guest, all of its RAM one piece after the other, and `increments`, the newest first, what is
+    otherwise. They are closed when all who have asked for it by `use`, and its maker, have called `release`. `snapshot` is the
+    identity of the one that it is, if it is any. From any thread."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, increments: Sequence[Increment] = (), snapshot: str = "") -> None:
         self.fd = keep_private(fd)
+        self.increments = tuple(increments)
+        self.snapshot = snapshot
         self._users = 1
         self._lock = threading.Lock()
 
@@ -38,18 +43,42 @@ class Base:
             if self._users:
                 return
         os.close(let_go(self.fd))
+        for increment in self.increments:
+            increment.close()
 
     def map(self, ram: list[tuple[int, int]], *, prefault: bool = False) -> GuestMemory:
         """For a guest of its own, with `prefault` all that is there at once. Raises HostError."""
         self.use()
         memory = GuestMemory.copy_on_write(ram, self.fd, self.release)
-        if prefault:
-            try:
+        try:
+            moved = self._apply(memory)
+            if self.snapshot:
+                memory.origin = Origin(self.snapshot, moved)
+            if prefault:
                 self._prefault(memory)
-            except BaseException:
-                memory.close()
-                raise
+        except BaseException:
+            memory.close()
+            raise
         return memory
+
+    def _apply(self, memory: GuestMemory) -> bytes:
+        """Read what increments have; which pages that are."""
+        if not self.increments:
+            return b""
+        done = bytearray(len(self.increments[0].changed))
+        for increment in self.increments:
+            increment.apply(memory, done)
+        return bytes(done)
+
+    def flat(self) -> Base:
+        """The same without increments, for those who are to have it in common: a copy of what is in it. The caller's to release.
+        In a thread. Raises HostError."""
+        size = os.fstat(self.fd).st_size
+        memory = self.map([(0, size)])
+        try:
+            return _copied(memory, size, self.snapshot)
+        finally:
+            memory.close()
 
     def _prefault(self, memory: GuestMemory) -> None:
         for region in memory.regions:
@@ -89,7 +118,7 @@ def _is_one_file(ram: list[MemoryRegion]) -> bool:
     return together and os.fstat(ram[0].fd).st_blksize == _PAGE
 
 
-def _copied(memory: GuestMemory, size: int) -> Base:
+def _copied(memory: GuestMemory, size: int, snapshot: str = "") -> Base:
     fd = os.memfd_create("aiovmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
@@ -98,4 +127,4 @@ def _copied(memory: GuestMemory, size: int) -> Base:
     except BaseException:
         os.close(fd)
         raise
-    return Base(fd)
+    return Base(fd, (), snapshot)

@@ -23,9 +23,10 @@ from typing import TypeVar
 from aiovmm.errors import HostError, SnapshotError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import Fields, State
-from aiovmm.snapshot.document import LARGEST, decode, encode
+from aiovmm.snapshot.document import LARGEST, decode, encode, identity
+from aiovmm.snapshot.increment import file_size
 
-__all__ = ["STATE", "Opened", "Written", "open_snapshot"]
+__all__ = ["STATE", "BaseOf", "Opened", "Written", "open_snapshot"]
 
 STATE = "state.json"
 _ASIDE = "state.json.new"
@@ -34,12 +35,21 @@ T = TypeVar("T")
 _FORMAT, VERSION = "aiovmm snapshot", 1
 
 
-class Written:
-    """A snapshot that is being written, of a guest with `size` bytes of RAM: `open`; `memory` is its memory's file, to be filled;
-    `commit`; and in any case `close`. All in a thread."""
+@dataclass(frozen=True)
+class BaseOf:
+    """What an increment is over: the directory of another snapshot, as seen from its own, and that snapshot's identity."""
 
-    def __init__(self, path: Path, size: int) -> None:
+    path: str
+    identity: str
+
+
+class Written:
+    """A snapshot that is being written, of a guest with `size` bytes of RAM, over the snapshot `base` or whole: `open`; `memory`
+    is its memory's file, to be filled; `commit`; and in any case `close`. All in a thread."""
+
+    def __init__(self, path: Path, size: int, base: BaseOf | None = None) -> None:
         self.memory = -1
+        self._base = base
         self._path = path
         self._size = size
         self._name = f"memory-{os.urandom(8).hex()}"
@@ -50,13 +60,16 @@ class Written:
         """Raises HostError, SnapshotError if somebody else writes there."""
         self._directory = _attempt(self._path, lambda: _open_directory(self._path))
         self.memory = _attempt(self._path, lambda: self._create(self._name))
-        _attempt(self._path, lambda: os.ftruncate(self.memory, self._size))
+        if self._base is None:
+            _attempt(self._path, lambda: os.ftruncate(self.memory, self._size))
 
-    def commit(self, state: State, pages: int, total: int) -> None:
-        """It is complete: `pages` of memory with that sum, and the state. It takes the place of the old one. Raises HostError,
-        SnapshotError for more state than there may be."""
+    def commit(self, state: State, pages: int, total: int, maps: str = "") -> str:
+        """It is complete: `pages` of memory with that sum, those of an increment by maps with that SHA-256, and the state. It
+        takes the place of the old one. Its identity. Raises HostError, SnapshotError for more state than there may be."""
         head: State = {"format": _FORMAT, "version": VERSION}
         memory: State = {"file": self._name, "size": self._size, "pages": pages, "sum": total}
+        if self._base is not None:
+            memory |= {"base": self._base.path, "base_sha256": self._base.identity, "maps_sha256": maps}
         document = encode({**head, "memory": memory, **state})
         if len(document) > LARGEST:
             raise SnapshotError(f"its state has {len(document)} bytes, and no snapshot may have more than {LARGEST}")
@@ -66,6 +79,7 @@ class Written:
             if _MEMORY.fullmatch(name) and name != self._name:
                 with suppress(OSError):
                     os.unlink(name, dir_fd=self._directory)
+        return identity(document)
 
     def _commit(self, document: bytes) -> None:
         os.fsync(self.memory)
@@ -140,12 +154,17 @@ def _sync_name(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A snapshot that was opened: what it says, and its memory's file, which is the caller's to close."""
+    """A snapshot that was opened: what it says, and its memory's file, which is the caller's to close. `size` is the RAM's; one
+    with a `base` is an increment, of which `maps` is the SHA-256 of the maps."""
 
     state: State
     memory: int
     pages: int
     sum: int
+    size: int
+    identity: str
+    base: BaseOf | None = None
+    maps: str = ""
 
 
 def open_snapshot(path: Path) -> Opened:
@@ -183,6 +202,7 @@ def _open(path: Path, directory: int, document: bytes) -> Opened:
     memory = fields.fields("memory")
     name = memory.text("file")
     size, pages, total = memory.number("size", 1, 1 << 52), memory.number("pages"), memory.number("sum")
+    base, maps = _base_in(memory) if "base" in memory else (None, "")
     memory.end()
     if not _MEMORY.fullmatch(name):
         raise SnapshotError(f"snapshot.memory.file is {name[:40]!r}, which is no name of such a file")
@@ -192,7 +212,15 @@ def _open(path: Path, directory: int, document: bytes) -> Opened:
         "machine": fields.state("machine"),
     }
     fields.end()
-    return Opened(state, _open_regular(path, directory, name, size), pages, total)
+    fd = _open_regular(path, directory, name, size if base is None else file_size(size, pages))
+    return Opened(state, fd, pages, total, size, identity(document), base, maps)
+
+
+def _base_in(memory: Fields) -> tuple[BaseOf, str]:
+    base = memory.text("base")
+    if "\0" in base or not base:
+        raise SnapshotError("snapshot.memory.base is no name of a directory")
+    return BaseOf(base, memory.text("base_sha256")), memory.text("maps_sha256")
 
 
 def _read_state(path: Path, directory: int) -> bytes:

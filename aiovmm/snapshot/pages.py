@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["Kept", "extents", "keep", "ram_of", "sum_up"]
+__all__ = ["PAGE", "Kept", "extents", "keep", "pieces_of", "ram_of", "sum_up"]
 
 PAGE = 4096
 
@@ -32,11 +33,10 @@ def ram_of(memory: GuestMemory) -> list[MemoryRegion]:
 def keep(memory: GuestMemory, out: int, *, release: bool = False) -> Kept:
     """Copy all RAM into the file `out`, which reads as zeros. With `release` private pages are given back as they are copied, and
     the memory is of no use afterwards. In a thread. Raises HostError."""
-    offset = 0
     kept = ffi.new("struct avmm_kept *")
-    for region in ram_of(memory):
-        _keep(region.host, region.size, region.fd, region.offset, out, offset, kept, release and not region.shared)
-        offset += region.size
+    for piece in pieces_of(memory, release=release):
+        if code := lib.avmm_pages_keep(piece, out, piece.number * PAGE, kept):
+            raise HostError("copying guest memory", code)
     return Kept(int(kept.pages), int(kept.sum))
 
 
@@ -45,21 +45,22 @@ def sum_up(memory: GuestMemory) -> Kept:
     return keep(memory, -1)
 
 
-def _keep(host: int, size: int, fd: int, at: int, out: int, offset: int, kept: object, release: bool) -> None:
-    piece = ffi.new(
-        "struct avmm_piece *",
-        {
-            "host": host,
-            "size": size,
-            "data_fd": fd,
-            "release": release,
-            "data_offset": at,
-            "number": offset // PAGE,
-        },
-    )
-    code = lib.avmm_pages_keep(piece, out, offset, kept)
-    if code:
-        raise HostError("copying guest memory", code)
+def pieces_of(memory: GuestMemory, *, release: bool = False) -> Iterator[Any]:
+    """Each piece of its RAM as `struct avmm_piece *`; with `release` private ones are to be given back as they are copied."""
+    number = 0
+    for region in ram_of(memory):
+        yield ffi.new(
+            "struct avmm_piece *",
+            {
+                "host": region.host,
+                "size": region.size,
+                "data_fd": region.fd,
+                "release": release and not region.shared,
+                "data_offset": region.offset,
+                "number": number,
+            },
+        )
+        number += region.size // PAGE
 
 
 def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:

@@ -13,12 +13,13 @@ from aiovmm.architecture import host
 from aiovmm.config import VMConfig
 from aiovmm.errors import SnapshotError
 from aiovmm.machine.restored import Restored
+from aiovmm.memory import GuestMemory
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base
+from aiovmm.snapshot.chain import open_chain
 from aiovmm.snapshot.configuration import changed, from_state
-from aiovmm.snapshot.directory import open_snapshot
 from aiovmm.snapshot.pages import Kept, sum_up
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Source:
     config: VMConfig
     state: State
     base: Base
-    path: Path
+    places: list[Path]
     kept: Kept
 
     def close(self) -> None:
@@ -60,27 +61,28 @@ class Source:
 
     def verify(self) -> None:
         """Read all of the memory. In a thread. Raises SnapshotError if it is not what was saved."""
-        memory = self.base.map([(0, self.config.mapped_ram)])
+        whole = GuestMemory.copy_on_write([(0, self.config.mapped_ram)], self.base.fd)
         try:
-            found = sum_up(memory)
+            right = [*(increment.verify() for increment in self.base.increments), sum_up(whole) == self.kept]
         finally:
-            memory.close()
-        if found != self.kept:
-            raise SnapshotError(f"{self.path}: its memory is not what was saved: the file is damaged")
+            whole.close()
+        for place, is_right in zip(self.places, right, strict=True):
+            if not is_right:
+                raise SnapshotError(f"{place}: its memory is not what was saved: the file is damaged")
 
 
 def open_source(path: Path) -> Source:
     """The snapshot at `path`. In a thread. Raises SnapshotError for what is none, or of another architecture, HostError."""
-    opened = open_snapshot(path)
-    base = Base(opened.memory)
+    chain = open_chain(path)
+    base = Base(chain.whole, chain.increments, chain.identity)
     try:
-        there, here = opened.state["architecture"], host().name
+        there, here = chain.state["architecture"], host().name
         if there != here:
             raise SnapshotError(f"{path}: it is of a guest for {there}, and this host is {here}")
-        config = from_state(opened.state["config"])
+        config = from_state(chain.state["config"])
         if (size := os.fstat(base.fd).st_size) != config.mapped_ram:
             raise SnapshotError(f"{path}: it has {size} bytes of memory, and its config {config.mapped_ram}")
-        return Source(config, opened.state["machine"], base, path, Kept(opened.pages, opened.sum))
+        return Source(config, chain.state["machine"], base, chain.places, chain.kept)
     except BaseException:
         base.release()
         raise

@@ -14,11 +14,15 @@ from aiovmm.architecture import host
 from aiovmm.errors import ConfigError, SnapshotError, StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.standstill import save, suspend, unsuspend
+from aiovmm.memory import GuestMemory
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.snapshot.chain import base_at
 from aiovmm.snapshot.configuration import to_state
-from aiovmm.snapshot.directory import Written
+from aiovmm.snapshot.directory import BaseOf, Written
+from aiovmm.snapshot.dirty import DirtyPages
+from aiovmm.snapshot.increment import Writer
 from aiovmm.snapshot.pages import Kept, keep, ram_of
 
 if TYPE_CHECKING:
@@ -31,11 +35,13 @@ __all__ = ["Snapshot", "at_rest", "machine_of", "path_of", "state_of", "take"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One that was written: `pages` of 4 KiB that were not zeros, and for how many seconds the guest stood still."""
+    """One that was written: `pages` of 4 KiB that are in it, which are none of zeros, and for how many seconds the guest stood
+    still. With a `base` it has only what was written since that was taken, and needs it."""
 
     path: Path
     pages: int
     standstill: float
+    base: Path | None = None
 
 
 def path_of(path: os.PathLike[str] | str) -> Path:
@@ -46,27 +52,82 @@ def path_of(path: os.PathLike[str] | str) -> Path:
         raise ConfigError("path", f"{path!r} is no path of a directory") from exc
 
 
-async def take(vm: VM, path: Path) -> Snapshot:
-    """A snapshot of `vm` at `path`. What could not be written leaves the one that was there, and the guest goes on. Raises
-    StateError, SnapshotError, HostError."""
+async def take(vm: VM, path: Path, *, base: Path | None = None, track: bool = False) -> Snapshot:
+    """A snapshot of `vm` at `path`, over the one at `base` or whole. What could not be written leaves the one that was there, and
+    the guest goes on. Raises StateError, SnapshotError, HostError."""
     name = vm.name
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)
         _refuse_fleeting([plugged.device for plugged in vm._power.plugged])
-        written = Written(path, vm.config.mapped_ram)
+        over = None if base is None else await in_thread(f"{name}: look at base", base_at, base, path)
+        saved = SavedMemory(machine.memory, over, track=track)
+        written = Written(path, vm.config.mapped_ram, over)
         try:
+            saved.check(base)
             await in_thread(f"{name}: begin snapshot", written.open)
+            await in_thread(f"{name}: look at memory", saved.begin, written.memory)
             began = time.monotonic()
             async with at_rest(vm, machine):
                 state = await state_of(vm, machine)
-                kept: Kept = await in_thread(f"{name}: save memory", keep, machine.memory, written.memory)
+                await in_thread(f"{name}: save memory", saved.take)
             standstill = time.monotonic() - began
             await _sync([plugged.device for plugged in vm._power.plugged])
-            await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum)
+            kept, maps = await in_thread(f"{name}: write memory", saved.finish)
+            identity = await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum, maps)
+            saved.taken(identity)
         finally:
+            saved.close()
             await in_thread(f"{name}: end snapshot", written.close)
-    return Snapshot(path, kept.pages, standstill)
+    return Snapshot(path, kept.pages, standstill, base)
+
+
+class SavedMemory:
+    """A guest's memory goes into a file: what was written since the snapshot `over`, or all; with `track`, so that what is
+    written from then on is known. `begin`, `take` while the guest stands still, and `finish` are called in a thread, and raise
+    SnapshotError, HostError."""
+
+    def __init__(self, memory: GuestMemory, over: BaseOf | None, *, track: bool) -> None:
+        self._memory = memory
+        self._over = over
+        self._out = -1
+        self._writer: Writer | None = None
+        self._kept = Kept(0, 0)
+        self._dirty = DirtyPages.of(memory) if track or over is not None else None
+
+    def check(self, base: Path | None) -> None:
+        """Raises SnapshotError for a base since which it is not known what was written."""
+        if self._over is not None and self._dirty is not None:
+            self._dirty.refuse_unknown(self._over.identity, base)
+
+    def begin(self, out: int) -> None:
+        """What can be done while the guest runs, for the file `out`."""
+        self._out = out
+        if self._over is not None and self._dirty is not None:
+            self._writer = Writer(out, self._dirty.expected())
+
+    def take(self) -> None:
+        """What it is now."""
+        if self._dirty is not None:
+            changed = self._dirty.written(self._memory, self._over.identity if self._over else "")
+        if self._writer is not None:
+            self._writer.take(self._memory, changed)
+        else:
+            self._kept = keep(self._memory, self._out)
+
+    def finish(self) -> tuple[Kept, str]:
+        """What the file has, and an increment's sum of maps."""
+        return (self._kept, "") if self._writer is None else self._writer.finish()
+
+    def taken(self, identity: str) -> None:
+        """It is a snapshot's for good."""
+        if self._dirty is not None:
+            self._dirty.taken(identity)
+
+    def close(self) -> None:
+        """In any case."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _refuse_fleeting(devices: Sequence[VirtioDevice]) -> None:

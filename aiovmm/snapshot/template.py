@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from aiovmm.config import NetConfig, VMConfig
@@ -55,10 +56,15 @@ class Template:
         try:
             name = f"template {where.name}: open disks"
             disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config.disks)
+            try:
+                base = await _common(source.base, where)
+            except BaseException:
+                disks.release()
+                raise
         except BaseException:
             source.close()
             raise
-        return cls(kind, source.config, source.state, source.base, disks)
+        return cls(kind, source.config, source.state, base, disks)
 
     def __repr__(self) -> str:
         return f"<Template {self.name!r} {'open' if self._release.alive else 'closed'}: {self.forks} forks>"
@@ -148,6 +154,15 @@ class Template:
         pools = importlib.import_module("aiovmm.pool")  # which makes VMs, and we are made by one
         pool: Pool = pools.Pool(running, warm=warm, max=max, starting=starting, ready=ready, name=name or self.name)
         return pool
+
+
+async def _common(base: Base, where: Path) -> Base:
+    """Of which all forks have the pages in common: increments would be read by each. Another takes the place of `base`."""
+    if not base.increments:
+        return base
+    flat = await opened_in_thread(f"template {where.name}: read memory", Base.release, base.flat)
+    base.release()
+    return flat
 
 
 def _release(base: Base, disks: DiskBases) -> None:

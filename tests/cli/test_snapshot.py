@@ -54,6 +54,29 @@ def saved(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_increments_by_the_command(saved: Path) -> None:
+    """Of a guest that was restored: over what it was restored from, and over that again; a third process goes on."""
+    places = ("--serial", "socket=again", "--control-socket", "other")  # those of the first were left by a SIGKILL
+    with subprocess.Popen(
+        [*AIOVMM, "run", "--restore", f"source_url=file://{saved}/s", *places], cwd=saved, stderr=subprocess.DEVNULL
+    ) as monitor:
+        try:
+            until(lambda: (saved / "other").exists())
+            for words, code, said in (
+                (("t", "--base", "s"), 0, b"KiB of memory"),
+                (("u", "--base", "t"), 0, b"KiB of memory"),
+                (("v", "--base", "none"), 1, b"No such file"),
+                (("s", "--base", "u"), 2, b"needed by the new one"),
+            ):
+                done = run("snapshot", "other", *words, cwd=saved)
+                assert (done.returncode, done.stderr.count(b"\n")) == (code, 1), done.stderr
+                assert said in done.stderr
+        finally:
+            monitor.kill()
+    done = run("run", "--restore", f"source_url=file://{saved}/u", "--serial", "tty", cwd=saved, said=b"qqq")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_guest_goes_on_in_another_process(saved: Path) -> None:
     for words in ((), (",prefault=on",)):
         source = "".join((f"source_url=file://{saved}/s", *words))

@@ -1,23 +1,14 @@
-#include "pages.h"
+#include "pages_parts.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define PAGE 4096u
-#define BATCH 512u /* pages looked up at once */
 #define THERE (1ull << 63 | 1ull << 62) /* in an entry of /proc/self/pagemap: in memory, or in swap */
 
 /* ---- which pages there may be something in ---- */
-
-struct search {
-    const struct avmm_piece *piece;
-    int pagemap;         /* -1: it cannot be read, and every page may have something */
-    uint64_t data, hole; /* the file's next data after what has been looked at, and where that ends */
-};
 
 static void next_data(struct search *s, uint64_t at) {
     const struct avmm_piece *p = s->piece;
@@ -31,8 +22,17 @@ static void next_data(struct search *s, uint64_t at) {
     s->hole = hole < 0 ? UINT64_MAX : (uint64_t)hole - p->data_offset;
 }
 
-/* The bits of `count` pages from `at`; whether one is set. */
-static bool look(struct search *s, uint64_t at, uint64_t count, bool there[BATCH]) {
+void avmm_search_begin(struct search *s, const struct avmm_piece *piece) {
+    *s = (struct search){.piece = piece, .pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)};
+    next_data(s, 0);
+}
+
+void avmm_search_end(struct search *s) {
+    if (s->pagemap >= 0)
+        close(s->pagemap);
+}
+
+bool avmm_search_look(struct search *s, uint64_t at, uint64_t count, bool there[BATCH]) {
     uint64_t entries[BATCH];
     uint64_t host = s->piece->host + at;
     ssize_t want = (ssize_t)(count * sizeof *entries);
@@ -49,7 +49,7 @@ static bool look(struct search *s, uint64_t at, uint64_t count, bool there[BATCH
     return any;
 }
 
-static bool is_zero(const uint64_t *page) {
+bool avmm_page_is_zero(const uint64_t *page) {
     return !page[0] && !page[PAGE / 16] && !memcmp(page, page + 1, PAGE - sizeof *page);
 }
 
@@ -58,7 +58,7 @@ static bool is_zero(const uint64_t *page) {
 static uint64_t rotate(uint64_t x) { return x << 29 | x >> 35; }
 
 /* Four lanes, so that the processor works on all at once; each word and its place counts. It finds damage, not malice. */
-static uint64_t sum_of(const uint64_t *page, uint64_t number) {
+uint64_t avmm_page_sum(const uint64_t *page, uint64_t number) {
     const uint64_t odd = 0x9e3779b97f4a7c15u;
     uint64_t a = number + 1, b = a * odd, c = ~a, d = ~b;
     for (unsigned i = 0; i < PAGE / sizeof *page; i += 4) {
@@ -73,7 +73,7 @@ static uint64_t sum_of(const uint64_t *page, uint64_t number) {
 
 /* ---- copying ---- */
 
-static int write_out(int out, uint64_t host, uint64_t size, uint64_t offset) {
+int avmm_write_out(int out, uint64_t host, uint64_t size, uint64_t offset) {
     while (size) {
         ssize_t done = pwrite(out, (const void *)(uintptr_t)host, size, (off_t)offset);
         if (done < 0 && errno == EINTR)
@@ -93,14 +93,14 @@ static int keep_batch(const struct avmm_piece *p, uint64_t at, uint64_t count, c
     uint64_t run = 0; /* pages that wait to be written, up to the one that is looked at */
     for (uint64_t i = 0; i <= count; i++) {
         const uint64_t *page = (const uint64_t *)(uintptr_t)(p->host + at + i * PAGE);
-        if (i < count && there[i] && !is_zero(page)) {
+        if (i < count && there[i] && !avmm_page_is_zero(page)) {
             kept->pages++;
-            kept->sum ^= sum_of(page, p->number + at / PAGE + i);
+            kept->sum ^= avmm_page_sum(page, p->number + at / PAGE + i);
             run++;
             continue;
         }
         uint64_t first = at + (i - run) * PAGE;
-        int error = run && out >= 0 ? write_out(out, p->host + first, run * PAGE, out_offset + first) : 0;
+        int error = run && out >= 0 ? avmm_write_out(out, p->host + first, run * PAGE, out_offset + first) : 0;
         if (error)
             return error;
         run = 0;
@@ -109,19 +109,18 @@ static int keep_batch(const struct avmm_piece *p, uint64_t at, uint64_t count, c
 }
 
 int avmm_pages_keep(const struct avmm_piece *piece, int out, uint64_t out_offset, struct avmm_kept *kept) {
-    struct search s = {.piece = piece, .pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)};
+    struct search s;
     bool there[BATCH];
     int error = 0;
-    next_data(&s, 0);
+    avmm_search_begin(&s, piece);
     for (uint64_t at = 0; !error && at < piece->size; at += BATCH * PAGE) {
         uint64_t left = (piece->size - at) / PAGE, count = left < BATCH ? left : BATCH;
-        if (!look(&s, at, count, there))
+        if (!avmm_search_look(&s, at, count, there))
             continue;
         error = keep_batch(piece, at, count, there, out, out_offset, kept);
         if (!error && piece->release)
             madvise((void *)(uintptr_t)(piece->host + at), count * PAGE, MADV_DONTNEED);
     }
-    if (s.pagemap >= 0)
-        close(s.pagemap);
+    avmm_search_end(&s);
     return error;
 }

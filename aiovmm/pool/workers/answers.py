@@ -50,7 +50,8 @@ async def _resize(vm: VM, fields: Fields) -> Plain:
 
 
 async def _snapshot(vm: VM, fields: Fields) -> Plain:
-    taken = await vm.snapshot(fields.text("path"))
+    base = None if fields.absent("base") else fields.text("base")
+    taken = await vm.snapshot(fields.text("path"), base=base, track=fields.flag("track"))
     return {"pages": taken.pages, "microseconds": int(taken.standstill * 1e6)}
 
 

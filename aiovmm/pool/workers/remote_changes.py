@@ -117,13 +117,17 @@ class RemoteChanges:
     async def _count(self, what: str) -> int:
         return await self._ask("memory", _bytes, what=what)
 
-    async def snapshot(self, path: os.PathLike[str] | str) -> Snapshot:
+    async def snapshot(
+        self, path: os.PathLike[str] | str, *, base: os.PathLike[str] | str | None = None, track: bool = False
+    ) -> Snapshot:
         """See VM.snapshot. The worker writes it: if that is confined to paths, one of its rules has to name this one."""
         from aiovmm.snapshot.taking import Snapshot, path_of
 
-        where = path_of(path).absolute()
-        pages, standstill = await self._ask("snapshot", _snapshot, path=os.fspath(where))
-        return Snapshot(path_of(path), pages, standstill)
+        where, over = path_of(path), None if base is None else path_of(base)
+        fields: dict[str, Plain] = {"path": os.fspath(where.absolute()), "track": track}
+        fields["base"] = None if over is None else os.fspath(over.absolute())
+        pages, standstill = await self._ask("snapshot", _snapshot, **fields)
+        return Snapshot(where, pages, standstill, over)
 
     async def _ask(self, op: str, read: Callable[[Fields], T], **fields: Plain) -> T:
         """What `read` makes of the answer. Raises what the request failed with, WorkerLost."""

@@ -1,0 +1,146 @@
+"""The memory's file of an incremental snapshot: which pages it has, and these, one after the other.
+
+    a bitmap of the pages that it has, and one of those among them that are not zeros; each up to a multiple of 4 KiB
+    the pages that are not zeros, in order
+
+Bit n%8 of byte n//8 is for page n of the guest's RAM.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import mmap
+import os
+from contextlib import suppress
+from typing import Any
+
+from aiovmm.errors import HostError, SnapshotError
+from aiovmm.memory import GuestMemory
+from aiovmm.native import ffi, lib, owners
+from aiovmm.native.mapping import Mapping
+from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.snapshot.dirty import bits_of
+from aiovmm.snapshot.pages import PAGE, Kept, pieces_of, sum_up
+
+__all__ = ["Increment", "Writer", "file_size", "open_increment"]
+
+
+_ROOM = 256 << 20  # bytes of a buffer at most; what is more goes to the file while the guest stands still
+
+
+class Writer:
+    """An increment that goes to the empty file `out`; about `pages` are expected. It is made before the guest stands still, has
+    its pages by `take`, and writes them by `finish` when the guest runs again. All in a thread, and `close` in any case."""
+
+    def __init__(self, out: int, pages: int) -> None:
+        room = min(_rounded((pages + pages // 4) * PAGE), _ROOM)
+        self._out = out
+        self._buffer = Mapping(-1, max(room, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without them
+            self._buffer.madvise(mmap.MADV_HUGEPAGE)
+        lib.avmm_mem_populate(self._buffer.host, room)  # or each page comes as it is filled
+        self._kept = ffi.new("struct avmm_kept *")
+        self._changed = self._full = bytearray()
+        self._increment: Any = None
+
+    def take(self, memory: GuestMemory, changed: bytearray) -> None:
+        """The changed pages of `memory`. Once. Raises HostError."""
+        self._changed, self._full = changed, bytearray(len(changed))
+        self._increment = _native(self._out, changed, self._full, self._full)
+        owners.link(self._increment, buffer=owners.view(self._buffer))
+        self._increment.room = len(self._buffer)
+        self._increment.at += len(self._buffer)  # what finds no room is after all that did
+        for piece in pieces_of(memory):
+            _check(lib.avmm_increment_keep(piece, self._increment, self._kept), "copying guest memory")
+
+    def finish(self) -> tuple[Kept, str]:
+        """What it has, and the SHA-256 of its bitmaps. Raises HostError."""
+        maps = _padded(self._changed) + _padded(self._full)
+        code = lib.avmm_increment_flush(self._increment, len(maps), self._kept)
+        _check(code or _write(self._out, maps), "writing guest memory")
+        return Kept(int(self._kept.pages), int(self._kept.sum)), hashlib.sha256(maps).hexdigest()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._increment = None
+        self._buffer.close()
+
+
+def _check(code: int, doing: str) -> None:
+    if code:
+        raise HostError(doing, code)
+
+
+def _write(fd: int, data: bytes) -> int:
+    """At its start: 0 or an errno."""
+    try:
+        return 0 if os.pwrite(fd, data, 0) == len(data) else errno.ENOSPC
+    except OSError as exc:
+        return exc.errno or errno.EIO
+
+
+@dataclass(eq=False)
+class Increment:
+    """One that was opened, of a guest with `size` bytes of RAM. `close` when nobody is to have it any more."""
+
+    fd: int
+    size: int
+    kept: Kept
+    changed: bytes
+    full: bytearray
+
+    def apply(self, memory: GuestMemory, done: bytearray) -> None:
+        """Have its pages in `memory`, all but those that are `done`; then they are, too. In a thread. Raises HostError."""
+        kept = ffi.new("struct avmm_kept *")
+        increment = _native(self.fd, self.changed, self.full, done)
+        for piece in pieces_of(memory):
+            code = lib.avmm_increment_apply(piece, increment, kept)
+            _check(code, "reading the pages of an incremental snapshot")
+
+    def verify(self) -> bool:
+        """Whether its pages are what was saved. In a thread."""
+        memory = GuestMemory.create([(0, self.size)], shared=False)
+        try:
+            self.apply(memory, bytearray(len(self.changed)))
+            return sum_up(memory) == self.kept
+        finally:
+            memory.close()
+
+    def close(self) -> None:
+        """Once."""
+        os.close(let_go(self.fd))
+
+
+def open_increment(fd: int, size: int, kept: Kept, maps_sum: str) -> Increment:
+    """Of the file `fd`, which it closes in the end. Raises SnapshotError, with it left open, for what is none."""
+    length = bits_of(size)
+    maps = os.pread(fd, 2 * _rounded(length), 0)
+    if hashlib.sha256(maps).hexdigest() != maps_sum:
+        raise SnapshotError("the map of its pages is not what was saved: the file is damaged")
+    changed, full = maps[:length], bytearray(maps[_rounded(length) :][:length])
+    if int.from_bytes(full, "little").bit_count() != kept.pages or any(
+        f & ~c for f, c in zip(full, changed, strict=True)
+    ):
+        raise SnapshotError("the map of its pages is not what was saved: the file is damaged")
+    return Increment(keep_private(fd), size, kept, changed, full)
+
+
+def file_size(size: int, pages: int) -> int:
+    """Bytes of the file of an increment with so many pages, of a guest with `size` bytes of RAM."""
+    return 2 * _rounded(bits_of(size)) + pages * PAGE
+
+
+def _native(fd: int, changed: bytes | bytearray, full: bytearray, done: bytearray) -> Any:
+    increment = ffi.new("struct avmm_increment *", {"fd": fd, "at": 2 * _rounded(len(changed))})
+    owners.link(increment, has=owners.view(changed), full=owners.view(full), applied=owners.view(done))
+    return increment
+
+
+def _rounded(length: int) -> int:
+    return -(-length // PAGE) * PAGE
+
+
+def _padded(bits: bytearray) -> bytes:
+    return bytes(bits).ljust(_rounded(len(bits)), b"\0")
