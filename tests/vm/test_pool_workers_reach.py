@@ -144,6 +144,10 @@ async def test_a_snapshot_is_whole_and_goes_on_elsewhere(workers: int, tmp_path:
         await vm.snapshot(tmp_path / "there")
         assert vm.state is VMState.PAUSED
         await vm.resume()
+        await vm.snapshot(tmp_path / "whole", track=True)
+        await lives(vm)
+        taken = await vm.snapshot(tmp_path / "there", base=tmp_path / "whole")
+        assert taken.base == tmp_path / "whole"
         await vm.kill()
         with pytest.raises(StateError):
             await vm.snapshot(tmp_path / "there")
