@@ -237,14 +237,11 @@ def test_no_file_may_be_written(aiovmm: Command, guest: list[str]) -> None:
 
 
 def test_no_thread_can_be_started(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
-    """As under `ulimit -u`, which does not hold for root: by an interpreter that refuses."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import threading\n"
-        "def refuse(self):\n"
-        '    raise RuntimeError("can\'t start new thread")\n'
-        "threading.Thread.start = refuse\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "XDG_CACHE_HOME": str(tmp_path)}
+    """As under `ulimit -u`, which does not hold for root: by a C library that refuses."""
+    refuses = tmp_path / "refuses.so"
+    source = "int pthread_create(void *a, void *b, void *c, void *d) { return 11; } /* EAGAIN */"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-x", "c", "-o", refuses, "-"], input=source, text=True, check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(refuses), "XDG_CACHE_HOME": str(tmp_path)}
     code, _, err = no_traceback(aiovmm.start(*guest, "--cmdline", "ho", env=environment))
     assert code == 1
     assert err.count(b"\n") == 1

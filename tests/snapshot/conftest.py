@@ -8,6 +8,9 @@ import pytest
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
+from tests.vm.remains import own_temporary_directory
+
+__all__ = ["own_temporary_directory"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

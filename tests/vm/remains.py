@@ -10,16 +10,28 @@ import tempfile
 import threading
 import time
 from asyncio.trsock import TransportSocket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from aiovmm.runtime import crew
 from tests.host_threads import of_vcpus
 
-__all__ = ["Remains"]
+__all__ = ["Remains", "own_temporary_directory"]
 
 SLACK = 80  # mappings: the interpreter's own heap, and malloc's for threads
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_temporary_directory() -> Iterator[None]:
+    """Temporary files of this process are where no other makes any."""
+    usual = tempfile.tempdir
+    with tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as tempfile.tempdir:
+        yield
+    tempfile.tempdir = usual
 
 
 @dataclass(frozen=True)
