@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         BalloonConfig,
         ConsoleConfig,
         ConsoleMode,
+        CoreScheduling,
         CpusConfig,
         DebugConsoleConfig,
         DeviceConfig,
@@ -115,6 +116,7 @@ __all__ = [
     "ConsoleMode",
     "ConsoleReader",
     "ConsoleStats",
+    "CoreScheduling",
     "CpusConfig",
     "DebugConsoleConfig",
     "DeviceConfig",
@@ -192,9 +194,9 @@ __getattr__ = lazy_names(
     {
         "aiovmm.agent": "Agent AgentError AgentLost BootTimeout CommandFailed CommandNotFound CommandTimeout Completed "
         "GuestOSError OutputTooLong Process",
-        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CpusConfig DebugConsoleConfig DeviceConfig DiskConfig "
-        "FsConfig GenericVhostUserConfig HotplugMethod LimitsConfig MemoryConfig MemoryZoneConfig NetConfig NumaConfig "
-        "PayloadConfig PciSegmentConfig PlatformConfig PmemConfig PvpanicConfig RateLimit "
+        "aiovmm.config": "BalloonConfig ConsoleConfig ConsoleMode CoreScheduling CpusConfig DebugConsoleConfig DeviceConfig "
+        "DiskConfig FsConfig GenericVhostUserConfig HotplugMethod LimitsConfig MemoryConfig MemoryZoneConfig NetConfig "
+        "NumaConfig PayloadConfig PciSegmentConfig PlatformConfig PmemConfig PvpanicConfig RateLimit "
         "RateLimitGroupConfig RebootPolicy RngConfig RtcConfig VMConfig VsockConfig WatchdogAction "
         "WatchdogConfig",
         "aiovmm.config.landlock": "LandlockRuleConfig",

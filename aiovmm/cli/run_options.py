@@ -36,7 +36,7 @@ class RunOption:
 
 
 _POLICIES = ("restart", "exit")
-_SECCOMP = ("true", "false", "log")
+_SECCOMP = ("true", "false", "log", "errno")
 _KEYS = "KEY=VALUE,..."
 
 OPTIONS = (

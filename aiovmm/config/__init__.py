@@ -7,7 +7,7 @@ same values from option text (`size=512M,shared=on`), with the keys and the mean
 from __future__ import annotations
 
 from aiovmm.config.console import ConsoleConfig, ConsoleMode, DebugConsoleConfig
-from aiovmm.config.cpus import CpusConfig, TopologyConfig
+from aiovmm.config.cpus import CoreScheduling, CpusConfig, TopologyConfig
 from aiovmm.config.devices import (
     BalloonConfig,
     DeviceConfig,
@@ -41,6 +41,7 @@ __all__ = [
     "BalloonConfig",
     "ConsoleConfig",
     "ConsoleMode",
+    "CoreScheduling",
     "CpusConfig",
     "DebugConsoleConfig",
     "DeviceConfig",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
+
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
-__all__ = ["CPU_FEATURES", "IDLE", "MAX_CPUS", "CpusConfig", "TopologyConfig"]
+__all__ = ["CPU_FEATURES", "IDLE", "MAX_CPUS", "CoreScheduling", "CpusConfig", "TopologyConfig"]
 
 VCPU_NICE = 5  # see docs/embedding.md
 IDLE = 20
@@ -14,6 +16,15 @@ IDLE = 20
 MAX_CPUS = 4096  # their names in the firmware's tables are C000 to CFFF; KVM may have its own, lower limit
 CPU_FEATURES = ("amx",)
 """Processor features that a guest gets only if it is asked for."""
+
+
+class CoreScheduling(enum.Enum):
+    """What may share a core of the host, where cores have several hardware threads, with a vCPU while it runs: anything (OFF),
+    other vCPUs of its guest (VM), or nothing (VCPU)."""
+
+    OFF = "off"
+    VM = "vm"
+    VCPU = "vcpu"
 
 
 @dataclass(frozen=True)
@@ -41,8 +52,10 @@ class CpusConfig:
     """`boot` processors, which is what the guest starts with. With `max` it may have between one and so many while it runs, by
     `vm.resize(cpus=)`. `topology` lays out all `max` (`boot`, where that is not given): None is one
     package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
-    the host's). `nested`: the guest may use virtualization itself, where the host lets it. `features`
-    are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on.
+    the host's). `nested`: the guest may use virtualization itself, where the host lets it. `kvm_hyperv`: it finds what a guest
+    of Hyper-V would, for Windows, beside what KVM's own guests find. `features`
+    are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on; of one
+    that is not there it is only remarked. `core_scheduling` says what may share a core with a vCPU.
     `vcpu_nice` is how far its thread stands back behind the event loop's, which serves all guests: 0..19, added to the process's
     own; IDLE has it run when the host has nothing else to do.
     """
@@ -55,6 +68,8 @@ class CpusConfig:
     features: tuple[str, ...] = ()
     affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
     vcpu_nice: int = VCPU_NICE
+    core_scheduling: CoreScheduling = CoreScheduling.OFF
+    kvm_hyperv: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.boot <= MAX_CPUS:
@@ -67,8 +82,8 @@ class CpusConfig:
                 f"{self.topology.cpus} processors are laid out, and there are {self.max or self.boot}",
                 "threads x cores x dies x packages must be max=, or boot= where that is not given",
             )
-        if self.max_phys_bits is not None and not 32 <= self.max_phys_bits <= 52:
-            raise ConfigError("cpus.max_phys_bits", f"{self.max_phys_bits} is not in 32..52")
+        if self.max_phys_bits is not None and not 32 <= self.max_phys_bits <= 255:
+            raise ConfigError("cpus.max_phys_bits", f"{self.max_phys_bits} is not in 32..255")
         for feature in self.features:
             if feature not in CPU_FEATURES:
                 raise ConfigError("cpus.features", f"{feature!r} is not known", f"known: {', '.join(CPU_FEATURES)}")
@@ -81,9 +96,8 @@ class CpusConfig:
     def _check_affinity(self) -> None:
         vcpus = [vcpu for vcpu, _ in self.affinity]
         for vcpu, hosts in self.affinity:
-            if not 0 <= vcpu < (self.max or self.boot):
-                hint = f"the first of {self.max or self.boot} is 0"
-                raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", hint)
+            if vcpu < 0:
+                raise ConfigError("cpus.affinity", f"there is no vCPU {vcpu}", "the first is 0")
             if vcpus.count(vcpu) > 1:
                 raise ConfigError("cpus.affinity", f"names vCPU {vcpu} twice")
             if any(host < 0 for host in hosts):

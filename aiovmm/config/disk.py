@@ -23,6 +23,7 @@ _OURS_ALONE = (
     "lock_granularity",
     "io_uring",
     "rate_limit_group",
+    "queue_affinity",
     *RATES,
 )
 
@@ -36,7 +37,7 @@ class ImageType(enum.Enum):
     VHDX = "vhdx"
 
 
-_NOT_OF_QEMU = ("serial", "overlay", "lock_granularity", "rate_limit_group", *RATES)
+_NOT_OF_QEMU = ("serial", "overlay", "lock_granularity", "rate_limit_group", "queue_affinity", *RATES)
 
 
 class LockGranularity(enum.Enum):
@@ -55,7 +56,8 @@ class DiskConfig(LimitedConfig):
     guest writes, made if it is not there; the image is only read. `backing_files`: the bases that an image which is not raw names
     are opened, too. `serial`: up to 20 bytes; None derives one from the file's numbers. `sparse`: space that the guest trims is
     given back. `io_uring`: False has threads do the I/O. `bw_*`, `ops_*`: a limit as RateLimit has it; `rate_limit_group`: one
-    that it shares.
+    that it shares. `queue_affinity`: on which processors of the host the transfers of a queue are made, by threads then; the
+    event loop looks into the queues as ever, and of one that is not there it is only remarked.
     """
 
     path: Path | None = None
@@ -71,6 +73,7 @@ class DiskConfig(LimitedConfig):
     lock_granularity: LockGranularity = LockGranularity.FULL
     io_uring: bool = True
     rate_limit_group: str | None = None
+    queue_affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
     vhost_user: bool = False
     socket: Path | None = None
 
@@ -96,8 +99,20 @@ class DiskConfig(LimitedConfig):
                 raise ConfigError("disk.overlay", "is the image that it is to be over", "give it a file of its own")
         if self.image_type not in (None, ImageType.RAW):
             self.check_for_qemu(self.image_type)
+        if self.queue_affinity:
+            self._check_affinity()
         if self.serial is not None:
             encoded("disk.serial", self.serial, SERIAL_SIZE)
+
+    def _check_affinity(self) -> None:
+        queues = [queue for queue, _ in self.queue_affinity]
+        for queue, hosts in self.queue_affinity:
+            if queue < 0 or min(hosts, default=0) < 0:
+                raise ConfigError("disk.queue_affinity", "has a negative number", "the first of all is 0")
+            if queues.count(queue) > 1:
+                raise ConfigError("disk.queue_affinity", f"names queue {queue} twice")
+            if not hosts:
+                raise ConfigError("disk.queue_affinity", f"leaves no processor of the host for queue {queue}")
 
     def check_for_qemu(self, kind: ImageType) -> None:
         """Raises ConfigError for what an image of this kind cannot have."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TypeVar
 
-from aiovmm.config.cpus import TopologyConfig
+from aiovmm.config.cpus import CoreScheduling, TopologyConfig
 from aiovmm.config.devices import WatchdogAction
 from aiovmm.config.disk import ImageType, LockGranularity
 from aiovmm.config.machine import HotplugMethod
@@ -78,6 +78,10 @@ def _distances(option: str, text: str) -> tuple[tuple[int, int], ...]:
     return tuple((node, distances[0]) for node, distances in pairs)
 
 
+def _core_scheduling(option: str, text: str) -> CoreScheduling:
+    return _choice(option, text, CoreScheduling)
+
+
 def _lock(option: str, text: str) -> LockGranularity:
     return _choice(option, text, LockGranularity)
 
@@ -103,6 +107,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         "vcpu_nice": to_int,
         "nested": to_bool,
         "features": to_words,
+        "core_scheduling": _core_scheduling,
+        "kvm_hyperv": to_bool,
     },
     "memory": {
         "size": to_size,
@@ -176,6 +182,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         "socket": to_path,
         **_RATES,
         "rate_limit_group": to_text,
+        "queue_affinity": to_pairs,
         **_PLACE,
     },
     "net": {

@@ -122,25 +122,25 @@ def _check_huge_pages(option: str, hugepages: bool, page: int | None, size: int)
 class MemoryZoneConfig:
     """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
     `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs
-    has its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig;
-    `mergeable` None is what that says."""
+    has its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig, and
+    None is what that says (`hugepages` not for a zone with a file)."""
 
     id: str
     size: int = 512 * MIB
     file: Path | None = None
     shared: bool | None = None
-    hugepages: bool = False
+    hugepages: bool | None = None
     hugepage_size: int | None = None
     host_numa_node: int | None = None
-    prefault: bool = False
-    reserve: bool = False
+    prefault: bool | None = None
+    reserve: bool | None = None
     mergeable: bool | None = None
 
     def __post_init__(self) -> None:
         check_id("memory_zone.id", self.id)
         if self.size <= 0 or self.size % PAGE or self.size >= MAX_MEMORY:
             raise ConfigError("memory_zone.size", f"{self.size} bytes are not a number of pages")
-        _check_huge_pages("memory_zone", self.hugepages, self.hugepage_size, self.size)
+        _check_huge_pages("memory_zone", bool(self.hugepages), self.hugepage_size, self.size)
         if self.file is not None:
             check_path("memory_zone.file", self.file)
             if self.hugepages:

@@ -10,7 +10,7 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.rates import LimitedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["NetConfig", "check_interface_name"]
+__all__ = ["NetConfig", "check_interface_name", "is_no_station"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _TAP_MTU = 65521  # a frame, with its Ethernet header, has at most 65535 bytes
@@ -26,9 +26,11 @@ def check_interface_name(name: str) -> None:
 def _check_mac(option: str, mac: str) -> None:
     if not _MAC.fullmatch(mac):
         raise ConfigError(option, f"{mac!r} is not a MAC address", "like 2e:00:00:00:00:01")
-    if int(mac[:2], 16) & 1 or not mac.strip("0:"):
-        hint = "the second digit of a card's own address is even"
-        raise ConfigError(option, f"{mac!r} is {'a multicast' if mac.strip('0:') else 'no'} address", hint)
+
+
+def is_no_station(mac: str) -> bool:
+    """Whether it is no card's own: a group's, or nobody's. The kernel gives no interface such an address."""
+    return bool(int(mac[:2], 16) & 1) or not mac.strip("0:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class NetConfig(LimitedConfig):
     through a `passt` process, which needs no privilege, or a vhost-user `socket`.
 
     `num_queues` counts both directions, as in the reference monitor: 2 is one pair. `ip`, `mask` and `host_mac` are the host
-    side's. The offloads say what guest and host may leave to each other: checksums, TCP and UDP segmentation. `bw_*`, `ops_*`: a
+    side's. `mac` is shown to the guest as it is; of one that no driver takes it is remarked.
+    The offloads say what guest and host may leave to each other: checksums, TCP and UDP segmentation. `bw_*`, `ops_*`: a
     limit, as RateLimit has it, for what the guest receives, and the same for what it sends.
     """
 
@@ -75,6 +78,9 @@ class NetConfig(LimitedConfig):
         for key, mac in (("mac", self.mac), ("host_mac", self.host_mac)):
             if mac is not None:
                 _check_mac(f"net.{key}", mac)
+        if self.host_mac is not None and is_no_station(self.host_mac):
+            hint = "the second digit of a card's own address is even"
+            raise ConfigError("net.host_mac", f"{self.host_mac!r} is a multicast address, or none", hint)
         self._check_descriptors()
         self._check_back_end()
         self._check_address()

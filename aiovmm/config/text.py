@@ -48,8 +48,9 @@ MAX_SIZE = 1 << 62
 def split_options(option: str, text: str) -> dict[str, str | None]:
     """`a=1,b=[2,[3,4]],c` as {"a": "1", "b": "[2,[3,4]]", "c": None}, values as they were given, quotes and all."""
     values: dict[str, str | None] = {}
-    for part in _parts(option, text) if text else ():
+    for part in _parts(option, text) if (text := text.strip()) else ():
         key, separator, value = part.partition("=")
+        value = value.strip()
         if not key:
             raise ConfigError(option, f"{text!r} has a part without a name", f"like {option} key=value,key=value")
         if key in values and values[key] != (value if separator else None):

@@ -6,15 +6,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import replace
 
 if TYPE_CHECKING:
-    from aiovmm.config.machine import NumaConfig
+    from aiovmm.config.machine import MemoryConfig, MemoryZoneConfig, NumaConfig
     from aiovmm.config.vm import VMConfig
 
-__all__ = ["check_zones"]
+__all__ = ["check_zones", "settled"]
 
 _LEAST = 2 << 20
-_OF_ONE_PIECE = ("shared", "hugepages", "prefault", "reserve", "hotplug_size")
 
 
 def check_zones(config: VMConfig) -> None:
@@ -25,12 +25,27 @@ def check_zones(config: VMConfig) -> None:
     if config.ram_size < _LEAST:
         hint = "give at least 2M, or zones: memory_zone id=a,size=512M" if not zones else "give at least 2M in all"
         raise ConfigError("memory.size", f"{config.ram_size} bytes are too few", hint)
-    for name in _OF_ONE_PIECE:
-        if zones and getattr(config.memory, name):
-            hint = "leave it out" if name == "hotplug_size" else f"say {name}=on of each zone"
-            raise ConfigError(f"memory.{name}", "is for memory without zones", hint)
+    if zones and config.memory.hotplug_size:
+        raise ConfigError("memory.hotplug_size", "is for memory without zones", "leave it out")
+    for zone in zones:
+        settled(zone, config.memory)
     _refuse_twice("memory_zone.id", [zone.id for zone in zones])
     _check_nodes(config)
+
+
+def settled(zone: MemoryZoneConfig, memory: MemoryConfig) -> MemoryZoneConfig:
+    """`zone` with what `memory` says where it says nothing itself. Raises ConfigError where that does not go together."""
+    inherits = zone.hugepages is None and zone.file is None and memory.hugepages
+    huge = inherits or bool(zone.hugepages)
+    return replace(
+        zone,
+        shared=memory.shared if zone.shared is None else zone.shared,
+        hugepages=huge,
+        hugepage_size=zone.hugepage_size or (memory.hugepage_size if inherits else None),
+        prefault=memory.prefault if zone.prefault is None else zone.prefault,
+        reserve=memory.reserve if zone.reserve is None else zone.reserve,
+        mergeable=zone.mergeable,
+    )
 
 
 def _check_nodes(config: VMConfig) -> None:
@@ -40,8 +55,6 @@ def _check_nodes(config: VMConfig) -> None:
     _refuse_twice("numa.memory_zones", [zone for node in nodes for zone in node.memory_zones])
     _refuse_twice("numa.cpus", [cpu for node in nodes for cpu in node.cpus])
     _refuse_twice("numa.pci_segments", [segment for node in nodes for segment in node.pci_segments])
-    if nodes and sorted(ids) != list(range(len(ids))):
-        raise ConfigError("numa.guest_numa_id", f"{sorted(ids)} are not numbers from 0 on", "firmware counts nodes so")
     for node in nodes:
         _check_node(config, node, ids)
 

@@ -25,7 +25,10 @@ from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.threads import system_name
 
-__all__ = ["Vcpu", "VcpuCounters"]
+__all__ = ["ALONE", "Vcpu", "VcpuCounters"]
+
+ALONE = -1
+"""For `Vcpu.start`: nothing else may share a core of the host with it."""
 
 _MOST_CPUS = 8192  # that Linux can be built for
 
@@ -88,6 +91,11 @@ class Vcpu:
         return (lib.avmm_vcpu_tid(self.native) or None) if self.fd >= 0 else None
 
     @property
+    def core(self) -> int:
+        """For `start` of others that may share a core with it; 0 for one that anything may share one with."""
+        return lib.avmm_vcpu_core(self.native) if self.running else 0
+
+    @property
     def needs_end(self) -> bool:
         """Whether a run was started whose end nobody has been told yet."""
         return not self._reported
@@ -104,16 +112,17 @@ class Vcpu:
             raise StateError(f"vCPU {self.index} has not run to an end")
         return self._final or decode(lib.avmm_vcpu_final(self.native))
 
-    def start(self, nice: int = 0) -> None:
+    def start(self, nice: int = 0, *, core: int = 0) -> None:
         """Run the guest from the present state. With a pause in force the vCPU parks at once. The thread runs at the
-        process's own nice value plus `nice`, or, from 20 on, only when the host has nothing else to do (SCHED_IDLE). Raises
+        process's own nice value plus `nice`, or, from 20 on, only when the host has nothing else to do (SCHED_IDLE). `core`
+        is what may share a core of the host with it: 0 anything, ALONE nothing, or what the vCPU may that has this `core`. Raises
         StateError, KvmError."""
         self._check_open()
         if self.running or not self._reported:
             raise StateError(f"vCPU {self.index} runs, or its last run has not been joined")
         self._join_thread()
         name = f"{self._vm_name}: vcpu-{self.index}" if self._vm_name else f"vcpu-{self.index}"
-        if failed := lib.avmm_vcpu_start(self.native, system_name(name), nice):
+        if failed := lib.avmm_vcpu_start(self.native, system_name(name), nice, core):
             raise KvmError(f"starting the thread of vCPU {self.index}", failed, MORE_THREADS)
         self._started, self._ended, self._reported = True, None, False
         # A program that forgets its VM can still end: the guard ends the thread before the memory it uses goes, be that by

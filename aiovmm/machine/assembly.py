@@ -16,10 +16,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus, Range, Space
-from aiovmm.config import HotplugMethod
+from aiovmm.config import CoreScheduling, HotplugMethod
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import ExitLoop, Vcpu, VmFd
 from aiovmm.kvm.exitloop import TURN
+from aiovmm.kvm.vcpu import ALONE
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.device_memory import map_device_memory
@@ -304,9 +305,19 @@ class Machine:
 
     def _run(self, vcpu: Vcpu) -> None:
         cpus = self.parts.config.cpus
-        vcpu.start(cpus.vcpu_nice)
+        apart = cpus.core_scheduling
+        vcpu.start(cpus.vcpu_nice, core=0 if apart is CoreScheduling.OFF else self._core(apart))
         if cpus.affinity and (hosts := dict(cpus.affinity).get(vcpu.index)):
             vcpu.run_on(hosts)
+
+    def _core(self, what: CoreScheduling) -> int:
+        """For the next vCPU. Raises HostError where there is no core scheduling, and is need of it."""
+        from aiovmm.runtime import core_scheduling  # for who asks
+
+        if not core_scheduling.is_needed():
+            return 0
+        cores = [vcpu.core for vcpu in self.vcpus if vcpu.core] if what is CoreScheduling.VM else []
+        return cores[0] if cores else ALONE
 
     async def add_processor(self, index: int) -> None:
         """One more vCPU, which runs and waits for the guest to start it. Raises KvmError, with none there."""

@@ -56,6 +56,10 @@ class Journal:
         self._log.warning("device failed", device=device, error=text, kind=type(error).__name__, **traced)
         self.emit(EventKind.DEVICE_ERROR, text, device=device, error=error)
 
+    def remark(self, text: str) -> None:
+        """Something that was asked for has less of an effect than it seems to have."""
+        self._log.warning(text)
+
     def device_driven(self, device: str, there: bool) -> None:
         """The guest's driver has taken a device over, or let go of it, which it can do as fast as it likes."""
         if self._quotas[f"{device} driver"].take(time.monotonic()) is not None:

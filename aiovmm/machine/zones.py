@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from aiovmm.config import MemoryZoneConfig, VMConfig
+from aiovmm.config.zones import settled
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.memory import Backing, GuestMemory
 from aiovmm.runtime import ofdlock
@@ -44,8 +45,8 @@ def add_zones(
     """All of them. `needs_sharing`: a device is another process's. Raises ConfigError, HostError; `memory` is to be closed
     then."""
     places = places_of_zones(config, ram)
-    for zone in config.memory_zones:
-        shared = needs_sharing or zone.hugepages if zone.shared is None else zone.shared
+    for zone in (settled(zone, config.memory) for zone in config.memory_zones):
+        shared = needs_sharing or bool(zone.hugepages) if zone.shared is None else zone.shared
         if needs_sharing and not shared:
             reason = f"is off in zone {zone.id}, and a device needs shared memory"
             raise ConfigError("memory_zone.shared", reason, "leave it out")
@@ -53,10 +54,10 @@ def add_zones(
         mergeable = config.memory.mergeable if zone.mergeable is None else zone.mergeable
         backing = Backing(
             shared=shared,
-            hugepages=zone.hugepages,
+            hugepages=bool(zone.hugepages),
             hugepage_size=zone.hugepage_size,
-            prefault=zone.prefault,
-            reserve=zone.reserve,
+            prefault=bool(zone.prefault),
+            reserve=bool(zone.reserve),
             thp=config.memory.thp is not False,
             mergeable=mergeable and not shared and zone.file is None,
             fd=-1 if zone.file is None else _opened(zone, shared),

@@ -17,13 +17,16 @@ from aiovmm.config.options import (
     parse_disk,
     parse_fs,
     parse_memory,
+    parse_memory_zone,
     parse_net,
     parse_platform,
     parse_pmem,
     parse_rng,
     parse_vsock,
 )
+from aiovmm.config.remarks import remarks
 from aiovmm.config.text import to_ints, to_pairs, to_size
+from aiovmm.config.zones import settled
 from aiovmm.errors import ConfigError
 
 NOT_WITH_VHOST_USER = ("tap=tap0", "fd=3", "ip=10.0.0.1,mask=24", "host_mac=2e:00:00:00:00:01", "passt=on")
@@ -69,8 +72,7 @@ def test_quotes_and_brackets_hold_commas() -> None:
 def test_nested_brackets_end_where_they_end() -> None:
     cpus = parse_cpus("boot=2,affinity=[0@[0-1],1@[2,4-5]],max=4")
     assert (cpus.max, cpus.affinity) == (4, ((0, (0, 1)), (1, (2, 4, 5))))
-    with pytest.raises(ConfigError, match="queue_affinity"):
-        parse_disk("path=/d,queue_affinity=[0@[1]]")
+    assert parse_disk("path=/d,queue_affinity=[0@[1],3@[0-2]]").queue_affinity == ((0, (1,)), (3, (0, 1, 2)))
 
 
 def test_ranges_in_lists() -> None:
@@ -155,10 +157,10 @@ def test_consoles() -> None:
         (parse_cpus, "boot=2,topology=1:4:1:1", "cpus.topology"),
         (parse_cpus, "boot=2,topology=1:2", "cpus.topology"),
         (parse_cpus, "boot=2,topology=0:2:1:1", "cpus.topology"),
-        (parse_cpus, "boot=1,max_phys_bits=64", "cpus.max_phys_bits"),
+        (parse_cpus, "boot=1,max_phys_bits=31", "cpus.max_phys_bits"),
+        (parse_cpus, "boot=1,core_scheduling=on", "cpus.core_scheduling"),
         (parse_cpus, "boot=1,features=sse9", "cpus.features"),
-        (parse_cpus, "boot=1,kvm_hyperv=on", "cpus.kvm_hyperv"),
-        (parse_cpus, "boot=2,affinity=[2@[0]]", "cpus.affinity"),
+        (parse_cpus, "boot=1,kvm_hyperv=yes", "cpus.kvm_hyperv"),
         (parse_cpus, "boot=2,affinity=[0@[0],0@[1]]", "cpus.affinity"),
         (parse_cpus, "boot=2,affinity=[0@[]]", "cpus.affinity"),
         (parse_memory, "size=1.5G", "memory.size"),
@@ -190,14 +192,17 @@ def test_consoles() -> None:
         (parse_net, "fd=2", "net.fd"),
         (parse_net, "fd=4294967296", "net.fd"),
         (parse_net, "fd=[3,3],num_queues=4", "net.fd"),
-        (parse_net, "mac=00:00:00:00:00:00", "net.mac"),
+        (parse_net, "host_mac=00:00:00:00:00:00", "net.host_mac"),
         (parse_memory, "12Q", "memory"),
         (parse_memory, "100", "memory.size"),
         (parse_memory, "1M", "memory.size"),
         (parse_disk, "readonly=on", "disk.path"),
         (parse_disk, "path=a,path=b", "disk"),
         (parse_memory, "size=64M,mergeable=on,shared=on", "memory.mergeable"),
-        (parse_disk, "path=a,queue_affinity=[0@[0]]", "disk.queue_affinity"),
+        (parse_disk, "path=a,queue_affinity=[0@[0],0@[1]]", "disk.queue_affinity"),
+        (parse_disk, "path=a,queue_affinity=[0@[]]", "disk.queue_affinity"),
+        (parse_disk, "path=a,image_type=qcow2,queue_affinity=[0@[0]]", "disk.queue_affinity"),
+        (parse_disk, "vhost_user=on,socket=/s,queue_affinity=[0@[0]]", "disk.queue_affinity"),
         (parse_disk, "path=a,readonly=maybe", "disk.readonly"),
         (parse_disk, "path=a,queue_size=100", "disk.queue_size"),
         (parse_disk, "path=a,colour=red", "disk.colour"),
@@ -205,7 +210,7 @@ def test_consoles() -> None:
         (parse_disk, "path=a,vhost_user=on", "disk.socket"),
         (parse_net, "num_queues=3", "net.num_queues"),
         (parse_net, "tap=averyveryverylongname", "net.tap"),
-        (parse_net, "mac=01:00:00:00:00:00", "net.mac"),
+        (parse_net, "host_mac=01:00:00:00:00:00", "net.host_mac"),
         (parse_net, "mac=nonsense", "net.mac"),
         (parse_net, "ip=10.0.0.300,mask=24", "net.ip"),
         (parse_net, "mask=255.0.0.0", "net.ip"),
@@ -273,3 +278,53 @@ def test_of_two_consoles_the_one_with_the_terminal_is_the_last(tty: str | None, 
     named = [word.removeprefix("console=") for word in words if word.startswith("console=")]
     assert sorted(named) == ["hvc0", "ttyS0"]
     assert named[-1] == last
+
+
+def test_white_space_around_a_text_or_a_value_is_none_of_it() -> None:
+    assert parse_disk(" path=/d ,readonly= on\n") == parse_disk("path=/d,readonly=on")
+    assert parse_disk('path=" /d "').path == Path(" /d ")
+    assert parse_net("  ") == parse_net("")
+
+
+def made(**changes: object) -> VMConfig:
+    return VMConfig(Payload(Path("/k")), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (made(cpus=parse_cpus("boot=2,max=4,affinity=[3@[0],4@[0]]")), "no vCPU 4, the last of 4 is 3"),
+        (made(nets=(parse_net("mac=01:00:5e:00:00:01"),)), "net0 has 01:00:5e:00:00:01, a multicast address"),
+        (made(nets=(parse_net(""), parse_net("id=n,mac=00:00:00:00:00:00"))), "n has 00:00:00:00:00:00, nobody's"),
+        (made(disks=(parse_disk("path=a,queue_affinity=[0@[0],1@[0]]"),)), "disk0 has no queue 1, it has 1"),
+    ],
+)
+def test_what_has_less_of_an_effect_than_it_seems_to_have_is_remarked_on(config: VMConfig, said: str) -> None:
+    (remark,) = remarks(config)
+    assert said in remark
+
+
+def test_what_has_its_effect_is_not_remarked_on() -> None:
+    config = made(
+        cpus=parse_cpus("boot=1,max=2,affinity=[1@[0]]"),
+        nets=(parse_net("mac=2e:00:00:00:00:01"),),
+        disks=(parse_disk("path=a,num_queues=2,queue_affinity=[1@[0]]"),),
+    )
+    assert not list(remarks(config))
+
+
+def test_a_zone_is_made_as_the_memory_is_where_it_says_nothing() -> None:
+    memory = parse_memory("size=0,shared=on,prefault=on,hugepages=on,hugepage_size=1G")
+    zone = settled(parse_memory_zone("id=a,size=1G"), memory)
+    assert (zone.shared, zone.prefault, zone.hugepages, zone.hugepage_size) == (True, True, True, 1 << 30)
+    own = settled(parse_memory_zone("id=a,size=512M,shared=off,prefault=off,hugepages=off,reserve=on"), memory)
+    assert (own.shared, own.prefault, own.hugepages, own.hugepage_size, own.reserve) == (
+        False,
+        False,
+        False,
+        None,
+        True,
+    )
+    assert not settled(parse_memory_zone("id=a,size=512M,file=/f"), memory).hugepages
+    with pytest.raises(ConfigError, match=r"memory_zone\.size"):
+        made(memory=memory, memory_zones=(parse_memory_zone("id=a,size=512M"),))

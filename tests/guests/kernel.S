@@ -6,6 +6,8 @@
 #   b  wait for the power button         u  run what the emulator does not know
 #   U  give ring 3 its first pages, as for a process
 #   D  write "hello" to the debug console, and how far it is to port 0x80
+#   H  print whose guest CPUID says it is: 12 bytes of leaf 0x40000000, 4 of 0x40000001 and 12 of 0x40000100, and a line's end
+#   V  the same with Hyper-V's interrupt controller switched on and asked for this processor's number, which is printed
 #   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
@@ -69,6 +71,8 @@ next:	movb (%r15), %al
 	on 't', fault
 	on 'u', unknown
 	on 'U', user
+	on 'H', whose
+	on 'V', synic
 	on ' ', next
 	cli
 1:	hlt
@@ -292,6 +296,39 @@ user:	movq %cr3, %rbx
 	movw $PM_TIMER, %dx
 2:	inl %dx, %eax
 	loop 2b
+	jmp next
+
+whose:	movl $0x40000000, %eax
+	cpuid
+	movl %ebx, PAGE
+	movl %ecx, PAGE + 4
+	movl %edx, PAGE + 8
+	movl $0x40000001, %eax
+	cpuid
+	movl %eax, PAGE + 12
+	movl $0x40000100, %eax
+	cpuid
+	movl %ebx, PAGE + 16
+	movl %ecx, PAGE + 20
+	movl %edx, PAGE + 24
+	movb $'\n', PAGE + 28
+	movl $PAGE, %esi
+	movl $29, %ecx
+	call print
+	jmp next
+
+synic:	xorl %edx, %edx
+	movl $1, %eax
+	movl $0x40000080, %ecx		# SCONTROL
+	wrmsr
+	movl $(PAGE + 1), %eax
+	movl $0x40000083, %ecx		# SIMP, the page of messages
+	wrmsr
+	movl $0x40000002, %ecx		# VP_INDEX
+	rdmsr
+	addb $'0', %al
+	movw $COM1, %dx
+	outb %al, %dx
 	jmp next
 
 greeting: .ascii "hello\n"

@@ -32,3 +32,13 @@ async def test_a_processor_that_the_host_has_not(absent: int) -> None:
         with pytest.raises(HostError, match=r"binding vCPU 0.*cpus\.affinity= has processors of the host"):
             await vm.start()
         assert vm.state.value == "stopped"
+
+
+async def test_a_vcpu_that_is_not_there_is_passed_over_and_remarked_on(caplog: pytest.LogCaptureFixture) -> None:
+    chosen = max(os.sched_getaffinity(0))
+    async with VM(replace(config("s"), cpus=CpusConfig(affinity=((5, (0,)), (0, (chosen,)))))) as vm:
+        await vm.start()
+        vcpu = vm.machine.vcpus[0]
+        await until(lambda: vcpu.thread_id is not None)
+        assert os.sched_getaffinity(vcpu.thread_id or 0) == {chosen}
+    assert "there is no vCPU 5" in caplog.text

@@ -17,6 +17,7 @@ from aiovmm.boot.x86_64 import ram_ranges
 from aiovmm.config.options import parse_cpus, parse_memory, parse_memory_zone, parse_numa
 from aiovmm.machine.zones import places_of_zones
 from aiovmm.memory import Backing, GuestMemory
+from aiovmm.native import lib
 from tests.boot.x86_64.acpi.test_numa import read
 from tests.vm.guest import config
 
@@ -48,6 +49,17 @@ async def test_zones_follow_each_other_and_the_guest_runs_in_them() -> None:
         await vm.start()
         await vm.serial.expect(b"hello")
         assert (await vm.wait()).ok
+
+
+async def test_zones_are_made_as_the_memory_says_where_they_do_not() -> None:
+    whole = replace(
+        zoned("id=a,size=2M", "id=b,size=2M,shared=off,prefault=off"), memory="size=0,shared=on,prefault=on"
+    )
+    async with VM(whole) as vm:
+        first, second = vm.machine.memory.regions
+        assert (first.shared, second.shared) == (True, False)
+        assert lib.avmm_mem_resident(first.host, first.size) == 2 * MIB
+        assert lib.avmm_mem_resident(second.host, second.size) < 2 * MIB
 
 
 async def test_a_file_is_the_memory_and_keeps_what_was_written(tmp_path: Path) -> None:
@@ -106,8 +118,7 @@ async def test_what_cannot_be_is_refused(tmp_path: Path, text: str, message: str
     ("memory", "message"),
     [
         ("size=4M", r"memory.size: is not 0, and there are zones"),
-        ("size=0,shared=on", r"memory.shared: is for memory without zones"),
-        ("size=0,prefault=on", r"memory.prefault: is for memory without zones"),
+        ("size=0,hotplug_size=128M", r"memory.hotplug_size: is for memory without zones"),
     ],
 )
 def test_memory_beside_zones_is_refused(memory: str, message: str) -> None:
@@ -206,6 +217,16 @@ async def test_nodes_are_in_the_tables_and_what_is_in_none_is_in_the_first() -> 
     assert low[at + 44 : at + 48] == bytes([10, 30, 30, 10])
 
 
+async def test_numbers_of_nodes_may_have_gaps_and_the_lowest_has_what_is_in_none() -> None:
+    numa = (parse_numa("guest_numa_id=5,cpus=1,memory_zones=b"), parse_numa("guest_numa_id=2"))
+    async with VM(zoned("id=a,size=2M", "id=b,size=2M", cpus=parse_cpus("boot=3"), numa=numa)) as vm:
+        low = vm.machine.memory.read(0xA0000, 0x50000)
+    at = low.index(b"SRAT")
+    cpus, memory = read(low[at : at + int.from_bytes(low[at + 4 : at + 8], "little")])
+    assert cpus == {0: 2, 1: 5, 2: 2}
+    assert sorted(memory) == [(2, 0, 2 * MIB), (5, 2 * MIB, 2 * MIB)]
+
+
 async def test_a_guest_without_nodes_has_no_such_tables() -> None:
     async with VM(zoned("id=a,size=4M")) as vm:
         low = vm.machine.memory.read(0xA0000, 0x50000)
@@ -216,7 +237,6 @@ async def test_a_guest_without_nodes_has_no_such_tables() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["guest_numa_id=1"], r"guest_numa_id: \[1\] are not numbers from 0 on"),
         (["guest_numa_id=0", "guest_numa_id=0"], r"guest_numa_id: 0 is given 2 times"),
         (["guest_numa_id=64"], r"64 is not in 0..63"),
         (["guest_numa_id=0,cpus=[0,4]"], r"numa.cpus: there is no processor 4"),

@@ -20,6 +20,8 @@ _FEATURES: dict[tuple[int, int], tuple[str, ...]] = {
     (0xD, 0): ("eax", "edx"),
     (0xD, 1): ("eax", "ecx"),
     (0x40000001, 0): ("eax",),
+    (0x40000003, 0): ("eax", "edx"),  # of Hyper-V's, and then KVM's own are 0x100 further
+    (0x40000101, 0): ("eax",),
     (0x80000001, 0): ("ecx", "edx"),
     (0x80000007, 0): ("edx",),
     (0x80000008, 0): ("ebx",),

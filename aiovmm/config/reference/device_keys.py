@@ -19,14 +19,15 @@ TABLE = """
 --disk bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | sizes may have a suffix
 --disk bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --disk rate_limit_group | same |
---disk queue_affinity | refused | queues have no threads of their own: one event loop serves them all | []
+--disk queue_affinity | differs | where transfers are made, by threads then, not io_uring; the event loop looks into all queues
 --disk backing_files | same | off: an image that names a base is refused
 --disk overlay | ours | a file that takes what the guest writes, over an image that is only read: see disks.md
 --disk id pci_segment pci_device_id iommu | same |
 --net tap | differs | unset or empty: one called aiovmm0, aiovmm1, ... is made (vmtap0 there)
 --net ip | same | IPv4 or IPv6; goes with mask=
 --net mask | differs | also the length of a netmask, like 24 or 64
---net mac host_mac | differs | multicast addresses are refused: a guest's driver takes none of them
+--net mac | differs | of a multicast address it is remarked that Linux brings no such interface up
+--net host_mac | same |
 --net offload_tso offload_ufo | same |
 --net offload_csum | differs | off also switches segmentation off, which is nothing without; the reference wants all three
 --net queue_size | same |

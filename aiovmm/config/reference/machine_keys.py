@@ -6,16 +6,16 @@ from __future__ import annotations
 __all__ = ["TABLE"]
 
 TABLE = """
---cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused
+--cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused: nothing would run
 --cpus max | differs | by `vm.resize(cpus=)`; refused for arm64 guests, which have `boot`
 --cpus topology | same |
---cpus max_phys_bits | differs | 32 to 52; unset: 46, as there; the second PCI segment stays where the host's paging reaches
---cpus affinity | differs | a vCPU that is not there is refused, where the reference passes over it
+--cpus max_phys_bits | differs | 32 or more; unset: 46, as there; the second PCI segment stays where the host's paging reaches
+--cpus affinity | differs | a vCPU that is not there is passed over, as there, and remarked on in the log
 --cpus nested | same |
 --cpus features | same | `amx`
 --cpus vcpu_nice | ours | 0 to 19: how far vCPU threads stand back behind the event loop; 20: they run in idle times only
---cpus kvm_hyperv | refused | interfaces for Windows guests are not there | off false
---cpus core_scheduling | refused | there is no core scheduling: turn SMT off where guests do not trust each other | off
+--cpus kvm_hyperv | differs | what this KVM has, and its own leaves from 0x40000100 on; refused where KVM has none
+--cpus core_scheduling | differs | unset: off (vm there); refused where SMT is on and the kernel has none (a warning there)
 --cpus profile | refused | processor models serve live migration, which is not there | host
 --memory size | differs | at least 2M, or 0 with zones; suffixes K, M, G, T; `--memory 512M` is short for it
 --memory shared | differs | unset: on by itself where a vhost-user device needs it; off refuses such devices, as in the reference
@@ -29,13 +29,14 @@ TABLE = """
 --memory hotplugged_size | differs | modules of 128M, or as much more as it takes for 256 of them; multiples of 2M with virtio-mem
 --memory hugepage_size | same |
 --memory reserve | differs | shared memory has its pages at once: the kernel keeps no account of those that are promised
---memory-zone id size hugepages hugepage_size host_numa_node prefault mergeable | same |
---memory-zone shared | differs | unset: on by itself where a vhost-user device needs it
+--memory-zone id size hugepage_size host_numa_node mergeable | same |
+--memory-zone hugepages prefault | differs | unset: as `--memory` says, which is passed over there
+--memory-zone shared | differs | unset: as `--memory` says, else on by itself where a vhost-user device needs it
 --memory-zone file | differs | locked while it is in use; one that is smaller than the zone is refused
---memory-zone reserve | differs | as `--memory reserve`
+--memory-zone reserve | differs | as `--memory reserve`, and what that says where it is unset
 --memory-zone hotplug_size hotplugged_size | refused | zones do not grow: `--memory hotplug_size=` without zones does | 0
---numa guest_numa_id | differs | numbers from 0 on, without gaps, up to 63
---numa cpus memory_zones pci_segments | differs | what is in no node is in the first; not on arm64
+--numa guest_numa_id | differs | 0 to 63
+--numa cpus memory_zones pci_segments | differs | what is in no node is in the one of the lowest number; not on arm64
 --numa distances | differs | 11 to 255, which the other node has back unless it says another
 --numa device_id | refused | nodes of devices alone (generic initiators) are not there
 --limits exits | ours | exits a second to this process, of all vCPUs together; a guest that would make more stands still

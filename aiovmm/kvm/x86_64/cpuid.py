@@ -11,13 +11,23 @@ from aiovmm.kvm.ioctl import error, try_call
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["SIGNIFICANT_INDEX", "CpuidEntry", "get_supported", "of_host", "pack", "request_amx", "unpack"]
+__all__ = [
+    "SIGNIFICANT_INDEX",
+    "CpuidEntry",
+    "get_supported",
+    "get_supported_hyperv",
+    "of_host",
+    "pack",
+    "request_amx",
+    "unpack",
+]
 
 SIGNIFICANT_INDEX = 1
 """Flag: the entry answers only for its index (ECX), not for all of the function (EAX)."""
 
 _HEADER = struct.Struct("<II")  # struct kvm_cpuid2: nent, padding
 _ENTRY = struct.Struct("<7I12x")  # struct kvm_cpuid_entry2
+_CAP_SYS_HYPERV_CPUID = 191
 _XTILEDATA = 18  # the state component of AMX's tiles
 _LARGEST = 4096  # entries; KVM itself knows 256 at most (KVM_MAX_CPUID_ENTRIES)
 
@@ -37,16 +47,28 @@ class CpuidEntry:
 
 def get_supported(kvm_fd: int) -> list[CpuidEntry]:
     """What this host and its KVM can offer a guest (KVM_GET_SUPPORTED_CPUID). Raises KvmError."""
+    return _ask(kvm_fd, lib.KVM_GET_SUPPORTED_CPUID, "asking KVM for the CPUID it supports")
+
+
+def get_supported_hyperv(kvm_fd: int) -> list[CpuidEntry]:
+    """The same of Hyper-V's leaves. Raises KvmError."""
+    hint = "this kernel's KVM has none of Hyper-V's interfaces (Linux 5.11, CONFIG_KVM_HYPERV): leave kvm_hyperv= out"
+    if try_call(kvm_fd, lib.KVM_CHECK_EXTENSION, _CAP_SYS_HYPERV_CPUID) <= 0:
+        raise KvmError("asking KVM for Hyper-V's interfaces", errno.EOPNOTSUPP, hint)
+    return _ask(kvm_fd, lib.KVM_GET_SUPPORTED_HV_CPUID, "asking KVM for Hyper-V's interfaces")
+
+
+def _ask(kvm_fd: int, request: int, operation: str) -> list[CpuidEntry]:
     count = 128
     while True:
         buffer = ffi.new("char[]", _HEADER.size + count * _ENTRY.size)
         view = ffi.buffer(buffer)
         view[: _HEADER.size] = _HEADER.pack(count, 0)
-        result = try_call(kvm_fd, lib.KVM_GET_SUPPORTED_CPUID, buffer)
+        result = try_call(kvm_fd, request, buffer)
         if result >= 0:
             return unpack(view)
         if result != -errno.E2BIG or count >= _LARGEST:
-            raise error("asking KVM for the CPUID it supports", -result)
+            raise error(operation, -result)
         count *= 2
 
 

@@ -31,6 +31,7 @@ _CAP_NESTED_STATE, _CAP_SREGS2, _CAP_XSAVE2 = 157, 200, 208
 _NESTED_HEADER, _NO_VMXON = 128, 0xFFFF_FFFF_FFFF_FFFF
 _TSC, _TSC_DEADLINE = 0x10, 0x6E0
 _LAST_MP_STATE = 9
+_HYPERV = (0x40000001, 0x31237648)  # its leaf for the kind of interface, "Hv#1" (boot.x86_64.hyperv)
 _TSC_TOLERANCE = 250  # parts in a million that the counter of one host may run faster than another's, as KVM has it
 _CPUID_WORDS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
 
@@ -158,6 +159,8 @@ class VcpuImage:
     def _put(self, vcpu: Vcpu, advance_ns: int) -> None:
         state = VcpuState(vcpu)
         state.set_packed_cpuid(self.packed)
+        if any((e.function, e.eax) == _HYPERV for e in self.cpuid):
+            state.enable_synic()
         self._set_frequency(vcpu, state.get_tsc_khz())
         state.set_mp_state(self.mp_state)
         state.set_regs(self.regs)

@@ -17,6 +17,7 @@ from aiovmm.native import ffi, lib, owners
 
 __all__ = ["VcpuState"]
 
+_CAP_HYPERV_SYNIC2 = 148
 _LVT0, _LVT1 = 0x350, 0x360  # offsets of LVT LINT0 and LINT1 in the APIC page, Intel SDM 3A 11.4.1
 _DELIVERY_MODE, _MASKED = 0x700, 0x1_0000
 _NMI, _EXTINT = 0x400, 0x700
@@ -35,6 +36,11 @@ class VcpuState:
     def set_packed_cpuid(self, packed: bytes) -> None:
         """The same of entries that are packed already (cpuid.pack)."""
         self._vcpu.ioctl(lib.KVM_SET_CPUID2, owners.view(packed), "setting the CPUID")
+
+    def enable_synic(self) -> None:
+        """Have it take messages and timers as Hyper-V sends them. Before its registers are set."""
+        arg = ffi.new("struct kvm_enable_cap *", {"cap": _CAP_HYPERV_SYNIC2})
+        self._vcpu.ioctl(lib.KVM_ENABLE_CAP, arg, "enabling Hyper-V's interrupt controller")
 
     def get_tsc_khz(self) -> int | None:
         """The frequency of its TSC in kHz; None where KVM does not know it."""

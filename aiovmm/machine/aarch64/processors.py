@@ -30,6 +30,8 @@ def check(config: VMConfig) -> None:
     if config.memory.hotplug_size and config.memory.hotplug_method is HotplugMethod.ACPI:
         hint = "memory comes by hotplug_method=virtio-mem"
         raise ConfigError("memory.hotplug_method", "is not acpi on arm64, whose guests have a device tree", hint)
+    if config.cpus.kvm_hyperv:
+        raise ConfigError("cpus.kvm_hyperv", "is for x86 guests: KVM has none of it on arm64", "leave it out")
     for feature in config.cpus.features:
         raise ConfigError(
             "cpus.features", f"{feature!r} is a feature of x86 processors", f"leave features={feature} out"

@@ -16,13 +16,14 @@ def numa_nodes(config: VMConfig, ram: Sequence[tuple[int, int]]) -> tuple[NumaNo
     and so are processors."""
     places = places_of_zones(config, ram) if config.memory_zones else {"": list(ram)}
     nodes = sorted(config.numa, key=lambda node: node.guest_numa_id)
+    lowest = nodes[0].guest_numa_id if nodes else 0
     cpus = {cpu for node in nodes for cpu in node.cpus}
     zones = {zone for node in nodes for zone in node.memory_zones}
     spare_cpus = [cpu for cpu in range(config.cpus.max or config.cpus.boot) if cpu not in cpus]
     spare_zones = [zone for zone in places if zone not in zones]
     described = []
     for node in nodes:
-        first = node.guest_numa_id == 0
+        first = node.guest_numa_id == lowest
         ids = [*node.memory_zones, *(spare_zones if first else ())]
         described.append(
             NumaNode(

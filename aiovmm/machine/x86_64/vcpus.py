@@ -47,6 +47,7 @@ class Processor:
     host: Sequence[BootCpuid]  # HOST_LEAVES
     visible_bits: int
     reachable_bits: int
+    hyperv: Sequence[BootCpuid]  # what KVM has of its leaves, if that is asked for
     _packed: Prepared[bytes]
 
     @classmethod
@@ -65,7 +66,9 @@ class Processor:
         cap = cpus.max_phys_bits
         entries = allow(supported, nested=cpus.nested, amx=amx)
         host = _plain(of_host(HOST_LEAVES))
-        return cls(cpus, entries, host, visible_bits(supported, cap), reachable_bits(supported, cap), Prepared(256))
+        hyperv = _plain(cpuid.get_supported_hyperv(kvm.fd)) if cpus.kvm_hyperv else []
+        visible, reachable = visible_bits(supported, cap), reachable_bits(supported, cap)
+        return cls(cpus, entries, host, visible, reachable, hyperv, Prepared(256))
 
     def cpuid(self, index: int, tsc_khz: int | None) -> bytes:
         """Of vCPU number `index`, whose time-stamp counter has this frequency: `struct kvm_cpuid2`."""
@@ -77,6 +80,10 @@ class Processor:
         adjusted = adjust(entries, index, count, topology=topology, phys_bits=self.visible_bits)
         if apic_id(topology, count - 1) > _LAST_XAPIC_ID:
             adjusted = [_with_wide_destinations(e) if e.function == _KVM_FEATURES else e for e in adjusted]
+        if self.hyperv:
+            from aiovmm.boot.x86_64.hyperv import with_hyperv  # for who asks
+
+            adjusted = with_hyperv(adjusted, self.hyperv)
         return cpuid.pack(CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx) for e in adjusted)
 
 
@@ -102,6 +109,8 @@ def prepare(vcpu: Vcpu, processor: Processor) -> bytes:
     state = VcpuState(vcpu)
     packed = processor.cpuid(vcpu.index, state.get_tsc_khz())
     state.set_packed_cpuid(packed)
+    if processor.hyperv:
+        state.enable_synic()
     state.set_msrs(dict(boot_msrs()))
     state.reset_fpu()
     state.wire_local_interrupts()

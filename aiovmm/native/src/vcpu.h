@@ -122,14 +122,23 @@ void avmm_vcpu_free(struct avmm_vcpu *v);
 /* What the system's tools call the calling thread: 15 bytes and a NUL. */
 void avmm_name_thread(const char *name);
 
+/* Whether the kernel keeps threads from sharing a core (prctl(2), PR_SCHED_CORE): 0, or an errno: ENODEV where no core has
+ * several, EINVAL where it cannot. */
+int avmm_has_core_scheduling(void);
+
 /* Enter the guest and stay until it is stopped or ends. Call with avmm_vcpu_arm done before. */
 void avmm_vcpu_run(struct avmm_vcpu *v);
 void avmm_vcpu_arm(struct avmm_vcpu *v);
 
 /* Have a thread of its own do both; nobody waits for it to begin. The system's tools call it `name` (15 bytes are kept). It runs
  * at its starter's nice value plus `nice`, or, from 20 on, only when the host has nothing else to do (SCHED_IDLE). No privilege is
- * needed for that, but to take it back. Returns 0 or an errno. The one before it must have been joined. */
-int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice);
+ * needed for that, but to take it back. `core` is what may share a core with it: 0 anything, -1 nothing, or what the vCPU may whose
+ * avmm_vcpu_core that is; where that is not 0 it is waited for, and is so before the guest is entered. Returns 0 or an errno. The one
+ * before it must have been joined. */
+int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice, int core);
+
+/* What it may share a core with, once it is kept apart: a thread, for the `core` of others; 0: it is not. */
+int avmm_vcpu_core(const struct avmm_vcpu *v);
 
 /* Whether there is a thread that has not left the guest for good. Never in a forked child. */
 int avmm_vcpu_runs(struct avmm_vcpu *v);

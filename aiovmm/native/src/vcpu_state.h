@@ -94,6 +94,8 @@ struct avmm_vcpu {
     pid_t starter;
     char name[16];     /* what the system calls it, and how far it stands back: read by the thread as it begins */
     int nice;
+    int core;           /* as avmm_vcpu_start has it */
+    _Atomic int apart;  /* 0 until its thread has been kept apart: then that, or a negative errno */
     uint32_t reported_parked;
     uint32_t reported_ended;
     struct avmm_view view;

@@ -26,10 +26,53 @@ static void stand_back(int nice) {
 
 void avmm_name_thread(const char *name) { prctl(PR_SET_NAME, name); }
 
+#define SCHED_CORE 62 /* PR_SCHED_CORE of Linux 5.14 and later, and its commands */
+#define SCHED_CORE_GET 0
+#define SCHED_CORE_CREATE 1
+#define SCHED_CORE_SHARE_FROM 3
+#define OWN_THREAD 0
+#define ALONE (-1)
+
+int avmm_has_core_scheduling(void) {
+    uint64_t cookie;
+    return prctl(SCHED_CORE, SCHED_CORE_GET, 0, OWN_THREAD, (unsigned long)&cookie) < 0 ? errno : 0;
+}
+
+int avmm_vcpu_core(const struct avmm_vcpu *v) {
+    int apart = atomic_load(&v->apart);
+    return apart > 0 ? apart : 0;
+}
+
+/* Get this thread the cookie without which the scheduler lets nobody share its core. Its tid, or a negative errno. A thread that
+ * has ended had its own: a new one is as good. */
+static int keep_apart(int core) {
+    if (core != ALONE && prctl(SCHED_CORE, SCHED_CORE_SHARE_FROM, core, OWN_THREAD, 0) == 0)
+        return gettid();
+    if (core != ALONE && errno != ESRCH)
+        return -errno;
+    return prctl(SCHED_CORE, SCHED_CORE_CREATE, 0, OWN_THREAD, 0) < 0 ? -errno : gettid();
+}
+
+/* Of a thread that never enters the guest without: microseconds, once it has a processor. */
+static int await_apart(struct avmm_vcpu *v) {
+    int apart;
+    while (!(apart = atomic_load(&v->apart)))
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
+    return apart < 0 ? -apart : 0;
+}
+
 static void *thread_main(void *vcpu) {
     struct avmm_vcpu *v = vcpu;
     stand_back(v->nice);
     avmm_name_thread(v->name);
+
+    prctl(PR_SET_NAME, v->name);
+    if (v->core) {
+        int apart = keep_apart(v->core);
+        atomic_store(&v->apart, apart);
+        if (apart < 0)
+            return NULL;
+    }
     avmm_vcpu_run(v);
     return NULL;
 }
@@ -64,15 +107,19 @@ static int create(struct avmm_vcpu *v) {
     return error;
 }
 
-int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice) {
+int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice, int core) {
     strncpy(v->name, name, sizeof v->name - 1);
     v->nice = nice;
+    v->core = core;
+    atomic_store(&v->apart, 0);
     avmm_vcpu_arm(v);
     sigset_t all, old; /* from its first instruction on the process's signals go to other threads */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = create(v);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (!error && core && (error = await_apart(v)))
+        pthread_join(v->thread, NULL);
     v->starter = error ? 0 : getpid();
     return error;
 }

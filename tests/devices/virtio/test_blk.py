@@ -485,7 +485,7 @@ async def test_write_through_makes_stable_what_was_written_before(
         disk.write_config(32, b"\0")
         await asyncio.wait_for(flushes.get(), 10)
         assert disk._engine is not None
-        assert disk._engine.threads._work_queue.qsize() <= 1
+        assert disk._engine.threads(None)._work_queue.qsize() <= 1
         monkeypatch.setattr(image, "flush", lambda: errno.EIO)
         disk.write_config(32, b"\1")
         disk.write_config(32, b"\0")
@@ -617,3 +617,32 @@ async def test_reset_cancels_reads_and_writes(tmp_path: Path, kind: IoKind) -> N
                 await h.reset()
             await h.start()
         assert await read(h, 1 << 20, 512) == bytes(512)
+
+
+def threads_of(disk: BlkDevice) -> list[set[int]]:
+    """Where each thread of the disk's may run."""
+    names = {thread.native_id or 0 for thread in threading.enumerate() if disk.label in thread.name}
+    return [os.sched_getaffinity(id_) for id_ in names]
+
+
+async def test_transfers_of_a_queue_are_made_on_the_processors_that_were_given(path: Path) -> None:
+    here = os.sched_getaffinity(0)
+    chosen = max(here)
+    config = DiskConfig(path=path, num_queues=2, queue_affinity=((0, (chosen,)),), id="bound")
+    disk = BlkDevice.from_config(config, "bound")
+    async with Harness(disk) as h:
+        assert disk.io is IoKind.THREADS
+        assert await read(h, 0, 4096) == contents(path)[:4096]
+        assert (await submit(h, Request.FLUSH))[0] is Status.OK
+        bound = threads_of(disk)
+        assert bound
+        assert all(processors == {chosen} for processors in bound)
+        await disk.sync()  # is of no queue
+        assert here in threads_of(disk)
+
+
+async def test_a_processor_that_the_host_has_not_is_said_before_the_guest_runs(path: Path) -> None:
+    disk = BlkDevice.from_config(DiskConfig(path=path, queue_affinity=((0, (1 << 12,)),)))
+    with pytest.raises(HostError, match=r"disk\.queue_affinity= has processors of the host"):
+        await disk.open()
+    await disk.close()

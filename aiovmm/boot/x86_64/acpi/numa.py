@@ -36,9 +36,10 @@ def _memory(node: int, gpa: int, size: int) -> bytes:
 
 
 def slit(nodes: Sequence[NumaNode]) -> bytes:
-    """The System Locality Distance Information Table: a square, by the numbers of the nodes, which begin at 0."""
+    """The System Locality Distance Information Table: a square, by the numbers of the nodes; of numbers that no node has, nobody
+    asks."""
     said = {(node.number, other): distance for node in nodes for other, distance in node.distances}
-    count = len(nodes)
+    count = max(node.number for node in nodes) + 1
     square = bytes(
         _SELF if a == b else said.get((a, b), said.get((b, a), _OTHER)) for a in range(count) for b in range(count)
     )

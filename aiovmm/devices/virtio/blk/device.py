@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, Self
 
 from aiovmm.config import DiskConfig, RateLimit
@@ -12,7 +13,7 @@ from aiovmm.config.checks import encoded
 from aiovmm.config.disk import SERIAL_SIZE
 from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.blk.counters import BlkCounters
-from aiovmm.devices.virtio.blk.engine import Engine, IoKind, ended
+from aiovmm.devices.virtio.blk.engine import Engine, IoKind, Processors, check_processors, ended
 from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.opening import opener
@@ -46,7 +47,8 @@ class BlkDevice(VirtioDevice):
     """A disk. `image` is open already and becomes the device's, or is a function that opens it and may block.
 
     `queue_size` in descriptors; `serial` (up to 20 bytes) is what GET_ID answers, None: one made of the file's numbers; `io`
-    chooses how the host does the I/O.
+    chooses how the host does the I/O; `affinity` has processors of the host for the threads of a queue, by its index, and then
+    threads do it.
     Requests in flight are bounded to MAX_IN_FLIGHT a queue.
     """
 
@@ -62,6 +64,7 @@ class BlkDevice(VirtioDevice):
         name: str = "disk",
         io: IoKind = IoKind.AUTO,
         limiter: Limiter | None = None,
+        affinity: Mapping[int, Processors] = MappingProxyType({}),
     ) -> None:
         if serial:
             encoded("disk.serial", serial, SERIAL_SIZE)
@@ -69,7 +72,8 @@ class BlkDevice(VirtioDevice):
         self._home = HomeLoop(f"disk {name!r}")
         self.queue_sizes = (queue_size,) * num_queues
         self._serial = serial
-        self._io = io
+        self._affinity = affinity
+        self._io = IoKind.THREADS if affinity else io
         self._image: DiskImage | None = None
         self._open_image: Callable[[], DiskImage] | None = None
         self._engine: Engine | None = None
@@ -104,6 +108,7 @@ class BlkDevice(VirtioDevice):
             name=name,
             io=IoKind.AUTO if config.io_uring else IoKind.THREADS,
             limiter=limiter or Limiter(config.rate_limit),
+            affinity=dict(config.queue_affinity),
         )
 
     # -- what it is ----------------------------------------------------------------------------------------------------
@@ -194,6 +199,8 @@ class BlkDevice(VirtioDevice):
                     opened.result().close()
                 raise
         if self._engine is None:
+            if self._affinity:
+                await in_thread(f"{self.label} bind", check_processors, list(self._affinity.values()))
             self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.label)
             owners.link(self._disk, ring=self._engine.ring)
 
@@ -206,7 +213,9 @@ class BlkDevice(VirtioDevice):
         image, engine = self._opened()
         self._disk.discard = bool(features & Feature.DISCARD)
         self._disk.write_zeroes = bool(features & Feature.WRITE_ZEROES)
-        self._service = service = BlkService(self._disk, engine, image, self._depth, self._limiter, self.report)
+        self._service = service = BlkService(
+            self._disk, engine, image, self._depth, self._limiter, self.report, self._affinity
+        )
         self._limiter.attach(self._disk)
         if self._resized:
             self._resized = False

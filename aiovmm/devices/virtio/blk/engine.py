@@ -6,8 +6,11 @@ import asyncio
 import concurrent.futures
 import enum
 import errno
-from collections.abc import Callable
+import os
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from aiovmm.errors import HostError
@@ -15,11 +18,13 @@ from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.runtime.threads import name_this_thread
 
-__all__ = ["THREADS", "Engine", "IoKind", "ended"]
+__all__ = ["THREADS", "Engine", "IoKind", "Processors", "check_processors", "ended"]
 
 _REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL)
 THREADS = 4
 T = TypeVar("T")
+Processors = tuple[int, ...]
+"""Of the host, by their numbers."""
 
 
 class IoKind(enum.Enum):
@@ -33,13 +38,14 @@ class IoKind(enum.Enum):
 class Engine:
     """The io_uring of one disk, for `entries` requests in flight, and threads for what io_uring does not do.
 
-    `ring` is `struct avmm_uring *` or NULL. To be opened and used in the loop's thread.
+    `ring` is `struct avmm_uring *` or NULL. To be opened and used in the loop's thread. Work may be given to threads that run on
+    some processors of the host alone.
     """
 
     def __init__(self, kind: IoKind, entries: int, name: str) -> None:
         self.ring: Any = ffi.NULL
         self._name = name
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: dict[Processors | None, ThreadPoolExecutor] = {}
         if kind is not IoKind.THREADS:
             self._open_ring(kind, entries)
 
@@ -58,19 +64,22 @@ class Engine:
         """What reads and writes go through: URING or THREADS."""
         return IoKind.THREADS if self.ring == ffi.NULL else IoKind.URING
 
-    @property
-    def threads(self) -> ThreadPoolExecutor:
-        """For calls that block; started when first needed."""
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(THREADS, self._name, name_this_thread)
-        return self._threads
+    def threads(self, processors: Processors | None) -> ThreadPoolExecutor:
+        """For calls that block, on these processors of the host or on any; started when first needed."""
+        if processors not in self._threads:
+            begin = name_this_thread if processors is None else partial(_begin_on, processors)
+            self._threads[processors] = ThreadPoolExecutor(THREADS, self._name, begin)
+        return self._threads[processors]
 
-    def submit(self, work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
-        """Have a thread do `work`. Raises HostError if the host has no thread for it; then it is not done, now or later."""
+    def submit(
+        self, work: Callable[..., T], *arguments: Any, processors: Processors | None = None
+    ) -> asyncio.Future[T]:
+        """Have a thread do `work`, on these processors of the host or on any. Raises HostError if the host has no thread for it;
+        then it is not done, now or later."""
         outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         future = asyncio.wrap_future(outcome)
         try:
-            self.threads.submit(_carry_out, outcome, work, arguments)
+            self.threads(processors).submit(_carry_out, outcome, work, arguments)
         except RuntimeError:
             # The executor has queued it all the same, for a thread that it has already: whoever is first decides.
             if outcome.cancel():
@@ -84,13 +93,38 @@ class Engine:
 
     def close(self) -> None:
         """Nothing may be in flight. Idempotent."""
-        if self._threads is not None:
-            self._threads.shutdown()
-            self._threads = None
+        for threads in self._threads.values():
+            threads.shutdown()
+        self._threads.clear()
         if self.ring != ffi.NULL:
             let_go(self.ring.fd)
             lib.avmm_uring_close(self.ring)
             self.ring = ffi.NULL
+
+
+def _begin_on(processors: Processors) -> None:
+    name_this_thread()
+    os.sched_setaffinity(0, processors)
+
+
+def check_processors(processors: Iterable[Processors]) -> None:
+    """Raise HostError for those that no thread of this process can run on."""
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            for some in processors:
+                os.sched_setaffinity(0, some)
+        except (OSError, OverflowError) as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=attempt, name="aiovmm affinity", daemon=True)  # which ends: it is bound by that
+    thread.start()
+    thread.join()
+    if errors:
+        there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        hint = f"disk.queue_affinity= has processors of the host; this process may use {there}"
+        raise HostError("binding threads of a disk", getattr(errors[0], "errno", None) or errno.EINVAL, hint)
 
 
 def _carry_out(outcome: concurrent.futures.Future[T], work: Callable[..., T], arguments: tuple[Any, ...]) -> None:

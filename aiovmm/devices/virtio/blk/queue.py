@@ -47,6 +47,7 @@ class QueueService:
             raise HostError("allocating the requests of a disk", error)
         self._slot: asyncio.Future[None] | None = None
         self._gate = Gate(owner.limiter)
+        self._processors = owner.affinity.get(queue.index)
 
     async def serve(self) -> None:
         """Serve the queue for ever. Raises ChainError or GuestFault when the driver breaks the rules."""
@@ -97,11 +98,11 @@ class QueueService:
             if request.type in (Request.DISCARD, Request.WRITE_ZEROES):
                 self._carry_out(request)
             elif request.commits or (request.type == Request.FLUSH and self._owner.image.top_layer is not None):
-                self._owner.perform(request, self._owner.image.flush)
+                self._owner.perform(request, self._owner.image.flush, processors=self._processors)
             else:
                 transfers.append(request)
         if transfers:
-            self._owner.transfer(transfers)
+            self._owner.transfer(transfers, self._processors)
 
     def _carry_out(self, request: Any) -> None:
         """A discard or write-zeroes."""
@@ -116,9 +117,8 @@ class QueueService:
         image = self._owner.image
         action = image.discard if kind is Request.DISCARD else image.write_zeroes
         disk = self._owner.disk
-        self._owner.perform(
-            request, _apply, image, action, extents, bool(disk.write_through), lambda: bool(disk.stopping)
-        )
+        durable, stop = bool(disk.write_through), lambda: bool(disk.stopping)
+        self._owner.perform(request, _apply, image, action, extents, durable, stop, processors=self._processors)
 
     def _refuse(self) -> None:
         """The last chain was malformed: raises, unless the driver has mended it meanwhile."""

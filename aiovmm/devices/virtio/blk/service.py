@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.blk.counters import BlkCounters
-from aiovmm.devices.virtio.blk.engine import THREADS, Engine
+from aiovmm.devices.virtio.blk.engine import THREADS, Engine, Processors
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.queue import QueueService
 from aiovmm.errors import HostError
@@ -39,7 +40,7 @@ _OPERATIONS = {
 
 class BlkService:
     """Serves `queues` until `run` is cancelled. `disk` is the `struct avmm_blk *` of the device, filled in; `report` hears what
-    the host fails."""
+    the host fails; `affinity` has where the threads of a queue run, by its index."""
 
     def __init__(
         self,
@@ -49,8 +50,10 @@ class BlkService:
         depth: int,
         limiter: Limiter,
         report: Callable[[Exception], None] = lambda error: None,
+        affinity: Mapping[int, Processors] = MappingProxyType({}),
     ) -> None:
         self.disk = disk
+        self.affinity = affinity
         self.engine = engine
         self.image = image
         self.limiter = limiter
@@ -160,10 +163,12 @@ class BlkService:
         self._retry = None
         self._completed()
 
-    def perform(self, request: Any, work: Callable[..., int], *arguments: Any) -> None:
+    def perform(
+        self, request: Any, work: Callable[..., int], *arguments: Any, processors: Processors | None = None
+    ) -> None:
         """Have a thread do `work`, which returns 0 or an errno, and answer the request with that."""
         try:
-            future = self.engine.submit(work, *arguments)
+            future = self.engine.submit(work, *arguments, processors=processors)
         except HostError:
             self._refused([request])
             return
@@ -173,13 +178,13 @@ class BlkService:
         lib.avmm_blk_finish(request, future.result())
         self.published(lib.avmm_blk_publish(self.disk))
 
-    def transfer(self, requests: list[Any]) -> None:
+    def transfer(self, requests: list[Any], processors: Processors | None) -> None:
         """Have threads do reads, writes and flushes, and answer them: some in one go, since waking a thread is dear."""
         step = min(_GO, -(-len(requests) // THREADS))
         for at in range(0, len(requests), step):
             some = owners.pointers("struct avmm_blk_request *[]", requests[at : at + step], self)
             try:
-                future = self.engine.submit(lib.avmm_blk_perform, some, len(some))
+                future = self.engine.submit(lib.avmm_blk_perform, some, len(some), processors=processors)
             except HostError:
                 self._refused(some)
                 continue

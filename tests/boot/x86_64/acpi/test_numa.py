@@ -92,9 +92,16 @@ def test_a_bridge_says_which_node_it_is_near() -> None:
 
 
 @pytest.mark.parametrize(
-    "numa", [(NumaNode(1),), (NumaNode(0), NumaNode(0)), (NumaNode(0, (0,)), NumaNode(1, (0,))), (NumaNode(0, (1,)),)]
+    "numa", [(NumaNode(0), NumaNode(0)), (NumaNode(0, (0,)), NumaNode(1, (0,))), (NumaNode(0, (1,)),)]
 )
 def test_nodes_that_cannot_be_are_refused(numa: tuple[NumaNode, ...]) -> None:
     with pytest.raises(ConfigError, match=r"acpi\.numa"):
         AcpiConfig(numa=numa)
     assert NODES
+
+
+def test_numbers_that_no_node_has_are_far_from_all() -> None:
+    table = slit([NumaNode(1, (0,), distances=((3, 25),)), NumaNode(3, (1,))])
+    assert struct.unpack_from("<Q", table, 36) == (4,)
+    rows = [list(table[at : at + 4]) for at in range(44, 60, 4)]
+    assert rows == [[10, 20, 20, 20], [20, 10, 20, 25], [20, 20, 10, 20], [20, 25, 20, 10]]

@@ -1,0 +1,31 @@
+"""What a configuration may say that has less of an effect than it seems to have: taken, as the reference monitor takes it, and
+remarked on in the log. For configurations that have such keys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aiovmm.config.net import is_no_station
+from aiovmm.config.vm import VMConfig
+
+__all__ = ["remarks"]
+
+
+def remarks(config: VMConfig) -> Iterator[str]:
+    """One sentence for each."""
+    there = config.cpus.max or config.cpus.boot
+    for vcpu, _ in config.cpus.affinity:
+        if vcpu >= there:
+            yield f"cpus.affinity: there is no vCPU {vcpu}, the last of {there} is {there - 1}: it is passed over"
+    for number, net in enumerate(config.nets):
+        if net.mac is not None and is_no_station(net.mac):
+            kind = "a multicast address" if net.mac.strip("0:") else "nobody's address"
+            yield (
+                f"net.mac: {net.id or f'net{number}'} has {net.mac}, {kind}: Linux does not bring such an interface up "
+                "before it was given another (the second digit of a card's own address is even)"
+            )
+    for number, disk in enumerate(config.disks):
+        for queue, _ in disk.queue_affinity:
+            if queue >= disk.num_queues:
+                name = disk.id or f"disk{number}"
+                yield f"disk.queue_affinity: {name} has no queue {queue}, it has {disk.num_queues}: it is passed over"
