@@ -202,7 +202,8 @@ async def test_memory_modules_come_and_go(guests: Guests, release: str) -> None:
         assert abs(await mem_total(vm) - before - module) < 32 * MB
 
 
-ROUNDS = 30
+ROUNDS = int(os.environ.get("AIOVMM_ROUNDS", "30"))
+"""A round takes a quarter of a minute."""
 TAP = "10.77.0"
 
 
