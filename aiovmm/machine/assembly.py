@@ -312,7 +312,7 @@ class Machine:
 
     def _core(self, what: CoreScheduling) -> int:
         """For the next vCPU. Raises HostError where there is no core scheduling, and is need of it."""
-        from aiovmm.runtime import core_scheduling  # for who asks
+        from aiovmm.kvm import core_scheduling  # for who asks
 
         if not core_scheduling.is_needed():
             return 0

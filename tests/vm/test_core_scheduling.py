@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from aiovmm import VM, CoreScheduling, CpusConfig, HostError, KvmError
+from aiovmm.kvm import core_scheduling
 from aiovmm.kvm.vcpu import ALONE, Vcpu
 from aiovmm.native import lib
-from aiovmm.runtime import core_scheduling
 from tests.vm.guest import config, counts_on
 
 
