@@ -219,4 +219,8 @@ class HostMemorySlot:
         if self._view is not None and not self._vm.closed:
             self._vm._map_slot(self._slot, self.gpa, 0, self._host)
             self._vm._free_slots.append(self._slot)
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the memory back; KVM forgets it with the VM, whose guest does not run any more. Idempotent."""
         self._view = None

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from aiovmm.bus import Bus
 from aiovmm.config import VMConfig
 from aiovmm.devices.hotplug.slots import SlotRegisters
-from aiovmm.errors import SnapshotError
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.interrupts import Message, OffLoop
@@ -41,9 +40,6 @@ Ended = Callable[[ExitReason, str], None]
 
 Finding = tuple[ExitReason, str]
 """How a guest ended, and the detail."""
-
-
-_NOT_SAVED = "guests of arm64 cannot be saved yet: their interrupt controller's state is not read"
 
 
 class Board(ABC):
@@ -136,28 +132,28 @@ class Board(ABC):
         """Kernel, initramfs and what belongs to them into memory; all vCPUs in `vcpus`, ready to run. Raises ConfigError,
         ImageError, KvmError."""
 
+    @abstractmethod
     def restore(self, memory: GuestMemory, restored: Restored) -> None:
         """In the place of `load`, right after `set_up`: all vCPUs as they were saved. In a thread. Raises SnapshotError,
         KvmError."""
-        raise SnapshotError(_NOT_SAVED)
 
+    @abstractmethod
     async def restore_devices(self, restored: Restored) -> None:
         """Likewise those that are not on PCI, with no timer that runs. Raises SnapshotError."""
-        raise SnapshotError(_NOT_SAVED)
 
+    @abstractmethod
     def unsuspend_devices(self) -> None:
         """All has been restored: their timers run."""
-        return
 
     # -- while it is there
 
+    @abstractmethod
     def save(self) -> State:
         """All that `restore` wants to know. In a thread, while the guest stands still. Raises SnapshotError, KvmError."""
-        raise SnapshotError(_NOT_SAVED)
 
+    @abstractmethod
     def save_devices(self) -> State:
         """Of the devices that are not on PCI. On the loop. Raises SnapshotError."""
-        raise SnapshotError(_NOT_SAVED)
 
     @abstractmethod
     def message(self, address: int, data: int, place: Place) -> Message | None:

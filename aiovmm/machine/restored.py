@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from aiovmm.errors import SnapshotError
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.dataclass import dataclass, field
-from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["Restored"]
 
@@ -22,6 +23,13 @@ class Restored:
     state: State
     map_memory: Callable[[list[tuple[int, int]]], GuestMemory]
     _read: dict[str, Any] = field(default_factory=dict)
+
+    def address_bits(self, here: int) -> int:
+        """How far addresses reach, which PCI's windows depend on: as it was, if `here` is enough. Raises SnapshotError."""
+        saved = Fields(self.state, "machine").fields("board").number("address_bits", 32, 52)
+        if saved > here:
+            raise SnapshotError(f"it uses {saved} bits of physical addresses, and this host has {here}")
+        return saved
 
     def once(self, name: str, read: Callable[[], T]) -> T:
         """What `read` gave the first time, under this name."""

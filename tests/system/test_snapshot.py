@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm import VM, ConsoleConfig, DiskConfig, RebootPolicy, VMConfig, VsockConfig
-from tests.system.conftest import RELEASES, Guests
+from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import prompt, shell
 
 MIB = 1 << 20
@@ -60,7 +60,7 @@ async def goes_on(vm: VM, disk: Path, digest: str) -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: str, folder: Path) -> None:
+async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: str, folder: Path, host: str) -> None:
     disk = folder / "disk"
     async with VM(configured(guests, release, disk)) as vm:
         boot = await booted(vm)
@@ -79,6 +79,9 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: s
             print(f"restored until it answers: {took:.3f} s, {took / boot:.4f} of its boot")
             await goes_on(vm, disk, digest)
             await shell(vm, "dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null")
+            if host != "x86_64":  # whose kernels for clouds have no driver for the button
+                vm.serial.write(b"poweroff\n")
+                await asyncio.wait_for(vm.wait(), 60)
             status = await vm.stop(30)
             assert status.ok, status
 
@@ -93,7 +96,8 @@ async def test_forks_are_each_somebody_else(guests: Guests, release: str, folder
     async with template, AsyncExitStack() as stack:
         children = [await stack.enter_async_context(template.fork(vsock_cid=100 + i)) for i in range(8)]
         random = await asyncio.gather(*(first_random(vm) for vm in children))
-        assert len(set(random)) == len(children), "each has random numbers of its own"
+        if "CONFIG_VMGENID=y" in (GUESTS / release / "config").read_text():  # who has no driver is told nothing
+            assert len(set(random)) == len(children), "each has random numbers of its own"
         for child in children:
             assert (await shell(child, "sha256sum </tmp/data")).split()[0] == digest
         began = time.monotonic()

@@ -60,7 +60,8 @@ class Seeds:
 @dataclass(frozen=True)
 class Hardware:
     """A machine. `mpidrs` are MPIDR_EL1 of each vCPU as KVM has it; `topology` None is one package of cores; `pmu`: they have a
-    PMUv3; `uart`, `rtc` and `gpio` may be absent. The GSI of a PCI segment's wire is the number of an SPI.
+    PMUv3; `uart`, `rtc` and `gpio` may be absent; `generation`: it says which machine it is (layout.GENERATION). The GSI of a PCI
+    segment's wire is the number of an SPI.
 
     Raises ConfigError for a machine that a tree cannot describe.
     """
@@ -73,6 +74,7 @@ class Hardware:
     uart: PrimeCell | None = UART
     rtc: PrimeCell | None = RTC
     gpio: PrimeCell | None = GPIO
+    generation: bool = False
     iommu: VirtioIommu | None = None
 
     @property

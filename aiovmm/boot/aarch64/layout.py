@@ -3,7 +3,7 @@
 0x0000_0000  nothing (the reference has firmware's flash here, 4 MiB)
 below 0x08FF_0000  ITS, and above it a redistributor for each vCPU
 0x08FF_0000  GICv3 distributor
-0x0900_0000  PL011, PL031, PL061
+0x0900_0000  PL011, PL031, PL061, the VM generation
 0x1000_0000  32-bit PCI memory, shared out among the segments
 0x3000_0000  ECAM, 1 MiB a segment
 0x4000_0000  RAM: device tree, kernel, ..., initramfs at the top
@@ -37,11 +37,13 @@ ITS_TRANSLATER, TRANSLATER_SIZE = (
 
 DEVICE_SIZE = 0x1000
 UART, RTC, GPIO = 0x09000000, 0x09010000, 0x09020000
+GENERATION, GENERATION_SIZE = 0x09030000, 0x10000
+"""Memory that says which machine this is: up to a page of the host's, whatever size these have."""
 BOARD_END = 0x09100000
 """From here to PCI's windows is nothing of the machine's."""
 SPI_BASE = 32
 """The interrupt id of SPI 0: ids below are each processor's own."""
-RTC_SPI, GPIO_SPI, UART_SPI = 0, 1, 3
+RTC_SPI, GPIO_SPI, GENERATION_SPI, UART_SPI = 0, 1, 2, 3
 INTX_SPIS = range(16, 24)
 """Wires for the interrupt pins of PCI functions, which share them if there are more."""
 MAINTENANCE_PPI, PMU_PPI = 9, 7

@@ -6,6 +6,7 @@ import errno
 from collections.abc import Sequence
 
 from aiovmm.errors import KvmError
+from aiovmm.kvm.aarch64.registers import VECTOR_LENGTHS, Registers
 from aiovmm.kvm.ioctl import call, try_call
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
@@ -48,9 +49,10 @@ class VcpuFeatures:
         return [number for number, on in wanted.items() if on]
 
 
-def reset(vm: VmFd, vcpus: Sequence[Vcpu], features: VcpuFeatures) -> None:
+def reset(vm: VmFd, vcpus: Sequence[Vcpu], features: VcpuFeatures, vector_lengths: bytes | None = None) -> None:
     """Have all of them as they come out of reset, for the first time or again: the first in the list will run, the others
-    wait until it starts them (PSCI CPU_ON). Raises KvmError."""
+    wait until it starts them (PSCI CPU_ON). `vector_lengths` are those of SVE (registers.VECTOR_LENGTHS); None: all that the
+    host has. Raises KvmError."""
     argument = ffi.new("struct kvm_vcpu_init *")
     call(vm.fd, lib.KVM_ARM_PREFERRED_TARGET, argument, "asking KVM what processor guests can have")
     for bit in features.bits():
@@ -60,6 +62,8 @@ def reset(vm: VmFd, vcpus: Sequence[Vcpu], features: VcpuFeatures) -> None:
             argument.features[0] |= 1 << _POWER_OFF
         vcpu.ioctl(lib.KVM_ARM_VCPU_INIT, argument, "initializing")
         if features.sve:
+            if vector_lengths is not None:
+                Registers(vcpu).write(VECTOR_LENGTHS, vector_lengths)
             _finalize(vcpu, _SVE)
 
 

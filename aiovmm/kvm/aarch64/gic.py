@@ -32,7 +32,10 @@ _HINTS = {
 
 
 class Gic:
-    """One a VM. KVM keeps it until the VM goes."""
+    """One a VM: `controller`, and its `service`. KVM keeps it until the VM goes; `close` it before that."""
+
+    controller: KvmDevice
+    service: KvmDevice
 
     def __init__(self, vm: VmFd, *, distributor: int, redistributors: int, its: int) -> None:
         """Put it at these addresses: 64 KiB, 128 KiB a vCPU, 128 KiB. Afterwards the VM has its `routing`, in which SPI n is
@@ -40,15 +43,20 @@ class Gic:
         self._devices: list[KvmDevice] = []
         try:
             self._make(vm, distributor, redistributors, its)
-        finally:
-            for device in self._devices:
-                device.close()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Nothing is read or set any more. Idempotent."""
+        for device in self._devices:
+            device.close()
 
     def _make(self, vm: VmFd, distributor: int, redistributors: int, its: int) -> None:
-        gic = self._device(vm, DeviceType.VGIC_V3, "interrupt controller (GICv3)")
+        self.controller = gic = self._device(vm, DeviceType.VGIC_V3, "interrupt controller (GICv3)")
         gic.set(_ADDR, _DISTRIBUTOR, ffi.new("uint64_t *", distributor), "placing the distributor")
         gic.set(_ADDR, _REDISTRIBUTOR, ffi.new("uint64_t *", redistributors), "placing the redistributors")
-        service = self._device(vm, DeviceType.VGIC_ITS, "interrupt translation service")
+        self.service = service = self._device(vm, DeviceType.VGIC_ITS, "interrupt translation service")
         service.set(_ADDR, _ITS, ffi.new("uint64_t *", its), "placing the registers")
         service.set(_CTRL, _INIT, None, "initialization")
         gic.set(_NR_IRQS, 0, ffi.new("uint32_t *", FIRST_SPI + SPIS), "setting the number of interrupts")

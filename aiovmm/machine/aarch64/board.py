@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from aiovmm.boot.aarch64 import (
     Hardware,
@@ -26,6 +27,7 @@ from aiovmm.kvm.aarch64.host import CAP_NISV_TO_USER, address_bits
 from aiovmm.kvm.exits import SystemEvent, SystemEventType
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.aarch64.generation import VmGeneration
 from aiovmm.machine.aarch64.intx import IntxPins, IntxWire
 from aiovmm.machine.aarch64.platform import PlatformDevices
 from aiovmm.machine.aarch64.processors import affinities, check, create_vcpus, enter, topology_of
@@ -38,6 +40,12 @@ from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
 
+if TYPE_CHECKING:
+    from aiovmm.boot.aarch64.layout import Gic as GicPlaces
+    from aiovmm.machine.aarch64.saved import Processors
+    from aiovmm.machine.restored import Restored
+    from aiovmm.runtime.plain import State
+
 __all__ = ["Virt"]
 
 
@@ -47,6 +55,10 @@ class Virt(Board):
     _vm: VmFd
     _features: VcpuFeatures
     _hardware: Hardware
+    _places: GicPlaces
+    _processors: Processors | None = None  # of a machine that goes on from a saved one
+    _gic: Gic | None = None
+    _generation: VmGeneration | None = None
     _devices: PlatformDevices | None = None
     _intx: IntxPins | None = None
 
@@ -63,9 +75,12 @@ class Virt(Board):
 
     @property
     def taken(self) -> list[tuple[str, int, int]]:
-        """What KVM answers for."""
-        start = self._gic.its
-        return [("the interrupt controller", start, layout.GIC_DISTRIBUTOR + layout.GIC_DISTRIBUTOR_SIZE - start)]
+        """What KVM answers for, and what is memory."""
+        start = self._places.its
+        return [
+            ("the interrupt controller", start, layout.GIC_DISTRIBUTOR + layout.GIC_DISTRIBUTOR_SIZE - start),
+            ("the VM generation", layout.GENERATION, layout.GENERATION_SIZE),
+        ]
 
     @property
     def free(self) -> tuple[int, int]:
@@ -90,20 +105,30 @@ class Virt(Board):
         """Features, and how far addresses reach."""
         cpus = self.parts.config.cpus
         check(self.parts.config)
-        self._gic = gic_of(cpus.boot)
+        self._places = gic_of(cpus.boot)
         self._features = VcpuFeatures.of(kvm.fd)
         self.address_bits = min(address_bits(kvm.fd), cpus.max_phys_bits or 64)
+        if self.restored is not None:
+            from aiovmm.machine.aarch64.saved import Processors  # for machines that do not boot
+
+            self.address_bits = self.restored.address_bits(self.address_bits)
+            self._processors = Processors.of(self.restored, cpus, self._features)
+            self._features = self._processors.features
 
     def set_up(self, vm: VmFd) -> None:
         """vCPUs and the interrupt controller."""
         self._vm = vm
-        self.vcpus = create_vcpus(vm, self.parts.config.cpus, self._features)
+        if self._processors is None:
+            self.vcpus = create_vcpus(vm, self.parts.config.cpus, self._features)
+        else:
+            self.vcpus = self._processors.create(vm)
         with suppress(KvmError):  # before Linux 5.5: such an access is then the end of the guest
             vm.enable(CAP_NISV_TO_USER, 0, "asking for accesses without a syndrome")
-        gic = self._gic
-        Gic(vm, distributor=gic.distributor, redistributors=gic.redistributors, its=gic.its)
+        places = self._places
+        self._gic = Gic(vm, distributor=places.distributor, redistributors=places.redistributors, its=places.its)
         if self._features.pmu:
             pmu.set_up(self.vcpus, layout.PMU_PPI)
+        self._generation = VmGeneration(vm)
 
     def add_devices(self) -> None:
         """Serial port, clock, power button."""
@@ -119,11 +144,12 @@ class Virt(Board):
         cpus = self.parts.config.cpus
         self._hardware = Hardware(
             mpidrs=affinities(self.vcpus),
-            gic=self._gic,
+            gic=self._places,
             pci_segments=describe_segments(root.segments),
             topology=topology_of(cpus),
             pmu=self._features.pmu,
             uart=self._devices.uart,
+            generation=True,
             iommu=iommu.describe() if iommu is not None else None,
         )
 
@@ -136,11 +162,45 @@ class Virt(Board):
         state = setup_linux(memory, kernel, config.cmdline, initramfs, self.ram, self._hardware, fresh_seeds())
         enter(self.vcpus[0], state)
 
+    def restore(self, memory: GuestMemory, restored: Restored) -> None:
+        """vCPUs, the interrupt controller, clocks."""
+        assert self._processors is not None, "it was examined"
+        assert self._gic is not None, "it was set up"
+        self._processors.put(self.vcpus, self._gic)
+
+    async def restore_devices(self, restored: Restored) -> None:
+        """Serial port, clock, power button, which assert their lines again."""
+        from aiovmm.runtime.plain import Fields
+
+        assert self._devices is not None
+        await self._devices.load(Fields(restored.state, "machine").state("devices"))
+
+    def unsuspend_devices(self) -> None:
+        """The clock, the serial port, the power button. And the guest is told that it is another now: Linux from 6.10 on then
+        makes new random numbers."""
+        assert self._devices is not None
+        assert self._generation is not None
+        self._devices.unsuspend()
+        self._generation.tell()
+
     # -- while it is there
+
+    def save(self) -> State:
+        """vCPUs, the interrupt controller, clocks."""
+        from aiovmm.machine.aarch64.saved import save_processors  # for machines that are saved
+
+        assert self._gic is not None, "it was set up"
+        processors = save_processors(self.vcpus, self._features, self._gic)
+        return {"address_bits": self.address_bits, "processors": processors}
+
+    def save_devices(self) -> State:
+        """Serial port, clock, power button."""
+        assert self._devices is not None
+        return self._devices.save()
 
     def message(self, address: int, data: int, place: Place) -> Message | None:
         """To the ITS, which goes by who sends it."""
-        if address != self._gic.doorbell:
+        if address != self._places.doorbell:
             return None
         return Message(address, data, msi_device_id(place.segment, place.requester_id))
 
@@ -167,8 +227,12 @@ class Virt(Board):
         return None
 
     def close(self) -> None:
-        """The console off the serial port, the readers of interrupts' ends."""
+        """The console off the serial port, the readers of interrupts' ends, what the interrupt controller is read by."""
         if self._devices is not None:
             self._devices.close()
         if self._intx is not None:
             self._intx.close()
+        if self._gic is not None:
+            self._gic.close()
+        if self._generation is not None:
+            self._generation.close()

@@ -95,9 +95,7 @@ class Pc(Board):
         self._processor = Processor.of(kvm, self.parts.config.cpus)
         self.address_bits = self._processor.reachable_bits
         if self.restored is not None:
-            from aiovmm.machine.x86_64.saved import address_bits
-
-            self.address_bits = address_bits(self.restored, self.address_bits)
+            self.address_bits = self.restored.address_bits(self.address_bits)
 
     def set_up(self, vm: VmFd) -> None:
         """The split interrupt controller."""

@@ -1,15 +1,10 @@
 """A PC's processors and clocks as plain data, and made anew from it.
 
-Time goes on for a guest while it is in a snapshot, as it does while it is paused: its time-stamp counters and kvm-clock are
-ahead by what has passed, so that its wall clock is right. How long that was the host's monotonic clock says, as long as the host
-has not been booted anew, else its wall clock.
+Time goes on for a guest while it is in a snapshot (machine.moment): its time-stamp counters and kvm-clock are ahead by what has
+passed.
 """
 
 from __future__ import annotations
-
-import time
-from functools import cache
-from pathlib import Path
 
 from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
 from aiovmm.boot.x86_64.cpuid import apic_id
@@ -22,14 +17,14 @@ from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.clock import get_clock, set_clock
 from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, read_vcpu
+from aiovmm.machine.moment import Moment
 from aiovmm.machine.restored import Restored
 from aiovmm.machine.x86_64.vcpus import Processor, topology_of
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import Fields, State
 
-__all__ = ["address_bits", "make_processors", "save_processors"]
+__all__ = ["make_processors", "save_processors"]
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LONGEST = 1 << 62  # ns
 
 
@@ -38,27 +33,9 @@ def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) 
     sizes = VcpuSizes.of(kvm.fd, vm.fd)
     return {
         "clock_ns": get_clock(vm),
-        "boot_id": _boot_id(),
-        "boottime_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-        "realtime_ns": time.time_ns(),
+        **Moment.now().save(),
         "vcpus": [read_vcpu(vcpu, packed, sizes) for vcpu, packed in zip(vcpus, cpuids, strict=True)],
     }
-
-
-@cache
-def _boot_id() -> str:
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
-
-
-def address_bits(restored: Restored, here: int) -> int:
-    """How far addresses reach, which PCI's windows depend on: as it was, if `here` is enough. Raises SnapshotError."""
-    saved = Fields(restored.state, "machine").fields("board").number("address_bits", 32, 52)
-    if saved > here:
-        raise SnapshotError(f"it uses {saved} bits of physical addresses, and this host has {here}")
-    return saved
 
 
 def make_processors(restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig) -> tuple[list[Vcpu], list[bytes]]:
@@ -77,9 +54,7 @@ class _Processors:
 
     cpus: CpusConfig
     clock_ns: int
-    boot_id: str
-    boottime_ns: int
-    realtime_ns: int
+    moment: Moment
     vcpus: tuple[VcpuImage, ...]
 
     @classmethod
@@ -89,9 +64,7 @@ class _Processors:
         image = cls(
             cpus,
             fields.number("clock_ns", 0, _LONGEST),
-            fields.text("boot_id"),
-            fields.number("boottime_ns", 0, _LONGEST),
-            fields.number("realtime_ns", 0, _LONGEST),
+            Moment.read(fields),
             tuple(VcpuImage.read(vcpu, sizes) for vcpu in fields.several("vcpus", cpus.boot)),
         )
         fields.end()
@@ -111,16 +84,11 @@ class _Processors:
         """All vCPUs, as they were. In a thread. Raises KvmError, SnapshotError."""
         topology = topology_of(self.cpus)
         vcpus = [vm.create_vcpu(index, id_=apic_id(topology, index)) for index in range(len(self.vcpus))]
-        passed = self._passed_ns()
+        passed = self.moment.passed_ns()
         set_clock(vm, self.clock_ns + passed)
         for vcpu, image in zip(vcpus, self.vcpus, strict=True):
             image.put(vcpu, passed)
         return vcpus
-
-    def _passed_ns(self) -> int:
-        same_boot = bool(self.boot_id) and self.boot_id == _boot_id()
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if same_boot else time.time_ns()
-        return max(0, now - (self.boottime_ns if same_boot else self.realtime_ns))
 
 
 def _plain(entries: tuple[cpuid.CpuidEntry, ...] | list[cpuid.CpuidEntry]) -> list[BootCpuid]:

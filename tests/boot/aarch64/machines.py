@@ -48,6 +48,7 @@ def any_hardware(draw: st.DrawFn) -> Hardware:
         topology=topology,
         pmu=draw(st.booleans()),
         iommu=draw(st.none() | iommus(count)),
+        generation=draw(st.booleans()),
         **dict.fromkeys(draw(st.sets(st.sampled_from(["uart", "rtc", "gpio"])))),
     )
 

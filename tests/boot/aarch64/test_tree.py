@@ -47,7 +47,13 @@ def test_dtc_has_nothing_to_say_of_any_machine(machine: Hardware, size: int) -> 
 def places_are_apart(root: Read) -> bool:
     """What answers at any address: registers, windows, RAM."""
     spans = [tuple(pair) for node in root.below("memory") for pair in [node.quads("reg")]]
-    for node in [*root.below("serial"), *root.below("rtc"), *root.below("gpio"), *root.below("pcie")]:
+    for node in [
+        *root.below("serial"),
+        *root.below("rtc"),
+        *root.below("gpio"),
+        *root.below("rng"),
+        *root.below("pcie"),
+    ]:
         spans.append(tuple(node.quads("reg")))
     gic = root.below("interrupt-controller")[0]
     places = gic.quads("reg") + gic.children[0].quads("reg")
@@ -163,6 +169,14 @@ def test_devices_that_are_not_on_pci() -> None:
     key = root.at("/gpio-keys/key-power")
     assert key.cells("linux,code") == [116]
     assert key.cells("gpios") == [*root.at("/gpio@9020000").cells("phandle"), 3, 0]
+
+
+def test_which_machine_it_is() -> None:
+    node = tree(hardware(generation=True)).at("/rng@9030000")
+    assert node.strings("compatible") == ["microsoft,vmgenid"]
+    assert node.quads("reg") == [0x09030000, 4096]
+    assert node.cells("interrupts") == [0, 2, 1], "an edge"
+    assert not tree(hardware()).below("rng")
 
 
 def test_pci_segments_with_their_windows_wires_and_messages() -> None:

@@ -1,6 +1,8 @@
-"""The devices that are not on PCI, in the device tree: serial port, clock, and the lines that the power button is on. Pure.
+"""The devices that are not on PCI, in the device tree: serial port, clock, the lines that the power button is on, and what says
+which machine this is. Pure.
 
-Sources: serial/pl011.yaml, rtc/arm,pl031.yaml, gpio/pl061-gpio.yaml, input/gpio-keys.yaml, arm/primecell.yaml.
+Sources: serial/pl011.yaml, rtc/arm,pl031.yaml, gpio/pl061-gpio.yaml, input/gpio-keys.yaml, arm/primecell.yaml,
+rng/microsoft,vmgenid.yaml.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 
 from aiovmm.boot.aarch64 import layout
 from aiovmm.boot.aarch64.hardware import Hardware, PrimeCell
-from aiovmm.boot.aarch64.tree.handles import GPIO, PCLK, spi
+from aiovmm.boot.aarch64.tree.handles import GPIO, PCLK, spi, spi_edge
 from aiovmm.boot.fdt import EMPTY, Node, cells, quads, strings
 
 __all__ = ["POWER_LINE", "device_nodes", "uart_path"]
@@ -45,6 +47,12 @@ def device_nodes(hardware: Hardware) -> Iterator[Node]:
         }
         yield _primecell("gpio", "arm,pl061", hardware.gpio, more=lines)
         yield _power_button()
+    if hardware.generation:
+        place = {
+            "reg": quads(layout.GENERATION, layout.DEVICE_SIZE),
+            "interrupts": spi_edge(layout.GENERATION_SPI),
+        }
+        yield Node(f"rng@{layout.GENERATION:x}", {"compatible": strings("microsoft,vmgenid"), **place})
 
 
 def _primecell(

@@ -1,0 +1,1 @@
+uint64_t avmm_counter_hz(void);
