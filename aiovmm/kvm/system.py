@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Collection
+from functools import cached_property
 from typing import ClassVar, Self
 
 from aiovmm.errors import KvmError
@@ -29,6 +31,7 @@ class Kvm:
     """An open /dev/kvm. Usable as a context manager; VMs made from it outlive it."""
 
     _held: ClassVar[Kvm | None] = None  # the one of `hold`
+    _seen: ClassVar[set[tuple[int, ...]]] = set()  # identities of those that `hold` has checked
     _lock: ClassVar[threading.RLock] = threading.RLock()  # `open` closes what it has refused
 
     def __init__(self, fd: int, path: str) -> None:
@@ -39,8 +42,9 @@ class Kvm:
         self._emulates: bool | None = None
 
     @classmethod
-    def open(cls, path: str = "/dev/kvm") -> Kvm:
-        """Open and check it. Raises KvmError that says what to do: about permission, a missing module, or a KVM too old."""
+    def open(cls, path: str = "/dev/kvm", *, checked: Collection[tuple[int, ...]] = ()) -> Kvm:
+        """Open it, and check it unless its identity is one of those that were `checked` before. Raises KvmError that says what to
+        do: about permission, a missing module, or a KVM too old."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as exc:
@@ -48,7 +52,8 @@ class Kvm:
             raise error("opening KVM", exc.errno or 0, hints, path) from exc
         kvm = cls(keep_private(fd), path)
         try:
-            kvm._check()
+            if kvm.identity not in checked:
+                kvm._check()
         except BaseException:
             kvm.close()
             raise
@@ -60,7 +65,8 @@ class Kvm:
         with cls._lock:
             held = cls._held
             if held is None or held._pid != os.getpid():  # a child has /dev/null in its place
-                held = cls._held = cls.open()
+                held = cls._held = cls.open(checked=cls._seen)
+                cls._seen.add(held.identity)
             held._holders += 1
             return held
 
@@ -83,12 +89,12 @@ class Kvm:
         """KVM_CHECK_EXTENSION: 0 if KVM lacks it; 1, or a number with its own meaning, if it has it."""
         return max(try_call(self.fd, lib.KVM_CHECK_EXTENSION, number), 0)
 
-    @property
+    @cached_property
     def max_vcpus(self) -> int:
         """The most vCPUs one VM can have here."""
         return self.capability(_MAX_VCPUS) or 4  # 4: what the API documentation says of a KVM that does not know
 
-    @property
+    @cached_property
     def run_size(self) -> int:
         """Bytes of a vCPU's shared page(s), struct kvm_run."""
         return call(self.fd, lib.KVM_GET_VCPU_MMAP_SIZE, 0, "asking KVM for the size of a vCPU")

@@ -113,9 +113,11 @@ class Machine:
             await restore(self, self._restored)
 
     def _make_vm(self) -> int:
-        """Memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often as it resets
-        itself."""
+        """The kernel, memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often
+        as it resets itself."""
         board = self.board
+        if self._restored is None:
+            self.parts.load_kernel()
         self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self._host.close)
         self._make_memory()
         kvm = self.parts.open_kvm()

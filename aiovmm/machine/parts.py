@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from aiovmm.boot import KernelImage
+from aiovmm.boot import KernelImage, load_kernel
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
@@ -48,7 +48,7 @@ class MachineParts:
     """See the module. `serial_output` gets what the guest prints on its serial port, `console_output` what it prints on hvc0."""
 
     config: VMConfig
-    kernel: KernelImage | None  # None: a restored machine has no need of it before its guest resets itself
+    kernel: KernelImage | None  # see `load_kernel`
     serial: Console
     console: Console
     serial_output: Callable[[bytes], None]
@@ -72,6 +72,12 @@ class MachineParts:
         if any(p.id == id_ for p in self.plugged):
             raise ConfigError("device.id", f"{id_!r} names two devices")
         self.plugged.append(PluggedDevice(id_, device, place.pci_segment, place.iommu, place.pci_device_id))
+
+    def load_kernel(self) -> None:
+        """Examine the kernel, and unpack it, if that has not been done; a restored machine has no need of it before its guest
+        resets itself. In a thread: it takes its time. Raises ImageError, HostError."""
+        if self.kernel is None:
+            self.kernel = load_kernel(self.config.payload.kernel)
 
     def open_kvm(self) -> Kvm:
         """/dev/kvm, open once in the process, from the first power-on to the last: no reset may fail for want of it. Raises

@@ -71,10 +71,10 @@ class Power:
 
             refuse_inputs_as_outputs(config)
         kernel = None
-        if self.restored is None:
-            kernel = await self._load_kernel(config)
-        elif not all(name in sys.modules for name in _OF_MACHINES):
+        if not all(name in sys.modules for name in _OF_MACHINES) and self.restored is not None:
             await in_thread(f"{config.name}: load machine", _import_machines)
+        elif self.restored is None and not _is_known(config):
+            kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
         from aiovmm.machine.devices import plug_configured
         from aiovmm.machine.parts import MachineParts, open_parts
 
@@ -99,10 +99,6 @@ class Power:
             plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)
         await open_parts(self.parts)
         self.machine = await self._assembled(self.parts, self.restored)
-
-    @staticmethod
-    async def _load_kernel(config: VMConfig) -> KernelImage:
-        return await in_thread(f"{config.name}: load kernel", _examine, config)
 
     @property
     def plugged(self) -> Sequence[PluggedDevice]:
@@ -147,8 +143,6 @@ class Power:
     async def _assembled(self, parts: MachineParts, restored: Restored | None = None) -> Machine:
         from aiovmm.machine.assembly import Machine
 
-        if restored is None and parts.kernel is None:  # it was restored before it reset itself
-            parts.kernel = await self._load_kernel(parts.config)
         return await Machine.build(parts, self._owner, restored)
 
     def press_button(self) -> None:
@@ -185,9 +179,15 @@ class Power:
         self.parts = None
 
 
+def _is_known(config: VMConfig) -> bool:
+    """Whether a kernel was there before: then it is looked at together with what follows, and need not be before all else."""
+    boot = sys.modules.get("aiovmm.boot.kernel")
+    return boot is not None and boot.was_loaded(config.payload.kernel)
+
+
 def _examine(config: VMConfig) -> KernelImage:
-    """The kernel, unpacked. Raises ImageError before any VM exists. In a thread: that takes its time, and for the first VM of a
-    process all is imported that a machine is made of."""
+    """The kernel, unpacked. Raises ImageError before anything is opened for it. In a thread: that takes its time, and for the
+    first VM of a process all is imported that a machine is made of."""
     _import_machines()
     from aiovmm.boot import load_kernel
 

@@ -20,11 +20,16 @@ class Prepared(Generic[T]):
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
         """The one for `key`. What `make` raises is raised each time."""
-        try:
-            return self._made[key]
-        except KeyError:
-            pass
-        made = self._made.setdefault(key, make())
+        made = self.find(key)
+        return self.keep(key, make()) if made is None else made
+
+    def find(self, key: Hashable) -> T | None:
+        """The one for `key`, if it has been made."""
+        return self._made.get(key)
+
+    def keep(self, key: Hashable, made: T) -> T:
+        """The one for `key` is this from now on, unless there is one already, which it gives."""
+        made = self._made.setdefault(key, made)
         while len(self._made) > self._limit:
             try:
                 del self._made[next(iter(self._made))]

@@ -154,6 +154,18 @@ def test_the_process_has_it_open_once_for_all_who_hold_it() -> None:
     assert third is not first
     third.close()
     third.close()
+
+
+def test_who_holds_it_checks_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[Kvm] = []
+    monkeypatch.setattr(Kvm, "_check", lambda self: checks.append(self))
+    monkeypatch.setattr(Kvm, "_seen", set())
+    for _ in range(3):
+        Kvm.hold().close()
+    assert len(checks) == 1
+    monkeypatch.setattr(Kvm, "identity", (1, 2, 3, 4))  # as of a module that was loaded anew
+    Kvm.hold().close()
+    assert len(checks) == 2
     assert Kvm._held is None
 
 

@@ -73,7 +73,7 @@ async def test_every_thread_that_a_vm_starts_says_whose_it_is(tmp_path: Path, mo
         await counts_on(vm)
     assert {name for name in started if not name.startswith("web: ")} <= {"aiovmm watchdog", crew.NAME}
     assert not any("vcpu" in name for name in started), "the loop would wait until it had the interpreter"
-    assert {"web: load kernel", "web: disk0 open", "web: pmem0 close"} <= set(started)
+    assert {"web: make memory", "web: disk0 open", "web: pmem0 close"} <= set(started)
 
 
 @pytest.mark.parametrize(("nice", "policy"), [(0, os.SCHED_OTHER), (5, os.SCHED_OTHER), (20, os.SCHED_IDLE)])
