@@ -30,13 +30,24 @@ class _Guest:
         self.agent = vm.agent
         self._vm = vm
 
-    async def start(self) -> None:
-        """Until its agent and the server are there."""
-        await self._vm.start()
-        await self._vm.agent.ready(BOOT)
-        await self._vm.create_process(*SERVER.split(), f"vsock:-1:{PORT}", stdout=None, stderr=None, stdin=None)
-        _, writer = await self._vm.vsock.connect(PORT, timeout=BOOT, wait=True)
-        writer.close()
+    @classmethod
+    async def started(cls, what: VMConfig) -> _Guest:
+        """Once its agent and the server are there."""
+        vm = await VM(what, terminal=False).__aenter__()
+        try:
+            await vm.start()
+            await vm.agent.ready(BOOT)
+            await vm.create_process(*SERVER.split(), f"vsock:-1:{PORT}", stdout=None, stderr=None, stdin=None)
+            _, writer = await vm.vsock.connect(PORT, timeout=BOOT, wait=True)
+            writer.close()
+        except BaseException:
+            await vm.aclose()
+            raise
+        return cls(vm)
+
+    async def aclose(self) -> None:
+        """End it."""
+        await self._vm.aclose()
 
     async def connect(self, factory: Callable[[], P]) -> P:
         """See agent_rows.Place."""
@@ -52,18 +63,11 @@ class _Guest:
 def run(options: Options) -> Iterator[Result]:
     """All rows."""
     with tempfile.TemporaryDirectory() as name, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        vm = runner.run(_created(config(Path(name), options.release)))
+        guest = runner.run(_Guest.started(config(Path(name), options.release)))
         try:
-            guest = _Guest(vm)
-            runner.run(guest.start())
             yield from rows(runner, guest, options, Target(0.5, most=False), Target(5.0))
         finally:
-            runner.run(vm.aclose())
-
-
-async def _created(what: VMConfig) -> VM:
-    """A VM is of the loop that it is made in."""
-    return await VM(what, terminal=False).__aenter__()
+            runner.run(guest.aclose())
 
 
 def config(folder: Path, release: str) -> VMConfig:
