@@ -17,7 +17,7 @@ from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    from aiovmm.sandboxes import Sandbox
+    from aiovmm.sandboxes import Network, Sandbox
     from aiovmm.sandboxes.listed import Listed
 
 __all__ = ["run_in_sandbox"]
@@ -61,6 +61,7 @@ class _Job:
         self._name, self._kernel = args["name"], args["kernel"]
         self._words = list(given["words"])
         self._publish = dict(_ports(text) for text in given["publish"])
+        self._network = _network(given)
         self._settings = _settings(args)
         self._how = {
             "env": variables(given["env"]),
@@ -95,7 +96,7 @@ class _Job:
             given["rootfs"],
             disk=None if given["scratch"] == "memory" else given["scratch"],
             volumes=given["volumes"],
-            network=given["network"],
+            network=self._network,
             publish=self._publish,
             vsock=VsockConfig(socket=entry.folder / "vsock"),
             **self._settings,
@@ -106,6 +107,15 @@ class _Job:
 
         words = self._words or list(vm.image.config.command) or ["/bin/sh"]
         return await carry(await vm.create_process(*words, **self._how), terminal=self._given["tty"])
+
+
+def _network(given: dict[str, Any]) -> Network | bool:
+    """--allow has a network as --network has, of which it reaches that alone."""
+    if not given["allow"]:
+        return bool(given["network"])
+    from aiovmm.sandboxes import Network
+
+    return Network(allow=given["allow"])
 
 
 async def _kernel(path: Path | None) -> Any:

@@ -16,7 +16,7 @@ from aiovmm.errors import UsageError
 
 __all__ = ["OF_ROOTFS", "command"]
 
-OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "env", "user", "cwd", "tty", "words")
+OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "allow", "env", "user", "cwd", "tty", "words")
 """Parameters that mean something with --rootfs alone."""
 
 
@@ -72,6 +72,9 @@ def _type(option: RunOption) -> Any:
 )
 @click.option("--publish", multiple=True, metavar="HOST:GUEST", help="With --rootfs: a port of the host's loopback.")
 @click.option("--network", is_flag=True, help="With --rootfs: a network that needs no privilege (passt).")
+@click.option(
+    "--allow", multiple=True, metavar="NETWORK|NAME", help="With --rootfs: a network, which reaches this and no more."
+)
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="With --rootfs: a variable of its environment.")
 @once("-u", "--user", help="With --rootfs: as this user.")
 @once("-w", "--cwd", help="With --rootfs: in this directory.")

@@ -128,7 +128,8 @@ def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Sig
 
 
 @pytest.mark.parametrize(
-    "words", [("--volume", "a:/b"), ("--publish", "1:2"), ("--network",), ("-e", "A=b"), ("--", "ls")]
+    "words",
+    [("--volume", "a:/b"), ("--publish", "1:2"), ("--network",), ("--allow", "x.org"), ("-e", "A=b"), ("--", "ls")],
 )
 def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "aiovmm", "run", "--kernel", "k", *words], capture_output=True)
@@ -142,6 +143,8 @@ def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ..
         (("--disk", "path=x"), b"--disk: does not go with --rootfs"),
         (("--publish", "x:80"), b"HOST_PORT:GUEST_PORT"),
         (("-e", "A"), b"NAME=VALUE"),
+        (("--allow", "10.0.0.1/8"), b"has host bits set"),
+        (("--allow", "http://x"), b"is no n"),
     ],
 )
 def test_wrong_usage_is_named(words: tuple[str, ...], reason: bytes) -> None:

@@ -55,7 +55,7 @@ lines = st.lists(words.map(lambda word: (word,)) | pairs, max_size=6).map(lambda
 
 _WITHOUT_ROOTFS = {
     **dict.fromkeys(OF_ROOTFS),
-    **dict.fromkeys(("volumes", "publish", "env", "words"), ()),
+    **dict.fromkeys(("volumes", "publish", "allow", "env", "words"), ()),
     **dict.fromkeys(("network", "tty"), False),
     "scratch": "2G",
 }

@@ -23,6 +23,7 @@ TABLE = """
 --volume | ours | a directory of the host, by virtiofs
 --publish | ours | a port of the host's loopback
 --network | ours | a network by passt
+--allow | ours | that network, filtered: the networks and names that it may reach
 -e | ours | --env
 --env | ours | a variable of the command's environment
 -u | ours | --user

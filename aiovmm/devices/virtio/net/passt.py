@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from errno import ECHILD, ENOENT
+from typing import Any
 
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.port import Port
@@ -26,10 +27,20 @@ _PATIENCE = 2.0  # seconds until a passt whose guest is gone is killed
 
 class PasstBackend(NetBackend):
     """A passt process of its own. `arguments` go to it, such as `-t 2222:22` to forward a TCP port of the host; `program` is its
-    path or name. When it dies the guest's link goes down."""
+    path or name. When it dies the guest's link goes down. `relay(guest, passt)`: carries frames between two stream sockets,
+    which it closes at its end; without one the guest's frames go to passt as they are."""
 
-    def __init__(self, arguments: Sequence[str] = (), *, program: str = "passt", mtu: int | None = None) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str] = (),
+        *,
+        program: str = "passt",
+        mtu: int | None = None,
+        relay: Callable[[socket.socket, socket.socket], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         self.mtu = mtu
+        self._relay = relay
+        self._relaying: asyncio.Task[None] | None = None
         self.arguments = tuple(arguments)
         self._program = program
         self._socket: SocketBackend | None = None
@@ -53,10 +64,8 @@ class PasstBackend(NetBackend):
         program = shutil.which(self._program)
         if program is None:
             raise HostError("start passt", ENOENT, "install it: apt-get install passt", self._program)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for sock in (ours, theirs):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
-        self._socket = SocketBackend(ours, mtu=self.mtu)
+        ours, theirs = _pair()
+        self._socket = SocketBackend(ours if self._relay is None else self._relayed(ours), mtu=self.mtu)
         try:
             with theirs:
                 self._process = await asyncio.create_subprocess_exec(
@@ -73,6 +82,21 @@ class PasstBackend(NetBackend):
             await self.close()
             raise HostError("start passt", exc.errno or 0, path=program) from exc
         self._watch = asyncio.get_running_loop().create_task(self._follow(self._process), name="passt")
+
+    def _relayed(self, passt: socket.socket) -> socket.socket:
+        """The guest's end of a way to `passt` through the relay."""
+        assert self._relay is not None
+        ours, theirs = _pair()
+        for sock in (passt, theirs):
+            sock.setblocking(False)
+        self._relaying = asyncio.get_running_loop().create_task(self._relay(theirs, passt), name="passt: relay")
+        self._relaying.add_done_callback(self._relay_ended)
+        return ours
+
+    def _relay_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            hint = "the guest has no network until its VM is started anew"
+            self.on_error(HostError(f"what is between the guest and passt has failed: {error!r}", ECHILD, hint))
 
     async def _follow(self, process: asyncio.subprocess.Process) -> None:
         """Until it ends, which is told with its last words: the guest sees no more of it than silence."""
@@ -92,6 +116,10 @@ class PasstBackend(NetBackend):
         if self._socket is not None:
             await self._socket.close()
             self._socket = None
+        if self._relaying is not None:
+            self._relaying.cancel()
+            await asyncio.wait([self._relaying])
+            self._relaying = None
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
@@ -103,3 +131,10 @@ class PasstBackend(NetBackend):
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
+    return pair

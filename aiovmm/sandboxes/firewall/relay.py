@@ -1,0 +1,105 @@
+"""Between a network card and passt: frames of two streams, each from one to the other if the firewall lets it pass.
+
+A frame is its length in 4 bytes, big-endian, and so many bytes, as passt and QEMU have it. Whatever goes wrong ends both
+streams: then the guest has no network, and not one without a filter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+
+from aiovmm.sandboxes.firewall.firewall import Firewall, Verdict
+
+__all__ = ["is_own", "relay"]
+
+_PART = 64 << 10  # bytes that are looked at in one turn of the event loop, which others wait for meanwhile
+_LARGEST = 65550
+_LENGTH = 4
+
+
+async def relay(firewall: Firewall, guest: socket.socket, passt: socket.socket) -> None:
+    """Until either ends. Both sockets are its own, and are closed then."""
+    to_guest, to_passt = _Writer(guest), _Writer(passt)
+    with guest, passt:
+        tasks = [
+            asyncio.ensure_future(_carry(guest, to_passt, firewall.from_guest, to_guest)),
+            asyncio.ensure_future(_carry(passt, to_guest, firewall.to_guest, to_passt)),
+        ]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+    for task in done:
+        error = task.exception()
+        if error is not None and not isinstance(error, OSError):  # of the sockets: the other side is gone
+            raise error
+
+
+class _Writer:
+    """Whole frames, of two who have some."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._turn = asyncio.Lock()
+
+    async def write(self, data: bytes) -> None:
+        async with self._turn:
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+
+    async def offer(self, data: bytes) -> None:
+        """If nobody waits: who does not read what he is sent is told nothing."""
+        if not self._turn.locked():
+            await self.write(data)
+
+
+async def _carry(
+    source: socket.socket, target: _Writer, judge: Callable[[bytes, float], Verdict], back: _Writer
+) -> None:
+    loop, waiting = asyncio.get_running_loop(), bytearray()
+    while data := await loop.sock_recv(source, _PART):
+        waiting += data
+        passed, replies = _judged(waiting, judge)
+        if replies:
+            await back.offer(replies)
+        if passed:
+            await target.write(passed)
+        await asyncio.sleep(0)  # a socket that is never empty must not keep the loop
+
+
+def _judged(waiting: bytearray, judge: Callable[[bytes, float], Verdict]) -> tuple[bytes, bytes]:
+    """Takes whole frames out of `waiting`: those that pass, and replies, each after its length. Raises ValueError."""
+    passed: list[bytes] = []
+    replies: list[bytes] = []
+    now, at = time.monotonic(), 0
+    while len(waiting) - at >= _LENGTH:
+        size = int.from_bytes(waiting[at : at + _LENGTH], "big")
+        if size > _LARGEST:
+            raise ValueError(f"a frame of {size} bytes")
+        if len(waiting) - at - _LENGTH < size:
+            break
+        frame = bytes(waiting[at + _LENGTH : at + _LENGTH + size])
+        at += _LENGTH + size
+        passes, reply = judge(frame, now)
+        if passes:
+            passed += (len(frame).to_bytes(_LENGTH, "big"), frame)
+        if reply is not None:
+            replies += (len(reply).to_bytes(_LENGTH, "big"), reply)
+    del waiting[:at]
+    return b"".join(passed), b"".join(replies)
+
+
+def is_own(address: bytes) -> bool:
+    """Whether it is one of this host's. The kernel says which address it would speak from: to one of its own it is that one.
+    Nothing is sent. What it has no way to is not its own."""
+    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((socket.inet_ntop(family, address), 9))
+        except OSError:
+            return False
+        return socket.inet_pton(family, sock.getsockname()[0]) == address
