@@ -12,7 +12,7 @@ from aiovmm.runtime.dataclass import dataclass
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices", "Place"]
+__all__ = ["IntxCircuit", "IntxLine", "IoEventFd", "LineChange", "MsiLine", "PciServices", "Place"]
 
 
 @dataclass()
@@ -50,6 +50,18 @@ class MsiLine(Protocol):
         """Give GSI and eventfd back. Idempotent."""
 
 
+class IntxCircuit(Protocol):
+    """A pin that the host's kernel asserts by itself, and whose interrupts' ends it tells by itself. Both calls may take long,
+    see PciServices.off_loop."""
+
+    def connect(self, trigger: int, ended: int) -> None:
+        """Assert the pin when eventfd `trigger` is signalled; signal eventfd `ended` when the guest has ended the interrupt, by
+        which time the pin is released. Both stay the caller's. Raises HostError."""
+
+    def disconnect(self) -> None:
+        """No more; the pin is released. Idempotent. Raises HostError."""
+
+
 class IntxLine(Protocol):
     """A pin of the interrupt controller for a function's INTA, perhaps shared with other functions: an irq.LevelLine."""
 
@@ -59,6 +71,10 @@ class IntxLine(Protocol):
 
     def set_level(self, asserted: bool) -> None:
         """Assert or release the pin. Idempotent."""
+
+    def circuit(self) -> IntxCircuit | None:
+        """The pin for the host's kernel alone, from now until `close`: `set_level` does nothing then. None: the interrupt
+        controller cannot, or others are on the pin."""
 
     def close(self) -> None:
         """Release it and give it back. Idempotent."""

@@ -107,6 +107,9 @@ class RecordedIntxLine:
             self.set_level(False)
             self._ended()
 
+    def circuit(self) -> None:
+        """None."""
+
     def close(self) -> None:
         """Release it."""
         self.set_level(False)

@@ -24,6 +24,7 @@ __all__ = [
     "irq_info",
     "irq_off",
     "irq_unmask",
+    "irq_unmask_by",
     "parse_region_info",
     "region_info",
 ]
@@ -199,6 +200,11 @@ def irq_off(index: int) -> bytearray:
 def irq_unmask(index: int) -> bytearray:
     """Argument of DEVICE_SET_IRQS: let the first interrupt of kind `index`, which masks itself, signal again."""
     return bytearray(_IRQ_SET.pack(_IRQ_SET.size, _SET_NONE | _SET_UNMASK, index, 0, 1))
+
+
+def irq_unmask_by(index: int, fd: int) -> bytearray:
+    """Argument of DEVICE_SET_IRQS: the same whenever eventfd `fd` is signalled, until the interrupt is off."""
+    return bytearray(_IRQ_SET.pack(_IRQ_SET.size + 4, _SET_EVENTFD | _SET_UNMASK, index, 0, 1) + struct.pack("<i", fd))
 
 
 def dma_map(iova: int, size: int, vaddr: int, perm: int) -> bytearray:

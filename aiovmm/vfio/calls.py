@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from aiovmm.pci.services import LineChange, MsiLine, PciServices
+from aiovmm.pci.services import IntxCircuit, LineChange, MsiLine, PciServices
 from aiovmm.vfio.abi import Irq, Region
 
 __all__ = ["DeviceCalls"]
@@ -26,6 +26,7 @@ class Device(Protocol):
     def set_irqs(self, kind: Irq, start: int, fds: Sequence[int]) -> None: ...
     def irqs_off(self, kind: Irq) -> None: ...
     def unmask_irq(self, kind: Irq) -> None: ...
+    def unmask_irq_by(self, kind: Irq, fd: int) -> None: ...
 
 
 class DeviceCalls:
@@ -52,6 +53,14 @@ class DeviceCalls:
     def unmask(self, kind: Irq) -> None:
         """The kernel has masked it when it signalled it: let it come again."""
         self._ask(partial(self._if_on, kind, partial(self._device.unmask_irq, kind)))
+
+    def close_circuit(self, circuit: IntxCircuit, trigger: int, ended: int) -> None:
+        """INTx, which is off, signals `trigger`, which asserts the guest's pin, and is unmasked by `ended`."""
+        self._ask(partial(self._close_circuit, circuit, trigger, ended))
+
+    def open_circuit(self, circuit: IntxCircuit) -> None:
+        """No more, once INTx is off."""
+        self._ask(circuit.disconnect)
 
     def turn_off(self, kind: Irq) -> None:
         """None of this kind any more. Idempotent."""
@@ -118,6 +127,11 @@ class DeviceCalls:
     def _turn_on(self, kind: Irq, fds: Sequence[int]) -> None:
         self._device.set_irqs(kind, 0, fds)
         self._on.add(kind)
+
+    def _close_circuit(self, circuit: IntxCircuit, trigger: int, ended: int) -> None:
+        circuit.connect(trigger, ended)
+        self._turn_on(Irq.INTX, [trigger])
+        self._device.unmask_irq_by(Irq.INTX, ended)
 
     def _turn_off(self, kind: Irq) -> None:
         if kind in self._on:

@@ -177,6 +177,12 @@ class HostDevice:
         """Let the interrupt of this kind, which the kernel masks when it signals it, come again. Raises HostError."""
         self._call(Request.DEVICE_SET_IRQS, abi.irq_unmask(kind), f"unmasking {kind.name} of")
 
+    def unmask_irq_by(self, kind: Irq, fd: int) -> None:
+        """The same whenever eventfd `fd` is signalled, until it is off. Raises HostError."""
+        self._call(
+            Request.DEVICE_SET_IRQS, abi.irq_unmask_by(kind, fd), f"having {kind.name} unmasked by the kernel of"
+        )
+
     def reset(self) -> None:
         """Put the device into the state it has after power-on; blocks for 100 ms and more. Raises HostError."""
         if self.can_reset:

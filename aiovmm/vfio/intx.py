@@ -1,4 +1,4 @@
-"""INTx of a host device: a level-triggered interrupt, by way of the event loop.
+"""INTx of a host device: a level-triggered interrupt.
 
 The host's kernel masks the device's interrupt when it signals it, for nobody there can quiet the device (Linux,
 drivers/vfio/pci/vfio_pci_intrs.c). The guest can, and says when it has by ending the interrupt:
@@ -7,8 +7,10 @@ drivers/vfio/pci/vfio_pci_intrs.c). The guest can, and says when it has by endin
             ▲                                                                                          │
             └───────────────────────── device still asserts its pin ──────────────────────────────────┘
 
-With the I/O APIC in this process KVM cannot close that circle itself (KVM_IRQFD_FLAG_RESAMPLE needs the one in the kernel),
-and an irqfd would pass by the pin's mask. MSI and MSI-X do not come this way; a driver that has a choice takes them.
+Where the interrupt controller is KVM's (arm64), and nobody else is on the pin, KVM closes that circle itself: an irqfd that
+resamples, whose end unmasks in the kernel (pci.services.IntxCircuit). With the I/O APIC in this process it cannot, for that needs
+the one in the kernel, and an irqfd would pass by the pin's mask: then it goes by way of the event loop. MSI and MSI-X do not come
+this way; a driver that has a choice takes them.
 
 The guest's INTx disable bit is carried out by the host's kernel, which sees it in the command register (vfio_pci_config.c); it
 masks, and when the bit is cleared signals what is pending. So a signal that comes while it is set is an old one.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import os
 
+from aiovmm.pci.services import IntxCircuit
 from aiovmm.vfio.abi import Irq
 from aiovmm.vfio.calls import DeviceCalls
 from aiovmm.vfio.services import VfioServices
@@ -32,7 +35,8 @@ class IntxInterrupt:
     def __init__(self, calls: DeviceCalls, services: VfioServices) -> None:
         self._calls = calls
         self._line = services.intx_line(self._ended)
-        self._fd = -1
+        self._circuit: IntxCircuit | None = None
+        self._fd = self._unmask_fd = -1  # the second of a circuit
         self._disabled = False
 
     @property
@@ -45,6 +49,11 @@ class IntxInterrupt:
         if self._fd >= 0:
             return
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._circuit = self._circuit or self._line.circuit()
+        if self._circuit is not None:
+            self._unmask_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._calls.close_circuit(self._circuit, self._fd, self._unmask_fd)
+            return
         asyncio.get_running_loop().add_reader(self._fd, self._signalled)
         self._calls.turn_on(Irq.INTX, [self._fd])
 
@@ -52,10 +61,15 @@ class IntxInterrupt:
         """For the time that messages are on: a function has one or the other. Idempotent."""
         if self._fd < 0:
             return
-        fd, self._fd = self._fd, -1
-        asyncio.get_running_loop().remove_reader(fd)
+        fds = self._fd, self._unmask_fd
+        self._fd = self._unmask_fd = -1
+        asyncio.get_running_loop().remove_reader(fds[0])  # which has none in a circuit
         self._calls.turn_off(Irq.INTX)
-        self._calls.close_fd(fd)
+        if self._circuit is not None:
+            self._calls.open_circuit(self._circuit)
+        for fd in fds:
+            if fd >= 0:
+                self._calls.close_fd(fd)
         self._line.set_level(False)
 
     def disable(self, disabled: bool) -> None:

@@ -66,6 +66,7 @@ class FakeDevice:
     asserted: bool = False  # the device's own pin
     masked: bool = False  # by the kernel, when it signalled or because the command register says so
     unmasked: int = 0  # how often it was told to
+    unmasked_by: int = -1  # an eventfd that does
 
     def bytes_at(self, region: int, offset: int, size: int) -> bytes:
         return os.pread(self.memory, size, (region << REGION_SHIFT) + offset)
@@ -90,6 +91,15 @@ class FakeDevice:
         if self.asserted and not self.masked and not self.disabled and INTX in self.irqs:
             self.masked = True
             os.eventfd_write(self.irqs[INTX][0], 1)
+
+    def hear(self) -> None:
+        """The kernel looks at the eventfd that unmasks (vfio_virqfd)."""
+        try:
+            os.eventfd_read(self.unmasked_by)
+        except BlockingIOError:
+            return
+        self.masked = self.disabled
+        self.look()
 
     def command_written(self, was_disabled: bool) -> None:
         """The kernel follows the INTx disable bit (vfio_basic_config_write)."""
@@ -280,9 +290,17 @@ class FakeKernel:
         assert argsz == len(argument)
         if flags == 0x11:
             return self._unmask(kind, start, count, device)
+        if flags == 0x14:
+            assert (kind, start, count) == (INTX, 0, 1)
+            if INTX not in device.irqs:
+                raise OSError(errno.EINVAL, "INTx is not on")
+            (device.unmasked_by,) = struct.unpack_from("<i", argument, 20)
+            return 0
         if not count:
             assert flags == 0x21
             device.irqs.pop(kind, None)
+            if kind == INTX:
+                device.unmasked_by = -1
             device.allocated.pop(kind, None)
             return 0
         assert flags == 0x24

@@ -44,6 +44,9 @@ class IntxLine:
         self.asserted = asserted
         self._pins.update(self._index)
 
+    def circuit(self) -> None:
+        """None: KVM asserts no pin of an I/O APIC that is in this process."""
+
     def close(self) -> None:
         """Release it and take it off the pin. Idempotent."""
         self.set_level(False)

@@ -38,6 +38,7 @@ class FakeVm:
         self.routing = FakeRouting()
         self.levels: dict[int, bool] = {}
         self.ends: dict[int, int] = {}
+        self.triggers: dict[int, int] = {}
 
     def end(self, number: int) -> None:
         """The guest ends the interrupt of a pin."""
@@ -61,10 +62,17 @@ class FakeLine:
 class FakeEnd:
     """See kvm.aarch64.pins.EndOfInterrupt."""
 
-    def __init__(self, vm: FakeVm, number: int) -> None:
+    def __init__(self, vm: FakeVm, number: int, *, trigger: int | None = None, fd: int | None = None) -> None:
         assert (number, 0, number) in vm.routing.pins
         assert vm.routing.commits
-        self.fd = vm.ends[number] = os.eventfd(0, os.EFD_NONBLOCK)
+        self._vm, self._number = vm, number
+        self.fd = vm.ends[number] = os.eventfd(0, os.EFD_NONBLOCK) if fd is None else fd
+        if trigger is not None:
+            vm.triggers[number] = trigger
+
+    def close(self) -> None:
+        """KVM forgets it."""
+        del self._vm.triggers[self._number], self._vm.ends[self._number]
 
     def drop(self) -> None:
         """Close it."""
@@ -183,3 +191,44 @@ async def test_what_was_asked_for_comes_after_the_machine_has_gone(vm: FakeVm) -
     with pytest.raises(OSError, match="Bad file"):
         os.fstat(vm.ends[16])
     assert vm.levels == {}
+
+
+async def test_a_wire_that_is_alone_can_be_left_to_kvm(vm: FakeVm) -> None:
+    later = Later()
+    pins = pins_of(vm, later, range(16, 19))
+    host = pins.line(lambda: None)
+    circuit = host.circuit()
+    assert circuit is not None
+    circuit.connect(100, 101)
+    assert (vm.triggers, vm.ends) == ({16: 100}, {16: 101})
+    assert [pins.line(lambda: None).gsi for _ in range(3)] == [17, 18, 17], "nobody else is on that pin"
+    host.set_level(True)
+    later.run()
+    assert vm.levels == {}, "it is KVM's"
+    circuit.disconnect()
+    circuit.disconnect()
+    assert (vm.triggers, vm.ends) == ({}, {})
+    host.close()
+    assert pins.line(lambda: None).gsi == 16
+    pins.close()
+
+
+async def test_a_wire_that_is_not_alone_or_was_used_goes_by_the_loop(vm: FakeVm) -> None:
+    later = Later()
+    pins = pins_of(vm, later)
+    one, used, other = (pins.line(lambda: None) for _ in range(3))
+    assert one.circuit() is None
+    assert other.circuit() is None
+    used.set_level(True)
+    later.run()
+    assert used.circuit() is None, "KVM tells this process of its ends"
+    pins.close()
+
+
+async def test_one_pin_at_least_is_left_for_all_others(vm: FakeVm) -> None:
+    pins = pins_of(vm, Later())
+    first, last = pins.line(lambda: None), pins.line(lambda: None)
+    assert first.circuit() is not None
+    assert last.circuit() is None
+    assert pins.line(lambda: None).gsi == last.gsi
+    pins.close()
