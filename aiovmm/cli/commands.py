@@ -18,6 +18,9 @@ _COMMANDS = {
     "exec": ("aiovmm.cli.exec", "Run a command in a running guest."),
     "cp": ("aiovmm.cli.cp", "Copy files into a running guest, or out of it."),
     "snapshot": ("aiovmm.cli.snapshot", "Write a running guest to a directory."),
+    "add": ("aiovmm.cli.hotplug:add", "Plug a device into a running guest."),
+    "remove": ("aiovmm.cli.hotplug:remove", "Take a device out of a running guest."),
+    "resize": ("aiovmm.cli.hotplug:resize", "Give a running guest more or fewer processors, or memory."),
     "fork": ("aiovmm.cli.fork", "Run several guests that go on from one snapshot."),
     "doctor": ("aiovmm.cli.doctor", "Say what this machine can do, and what to do about what it cannot."),
     "image": ("aiovmm.cli.image", "Make or find what a guest boots from."),
@@ -35,7 +38,8 @@ class _LazyGroup(OneLineGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        module, _, name = _COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name or "command")
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

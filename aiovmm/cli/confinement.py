@@ -49,6 +49,15 @@ class Confinement:
         outputs = [] if events_to is None or events_to.isdecimal() else [Path(events_to)]
         confine_paths_to(config, [parse_landlock_rule(rule) for rule in self.rules], outputs, option="--landlock")
 
+    def why_refused(self) -> str:
+        """What to say of something that the system did not let this process do; empty if it is not confined."""
+        words = []
+        if self.landlock:
+            words.append("--landlock-rules path=DIR,access=rw at its start lets it open what comes later")
+        if self.seccomp == "true":
+            words.append("--seccomp false lets it make interfaces and start helpers")
+        return f"the guest's monitor is confined: {', and '.join(words)}" if words else ""
+
     def confine_calls(self) -> None:
         """Once all is there that the guest is run with, and before it runs. Raises HostError."""
         if self.seccomp == "false":

@@ -2,6 +2,9 @@
 
 {"do": "snapshot", "path": "/absolute", "track": true, "base": "/absolute"}    the last two may be left out
                                            {"ok": {"pages": 4711, "standstill": 0.012}}   or   {"error": "...", "code": 1}
+{"do": "add", "option": "disk", "text": "path=a.img", "cwd": "/absolute", "timeout": 30}            {"ok": {"id": "disk1"}}
+{"do": "remove", "id": "disk1", "force": false, "timeout": 30}                                      {"ok": {}}
+{"do": "resize", "cpus": 2, "memory": 1073741824, "timeout": 60}       either may be null           {"ok": {}}
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.messages import say
 from aiovmm.errors import AiovmmError, HostError, UsageError
 from aiovmm.runtime.unix_listener import listen_at
 from aiovmm.vm import VM
+
+if TYPE_CHECKING:
+    from aiovmm.cli.confinement import Confinement
 
 __all__ = ["ask", "serve"]
 
@@ -24,8 +30,8 @@ _LONGEST = 16 << 10  # bytes of a line
 _PATIENCE = 10.0  # seconds that a caller may take to say what it wants
 
 
-async def serve(vm: VM, path: Path) -> None:
-    """Until it is cancelled; then the socket goes."""
+async def serve(vm: VM, path: Path, confinement: Confinement) -> None:
+    """Until it is cancelled; then the socket goes. `confinement`: of this process."""
     try:
         listener = listen_at(path, option="--control-socket", operation="listening for commands")
     except (UsageError, HostError) as exc:
@@ -33,7 +39,7 @@ async def serve(vm: VM, path: Path) -> None:
         return
     try:
         server = await asyncio.start_unix_server(
-            lambda reader, writer: _answer(vm, reader, writer), sock=listener, limit=_LONGEST
+            lambda reader, writer: _answer(vm, confinement, reader, writer), sock=listener, limit=_LONGEST
         )
         async with server:
             await server.serve_forever()
@@ -42,11 +48,11 @@ async def serve(vm: VM, path: Path) -> None:
             os.unlink(path)
 
 
-async def _answer(vm: VM, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer(vm: VM, confinement: Confinement, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         async with asyncio.timeout(_PATIENCE):
             line = await reader.readline()
-        writer.write(json.dumps(await _done(vm, line)).encode() + b"\n")
+        writer.write(json.dumps(await _done(vm, confinement, line)).encode() + b"\n")
         await writer.drain()
     except (OSError, TimeoutError, ValueError):  # it has left, or says too much
         return
@@ -54,20 +60,30 @@ async def _answer(vm: VM, reader: asyncio.StreamReader, writer: asyncio.StreamWr
         writer.close()
 
 
-async def _done(vm: VM, line: bytes) -> dict[str, Any]:
+async def _done(vm: VM, confinement: Confinement, line: bytes) -> dict[str, Any]:
     try:
         asked = json.loads(line)
-        if not isinstance(asked, dict) or asked.get("do") != "snapshot" or not isinstance(asked.get("path"), str):
-            return {"error": "only snapshots are to be had, each by its path", "code": 2}
-        base, track = asked.get("base"), asked.get("track", False)
-        if not isinstance(base, str | None) or not isinstance(track, bool):
-            return {"error": "base is a path, and track true or false", "code": 2}
-        taken = await vm.snapshot(asked["path"], base=base, track=track)
+        if not isinstance(asked, dict):
+            raise UsageError("a request is a JSON object")
+        if asked.get("do") == "snapshot":
+            return {"ok": await _snapshot(vm, asked)}
+        from aiovmm.cli.changes import JOBS  # for who asks
+
+        if (job := JOBS.get(str(asked.get("do")))) is None:
+            raise UsageError(f"do is one of snapshot, {', '.join(JOBS)}")
+        return {"ok": await job(vm, asked, confinement)}
     except (ValueError, RecursionError) as exc:
         return {"error": str(exc), "code": 2}
     except AiovmmError as exc:
         return {"error": str(exc), "code": 1}
-    return {"ok": {"pages": taken.pages, "standstill": taken.standstill}}
+
+
+async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
+    path, base, track = asked.get("path"), asked.get("base"), asked.get("track", False)
+    if not isinstance(path, str) or not isinstance(base, str | None) or not isinstance(track, bool):
+        raise UsageError("path is a path, base too if it is given, and track true or false")
+    taken = await vm.snapshot(path, base=base, track=track)
+    return {"pages": taken.pages, "standstill": taken.standstill}
 
 
 async def ask(path: Path, what: dict[str, Any]) -> dict[str, Any]:

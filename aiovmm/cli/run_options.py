@@ -86,7 +86,7 @@ OPTIONS = (
         "Go on from a snapshot; then only consoles and a name are given.",
         "source_url=file://DIR[,prefault=on]",
     ),
-    RunOption("--control-socket", "A unix socket for `aiovmm snapshot`.", "PATH", kind=Path),
+    RunOption("--control-socket", "A unix socket for `aiovmm snapshot`, `add`, `remove`, `resize`.", "PATH", kind=Path),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),
     RunOption("--stop-timeout", "Seconds a guest has after the power button (10).", kind=float, default=10.0),
     RunOption(

@@ -104,7 +104,7 @@ class Session:
             if self._control is not None:
                 from aiovmm.cli.control import serve
 
-                self._spawn(serve(vm, self._control), CONTROL)
+                self._spawn(serve(vm, self._control, self._confinement), CONTROL)
             self._confinement.confine_calls()
             if vm.status is None:  # else a signal has come already
                 await (vm.start() if self._restore is None else vm.resume())

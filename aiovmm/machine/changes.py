@@ -75,8 +75,8 @@ class Changes:
         came since, up to MemoryConfig.hotplug_size more.
 
         It returns when the guest has it, or has given back what is too much, after at most `timeout` seconds (None: for ever;
-        0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest that does not do
-        it, with how far it has come, HotplugError for one that refuses; UsageError, StateError.
+        with virtio-mem, 0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest
+        that does not do it, with how far it has come, HotplugError for one that refuses; UsageError, StateError.
         """
         self._home.check()
         if memory is None and cpus is None:

@@ -13,6 +13,7 @@
 #   i  halt, interrupts open             x  exits that wait for the loop
 #   s  spin                              n  exits that nobody waits for
 #   w  print                             d  ring the doorbell whose address stands at DOORBELL, once it is not 0
+#   P  look at what is plugged in, printing + and the slot's letter ('a' is slot 0), and let go of what is asked for, printing -
 #   l  echo input, by interrupts, halting between them
 # At the end of the line it halts for good.
 	.include "guest.inc"
@@ -23,6 +24,10 @@
 	.set ACPI, 0x600
 	.set GED, 0x604
 	.set PM_TIMER, 0x608
+	.set SLOTS, 0x800
+	.set PCI_ADDRESS, 0xcf8
+	.set PCI_DATA, 0xcfc
+	.set BAR0, 0x10
 	.set LAPIC, 0xfee00000
 	.set TRAMPOLINE, 0x1000
 	.set ARRIVED, 0x60004
@@ -72,6 +77,7 @@ next:	movb (%r15), %al
 	on 'u', unknown
 	on 'U', user
 	on 'H', whose
+	on 'P', plug
 	on 'V', synic
 	on ' ', next
 	cli
@@ -297,6 +303,35 @@ user:	movq %cr3, %rbx
 2:	inl %dx, %eax
 	loop 2b
 	jmp next
+
+plug:	movw $SLOTS, %dx
+	inl %dx, %eax
+	movl %eax, %ebp
+	xorl %ebx, %ebx
+1:	btl %ebx, %ebp
+	jnc 2f
+	movl %ebx, %eax			# a write to a register, as a kernel sizes BARs
+	shll $11, %eax
+	orl $(0x80000000 + BAR0), %eax
+	movw $PCI_ADDRESS, %dx
+	outl %eax, %dx
+	movl $-1, %eax
+	movw $PCI_DATA, %dx
+	outl %eax, %dx
+	put COM1, '+'
+	leal 'a'(%rbx), %eax
+	outb %al, %dx
+2:	incl %ebx
+	cmpl $32, %ebx
+	jne 1b
+	movw $(SLOTS + 4), %dx
+	inl %dx, %eax
+	testl %eax, %eax
+	jz plug
+	movw $SLOTS, %dx
+	outl %eax, %dx
+	put COM1, '-'
+	jmp plug
 
 whose:	movl $0x40000000, %eax
 	cpuid

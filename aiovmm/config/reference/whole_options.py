@@ -17,7 +17,7 @@ TABLE = """
 --detach-keys | ours | keys that detach the terminal
 --stop-timeout | ours | SIGTERM presses the power button, and kills after this time; the reference ends at once
 --json | ours | events
---control-socket | ours | a unix socket for `aiovmm snapshot`
+--control-socket | ours | a unix socket for `aiovmm snapshot`, `add`, `remove`, `resize`
 --rootfs | ours | runs a command in a guest with that root, see docs/sandboxes.md; so do all below that are ours
 --scratch | ours | space for what it writes
 --volume | ours | a directory of the host, by virtiofs

@@ -33,4 +33,4 @@ async def wait_for_guest(
         raise StateError(
             f"{what}: the guest has ended" + (f" ({status.reason.value}: {status.detail})" if status else "")
         )
-    raise HotplugTimeout(what, f"{not_done} within {timeout:g} s", hint)
+    raise HotplugTimeout(what, f"{not_done} within {timeout:.3g} s", hint)

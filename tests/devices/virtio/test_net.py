@@ -499,10 +499,12 @@ async def test_segments_are_not_taken_by_queues_that_could_not_hold_one() -> Non
         assert not device.features & (f.GUEST_TSO4 | f.GUEST_TSO6 | f.GUEST_UFO)
 
 
-def test_a_multicast_address_is_refused() -> None:
+def test_what_is_no_address_is_refused_and_what_no_driver_takes_is_shown_as_it_is() -> None:
     a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with a, b, pytest.raises(ConfigError, match=r"net\.mac"):
-        NetDevice(SocketBackend(a), mac=b"\1\0\0\0\0\0")
+    with a, b:
+        with pytest.raises(ConfigError, match=r"net\.mac"):
+            NetDevice(SocketBackend(a), mac=b"\2\0\0\0\0")
+        assert NetDevice(SocketBackend(a), mac=b"\1\0\x5e\0\0\1").read_config(0, 6) == b"\1\0\x5e\0\0\1"
 
 
 async def test_resets_under_load_leave_nothing_behind() -> None:

@@ -72,8 +72,8 @@ class NetDevice(VirtioDevice):
         rate_limit: RateLimit | None = None,
     ) -> None:
         self.mac = random_mac() if mac is None else mac
-        if len(self.mac) != 6 or self.mac[0] & 1:
-            raise ConfigError("net.mac", f"{self.mac.hex(':')} is not the address of a card")
+        if len(self.mac) != 6:
+            raise ConfigError("net.mac", f"{self.mac.hex(':')} is no address: it has not six bytes")
         if not 1 <= backend.pairs <= _MAX_PAIRS:
             raise ConfigError("net.num_queues", f"{backend.pairs} queue pairs cannot be")
         self.name = name

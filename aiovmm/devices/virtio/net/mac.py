@@ -15,13 +15,10 @@ _TEXT = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 def parse_mac(text: str) -> bytes:
-    """Six bytes of "2e:00:00:00:00:01". Raises ConfigError; also for multicast addresses, which no card can have."""
+    """Six bytes of "2e:00:00:00:00:01". Raises ConfigError."""
     if not _TEXT.fullmatch(text.lower()):
         raise ConfigError("net.mac", f"{text!r} is not a MAC address", "like 2e:00:00:00:00:01")
-    mac = bytes.fromhex(text.replace(":", ""))
-    if mac[0] & 1:
-        raise ConfigError("net.mac", f"{text!r} is a multicast address")
-    return mac
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def format_mac(mac: bytes) -> str:

@@ -1,0 +1,143 @@
+"""`aiovmm add`, `aiovmm remove` and `aiovmm resize`, each a process of its own, of a guest that another has."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from aiovmm.machine.architecture import board_of_host
+from tests.guests import build_kernel
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers"),
+]
+AIOVMM = (sys.executable, "-m", "aiovmm")
+TIME = 60
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + TIME
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.01)
+
+
+def ask(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) of a command."""
+    done = subprocess.run(
+        [*AIOVMM, *map(str, words)], cwd=cwd, capture_output=True, timeout=TIME, check=False, text=True
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@contextmanager
+def guest(cwd: Path, does: str, *more: str) -> Iterator[Callable[[], str]]:
+    """A guest with a control socket in `cwd`; the function gives what it has printed."""
+    small = () if "--memory" in more else ("--memory", "64M")
+    words = ("run", "--kernel", build_kernel("kernel"), "--cmdline", does, *small, *more)
+    places = ("--serial", "file=printed", "--control-socket", "control")
+    with subprocess.Popen([*AIOVMM, *map(str, (*words, *places))], cwd=cwd, stderr=subprocess.DEVNULL) as monitor:
+        try:
+            until((cwd / "control").exists)
+            yield lambda: (cwd / "printed").read_text()
+            assert monitor.poll() is None, "the guest runs on"
+        finally:
+            monitor.kill()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(1 << 20))
+    return path
+
+
+def test_devices_come_and_go(tmp_path: Path, image: Path) -> None:
+    """The guest looks at what comes, and lets go of what is to go; paths are those of who asks."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with guest(tmp_path, "P") as printed:
+        added = ask(
+            "add", "../control", "--disk", f"path=../{image.name},serial=late", "--rtc", "id=clock", cwd=elsewhere
+        )
+        assert added == (0, "disk0\nclock\n", "")
+        assert printed() == "+d+e"  # after hvc0 and the source of entropy
+        assert ask("remove", "control", "disk0", cwd=tmp_path) == (0, "", "")
+        assert printed() == "+d+e-"
+        assert ask("add", "control", "--disk", f"path={image},pci_device_id=9", cwd=tmp_path) == (0, "disk0\n", "")
+        assert printed() == "+d+e-+j"
+
+
+def test_a_guest_that_does_not_heed_it(tmp_path: Path, image: Path) -> None:
+    with guest(tmp_path, "i") as _:
+        code, out, error = ask("add", "control", "--disk", f"path={image}", "--timeout", "0.1", cwd=tmp_path)
+        assert (code, out, error.count("\n")) == (1, "", 1)
+        assert "the guest has not looked at it" in error
+        code, _, error = ask("remove", "control", "rng", "--timeout", "0.1", cwd=tmp_path)
+        assert (code, error.count("\n")) == (1, 1)
+        assert "the guest has not let go of it" in error
+        assert ask("remove", "control", "rng", "--timeout", "0.1", "--force", cwd=tmp_path) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("add", "control"), 2, "names no device, like --disk path=IMAGE"),
+        (("add", "control", "--disk", "path=missing"), 1, "missing"),
+        (("add", "control", "--disk", "colour=red"), 2, "disk.colour: is not known"),
+        (("add", "control", "--net", "fd=3"), 2, "net.fd: is a descriptor of another process"),
+        (
+            ("add", "control", "--device", "path=/sys/bus/pci/devices/0000:00:00.0"),
+            2,
+            "is no device that can be added",
+        ),
+        (("add", "control", "--rng", "src=/dev/urandom"), 2, "rng: is there already"),
+        (("remove", "control", "disk7"), 2, "has no device 'disk7'; there are: "),
+        (("resize", "control"), 2, "takes --cpus, --memory, or both"),
+        (("resize", "control", "--cpus", "2"), 2, "none comes or goes: say CpusConfig(max=)"),
+        (("resize", "control", "--memory", "1X"), 2, "--memory: '1X' is not a size"),
+        (("resize", "control", "--memory", "1G"), 2, "hotplug_size"),
+        (("add", "none", "--rtc", ""), 1, "aiovmm run --control-socket PATH"),
+    ],
+)
+def test_what_cannot_be_is_said_in_a_line(tmp_path: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    with guest(tmp_path, "i"):
+        got, out, error = ask(*words, cwd=tmp_path)
+        assert (got, out, error.count("\n")) == (code, "", 1), error
+        assert said in error
+
+
+def test_processors_and_memory(tmp_path: Path) -> None:
+    """Of a guest that heeds nothing: virtio-mem's, which is asked, need not be waited for."""
+    memory = ("--memory", "size=64M,hotplug_size=512M,hotplug_method=virtio-mem")
+    with guest(tmp_path, "i", "--cpus", "boot=1,max=4", *memory):
+        assert ask("resize", "control", "--memory", "128M", "--timeout", "0", cwd=tmp_path) == (0, "", "")
+        code, _, error = ask("resize", "control", "--cpus", "2", "--timeout", "0.1", cwd=tmp_path)
+        assert (code, error.count("\n")) == (1, 1)
+        assert "within 0.1 s" in error
+        code, _, error = ask("resize", "control", "--cpus", "5", cwd=tmp_path)
+        assert code == 2
+        assert "it can have 1 to 4 processors" in error
+
+
+def test_a_monitor_that_is_confined_says_what_would_let_it(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside, inside = (tmp_path_factory.mktemp(name) / "disk.img" for name in ("outside", "inside"))
+    for path in (outside, inside):
+        path.write_bytes(bytes(1 << 20))
+    with guest(tmp_path, "P", "--landlock", "--landlock-rules", f"path={inside.parent},access=rw"):
+        code, _, error = ask("add", "control", "--disk", f"path={outside}", cwd=tmp_path)
+        assert (code, error.count("\n")) == (1, 1), error
+        assert "--landlock-rules path=DIR,access=rw" in error
+        assert ask("add", "control", "--disk", f"path={inside}", cwd=tmp_path) == (0, "disk0\n", "")
+        code, _, error = ask("add", "control", "--net", "", cwd=tmp_path)
+        assert (code, error.count("\n")) == (1, 1), error
+        assert "--seccomp false" in error
