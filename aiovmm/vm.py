@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self, overload
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, LimitsConfig, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, StateError
+from aiovmm.errors import ConfigError, HostError, StateError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine.changes import Changes
@@ -254,13 +254,18 @@ class VM(Inventory, Changes, Saving, Commands):
                 self._journal.emit(EventKind.PAUSED)
 
     async def resume(self) -> None:
-        """Let a paused guest go on. Idempotent. Raises StateError."""
+        """Let a paused guest go on. Idempotent. Raises StateError, and HostError if it has not run yet, for it comes from a
+        snapshot, and the host has no threads for it: the VM is stopped then."""
         self._home.check()
         async with self._transition:
             if self.state is VMState.CREATED:
                 raise StateError(f"VM {self.name!r} has not been started: start() it")
             if self._life.check(VMState.RUNNING):
-                self.machine.resume()
+                try:
+                    self.machine.resume()
+                except HostError as exc:
+                    await finish(self._ending.end(failed("it could not go on", exc)))
+                    raise
                 self._life.move(VMState.RUNNING)
                 self._journal.emit(EventKind.RESUMED)
                 if self._limits is None and self._config.limits != LimitsConfig():  # it came from a snapshot

@@ -64,6 +64,7 @@ class Machine:
         self.end_of_ram: int  # and of what may come to be RAM
         self.end_of_memory: int  # with that of devices, as it was built
         self._halted = self._starting = False
+        self._due: list[Vcpu] = []  # that are paused, and have not been started yet
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = AsyncExitStack()
         self._host = ExitStack()  # KVM's VM and memory, which a thread gives back
@@ -283,8 +284,9 @@ class Machine:
         return self.board.vcpus
 
     async def start(self, *, paused: bool = False) -> None:
-        """Let all vCPUs run, or have them stand at their first instruction. Where there are many the event loop has turns between
-        them, and the machine may be halted in one: then no instruction is run. Raises HostError."""
+        """Let all vCPUs run, or, `paused`, as soon as they are resumed, which starts their threads. Where there are many the
+        event loop has turns between them, and the machine may be halted in one: then no instruction is run. Raises
+        HostError."""
         self._starting = True
         try:
             await self._start(paused)
@@ -303,7 +305,9 @@ class Machine:
                 return
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
-            self._run(vcpu)
+                self._due.append(vcpu)
+            else:
+                self._run(vcpu)
 
     def _run(self, vcpu: Vcpu) -> None:
         cpus = self.parts.config.cpus
@@ -348,9 +352,12 @@ class Machine:
             raise
 
     def resume(self) -> None:
-        """Let them go on."""
+        """Let them go on. Raises HostError if one was to be started by that, and cannot."""
         for vcpu in self.vcpus:
             vcpu.resume()
+        due, self._due = self._due, []
+        for vcpu in due:
+            self._run(vcpu)
 
     def limit_exits(self, rate: int | None) -> None:
         """See VmFd."""
@@ -368,6 +375,7 @@ class Machine:
     def halt(self) -> None:
         """Ask all vCPU threads to end, without waiting for them, for good. Idempotent."""
         self._halted = True
+        self._due.clear()
         for vcpu in self.vcpus:
             vcpu.stop()
 

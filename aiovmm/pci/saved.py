@@ -169,7 +169,13 @@ async def _suspend(functions: list[PciFunction], end: float, limit: float) -> No
 
 
 async def unsuspend_all(functions: Iterable[PciFunction]) -> None:
-    """In the opposite order. One that is still being suspended goes on as soon as it is, and nobody waits for it."""
-    functions = list(functions)
-    for first in (True, False):
-        await asyncio.gather(*(f.unsuspend() for f in functions if f.suspended_last is first))
+    """In the opposite order. One that is still being suspended goes on as soon as it is, and nobody waits for it. What one raises
+    does not keep the others from it."""
+    errors: list[Exception] = []
+    for function in sorted(functions, key=lambda function: not function.suspended_last):
+        try:
+            await function.unsuspend()
+        except Exception as exc:
+            errors.append(exc)
+    if errors:
+        raise errors[0]

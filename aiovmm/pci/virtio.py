@@ -305,6 +305,9 @@ class VirtioPci(PciFunction):
 
     async def unsuspend(self) -> None:
         """The device goes on, unless it is broken; one that is still being suspended as soon as it is, and then nobody waits."""
+        if self._standstill.loaded:  # nothing else is under way, and who gives up has no use for the machine
+            await self._go_on()
+            return
         going = self._submit(self._go_on())
         if self._standstill.positions is not None or not self._active:
             await going

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import socket
 import stat
 from pathlib import Path
@@ -45,7 +44,7 @@ def listen_at(path: Path, *, option: str, operation: str, backlog: int = 128) ->
 
 
 def _listen(listener: socket.socket, path: Path, backlog: int) -> None:
-    first = path.with_name(f".{secrets.token_hex(4)}")
+    first = path.with_name(f".{os.urandom(4).hex()}")
     if len(os.fsencode(first)) > PATH_LIMIT:
         first = path
     listener.bind(os.fspath(first))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from aiovmm import VM, ConsoleConfig, DiskConfig, RngConfig, VsockConfig
+from tests.vm.guest import config, counts_on
 
 NOT_IMPORTED = [
     "aiofiles",
@@ -77,6 +81,36 @@ def test_it_does_not_import(name: str, start: dict[str, Any]) -> None:
 
 def test_its_own_modules_are_not_more_than_they_need_to_be(start: dict[str, Any]) -> None:
     assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 167
+
+
+RESTORED = """
+import asyncio, sys
+from pathlib import Path
+from aiovmm import VM
+async def main():
+    async with VM.restore(sys.argv[1]):
+        pass
+asyncio.run(main())
+print(*sys.modules)
+"""
+
+
+async def test_what_goes_on_from_a_snapshot_does_not_import_what_boots(tmp_path: Path) -> None:
+    with (tmp_path / "disk").open("wb") as disk:
+        disk.truncate(1 << 20)
+    devices = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
+    async with VM(config("s", disks=(DiskConfig(path=tmp_path / "disk"),), **devices)) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.snapshot(tmp_path / "snapshot")
+    command = [sys.executable, "-c", RESTORED, str(tmp_path / "snapshot")]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, text=True, timeout=60)
+    modules = done.stdout.split()
+    assert "aiovmm.pci.virtio" in modules
+    boots = tuple(f"aiovmm.boot.{part}" for part in ("acpi", "cache", "elf", "initrd", "unpack", "x86_64.kernel"))
+    unwanted = ("secrets", "random", "aiovmm.cli", "aiovmm.boot.x86_64.linux", "aiovmm.boot.x86_64.mptable", *boots)
+    assert [name for name in modules if name.startswith(unwanted)] == []
+    assert len([name for name in modules if name.startswith("aiovmm.")]) <= 231
 
 
 IMPORTED = (

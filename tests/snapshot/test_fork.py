@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import os
 from contextlib import AsyncExitStack
@@ -18,6 +19,7 @@ from aiovmm import (
     ConsoleMode,
     DiskConfig,
     ExitReason,
+    HostError,
     MemoryConfig,
     NetConfig,
     RngConfig,
@@ -29,8 +31,10 @@ from aiovmm import (
 from aiovmm.boot.x86_64 import layout
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.kvm import Vcpu
 from aiovmm.snapshot.template import Template
-from tests.vm.guest import config, counter, counts_on
+from tests.host_threads import of_vcpus
+from tests.vm.guest import config, counter, counts_on, until
 from tests.vm.remains import Remains
 
 pytestmark = pytest.mark.usefixtures("kvm_there")
@@ -251,4 +255,26 @@ async def test_whoever_waits_for_a_guest_that_is_frozen_finds_it_stopped(tmp_pat
         assert not (tmp_path / "s").exists()
     async with first, first.fork() as child:
         await child.resume()
+        await counts_on(child)
+
+
+async def test_what_waits_for_its_turn_has_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool of many that are paused costs the host none, and one that cannot have them has ended."""
+
+    def refuse(_self: Vcpu, *_args: object, **_kwargs: object) -> None:
+        raise HostError("starting a thread", errno.EAGAIN)
+
+    async with await frozen(cpus=2) as template, template.fork() as child, template.fork() as other:
+        assert child.state is other.state is VMState.PAUSED
+        assert not of_vcpus()
+        await child.resume()
+        await counts_on(child)
+        await until(lambda: len(of_vcpus()) == 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(Vcpu, "start", refuse)
+            with pytest.raises(HostError, match="starting a thread"):
+                await other.resume()
+        assert other.state is VMState.STOPPED
+        assert other.status is not None
+        assert "it could not go on" in other.status.detail
         await counts_on(child)

@@ -25,6 +25,7 @@ from aiovmm import (
     VMState,
     boot,
 )
+from aiovmm.boot import x86_64
 from aiovmm.boot.x86_64 import KernelImage, acpi
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
@@ -186,7 +187,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
     remains: Remains, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    setup = board.setup_linux
+    setup = x86_64.setup_linux
     machines: list[Any] = []
 
     def slow(memory: GuestMemory, *arguments: Any) -> Any:
@@ -195,7 +196,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
         assert go_on.wait(20)
         return setup(memory, *arguments)
 
-    monkeypatch.setattr(board, "setup_linux", slow)
+    monkeypatch.setattr(x86_64, "setup_linux", slow)
     entering = asyncio.ensure_future(VM(full("s")).__aenter__())
     await asyncio.to_thread(begun.wait, 20)
     entering.cancel()
@@ -270,7 +271,7 @@ STEPS: list[tuple[Any, str]] = [
     (acpi, "build"),
     (GuestMemory, "write"),
     (KernelImage, "load_into"),
-    (board, "setup_linux"),
+    (x86_64, "setup_linux"),
     (board, "create_vcpus"),
     (VmFd, "create_vcpu"),
     (VcpuState, "set_packed_cpuid"),
@@ -409,7 +410,7 @@ async def test_an_error_of_ours_ends_the_vm_and_nobody_waits_forever(monkeypatch
     async with VM(full("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         with monkeypatch.context() as patch:
-            patch.setattr(board, "setup_linux", lambda *_: 1 / 0)
+            patch.setattr(x86_64, "setup_linux", lambda *_: 1 / 0)
             vm.serial.write(b"q")
             status = await asyncio.wait_for(vm.wait(), 20)
         assert isinstance(status.error, ZeroDivisionError)

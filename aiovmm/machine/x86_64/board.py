@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiovmm.boot.x86_64 import KernelImage, layout, ram_ranges, setup_linux
+from aiovmm.boot.x86_64 import layout, ram_ranges
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
 from aiovmm.bus import Range, Space
 from aiovmm.config import HotplugMethod, VMConfig
@@ -148,6 +148,8 @@ class Pc(Board):
 
     def load(self, memory: GuestMemory) -> None:
         """By the kernel's own protocol."""
+        from aiovmm.boot.x86_64 import KernelImage, setup_linux
+
         config, kernel = self.parts.config, self.parts.kernel
         assert isinstance(kernel, KernelImage), "it was loaded on this host"
         self._memory = memory

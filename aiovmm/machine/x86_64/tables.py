@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from aiovmm.boot.x86_64 import acpi, layout
 from aiovmm.boot.x86_64.cpuid import apic_id
-from aiovmm.boot.x86_64.mptable import mp_table
 from aiovmm.config import VMConfig
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.pci import describe_segments
@@ -52,6 +51,8 @@ def _modules(config: VMConfig, end_of_ram: int) -> tuple[acpi.MemoryModule, ...]
 
 def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
     """All of them, to where they are looked for. It may be called in a thread."""
+    from aiovmm.boot.x86_64.mptable import mp_table
+
     tables, mp = _tables.get(machine, lambda: (acpi.build(machine, layout.RSDP), mp_table(machine, layout.MP_TABLE)))
     memory.write(tables.base, tables.blob)
     memory.write(layout.MP_TABLE, mp)

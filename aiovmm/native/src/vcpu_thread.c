@@ -3,9 +3,11 @@
 #include "vcpu_state.h"
 
 #include <errno.h>
+#include <linux/kvm.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -65,14 +67,13 @@ static void *thread_main(void *vcpu) {
     struct avmm_vcpu *v = vcpu;
     stand_back(v->nice);
     avmm_name_thread(v->name);
-
-    prctl(PR_SET_NAME, v->name);
     if (v->core) {
         int apart = keep_apart(v->core);
         atomic_store(&v->apart, apart);
         if (apart < 0)
             return NULL;
     }
+    ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* as after a pause (vcpu.c): it may be from a snapshot */
     avmm_vcpu_run(v);
     return NULL;
 }

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aiovmm import VM, CpusConfig
+from aiovmm.boot.x86_64 import mptable
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
@@ -38,7 +39,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     count(cpuid, "get_supported")
     count(vcpus, "of_host")
     count(vcpus, "adjust")
-    count(tables, "mp_table")
+    count(mptable, "mp_table")
     return counts
 
 

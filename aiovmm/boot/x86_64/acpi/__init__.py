@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from aiovmm.boot.x86_64.acpi.config import (
     RESET_VALUE,
     S5_VALUE,
@@ -14,7 +16,10 @@ from aiovmm.boot.x86_64.acpi.config import (
     NumaNode,
     SerialPort,
 )
-from aiovmm.boot.x86_64.acpi.tables import AcpiImage, build
+from aiovmm.runtime.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from aiovmm.boot.x86_64.acpi.tables import AcpiImage, build
 
 __all__ = [
     "RESET_VALUE",
@@ -30,3 +35,5 @@ __all__ = [
     "SerialPort",
     "build",
 ]
+
+__getattr__ = lazy_names(__name__, {"aiovmm.boot.x86_64.acpi.tables": "AcpiImage build"})  # for machines that boot

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 from aiovmm.devices.virtio.blk.protocol import SECTOR, Request, Status
+from aiovmm.runtime.dataclass import dataclass
 
 __all__ = ["MAX_SEGMENTS", "MAX_SEGMENT_SECTORS", "PAYLOAD_MAX", "Extent", "parse_extents"]
 
