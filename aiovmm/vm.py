@@ -206,7 +206,7 @@ class VM(Inventory, Changes, Saving, Commands):
         from aiovmm.agent.guest_place import GuestPlace
 
         self._home.check()
-        return Agent(GuestPlace(self, self._ending.stopped))
+        return Agent(GuestPlace(self, self._ending.stopped), renews=self._power.restored is not None)
 
     def _plugged(self) -> Sequence[PluggedDevice]:
         self._home.check_thread()

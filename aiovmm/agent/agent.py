@@ -33,14 +33,17 @@ _HINTS = {
     "greeting": "something listens at the agent's vsock port and does not answer: is that program stopped, or "
     "not the agent?",
 }
+_ENTROPY = 64  # bytes
 _POWER = {"poweroff": 0, "reboot": 1, "halt": 2}
 
 
 class Agent:
-    """`vm.agent`. `ready` waits for it; all else does so as well, for at most `patience` seconds."""
+    """`vm.agent`. `ready` waits for it; all else does so as well, for at most `patience` seconds. One that `renews` is in a
+    guest that goes on where another one stood: before anything is asked of it, it is given the time and entropy."""
 
-    def __init__(self, place: Place, *, patience: float = 30.0) -> None:
+    def __init__(self, place: Place, *, patience: float = 30.0, renews: bool = False) -> None:
         self.place = place
+        self._renews = renews
         self.patience = patience
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None
@@ -108,6 +111,15 @@ class Agent:
                 raise
             if (ended := self.place.ended()) is not None:
                 link.close_after(ended)
+            if self._renews:
+                try:
+                    await _renew(link)
+                except ConnectionError:
+                    continue
+                except BaseException:
+                    link.close()
+                    raise
+                self._renews = False
             return link
 
     async def begin(self, kind: Kind, payload: bytes, *, window: int) -> Channel:
@@ -157,15 +169,15 @@ class Agent:
     async def set_time(self, seconds: float | None = None) -> None:
         """Set the guest's clock: to the host's, or to seconds since the epoch. Raises GuestOSError, AgentLost."""
         nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
-        await self._ask("setting the clock", Kind.CLOCK, struct.pack("<QI", *divmod(nanoseconds, 10**9)))
+        await self._ask("setting the clock", Kind.CLOCK, _clock(nanoseconds))
 
     async def add_entropy(self, data: bytes | None = None) -> None:
         """Give the guest's random number generator entropy of the host's, and start it anew. Raises GuestOSError,
         AgentLost."""
-        await self._ask("adding entropy", Kind.ENTROPY, os.urandom(64) if data is None else data)
+        await self._ask("adding entropy", Kind.ENTROPY, os.urandom(_ENTROPY) if data is None else data)
 
     async def renew(self) -> None:
-        """After a restore or a fork: clock and entropy, so that no two guests are alike."""
+        """Clock and entropy. A guest that was restored or forked is given both by itself, when its agent is found."""
         await self.set_time()
         await self.add_entropy()
 
@@ -183,3 +195,14 @@ class Agent:
             raise await self.lost(what) from None
         if number:
             raise guest_os_error(what, number)
+
+
+def _clock(nanoseconds: int) -> bytes:
+    return struct.pack("<QI", *divmod(nanoseconds, 10**9))
+
+
+async def _renew(link: Link) -> None:
+    """In one round trip. An agent without the right to either goes on as it is: the guest's kernel was told before. Raises
+    ConnectionError."""
+    clock = link.ask(Kind.CLOCK, _clock(time.time_ns()))
+    await asyncio.gather(clock, link.ask(Kind.ENTROPY, os.urandom(_ENTROPY)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,15 @@ def command(directory: Path, number: int, sockets: Path | None, stop_timeout: fl
 
     They have its memory in common until they write to it, and each disk that can be written to has an overlay of its own,
     which goes with its guest. With --sockets each has its consoles and its vsock there: see `aiovmm attach`, `aiovmm exec`.
+    The exit code is 1 if one of them failed, as that of `aiovmm run` is.
     """
     import uvloop
 
-    uvloop.run(_run(directory, number, sockets, stop_timeout))
+    sys.exit(uvloop.run(_run(directory, number, sockets, stop_timeout)))
 
 
-async def _run(directory: Path, number: int, sockets: Path | None, stop_timeout: float) -> None:
+async def _run(directory: Path, number: int, sockets: Path | None, stop_timeout: float) -> int:
+    """The exit code: 1 if a guest did not end as guests should."""
     from aiovmm.snapshot.template import Template
 
     stop = asyncio.Event()
@@ -56,9 +59,10 @@ async def _run(directory: Path, number: int, sockets: Path | None, stop_timeout:
         told.cancel()
         if not ended.done():
             await asyncio.gather(*(vm.stop(stop_timeout) for vm in vms))
-        for vm, status in zip(vms, await ended, strict=True):
-            if not status.ok:
-                say(f"{vm.name} ended: {status.reason.value}: {status.detail}")
+        failed = [(vm.name, status) for vm, status in zip(vms, await ended, strict=True) if not status.ok]
+        for name, status in failed:
+            say(f"{name} ended: {status.reason.value}: {status.detail}")
+    return 1 if failed else 0
 
 
 def _places(config: Any, name: str, sockets: Path | None, cid: int) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Restore:
 
     def vm(self) -> VM:
         """To be entered, once. The snapshot is closed with its memory."""
-        return self.source.vm(VM, self.config, prefault=self.prefault)
+        return self.source.vm(VM, self.config, prefault=self.prefault, last=True)
 
 
 def _without_lost_places(config: VMConfig, given: dict[str, Any]) -> VMConfig:

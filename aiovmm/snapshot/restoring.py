@@ -55,9 +55,18 @@ class Source:
         ports: Sequence[PortDevice] = (),
         *,
         prefault: bool = False,
+        last: bool = False,
     ) -> V:
-        """A VM that stands, paused, where the snapshot was taken, once it is entered."""
-        return going_on(cls, config, Restored(self.state, partial(self.base.map, prefault=prefault)), devices, ports)
+        """A VM that stands, paused, where the snapshot was taken, once it is entered. After the `last` there are no more of them:
+        this is closed then, when that has its memory."""
+        map_memory = partial(self._map_last if last else self.base.map, prefault=prefault)
+        return going_on(cls, config, Restored(self.state, map_memory), devices, ports)
+
+    def _map_last(self, ram: list[tuple[int, int]], *, prefault: bool) -> GuestMemory:
+        try:
+            return self.base.map(ram, prefault=prefault)
+        finally:
+            self.close()
 
     def verify(self) -> None:
         """Read all of the memory. In a thread. Raises SnapshotError if it is not what was saved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,7 +38,12 @@ def run(*words: str | Path, cwd: Path, said: bytes = b"") -> subprocess.Complete
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """A directory with a snapshot in `s`, of a guest that then waits for three times a 'q', and powers off."""
-    guest = ("run", "--kernel", build_kernel("kernel"), "--memory", "64M", "--cmdline", "hehehehoe", "--name", "warm")
+    return save(tmp_path, "hehehehoe")
+
+
+def save(tmp_path: Path, does: str) -> Path:
+    """Likewise of a guest that does this (tests/guests/kernel.S)."""
+    guest = ("run", "--kernel", build_kernel("kernel"), "--memory", "64M", "--cmdline", does, "--name", "warm")
     places = ("--serial", "socket=serial", "--control-socket", "control", "--vsock", "cid=5")
     with subprocess.Popen([*AIOVMM, *map(str, guest), *places], cwd=tmp_path, stderr=subprocess.PIPE) as monitor:
         try:
@@ -93,7 +99,24 @@ def test_several_guests_go_on_in_one(saved: Path) -> None:
         assert monitor.stderr is not None
         assert monitor.stderr.readline() == b"aiovmm: 4 guests run: warm-0 to warm-3\n"
         monitor.send_signal(signal.SIGTERM)
-        assert monitor.wait(TIME) == 0
+        assert monitor.wait(TIME) == 1, "they did not power off by themselves"
+
+
+@pytest.mark.parametrize(("does", "code"), [("heo", 0), ("het", 1)], ids=["power-off", "triple-fault"])
+def test_forks_say_how_their_guests_ended(tmp_path: Path, does: str, code: int) -> None:
+    save(tmp_path, does)
+    command = [*AIOVMM, "fork", "s", "-n", "2", "--sockets", "."]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as monitor:
+        for name in ("warm-0.serial", "warm-1.serial"):
+            until(lambda name=name: (tmp_path / name).exists())  # type: ignore[misc]
+            with socket.socket(socket.AF_UNIX) as serial:
+                serial.connect(str(tmp_path / name))
+                serial.sendall(b"q")
+                while serial.recv(4096):  # until it has ended
+                    pass
+        assert monitor.stderr is not None
+        said = monitor.stderr.read()
+        assert (monitor.wait(TIME), said.count(b" ended: ")) == (code, 2 * code), said
 
 
 def test_what_does_not_go(saved: Path) -> None:

@@ -36,7 +36,8 @@ from aiovmm.kvm.x86_64.vcpuimage import VcpuSizes, read_vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.snapshot.directory import STATE, Written
 from aiovmm.snapshot.document import decode, encode
-from tests.vm.guest import config, counter, counts_on, event
+from aiovmm.snapshot.restoring import open_source
+from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
 pytestmark = pytest.mark.usefixtures("kvm_there")
@@ -175,6 +176,27 @@ async def test_nothing_is_left(tmp_path: Path) -> None:
             await counts_on(again)
             await again.snapshot(tmp_path / "t")
     await before.check()
+
+
+async def test_the_last_of_a_snapshot_has_it_alone(tmp_path: Path) -> None:
+    """Once its guest has another memory, or is gone, nothing of the snapshot is open."""
+    async with VM(config("her", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await vm.serial.expect(rb"hello")
+        await vm.snapshot(tmp_path / "s")
+    source = open_source(tmp_path / "s")
+    async with source.vm(VM, source.config, last=True) as again:
+        await again.resume()
+        (memory,) = (tmp_path / "s").glob("memory-*")
+        assert is_open(memory)
+        await again.serial.send(b"q")
+        await event(again, EventKind.REBOOTED)
+        await until(lambda: not is_open(memory))
+
+
+def is_open(path: Path) -> bool:
+    """In this process."""
+    return any(fd.resolve() == path for fd in Path("/proc/self/fd").iterdir())
 
 
 class Odd(VirtioDevice):

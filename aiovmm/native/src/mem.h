@@ -48,7 +48,7 @@ struct avmm_span {
     uint64_t size;
 };
 
-/* Give the host back what is there, so that it reads as zeros: 0 or an errno. Memory that other processes share is emptied for
+/* Give the host back what is there, so that it reads as zeros, or, of private memory over a file, as that: 0 or an errno. Memory that other processes share is emptied for
  * them, too. Any thread may call it, and the guest may go on. */
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 
