@@ -65,7 +65,7 @@ class ArmMachine:
         self.features = VcpuFeatures.of(self.kvm.fd)
         reset(self.vm, self.cpus, self.features)
         where = gic_of(cpus)
-        Gic(self.vm, distributor=where.distributor, redistributors=where.redistributors, its=where.its)
+        self.gic = Gic(self.vm, distributor=where.distributor, redistributors=where.redistributors, its=where.its)
         if self.features.pmu:
             pmu.set_up(self.cpus, PMU_PPI)
         self.bus = Bus()
@@ -110,6 +110,7 @@ class ArmMachine:
 
     async def __aexit__(self, *exc: object) -> None:
         await self.loop.close()
+        self.gic.close()
         self.vm.close()
         self.memory.close()
         self.kvm.close()

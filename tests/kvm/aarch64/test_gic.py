@@ -63,7 +63,7 @@ def kvm(monkeypatch: pytest.MonkeyPatch) -> FakeKvm:
 
 
 def make(vm: Any) -> None:
-    Gic(vm, distributor=0x08FF0000, redistributors=0x08FD0000, its=0x08FB0000)
+    Gic(vm, distributor=0x08FF0000, redistributors=0x08FD0000, its=0x08FB0000).close()
 
 
 def test_places_come_before_numbers_and_both_before_the_controller_is_ready(kvm: FakeKvm) -> None:

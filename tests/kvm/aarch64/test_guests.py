@@ -13,9 +13,14 @@ from aiovmm.kvm import Kvm
 from aiovmm.kvm import aarch64 as room
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.gic import FIRST_SPI, SPIS, Gic
+from aiovmm.kvm.aarch64.gicstate import GicImage, read_gic
 from aiovmm.kvm.aarch64.pins import EndOfInterrupt, SpiLine
-from aiovmm.kvm.aarch64.registers import MPIDR_EL1, PC, Registers, x
+from aiovmm.kvm.aarch64.registers import MPIDR_EL1, PC, VIRTUAL_COUNTER, Registers, x
+from aiovmm.kvm.aarch64.vcpuimage import VcpuImage, read_vcpu
 from aiovmm.kvm.exits import SystemEvent, SystemEventType
+from aiovmm.machine.moment import Moment
+from aiovmm.native import lib
+from aiovmm.runtime.plain import Fields
 from tests.guests.aarch64 import (
     ERET,
     LOAD_SYNDROME,
@@ -30,7 +35,7 @@ from tests.guests.aarch64 import (
     store,
     unmask_interrupts,
 )
-from tests.guests.aarch64.machine import CODE, DEVICE, ArmMachine
+from tests.guests.aarch64.machine import CODE, DEVICE, RAM, SIZE, ArmMachine
 
 pytestmark = pytest.mark.kvmhost(arch="aarch64")
 
@@ -213,6 +218,37 @@ def _told(fd: int) -> bool:
         return False
 
 
+async def test_a_guest_goes_on_in_another_machine_with_its_interrupts_and_clocks(spi: int) -> None:
+    """Saved as it waits for an interrupt, with one more pending; the other machine has both, and its own clock goes on."""
+    code, handler = interrupted(spi)
+    async with ArmMachine(code) as there, ArmMachine(code) as here:
+        there.memory.write(VECTORS + IRQ, handler)
+        there.start()
+        await there.until(lambda: 0 in there.device.written)
+        await there.cpus[0].pause()
+        SpiLine(there.vm, spi).set_level(True)  # pending, and taken by nobody
+        mpidrs = [Registers(vcpu).get(MPIDR_EL1) for vcpu in there.cpus]
+        moment = Moment.now()
+        vcpus = [VcpuImage.read(Fields(read_vcpu(vcpu), "vcpu")) for vcpu in there.cpus]
+        state = read_gic(there.gic, mpidrs)
+
+        here.memory.write(RAM, there.memory.read(RAM, SIZE))
+        for vcpu, image in zip(here.cpus, vcpus, strict=True):
+            image.put(vcpu)
+        GicImage.read(Fields(state, "gic"), len(mpidrs)).put(here.gic, mpidrs)
+        passed = moment.passed_ns() * lib.avmm_counter_hz() // 1_000_000_000
+        vcpus[0].put_counters(here.cpus[0], passed)
+        assert read_gic(here.gic, mpidrs) == state
+        before, after = (Registers(m.cpus[0]).get(VIRTUAL_COUNTER) for m in (there, here))
+        assert abs(after - before) < 60 * lib.avmm_counter_hz(), "both are of the same time"
+        line = SpiLine(here.vm, spi)
+        line.set_level(True)  # as its device does again
+        here.start()
+        await here.until(lambda: (FIRST_SPI + spi) in here.device.written.values())
+        line.set_level(False)
+        assert 8 not in there.device.written
+
+
 async def test_a_host_devices_signal_is_an_interrupt_whose_end_it_is_told(spi: int) -> None:
     """As of VFIO's INTx: no step of it is this process's."""
     code, handler = interrupted(spi)
@@ -274,7 +310,7 @@ def test_what_this_host_has() -> None:
         assert room.shortcomings(vm) == []
         vcpu = vm.create_vcpu(0)
         reset(vm, [vcpu], VcpuFeatures())
-        Gic(vm, distributor=0x08FF_0000, redistributors=0x08FD_0000, its=0x08FB_0000)
+        Gic(vm, distributor=0x08FF_0000, redistributors=0x08FD_0000, its=0x08FB_0000).close()
         assert vm.routing is not None
         assert vm.routing.allocate() == SPIS
         vm.close()
