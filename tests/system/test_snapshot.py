@@ -70,7 +70,7 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: s
         print(f"boot {boot:.3f} s, {snapshot}")
         await goes_on(vm, disk, digest)
         await vm.kill()
-    for _ in range(2):
+    for _ in range(2 if host == "x86_64" else 1):  # once more from the same; EL2 is slower
         began = time.monotonic()
         async with VM.restore(folder / "snapshot", name="again", verify=True) as vm:
             await vm.resume()
