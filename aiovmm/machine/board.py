@@ -149,7 +149,8 @@ class Board(ABC):
 
     @abstractmethod
     def save(self) -> State:
-        """All that `restore` wants to know. In a thread, while the guest stands still. Raises SnapshotError, KvmError."""
+        """All that `restore` wants to know. In a thread, while the guest stands still, whose memory it may write to: that is read
+        after it. Raises SnapshotError, KvmError."""
 
     @abstractmethod
     def save_devices(self) -> State:
