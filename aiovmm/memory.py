@@ -22,9 +22,10 @@ from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.errors import GuestFault, HostError, StateError, UsageError
-from aiovmm.native import ffi, owners
+from aiovmm.native import ffi, lib, owners
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.native.seals import seal_size
+from aiovmm.runtime import crew
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
 
@@ -371,6 +372,8 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything. Idempotent. A mapping with a live view goes when that view does."""
+        global _closed
+        _closed += 1
         tracker, self.tracker = self.tracker, None
         if tracker is not None:
             tracker.close()
@@ -456,3 +459,18 @@ def _let_merge(mapping: GuestMapping) -> None:
         raise HostError(
             "letting equal pages be merged", exc.errno or 0, "this kernel has no KSM: leave mergeable off"
         ) from exc
+
+
+_MANY = 32  # guests, of which the C library may have kept a megabyte
+_closed = 0
+
+
+def _trim() -> None:
+    """Once that many guests have gone and all is quiet, have the system get back what they had."""
+    global _closed
+    if _closed >= _MANY:
+        _closed = 0
+        lib.avmm_mem_trim()
+
+
+crew.at_rest.append(_trim)

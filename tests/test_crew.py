@@ -87,3 +87,11 @@ async def test_what_a_call_referred_to_is_let_go_of() -> None:
     while gone() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)
         await asyncio.sleep(0.001)
     assert gone() is None
+
+
+def test_who_ends_for_want_of_work_does_what_is_for_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "IDLE", 0.01)
+    done = threading.Event()
+    monkeypatch.setattr(crew, "at_rest", [done.set])
+    crew.run("web: anything", lambda: lambda: None)
+    assert done.wait(10)

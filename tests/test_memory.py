@@ -11,16 +11,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiovmm import memory as memory_module
 from aiovmm.config import MemoryConfig
 from aiovmm.errors import GuestFault, HostError, StateError, UsageError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
 from aiovmm.native import ffi
 from aiovmm.native.mapping import GuestMapping
+from aiovmm.runtime import crew
 
 HUGE = 2 << 20
 LOW, HIGH = (0, 4 * PAGE_SIZE), (1 << 32, 4 * PAGE_SIZE)
@@ -243,3 +246,20 @@ def _flags(address: int) -> list[str]:
         elif inside and line.startswith("VmFlags:"):
             return line.split()[1:]
     raise AssertionError("it is not mapped")
+
+
+def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies between the C library's other pieces it keeps, however much it is."""
+    calls: list[str] = []
+    monkeypatch.setattr(memory_module, "_closed", 0)
+    monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
+    assert memory_module._trim in crew.at_rest
+    for _ in range(memory_module._MANY - 1):
+        GuestMemory().close()
+    memory_module._trim()
+    assert not calls
+    GuestMemory().close()
+    memory_module._trim()
+    assert calls == ["trim"]
+    memory_module._trim()
+    assert calls == ["trim"], "nobody has gone since"

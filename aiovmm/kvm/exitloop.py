@@ -30,6 +30,7 @@ _EVENT = struct.Struct("<QQIIHBBI")  # struct avmm_event: address, data, count, 
 _BATCH = 256  # events in one drain
 _FULL = _BATCH // 2  # that many had no room for more, reports apart: then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
+_SPARE = 8  # batches that are kept for whoever has events next, in any thread
 _STAYS = 16  # drains in one turn of the loop, while the guest has something again at once
 TURN = 0.0005
 """Seconds of one VM in one turn of the loop, an exit that is being served apart; what is left waits for its next turn, so
@@ -38,6 +39,24 @@ that a guest's flood takes no more than its share. One that has taken TURN more 
 _SPACE = (Space.PIO, Space.PIO, Space.MMIO, Space.MMIO)  # by kind of event
 
 DeviceErrorCallback = Callable[[Range, Exception], None]
+
+
+class _Batch:
+    """Where events are taken to. Only who has some needs one: a thousand guests that sleep have none."""
+
+    def __init__(self) -> None:
+        self._events = room("struct avmm_event[]", _BATCH)
+        self._bytes = room("uint8_t[]", _BYTES)
+        self.view = memoryview(ffi.buffer(self._events)).cast("B")
+        self.data = ffi.buffer(self._bytes)
+
+    def drain(self, vm: Any) -> int:
+        """How many there are now."""
+        count: int = lib.avmm_vm_drain(vm, self._events, _BATCH, self._bytes, _BYTES)
+        return count
+
+
+_spare: list[_Batch] = []
 
 
 class ExitLoop:
@@ -79,10 +98,7 @@ class ExitLoop:
         self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
         self._tasks: set[asyncio.Future[Any]] = set()
         self._touched: dict[Range, None] = {}
-        self._events = room("struct avmm_event[]", _BATCH)
-        self._view = memoryview(ffi.buffer(self._events)).cast("B")
-        self._bytes = room("uint8_t[]", _BYTES)
-        self._data = ffi.buffer(self._bytes)
+        self._batch: _Batch | None = None  # while there is something in it
 
     def open(self) -> None:
         """Begin to serve, on the running loop, and publish the bus's ranges now and whenever they change. Raises StateError."""
@@ -183,8 +199,9 @@ class ExitLoop:
         events, self._rest = self._rest, None
         count = _BATCH
         if events is None:
-            count = lib.avmm_vm_drain(self._vm.native, self._events, _BATCH, self._bytes, _BYTES)
-            events = _EVENT.iter_unpack(self._view[: count * _EVENT.size])
+            self._batch = batch = _spare.pop() if _spare else _Batch()
+            count = batch.drain(self._vm.native)
+            events = _EVENT.iter_unpack(batch.view[: count * _EVENT.size])
         for event in events:
             kind = event[5]
             if kind <= lib.AVMM_MMIO_WRITE:
@@ -199,6 +216,10 @@ class ExitLoop:
             if count > 1 and perf_counter() >= end:
                 self._rest = events
                 break
+        if self._rest is None and self._batch is not None:
+            if len(_spare) < _SPARE:
+                _spare.append(self._batch)
+            self._batch = None
         if self._touched:
             self._end_batch()
         return count
@@ -225,7 +246,8 @@ class ExitLoop:
         if rng is not None:
             self._touched[rng] = None
             if n > 1:
-                self._write_many(rng, address - rng.base, bytes(self._data[data : data + n * size]), size)
+                assert self._batch is not None, "it is what the event came from"
+                self._write_many(rng, address - rng.base, bytes(self._batch.data[data : data + n * size]), size)
             elif sync:
                 pending = self._try(rng, rng.device.write, address - rng.base, data.to_bytes(size, "little"))
             else:

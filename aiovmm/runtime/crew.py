@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from aiovmm.runtime.threads import name_this_thread
 
-__all__ = ["NAME", "run"]
+__all__ = ["NAME", "at_rest", "run"]
 
 IDLE = 2.0
 NAME = "aiovmm worker"
@@ -23,6 +23,9 @@ _idle: list[
     _Hand
 ] = []  # who became so last is at the end, and is asked first: its caches are warm, and the others may go
 
+
+at_rest: list[Callable[[], object]] = []
+"""Called by each thread that ends for want of work: what is better done when nobody waits for anything."""
 
 Work = Callable[[], Callable[[], None]]
 
@@ -61,6 +64,8 @@ class _Hand(threading.Thread):
                 _idle.append(self)
             tell()
             del work, tell  # what they refer to need not wait for the next one
+        for call in at_rest:
+            call()
 
     def _wait(self) -> bool:
         """Whether there is work; if not, nobody will give it any."""

@@ -16,6 +16,7 @@ struct avmm_span {
     uint64_t host;
     uint64_t size;
 };
+void avmm_mem_trim(void);
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
 uint64_t avmm_mem_own(uint64_t host, uint64_t size);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/mempolicy.h>
+#include <malloc.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -109,4 +110,10 @@ uint64_t avmm_mem_own(uint64_t host, uint64_t size) { return count_pages(host, s
 void avmm_mem_page_out(uint64_t host, uint64_t size) {
     for (uint64_t at = 0; at < size; at += POPULATE)
         madvise((void *)(uintptr_t)(host + at), size - at < POPULATE ? size - at : POPULATE, MADV_PAGEOUT);
+}
+
+void avmm_mem_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
 }

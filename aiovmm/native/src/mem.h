@@ -42,6 +42,9 @@ uint64_t avmm_mem_own(uint64_t host, uint64_t size);
 /* Have the kernel write out what it can of them. */
 void avmm_mem_page_out(uint64_t host, uint64_t size);
 
+/* Have the C library give the system what was freed and it has kept, wherever it lies. Takes milliseconds. */
+void avmm_mem_trim(void);
+
 /* Whole pages of guest memory, of this process's addresses. */
 struct avmm_span {
     uint64_t host;
