@@ -69,8 +69,14 @@ def test_what_is_missing_and_what_nobody_reads_is_named() -> None:
         inner.data("c")
     assert list(inner.several("c")) == []
     inner.end()
-    with pytest.raises(SnapshotError, match=r"rtc has fields that this version does not know: z"):
+    with pytest.raises(SnapshotError, match=r"rtc has fields that this version does not know: 'z'"):
         fields.end()
+
+
+def test_names_that_nobody_knows_are_told_in_one_line() -> None:
+    with pytest.raises(SnapshotError) as caught:
+        Fields({"a\nb\x1b[2J": 1}, "rtc").end()
+    assert str(caught.value).isprintable()
 
 
 def test_entries_of_a_list_are_named() -> None:

@@ -110,8 +110,9 @@ class Kvm:
         if not 0 < max_vcpus <= self.max_vcpus:
             hint = f"this KVM allows 1 to {self.max_vcpus} vCPUs"
             raise KvmError(f"creating a VM with {max_vcpus} vCPUs", errno.EINVAL, hint)
+        run_size = self.run_size  # which may fail, and there is no VM yet that would be left
         fd = call(self.fd, lib.KVM_CREATE_VM, architecture.of_host().vm_type(self.fd), "creating a VM")
-        return VmFd(fd, run_size=self.run_size, max_vcpus=max_vcpus)
+        return VmFd(fd, run_size=run_size, max_vcpus=max_vcpus)
 
     def shortcomings(self) -> list[tuple[str, str]]:
         """What this KVM has not that every guest needs, each with what to do about it. Raises KvmError."""

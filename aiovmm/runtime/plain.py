@@ -139,7 +139,7 @@ class Fields:
     def end(self) -> None:
         """All has been read: nothing else may be there, for nobody would heed it."""
         if unknown := sorted(self._state.keys() - self._read):
-            raise SnapshotError(f"{self.where} has fields that this version does not know: {', '.join(unknown)}")
+            raise SnapshotError(f"{self.where} has fields that this version does not know: {ascii(unknown)[1:-1]}")
 
     def _take(self, name: str) -> Plain:
         if name not in self._state:

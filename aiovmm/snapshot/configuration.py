@@ -68,7 +68,7 @@ def _made(cls: type, state: Plain, where: str) -> Any:
     Fields(state, where)  # it has fields
     types = field_types(cls)
     if unknown := sorted(state.keys() - types.keys()):
-        raise SnapshotError(f"{where} has fields that this version does not know: {', '.join(unknown)}")
+        raise SnapshotError(f"{where} has fields that this version does not know: {ascii(unknown)[1:-1]}")
     return cls(**{name: _value(cls, types[name], value, f"{where}.{name}") for name, value in state.items()})
 
 

@@ -89,3 +89,10 @@ def test_a_sequence_without_an_end_holds_back_a_bounded_number_of_bytes() -> Non
             assert len(guard._held) < 6000
         guard.feed(b"\x07\x1b\\")
         assert guard.feed(b"text") == b"text"
+
+
+@pytest.mark.timeout(20)  # it takes microseconds, or longer than anyone has
+@pytest.mark.parametrize("letters", [b"x" * 60, b"\xff" * 60, b"\xc3\xa9x" * 30, b"\xe0\xa0\xa0\xa1" * 20])
+def test_a_title_that_is_no_text_after_all_is_known_for_that_at_once(letters: bytes) -> None:
+    assert OutputGuard().feed(b"\x1b]0;" + letters + b"\x97\x07") == b""
+    assert OutputGuard().feed(b"\x1b]0;" + letters + b"\x07") == b"\x1b]0;" + letters + b"\x07"

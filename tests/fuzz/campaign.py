@@ -82,8 +82,11 @@ def run_all(names: Sequence[str], place: Path, seconds: float, *, keep: bool = F
 
 
 def _merge(name: str, command: list[str], place: Path) -> None:
-    least = place / f"{name}-least"
-    least.mkdir(exist_ok=True)
-    merge = [*command, "-merge=1", str(least), str(place / f"{name}-corpus")]
-    subprocess.run(merge, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    """Atheris cannot start itself again, as a merge does: of its targets all is kept."""
+    least = place / f"{name}-corpus"
+    if name in NATIVE:
+        corpus, least = least, place / f"{name}-least"
+        least.mkdir(exist_ok=True)
+        merge = [*command, "-merge=1", str(least), str(corpus)]
+        subprocess.run(merge, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     pack(name, least)

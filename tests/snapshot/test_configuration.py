@@ -78,7 +78,7 @@ def test_what_is_none_is_refused_by_name(place: tuple[Any, ...], odd: Any) -> No
 
 
 def test_a_field_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(SnapshotError, match=r"config\.cpus has fields that this version does not know: cores"):
+    with pytest.raises(SnapshotError, match=r"config\.cpus has fields that this version does not know: 'cores'"):
         from_state({**STATE, "cpus": {"cores": 1}})
 
 

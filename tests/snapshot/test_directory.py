@@ -168,7 +168,7 @@ def test_what_is_damaged_is_refused(tmp_path: Path, change: object, said: str) -
     [
         ({"version": 2}, "version 2, and this aiovmm reads version 1"),
         ({"format": "tar"}, "format"),
-        ({"more": 1}, "does not know: more"),
+        ({"more": 1}, "does not know: 'more'"),
         ({"memory": {"file": "../../etc/passwd", "size": 1, "pages": 0, "sum": 0}}, "no name of such a file"),
         ({"memory": 5}, "memory"),
         ({"config": None}, "config"),
