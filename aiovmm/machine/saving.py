@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from aiovmm.devices.port import PortDevice
+    from aiovmm.snapshot.received import Pages
     from aiovmm.snapshot.taking import Snapshot
     from aiovmm.snapshot.template import Template
     from aiovmm.virtqueue.device import VirtioDevice
@@ -46,12 +47,15 @@ class Saving:
         ports: Sequence[PortDevice] = (),
         prefault: bool = False,
         verify: bool = False,
+        pages: Pages | None = None,
     ) -> AbstractAsyncContextManager[Self]:
         """The guest of a snapshot, paused where it stood: `async with VM.restore(path) as vm: await vm.resume()`.
 
         `overrides` are fields of its VMConfig that are to be otherwise: disks, nets, vsock and consoles elsewhere. `devices` and
         `ports` are the program's own, as they were. Memory is read as the guest touches it, or all of it before, with `prefault`;
-        `verify` reads it to compare its checksum. Raises SnapshotError, ConfigError, HostError when it is entered.
+        `verify` reads it to compare its checksum. With `pages`, an async iterator of (offset, bytes) in any order, it comes from
+        there, all of it before the guest is built, and is compared: the directory needs no more than its state. Raises
+        SnapshotError, ConfigError, HostError, and what `pages` raises, when it is entered.
         """
         from aiovmm.snapshot.restoring import restored
         from aiovmm.snapshot.taking import path_of
@@ -65,6 +69,7 @@ class Saving:
             ports=ports,
             prefault=prefault,
             verify=verify,
+            pages=pages,
         )
 
     async def freeze(self) -> Template:

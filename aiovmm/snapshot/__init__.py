@@ -7,6 +7,7 @@ chain           a snapshot and those that it is over
 dirty           which pages were written since the last one
 increment       a file of these alone
 pages           the memory that has something in it, copied, summed up, mapped
+received        memory that comes from elsewhere
 base            memory that several guests have in common, counted
 taking          a snapshot of a VM
 restoring       a VM that goes on from one

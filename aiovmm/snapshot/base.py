@@ -15,7 +15,7 @@ from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.snapshot.increment import Increment
 from aiovmm.snapshot.pages import extents, keep, ram_of
 
-__all__ = ["Base", "base_of"]
+__all__ = ["FIXED", "Base", "base_of"]
 
 
 class Base:
@@ -87,7 +87,7 @@ class Base:
 
 
 _PAGE = 4096
-_FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 def base_of(memory: GuestMemory) -> Base:
@@ -123,7 +123,7 @@ def _copied(memory: GuestMemory, size: int, snapshot: str = "") -> Base:
     try:
         os.ftruncate(fd, size)
         keep(memory, fd, release=True)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FIXED)
     except BaseException:
         os.close(fd)
         raise

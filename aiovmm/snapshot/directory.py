@@ -167,33 +167,34 @@ class Opened:
     maps: str = ""
 
 
-def open_snapshot(path: Path) -> Opened:
-    """The one at `path`. In a thread. Raises SnapshotError for what is none, is damaged or of another version, HostError."""
+def open_snapshot(path: Path, *, memory: bool = True) -> Opened:
+    """The one at `path`; without its `memory`, which then need not be there (-1). In a thread. Raises SnapshotError for what is
+    none, is damaged or of another version, HostError."""
     try:
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as exc:
         raise _failed("opening a snapshot", path, exc) from exc
     try:
-        return _open_latest(path, directory)
+        return _open_latest(path, directory, memory)
     except SnapshotError as exc:
         raise SnapshotError(f"{path}: {exc}") from exc
     finally:
         os.close(directory)
 
 
-def _open_latest(path: Path, directory: int) -> Opened:
+def _open_latest(path: Path, directory: int, memory: bool) -> Opened:
     """The one that is there, if another takes its place meanwhile: then the memory of the first may be gone."""
     document = _read_state(path, directory)
     while True:
         try:
-            return _open(path, directory, document)
+            return _open(path, directory, document, memory)
         except SnapshotError:
             before, document = document, _read_state(path, directory)
             if document == before:
                 raise
 
 
-def _open(path: Path, directory: int, document: bytes) -> Opened:
+def _open(path: Path, directory: int, document: bytes, with_memory: bool) -> Opened:
     fields = Fields(decode(document), "snapshot")
     fields.text("format", [_FORMAT])
     version = fields.number("version")
@@ -212,7 +213,8 @@ def _open(path: Path, directory: int, document: bytes) -> Opened:
         "machine": fields.state("machine"),
     }
     fields.end()
-    fd = _open_regular(path, directory, name, size if base is None else file_size(size, pages))
+    length = size if base is None else file_size(size, pages)
+    fd = _open_regular(path, directory, name, length) if with_memory else -1
     return Opened(state, fd, pages, total, size, identity(document), base, maps)
 
 

@@ -43,10 +43,11 @@ def _quiet(console: ConsoleConfig) -> ConsoleConfig:
 
 
 def _nets(config: VMConfig) -> tuple[NetConfig, ...]:
+    """Interfaces of their own, without the host's address, where all forks would go on with the one guest's connections."""
     for number, net in enumerate(config.nets):
         if net.tap or net.fd:
             what = f"the TAP {net.tap!r}" if net.tap else "its descriptors"
             raise ConfigError(
                 f"nets[{number}]", f"{what} can be of one guest only", "give the fork nets=[NetConfig(...)]"
             )
-    return config.nets
+    return tuple(replace(net, ip=None, mask=None) if net.ip else net for net in config.nets)

@@ -21,13 +21,14 @@ from aiovmm.snapshot.base import Base
 from aiovmm.snapshot.chain import open_chain
 from aiovmm.snapshot.configuration import changed, from_state
 from aiovmm.snapshot.pages import Kept, sum_up
+from aiovmm.snapshot.received import Pages, received
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["Source", "going_on", "open_source", "restored"]
+__all__ = ["Source", "going_on", "open_source", "receive_source", "restored"]
 
 V = TypeVar("V", bound="VM")
 
@@ -84,14 +85,26 @@ def open_source(path: Path) -> Source:
     """The snapshot at `path`. In a thread. Raises SnapshotError for what is none, or of another architecture, HostError."""
     chain = open_chain(path)
     base = Base(chain.whole, chain.increments, chain.identity)
+    return _source(chain.state, base, chain.places, chain.kept)
+
+
+async def receive_source(name: str, path: Path, pages: Pages) -> Source:
+    """The snapshot at `path`, with its memory from `pages`. Raises what `open_source` does, and whatever `pages` raises."""
+    opened, base = await received(name, path, pages)
+    return _source(opened.state, base, [path], Kept(opened.pages, opened.sum))
+
+
+def _source(state: State, base: Base, places: list[Path], kept: Kept) -> Source:
+    """It has `base` then, which is released if this fails. Raises SnapshotError."""
+    path = places[0]
     try:
-        there, here = chain.state["architecture"], host().name
+        there, here = state["architecture"], host().name
         if there != here:
             raise SnapshotError(f"{path}: it is of a guest for {there}, and this host is {here}")
-        config = from_state(chain.state["config"])
+        config = from_state(state["config"])
         if (size := os.fstat(base.fd).st_size) != config.mapped_ram:
             raise SnapshotError(f"{path}: it has {size} bytes of memory, and its config {config.mapped_ram}")
-        return Source(config, chain.state["machine"], base, chain.places, chain.kept)
+        return Source(config, state["machine"], base, places, kept)
     except BaseException:
         base.release()
         raise
@@ -108,13 +121,17 @@ async def restored(
     ports: Sequence[PortDevice],
     prefault: bool,
     verify: bool,
+    pages: Pages | None,
 ) -> AsyncIterator[V]:
     """See VM.restore."""
     label = name or "restored"
-    source = await opened_in_thread(f"{label}: open snapshot", Source.close, open_source, path)
+    if pages is None:
+        source = await opened_in_thread(f"{label}: open snapshot", Source.close, open_source, path)
+    else:
+        source = await receive_source(label, path, pages)
     try:
         config = changed(source.config, {**({} if name is None else {"name": name}), **overrides})
-        if verify:
+        if verify and pages is None:
             await in_thread(f"{label}: verify snapshot", source.verify)
         async with source.vm(cls, config, devices, ports, prefault=prefault) as vm:
             yield vm

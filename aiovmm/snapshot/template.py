@@ -21,12 +21,13 @@ from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
-from aiovmm.snapshot.restoring import Source, going_on, open_source
+from aiovmm.snapshot.restoring import Source, going_on, open_source, receive_source
 from aiovmm.snapshot.taking import at_rest, machine_of, path_of, state_of
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
     from aiovmm.pool import Pool
+    from aiovmm.snapshot.received import Pages
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
@@ -47,12 +48,16 @@ class Template:
         self._release = weakref.finalize(self, _release, base, disks)
 
     @classmethod
-    async def open(cls, path: os.PathLike[str] | str) -> Self:
-        """The template that a snapshot is: its memory stays the file, which nobody may write to any more. Raises SnapshotError,
-        HostError, ImageError for a disk that is not as it was."""
+    async def open(cls, path: os.PathLike[str] | str, *, pages: Pages | None = None) -> Self:
+        """The template that a snapshot is: its memory stays the file, which nobody may write to any more, or comes from `pages`
+        (see VM.restore), to be kept once for all forks. Raises SnapshotError, HostError, ImageError for a disk that is not as it
+        was."""
         kind: type[VM] = importlib.import_module("aiovmm.vm").VM  # which makes templates
         where = path_of(path)
-        source = await opened_in_thread(f"template {where.name}: open", Source.close, open_source, where)
+        if pages is None:
+            source = await opened_in_thread(f"template {where.name}: open", Source.close, open_source, where)
+        else:
+            source = await receive_source(f"template {where.name}", where, pages)
         try:
             name = f"template {where.name}: open disks"
             disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config.disks)
