@@ -6,6 +6,7 @@ import enum
 import re
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def _value(cls: type, annotation: str, value: Plain, where: str) -> Any:
         raise SnapshotError(f"{where} is bytes")
     if "float" in annotation and isinstance(value, str):
         return float(value)
-    inner = _inner(cls, annotation)
-    if inner is None:
+    if not isinstance(value, (list, dict)) or (inner := _inner(cls, annotation)) is None:
         return value
-    if isinstance(value, list):
-        return tuple(_made(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
-    return _made(inner, value, where) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return _made(inner, value, where)
+    return tuple(_made(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
 
 
+@cache
 def _inner(cls: type, annotation: str) -> type | None:
     """The configuration class that an annotation names."""
     names = vars(sys.modules[cls.__module__])

@@ -82,6 +82,7 @@ _STEPS = (
     (Status.DRIVER_OK, Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK),
     (Status.FAILED, Status(0)),
 )
+_NUMBERS = tuple((int(bit), int(needed)) for bit, needed in _STEPS)  # with which it is faster to reckon
 
 
 class Negotiation:
@@ -222,15 +223,15 @@ class Negotiation:
         several = zip(fields.several("queues", len(self.queues)), self.queues, strict=True)
         queues = [QueueConfig.read(saved, queue.max_size, vectors) for saved, queue in several]
         fields.end()
-        self._check_status(status, features)
+        self._check_status(int(status), features)
         self.status, self.driver_features, self.queues = status, features, queues
         self.device_feature_select, self.driver_feature_select = device_select, driver_select
         self.queue_select, self.config_generation = select, generation
 
-    def _check_status(self, status: Status, features: int) -> None:
-        if status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _STEPS):
-            raise SnapshotError(f"no driver takes a device to the status {int(status):#x}")
-        if not status & Status.FEATURES_OK:
+    def _check_status(self, status: int, features: int) -> None:
+        if status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _NUMBERS):
+            raise SnapshotError(f"no driver takes a device to the status {status:#x}")
+        if not status & int(Status.FEATURES_OK):
             return
         if missing := features & ~self.offered:
             bits = ", ".join(str(bit) for bit in range(128) if missing >> bit & 1)
