@@ -58,3 +58,16 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"skipped, although AIOVMM_REQUIRE_GROUNDS is set: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def writes_are_known() -> None:
+    """Skips where the kernel does not tell of them."""
+    from aiovmm.native import lib  # for who asks
+
+    fd = lib.avmm_dirty_open()
+    if fd < 0:
+        pytest.skip(
+            f"the host's kernel knows not what is written, as Linux 6.7 does (on arm64 6.10): {os.strerror(-fd)}"
+        )
+    os.close(fd)

@@ -18,7 +18,9 @@ from aiovmm.snapshot.pages import PAGE, ram_of
 
 __all__ = ["DirtyPages", "bits_of"]
 
-_TOO_OLD = "needs Linux 6.7 or later on this host (userfaultfd's asynchronous write protection); take whole snapshots"
+_TOO_OLD = (
+    "needs userfaultfd's asynchronous write protection (Linux 6.7, on arm64 6.10) on this host: take whole snapshots"
+)
 _SHARED = "needs private memory, and this guest's is shared, of a file, or of huge pages: leave those options out"
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.EPERM, errno.ENOTTY}
 

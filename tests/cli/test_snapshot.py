@@ -60,6 +60,7 @@ def save(tmp_path: Path, does: str) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("writes_are_known")
 def test_increments_by_the_command(saved: Path) -> None:
     """Of a guest that was restored: over what it was restored from, and over that again; a third process goes on."""
     places = ("--serial", "socket=again", "--control-socket", "other")  # those of the first were left by a SIGKILL

@@ -23,6 +23,7 @@ from aiovmm.snapshot.pages import Kept
 from aiovmm.snapshot.taking import SavedMemory
 from tests.snapshot.test_pages import PAGE, RANGES, SIZE, place
 
+pytestmark = pytest.mark.usefixtures("writes_are_known")
 STATE_OF_ONE = {"architecture": "x86_64", "config": {"name": "a"}, "machine": {"n": 1}}
 PAGES = st.integers(0, 639)
 WRITE, ZERO, BACK, READ = "write", "zero", "give back", "read"
@@ -213,7 +214,7 @@ def test_a_host_that_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("aiovmm.snapshot.dirty.lib", Old())
     memory = GuestMemory.create(RANGES, shared=False)
-    with pytest.raises(SnapshotError, match=r"needs Linux 6\.7"):
+    with pytest.raises(SnapshotError, match=r"needs userfaultfd's asynchronous write protection \(Linux 6\.7"):
         save(memory, tmp_path / "b")
     memory.close()
     memory = restored(tmp_path / "a")

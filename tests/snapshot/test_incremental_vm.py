@@ -24,7 +24,7 @@ from aiovmm.snapshot.template import Template
 from tests.vm.drivers import start_drivers
 from tests.vm.guest import config, counter, counts_on, event
 
-pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm_there")]
+pytestmark = [pytest.mark.kvm, pytest.mark.usefixtures("kvm_there", "writes_are_known")]
 RING, BUFFER, PAGE = 0x100000, 0x200000, 4096
 
 

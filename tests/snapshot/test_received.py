@@ -165,6 +165,7 @@ async def test_what_is_no_source(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.usefixtures("writes_are_known")
 async def test_an_increment_alone_is_refused(tmp_path: Path) -> None:
     async with VM(config("s")) as vm:
         await vm.start()

@@ -132,6 +132,19 @@ async def test_processors_are_asked_for(workers: int) -> None:
 
 
 @here_and_there
+@pytest.mark.usefixtures("writes_are_known")
+async def test_an_increment_goes_on_elsewhere(workers: int, tmp_path: Path) -> None:
+    async with Pool(guests(), max=1, workers=workers) as pool, pool.acquire() as vm:
+        await vm.snapshot(tmp_path / "whole", track=True)
+        await lives(vm)
+        taken = await vm.snapshot(tmp_path / "there", base=tmp_path / "whole")
+        assert taken.base == tmp_path / "whole"
+    async with VM.restore(tmp_path / "there") as again:
+        await again.resume()
+        await lives(again)
+
+
+@here_and_there
 async def test_a_snapshot_is_whole_and_goes_on_elsewhere(workers: int, tmp_path: Path) -> None:
     async with Pool(guests(), max=1, workers=workers) as pool, pool.acquire() as vm:
         await lives(vm)
@@ -144,10 +157,6 @@ async def test_a_snapshot_is_whole_and_goes_on_elsewhere(workers: int, tmp_path:
         await vm.snapshot(tmp_path / "there")
         assert vm.state is VMState.PAUSED
         await vm.resume()
-        await vm.snapshot(tmp_path / "whole", track=True)
-        await lives(vm)
-        taken = await vm.snapshot(tmp_path / "there", base=tmp_path / "whole")
-        assert taken.base == tmp_path / "whole"
         await vm.kill()
         with pytest.raises(StateError):
             await vm.snapshot(tmp_path / "there")
