@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from aiovmm import architecture
-from benchmarks import place, report
+from benchmarks import curves, place, report
 from benchmarks.harness import ROUNDS, Options, Result
 from benchmarks.programs import compile_programs
 
@@ -114,6 +114,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--markdown", type=Path, metavar="FILE", help="and a table for a document there")
     top.add_argument("--svg", type=Path, metavar="FILE", help="and a plot of the ratios there")
     top.add_argument(
+        "--curves", type=Path, metavar="FILE", help="and a plot there of what was measured of several numbers of guests"
+    )
+    top.add_argument(
         "--from", type=Path, action="append", default=[], dest="files", metavar="FILE", help="add results of --json"
     )
     top.add_argument("--timeout", type=float, default=3000, help="seconds in the nested host (%(default)g)")
@@ -138,6 +141,8 @@ def write(args: argparse.Namespace, groups: Sequence[Group]) -> None:
         args.markdown.write_text(report.markdown(results))
     if args.svg:
         args.svg.write_text(report.plot(results, place.title(where)))
+    if args.curves:
+        args.curves.write_text(curves.plot(results, place.title(where)))
 
 
 def main(arguments: Sequence[str]) -> int:

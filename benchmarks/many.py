@@ -1,4 +1,6 @@
-"""How fast guests are there: one after the other, many at once, over and over; and the process that starts the first.
+"""How fast guests are there: one after the other, many at once, over and over; the process that starts the first.
+
+What many cost is in many_memory, how that goes with their number in many_scale, and whether something stays in many_waves.
 
 Bare-metal guests of 4 MiB without devices, which print as soon as they run. Loop time is the processor time of the event loop's
 thread, which another machine's work disturbs least. The floor is a C program that makes the same system calls (create_floor.c).
@@ -137,6 +139,10 @@ def run(options: Options) -> Iterator[Result]:
             row.add("aiovmm", in_a_process(name, options.pick(*counts)))
             progress(row, number, options.rounds, "aiovmm", row.samples["aiovmm"][-1])
         yield row
+    from benchmarks import many_memory, many_scale, many_waves  # which use what is here
+
+    for part in (many_memory, many_scale, many_waves):
+        yield from part.rows(options)
 
 
 def _starts(options: Options) -> Iterator[Result]:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import many
+from benchmarks import many, many_memory, many_scale, many_waves
 from benchmarks.__main__ import main, modules
 
 
@@ -46,8 +46,16 @@ def test_many_guests_in_short(tmp_path: Path) -> None:
     data = tmp_path / "many.json"
     assert main(["many", "--quick", "--rounds", "1", "--json", str(data)]) == 0
     results = {result["name"]: result for result in json.loads(data.read_text())["results"]}
-    assert {"from aiovmm import VM", "aiovmm run, to the first byte", "creation", *many.ROWS} == results.keys()
-    assert all(result["medians"][result["ours"]] > 0 for result in results.values())
+    own = {"from aiovmm import VM", "aiovmm run, to the first byte", "creation", *many.ROWS}
+    memory = {f"20 guests, no devices: {what}" for what in many_memory.ROWS}
+    scale = {f"{count} guests: {what}" for count in (1, 5) for what in many_scale.ROWS}
+    waves = {f"400 guests in waves of 100: {what}" for what in many_waves.ROWS}
+    assert own | memory | scale | waves <= results.keys()
+    medians = {name: result["medians"][result["ours"]] for name, result in results.items()}
+    assert all(medians[name] > 0 for name in own)
+    assert {medians[f"{count} guests: that answered"] for count in (1, 5)} == {100.0}
+    assert medians["20 guests, no devices: descriptors a guest"] == 3
+    assert medians["400 guests in waves of 100: descriptors, more in the second half"] <= 0
 
 
 def test_the_agents_program_in_short(tmp_path: Path) -> None:
