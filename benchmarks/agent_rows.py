@@ -139,7 +139,7 @@ class _Streams:
         yield f"{size} copied in", self._copy_in, self._raw_in
 
     async def _stdout(self) -> None:
-        done = await run(self._place.agent, ["head", "-c", str(self._size), "/dev/zero"], check=True)
+        done = await run(self._place.agent, ["cat", self._there], check=True)
         if len(done.stdout) != self._size:
             raise RuntimeError(f"{len(done.stdout)} bytes of stdout came")
 

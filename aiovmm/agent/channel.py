@@ -15,6 +15,7 @@ nobody reads would be the host's memory.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -23,7 +24,8 @@ from aiovmm.errors import PeerError
 
 __all__ = ["Channel", "Sink"]
 
-_CHUNK = 64 << 10  # of input: more frames than one are under way
+_SMALL = 4096  # bytes of a piece of input that is cheaper to copy than to keep
+_CHUNK = 128 << 10  # bytes of input in a frame: more than one are under way
 
 
 class Sink(Protocol):
@@ -62,7 +64,9 @@ class Channel:
         self.over = False
         self.input_ends = False  # nobody reads our input any more
         self.sinks: dict[int, Sink] = {}
-        self.waiting = bytearray()  # input without credit
+        self.waiting = 0  # bytes of input without credit
+        self._input: deque[memoryview] = deque()  # they,
+        self._small = bytearray()  # and behind them what came in small pieces, which are one
         self.on_settled: Callable[[], None] = _nothing
         self.on_exit: Callable[[], None] = _nothing
         self.on_over: Callable[[], None] = _nothing
@@ -81,9 +85,14 @@ class Channel:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Input; what there is no credit for waits here."""
-        if self.over or self.input_ends or self._eof:
+        if self.over or self.input_ends or self._eof or not data:
             return
-        self.waiting += data
+        self.waiting += len(data)
+        if len(data) <= _SMALL:
+            self._small += data
+        else:
+            self._gather()
+            self._input.append(memoryview(data if isinstance(data, bytes) else bytes(data)))
         self._flush()
 
     def write_eof(self) -> None:
@@ -94,12 +103,31 @@ class Channel:
 
     def _flush(self) -> None:
         while self.waiting and self._credit:
-            size = min(len(self.waiting), self._credit, _CHUNK)
-            self._send(frame(self.number, Kind.DATA, bytes(self.waiting[:size])))
-            del self.waiting[:size]
-            self._credit -= size
+            data = self._taken(min(self._credit, _CHUNK))
+            self.waiting -= len(data)
+            self._credit -= len(data)
+            self._send(frame(self.number, Kind.DATA, data))
         if self._eof and not self.waiting and not self.over:
             self._send(frame(self.number, Kind.EOF))
+
+    def _taken(self, most: int) -> memoryview:
+        """The next bytes of one piece of input."""
+        if not self._input:
+            self._gather()
+        first = self._input.popleft()
+        if len(first) > most:
+            self._input.appendleft(first[most:])
+        return first[:most]
+
+    def _gather(self) -> None:
+        if self._small:
+            self._input.append(memoryview(bytes(self._small)))
+            self._small.clear()
+
+    def _forget_input(self) -> None:
+        self.waiting = 0
+        self._small.clear()
+        self._input.clear()
 
     def signal(self, number: int, whom: int) -> None:
         """To its process."""
@@ -155,7 +183,7 @@ class Channel:
     def _on_eof(self, frame: Frame) -> None:
         if frame.stream == Stream.STDIN:
             self.input_ends = True
-            self.waiting.clear()
+            self._forget_input()
             self.on_room()
         elif (sink := self.sinks.pop(frame.stream, None)) is not None:
             sink.end()
@@ -196,7 +224,7 @@ class Channel:
         if self.over:
             return
         self.over = self.input_ends = True
-        self.waiting.clear()
+        self._forget_input()
         for stream in list(self.sinks):
             self.sinks.pop(stream).end()
         self.on_room()

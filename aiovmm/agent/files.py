@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import struct
@@ -15,7 +16,7 @@ from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.process import Process, start
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.errors import PeerError, UsageError
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import finish, in_thread
 
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Files", "Stat"]
 
 _PIECE = 256 << 10
+_BATCH = 1 << 20
 _WINDOW = 1 << 20
 _RECORD = struct.Struct("<IIIIQqHH")
 _LIST_MAX = 64 << 20  # bytes of a listing
@@ -69,12 +71,11 @@ class Files:
     async def read(self, path: Text, *, limit: int = 1 << 30, user: str | int | None = None) -> bytes:
         """Its content. Raises UsageError if that is more than `limit` bytes, which is the host's memory: `copy_out`
         it."""
-        chunks, size = [], 0
+        chunks, size = list[bytes](), 0
         async with self._applet("reading", "read", path, user=user) as process:
-            assert process.stdout is not None
-            while data := await process.stdout.read(_WINDOW):
-                chunks.append(data)
-                size += len(data)
+            while pieces := await _taken(process):
+                chunks += pieces
+                size += sum(map(len, pieces))
                 if size > limit:
                     raise UsageError(f"{os.fsdecode(path)} in the guest has more than {limit} bytes: copy_out() it")
         return b"".join(chunks)
@@ -179,11 +180,15 @@ class Files:
             raise guest_os_error(f"{doing} in the guest", max(number, 0) or 5, os.fsdecode(path))
 
 
+async def _taken(process: Process) -> list[bytes]:
+    assert process.pieces is not None
+    return await process.pieces.take()
+
+
 async def _all(process: Process) -> bytes:
-    assert process.stdout is not None
     data = bytearray()
-    while piece := await process.stdout.read(_WINDOW):
-        data += piece
+    while pieces := await _taken(process):
+        data += b"".join(pieces)
         if len(data) > _LIST_MAX:
             raise PeerError("the agent in the guest lists without end")
     return bytes(data)
@@ -198,32 +203,42 @@ async def _feed(process: Process, pieces: Iterator[bytes]) -> None:
 
 
 async def _feed_from_thread(process: Process, pieces: Iterator[bytes]) -> None:
-    """What it takes to make them blocks."""
+    """What it takes to make them blocks. The next ones are made while the last are sent."""
     assert process.stdin is not None
     try:
-        while batch := await in_thread("copy in", _batch, pieces):
-            process.stdin.write(batch)
-            await process.stdin.drain()
+        batch = await in_thread("copy in", _batch, pieces)
+        while batch:
+            for piece in batch:
+                process.stdin.write(piece)
+            reading = asyncio.ensure_future(in_thread("copy in", _batch, pieces))
+            try:
+                await process.stdin.drain()
+            finally:
+                batch = await finish(reading)
     finally:
         await in_thread("copy in", pieces.close)  # type: ignore[attr-defined]
     process.stdin.close()
 
 
-def _batch(pieces: Iterator[bytes]) -> bytes:
-    """At least _PIECE bytes, unless that is the end."""
-    parts, size = [], 0
+def _batch(pieces: Iterator[bytes]) -> list[bytes]:
+    """At least _BATCH bytes, unless that is the end."""
+    parts, size = list[bytes](), 0
     for piece in pieces:
         parts.append(piece)
         size += len(piece)
-        if size >= _PIECE:
+        if size >= _BATCH:
             break
-    return b"".join(parts)
+    return parts
 
 
 async def _drain(process: Process, writer: TreeWriter) -> None:
-    assert process.stdout is not None
-    while data := await process.stdout.read(_WINDOW):
-        await in_thread("copy out", writer.feed, data)
+    while pieces := await _taken(process):
+        await in_thread("copy out", _written, writer, pieces)
+
+
+def _written(writer: TreeWriter, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        writer.feed(piece)
 
 
 def _stats(data: bytes) -> Iterator[Stat]:

@@ -32,7 +32,7 @@ from aiovmm.errors import HostError
 
 __all__ = ["Copied", "TreeWriter", "read_tree"]
 
-_PIECE = 256 << 10
+_PIECE = (256 << 10) - 4  # with the word before it whole frames
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _INTO = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

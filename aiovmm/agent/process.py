@@ -18,7 +18,7 @@ from aiovmm.errors import StateError, UsageError
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
 
-__all__ = ["Input", "Output", "Process", "create", "start", "start_error"]
+__all__ = ["Input", "Output", "Pieces", "Process", "create", "start", "start_error"]
 
 _HIGH = 64 << 10  # bytes of input that wait before `drain` does
 _STAGES = {
@@ -53,7 +53,7 @@ class Input:
 
     async def drain(self) -> None:
         """Until there is room for more. Raises BrokenPipeError if nobody reads it any more."""
-        while len(self._channel.waiting) > _HIGH:
+        while self._channel.waiting > _HIGH:
             self._room.clear()
             await self._room.wait()
         if self._channel.input_ends and not self._closing:
@@ -122,6 +122,41 @@ class Output:
         return self._channel.over
 
 
+class Pieces:
+    """A stream of the guest as it comes, for one who takes much at a time: nothing is copied together that is not wanted so."""
+
+    def __init__(self, channel: Channel, stream: Stream, window: int) -> None:
+        self._channel = channel
+        self._stream = stream
+        self._most = window // 2
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._news = asyncio.Event()
+        channel.sinks[stream] = self
+
+    def feed(self, data: bytes) -> bool:
+        """See channel.Sink."""
+        self._pieces.append(data)
+        self._size += len(data)
+        self._news.set()
+        return self._size < self._most
+
+    def end(self) -> None:
+        """See channel.Sink."""
+        self._ended = True
+        self._news.set()
+
+    async def take(self) -> list[bytes]:
+        """What has come since, at least something; nothing at the end."""
+        while not self._pieces and not self._ended:
+            self._news.clear()
+            await self._news.wait()
+        pieces, self._pieces, self._size = self._pieces, [], 0
+        self._channel.taken(self._stream)
+        return pieces
+
+
 class Process:
     """`stdin`, `stdout`, `stderr` are streams, or None where no pipe was asked for; with a terminal all is `stdin` and
     `stdout`.
@@ -138,7 +173,8 @@ class Process:
         channel.on_settled = channel.on_exit = channel.on_over = self._changed.set
         modes, pty = request.modes, request.pty is not None
         self.stdin = Input(channel) if pty or modes[0] == PIPE else None
-        self.stdout = self._output(Stream.STDOUT) if pty or modes[1] == PIPE else None
+        self.pieces = Pieces(channel, Stream.STDOUT, request.window) if request.applet else None
+        self.stdout = self._output(Stream.STDOUT) if not request.applet and (pty or modes[1] == PIPE) else None
         self.stderr = self._output(Stream.STDERR) if not pty and modes[2] == PIPE else None
 
     def _output(self, stream: Stream) -> asyncio.StreamReader:

@@ -14,6 +14,7 @@ from aiovmm.agent.process import start_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import UsageError
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.timeouts import check_seconds
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = ["OUTPUT_LIMIT", "Completed", "run"]
 OUTPUT_LIMIT = 256 << 20
 """Bytes of each of stdout and stderr that `run` keeps: what a guest prints is the host's memory."""
 _WINDOW = 1 << 20
+_LONG = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +44,12 @@ class _Kept:
 
     def __init__(self, limit: int, changed: asyncio.Event) -> None:
         self._chunks: list[bytes] = []
-        self._left = limit
+        self._limit = self._left = limit
         self._changed = changed
+
+    @property
+    def size(self) -> int:
+        return self._limit - self._left
 
     @property
     def is_too_long(self) -> bool:
@@ -92,7 +98,13 @@ class _Command:
             raise start_error(channel.failed, self._request)
         if channel.exit is None:
             raise await self._agent.lost(command_line(self.words))
-        return Completed(self.words, channel.exit, bytes(self.stdout), bytes(self.stderr))
+        return Completed(self.words, channel.exit, *await self._whole())
+
+    async def _whole(self) -> tuple[bytes, bytes]:
+        """What is long is put together in a thread: nobody else waits for it."""
+        if self.stdout.size + self.stderr.size < _LONG:
+            return bytes(self.stdout), bytes(self.stderr)
+        return await in_thread("output", lambda: (bytes(self.stdout), bytes(self.stderr)))
 
     def close(self) -> None:
         """End it, if it has not ended."""

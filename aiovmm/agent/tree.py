@@ -63,7 +63,7 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """A piece of the file."""
+    """Some of the file."""
 
     data: bytes
 
@@ -111,6 +111,7 @@ class TreeReader:
         self._data = bytearray()
         self._depth = 0
         self._in_file = False
+        self._left = 0  # bytes of a piece of it that have not come
         self.ended = False
         self._begun = False
 
@@ -142,16 +143,23 @@ class TreeReader:
         self._begun = True
 
     def _content(self, at: int) -> tuple[Record, int] | None:
-        if len(self._data) < at + 8:
+        """What there is of a piece, and not all of it: a file's content is kept nowhere."""
+        if self._left:
+            left = self._left
+        elif len(self._data) < at + 8:  # as much as comes in any case: the end of it, or some of a piece
             return None
-        size, error = struct.unpack_from("<II", self._data, at)
-        if size == 0:
-            return ContentEnd(error), at + 8
-        if size > _PIECE_MAX:
-            raise PeerError(f"the agent in the guest sent {size} bytes of a file at once")
-        if len(self._data) < at + 4 + size:
+        else:
+            left, error = struct.unpack_from("<II", self._data, at)
+            if left == 0:
+                return ContentEnd(error), at + 8
+            if left > _PIECE_MAX:
+                raise PeerError(f"the agent in the guest sent {left} bytes of a file at once")
+            at += 4
+        part = min(left, len(self._data) - at)
+        if part == 0:
             return None
-        return Content(bytes(memoryview(self._data)[at + 4 : at + 4 + size])), at + 4 + size
+        self._left = left - part
+        return Content(bytes(memoryview(self._data)[at : at + part])), at + part
 
     def _record(self, at: int) -> tuple[Record, int] | None:
         if len(self._data) < at + 16:

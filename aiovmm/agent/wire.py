@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_MAX",
     "MAGIC",
     "VERSION",
+    "WINDOW_MAX",
     "Frame",
     "FrameBuffer",
     "Greeting",
@@ -41,6 +42,7 @@ MAGIC = b"aiovmmAG"
 VERSION = 1
 FRAME_MAX = 256 << 10  # bytes of a payload to the agent
 DATA_MAX = 64 << 10  # from it
+WINDOW_MAX = 1 << 20  # bytes of a stream of input that may be under way, whatever it says
 CHANNELS_MAX = 1024
 _BUFFER = 512 << 10
 _HEADER = struct.Struct("<IIBBH")
@@ -110,7 +112,7 @@ class Frame(NamedTuple):
 
 def frame(channel: int, kind: Kind, payload: bytes | memoryview = b"", stream: int = 0) -> bytes:
     """One for the agent."""
-    return _HEADER.pack(len(payload), channel, kind, stream, 0) + payload
+    return b"".join((_HEADER.pack(len(payload), channel, kind, stream, 0), payload))
 
 
 class FrameBuffer:
@@ -165,7 +167,7 @@ def read_greeting(frame: Frame) -> Greeting:
     if version != VERSION:
         remedy = "put the agent of this aiovmm into the guest (`aiovmm image initramfs --agent`)"
         raise PeerError(f"the agent in the guest speaks version {version} of the protocol, not {VERSION}: {remedy}")
-    return Greeting(bool(flags & 1), min(channels, CHANNELS_MAX), min(window, FRAME_MAX), seconds + nanoseconds / 1e9)
+    return Greeting(bool(flags & 1), min(channels, CHANNELS_MAX), min(window, WINDOW_MAX), seconds + nanoseconds / 1e9)
 
 
 def greeting() -> bytes:

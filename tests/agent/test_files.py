@@ -14,6 +14,9 @@ import pytest
 from aiovmm import AgentLost, GuestOSError, HostError, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.files import Files
+from aiovmm.agent.host_tree import TreeWriter
+from aiovmm.agent.process import start
+from aiovmm.agent.request import DEVNULL, PIPE, Request
 from tests.agent.conftest import Guest
 
 
@@ -138,6 +141,35 @@ def check_tree(path: Path) -> None:
     assert (path / "sub/empty").read_bytes() == b""
     assert (path / "sub/deep" / os.fsdecode(b"\xff")).read_bytes() == b"x"
     assert os.readlink(path / "sub/link") == "../a"
+
+
+async def test_files_that_do_not_say_how_much_there_is(files: Files, tmp_path: Path) -> None:
+    """Those of /proc have no size, and no sendfile."""
+    copied = await files.copy_out("/proc/version", tmp_path / "version")
+    assert (tmp_path / "version").read_text() == Path("/proc/version").read_text()  # noqa: ASYNC240
+    assert copied.left_out == []
+
+
+async def test_a_file_that_gets_shorter_while_it_is_copied(agent: Agent, tmp_path: Path) -> None:
+    """How long a piece is has been said before: the rest of it is zeros, and that it is not the file's is told."""
+    path = tmp_path / "long"
+    path.touch()
+    os.truncate(path, 64 << 20)
+    request = Request(args=("pack", path), modes=(DEVNULL, PIPE, DEVNULL), applet=True, window=1 << 20)
+    process = await start(agent, request)
+    assert process.pieces is not None
+    writer = TreeWriter(str(tmp_path / "copy"))
+    pieces = await process.pieces.take()
+    os.truncate(path, 100)
+    while pieces:
+        for piece in pieces:
+            writer.feed(piece)
+        pieces = await process.pieces.take()
+    assert await process.wait() == 0
+    writer.close()
+    assert writer.ended
+    assert writer.copied.left_out == [("", "its end could not be read: Input/output error")]
+    assert writer.copied.size % (512 << 10) == 0 < writer.copied.size < 64 << 20
 
 
 async def test_trees_in_and_out(files: Files, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -22,7 +23,7 @@ from aiovmm.agent.host_tree import TreeWriter
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.process import create
 from aiovmm.agent.run import run
-from aiovmm.agent.tree import TreeReader, record, stays_inside
+from aiovmm.agent.tree import END, UP, Content, TreeReader, content, content_end, record, stays_inside
 from aiovmm.agent.wire import Frame, Kind, frame
 from aiovmm.errors import PeerError
 
@@ -298,6 +299,56 @@ def test_a_tree_reader_keeps_little(pieces: list[bytes], data: st.DataObject) ->
         for piece in pieces:
             for _ in reader.feed(piece):
                 pass
+
+
+TREE = b"".join(
+    [
+        record(b"D", mode=493),
+        record(b"F", b"a"),
+        content(b"x" * 9),
+        content(b"y"),
+        content_end(),
+        record(b"F", b"b"),
+        content_end(),
+        record(b"L", b"l") + b"\x01\x00a",
+        UP,
+        END,
+    ]
+)
+
+
+@given(st.lists(st.integers(0, len(TREE)), max_size=20))
+def test_a_tree_is_the_same_however_it_is_cut(cuts: list[int]) -> None:
+    reader, found, data = TreeReader(), list[object](), b""
+    bounds = [0, *sorted(cuts), len(TREE)]
+    for start, end in itertools.pairwise(bounds):
+        for item in reader.feed(TREE[start:end]):
+            if isinstance(item, Content):
+                data += item.data
+            else:
+                found.append(item)
+    assert reader.ended
+    assert data == b"x" * 9 + b"y"
+    names = [type(item).__name__ for item in found]
+    assert names == ["Directory", "File", "ContentEnd", "File", "ContentEnd", "Link", "Up", "End"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 9000), st.integers(0, 20000)), max_size=30))
+def test_input_goes_out_in_order_and_as_far_as_there_is_credit(steps: list[tuple[int, int]]) -> None:
+    """Small pieces and large ones; of each step so much is written, and then so much credit given."""
+    sent: list[bytes] = []
+    channel = Channel(0, sent.append, input_window=1 << 20, window=1 << 17)
+    channel._credit = 0
+    written, credit = b"", 0
+    for size, more in steps:
+        piece = os.urandom(size)
+        written += piece
+        channel.write(piece)
+        credit += more
+        channel.received(Frame(0, Kind.CREDIT, 0, more.to_bytes(4, "little")))
+        out = b"".join(data[12:] for data in sent)
+        assert out == written[: min(credit, len(written))]
+        assert channel.waiting == len(written) - len(out)
 
 
 async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
  */
 #include "agent.h"
 
-enum { HEADER = 16, DEPTH_MAX = 128, PIECE = 64 << 10, NAME_MAX_ = 255, TARGET_MAX = 4095 };
+enum { HEADER = 16, DEPTH_MAX = 128, PIECE = 64 << 10, LARGE = 512 << 10, NAME_MAX_ = 255, TARGET_MAX = 4095 };
 enum { DIRECTORY = 'D', UP = 'U', FILE_ = 'F', LINK = 'L', LEFT_OUT = 'X', END = 'E' };
 
 static uint8_t out[PIECE + 8192];
@@ -50,18 +50,54 @@ static int put_word(uint32_t value)
     return put(word, 4);
 }
 
-static int put_content(int fd)
+/* So many bytes of a file without taking them in hand. What it turns out not to have is zeros, for the size has been said. */
+static int send_piece(int fd, size_t size, long *problem)
 {
-    int error = flush();
-    long size = 0;
+    int error = 0;
 
-    while (!error && (size = SYS(read, fd, out + 4, PIECE)) > 0) {
-        put32(out, (uint32_t)size);
-        error = write_whole(1, out, 4 + (size_t)size);
+    while (size && !*problem) {
+        long part = SYS(sendfile, 1, fd, 0, size);
+        if (part == -EINVAL || part == -ENOSYS) { /* a file system that knows no sendfile */
+            part = SYS(read, fd, out, size < sizeof out ? size : sizeof out);
+            if (part > 0 && (error = write_whole(1, out, (size_t)part)) < 0)
+                return error;
+        }
+        if (part > 0)
+            size -= (size_t)part;
+        else if (part != -EINTR)
+            *problem = part < 0 ? part : -EIO;
     }
+    memset(out, 0, size ? sizeof out : 0);
+    for (size_t part; size && !error; size -= part) {
+        part = size < sizeof out ? size : sizeof out;
+        error = write_whole(1, out, part);
+    }
+    return error;
+}
+
+/* As much as the file is said to have in large pieces, and what else there is of it, as of those in /proc. */
+static int put_content(int fd, uint64_t size)
+{
+    long problem = 0, part = 0;
+    int error = flush();
+
+    while (!error && size && !problem) {
+        size_t piece = size < LARGE ? (size_t)size : LARGE;
+        put_word((uint32_t)piece);
+        error = flush();
+        if (!error)
+            error = send_piece(fd, piece, &problem);
+        size -= piece;
+    }
+    while (!error && !problem && (part = SYS(read, fd, out + 4, PIECE)) > 0) {
+        put32(out, (uint32_t)part);
+        error = write_whole(1, out, 4 + (size_t)part);
+    }
+    if (part < 0)
+        problem = part;
     if (!error)
         error = put_word(0);
-    return error ? error : put_word(size < 0 ? (uint32_t)-size : 0);
+    return error ? error : put_word((uint32_t)-problem);
 }
 
 static int pack_entry(int directory, const char *path, const char *name, int depth);
@@ -115,7 +151,7 @@ static int pack_entry(int directory, const char *path, const char *name, int dep
     }
     error = put_record(type == 0100000 ? FILE_ : DIRECTORY, name, mode, mtime);
     if (!error)
-        error = type == 0100000 ? put_content(fd) : pack_below(fd, depth);
+        error = type == 0100000 ? put_content(fd, found.stx_size) : pack_below(fd, depth);
     if (!error && type == 0040000)
         error = put_record(UP, "", 0, 0);
     sys_close(fd);
@@ -161,23 +197,70 @@ static int get(void *to, size_t size)
     return 0;
 }
 
-static int get_content(int fd)
+/* The next word, and not a byte behind it where what follows is moved without being taken in hand. */
+static int get_word(uint32_t *value, int alone)
 {
     uint8_t word[4];
-    int error = get(word, 4);
+    int error;
 
-    for (uint32_t left = get32(word); !error && left; left = get32(word)) {
-        while (!error && left) {
-            size_t part = left < sizeof out ? left : sizeof out;
-            error = get(out, part);
-            if (!error)
-                error = write_whole(fd, out, part);
-            left -= (uint32_t)part;
-        }
-        if (!error)
-            error = get(word, 4);
+    if (alone && in_start == in_end) {
+        int64_t size = read_whole(0, word, sizeof word);
+        error = size == sizeof word ? 0 : size < 0 ? (int)size : -EPIPE;
+    } else {
+        error = get(word, sizeof word);
     }
-    return error ? error : get(word, 4);
+    *value = error ? 0 : get32(word);
+    return error;
+}
+
+/* So many bytes to a file, of the pipe's own pages as far as that is possible. */
+static int take_piece(int fd, size_t size)
+{
+    static int no_splice;
+
+    while (size) {
+        size_t part = in_end - in_start;
+        int error = 0;
+        if (!part && !no_splice) {
+            long moved = SYS(splice, 0, 0, fd, 0, size, 0);
+            if (moved > 0)
+                size -= (size_t)moved;
+            else if (!moved)
+                return -EPIPE;
+            else if (moved == -EINVAL || moved == -ENOSYS)
+                no_splice = 1;
+            else if (moved != -EINTR)
+                return (int)moved;
+            continue;
+        }
+        if (!part)
+            part = sizeof out;
+        if (part > size)
+            part = size;
+        if (part > sizeof out)
+            part = sizeof out;
+        error = get(out, part);
+        if (!error)
+            error = write_whole(fd, out, part);
+        if (error)
+            return error;
+        size -= part;
+    }
+    return 0;
+}
+
+static int get_content(int fd)
+{
+    uint32_t left;
+    int error = get_word(&left, 0);
+
+    while (!error && left) {
+        int is_large = left >= PIECE;
+        error = take_piece(fd, left);
+        if (!error)
+            error = get_word(&left, is_large);
+    }
+    return error ? error : get_word(&left, 0);
 }
 
 static void set_time(int fd, uint64_t mtime)

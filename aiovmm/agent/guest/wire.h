@@ -13,7 +13,7 @@ enum {
     FRAME_HEADER = 12,
     FRAME_MAX = 256 << 10,   /* bytes of a payload from the host */
     DATA_MAX = 64 << 10,     /* of a DATA frame to it */
-    STDIN_WINDOW = 256 << 10, /* bytes of a stream that the host may send before it hears of credit */
+    STDIN_WINDOW = 1 << 20, /* bytes of a stream that the host may send before it hears of credit */
     CHANNELS_MAX = 1024,
 };
 
