@@ -8,9 +8,11 @@ import os
 import re
 import socket
 import struct
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +23,8 @@ from aiovmm.devices.virtio.net import HostAddress, NetDevice, TapBackend, tun
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.configured import make_net
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.runtime import crew
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio import netns
 from tests.devices.virtio.net_guest import CONTROL_ERR, CONTROL_OK, Header, NetGuest, ready, until
@@ -497,3 +501,28 @@ async def test_nothing_stays_open() -> None:
     with pytest.raises(HostError):
         await TapBackend("lo").open()
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_it_is_opened_in_a_thread_that_is_in_the_same_namespace(
+    elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else in the loop's: other threads may have been started before the loop's went into its namespace."""
+    threads: list[int] = []
+    attach = tun.attach
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        threads.append(threading.get_ident())
+        return attach(*args, **kwargs)
+
+    monkeypatch.setattr(tun, "attach", noted)
+    monkeypatch.setattr(crew, "_idle", [])
+    await in_thread("one that is there", threading.get_ident)
+    with netns.namespace() if elsewhere else nullcontext():
+        before = netns.links()
+        tap = TapBackend(host=ADDRESS)
+        await tap.open()
+        assert netns.links() == [*before, tap.name]
+        await tap.close()
+        assert netns.links() == before
+    assert [thread == threading.get_ident() for thread in threads] == [elsewhere]

@@ -51,6 +51,15 @@ class HostAddress:
 _AS_IT_IS = HostAddress()
 
 
+def _namespace() -> tuple[int, int] | None:
+    """The network namespace of this thread; None if it cannot be told."""
+    try:
+        status = os.stat("/proc/thread-self/ns/net")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class TapBackend(NetBackend):
     """A TAP with a queue for each pair.
 
@@ -94,17 +103,30 @@ class TapBackend(NetBackend):
         if self._fds:
             return
         try:
-            # In the loop's own thread: a network namespace is a thread's, and these calls are short.
-            if self._given:
-                self._adopt()
-            else:
-                self._attach()
-                self._configure()
+            # Whoever changes interfaces waits for all others who do: tens of milliseconds, while one of them is removed.
+            here = _namespace()
+            name = f"{self.name or 'new'}: tap open"
+            if not await in_thread(name, self._acquire_in, here):
+                self._acquire()
         except BaseException:
             await self.close()
             raise
         kind = PortKind.VNET if self.vnet_hdr else PortKind.PLAIN
         self._ports = [Port(fd, kind) for fd in self._fds]
+
+    def _acquire_in(self, namespace: tuple[int, int] | None) -> bool:
+        """In a thread: whether that was in this network namespace, which is a thread's, and all is done."""
+        if namespace is None or namespace != _namespace():
+            return False
+        self._acquire()
+        return True
+
+    def _acquire(self) -> None:
+        if self._given:
+            self._adopt()
+        else:
+            self._attach()
+            self._configure()
 
     def _attach(self) -> None:
         name = self.name or _NEW_NAME
