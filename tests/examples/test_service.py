@@ -24,6 +24,7 @@ from examples.service import Service
 from tests.agent.conftest import Guest, guest
 from tests.vm.conftest import emulated
 from tests.vm.guest import config
+from tests.vm.remains import Remains
 
 __all__ = ["emulated", "guest"]
 
@@ -178,3 +179,36 @@ async def test_sigterm_ends_it(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert process.returncode == 0
+
+
+async def test_fifty_clients_each_with_a_guest_and_its_console() -> None:
+    """By a socket, all at once: what one types comes back to him and to nobody else, and nothing is left of any."""
+
+    @asynccontextmanager
+    async def make(name: str, **_wanted: object) -> AsyncIterator[VM]:
+        async with VM(config("hl", name=name), terminal=False) as vm:
+            await vm.start()
+            yield vm
+
+    async def one(client: TestClient[Any, Any], number: int) -> None:
+        id_ = await created(client)
+        async with client.ws_connect(f"/vms/{id_}/console") as socket:
+            said, word = b"", b"%d;" % number
+            while not said.endswith(b"hello\n"):
+                said += await socket.receive_bytes(timeout=60)
+            assert said == b"hello\n"
+            for _ in range(5):
+                await socket.send_bytes(word)
+                back = b""
+                while len(back) < len(word):
+                    back += await socket.receive_bytes(timeout=60)
+                assert back == word
+        async with client.delete(f"/vms/{id_}") as answer:
+            assert answer.status == 204
+
+    remains = await Remains.once_loop_has_streams()
+    async with TestClient(TestServer(Service(make, most=50).app(), handler_cancellation=True)) as client:
+        await asyncio.gather(*(one(client, number) for number in range(1000, 1050)))
+        async with client.get("/vms") as answer:
+            assert await answer.json() == []
+    await remains.check()
