@@ -7,8 +7,8 @@ from typing import Any
 
 from .settings import SITE_PACKAGES
 
-# Declared for development, of no use where tests only run; aiohttp is for an example that is tested outside.
-_DEVELOPMENT_ONLY = re.compile(r"(aiohttp|mypy|ruff|build|setuptools|wheel|coverage|atheris|types-.*)$")
+# Declared for development, of no use where tests only run; aiohttp and ray are for examples that are tested outside.
+_DEVELOPMENT_ONLY = re.compile(r"(aiohttp|ray|mypy|ruff|build|setuptools|wheel|coverage|atheris|types-.*)$")
 
 
 def requirements(pyproject: dict[str, Any]) -> list[str]:
