@@ -192,6 +192,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         "mask": to_text,
         "mac": to_text,
         "host_mac": to_text,
+        "anti_spoof": to_bool,
+        "guest_ip": to_words,
         "mtu": to_int,
         "offload_csum": to_bool,
         "offload_tso": to_bool,

@@ -14,6 +14,7 @@ __all__ = ["NetConfig", "check_interface_name", "is_no_station"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _TAP_MTU = 65521  # a frame, with its Ethernet header, has at most 65535 bytes
+_MOST_ADDRESSES = 64
 _NOT_IN_NAMES = re.compile(rb"[/:%\s]")
 
 
@@ -50,6 +51,8 @@ class NetConfig(LimitedConfig):
     mask: str | None = None
     mac: str | None = None
     host_mac: str | None = None
+    anti_spoof: bool = False
+    guest_ip: tuple[str, ...] = ()
     mtu: int | None = None
     offload_csum: bool = True
     offload_tso: bool = True
@@ -84,6 +87,25 @@ class NetConfig(LimitedConfig):
         self._check_descriptors()
         self._check_back_end()
         self._check_address()
+        if self.guest_ip:
+            self._check_guest_ip()
+
+    def _check_guest_ip(self) -> None:
+        from ipaddress import ip_network
+
+        if not self.anti_spoof:
+            raise ConfigError(
+                "net.guest_ip", "says what the guest may send from, and nobody looks", "say anti_spoof=on"
+            )
+        if len(self.guest_ip) > _MOST_ADDRESSES:
+            raise ConfigError(
+                "net.guest_ip", f"has more than {_MOST_ADDRESSES} addresses", "name networks, like fd00::/64"
+            )
+        for address in self.guest_ip:
+            try:
+                ip_network(address)
+            except ValueError as exc:
+                raise ConfigError("net.guest_ip", f"{exc}", "like guest_ip=[10.0.0.2,fd00::/64]") from None
 
     def _check_descriptors(self) -> None:
         for fd in self.fd:
@@ -104,7 +126,9 @@ class NetConfig(LimitedConfig):
             raise ConfigError(
                 "net.passt", "has no interface on the host, and one queue pair: no tap, fd, ip or host_mac"
             )
-        for key in ("tap", "fd", "ip", "host_mac", "passt", "bw_size", "ops_size") if self.vhost_user else ():
+        for key in (
+            ("tap", "fd", "ip", "host_mac", "passt", "bw_size", "ops_size", "anti_spoof") if self.vhost_user else ()
+        ):
             if getattr(self, key):
                 raise ConfigError(f"net.{key}", "does not go with vhost_user=on", "its back end has the host's side")
 

@@ -51,6 +51,7 @@ TABLE = """
 --rate-limit-group id bw_size bw_one_time_burst ops_size ops_one_time_burst | same |
 --rate-limit-group bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --net passt | ours | a network without privileges
+--net anti_spoof guest_ip | ours | a guest sends from its own addresses alone
 --net id pci_segment pci_device_id iommu | same |
 --fs tag queue_size socket | same |
 --fs num_queues | differs | may be more than there are vCPUs

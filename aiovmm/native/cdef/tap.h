@@ -34,6 +34,18 @@ struct avmm_net_rx {
     uint64_t dropped;
     struct avmm_allowance *allowance;
 };
+#define AVMM_NET_OWN_MAX ...
+struct avmm_net_prefix {
+    uint8_t address[16];
+    uint32_t bits;
+};
+struct avmm_net_own {
+    uint8_t mac[6];
+    uint8_t any_ip;
+    uint8_t pad;
+    uint32_t n_prefixes;
+    struct avmm_net_prefix prefixes[64];
+};
 struct avmm_net_tx {
     int32_t fd;
     uint8_t kind;
@@ -50,6 +62,7 @@ struct avmm_net_tx {
     uint64_t dropped;
     uint64_t errors;
     struct avmm_allowance *allowance;
+    const struct avmm_net_own *own;
 };
 struct avmm_net_turn {
     struct avmm_queue *queue;

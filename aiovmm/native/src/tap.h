@@ -5,6 +5,7 @@
 #define AIOVMM_TAP_H
 #include "allowance.h"
 #include "ring.h"
+#include "tap_own.h"
 #include <stdint.h>
 #include <sys/uio.h>
 
@@ -64,8 +65,9 @@ struct avmm_net_tx {
     uint32_t left_at, left_end;
     uint64_t packets, bytes;
     uint64_t dropped; /* the host had no room or no interface that is up, or the link was down */
-    uint64_t errors;  /* frames or headers of the guest that are not legal */
+    uint64_t errors;  /* frames or headers of the guest that are not legal, or not its own */
     struct avmm_allowance *allowance;
+    const struct avmm_net_own *own; /* who the guest may be, or NULL: anyone */
 };
 
 /* What the turns of one queue work with: set up once, but for what they fill in. */

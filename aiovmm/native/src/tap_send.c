@@ -14,11 +14,11 @@
 static bool is_transmit_buffer(const struct avmm_chain *c) { return !c->n_write && c->read_bytes >= AVMM_NET_HDR; }
 
 /* §5.1.6.2: only what was negotiated; flags that a driver has no use for are ignored. */
-static bool check_header(const struct avmm_net_tx *tx, struct virtio_net_hdr_v1 *h) {
+static bool check_header(const struct avmm_net_tx *tx, struct virtio_net_hdr_v1 *h, uint64_t size) {
     uint8_t type = h->gso_type & (uint8_t)~VIRTIO_NET_HDR_GSO_ECN;
     h->flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
     h->num_buffers = 0;
-    if (h->flags && !tx->checksum)
+    if (h->flags && (!tx->checksum || h->csum_start + h->csum_offset + 2u > size)) /* §5.1.6.2: it lies in the packet */
         return false;
     if (type != VIRTIO_NET_HDR_GSO_NONE && (type >= 32 || !(tx->gso & 1u << type)))
         return false;
@@ -76,14 +76,14 @@ static void keep_rest(struct avmm_net_tx *tx, const struct iovec *vec, uint32_t 
     tx->left_end = total - put;
 }
 
-/* The frame of a chain, without its virtio header, as at most `most` pieces of `vec`; how many. */
-static uint32_t frame_pieces(struct avmm_net_tx *tx, const struct avmm_chain *c, const struct iovec *iov, struct iovec *vec,
-                             uint32_t most) {
-    uint32_t skip = AVMM_NET_HDR, n = 0;
+/* What a chain has behind its first `skip` bytes, as at most `most` pieces of `vec`; how many. */
+static uint32_t frame_pieces(struct avmm_net_tx *tx, const struct avmm_chain *c, const struct iovec *iov, uint32_t skip,
+                             struct iovec *vec, uint32_t most) {
+    uint32_t n = 0;
     iov += c->iov;
     if (c->n_read > most) {
         avmm_net_gather(iov, tx->packet, (uint32_t)c->read_bytes);
-        vec[0] = (struct iovec){tx->packet + AVMM_NET_HDR, (uint32_t)c->read_bytes - AVMM_NET_HDR};
+        vec[0] = (struct iovec){tx->packet + skip, (uint32_t)c->read_bytes - skip};
         return 1;
     }
     for (uint32_t i = 0; i < c->n_read; i++) {
@@ -97,16 +97,35 @@ static uint32_t frame_pieces(struct avmm_net_tx *tx, const struct avmm_chain *c,
     return n;
 }
 
+/* The beginning of a frame after its virtio header, copied: what was checked is what is sent. */
+struct start {
+    uint8_t bytes[AVMM_NET_HDR + AVMM_NET_HEAD];
+    uint32_t size; /* all of it */
+};
+
+/* Whether the guest may send that; `s` is then filled, if it was asked. */
+static bool is_own(const struct avmm_net_tx *tx, const struct virtio_net_hdr_v1 *header, const struct iovec *iov, uint64_t total,
+                   struct start *s) {
+    s->size = AVMM_NET_HDR;
+    if (!tx->own)
+        return true;
+    s->size = total < sizeof s->bytes ? (uint32_t)total : (uint32_t)sizeof s->bytes;
+    avmm_net_gather(iov, s->bytes, s->size);
+    return avmm_net_is_own(tx->own, s->bytes + AVMM_NET_HDR, s->size - AVMM_NET_HDR, (uint32_t)total - AVMM_NET_HDR, header);
+}
+
 static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const struct iovec *iov) {
     struct virtio_net_hdr_v1 header; /* a copy: what was checked is what is sent */
     struct iovec vec[AVMM_NET_MAX_VEC];
+    struct start start;
     uint64_t size = c->read_bytes - AVMM_NET_HDR;
     if (tx->discard) {
         tx->dropped++;
         return AVMM_NET_MORE;
     }
     avmm_net_gather(iov + c->iov, &header, sizeof header);
-    if (size < AVMM_NET_MIN_FRAME || size > AVMM_NET_FRAME || !check_header(tx, &header)) {
+    if (size < AVMM_NET_MIN_FRAME || size > AVMM_NET_FRAME || !check_header(tx, &header, size) ||
+        !is_own(tx, &header, iov + c->iov, c->read_bytes, &start)) {
         tx->errors++;
         return AVMM_NET_MORE;
     }
@@ -116,7 +135,9 @@ static int send_frame(struct avmm_net_tx *tx, const struct avmm_chain *c, const 
     else if (tx->kind == AVMM_NET_STREAM)
         vec[n++] = (struct iovec){&length, sizeof length};
     total += n ? (uint32_t)vec[0].iov_len : 0;
-    n += frame_pieces(tx, c, iov, vec + n, AVMM_NET_MAX_VEC - n);
+    if (start.size > AVMM_NET_HDR)
+        vec[n++] = (struct iovec){start.bytes + AVMM_NET_HDR, start.size - AVMM_NET_HDR};
+    n += frame_pieces(tx, c, iov, start.size, vec + n, AVMM_NET_MAX_VEC - n);
     ssize_t put = write_out(tx, vec, n);
     if (put < 0) {
         tx->error = errno;

@@ -61,6 +61,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                              .discard = !(flags >> 1 & 15), .checked = flags >> 5 & 1, .packet = packets[0], .stream = stream};
     struct avmm_net_tx tx = {.fd = fd, .kind = kind, .socket = 1, .checksum = flags & 1, .gso = (uint32_t)flags >> 1,
                              .ecn = flags >> 6 & 1, .packet = packets[1]};
+    struct avmm_net_own own = {.any_ip = flags >> 5 & 1, .n_prefixes = 2,
+                               .prefixes = {{{[10] = 0xff, [11] = 0xff, [12] = 10}, 104}, {{0xfd}, 8 + (flags & 7)}}};
+    tx.own = flags >> 7 & 1 ? &own : NULL; /* the card's address is all zeros, as memory is */
     struct avmm_net_turn t = {.queue = &q, .mem = &memory, .chains = chains, .iov = iov, .max_chains = 1 + below(MAX_CHAINS),
                               .max_iov = MAX_IOV, .heads = heads, .lens = lens, .budget = 1 + (uint32_t)take(2)};
     for (bool goes = true; goes && input_left();) {

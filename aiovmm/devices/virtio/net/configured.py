@@ -30,6 +30,7 @@ def make_net(config: NetConfig, name: str = "net") -> NetDevice:
         offloads=offloads,
         name=name,
         rate_limit=config.rate_limit,
+        only_from=config.guest_ip if config.anti_spoof else None,
     )
 
 

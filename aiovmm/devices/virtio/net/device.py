@@ -7,6 +7,7 @@ driver knows no multiqueue (§5.1.2). Every queue is a coroutine; the control qu
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.config import RateLimit
@@ -54,7 +55,8 @@ class _Chosen:
 
 
 class NetDevice(VirtioDevice):
-    """A network card. `mac` is 6 bytes (None: a random, locally administered one); `offloads` limits what is offered.
+    """A network card. `mac` is 6 bytes (None: a random, locally administered one); `offloads` limits what is offered. With
+    `only_from` the guest sends from its MAC address alone, and from these IP addresses or networks, if there are any.
 
     Raises ConfigError if `mac` is no card's address, or the back end has more pairs than there can be.
     """
@@ -70,6 +72,7 @@ class NetDevice(VirtioDevice):
         offloads: f.Offloads = f.ALL_OFFLOADS,
         name: str = "net",
         rate_limit: RateLimit | None = None,
+        only_from: Sequence[str] | None = None,
     ) -> None:
         self.mac = random_mac() if mac is None else mac
         if len(self.mac) != 6:
@@ -83,6 +86,7 @@ class NetDevice(VirtioDevice):
         self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
         self._queue_size = queue_size
         self._offloads = offloads
+        self._only_from = only_from
         self._link = True
         self._limiters = (Limiter(rate_limit), Limiter(rate_limit))
         self._ended: OSError | None = None
@@ -219,6 +223,8 @@ class NetDevice(VirtioDevice):
         if self._ended is None:
             self._set_offloads(self._chosen.offloads)
         self._show_link()
+        if self._only_from is not None:
+            self._keep_to_own(self._only_from)
         control = queues[len(queues) - 1 if features & f.MQ else 2]
         try:
             async with asyncio.TaskGroup() as group:
@@ -271,6 +277,13 @@ class NetDevice(VirtioDevice):
         for port in self.backend.ports:
             port.set_offloads(bits)
         self._chosen = replace(self._chosen, offloads=bits)
+
+    def _keep_to_own(self, addresses: Sequence[str]) -> None:
+        from aiovmm.devices.virtio.net.own import own_addresses  # by whom it is asked for
+
+        own = own_addresses(self.mac, addresses)
+        for port in self.backend.ports:
+            port.send_only_from(own)
 
     def _port_ended(self, port: Port, error: OSError) -> None:
         if self._ended is None:

@@ -62,6 +62,10 @@ class Port:
         """What the driver takes now, as feature bits."""
         self.rx.checked = bool(features & f.GUEST_CSUM)
 
+    def send_only_from(self, own: Any) -> None:
+        """What comes from elsewhere than `struct avmm_net_own *` is not sent, and counts as an error."""
+        owners.link(self.tx, own=own)
+
     def set_link(self, up: bool) -> None:
         """While the link is down frames of both directions are lost."""
         self.rx.discard = self.tx.discard = not up
