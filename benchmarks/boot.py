@@ -44,6 +44,7 @@ def run(options: Options) -> Iterator[Result]:
         if options.wants(inner.name):
             run_rounds(inner, {"C floor": contest.floor, "vm.start()": contest.start}, options.rounds)
             inner.notes["exits"] = contest.exits
+            inner.notes["of that until the guest ran"] = ", ".join(f"{took:.3f} s" for took in contest.builds)
             yield inner
         machines = MACHINES[architecture.host().name]
         outer = Result("exec to init", "s", "aiovmm run", tuple(machines), Target(0.8))
@@ -63,6 +64,9 @@ class Contest:
         self.files = Files(directory, release)
         self._floor = floor_command(self.files, MIB, CMDLINE)
         self.exits = ""
+        self.builds: list[
+            float
+        ] = []  # seconds: the machine, and the kernel into its memory, which the floor does before
 
     def floor(self) -> float:
         """Seconds from the first instruction, as the floor itself says. An emulated AMD-V loses a guest now and then; the floor,
@@ -82,6 +86,7 @@ class Contest:
         async with VM(VMConfig(payload, memory=MemoryConfig(MIB << 20))) as vm:
             began = time.monotonic()
             await vm.start()
+            self.builds.append(time.monotonic() - began)
             await vm.serial.expect(MARK, timeout=LIMIT)
             took = time.monotonic() - began
             self.exits = exits(vm)
