@@ -20,10 +20,11 @@ MOST = 64
 
 @dataclass(frozen=True)
 class Chain:
-    """`state` and `identity` are the newest's, and the memory's file `whole` is of the oldest, and the caller's to close, as are
-    the increments."""
+    """`state`, `size` (of the RAM) and `identity` are the newest's; the memory's file `whole` is of the oldest. That and the
+    increments are the caller's to close."""
 
     state: State
+    size: int
     identity: str
     whole: int
     kept: Kept
@@ -55,7 +56,9 @@ def open_chain(path: Path) -> Chain:
         if opened.size != first.size:
             os.close(opened.memory)
             raise _other_size(path)
-        return Chain(first.state, first.identity, opened.memory, Kept(opened.pages, opened.sum), increments, places)
+        return Chain(
+            first.state, first.size, first.identity, opened.memory, Kept(opened.pages, opened.sum), increments, places
+        )
     except BaseException:
         for increment in increments:
             increment.close()
@@ -94,11 +97,13 @@ def _base(path: Path, base: BaseOf) -> tuple[Path, Opened]:
     return where, opened
 
 
-def base_at(base: Path, path: Path) -> BaseOf:
-    """The snapshot at `base`, for an increment at `path` that is over it. In a thread. Raises SnapshotError, also for one
-    whose place the increment would take, HostError."""
+def base_at(base: Path, path: Path, size: int) -> BaseOf:
+    """The snapshot at `base`, for an increment at `path` that is over it, of a guest with `size` bytes of RAM. In a thread.
+    Raises SnapshotError, also for one whose place the increment would take, HostError."""
     chain = open_chain(base)
     chain.close()
+    if chain.size != size:
+        raise SnapshotError(f"{base}: memory of the guest came or went since: take a whole snapshot")
     if len(chain.places) >= MOST:
         raise SnapshotError(f"{base}: there are {MOST} snapshots one over the other already: take a whole one")
     if any(path.exists() and path.samefile(place) for place in chain.places):

@@ -50,10 +50,14 @@ class DirtyPages:
 
     @classmethod
     def of(cls, memory: GuestMemory) -> DirtyPages:
-        """The one of this memory."""
-        if not isinstance(memory.tracker, cls):
-            memory.tracker = cls(memory)
-        return memory.tracker
+        """The one of this memory, or a new one that knows of nothing yet, if memory came or went since."""
+        there = memory.tracker
+        if isinstance(there, cls) and there._regions == ram_of(memory):
+            return there
+        if there is not None:
+            there.close()
+        memory.tracker = made = cls(memory)
+        return made
 
     def refuse_unknown(self, base: str, where: object) -> None:
         """Raises SnapshotError if it is not known what was written since the snapshot `base`, which is at `where`."""
@@ -73,8 +77,7 @@ class DirtyPages:
     def written(self, memory: GuestMemory, base: str = "") -> bytearray:
         """A bitmap of what was written since the snapshot `base`, if there is one. From here on all that is written is known.
         Raises SnapshotError for memory or a host that it cannot be known of, HostError."""
-        if ram_of(memory) != self._regions:
-            raise SnapshotError("memory of the guest came or went since: take a whole snapshot")
+        assert ram_of(memory) == self._regions, "none came or went since `of`"
         changed = self._own() if self.origin else bytearray(self._size)
         if self.origin:
             self._next_moved = bytes(changed)

@@ -60,9 +60,10 @@ async def take(vm: VM, path: Path, *, base: Path | None = None, track: bool = Fa
     async with vm._transition:
         machine = machine_of(vm)
         _refuse_fleeting([plugged.device for plugged in vm._power.plugged])
-        over = None if base is None else await in_thread(f"{name}: look at base", base_at, base, path)
+        size = vm.config.mapped_ram
+        over = None if base is None else await in_thread(f"{name}: look at base", base_at, base, path, size)
         saved = SavedMemory(machine.memory, over, track=track)
-        written = Written(path, vm.config.mapped_ram, over)
+        written = Written(path, size, over)
         try:
             saved.check(base)
             await in_thread(f"{name}: begin snapshot", written.open)

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiovmm.errors import HostError, SnapshotError
-from aiovmm.memory import GuestMemory
+from aiovmm.memory import Backing, GuestMemory
 from aiovmm.native import ffi, lib
 from aiovmm.snapshot.base import Base
 from aiovmm.snapshot.chain import MOST, base_at, open_chain
 from aiovmm.snapshot.directory import STATE, Written
-from aiovmm.snapshot.dirty import DirtyPages
 from aiovmm.snapshot.increment import open_increment
 from aiovmm.snapshot.pages import Kept
 from aiovmm.snapshot.taking import SavedMemory
@@ -50,8 +52,9 @@ def content(memory: GuestMemory) -> bytes:
 
 def save(memory: GuestMemory, path: Path, base: Path | None = None, *, commit: bool = True) -> int:
     """As a VM that stands still is; how many pages it has."""
-    over = None if base is None else base_at(base, path)
-    saved, written = SavedMemory(memory, over, track=True), Written(path, SIZE, over)
+    size = sum(region.size for region in memory.regions)
+    over = None if base is None else base_at(base, path, size)
+    saved, written = SavedMemory(memory, over, track=True), Written(path, size, over)
     saved.check(base)
     try:
         written.open()
@@ -230,8 +233,12 @@ def test_memory_that_came_or_went(tmp_path: Path) -> None:
     memory = GuestMemory.create(RANGES, shared=False)
     save(memory, tmp_path / "a")
     memory.unmap(memory.regions[1])
-    with pytest.raises(SnapshotError, match="came or went"):
-        DirtyPages.of(memory).written(memory)
+    with pytest.raises(SnapshotError, match="/a: memory of the guest came or went since: take a whole snapshot"):
+        save(memory, tmp_path / "b", tmp_path / "a")
+    memory.add_ram([(2 << 32, 2 * PAGE)], Backing(shared=False))
+    save(memory, tmp_path / "b")
+    memory.write(2 << 32, b"x")
+    assert save(memory, tmp_path / "c", tmp_path / "b") == 1
     memory.close()
 
 
@@ -305,6 +312,53 @@ def test_a_chain_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         save(memory, tmp_path / "c", tmp_path / "b")
     memory.close()
     assert MOST == 64
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from aiovmm.memory import GuestMemory
+from tests.snapshot.test_increment import RANGES, do, save
+path, memory, number = Path(sys.argv[1]), GuestMemory.create(RANGES, shared=False), 0
+while number < 60:
+    do(memory, [("write", number, 1 + number % 250)])
+    save(memory, path / str(number), path / str(number - 1) if number else None)
+    print(number, flush=True)
+    number += 1
+sys.stdin.read()
+"""
+
+
+def test_who_is_killed_leaves_a_whole_chain(tmp_path: Path) -> None:
+    for turn in range(1, 6):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        root = Path(__file__).resolve().parent.parent.parent
+        command = [sys.executable, "-c", WRITER, folder]
+        with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(turn * 3):  # then somewhere in the next
+                last = int(writer.stdout.readline())
+            writer.kill()
+        expected = bytearray(SIZE)
+        for number in range(last + 1):
+            expected[number * PAGE + 8 * (1 + number % 250)] = 1 + number % 250
+        assert in_file(folder / str(last)) == expected
+
+
+def test_a_disk_that_is_full_loses_nothing(small: Path, tmp_path: Path) -> None:
+    memory = GuestMemory.create(RANGES, shared=False)
+    do(memory, [(WRITE, 0, 1)])
+    save(memory, small / "a")
+    do(memory, [(WRITE, page, 2) for page in range(200)])
+    with pytest.raises(HostError, match="writing guest memory: No space left"):
+        save(memory, small / "b", small / "a")
+    assert not list((small / "b").iterdir())
+    do(memory, [(BACK, page, 2) for page in range(8, 200)])
+    save(memory, small / "b", small / "a")
+    shutil.copytree(small, tmp_path / "copy")  # a full tmpfs has no page for a hole that is looked at
+    assert in_file(tmp_path / "copy" / "b") == content(memory)
+    memory.close()
 
 
 @pytest.mark.parametrize("at", [0, PAGE, 2 * PAGE, -1])
