@@ -17,8 +17,7 @@ from typing import Any, BinaryIO
 
 import aiovmm
 from aiovmm import Image
-
-WORK = "/work"
+from examples.ending import exit_code
 
 
 async def copy(stream: asyncio.StreamReader, out: BinaryIO) -> None:
@@ -29,12 +28,19 @@ async def copy(stream: asyncio.StreamReader, out: BinaryIO) -> None:
 
 
 async def run(
-    root: Path, command: str, source: Path, artifacts: Sequence[str], into: Path, limit: float, **settings: Any
+    root: Path,
+    command: str,
+    source: Path,
+    artifacts: Sequence[str],
+    into: Path,
+    limit: float,
+    work: str = "/work",
+    **settings: Any,
 ) -> int:
     """The exit code. Artifacts that are there come out even if the command failed."""
     async with aiovmm.sandbox(Image.of(root), **settings) as vm:
-        await vm.files.copy_in(source, WORK)
-        process = await vm.create_process("sh", "-c", command, cwd=WORK, stdin=asyncio.subprocess.DEVNULL)
+        await vm.files.copy_in(source, work)
+        process = await vm.create_process("sh", "-c", command, cwd=work, stdin=asyncio.subprocess.DEVNULL)
         assert process.stdout is not None
         assert process.stderr is not None
         try:
@@ -50,7 +56,7 @@ async def run(
         for name in artifacts:
             try:
                 (into / name).parent.mkdir(parents=True, exist_ok=True)
-                await vm.files.copy_out(f"{WORK}/{name}", into / name)
+                await vm.files.copy_out(f"{work}/{name}", into / name)
             except FileNotFoundError:
                 print(f"there is no {name}", file=sys.stderr)
     return status if status >= 0 else 128 - status
@@ -63,6 +69,7 @@ if __name__ == "__main__":
     parser.add_argument("--source", type=Path, default=Path())
     parser.add_argument("--artifacts", action="append", default=[])
     parser.add_argument("--into", type=Path, default=Path("artifacts"))
+    parser.add_argument("--work", default="/work", help="where the source goes in the guest (%(default)s)")
     parser.add_argument("--timeout", type=float, default=600.0)
     parser.add_argument("--memory", default="1G")
     parser.add_argument("--kernel", type=Path, help="a kernel, with the directory of its modules beside it")
@@ -72,5 +79,5 @@ if __name__ == "__main__":
         from aiovmm.image import KernelFiles
 
         settings["kernel"] = KernelFiles(args.kernel, args.kernel.parent / "modules", "given")
-    work = run(args.root, args.command, args.source, args.artifacts, args.into, args.timeout, **settings)
-    sys.exit(asyncio.run(work))
+    places = args.source, args.artifacts, args.into
+    sys.exit(exit_code(lambda: run(args.root, args.command, *places, args.timeout, args.work, **settings)))

@@ -23,6 +23,7 @@ from rich.text import Text
 
 import aiovmm
 from aiovmm import CommandTimeout, Image
+from examples.ending import exit_code
 
 
 @dataclass
@@ -77,8 +78,9 @@ async def work(job: Job, image: Image, limit: float, settings: dict[str, Any]) -
         job.ended("failed", str(exc).encode())
 
 
-async def main(image: Image, commands: Sequence[str], at_once: int, limit: float, **settings: Any) -> bool:
-    """All commands, `at_once` at a time; whether all ended with 0."""
+async def main(root: Path, commands: Sequence[str], at_once: int, limit: float, **settings: Any) -> int:
+    """All commands, `at_once` at a time; 0 if all ended so."""
+    image = Image.of(root)
     jobs = [Job(command) for command in commands]
     places = asyncio.Semaphore(at_once)
 
@@ -92,7 +94,7 @@ async def main(image: Image, commands: Sequence[str], at_once: int, limit: float
                 group.create_task(one(job))
     for job in jobs:
         print(f"{job.command}: {job.state}: {job.last_line}")
-    return all(job.ok for job in jobs)
+    return 0 if all(job.ok for job in jobs) else 1
 
 
 if __name__ == "__main__":
@@ -109,4 +111,4 @@ if __name__ == "__main__":
         from aiovmm.image import KernelFiles
 
         settings["kernel"] = KernelFiles(args.kernel, args.kernel.parent / "modules", "given")
-    sys.exit(not asyncio.run(main(Image.of(args.root), args.commands, args.at_once, args.timeout, **settings)))
+    sys.exit(exit_code(lambda: main(args.root, args.commands, args.at_once, args.timeout, **settings)))

@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import base64
 import secrets
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -207,6 +208,9 @@ if __name__ == "__main__":
     parser.add_argument("root", type=Path)
     parser.add_argument("--port", type=int, default=8080)
     args = parser.parse_args()
-    image = Image.of(args.root)
-    service = Service(lambda **wanted: aiovmm.sandbox(image, **wanted))
-    web.run_app(service.app(), host="127.0.0.1", port=args.port, handler_cancellation=True)
+    try:
+        image = Image.of(args.root)
+        service = Service(lambda **wanted: aiovmm.sandbox(image, **wanted))
+        web.run_app(service.app(), host="127.0.0.1", port=args.port, handler_cancellation=True)
+    except (aiovmm.AiovmmError, OSError) as exc:  # no such root, or the port is taken
+        sys.exit(str(exc))
