@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import errno
 import mmap
 import os
 import threading
@@ -122,6 +123,7 @@ class GuestMemory:
         self._views: list[memoryview] = []
         self._bases: list[int] = []
         self._aside: dict[int, tuple[MemoryRegion, memoryview]] = {}  # by gpa
+        self._retired: list[tuple[MemoryRegion, memoryview]] = []
         self._fds: list[int] = []
         self._released: Callable[[], None] | None = None
         self.origin: Origin | None = None
@@ -276,7 +278,7 @@ class GuestMemory:
         flags |= 0 if reserve else _MAP_NORESERVE
         prot = mmap.PROT_READ | (0 if readonly else mmap.PROT_WRITE)
         try:
-            mapping = GuestMapping(fd, size, flags=flags, prot=prot, offset=offset)
+            mapping = _mapped(fd, size, flags, prot, offset) if ram else _shown(fd, size, flags, prot, offset)
         except OSError as exc:
             hint = _NO_HUGE_PAGES if reserve else ""
             raise HostError(f"mapping {size} bytes of guest memory", exc.errno or 0, hint) from exc
@@ -306,6 +308,18 @@ class GuestMemory:
         """Take a region out whose mapping stays: devices may have something under way to it, and at these addresses of the host
         nothing else may come to be meanwhile. It goes with `close`."""
         self._aside[region.gpa] = region, self._take_out(region)
+
+    def retire(self, region: MemoryRegion) -> None:
+        """Likewise, for good; `blank` then lets go of its file."""
+        self._retired.append((region, self._take_out(region)))
+
+    def blank(self, region: MemoryRegion) -> None:
+        """Of one that was retired, and that the guest does not see any more: let go of its file. What is under way to it goes
+        nowhere. May block. Raises HostError; then the file stays mapped until `close`."""
+        try:
+            region.mapping.blank()
+        except OSError as exc:
+            raise HostError("unmapping a file", exc.errno or 0) from exc
 
     def bring_back(self, gpa: int) -> bool:
         """Put in again what was put aside there; whether anything was."""
@@ -379,6 +393,10 @@ class GuestMemory:
             tracker.close()
         for gpa in list(self._aside):
             self.bring_back(gpa)
+        while self._retired:
+            region, view = self._retired.pop()
+            view.release()
+            region.mapping.close()
         for region in list(self._regions):
             self.unmap(region)
         for fd in self._fds:
@@ -402,6 +420,25 @@ class GuestMemory:
 
 def _leave(mapping: GuestMapping, start: int, size: int) -> None:
     """What is not prefaulted comes when it is touched."""
+
+
+def _mapped(fd: int, size: int, flags: int, prot: int, offset: int) -> GuestMapping:
+    """With a descriptor of its own for the file, as mmap.mmap has it."""
+    return GuestMapping(fd, size, flags=flags, prot=prot, offset=offset)
+
+
+def _shown(fd: int, size: int, flags: int, prot: int, offset: int) -> GuestMapping:
+    """With none, so that nothing is kept of a file that goes while the mapping stays. One of huge pages may need an address that
+    this is not at."""
+    mapping = GuestMapping(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, prot=prot)
+    try:
+        mapping.show(fd, offset, shared=bool(flags & mmap.MAP_SHARED))
+    except OSError as exc:
+        mapping.close()
+        if exc.errno != errno.EINVAL:
+            raise
+        return _mapped(fd, size, flags, prot, offset)
+    return mapping
 
 
 def _fill(wanted: Callable[[], bool], mapping: GuestMapping, start: int, size: int) -> None:

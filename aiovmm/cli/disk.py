@@ -40,6 +40,8 @@ def create(new: Path, base: Path | None, size: str | None, raw: bool, backing_fi
     if base is None:
         if wanted is None:
             raise UsageError("say --base IMAGE for an overlay, or --size SIZE for an empty raw image")
+        if not wanted:
+            raise UsageError("--size: 0 bytes are no disk: say how many, like 10G")
         _create_raw(new, wanted)
     else:
         _create_overlay(new, base, wanted, raw=raw, backing_files=backing_files)

@@ -7,15 +7,13 @@ rebooted, shutdown, deleted;
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from aiovmm.cli.event_writer import EventWriter
 from aiovmm.cli.events import event_as_dict, open_events
-from aiovmm.cli.messages import say
 from aiovmm.config import VMConfig
 from aiovmm.config.text import split_options, unquote
 from aiovmm.errors import ConfigError
@@ -58,16 +56,14 @@ def open_monitor(text: str, config: VMConfig) -> int:
 
 
 class EventMonitor:
-    """Writes them to `fd`; `tell` what the VM itself has no event for. Nothing is kept for who does not read."""
+    """Writes them to `fd`; `tell` what the VM itself has no event for."""
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._writer = EventWriter(fd)
         self._start = time.monotonic_ns()
 
     def tell(self, source: str, event: str, properties: Properties = None) -> None:
-        """One object, now; where it cannot be written, a word on stderr and no more of them."""
-        if self._fd < 0:
-            return
+        """One object, now, or never."""
         seconds, nanos = divmod(time.monotonic_ns() - self._start, 1_000_000_000)
         row = {
             "timestamp": {"secs": seconds, "nanos": nanos},
@@ -75,14 +71,7 @@ class EventMonitor:
             "event": event,
             "properties": properties,
         }
-        data = json.dumps(row, indent=2).encode() + b"\n\n"
-        try:
-            while data:
-                data = data[os.write(self._fd, data) :]
-        except OSError as exc:
-            self._fd = -1
-            if exc.errno not in (errno.EPIPE, errno.EAGAIN):
-                say(f"events cannot be written any more: {exc.strerror}")
+        self._writer.write(json.dumps(row, indent=2).encode() + b"\n\n")
 
     async def follow(self, events: Subscription[Event]) -> None:
         """All that the VM tells, until its last event."""

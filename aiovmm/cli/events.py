@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 from typing import Any
 
-from aiovmm.cli.messages import say
+from aiovmm.cli.event_writer import EventWriter
 from aiovmm.config import VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.events import Subscription
@@ -53,13 +52,7 @@ def open_events(place: str, config: VMConfig, option: str = "--json") -> int:
 
 
 async def print_events(events: Subscription[Event], fd: int) -> None:
-    """One line an event, until the last; where they cannot be written, a word on stderr and no more of them."""
+    """One line an event, until the last."""
+    writer = EventWriter(fd)
     async for event in events:
-        line = json.dumps(event_as_dict(event)).encode() + b"\n"
-        try:
-            while line:
-                line = line[os.write(fd, line) :]
-        except OSError as exc:
-            if exc.errno not in (errno.EPIPE, errno.EAGAIN):
-                say(f"events cannot be written any more: {exc.strerror}")
-            return
+        writer.write(json.dumps(event_as_dict(event)).encode() + b"\n")

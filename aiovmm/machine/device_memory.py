@@ -7,11 +7,13 @@ lies in the 64-bit window of its PCI segment, until the guest is reset.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.tasks import finish
 
 __all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory", "map_later", "refuse_moved", "unmap"]
 
@@ -99,20 +101,22 @@ async def map_later(machine: Machine, plugged: PluggedDevice) -> None:
         device.placed(address)
         await _tell_kvm(machine)
     except BaseException:
-        await unmap(machine, plugged)
+        await finish(unmap(machine, plugged))  # also for who is cancelled a second time meanwhile
         segment.aperture.give_back(address)
         raise
 
 
 async def unmap(machine: Machine, plugged: PluggedDevice) -> None:
-    """The memory of a device that goes, and is open still: no part of it is the guest's any more."""
+    """The memory of a device that goes, and is open still: no part of it is the guest's any more, nor mapped here. Where it was
+    nothing else of the process comes to be as long as the machine is there: another device may have something under way to it."""
     device = plugged.device
     if not isinstance(device, MemoryDevice):
         return
     fd = device.memory().fd
     for region in [region for region in machine.memory.regions if region.fd == fd and not region.ram]:
-        machine.memory.unmap(region)
+        machine.memory.retire(region)
         await _tell_kvm(machine)
+        await machine.worker.submit(partial(machine.memory.blank, region))
         machine.pci.root.segments[plugged.segment].aperture.give_back(region.gpa)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from aiovmm.config import (
@@ -13,6 +14,7 @@ from aiovmm.config import (
     DiskConfig,
     FsConfig,
     GenericVhostUserConfig,
+    ImageType,
     NetConfig,
     PlacedConfig,
     PmemConfig,
@@ -26,22 +28,38 @@ from aiovmm.errors import ConfigError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.iommu import refuse_remote, refuse_remote_device, wants_iommu
 from aiovmm.machine.parts import MachineParts
+from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
     from aiovmm.devices.virtio.blk.image import DiskImage
 
-__all__ = ["join_console", "make_device", "plug_configured"]
+__all__ = ["join_console", "look_at_images", "make_device", "plug_configured"]
 
 
-def plug_configured(parts: MachineParts) -> None:
+Kinds = Mapping[str, ImageType | None]
+"""By the ids of disks, whose images were looked at."""
+
+
+async def look_at_images(name: str, disks: Mapping[str, DiskConfig]) -> Kinds:
+    """What kind of image each is, if it is another's: read in a thread, where they may wait for a server. `name` is the VM's."""
+    if not disks:
+        return {}
+    from aiovmm.devices.virtio.blk.opening import kind_of, looks_alone_tell
+
+    if not any(looks_alone_tell(disk) for disk in disks.values()):
+        return {id_: kind_of(disk) for id_, disk in disks.items()}
+    return await in_thread(f"{name}: look at images", lambda: {id_: kind_of(disk) for id_, disk in disks.items()})
+
+
+def plug_configured(parts: MachineParts, kinds: Kinds = MappingProxyType({})) -> None:
     """Make and plug what the configuration asks for, in the reference's order: guests name their interfaces by PCI slots. Devices
     of the host come after these, and the IOMMU last."""
     config = parts.config
     refuse_remote(config)
     _plug_console(parts)
-    _plug_disks(parts)
+    _plug_disks(parts, kinds)
     _plug_nets(parts)
     _plug_rng(parts)
     _plug_generic(parts)
@@ -59,13 +77,15 @@ def plug_configured(parts: MachineParts) -> None:
     _plug_host_devices(parts)
 
 
-def make_device(parts: MachineParts, placed: PlacedConfig, id_: str) -> VirtioDevice:
-    """The device that `placed` describes, which comes later than the others. Raises ConfigError for what cannot."""
+def make_device(parts: MachineParts, placed: PlacedConfig, id_: str, kinds: Kinds) -> VirtioDevice:
+    """The device that `placed` describes, which comes later than the others; of a disk `kinds` has that of its image. Raises
+    ConfigError for what cannot."""
     config = parts.config
     match placed:
         case DiskConfig():
             group = placed.rate_limit_group
-            return _disk(config, placed, id_, parts.rate_limits[group] if group is not None else None)
+            limiter = parts.rate_limits[group] if group is not None else None
+            return _disk(config, placed, id_, limiter, kinds.get(id_))
         case NetConfig():
             return _net(config, placed, id_)
         case FsConfig():
@@ -135,12 +155,12 @@ def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHand
     return asyncio.get_running_loop().call_later(delay, callback)
 
 
-def _plug_disks(parts: MachineParts) -> None:
+def _plug_disks(parts: MachineParts, kinds: Kinds) -> None:
     groups = parts.rate_limits = _rate_limit_groups(parts.config)
     for number, disk in enumerate(parts.config.disks):
         id_ = disk.id or f"disk{number}"
         limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
-        parts.plug(_disk(parts.config, disk, id_, limiter, parts.images.get(id_)), id_, disk)
+        parts.plug(_disk(parts.config, disk, id_, limiter, kinds.get(id_), parts.images.get(id_)), id_, disk)
 
 
 def _rate_limit_groups(config: VMConfig) -> dict[str, Limiter]:
@@ -156,6 +176,7 @@ def _disk(
     disk: DiskConfig,
     id_: str,
     limiter: Limiter | None,
+    kind: ImageType | None,
     image: Callable[[], DiskImage] | None = None,
 ) -> VirtioDevice:
     """`image` opens what is to be behind it, if that is not what `disk` names."""
@@ -168,15 +189,14 @@ def _disk(
 
         _check_shared(config, "disk")
         return VhostUserBlk.from_config(disk, id_)
-    from aiovmm.devices.virtio.blk import BlkDevice
-    from aiovmm.devices.virtio.blk.opening import kind_of
-
-    if (kind := kind_of(disk)) is not None:
+    if kind is not None:
         from aiovmm.devices.virtio.vhost_user.image import ImageBlk
 
         refuse_remote_device(config, "disk", disk)
         _check_shared(config, "disk")
         return ImageBlk(disk, kind, id_)
+    from aiovmm.devices.virtio.blk import BlkDevice
+
     return BlkDevice.from_config(disk, id_, limiter)
 
 
@@ -243,7 +263,7 @@ def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
 
 def _plug_rtc(parts: MachineParts) -> None:
     if (rtc := parts.config.rtc) is not None:
-        parts.plug(make_device(parts, rtc, "rtc"), "rtc", rtc)
+        parts.plug(make_device(parts, rtc, "rtc", {}), "rtc", rtc)
 
 
 def _plug_pmems(parts: MachineParts) -> None:

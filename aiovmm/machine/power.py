@@ -75,7 +75,7 @@ class Power:
             await in_thread(f"{config.name}: load machine", _import_machines)
         elif self.restored is None and not _is_known(config):
             kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
-        from aiovmm.machine.devices import plug_configured
+        from aiovmm.machine.devices import look_at_images, plug_configured
         from aiovmm.machine.parts import MachineParts, open_parts
 
         if own is not None:
@@ -88,7 +88,9 @@ class Power:
         self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
         self.parts.images = self.images
         self.parts.exits_limit = config.limits.exits
-        plug_configured(self.parts)
+        disks = {disk.id or f"disk{number}": disk for number, disk in enumerate(config.disks)}
+        named = {id_: disk for id_, disk in disks.items() if id_ not in self.images}
+        plug_configured(self.parts, await look_at_images(config.name, named))
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):
             self.parts.plug(device, f"custom{number}")

@@ -62,6 +62,19 @@ class GuestMapping(Mapping):
         if error := lib.avmm_mem_populate(self.host + start, size):
             raise OSError(error, os.strerror(error))
 
+    def show(self, fd: int, offset: int, *, shared: bool) -> None:
+        """Have it be these bytes of a file from now on, of which it keeps no descriptor. Raises OSError."""
+        if error := lib.avmm_mem_map(self.host, len(self), fd, offset, self._writable, shared):
+            raise OSError(error, os.strerror(error))
+        self.madvise(mmap.MADV_DONTFORK)
+        self.madvise(_MADV_DONTDUMP)
+
+    def blank(self) -> None:
+        """Have it be zeros that are nobody's; of a file that it showed nothing is kept. Raises OSError."""
+        if error := lib.avmm_mem_blank(self.host, len(self)):
+            raise OSError(error, os.strerror(error))
+        self.madvise(mmap.MADV_DONTFORK)
+
     def bind(self, node: int) -> None:
         """Have its pages come from this NUMA node of the host, and no other. Raises OSError."""
         if error := lib.avmm_mem_bind(self.host, len(self), node):

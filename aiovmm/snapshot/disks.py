@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from aiovmm.config import DiskConfig
+from aiovmm.errors import SnapshotError
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.image import DiskImage
@@ -44,7 +45,7 @@ class DiskBases:
 
     @classmethod
     def opened(cls, configs: Sequence[DiskConfig]) -> Self:
-        """As they are now. In a thread. Raises HostError, ImageError."""
+        """As they are now. In a thread. Raises HostError, ImageError, SnapshotError."""
         disks = cls({})
         try:
             for number, disk in enumerate(configs):
@@ -74,6 +75,11 @@ class DiskBases:
 
 
 def _open(disk: DiskConfig) -> Base:
+    if disk.path is None:
+        raise SnapshotError(
+            f"its disk at {disk.socket} is another process's (vhost_user=on), and nothing can be put over it for each guest: "
+            "give the guest that is to be forked an image by path="
+        )
     from aiovmm.devices.virtio.blk.opening import base_of
 
     return base_of(disk)

@@ -82,3 +82,8 @@ def test_what_is_missing_is_said(base: Path, tmp_path: Path) -> None:
     assert "is an overlay, and only raw images" in refused("commit", base, "--base", top)
     assert "has a map for" in refused("create", tmp_path / "huge", "--base", base, "--size", "4096T")
     assert not (tmp_path / "huge").exists()
+
+
+def test_a_disk_of_nothing_is_none(tmp_path: Path) -> None:
+    assert "0 bytes are no disk: say how many" in refused("create", tmp_path / "new", "--size", "0")
+    assert not (tmp_path / "new").exists()

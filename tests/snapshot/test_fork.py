@@ -32,6 +32,7 @@ from aiovmm.boot.x86_64 import layout
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.kvm import Vcpu
+from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
 from tests.vm.guest import config, counter, counts_on, until
@@ -278,3 +279,9 @@ async def test_what_waits_for_its_turn_has_no_threads(monkeypatch: pytest.Monkey
         assert other.status is not None
         assert "it could not go on" in other.status.detail
         await counts_on(child)
+
+
+def test_a_disk_of_another_process_has_no_overlays(tmp_path: Path) -> None:
+    disk = DiskConfig(vhost_user=True, socket=tmp_path / "sock")
+    with pytest.raises(SnapshotError, match=r"another process's \(vhost_user=on\)"):
+        DiskBases.opened([disk])

@@ -18,8 +18,9 @@ import pytest
 from aiovmm.config import DiskConfig, ImageType
 from aiovmm.config.options import parse_disk
 from aiovmm.devices.virtio.blk.opening import kind_of
+from aiovmm.devices.virtio.formats import format_of_file
 from aiovmm.devices.virtio.vhost_user import image as image_module
-from aiovmm.devices.virtio.vhost_user.image import ImageBlk
+from aiovmm.devices.virtio.vhost_user.image import ImageBlk, check_backing
 from aiovmm.errors import ConfigError, HostError, ImageError
 from tests.pci.echo import until
 from tests.vhost_user.bench import Guest
@@ -256,3 +257,20 @@ def test_kinds(tmp_path: Path) -> None:
     assert kind_of(DiskConfig(path=tmp_path / "q")) is ImageType.QCOW2
     assert kind_of(DiskConfig(path=tmp_path / "q", image_type=ImageType.RAW)) is None
     assert json.dumps(parse_disk("path=/q,image_type=VHDX").image_type.value) == '"vhdx"'  # type: ignore[union-attr]
+
+
+@pytest.mark.timeout(30)  # what would wait for somebody to write
+def test_a_base_that_is_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="neither a file nor a block device"):
+        format_of_file(tmp_path / "fifo")
+    header = bytearray(b"QFI\xfb" + (3).to_bytes(4, "big") + bytes(4096))
+    name, extension = b"fifo", (0xE2792ACA).to_bytes(4, "big") + (5).to_bytes(4, "big") + b"qcow2\0\0\0"
+    header[8:20] = (1024).to_bytes(8, "big") + len(name).to_bytes(4, "big")
+    header[20:24] = (16).to_bytes(4, "big")
+    header[100:104] = (104).to_bytes(4, "big")
+    header[104 : 104 + len(extension)] = extension
+    header[1024 : 1024 + len(name)] = name
+    (tmp_path / "q").write_bytes(header)
+    with pytest.raises(OSError, match="neither a file nor a block device"):
+        check_backing(tmp_path / "q", followed=True)

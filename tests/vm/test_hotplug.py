@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
+import threading
 from collections.abc import Awaitable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from aiovmm import (
     EventKind,
     FsConfig,
     GuestFault,
+    HotplugError,
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
@@ -35,6 +37,7 @@ from aiovmm.bus import Space
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.machine.architecture import board_of_host
+from aiovmm.native import ffi
 from aiovmm.pci.root import PciAddress
 from tests.vm.guest import config, counts_on, event, until
 
@@ -96,6 +99,10 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def mappings() -> str:
+    return Path("/proc/self/maps").read_text()
+
+
 async def test_a_disk_comes_and_goes(image: Path) -> None:
     async with VM(config("s")) as vm:
         await vm.start()
@@ -131,6 +138,23 @@ async def test_a_guest_that_does_not_look_has_no_device(image: Path) -> None:
         assert not vm.config.disks
         assert descriptors() <= before
         await counts_on(vm)
+        await vm.kill()
+        told = {seen.kind async for seen in vm.events(from_start=True)}
+    assert not told & {EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED}, "it has never been there"
+
+
+async def test_an_image_is_looked_at_where_it_may_take_its_time(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[threading.Thread] = []
+
+    def slow(config: DiskConfig) -> None:
+        looked.append(threading.current_thread())
+
+    monkeypatch.setattr("aiovmm.devices.virtio.blk.opening.kind_of", slow)
+    async with VM(config("s", disks=(DiskConfig(path=image, readonly=True),))) as vm:
+        await vm.start()
+        await vm.add(DiskConfig(path=image, readonly=True), timeout=0)
+    assert len(looked) == 2
+    assert threading.main_thread() not in looked
 
 
 async def test_a_caller_that_gives_up_has_no_device_either(image: Path) -> None:
@@ -327,6 +351,19 @@ async def test_memory_that_a_guest_does_not_take_is_told_of_and_stays_asked_for(
         await counts_on(vm)
 
 
+async def test_who_asks_for_another_size_meanwhile_is_who_gets_it() -> None:
+    async with VM(config("s", memory=MEMORY)) as vm:
+        await vm.start()
+        first = asyncio.ensure_future(vm.resize(memory=68 << 20, timeout=LONG))
+        await until(lambda: vm.config.memory.hotplugged_size == 64 << 20)
+        await vm.resize(memory=4 << 20, timeout=LONG)
+        with pytest.raises(HotplugError, match=r"asked for 0 bytes of hotplugged memory meanwhile, not 67108864"):
+            await first
+        await vm.kill()
+        sizes = [seen.detail async for seen in vm.events(from_start=True) if seen.kind is EventKind.RESIZED]
+    assert sizes == [f"{4 << 20} bytes of memory"]
+
+
 async def test_the_end_of_the_guest_answers_who_resizes() -> None:
     async with VM(config("s", memory=MEMORY)) as vm:
         await vm.start()
@@ -380,6 +417,21 @@ async def test_persistent_memory_comes_and_goes(tmp_path: Path) -> None:
         place = struct.unpack("<QQ", vm.device("pmem0").read_config(0, 16))
         assert vm.machine.memory.read(place[0], 3) == b"hot"
         await counts_on(vm)
+
+
+async def test_where_persistent_memory_was_nothing_else_comes_to_be(tmp_path: Path) -> None:
+    """What another device still writes there goes nowhere, least of all to the file, which is mapped no more."""
+    file = tmp_path / "image"
+    file.write_bytes(bytes(4 << 20))
+    async with VM(config("s", pmems=(PmemConfig(file=file),))) as vm:
+        await vm.start()
+        (region,) = (region for region in vm.machine.memory.regions if not region.ram)
+        removal = asyncio.ensure_future(vm.remove("pmem0"))
+        assert await let_go(vm) == [1]
+        await removal
+        assert str(file) not in mappings()
+        ffi.memmove(ffi.cast("char *", region.host), b"too late", 8)
+    assert file.read_bytes() == bytes(4 << 20)
 
 
 async def test_persistent_memory_whose_slot_is_taken_leaves_nothing(tmp_path: Path) -> None:

@@ -10,11 +10,14 @@ Virtual Disk Format 1.1; VirtualBox, Parallels and Bochs as QEMU reads them, and
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import re
+import stat
+from io import FileIO
 from typing import NamedTuple
 
-__all__ = ["HEADERS", "OVERLAY", "SECTOR", "Header", "Place", "format_of", "format_of_file", "last_sector"]
+__all__ = ["HEADERS", "OVERLAY", "SECTOR", "Header", "Place", "format_of", "format_of_file", "last_sector", "open_file"]
 
 SECTOR = 512
 """Bytes of the beginning, and of the end, that are looked at."""
@@ -65,10 +68,20 @@ _COMMENTS = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*")
 
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
     """The same of a file or block device. Raises OSError; may block."""
-    with open(path, "rb", buffering=0) as file:
+    with open_file(path) as file:
         first = file.read(SECTOR)
         file.seek(last_sector(file.seek(0, os.SEEK_END)))
         return format_of(first, file.read(SECTOR))
+
+
+def open_file(path: str | os.PathLike[str]) -> FileIO:
+    """A file or block device, to be read; never what would have it wait for another, as a FIFO does. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "is neither a file nor a block device", os.fspath(path))
+    return FileIO(fd, "rb")
 
 
 def last_sector(size: int) -> int:

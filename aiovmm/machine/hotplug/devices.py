@@ -17,11 +17,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiovmm.config import PlacedConfig, VMConfig
+from aiovmm.config import DiskConfig, PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.machine.device_memory import map_later, unmap
-from aiovmm.machine.devices import join_console, make_device
+from aiovmm.machine.devices import join_console, look_at_images, make_device
 from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 from aiovmm.machine.iommu import refuse_remote
@@ -53,6 +53,7 @@ class DeviceHotplug:
         self._removals: dict[str, asyncio.Future[None]] = {}  # asked for, by id
         self._leaving: dict[str, asyncio.Future[None]] = {}  # on their way out
         self._looks: set[asyncio.Future[None]] = set()
+        self._untold: set[str] = set()  # ids of those that nobody has been told of yet
 
     # -- adding
 
@@ -68,9 +69,11 @@ class DeviceHotplug:
             if placed.id in taken:  # by a device that is in no configuration
                 raise ConfigError("device.id", f"{placed.id!r} names two devices")
             plugged = await self._plug_in(parts, machine, placed, config)
+            self._untold.add(plugged.id)
             look = self._tell_of(machine, plugged)
         if look is not None and timeout != 0:
             await self._until_it_looks(plugged, look, timeout)
+        self._untold.discard(plugged.id)
         self._ending.journal.emit(
             EventKind.DEVICE_ADDED, f"in slot {plugged.slot} of segment {plugged.segment}", device=plugged.id
         )
@@ -82,11 +85,10 @@ class DeviceHotplug:
         """Opened, in its slot, one of the parts and in the configuration; or nothing of that."""
         assert placed.id is not None
         refuse_remote(config)
-        wanted = PluggedDevice(
-            placed.id, make_device(parts, placed, placed.id), placed.pci_segment, placed.iommu, placed.pci_device_id
-        )
+        kinds = await look_at_images(self._name, {placed.id: placed} if isinstance(placed, DiskConfig) else {})
+        device = make_device(parts, placed, placed.id, kinds)
+        wanted = PluggedDevice(placed.id, device, placed.pci_segment, placed.iommu, placed.pci_device_id)
         _check_fits(machine, wanted)
-        device = wanted.device
         device._account = parts.account
         device._label = f"{self._name}: {wanted.id}"
         device._notify_error = partial(self._ending.device_failed, wanted.id)
@@ -251,7 +253,10 @@ class DeviceHotplug:
             self._leaving.pop(plugged.id, None)
             if removal is not None:
                 _done(removal)
-            self._ending.journal.emit(EventKind.DEVICE_REMOVED, device=plugged.id)
+            if plugged.id in self._untold:
+                self._untold.discard(plugged.id)
+            else:
+                self._ending.journal.emit(EventKind.DEVICE_REMOVED, device=plugged.id)
 
     # -- the machine, which a reset replaces
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config import HotplugMethod, MemoryConfig, VMConfig
 from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
-from aiovmm.errors import HotplugTimeout, StateError, UsageError
+from aiovmm.errors import HotplugError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.timeouts import check_seconds
@@ -50,11 +50,11 @@ class MemoryHotplug:
             parts, device = self._there()
             memory = parts.config.memory
             wanted = _wanted(memory, parts.config.ram_size, size)
-            moved = device.request(wanted)
+            device.request(wanted)
             parts.config = parts.config.with_changes({"memory": replace(memory, hotplugged_size=wanted)})
             self._configured(parts.config)
         if self._ending.life.state is VMState.RUNNING and timeout != 0:
-            await self._until_served(device, moved, size, timeout)
+            await self._until_served(device, size, wanted, timeout)
         self._ending.journal.emit(EventKind.RESIZED, f"{size} bytes of memory")
 
     def _there(self) -> tuple[MachineParts, MemDevice]:
@@ -66,13 +66,15 @@ class MemoryHotplug:
             raise UsageError(f"VM {self._name!r} has no memory to come: say MemoryConfig(hotplug_size=...)")
         return parts, device
 
-    async def _until_served(self, device: MemDevice, moved: asyncio.Event, size: int, timeout: float | None) -> None:
+    async def _until_served(self, device: MemDevice, size: int, wanted: int, timeout: float | None) -> None:
         stopped = asyncio.ensure_future(self._ending.stopped.wait())
         try:
             async with asyncio.timeout(timeout):
-                while not device.served:
-                    moved.clear()
-                    step = asyncio.ensure_future(moved.wait())
+                while device.blocks.plugged != wanted or device.blocks.requested != wanted:
+                    if device.blocks.requested != wanted:
+                        reason = f"it was asked for {device.blocks.requested} bytes of hotplugged memory meanwhile, not {wanted}"
+                        raise HotplugError(f"resizing memory to {size} bytes", reason)
+                    step = asyncio.ensure_future(device.moved.wait())
                     await asyncio.wait([step, stopped], return_when=asyncio.FIRST_COMPLETED)
                     step.cancel()
                     if stopped.done():

@@ -77,6 +77,17 @@ static int give_back(void *host, uint64_t size) {
     return errno;
 }
 
+int avmm_mem_map(uint64_t host, uint64_t size, int fd, uint64_t offset, int writable, int shared) {
+    int flags = MAP_FIXED | MAP_NORESERVE | (shared ? MAP_SHARED : MAP_PRIVATE);
+    int prot = PROT_READ | (writable ? PROT_WRITE : 0);
+    return mmap((void *)(uintptr_t)host, size, prot, flags, fd, (off_t)offset) == MAP_FAILED ? errno : 0;
+}
+
+int avmm_mem_blank(uint64_t host, uint64_t size) {
+    int flags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    return mmap((void *)(uintptr_t)host, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED ? errno : 0;
+}
+
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count) {
     for (uint32_t i = 0; i < count; i++)
         for (uint64_t at = 0; at < spans[i].size; at += POPULATE) {

@@ -51,6 +51,14 @@ struct avmm_span {
     uint64_t size;
 };
 
+/* Put the bytes of file `fd` from `offset` on in the place of what is mapped at [host, host + size): 0 or an errno, and then it
+ * stays as it was. No descriptor is kept for it. */
+int avmm_mem_map(uint64_t host, uint64_t size, int fd, uint64_t offset, int writable, int shared);
+
+/* Put memory of nobody's, zeros, in the place of what is mapped at [host, host + size): who still writes to it harms nobody, and
+ * its file is let go. 0 or an errno, and then it stays as it was. */
+int avmm_mem_blank(uint64_t host, uint64_t size);
+
 /* Give the host back what is there, so that it reads as zeros, or, of private memory over a file, as that: 0 or an errno. Memory that other processes share is emptied for
  * them, too. Any thread may call it, and the guest may go on. */
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);

@@ -13,16 +13,22 @@ from aiovmm.errors import ConfigError
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.overlay.base import Base
 
-__all__ = ["base_of", "kind_of", "opener"]
+__all__ = ["base_of", "kind_of", "looks_alone_tell", "opener"]
 
 _KINDS = {"qcow2": ImageType.QCOW2, "VHD": ImageType.VHD, "VHDX": ImageType.VHDX}
 
 
+def looks_alone_tell(config: DiskConfig) -> bool:
+    """Whether the image has to be read to know of what kind it is."""
+    return config.image_type is None and config.path is not None and config.overlay is None
+
+
 def kind_of(config: DiskConfig) -> ImageType | None:
     """What kind of image that is, if it is none of this monitor's own: by the configuration's word, or else by how it looks.
-    Blocks for as long as two reads take."""
-    if config.image_type is not None or config.path is None or config.overlay is not None:
+    Blocks for as long as two reads take, where looks alone tell."""
+    if not looks_alone_tell(config):
         return None if config.image_type is ImageType.RAW else config.image_type
+    assert config.path is not None, "it can be looked at"
     try:
         if not config.path.is_file() and not config.path.is_block_device():
             return None  # which is told when it is opened

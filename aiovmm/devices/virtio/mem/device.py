@@ -58,12 +58,20 @@ class MemDevice(VirtioDevice):
         self.blocks.start = region.gpa
         self.blocks.clear()
 
-    def request(self, size: int) -> asyncio.Event:
-        """Have the driver plug or unplug blocks until it has `size` bytes. The event is set, again and again, whenever it has
-        plugged or unplugged some. Raises UsageError."""
+    def request(self, size: int) -> None:
+        """Have the driver plug or unplug blocks until it has `size` bytes. Raises UsageError."""
         self.blocks.requested = self._check(size)
+        self._tell()
         self.config_changed()
+
+    @property
+    def moved(self) -> asyncio.Event:
+        """Set once it has plugged or unplugged some, or was asked for another size; then there is a new one."""
         return self._moved
+
+    def _tell(self) -> None:
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
 
     @property
     def served(self) -> bool:
@@ -100,7 +108,7 @@ class MemDevice(VirtioDevice):
             del chain  # it would hold guest memory while this waits
 
     def _answer(self, queue: Queue, chain: Chain, outcome: Outcome) -> None:
-        self._moved.set()
+        self._tell()
         chain.write(answer(outcome.answer, outcome.state))
         queue.push(chain)
         queue.flush()

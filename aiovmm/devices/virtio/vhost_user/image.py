@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from aiovmm.config import DiskConfig, ImageType
+from aiovmm.devices.virtio.formats import open_file
 from aiovmm.devices.virtio.qcow2 import HEADER_SIZE, parse_header
 from aiovmm.devices.virtio.vhost_user.blk import VhostUserBlk
 from aiovmm.devices.virtio.vhost_user.storage_daemon import StorageDaemon
@@ -125,7 +126,7 @@ def check_backing(path: Path, *, followed: bool) -> None:
     """Look at the files that a qcow2 image is made of. Raises OSError, and ImageError for one that names others and is not to, or
     that does not say what they are."""
     for _ in range(_MOST_FILES):
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
             named = parse_header(file.read(HEADER_SIZE), str(path))
         if (named.backing is not None or named.elsewhere) and not followed:
             what = f"is backed by {named.backing}" if named.backing is not None else "keeps its data in another file"
