@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -15,6 +14,7 @@ from aiovmm.console import Console
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.runtime.admission import admitted
+from aiovmm.runtime.lazy import imported
 from aiovmm.runtime.tasks import TaskScope, in_thread
 
 if TYPE_CHECKING:  # see `_examine`
@@ -71,7 +71,7 @@ class Power:
 
             refuse_inputs_as_outputs(config)
         kernel = None
-        if not all(name in sys.modules for name in _OF_MACHINES) and self.restored is not None:
+        if not all(map(imported, _OF_MACHINES)) and self.restored is not None:
             await in_thread(f"{config.name}: load machine", _import_machines)
         elif self.restored is None and not _is_known(config):
             kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
@@ -183,7 +183,7 @@ class Power:
 
 def _is_known(config: VMConfig) -> bool:
     """Whether a kernel was there before: then it is looked at together with what follows, and need not be before all else."""
-    boot = sys.modules.get("aiovmm.boot.kernel")
+    boot = imported("aiovmm.boot.kernel")
     return boot is not None and boot.was_loaded(config.payload.kernel)
 
 

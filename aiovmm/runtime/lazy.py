@@ -1,4 +1,4 @@
-"""Names of a package that are imported from the package's modules when they are first asked for (PEP 562)."""
+"""Names that a package imports from its modules when they are first asked for (PEP 562); modules that may be there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["lazy_names"]
+__all__ = ["imported", "lazy_names"]
+
+
+def imported(name: str) -> Any:
+    """The module, if it has been imported, and wholly: another thread may be at one that `sys.modules` has already."""
+    module = sys.modules.get(name)
+    return None if module is None or getattr(module.__spec__, "_initializing", False) else module
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:

@@ -11,8 +11,9 @@ an import takes the event loop, and with it all other guests, 80 ms.
 from __future__ import annotations
 
 import logging
-import sys
 from typing import Any
+
+from aiovmm.runtime.lazy import imported
 
 __all__ = ["Log"]
 
@@ -60,5 +61,5 @@ def _quoted(value: object) -> str:
 
 def _context() -> dict[str, Any]:
     """What the program has bound to structlog's context variables."""
-    variables = sys.modules.get("structlog.contextvars")
+    variables = imported("structlog.contextvars")
     return {} if variables is None else dict(variables.get_contextvars())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.errors import StateError
 from aiovmm.lifecycle import VMState
+from aiovmm.runtime.lazy import imported
 from aiovmm.runtime.watchdog import lateness
 from aiovmm.stats.values import ConsoleStats, DeviceStats, LoopStats, VMStats
 
@@ -69,7 +69,7 @@ def _device(plugged: PluggedDevice, machine: Machine | None) -> DeviceStats:
 
 
 def _given_back(device: VirtioDevice) -> int:
-    balloon = sys.modules.get("aiovmm.devices.virtio.balloon")  # else nobody has one
+    balloon = imported("aiovmm.devices.virtio.balloon")  # else nobody has one
     return device.given_back if balloon is not None and isinstance(device, balloon.BalloonDevice) else 0
 
 
