@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -111,14 +112,25 @@ async def test_who_does_not_read_is_waited_for_and_keeps_nobody() -> None:
 
 def test_the_hosts_own_addresses() -> None:
     assert is_own(packed("127.0.0.1"))
-    assert not is_own(packed("203.0.113.9"))
-    assert not is_own(packed("2001:db8::9"))
+    assert is_own(packed("::1"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect(("203.0.113.9", 9))
         except OSError:
-            return  # this host has no other
+            assert is_own(packed("203.0.113.9"))  # there is no way to it: nobody knows
+            return
         assert is_own(packed(sock.getsockname()[0]))
+        assert not is_own(packed("203.0.113.9"))
+
+
+def test_where_it_cannot_be_asked_an_address_may_be_the_hosts_own() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        assert is_own(packed("127.0.0.2"))  # of which the kernel says otherwise
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not is_own(packed("127.0.0.2"))
 
 
 class Server(asyncio.DatagramProtocol):

@@ -95,11 +95,11 @@ def _judged(waiting: bytearray, judge: Callable[[bytes, float], Verdict]) -> tup
 
 def is_own(address: bytes) -> bool:
     """Whether it is one of this host's. The kernel says which address it would speak from: to one of its own it is that one.
-    Nothing is sent. What it has no way to is not its own."""
+    Nothing is sent. Where it says nothing, for there is no way to it, or no descriptor left to ask with, it may be one."""
     family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.connect((socket.inet_ntop(family, address), 9))
-        except OSError:
-            return False
-        return socket.inet_pton(family, sock.getsockname()[0]) == address
+            return socket.inet_pton(family, sock.getsockname()[0]) == address
+    except OSError:
+        return True
