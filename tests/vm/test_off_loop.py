@@ -104,9 +104,9 @@ async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monke
         turns += 1
         asyncio.get_running_loop().call_soon(count)
 
-    def noted(self: Vcpu, nice: int) -> None:
+    def noted(self: Vcpu, nice: int, *, core: int) -> None:
         started.append((self.index, turns))
-        real(self, nice)
+        real(self, nice, core=core)
 
     monkeypatch.setattr(Vcpu, "start", noted)
     async with VM(config("x", cpus=8)) as vm:
@@ -124,11 +124,11 @@ async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instru
     monkeypatch.setattr(assembly, "TURN", 0.0)
     lives, killed, real = 0, [], Vcpu.start
 
-    def noted(self: Vcpu, nice: int) -> None:
+    def noted(self: Vcpu, nice: int, *, core: int) -> None:
         nonlocal lives
         assert not killed or self.index != 0, "the boot processor comes last"
         lives += self.index == 7
-        real(self, nice)
+        real(self, nice, core=core)
         if self.index == 5 and lives > resets:
             killed.append(asyncio.ensure_future(vm.kill("in the middle")))
 
@@ -148,10 +148,10 @@ async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: py
     monkeypatch.setattr(assembly, "TURN", 0.0)
     lives, real = 0, Vcpu.start
 
-    def noted(self: Vcpu, nice: int) -> None:
+    def noted(self: Vcpu, nice: int, *, core: int) -> None:
         nonlocal lives
         lives += self.index == 7
-        real(self, nice)
+        real(self, nice, core=core)
         if self.index == 5 and lives > resets:
             vm.machine._ended(ExitReason.ERROR, "vCPU 5: broken")
 

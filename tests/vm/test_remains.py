@@ -381,7 +381,9 @@ async def test_so_is_one_that_a_reset_meets(
 
 async def test_the_second_vcpu_cannot_start(remains: Remains, monkeypatch: pytest.MonkeyPatch) -> None:
     start = Vcpu.start
-    monkeypatch.setattr(Vcpu, "start", lambda self, nice: start(self, nice) if self.index == 0 else refuse())
+    monkeypatch.setattr(
+        Vcpu, "start", lambda self, nice, core: start(self, nice, core=core) if self.index == 0 else refuse()
+    )
     async with VM(full("s")) as vm:
         with pytest.raises(HostError):
             await vm.start()
