@@ -1,7 +1,8 @@
 """What a guest notices of its neighbours: echoes on its serial port, alone and beside many that compute or flood.
 
 Bare-metal guests in one process. The one that is asked halts between its interrupts, as an idle kernel does. What neighbours that
-only compute take is the host's scheduler's doing, and the measure for the others: those take the event loop as well.
+only compute take is the host's scheduler's doing, and the measure for the others: those take the event loop as well. How much of
+the time the loop's thread stood in line for a processor is told beside: so long no turn of the loop's could help.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import uvloop
 from aiovmm import VM, RngConfig, VMConfig
 from aiovmm.pci.capabilities import VirtioCapType
 from benchmarks.harness import Options, Result, Target
+from benchmarks.many_loop import processor
 from tests.vm.drivers import start_drivers
 from tests.vm.guest import config, counts_on
 
@@ -97,11 +99,13 @@ async def beside(does: str, count: int, seconds: float, listens: str = "l") -> d
         await asyncio.wait_for(echo(asked), 10)
         vms = [await stack.enter_async_context(VM(neighbour(does, number))) for number in range(count)]
         await asyncio.gather(*(begin(vm, does) for vm in vms))
+        began, (_, waited) = time.perf_counter(), processor()
         times = await echoes(asked, seconds)
+        in_line = 100 * (processor()[1] - waited) / (time.perf_counter() - began)
         late = await lag(seconds)
         figures = {"p50": 1e3 * times[len(times) // 2], "p99": 1e3 * times[len(times) * 99 // 100]}
         figures |= {"lag p99": 1e3 * late[len(late) * 99 // 100], "lag max": 1e3 * late[-1]}
-        return figures | {"rate": await stream(asked, seconds)}
+        return figures | {"rate": await stream(asked, seconds), "in line": in_line}
 
 
 def sample(does: str, count: int, seconds: float, listens: str = "l") -> dict[str, float]:
@@ -132,6 +136,7 @@ def run(options: Options) -> Iterator[Result]:
         yield _row(f"echo {beside}, 99 of 100", "ms", of, "p99", ALONE)
         if name != COMPUTING:
             yield _row(f"stream {beside}", "bytes a second", of, "rate", COMPUTING, Target(0.8, most=False))
+        yield _row(f"the loop waits for a processor {beside}", "% of the time", of, "in line", ALONE)
         yield _row(f"lag of the loop {beside}, 99 of 100", "ms", of, "lag p99", ALONE, Target(plus=10.0))
         yield _row(f"lag of the loop {beside}, longest", "ms", of, "lag max", ALONE, Target(plus=50.0))
 
