@@ -43,6 +43,7 @@ async def test_a_kvm_without_it_is_said() -> None:
             await vm.__aenter__()
 
 
+@pytest.mark.thorough
 @pytest.mark.kvmhost
 async def test_a_guest_of_hyperv(tmp_path: Path) -> None:
     """It finds KVM's own leaves too; its interrupt controller takes its registers, each of which makes an exit; and it goes on
