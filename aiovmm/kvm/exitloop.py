@@ -59,6 +59,14 @@ class _Batch:
 _spare: list[_Batch] = []
 
 
+def _batch() -> _Batch:
+    """A spare one, if no other thread takes the last: so it is not asked beforehand."""
+    try:
+        return _spare.pop()
+    except IndexError:
+        return _Batch()
+
+
 class ExitLoop:
     """Serves the exits of one VM. `open` and everything after it run in the event loop's thread.
 
@@ -199,7 +207,7 @@ class ExitLoop:
         events, self._rest = self._rest, None
         count = _BATCH
         if events is None:
-            self._batch = batch = _spare.pop() if _spare else _Batch()
+            self._batch = batch = _batch()
             count = batch.drain(self._vm.native)
             events = _EVENT.iter_unpack(batch.view[: count * _EVENT.size])
         for event in events:

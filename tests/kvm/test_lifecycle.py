@@ -354,3 +354,32 @@ def test_a_program_that_forgets_its_guest_ends_all_the_same(collect: bool, kvm: 
     command = [sys.executable, "-X", "faulthandler", "-c", FORGETFUL.format(collect=collect)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_where_an_ended_vcpu_runs_is_no_other_threads_matter(kvm: Kvm) -> None:
+    """glibc takes a thread that has ended, and was not joined yet, for the calling one."""
+    here = os.sched_getaffinity(0)
+    async with Machine("halted", irqchip=False, kvm=kvm) as m:
+        m.start()
+        assert await m.ended() == Hlt()
+        await m.until(lambda: not of_vcpus())
+        try:
+            m.cpu.run_on([min(here)])
+            assert os.sched_getaffinity(0) == here
+        finally:
+            os.sched_setaffinity(0, here)
+
+
+async def test_threads_that_cannot_have_their_core_leave_no_stack(kvm: Kvm) -> None:
+    async with Machine("halted", kvm=kvm) as m:
+        before = stacks()
+        for _ in range(50):
+            with pytest.raises(KvmError, match="starting the thread of vCPU 0"):
+                m.cpu.start(core=-2)  # nobody has that
+        assert stacks() < before + 50
+
+
+def stacks() -> int:
+    """Mappings as large as a vCPU thread's; others may have some."""
+    ends = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+    return sum(int(end, 16) - int(start, 16) == 256 << 10 for start, end in ends)

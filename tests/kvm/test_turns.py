@@ -114,3 +114,19 @@ async def test_who_was_over_by_far_rests_as_long_as_that_took(kvm: Kvm, monkeypa
         m.start()
         await m.until(lambda: served > 1000)
     assert rests == [pytest.approx(0.005 - exitloop.TURN)] * 20
+
+
+class Raced(list[object]):
+    """Of the threads whose loops share it another has always just taken the last."""
+
+    def __len__(self) -> int:
+        return 1
+
+
+async def test_loops_of_other_threads_may_take_the_last_room_for_exits(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exitloop, "_spare", Raced())
+    async with Machine("hello", kvm=kvm) as m:
+        m.start()
+        await m.until(lambda: m.written.startswith(b"A"))

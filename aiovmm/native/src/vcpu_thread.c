@@ -75,6 +75,8 @@ static void *thread_main(void *vcpu) {
     }
     ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* as after a pause (vcpu.c): it may be from a snapshot */
     avmm_vcpu_run(v);
+    pthread_mutex_lock(&v->tid_lock); /* who has not seen our end, and works on this thread, finds it */
+    pthread_mutex_unlock(&v->tid_lock);
     return NULL;
 }
 
@@ -119,8 +121,10 @@ int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice, int core) {
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int error = create(v);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (!error && core && (error = await_apart(v)))
+    if (!error && core && (error = await_apart(v))) {
         pthread_join(v->thread, NULL);
+        drop_stack(v);
+    }
     v->starter = error ? 0 : getpid();
     return error;
 }
@@ -138,8 +142,14 @@ int avmm_vcpu_tid(struct avmm_vcpu *v) {
 }
 
 int avmm_vcpu_run_on(struct avmm_vcpu *v, const uint8_t *cpus, size_t size) {
-    int error = has_thread(v) ? pthread_setaffinity_np(v->thread, size, (const cpu_set_t *)(const void *)cpus) : 0;
-    return error == ESRCH ? 0 : error; /* the guest has ended already */
+    if (!has_thread(v))
+        return 0;
+    int error = 0;
+    pthread_mutex_lock(&v->tid_lock); /* it does not end meanwhile: glibc takes one that has ended for the calling thread */
+    if (!atomic_load(&v->ended))
+        error = pthread_setaffinity_np(v->thread, size, (const cpu_set_t *)(const void *)cpus);
+    pthread_mutex_unlock(&v->tid_lock);
+    return error;
 }
 
 int avmm_vcpu_join(struct avmm_vcpu *v, int64_t timeout_ns) {
