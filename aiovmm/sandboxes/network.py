@@ -13,7 +13,7 @@ from aiovmm.devices.virtio.net.device import NetDevice
 from aiovmm.devices.virtio.net.passt import PasstBackend
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.sandboxes.firewall import Firewall, Rules, relay
-from aiovmm.sandboxes.firewall.relay import is_own
+from aiovmm.sandboxes.firewall.own import is_own
 
 __all__ = ["Network"]
 

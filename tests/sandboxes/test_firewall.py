@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import struct
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm import ConfigError
-from aiovmm.sandboxes.firewall import Firewall, Rules
+from aiovmm.sandboxes.firewall import Firewall, Rules, dns
 from aiovmm.sandboxes.network import Network
 from tests.sandboxes.frames import (
     GATEWAY,
@@ -255,6 +256,54 @@ def test_what_it_remembers_is_bounded() -> None:
         passes(wall, ask(f"{n}.web.example", number=n, port=1 + n))
         passes(wall, syn(target))
     assert max(len(wall._pending), len(wall._learned), len(wall._known)) <= 4096
+
+
+def test_what_was_longest_neither_told_nor_used_makes_room() -> None:
+    """However long it might have been kept: to look for who has least left is work that a name server would give us."""
+    wall = firewall("*.web.example")
+    for n in range(4099):
+        target = {0: OTHER, 1: "8.8.8.8", 4096: WEB}.get(n, str(ipaddress.ip_address(0x02000000 + n)))
+        passes(wall, ask("a.web.example"))
+        wall.to_guest(
+            answered(answer("a.web.example", address("a.web.example", target, 60 if n >= 4096 else 80000))), 0.0
+        )
+        assert n or passes(wall, syn(OTHER))
+        assert n != 4095 or passes(wall, syn(OTHER), 10.0)
+    assert passes(wall, syn(WEB), 20.0)
+    assert passes(wall, syn(OTHER), 20.0)
+    assert not passes(wall, syn("8.8.8.8"), 20.0)
+
+
+class Counted(bytes):
+    """Whose single bytes are counted as they are looked at."""
+
+    looked = 0
+
+    def __getitem__(self, at: Any) -> Any:
+        self.looked += isinstance(at, int)
+        return super().__getitem__(at)
+
+
+def test_an_answer_cannot_be_made_of_pointers_without_end() -> None:
+    """From one to the next, and at the beginning of each of many names."""
+    asked = dns.Question(7, b"web.example", name("web.example") + b"\0\1\0\1")
+    start = 12 + len(asked.raw) + len(record(b"\0", 16, b""))
+    chain = b"".join((0xC000 | (at - 2 if at > start else 12)).to_bytes(2, "big") for at in range(start, 8000, 2))
+    last = (0xC000 | start + len(chain) - 2).to_bytes(2, "big")
+    one = answer("web.example", record(b"\0", 16, chain), address(b"\xc0\x0c", WEB))
+    assert dns.addresses(one, asked) == [(packed(WEB), 300)]
+    many = Counted(answer("web.example", record(b"\0", 16, chain), *[address(last, WEB)] * 200))
+    assert dns.addresses(many, asked) == []
+    assert many.looked < 20_000
+
+
+@pytest.mark.parametrize(("count", "leads"), [(10, True), (200, False)])
+def test_aliases_of_aliases_come_to_an_end(count: int, leads: bool) -> None:
+    """In whatever order they come."""
+    asked = dns.Question(7, b"web.example", name("web.example") + b"\0\1\0\1")
+    aliases = [alias("web.example", "0.x"), *(alias(f"{n}.x", f"{n + 1}.x") for n in range(count))]
+    data = answer("web.example", address(f"{count}.x", WEB), *reversed(aliases))
+    assert dns.addresses(data, asked) == [(packed(WEB), 300)] * leads
 
 
 # -- what is refused is told

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import signal
 import socket
 import struct
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from aiovmm.devices.virtio.net import NetDevice, PasstBackend
 from aiovmm.sandboxes.firewall import Verdict, relay
-from aiovmm.sandboxes.firewall.relay import is_own
+from aiovmm.sandboxes.firewall.relay import _judged
 from aiovmm.sandboxes.network import Network
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
-from tests.sandboxes.frames import GATEWAY, datagram, packed, syn
+from tests.sandboxes.frames import GATEWAY, datagram, syn
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed (apt-get install passt)")
 
@@ -110,27 +111,26 @@ async def test_who_does_not_read_is_waited_for_and_keeps_nobody() -> None:
         assert await read(guest, 11) == framed(b"through")
 
 
-def test_the_hosts_own_addresses() -> None:
-    assert is_own(packed("127.0.0.1"))
-    assert is_own(packed("::1"))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("203.0.113.9", 9))
-        except OSError:
-            assert is_own(packed("203.0.113.9"))  # there is no way to it: nobody knows
-            return
-        assert is_own(packed(sock.getsockname()[0]))
-        assert not is_own(packed("203.0.113.9"))
+class Counted(Every):
+    """A frame takes a second of `clock`."""
+
+    def __init__(self) -> None:
+        self.clock, self.judged = 0.0, 0
+
+    def from_guest(self, frame: bytes, now: float) -> Verdict:
+        self.clock, self.judged = self.clock + 1, self.judged + 1
+        return Verdict(False)
 
 
-def test_where_it_cannot_be_asked_an_address_may_be_the_hosts_own() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    try:
-        assert is_own(packed("127.0.0.2"))  # of which the kernel says otherwise
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert not is_own(packed("127.0.0.2"))
+def test_small_frames_without_end_leave_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall = Counted()
+    monkeypatch.setattr(sys.modules[_judged.__module__], "time", SimpleNamespace(monotonic=lambda: wall.clock))
+    waiting = bytearray(framed(*[b"x"] * 5 + [b""]) + b"\0")
+    for judged in range(1, 7):
+        assert _judged(waiting, wall.from_guest) == (b"", b"")
+        assert wall.judged == judged
+    assert _judged(waiting, wall.from_guest) == (b"", b"")
+    assert (wall.judged, waiting) == (6, b"\0")
 
 
 class Server(asyncio.DatagramProtocol):

@@ -16,6 +16,8 @@ _HEADER = struct.Struct(">HHHHHH")
 _IN, _A, _CNAME, _AAAA = 1, 1, 5, 28
 _LONGEST = 255  # bytes of a name
 _RECORDS = 256
+_ALIASES = 16  # one after the other
+_STEPS = 4096  # labels and pointers of an answer's names together: they may lead to each other without end
 _REFUSED = 5
 
 
@@ -88,7 +90,7 @@ class _Record(NamedTuple):
 
 def _followed(records: list[_Record], name: bytes) -> Iterator[tuple[bytes, int]]:
     names = {name}
-    for _ in records:  # aliases may come in any order
+    for _ in range(_ALIASES):  # they may come in any order
         before = len(names)
         names |= {record.data for record in records if record.kind == _CNAME and record.owner in names}
         if len(names) == before:
@@ -99,23 +101,27 @@ def _followed(records: list[_Record], name: bytes) -> Iterator[tuple[bytes, int]
 
 
 def _records(data: bytes, at: int, count: int) -> Iterator[_Record]:
+    steps = iter(range(_STEPS))
     for _ in range(count):
-        owner, at = _name(data, at)
+        owner, at = _name(data, at, steps)
         kind, group, seconds, size = struct.unpack_from(">HHIH", data, at)
         at += 10
         if at + size > len(data):
             raise ValueError("a record goes on behind the end")
         if group == _IN:
-            content = _name(data, at)[0] if kind == _CNAME else data[at : at + size]
+            content = _name(data, at, steps)[0] if kind == _CNAME else data[at : at + size]
             yield _Record(owner, kind, seconds if seconds < 1 << 31 else 0, content)
         at += size
 
 
-def _name(data: bytes, at: int) -> tuple[bytes, int]:
-    """A name, and what is behind it. Pointers lead to what comes before: so it ends. Raises IndexError, ValueError."""
+def _name(data: bytes, at: int, steps: Iterator[int]) -> tuple[bytes, int]:
+    """A name, and what is behind it. Pointers lead to what comes before: so it ends; `steps` are what is left to find it with.
+    Raises IndexError, ValueError."""
     labels: list[bytes] = []
     behind, size = -1, 0
     while length := data[at]:
+        if next(steps, None) is None:
+            raise ValueError("names are too long together")
         if length >= 0xC0:
             target = (length & 0x3F) << 8 | data[at + 1]
             behind = at + 2 if behind < 0 else behind

@@ -119,7 +119,7 @@ class Firewall:
         if now >= until:
             self._learned.pop(address, None)
             return False
-        self._learned[address] = max(until, now + _IN_USE)
+        self._keep(address, max(until, now + _IN_USE))
         return True
 
     # -- names
@@ -145,12 +145,13 @@ class Firewall:
             return
         for address, seconds in dns.addresses(data, asked):
             if self._rules.learns(address):
-                self._learn(address, now + min(max(seconds, _LEAST_LEARNED), _MOST_LEARNED), now)
+                until = now + min(max(seconds, _LEAST_LEARNED), _MOST_LEARNED)
+                self._keep(address, max(until, self._learned.get(address, 0.0)))
+                self._known.pop(address, None)
 
-    def _learn(self, address: bytes, until: float, now: float) -> None:
+    def _keep(self, address: bytes, until: float) -> None:
+        """What was longest neither told nor used makes room."""
+        self._learned.pop(address, None)
         if len(self._learned) >= _MOST:
-            self._learned = {known: end for known, end in self._learned.items() if end > now}
-        if len(self._learned) >= _MOST:
-            del self._learned[min(self._learned, key=self._learned.__getitem__)]
-        self._learned[address] = max(until, self._learned.get(address, 0.0))
-        self._known.pop(address, None)
+            del self._learned[next(iter(self._learned))]
+        self._learned[address] = until

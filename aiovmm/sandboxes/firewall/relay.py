@@ -13,9 +13,12 @@ from collections.abc import Callable
 
 from aiovmm.sandboxes.firewall.firewall import Firewall, Verdict
 
-__all__ = ["is_own", "relay"]
+__all__ = ["relay"]
 
-_PART = 64 << 10  # bytes that are looked at in one turn of the event loop, which others wait for meanwhile
+_PART = 64 << 10  # bytes that are taken at once
+_TURN = (
+    0.0003  # seconds of one turn of the event loop, which others wait for meanwhile; and the frame that is being judged
+)
 _LARGEST = 65550
 _LENGTH = 4
 
@@ -63,25 +66,25 @@ async def _carry(
     loop, waiting = asyncio.get_running_loop(), bytearray()
     while data := await loop.sock_recv(source, _PART):
         waiting += data
-        passed, replies = _judged(waiting, judge)
-        if replies:
-            await back.offer(replies)
-        if passed:
-            await target.write(passed)
-        await asyncio.sleep(0)  # a socket that is never empty must not keep the loop
+        more = True
+        while more:
+            passed, replies = _judged(waiting, judge)
+            if replies:
+                await back.offer(replies)
+            if passed:
+                await target.write(passed)
+            await asyncio.sleep(0)  # a socket that is never empty must not keep the loop
+            more = _size(waiting, 0) >= 0
 
 
 def _judged(waiting: bytearray, judge: Callable[[bytes, float], Verdict]) -> tuple[bytes, bytes]:
-    """Takes whole frames out of `waiting`: those that pass, and replies, each after its length. Raises ValueError."""
+    """Takes whole frames out of `waiting`, as many as one turn has time for: those that pass, and replies, each after its
+    length. Raises ValueError."""
     passed: list[bytes] = []
     replies: list[bytes] = []
-    now, at = time.monotonic(), 0
-    while len(waiting) - at >= _LENGTH:
-        size = int.from_bytes(waiting[at : at + _LENGTH], "big")
-        if size > _LARGEST:
-            raise ValueError(f"a frame of {size} bytes")
-        if len(waiting) - at - _LENGTH < size:
-            break
+    at, now = 0, time.monotonic()
+    end = now + _TURN
+    while now < end and (size := _size(waiting, at)) >= 0:
         frame = bytes(waiting[at + _LENGTH : at + _LENGTH + size])
         at += _LENGTH + size
         passes, reply = judge(frame, now)
@@ -89,17 +92,14 @@ def _judged(waiting: bytearray, judge: Callable[[bytes, float], Verdict]) -> tup
             passed += (len(frame).to_bytes(_LENGTH, "big"), frame)
         if reply is not None:
             replies += (len(reply).to_bytes(_LENGTH, "big"), reply)
+        now = time.monotonic()
     del waiting[:at]
     return b"".join(passed), b"".join(replies)
 
 
-def is_own(address: bytes) -> bool:
-    """Whether it is one of this host's. The kernel says which address it would speak from: to one of its own it is that one.
-    Nothing is sent. Where it says nothing, for there is no way to it, or no descriptor left to ask with, it may be one."""
-    family = socket.AF_INET if len(address) == 4 else socket.AF_INET6
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((socket.inet_ntop(family, address), 9))
-            return socket.inet_pton(family, sock.getsockname()[0]) == address
-    except OSError:
-        return True
+def _size(waiting: bytearray, at: int) -> int:
+    """Of the frame there; -1 if it has not come as a whole. Raises ValueError."""
+    size = int.from_bytes(waiting[at : at + _LENGTH], "big")
+    if size > _LARGEST:
+        raise ValueError(f"a frame of {size} bytes")
+    return size if len(waiting) - at >= _LENGTH + size else -1
