@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from aiovmm import (
     HotplugTimeout,
     NetConfig,
     Pool,
+    RngConfig,
     VMState,
     VMStats,
     VsockConfig,
@@ -29,6 +31,7 @@ from aiovmm import (
 from aiovmm.errors import ConfigError, HostError, StateError, UsageError
 from aiovmm.pool.workers import process
 from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.pool.workers.remote_vm import RemoteVM
 from aiovmm.stats.prometheus import VMCollector
 from tests.agent.conftest import Guest, guest  # noqa: F401 - a fixture
 from tests.vm.guest import until
@@ -281,6 +284,33 @@ sock.recv(1)
         status = await vm.wait()
         assert status.reason is ExitReason.ERROR
         assert "broke the protocol" in status.detail
+
+
+async def test_what_is_asked_of_a_guest_that_was_given_back_harms_no_other() -> None:
+    async with Pool(guests(), max=2, workers=1) as pool, pool.acquire() as other:
+        async with pool.acquire() as vm:
+            pass
+        for ask in (
+            lambda: vm.memory.resident(),
+            lambda: vm.add(RngConfig()),
+            lambda: vm.remove("disk0"),
+            lambda: vm.resize(cpus=2),
+            lambda: vm.snapshot("s"),
+            lambda: vm.pause(),
+        ):
+            with pytest.raises(StateError, match=r"its program closed it|is stopped"):
+                await ask()
+        assert [numbers async for numbers in vm.stats(every=0.01)] == []
+        assert isinstance(vm, RemoteVM)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            ours.settimeout(20)
+            for op, passing_on, fields in ("memory", None, {"what": "own"}), ("dial", theirs, {"port": 1}):
+                with pytest.raises(StateError, match="the guest has left"):  # it was on its way when the guest left
+                    await vm._worker.ask(op, vm._number, passing_on, **fields)
+            theirs.close()
+            assert ours.recv(1) == b"", "nobody has the other half"
+        await lives(other)
 
 
 async def test_what_cannot_be_had_says_what_can() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
-from aiovmm.errors import AiovmmError, SnapshotError, StateError
+from aiovmm.errors import AiovmmError, StateError
 from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.frames import Decoder
@@ -115,7 +115,8 @@ class Server:
                 guest.heard(op, fields, data)
         elif op == "dial":
             sock = accept(self._over, id_ := fields.number("id"))
-            self._begin(id_, self._found(op, number, guest).dial(fields.number("port"), sock), sock)
+            port = fields.number("port")
+            self._begin(id_, _refused() if guest is None else guest.dial(port, sock), sock)
         else:
             self._begin(fields.number("id"), self._answer_of(op, number, guest, fields))
 
@@ -127,12 +128,7 @@ class Server:
             return made.make()
         if op == "leave":
             return self._leave(number)
-        return self._found(op, number, guest).answer(fields)
-
-    def _found(self, op: str, number: int, guest: Guest | None) -> Guest:
-        if guest is None:
-            raise SnapshotError(f"{op!r} of guest {number}, who is not here")
-        return guest
+        return _refused() if guest is None else guest.answer(fields)
 
     def _begin(self, id_: int, work: Coroutine[Any, Any, Plain], sock: socket.socket | None = None) -> None:
         task = self._tasks[id_] = asyncio.get_running_loop().create_task(self._answer(id_, work), name=f"request {id_}")
@@ -173,3 +169,8 @@ class Server:
     async def aclose(self) -> None:
         """End all guests."""
         await asyncio.gather(*(self._leave(number) for number in tuple(self._guests)), return_exceptions=True)
+
+
+async def _refused() -> Plain:
+    """What was asked for when its guest was about to leave, and comes when it has."""
+    raise StateError("the guest has left")

@@ -36,6 +36,7 @@ class RemoteChanges:
 
     name: Any
     state: Any
+    _not_there: Any
     _worker: Worker
     _number: int
     _home: HomeLoop
@@ -101,13 +102,17 @@ class RemoteChanges:
 
     async def _stats_every(self, seconds: float) -> AsyncIterator[VMStats]:
         check_seconds(seconds, "stats(every=)")
-        with suppress(WorkerLost):  # it has ended with its worker
+        try:
             while not self._ending.stopped.is_set():
                 yield await self._ask("stats", _stats)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ending.stopped.wait(), seconds)
-            if not self._left_it:
-                yield await self._ask("stats", _stats)
+            yield await self._ask("stats", _stats)
+        except WorkerLost:  # it has ended with its worker
+            return
+        except StateError:
+            if not self._left_it:  # or its pool has taken it back meanwhile
+                raise
 
     @property
     def memory(self) -> Ram:
@@ -130,8 +135,10 @@ class RemoteChanges:
         return Snapshot(where, pages, standstill, over)
 
     async def _ask(self, op: str, read: Callable[[Fields], T], **fields: Plain) -> T:
-        """What `read` makes of the answer. Raises what the request failed with, WorkerLost."""
+        """What `read` makes of the answer. Raises what it failed with, WorkerLost, StateError once it was given back."""
         self._home.check()
+        if self._left_it:
+            raise StateError(self._not_there())
         answer = await self._worker.ask(op, self._number, **fields)
         with self._checked():
             return read(Fields(answer, op))
