@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from aiovmm import (
     VMConfig,
 )
 from aiovmm.bus import Space
+from aiovmm.kvm import VmFd
 from aiovmm.machine.architecture import board_of_host
 from tests.vm.guest import config, counts_on, event, until
 
@@ -95,6 +97,31 @@ async def test_one_that_goes_while_the_machine_pauses_runs_when_it_comes_again()
         vm.machine.resume()
         await vm.machine.add_processor(1)
         assert [vcpu.paused for vcpu in vm.machine.vcpus] == [False, False]
+        await counts_on(vm)
+
+
+async def test_one_that_was_given_up_while_kvm_made_it_can_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    making, may_go_on = threading.Event(), threading.Event()
+    make = VmFd.open_vcpu
+
+    def make_slowly(vm: VmFd, index: int, id_: int | None = None) -> int:
+        making.set()
+        may_go_on.wait(LONG)
+        return make(vm, index, id_)
+
+    async with VM(made()) as vm:
+        await vm.start()
+        monkeypatch.setattr(VmFd, "open_vcpu", make_slowly)
+        task = asyncio.ensure_future(vm.resize(cpus=2))
+        await until(making.is_set)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == 1
+        assert len(vm.machine.kvm_vm.vcpus) == 2, "KVM takes none back, nor makes the same again"
+        await resized(vm, 2)
         await counts_on(vm)
 
 

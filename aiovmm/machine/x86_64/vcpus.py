@@ -20,6 +20,7 @@ from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.interrupts import OffLoop
 from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.prepared import Prepared
+from aiovmm.runtime.tasks import finish
 
 __all__ = ["Processor", "add_vcpu", "create_vcpus", "topology_of"]
 
@@ -123,13 +124,19 @@ async def add_vcpu(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop
     if (parked := vm.vcpus.get(index)) is not None:
         VcpuState(parked).set_mp_state(_UNINITIALIZED)  # until the guest sends INIT and a start-up message
         return parked, processor.cpuid(index, VcpuState(parked).get_tsc_khz())
+    await finish(
+        _made(vm, processor, index, off_loop)
+    )  # KVM has it then, whoever has been cancelled, and keeps it for the next
+    return vm.vcpus[index], processor.cpuid(index, VcpuState(vm.vcpus[index]).get_tsc_khz())
+
+
+async def _made(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -> None:
     made: list[int] = []
     id_ = apic_id(topology_of(processor.cpus), index)
     waiting = off_loop(lambda: made.append(vm.open_vcpu(index, id_)), None)
     if waiting is not None:
         await waiting
-    vcpu = vm.adopt_vcpu(index, made[0])
-    return vcpu, prepare(vcpu, processor)
+    prepare(vm.adopt_vcpu(index, made[0]), processor)
 
 
 def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
