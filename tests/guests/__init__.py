@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / "build" / "guests"
 CODE = 0x10000
 """Where a guest is loaded and entered."""
-KERNELS = ("kernel", "pvh")
+KERNELS = ("kernel", "pvh", "timers")
 KERNEL = 0x100000
 """The same of a kernel."""
 
