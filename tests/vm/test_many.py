@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -93,8 +94,13 @@ async def test_a_neighbour_that_takes_all_descriptors_it_can_have_ends_no_reboot
 
 
 async def test_kvm_is_opened_once_however_often_a_guest_resets_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, really = [], Kvm.open
-    monkeypatch.setattr(Kvm, "open", lambda: opened.append(really()) or opened[-1])
+    opened, really = list[Kvm](), Kvm.open
+
+    def noted(**options: Any) -> Kvm:
+        opened.append(really(**options))
+        return opened[-1]
+
+    monkeypatch.setattr(Kvm, "open", noted)
     async with VM(config("r", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
         await event(vm, EventKind.REBOOTED, 3)
