@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByGround(LoadScopeScheduling):
+    class ByGround(LoadScopeScheduling):  # type: ignore[misc] # which has no types
         def _split_scope(self, nodeid: str) -> str:
             return _group_of(nodeid)
 

@@ -23,7 +23,7 @@ class Big:
     """Stands for guest memory."""
 
 
-def failed(work: Callable[[], object]) -> BaseException:
+def failed(work: Callable[[], object]) -> Exception:
     try:
         work()
     except Exception as exc:
@@ -31,7 +31,7 @@ def failed(work: Callable[[], object]) -> BaseException:
     raise AssertionError("it did not fail")
 
 
-async def read(events: Subscription) -> list[Event]:
+async def read(events: Subscription[Event]) -> list[Event]:
     return [event async for event in events]
 
 

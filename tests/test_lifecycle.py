@@ -38,7 +38,7 @@ def _event(detail: str) -> Event:
 
 
 async def test_every_subscriber_gets_every_event_and_an_end() -> None:
-    stream = EventStream()
+    stream = EventStream[Event]()
     first = stream.subscribe()
     stream.emit(_event("a"))
     late, from_start = stream.subscribe(), stream.subscribe(from_start=True)
@@ -51,7 +51,7 @@ async def test_every_subscriber_gets_every_event_and_an_end() -> None:
 
 
 async def test_a_subscriber_that_does_not_read_costs_bounded_memory() -> None:
-    stream = EventStream()
+    stream = EventStream[Event]()
     sub = stream.subscribe()
     for i in range(LIMIT + 5):
         stream.emit(_event(str(i)))
@@ -60,7 +60,7 @@ async def test_a_subscriber_that_does_not_read_costs_bounded_memory() -> None:
 
 
 async def test_a_waiting_subscriber_wakes() -> None:
-    stream = EventStream()
+    stream = EventStream[Event]()
     waiting = asyncio.ensure_future(anext(stream.subscribe()))
     await asyncio.sleep(0)
     stream.emit(_event("x"))
@@ -135,7 +135,7 @@ async def test_a_cancelled_caller_waits_for_its_thread() -> None:
 
 
 async def test_a_subscription_that_is_dropped_costs_nothing_more() -> None:
-    stream = EventStream()
+    stream = EventStream[Event]()
     for _ in range(100):
         stream.subscribe()
     gc.collect()
@@ -143,7 +143,7 @@ async def test_a_subscription_that_is_dropped_costs_nothing_more() -> None:
 
 
 async def test_nothing_comes_after_the_end() -> None:
-    stream = EventStream()
+    stream = EventStream[Event]()
     stream.emit(_event("a"))
     stream.end()
     stream.emit(_event("late"))

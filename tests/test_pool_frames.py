@@ -28,7 +28,7 @@ MESSAGES = st.tuples(st.dictionaries(st.text(), PLAIN, max_size=4).map(lambda m:
 @given(st.lists(MESSAGES, max_size=5), st.lists(st.integers(1, 40), min_size=1))
 def test_frames_come_as_they_were_sent_whatever_the_pieces(messages: list[tuple[Any, bytes]], sizes: list[int]) -> None:
     stream = b"".join(encode(message, data) for message, data in messages)
-    decoder, came, i = Decoder(), [], 0
+    decoder, came, i = Decoder(), list[tuple[Any, bytes]](), 0
     while stream:
         size = sizes[i % len(sizes)]
         came += decoder.feed(stream[:size])

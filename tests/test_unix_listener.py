@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.runtime import unix_listener
 from aiovmm.runtime.unix_listener import PATH_LIMIT, listen_at
 
 
@@ -33,11 +32,11 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
         chmod = os.chmod
 
         def first(*arguments: object, **options: object) -> None:
-            monkeypatch.setattr(unix_listener.os, "chmod", chmod)
+            monkeypatch.setattr(os, "chmod", chmod)
             act()
             chmod(*arguments, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(unix_listener.os, "chmod", first)
+        monkeypatch.setattr(os, "chmod", first)
 
     return arrange
 
@@ -99,7 +98,7 @@ def test_a_file_system_without_links_has_sockets_as_well(tmp_path: Path, monkeyp
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
-    monkeypatch.setattr(unix_listener.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     with listen(tmp_path / "console"):
         assert os.listdir(tmp_path) == ["console"]
         assert connects(tmp_path / "console")

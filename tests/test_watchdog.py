@@ -111,8 +111,12 @@ async def test_a_callback_of_a_device_is_the_devices(told: list[str]) -> None:
 
     class Calling(Delegating):
         async def run(self, queues: Any, features: int) -> None:
-            loop.call_later(0, lambda: (keep_the_loop(self.told), done.set()))
+            loop.call_later(0, self.called)
             await loop.create_future()
+
+        def called(self) -> None:
+            keep_the_loop(self.told)
+            done.set()
 
     done, device = asyncio.Event(), Calling(told)
     vm = Vm(device)

@@ -12,7 +12,7 @@ from aiovmm.runtime.worker import Worker
 
 
 async def test_calls_are_made_in_order_one_at_a_time_and_told_on_the_loop() -> None:
-    worker, made, told = Worker("test"), [], []
+    worker, made, told = Worker("test"), list[tuple[int, int, str]](), list[int]()
     here, inside = threading.get_ident(), threading.Lock()
 
     def work(number: int) -> int:
@@ -53,7 +53,7 @@ async def test_the_loop_goes_on_while_a_call_blocks() -> None:
 
 
 async def test_what_a_call_raises_is_its_waiters_and_the_next_one_is_made() -> None:
-    worker, heard = Worker("test"), []
+    worker, heard = Worker("test"), list[BaseException | None]()
 
     def broken() -> None:
         raise OSError("refused")
@@ -113,9 +113,14 @@ async def test_without_room_for_a_thread_the_call_is_made_all_the_same(monkeypat
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    worker, made = Worker("test"), []
-    assert await worker.submit(lambda: made.append(1) or 2, lambda error: made.append(error)) == 2
-    assert made == [1, None]
+    worker, made = Worker("test"), list[object]()
+
+    def work() -> int:
+        made.append("work")
+        return 2
+
+    assert await worker.submit(work, made.append) == 2
+    assert made == ["work", None]
     await worker.aclose()
 
 

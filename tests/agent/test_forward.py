@@ -131,13 +131,15 @@ async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
     """Neither way asks for it in the event loop's executor, which is the embedder's."""
 
     class Nobodys(ThreadPoolExecutor):
-        def submit(self, *args: object, **more: object) -> Future[Any]:  # type: ignore[override]
+        def submit(self, *args: object, **more: object) -> Future[Any]:
             raise AssertionError("the embedder's executor was used")
 
     asyncio.get_running_loop().set_default_executor(Nobodys())
     port = await agent.forwards.to_guest(server, 0, "localhost")
+    assert isinstance(port, int)
     await ask(*await asyncio.open_connection("127.0.0.1", port), 1000)
     back = await agent.forwards.to_host(0, server, "localhost")
+    assert isinstance(back, int)
     await ask(*await asyncio.open_connection("127.0.0.1", back), 1000)
     with pytest.raises(UsageError, match=r"nobody\.invalid"):
         await agent.forwards.to_guest(server, 0, "nobody.invalid")

@@ -36,7 +36,7 @@ exec chroot "$1" /sbin/agent --unix /socket
 def first(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`unshare`, whose child is process 1."""
     (tmp_path / "root").mkdir()
-    arguments = [tmp_path / "root", str(BUSYBOX), agent_binary()]
+    arguments = [str(tmp_path / "root"), str(BUSYBOX), str(agent_binary())]
     command = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--net", "sh", "-c", SCRIPT, "sh", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     yield process

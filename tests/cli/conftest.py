@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,14 +23,14 @@ class Command:
         self._directory = directory
         self._running: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str, **options: object) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
         """A process with pipes for all three streams, unless `options` say otherwise."""
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {**os.environ, "XDG_CACHE_HOME": str(self._directory / "cache"), "NO_COLOR": "1"}
-        process = subprocess.Popen(
+        process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-m", "aiovmm", *arguments],
             cwd=self._directory,
-            **{"env": environment, **pipes, **options},  # type: ignore[call-overload]
+            **{"env": environment, **pipes, **options},
         )
         self._running.append(process)
         return process

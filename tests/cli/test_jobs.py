@@ -35,7 +35,9 @@ class Shell:
         environment = {**os.environ, "PS1": "$ ", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory)}
         self._process = subprocess.Popen(
             ["bash", "--norc", "--noprofile", "--noediting", "-i"],
-            **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             cwd=directory,
             env=environment,
             start_new_session=True,

@@ -65,7 +65,7 @@ print(json.dumps({"modules": names, "compiled": compiled}))
 def start(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of a start that went up to the kernel, which is not there."""
     kernel = tmp_path_factory.mktemp("start") / "none"
-    arguments = ["run", "--kernel", kernel, "--initramfs", kernel, "--memory", "256M", "--serial", "tty"]
+    arguments = ["run", "--kernel", str(kernel), "--initramfs", str(kernel), "--memory", "256M", "--serial", "tty"]
     root = Path(__file__).resolve().parent.parent.parent
     done = subprocess.run([sys.executable, "-c", START, *arguments], cwd=root, capture_output=True, timeout=60)
     assert b"no such kernel" in done.stderr
@@ -98,7 +98,7 @@ print(*sys.modules)
 async def test_what_goes_on_from_a_snapshot_does_not_import_what_boots(tmp_path: Path) -> None:
     with (tmp_path / "disk").open("wb") as disk:
         disk.truncate(1 << 20)
-    devices = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
+    devices: dict[str, Any] = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
     async with VM(config("s", disks=(DiskConfig(path=tmp_path / "disk"),), **devices)) as vm:
         await vm.start()
         await counts_on(vm)

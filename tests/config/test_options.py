@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -267,13 +268,15 @@ def test_the_default_command_line_talks_on_the_console_that_is_there() -> None:
 
 
 def test_two_consoles_on_the_terminal_say_all_once() -> None:
-    modes = {name: parse_console(name, "tty") for name in ("serial", "console")}
+    modes: dict[str, Any] = {name: parse_console(name, "tty") for name in ("serial", "console")}
     assert VMConfig(Payload(kernel=Path("/k")), **modes).cmdline.count("console=") == 1
 
 
 @pytest.mark.parametrize(("tty", "last"), [("serial", "ttyS0"), ("console", "hvc0"), (None, "ttyS0")])
 def test_of_two_consoles_the_one_with_the_terminal_is_the_last(tty: str | None, last: str) -> None:
-    modes = {name: parse_console(name, "tty" if name == tty else "null") for name in ("serial", "console")}
+    modes: dict[str, Any] = {
+        name: parse_console(name, "tty" if name == tty else "null") for name in ("serial", "console")
+    }
     words = VMConfig(Payload(kernel=Path("/k")), **modes).cmdline.split()
     named = [word.removeprefix("console=") for word in words if word.startswith("console=")]
     assert sorted(named) == ["hvc0", "ttyS0"]

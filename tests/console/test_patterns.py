@@ -107,7 +107,9 @@ def test_nested_repeats_make_an_automaton_of_their_own_size() -> None:
 
 
 def test_the_cost_of_patterns() -> None:
-    cost = lambda pattern, length: match_cost(re.compile(pattern), length)  # noqa: E731
+    def cost(pattern: bytes, length: int) -> int:
+        return match_cost(re.compile(pattern), length)
+
     assert cost(rb"login: ", 8192) <= 8
     assert cost(rb".*login: ", 100) < 20_000 < cost(rb".*.*login: ", 1000)
     assert cost(rb"(\w+\s*)+:", 40) == 10**12

@@ -371,7 +371,7 @@ async def test_what_was_typed_before_the_end_is_the_guests(screen: Screen) -> No
 
 
 async def test_an_output_that_breaks_is_told_once_and_the_session_goes_on(screen: Screen) -> None:
-    device, told = StubDevice(), []
+    device, told = StubDevice(), list[OSError]()
     console = Console(device)
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230
         terminal = Terminal(screen.slave, full.fileno(), on_output_lost=told.append)

@@ -48,10 +48,11 @@ class Vcpu:
             return int.from_bytes(data, "little")
         self.exits.sync += 1
         self._take()
-        data = self.device.read(offset, size)
-        assert len(data) == size
+        answer = self.device.read(offset, size)
+        assert isinstance(answer, bytes), "nobody here waits for one"
+        assert len(answer) == size
         self._end()
-        return int.from_bytes(data, "little")
+        return int.from_bytes(answer, "little")
 
     def write(self, offset: int, value: int, size: int = 0) -> None:
         size = size or self.width

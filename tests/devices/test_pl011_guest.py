@@ -35,8 +35,14 @@ async def test_it_prints_without_waiting_and_echoes_what_comes(kvm: Kvm) -> None
         output = bytearray()
         port = Pl011Port(RecordingLine(), output.extend, state=HANDED_OVER)
         m.bus.add(Range(Space.MMIO, UART, port.SIZE, port, "serial", port.fast))
-        runs = []
-        port.write_many = lambda *args: runs.append(args[2]) or Pl011Port.write_many(port, *args)  # type: ignore[method-assign, func-returns-value]
+        runs: list[int] = []
+        write_many = port.write_many
+
+        def noted(offset: int, data: bytes, size: int = 1) -> None:
+            runs.append(size)
+            write_many(offset, data, size)
+
+        port.write_many = noted  # type: ignore[method-assign]
         m.start()
         await m.until(lambda: m.written == b"B")
         assert bytes(output) == PRINTED

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import VM, ConfigError, EventKind, ExitReason, PvpanicConfig
+from aiovmm import VM, ConfigError, EventKind, ExitReason, PvpanicConfig, RngConfig
 from aiovmm.bus import Space
 from aiovmm.devices.pvpanic import CRASH_LOADED, PANICKED, Pvpanic
 from aiovmm.errors import SnapshotError
@@ -65,7 +65,7 @@ async def test_where_it_is_the_console_is_not_believed() -> None:
 
 async def test_two_devices_cannot_have_its_slot() -> None:
     with pytest.raises(ConfigError, match=r"pvpanic.pci_device_id: slot 3 of segment 0 is given to two"):
-        replace(config("o"), pvpanic=PvpanicConfig(pci_device_id=3), rng=f"src=/dev/urandom,pci_device_id={3}")
+        replace(config("o"), pvpanic=PvpanicConfig(pci_device_id=3), rng=RngConfig(pci_device_id=3))
 
 
 def test_it_has_no_memory_to_be_translated() -> None:

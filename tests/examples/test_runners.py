@@ -75,7 +75,8 @@ def test_commands_in_sandboxes(guest: Guest, tmp_path: Path) -> None:
 def test_a_source_tree_goes_in_and_artifacts_come_out(guest: Guest, tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src/input").write_text("data")
-    into = ["--source", tmp_path / "src", "--into", tmp_path / "out", "--artifacts", "a/report", "--artifacts", "none"]
+    into: list[str | Path] = ["--source", tmp_path / "src", "--into", tmp_path / "out"]
+    into += ["--artifacts", "a/report", "--artifacts", "none"]
     command = "cat input; mkdir a; echo report > a/report; echo errors >&2; exit 7"
     work = str(tmp_path / "guest")  # which here is this machine
     code, out, errors = run(guest, "examples.ci_runner", tmp_path, command, "--work", work, *into)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from aiovmm import (
     VM,
@@ -22,7 +23,7 @@ from tests.vm.guest import config, counts_on, event
 __all__ = ["LIVES", "full"]
 
 
-def full(does: str, place: Path, **changes: object) -> VMConfig:
+def full(does: str, place: Path, **changes: Any) -> VMConfig:
     """A guest with a device of each kind that needs no other process and no privilege."""
     disk = place / "disk"
     if not disk.exists():

@@ -24,6 +24,7 @@ from aiovmm.memory import GuestMemory
 from tests.guests import CODE, build
 
 SYNC, POSTED, LATCH, NOTED, IGNORED, NOBODY, MMIO = 0x100, 0x200, 0x208, 0x210, 0x218, 0x300, 0xD000_0000
+Answer = Callable[[int, int], bytes | Awaitable[bytes]]
 GIB = 1 << 30
 PAGE_TABLES = 0x1000  # PML4, PDPT and one page directory a GiB
 MAPPED_GIB = 6
@@ -41,17 +42,17 @@ class Access:
 
 
 class Recorder:
-    """Remembers accesses in order; answers reads with `answer(offset, size)`."""
+    """Remembers accesses in order; answers reads with `answer(offset, size)`, and notes one that comes later without it."""
 
     def __init__(self, log: list[Access], name: str) -> None:
         self.log = log
         self.name = name
-        self.answer: Callable[[int, int], bytes] = lambda offset, size: bytes(range(0x11, 0x11 + size))
+        self.answer: Answer = lambda offset, size: bytes(range(0x11, 0x11 + size))
         self.on_write: Callable[[int, bytes], Awaitable[None] | None] = lambda offset, data: None
 
-    def read(self, offset: int, size: int) -> bytes:
+    def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         data = self.answer(offset, size)
-        self.log.append(Access(f"{self.name} read", offset, data))
+        self.log.append(Access(f"{self.name} read", offset, data if isinstance(data, bytes) else b""))
         return data
 
     def write(self, offset: int, data: bytes) -> Awaitable[None] | None:

@@ -38,6 +38,10 @@ class Target(ABC):
     room: tuple[int, ...] = ()
 
     @abstractmethod
+    def __init__(self, place: Path) -> None:
+        """`place`: a directory for its files."""
+
+    @abstractmethod
     async def good(self, driver: VirtioPciDriver) -> None:
         """A request of a good driver is answered as it should be."""
 

@@ -55,7 +55,8 @@ def test_memory_that_is_gone_reads_as_zeros_and_is_known_to_be_lost() -> None:
     assert mapping[8193:8195] == bytes(2)
     assert mapping.lost == 8193
     mapping[-1] = 7
-    assert (mapping[-1], mapping.lost) == (7, 8193)
+    assert mapping[-1] == 7
+    assert mapping.lost == 8193
     assert (other.lost, other[:]) == (None, b"x" * SIZE)
     mapping.close()
     other.close()
@@ -150,14 +151,14 @@ def test_a_handler_that_was_there_before_is_asked() -> None:
 
 
 def test_a_handler_that_came_later_hands_on_and_is_handed_on_to() -> None:
-    code = """
+    program = """
 mine = cut()
 faulthandler.enable()   # before ours now, and has ours as the one before
 again = cut()           # puts ours first
 print(mine[1], again[2], flush=True)
 cut(kind=mmap.mmap)[0]
 """
-    code, out, err = in_a_process(code)
+    code, out, err = in_a_process(program)
     assert (code, out) == (-signal.SIGBUS, "0 0\n")
     assert err.count("Fatal Python error: Bus error") == 1
 

@@ -45,8 +45,8 @@ def test_memory_of_guests_is_in_no_core_file(shared: bool) -> None:
         host = memory.regions[0].host
         with open("/proc/self/smaps") as smaps:
             entries = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps.read())
-        spans = [(entry, *(int(end, 16) for end in entry.split()[0].split("-"))) for entry in entries if entry]
-        mine = next(entry for entry, start, end in spans if start <= host < end)
+        spans = [(entry, [int(end, 16) for end in entry.split()[0].split("-")]) for entry in entries if entry]
+        mine = next(entry for entry, (start, end) in spans if start <= host < end)
         flags = next(line for line in mine.splitlines() if line.startswith("VmFlags")).split()
         assert "dd" in flags, os.linesep.join(flags)
     finally:

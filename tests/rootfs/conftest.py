@@ -24,9 +24,10 @@ from aiovmm.rootfs.tree import Tree
 needs_erofs = pytest.mark.skipif(shutil.which("fsck.erofs") is None, reason="no erofs-utils")
 
 Entry = tuple[str, bytes | str | None]
+Member = tuple[str, dict[str, Any], bytes] | tuple[str, dict[str, Any]]
 
 
-def archive(*members: tuple[str, dict[str, Any], bytes] | tuple[str, dict[str, Any]]) -> bytes:
+def archive(*members: Member) -> bytes:
     """A tar archive of (path, fields of TarInfo, content)."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:

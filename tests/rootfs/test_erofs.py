@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiovmm.rootfs.tree import TreeError
-from tests.rootfs.conftest import Made, archive, content, directory, file, hardlink, needs_erofs, symlink
+from tests.rootfs.conftest import Made, Member, archive, content, directory, file, hardlink, needs_erofs, symlink
 
 pytestmark = [needs_erofs, pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")]
 
@@ -102,7 +102,7 @@ def test_attributes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_equal_trees_are_equal_bytes(tmp_path: Path) -> None:
-    members = [directory("d"), file("d/a", b"1" * 9000), file("b", b"2"), symlink("c", "b")]
+    members: list[Member] = [directory("d"), file("d/a", b"1" * 9000), file("b", b"2"), symlink("c", "b")]
     one = Made(tmp_path / "1", [archive(*members)]).path.read_bytes()
     assert Made(tmp_path / "2", [archive(*members)]).path.read_bytes() == one
 

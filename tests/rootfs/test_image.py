@@ -23,7 +23,7 @@ from aiovmm import Image, ImageError
 from aiovmm.architecture import host
 from aiovmm.rootfs import Limits
 from aiovmm.rootfs.blocks import Blocks
-from aiovmm.rootfs.cache import Cache
+from aiovmm.rootfs.cache import Cache, Held
 from aiovmm.rootfs.directory import add_directory
 from aiovmm.rootfs.kinds import kind_of
 from aiovmm.rootfs.layer import LeftOut
@@ -314,9 +314,14 @@ async def test_bombs_end_where_the_limits_are(tmp_path: Path) -> None:
 
 async def test_many_builders_make_it_once(layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout.add(*LAYERS)
-    begun = []
+    begun: list[Cache] = []
     real = Cache.begin
-    monkeypatch.setattr(Cache, "begin", lambda self: begun.append(1) or real(self))
+
+    def begin(self: Cache) -> Held:
+        begun.append(self)
+        return real(self)
+
+    monkeypatch.setattr(Cache, "begin", begin)
     images = await asyncio.gather(*(Image.from_oci(layout.path, cache=tmp_path / "cache").build() for _ in range(8)))
     assert len({image.digest for image in images}) == 1
     assert len(begun) == 1

@@ -11,7 +11,7 @@ import pytest
 from aiovmm.rootfs.blocks import TooLarge
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.tree import TreeError
-from tests.rootfs.conftest import Made, archive, directory, file, hardlink, symlink
+from tests.rootfs.conftest import Made, Member, archive, directory, file, hardlink, symlink
 
 
 def paths(tmp_path: Path, *layers: bytes) -> set[str]:
@@ -81,7 +81,7 @@ def test_what_has_another_name_now_loses_the_old_one(tmp_path: Path, gone: str, 
     base = archive(directory("d"), file("d/old", b"x" * 5000), file("keep", b"y"), hardlink("d/too", "d/old"))
     whiteouts = [file(gone)] if gone.startswith("d/") else [file("d/.wh.old"), file("d/.wh.too")]
     names = [hardlink("new", "d/old" if not first else "new0")]
-    layer = [hardlink("new0", "d/old"), *whiteouts, *names] if first else [*names, *whiteouts]
+    layer: list[Member] = [hardlink("new0", "d/old"), *whiteouts, *names] if first else [*names, *whiteouts]
     made = Made(tmp_path / "i", [base, archive(*layer)])
     assert made.paths() == {"d", "keep", "new"} | ({"new0"} if first else set())
     node = made.tree.find(b"new")
@@ -222,5 +222,5 @@ def test_other_names_of_a_device_are_left_out_with_it(tmp_path: Path) -> None:
     device = ("./dev/tty", {"type": tarfile.CHRTYPE, "devmajor": 5})
     made = Made(tmp_path / "image", [archive(directory("dev"), device, hardlink("dev/other", "dev/tty"), file("a"))])
     assert (made.paths(), made.left_out.devices) == ({"dev", "a"}, 2)
-    again = [directory("dev"), device, file("dev/tty", b"x"), hardlink("b", "dev/tty")]
+    again: list[Member] = [directory("dev"), device, file("dev/tty", b"x"), hardlink("b", "dev/tty")]
     assert Made(tmp_path / "again", [archive(*again)]).paths() == {"dev", "dev/tty", "b"}

@@ -76,7 +76,7 @@ def answered(data: bytes, resolver: str = RESOLVER, port: int = 40000, source_po
 def summed(data: bytes) -> int:
     """The Internet checksum's sum: 0xFFFF over what is whole."""
     data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f">{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

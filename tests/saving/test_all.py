@@ -21,9 +21,10 @@ def _classes(base: type) -> list[type]:
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     found: list[type] = []
-    waiting = [base]
+    waiting: list[type] = [base]
     while waiting:
-        for cls in waiting.pop().__subclasses__():
+        subclasses: list[type] = waiting.pop().__subclasses__()
+        for cls in subclasses:
             waiting.append(cls)
             if (
                 cls.__module__.startswith("aiovmm.")

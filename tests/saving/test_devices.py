@@ -306,7 +306,7 @@ async def test_streams_go_on_after_a_moment() -> None:
             await pause(h)
             pauses += 1
             await asyncio.sleep(0.001)
-        assert await ends == [data, data]
+        assert [*await ends] == [data, data]
         assert pauses > 3
         assert h.errors == []
 
@@ -362,14 +362,18 @@ async def test_a_console_goes_on_with_what_is_printed_and_typed() -> None:
     assert bytes(printed) == b"".join(b"%02d" % number for number in range(20))
 
 
+def nothing(_data: bytes) -> None:
+    """Of what is printed."""
+
+
 async def test_a_terminal_of_another_size_is_told_where_a_console_goes_on() -> None:
-    async with Harness(ConsoleDevice(bytes, size=(80, 24))) as h:
+    async with Harness(ConsoleDevice(nothing, size=(80, 24))) as h:
         before = h.config_irq.pulses
-        await move(h, ConsoleDevice(bytes, size=(80, 24)))
+        await move(h, ConsoleDevice(nothing, size=(80, 24)))
         await asyncio.sleep(0)
         assert h.config_irq.pulses <= before + 1
         before = h.config_irq.pulses
-        await move(h, ConsoleDevice(bytes, size=(100, 30)))
+        await move(h, ConsoleDevice(nothing, size=(100, 30)))
         while h.config_irq.pulses == before:  # noqa: ASYNC110 - told when it goes on
             await asyncio.sleep(0)
 

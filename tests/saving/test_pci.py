@@ -201,7 +201,7 @@ async def test_a_pin_that_was_asserted_is() -> None:
         await driver.start(msix=False)
         driver.queues[0].add([b"abc"], [3])
         driver.queues[0].kick()
-        await until(lambda: guest.services.pins[0].asserted)  # type: ignore[attr-defined]
+        await until(lambda: guest.services.pins[0].asserted)
         await guest.move()
         assert guest.services.pins[0].asserted
         assert driver.load(VirtioCapType.ISR, 0, 1) == 1
@@ -229,8 +229,7 @@ async def test_a_broken_device_stays_broken_until_it_is_reset() -> None:
         await guest.move()
         assert driver.status & Status.NEEDS_RESET
         await driver.start()
-        device = guest.devices[0]
-        assert isinstance(device, Slow)
+        device = slow_of(guest)
         assert device.resets == 1, "the device has had a driver, elsewhere"
         assert await driver.request(0, [b"on"], [2]) == b"no"
 
@@ -333,6 +332,12 @@ async def test_another_machine_is_refused_by_what_differs() -> None:
             await guest.root.load(state)
 
 
+def slow_of(guest: Traveller) -> Slow:
+    (device,) = guest.devices
+    assert isinstance(device, Slow)
+    return device
+
+
 @pytest.mark.parametrize("taken", [0, 1, 2])
 async def test_a_request_that_the_driver_has_given_up_in_the_middle_is_asked_again(taken: int) -> None:
     """`run` was cancelled while it worked on requests, and later ones had been answered."""
@@ -342,18 +347,15 @@ async def test_a_request_that_the_driver_has_given_up_in_the_middle_is_asked_aga
         for number in range(3):
             driver.queues[0].add([b"%d" % number], [1])
         driver.queues[0].kick()
-        device = guest.devices[0]
-        assert isinstance(device, Slow)
+        device = slow_of(guest)
         await until(lambda: len(device.held) == 3)
         device.answer(taken)
         await guest.move()
-        device = guest.devices[0]
-        assert isinstance(device, Slow)
+        device = slow_of(guest)
         await until(lambda: len(device.held) == 2)
         device.answer(1)
         await guest.move()
-        device = guest.devices[0]
-        assert isinstance(device, Slow)
+        device = slow_of(guest)
         await until(lambda: len(device.held) == 1)
         device.answer(0)
         answers = await driver.queues[0].used(3)

@@ -36,7 +36,7 @@ FULL = VMConfig(
     CpusConfig(4, 8, TopologyConfig(2, 2, 1, 2), affinity=((0, (1, 2)),), features=("amx",)),
     MemoryConfig(1 << 30, thp=True),
     console=ConsoleConfig(ConsoleMode.FILE, Path("/tmp/out"), id="hvc"),
-    disks=(DiskConfig(path="/a", serial="x", rate_limit_group="g"), DiskConfig(path="/b", readonly=True)),
+    disks=(DiskConfig(path=Path("/a"), serial="x", rate_limit_group="g"), DiskConfig(path=Path("/b"), readonly=True)),
     nets=(NetConfig(mac="2e:00:00:00:00:01", fd=(5,)), NetConfig(passt=True)),
     vsock=VsockConfig(cid=7, connect_timeout=0.1),
     balloon=BalloonConfig(size=1 << 20),
@@ -91,7 +91,10 @@ def test_a_field_that_nobody_knows_is_refused() -> None:
         ("console", {"console": ConsoleConfig(ConsoleMode.OFF)}),
         ("the number of disks", {"disks": ()}),
         (r"nets\[0\].num_queues", {"nets": (NetConfig(num_queues=4), NetConfig())}),
-        (r"disks\[0\].pci_device_id", {"disks": (DiskConfig(path="/a", pci_device_id=3), DiskConfig(path="/b"))}),
+        (
+            r"disks\[0\].pci_device_id",
+            {"disks": (DiskConfig(path=Path("/a"), pci_device_id=3), DiskConfig(path=Path("/b")))},
+        ),
         ("vsock", {"vsock": None}),
         ("platform", {"platform": PlatformConfig(3)}),
     ],
@@ -103,7 +106,8 @@ def test_what_the_guest_has_seen_stays(option: str, changes: dict[str, Any]) -> 
 
 def test_what_it_cannot_see_may_change() -> None:
     new = changed(
-        FULL, {"name": "b", "vsock": VsockConfig(cid=9), "disks": (DiskConfig(path="/c"), DiskConfig(path="/d"))}
+        FULL,
+        {"name": "b", "vsock": VsockConfig(cid=9), "disks": (DiskConfig(path=Path("/c")), DiskConfig(path=Path("/d")))},
     )
     assert (new.name, new.vsock.cid, new.disks[1].path) == ("b", 9, Path("/d"))  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="no such field"):

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -126,6 +127,11 @@ def test_who_is_killed_leaves_one_whole(tmp_path: Path) -> None:
         os.close(found.memory)
 
 
+def a_pipe_instead(_path: Path, memory: Path) -> None:
+    memory.unlink()
+    os.mkfifo(memory)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -134,15 +140,15 @@ def test_who_is_killed_leaves_one_whole(tmp_path: Path) -> None:
         (lambda p, m: (p / STATE).unlink(), "has no state.json"),
         (lambda p, m: os.truncate(p / STATE, 100), "checksum"),
         (lambda p, m: (m.unlink(), m.symlink_to("/etc/passwd")), "symbolic link|Too many levels"),
-        (lambda p, m: (m.unlink(), os.mkfifo(m)), "no file of a snapshot"),
+        (a_pipe_instead, "no file of a snapshot"),
         (lambda p, m: ((p / STATE).unlink(), (p / STATE).mkdir()), "no file of a snapshot"),
     ],
 )
-def test_what_is_damaged_is_refused(tmp_path: Path, change: object, said: str) -> None:
+def test_what_is_damaged_is_refused(tmp_path: Path, change: Callable[[Path, Path], object], said: str) -> None:
     path = tmp_path / "s"
     write(path)
     (memory,) = path.glob("memory-*")
-    change(path, memory)  # type: ignore[operator]
+    change(path, memory)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises((SnapshotError, HostError), match=said):
         open_snapshot(path)

@@ -9,6 +9,7 @@ import os
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ from tests.vm.remains import Remains
 pytestmark = pytest.mark.usefixtures("kvm_there")
 
 
-async def frozen(**changes: object) -> Template:
+async def frozen(**changes: Any) -> Template:
     async with VM(config("s", **changes)) as vm:
         await vm.start()
         await counts_on(vm)
@@ -148,7 +149,7 @@ async def test_each_has_a_disk_of_its_own(tmp_path: Path) -> None:
 
 
 async def test_what_two_guests_cannot_both_have(tmp_path: Path) -> None:
-    places = {
+    places: dict[str, Any] = {
         "serial": ConsoleConfig(ConsoleMode.SOCKET, tmp_path / "serial"),
         "console": ConsoleConfig(ConsoleMode.FILE, tmp_path / "console"),
         "vsock": VsockConfig(socket=tmp_path / "vsock"),
@@ -266,7 +267,7 @@ async def test_what_waits_for_its_turn_has_no_threads(monkeypatch: pytest.Monkey
         raise HostError("starting a thread", errno.EAGAIN)
 
     async with await frozen(cpus=2) as template, template.fork() as child, template.fork() as other:
-        assert child.state is other.state is VMState.PAUSED
+        assert [guest.state for guest in (child, other)] == [VMState.PAUSED] * 2
         assert not of_vcpus()
         await child.resume()
         await counts_on(child)

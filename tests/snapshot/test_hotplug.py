@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,14 +157,12 @@ async def test_persistent_memory_that_came_or_went_waits_for_a_reset(tmp_path: P
     first, later = (PmemConfig(file=tmp_path / name) for name in "ab")
     async with VM(config("s", pmems=(first,), on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
-        for reset, (change, said) in enumerate(
-            [
-                (lambda: vm.add(later, timeout=0), "pmem1 cannot be in a snapshot"),
-                (lambda: vm.remove("pmem0", timeout=0.01, force=True), "pmem1 cannot be in a snapshot"),
-                (lambda: vm.remove("pmem1", timeout=0.01, force=True), "memory of this guest has gone"),
-            ],
-            1,
-        ):
+        changes: list[tuple[Callable[[], Awaitable[object]], str]] = [
+            (lambda: vm.add(later, timeout=0), "pmem1 cannot be in a snapshot"),
+            (lambda: vm.remove("pmem0", timeout=0.01, force=True), "pmem1 cannot be in a snapshot"),
+            (lambda: vm.remove("pmem1", timeout=0.01, force=True), "memory of this guest has gone"),
+        ]
+        for reset, (change, said) in enumerate(changes, 1):
             await vm.snapshot(tmp_path / "s")
             await change()
             with pytest.raises(SnapshotError, match=said):

@@ -334,7 +334,7 @@ def test_who_is_killed_leaves_a_whole_chain(tmp_path: Path) -> None:
         folder = tmp_path / str(turn)
         folder.mkdir()
         root = Path(__file__).resolve().parent.parent.parent
-        command = [sys.executable, "-c", WRITER, folder]
+        command = [sys.executable, "-c", WRITER, str(folder)]
         with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             for _ in range(turn * 3):  # then somewhere in the next

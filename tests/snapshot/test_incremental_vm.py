@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,7 @@ async def test_a_guest_that_runs_goes_on_from_each(tmp_path: Path, cpus: int) ->
 async def test_what_a_disk_writes_into_memory_alone_is_in_it(tmp_path: Path, direct: bool) -> None:
     """The guest is halted: its disk reads into a page of memory, by io_uring."""
     (tmp_path / "disk").write_bytes(b"content!" * (1 << 17))
-    devices = {"disks": (DiskConfig(path=tmp_path / "disk", direct=direct),), "rng": RngConfig()}
+    devices: dict[str, Any] = {"disks": (DiskConfig(path=tmp_path / "disk", direct=direct),), "rng": RngConfig()}
     async with VM(config("i", **devices)) as vm:
         await vm.start()
         vm.machine.memory.write(RING, b"x" * 0x80000)  # all of it is there

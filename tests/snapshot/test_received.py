@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Storage:
             self.closed += 1
 
 
-async def saved(path: Path, **changes: object) -> int:
+async def saved(path: Path, **changes: Any) -> int:
     """How far it had counted at most."""
     async with VM(config("s", **changes)) as vm:
         await vm.start()

@@ -16,7 +16,7 @@ from aiovmm.snapshot.document import decode, encode
 from tests.vm.guest import config, counts_on
 
 pytestmark = pytest.mark.usefixtures("kvm_there")
-ODD = (
+ODD: st.SearchStrategy[object] = (
     st.none()
     | st.booleans()
     | st.integers(-1, 1 << 64)
@@ -37,7 +37,7 @@ def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 async def saved(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    devices = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
+    devices: dict[str, Any] = {"console": ConsoleConfig(), "rng": RngConfig(), "vsock": VsockConfig()}
     async with VM(config("s", **devices, disks=(DiskConfig(path=tmp_path / "disk"),))) as vm:
         await vm.start()
         await counts_on(vm)

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ from tests.vm.remains import Remains
 pytestmark = pytest.mark.usefixtures("kvm_there")
 
 
-def full(tmp_path: Path) -> dict[str, object]:
+def full(tmp_path: Path) -> dict[str, Any]:
     """A device of each kind that is everywhere."""
     (tmp_path / "disk").write_bytes(bytes(1 << 20))
     return {

@@ -5,6 +5,8 @@ A test is the same in each; of arm64 its parameters begin with the processor: `t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from tests.kvmhost.arch import AARCH64
@@ -63,11 +65,11 @@ HOSTS = [
 ]
 
 
-def hosts_of(file: str, test: str) -> list[object]:
+def hosts_of(file: str, test: str) -> Sequence[object]:
     """Of HOSTS those in which the test function `test` of `file` runs."""
     alone = _X86_ALONE.get(file)
     is_of_x86 = alone is not None and (not alone or any(part in test for part in alone.split()))
-    return HOSTS[:1] if is_of_x86 else list(HOSTS)
+    return HOSTS[:1] if is_of_x86 else HOSTS
 
 
 def is_core(item: pytest.Item) -> bool:

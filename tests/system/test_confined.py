@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aiovmm.image import build_initramfs
-from tests.system.conftest import CONSOLE, GUESTS
+from tests.system.conftest import GUESTS
+from tests.system.shown import CONSOLE
 
 SIZE = 8 << 20
 RUN = r"""

@@ -117,7 +117,7 @@ asyncio.run(main())
 async def test_what_was_synced_survives_the_death_of_the_monitor(initramfs: dict[str, Path], tmp_path: Path) -> None:
     image = await asyncio.to_thread(ext4, tmp_path / "pmem.img", 64)
     release = with_dax("6.1")
-    arguments = [CONSOLE, GUESTS / release / "vmlinuz", initramfs[release], image]
+    arguments = map(str, (CONSOLE, GUESTS / release / "vmlinuz", initramfs[release], image))
     monitor = await asyncio.create_subprocess_exec(
         sys.executable, "-c", MONITOR, *arguments, stdout=asyncio.subprocess.PIPE
     )

@@ -135,7 +135,7 @@ def vhost_user(vm: VM, id_: str) -> VhostUserBackend:
     return device.backend
 
 
-async def event_of(events: Subscription, kind: EventKind, timeout: float = 60.0) -> Event:
+async def event_of(events: Subscription[Event], kind: EventKind, timeout: float = 60.0) -> Event:
     async with asyncio.timeout(timeout):
         async for event in events:
             if event.kind is kind:

@@ -127,8 +127,8 @@ async def hybrid(vm: VM, path: Path) -> None:
     assert await refused.read() == b""
     writer.close()
     async with await asyncio.start_unix_server(sink, f"{path}_2002"):
-        said = (await shell(vm, "vsock connect 2 2002 source 100000")).split()
-    assert said[1] == said[3]
+        words = (await shell(vm, "vsock connect 2 2002 source 100000")).split()
+    assert words[1] == words[3]
     assert "reset by peer" in await shell(vm, "vsock connect 2 4 echo 2>&1 || true")
 
 

@@ -64,8 +64,8 @@ class Services(RecordingServices):
 
     def __init__(self, memory: GuestMemory) -> None:
         super().__init__(memory)
-        self.messages = Messages()
-        self.ioapic = IoApic(self.messages)
+        self.vectors = Messages()
+        self.ioapic = IoApic(self.vectors)
         self._intx = IntxPins(self.ioapic)
         self.slots: list[Slot] = []
         self.refuse_slots = False

@@ -44,7 +44,7 @@ class Driver:
 
     @property
     def interrupts(self) -> int:
-        return self.guest.services.messages.sent.count(VECTOR)
+        return self.guest.services.vectors.sent.count(VECTOR)
 
     async def interrupted(self, times: int) -> None:
         """All that was signalled has gone through the event loop; `times` interrupts have come by now."""

@@ -115,8 +115,8 @@ async def test_a_device_that_is_not_quieted_interrupts_again(guest: Guest, circu
 
 
 async def test_messages_take_its_place_and_give_it_back(guest: Guest, circuit: Circuit) -> None:
-    hardware = guest.hardware
-    assert circuit.fds is not None
+    hardware, before = guest.hardware, circuit.fds
+    assert before is not None
     at = _capability(guest, 0x11)
     guest.set_config(at + 2, 2, 0x8000)
     assert (circuit.fds, MSIX in hardware.irqs, INTX in hardware.irqs) == (None, True, False)

@@ -370,7 +370,7 @@ async def test_a_flood_of_notices_leaves_the_loop_to_others(cut: int) -> None:
             reads = 0
             await asyncio.sleep(0)
 
-    channel._read = topped_up  # type: ignore[assignment,method-assign]
+    channel._read = topped_up  # type: ignore[method-assign]
     task = asyncio.create_task(another())
     try:
         for _ in range(500):
@@ -526,7 +526,7 @@ async def test_one_that_dies_is_told_at_once(path: Path) -> None:
         await guest.driver.start()
         assert device.frontend.connection is not None
         device.frontend.connection._channel._sock.shutdown(socket.SHUT_RDWR)
-        await until(lambda: told)
+        await until(lambda: bool(told))
         assert "its back end is gone" in str(told[0])
         await until(lambda: guest.backend.connected)
         await guest.driver.reset()

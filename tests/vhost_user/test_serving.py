@@ -127,8 +127,8 @@ async def test_what_the_driver_writes_to_the_configuration_arrives(path: Path) -
 
 
 async def test_however_much_the_driver_writes_there_is_one_task_and_the_last_word_counts(path: Path) -> None:
-    echo = Echo()
-    async with VhostUserServer(echo, path), Guest(echo_frontend(path)) as guest:
+    echo, device = Echo(), echo_frontend(path)
+    async with VhostUserServer(echo, path), Guest(device) as guest:
         await guest.driver.start()
         before = len(asyncio.all_tasks())
         for n in range(1000):
@@ -136,7 +136,7 @@ async def test_however_much_the_driver_writes_there_is_one_task_and_the_last_wor
             assert isinstance(pending, Coroutine)
             pending.close()  # as of a vCPU that is stopped
         assert len(asyncio.all_tasks()) <= before + 1
-        assert len(guest.device.frontend._written) == 4
+        assert len(device.frontend._written) == 4
         pending = guest.device.write_config(1, b"xyz")
         assert pending is not None
         await pending

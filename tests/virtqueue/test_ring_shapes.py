@@ -128,7 +128,7 @@ class Rings(RuleBasedStateMachine):
             assert [len(s) for s in chain.writable] == [n for n in writable if n]
         self.taken += chains
 
-    @precondition(lambda self: getattr(self, "taken", None))
+    @precondition(lambda self: bool(getattr(self, "taken", None)))
     @rule(which=st.integers(0, 31))
     def give_back_one(self, which: int) -> None:
         chain = self.taken.pop(which % len(self.taken))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
-from aiovmm import VM, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm import VM, Event, EventKind, ExitReason, RebootPolicy, VMState
 from aiovmm.kvm import Kvm
 from aiovmm.runtime.quota import BURST
 from tests.vm.guest import config, counts_on, event
@@ -133,7 +134,8 @@ async def test_a_device_that_raises_is_told_of_and_the_guest_goes_on() -> None:
         def broken(offset: int, size: int) -> bytes:
             raise RuntimeError("out of order")
 
-        vm.machine.board.legacy.ged.read = broken  # type: ignore[method-assign]
+        ged = next(r.device for r in vm.machine.bus.ranges() if r.name == "ged")
+        ged.read = broken  # type: ignore[method-assign]
         # the guest reads 0xff, in which the button's bit is set: it takes that for a press, and halts
         await vm.start()
         await event(vm, EventKind.DEVICE_ERROR)
@@ -160,7 +162,7 @@ async def test_a_guest_that_provokes_errors_without_end_is_told_of_so_many_times
     assert events[0].kind is EventKind.STARTED
 
 
-async def _so_far(vm: VM):  # type: ignore[no-untyped-def]
+async def _so_far(vm: VM) -> AsyncIterator[Event]:
     events = vm.events(from_start=True)
     while events._queue:
         yield await anext(events)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ RAM, MODULE, START = 4 * MIB, 128 * MIB, 4 << 30
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 
 
-def made(there: int = 0, *, shared: bool = False, **changes: object) -> VMConfig:
+def made(there: int = 0, *, shared: bool = False, **changes: Any) -> VMConfig:
     memory = MemoryConfig(RAM, shared=shared, hotplug_size=4 * MODULE, hotplugged_size=there * MODULE)
     return replace(config("s", **changes), memory=memory)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ LONG = 60.0
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 
 
-def made(**changes: object) -> VMConfig:
+def made(**changes: Any) -> VMConfig:
     return replace(config("s", **changes), cpus=CpusConfig(1, 4))
 
 

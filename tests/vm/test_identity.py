@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,8 @@ async def test_it_is_found_by_its_anchor_beside_the_mp_table() -> None:
     anchors = [bios[at : at + 5] for at in range(0, len(bios), 16)]
     assert anchors.count(b"_SM3_") == 1
     assert sum(anchor.startswith(b"_MP_") for anchor in anchors) == 1
-    for text in (b"ds=nocloud\0", b"io.systemd.credential:a=b\0c,d\0\0", b"aiovmm\0"):
-        assert text in bios
+    for said in (b"ds=nocloud\0", b"io.systemd.credential:a=b\0c,d\0\0", b"aiovmm\0"):
+        assert said in bios
     assert bytes.fromhex("78563412341234121234 1234567890ab") in bios
 
 
@@ -58,8 +59,9 @@ def test_what_is_no_uuid_is_refused(key: str, value: str) -> None:
     "key", ["serial_number", "system_manufacturer", "system_version", "chassis_asset_tag", "system_family"]
 )
 def test_texts_are_checked(key: str) -> None:
+    text: dict[str, Any] = {key: "a\0b"}
     with pytest.raises(ConfigError, match=f"platform.{key}: .*contains a NUL"):
-        PlatformConfig(**{key: "a\0b"})
+        PlatformConfig(**text)
 
 
 async def test_texts_that_do_not_fit_are_refused_with_the_reason() -> None:

@@ -21,6 +21,7 @@ from aiovmm import (
     DiskConfig,
     EventKind,
     ExitReason,
+    ExitStatus,
     NetConfig,
     PmemConfig,
     RebootPolicy,
@@ -122,7 +123,7 @@ async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instru
     monkeypatch: pytest.MonkeyPatch, resets: int
 ) -> None:
     monkeypatch.setattr(assembly, "TURN", 0.0)
-    lives, killed, real = 0, [], Vcpu.start
+    lives, killed, real = 0, list[asyncio.Future[ExitStatus]](), Vcpu.start
 
     def noted(self: Vcpu, nice: int, *, core: int) -> None:
         nonlocal lives

@@ -198,7 +198,7 @@ def test_devices_that_cannot_be_are_refused_when_the_vm_is_made(arguments: Any, 
 
 @pytest.mark.parametrize("arguments", [{"devices": [Good()]}, {"ports": [Reset()]}], ids=["device", "port"])
 async def test_what_is_in_a_vm_goes_into_no_other_before_that_is_over(arguments: Any) -> None:
-    (thing,) = (*arguments.get("devices", ()), *arguments.get("ports", ()))
+    ((thing,),) = arguments.values()
     async with VM(config("s"), **arguments) as first:
         second = VM(config("s", name="second"), **arguments)
         with pytest.raises(StateError, match=f"{thing.name} is in VM 'guest'"):
@@ -217,7 +217,7 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
         memory="512M",  # type: ignore[arg-type]
         serial=ConsoleConfig("pty"),  # type: ignore[arg-type]
         console="file=/tmp/x",  # type: ignore[arg-type]
-        disks=["path=a.img,readonly=on", DiskConfig(path=Path("b.img"))],  # type: ignore[arg-type,list-item]
+        disks=["path=a.img,readonly=on", DiskConfig(path=Path("b.img"))],  # type: ignore[arg-type]
         on_reboot="restart",  # type: ignore[arg-type]
     )
     assert made.payload.kernel == Path("vmlinuz")
@@ -232,30 +232,30 @@ def test_values_are_coerced_as_on_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: VMConfig(PayloadConfig(Path("k")), cpus=CpusConfig), r"cpus: .*is not CpusConfig"),
-        (lambda: VMConfig(PayloadConfig(Path("k")), memory="lots"), "lots"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), cpus=CpusConfig), r"cpus: .*is not CpusConfig"),  # type: ignore[arg-type]
+        (lambda: VMConfig(PayloadConfig(Path("k")), memory="lots"), "lots"),  # type: ignore[arg-type]
         (
-            lambda: VMConfig(PayloadConfig(Path("k")), disks=DiskConfig(path=Path("a"))),
+            lambda: VMConfig(PayloadConfig(Path("k")), disks=DiskConfig(path=Path("a"))),  # type: ignore[arg-type]
             "disks: .*not a list of DiskConf",
         ),
-        (lambda: VMConfig(PayloadConfig(Path("k")), disks=["path=a", 3.5]), r"disks\[1\]: 3.5 is not DiskConfig"),
-        (lambda: VMConfig(PayloadConfig(Path("k")), fs=[FsConfig]), r"fs\[0\]: .* \(give an object of it: FsConfig"),
-        (lambda: VMConfig(PayloadConfig(Path("k")), serial="screen"), "serial: 'screen' is not a place"),
-        (lambda: VMConfig(PayloadConfig(Path("k")), name=3), "name: 3 is not text"),
-        (lambda: VMConfig(Path("k")), "payload"),
-        (lambda: CpusConfig("two"), "cpus.boot: 'two' is not a whole number"),
+        (lambda: VMConfig(PayloadConfig(Path("k")), disks=["path=a", 3.5]), r"disks\[1\]: 3.5 is not DiskConfig"),  # type: ignore[arg-type]
+        (lambda: VMConfig(PayloadConfig(Path("k")), fs=[FsConfig]), r"fs\[0\]: .* \(give an object of it: FsConfig"),  # type: ignore[arg-type]
+        (lambda: VMConfig(PayloadConfig(Path("k")), serial="screen"), "serial: 'screen' is not a place"),  # type: ignore[arg-type]
+        (lambda: VMConfig(PayloadConfig(Path("k")), name=3), "name: 3 is not text"),  # type: ignore[arg-type]
+        (lambda: VMConfig(Path("k")), "payload"),  # type: ignore[arg-type]
+        (lambda: CpusConfig("two"), "cpus.boot: 'two' is not a whole number"),  # type: ignore[arg-type]
         (lambda: CpusConfig(True), "cpus.boot: True"),
-        (lambda: CpusConfig(2, affinity=((0, ("1",)),)), r"cpus.affinity\[0\]\[1\]\[0\]: '1' is not a whole number"),
+        (lambda: CpusConfig(2, affinity=((0, ("1",)),)), r"cpus.affinity\[0\]\[1\]\[0\]: '1' is not a whole number"),  # type: ignore[arg-type]
         (
-            lambda: CpusConfig(2, affinity=((0, (1,), 2),)),
+            lambda: CpusConfig(2, affinity=((0, (1,), 2),)),  # type: ignore[arg-type]
             r"affinity\[0\]: .* is not \(a whole number, a list of a whole",
         ),
         (lambda: CpusConfig(2, affinity=((-1, (0,)),)), "no vCPU -1"),
         (lambda: CpusConfig(2, affinity=((0, (-1,)),)), "-1 is no processor"),
-        (lambda: DiskConfig(path=3), "disk.path: 3 is not a path"),
-        (lambda: NetConfig(fd=("x",)), "net.fd"),
-        (lambda: RngConfig(iommu="on"), "rng.iommu"),
-        (lambda: VM(Path("k")), "no VMConfig"),
+        (lambda: DiskConfig(path=3), "disk.path: 3 is not a path"),  # type: ignore[arg-type]
+        (lambda: NetConfig(fd=("x",)), "net.fd"),  # type: ignore[arg-type]
+        (lambda: RngConfig(iommu="on"), "rng.iommu"),  # type: ignore[arg-type]
+        (lambda: VM(Path("k")), "no VMConfig"),  # type: ignore[arg-type]
     ],
 )
 def test_values_of_the_wrong_type_are_refused_by_name(make: Any, words: str) -> None:
@@ -301,7 +301,7 @@ async def test_devices_by_id_and_kind(tmp_path: Path) -> None:
             vm.device("disk1")
         with pytest.raises(UsageError, match="RngDevice, no BlkDevice"):
             vm.device("rng", BlkDevice)
-        assert vm.device("rng", RngDevice)
+        assert isinstance(vm.device("rng", RngDevice), RngDevice)
     uses: list[Callable[[], object]] = [
         lambda: vm.device("rng"),
         lambda: vm.disks,

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,8 @@ async def test_a_file_has_all_that_was_said_when_the_block_is_left(tmp_path: Pat
 @pytest.mark.parametrize("mode", [ConsoleMode.SOCKET, ConsoleMode.FILE])
 async def test_a_path_that_cannot_be_is_an_error_and_nothing_is_left(option: str, mode: ConsoleMode) -> None:
     place = ConsoleConfig(mode, Path("/proc/nowhere/console"))
-    vm = VM(config("s", **{option: place}))
+    changes: dict[str, Any] = {option: place}
+    vm = VM(config("s", **changes))
     with pytest.raises(HostError, match="/proc/nowhere/console"):
         await vm.__aenter__()
     assert vm.status is not None

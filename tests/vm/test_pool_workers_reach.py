@@ -215,6 +215,7 @@ async def test_the_agent_of_a_guest_in_a_worker(
         await vm.files.write(str(tmp_path / "file"), b"content")
         assert await vm.files.read(str(tmp_path / "file")) == b"content"
         port = await vm.forward(str(guest.path))  # whatever listens there: the agent itself
+        assert isinstance(port, int)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         assert b"aiovmmAG" in await asyncio.wait_for(reader.read(64), 20)
         writer.close()

@@ -43,7 +43,7 @@ from tests.vm.remains import Remains
 pytestmark = pytest.mark.timeout(120)
 
 
-def full(does: str, cpus: int = 2, **changes: object) -> VMConfig:
+def full(does: str, cpus: int = 2, **changes: Any) -> VMConfig:
     """A guest with one of everything that needs no other process."""
     console = ConsoleConfig(ConsoleMode.NULL)
     return config(does, cpus, rng=RngConfig(), console=console, **changes)
@@ -112,7 +112,7 @@ class CancelAt:
         task = asyncio.current_task()
         assert task is not None
         if self._woken and waits_for is not None:
-            blocking = waits_for._asyncio_future_blocking  # type: ignore[attr-defined]
+            blocking = waits_for._asyncio_future_blocking
             waits_for.add_done_callback(lambda _: task.cancel())
             assert blocking
         else:

@@ -165,7 +165,7 @@ async def test_a_pause_that_waits_for_a_device_can_be_cancelled_or_cut_short_by_
     for end in ("cancel", "kill"):
         async with VM(config("eos")) as vm:
             control = next(r.device for r in vm.machine.bus.ranges() if r.name == "acpi control")
-            control.write = lambda offset, data: answer()  # type: ignore[method-assign,assignment]
+            control.write = lambda offset, data: answer()  # type: ignore[method-assign]
             await vm.start()
             vm.serial.write(b"q")
             await until(lambda vm=vm: b"q" in vm.serial.history)  # type: ignore[misc]

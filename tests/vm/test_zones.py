@@ -52,9 +52,8 @@ async def test_zones_follow_each_other_and_the_guest_runs_in_them() -> None:
 
 
 async def test_zones_are_made_as_the_memory_says_where_they_do_not() -> None:
-    whole = replace(
-        zoned("id=a,size=2M", "id=b,size=2M,shared=off,prefault=off"), memory="size=0,shared=on,prefault=on"
-    )
+    zones = zoned("id=a,size=2M", "id=b,size=2M,shared=off,prefault=off")
+    whole = replace(zones, memory=parse_memory("size=0,shared=on,prefault=on"))
     async with VM(whole) as vm:
         first, second = vm.machine.memory.regions
         assert (first.shared, second.shared) == (True, False)
@@ -257,7 +256,8 @@ def test_nodes_that_cannot_be_are_refused(texts: list[str], message: str) -> Non
 
 
 def test_a_configuration_takes_text_and_objects() -> None:
-    made = replace(config("s"), memory="size=0", memory_zones=["id=a,size=4M"], numa=["guest_numa_id=0"])
+    text: dict[str, Any] = {"memory": "size=0", "memory_zones": ["id=a,size=4M"], "numa": ["guest_numa_id=0"]}
+    made = replace(config("s"), **text)
     assert made.memory_zones == (MemoryZoneConfig(id="a", size=4 * MIB),)
     assert made.numa == (NumaConfig(guest_numa_id=0),)
     assert Backing().shared

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from aiovmm.boot.aarch64 import CpuTopology, Hardware, Seeds, gic_of, layout
@@ -30,9 +32,9 @@ def segments(count: int, start64: int = 1 << 44, wires: tuple[IntxWire, ...] = (
     )
 
 
-def hardware(vcpus: int = 1, **more: object) -> Hardware:
-    settings = {"pci_segments": segments(1), **more}
-    return Hardware(tuple(map(mpidr, range(vcpus))), gic_of(vcpus), **settings)  # type: ignore[arg-type]
+def hardware(vcpus: int = 1, **more: Any) -> Hardware:
+    settings: dict[str, Any] = {"pci_segments": segments(1), **more}
+    return Hardware(tuple(map(mpidr, range(vcpus))), gic_of(vcpus), **settings)
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -224,11 +225,12 @@ def test_iommu() -> None:
 
 def test_machines_that_no_tree_can_describe() -> None:
     two = segments(2)
-    for what, settings_ in {
+    refused: dict[str, dict[str, Any]] = {
         "same number": {"pci_segments": (two[0], two[0])},
         "no PCI segment 1": {"iommu": VirtioIommu(1, 8)},
         "no SPI 988": {"pci_segments": segments(1, wires=(IntxWire(1, 988),))},
-    }.items():
+    }
+    for what, settings_ in refused.items():
         with pytest.raises(ConfigError, match=what):
             hardware(**settings_)
     with pytest.raises(ConfigError, match="same affinity"):

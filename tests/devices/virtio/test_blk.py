@@ -21,6 +21,7 @@ from aiovmm.native import ffi, lib
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
 from aiovmm.virtqueue.features import RING_FEATURES
+from aiovmm.virtqueue.status import Effect
 from tests.devices.virtio.blk_driver import allocated, contents, get_id, header, read, segments, submit, write
 
 SIZE = 1 << 20
@@ -30,13 +31,14 @@ KINDS = [IoKind.URING, IoKind.THREADS]
 @pytest.fixture(params=KINDS, ids=lambda k: k.value)
 def kind(request: pytest.FixtureRequest) -> IoKind:
     """Tests run with io_uring and with threads; a kernel that has no io_uring leaves the first out."""
-    if request.param is IoKind.URING:
+    kind: IoKind = request.param
+    if kind is IoKind.URING:
         ring = ffi.new("struct avmm_uring *")
         error = -lib.avmm_uring_open(ring, 1)
         if error:
             pytest.skip(f"io_uring: {os.strerror(error)}")
         lib.avmm_uring_close(ring)
-    return request.param
+    return kind
 
 
 @pytest.fixture
@@ -555,12 +557,12 @@ async def test_a_disabled_queue_is_left_alone(path: Path, kind: IoKind) -> None:
         await h.reset()
         original = h.negotiation.write_status
 
-        def write_status(value: int) -> list[object]:
+        def write_status(value: int) -> list[Effect]:
             if value & 4:
                 h.negotiation.queues[2].ready = False
             return original(value)
 
-        h.negotiation.write_status = write_status  # type: ignore[assignment, method-assign]
+        h.negotiation.write_status = write_status  # type: ignore[method-assign]
         await h.start()
         assert not h.runner.queues[2].enabled
         assert await read(h, 0, 512, queue=1)

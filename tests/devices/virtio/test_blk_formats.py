@@ -121,7 +121,7 @@ def test_a_guest_cannot_have_a_file_of_the_host_read(before: bytes, path: Path, 
     (tmp_path / "secret").write_bytes(b"secret".ljust(SECTOR))
     lines = 'version=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="monolithicFlat"\nRW 1 FLAT "secret" 0\n'
     text = (before + lines.encode()).ljust(SECTOR, b"\0")
-    convert = ["qemu-img", "convert", "-O", "raw", path, tmp_path / "out"]
+    convert = ["qemu-img", "convert", "-O", "raw", str(path), str(tmp_path / "out")]
     path.write_bytes(text.ljust(SIZE, b"\0"))
     subprocess.run(convert, check=True)
     assert (tmp_path / "out").read_bytes()[:6] == b"secret", "which is what must not be"
@@ -205,7 +205,7 @@ async def test_a_guest_that_changes_its_buffer_after_the_look(magic: Header, pat
             h.memory.write(at, sector_of(magic))
             return submit_(*arguments)
 
-        engine.submit = change  # type: ignore[method-assign]
+        engine.submit = change  # type: ignore[assignment, method-assign]
         await submit(h, Request.OUT, place_of(magic), innocent)
     begin = place_of(magic) * SECTOR
     assert contents(path)[begin : begin + SECTOR] == bytes(SECTOR)

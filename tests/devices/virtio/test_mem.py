@@ -47,7 +47,8 @@ class Driver:
         region = self.harness.memory.regions[-1]
         with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
             entries = os.pread(pagemap.fileno(), 8 * (region.size // 4096), region.host // 4096 * 8)
-        return sum(entry[0] >> 63 for entry in struct.iter_unpack("<Q", entries)) * 4096
+        pages: int = sum(entry[0] >> 63 for entry in struct.iter_unpack("<Q", entries))
+        return pages * 4096
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -266,7 +266,10 @@ async def test_a_transmitter_that_is_stopped_owes_no_interrupt(monkeypatch: pyte
             return following
 
         monkeypatch.setattr(pump.Transmitter, "_send", last)
-        tasks = [harness.device._pairs._tasks[0][1]]
+        assert isinstance(harness.device, NetDevice)
+        pairs = harness.device._pairs
+        assert pairs is not None
+        tasks = [pairs._tasks[0][1]]
         assert guest.tx.enable_interrupts()
         guest.offer(SMALL)
         guest.tx.kick()

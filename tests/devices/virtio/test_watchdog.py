@@ -53,7 +53,7 @@ async def test_pings_keep_it_quiet() -> None:
     async with Harness(WatchdogDevice(lambda: told.append(None), lambda: True, tick=1.0)) as h:
         for _ in range(50):
             await ping(h)
-        assert h.device.save() == {"left": 8}  # type: ignore[attr-defined]
+        assert h.device.save() == {"left": 8}
     assert told == []
 
 

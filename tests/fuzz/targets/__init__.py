@@ -22,4 +22,4 @@ class Target(Protocol):
 
 def load(name: str) -> Target:
     """The module."""
-    return import_module(f"tests.fuzz.targets.{name}")  # type: ignore[return-value]
+    return import_module(f"tests.fuzz.targets.{name}")

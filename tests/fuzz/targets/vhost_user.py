@@ -12,6 +12,7 @@ from aiovmm.vhost_user.server_state import ServerState
 from tests.fuzz.source import Source, refused
 
 _OFFERED, _ALL = 1 << 32 | 1 << 30 | 1 << 28, sum(ProtocolFeature)
+_CHANNELS: tuple[type[FrontendRequest] | type[BackendRequest], ...] = (FrontendRequest, BackendRequest)
 _HEADER = struct.Struct("<III")
 
 
@@ -30,7 +31,7 @@ SEEDS = [
 
 def run(data: bytes) -> None:
     source = Source(data)
-    kind = source.one((FrontendRequest, BackendRequest))
+    kind = source.one(_CHANNELS)
     framer, state = Framer(), ServerState(_OFFERED, ProtocolFeature(_ALL), (256, 256))
     with refused(PeerError):
         while source:

@@ -43,7 +43,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-async def run(number: int = 1, **changes: object) -> None:
+async def run(number: int = 1, **changes: Any) -> None:
     async with VM(replace(config("s", number), **changes)) as vm:
         await vm.start()
         await counts_on(vm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from aiovmm.devices.virtio.blk import DiskImage
 from aiovmm.devices.virtio.blk.extents import Extent
-from aiovmm.devices.virtio.blk.overlay import copying, merging
+from aiovmm.devices.virtio.blk.overlay import merging
 from aiovmm.devices.virtio.blk.overlay.chain import open_base
 from aiovmm.devices.virtio.blk.overlay.copying import copy_image, pieces, read_at, write_all
 from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
@@ -219,7 +220,7 @@ def test_blocks_are_shared_where_the_file_system_can(tmp_path: Path, monkeypatch
         os.pwrite(fd, b"cloned", 0)
         return 0
 
-    monkeypatch.setattr(copying.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
     below = open_base(base)
     assert copy_image(below.image, tmp_path / "copy")
     below.release()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -43,8 +44,7 @@ def make_base(path: Path, size: int, rand: random.Random) -> bytes:
     return content.ljust(-(-size // SECTOR) * SECTOR, b"\0")
 
 
-def over(base: Path, overlay: Path, **options: bool) -> OverlayImage:
-    readonly = options.pop("readonly", False)
+def over(base: Path, overlay: Path, *, readonly: bool = False, **options: Any) -> OverlayImage:
     return OverlayImage.open_over(open_base(base, **options), overlay, readonly=readonly)
 
 
@@ -333,7 +333,7 @@ async def test_a_temporary_one_flushes_nothing(base: Path, tmp_path: Path, monke
     below = open_base(base)
     disk = BlkDevice(OverlayImage.temporary(below, tmp_path))
     below.release()
-    synced = []
+    synced: list[int] = []
     monkeypatch.setattr(os, "fdatasync", synced.append)
     async with Harness(disk) as h:
         await write(h, 0, b"x" * SECTOR)

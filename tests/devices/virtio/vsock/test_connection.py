@@ -21,7 +21,7 @@ BUFFER = 1000
 
 def packet(op: int, length: int = 0, **fields: int) -> Header:
     values = {"src_cid": CID, "dst_cid": HOST_CID, "src_port": GUEST_PORT, "dst_port": HOST_PORT, "buf_alloc": 500}
-    return Header(**{**values, "op": op, "length": length, **fields})  # type: ignore[arg-type]
+    return Header(**{**values, "op": op, "length": length, **fields})
 
 
 def muxer(limit: int = 8) -> Muxer:

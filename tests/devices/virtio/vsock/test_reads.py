@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from aiovmm.devices.virtio.vsock import link, to_guest
+from aiovmm import native
+from aiovmm.devices.virtio.vsock import VsockDevice, link, to_guest
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
 
@@ -49,7 +50,7 @@ async def joined() -> AsyncIterator[tuple[Sock, socket.socket]]:
 
 
 async def test_a_message_is_one_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    lib = CountingLib(link.lib)
+    lib = CountingLib(native.lib)
     monkeypatch.setattr(link, "lib", lib)
     monkeypatch.setattr(to_guest, "lib", lib)
     async with joined() as (sock, host):
@@ -113,7 +114,9 @@ async def test_only_who_has_something_left_hears_of_room() -> None:
     """A host that reads late gets all of it, and its socket is watched for room only meanwhile."""
     async with joined() as (sock, host):
         wanted: list[bool] = []
-        (end,) = sock.guest.harness.device._switch.links.values()
+        device = sock.guest.harness.device
+        assert isinstance(device, VsockDevice)
+        (end,) = device._switch.links.values()
         want_room = end.want_room
 
         def noted(wants: bool) -> None:
