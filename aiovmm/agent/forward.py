@@ -96,8 +96,8 @@ class Forwards:
         if isinstance(host, int):
             try:
                 forward.server = await asyncio.start_server(connected, await _resolved(address), host)
-            except gaierror as exc:
-                raise UsageError(f"address {address!r} is no address of this host's: {exc.strerror}") from exc
+            except (gaierror, UnicodeError) as exc:  # the latter: it cannot be a name
+                raise UsageError(f"address {address!r} is no address of this host's: {exc}") from exc
             except OSError as exc:
                 where = f"{address}:{host}"
                 raise HostError("forwarding: listening", exc.errno or errno.EADDRNOTAVAIL, path=where) from exc

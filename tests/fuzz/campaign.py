@@ -10,14 +10,16 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from tests.fuzz.corpus import pack, unpack
 from tests.fuzz.native_targets import CLANG, NATIVE, build
 from tests.fuzz.targets import PYTHON, load
 
-__all__ = ["Report", "commands", "run", "run_all"]
+__all__ = ["ATHERIS", "Report", "commands", "run", "run_all"]
 
+ATHERIS = find_spec("atheris") is not None
 MAX_INPUT = dict.fromkeys(NATIVE, 768)
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)|Done (\d+) (?:runs|in)|#(\d+)\s+DONE")
 _COVERAGE = re.compile(r"cov: (\d+)")
@@ -43,7 +45,8 @@ class Report:
 def commands(names: Sequence[str], place: Path) -> dict[str, list[str]]:
     """How each of these targets is called; those in C are built in `place`. Without clang or Atheris theirs are left out."""
     found = {name: [str(build(name, place))] for name in names if name in NATIVE and CLANG}
-    found.update({name: [sys.executable, "-m", "tests.fuzz.drive", name] for name in names if name in PYTHON})
+    if ATHERIS:
+        found.update({name: [sys.executable, "-m", "tests.fuzz.drive", name] for name in names if name in PYTHON})
     return found
 
 
@@ -67,8 +70,8 @@ def run(name: str, command: list[str], place: Path, *bounds: str) -> Report:
 def run_all(names: Sequence[str], place: Path, seconds: float, *, keep: bool = False) -> list[Report]:
     """All processors are in use for about `seconds`, shared evenly by the targets. `keep`: put what was found into corpus/."""
     cores = len(os.sched_getaffinity(0))
-    each = max(1, int(seconds * cores / max(1, len(names))))
     calls = commands(names, place)
+    each = max(1, int(seconds * cores / max(1, len(calls))))
 
     def one(name: str) -> Report:
         report = run(name, calls[name], place, f"-max_total_time={each}")

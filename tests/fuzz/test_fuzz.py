@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.campaign import commands, run
 from tests.fuzz.corpus import pack, unpack
 from tests.fuzz.native_targets import CLANG, NATIVE
@@ -48,6 +49,17 @@ def changed(content: bytes, chance: random.Random) -> bytes:
             (b"", chance.randbytes(1), chance.randbytes(size), b"\xff" * size, bytes(size))
         )
     return bytes(text)
+
+
+def test_targets_for_which_there_is_nothing_to_run_them_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That is said, and is no all-clear."""
+    monkeypatch.setattr("tests.fuzz.campaign.ATHERIS", False)
+    monkeypatch.setattr("tests.fuzz.__main__.ATHERIS", False)
+    monkeypatch.setattr("sys.argv", ["tests.fuzz", "--place", str(tmp_path), PYTHON[0]])
+    assert main() == 1
+    assert "Atheris is not there" in capsys.readouterr().err
 
 
 def test_a_corpus_comes_out_of_its_archive_as_it_went_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
