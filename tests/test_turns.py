@@ -7,6 +7,7 @@ import gc
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -229,11 +230,22 @@ async def test_a_job_that_was_long_because_others_ran_costs_its_guest_nothing_mo
         wall += 0.05
         work += 1e-5
 
-    job = Job(run, Account())
-    job.again()
+    jobs = [Job(run, Account()), Job(run, Account())]
+    for job in jobs:
+        job.again()
+    for _ in range(4):
+        await asyncio.sleep(0)
+    assert [job.account.seconds for job in jobs] == [pytest.approx(1e-5)] * 2
+
+
+async def test_jobs_of_one_account_come_in_order_also_after_one_that_was_alone() -> None:
+    account, ran = Account(), list[int]()
+    for number in range(3):
+        Job(partial(ran.append, number), account).again()
+    assert turns_of(asyncio.get_running_loop()).contended
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert job.account.seconds == pytest.approx(1e-5)
+    assert ran == [0, 1, 2]
 
 
 async def test_a_job_that_fails_is_told_and_ends_no_other(clock: Clock) -> None:
@@ -250,6 +262,29 @@ async def test_a_job_that_fails_is_told_and_ends_no_other(clock: Clock) -> None:
         await asyncio.sleep(0)
     assert ran
     assert [str(context["exception"]) for context in told] == ["its own"]
+
+
+def test_an_interrupted_turn_is_not_the_last() -> None:
+    """The program's own loop goes on after a Ctrl-C, to close its guests."""
+    loop = asyncio.new_event_loop()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    async def begin(*calls: Callable[[], None]) -> None:
+        for call in calls:
+            Job(call, Account()).again()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    ran: list[int] = []
+    kept = turns_of(loop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(begin(interrupt, lambda: ran.append(1)))
+    loop.run_until_complete(begin(lambda: ran.append(2)))
+    assert sorted(ran) == [1, 2]
+    assert not kept.contended
+    loop.close()
 
 
 async def test_a_closed_job_does_not_run_and_keeps_nothing() -> None:

@@ -49,26 +49,25 @@ class FairQueue(Generic[J]):
     def __bool__(self) -> bool:
         return bool(self._heap)
 
-    def enter(self, account: Account) -> None:
-        """It wants something again: it has no claim to what it did not want before."""
-        account.used = max(account.used, self._floor - GRACE)
-
     def put(self, account: Account, job: J) -> None:
         """A job of its, behind the others it has."""
         account.jobs.append(job)
         if not account.listed:
-            self.enter(account)
+            if account.used < (least := self._floor - GRACE):  # it has no claim to what it did not want before
+                account.used = least
             self._list(account)
 
     def take(self) -> tuple[Account, J] | None:
         """The next, to be charged for what it takes before anything else is taken. None: nobody waits."""
-        while self._heap:
-            used, _, account = heapq.heappop(self._heap)
-            account.listed = False
-            if account.used > used:  # charged meanwhile
+        heap = self._heap
+        while heap:
+            used, _, account = heapq.heappop(heap)
+            if heap and account.used > used:  # charged meanwhile, and there are others
                 self._list(account)
                 continue
-            self._floor = max(self._floor, account.used)
+            account.listed = False
+            if account.used > self._floor:
+                self._floor = account.used
             job = account.jobs.popleft()
             if account.jobs:
                 self._list(account)

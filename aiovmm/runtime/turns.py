@@ -61,7 +61,6 @@ class Job:
     def again(self) -> None:
         """The same for who goes on: not in this turn of the loop."""
         if not self.due and not self.closed:
-            self.due = True
             self.turns.queue_later(self)
 
     def close(self) -> None:
@@ -80,6 +79,7 @@ class Turns:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._waiting: FairQueue[Job] = FairQueue()
+        self._only: Job | None = None  # that waits, if it is one; several are in `_waiting`
         self._later: list[Job] = []
         self._scheduled = False
         self._running = False
@@ -95,11 +95,11 @@ class Turns:
     @property
     def contended(self) -> bool:
         """Whether anybody waits for a turn."""
-        return bool(self._waiting)
+        return self._only is not None or bool(self._waiting)
 
     def alone(self, account: Account) -> bool:
         """Whether nobody else has had a job lately, or waits for one: then to look out for more costs nobody anything."""
-        return not self._waiting and self._latest is account and self._ended - self._changed > _ALONE
+        return not self.contended and self._latest is account and self._ended - self._changed > _ALONE
 
     def serve(self, job: Job) -> None:
         """At once, if nobody waits and the turn has room; else in its turn."""
@@ -118,7 +118,7 @@ class Turns:
     def goes_on(self, account: Account | None) -> bool:
         """Whether its coroutine may have the next turn of the loop: as long as no other account's goes on, and nobody waits."""
         if self._goes_on is account and account is not None:
-            return not self._waiting
+            return not self.contended
         self._goes_on = account
         return False
 
@@ -132,14 +132,20 @@ class Turns:
     def queue(self, job: Job) -> None:
         """For a later turn."""
         job.due = True
-        self._waiting.put(job.account, job)
         if not self._scheduled:
             self._scheduled = True
+            self._only = job
             self._loop.call_soon(self._turn)
+            return
+        if (only := self._only) is not None:
+            self._only = None
+            self._waiting.put(only.account, only)
+        self._waiting.put(job.account, job)
 
     def queue_later(self, job: Job) -> None:
         """For a turn of the loop's after this one."""
         if self._scheduled:
+            job.due = True
             self._later.append(job)
         else:
             self.queue(job)
@@ -147,28 +153,43 @@ class Turns:
     def _turn(self) -> None:
         self.count += 1
         self._spent = 0.0
-        self._processor = thread_time()
         now = perf_counter()
         if self._woken is not None:  # it has had its turn since
             self._woken.charge(min(now - self._ended, _LONGEST))
             self._woken = None
+        try:
+            self._run_some(now)
+        finally:  # a KeyboardInterrupt ends the loop's run, and perhaps not the program
+            self._scheduled = bool(self._waiting)
+            if self._scheduled:
+                self._loop.call_soon(self._turn)
+            if self._later:
+                later, self._later = self._later, []
+                for job in later:
+                    self.queue(job)
+
+    def _run_some(self, now: float) -> None:
+        """What there is room for in a turn of the loop."""
         end = now + BUDGET
+        if (only := self._only) is not None:  # it takes nothing from anybody: no order, and no system call
+            self._only = None
+            self._waiting.begin(only.account)
+            now = self._run_due(only, now)
+        else:
+            self._processor = thread_time()
         while now < end and self._woken is None and (following := self._waiting.take()) is not None:
-            account, job = following
-            job.due = False
-            if job.closed:
-                continue
-            try:
-                now = self._run(account, job.run_in_context, now)
-            except Exception as exc:
-                self._loop.call_exception_handler({"message": "a guest's turn failed", "exception": exc})
-                now = perf_counter()
-        for job in self._later:
-            self._waiting.put(job.account, job)
-        self._later.clear()
-        self._scheduled = bool(self._waiting)
-        if self._scheduled:
-            self._loop.call_soon(self._turn)
+            now = self._run_due(following[1], now)
+
+    def _run_due(self, job: Job, now: float) -> float:
+        """Its turn has come: when it has ended."""
+        job.due = False
+        if job.closed:
+            return now
+        try:
+            return self._run(job.account, job.run_in_context, now)
+        except Exception as exc:
+            self._loop.call_exception_handler({"message": "a guest's turn failed", "exception": exc})
+            return perf_counter()
 
     def _worked(self, seconds: float) -> float:
         """Of so many the processor time, as far as that is known: the host's scheduler may have had others run meanwhile, which
