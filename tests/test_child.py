@@ -67,6 +67,17 @@ async def test_a_wait_that_was_cancelled_can_be_had_again() -> None:
     assert await run(child) == -signal.SIGKILL
 
 
+async def test_of_one_that_lives_for_long_the_last_words_are_kept() -> None:
+    """And it is not kept waiting, however much it says, nor by who has its output and lives on."""
+    say = "head -c 1000000 /dev/zero >&2; sleep 1000 & echo $!; echo the end >&2; exit 4"
+    child = Child(["sh", "-c", say], stdout=True, last_words=100)
+    async with asyncio.timeout(20):
+        assert await child.wait() == 4
+    assert child.said(2, 1000) == b"\0" * 92 + b"the end\n"
+    os.kill(int(child.said(1, 100)), signal.SIGKILL)
+    await child.aclose()
+
+
 async def test_its_input_ends_with_it() -> None:
     child = Child(["sh", "-c", "read line; exit 5"], held=True)
     with pytest.raises(TimeoutError):

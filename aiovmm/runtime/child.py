@@ -2,7 +2,8 @@
 
 How the end of asyncio's own subprocesses is told depends on the event loop: by the signal SIGCHLD, which is the whole program's,
 by a thread for each, or not before the end of all pipes, which whoever the process has started may hold open. A pidfd is readable
-when this one process has ended, on any loop. What it says goes into files in memory, and is there as a whole then.
+when this one process has ended, on any loop. What it says goes into files in memory, and is there as a whole then; of one that
+lives for long its last words are kept (last_words.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from aiovmm.runtime.last_words import LastWords
 from aiovmm.runtime.tasks import finish
 
 __all__ = ["Child"]
@@ -23,7 +25,9 @@ _UNKNOWN = 255  # the status of one whose end somebody else was told
 
 class Child:
     """`command`, begun in a session of its own, with `pass_fds` under the same numbers. Where `held` its standard input ends with
-    this object or this process; else there is none. `stdout` and `stderr`: whether what it says there is kept. Raises OSError."""
+    this object or this process; else there is none. `stdout` and `stderr`: whether what it says there is kept; `last_words`: how
+    many bytes of the end of its standard error, if that is not kept as a whole; `shown`: it says all where this process does.
+    Raises OSError."""
 
     def __init__(
         self,
@@ -34,15 +38,19 @@ class Child:
         held: bool = False,
         stdout: bool = False,
         stderr: bool = False,
+        last_words: int = 0,
+        shown: bool = False,
     ) -> None:
         self.returncode: int | None = None
         self._outputs = [_output(kept) for kept in (stdout, stderr)]
+        self._words: LastWords | None = None
         try:
+            self._words = LastWords(last_words) if last_words else None
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE if held else subprocess.DEVNULL,
-                stdout=self._outputs[0],
-                stderr=self._outputs[1],
+                stdout=None if shown else self._outputs[0],
+                stderr=None if shown else self._outputs[1] if self._words is None else self._words.fd,
                 pass_fds=pass_fds,
                 env=env,
                 start_new_session=True,  # a Ctrl-C at the terminal is not for it
@@ -50,6 +58,8 @@ class Child:
         except BaseException:
             self._close_outputs()
             raise
+        if self._words is not None:
+            self._words.begun()
         try:
             self._pidfd = os.pidfd_open(self._process.pid)
         except BaseException:
@@ -86,14 +96,16 @@ class Child:
             self._process.returncode = _UNKNOWN  # nobody is to wait for a number that may be another's
         return os.waitstatus_to_exitcode(status)
 
-    def kill(self) -> None:
-        """SIGKILL, if it has not ended."""
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """A signal, if it has not ended. Not by kill(2), which a confined monitor may use for its own threads alone."""
         if self.returncode is None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, number)
 
     def said(self, stream: int, most: int) -> bytes:
         """The last `most` bytes that it has said on `stream`, 1 or 2, so far."""
+        if stream == 2 and self._words is not None:
+            return self._words.said()[-most:]
         fd = self._outputs[stream - 1]
         return os.pread(fd, most, max(0, os.fstat(fd).st_size - most)) if fd >= 0 else b""
 
@@ -114,6 +126,8 @@ class Child:
         self._close_outputs()
 
     def _close_outputs(self) -> None:
+        if self._words is not None:
+            self._words.close()
         outputs, self._outputs = self._outputs, [subprocess.DEVNULL] * 2
         for fd in outputs:
             if fd >= 0:

@@ -161,6 +161,14 @@ async def test_whoever_waits_has_another_if_the_worker_dies_meanwhile() -> None:
         await asyncio.wait_for(user, 60)
 
 
+async def test_a_worker_of_whose_end_somebody_else_was_told() -> None:
+    """A program that reaps whatever child ends."""
+    async with asyncio.timeout(60), Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        os.kill(pid_of(vm), signal.SIGKILL)
+        os.waitpid(pid_of(vm), 0)  # noqa: ASYNC222 - it ends at once
+        await until(lambda: remote(vm)._worker.lost is not None)
+
+
 async def _use_one_that_lives(pool: Pool) -> None:
     """The first may have been ready, and handed out, a moment before its worker was killed."""
     try:

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from errno import ENOENT
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from aiovmm.lifecycle import ExitStatus
 from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
+from aiovmm.runtime.child import Child
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.runtime.tasks import finish
 
@@ -106,7 +107,7 @@ class Worker:
             await self.over()
             raise
 
-    async def _joined(self) -> tuple[asyncio.subprocess.Process, Connection]:
+    async def _joined(self) -> tuple[Child, Connection]:
         with ExitStack() as stack:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             stack.callback(ours.close)
@@ -114,25 +115,20 @@ class Worker:
                 passing_ours, passing_theirs = passing.pair()
                 stack.callback(passing_ours.close)
                 with passing_theirs:
-                    process = await self._spawn(theirs.fileno(), passing_theirs.fileno())
+                    process = self._spawn(theirs.fileno(), passing_theirs.fileno())
             try:
                 connection = await connect(ours, self._heard)
             except BaseException:
-                process.kill()
-                await process.wait()
+                await process.aclose()
                 raise
             self._passing = passing_ours
             stack.pop_all()
             return process, connection
 
-    async def _spawn(self, fd: int, passing_fd: int) -> asyncio.subprocess.Process:
+    def _spawn(self, fd: int, passing_fd: int) -> Child:
         path = json.dumps([each for each in sys.path if isinstance(each, str)])
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path, str(passing_fd)),
-            pass_fds=(fd, passing_fd),
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C at the terminal is for the program, which ends its pool
-        )
+        command = [sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path, str(passing_fd)]
+        return Child(command, pass_fds=(fd, passing_fd), shown=True)
 
     def request(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Request:
         """Ask it for something, and have it take a copy of `passing_on`. Raises WorkerLost, HostError if that cannot be sent now,
@@ -219,7 +215,7 @@ class Worker:
 
     # -- its end
 
-    async def _follow(self, process: asyncio.subprocess.Process, connection: Connection) -> None:
+    async def _follow(self, process: Child, connection: Connection) -> None:
         ended = asyncio.ensure_future(process.wait())
         over = asyncio.ensure_future(connection.over.wait())
         try:
@@ -227,11 +223,10 @@ class Worker:
             if not (connection.error or self._silent):
                 await asyncio.wait((ended, over), timeout=_END if self._closing else _LAST_WORD)
         finally:
-            with suppress(ProcessLookupError):
-                if process.returncode is None:
-                    process.kill()
+            process.kill()
             over.cancel()
             await finish(asyncio.wait([ended]))
+            await process.aclose()
             connection.abort()
             if self._passing is not None:
                 self._passing.close()

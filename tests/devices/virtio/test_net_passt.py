@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -83,3 +84,17 @@ async def test_one_that_cannot_run_leaves_its_last_words(tmp_path: Path) -> None
     assert len(str(told[0])) < 5000
     await device.close()
     assert len(told) == 1
+
+
+async def test_a_program_that_reaps_whatever_ends_can_close_it(tmp_path: Path) -> None:
+    """Who was told of its end is somebody else."""
+    program = tmp_path / "passt"
+    program.write_text("#!/bin/sh\nexec sleep 1000\n")
+    program.chmod(0o755)
+    backend = PasstBackend(program=str(program))
+    await backend.open()
+    assert backend.pid is not None
+    os.kill(backend.pid, signal.SIGKILL)
+    os.waitpid(backend.pid, 0)  # noqa: ASYNC222 - it ends at once
+    async with asyncio.timeout(20):
+        await backend.close()

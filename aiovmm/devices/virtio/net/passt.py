@@ -10,6 +10,7 @@ import asyncio
 import shutil
 import socket
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from errno import ECHILD, ENOENT
 from typing import Any
 
@@ -17,6 +18,7 @@ from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.sockets import SocketBackend
 from aiovmm.errors import HostError
+from aiovmm.runtime.child import Child
 
 __all__ = ["PasstBackend"]
 
@@ -44,7 +46,7 @@ class PasstBackend(NetBackend):
         self.arguments = tuple(arguments)
         self._program = program
         self._socket: SocketBackend | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -66,18 +68,12 @@ class PasstBackend(NetBackend):
             raise HostError("start passt", ENOENT, "install it: apt-get install passt", self._program)
         ours, theirs = _pair()
         self._socket = SocketBackend(ours if self._relay is None else self._relayed(ours), mtu=self.mtu)
+        command = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno())]
+        command += ["--mtu", str(self.mtu)] if self.mtu is not None else []
         try:
             with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    *(program, "--foreground", "--quiet", "--fd", str(theirs.fileno())),
-                    *(("--mtu", str(self.mtu)) if self.mtu is not None else ()),
-                    *self.arguments,
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    stderr=asyncio.subprocess.PIPE,
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the guest
-                )
+                fds = (theirs.fileno(),)
+                self._process = Child([*command, *self.arguments], pass_fds=fds, last_words=_LAST_WORDS)
         except OSError as exc:
             await self.close()
             raise HostError("start passt", exc.errno or 0, path=program) from exc
@@ -98,15 +94,10 @@ class PasstBackend(NetBackend):
             hint = "the guest has no network until its VM is started anew"
             self.on_error(HostError(f"what is between the guest and passt has failed: {error!r}", ECHILD, hint))
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
+    async def _follow(self, process: Child) -> None:
         """Until it ends, which is told with its last words: the guest sees no more of it than silence."""
-        assert process.stderr is not None
-        words = bytearray()
-        while part := await process.stderr.read(4096):
-            words += part
-            del words[:-_LAST_WORDS]
         code = await process.wait()
-        said = words.decode(errors="replace").strip() or "it said nothing"
+        said = process.said(2, _LAST_WORDS).decode(errors="replace").strip() or "it said nothing"
         how = f"with code {code}" if code >= 0 else f"by signal {-code}"
         hint = "the guest has no network until its VM is started anew"
         self.on_error(HostError(f"passt has ended {how}, saying: {said}", ECHILD, hint))
@@ -127,10 +118,10 @@ class PasstBackend(NetBackend):
         process, self._process = self._process, None
         if process is not None:
             try:
-                await asyncio.wait_for(process.wait(), _PATIENCE)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), _PATIENCE)
+            finally:
+                await process.aclose()
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:

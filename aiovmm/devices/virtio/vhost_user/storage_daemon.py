@@ -17,6 +17,7 @@ from typing import Any
 
 from aiovmm.config import DiskConfig, ImageType
 from aiovmm.errors import HostError
+from aiovmm.runtime.child import Child
 
 __all__ = ["DRIVERS", "StorageDaemon"]
 
@@ -37,7 +38,7 @@ class StorageDaemon:
         self._ended = ended
         self._directory = ""
         self._listener: socket.socket | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Child | None = None
         self._watch: asyncio.Task[None] | None = None
 
     @property
@@ -76,26 +77,16 @@ class StorageDaemon:
         if setpriv := shutil.which("setpriv"):  # it goes with us, also if we are killed
             command = [setpriv, "--pdeathsig", "TERM", "--", *command]
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command,
-                pass_fds=(fd,),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a Ctrl-C at the terminal is for the guest
-            )
+            self._process = Child(command, pass_fds=(fd,), last_words=_LAST_WORDS)
         except OSError as exc:
             raise HostError("starting QEMU's storage daemon", exc.errno or 0, path=program) from exc
         self._watch = asyncio.get_running_loop().create_task(self._follow(self._process), name="storage daemon")
 
-    async def _follow(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        words = bytearray()
-        while part := await process.stderr.read(4096):
-            words += part
-            del words[:-_LAST_WORDS]
+    async def _follow(self, process: Child) -> None:
         code = await process.wait()
-        said = words.decode(errors="replace").strip().replace(f"{PROGRAM}: ", "") or "it said nothing"
+        words = process.said(2, _LAST_WORDS).decode(errors="replace").strip()
+        said = words.replace(f"{PROGRAM}: ", "") or "it said nothing"
+        await process.aclose()  # there may be another one
         how = f"with code {code}" if code >= 0 else f"by signal {-code}"
         self._ended(HostError(f"QEMU's storage daemon has ended {how}, saying: {said}", ECHILD, "see what it says"))
 
@@ -112,7 +103,7 @@ class StorageDaemon:
             await asyncio.wait([self._watch])
             self._watch = None
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
+        if process is not None:
             await _end(process)
         self._close_socket()
 
@@ -123,23 +114,13 @@ class StorageDaemon:
             self._directory = ""
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    _send(process, signal.SIGTERM)
+async def _end(process: Child) -> None:
+    process.kill(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.communicate(), _PATIENCE)
-    except TimeoutError:
-        _send(process, signal.SIGKILL)
-        await process.wait()
-
-
-def _send(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Not by kill(2), which a confined monitor may use for its own threads alone."""
-    with suppress(ProcessLookupError):
-        fd = os.pidfd_open(process.pid)
-        try:
-            signal.pidfd_send_signal(fd, number)
-        finally:
-            os.close(fd)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _PATIENCE)
+    finally:
+        await process.aclose()
 
 
 def _arguments(config: DiskConfig, kind: ImageType) -> tuple[str, ...]:
