@@ -23,6 +23,7 @@ from aiovmm import (
 from aiovmm.bus import Space
 from aiovmm.kvm import VmFd
 from aiovmm.machine.architecture import board_of_host
+from aiovmm.machine.assembly import Machine
 from tests.vm.guest import config, counts_on, event, until
 
 REGISTERS, GED = 0x1000, 0x604
@@ -155,6 +156,54 @@ async def test_a_guest_that_keeps_one_keeps_it_until_it_lets_go() -> None:
         assert len(vm.machine.vcpus) == 2
         await say(vm, await notified(vm, LET_GO), EJECT)
         assert len(vm.machine.vcpus) == vm.config.cpus.boot == 1
+
+
+@pytest.mark.parametrize("count", [3, 4])
+async def test_one_that_is_to_stay_after_all_stays(count: int) -> None:
+    """And a guest that was about to let go of it, and does, is given it back: those that are there are always the first ones."""
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 3)
+        with pytest.raises(HotplugTimeout, match="has not let go of it"):
+            await vm.resize(cpus=2, timeout=0.05)
+        assert await notified(vm, LET_GO) == 2
+        await resized(vm, count)
+        await say(vm, 2, EJECT)
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == count
+        assert await notified(vm, LOOK) == 2
+        await say(vm, 2, TAKEN)
+        await say(vm, 2, EJECT)
+        assert [vcpu.index for vcpu in vm.machine.vcpus] == list(range(count))
+        await resized(vm, 1)
+        await resized(vm, 4)
+        await counts_on(vm)
+
+
+async def test_one_that_is_on_its_way_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes, may_go = asyncio.Event(), asyncio.Event()
+    remove = Machine.remove_processor
+
+    async def remove_slowly(machine: Machine, index: int) -> None:
+        goes.set()
+        await may_go.wait()
+        await remove(machine, index)
+
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 2)
+        with pytest.raises(HotplugTimeout, match="has not let go of it"):
+            await vm.resize(cpus=1, timeout=0.05)
+        monkeypatch.setattr(Machine, "remove_processor", remove_slowly)
+        ejected = asyncio.ensure_future(say(vm, await notified(vm, LET_GO), EJECT))
+        await goes.wait()
+        task = asyncio.ensure_future(vm.resize(cpus=3, timeout=0.05))
+        await asyncio.sleep(0)
+        may_go.set()
+        with pytest.raises(HotplugTimeout, match="adding processor 1"):
+            await task
+        await ejected
+        assert [vcpu.index for vcpu in vm.machine.vcpus] == [0]
+        await resized(vm, 3)
 
 
 async def test_a_guest_ejects_only_what_is_asked_of_it() -> None:

@@ -5,7 +5,8 @@
              was told (_OST): it has taken it, it does not take it, it does not let it go
 
 What is read is answered from the shadow, without an exit. A guest has a say only in what it is asked for, once: everything else
-that it writes is nothing, and its vCPUs drop it.
+that it writes is nothing, and its vCPUs drop it. One that lets go of what it was asked for, and is to keep by now, is told that
+it has come again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["UnitFlag", "UnitRegisters"]
 
-_NOTHING, _COMING, _GOING = range(3)
+_NOTHING, _COMING, _GOING, _STAYING, _AGAIN = range(5)
 
 
 class UnitFlag:
@@ -33,15 +34,20 @@ class UnitFlag:
     KEPT = 0x40
 
 
+_ANSWERS = {_STAYING: UnitFlag.KEPT, _AGAIN: UnitFlag.TAKEN | UnitFlag.REFUSED}
+"""With which nothing is asked any more, of a unit that is there whatever the guest says."""
+
+
 class UnitRegisters:
     """A BusDevice for `count` units, the first `present` of which are there. `on_taken`, `on_refused`, `on_kept` and `on_eject`
-    are told the unit; the guest's write waits for the result of the last."""
+    are told the unit; the guest's write waits for the result of the last. `on_again`: the guest is to look at it once more."""
 
     def __init__(self, count: int, present: int) -> None:
         self.on_taken: Callable[[int], None] = _nobody
         self.on_refused: Callable[[int], None] = _nobody
         self.on_kept: Callable[[int], None] = _nobody
         self.on_eject: Callable[[int], Awaitable[None] | None] = _nobody
+        self.on_again: Callable[[int], None] = _nobody
         self._asked = bytearray(count)
         self.fast = FastPage(count)
         self.fast.policy[:] = bytes([Policy.SHADOW_READ | Policy.IGNORE_WRITE]) * count
@@ -65,6 +71,11 @@ class UnitRegisters:
     def ask(self, unit: int) -> None:
         """The guest is to let go of it. Once more reminds it."""
         self._set(unit, UnitFlag.PRESENT | UnitFlag.LET_GO, _GOING)
+
+    def keep(self, unit: int) -> None:
+        """It is not to go any more, if it was. Idempotent."""
+        if self._asked[unit] == _GOING:
+            self._set(unit, UnitFlag.PRESENT, _STAYING)
 
     # -- the guest's side
 
@@ -94,6 +105,11 @@ class UnitRegisters:
         elif asked == _GOING and value & UnitFlag.KEPT:
             self._set(unit, UnitFlag.PRESENT, _NOTHING)
             self.on_kept(unit)
+        elif asked == _STAYING and value & UnitFlag.EJECT:
+            self._set(unit, UnitFlag.PRESENT | UnitFlag.LOOK, _AGAIN)
+            self.on_again(unit)
+        elif value & _ANSWERS.get(asked, 0):
+            self._set(unit, UnitFlag.PRESENT, _NOTHING)
         return None
 
     def _set(self, unit: int, value: int, asked: int) -> None:

@@ -70,6 +70,11 @@ class OneByOne(ABC):
         """The guest has `count`, or what HotplugError, StateError says, by `end` of the monotonic clock."""
         assert self._units is not None
         units = self._units
+        await units.settled()
+        if (
+            0 < self._count(machine) <= count
+        ):  # a guest that was asked for the last, in vain, is not to let go of it now
+            units.keep(self._count(machine) - 1)
         while (now := self._count(machine)) != count:
             left = None if end is None else max(end - monotonic(), 0.0)
             if now < count:

@@ -36,12 +36,14 @@ class Units:
         self._away = away
         self._what = what  # what one is called
         self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         registers.on_taken = self._settled
         registers.on_refused = lambda unit: self._failed(unit, "the guest does not take it")
         registers.on_kept = lambda unit: self._failed(
             unit, "the guest does not let go of it: it is in use, or the only one"
         )
         registers.on_eject = self._ejected
+        registers.on_again = lambda _unit: tell()
 
     async def bring(self, unit: int, timeout: float | None) -> None:
         """Until the guest has taken it. Raises HotplugError, StateError; then it is not there."""
@@ -70,6 +72,15 @@ class Units:
         finally:
             self._forget(unit)
 
+    def keep(self, unit: int) -> None:
+        """The guest need not let go of it any more."""
+        self.registers.keep(unit)
+
+    async def settled(self) -> None:
+        """Wait until what the guest has let go of is away."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
     def machine_goes(self) -> None:
         """The guest is reset, or ends: nobody answers any more."""
         for unit in list(self._waiting):
@@ -94,6 +105,8 @@ class Units:
     def _ejected(self, unit: int) -> Awaitable[None]:
         """The guest's instruction goes on when it is away; one that is the ejected processor's own does not."""
         task = self._ending.power.tasks.create(self._take_away(unit), f"eject {self._what} {unit}")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
         return asyncio.shield(task)
 
     async def _take_away(self, unit: int) -> None:

@@ -15,7 +15,7 @@ from aiovmm.errors import SnapshotError
 COUNT, PRESENT = 4, 2
 UNITS = st.integers(0, COUNT - 1)
 STEPS = st.one_of(
-    st.tuples(st.sampled_from(["insert", "withdraw", "ask"]), UNITS),
+    st.tuples(st.sampled_from(["insert", "withdraw", "ask", "keep"]), UNITS),
     st.tuples(st.binary(min_size=1, max_size=4), UNITS),
 )
 
@@ -29,13 +29,15 @@ def test_the_tables_and_the_device_mean_the_same() -> None:
 @given(st.lists(STEPS, max_size=40))
 def test_a_driver_has_a_say_once_in_what_it_is_asked_for(steps: list[tuple[str | bytes, int]]) -> None:
     registers, told = UnitRegisters(COUNT, PRESENT), list[tuple[str, int]]()
-    for name in ("taken", "refused", "kept", "eject"):
+    for name in ("taken", "refused", "kept", "eject", "again"):
         setattr(registers, f"on_{name}", lambda unit, name=name: told.append((name, unit)))
     asked: dict[int, str] = {}
     present = set(range(PRESENT))
     for what, unit in steps:
         if isinstance(what, str):
             getattr(registers, what)(unit)
+            if what == "keep" and asked.get(unit) != "ask":
+                continue
             asked.pop(unit, None)
             if what != "withdraw":
                 asked[unit] = what
@@ -46,7 +48,10 @@ def test_a_driver_has_a_say_once_in_what_it_is_asked_for(steps: list[tuple[str |
             registers.write(unit, data)
             for at, value in enumerate(data, unit):
                 if (says := says_of(asked.get(at), value)) is not None:
-                    del asked[at]
+                    if asked.pop(at) == "keep" and says == "again":
+                        asked[at] = "again"
+                    if says == "nothing":
+                        continue
                     expected.append((says, at))
                     if says in ("refused", "eject"):
                         present.discard(at)
@@ -69,6 +74,10 @@ def says_of(asked: str | None, value: int) -> str | None:
         return "taken" if value & 0x10 else "refused" if value & 0x20 else None
     if asked == "ask":
         return "eject" if value & 0x08 else "kept" if value & 0x40 else None
+    if asked == "keep":
+        return "again" if value & 0x08 else "nothing" if value & 0x40 else None
+    if asked == "again":
+        return "nothing" if value & 0x30 else None
     return None
 
 
@@ -81,6 +90,21 @@ def test_a_guest_fetches_what_it_is_told() -> None:
     assert registers.read(0, 2) == b"\x05\x01"
     registers.write(0, b"\x04")
     assert registers.read(0, 2) == b"\x01\x01"
+
+
+def test_one_that_is_to_stay_and_is_let_go_of_all_the_same_comes_again() -> None:
+    registers = UnitRegisters(2, 2)
+    again: list[int] = []
+    registers.on_again = again.append
+    registers.ask(1)
+    registers.keep(1)
+    registers.keep(0)
+    assert registers.read(0, 2) == b"\x01\x01"
+    registers.write(1, b"\x08")
+    assert (again, registers.read(0, 2)) == ([1], b"\x01\x03")
+    registers.write(1, b"\x12")
+    registers.write(1, b"\x08")
+    assert (again, registers.read(0, 2)) == ([1], b"\x01\x01")
 
 
 @pytest.mark.parametrize("change", [{"present": b"\x08\0\0\0"}, {"present": b""}, {"more": 1}])
