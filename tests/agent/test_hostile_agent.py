@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiovmm import AgentError, AgentLost, AiovmmError, BootTimeout
@@ -292,13 +292,32 @@ def test_any_listing_is_one_or_an_error(data: bytes) -> None:
         assert all(entry.name is not None for entry in _stats(data))
 
 
-@given(st.lists(st.binary(max_size=100)), st.data())
-def test_a_tree_reader_keeps_little(pieces: list[bytes], data: st.DataObject) -> None:
-    reader = TreeReader()
+def long_file(size: int) -> bytes:
+    return record(b"F", b"f") + content(bytes(size)) + content_end()
+
+
+def long_link(size: int) -> bytes:
+    return record(b"L", b"l") + struct.pack("<H", size) + b"t" * size
+
+
+LONG = st.builds(long_file, st.integers(1, 30000)) | st.builds(long_link, st.integers(0, 0xFFFF))
+RECORD_MAX = 16 + 255 + 2 + 4095  # head, name, and the target of a link
+
+
+@settings(deadline=None)
+@given(
+    st.lists(LONG | st.builds(encoded, kinds, names, st.just(0o644), targets) | st.binary(max_size=100)),
+    st.integers(1, 3000),
+)
+@example([long_file(30000)], 3000)
+@example([long_link(0xFFFF)], 3000)
+def test_a_tree_reader_keeps_less_than_a_record(pieces: list[bytes], cut: int) -> None:
+    reader, data = TreeReader(), record(b"D") + b"".join(pieces)
     with suppress(PeerError):
-        for piece in pieces:
-            for _ in reader.feed(piece):
+        for at in range(0, len(data), cut):
+            for _ in reader.feed(data[at : at + cut]):
                 pass
+            assert len(reader._data) < RECORD_MAX
 
 
 TREE = b"".join(
