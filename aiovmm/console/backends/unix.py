@@ -8,6 +8,7 @@ import select
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from aiovmm.console.backends.base import ConsoleBackend, linger
 from aiovmm.console.backends.duplex import CHUNK
@@ -23,6 +24,13 @@ __all__ = ["SocketBackend"]
 
 _FULL = b"aiovmm: this console has as many clients as this process has descriptors for; try again later\r\n"
 _HALF_CLOSED_POLL = 1.0  # seconds between looks whether a client that sends no more still listens
+
+
+class _Socket(Protocol):
+    """What a transport is on, whichever event loop's it is."""
+
+    def fileno(self) -> int:
+        """-1 once it is closed."""
 
 
 class SocketBackend(ConsoleBackend):
@@ -95,7 +103,8 @@ class SocketBackend(ConsoleBackend):
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, in a task of its own."""
         task = asyncio.current_task()
-        if task is None or self._closed:  # accepted just before the end
+        sock: _Socket | None = writer.get_extra_info("socket")  # uvloop names it now or, once it is closed, not at all
+        if task is None or sock is None or self._closed:  # accepted just before the end, or gone already
             writer.transport.abort()
             return
         if not self._share.take():
@@ -106,22 +115,25 @@ class SocketBackend(ConsoleBackend):
         if self._finished.is_set():
             view.close()
         try:
-            await first(_show(view, writer), self._take(reader, writer))
+            await first(_show(view, writer), self._take(reader, sock))
         except (ConnectionError, asyncio.CancelledError):
             pass  # the client is gone, or the back end is being left; either way that is all for this client
         finally:
-            _end(writer)
+            _end(writer, sock)
             del self._clients[task]
             self._share.give()
 
-    async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _take(self, reader: asyncio.StreamReader, sock: _Socket) -> None:
         try:
             while data := await reader.read(CHUNK):
                 await self._console.send(data)
         except ConsoleEnded:
             pass  # the client is shown what is left
+        fd = sock.fileno()
+        if fd < 0:  # all is shown, and it is closed
+            return
         poller = select.poll()
-        poller.register(writer.get_extra_info("socket").fileno(), 0)
+        poller.register(fd, 0)
         while not poller.poll(0):  # noqa: ASYNC110 (POLLHUP, that it has closed both sides, makes no event of its own)
             await asyncio.sleep(_HALF_CLOSED_POLL)
 
@@ -135,9 +147,9 @@ async def _show(view: ConsoleView, writer: asyncio.StreamWriter) -> None:
     await writer.wait_closed()
 
 
-def _end(writer: asyncio.StreamWriter) -> None:
+def _end(writer: asyncio.StreamWriter, sock: _Socket) -> None:
     """Close the connection, also if a child that was forked meanwhile has it open yet."""
-    with suppress(OSError), socket.socket(fileno=os.dup(writer.get_extra_info("socket").fileno())) as ours:
+    with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
     writer.transport.abort()
 

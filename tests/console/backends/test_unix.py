@@ -77,6 +77,26 @@ async def test_a_client_that_does_not_read_stalls_nobody(tmp_path: Path) -> None
         stalled.close()
 
 
+@pytest.mark.parametrize("ends", ["client", "guest"])
+async def test_who_has_gone_is_counted_no_more(ends: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A client with much unread, whose connection is reset; and all of them when the guest has ended."""
+    path, console = tmp_path / "console", Console()
+    async with SocketBackend(console, path) as backend:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                await eventually(lambda: backend.clients == 1)
+                if ends == "guest":
+                    console.close()
+                    await eventually(lambda: backend.clients == 0)
+                    break
+                console.feed(bytes(4 << 20))
+                await asyncio.sleep(0)
+            await eventually(lambda: backend.clients == 0)
+        assert backend._share.held == 0
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 async def test_input_of_any_size_waits_for_the_guest(tmp_path: Path) -> None:
     path, device = tmp_path / "console", StubDevice(room=0)
     console = Console(device)
