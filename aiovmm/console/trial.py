@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from aiovmm.console.search import Trial
 from aiovmm.errors import PatternTooSlow
+from aiovmm.runtime.child import Child
 
 __all__ = ["GOOD_TIME", "try_match"]
 
@@ -16,11 +19,13 @@ GOOD_TIME = 0.05
 
 _PATIENCE = 5.0  # seconds for the other process to start, and to find out, on a machine that is busy
 
+_ANSWER = 100  # bytes at most
+
 _PROGRAM = """
 import sys, re, resource, time
-flags, start, anywhere, size = map(int, sys.argv[1:])
+flags, start, anywhere, size, fd = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
-data = sys.stdin.buffer.read()
+data = open(fd, "rb").read()
 pattern = re.compile(data[:size], flags)
 began = time.process_time()
 found = (pattern.search if anywhere else pattern.match)(data[size:], start)
@@ -31,20 +36,27 @@ print(int(found is not None), time.process_time() - began)
 async def try_match(trial: Trial) -> bool:
     """Whether it matches, and in good time. Raises PatternTooSlow if that is not known in good time."""
     pattern = trial.pattern.pattern
-    arguments = (trial.pattern.flags, trial.start, int(trial.anywhere), len(pattern))
-    command = (sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=asyncio.subprocess.DEVNULL)
+    output = b""
+    with _file(pattern + trial.text) as fd:
+        arguments = (trial.pattern.flags, trial.start, int(trial.anywhere), len(pattern), fd)
+        command = (sys.executable, "-I", "-S", "-c", _PROGRAM, *map(str, arguments))
+        process = Child(command, pass_fds=(fd,), stdout=True)
     try:
-        async with asyncio.timeout(_PATIENCE):
-            output, _ = await process.communicate(pattern + trial.text)
-    except TimeoutError:
-        output = b""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _PATIENCE)
+            output = process.said(1, _ANSWER)
     finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await asyncio.shield(process.wait())
+        await process.aclose()
     found, _, seconds = output.decode().partition(" ")
     if not found or float(seconds) > GOOD_TIME:
         raise PatternTooSlow(pattern, len(trial.text) - trial.start, trial.text[trial.start :])
     return found == "1"
+
+
+@contextmanager
+def _file(data: bytes) -> Iterator[int]:
+    """In memory, with that in it, at its beginning."""
+    with open(os.memfd_create("trial", os.MFD_CLOEXEC), "w+b") as file:
+        file.write(data)
+        file.seek(0)
+        yield file.fileno()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
+import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -187,6 +190,40 @@ async def test_a_match_that_takes_for_ever_is_an_error_that_names_the_pattern() 
     assert isinstance(caught.value, ExpectTimeout)
     assert caught.value.received.endswith(b"a:")
     assert console.unread == b"a" * 4000 + b":", "nothing is lost"
+
+
+@contextlib.contextmanager
+def reaping() -> Iterator[None]:
+    """A thread that takes the status of whatever child ends."""
+    over = threading.Event()
+
+    def reap() -> None:
+        while not over.is_set():
+            try:
+                os.waitpid(-1, 0)
+            except ChildProcessError:
+                over.wait(0.001)
+
+    reaper = threading.Thread(target=reap)
+    reaper.start()
+    try:
+        yield
+    finally:
+        over.set()
+        last = os.posix_spawn("/bin/true", ["true"], {})  # the process may have other children, that live on
+        reaper.join()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(last, 0)
+
+
+async def test_a_match_is_tried_where_the_program_reaps_whatever_ends() -> None:
+    """The event loop may not be told of the end of a process then."""
+    console = Console()
+    with reaping():
+        for _ in range(5):
+            console.feed(b"a line of many words that ends in a colon at last:")
+            match = await asyncio.wait_for(console.expect(rb"(\w+\s*)+:", timeout=30), 20)
+            assert match.group().endswith(b"last:")
 
 
 async def test_a_byte_costs_the_same_however_long_its_line_is() -> None:
