@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from aiovmm.runtime.child import Child
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     yield
-    assert [target for target in opened() if "pidfd" in target or "memfd:output" in target] == []
+    assert [
+        target for target in opened() if "pidfd" in target or "memfd:output" in target or "memfd:input" in target
+    ] == []
 
 
 def opened() -> Iterator[str]:
@@ -76,6 +79,22 @@ async def test_of_one_that_lives_for_long_the_last_words_are_kept() -> None:
     assert child.said(2, 1000) == b"\0" * 92 + b"the end\n"
     os.kill(int(child.said(1, 100)), signal.SIGKILL)
     await child.aclose()
+
+
+@pytest.mark.parametrize("which", [1, 2])
+async def test_without_room_for_descriptors_it_leaves_none(which: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, made = os.memfd_create, []
+
+    def create(name: str, flags: int) -> int:
+        made.append(name)
+        if len(made) == which:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return really(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", create)
+    with pytest.raises(OSError, match="Too many open files"):
+        Child(["true"], stdout=True, stderr=True)
+    assert len(made) == which
 
 
 async def test_its_input_ends_with_it() -> None:

@@ -42,9 +42,12 @@ class Child:
         shown: bool = False,
     ) -> None:
         self.returncode: int | None = None
-        self._outputs = [_output(kept) for kept in (stdout, stderr)]
+        self._outputs = [subprocess.DEVNULL] * 2
         self._words: LastWords | None = None
         try:
+            for stream, kept in enumerate((stdout, stderr)):
+                if kept:
+                    self._outputs[stream] = os.memfd_create("output", os.MFD_CLOEXEC)
             self._words = LastWords(last_words) if last_words else None
             self._process = subprocess.Popen(
                 command,
@@ -58,6 +61,9 @@ class Child:
         except BaseException:
             self._close_outputs()
             raise
+        self._begun()
+
+    def _begun(self) -> None:
         if self._words is not None:
             self._words.begun()
         try:
@@ -137,7 +143,3 @@ class Child:
 def _settle(ended: asyncio.Future[None]) -> None:
     if not ended.done():
         ended.set_result(None)
-
-
-def _output(kept: bool) -> int:
-    return os.memfd_create("output", os.MFD_CLOEXEC) if kept else subprocess.DEVNULL

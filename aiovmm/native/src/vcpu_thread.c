@@ -65,14 +65,14 @@ static int await_apart(struct avmm_vcpu *v) {
 
 static void *thread_main(void *vcpu) {
     struct avmm_vcpu *v = vcpu;
-    stand_back(v->nice);
-    avmm_name_thread(v->name);
-    if (v->core) {
+    if (v->core) { /* before it stands back: its starter, an event loop, waits for this */
         int apart = keep_apart(v->core);
         atomic_store(&v->apart, apart);
         if (apart < 0)
             return NULL;
     }
+    stand_back(v->nice);
+    avmm_name_thread(v->name);
     ioctl(v->fd, KVM_KVMCLOCK_CTRL, 0); /* as after a pause (vcpu.c): it may be from a snapshot */
     avmm_vcpu_run(v);
     pthread_mutex_lock(&v->tid_lock); /* who has not seen our end, and works on this thread, finds it */
