@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -87,6 +89,38 @@ async def test_what_a_call_referred_to_is_let_go_of() -> None:
     while gone() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)
         await asyncio.sleep(0.001)
     assert gone() is None
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_a_call_that_failed_had_made_goes_at_once(cancelled: bool) -> None:
+    """Memory of a guest, or descriptors: not when garbage is next collected."""
+    made: list[weakref.ref[threading.Event]] = []
+    may_end = threading.Event()
+
+    def call() -> None:
+        thing = threading.Event()
+        made.append(weakref.ref(thing))
+        may_end.wait(20)
+        raise ValueError
+
+    gc.collect()
+    gc.disable()
+    try:
+        task = asyncio.create_task(in_thread("test", call))
+        await asyncio.sleep(0)
+        if cancelled:
+            task.cancel()
+        may_end.set()
+        await asyncio.wait([task])
+        assert task.cancelled() == cancelled
+        assert cancelled or isinstance(task.exception(), ValueError)
+        del task
+        deadline = time.monotonic() + 20
+        while made[0]() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells that the thread has let go)
+            await asyncio.sleep(0.001)
+        assert made[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_who_ends_for_want_of_work_does_what_is_for_then(monkeypatch: pytest.MonkeyPatch) -> None:

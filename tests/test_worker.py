@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -145,3 +148,28 @@ async def test_who_waits_is_answered_whatever_becomes_of_what_is_told() -> None:
     assert await asyncio.wait_for(worker.submit(lambda: 7, broken), 10) == 7
     await worker.aclose()
     assert [str(e) for e in errors] == ["broken"]
+
+
+async def test_what_a_call_that_failed_had_made_goes_at_once() -> None:
+    """Memory of a guest, or descriptors: not when garbage is next collected."""
+    worker, made = Worker("test"), list[weakref.ref[threading.Event]]()
+
+    def work() -> None:
+        thing = threading.Event()
+        made.append(weakref.ref(thing))
+        raise ValueError
+
+    gc.collect()
+    gc.disable()
+    try:
+        future = worker.submit(work)
+        await asyncio.wait([future])
+        assert isinstance(future.exception(), ValueError)
+        del future
+        deadline = time.monotonic() + 20
+        while made[0]() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells that the thread has let go)
+            await asyncio.sleep(0.001)
+        assert made[0]() is None
+    finally:
+        gc.enable()
+    await worker.aclose()

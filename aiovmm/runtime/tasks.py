@@ -130,10 +130,14 @@ class _Answer(Generic[T]):
                 cancelled = exc
                 if given_up is not None:
                     given_up()
+        error, self._error = self._error, None
         if cancelled is not None:  # what the caller asked for comes before the result
-            raise cancelled
-        if self._error is not None:
-            raise self._error
+            error = cancelled
+        if error is not None:
+            try:
+                raise error
+            finally:  # its traceback knows this frame: what was made for the call would stay until the next collection
+                del error, cancelled
         result: T = self._result
         return result
 

@@ -29,7 +29,7 @@ class _Call:
     work: Callable[[], Any]
     then: Callable[[BaseException | None], None] | None
     loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[Any]
+    future: asyncio.Future[Any] | None
     result: Any = None
     error: BaseException | None = None
 
@@ -106,18 +106,22 @@ def _tell(call: _Call) -> None:
 
 
 def _settle(call: _Call) -> None:
+    """The call lets go of how it ended: a traceback knows frames that know the call, and what was made in them would stay until
+    the next collection."""
+    future, error, call.future, call.error = call.future, call.error, None, None
     try:
         if call.then is not None:
-            call.then(call.error)
+            call.then(error)
     finally:  # whatever becomes of that: a vCPU may wait for the call
-        _answer(call)
+        if future is not None:
+            _answer(future, call.result, error)
 
 
-def _answer(call: _Call) -> None:
-    if call.future.done():
+def _answer(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():
         return
-    if call.error is None:
-        call.future.set_result(call.result)
+    if error is None:
+        future.set_result(result)
     else:
-        call.future.set_exception(call.error)
-        call.future.exception()  # seen: whoever waits raises it, and nobody need wait
+        future.set_exception(error)
+        future.exception()  # seen: whoever waits raises it, and nobody need wait
