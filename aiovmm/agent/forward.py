@@ -10,7 +10,7 @@ import asyncio
 import errno
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,20 +92,13 @@ class Forwards:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._serve(forward, payload, reader, writer)
 
-        place = host
-        if isinstance(host, int):
-            try:
-                forward.server = await asyncio.start_server(connected, await _resolved(address), host)
-            except (gaierror, UnicodeError) as exc:  # the latter: it cannot be a name
-                raise UsageError(f"address {address!r} is no address of this host's: {exc}") from exc
-            except OSError as exc:
-                where = f"{address}:{host}"
-                raise HostError("forwarding: listening", exc.errno or errno.EADDRNOTAVAIL, path=where) from exc
-            place = forward.server.sockets[0].getsockname()[1]
-        else:
-            listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")
-            forward.server = await asyncio.start_unix_server(connected, sock=listener)
-            forward.path = Path(host)
+        try:  # known before it serves: who is cancelled meanwhile leaves no listener that the loop watches for good
+            forward.server = await _listen(forward, host, address, connected)
+            place = forward.server.sockets[0].getsockname()[1] if isinstance(host, int) else host
+            await forward.server.start_serving()
+        except BaseException:
+            forward.close()
+            raise
         self._open[False, place] = forward
         return place
 
@@ -120,7 +113,8 @@ class Forwards:
         forward.tasks.add(task)
         task.add_done_callback(forward.tasks.discard)
         try:
-            with suppress(AiovmmError, OSError):  # the client sees a connection that was closed
+            # the client sees a connection that was closed; a cancellation is no fault, as it is to streams of Python 3.11
+            with suppress(AiovmmError, OSError, asyncio.CancelledError):
                 channel = await self._agent.begin(Kind.CONNECT, payload, window=_WINDOW)
                 await _join(channel, Output(channel, Stream.STDOUT, _WINDOW), reader, writer)
         finally:
@@ -164,6 +158,30 @@ class Forwards:
         )
         forward.tasks.add(task)
         task.add_done_callback(forward.tasks.discard)
+
+
+async def _listen(
+    forward: _Forward,
+    host: Place,
+    address: str,
+    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> asyncio.Server:
+    """At the host, without serving yet."""
+    if not isinstance(host, int):
+        listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")
+        forward.path = Path(host)
+        try:
+            return await asyncio.start_unix_server(connected, sock=listener, start_serving=False)
+        except BaseException:
+            listener.close()
+            raise
+    try:
+        return await asyncio.start_server(connected, await _resolved(address), host, start_serving=False)
+    except (gaierror, UnicodeError) as exc:  # the latter: it cannot be a name
+        raise UsageError(f"address {address!r} is no address of this host's: {exc}") from exc
+    except OSError as exc:
+        where = f"{address}:{host}"
+        raise HostError("forwarding: listening", exc.errno or errno.EADDRNOTAVAIL, path=where) from exc
 
 
 async def _to_host(channel: Channel, output: Output, host: Place, address: str) -> None:

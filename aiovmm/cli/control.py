@@ -54,8 +54,8 @@ async def _answer(vm: VM, confinement: Confinement, reader: asyncio.StreamReader
             line = await reader.readline()
         writer.write(json.dumps(await _done(vm, confinement, line)).encode() + b"\n")
         await writer.drain()
-    except (OSError, TimeoutError, ValueError):  # it has left, or says too much
-        return
+    except (OSError, TimeoutError, ValueError, asyncio.CancelledError):
+        return  # it has left, or says too much; or all ends, which asyncio's streams of Python 3.11 would tell of as a fault
     finally:
         writer.close()
 

@@ -112,7 +112,28 @@ async def test_what_cannot_be(agent: Agent, server: int, tmp_path: Path) -> None
         await agent.forwards.to_host(0, 70000, "127.0.0.1")
 
 
-async def test_they_end_with_the_agent(agent: Agent, server: int, tmp_path: Path) -> None:
+async def test_one_that_is_given_up_on_the_way_listens_nowhere(agent: Agent, server: int, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    await agent.forwards.to_guest(server, 0, "127.0.0.1")  # what is made only once there is
+    for place in (path, 0):
+        for turns in range(1, 200):
+            before = len(os.listdir("/proc/self/fd"))
+            task = asyncio.create_task(agent.forwards.to_guest(server, place, "127.0.0.1"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if not task.cancel():
+                await agent.forwards.end(task.result())
+                break
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await asyncio.sleep(0)
+            assert len(os.listdir("/proc/self/fd")) == before
+            assert not path.exists()
+
+
+async def test_they_end_with_the_agent(
+    agent: Agent, server: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     port = await agent.forwards.to_guest(server, 0, "127.0.0.1")
     await agent.forwards.to_guest(server, tmp_path / "socket", "")
     reader, writer = await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
@@ -125,6 +146,7 @@ async def test_they_end_with_the_agent(agent: Agent, server: int, tmp_path: Path
     assert not (tmp_path / "socket").exists()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)  # type: ignore[arg-type]
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
