@@ -38,16 +38,19 @@ async def received(name: str, path: Path, pages: Pages) -> tuple[Opened, Base]:
         if await in_thread(f"{name}: verify memory", _sum, fd, opened.size) != Kept(opened.pages, opened.sum):
             raise SnapshotError(f"{path}: the pages that were given are not what was saved")
     except BaseException:
-        os.close(fd)
+        await in_thread(f"{name}: drop memory", os.close, fd)
         raise
     return opened, Base(fd, (), opened.identity)
 
 
 def _new_file(size: int) -> int:
+    fd = -1
     try:
         fd = os.memfd_create("aiovmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, size)
     except OSError as exc:
+        if fd >= 0:
+            os.close(fd)
         raise HostError("making room for guest memory", exc.errno or 0) from exc
     return fd
 

@@ -43,10 +43,13 @@ class Source:
     base: Base
     places: list[Path]
     kept: Kept
+    closed: bool = False
 
     def close(self) -> None:
-        """Once."""
-        self.base.release()
+        """Idempotent."""
+        if not self.closed:
+            self.closed = True
+            self.base.release()
 
     def vm(
         self,
@@ -133,10 +136,10 @@ async def restored(
         config = changed(source.config, {**({} if name is None else {"name": name}), **overrides})
         if verify and pages is None:
             await in_thread(f"{label}: verify snapshot", source.verify)
-        async with source.vm(cls, config, devices, ports, prefault=prefault) as vm:
+        async with source.vm(cls, config, devices, ports, prefault=prefault, last=True) as vm:
             yield vm
     finally:
-        source.close()
+        source.close()  # if it never had its memory, which it gives back in a thread
 
 
 def going_on(

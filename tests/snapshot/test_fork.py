@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import threading
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,8 @@ from aiovmm.boot.x86_64 import layout
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.kvm import Vcpu
+from aiovmm.runtime.forks import let_go
+from aiovmm.snapshot import base
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
@@ -286,3 +289,27 @@ def test_a_disk_of_another_process_has_no_overlays(tmp_path: Path) -> None:
     disk = DiskConfig(vhost_user=True, socket=tmp_path / "sock")
     with pytest.raises(SnapshotError, match=r"another process's \(vhost_user=on\)"):
         DiskBases.opened([disk])
+
+
+@pytest.mark.parametrize("first", ["template", "fork"])
+async def test_whoever_has_the_memory_last_gives_it_back_in_a_thread(
+    first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A base of some GiB takes a second to go, and the other guests' event loop would wait for that."""
+    closed_by: list[threading.Thread] = []
+
+    def note(fd: int) -> int:
+        closed_by.append(threading.current_thread())
+        return let_go(fd)
+
+    monkeypatch.setattr(base, "let_go", note)
+    async with AsyncExitStack() as outer, AsyncExitStack() as inner:
+        template = await (inner if first == "template" else outer).enter_async_context(await frozen())
+        child = await (outer if first == "template" else inner).enter_async_context(template.fork())
+        await child.resume()
+        await inner.aclose()
+        assert not closed_by
+        await outer.aclose()
+    assert len(closed_by) == 1
+    assert closed_by[0] is not threading.main_thread()
+    assert bases() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from aiovmm import VM, ConsoleConfig, HostError, SnapshotError, UsageError
+from aiovmm.runtime.forks import let_go
+from aiovmm.snapshot import base
 from aiovmm.snapshot.pages import extents
 from aiovmm.snapshot.template import Template
 from tests.vm.guest import config, counter, counts_on
@@ -180,3 +183,19 @@ async def test_an_increment_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SnapshotError, match="it is an increment: give the pages of a whole snapshot"):
         async with VM.restore(tmp_path / "1", pages=Storage(tmp_path / "0")):
             pass
+
+
+async def test_its_end_does_not_keep_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await saved(tmp_path / "s")
+    closed_by: list[threading.Thread] = []
+
+    def note(fd: int) -> int:
+        closed_by.append(threading.current_thread())
+        return let_go(fd)
+
+    monkeypatch.setattr(base, "let_go", note)
+    async with VM.restore(tmp_path / "s", pages=Storage(tmp_path / "s")) as vm:
+        await vm.resume()
+        assert not closed_by
+    assert len(closed_by) == 1
+    assert closed_by[0] is not threading.main_thread()
