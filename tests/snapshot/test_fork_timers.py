@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import pytest
 
 from aiovmm import VM
+from aiovmm.kvm.x86_64 import msrs
 from aiovmm.machine.architecture import board_of_host
 from tests.vm.guest import config, counts_on, until
 
@@ -16,6 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers"),
 ]
 
+TSC, DEADLINE = 0x10, 0x6E0
 TICKS, APART, KINDS = 0x61000, 16, 3  # tests/guests/timers.S
 
 
@@ -45,3 +48,29 @@ async def test_timers_go_on_in_forks() -> None:
             await grandchild.pause()
             await grandchild.resume()
             await all_tick(grandchild)
+
+
+async def test_counters_of_all_processors_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long each takes: they are read in a row after everything else, and set in a row, the deadline after its counter."""
+    read, put = list[list[int]](), list[list[int]]()
+    get, try_set = msrs.get, msrs.try_set
+
+    def note_read(fd: int, indices: list[int]) -> dict[int, int]:
+        read.append(indices)
+        return get(fd, indices)
+
+    def note_put(fd: int, values: Sequence[tuple[int, int]]) -> int:
+        put.append([index for index, _ in values])
+        return try_set(fd, values)
+
+    async with VM(config("", cpus=3, kernel="timers")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        monkeypatch.setattr(msrs, "get", note_read)
+        template = await vm.freeze()
+    assert read[-3:] == [[TSC]] * 3
+    monkeypatch.setattr(msrs, "get", get)
+    monkeypatch.setattr(msrs, "try_set", note_put)
+    async with template, template.fork():
+        assert put[-3:] == [[TSC, DEADLINE]] * 3
+        assert not any(index in (TSC, DEADLINE) for indices in put[:-3] for index in indices)

@@ -5,13 +5,18 @@ them.
 Setting: CPUID before all that depends on it, the APIC base (in the system registers) before the APIC, the APIC before the
 model-specific registers (the deadline of its timer is one), general registers before the events, which they clear.
 
+Time-stamp counters run meanwhile, and those of a guest's vCPUs are to agree: they are read last, of all vCPUs in a row, and set
+likewise, each deadline after the counter that is compared with it. KVM lets the counters of two vCPUs agree if they were set to
+the same moment, by a second; where a busy host took a second from one vCPU to the next they would differ by that for ever.
+
 Sources: Documentation/virt/kvm/api.rst; arch/x86/kvm/x86.c and lapic.c (kvm_apic_set_state, kvm_synchronize_tsc).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from aiovmm.errors import KvmError, SnapshotError
@@ -25,11 +30,11 @@ from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.dataclass import dataclass, field_types
 from aiovmm.runtime.plain import Fields, State
 
-__all__ = ["VcpuImage", "VcpuSizes", "read_vcpu"]
+__all__ = ["VcpuImage", "VcpuSizes", "read_counters", "read_vcpu"]
 
 _CAP_NESTED_STATE, _CAP_SREGS2, _CAP_XSAVE2 = 157, 200, 208
 _NESTED_HEADER, _NO_VMXON = 128, 0xFFFF_FFFF_FFFF_FFFF
-_TSC, _TSC_DEADLINE = 0x10, 0x6E0
+_TSC, _TSC_DEADLINE = _COUNTED = 0x10, 0x6E0
 _LAST_MP_STATE = 9
 _HYPERV = (0x40000001, 0x31237648)  # its leaf for the kind of interface, "Hv#1" (boot.x86_64.hyperv)
 _TSC_TOLERANCE = 250  # parts in a million that the counter of one host may run faster than another's, as KVM has it
@@ -74,6 +79,13 @@ def read_vcpu(vcpu: Vcpu, packed_cpuid: bytes, sizes: VcpuSizes) -> State:
         "vcpu_events": state.get_state("vcpu_events"),
     }
     return saved
+
+
+def read_counters(vcpus: Sequence[Vcpu], saved: Sequence[State]) -> None:
+    """Have each of what `read_vcpu` gave say what its vCPU's time-stamp counter shows now. Raises KvmError."""
+    for vcpu, state in zip(vcpus, saved, strict=True):
+        now = msrs.get(vcpu.checked_fd(), [_TSC])
+        state["msrs"] = [[index, now.get(index, value)] for index, value in state["msrs"]]
 
 
 def _refuse_hypervisor(vcpu: Vcpu, sizes: VcpuSizes) -> None:
@@ -148,15 +160,19 @@ class VcpuImage:
         fields.end()
         return image
 
-    def put(self, vcpu: Vcpu, advance_ns: int) -> None:
-        """Into a new vCPU, whose time-stamp counter is `advance_ns` ahead of what it was. Raises SnapshotError for what this KVM
-        does not take."""
-        try:
-            self._put(vcpu, advance_ns)
-        except KvmError as exc:
-            raise SnapshotError(f"vCPU {vcpu.index} does not take its state on this host: {exc}") from exc
+    def put(self, vcpu: Vcpu) -> None:
+        """Into a new vCPU, all but what `put_counter` does. Raises SnapshotError for what this KVM does not take."""
+        with _refusals_told(vcpu):
+            self._put(vcpu)
 
-    def _put(self, vcpu: Vcpu, advance_ns: int) -> None:
+    def put_counter(self, vcpu: Vcpu, advance_ns: int) -> None:
+        """Its time-stamp counter is `advance_ns` ahead of what it was; and what is compared with it. Raises SnapshotError."""
+        ticks = advance_ns * self.tsc_khz // 1_000_000
+        advanced = [(i, v + ticks & 0xFFFF_FFFF_FFFF_FFFF if i == _TSC else v) for i, v in self.msrs if i in _COUNTED]
+        with _refusals_told(vcpu):
+            _set_msrs(vcpu, advanced)
+
+    def _put(self, vcpu: Vcpu) -> None:
         state = VcpuState(vcpu)
         state.set_packed_cpuid(self.packed)
         if any((e.function, e.eax) == _HYPERV for e in self.cpuid):
@@ -167,11 +183,7 @@ class VcpuImage:
         for name, data in self.blobs:
             vcpu.ioctl(getattr(lib, f"KVM_SET_{name.upper()}"), owners.view(data), f"setting {name}")
             if name == "lapic":
-                _set_msrs(vcpu, self._msrs(advance_ns))
-
-    def _msrs(self, advance_ns: int) -> list[tuple[int, int]]:
-        ticks = advance_ns * self.tsc_khz // 1_000_000
-        return [(i, v + ticks & 0xFFFF_FFFF_FFFF_FFFF if i == _TSC else v) for i, v in self.msrs]
+                _set_msrs(vcpu, [(index, value) for index, value in self.msrs if index not in _COUNTED])
 
     def _set_frequency(self, vcpu: Vcpu, here: int | None) -> None:
         if not self.tsc_khz or here is None or abs(here - self.tsc_khz) * 1_000_000 <= here * _TSC_TOLERANCE:
@@ -181,6 +193,14 @@ class VcpuImage:
                 f"its time-stamp counter runs at {self.tsc_khz} kHz, this host's at {here}, and this processor cannot scale it: "
                 "restore it on a host of the same kind"
             )
+
+
+@contextmanager
+def _refusals_told(vcpu: Vcpu) -> Iterator[None]:
+    try:
+        yield
+    except KvmError as exc:
+        raise SnapshotError(f"vCPU {vcpu.index} does not take its state on this host: {exc}") from exc
 
 
 _BLOBS = {

@@ -16,7 +16,7 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.clock import get_clock, set_clock
-from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, read_vcpu
+from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, read_counters, read_vcpu
 from aiovmm.machine.moment import Moment
 from aiovmm.machine.restored import Restored
 from aiovmm.machine.x86_64.vcpus import Processor, topology_of
@@ -31,11 +31,10 @@ _LONGEST = 1 << 62  # ns
 def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) -> State:
     """Of all `vcpus`, which stand still and were given these CPUIDs. In a thread. Raises KvmError, SnapshotError."""
     sizes = VcpuSizes.of(kvm.fd, vm.fd)
-    return {
-        "clock_ns": get_clock(vm),
-        **Moment.now().save(),
-        "vcpus": [read_vcpu(vcpu, packed, sizes) for vcpu, packed in zip(vcpus, cpuids, strict=True)],
-    }
+    saved = [read_vcpu(vcpu, packed, sizes) for vcpu, packed in zip(vcpus, cpuids, strict=True)]
+    moment = {"clock_ns": get_clock(vm), **Moment.now().save()}
+    read_counters(vcpus, saved)  # at that moment, too
+    return {**moment, "vcpus": saved}
 
 
 def make_processors(restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig) -> tuple[list[Vcpu], list[bytes]]:
@@ -84,10 +83,12 @@ class _Processors:
         """All vCPUs, as they were. In a thread. Raises KvmError, SnapshotError."""
         topology = topology_of(self.cpus)
         vcpus = [vm.create_vcpu(index, id_=apic_id(topology, index)) for index in range(len(self.vcpus))]
+        for vcpu, image in zip(vcpus, self.vcpus, strict=True):
+            image.put(vcpu)
         passed = self.moment.passed_ns()
         set_clock(vm, self.clock_ns + passed)
         for vcpu, image in zip(vcpus, self.vcpus, strict=True):
-            image.put(vcpu, passed)
+            image.put_counter(vcpu, passed)
         return vcpus
 
 
