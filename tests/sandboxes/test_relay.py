@@ -7,16 +7,18 @@ import os
 import shutil
 import signal
 import socket
+import statistics
 import struct
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from aiovmm.devices.virtio.net import NetDevice, PasstBackend
+from aiovmm.runtime.turns import turns_of
 from aiovmm.sandboxes.firewall import Verdict, relay
 from aiovmm.sandboxes.firewall.relay import _judged
 from aiovmm.sandboxes.network import Network
@@ -44,12 +46,12 @@ def framed(*frames: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def relayed() -> AsyncIterator[tuple[asyncio.Task[None], socket.socket, socket.socket]]:
+async def relayed(wall: object = None) -> AsyncIterator[tuple[asyncio.Task[None], socket.socket, socket.socket]]:
     """The relay, and the ends of the guest and of passt."""
     (guest, inner), (outer, passt) = socket.socketpair(), socket.socketpair()
     for sock in (guest, inner, outer, passt):
         sock.setblocking(False)
-    task = asyncio.create_task(relay(Every(), inner, outer))  # type: ignore[arg-type]
+    task = asyncio.create_task(relay(wall or Every(), inner, outer))  # type: ignore[arg-type]
     with guest, passt:
         yield task, guest, passt
         task.cancel()
@@ -109,6 +111,35 @@ async def test_who_does_not_read_is_waited_for_and_keeps_nobody() -> None:
             await asyncio.wait_for(loop.sock_sendall(guest, framed(bytes(60000)) * 100), 0.3)
         await loop.sock_sendall(passt, framed(b"through"))
         assert await read(guest, 11) == framed(b"through")
+
+
+async def test_guests_that_flood_share_the_turns_of_the_loop() -> None:
+    """However many they are: a turn of the loop is a few guests' at most."""
+    loop, judging, counts = asyncio.get_running_loop(), set[int](), list[int]()
+    turns = turns_of(loop)  # which are there as long as somebody keeps them
+
+    class Drops(Every):
+        def __init__(self, number: int) -> None:
+            self._number = number
+
+        def from_guest(self, frame: bytes, now: float) -> Verdict:
+            judging.add(self._number)
+            return Verdict(False)
+
+    async with asyncio.timeout(40), AsyncExitStack() as stack:
+        for number in range(16):
+            _, guest, _ = await stack.enter_async_context(relayed(Drops(number)))
+            flood = asyncio.create_task(loop.sock_sendall(guest, framed(*[b"x"] * 200_000)))
+            stack.callback(flood.cancel)
+        seen = set[int]()
+        while len(counts) < 300 or len(seen) < 16:
+            await asyncio.sleep(0)
+            seen |= judging
+            if judging:
+                counts.append(len(judging))
+            judging.clear()
+    assert statistics.median(counts) <= 4
+    del turns
 
 
 class Counted(Every):

@@ -11,20 +11,21 @@ import socket
 import time
 from collections.abc import Callable
 
+from aiovmm.runtime.fair import Account
+from aiovmm.runtime.turns import ACCOUNT, next_turn
 from aiovmm.sandboxes.firewall.firewall import Firewall, Verdict
 
 __all__ = ["relay"]
 
 _PART = 64 << 10  # bytes that are taken at once
-_TURN = (
-    0.0003  # seconds of one turn of the event loop, which others wait for meanwhile; and the frame that is being judged
-)
+_TURN = 0.0003  # seconds, and the frame that is being judged
 _LARGEST = 65550
 _LENGTH = 4
 
 
 async def relay(firewall: Firewall, guest: socket.socket, passt: socket.socket) -> None:
-    """Until either ends. Both sockets are its own, and are closed then."""
+    """Until either ends. Both sockets are its own, and are closed then. It has turns of the event loop as a guest has."""
+    ACCOUNT.set(Account())
     to_guest, to_passt = _Writer(guest), _Writer(passt)
     with guest, passt:
         tasks = [
@@ -68,12 +69,12 @@ async def _carry(
         waiting += data
         more = True
         while more:
+            await next_turn()
             passed, replies = _judged(waiting, judge)
             if replies:
                 await back.offer(replies)
             if passed:
                 await target.write(passed)
-            await asyncio.sleep(0)  # a socket that is never empty must not keep the loop
             more = _size(waiting, 0) >= 0
 
 
