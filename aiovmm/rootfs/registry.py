@@ -67,7 +67,7 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
 
 def _policy() -> list[str]:
     """What signatures are wanted is the administrator's or the user's to say; where nobody does, none are."""
-    return [] if any(Path(path).expanduser().exists() for path in _POLICIES) else ["--insecure-policy"]
+    return [] if any(os.path.exists(os.path.expanduser(path)) for path in _POLICIES) else ["--insecure-policy"]
 
 
 def _credentials(reference: Reference, scratch: Path) -> list[str]:
@@ -83,7 +83,7 @@ def _credentials(reference: Reference, scratch: Path) -> list[str]:
 
 async def _run(command: Sequence[str], name: str) -> None:
     try:
-        skopeo = Child(command, stderr=True)
+        skopeo = Child(command, last_words=_LAST_WORDS)
     except OSError as exc:
         raise HostError("start skopeo", exc.errno or 0, path=command[0]) from exc
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm import HostError, Image, ImageError, UsageError
-from aiovmm.rootfs.registry import Reference
+from aiovmm.rootfs.registry import Reference, _policy
 from tests.rootfs.test_image import extracted
 
 SECRET = "me:$2y$04$fk5iAob3K60XJKpAVWN7xuvqWw8bi2A8b/bjCXYZcsWg0MGDBTI9C\n"
@@ -28,6 +28,16 @@ needs_tools = pytest.mark.skipif(
 
 def umoci(*words: str | Path) -> None:
     subprocess.run(["umoci", *words], check=True, capture_output=True)
+
+
+def test_a_user_without_a_home_has_no_policy_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(_uid: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr("aiovmm.rootfs.registry._POLICIES", ("/nowhere/policy.json", "~/policy.json"))
+    assert _policy() == ["--insecure-policy"]
 
 
 @pytest.fixture(scope="module")
