@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from aiovmm.config.checks import check_queues, check_socket, encoded
@@ -10,7 +11,7 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.rates import LimitedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["NetConfig", "check_interface_name", "is_no_station"]
+__all__ = ["NetConfig", "check_guest_addresses", "check_interface_name", "is_no_station"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _TAP_MTU = 65521  # a frame, with its Ethernet header, has at most 65535 bytes
@@ -22,6 +23,19 @@ def check_interface_name(name: str) -> None:
     """As the kernel's dev_valid_name does; and no %, which it would take for a number of its choice. Raises ConfigError."""
     if _NOT_IN_NAMES.search(encoded("net.tap", name, 15)) or name in (".", ".."):
         raise ConfigError("net.tap", f"{name!r} is not a name for an interface", "no spaces, and none of / : %")
+
+
+def check_guest_addresses(addresses: Sequence[str]) -> None:
+    """Those that a guest may send from, or networks. Raises ConfigError."""
+    from ipaddress import ip_network
+
+    if len(addresses) > _MOST_ADDRESSES:
+        raise ConfigError("net.guest_ip", f"has more than {_MOST_ADDRESSES} addresses", "name networks, like fd00::/64")
+    for address in addresses:
+        try:
+            ip_network(address)
+        except ValueError as exc:
+            raise ConfigError("net.guest_ip", f"{exc}", "like guest_ip=[10.0.0.2,fd00::/64]") from None
 
 
 def _check_mac(option: str, mac: str) -> None:
@@ -91,21 +105,11 @@ class NetConfig(LimitedConfig):
             self._check_guest_ip()
 
     def _check_guest_ip(self) -> None:
-        from ipaddress import ip_network
-
         if not self.anti_spoof:
             raise ConfigError(
                 "net.guest_ip", "says what the guest may send from, and nobody looks", "say anti_spoof=on"
             )
-        if len(self.guest_ip) > _MOST_ADDRESSES:
-            raise ConfigError(
-                "net.guest_ip", f"has more than {_MOST_ADDRESSES} addresses", "name networks, like fd00::/64"
-            )
-        for address in self.guest_ip:
-            try:
-                ip_network(address)
-            except ValueError as exc:
-                raise ConfigError("net.guest_ip", f"{exc}", "like guest_ip=[10.0.0.2,fd00::/64]") from None
+        check_guest_addresses(self.guest_ip)
 
     def _check_descriptors(self) -> None:
         for fd in self.fd:

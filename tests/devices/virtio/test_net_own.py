@@ -192,3 +192,11 @@ def test_what_cannot_be_is_refused(text: str, why: str) -> None:
 def test_so_many_addresses_are_networks() -> None:
     with pytest.raises(ConfigError, match="name networks"):
         NetConfig(tap="t", anti_spoof=True, guest_ip=tuple(f"10.0.0.{n}" for n in range(65)))
+
+
+@pytest.mark.parametrize("addresses", [[f"10.0.0.{n}" for n in range(65)], ["nobody"]])
+def test_a_device_of_a_programs_own_takes_no_others(addresses: list[str]) -> None:
+    """Native code has room for so many, and reads as many as it is told."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, pytest.raises(ConfigError, match=r"net\.guest_ip"):
+        NetDevice(SocketBackend(ours, vnet_hdr=True), mac=MAC, only_from=addresses)

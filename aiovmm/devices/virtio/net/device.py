@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.config import RateLimit
 from aiovmm.devices.limits import Limiter
@@ -58,7 +58,8 @@ class NetDevice(VirtioDevice):
     """A network card. `mac` is 6 bytes (None: a random, locally administered one); `offloads` limits what is offered. With
     `only_from` the guest sends from its MAC address alone, and from these IP addresses or networks, if there are any.
 
-    Raises ConfigError if `mac` is no card's address, or the back end has more pairs than there can be.
+    Raises ConfigError if `mac` is no card's address, `only_from` has what is no address, or too many, or the back end has more
+    pairs than there can be.
     """
 
     device_id = 1
@@ -86,7 +87,7 @@ class NetDevice(VirtioDevice):
         self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
         self._queue_size = queue_size
         self._offloads = offloads
-        self._only_from = only_from
+        self._own = None if only_from is None else _own(self.mac, only_from)
         self._link = True
         self._limiters = (Limiter(rate_limit), Limiter(rate_limit))
         self._ended: OSError | None = None
@@ -223,8 +224,9 @@ class NetDevice(VirtioDevice):
         if self._ended is None:
             self._set_offloads(self._chosen.offloads)
         self._show_link()
-        if self._only_from is not None:
-            self._keep_to_own(self._only_from)
+        if self._own is not None:
+            for port in self.backend.ports:
+                port.send_only_from(self._own)
         control = queues[len(queues) - 1 if features & f.MQ else 2]
         try:
             async with asyncio.TaskGroup() as group:
@@ -278,13 +280,6 @@ class NetDevice(VirtioDevice):
             port.set_offloads(bits)
         self._chosen = replace(self._chosen, offloads=bits)
 
-    def _keep_to_own(self, addresses: Sequence[str]) -> None:
-        from aiovmm.devices.virtio.net.own import own_addresses  # by whom it is asked for
-
-        own = own_addresses(self.mac, addresses)
-        for port in self.backend.ports:
-            port.send_only_from(own)
-
     def _port_ended(self, port: Port, error: OSError) -> None:
         if self._ended is None:
             self._ended = error
@@ -302,3 +297,9 @@ class NetDevice(VirtioDevice):
         if status != self._space.status:
             self._space.status = status
             self.config_changed()
+
+
+def _own(mac: bytes, addresses: Sequence[str]) -> Any:
+    from aiovmm.devices.virtio.net.own import own_addresses  # by whom it is asked for
+
+    return own_addresses(mac, addresses)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from ipaddress import IPv4Network, ip_network
 from typing import Any
 
+from aiovmm.config.net import check_guest_addresses
 from aiovmm.native import ffi
 
 __all__ = ["own_addresses"]
@@ -14,7 +15,8 @@ _MAPPED = bytes(10) + b"\xff\xff"  # before an IPv4 address
 
 
 def own_addresses(mac: bytes, addresses: Sequence[str]) -> Any:
-    """`struct avmm_net_own *` of 6 bytes and of addresses or networks as text; none of these: any. Raises ValueError."""
+    """`struct avmm_net_own *` of 6 bytes and of addresses or networks as text; none of these: any. Raises ConfigError."""
+    check_guest_addresses(addresses)
     own = ffi.new("struct avmm_net_own *")
     own.mac = mac
     own.any_ip = not addresses
