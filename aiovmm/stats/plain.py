@@ -51,7 +51,7 @@ def _made(cls: Any, state: Plain, where: str) -> Any:
     if missing := sorted(types.keys() - state.keys()):
         raise SnapshotError(f"{where}.{missing[0]} is missing")
     if unknown := sorted(state.keys() - types.keys()):
-        raise SnapshotError(f"{where} has fields that this version does not know: {', '.join(unknown)}")
+        raise SnapshotError(f"{where} has fields that this version does not know: {ascii(unknown)[1:-1]}")
     return cls(**{name: _value(types[name], value, f"{where}.{name}") for name, value in state.items()})
 
 

@@ -166,7 +166,7 @@ def test_a_kvm_that_cannot_tell_of_exceptions(monkeypatch: pytest.MonkeyPatch) -
         ({"registers": [[0x60F0_0000_0010_0000, bytes(8)]]}, "there is no register 0x60f"),
         ({"registers": [[x(0), bytes(8)]] * 8193}, "8193"),
         ({"events": bytes(63)}, "64 bytes"),
-        ({"more": 1}, "does not know: more"),
+        ({"more": 1}, "does not know: 'more'"),
     ],
 )
 def test_state_that_is_none(changes: dict[str, Any], message: str) -> None:
