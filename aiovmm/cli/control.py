@@ -74,7 +74,7 @@ async def _done(vm: VM, confinement: Confinement, line: bytes) -> dict[str, Any]
         return {"ok": await job(vm, asked, confinement)}
     except (ValueError, RecursionError) as exc:
         return {"error": str(exc), "code": 2}
-    except AiovmmError as exc:
+    except (AiovmmError, OSError) as exc:
         return {"error": str(exc), "code": 1}
 
 

@@ -106,6 +106,13 @@ def base_at(base: Path, path: Path, size: int) -> BaseOf:
         raise SnapshotError(f"{base}: memory of the guest came or went since: take a whole snapshot")
     if len(chain.places) >= MOST:
         raise SnapshotError(f"{base}: there are {MOST} snapshots one over the other already: take a whole one")
-    if any(path.exists() and path.samefile(place) for place in chain.places):
+    if _is_one_of(path, chain.places):
         raise SnapshotError(f"{path}: the snapshot there is needed by the new one: give that another directory")
     return BaseOf(os.path.relpath(base.resolve(), path.resolve()), chain.identity)
+
+
+def _is_one_of(path: Path, places: list[Path]) -> bool:
+    try:
+        return any(path.exists() and path.samefile(place) for place in places)
+    except OSError as exc:
+        raise HostError("writing a snapshot", exc.errno or 0, path=str(path)) from exc

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aiovmm.cli.confinement import Confinement
+from aiovmm.cli.control import _done
 from aiovmm.machine.architecture import board_of_host
 from tests.guests import build_kernel
 
@@ -141,3 +146,15 @@ def test_a_monitor_that_is_confined_says_what_would_let_it(
         code, _, error = ask("add", "control", "--net", "", cwd=tmp_path)
         assert (code, error.count("\n")) == (1, 1), error
         assert "--seccomp false" in error
+
+
+async def test_what_the_host_refuses_is_told_to_who_asked() -> None:
+    """And not taken for the caller's having left, which would read as the monitor's end."""
+
+    class Full:
+        async def remove(self, id_: str, **_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    vm: Any = Full()
+    answer = await _done(vm, Confinement(), b'{"do": "remove", "id": "disk0", "timeout": 1}')
+    assert answer == {"error": "[Errno 28] No space left on device", "code": 1}

@@ -292,6 +292,14 @@ def test_a_base_that_is_missing_or_another(tmp_path: Path) -> None:
         open_chain(tmp_path / "c")
 
 
+def test_a_place_that_cannot_be_is_an_error_of_the_host(tmp_path: Path) -> None:
+    memory = GuestMemory.create(RANGES, shared=False)
+    save(memory, tmp_path / "a")
+    with pytest.raises(HostError, match=r"writing a snapshot.*name too long"):
+        base_at(tmp_path / "a", tmp_path / ("x" * 300), memory.size)
+    memory.close()
+
+
 def test_one_does_not_take_the_place_of_what_it_needs(tmp_path: Path) -> None:
     memory = GuestMemory.create(RANGES, shared=False)
     save(memory, tmp_path / "a")
