@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,3 +70,39 @@ async def test_work_that_was_refused_is_not_done_later(monkeypatch: pytest.Monke
     await engine.call(done.append, "accepted")
     engine.close()
     assert done == ["accepted"]
+
+
+KINDS_OF_WORK = [(Request.OUT, b"x" * 512), (Request.DISCARD, segments((0, 8, 0)))]
+
+
+@pytest.mark.parametrize(("kind", "data"), KINDS_OF_WORK)
+async def test_a_fault_of_ours_in_handing_work_over_breaks_the_device_and_a_reset_ends(
+    disk: BlkDevice, monkeypatch: pytest.MonkeyPatch, kind: Request, data: bytes
+) -> None:
+    async with Harness(disk) as h:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "submit", lambda *_, **__: 1 // 0)
+            assert (await submit(h, kind, 0, data))[0] is Status.IOERR
+            assert isinstance(await h.broken(), ZeroDivisionError)
+        assert disk._disk.in_flight == 0
+        await asyncio.wait_for(h.reset(), 10)
+        await h.start()
+        assert len(await read(h, 0, 512)) == 512
+
+
+@pytest.mark.parametrize(("kind", "data"), KINDS_OF_WORK)
+async def test_work_that_fails_with_a_fault_of_ours_is_answered_and_told(
+    disk: BlkDevice, monkeypatch: pytest.MonkeyPatch, kind: Request, data: bytes
+) -> None:
+    submit_ = Engine.submit
+
+    def faulty(engine: Engine, work: object, *arguments: object, **named: Any) -> asyncio.Future[Any]:
+        return submit_(engine, lambda: 1 // 0, **named)
+
+    async with Harness(disk) as h:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, "submit", faulty)
+            assert (await submit(h, kind, 0, data))[0] is Status.IOERR
+        assert ZeroDivisionError in [type(error) for error in h.reported]
+        assert disk._disk.in_flight == 0
+        assert len(await read(h, 0, 512)) == 512

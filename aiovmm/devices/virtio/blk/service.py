@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -167,15 +168,17 @@ class BlkService:
         self, request: Any, work: Callable[..., int], *arguments: Any, processors: Processors | None = None
     ) -> None:
         """Have a thread do `work`, which returns 0 or an errno, and answer the request with that."""
-        try:
+        with self._refusing([request]):
             future = self.engine.submit(work, *arguments, processors=processors)
-        except HostError:
-            self._refused([request])
-            return
-        future.add_done_callback(partial(self._performed, request))
+            future.add_done_callback(partial(self._performed, request))
 
     def _performed(self, request: Any, future: asyncio.Future[int]) -> None:
-        lib.avmm_blk_finish(request, future.result())
+        try:
+            status = future.result()
+        except Exception as exc:
+            status = errno.EIO
+            self._report(exc)
+        lib.avmm_blk_finish(request, status)
         self.published(lib.avmm_blk_publish(self.disk))
 
     def transfer(self, requests: list[Any], processors: Processors | None) -> None:
@@ -183,23 +186,35 @@ class BlkService:
         step = min(_GO, -(-len(requests) // THREADS))
         for at in range(0, len(requests), step):
             some = owners.pointers("struct avmm_blk_request *[]", requests[at : at + step], self)
-            try:
+            with self._refusing(requests[at:]):
                 future = self.engine.submit(lib.avmm_blk_perform, some, len(some), processors=processors)
-            except HostError:
-                self._refused(some)
+                future.add_done_callback(partial(self._transferred, some))
                 continue
-            future.add_done_callback(partial(self._transferred, some))
+            return
 
     def _transferred(self, some: Any, future: asyncio.Future[None]) -> None:
-        future.result()
-        lib.avmm_blk_finish_performed(some, len(some))
+        try:
+            future.result()
+        except Exception as exc:
+            self._report(exc)
+            for request in some:
+                lib.avmm_blk_finish(request, errno.EIO)
+        else:
+            lib.avmm_blk_finish_performed(some, len(some))
         self.published(lib.avmm_blk_publish(self.disk))
 
-    def _refused(self, requests: Iterable[Any]) -> None:
-        """No thread could be started. The driver may try again; no request may stay in flight, or a reset would not end."""
-        for request in requests:
-            lib.avmm_blk_finish(request, errno.EAGAIN)
-        self.published(lib.avmm_blk_publish(self.disk))
+    @contextmanager
+    def _refusing(self, requests: Iterable[Any]) -> Iterator[None]:
+        """Where no thread could be started the driver may try again. Whatever fails, none of `requests` stays in flight, or a
+        reset would not end."""
+        try:
+            yield
+        except Exception as exc:
+            for request in requests:
+                lib.avmm_blk_finish(request, errno.EAGAIN)
+            self.published(lib.avmm_blk_publish(self.disk))
+            if not isinstance(exc, HostError):
+                raise
 
     async def _drain(self) -> None:
         """Until no I/O is in flight, however often this is cancelled: guest memory must not be let go before."""
