@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -27,17 +28,17 @@ SLACK = 80  # mappings: the interpreter's own heap, and malloc's for threads
 
 
 @pytest.fixture(autouse=True, scope="session")
-def own_temporary_directory() -> Iterator[None]:
+def own_temporary_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Temporary files of this process are where no other makes any."""
+    tmp_path_factory.getbasetemp()  # not in there: sockets' paths are short
     usual = tempfile.tempdir
-    if usual is not None and Path(usual).name.startswith(
-        _OWN
-    ):  # asked for by two directories of tests: sockets' paths are short
+    if usual is not None and Path(usual).name.startswith(_OWN):  # asked for by two directories of tests
         yield
         return
-    with tempfile.TemporaryDirectory(prefix=_OWN, ignore_cleanup_errors=True) as tempfile.tempdir:
-        yield
-    tempfile.tempdir = usual
+    tempfile.tempdir = tempfile.mkdtemp(prefix=_OWN)  # no TemporaryDirectory: a forked child that ends would remove it
+    yield
+    made, tempfile.tempdir = tempfile.tempdir, usual
+    shutil.rmtree(made, ignore_errors=True)
 
 
 @dataclass(frozen=True)
