@@ -50,7 +50,6 @@ CORE_AARCH64 = {
     "test_blk.py": "four_queues",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_pci.py": "interrupted_by_pins[6.1]",
-    "test_snapshot.py": "goes_on_elsewhere[6.1]",
 }
 """The same in the host of arm64, on its usual processor."""
 

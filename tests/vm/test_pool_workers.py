@@ -200,9 +200,11 @@ async def test_cancelled_at_any_moment_it_leaves_nothing() -> None:
 @pytest.mark.parametrize("how", ["killed", "its task is cancelled"])
 def test_workers_end_with_the_program(how: str) -> None:
     program = """
-import asyncio, sys
+import asyncio, signal, sys
 from aiovmm import Pool
 from tests.vm.guest import config
+
+signal.signal(signal.SIGINT, signal.default_int_handler) # what runs in a shell's background ignores it
 
 async def main():
     async with Pool(config("l", name="g"), warm=2, max=2, workers=2) as pool:
