@@ -6,7 +6,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from aiovmm.cli.confinement import Confinement
 from aiovmm.cli.control import _done
 from aiovmm.machine.architecture import board_of_host
+from tests.cli.waiting import TIME, until
 from tests.guests import build_kernel
 
 pytestmark = [
@@ -24,14 +24,6 @@ pytestmark = [
     pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers"),
 ]
 AIOVMM = (sys.executable, "-m", "aiovmm")
-TIME = 60
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIME
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 def ask(*words: str | Path, cwd: Path) -> tuple[int, str, str]:

@@ -7,26 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aiovmm.cli.restore import parse_restore
 from aiovmm.errors import ConfigError
+from tests.cli.waiting import TIME, until
 from tests.guests import build_kernel
 
 pytestmark = pytest.mark.kvm
 AIOVMM = (sys.executable, "-m", "aiovmm")
-TIME = 60
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + TIME
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.01)
 
 
 def run(*words: str | Path, cwd: Path, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:

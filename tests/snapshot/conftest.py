@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
+from tests.tmpfs import tmpfs
 from tests.vm.remains import own_temporary_directory
 
 __all__ = ["own_temporary_directory"]
@@ -38,11 +38,5 @@ def kvm_there() -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(place)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no tmpfs: {exc}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with tmpfs(tmp_path / "small", "256k") as place:
+        yield place

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tests.devices.virtio.net_guest import PLAIN, ready
 from tests.devices.virtio.vsock.guest import CID, make_device
 from tests.guests import CODE
 from tests.guests.machine import Machine
+from tests.tmpfs import tmpfs
 from tests.vm import guest
 
 SIZE = 2 << 20
@@ -41,21 +41,13 @@ FAR = 1 << 30  # where the tests' own guests and harness see the file
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB with a file of 2 MiB in it that is one hole; then the file system is full."""
-    place = tmp_path / "small"
-    place.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(place)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no tmpfs: {exc}")
-    try:
+    with tmpfs(tmp_path / "small", "64k") as place:
         with (place / "pmem").open("wb") as file:
             file.truncate(SIZE)
         with (place / "rest").open("wb", buffering=0) as rest, contextlib.suppress(OSError):
             while True:
                 rest.write(bytes(4096))
         yield place / "pmem"
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 @pytest.fixture

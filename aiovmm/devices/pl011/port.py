@@ -25,7 +25,7 @@ interrupted again, and one that leaves it while there is something to do is; so 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.bus import Policy
 from aiovmm.devices.pl011 import registers as r
@@ -36,9 +36,6 @@ from aiovmm.devices.serial.shell import UartPort
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import LevelLine
 from aiovmm.native import lib
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Pl011Port"]
 

@@ -25,7 +25,7 @@ the exit loop to hand out what several vCPUs posted in the order in which they d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.serial.pacing import InterruptPacer
@@ -35,9 +35,6 @@ from aiovmm.devices.serial.uart_registers import IER_TX_EMPTY, LSR_ERRORS, LSR_F
 from aiovmm.devices.timer import CallLater
 from aiovmm.irq import IrqLine
 from aiovmm.native import lib
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SerialPort"]
 

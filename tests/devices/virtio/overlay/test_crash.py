@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.blk.protocol import SECTOR, Request
 from aiovmm.errors import HostError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import read, submit, write
+from tests.tmpfs import tmpfs
 
 SECTORS = 512
 WRITER = """
@@ -117,14 +118,8 @@ async def test_killed_in_rounds(tmp_path: Path) -> None:
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(place)], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no tmpfs: {exc}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with tmpfs(tmp_path / "small", "1m") as place:
+        yield place
 
 
 @pytest.mark.parametrize("unaligned", [False, True], ids=["clusters", "parts"])
