@@ -103,7 +103,8 @@ class FsConfig(PlacedConfig):
 class BalloonConfig(PlacedConfig):
     """virtio-balloon: the guest does without `size` bytes of its memory, at most; more or less while it runs, by
     `vm.balloon.resize`. `deflate_on_oom`: it may take some back when it has no other. `free_page_reporting`: it gives back
-    what it does not use, unasked."""
+    what it does not use, unasked. With `iommu` the guest is told that it is behind the IOMMU; pages are named, and its rings
+    are found, by physical addresses all the same, since that is what it is to give back."""
 
     size: int = 0
     deflate_on_oom: bool = False
@@ -113,8 +114,6 @@ class BalloonConfig(PlacedConfig):
         self._check_place("balloon")
         if self.size < 0 or self.size % _PAGE:
             raise ConfigError("balloon.size", f"{self.size} is not a multiple of {_PAGE}")
-        if self.iommu:
-            raise ConfigError("balloon.iommu", "cannot be on", "its driver names pages by their physical addresses")
 
 
 @dataclass(frozen=True, kw_only=True)

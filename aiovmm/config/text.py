@@ -37,7 +37,7 @@ __all__ = [
 Converter = Callable[[str, str], Any]
 """(option, text as it was given) -> the value."""
 
-_NUMBER = re.compile(r"0x([0-9a-f]{1,16})|0*([0-9]{1,20})", re.ASCII | re.IGNORECASE)
+_NUMBER = re.compile(r"0x([0-9a-f]{1,16})|\+?0*([0-9]{1,20})", re.ASCII | re.IGNORECASE)
 _SIZE = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]+)([kmgt]?)", re.ASCII | re.IGNORECASE)
 _SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
@@ -53,10 +53,20 @@ def split_options(option: str, text: str) -> dict[str, str | None]:
         value = value.strip()
         if not key:
             raise ConfigError(option, f"{text!r} has a part without a name", f"like {option} key=value,key=value")
-        if key in values and values[key] != (value if separator else None):
-            raise ConfigError(option, f"{key!r} is given twice")
-        values[key] = value if separator else None
+        said = value if separator else None
+        if key in values and values[key] != said:
+            _remark_on_the_second(option, key, said)
+        values[key] = said
     return values
+
+
+def _remark_on_the_second(option: str, key: str, value: str | None) -> None:
+    """Launchers append what is to hold: the last one does, as in the reference."""
+    import logging  # for who says two things
+
+    logging.getLogger("aiovmm").warning(
+        "%s.%s: is given twice, and the last holds: %s", option, key, value or "nothing"
+    )
 
 
 def _parts(option: str, text: str) -> list[str]:

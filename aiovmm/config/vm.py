@@ -188,9 +188,6 @@ class VMConfig:
             raise ConfigError(
                 "balloon", "does not go with devices of the host", "all of the guest's memory is locked for them"
             )
-        if balloon.pci_segment in self.platform.iommu_segments:
-            hint = "its driver names pages by their physical addresses"
-            raise ConfigError("balloon.pci_segment", f"{balloon.pci_segment} is behind the IOMMU", hint)
 
     def _check_groups(self) -> None:
         groups = [group.id for group in self.rate_limit_groups]

@@ -87,7 +87,7 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             _switch("balloon"),
             names_of(BalloonDevice(1 << 20, deflate_on_oom=True, free_page_reporting=True).features, balloon),
             "guest memory that is private or shared, not huge pages of the host's reserve",
-            "not with devices of the host, for which all memory is locked; not behind the IOMMU",
+            "not with devices of the host, for which all memory is locked; names physical addresses behind the IOMMU, too",
         ),
         DeviceRow(
             "virtio-blk",

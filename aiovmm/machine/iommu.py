@@ -57,6 +57,10 @@ class MachineIommu:
         self._behind.append(address)
         self.device.add_endpoint(endpoint_id(address), translation, endpoint)
 
+    def plugged_beside(self, address: PciAddress) -> None:
+        """A device of which the guest is told the same, and that knows physical addresses alone."""
+        self.plugged_behind(address, self.translation(), _Physical())
+
     def unplugged(self, address: PciAddress) -> None:
         """Nothing is there any more."""
         if address in self._behind:
@@ -81,6 +85,16 @@ class MachineIommu:
         for segment in sorted(set(self._segments)):  # whole, with what may come
             ranges += _around(segment, self._place)
         return firmware.VirtioIommu(self._place.segment, self._place.requester_id, tuple(ranges))
+
+
+class _Physical:
+    """An endpoint whose addresses are not translated."""
+
+    def uses(self, _start: int, _end: int) -> bool:
+        return False
+
+    async def revalidate(self) -> None:
+        return
 
 
 def _around(segment: int, iommu: PciAddress) -> list[firmware.EndpointRange]:

@@ -146,13 +146,17 @@ class PciBuses:
     def plug(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu | None = None) -> VirtioPci:
         """Put a virtio device into its slot, or the first free one of its segment; behind the IOMMU if it is to be. Raises
         UsageError."""
-        if iommu is not None and iommu.covers(plugged):
+        covered = iommu is not None and iommu.covers(plugged)
+        if covered and not plugged.device.physical:
+            assert iommu is not None
             return self._plug_behind(plugged, on_error, iommu)
         from aiovmm.pci.virtio import VirtioPci
 
         function = VirtioPci(plugged.device, self._services, on_error=on_error)
         address = self.root.add(function, plugged.segment, plugged.slot)
-        if iommu is not None:
+        if iommu is not None and covered:
+            iommu.plugged_beside(address)
+        elif iommu is not None:
             iommu.plugged(plugged, address)
         return function
 

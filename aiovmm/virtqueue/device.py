@@ -41,6 +41,9 @@ class VirtioDevice(abc.ABC):
     own_kicks: bool = False
     """Whether each queue has a kick eventfd of its own, which can be handed on; else a few queues share one."""
 
+    physical: bool = False
+    """Whether its driver means physical addresses, also where the device is behind an IOMMU."""
+
     suspended_last: bool = False
     """Whether others need it until they are suspended, and before they go on (an IOMMU)."""
 

@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm import VM, ConfigError, DeviceConfig, PciSegmentConfig, PlatformConfig, RngConfig, VMConfig
+from aiovmm import VM, BalloonConfig, ConfigError, DeviceConfig, PciSegmentConfig, PlatformConfig, RngConfig, VMConfig
 from aiovmm.config import PayloadConfig
-from aiovmm.config.options import parse_cpus, parse_device, parse_pci_segment, parse_platform
+from aiovmm.config.options import (
+    parse_console,
+    parse_cpus,
+    parse_device,
+    parse_disk,
+    parse_pci_segment,
+    parse_platform,
+)
 from aiovmm.devices.virtio.iommu import IommuDevice
+from aiovmm.virtqueue.features import ACCESS_PLATFORM
 from tests.vm.guest import config
 
 HOST = DeviceConfig(path=Path("/sys/bus/pci/devices/0000:00:01.0"))
@@ -78,7 +86,29 @@ def test_bars_are_those_of_pci() -> None:
         parse_device("path=/d,x_exclude_mmap_bars=6")
 
 
-def test_a_key_that_says_the_same_twice_says_it() -> None:
+def test_of_a_key_given_twice_the_last_holds_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert parse_cpus("boot=2,boot=2").boot == 2
-    with pytest.raises(ConfigError, match="'boot' is given twice"):
-        parse_cpus("boot=2,boot=3")
+    assert parse_console("serial", "file=a,file=a").path == Path("a")
+    assert not caplog.messages
+    assert parse_cpus("boot=2,max=4,boot=3").boot == 3
+    assert parse_disk("path=a,readonly=on,path=b,readonly=").path == Path("b")
+    assert parse_console("console", "file=a,file=b").path == Path("b")
+    assert caplog.messages == [
+        "cpus.boot: is given twice, and the last holds: 3",
+        "disk.path: is given twice, and the last holds: b",
+        "disk.readonly: is given twice, and the last holds: nothing",
+        "console.file: is given twice, and the last holds: b",
+    ]
+
+
+@pytest.mark.parametrize("platform", [PlatformConfig(), PlatformConfig(iommu_segments=(0,))])
+async def test_a_balloon_behind_the_iommu_is_told_of_and_means_physical_addresses(platform: PlatformConfig) -> None:
+    balloon = BalloonConfig(iommu=not platform.iommu_segments)
+    async with VM(config("s", balloon=balloon, platform=platform)) as vm:
+        machine = vm.machine
+        assert machine.iommu is not None
+        told = machine.iommu.describe()
+        place = machine.address("balloon")
+        assert told is not None
+        assert any(r.first_bdf <= place.requester_id <= r.last_bdf for r in told.endpoints)
+        assert not machine.functions["balloon"].device.features & ACCESS_PLATFORM

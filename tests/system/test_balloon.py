@@ -33,11 +33,11 @@ async def available(vm: VM) -> int:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize("shared", [False, True])
-async def test_a_guest_that_frees_memory_gives_it_back(guests: Guests, release: str, shared: bool) -> None:
+@pytest.mark.parametrize(("shared", "iommu"), [(False, False), (True, True)])
+async def test_a_guest_that_frees_memory_gives_it_back(guests: Guests, release: str, shared: bool, iommu: bool) -> None:
     made = guests.config(
         release,
-        balloon=BalloonConfig(deflate_on_oom=True, free_page_reporting=True),
+        balloon=BalloonConfig(deflate_on_oom=True, free_page_reporting=True, iommu=iommu),
     )
     config = replace(made, memory=MemoryConfig(384 * MIB, shared=shared))
     async with VM(config) as vm:

@@ -108,6 +108,35 @@ async def test_every_segment_has_a_sane_tree(
     assert not pci_problems(log)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("release", RELEASES)
+async def test_as_many_segments_as_there_can_be(guests: Guests, tmp_path: Path, release: str) -> None:
+    """The guest finds the bridge of each, and the devices in the first, one in the middle and the last; one comes to another."""
+    disks = []
+    for segment in (0, 47, 95):
+        image = tmp_path / f"{segment}.raw"
+        image.write_bytes(b"in %d;" % segment + bytes(1 << 20))
+        disks.append(DiskConfig(path=image, pci_segment=segment))
+    config = guests.config(
+        release, rng=RngConfig(pci_segment=94), disks=tuple(disks), platform=PlatformConfig(num_pci_segments=96)
+    )
+    late = tmp_path / "late.raw"
+    late.write_bytes(b"in 60;" + bytes(1 << 20))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        found = (await shell(vm, "ls /sys/bus/pci/devices")).split()
+        assert [name for name in found if name.endswith(":00.0")] == [f"{n:04x}:00:00.0" for n in range(96)]
+        assert [name for name in found if not name.endswith(":00.0")] == [f"{n:04x}:00:01.0" for n in (0, 47, 94, 95)]
+        assert (await shell(vm, "for d in a b c; do head -c 6 /dev/vd$d; done")).replace(
+            "\0", ""
+        ) == "in 0;in 47;in 95;"
+        assert (await shell(vm, "head -c 1000 /dev/hwrng | wc -c")).strip() == "1000"
+        await vm.add(DiskConfig(path=late, pci_segment=60), timeout=120)
+        assert (await shell(vm, "until [ -e /dev/vdd ]; do sleep 0.1; done; head -c 6 /dev/vdd")) == "in 60;"
+        assert not pci_problems(await shell(vm, "dmesg"))
+
+
 @pytest.mark.parametrize("release", RELEASES)
 async def test_a_guest_without_messages_is_interrupted_by_pins(guests: Guests, tmp_path: Path, release: str) -> None:
     disk, other = tmp_path / "disk.raw", tmp_path / "other.raw"

@@ -39,7 +39,7 @@ TABLE = """
 --net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
 --net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --balloon size deflate_on_oom free_page_reporting id pci_segment pci_device_id | same |
---balloon iommu | differs | on is refused: its driver names pages by their physical addresses
+--balloon iommu | differs | the guest finds it behind the IOMMU; addresses are physical, as Linux means them there too
 --watchdog action | ours | `reset`, or `event`: nothing but the event, which there is in either case; `--watchdog` alone resets
 --watchdog id pci_segment pci_device_id iommu | ours | where it sits; the reference takes `--watchdog` alone
 --pvpanic id pci_segment pci_device_id | ours | where it sits; the reference takes `--pvpanic` alone

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import BalloonConfig, MemoryConfig, PayloadConfig, PlatformConfig, VMConfig
+from aiovmm import BalloonConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.config import DeviceConfig
 from aiovmm.config.options import parse_balloon
 from aiovmm.devices.virtio.balloon import BalloonDevice, BalloonStats
@@ -210,8 +210,6 @@ def test_the_references_keys() -> None:
         ({"balloon": "size=512M"}, "balloon.size"),
         ({"balloon": "size=1M", "memory": MemoryConfig(512 * MIB, hugepages=True)}, "balloon"),
         ({"balloon": "size=1M", "devices": (DeviceConfig(path="/sys/x"),)}, "balloon"),  # type: ignore[arg-type]
-        ({"balloon": "size=1M", "platform": PlatformConfig(iommu_segments=(0,))}, "balloon.pci_segment"),
-        ({"balloon": "size=1M,iommu=on"}, "balloon.iommu"),
         ({"balloon": "size=100"}, "balloon.size"),
     ],
 )

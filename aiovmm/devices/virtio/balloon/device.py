@@ -47,6 +47,7 @@ class BalloonDevice(VirtioDevice):
 
     device_id = 5
     name = "balloon"
+    physical = True
 
     def __init__(
         self, memory_size: int, size: int = 0, *, deflate_on_oom: bool = False, free_page_reporting: bool = False
