@@ -219,7 +219,9 @@ async def test_thirty_rounds_of_everything_under_load(guests: Guests, folder: Pa
         await vm.start()
         await prompt(vm)
         await shell(
-            vm, "for m in virtio_net vmw_vsock_virtio_transport; do modprobe $m; done; ls /sys/class/net > /tmp/nets"
+            vm,
+            "for m in virtio_net vmw_vsock_virtio_transport virtio_console; do modprobe $m; done; "
+            "ls /sys/class/net > /tmp/nets",
         )
         before = len(os.listdir("/proc/self/fd"))
         for number in range(ROUNDS):
@@ -231,10 +233,10 @@ async def test_thirty_rounds_of_everything_under_load(guests: Guests, folder: Pa
             name = (await shell(vm, LATE.replace("SERIAL", f"round{number}"))).strip()
             assert await md5(vm, f"/dev/{name}") == expected[goes]
             await shell(vm, UP.replace("TAP", TAP), timeout=120)
-            await shell(
-                vm, "for i in $(seq 600); do test -e /dev/hvc0 && break; sleep 0.05; done; echo round > /dev/hvc0"
-            )
-            assert (await vm.console.readline()).strip() == b"round"
+            await appears(vm, "/dev/hvc0")  # else the next line would make a file of that name
+            await shell(vm, "echo round > /dev/hvc0")
+            async with asyncio.timeout(60):
+                assert (await vm.console.readline()).strip() == b"round"
             await shell(
                 vm,
                 f"(while dd if=/dev/{name} of=/dev/null bs=64k iflag=direct 2>/dev/null; do :; done; echo > /tmp/over) & true",
