@@ -17,6 +17,7 @@ _X86_ALONE = {
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
     "test_machine.py": "",
+    "test_neighbours.py": "",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
