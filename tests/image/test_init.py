@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from tests.debian.stock import STOCK_KERNELS, stock_kernel_or_skip
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no qemu-system-x86_64 (qemu-system-x86)"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(
+        900
+    ),  # what hangs: on a busy machine a boot of three seconds was seen to wait for its turn for minutes
 ]
 PROMPT = rb"guest:(/root|~)# (\x1b\[6n)?$"  # as BusyBox 1.35 and 1.37 have it; Debian's asks the terminal where the cursor is
 
@@ -39,14 +42,14 @@ class Guest:
         )
         self.seen = b""
 
-    def expect(self, pattern: bytes, timeout: float = 150) -> bytes:
+    def expect(self, pattern: bytes, timeout: float = 600) -> bytes:
         """Read until `pattern` matches what came since the last match; returns all up to its end."""
         assert self.process.stdout is not None
         fd, deadline = self.process.stdout.fileno(), time.monotonic() + timeout
         while not (match := re.search(pattern, self.seen)):
             ready, _, _ = select.select([fd], [], [], max(deadline - time.monotonic(), 0))
             data = os.read(fd, 65536) if ready else b""
-            assert data, f"no {pattern!r}; the guest said {self.seen[-2000:]!r}"
+            assert data, f"no {pattern!r}; the guest said {self.seen[-2000:]!r}; {self.found_at()}"
             self.seen += data
         text, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return text
@@ -63,19 +66,46 @@ class Guest:
         return "\n".join(text.splitlines()[1:-1])
 
     def press_power_button(self) -> None:
+        self.ask("system_powerdown")
+
+    def ask(self, command: str, **arguments: str) -> str:
+        """What the monitor answers."""
         with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(20)
             s.connect(str(self.qmp))
             with s.makefile("rw") as monitor:
-                for command in ("qmp_capabilities", "system_powerdown"):
-                    monitor.write(json.dumps({"execute": command}) + "\n")
+                for name, given in (("qmp_capabilities", {}), (command, arguments)):
+                    monitor.write(json.dumps({"execute": name, "arguments": given}) + "\n")
                     monitor.flush()
-                    while "return" not in monitor.readline():
-                        pass
+                    while "return" not in (said := json.loads(monitor.readline())):
+                        assert "error" not in said, said
+                return str(said["return"])
+
+    def found_at(self) -> str:
+        """What a guest that has fallen silent is doing: whether it halts (HLT=1) or works, where, and what time it had for it."""
+        if self.process.poll() is not None:
+            return f"QEMU has ended with {self.process.returncode}"
+        used, waited = _scheduled(self.process.pid)
+        try:
+            registers = self.ask("human-monitor-command", **{"command-line": "info registers"})
+        except (OSError, ValueError) as error:  # it may be that which hangs
+            registers = f"its monitor does not answer ({error})"
+        return f"QEMU had {used / 1e9:.1f} s of a processor and waited {waited / 1e9:.1f} s for one: {registers[:800]}"
 
     def gone(self) -> bool:
         """It powered off by itself, with no error."""
         self.expect(rb"reboot: (Power down|Restarting system)")
         return self.process.wait(20) == 0
+
+
+def _scheduled(process: int) -> tuple[int, int]:
+    """Nanoseconds that its threads have run, and have waited to."""
+    used = waited = 0
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        with contextlib.suppress(OSError):  # it may have ended
+            ran, was_ready, _ = map(int, (thread / "schedstat").read_text().split())
+            used, waited = used + ran, waited + was_ready
+    return used, waited
 
 
 @pytest.fixture
@@ -171,6 +201,13 @@ def test_command_baked_in(boot: Boot) -> None:
     guest.expect(PROMPT)
     guest.type(b"reboot -f\n")
     assert guest.gone()
+
+
+def test_a_guest_that_falls_silent_is_described(boot: Boot) -> None:
+    guest = boot('aiovmm.run="sleep 1000"')
+    guest.expect(rb"aiovmm: run begin")
+    with pytest.raises(AssertionError, match=r"(?s)no b'never'; .*QEMU had \d+\.\d s of a processor .*HLT=[01]"):
+        guest.expect(rb"never", timeout=0.1)
 
 
 @pytest.fixture
