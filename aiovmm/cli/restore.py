@@ -28,7 +28,16 @@ _GOES_WITH = {
     "events_to",
     "verbose",
 }
-_GOES_WITH |= {"event_monitor", "log_file", "log_format", "no_shutdown", "seccomp", "landlock", "landlock_rules"}
+_GOES_WITH |= {
+    "event_monitor",
+    "log_file",
+    "log_format",
+    "no_shutdown",
+    "seccomp",
+    "landlock",
+    "landlock_rules",
+    "user",
+}
 _HAS_DEFAULT = {"on_reboot", "on_panic"}
 
 

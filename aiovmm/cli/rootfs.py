@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_in_sandbox"]
 
-_TAKEN = ("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem")
+_TAKEN = ("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem", "--user")
 """Options of `aiovmm run` that mean something here, too; the rest is refused by name."""
 
 

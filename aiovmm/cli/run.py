@@ -16,7 +16,7 @@ from aiovmm.errors import UsageError
 
 __all__ = ["OF_ROOTFS", "command"]
 
-OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "allow", "env", "user", "cwd", "tty", "words")
+OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "allow", "env", "cwd", "tty", "words")
 """Parameters that mean something with --rootfs alone."""
 
 
@@ -50,7 +50,8 @@ def _option(option: RunOption) -> Any:
         return once(option.name, option.key, is_flag=True, default=False, help=shown["help"])
     if option.alone is not None:
         shown |= {"is_flag": False, "flag_value": option.alone}
-    return once(option.name, option.key, type=_type(option), default=option.default, **shown)
+    names = (option.short, option.name) if option.short else (option.name,)
+    return once(*names, option.key, type=_type(option), default=option.default, **shown)
 
 
 def _type(option: RunOption) -> Any:
@@ -76,7 +77,6 @@ def _type(option: RunOption) -> Any:
     "--allow", multiple=True, metavar="NETWORK|NAME", help="With --rootfs: a network, which reaches this and no more."
 )
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="With --rootfs: a variable of its environment.")
-@once("-u", "--user", help="With --rootfs: as this user.")
 @once("-w", "--cwd", help="With --rootfs: in this directory.")
 @click.option("-t", "--tty", is_flag=True, help="With --rootfs: give the command a terminal, this one.")
 @click.option("-v", "--verbose", count=True, help="Log more (on stderr).")
@@ -93,7 +93,7 @@ def command(**args: Any) -> None:
     if given["rootfs"] is not None:
         from aiovmm.cli.rootfs import run_in_sandbox
 
-        run_in_sandbox(given, args)
+        run_in_sandbox({**given, "user": args.pop("user")}, args)
     for name in OF_ROOTFS:
         if given[name] and name != "scratch":
             if name == "words":

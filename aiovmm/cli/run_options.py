@@ -28,6 +28,7 @@ class RunOption:
     default: Any = None
     dest: str = ""
     alone: str | None = None
+    short: str = ""
 
     @property
     def key(self) -> str:
@@ -80,6 +81,12 @@ OPTIONS = (
     ),
     RunOption("--landlock", "Refuse paths that are not configured, or in --landlock-rules.", kind=bool, default=False),
     RunOption("--landlock-rules", "{keys}", _KEYS, list),
+    RunOption(
+        "--user",
+        "Be this user of the host, who is not root, once all is open. With --rootfs: whom COMMAND runs as in the guest.",
+        "NAME|UID[:GID]",
+        short="-u",
+    ),
     RunOption("--name", "Name in events and logs.", default="vm"),
     RunOption(
         "--restore",

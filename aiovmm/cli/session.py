@@ -91,7 +91,7 @@ class Session:
         # the terminal is given to a console, and taken back, by `_interact`
         vm = VM(self._config, terminal=False) if self._restore is None else self._restore.vm()
         self._handle_signals(vm)
-        self._confinement.confine_paths(self._config, self._events_to)
+        self._confinement.begin(self._config, self._events_to)
         async with vm:
             if self._events_to is not None:
                 from aiovmm.cli.events import open_events, print_events
@@ -105,7 +105,7 @@ class Session:
                 from aiovmm.cli.control import serve
 
                 self._spawn(serve(vm, self._control, self._confinement), CONTROL)
-            self._confinement.confine_calls()
+            self._confinement.finish(self._config)
             if vm.status is None:  # else a signal has come already
                 await (vm.start() if self._restore is None else vm.resume())
                 gc.freeze()

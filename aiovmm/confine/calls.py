@@ -1,8 +1,8 @@
 """Which system calls a monitor makes once its guest runs: by concern, and all others are refused.
 
 Not among them, on purpose: execve and fork (whatever is started is started before), ptrace and process_vm_* (other processes),
-mount, unshare and setns, bpf, perf_event_open, keyctl, kexec, modules, quotas, set*id, chown, mknod and whatever is newer than
-this list.
+mount, unshare and setns, bpf, perf_event_open, keyctl, kexec, modules, quotas, limits, set*id, chown, mknod and whatever is
+newer than this list.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ pause
 """
 _TIME = "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time times getrusage"
 _WHO = """
-getuid geteuid getgid getegid getresuid getresgid getgroups capget uname sysinfo getrandom prlimit64 getrlimit setrlimit
+getuid geteuid getgid getegid getresuid getresgid getgroups capget uname sysinfo getrandom getrlimit
 """
 _SOCKETS = """
 socketpair bind connect listen accept accept4 getsockname getpeername setsockopt getsockopt shutdown sendto sendmsg sendmmsg
@@ -45,7 +45,7 @@ recvfrom recvmsg recvmmsg
 """
 
 ALLOWED = tuple(" ".join((_MEMORY, _FILES, _LOOP, _THREADS, _SIGNALS, _TIME, _WHO, _SOCKETS)).split())
-"""Without a look at their arguments. Judged by those are ioctl, socket, clone, kill and tgkill (filter.py)."""
+"""Without a look at their arguments. Judged by those are ioctl, socket, clone, kill, tgkill and prlimit64 (filter.py)."""
 
 NOT_KNOWN = ("clone3",)
 """Answered as by a kernel that does not have them (ENOSYS): their arguments are in memory, where no filter sees them, and the C

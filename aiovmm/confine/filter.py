@@ -5,6 +5,7 @@ ioctl                                     not TIOCSTI and TIOCLINUX, which type 
 socket                                    of the given families
 clone                                     threads; no process, no namespace
 kill, tgkill                              signals to the given processes
+prlimit64                                 asking; no limit is changed
 calls.ALLOWED                             yes
 all others                                EPERM, or, while a policy is tried, a line in the kernel's log
 """
@@ -20,7 +21,11 @@ from aiovmm.confine.calls import ALLOWED, NOT_KNOWN
 __all__ = ["make_filter"]
 
 _LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # <linux/bpf_common.h>
-_NUMBER, _ARCH, _ARGUMENTS = 0, 4, 16  # in struct seccomp_data; low halves of arguments, both are little-endian
+_NUMBER, _ARCH, _ARGUMENTS = (
+    0,
+    4,
+    16,
+)  # in struct seccomp_data; the low half of an argument is its first, both are little-endian
 _ALLOW, _LOG, _KILL, _ERRNO = 0x7FFF0000, 0x7FFC0000, 0x80000000, 0x00050000  # <linux/seccomp.h>
 _X32 = 0x40000000  # the third set of numbers of an x86-64 kernel
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
@@ -57,6 +62,10 @@ def make_filter(
     for name in ("kill", "tgkill"):
         processes = [pid & 0xFFFFFFFF for pid in signals_to]
         code += _for(numbers[name], [_load_argument(0), *_one_of(processes, _ALLOW), _ret(refuse)])
+    asking = _if_at_least(1, [_ret(refuse)])  # either half of a pointer to a new limit
+    code += _for(
+        numbers["prlimit64"], [_load_argument(2), *asking, _load_argument(2, high=True), *asking, _ret(_ALLOW)]
+    )
     code += _one_of([numbers[name] for name in ALLOWED if name in numbers], _ALLOW)
     code += _one_of([numbers[name] for name in NOT_KNOWN if name in numbers], _ERRNO | errno.ENOSYS)
     code += _if_at_least(max(numbers.values()) + 1, [_ret(_ERRNO | errno.ENOSYS)])  # newer than all that we know of
@@ -68,8 +77,8 @@ def _load(offset: int) -> tuple[int, int, int, int]:
     return _LOAD, 0, 0, offset
 
 
-def _load_argument(index: int) -> tuple[int, int, int, int]:
-    return _load(_ARGUMENTS + 8 * index)
+def _load_argument(index: int, *, high: bool = False) -> tuple[int, int, int, int]:
+    return _load(_ARGUMENTS + 8 * index + 4 * high)
 
 
 def _ret(value: int) -> tuple[int, int, int, int]:

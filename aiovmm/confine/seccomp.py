@@ -19,7 +19,7 @@ from aiovmm.native import lib, owners
 
 __all__ = ["confine_calls"]
 
-_JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill")
+_JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill", "prlimit64")
 _INSTRUCTION = 8  # bytes
 
 

@@ -13,7 +13,7 @@ from aiovmm.architecture import AARCH64, X86_64
 from aiovmm.confine.calls import ALLOWED, NOT_KNOWN
 from aiovmm.confine.filter import make_filter
 
-JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill")
+JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill", "prlimit64")
 NUMBERS = {name: number for number, name in enumerate((*ALLOWED, *NOT_KNOWN, *JUDGED, "execve", "newest"), 3)}
 NEWEST = max(NUMBERS.values())
 ALLOW, LOG, KILL, ERRNO = 0x7FFF0000, 0x7FFC0000, 0x80000000, 0x00050000
@@ -46,6 +46,7 @@ def wanted(name: str, arguments: tuple[int, ...]) -> int:
         "clone": bool(first & 0x10000) and not first & 0x7E020080,
         "kill": first in (77, 0),
         "tgkill": first in (77, 0),
+        "prlimit64": not arguments[2],
     }.get(name, name in ALLOWED)
     return ALLOW if fine else ENOSYS if name in NOT_KNOWN else EPERM
 
@@ -53,8 +54,11 @@ def wanted(name: str, arguments: tuple[int, ...]) -> int:
 CODE = make_filter(NUMBERS, X86_64.audit, families=(1,), signals_to=(77, 0))
 
 
-@given(st.sampled_from(sorted(NUMBERS)), st.tuples(INTERESTING | WORD, INTERESTING | WORD))
-def test_each_call_is_judged_as_it_should_be(name: str, arguments: tuple[int, int]) -> None:
+POINTER = st.sampled_from([0, 1, 1 << 32, 0x7FFF_0000_0000]) | st.integers(0, (1 << 64) - 1)
+
+
+@given(st.sampled_from(sorted(NUMBERS)), st.tuples(INTERESTING | WORD, INTERESTING | WORD, POINTER))
+def test_each_call_is_judged_as_it_should_be(name: str, arguments: tuple[int, int, int]) -> None:
     assert judge(CODE, NUMBERS[name], *arguments) == wanted(name, arguments)
 
 

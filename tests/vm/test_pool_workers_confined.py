@@ -116,6 +116,25 @@ async def test_a_worker_can_do_little_and_its_guests_all(confinement: Confinemen
 
 
 @pytest.mark.usefixtures("tries")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+async def test_a_worker_of_root_becomes_somebody_else() -> None:
+    """It has /dev/kvm, which is root's here."""
+    remains, before = await Remains.once_loop_has_streams(), children()
+    async with Pool(guests("he"), max=2, workers=1, confinement=Confinement(user="4321:8765")) as pool:
+        for _ in range(2):
+            async with pool.acquire() as vm:
+                await lives(vm)
+                found = await outcomes(vm)
+                assert (found["file"], found["module"]) == (os.strerror(13), "done")
+                status = dict(re.findall(r"(\w+):[ \t]*(.*)", status_of(pid_of(vm))))
+                assert set(status["Uid"].split()) == {"4321"}
+                assert set(status["Gid"].split()) == {"8765"}
+                assert (status["Groups"], int(status["CapEff"], 16), int(status["CapPrm"], 16)) == ("", 0, 0)
+    assert children() == before
+    await remains.check()
+
+
+@pytest.mark.usefixtures("tries")
 async def test_it_can_be_left_out() -> None:
     allowed = Confinement(seccomp=Seccomp.ALLOWED)
     async with Pool(guests(), max=1, workers=1, confinement=allowed) as pool, pool.acquire() as vm:
@@ -196,6 +215,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
     "rules of nothing": (lambda: Confinement(rules=(LandlockRuleConfig(path=Path("/"), access="r"),)), "landlock=True"),
     "a word": (lambda: Confinement(seccomp="true"), "Seccomp.REFUSED"),  # type: ignore[arg-type]
     "an access": (lambda: LandlockRuleConfig(path=Path("/"), access="x"), "no access"),
+    "nobody": (lambda: Confinement(user="nosuchuser"), "there is no user 'nosuchuser'"),
     "no workers": (lambda: Pool(guests(), confinement=Confinement()), "this process keeps its rights"),
 }
 

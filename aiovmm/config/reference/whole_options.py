@@ -27,7 +27,7 @@ TABLE = """
 -e | ours | --env
 --env | ours | a variable of the command's environment
 -u | ours | --user
---user | ours | whom it runs as
+--user | ours | whom it runs as; without --rootfs, the user of the host that root becomes, see docs/security.md
 -w | ours | --cwd
 --cwd | ours | where it runs
 -t | ours | --tty

@@ -19,6 +19,21 @@ static int result(long value) { return value < 0 ? -errno : (int)value; }
 
 int avmm_no_new_privileges(void) { return result(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)); }
 
+int avmm_own_again(void) { return result(prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)); }
+
+int avmm_lower_limit(int which, uint64_t most) {
+    struct rlimit limit;
+    if (getrlimit(which, &limit) < 0)
+        return -errno;
+    if (most == AVMM_AS_NOW)
+        most = limit.rlim_cur;
+    if (most < limit.rlim_cur)
+        limit.rlim_cur = most;
+    if (most < limit.rlim_max)
+        limit.rlim_max = most;
+    return result(setrlimit(which, &limit));
+}
+
 int avmm_filter_calls(const uint8_t *program, size_t instructions) {
     struct sock_fprog filter = {.len = (unsigned short)instructions, .filter = (struct sock_filter *)program};
     if (instructions > BPF_MAXINSNS)

@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 /* What a process gives up of its own rights, for good: system calls (seccomp(2)) and paths (landlock(7)). The policy, which calls and
@@ -10,6 +11,14 @@
 
 /* Nothing that is executed from now on gives more rights than this thread has; without it an unprivileged process may do no more. */
 int avmm_no_new_privileges(void);
+
+/* What /proc has of this process belongs to its user (PR_SET_DUMPABLE): after a change of that it would be root's, and what tells
+ * which pages of a guest were written is among it. */
+int avmm_own_again(void);
+
+/* No more than `most` of the resource `which` from now on (setrlimit(2)), AVMM_AS_NOW: than may be had now. A lower limit stays. */
+#define AVMM_AS_NOW UINT64_MAX
+int avmm_lower_limit(int which, uint64_t most);
 
 /* Judge every system call of all threads of the process by this program, beside those that are there. -EBUSY: a thread could not be
  * made to. */

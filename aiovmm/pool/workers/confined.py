@@ -8,8 +8,11 @@ from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.confinement import Confinement, Seccomp
 from aiovmm.confine.guests import check_programs, confine_paths_to, families_of
+from aiovmm.confine.identity import become, find, keep_from_gaining
+from aiovmm.confine.limits import limit_resources
 from aiovmm.confine.seccomp import confine_calls
 from aiovmm.errors import ConfigError
+from aiovmm.kvm import Kvm
 from aiovmm.machine.hotplug.configured import with_device
 from aiovmm.runtime.plain import Fields, State
 from aiovmm.snapshot.configuration import from_state, to_state
@@ -23,7 +26,12 @@ def to_state_of(config: VMConfig, confinement: Confinement) -> State:
     """What a worker is told first."""
     rules = [{"path": str(rule.path), "access": rule.access} for rule in confinement.rules]
     of_paths = {"landlock": confinement.landlock, "rules": rules}
-    return {"config": to_state(config), "seccomp": confinement.seccomp.value, **of_paths}
+    return {
+        "config": to_state(config),
+        "seccomp": confinement.seccomp.value,
+        "user": confinement.user or "",
+        **of_paths,
+    }
 
 
 class Confined:
@@ -32,6 +40,7 @@ class Confined:
     def __init__(self, fields: Fields) -> None:
         self._config = from_state(fields.state("config"))
         self._seccomp = Seccomp(fields.text("seccomp", among=[each.value for each in Seccomp]))
+        self._user = fields.text("user")
         self._landlock = fields.flag("landlock")
         self._rules = [
             LandlockRuleConfig(path=Path(rule.text("path")), access=rule.text("access"))
@@ -43,8 +52,15 @@ class Confined:
         """For good. Raises ConfigError for guests that could not be made then, HostError."""
         if self._seccomp is Seccomp.REFUSED:
             check_programs(self._config, f"{_OPTION}.seccomp")
+        identity = find(self._user, f"{_OPTION}.user") if self._user else None
         if self._landlock:
             confine_paths_to(self._config, self._rules, option=f"{_OPTION}.landlock")
+        if identity is not None:
+            Kvm.hold()  # until this process ends
+            keep_from_gaining()
+            become(identity, f"{_OPTION}.user")
+        if identity is not None or self._seccomp is not Seccomp.ALLOWED:
+            limit_resources()
         if self._seccomp is not Seccomp.ALLOWED:
             confine_calls(log=self._seccomp is Seccomp.LOGGED, families=self._families)
 

@@ -1,0 +1,91 @@
+"""`aiovmm run --user`: the guest runs on, with all of its devices and over its resets, in a process that is root's no more."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tests.cli.test_confinement import PROGRAM as TRIES
+from tests.cli.test_confinement import devices, needs_landlock
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+WHOSE = """    print("ids:", *os.getresuid(), *os.getresgid(), os.getgroups(), file=sys.stderr)
+    tried("back", lambda: os.setresuid(0, 0, 0))
+    await start(vm)
+"""
+PROGRAM = TRIES.replace("    await start(vm)\n", WHOSE)
+
+
+def told(stderr: bytes) -> dict[str, str]:
+    return dict(line.split(": ") for line in stderr.decode().splitlines() if line.count(": ") == 1)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--seccomp", "false"], [], pytest.param(["--landlock"], marks=needs_landlock)],
+    ids=["user", "calls", "paths"],
+)
+def test_a_guest_of_somebody_else_runs(more: list[str], aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    """Where its files are only root gets to."""
+    tmp_path.chmod(0o700)
+    program = PROGRAM.replace('os.execv("/bin/true", ["true"])', "None") if more[:1] == ["--seccomp"] else PROGRAM
+    command = [*guest, "--cmdline", "heo", *devices(tmp_path), "--user", "4321:8765", *more]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command], input=b"q", capture_output=True, timeout=60, cwd=tmp_path
+    )
+    assert (done.stdout[:5], done.returncode) == (b"hello", 0), done.stderr
+    found = told(done.stderr)
+    assert found["ids"] == "4321 4321 4321 8765 8765 8765 []"
+    assert (found["back"], found["file"]) == (os.strerror(1), os.strerror(13))
+    assert found["module"] == "done"
+
+
+def test_it_is_started_again_by_its_reset(aiovmm: Command, guest: list[str]) -> None:
+    process = aiovmm.start(*guest, "--cmdline", "her", "--user", "nobody")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.read(6) == b"hello\n"
+    process.stdin.write(b"q")
+    process.stdin.flush()
+    assert process.stdout.read(7) == b"qhello\n"
+    process.terminate()
+    process.terminate()
+    _, error = process.communicate(timeout=30)
+    assert b"Traceback" not in error
+
+
+def test_what_it_could_not_open_again_is_named_before_the_guest_runs(
+    aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
+    initramfs = tmp_path / "initramfs"
+    initramfs.write_bytes(b"070701")
+    initramfs.chmod(0o600)
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--initramfs", str(initramfs), "--user", "nobody")
+    error = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert f"user nobody could not read {initramfs} (--initramfs)" in error
+    assert "chown" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--user", "nosuchuser"], "there is no user 'nosuchuser'"),
+        (["--user", "root"], "root's, which is to be given up"),
+        (["--user", "4321"], "4321:GID"),
+        (["--user="], "is nobody"),
+        (["--user", "nobody", "--user", "daemon"], "is given twice"),
+        (["--user", "nobody", "--device", "path=/sys/bus/pci/devices/0000:00:00.0"], "leave --user out"),
+    ],
+)
+def test_what_cannot_be_is_said(arguments: list[str], said: str, aiovmm: Command, guest: list[str]) -> None:
+    done = aiovmm.run(*guest, "--cmdline", "u", *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert said in done.stderr.decode()
+    assert done.stderr.count(b"\n") == 1

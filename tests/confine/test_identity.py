@@ -1,0 +1,151 @@
+"""Whom a process is to be, and what it is then: in processes of their own, since there is no way back."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+
+import pytest
+
+from aiovmm.confine.identity import Identity, find, what_is_left
+from aiovmm.errors import ConfigError
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+NOBODY = pwd.getpwnam("nobody")
+
+PROGRAM = """
+import os, threading
+from pathlib import Path
+from aiovmm.confine.identity import become, find, keep_from_gaining
+
+def tried(what, call):
+    try:
+        call()
+    except OSError as exc:
+        print(what + ":", os.strerror(exc.errno))
+    else:
+        print(what + ": done")
+
+identity = find("4321:8765", "--user")
+keep_from_gaining()
+done = threading.Event()
+others = [threading.Thread(target=done.wait) for _ in range(3)]
+for other in others:
+    other.start()
+become(identity, "--user")
+print("ids:", *os.getresuid(), *os.getresgid(), os.getgroups())
+for name, call in {
+    "user": lambda: os.setresuid(0, 0, 0),
+    "group": lambda: os.setresgid(0, 0, 0),
+    "groups": lambda: os.setgroups([0]),
+    "file": lambda: open("/etc/shadow").close(),
+    "owner": lambda: os.chown("/etc/passwd", 4321, 8765),
+    "init": lambda: os.kill(1, 0),
+    "root": lambda: os.chroot("/"),
+    "pagemap": lambda: open("/proc/self/pagemap", "rb").close(),
+}.items():
+    tried(name, call)
+done.set()
+"""
+
+
+@needs_root
+def test_there_is_nothing_of_root_left_and_no_way_back() -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    refused = os.strerror(1)
+    assert dict(line.split(": ") for line in done.stdout.splitlines()) == {
+        "ids": "4321 4321 4321 8765 8765 8765 []",
+        "file": os.strerror(13),
+        "pagemap": "done",
+        **dict.fromkeys(("user", "group", "groups", "owner", "init", "root"), refused),
+    }
+
+
+@needs_root
+def test_a_process_that_would_keep_capabilities_says_so_and_has_not_gone_on() -> None:
+    program = (
+        "import ctypes\n"
+        "from aiovmm.confine.identity import become, find, keep_from_gaining\n"
+        "PR_SET_KEEPCAPS = 8\n"
+        "assert ctypes.CDLL(None).prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0\n"
+        "identity = find('4321:8765', '--user')\n"
+        "keep_from_gaining()\n"
+        "become(identity, '--user')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "a thread has CapPrm" in done.stderr.splitlines()[-1]
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("text", "identity"),
+    [
+        ("nobody", (NOBODY.pw_uid, NOBODY.pw_gid)),
+        (str(NOBODY.pw_uid), (NOBODY.pw_uid, NOBODY.pw_gid)),
+        ("nobody:77", (NOBODY.pw_uid, 77)),
+        ("nobody:daemon", (NOBODY.pw_uid, 1)),
+        ("4000000000:4294967294", (4000000000, 4294967294)),
+    ],
+)
+def test_users_and_groups_go_by_name_and_number(text: str, identity: tuple[int, int]) -> None:
+    found = find(text, "--user")
+    assert (found.uid, found.gid) == identity
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is nobody"),
+        (":7", "is nobody"),
+        ("nobody:", "is nobody"),
+        ("no such user", "there is no user 'no such user'"),
+        ("nobody:nosuch", "there is no group 'nosuch'"),
+        ("4321", "4321:GID"),
+        ("4294967295:1", "no number of a user"),
+        ("1:99999999999", "no number of a user"),
+        ("-1:5", "there is no user '-1'"),
+        ("root", "root's"),
+        ("0:5", "root's"),
+        ("5:0", "root's"),
+        ("\u0663:5", "there is no user"),
+    ],
+)
+def test_who_cannot_be_is_said(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as info:
+        find(text, "--user")
+    assert str(info.value).startswith("--user")
+
+
+def test_who_is_not_root_cannot_become_anybody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="only root can become nobody"):
+        find("nobody", "--user")
+
+
+CLEAN = {
+    "Uid": "7\t7\t7\t7",
+    "Gid": "8\t8\t8\t8",
+    "Groups": "",
+    "NoNewPrivs": "1",
+    **dict.fromkeys(("CapPrm", "CapEff", "CapAmb"), "0000000000000000"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"Uid": "7\t7\t0\t7"}, "a thread has Uid 7 7 0 7"),
+        ({"Gid": "8\t8\t8\t0"}, "a thread has Gid 8 8 8 0"),
+        ({"Groups": "0 5"}, "a thread is in groups 0 5"),
+        ({"CapPrm": "0000000000000001"}, "a thread has CapPrm 0000000000000001"),
+        ({"CapAmb": "0000000000002000"}, "a thread has CapAmb 0000000000002000"),
+        ({"NoNewPrivs": "0"}, "a thread may gain rights by what it executes"),
+    ],
+)
+def test_what_is_left_in_a_thread_is_seen(changes: dict[str, str], said: str) -> None:
+    assert what_is_left({**CLEAN, **changes}, Identity("x", 7, 8)) == said
