@@ -24,6 +24,7 @@ class Vm:
     def __init__(self, device: VirtioDevice) -> None:
         self._device = device
         self.slow: list[tuple[str, str]] = []
+        self.told = asyncio.Event()  # by the watchdog's thread, some turns of the loop after it has logged
 
     def device_at(self, frame: FrameType) -> str | None:
         return None
@@ -33,6 +34,7 @@ class Vm:
 
     def device_slow(self, device: str, detail: str) -> None:
         self.slow.append((device, detail))
+        self.told.set()
 
     def loop_closed(self) -> None:
         return
@@ -82,7 +84,7 @@ async def test_a_task_that_a_device_has_started_is_the_devices(told: list[str]) 
     try:
         async with Harness(device):
             await asyncio.wait_for(device.done.wait(), 30)
-            await asyncio.sleep(0)
+            await asyncio.wait_for(vm.told.wait(), 30)
     finally:
         unwatch(loop, vm)
     assert told[0].startswith("web: custom0: keeps the event loop for over 0.5 s")

@@ -9,10 +9,11 @@ __all__ = ["RetryPolicy"]
 
 @dataclass
 class RetryPolicy:
-    """`patience` seconds in all, pauses from `first` seconds doubling up to `longest`. Times are the loop's.
+    """`patience` seconds away in all, pauses from `first` seconds doubling up to `longest`. Times are the loop's.
 
     A connection counts as good once it has lived `stable` seconds. One that dies earlier (a request kills the back end
-    each time it is served again) goes on with the pauses and the deadline of the loss before it.
+    each time it is served again) goes on with the pauses of the loss before it, and with what was left of the patience
+    when it was made: while it lived it was not waited for.
     """
 
     patience: float = 60.0
@@ -29,9 +30,12 @@ class RetryPolicy:
 
     def lost(self, now: float) -> None:
         """It went away."""
-        if self._deadline == 0 or (self._since is not None and now - self._since >= self.stable):
+        lived = 0.0 if self._since is None else now - self._since
+        if self._deadline == 0 or lived >= self.stable:
             self._deadline = now + self.patience
             self._pause = self.first
+        else:
+            self._deadline += lived
         self._since = None
 
     def pause(self, now: float) -> float | None:

@@ -73,8 +73,11 @@ class Guest:
         await self.device.close()
         self.services.close()
         self.memory.close()
-        if kind is None and self.errors:
+        if exc is None and self.errors:
             raise self.errors[0]
+        if exc is not None:
+            for error in self.errors:
+                exc.add_note(f"the device broke: {error}")
 
     @property
     def backend(self) -> VhostUserBackend:

@@ -41,6 +41,20 @@ def test_a_back_end_that_dies_at_once_each_time_is_given_up_all_the_same() -> No
     assert now <= 11
 
 
+def test_what_is_served_between_two_losses_is_no_waiting() -> None:
+    """One that is killed again and again, each time before it counts as good, and comes back each time."""
+    policy = RetryPolicy(10.0)
+    now = 0.0
+    for _ in range(30):
+        policy.lost(now)
+        pause = policy.pause(now)
+        assert pause is not None
+        now += pause / 4  # at once there again
+        policy.connected(now)
+        now += policy.stable - 0.1
+    assert now > 100
+
+
 def test_one_that_lived_starts_anew() -> None:
     policy = RetryPolicy(10.0)
     policy.lost(0.0)
