@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import pathlib
+import shutil
 import tarfile
 
 import pytest
 
 from tests.kvmhost.arch import AARCH64
+from tests.kvmhost.delegate import read_report
 from tests.kvmhost.errors import BuildFailed
-from tests.kvmhost.project import Source, Update, digest, manifest, parse_manifest, project_tree, update_archive
+from tests.kvmhost.project import (
+    Source,
+    Update,
+    bare_metal_guests,
+    digest,
+    manifest,
+    parse_manifest,
+    project_tree,
+    update_archive,
+)
+from tests.kvmhost.settings import PROJECT
 from tools import cross
 
 
@@ -32,6 +45,18 @@ def test_code_and_built_extension_go_compiled_files_and_repository_stay(checkout
         "/root/aiovmm/p/native/_native.abi3.so",
     }
     assert tree["/opt/aiovmm/bin/p"].mode == 0o755
+
+
+@pytest.mark.skipif(shutil.which("as") is None, reason="binutils is missing, and nothing can be assembled")
+def test_guests_that_tests_assemble_go_as_they_were_built() -> None:
+    names = {pathlib.PurePath(path).name.partition("-")[0] for path in bare_metal_guests(PROJECT)}
+    assert names == {path.stem for path in (PROJECT / "tests/guests").glob("*.S")}
+
+
+def test_a_skip_in_the_host_is_one_here(pytestconfig: pytest.Config) -> None:
+    made = pytest.TestReport("a", ("a", 1, "a"), {}, "skipped", ("file.py", 7, "Skipped: why"), "call")
+    data = pytestconfig.hook.pytest_report_to_serializable(config=pytestconfig, report=made)
+    assert read_report(pytestconfig, json.dumps(data)).longrepr == ("file.py", 7, "Skipped: why")
 
 
 def test_another_architecture_gets_the_extension_that_was_built_for_it(

@@ -68,6 +68,7 @@ class Session:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self._output_lost = False
+        self._building: asyncio.Task[Any] | None = None  # that makes the guest, until it is there
         self._leave = asyncio.Event()
 
     async def run(self) -> int:
@@ -77,7 +78,13 @@ class Session:
 
             self._monitor = EventMonitor(open_monitor(self._monitor_to, self._config))
         self._tell("vmm", "starting")
-        code = await self._run()
+        try:
+            code = await self._run()
+        except asyncio.CancelledError:
+            if not self._stopping or self._building is None:
+                raise
+            say("ended by a signal before the guest was there")
+            code = 1
         self._tell("vm", "deleted")
         self._tell("vmm", "shutdown")
         return code
@@ -92,7 +99,9 @@ class Session:
         vm = VM(self._config, terminal=False) if self._restore is None else self._restore.vm()
         self._handle_signals(vm)
         self._confinement.begin(self._config, self._events_to)
+        self._building = asyncio.current_task()
         async with vm:
+            self._building = None
             if self._events_to is not None:
                 from aiovmm.cli.events import open_events, print_events
 
@@ -201,7 +210,10 @@ class Session:
             signal.signal(number, signal.SIG_IGN)
 
     def _on_signal(self, vm: VM, number: signal.Signals) -> None:
-        if vm.status is not None:
+        if self._building is not None:  # perhaps it waits for somebody (a vhost-user back end)
+            self._stopping = True
+            self._building.cancel()
+        elif vm.status is not None:
             self._leave.set()  # whoever is to read the last output does not
         elif self._stopping or number is signal.SIGHUP:
             self._spawn(vm.kill(f"by {number.name}"))

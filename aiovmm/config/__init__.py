@@ -32,7 +32,7 @@ from aiovmm.config.machine import (
     PciSegmentConfig,
     PlatformConfig,
 )
-from aiovmm.config.net import NetConfig
+from aiovmm.config.net import NetConfig, VhostMode
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.config.rates import RateLimit, RateLimitGroupConfig
 from aiovmm.config.vm import RebootPolicy, VMConfig
@@ -69,6 +69,7 @@ __all__ = [
     "RtcConfig",
     "TopologyConfig",
     "VMConfig",
+    "VhostMode",
     "VsockConfig",
     "WatchdogAction",
     "WatchdogConfig",

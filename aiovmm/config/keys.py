@@ -9,6 +9,7 @@ from aiovmm.config.cpus import CoreScheduling, TopologyConfig
 from aiovmm.config.devices import WatchdogAction
 from aiovmm.config.disk import ImageType, LockGranularity
 from aiovmm.config.machine import HotplugMethod
+from aiovmm.config.net import VhostMode
 from aiovmm.config.text import (
     Converter,
     to_bool,
@@ -80,6 +81,10 @@ def _distances(option: str, text: str) -> tuple[tuple[int, int], ...]:
 
 def _core_scheduling(option: str, text: str) -> CoreScheduling:
     return _choice(option, text, CoreScheduling)
+
+
+def _vhost_mode(option: str, text: str) -> VhostMode:
+    return _choice(option, text, VhostMode)
 
 
 def _lock(option: str, text: str) -> LockGranularity:
@@ -201,6 +206,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         **_QUEUES,
         "passt": to_bool,
         "vhost_user": to_bool,
+        "vhost_mode": _vhost_mode,
         "socket": to_path,
         **_RATES,
         **_PLACE,

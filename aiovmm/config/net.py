@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +12,19 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.rates import LimitedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["NetConfig", "check_guest_addresses", "check_interface_name", "is_no_station"]
+__all__ = ["NetConfig", "VhostMode", "check_guest_addresses", "check_interface_name", "is_no_station"]
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII | re.IGNORECASE)
 _TAP_MTU = 65521  # a frame, with its Ethernet header, has at most 65535 bytes
 _MOST_ADDRESSES = 64
 _NOT_IN_NAMES = re.compile(rb"[/:%\s]")
+
+
+class VhostMode(enum.Enum):
+    """What this end of a vhost-user socket is: it connects to the back end, or the back end to it."""
+
+    CLIENT = "client"
+    SERVER = "server"
 
 
 def check_interface_name(name: str) -> None:
@@ -51,7 +59,8 @@ def is_no_station(mac: str) -> bool:
 @dataclass(frozen=True, kw_only=True)
 class NetConfig(LimitedConfig):
     """virtio-net: on the TAP named `tap` (None or empty: one is made and removed), on open `fd`s (of a TAP, or one socket),
-    through a `passt` process, which needs no privilege, or a vhost-user `socket`.
+    through a `passt` process, which needs no privilege, or a vhost-user `socket`, where the back end listens, or, with
+    `vhost_mode` SERVER, is waited for until it connects.
 
     `num_queues` counts both directions, as in the reference monitor: 2 is one pair. `ip`, `mask` and `host_mac` are the host
     side's. `mac` is shown to the guest as it is; of one that no driver takes it is remarked.
@@ -76,6 +85,7 @@ class NetConfig(LimitedConfig):
     passt: bool = False
     vhost_user: bool = False
     socket: Path | None = None
+    vhost_mode: VhostMode = VhostMode.CLIENT
 
     def __post_init__(self) -> None:
         self._check_place("net")
@@ -87,6 +97,10 @@ class NetConfig(LimitedConfig):
             raise ConfigError("net.socket", "vhost_user=on and socket=PATH go together")
         if self.socket is not None:
             check_socket("net.socket", self.socket)
+        elif self.vhost_mode is VhostMode.SERVER:
+            raise ConfigError(
+                "net.vhost_mode", "is server, and no back end is to come", "say vhost_user=on,socket=PATH"
+            )
         if self.tap:
             check_interface_name(self.tap)
         most = 65535 if self.vhost_user or self.fd or self.passt else _TAP_MTU

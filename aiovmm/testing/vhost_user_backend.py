@@ -24,9 +24,12 @@ from aiovmm.virtqueue.device import VirtioDevice
 
 __all__ = ["PROTOCOL_FEATURES", "Session", "VhostUserServer"]
 
+_AGAIN = 0.05  # seconds, between looks for a front end that does not listen yet
+
 
 class VhostUserServer:
-    """Opens `device`, listens at `path` (replaced if a dead socket lies there) and serves one front end after the other.
+    """Opens `device`, listens at `path` (replaced if a dead socket lies there) and serves one front end after the other; or
+    `connects` to where one listens (`vhost_mode=server`), as soon as it does, and again when it has gone.
 
     `protocol`: the protocol features to offer. `on_error(exc)` hears of devices that break and front ends that break the
     protocol; neither ends the server. Entering raises HostError.
@@ -39,6 +42,7 @@ class VhostUserServer:
         *,
         protocol: ProtocolFeature = PROTOCOL_FEATURES,
         on_error: Callable[[Exception], None] = lambda error: None,
+        connects: bool = False,
     ) -> None:
         self.device = device
         self.path = os.fspath(path)
@@ -46,13 +50,14 @@ class VhostUserServer:
         """Of the front end that is there now."""
         self._protocol = protocol
         self._on_error = on_error
+        self._connects = connects
         self._listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.device.open()
         try:
-            self._listener = self._listen()
+            self._listener = None if self._connects else self._listen()
         except BaseException:
             await self.device.close()
             raise
@@ -83,9 +88,21 @@ class VhostUserServer:
             raise HostError("listening for a vhost-user front end", exc.errno or 0, path=self.path) from exc
         return sock
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def _connect(self) -> socket.socket:
         while True:
-            sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, self.path)
+                return sock
+            except BaseException as exc:
+                sock.close()
+                if not isinstance(exc, FileNotFoundError | ConnectionRefusedError):
+                    raise
+            await asyncio.sleep(_AGAIN)
+
+    async def _serve(self, listener: socket.socket | None) -> None:
+        while True:
+            sock = await (self._connect() if listener is None else _accept(listener))
             self.session = Session(self.device, sock, protocol=self._protocol, on_error=self._on_error)
             try:
                 await self.session.run()
@@ -93,3 +110,7 @@ class VhostUserServer:
                 self._on_error(exc)
             finally:
                 self.session = None
+
+
+async def _accept(listener: socket.socket) -> socket.socket:
+    return (await asyncio.get_running_loop().sock_accept(listener))[0]

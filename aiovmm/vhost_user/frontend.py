@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from aiovmm.errors import HostError, PeerError
 from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import ANSWER_TIMEOUT, Connection, connect
+from aiovmm.vhost_user.doorstep import Doorstep
 from aiovmm.vhost_user.protocol import ProtocolFeature
 from aiovmm.vhost_user.sequences import Offer, read_config, set_mtu, write_config
 
@@ -38,13 +40,16 @@ class Timing:
 class Frontend:
     """See the module. `wanted`: protocol features to use where they are offered. `on_lost` hears of the end of a connection,
     `on_config` gets the configuration when it was read anew (`config_size` bytes; 0: this device's is not the back end's),
-    `on_refused` what went wrong with an access to it."""
+    `on_refused` what went wrong with an access to it. With a `doorstep` the back end comes to us, there, and `path` is not used;
+    it is waited for as long as it takes, which is said of `who`."""
 
     path: str | os.PathLike[str]
     wanted: ProtocolFeature
     config_size: int = 0
     timing: Timing = field(default_factory=Timing)
     mtu: int | None = None  # to be told to the back end, where it wants to hear it
+    doorstep: Doorstep | None = None
+    who: str = ""
     on_lost: Callable[[PeerError], None] = lambda error: None
     on_config: Callable[[bytes], None] = lambda config: None
     on_refused: Callable[[Exception], None] = lambda error: None
@@ -61,25 +66,31 @@ class Frontend:
 
     async def open(self) -> None:
         """Find the back end and negotiate. Raises HostError if nobody listens, PeerError."""
+        self.connection = await (self._look() if self.doorstep is None else self._wait(self.doorstep))
+        self.offer = self.connection.offer
+        if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
+            self.on_config(await self.connection.carry_out(read_config(self.config_size)))
+
+    async def _look(self) -> Connection:
         deadline = asyncio.get_running_loop().time() + self.timing.connect
         while True:
             try:
-                self.connection = await self._connect()
-                break
+                return await self._connect(await connect(self.path))
             except HostError as exc:
                 if exc.errno not in _ABSENT or asyncio.get_running_loop().time() >= deadline:
                     raise
             await asyncio.sleep(0.05)
-        self.offer = self.connection.offer
-        if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
-            self.on_config(await self.connection.carry_out(read_config(self.config_size)))
+
+    async def _wait(self, doorstep: Doorstep) -> Connection:
+        doorstep.open()
+        return await self._connect(await doorstep.first(self.who))
 
     async def reopen(self) -> Connection:
         """One attempt to reach a back end again; it is told what the driver wrote. Raises HostError, ChannelClosed if it is
         not there yet, PeerError if it is another than it was."""
         if self.connection is not None:
             return self.connection
-        connection = await self._connect()
+        connection = await self._connect(self.doorstep.next() if self.doorstep else await connect(self.path))
         try:
             missing = self.offer.features & ~connection.offer.features
             if missing or connection.offer.protocol != self.offer.protocol:
@@ -102,6 +113,8 @@ class Frontend:
 
     async def close(self) -> None:
         """End everything. Idempotent."""
+        if self.doorstep is not None:
+            self.doorstep.close()
         await self.drop()
         for task in list(self._tasks):
             task.cancel()
@@ -129,8 +142,7 @@ class Frontend:
         self._written.clear()
         self._untold.clear()
 
-    async def _connect(self) -> Connection:
-        sock = await connect(self.path)
+    async def _connect(self, sock: socket.socket) -> Connection:
         connection = await Connection.open(
             sock,
             self.wanted,

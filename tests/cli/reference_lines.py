@@ -28,7 +28,8 @@ _IMAGES = (("qcow2", "q.qcow2"), ("vpc", "v.vhd"), ("vhdx", "v.vhdx"))
 
 @dataclass(frozen=True)
 class Line:
-    """What the reference did with `text`, and what is done with it here: "runs", "refused" or "ends with 0"."""
+    """What the reference did with `text`, and what is done with it here: "runs", "refused", "ends with 0", or "waits": says for
+    whom."""
 
     text: str
     reference: str
@@ -80,28 +81,31 @@ def run_line(text: str, directory: Path, made: Path, kernel: Path) -> Outcome:
     events = directory / "ev"
     if "--event-monitor" not in args:
         args += ["--event-monitor", f"path={events}"]
-    process = subprocess.Popen(
-        ["unshare", "--net", sys.executable, "-m", "aiovmm", "run", *args],
-        cwd=directory,
-        env={**os.environ, "XDG_CACHE_HOME": str(directory / "cache"), "NO_COLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    return _outcome(process, events, str(directory))
+    with (directory / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            ["unshare", "--net", sys.executable, "-m", "aiovmm", "run", *args],
+            cwd=directory,
+            env={**os.environ, "XDG_CACHE_HOME": str(directory / "cache"), "NO_COLOR": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+        )
+    return _outcome(process, events, directory)
 
 
-def _outcome(process: subprocess.Popen[bytes], events: Path, directory: str) -> Outcome:
+def _outcome(process: subprocess.Popen[bytes], events: Path, directory: Path) -> Outcome:
     deadline = time.monotonic() + DEADLINE
-    while process.poll() is None and time.monotonic() < deadline and not _booted(events):
+    errors = directory / "stderr"
+    while process.poll() is None and time.monotonic() < deadline and not (_booted(events) or _waits(errors)):
         time.sleep(0.01)
     runs = _booted(events)  # and may have ended since
     late = process.poll() is None and not runs
     process.kill()
-    error = process.communicate()[1].decode(errors="replace").replace(directory, "@").strip()
+    process.wait()
+    error = errors.read_text(errors="replace").replace(str(directory), "@").strip()
     said = error.splitlines()[-1] if error else ""
     if late:
-        return Outcome("hangs", said)
+        return Outcome("waits" if _waits(errors) else "hangs", said)
     if runs:
         return Outcome("runs", said)
     if "Traceback" in error or process.returncode not in (0, 1, 2):
@@ -113,3 +117,7 @@ def _outcome(process: subprocess.Popen[bytes], events: Path, directory: str) -> 
 
 def _booted(events: Path) -> bool:
     return events.exists() and '"booted"' in events.read_text()
+
+
+def _waits(errors: Path) -> bool:
+    return b"waits for its back end" in errors.read_bytes()

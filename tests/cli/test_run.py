@@ -204,6 +204,17 @@ def test_a_signal_while_it_is_being_built(aiovmm: Command, guest: list[str], tmp
         assert not path.exists()
 
 
+def test_a_signal_while_it_waits_for_a_back_end(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "net.sock"
+    process = aiovmm.start(*guest, "--net", f"vhost_user=on,vhost_mode=server,socket={path}")
+    read_until(process.stderr, b"waits for its back end")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert err.endswith(b"aiovmm: ended by a signal before the guest was there\n"), err
+    assert process.returncode == 1
+    assert not path.exists()
+
+
 # -- events
 
 

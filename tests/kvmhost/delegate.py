@@ -61,8 +61,7 @@ class RemoteSession:
             if not line.startswith(MARK):
                 self._tail = [*self._tail[-_TAIL_LINES:], line]
                 continue
-            data = json.loads(line.removeprefix(MARK))
-            report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+            report = read_report(self._config, line.removeprefix(MARK))
             self._early.setdefault(report.nodeid, []).append(report)
             return True
         return False
@@ -84,6 +83,14 @@ class RemoteSession:
         if self._process.poll() is None:
             self._process.terminate()
         self._process.communicate()
+
+
+def read_report(config: pytest.Config, line: str) -> pytest.TestReport:
+    """What the other pytest has written."""
+    report: pytest.TestReport = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+    if isinstance(report.longrepr, list):  # a skip's place and reason, which JSON has no tuple for
+        report.longrepr = tuple(report.longrepr)
+    return report
 
 
 def _environment() -> list[str]:

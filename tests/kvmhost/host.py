@@ -179,6 +179,8 @@ class Host:
 
     def _push(self, channel: Channel, hello: Hello) -> bool:
         tree = project.project_tree(PROJECT, self.profile.arch)
+        if not self.profile.arch.is_foreign:
+            tree |= project.bare_metal_guests(PROJECT)
         contents = project.manifest(tree)
         if hello.project == project.digest(contents):
             return False

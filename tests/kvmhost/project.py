@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tarfile
 import tomllib
 from collections.abc import Iterator
@@ -62,6 +63,17 @@ def project_tree(root: pathlib.Path, arch: Arch = X86_64) -> Tree:
         mode = 0o755 if name.startswith("bin/") else 0o644
         tree[f"{PYTHON_IN_HOST}/{name}"] = Source(text.encode(), mode)
     return tree
+
+
+def bare_metal_guests(root: pathlib.Path) -> Tree:
+    """The guests that tests assemble, as they are here: the host has no assembler. None where this machine has none either."""
+    if shutil.which("as") is None or shutil.which("ld") is None:
+        return {}
+    from tests.guests import CACHE, build_all
+
+    build_all()
+    built = (path for path in CACHE.iterdir() if path.suffix in (".bin", ".elf"))
+    return {f"{PROJECT_IN_HOST}/{path.relative_to(root)}": Source(path.read_bytes()) for path in built}
 
 
 def _cross_compiled(arch: Arch) -> Source:

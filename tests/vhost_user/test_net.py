@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.config import NetConfig
+from aiovmm.config import NetConfig, VhostMode
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.vhost_user import VhostUserNet
+from aiovmm.errors import ConfigError
 from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.vhost_user import Timing
 from aiovmm.virtqueue.device import VirtioDevice
@@ -135,6 +137,47 @@ async def test_a_driver_without_multiqueue_has_its_control_queue_third(path: Pat
         await guest.driver.start(guest.device.features & ~f.MQ | 1 << 32, [64, 64, 64])
         assert await guest.driver.request(2, [struct.pack("<BBH", 4, 0, 2)], [1]) == b"\1"
         assert await exchange(guest, 0, b"frame" * 20) == b"frame" * 20
+
+
+async def test_back_ends_come_to_us_one_after_the_other(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`vhost_mode=server`; the socket goes with the card."""
+    config = NetConfig(vhost_user=True, socket=path, vhost_mode=VhostMode.SERVER, queue_size=64)
+    coming = VhostUserServer(Switch(1), path, connects=True)
+    async with coming, Guest(VhostUserNet.from_config(config)) as guest:
+        assert caplog.messages == [f"net: waits for its back end to connect to {path}"]
+        await guest.driver.start()
+        assert await exchange(guest, 0, b"first" * 20) == b"first" * 20
+        await coming.__aexit__(None, None, None)
+        async with VhostUserServer(Switch(1), path, connects=True):
+            await until(lambda: guest.backend.connected)
+            assert await exchange(guest, 0, b"again" * 20) == b"again" * 20
+    assert not there(path)
+
+
+def there(path: Path) -> bool:
+    return path.exists()
+
+
+async def test_who_waits_for_a_back_end_can_be_sent_home(path: Path) -> None:
+    device = VhostUserNet(path, listens=True)
+    waiting = asyncio.ensure_future(device.open())
+    await until(lambda: there(path))
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not there(path)
+
+
+async def test_what_is_no_socket_is_not_replaced_by_one(path: Path) -> None:
+    path.write_text("no socket")  # noqa: ASYNC240 - nothing else runs
+    with pytest.raises(ConfigError, match=r"net\.socket"):
+        await VhostUserNet(path, listens=True).open()
+
+
+@pytest.mark.parametrize("keys", [{"vhost_mode": VhostMode.SERVER}, {"vhost_mode": VhostMode.SERVER, "tap": "tap0"}])
+def test_nobody_is_waited_for_without_a_socket(keys: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"net\.vhost_mode"):
+        NetConfig(**keys)
 
 
 @given(st.integers(0, (1 << 64) - 1))

@@ -14,11 +14,10 @@ from pathlib import Path
 from aiovmm.image.modules import ModuleTree
 from tests.debian import ArchiveError, Unpacked
 from tests.debian.stock import stock_kernel
-from tests.guests import CACHE, build_all
 from tests.kvmhost import KvmHostError, cpio, project
 from tests.kvmhost.arch import X86_64
 from tests.kvmhost.image import Image, ensure_image
-from tests.kvmhost.settings import PROJECT, PROJECT_IN_HOST, cache_directory
+from tests.kvmhost.settings import PROJECT, cache_directory
 
 from .bochs import configuration, ensure_bochs, environment, make_cd
 
@@ -111,8 +110,5 @@ def _initramfs(image: Image, modules: Path, command: str, parameters: str) -> by
 
 def _project() -> bytes:
     """The tree as the nested host gets it, with the assembled guests: there is no assembler."""
-    build_all()
-    tree = project.project_tree(PROJECT)
-    for path in CACHE.iterdir():
-        tree[f"{PROJECT_IN_HOST}/{path.relative_to(PROJECT)}"] = project.Source(path.read_bytes())
+    tree = project.project_tree(PROJECT) | project.bare_metal_guests(PROJECT)
     return project.update_archive(tree, project.Update.between({}, project.manifest(tree)))

@@ -35,7 +35,7 @@ TABLE = """
 --net num_queues | differs | counts both directions; may be more than twice the vCPUs
 --net vhost_user socket | same |
 --net fd | differs | also one connected socket
---net vhost_mode | refused | the back end listens, and the monitor connects | client
+--net vhost_mode | differs | server without vhost_user=on is refused; a back end that goes away may come again
 --net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
 --net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --balloon size deflate_on_oom free_page_reporting id pci_segment pci_device_id | same |

@@ -60,8 +60,9 @@ class VhostUserDevice(VirtioDevice):
     async def open(self) -> None:
         """Find the back end and learn what it offers. Raises HostError if nobody listens, PeerError, and ConfigError for what
         was asked for and it does not have."""
-        await self.frontend.open()
+        self.frontend.who = self.label
         try:
+            await self.frontend.open()
             offer = self.frontend.offer
             self._check_queues(offer.queues)
             self.ring_features = RING_FEATURES & offer.features

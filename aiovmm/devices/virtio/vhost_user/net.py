@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from aiovmm.config import NetConfig
+from aiovmm.config.net import VhostMode
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.config_space import NetConfigSpace
 from aiovmm.devices.virtio.net.mac import parse_mac, random_mac
@@ -45,13 +46,19 @@ class VhostUserNet(VhostUserDevice):
         offloads: f.Offloads = f.ALL_OFFLOADS,
         name: str = "net",
         timing: Timing | None = None,
+        listens: bool = False,
     ) -> None:
+        """`listens`: at `path`, where the back end connects."""
         control = (_CONTROL_SIZE,) if pairs > 1 else ()
         super().__init__(path, (queue_size,) * (2 * pairs) + control, name=name, timing=timing)
         self.pairs = pairs
         self._withheld = f.withheld(offloads)
         self.space = NetConfigSpace(random_mac() if mac is None else mac, max_virtqueue_pairs=pairs, mtu=mtu or 0)
         self.frontend.mtu = mtu
+        if listens:
+            from aiovmm.vhost_user.doorstep import Doorstep
+
+            self.frontend.doorstep = Doorstep(path, "net.socket")
 
     @classmethod
     def from_config(cls, config: NetConfig, name: str = "net") -> VhostUserNet:
@@ -65,6 +72,7 @@ class VhostUserNet(VhostUserDevice):
             queue_size=config.queue_size,
             offloads=f.Offloads(config.offload_csum, config.offload_tso, config.offload_ufo),
             name=name,
+            listens=config.vhost_mode is VhostMode.SERVER,
         )
 
     @property
