@@ -147,6 +147,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         "distances": _distances,
         "memory_zones": to_words,
         "pci_segments": to_ints,
+        "device_id": to_text,
     },
     "platform": {
         "num_pci_segments": to_int,

@@ -155,17 +155,21 @@ class MemoryZoneConfig:
 class NumaConfig:
     """A NUMA node of the guest: which of its processors, parts of its memory (ids of zones) and PCI segments are near each
     other, and how far it is to others, (node, distance): 10 is the node itself, others have 20 unless it is said, and the
-    same back. What is in no node is in the first."""
+    same back. What is in no node is in the first. A node may also be that of a device alone, by its id (a generic initiator of
+    ACPI): it has neither processors nor memory."""
 
     guest_numa_id: int
     cpus: tuple[int, ...] = ()
     distances: tuple[tuple[int, int], ...] = ()
     memory_zones: tuple[str, ...] = ()
     pci_segments: tuple[int, ...] = ()
+    device_id: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.guest_numa_id < MAX_NODES:
             raise ConfigError("numa.guest_numa_id", f"{self.guest_numa_id} is not in 0..{MAX_NODES - 1}")
+        if self.device_id is not None and (self.cpus or self.memory_zones or self.pci_segments):
+            raise ConfigError("numa.device_id", "has a node of its own", "say cpus=, memory_zones= in another --numa")
         for node, distance in self.distances:
             if node == self.guest_numa_id and distance != 10:
                 raise ConfigError("numa.distances", f"{distance} to itself is not 10")

@@ -54,6 +54,9 @@ def _check_nodes(config: VMConfig) -> None:
     _refuse_twice("numa.guest_numa_id", ids)
     _refuse_twice("numa.memory_zones", [zone for node in nodes for zone in node.memory_zones])
     _refuse_twice("numa.cpus", [cpu for node in nodes for cpu in node.cpus])
+    _refuse_twice("numa.device_id", [node.device_id for node in nodes if node.device_id is not None])
+    if nodes and all(node.device_id is not None for node in nodes):
+        raise ConfigError("numa.device_id", "is all that nodes have", "processors and memory need one, too")
     _refuse_twice("numa.pci_segments", [segment for node in nodes for segment in node.pci_segments])
     for node in nodes:
         _check_node(config, node, ids)

@@ -94,6 +94,8 @@ class Machine:
         self._plug_ports(plans)
         await self._plug_devices(plans)
         if self._restored is None:
+            if config.numa:
+                board.functions = self._functions_by_id()
             board.describe(self.memory, self.pci.root, self._iommu)
             await in_thread(f"{config.name}: load guest", board.load, self.memory)
         verdict = Verdict(config.name, self.memory, board.judge, self.halt, self._ended, self._owner)
@@ -258,6 +260,11 @@ class Machine:
         """Where a virtio device is. Raises KeyError."""
         place = self.functions[id_].place
         return PciAddress(place.segment, place.slot)
+
+    def _functions_by_id(self) -> dict[str, PciAddress]:
+        """With devices of the host."""
+        hosts = self.parts.passthrough.addresses if self.parts.passthrough is not None else {}
+        return {id_: self.address(id_) for id_ in self.functions} | hosts
 
     async def unplug(self, id_: str) -> None:
         """Take a virtio device out: nothing of it touches memory any more. It stays open. Raises KeyError."""

@@ -10,7 +10,7 @@ what firmware would tell of them. `assembly.Machine` holds the order in which th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiovmm.bus import Bus
@@ -23,7 +23,7 @@ from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import MachineParts
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
-from aiovmm.pci.root import PciRoot
+from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.pci.services import IntxLine, Place
 
 if TYPE_CHECKING:  # of machines that are saved, or restored
@@ -72,6 +72,8 @@ class Board(ABC):
         self.restored: Restored | None = None
         """What it goes on from, set before `examine`; None: from a kernel."""
         self.ram = self.lay_out(parts.config.ram_size)
+        self.functions: Mapping[str, PciAddress] = {}
+        """Devices by their ids, for `describe` of a machine with NUMA nodes, which may be theirs."""
         self.vcpus: list[Vcpu] = []
         """All of them, from `load` on."""
 

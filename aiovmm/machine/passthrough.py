@@ -18,7 +18,7 @@ from aiovmm.kvm.vfio import KvmVfio
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.memory import GuestMemory
-from aiovmm.pci.root import PciRoot
+from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.vfio import Container, Follower, HostDevice, HostSystem, System, VfioFunction, VfioServices
 from aiovmm.vfio.limits import check_lockable
@@ -48,6 +48,8 @@ class Passthrough:
         self._name = config.name
         self._memory_size = config.ram_size
         self._common = Container(self._system)
+        self.addresses: dict[str, PciAddress] = {}
+        """Of the present machine, by id."""
         self.places = [self._place(number, device, config) for number, device in enumerate(config.devices)]
 
     def _place(self, number: int, device: DeviceConfig, config: VMConfig) -> HostPlace:
@@ -104,7 +106,7 @@ class Passthrough:
                 function = VfioFunction(place.device, services, on_error)
                 stack.push_async_callback(function.close)
                 await function.start()
-                address = root.add(function, place.segment, place.slot)
+                address = self.addresses[place.id] = root.add(function, place.segment, place.slot)
                 if place.iommu:
                     assert iommu is not None, "a machine with a device behind an IOMMU has one"
                     follower = Follower(

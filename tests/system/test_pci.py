@@ -125,9 +125,7 @@ async def test_as_many_segments_as_there_can_be(guests: Guests, tmp_path: Path, 
     async with VM(config) as vm:
         await vm.start()
         await prompt(vm)
-        found = (await shell(vm, "ls /sys/bus/pci/devices")).split()
-        if len([n for n in found if n.endswith(":00.0")]) != 96:
-            raise AssertionError(f"{found}\n" + await shell(vm, "dmesg | grep -v virtio"))
+        found = sorted((await shell(vm, "ls /sys/bus/pci/devices")).split())  # it lists them in columns
         assert [name for name in found if name.endswith(":00.0")] == [f"{n:04x}:00:00.0" for n in range(96)]
         assert [name for name in found if not name.endswith(":00.0")] == [f"{n:04x}:00:01.0" for n in (0, 47, 94, 95)]
         assert (await shell(vm, "for d in a b c; do head -c 6 /dev/vd$d; done")).replace(

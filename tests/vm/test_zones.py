@@ -12,13 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import VM, ConfigError, HostError, MemoryConfig, MemoryZoneConfig, NumaConfig, VMConfig
+from aiovmm import (
+    VM,
+    ConfigError,
+    HostError,
+    MemoryConfig,
+    MemoryZoneConfig,
+    NumaConfig,
+    PlatformConfig,
+    RngConfig,
+    VMConfig,
+)
 from aiovmm.boot.x86_64 import ram_ranges
 from aiovmm.config.options import parse_cpus, parse_memory, parse_memory_zone, parse_numa
 from aiovmm.machine.zones import places_of_zones
 from aiovmm.memory import Backing, GuestMemory
 from aiovmm.native import lib
-from tests.boot.x86_64.acpi.test_numa import read
+from tests.boot.x86_64.acpi.test_numa import entries, read
 from tests.vm.guest import config
 
 MIB = 1 << 20
@@ -226,6 +236,26 @@ async def test_numbers_of_nodes_may_have_gaps_and_the_lowest_has_what_is_in_none
     assert sorted(memory) == [(2, 0, 2 * MIB), (5, 2 * MIB, 2 * MIB)]
 
 
+async def test_a_device_may_have_a_node_of_its_own() -> None:
+    """And what is in no node is never in that."""
+    numa = (parse_numa("guest_numa_id=0,device_id=rng,distances=[4@40]"), parse_numa("guest_numa_id=4"))
+    rng, platform = RngConfig(pci_segment=1, pci_device_id=9), PlatformConfig(num_pci_segments=2)
+    async with VM(zoned("id=a,size=4M", numa=numa, rng=rng, platform=platform)) as vm:
+        low = vm.machine.memory.read(0xA0000, 0x50000)
+    at = low.index(b"SRAT")
+    table = low[at : at + int.from_bytes(low[at + 4 : at + 8], "little")]
+    cpus, memory = read(table)
+    assert (cpus, memory) == ({0: 4}, [(4, 0, 4 * MIB)])
+    (initiator,) = (entry for entry in entries(table) if entry[0] == 5)
+    assert initiator[3:12] == bytes([1, 0, 0, 0, 0, 1, 0, 0, 9 << 3])
+
+
+async def test_a_node_of_a_device_that_is_not_there_is_refused() -> None:
+    numa = (parse_numa("guest_numa_id=0"), parse_numa("guest_numa_id=1,device_id=gpu"))
+    with pytest.raises(ConfigError, match=r"numa\.device_id: there is no device 'gpu' \(there are rng\)"):
+        await VM(zoned("id=a,size=4M", numa=numa, rng=RngConfig())).__aenter__()
+
+
 async def test_a_guest_without_nodes_has_no_such_tables() -> None:
     async with VM(zoned("id=a,size=4M")) as vm:
         low = vm.machine.memory.read(0xA0000, 0x50000)
@@ -246,7 +276,12 @@ async def test_a_guest_without_nodes_has_no_such_tables() -> None:
         (["guest_numa_id=0,distances=[1@10]"], r"10 is not in 11..255"),
         (["guest_numa_id=0,distances=[0@11]"], r"11 to itself is not 10"),
         (["guest_numa_id=0,distances=[1@[20,30]]"], r"node 1 has 2 distances"),
-        (["guest_numa_id=0,device_id=gpu"], r"generic initiators"),
+        (["guest_numa_id=0,device_id=rng"], r"processors and memory need one"),
+        (["guest_numa_id=0", "guest_numa_id=1,cpus=0,device_id=rng"], r"device_id: has a node of its own"),
+        (
+            ["guest_numa_id=0", "guest_numa_id=1,device_id=rng", "guest_numa_id=2,device_id=rng"],
+            r"rng is given 2 times",
+        ),
         (["cpus=0"], r"guest_numa_id: is missing"),
     ],
 )

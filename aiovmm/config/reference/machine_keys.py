@@ -38,7 +38,7 @@ TABLE = """
 --numa guest_numa_id | differs | 0 to 63
 --numa cpus memory_zones pci_segments | differs | what is in no node is in the one of the lowest number; not on arm64
 --numa distances | differs | 11 to 255, which the other node has back unless it says another
---numa device_id | refused | nodes of devices alone (generic initiators) are not there
+--numa device_id | differs | of a device that is there from the start, else refused (a warning there)
 --limits exits | ours | exits a second to this process, of all vCPUs together; a guest that would make more stands still
 --limits lifetime | ours | seconds from the first start, after which the guest is ended
 --limits idle | ours | the same for seconds in which it neither computes nor gets or gives anything

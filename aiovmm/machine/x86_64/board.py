@@ -144,7 +144,7 @@ class Pc(Board):
         if self.parts.config.numa:
             from aiovmm.machine.x86_64.numa import numa_nodes
 
-            self._described = replace(self._described, numa=numa_nodes(self.parts.config, self.ram))
+            self._described = replace(self._described, numa=numa_nodes(self.parts.config, self.ram, self.functions))
 
     def load(self, memory: GuestMemory) -> None:
         """By the kernel's own protocol."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aiovmm.boot.x86_64.acpi import NumaNode
 from aiovmm.config import VMConfig
+from aiovmm.errors import ConfigError
 from aiovmm.machine.zones import places_of_zones
+from aiovmm.pci.root import PciAddress
 
 __all__ = ["numa_nodes"]
 
 
-def numa_nodes(config: VMConfig, ram: Sequence[tuple[int, int]]) -> tuple[NumaNode, ...]:
+def numa_nodes(
+    config: VMConfig, ram: Sequence[tuple[int, int]], functions: Mapping[str, PciAddress]
+) -> tuple[NumaNode, ...]:
     """All of them, by their numbers. A kernel that finds memory in no node uses none of this, so what is in none is in the first,
-    and so are processors."""
+    and so are processors. `functions`: devices by their ids. Raises ConfigError for a node of one that is not there."""
     places = places_of_zones(config, ram) if config.memory_zones else {"": list(ram)}
     nodes = sorted(config.numa, key=lambda node: node.guest_numa_id)
-    lowest = nodes[0].guest_numa_id if nodes else 0
+    lowest = next((node.guest_numa_id for node in nodes if node.device_id is None), 0)
     cpus = {cpu for node in nodes for cpu in node.cpus}
     zones = {zone for node in nodes for zone in node.memory_zones}
     spare_cpus = [cpu for cpu in range(config.cpus.max or config.cpus.boot) if cpu not in cpus]
@@ -32,6 +36,14 @@ def numa_nodes(config: VMConfig, ram: Sequence[tuple[int, int]]) -> tuple[NumaNo
                 tuple(sorted(piece for zone in ids for piece in places[zone])),
                 node.distances,
                 node.pci_segments,
+                None if node.device_id is None else _place(functions, node.device_id),
             )
         )
     return tuple(described)
+
+
+def _place(functions: Mapping[str, PciAddress], id_: str) -> tuple[int, int]:
+    if id_ not in functions:
+        there = f"there are {', '.join(sorted(functions))}" if functions else "there is none"
+        raise ConfigError("numa.device_id", f"there is no device {id_!r}", there)
+    return functions[id_].segment, functions[id_].requester_id

@@ -121,13 +121,15 @@ class Cpu:
 
 @dataclass(frozen=True)
 class NumaNode:
-    """A node of processors, by their UIDs, and ranges of memory (gpa, size in bytes); `distances` are (node, distance)."""
+    """A node of processors, by their UIDs, and ranges of memory (gpa, size in bytes); `distances` are (node, distance). Or one of
+    an `initiator`, a PCI function (segment, bus << 8 | device << 3 | function), alone."""
 
     number: int
     cpus: tuple[int, ...] = ()
     ram: tuple[tuple[int, int], ...] = ()
     distances: tuple[tuple[int, int], ...] = ()
     pci_segments: tuple[int, ...] = ()
+    initiator: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

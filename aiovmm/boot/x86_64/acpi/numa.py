@@ -10,16 +10,18 @@ from aiovmm.boot.x86_64.acpi.config import Cpu, NumaNode
 
 __all__ = ["slit", "srat"]
 
-_LOCAL_APIC, _MEMORY, _LOCAL_X2APIC = 0, 1, 2
+_LOCAL_APIC, _MEMORY, _LOCAL_X2APIC, _GENERIC_INITIATOR = 0, 1, 2, 5
+_PCI = 1  # the kind of a device handle
 _FIRST_X2APIC_ID = 255
 _ENABLED = 1
 _SELF, _OTHER = 10, 20
 
 
 def srat(nodes: Sequence[NumaNode], cpus: Sequence[Cpu]) -> bytes:
-    """The System Resource Affinity Table: each processor and each range of memory with its node (proximity domain)."""
+    """The System Resource Affinity Table: each processor, range of memory and initiator with its node (proximity domain)."""
     entries = [_processor(node.number, cpus[uid]) for node in nodes for uid in node.cpus]
     entries += [_memory(node.number, gpa, size) for node in nodes for gpa, size in node.ram]
+    entries += [_initiator(node.number, *node.initiator) for node in nodes if node.initiator is not None]
     return sdt("SRAT", 3, struct.pack("<IQ", 1, 0) + b"".join(entries))
 
 
@@ -33,6 +35,13 @@ def _processor(node: int, cpu: Cpu) -> bytes:
 
 def _memory(node: int, gpa: int, size: int) -> bytes:
     return struct.pack("<BBIHQQIIQ", _MEMORY, 40, node, 0, gpa, size, 0, _ENABLED, 0)
+
+
+def _initiator(node: int, segment: int, bdf: int) -> bytes:
+    """5.2.16.6: the bus comes before the device and the function."""
+    return struct.pack(
+        "<BBBBIHBB12xII", _GENERIC_INITIATOR, 32, 0, _PCI, node, segment, bdf >> 8, bdf & 0xFF, _ENABLED, 0
+    )
 
 
 def slit(nodes: Sequence[NumaNode]) -> bytes:

@@ -41,6 +41,7 @@ NODES = (
     NumaNode(0, (0, 2), ((0, 3 << 30),), ((1, 30),), (0,)),
     NumaNode(1, (1, 3), ((4 << 30, 1 << 40),), ((0, 35), (2, 255)), (1,)),
     NumaNode(2),
+    NumaNode(3, initiator=(1, 0x0128)),
 )
 
 MACHINES = {

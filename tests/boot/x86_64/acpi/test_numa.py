@@ -35,6 +35,8 @@ def read(table: bytes) -> tuple[dict[int, int], list[tuple[int, int, int]]]:
             node, apic, flags = struct.unpack_from("<III", entry, 4)
             assert (len(entry), flags) == (24, 1)
             cpus[apic] = node
+        elif entry[0] == 5:
+            assert len(entry) == 32
         else:
             node, address, size, flags = struct.unpack("<2xI2xQQ4xI8x", entry)
             assert (entry[0], len(entry), flags) == (1, 40, 1)
@@ -82,6 +84,13 @@ def test_what_is_written_is_what_is_read(
         for b in range(count):
             said = distances.get((a, b), distances.get((b, a), 20))
             assert square[a * count + b] == (10 if a == b else said)
+
+
+def test_an_initiator_is_a_function_of_pci() -> None:
+    (entry,) = entries(srat([NumaNode(7, initiator=(0x1234, 0x02F8))], ()))
+    kind, length, handle, node, segment, bus, devfn, flags = struct.unpack("<BBxBIHBB12xI4x", entry)
+    assert (kind, length, handle, node, flags) == (5, 32, 1, 7, 1)
+    assert (segment, bus, devfn) == (0x1234, 0x02, 0xF8)
 
 
 def test_a_bridge_says_which_node_it_is_near() -> None:
