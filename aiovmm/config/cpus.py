@@ -14,7 +14,7 @@ IDLE = 20
 """For `vcpu_nice`: the threads of vCPUs are SCHED_IDLE."""
 
 MAX_CPUS = 4096  # their names in the firmware's tables are C000 to CFFF; KVM may have its own, lower limit
-CPU_FEATURES = ("amx",)
+CPU_FEATURES = ("amx", "pmu")
 """Processor features that a guest gets only if it is asked for."""
 
 
@@ -52,9 +52,10 @@ class CpusConfig:
     """`boot` processors, which is what the guest starts with. With `max` it may have between one and so many while it runs, by
     `vm.resize(cpus=)`. `topology` lays out all `max` (`boot`, where that is not given): None is one
     package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
-    the host's). `nested`: the guest may use virtualization itself, where the host lets it. `kvm_hyperv`: it finds what a guest
-    of Hyper-V would, for Windows, beside what KVM's own guests find. `features`
-    are those that have to be asked for, of CPU_FEATURES. `affinity` says which processors of the host a vCPU may run on; of one
+    the host's). `nested`: the guest may use virtualization itself, where the host lets it; off, for that is much of KVM to look
+    for faults in. `kvm_hyperv`: it finds what a guest of Hyper-V would, for Windows, beside what KVM's own guests find.
+    `features` are those that have to be asked for, of CPU_FEATURES: AMX, and performance counters (`pmu`), both of x86.
+    `affinity` says which processors of the host a vCPU may run on; of one
     that is not there it is only remarked. `core_scheduling` says what may share a core with a vCPU.
     `vcpu_nice` is how far its thread stands back behind the event loop's, which serves all guests: 0..19, added to the process's
     own; IDLE has it run when the host has nothing else to do.
@@ -64,7 +65,7 @@ class CpusConfig:
     max: int | None = None
     topology: TopologyConfig | None = None
     max_phys_bits: int | None = None
-    nested: bool = True
+    nested: bool = False
     features: tuple[str, ...] = ()
     affinity: tuple[tuple[int, tuple[int, ...]], ...] = ()
     vcpu_nice: int = VCPU_NICE

@@ -10,6 +10,7 @@ from aiovmm.runtime.dataclass import dataclass
 
 __all__ = [
     "EMULATION",
+    "ContextLost",
     "Debug",
     "FailEntry",
     "FinalExit",
@@ -82,6 +83,14 @@ class FailEntry(FinalExit):
 
 
 @dataclass(frozen=True)
+class ContextLost(FinalExit):
+    """KVM_EXIT_NOTIFY with KVM_NOTIFY_CONTEXT_INVALID."""
+
+    def __str__(self) -> str:
+        return "an instruction of the guest's let no interrupt in, and the processor could not keep its state as it left it"
+
+
+@dataclass(frozen=True)
 class SystemEvent(FinalExit):
     """KVM_EXIT_SYSTEM_EVENT: the guest asked its firmware interface for `type`."""
 
@@ -145,6 +154,8 @@ def decode(final: Any) -> FinalExit:
             return InternalError(final.detail, data, _instruction(final.detail, data))
         case 24:  # KVM_EXIT_SYSTEM_EVENT
             return SystemEvent(final.detail, data)
+        case 37:  # KVM_EXIT_NOTIFY
+            return ContextLost()
         case 4:  # KVM_EXIT_DEBUG
             return Debug(final.detail, *data)
         case 0:  # KVM_EXIT_UNKNOWN

@@ -35,7 +35,10 @@ _MOST_CPUS = 8192  # that Linux can be built for
 
 @dataclass(frozen=True)
 class VcpuCounters:
-    """What one vCPU has done: `exits` from KVM, of which accesses by how they were answered, and waits on a full ring."""
+    """What one vCPU has done: `exits` from KVM, of which accesses by how they were answered, and waits on a full ring. On x86,
+    where the host's processor tells of it: `bus_locks`, instructions that held up the memory of all processors (a locked access
+    across cache lines), and `notifies`, times that one let no interrupt in for a whole window; a guest that does either without
+    end is slowed."""
 
     exits: int
     sync: int
@@ -44,6 +47,8 @@ class VcpuCounters:
     ignored: int
     missed: int
     full: int
+    bus_locks: int = 0
+    notifies: int = 0
 
 
 class Vm(Protocol):
@@ -223,7 +228,7 @@ class Vcpu:
         """A snapshot, also while running."""
         self._check_open()
         c = lib.avmm_vcpu_counters(self.native)
-        return VcpuCounters(c.exits, c.sync, c.posted, c.shadow, c.ignored, c.missed, c.full)
+        return VcpuCounters(c.exits, c.sync, c.posted, c.shadow, c.ignored, c.missed, c.full, c.bus_locks, c.notifies)
 
     def close(self) -> None:
         """Stop if need be (this waits for the thread, which takes well below a millisecond) and give all back. Idempotent."""

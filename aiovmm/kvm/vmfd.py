@@ -146,7 +146,11 @@ class VmFd:
         """From now on at most `rate` exits a second to this process, of all vCPUs together, and a hundredth of that at once;
         None: as many as the guest makes. A vCPU that would make more stands still until it may."""
         interval = 1_000_000_000 // rate if rate else 0
-        lib.avmm_vm_pace(self.native, interval, max(_PACE_BURST, interval))
+        lib.avmm_vm_pace(self.native, lib.AVMM_PACE_EXITS, interval, max(_PACE_BURST, interval))
+
+    def limit_harm(self, rate: int) -> None:
+        """Likewise of what holds up the whole host (VcpuCounters.bus_locks and notifies), with a tenth of it at once."""
+        lib.avmm_vm_pace(self.native, lib.AVMM_PACE_HARM, 1_000_000_000 // rate, 100_000_000)
 
     # -- vCPUs --
 

@@ -44,7 +44,7 @@ def test_what_the_guest_sees_of_its_processors() -> None:
     assert cpus.topology == TopologyConfig(threads=2, cores=2, dies=1, packages=2)
     assert (cpus.max_phys_bits, cpus.nested, cpus.features) == (40, False, ("amx",))
     assert parse_cpus("boot=2").topology is None
-    assert (parse_cpus("2").nested, parse_cpus("2").features) == (True, ())
+    assert (parse_cpus("2").nested, parse_cpus("2").features) == (False, ())
 
 
 @pytest.mark.parametrize(

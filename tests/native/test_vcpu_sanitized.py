@@ -36,3 +36,14 @@ def test_order_answers_pauses_and_stops_amid_changing_tables(sanitizer: str, loo
     command = [*fixed, str(program), "20000", str(look_ns)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=environment)
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_what_holds_up_the_host_is_counted_and_paced_and_a_lost_guest_ends(tmp_path: Path) -> None:
+    program = tmp_path / "vcpu_harm"
+    sources = [str(HERE / "vcpu_harm.c"), *(str(SOURCE / name) for name in PARTS)]
+    flags = [*FLAGS, "-Dsyscall=fake_syscall", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    include = ["-I", str(SOURCE), "-I", str(SOURCE / "x86_64")]
+    subprocess.run(["gcc", *flags, *include, "-o", str(program), *sources], check=True, timeout=60)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr[-4000:]

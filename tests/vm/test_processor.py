@@ -52,8 +52,10 @@ async def test_addresses_are_no_wider_than_asked(told: Told) -> None:
         assert max(ends) <= 1 << 36, "the second segment's window is in reach"
 
 
-async def test_virtualization_off(told: Told) -> None:
-    async with VM(config("i").with_changes({"cpus": CpusConfig(nested=False)})):
+async def test_virtualization_and_counters_are_off(told: Told) -> None:
+    async with VM(config("i")):
+        assert 0xA not in told or told[0xA].eax & 0xFF == 0
+        assert told[1].ecx >> 15 & 1 == 0
         assert told[1].ecx >> 5 & 1 == 0
         assert 0x80000001 not in told or told[0x80000001].ecx >> 2 & 1 == 0
 

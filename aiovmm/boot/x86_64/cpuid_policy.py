@@ -26,6 +26,12 @@ _INVARIANT_TSC = 1 << 8  # leaf 0x80000007, EDX
 _KVM_SIGNATURE, _KVM_TIMING = 0x40000000, 0x40000010
 _APIC_BUS_KHZ = 1_000_000  # KVM's local APIC timer counts nanoseconds
 _VMX, _SVM = 1 << 5, 1 << 2  # leaf 1 ECX, leaf 0x80000001 ECX
+_PDCM, _PERFCTR = (
+    1 << 15,
+    1 << 23 | 1 << 24 | 1 << 28,
+)  # leaf 1 ECX; leaf 0x80000001 ECX: core, north bridge, last cache
+_ARCH_LBR = 1 << 19  # leaf 7 EDX
+_PMU_LEAVES = (0xA, 0x1C, 0x23, 0x80000022)  # architectural, branch records, more of the former, AMD's second version
 _AMX_7_0_EDX = 1 << 22 | 1 << 24 | 1 << 25  # BF16, TILE, INT8
 _AMX_7_1_EAX = 1 << 21  # FP16
 _AMX_7_1_EDX = 1 << 8  # COMPLEX
@@ -53,9 +59,13 @@ def has_amx(entries: Iterable[CpuidEntry]) -> bool:
     return bool(tile and tile.edx & _AMX_7_0_EDX and state and all(state.eax >> bit & 1 for bit in _TILE_STATE))
 
 
-def allow(entries: Iterable[CpuidEntry], *, nested: bool = True, amx: bool = False) -> list[CpuidEntry]:
-    """`entries` without virtualization unless `nested`, and without AMX unless `amx`."""
+def allow(
+    entries: Iterable[CpuidEntry], *, nested: bool = False, amx: bool = False, pmu: bool = False
+) -> list[CpuidEntry]:
+    """`entries` without virtualization unless `nested`, without AMX unless `amx`, without performance counters unless `pmu`."""
     result = list(entries)
+    if not pmu:
+        result = [_NO_PMU.get((e.function, e.index), _unchanged)(e) for e in result if e.function not in _PMU_LEAVES]
     if not nested:
         result = [_NO_NESTED.get(e.function, _unchanged)(e) for e in result if e.function != 0x8000000A]
     return result if amx else _without_amx(result)
@@ -85,6 +95,11 @@ def _unchanged(entry: CpuidEntry) -> CpuidEntry:
     return entry
 
 
+_NO_PMU: dict[tuple[int, int], Callable[[CpuidEntry], CpuidEntry]] = {
+    (0x1, 0): lambda e: replace(e, ecx=e.ecx & ~_PDCM),
+    (0x7, 0): lambda e: replace(e, edx=e.edx & ~_ARCH_LBR),
+    (0x80000001, 0): lambda e: replace(e, ecx=e.ecx & ~_PERFCTR),
+}
 _NO_NESTED: dict[int, Callable[[CpuidEntry], CpuidEntry]] = {
     0x1: lambda e: replace(e, ecx=e.ecx & ~_VMX),
     0x80000001: lambda e: replace(e, ecx=e.ecx & ~_SVM),

@@ -15,6 +15,8 @@ from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
+from aiovmm.kvm.x86_64.counters import take_counters
+from aiovmm.kvm.x86_64.harm import bound_harm
 from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.board import Board, Finding
@@ -98,10 +100,13 @@ class Pc(Board):
             self.address_bits = self.restored.address_bits(self.address_bits)
 
     def set_up(self, vm: VmFd) -> None:
-        """The split interrupt controller."""
+        """The split interrupt controller, and what single instructions may do to others."""
         self._vm = vm
         set_identity_pages(vm, layout.KVM_IDENTITY_MAP)
         split_irqchip(vm)
+        bound_harm(vm)
+        if "pmu" not in self.parts.config.cpus.features:
+            take_counters(vm)
 
     def add_devices(self) -> None:
         """The I/O APIC and what is wired to it."""

@@ -65,7 +65,7 @@ class Processor:
         if amx and not has_amx(supported):
             raise ConfigError("cpus.features", "KVM offers no AMX on this host", "leave features=amx out")
         cap = cpus.max_phys_bits
-        entries = allow(supported, nested=cpus.nested, amx=amx)
+        entries = allow(supported, nested=cpus.nested, amx=amx, pmu="pmu" in cpus.features)
         host = _plain(of_host(HOST_LEAVES))
         hyperv = _plain(cpuid.get_supported_hyperv(kvm.fd)) if cpus.kvm_hyperv else []
         visible, reachable = visible_bits(supported, cap), reachable_bits(supported, cap)

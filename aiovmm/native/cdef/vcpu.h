@@ -59,6 +59,8 @@ struct avmm_counters {
     uint64_t ignored;
     uint64_t missed;
     uint64_t full;
+    uint64_t bus_locks;
+    uint64_t notifies;
 };
 struct avmm_vm;
 struct avmm_vcpu;

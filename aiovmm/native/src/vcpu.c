@@ -411,9 +411,12 @@ static bool step(struct avmm_vcpu *v) {
     if (result < 0)
         return end(v, AVMM_END_ERRNO, (uint32_t)errno);
     avmm_arch_left(v);
+    bool harmed = avmm_arch_harmed(v);
     if (!handle_exit(v))
         return false;
-    avmm_vcpu_pace(v);
+    avmm_vcpu_pace(v, AVMM_PACE_EXITS);
+    if (harmed)
+        avmm_vcpu_pace(v, AVMM_PACE_HARM);
     return true;
 }
 

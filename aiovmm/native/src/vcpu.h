@@ -84,6 +84,8 @@ struct avmm_counters { /* of one vCPU; written by its thread only */
     uint64_t ignored;
     uint64_t missed;   /* accesses to no range */
     uint64_t full;     /* times the ring was full */
+    uint64_t bus_locks; /* x86: instructions that locked the memory bus of the whole host */
+    uint64_t notifies;  /* x86: times that an instruction let in no interrupt for a whole window */
 };
 
 struct avmm_vm;

@@ -3,6 +3,7 @@
  * Every field says who writes it; what both touch is atomic, and each ordering names its partner. */
 #ifndef AIOVMM_VCPU_STATE_H
 #define AIOVMM_VCPU_STATE_H
+#include "pace.h"
 #include "vcpu.h"
 #include "vcpu_arch.h"
 
@@ -44,6 +45,11 @@ struct avmm_patience { /* of one side, with looking for what the other will do i
     uint32_t left;  /* and this many still are */
 };
 
+struct avmm_pace { /* of one kind of exit */
+    _Atomic uint64_t interval, burst; /* written by the loop */
+    alignas(64) _Atomic uint64_t due; /* by the vCPU threads */
+};
+
 struct avmm_vm {
     _Atomic(struct avmm_table *) table;
     _Atomic uint32_t notified; /* how far the loop is from looking: ASLEEP, CALLED, DOZING or LOOKING */
@@ -56,8 +62,7 @@ struct avmm_vm {
     uint32_t lost;    /* set by guard.c from a signal handler: a part of the guest's memory is gone */
     bool told_lost;   /* the loop has been told */
     bool seen; /* it was LOOKING when it was called, so the eventfd need not be read: who wrote it late wakes the loop in vain */
-    _Atomic uint64_t pace_interval, pace_burst; /* see pace.h; written by the loop */
-    alignas(64) _Atomic uint64_t pace_due; /* by the vCPU threads */
+    struct avmm_pace paces[AVMM_PACES]; /* see pace.h */
     alignas(64) _Atomic uint64_t stamps; /* given out so far */
     alignas(64) struct avmm_vcpu *vcpus[];
 };
@@ -144,8 +149,8 @@ bool avmm_look_for(struct avmm_patience *p, uint32_t ns, const _Atomic uint32_t 
 /* Of the vCPU thread: put an entry, and have the loop come for it. False when the vCPU was stopped before there was room. */
 bool avmm_vcpu_put(struct avmm_vcpu *v, const struct avmm_entry *e);
 
-/* Of the vCPU thread, after each exit: stand still while the VM has made more than it may, unless there is a request. */
-void avmm_vcpu_pace(struct avmm_vcpu *v);
+/* Of the vCPU thread, after each exit of this kind: stand still while the VM has made more than it may, unless there is a request. */
+void avmm_vcpu_pace(struct avmm_vcpu *v, enum avmm_paced kind);
 
 /* Keep what an exit says more, at most 16 words. */
 void avmm_keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const uint64_t *data);
@@ -153,6 +158,7 @@ void avmm_keep_data(struct avmm_final *f, uint32_t detail, uint32_t ndata, const
 /* What each architecture has its own form of (x86_64/, aarch64/). */
 enum avmm_next { AVMM_GOES_ON, AVMM_OVER, AVMM_ENDS }; /* over: it was stopped; ends: the exit is one that ends the run */
 void avmm_arch_left(struct avmm_vcpu *v); /* after every exit, whatever it is */
+bool avmm_arch_harmed(struct avmm_vcpu *v); /* then, too: whether the guest did what holds up the whole host; it is counted */
 enum avmm_next avmm_arch_exit(struct avmm_vcpu *v); /* an exit that the common part does not know */
 void avmm_arch_debug(const struct kvm_run *run, struct avmm_final *f); /* what KVM_EXIT_DEBUG says */
 

@@ -96,16 +96,27 @@ def test_virtualization_unless_it_is_off() -> None:
     host = [replace(e, ecx=e.ecx | 1 << 2) if e.function == 0x80000001 else e for e in host] + [
         CpuidEntry(0x8000000A, eax=1)
     ]
-    assert allow(host, nested=True) == host
-    off = allow(host, nested=False)
+    assert allow(host, nested=True, pmu=True) == host
+    off = allow(host, pmu=True)
     assert leaf(off, 1).ecx == leaf(host, 1).ecx & ~(1 << 5)
     assert leaf(off, 0x80000001).ecx == leaf(host, 0x80000001).ecx & ~(1 << 2)
     assert not [e for e in off if e.function == 0x8000000A]
 
 
+def test_performance_counters_unless_they_are_asked_for() -> None:
+    """Leaf 1 ECX bit 15 is PDCM, leaf 0x80000001 ECX bits 23, 24 and 28 AMD's counters, leaf 7 EDX bit 19 branch records."""
+    features = [CpuidEntry(1, ecx=1 << 15 | 1), CpuidEntry(7, edx=1 << 19 | 1), CpuidEntry(0x80000001, ecx=0x11800001)]
+    leaves = [CpuidEntry(function, eax=2) for function in (0xA, 0x1C, 0x23, 0x80000022)]
+    host = [*features, *leaves]
+    assert allow(host, pmu=True) == host
+    without = allow(host)
+    assert {e.function for e in without} == {1, 7, 0x80000001}
+    assert (leaf(without, 1).ecx, leaf(without, 7).edx, leaf(without, 0x80000001).ecx) == (1, 1, 1)
+
+
 def test_amx_is_shown_to_who_asks_for_it() -> None:
     assert has_amx(TILE)
-    assert allow(TILE, amx=True) == TILE
+    assert allow(TILE, amx=True, nested=True, pmu=True) == TILE
 
 
 def test_amx_is_not_shown_without_asking() -> None:

@@ -58,7 +58,7 @@ async def test_it_is_made_once(counted: dict[str, int]) -> None:
 
 async def test_another_configuration_has_its_own(counted: dict[str, int]) -> None:
     await run(1)
-    await run(1, cpus=CpusConfig(1, nested=False))
+    await run(1, cpus=CpusConfig(1, nested=True))
     await run(3)
     assert counted == {"get_supported": 3, "of_host": 3, "adjust": 5, "mp_table": 2}
 

@@ -6,6 +6,11 @@
 
 void avmm_arch_left(struct avmm_vcpu *v) { (void)v; }
 
+bool avmm_arch_harmed(struct avmm_vcpu *v) {
+    (void)v;
+    return false;
+}
+
 void avmm_arch_debug(const struct kvm_run *run, struct avmm_final *f) {
     avmm_keep_data(f, run->debug.arch.hsr, 1, (const uint64_t[]){run->debug.arch.far});
 }
