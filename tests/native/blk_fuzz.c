@@ -1,7 +1,8 @@
 /* Random block requests in random framing through the native data path, under sanitizers, with io_uring and without. A second
  * thread scribbles on guest memory meanwhile, as a hostile vCPU would. Every chain that is taken comes back exactly once,
  * nothing stays in flight, the image never becomes larger than the disk, and never gets a mark of another format. For some seeds it
- * is an overlay, whose base is never written to.
+ * is an overlay, whose base is never written to. A neighbour, a disk of its own, goes through the same ring; either is reset now
+ * and then, and that waits for its own requests alone.
  * Usage: blk_fuzz SEED ROUNDS IMAGE; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
 #include "blk_parts.h"
 #include <assert.h>
@@ -34,16 +35,14 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int n, off_t offset, int flags
     return -1;
 }
 
-static uint8_t *ram;
-static struct avmm_region regions[REGIONS];
-static struct avmm_mem mem = {REGIONS, 0, regions};
+static uint8_t *ram; /* of the guest whose turn it is */
 static atomic_int stop;
 
-static void *scribble(void *arg) {
-    uint64_t s = (uint64_t)(uintptr_t)arg | 1;
+static void *scribble(void *memory) {
+    uint64_t s = (uint64_t)(uintptr_t)memory | 1;
     while (!atomic_load(&stop)) {
         s ^= s >> 12, s ^= s << 25, s ^= s >> 27;
-        ((volatile uint8_t *)ram)[s % (PAGES * PAGE)] = (uint8_t)(s >> 40);
+        ((volatile uint8_t *)memory)[s % (PAGES * PAGE)] = (uint8_t)(s >> 40);
     }
     return NULL;
 }
@@ -107,6 +106,17 @@ static int zero(struct avmm_blk_layer *layer) {
     return avmm_blk_layer_bring(layer, cluster, at, end);
 }
 
+/* A disk with one queue, and its guest's memory. */
+struct side {
+    struct avmm_blk *disk;
+    uint8_t *ram;
+    struct avmm_mem mem;
+    struct avmm_region regions[REGIONS];
+    struct avmm_queue vq;
+    struct avmm_blk_queue q;
+};
+static struct side sides[2];
+
 static void carry_out(struct avmm_blk_queue *q) {
     uint16_t handed[SIZE + 1];
     uint32_t n = q->n_handed;
@@ -131,54 +141,106 @@ static void carry_out(struct avmm_blk_queue *q) {
     avmm_blk_publish(q->disk);
 }
 
-static void wait_for_all(struct avmm_blk_queue *q) {
-    struct avmm_blk *disk = q->disk;
-    for (int spins = 0; disk->in_flight; spins++) {
+/* What is told of other disks, which come one by one and once each. */
+static void tell(struct avmm_blk *disk, uint64_t *mask) {
+    for (; disk; disk = *mask & AVMM_BLK_OTHERS ? avmm_blk_ring_next(disk->ring, mask) : NULL) {
+        assert(disk == sides[0].disk || disk == sides[1].disk);
+        carry_out(&sides[disk == sides[1].disk].q);
+    }
+}
+
+static void heed(const struct avmm_blk *disk, uint64_t mask) {
+    if (mask & AVMM_BLK_OTHERS)
+        tell(avmm_blk_ring_next(disk->ring, &mask), &mask);
+}
+
+static void wait_for_all(struct side *s) {
+    for (int spins = 0; s->disk->in_flight; spins++) {
+        uint64_t mask = 0;
         assert(spins < 1000000);
-        avmm_blk_reap(disk);
-        carry_out(q);
+        if (s->disk->ring)
+            tell(avmm_blk_ring_reap(s->disk->ring, &mask), &mask);
+        carry_out(&s->q);
         if (spins > 100)
             usleep(20);
     }
 }
 
-static void round_trip(struct avmm_blk *disk, uint64_t counts[3]) {
-    struct avmm_queue vq = {.size = SIZE, .max_chain = 32, .event_idx = 1, .indirect = 1};
-    struct avmm_blk_queue q = {.disk = disk, .vq = &vq, .mem = &mem, .bit = 1};
-    vq.last_avail = vq.used_idx = vq.signalled = below(2) ? 0 : 65536 - below(8);
-    assert(avmm_ring_bind(&vq.desc, &mem, DESC, 16 * SIZE, 1, NULL) == 0);
-    assert(avmm_ring_bind(&vq.avail, &mem, AVAIL, 6 + 2 * SIZE, 1, NULL) == 0);
-    assert(avmm_ring_bind(&vq.used, &mem, USED, 6 + 8 * SIZE, 3, NULL) == 0);
-    assert(avmm_blk_queue_open(&q, 1 + below(SIZE), 2 + below(36)) == 0);
-    uint16_t idx = vq.last_avail;
+static void begin(struct side *s) {
+    struct avmm_queue *vq = &s->vq;
+    ram = s->ram;
+    *vq = (struct avmm_queue){.size = SIZE, .max_chain = 32, .event_idx = 1, .indirect = 1};
+    s->q = (struct avmm_blk_queue){.disk = s->disk, .vq = vq, .mem = &s->mem, .bit = 1};
+    vq->last_avail = vq->used_idx = vq->signalled = below(2) ? 0 : 65536 - below(8);
+    assert(avmm_ring_bind(&vq->desc, &s->mem, DESC, 16 * SIZE, 1, NULL) == 0);
+    assert(avmm_ring_bind(&vq->avail, &s->mem, AVAIL, 6 + 2 * SIZE, 1, NULL) == 0);
+    assert(avmm_ring_bind(&vq->used, &s->mem, USED, 6 + 8 * SIZE, 3, NULL) == 0);
+    assert(avmm_blk_queue_open(&s->q, 1 + below(SIZE), 2 + below(36)) == 0);
+    uint16_t idx = vq->last_avail;
     for (uint32_t i = 0; i + 8 < SIZE;) {
         memcpy(ram + AVAIL + 4 + 2 * (idx % SIZE), &(uint16_t){(uint16_t)i}, 2);
         idx++;
         i += some_request(i);
     }
     memcpy(ram + AVAIL + 2, &idx, 2);
-    for (int turn = 0; turn < 6; turn++) {
-        avmm_blk_serve(&q);
-        carry_out(&q);
-        if (q.malformed) {
-            counts[1]++;
-            break;
-        }
-        if (below(2))
-            wait_for_all(&q);
-    }
-    wait_for_all(&q);
-    counts[0] += vq.pushed;
-    counts[2] += q.errors;
-    assert(vq.popped == vq.pushed && vq.last_avail == vq.used_idx && q.n_free == q.depth && !q.n_handed);
-    assert(!disk->writers && !disk->alone && !disk->deferred && !disk->lent && !disk->n_handed);
-    assert(q.reads + q.writes + q.flushes + q.others <= vq.popped);
-    avmm_blk_queue_close(&q);
 }
 
-static int open_base(const char *image) {
+static void turn(struct side *s, uint64_t counts[3]) {
+    if (s->q.malformed)
+        return;
+    heed(s->disk, avmm_blk_serve(&s->q));
+    carry_out(&s->q);
+    counts[1] += s->q.malformed != 0;
+}
+
+static void reset(struct side *s) {
+    heed(s->disk, avmm_blk_stop(s->disk));
+    heed(s->disk, avmm_blk_cancel(&s->q));
+    wait_for_all(s);
+    s->disk->stopping = 0;
+}
+
+static void end(struct side *s, uint64_t counts[3]) {
+    struct avmm_blk_queue *q = &s->q;
+    struct avmm_blk *disk = s->disk;
+    wait_for_all(s);
+    counts[0] += s->vq.pushed;
+    counts[2] += q->errors;
+    assert(s->vq.popped == s->vq.pushed && s->vq.last_avail == s->vq.used_idx && q->n_free == q->depth && !q->n_handed);
+    assert(!disk->writers && !disk->alone && !disk->deferred && !disk->lent && !disk->n_handed && !disk->is_touched);
+    assert(q->reads + q->writes + q->flushes + q->others <= s->vq.popped);
+    avmm_blk_queue_close(q);
+}
+
+static void round_trip(uint64_t counts[3]) {
+    begin(&sides[0]), begin(&sides[1]);
+    for (int n = 0; n < 12; n++) {
+        struct side *s = &sides[n % 2];
+        turn(s, counts);
+        if (below(2))
+            wait_for_all(s);
+        else if (below(8) == 0)
+            reset(s);
+    }
+    end(&sides[0], counts), end(&sides[1], counts);
+    if (sides[0].disk->ring)
+        assert(sides[0].disk->ring->cancels <= AVMM_BLK_CANCELS && !sides[0].disk->ring->stalled);
+}
+
+static uint8_t *some_memory(struct side *s) {
+    s->ram = aligned_alloc(PAGE, PAGES * PAGE);
+    memset(s->ram, 0, PAGES * PAGE);
+    for (uint64_t i = 0; i < REGIONS; i++) { /* adjoining: buffers that cross are several segments */
+        uint64_t size = PAGES / REGIONS * PAGE;
+        s->regions[i] = (struct avmm_region){i * size, size, (uint64_t)(uintptr_t)s->ram + i * size, 3, 0};
+    }
+    s->mem = (struct avmm_mem){REGIONS, 0, s->regions};
+    return s->ram;
+}
+
+static int open_beside(const char *image, const char *ending) {
     char name[4096];
-    snprintf(name, sizeof name, "%s.base", image);
+    snprintf(name, sizeof name, "%s.%s", image, ending);
     int fd = open(name, O_RDWR | O_CREAT, 0600);
     assert(fd >= 0);
     return fd;
@@ -188,20 +250,18 @@ int main(int argc, char **argv) {
     assert(argc == 4);
     uint64_t seed = strtoull(argv[1], NULL, 0), rounds = strtoull(argv[2], NULL, 0), counts[3] = {0};
     state = seed * 0x9E3779B97F4A7C15ull | 1;
-    ram = aligned_alloc(PAGE, PAGES * PAGE);
-    memset(ram, 0, PAGES * PAGE);
-    for (uint64_t i = 0; i < REGIONS; i++) { /* adjoining: buffers that cross are several segments */
-        uint64_t size = PAGES / REGIONS * PAGE;
-        regions[i] = (struct avmm_region){i * size, size, (uint64_t)(uintptr_t)ram + i * size, 3, 0};
-    }
-    struct avmm_uring ring;
+    uint8_t *memory = some_memory(&sides[0]), *others = some_memory(&sides[1]);
+    struct avmm_blk_ring ring;
+    struct avmm_blk neighbour = {.capacity = SECTORS, .max_bytes = 1 << 20, .fd = open_beside(argv[3], "neighbour")};
+    neighbour.punt_bytes = neighbour.inline_bytes = 2048;
+    assert(ftruncate(neighbour.fd, SECTORS * 512) == 0);
     struct avmm_blk disk = {.capacity = SECTORS, .max_bytes = 1 << 20, .discard = 1, .write_zeroes = 1};
     disk.fd = open(argv[3], O_RDWR | O_CREAT, 0600);
     assert(disk.fd >= 0 && ftruncate(disk.fd, SECTORS * 512 - 100) == 0);
     static uint64_t map[AVMM_BLK_MAP_PAGE / 8];
     uint8_t dirty = 0, old[SECTORS * 512 - 700];
     memset(old, 'o', sizeof old);
-    struct avmm_blk_layer base = {.fd = open_base(argv[3]), .size = sizeof old};
+    struct avmm_blk_layer base = {.fd = open_beside(argv[3], "base"), .size = sizeof old};
     assert(pwrite(base.fd, old, sizeof old, 0) == sizeof old);
     struct avmm_blk_layer top = {.fd = disk.fd, .shift = 12, .size = SECTORS * 512, .below_size = sizeof old,
                                  .map = map, .dirty = seed % 2 ? &dirty : NULL, .below = &base};
@@ -212,11 +272,12 @@ int main(int argc, char **argv) {
     disk.magics[0] = (struct avmm_blk_magic){AVMM_BLK_FIRST, 0, 1, "A"};
     disk.magics[1] = (struct avmm_blk_magic){AVMM_BLK_AFTER_COMMENTS, 0, 1, "B"};
     disk.magics[2] = (struct avmm_blk_magic){AVMM_BLK_LAST, 0, 1, "C"};
-    int with_ring = seed % 3 && avmm_uring_open(&ring, SIZE) == 0;
-    disk.ring = with_ring ? &ring : NULL;
+    int with_ring = seed % 3 && avmm_blk_ring_open(&ring, 2 * SIZE + AVMM_BLK_CANCELS) == 0;
+    disk.ring = neighbour.ring = with_ring ? &ring : NULL;
+    sides[0].disk = &disk, sides[1].disk = &neighbour;
     pthread_t thread;
     if (seed % 2)
-        pthread_create(&thread, NULL, scribble, (void *)(uintptr_t)seed);
+        pthread_create(&thread, NULL, scribble, memory);
     for (uint64_t i = 0; i < rounds; i++) {
         disk.readonly = below(8) == 0;
         disk.write_through = below(8) == 0;
@@ -225,9 +286,10 @@ int main(int argc, char **argv) {
         disk.writes_wait = (uint8_t)below(3);
         if (i % 16 == 0)
             map[0] = 0; /* as in a new overlay */
+        ram = memory;
         if (i % 16 == 0)
             sow();
-        round_trip(&disk, counts);
+        round_trip(counts);
         check_marks(&disk);
     }
     atomic_store(&stop, 1);
@@ -239,9 +301,9 @@ int main(int argc, char **argv) {
     close(base.fd);
     assert(fstat(disk.fd, &st) == 0 && st.st_size <= SECTORS * 512);
     if (with_ring)
-        avmm_uring_close(&ring);
-    close(disk.fd);
-    free(ram);
+        avmm_blk_ring_close(&ring);
+    close(disk.fd), close(neighbour.fd);
+    free(memory), free(others);
     printf("%llu %llu %llu %d\n", (unsigned long long)counts[0], (unsigned long long)counts[1],
            (unsigned long long)counts[2], with_ring);
     return 0;

@@ -25,20 +25,20 @@ REFUSE = Path(__file__).with_name("refuse_io_uring.py")
 @pytest.fixture
 def ring() -> object:
     ring = ffi.new("struct avmm_uring *")
-    error = -lib.avmm_uring_open(ring, 10)
+    error = -lib.avmm_uring_open(ring, 10, 0)
     if error:
         pytest.skip(f"io_uring: {os.strerror(error)}")
     return ring
 
 
 def test_a_ring_has_the_entries_asked_for_and_leaves_nothing_behind(ring: object) -> None:
-    assert ring.sq_entries == 16  # type: ignore[attr-defined]
+    assert (ring.sq_entries, ring.cq_entries) == (16, 16)  # type: ignore[attr-defined]
     lib.avmm_uring_close(ring)
     assert ring.fd == -1  # type: ignore[attr-defined]
     lib.avmm_uring_close(ring)
     maps = Path("/proc/self/maps").read_text().count("io_uring")
     for _ in range(50):
-        assert lib.avmm_uring_open(ring, 64) == 0
+        assert lib.avmm_uring_open(ring, 64, 200) == 0
         lib.avmm_uring_close(ring)
     assert Path("/proc/self/maps").read_text().count("io_uring") == maps
 
@@ -51,12 +51,12 @@ def test_a_ring_is_readable_only_while_completions_wait(ring: object) -> None:
 
 def test_no_ring_of_that_size() -> None:
     ring = ffi.new("struct avmm_uring *")
-    assert lib.avmm_uring_open(ring, 1 << 30) == -errno.EINVAL
+    assert lib.avmm_uring_open(ring, 1 << 30, 0) == -errno.EINVAL
     assert ring.fd < 0
     lib.avmm_uring_close(ring)
 
 
-def test_engines() -> None:
+async def test_engines() -> None:
     engine = Engine(IoKind.THREADS, 8, "test")
     assert engine.kind is IoKind.THREADS
     engine.close()
@@ -90,7 +90,7 @@ async def test_the_kernel_takes_no_submissions_for_a_while(tmp_path: Path) -> No
         await disk.close()
         pytest.skip("the host's kernel refuses io_uring")
     async with Harness(disk) as h:
-        ring = disk._disk.ring
+        ring = disk._disk.ring.uring
         await asyncio.sleep(0)
         q = h.queues[0]
         fd, ring.fd = ring.fd, -1

@@ -13,6 +13,8 @@ enum avmm_blk_code { AVMM_BLK_NO_HEADER, AVMM_BLK_NO_STATUS, ... };
 #define AVMM_BLK_LOOK ...
 #define AVMM_BLK_AGAIN ...
 #define AVMM_BLK_MORE ...
+#define AVMM_BLK_OTHERS ...
+#define AVMM_BLK_CANCELS ...
 #define AVMM_BLK_QUEUE_BITS ...
 struct avmm_blk_magic {
     uint32_t place;
@@ -43,7 +45,7 @@ struct avmm_blk_request {
 struct avmm_blk {
     struct avmm_allowance *allowance;
     struct avmm_blk_layer *layer;
-    struct avmm_uring *ring;
+    struct avmm_blk_ring *ring;
     int fd;
     uint32_t align_file;
     uint32_t align_memory;
@@ -57,6 +59,7 @@ struct avmm_blk {
     uint8_t discard;
     uint8_t write_zeroes;
     uint8_t stopping;
+    uint8_t abandoned;
     uint8_t id[20];
     uint32_t n_magics;
     struct avmm_blk_magic magics[16];
@@ -93,8 +96,8 @@ int avmm_blk_queue_open(struct avmm_blk_queue *q, uint32_t depth, uint32_t room)
 void avmm_blk_queue_close(struct avmm_blk_queue *q);
 bool avmm_blk_can_take(const struct avmm_blk_queue *q);
 uint64_t avmm_blk_serve(struct avmm_blk_queue *q);
-uint64_t avmm_blk_reap(struct avmm_blk *disk);
-void avmm_blk_stop(struct avmm_blk *disk);
+uint64_t avmm_blk_stop(struct avmm_blk *disk);
+uint64_t avmm_blk_cancel(struct avmm_blk_queue *q);
 void avmm_blk_perform(struct avmm_blk_request **requests, uint32_t count);
 void avmm_blk_finish_performed(struct avmm_blk_request **requests, uint32_t count);
 uint32_t avmm_blk_payload(const struct avmm_blk_request *request, uint64_t from, uint8_t *to, uint32_t size);

@@ -213,22 +213,13 @@ uint64_t avmm_blk_serve(struct avmm_blk_queue *q) {
     for (uint32_t n = q->n_free; n && segments && avmm_allowance_left(q->disk->allowance); n--)
         if (!take(q, &segments))
             break;
-    uint64_t mask = avmm_blk_reap(q->disk);
+    struct avmm_blk_ring *ring = q->disk->ring;
+    if (ring)
+        avmm_blk_ring_take_in(ring, q->disk);
+    uint64_t mask = avmm_blk_publish(q->disk); /* and submit what goes on */
+    if (ring && ring->touched)
+        mask |= AVMM_BLK_OTHERS;
     if (!segments)
         mask |= AVMM_BLK_MORE;
     return q->malformed ? mask | AVMM_BLK_LOOK : mask;
-}
-
-uint64_t avmm_blk_reap(struct avmm_blk *disk) {
-    struct avmm_uring *ring = disk->ring;
-    uint64_t request;
-    int32_t result;
-    if (ring) {
-        if (ring->pending)
-            avmm_uring_submit(ring);
-        uint32_t n = ring->sq_entries; /* bounds the loop: completions of guests' requests come as fast as we start them */
-        while (n-- && avmm_uring_reap(ring, &request, &result))
-            avmm_blk_completed((struct avmm_blk_request *)(uintptr_t)request, result);
-    }
-    return avmm_blk_publish(disk); /* and submit what goes on */
 }

@@ -66,7 +66,7 @@ struct avmm_blk_request {
     struct iovec *iov;   /* the data that is left to transfer */
     uint32_t room, n_iov;
     uint32_t type;   /* enum avmm_blk_type, or anything else */
-    struct avmm_blk_request *next; /* in disk->deferred */
+    struct avmm_blk_request *next; /* in disk->deferred or ring->stalled */
     uint8_t *bounce;     /* O_DIRECT with what is not aligned: a buffer of `bounce_size` bytes, else NULL */
     uint32_t bounce_size;
     struct iovec window; /* the part of it in use, whole blocks of the image ... */
@@ -83,6 +83,7 @@ struct avmm_blk_request {
     int32_t error; /* what avmm_blk_perform met: 0 or an errno */
     uint64_t began; /* nanoseconds of the monotonic clock; 0: it is not timed */
     uint16_t head;
+    uint8_t in_ring; /* io_uring has it, and will complete it */
     uint8_t punt;  /* have io_uring not try it at once */
     uint8_t dsync; /* a write that is complete only when it is stable */
     uint8_t at_end; /* it ends with the disk: the file may end up to 511 bytes earlier */
@@ -95,10 +96,21 @@ struct avmm_blk_request {
     uint8_t writing;  /* counted in disk->writers, or the one that is disk->alone */
 };
 
+/* The io_uring that the disks of an event loop share, used by its thread. Each disk has a share of its completions, as many as it can
+ * have in flight, so there is a place for every one, and a disk whose storage hangs takes nothing from the others. Submissions have
+ * no share: the kernel takes them from all in the order they came. */
+struct avmm_blk_ring {
+    struct avmm_uring uring;
+    struct avmm_blk *touched; /* disks of which completions were taken in, and their caller does not know */
+    struct avmm_blk_request *stalled, **stalled_end; /* that wait for a place among the submissions, in order */
+    uint32_t cancels; /* under way */
+};
+#define AVMM_BLK_CANCELS 32u /* at once: so many completions are no disk's share */
+
 struct avmm_blk {
     struct avmm_allowance *allowance; /* what its rate limit lets through, or NULL */
     struct avmm_blk_layer *layer; /* the top one of an overlay, whose file is `fd`, or NULL */
-    struct avmm_uring *ring; /* NULL: every request is handed to the caller, to be performed in threads */
+    struct avmm_blk_ring *ring; /* NULL: every request is handed to the caller, to be performed in threads */
     int fd;                  /* open with O_DIRECT if `align_file` is not 0 */
     uint32_t align_file;     /* O_DIRECT: alignment of offsets and lengths, bytes, a power of two; 0: none */
     uint32_t align_memory;   /* O_DIRECT: alignment of addresses */
@@ -113,6 +125,8 @@ struct avmm_blk {
     uint8_t discard;      /* DISCARD was negotiated */
     uint8_t write_zeroes; /* WRITE_ZEROES was negotiated */
     uint8_t stopping;     /* set by avmm_blk_stop */
+    uint8_t abandoned;    /* set by the caller: guest memory and queues may have gone, so what is in flight ends without a word */
+    uint8_t is_touched;
     uint8_t id[20];
     uint32_t n_magics;
     struct avmm_blk_magic magics[AVMM_BLK_MAGICS];
@@ -128,6 +142,7 @@ struct avmm_blk {
     int32_t failure;      /* the errno of the last of them */
     uint32_t failed_type; /* and its type */
     struct avmm_blk_queue *finished; /* queues with requests that are finished and not published */
+    struct avmm_blk *next_touched;
 };
 
 struct avmm_blk_queue {
@@ -156,12 +171,19 @@ struct avmm_blk_queue {
 };
 
 /* Beside the bits of queues in a mask: a queue has requests `handed` over, or a malformed chain; and submissions wait that the
- * kernel did not take, so call avmm_blk_reap again in a while even if nothing completes; and this call has done its share, so
- * call avmm_blk_serve again when others have had their turn: nobody kicks for what is left in the ring. */
+ * kernel did not take, so call avmm_blk_ring_reap again in a while even if nothing completes; and this call has done its share, so
+ * call avmm_blk_serve again when others have had their turn: nobody kicks for what is left in the ring; and requests of other disks
+ * have ended, so call avmm_blk_ring_next. */
+#define AVMM_BLK_OTHERS (1ull << 60)
+#define AVMM_BLK_MORE (1ull << 61)
 #define AVMM_BLK_LOOK (1ull << 62)
 #define AVMM_BLK_AGAIN (1ull << 63)
-#define AVMM_BLK_MORE (1ull << 61)
-#define AVMM_BLK_QUEUE_BITS 61
+#define AVMM_BLK_QUEUE_BITS 60
+
+/* Make a ring for `completions` in flight, cancellations among them; what avmm_uring_open returns. */
+int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions);
+/* Nothing may be in flight. Idempotent. */
+void avmm_blk_ring_close(struct avmm_blk_ring *ring);
 
 /* Slots for `depth` requests whose chains have `room` iovecs (larger ones get them on demand). 0 or -ENOMEM. */
 int avmm_blk_queue_open(struct avmm_blk_queue *q, uint32_t depth, uint32_t room);
@@ -175,12 +197,16 @@ bool avmm_blk_can_take(const struct avmm_blk_queue *q);
  * which something was published, with the bits above. */
 uint64_t avmm_blk_serve(struct avmm_blk_queue *q);
 
-/* Take in completions. The same mask. */
-uint64_t avmm_blk_reap(struct avmm_blk *disk);
+/* Take in completions, up to a bound, and publish what has ended. Returns a disk of which there were some, or NULL, with the same
+ * mask for it. The next one while that has AVMM_BLK_OTHERS. */
+struct avmm_blk *avmm_blk_ring_reap(struct avmm_blk_ring *ring, uint64_t *mask);
+struct avmm_blk *avmm_blk_ring_next(struct avmm_blk_ring *ring, uint64_t *mask);
 
-/* Have what is in flight end soon: what has not been begun is cancelled, what is in the middle goes no further than the system
- * call that it is in. The status of such requests is IOERR. Until `stopping` is cleared. */
-void avmm_blk_stop(struct avmm_blk *disk);
+/* Have what is in flight end soon: what has not been begun is cancelled, in the kernel for each queue by a call of its own, what is
+ * in the middle goes no further than the system call that it is in. The status of such requests is IOERR. Until `stopping` is
+ * cleared. The same masks. */
+uint64_t avmm_blk_stop(struct avmm_blk *disk);
+uint64_t avmm_blk_cancel(struct avmm_blk_queue *q);
 
 /* Do reads, writes and flushes here and now, blocking. Then, in the loop's thread, finish them. */
 void avmm_blk_perform(struct avmm_blk_request **requests, uint32_t count);

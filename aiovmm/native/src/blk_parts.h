@@ -3,6 +3,7 @@
  *   blk.c           chains become requests
  *   blk_slots.c     where requests and their iovecs are kept
  *   blk_run.c       requests are started, in order where that matters, and end
+ *   blk_ring.c      the io_uring that they go through, together with other disks' requests
  *   blk_transfer.c  the data of a request, a system call at a time
  *   blk_layers.c    which file has what, for an overlay */
 #ifndef AIOVMM_BLK_PARTS_H
@@ -27,12 +28,25 @@ void avmm_blk_shrink(struct avmm_blk_request *r);
 
 /* Start a request: by io_uring, or it is handed to the caller of avmm_blk_serve. */
 void avmm_blk_start(struct avmm_blk_request *r);
+/* The kernel's order for what is next to do of a request; `sqe` is zeroed. */
+void avmm_blk_order(struct io_uring_sqe *sqe, struct avmm_blk_request *r);
 /* Start a request that changes the disk, or a read, when it may. */
 void avmm_blk_launch(struct avmm_blk_request *r);
-/* io_uring is done with one, which is NULL for a cancellation. */
+/* io_uring is done with one. */
 void avmm_blk_completed(struct avmm_blk_request *r, int32_t result);
 /* Return a chain to the driver with the next publish. */
 void avmm_blk_push_later(struct avmm_blk_queue *q, uint16_t head, uint32_t length);
+
+/* ---- ring ------------------------------------------------------------------------------------------------------------ */
+
+/* Have io_uring carry out what is next to do of a request, with the next submission or a later one. */
+void avmm_blk_ring_start(struct avmm_blk_request *r);
+/* 0, or -errno with those that the kernel did not take still pending. */
+int avmm_blk_ring_submit(struct avmm_blk_ring *ring);
+/* Submit, and take in completions up to a bound. Disks that have some are touched by that, all but `own`. */
+void avmm_blk_ring_take_in(struct avmm_blk_ring *ring, const struct avmm_blk *own);
+/* What of a disk has not reached the kernel ends with ECANCELED. */
+void avmm_blk_ring_withdraw(struct avmm_blk *disk);
 
 /* ---- data ------------------------------------------------------------------------------------------------------------ */
 

@@ -4,13 +4,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#ifndef IORING_ASYNC_CANCEL_ALL
-#define IORING_ASYNC_CANCEL_ALL (1U << 0)
-#endif
-#ifndef IORING_ASYNC_CANCEL_ANY
-#define IORING_ASYNC_CANCEL_ANY (1U << 2)
-#endif
-
 uint8_t avmm_blk_status(int error) {
     switch (error) {
     case 0:
@@ -64,6 +57,11 @@ static void time_request(const struct avmm_blk_request *r) {
 }
 
 void avmm_blk_answer(struct avmm_blk_request *r, uint8_t status) {
+    if (r->queue->disk->abandoned) { /* nobody is there to hear of it */
+        r->writing = 0;
+        release(r);
+        return;
+    }
     if (r->began)
         time_request(r);
     *r->status = status; /* seen before the used index, which is stored with release */
@@ -93,7 +91,8 @@ static void hand_over(struct avmm_blk_request *r) {
 void avmm_blk_finish(struct avmm_blk_request *r, int error) {
     struct avmm_blk *disk = r->queue->disk;
     /* A write that is to be stable is so only when the map says that it is there. */
-    if (!error && r->type == AVMM_BLK_OUT && r->dsync && !r->commits && disk->layer && avmm_blk_layer_unstable(disk->layer)) {
+    if (!error && r->type == AVMM_BLK_OUT && r->dsync && !r->commits && disk->layer && !disk->abandoned &&
+        avmm_blk_layer_unstable(disk->layer)) {
         r->commits = 1;
         hand_over(r);
         return;
@@ -114,7 +113,7 @@ uint64_t avmm_blk_publish(struct avmm_blk *disk) {
         q->n_used = 0;
         mask |= q->bit;
     }
-    if (disk->ring && disk->ring->pending && avmm_uring_submit(disk->ring))
+    if (disk->ring && disk->ring->uring.pending && avmm_blk_ring_submit(disk->ring))
         mask |= AVMM_BLK_AGAIN;
     return disk->n_handed ? mask | AVMM_BLK_LOOK : mask;
 }
@@ -138,9 +137,11 @@ void avmm_blk_start(struct avmm_blk_request *r) {
         avmm_blk_finish(r, -more);
         return;
     }
-    /* A request has one SQE at a time and the ring has as many as there are slots, so there is always one. */
-    struct io_uring_sqe *sqe = avmm_uring_sqe(q->disk->ring);
-    sqe->fd = q->disk->fd;
+    avmm_blk_ring_start(r);
+}
+
+void avmm_blk_order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
+    sqe->fd = r->queue->disk->fd;
     sqe->user_data = (uintptr_t)r;
     if (r->punt)
         sqe->flags = IOSQE_ASYNC;
@@ -209,25 +210,22 @@ void avmm_blk_launch(struct avmm_blk_request *r) {
         start_write(disk, r);
 }
 
-void avmm_blk_stop(struct avmm_blk *disk) {
-    struct io_uring_sqe *sqe;
+uint64_t avmm_blk_stop(struct avmm_blk *disk) {
     atomic_store_explicit((_Atomic uint8_t *)&disk->stopping, 1, memory_order_relaxed);
     for (struct avmm_blk_request *r; (r = disk->deferred) != NULL;) {
         disk->deferred = r->next;
         avmm_blk_finish(r, ECANCELED);
     }
-    avmm_blk_publish(disk);
-    if (!disk->ring || !disk->in_flight || avmm_uring_submit(disk->ring) || !(sqe = avmm_uring_sqe(disk->ring)))
-        return; /* then it takes longer */
-    sqe->opcode = IORING_OP_ASYNC_CANCEL; /* all requests: Linux 5.19; before it, -EINVAL and no harm */
-    sqe->fd = -1;
-    sqe->cancel_flags = IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY;
-    avmm_uring_submit(disk->ring);
+    if (disk->ring)
+        avmm_blk_ring_withdraw(disk);
+    return avmm_blk_publish(disk);
 }
 
 void avmm_blk_completed(struct avmm_blk_request *r, int32_t result) {
-    if (!r) /* the cancellation itself */
+    if (r->queue->disk->abandoned) {
+        avmm_blk_answer(r, AVMM_BLK_IOERR);
         return;
+    }
     if ((result == -EAGAIN || result == -EINTR) && !avmm_blk_is_stopping(r->queue->disk)) {
         r->punt = 1; /* in a kernel thread it may wait */
         avmm_blk_start(r);

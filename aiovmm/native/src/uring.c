@@ -24,9 +24,10 @@ static const uint32_t wishes[] = {
     0,
 };
 
-static int setup(uint32_t entries, struct io_uring_params *p) {
+static int setup(uint32_t entries, uint32_t completions, struct io_uring_params *p) {
     for (size_t i = 0; i < sizeof wishes / sizeof *wishes; i++) {
-        *p = (struct io_uring_params){.flags = wishes[i]};
+        *p = (struct io_uring_params){.flags = wishes[i] | IORING_SETUP_CQSIZE,
+                                      .cq_entries = completions > entries ? completions : entries};
         int fd = (int)syscall(SYS_io_uring_setup, entries, p);
         if (fd >= 0 || errno != EINVAL) /* EINVAL: a flag that this kernel does not know */
             return fd >= 0 ? fd : -errno;
@@ -55,9 +56,9 @@ static int map(struct avmm_uring *r, const struct io_uring_params *p) {
 
 static uint32_t *at(struct avmm_uring *r, uint32_t offset) { return (uint32_t *)((char *)r->rings + offset); }
 
-int avmm_uring_open(struct avmm_uring *r, uint32_t entries) {
+int avmm_uring_open(struct avmm_uring *r, uint32_t entries, uint32_t completions) {
     struct io_uring_params p;
-    *r = (struct avmm_uring){.fd = setup(entries, &p)};
+    *r = (struct avmm_uring){.fd = setup(entries, completions, &p)};
     if (r->fd < 0)
         return r->fd;
     int error = (p.features & NEEDED) == NEEDED ? map(r, &p) : -ENOSYS;
@@ -67,6 +68,7 @@ int avmm_uring_open(struct avmm_uring *r, uint32_t entries) {
     }
     r->setup_flags = p.flags;
     r->sq_entries = p.sq_entries;
+    r->cq_entries = p.cq_entries;
     r->sq_khead = at(r, p.sq_off.head);
     r->sq_ktail = at(r, p.sq_off.tail);
     r->sq_mask = *at(r, p.sq_off.ring_mask);

@@ -10,7 +10,7 @@ struct avmm_uring {
     int fd;
     uint32_t setup_flags; /* IORING_SETUP_* that the kernel granted */
     uint32_t pending;     /* SQEs filled and not taken by the kernel yet */
-    uint32_t sq_entries, sq_mask, cq_mask;
+    uint32_t sq_entries, cq_entries, sq_mask, cq_mask;
     uint32_t sq_tail, cq_head; /* our copies of the indices that are ours */
     uint32_t *sq_khead, *sq_ktail, *cq_khead, *cq_ktail;
     struct io_uring_sqe *sqes;
@@ -20,9 +20,10 @@ struct avmm_uring {
     uint64_t enters; /* system calls made, for statistics */
 };
 
-/* Make a ring for `entries` requests in flight at once (rounded up to a power of two). 0, or -errno: ENOSYS, EPERM where io_uring
- * is absent or forbidden, or lacks what we count on (Linux 5.5: iovecs need not outlive submission, no lost completion). */
-int avmm_uring_open(struct avmm_uring *ring, uint32_t entries);
+/* Make a ring for `entries` submissions in one system call and `completions` requests in flight at once (both rounded up to a power
+ * of two, and as many completions as submissions at least). 0, or -errno: ENOSYS, EPERM where io_uring is absent or forbidden, or
+ * lacks what we count on (Linux 5.5: iovecs need not outlive submission, no lost completion). */
+int avmm_uring_open(struct avmm_uring *ring, uint32_t entries, uint32_t completions);
 
 /* Nothing may be in flight. Idempotent. */
 void avmm_uring_close(struct avmm_uring *ring);

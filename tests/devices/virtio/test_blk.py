@@ -34,7 +34,7 @@ def kind(request: pytest.FixtureRequest) -> IoKind:
     kind: IoKind = request.param
     if kind is IoKind.URING:
         ring = ffi.new("struct avmm_uring *")
-        error = -lib.avmm_uring_open(ring, 1)
+        error = -lib.avmm_uring_open(ring, 1, 1)
         if error:
             pytest.skip(f"io_uring: {os.strerror(error)}")
         lib.avmm_uring_close(ring)

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def disk(path: Path) -> BlkDevice:
     ring = ffi.new("struct avmm_uring *")
-    if error := -lib.avmm_uring_open(ring, 1):
+    if error := -lib.avmm_uring_open(ring, 1, 1):
         pytest.skip(f"io_uring: {os.strerror(error)}")
     lib.avmm_uring_close(ring)
     return BlkDevice(DiskImage.open(path, raw=True), io=IoKind.URING)  # whose first sector is as any other

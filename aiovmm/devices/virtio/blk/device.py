@@ -14,10 +14,16 @@ from aiovmm.config.disk import SERIAL_SIZE
 from aiovmm.devices.limits import Limiter
 from aiovmm.devices.virtio.blk.counters import BlkCounters
 from aiovmm.devices.virtio.blk.engine import Engine, IoKind, Processors, check_processors, ended
-from aiovmm.devices.virtio.blk.extents import MAX_SEGMENT_SECTORS, MAX_SEGMENTS
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.opening import opener
-from aiovmm.devices.virtio.blk.protocol import SECTOR, BlkConfigSpace, Feature, offered
+from aiovmm.devices.virtio.blk.protocol import (
+    MAX_SEGMENT_SECTORS,
+    MAX_SEGMENTS,
+    SECTOR,
+    BlkConfigSpace,
+    Feature,
+    offered,
+)
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
 from aiovmm.errors import HostError, SnapshotError, StateError
@@ -202,7 +208,7 @@ class BlkDevice(VirtioDevice):
             if self._affinity:
                 await in_thread(f"{self.label} bind", check_processors, list(self._affinity.values()))
             self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.label)
-            owners.link(self._disk, ring=self._engine.ring)
+            owners.link(self._disk, ring=self._engine.native_ring)
 
     @property
     def _depth(self) -> int:
@@ -240,7 +246,7 @@ class BlkDevice(VirtioDevice):
         async with self._resizing:
             image, engine = self._opened()
             self._image = self._engine = None
-            owners.link(self._disk, ring=ffi.NULL)
+            self._leave_ring(engine)
             base = Base(image, readonly=image.readonly)
             try:
                 await in_thread(f"{self.label} freeze", _close_all, engine)
@@ -287,9 +293,13 @@ class BlkDevice(VirtioDevice):
             engine, self._engine = self._engine, None
             image, self._image = self._image, None
             if engine is not None:
-                owners.link(self._disk, ring=ffi.NULL)
+                self._leave_ring(engine)
             if engine is not None or image is not None:  # on a network's file system it waits until the server has all
                 await in_thread(f"{self.label} close", _close_all, engine, image)
+
+    def _leave_ring(self, engine: Engine) -> None:
+        owners.link(self._disk, ring=ffi.NULL)
+        engine.leave()
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from aiovmm.devices.virtio.blk.rings import SharedRing, join
 from aiovmm.errors import HostError
-from aiovmm.native import ffi, lib
-from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.native import ffi
 from aiovmm.runtime.threads import name_this_thread
 
 __all__ = ["THREADS", "Engine", "IoKind", "Processors", "check_processors", "ended"]
@@ -36,33 +36,37 @@ class IoKind(enum.Enum):
 
 
 class Engine:
-    """The io_uring of one disk, for `entries` requests in flight, and threads for what io_uring does not do.
+    """One disk's share of the loop's io_uring, for `entries` requests in flight, and threads for what io_uring does not do.
 
-    `ring` is `struct avmm_uring *` or NULL. To be opened and used in the loop's thread. Work may be given to threads that run on
+    `ring` is None where threads do it all. To be opened and used in the loop's thread. Work may be given to threads that run on
     some processors of the host alone.
     """
 
     def __init__(self, kind: IoKind, entries: int, name: str) -> None:
-        self.ring: Any = ffi.NULL
+        self.ring: SharedRing | None = None
+        self._entries = entries
         self._name = name
         self._threads: dict[Processors | None, ThreadPoolExecutor] = {}
         if kind is not IoKind.THREADS:
-            self._open_ring(kind, entries)
+            self._join_ring(kind)
 
-    def _open_ring(self, kind: IoKind, entries: int) -> None:
-        ring = ffi.new("struct avmm_uring *")
-        error = -lib.avmm_uring_open(ring, entries)
-        if not error:
-            self.ring = ring
-            keep_private(ring.fd)
-        elif kind is IoKind.URING or error not in _REFUSED:
-            hint = "leave the choice to the monitor, which then uses threads" if kind is IoKind.URING else ""
-            raise HostError("setting up io_uring", error, hint)
+    def _join_ring(self, kind: IoKind) -> None:
+        try:
+            self.ring = join(self._entries)
+        except OSError as exc:
+            if kind is IoKind.URING or exc.errno not in _REFUSED:
+                hint = "leave the choice to the monitor, which then uses threads" if kind is IoKind.URING else ""
+                raise HostError("setting up io_uring", exc.errno or 0, hint) from None
 
     @property
     def kind(self) -> IoKind:
         """What reads and writes go through: URING or THREADS."""
-        return IoKind.THREADS if self.ring == ffi.NULL else IoKind.URING
+        return IoKind.THREADS if self.ring is None else IoKind.URING
+
+    @property
+    def native_ring(self) -> Any:
+        """`struct avmm_blk_ring *` or NULL."""
+        return ffi.NULL if self.ring is None else self.ring.native
 
     def threads(self, processors: Processors | None) -> ThreadPoolExecutor:
         """For calls that block, on these processors of the host or on any; started when first needed."""
@@ -91,15 +95,17 @@ class Engine:
         Raises HostError if there is none."""
         return await ended(self.submit(work, *arguments))
 
+    def leave(self) -> None:
+        """Give the share of the ring back. Nothing may be in flight. Idempotent."""
+        ring, self.ring = self.ring, None
+        if ring is not None:
+            ring.leave(self._entries)
+
     def close(self) -> None:
-        """Nothing may be in flight. Idempotent."""
+        """End its threads, which may block; after `leave`. Idempotent."""
         for threads in self._threads.values():
             threads.shutdown()
         self._threads.clear()
-        if self.ring != ffi.NULL:
-            let_go(self.ring.fd)
-            lib.avmm_uring_close(self.ring)
-            self.ring = ffi.NULL
 
 
 def _begin_on(processors: Processors) -> None:

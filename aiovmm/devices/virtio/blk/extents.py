@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import struct
 
-from aiovmm.devices.virtio.blk.protocol import SECTOR, Request, Status
+from aiovmm.devices.virtio.blk.protocol import MAX_SEGMENT_SECTORS, MAX_SEGMENTS, SECTOR, Request, Status
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["MAX_SEGMENTS", "MAX_SEGMENT_SECTORS", "PAYLOAD_MAX", "Extent", "parse_extents"]
-
-MAX_SEGMENTS = 64
-MAX_SEGMENT_SECTORS = (1 << 30) // SECTOR
-"""What one request may ask for: bounds how long a request keeps a thread of the host."""
+__all__ = ["PAYLOAD_MAX", "Extent", "parse_extents"]
 
 _SEGMENT = struct.Struct("<QII")  # struct virtio_blk_discard_write_zeroes
 _UNMAP = 1

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from aiovmm.config.disk import SERIAL_SIZE, LockGranularity
 from aiovmm.devices.virtio.blk import probe
-from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
 from aiovmm.devices.virtio.formats import OVERLAY, format_of_file
@@ -26,6 +25,7 @@ from aiovmm.runtime import ofdlock
 from aiovmm.runtime.forks import keep_private, let_go
 
 if TYPE_CHECKING:
+    from aiovmm.devices.virtio.blk.extents import Extent
     from aiovmm.devices.virtio.blk.overlay.base import Base
     from aiovmm.devices.virtio.blk.overlay.layer import Layer
 

@@ -9,10 +9,23 @@ import enum
 import struct
 from dataclasses import dataclass
 
-__all__ = ["SECTOR", "BlkConfigSpace", "Feature", "Geometry", "Request", "Status", "offered"]
+__all__ = [
+    "MAX_SEGMENTS",
+    "MAX_SEGMENT_SECTORS",
+    "SECTOR",
+    "BlkConfigSpace",
+    "Feature",
+    "Geometry",
+    "Request",
+    "Status",
+    "offered",
+]
 
 SECTOR = 512
 """Bytes: the unit of all positions and lengths on the wire, whatever `blk_size` says."""
+MAX_SEGMENTS = 64
+MAX_SEGMENT_SECTORS = (1 << 30) // SECTOR
+"""What one discard or write-zeroes may ask for: bounds how long it keeps a thread of the host."""
 
 
 class Feature(enum.IntFlag):

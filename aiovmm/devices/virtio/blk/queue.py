@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from aiovmm.devices.limits import Gate
 from aiovmm.devices.virtio.blk.counters import BlkCounters, Latency
-from aiovmm.devices.virtio.blk.extents import PAYLOAD_MAX, Extent, parse_extents
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.protocol import Request, Status
 from aiovmm.errors import ChainError, HostError
@@ -17,12 +16,14 @@ from aiovmm.native import ffi, lib, owners
 from aiovmm.virtqueue import Batch, Next, Queue
 
 if TYPE_CHECKING:
+    from aiovmm.devices.virtio.blk.extents import Extent
     from aiovmm.devices.virtio.blk.service import BlkService
 
 __all__ = ["QueueService"]
 
 _LOOK = lib.AVMM_BLK_LOOK
 _MORE = lib.AVMM_BLK_MORE
+_OTHERS = lib.AVMM_BLK_OTHERS
 _MALFORMED = {
     lib.AVMM_BLK_NO_HEADER: "it is shorter than the header of a request",
     lib.AVMM_BLK_NO_STATUS: "it has no room for a status byte",
@@ -66,6 +67,8 @@ class QueueService:
         mask = lib.avmm_blk_serve(native)
         if mask:
             self._owner.published(mask)
+            if mask & _OTHERS:
+                self._owner.heed(mask)
             if mask & _LOOK and native.malformed:
                 self._refuse()
         return Next.TURN if mask & _MORE else Next.KICK
@@ -73,6 +76,10 @@ class QueueService:
     def published(self) -> None:
         """Some requests were returned: interrupt."""
         self._queue.flush()
+
+    def cancel(self) -> int:
+        """What the kernel has of it and has not begun ends; the mask."""
+        return int(lib.avmm_blk_cancel(self._native))
 
     def wake(self) -> None:
         """Requests of the disk were returned: what this queue has waited for may be free."""
@@ -106,6 +113,8 @@ class QueueService:
 
     def _carry_out(self, request: Any) -> None:
         """A discard or write-zeroes."""
+        from aiovmm.devices.virtio.blk.extents import PAYLOAD_MAX, parse_extents
+
         kind = Request(request.type)
         buffer = bytearray(min(request.left, PAYLOAD_MAX + 1))
         lib.avmm_blk_payload(request, 0, owners.view(buffer), len(buffer))

@@ -1,7 +1,7 @@
 """A disk at work, from DRIVER_OK to reset: one coroutine a queue, completions for all of them.
 
     kick --> wait() --> avmm_blk_serve: take chains, submit, take in what has completed at once --> interrupt
-    ring readable ----> avmm_blk_reap: take in completions ---------------------------------------> interrupt
+    ring readable ----> avmm_blk_ring_reap: take in completions, of all disks of the loop --------> interrupt
 
 Python runs once for each wake-up, and once for each request only for those that native code hands over: discards, zeroing,
 and, without io_uring, all that transfers data.
@@ -23,13 +23,12 @@ from aiovmm.devices.virtio.blk.engine import THREADS, Engine, Processors
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.queue import QueueService
 from aiovmm.errors import HostError
-from aiovmm.native import ffi, lib, owners
+from aiovmm.native import lib, owners
 from aiovmm.virtqueue import Queue
 
 __all__ = ["BlkService"]
 
 _GO = 8  # transfers that a thread does in one go
-_RETRY = 0.002  # seconds until what the kernel did not take for want of memory is submitted again
 _OPERATIONS = {
     lib.AVMM_BLK_IN: "reading",
     lib.AVMM_BLK_OUT: "writing",
@@ -56,6 +55,7 @@ class BlkService:
         self.disk = disk
         self.affinity = affinity
         self.engine = engine
+        self._ring = engine.ring
         self.image = image
         self.limiter = limiter
         self._depth = depth
@@ -63,7 +63,6 @@ class BlkService:
         self._loop = asyncio.get_running_loop()
         self._queues: list[QueueService] = []
         self._idle: asyncio.Future[None] | None = None
-        self._retry: asyncio.TimerHandle | None = None
         self._past = BlkCounters()
         self._unstable = asyncio.Event()
         self._stable: list[asyncio.Future[None]] = []
@@ -71,33 +70,43 @@ class BlkService:
     async def run(self, queues: Sequence[Queue], give_up: Callable[[], bool] = lambda: True) -> None:
         """Until cancelled, or until a queue is malformed (ChainError, GuestFault). No I/O is in flight when it ends: if it
         is cancelled and `give_up()`, since that was given up, else since all requests were answered."""
-        fd = -1
         try:
             for queue in queues:
                 if queue.enabled:
                     self._queues.append(QueueService(self, queue, self._depth))
-            if self.engine.ring != ffi.NULL:
-                fd = self.engine.ring.fd
-                self._loop.add_reader(fd, self._completed)
+            if self._ring is not None:
+                self._ring.attach(self)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._flush_on_demand())
                 for service in self._queues:
                     group.create_task(service.serve())
         except asyncio.CancelledError:  # a reset: nobody waits for the answers; if a queue broke, somebody may
             if give_up():
-                lib.avmm_blk_stop(self.disk)
+                self._stop()
             raise
         finally:
             try:
                 await self._drain()
             finally:
-                if fd >= 0:
-                    self._loop.remove_reader(fd)
                 self._let_go()
 
+    def _stop(self) -> None:
+        """What is in flight ends soon."""
+        self.heed(lib.avmm_blk_stop(self.disk))
+        for service in self._queues:
+            self.heed(service.cancel())
+
+    def heed(self, mask: int) -> None:
+        """What the mask says of the ring and of other disks."""
+        if self._ring is not None:
+            self._ring.heed(mask)
+
     def _let_go(self) -> None:
-        if self._retry is not None:
-            self._retry.cancel()
+        if self.disk.in_flight:  # the loop does not wait for us: the kernel does with this memory what it is about to
+            self.disk.abandoned = True
+            return
+        if self._ring is not None:
+            self._ring.detach(self)
         self.disk.stopping = False
         self._past = self.counters
         for service in self._queues:
@@ -132,6 +141,9 @@ class BlkService:
 
     def published(self, mask: int) -> None:
         """Requests were returned to the driver on the queues in `mask`."""
+        if self.disk.abandoned:
+            self._let_go()
+            return
         if self.disk.failures:
             self._report_failures()
         for service in self._queues:
@@ -141,8 +153,8 @@ class BlkService:
         if mask & lib.AVMM_BLK_LOOK:
             for service in self._queues:
                 service.carry_out_handed()
-        if mask & lib.AVMM_BLK_AGAIN and self._retry is None:
-            self._retry = self._loop.call_later(_RETRY, self._try_again)
+        if mask & lib.AVMM_BLK_AGAIN:
+            self.heed(mask)
         if self._idle is not None and not self._idle.done() and not self.disk.in_flight:
             self._idle.set_result(None)
 
@@ -154,15 +166,6 @@ class BlkService:
         if self.image.guarded and disk.failure == errno.EPERM and disk.failed_type == lib.AVMM_BLK_OUT:
             hint += "; with image_type=raw it may write headers of other formats, too"
         self._report(HostError(f"{operation} the disk image", disk.failure, hint, str(self.image.path)))
-
-    def _completed(self) -> None:
-        mask = lib.avmm_blk_reap(self.disk)
-        if mask:
-            self.published(mask)
-
-    def _try_again(self) -> None:
-        self._retry = None
-        self._completed()
 
     def perform(
         self, request: Any, work: Callable[..., int], *arguments: Any, processors: Processors | None = None
@@ -225,7 +228,7 @@ class BlkService:
                 await self._idle
             except asyncio.CancelledError as exc:
                 cancelled = exc
-                lib.avmm_blk_stop(self.disk)
+                self._stop()
         if cancelled is not None:
             raise cancelled
 

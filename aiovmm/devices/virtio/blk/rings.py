@@ -1,0 +1,133 @@
+"""The io_uring that the disks of an event loop share.
+
+One for each disk would cost each of them 25 KiB of the host's memory, a descriptor and a watcher in the loop, and the kernel the
+work of taking it apart later. What a disk needs of a ring is a place for each completion that it can have at once, 16 bytes, and
+that is what it is given: no completion is ever without a place, and a disk whose storage hangs keeps no more than its own. When
+all places of a ring are given away there is another one, eight times as large.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from aiovmm.native import ffi, lib
+from aiovmm.runtime.forks import keep_private, let_go
+
+__all__ = ["Member", "SharedRing", "join"]
+
+_FIRST, _MOST = 512, 65536  # completions of a ring; io_uring has at most that
+_GROWTH = 8
+_RETRY = 0.002  # seconds until what the kernel did not take for want of memory is submitted again
+
+
+class Member(Protocol):
+    """Of a ring: a disk at work."""
+
+    @property
+    def disk(self) -> Any:
+        """The `struct avmm_blk *`."""
+
+    def published(self, mask: int) -> None:
+        """Requests of its have ended, on the queues in `mask`."""
+
+
+class SharedRing:
+    """One ring, with places for `completions` at least. `native` is the `struct avmm_blk_ring *`, `free` the places that no disk
+    has. Used in the loop's thread alone. Raises OSError where io_uring is refused."""
+
+    def __init__(self, completions: int) -> None:
+        self.native = ffi.new("struct avmm_blk_ring *")
+        if error := -lib.avmm_blk_ring_open(self.native, completions):
+            raise OSError(error, os.strerror(error))
+        self.fd: int = keep_private(self.native.uring.fd)
+        self._places: int = self.native.uring.cq_entries - lib.AVMM_BLK_CANCELS
+        self.free = self._places
+        self._members: dict[Any, Member] = {}
+        self._mask = ffi.new("uint64_t *")
+        self._retry: asyncio.TimerHandle | None = None
+
+    def attach(self, member: Member) -> None:
+        """From now on it hears of its requests, and lives at least until `detach`."""
+        if not self._members:
+            asyncio.get_running_loop().add_reader(self.fd, self._completed)
+        self._members[member.disk] = member
+
+    def detach(self, member: Member) -> None:
+        """None of its requests is in flight. Idempotent."""
+        self._tell(lib.avmm_blk_ring_next(self.native, self._mask))  # or native code would keep it in its list
+        if self._members.pop(member.disk, None) is None or self._members:
+            return
+        asyncio.get_running_loop().remove_reader(self.fd)
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._close_unused()
+
+    def leave(self, places: int) -> None:
+        """A disk gives back what `join` gave it."""
+        self.free += places
+        self._close_unused()
+
+    def _close_unused(self) -> None:
+        """Once it is nobody's, and the last request that somebody left behind has ended."""
+        if self.free < self._places or self._members:
+            return
+        if self.native.uring.fd >= 0:
+            _rings[asyncio.get_running_loop()].remove(self)
+            let_go(self.fd)
+            lib.avmm_blk_ring_close(self.native)
+
+    def heed(self, mask: int) -> None:
+        """What native code tells with the mask of one disk of the ring itself, and of the other disks."""
+        if mask & lib.AVMM_BLK_AGAIN and self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(_RETRY, self._try_again)
+        if mask & lib.AVMM_BLK_OTHERS:
+            self._tell(lib.avmm_blk_ring_next(self.native, self._mask))
+
+    def _completed(self) -> None:
+        self._tell(lib.avmm_blk_ring_reap(self.native, self._mask))
+
+    def _tell(self, disk: Any) -> None:
+        """This disk, and those after it."""
+        while disk:
+            mask = self._mask[0]
+            try:
+                self._members[disk].published(mask & ~lib.AVMM_BLK_OTHERS)
+            except Exception as exc:  # is not to be the fault of another disk, on whose behalf this was called
+                told = {"message": "telling a disk of its requests", "exception": exc}
+                asyncio.get_running_loop().call_exception_handler(told)
+            if not mask & lib.AVMM_BLK_OTHERS:
+                return
+            disk = lib.avmm_blk_ring_next(self.native, self._mask)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._completed()
+        if self.native.uring.pending:
+            self.heed(lib.AVMM_BLK_AGAIN)
+
+
+_rings: WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedRing]] = WeakKeyDictionary()
+
+
+def join(places: int) -> SharedRing:
+    """The ring of the running event loop that has so many for one disk. Raises OSError where io_uring is refused."""
+    rings = _rings.setdefault(asyncio.get_running_loop(), [])
+    ring = next((ring for ring in rings if ring.free >= places), None)
+    if ring is None:
+        rings.append(ring := _another(rings, places + lib.AVMM_BLK_CANCELS))
+    ring.free -= places
+    return ring
+
+
+def _another(rings: list[SharedRing], least: int) -> SharedRing:
+    grown = min(_MOST, rings[-1].native.uring.cq_entries * _GROWTH) if rings else _FIRST
+    try:
+        return SharedRing(max(least, grown))
+    except OSError:
+        if grown <= least:
+            raise
+        return SharedRing(least)  # a limit, perhaps

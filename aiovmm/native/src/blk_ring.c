@@ -1,0 +1,128 @@
+#include "blk_parts.h"
+#include <errno.h>
+
+#define SUBMISSIONS 128u /* in one system call */
+#define TURN 128u        /* completions taken in by one call: those of guests' requests come as fast as we start them */
+
+int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions) {
+    *ring = (struct avmm_blk_ring){0};
+    ring->stalled_end = &ring->stalled;
+    return avmm_uring_open(&ring->uring, SUBMISSIONS, completions);
+}
+
+void avmm_blk_ring_close(struct avmm_blk_ring *ring) { avmm_uring_close(&ring->uring); }
+
+/* A place among the submissions, of which the kernel takes what is there, if it must. NULL: it does not for now. */
+static struct io_uring_sqe *place(struct avmm_blk_ring *ring) {
+    struct io_uring_sqe *sqe = avmm_uring_sqe(&ring->uring);
+    if (sqe)
+        return sqe;
+    avmm_uring_submit(&ring->uring);
+    return avmm_uring_sqe(&ring->uring);
+}
+
+static void order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
+    sqe->user_data = (uintptr_t)r;
+    r->in_ring = 1;
+    avmm_blk_order(sqe, r);
+}
+
+void avmm_blk_ring_start(struct avmm_blk_request *r) {
+    struct avmm_blk_ring *ring = r->queue->disk->ring;
+    struct io_uring_sqe *sqe = ring->stalled ? NULL : place(ring);
+    if (sqe) {
+        order(sqe, r);
+        return;
+    }
+    r->next = NULL;
+    *ring->stalled_end = r;
+    ring->stalled_end = &r->next;
+}
+
+/* The stalled request that `*at` points at is so no longer. */
+static struct avmm_blk_request *unstall(struct avmm_blk_ring *ring, struct avmm_blk_request **at) {
+    struct avmm_blk_request *r = *at;
+    *at = r->next;
+    if (ring->stalled_end == &r->next)
+        ring->stalled_end = at;
+    return r;
+}
+
+int avmm_blk_ring_submit(struct avmm_blk_ring *ring) {
+    struct io_uring_sqe *sqe;
+    int error;
+    while (!(error = avmm_uring_submit(&ring->uring)) && ring->stalled)
+        while (ring->stalled && (sqe = avmm_uring_sqe(&ring->uring)) != NULL)
+            order(sqe, unstall(ring, &ring->stalled));
+    return error;
+}
+
+void avmm_blk_ring_withdraw(struct avmm_blk *disk) {
+    for (struct avmm_blk_request **at = &disk->ring->stalled; *at;) {
+        if ((*at)->queue->disk == disk)
+            avmm_blk_finish(unstall(disk->ring, at), ECANCELED); /* starts none: what waits for writes to end has been cancelled */
+        else
+            at = &(*at)->next;
+    }
+}
+
+static void touch(struct avmm_blk_ring *ring, struct avmm_blk *disk) {
+    if (disk->is_touched)
+        return;
+    disk->is_touched = 1;
+    disk->next_touched = ring->touched;
+    ring->touched = disk;
+}
+
+void avmm_blk_ring_take_in(struct avmm_blk_ring *ring, const struct avmm_blk *own) {
+    uint64_t request;
+    int32_t result;
+    if (ring->uring.pending)
+        avmm_blk_ring_submit(ring);
+    for (uint32_t n = TURN; n && avmm_uring_reap(&ring->uring, &request, &result); n--) {
+        struct avmm_blk_request *r = (struct avmm_blk_request *)(uintptr_t)request;
+        if (!r) { /* a cancellation itself */
+            ring->cancels--;
+            continue;
+        }
+        r->in_ring = 0;
+        if (r->queue->disk != own)
+            touch(ring, r->queue->disk);
+        avmm_blk_completed(r, result);
+    }
+}
+
+struct avmm_blk *avmm_blk_ring_next(struct avmm_blk_ring *ring, uint64_t *mask) {
+    struct avmm_blk *disk = ring->touched;
+    if (!disk)
+        return NULL;
+    ring->touched = disk->next_touched;
+    disk->is_touched = 0;
+    *mask = avmm_blk_publish(disk) | (ring->touched ? AVMM_BLK_OTHERS : 0);
+    return disk;
+}
+
+struct avmm_blk *avmm_blk_ring_reap(struct avmm_blk_ring *ring, uint64_t *mask) {
+    avmm_blk_ring_take_in(ring, NULL);
+    return avmm_blk_ring_next(ring, mask);
+}
+
+/* By the address of each request: other disks' are in the same ring, and the same files may be theirs. */
+uint64_t avmm_blk_cancel(struct avmm_blk_queue *q) {
+    struct avmm_blk_ring *ring = q->disk->ring;
+    for (uint32_t i = 0; ring && i < q->depth; i++) {
+        struct io_uring_sqe *sqe;
+        if (ring->cancels == AVMM_BLK_CANCELS)
+            avmm_blk_ring_take_in(ring, q->disk);
+        if (!q->slots[i].in_ring)
+            continue;
+        if (ring->cancels == AVMM_BLK_CANCELS || ring->stalled || !(sqe = place(ring)))
+            break; /* then it takes longer */
+        sqe->opcode = IORING_OP_ASYNC_CANCEL;
+        sqe->fd = -1;
+        sqe->addr = (uintptr_t)&q->slots[i];
+        ring->cancels++;
+    }
+    uint64_t mask = avmm_blk_publish(q->disk);
+    return ring && ring->touched ? mask | AVMM_BLK_OTHERS : mask;
+}

@@ -1,0 +1,296 @@
+"""Disks of one event loop share an io_uring, and nothing else: neither what hangs, nor what fails, nor what floods."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import os
+import resource
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
+from aiovmm.devices.virtio.blk.engine import IoKind
+from aiovmm.devices.virtio.blk.protocol import Request
+from aiovmm.devices.virtio.blk.rings import SharedRing, join
+from aiovmm.native import ffi, lib
+from aiovmm.runtime.tasks import in_thread
+from aiovmm.testing import Harness
+from tests.devices.virtio.blk_driver import header, read, submit, write
+
+SIZE = 1 << 16
+
+
+@pytest.fixture(autouse=True)
+def _io_uring() -> None:
+    ring = ffi.new("struct avmm_uring *")
+    if error := -lib.avmm_uring_open(ring, 1, 1):
+        pytest.skip(f"io_uring: {os.strerror(error)}")
+    lib.avmm_uring_close(ring)
+
+
+def make(folder: Path, number: int = 0, **options: Any) -> BlkDevice:
+    """A disk full of its number."""
+    path = folder / f"disk{number}"
+    path.write_bytes(bytes([number + 1]) * SIZE)
+    return BlkDevice(DiskImage.open(path), name=path.name, **options)
+
+
+@asynccontextmanager
+async def harnesses(folder: Path, count: int) -> AsyncIterator[list[Harness]]:
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(Harness(make(folder, number))) for number in range(count)]
+
+
+@contextmanager
+def hanging(h: Harness) -> Iterator[int]:
+    """Reads of this disk's wait meanwhile for what is written to the descriptor that this gives: it is a pipe's."""
+    assert isinstance(h.device, BlkDevice)
+    disk, (reader, writer) = h.device._disk, os.pipe()
+    file, disk.fd = disk.fd, reader
+    try:
+        yield writer
+    finally:
+        disk.fd = file
+        os.close(reader)
+        os.close(writer)
+
+
+def rings() -> int:
+    """io_urings of this process."""
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[io_uring]"
+        except OSError:
+            continue
+    return found
+
+
+def offer(h: Harness, count: int = 1) -> None:
+    """Reads of 512 bytes."""
+    for _ in range(count):
+        h.queues[0].add([header(Request.IN)], [512, 1])
+    h.queues[0].kick()
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - native code has no event for it
+            await asyncio.sleep(0)
+
+
+async def test_a_loop_has_one_ring_as_long_as_it_has_a_disk(tmp_path: Path) -> None:
+    before = rings()
+    disks = [make(tmp_path, number) for number in range(3)]
+    for disk in disks:
+        await disk.open()
+        assert disk.io is IoKind.URING
+        assert rings() == before + 1
+    for disk in disks:
+        assert rings() == before + 1
+        await disk.close()
+        await disk.close()
+    assert rings() == before
+
+
+async def test_every_completion_has_a_place(tmp_path: Path) -> None:
+    """No ring is given away more than once over; the second has room for many more, and both go with their disks."""
+    before, engines = rings(), []
+    first = join(128)
+    while (ring := join(128)) is first:
+        engines.append(ring)
+    assert rings() == before + 2
+    places = first.native.uring.cq_entries
+    assert (len(engines) + 1) * 128 + lib.AVMM_BLK_CANCELS <= places
+    assert ring.native.uring.cq_entries == 8 * places
+    for one in (ring, first, *engines):
+        one.leave(128)
+    assert rings() == before
+
+
+async def test_a_disk_with_more_queues_than_a_ring_has_places_for(tmp_path: Path) -> None:
+    async with Harness(make(tmp_path, num_queues=16, queue_size=256)) as h:
+        for queue in range(16):
+            assert await read(h, 0, 512, queue=queue) == b"\1" * 512
+
+
+async def test_a_loop_in_another_thread_has_a_ring_of_its_own(tmp_path: Path) -> None:
+    async def elsewhere() -> tuple[SharedRing, bytes]:
+        async with Harness(make(tmp_path, 1)) as h:
+            assert isinstance(h.device, BlkDevice)
+            assert h.device._engine is not None
+            assert h.device._engine.ring is not None
+            return h.device._engine.ring, await read(h, 0, 512)
+
+    async with Harness(make(tmp_path)) as h:
+        there, data = await in_thread("another loop", lambda: asyncio.run(elsewhere()))
+        assert data == b"\2" * 512
+        assert await read(h, 0, 512) == b"\1" * 512
+        assert isinstance(h.device, BlkDevice)
+        assert h.device._disk.ring != there.native
+
+
+async def test_where_another_ring_is_refused_threads_serve_the_disk(tmp_path: Path) -> None:
+    """As with the last descriptor; those who have places keep them."""
+    async with Harness(make(tmp_path)) as first:
+        assert isinstance(first.device, BlkDevice)
+        assert first.device._engine is not None
+        ring = first.device._engine.ring
+        assert ring is not None
+        taken, ring.free = ring.free, 0
+        disk = make(tmp_path, 1)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            await disk.open()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            ring.free = taken
+        assert disk.io is IoKind.THREADS
+        async with Harness(disk) as h:
+            assert await read(h, 0, 512) == b"\2" * 512
+        assert await read(first, 0, 512) == b"\1" * 512
+
+
+async def test_a_disk_that_hangs_holds_up_nobody_and_its_reset_cancels_its_own_requests(tmp_path: Path) -> None:
+    """Both disks hang with all that they can have in flight, a third one works; one is reset, the other goes on where it was."""
+    async with harnesses(tmp_path, 3) as (reset, waits, works):
+        with hanging(reset), hanging(waits) as writer:
+            offer(reset, 40)
+            offer(waits, 40)
+            await until(lambda: reset.device._disk.in_flight == waits.device._disk.in_flight == 40)  # type: ignore[attr-defined]
+            for _ in range(3):
+                assert await read(works, 0, 4096) == b"\3" * 4096
+            async with asyncio.timeout(20):
+                await reset.reset()
+            assert waits.queues[0].poll() == []
+            os.write(writer, b"w" * 40 * 512)
+            assert {used.data for used in await waits.queues[0].used(40)} == {b"w" * 512 + b"\0"}
+        await reset.start()
+        assert await read(reset, 0, 512) == b"\1" * 512
+
+
+async def test_overlays_of_one_base_do_not_cancel_each_others_reads(tmp_path: Path) -> None:
+    """They read from one file: which of its requests are whose is known by more than that."""
+    async with harnesses(tmp_path, 2) as (one, other):
+        with hanging(one) as writer:
+            file, other.device._disk.fd = other.device._disk.fd, one.device._disk.fd  # type: ignore[attr-defined]
+            offer(one)
+            offer(other)
+            await until(lambda: one.device._disk.in_flight and other.device._disk.in_flight)  # type: ignore[attr-defined]
+            async with asyncio.timeout(20):
+                await other.reset()
+            other.device._disk.fd = file  # type: ignore[attr-defined]
+            assert one.queues[0].poll() == []
+            os.write(writer, b"w" * 512)
+            (used,) = await one.queues[0].used()
+            assert used.data == b"w" * 512 + b"\0"
+
+
+async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(tmp_path: Path) -> None:
+    """The ring's descriptor is another file's for some time, and the disks have more to submit than it has places for. A disk
+    that is reset meanwhile takes back what waits of its own."""
+    async with harnesses(tmp_path, 3) as disks:
+        ring = disks[0].device._disk.ring.uring  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        fd, ring.fd = ring.fd, -1
+        try:
+            for h in disks[:2]:
+                offer(h, 40)
+                await until(lambda h=h: h.device._disk.in_flight == 40)
+            for h in (disks[2], disks[1]):  # flushes: the queues have room for those
+                room = len(h.queues[0].free) // 2
+                for _ in range(room):
+                    h.queues[0].add([header(Request.FLUSH)], [1])
+                h.queues[0].kick()
+                await until(lambda h=h, room=room: h.device._disk.in_flight >= room)
+            assert ring.pending == ring.sq_entries == 128
+            resetting = asyncio.ensure_future(disks[2].reset())
+            await until(lambda: disks[2].device._disk.in_flight == 128 - 80)  # type: ignore[attr-defined]
+        finally:
+            ring.fd = fd
+        await asyncio.wait_for(resetting, 20)
+        for number, h in enumerate(disks[:2]):
+            count = h.queues[0].outstanding
+            answers = {used.data for used in await h.queues[0].used(count)}
+            assert answers - {b"\0"} == {bytes([number + 1]) * 512 + b"\0"}
+        assert len(answers) == 2
+
+
+async def test_a_flood_of_one_disk_leaves_the_others_their_turns(tmp_path: Path) -> None:
+    async with harnesses(tmp_path, 2) as (floods, works):
+        done = asyncio.Event()
+
+        async def flood() -> None:
+            offer(floods, 40)
+            while not done.is_set():
+                ended = await floods.queues[0].used()
+                offer(floods, len(ended))
+
+        task = asyncio.create_task(flood())
+        for sector in range(20):
+            await write(works, sector, bytes([sector]) * 512)
+            assert await submit(works, Request.FLUSH) == (0, b"")
+            assert await read(works, sector, 512) == bytes([sector]) * 512
+        done.set()
+        await asyncio.wait_for(task, 20)
+
+
+async def test_what_fails_for_one_disk_is_not_another_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its completions are taken in when the other one is kicked, and it cannot interrupt."""
+    loop = asyncio.get_running_loop()
+    failures: list[Any] = []
+    loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+    async with harnesses(tmp_path, 2) as (fails, works):
+        with hanging(fails) as writer:
+            offer(fails)
+            await until(lambda: fails.device._disk.in_flight)  # type: ignore[attr-defined]
+
+            def pulse() -> None:
+                raise OSError(errno.EIO, "no interrupts today")
+
+            monkeypatch.setattr(fails.queues[0].irq, "pulse", pulse)
+            service = works.device._service  # type: ignore[attr-defined]
+            os.write(writer, b"w" * 512)
+            offer(works)
+            service._queues[0]._turn()  # before the loop hears of it
+            (used,) = await works.queues[0].used()
+            assert used.data == b"\2" * 512 + b"\0"
+        await until(lambda: failures)
+        assert [type(failure) for failure in failures] == [OSError]
+        assert not fails.device._disk.in_flight  # type: ignore[attr-defined]
+
+
+async def test_a_disk_that_nobody_waits_for_is_there_until_its_requests_have_ended(tmp_path: Path) -> None:
+    """Its coroutine is thrown away, as a loop does that does not end its tasks: what the kernel still writes to stays, and
+    the guest hears nothing."""
+    before = rings()
+    async with Harness(make(tmp_path, 1)) as other:
+        h = Harness(disk := make(tmp_path))
+        async with h:
+            native = disk._disk
+            assert await read(h, 0, 512) == b"\1" * 512
+            assert disk._service is not None
+            service = disk._service
+            with hanging(h) as writer:
+                offer(h, 2)
+                await until(lambda: native.in_flight == 2)
+                service._let_go()  # what its coroutine does in the end, whoever ends it
+                assert native.abandoned
+                assert service._queues[0]._native.depth, "let go of with requests in flight"
+                os.write(writer, b"w" * 1024)
+                await until(lambda: not native.in_flight)
+            assert not service._queues
+            assert h.queues[0].poll() == []
+        del h, disk, service
+        gc.collect()
+        assert await read(other, 0, 512) == b"\2" * 512
+    assert rings() == before
