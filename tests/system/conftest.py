@@ -18,6 +18,7 @@ from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
 from tests.system.grounds import host_of, hosts_of, is_core, is_of_x86
+from tests.system.guest import SLOWER
 from tests.system.programs import compile_programs
 from tests.system.shown import CONSOLE
 
@@ -51,10 +52,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.kvmhost)
-            item.add_marker(pytest.mark.timeout(240 if host_of(item) == "x86_64" else 480))  # what hangs; EL2 is slower
+            _set_limit(item)
             if not is_core(item):
                 item.add_marker(pytest.mark.thorough)
     compile_programs()  # before the nested host, which has no compiler, gets the tree
+
+
+def _set_limit(item: pytest.Item) -> None:
+    """After what time a test hangs, if it does not say itself: on arm64 later, as all that it waits for."""
+    own = item.get_closest_marker("timeout")
+    seconds = own.args[0] if own is not None else 240
+    item.add_marker(pytest.mark.timeout(seconds if host_of(item) == "x86_64" else seconds * SLOWER), append=False)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

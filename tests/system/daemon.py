@@ -8,12 +8,14 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from tests.system.guest import limit
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 async def until(condition: Callable[[], bool], timeout: float = 60.0) -> None:
-    """Wait for what cannot be awaited."""
-    async with asyncio.timeout(timeout):
+    """Wait for what cannot be awaited. `timeout`: see `limit`."""
+    async with asyncio.timeout(limit(timeout)):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

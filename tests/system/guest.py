@@ -6,11 +6,25 @@ import asyncio
 import itertools
 import re
 
-from aiovmm import VM, Console, architecture
+from aiovmm import VM, Console, ExitStatus, architecture
 
+SLOWER = 3.0
+"""How much longer whatever hangs may take in the hosts of arm64: emulated EL2 is slower."""
 PROMPT = rb"guest:\S+ ?[#$] "
-BOOT = 120.0 if architecture.host() is architecture.X86_64 else 240.0  # what hangs; emulated EL2 is slower
 _serials = itertools.count()
+
+
+def limit(seconds: float) -> float:
+    """After what time something hangs here, that does after `seconds` in the host of x86."""
+    return seconds if architecture.host() is architecture.X86_64 else seconds * SLOWER
+
+
+BOOT = limit(120.0)
+
+
+async def ended(vm: VM) -> ExitStatus:
+    """Wait for the guest to end by itself."""
+    return await asyncio.wait_for(vm.wait(), limit(60))
 
 
 async def prompt(vm: VM, console: Console | None = None, timeout: float = BOOT) -> None:
@@ -19,7 +33,7 @@ async def prompt(vm: VM, console: Console | None = None, timeout: float = BOOT) 
 
 
 async def shell(vm: VM, command: str, *, timeout: float = 60.0, console: Console | None = None) -> str:
-    """Run `command` in the guest's shell; its output. Fails the test if its status is not 0."""
+    """Run `command` in the guest's shell; its output. Fails the test if its status is not 0. `timeout`: see `limit`."""
     output, status = await shell_status(vm, command, timeout=timeout, console=console)
     assert status == 0, f"{command!r} ended with {status}: {output}"
     return output
@@ -32,10 +46,10 @@ async def shell_status(
     mark = f"m{next(_serials)}"
     stream = console or vm.serial
     await stream.send(f"echo {mark[:1]}''{mark[1:]}-begin; {command}; echo {mark[:1]}''{mark[1:]}-end=$?\n".encode())
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(limit(timeout)):
         await stream.readuntil(f"{mark}-begin\r\n".encode())
         output = await stream.readuntil(f"{mark}-end=".encode())
         status = await stream.readuntil(b"\r\n")
-    await prompt(vm, stream, timeout)
+    await prompt(vm, stream, limit(timeout))
     text = re.sub(rb"\r+\n", b"\n", output.removesuffix(f"{mark}-end=".encode())).decode(errors="replace")
     return text, int(status)

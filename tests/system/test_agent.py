@@ -13,6 +13,7 @@ from aiovmm import VM, AgentLost, BootTimeout, CommandTimeout, ExitReason, Pool,
 from aiovmm.agent import agent_binary
 from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, RELEASES, Guests, OnDemand
+from tests.system.guest import limit
 from tests.system.programs import program
 
 SIZE = 64 << 20
@@ -52,7 +53,7 @@ def configured(guests: Guests, initramfs: Path, release: str, **changes: object)
 
 
 async def commands(vm: VM) -> None:
-    done = await asyncio.create_task(vm.run(["uname", "-s"], timeout=60))
+    done = await asyncio.create_task(vm.run(["uname", "-s"], timeout=limit(60)))
     assert (done.returncode, done.stdout, done.stderr) == (0, b"Linux\n", b"")
     with pytest.raises(CommandTimeout) as info:
         await vm.run(["sh", "-c", "echo so far; sleep 1000 & sleep 1000"], timeout=5)
@@ -139,7 +140,8 @@ async def ports(vm: VM) -> None:
     port = await vm.forward(8080)
     assert isinstance(port, int)
     await vm.run(
-        ["sh", "-c", "until grep -q :1F90 /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.1; done"], timeout=30
+        ["sh", "-c", "until grep -q :1F90 /proc/net/tcp /proc/net/tcp6 2>/dev/null; do sleep 0.1; done"],
+        timeout=limit(30),
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"to the guest and back")
@@ -181,7 +183,7 @@ async def its_end(vm: VM) -> None:
 async def test_all_of_it_in_a_guest(guests: Guests, with_agent: dict[str, Path], release: str, tmp_path: Path) -> None:
     async with VM(configured(guests, with_agent[release], release)) as vm:
         await vm.start()
-        assert not (await vm.agent.ready(timeout=120)).is_init
+        assert not (await vm.agent.ready(timeout=limit(120))).is_init
         await commands(vm)
         await many(vm)
         await throughput(vm)
@@ -197,14 +199,14 @@ async def test_the_same_in_a_pools_worker(
 ) -> None:
     """Which makes its guests confined to what they need."""
     made = Pool(configured(guests, with_agent[release], release), max=1, workers=1)
-    async with made as pool, pool.acquire(timeout=120) as vm:
-        await vm.agent.ready(timeout=120)
+    async with made as pool, pool.acquire(timeout=limit(120)) as vm:
+        await vm.agent.ready(timeout=limit(120))
         await commands(vm)
         await many(vm)
         await copies(vm, tmp_path)
         await ports(vm)
         await vm.snapshot(tmp_path / "there")
-        assert (await vm.run(["echo", "again"], timeout=60)).stdout == b"again\n"
+        assert (await vm.run(["echo", "again"], timeout=limit(60))).stdout == b"again\n"
         async for now in vm.stats(every=1.0):
             vsock = now.devices["vsock"].vsock
             assert vsock is not None
@@ -217,7 +219,7 @@ async def test_the_same_in_a_pools_worker(
 async def test_as_the_guests_init(guests: Guests, as_init: dict[str, Path], release: str) -> None:
     async with VM(configured(guests, as_init[release], release)) as vm:
         await vm.start()
-        assert (await vm.agent.ready(timeout=120)).is_init
+        assert (await vm.agent.ready(timeout=limit(120))).is_init
         script = "(sleep 0.1 &) ; cat /proc/1/comm; ls /dev/pts >/dev/null && echo mounted; ip addr show lo | grep -c 127.0.0.1"
         assert (await vm.run(["sh", "-c", script])).stdout == b"aiovmm-agent\nmounted\n1\n"
         await vm.run(["sleep", "1"])  # the orphan has ended meanwhile, and is nobody's
@@ -227,7 +229,7 @@ async def test_as_the_guests_init(guests: Guests, as_init: dict[str, Path], rele
             await vm.run(["sh", "-c", "for p in $(pidof aiovmm-agent); do [ $p = 1 ] || kill -9 $p; done; sleep 60"])
         assert info.value.status is None
         assert (await vm.run(["echo", "again"])).stdout == b"again\n"
-        status = await vm.stop(timeout=60)
+        status = await vm.stop(timeout=limit(60))
         assert status.reason is ExitReason.SHUTDOWN
 
 
@@ -235,9 +237,9 @@ async def test_as_the_guests_init(guests: Guests, as_init: dict[str, Path], rele
 async def test_what_became_of_a_guest_is_told(guests: Guests, with_agent: dict[str, Path], release: str) -> None:
     async with VM(configured(guests, with_agent[release], release)) as vm:
         await vm.start()
-        await vm.agent.ready(timeout=120)
+        await vm.agent.ready(timeout=limit(120))
         with pytest.raises(AgentLost) as info:
-            await vm.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], timeout=60)
+            await vm.run(["sh", "-c", "echo c >/proc/sysrq-trigger; sleep 60"], timeout=limit(60))
         assert info.value.status is not None
         assert info.value.status.reason is ExitReason.PANIC
         assert b"panic" in info.value.console_tail
@@ -249,7 +251,7 @@ async def test_a_guest_without_the_agent(guests: Guests) -> None:
         with pytest.raises(BootTimeout, match="vmw_vsock_virtio_transport") as info:
             await vm.agent.ready(timeout=0.1)
         assert info.value.stage == "driver"
-        await vm.serial.expect(rb"guest:\S+ ?[#$] ", timeout=120)
+        await vm.serial.expect(rb"guest:\S+ ?[#$] ", timeout=limit(120))
         with pytest.raises(BootTimeout) as info:
             await vm.agent.ready(timeout=2)
         assert info.value.stage == "agent"

@@ -11,7 +11,7 @@ import pytest
 
 from aiovmm import VM, BalloonConfig, MemoryConfig
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import limit, prompt, shell
 
 MIB = 1 << 20
 
@@ -49,17 +49,17 @@ async def test_a_guest_that_frees_memory_gives_it_back(guests: Guests, release: 
         full = resident(vm)
         given = vm.balloon.given_back
         await shell(vm, "rm /mnt/full")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit(60)):
             while full - resident(vm) < 180 * MIB:  # noqa: ASYNC110 - it is the guest that acts
                 await asyncio.sleep(0.1)
         assert vm.balloon.given_back - given >= 180 * MIB, "which it was not asked for"
 
         before = await available(vm)
-        await vm.balloon.resize(128 * MIB, timeout=60)
+        await vm.balloon.resize(128 * MIB, timeout=limit(60))
         assert vm.balloon.actual == 128 * MIB
         assert before - await available(vm) > 110 * MIB
-        stats = await vm.balloon.stats(timeout=60)
+        stats = await vm.balloon.stats(timeout=limit(60))
         assert stats.available is not None
         assert abs(stats.available - await available(vm)) < 16 * MIB
-        await vm.balloon.resize(0, timeout=60)
+        await vm.balloon.resize(0, timeout=limit(60))
         assert before - await available(vm) < 16 * MIB

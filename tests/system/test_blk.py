@@ -18,7 +18,7 @@ from aiovmm import VM, DiskConfig, EventKind, RebootPolicy, VMConfig
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.engine import IoKind
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import prompt, shell, shell_status
+from tests.system.guest import ended, limit, prompt, shell, shell_status
 from tests.system.shown import CONSOLE
 
 MB = 1 << 20
@@ -63,7 +63,7 @@ def md5_inside(image: Path, name: str, out: Path) -> str:
 
 async def power_off(vm: VM) -> None:
     vm.serial.write(b"poweroff\n")
-    assert (await asyncio.wait_for(vm.wait(), 60)).ok
+    assert (await ended(vm)).ok
 
 
 def with_disk(guests: Guests, disk: DiskConfig, release: str = "6.1", **changes: object) -> VMConfig:
@@ -166,8 +166,8 @@ async def test_the_root_file_system_is_on_the_disk(guests: Guests, folder: Path,
     cmdline = f"console={CONSOLE} panic=-1 quiet root=/dev/vda rootfstype=ext4"
     async with VM(with_disk(guests, DiskConfig(path=image), release, cmdline=cmdline)) as vm:
         await vm.start()
-        await vm.serial.expect(rb"root is /dev/vda", timeout=120)
-        assert (await asyncio.wait_for(vm.wait(), 60)).ok
+        await vm.serial.expect(rb"root is /dev/vda", timeout=limit(120))
+        assert (await ended(vm)).ok
     check_clean(image)
     busybox = hashlib.md5((GUESTS / "bin/busybox").read_bytes()).hexdigest()
     assert md5_inside(image, "copy", folder / "copy") == busybox
@@ -182,7 +182,7 @@ async def unbind_under_load(vm: VM, disk: BlkDevice) -> None:
     await shell(
         vm, "for i in 0 1; do dd if=/dev/zero of=/dev/vda bs=4k seek=$((i * 4096)) oflag=direct & done 2>/dev/null"
     )
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(limit(30)):
         while not (disk.counters.reads > before.reads and disk.counters.writes > before.writes):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await shell(vm, "kill -0 $! && echo $d >/sys/bus/virtio/drivers/virtio_blk/unbind; wait")

@@ -9,7 +9,7 @@ import pytest
 
 from aiovmm import VM, EventKind, ExitReason, PayloadConfig, RebootPolicy, VMState
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, prompt, shell
+from tests.system.guest import BOOT, ended, limit, prompt, shell
 from tests.system.shown import SHOWN, with_button
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -37,7 +37,7 @@ async def test_a_stock_kernel_boots_to_a_shell_and_powers_off(guests: Guests, re
         ]
         assert not errors
         vm.serial.write(b"poweroff\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
     assert status.reason is ExitReason.SHUTDOWN
     assert status.ok
 
@@ -50,7 +50,7 @@ async def test_four_processors_and_a_stop_that_the_guest_heeds(guests: Guests, r
         assert (await shell(vm, "nproc")).strip() == "4"
         topology = await shell(vm, "cat /sys/devices/system/cpu/cpu*/topology/core_id")
         assert sorted(topology.split()) == ["0", "1", "2", "3"]
-        assert (await vm.stop(timeout=60)).reason is ExitReason.SHUTDOWN
+        assert (await vm.stop(timeout=limit(60))).reason is ExitReason.SHUTDOWN
 
 
 async def free_above_4_gib(vm: VM) -> int:
@@ -81,7 +81,7 @@ async def test_the_power_button_is_heeded(guests: Guests, release: str) -> None:
         await vm.start()
         await prompt(vm)
         vm.shutdown()
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
     assert status.reason is ExitReason.SHUTDOWN
 
 
@@ -91,7 +91,7 @@ async def test_a_reboot_exits_when_the_policy_says_so(guests: Guests, release: s
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"reboot\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
     assert status.reason is ExitReason.REBOOT
 
 
@@ -111,7 +111,7 @@ async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests, release
         assert vm.state is VMState.RUNNING
         assert (await shell(vm, "ls /tmp")).strip() == ""
         vm.serial.write(b"poweroff\n")
-        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+        assert (await ended(vm)).reason is ExitReason.SHUTDOWN
 
 
 async def test_linux_that_reboots_by_a_triple_fault(guests: Guests) -> None:
@@ -120,7 +120,7 @@ async def test_linux_that_reboots_by_a_triple_fault(guests: Guests) -> None:
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"reboot\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
     assert (status.reason, status.detail) == (ExitReason.REBOOT, "triple fault of vCPU 0")
 
 
@@ -142,7 +142,7 @@ async def test_a_panic_is_told_apart_from_a_reboot(guests: Guests, release: str)
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"echo c > /proc/sysrq-trigger\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
         kinds = [e.kind async for e in vm.events(from_start=True)]
     assert status.reason is ExitReason.PANIC
     assert EventKind.PANICKED in kinds
@@ -170,7 +170,7 @@ async def test_a_paused_guest_stands_still_and_goes_on(guests: Guests) -> None:
         await vm.start()
         await prompt(vm)
         vm.serial.write(b"while :; do echo tick; done\n")
-        await vm.serial.expect(rb"tick\r\ntick", timeout=30)
+        await vm.serial.expect(rb"tick\r\ntick", timeout=limit(30))
         await vm.pause()
         assert vm.state is VMState.PAUSED
         await asyncio.sleep(0.2)  # what was posted before the pause arrives
@@ -178,5 +178,5 @@ async def test_a_paused_guest_stands_still_and_goes_on(guests: Guests) -> None:
         await asyncio.sleep(0.5)
         assert vm.serial.history_lost + len(vm.serial.history) == before
         await vm.resume()
-        await vm.serial.expect(rb"tick\r\ntick", timeout=30)
+        await vm.serial.expect(rb"tick\r\ntick", timeout=limit(30))
         await asyncio.wait_for(vm.kill(), 5)

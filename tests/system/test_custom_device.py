@@ -11,7 +11,7 @@ from aiovmm import VM, EventKind, ExitReason, VirtioDevice
 from aiovmm.virtqueue import Queue
 from examples.custom_device import Dice
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, limit, prompt, shell
 
 
 class Broken(VirtioDevice):
@@ -42,7 +42,7 @@ async def test_a_bug_in_a_device_is_an_event_and_the_guest_lives(guests: Guests)
     async with VM(replace(guests.config(), rng=None), devices=[Broken()]) as vm:
         events = vm.events()
         await vm.start()
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(limit(120)):
             async for event in events:
                 if event.kind is EventKind.DEVICE_ERROR:
                     break
@@ -51,4 +51,4 @@ async def test_a_bug_in_a_device_is_an_event_and_the_guest_lives(guests: Guests)
         await prompt(vm)
         assert (await shell(vm, "echo alive")).strip() == "alive"
         vm.serial.write(b"poweroff\n")
-        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+        assert (await ended(vm)).reason is ExitReason.SHUTDOWN

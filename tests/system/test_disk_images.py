@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import shutil
@@ -18,7 +17,7 @@ from aiovmm import VM, DiskConfig, EventKind
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.engine import IoKind
 from tests.system.conftest import Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, prompt, shell
 
 MB = 1 << 20
 
@@ -45,7 +44,7 @@ def md5(data: bytes) -> str:
 
 async def power_off(vm: VM) -> None:
     vm.serial.write(b"poweroff\n")
-    assert (await asyncio.wait_for(vm.wait(), 60)).ok
+    assert (await ended(vm)).ok
     kinds = [event.kind async for event in vm.events(from_start=True)]
     assert EventKind.DEVICE_ERROR not in kinds
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import re
@@ -13,7 +12,7 @@ import pytest
 from aiovmm import VM, DiskConfig, EventKind, ExitReason, NetConfig, RebootPolicy, RngConfig
 from aiovmm.devices.virtio.iommu import IommuDevice
 from tests.system.conftest import Guests
-from tests.system.guest import BOOT, prompt, shell
+from tests.system.guest import BOOT, ended, prompt, shell
 from tests.system.traffic import sha256, transfer
 
 MIB = 1 << 20
@@ -38,7 +37,7 @@ async def under_load(vm: VM, image: Path, number: int) -> None:
     work = f"for n in {copies}; do dd if=/tmp/x of=/dev/vda bs=64k seek=$((n * 64)) oflag=direct 2>/dev/null; done"
     await shell(vm, f"({work}; echo written >/tmp/done-{number}) & true")
     # The driver maps and unmaps each piece of each frame and request by a request of its own: slow, and slower on a busy machine.
-    await transfer(vm, HOST, random.Random(number).randbytes(2 * MIB), limit=200)
+    await transfer(vm, HOST, random.Random(number).randbytes(2 * MIB), timeout=200)
     await shell(vm, f"while [ ! -e /tmp/done-{number} ]; do sleep 0.1; done", timeout=200)
     expected = (await shell(vm, "sha256sum </tmp/x")).split()[0]
     with image.open("rb") as file:
@@ -111,7 +110,7 @@ async def test_devices_work_behind_the_iommu_and_reach_only_what_is_mapped(guest
         await prompt(vm)
         await write_and_read_back(vm, image, 3)
         vm.serial.write(b"poweroff\n")
-        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+        assert (await ended(vm)).reason is ExitReason.SHUTDOWN
         assert iommu.faults == 0
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
 

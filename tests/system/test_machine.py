@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 
 import pytest
@@ -19,7 +18,7 @@ from aiovmm import (
 from aiovmm.config import TopologyConfig
 from aiovmm.config.options import parse_memory_zone, parse_numa
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, prompt, shell
 
 IDENTITY = PlatformConfig(
     system_manufacturer="Maker",
@@ -69,7 +68,7 @@ async def test_a_kernel_says_itself_that_it_panics(guests: Guests, release: str)
         await prompt(vm)
         await shell(vm, "modprobe pvpanic-pci && grep -q pvpanic /proc/modules")
         vm.serial.write(b"echo 1 >/proc/sys/kernel/sysrq; echo c >/proc/sysrq-trigger\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
         told = [event.detail async for event in vm.events(from_start=True) if event.kind is EventKind.PANICKED]
     assert told == ["reported by pvpanic"]
     assert status.reason is ExitReason.PANIC

@@ -20,7 +20,7 @@ from aiovmm.devices.virtio.net import NetDevice
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import prompt, shell, shell_status
+from tests.system.guest import limit, prompt, shell, shell_status
 
 HOST, GUEST = "10.9.0.1", "10.9.0.2"
 NET = NetConfig(ip=HOST, mask="255.255.255.0")
@@ -120,7 +120,7 @@ async def tcp_both_ways(vm: VM, blob: Path, tmp_path: Path) -> None:
     back = tmp_path / "back"
     async with listening(f"CREATE:{back}", 7002, "-U") as socat:
         await shell(vm, f"nc {HOST} 7002 < /tmp/blob; rm /tmp/blob", timeout=120)
-        await asyncio.wait_for(socat.wait(), 30)
+        await asyncio.wait_for(socat.wait(), limit(30))
     assert checksum(back) == md5
     back.unlink()
 
@@ -131,7 +131,7 @@ async def listening(file: str, port: int, direction: str) -> AsyncIterator[async
     server = f"TCP-LISTEN:{port},reuseaddr,bind={HOST}"
     socat = await asyncio.create_subprocess_exec("socat", "-b", "262144", direction, file, server)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(limit(20)):
             while f":{port} " not in await run("ss", "-tln"):  # noqa: ASYNC110 - another program's doing
                 await asyncio.sleep(0.05)
         yield socat
@@ -298,7 +298,7 @@ async def reboot_under_flood(vm: VM, device: NetDevice) -> None:
     async for event in events:
         if event.kind is EventKind.REBOOTED:
             break
-    await vm.serial.expect(rb"aiovmm: init", timeout=60)  # a prompt before it is the first life's
+    await vm.serial.expect(rb"aiovmm: init", timeout=limit(60))  # a prompt before it is the first life's
     await prompt(vm)
     assert vm.device("net0") is device
     before = device.counters

@@ -17,7 +17,7 @@ import pytest
 from aiovmm import VM, EventKind, ExitReason, PmemConfig, RebootPolicy
 from aiovmm.devices.virtio.pmem import PmemDevice
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, PROMPT, prompt, shell
+from tests.system.guest import BOOT, PROMPT, ended, limit, prompt, shell
 from tests.system.shown import CONSOLE, with_dax
 
 MIB = 1 << 20
@@ -46,7 +46,7 @@ def sha256(data: bytes) -> str:
 
 async def power_off(vm: VM) -> None:
     vm.serial.write(b"poweroff\n")
-    status = await asyncio.wait_for(vm.wait(), 60)
+    status = await ended(vm)
     assert status.reason is ExitReason.SHUTDOWN
 
 
@@ -107,7 +107,7 @@ async def main():
     config = VMConfig(PayloadConfig(kernel, initramfs, cmdline), memory=MemoryConfig(256 << 20), pmems=(PmemConfig(file=image),))
     async with VM(config) as vm:
         await vm.start()
-        found = await vm.serial.expect(rb"([0-9a-f]{64})  /mnt/x", timeout=120)
+        found = await vm.serial.expect(rb"([0-9a-f]{64})  /mnt/x", timeout=limit(120))
         print(re.search(rb"([0-9a-f]{64})  /mnt/x", vm.serial.history).group(1).decode(), flush=True)
         await vm.wait()
 asyncio.run(main())
@@ -123,7 +123,7 @@ async def test_what_was_synced_survives_the_death_of_the_monitor(initramfs: dict
     )
     try:
         assert monitor.stdout is not None
-        line = await asyncio.wait_for(monitor.stdout.readline(), 150)
+        line = await asyncio.wait_for(monitor.stdout.readline(), limit(150))
     finally:
         monitor.kill()
         status = await monitor.wait()
@@ -202,8 +202,8 @@ async def test_eight_guests_of_one_image_share_the_pages_of_the_host(guests: Gue
         vms = [await stack.enter_async_context(VM(config.with_changes({"name": f"guest{i}"}))) for i in range(8)]
         for vm in vms:
             await vm.start()
-        await asyncio.gather(*(vm.serial.expect(f"{digest}  /mnt/data".encode(), timeout=200) for vm in vms))
-        await asyncio.gather(*(vm.serial.expect(PROMPT, timeout=60) for vm in vms))
+        await asyncio.gather(*(vm.serial.expect(f"{digest}  /mnt/data".encode(), timeout=limit(200)) for vm in vms))
+        await asyncio.gather(*(vm.serial.expect(PROMPT, timeout=limit(60)) for vm in vms))
         seen = mappings(image)
     assert len(seen) == 8
     print(

@@ -14,7 +14,7 @@ import pytest
 from aiovmm import VM, ConsoleConfig, ConsoleMode, EventKind, ExitReason, RebootPolicy, RngConfig
 from tests.devices.virtio.fips import failures
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, limit, prompt, shell
 from tests.system.shown import CONSOLE
 
 MIB = 1 << 20
@@ -25,10 +25,10 @@ BOTH = f"console={CONSOLE} console=hvc0 panic=-1 quiet"
 async def raw_output(vm: VM, command: str, size: int, timeout: float = 120.0) -> bytes:
     """`size` bytes that `command` prints on hvc0 with the terminal's processing off."""
     await vm.console.send(f"stty raw -echo; echo be''gin; {command}; stty sane\n".encode())
-    async with asyncio.timeout(timeout):
+    async with asyncio.timeout(limit(timeout)):
         await vm.console.readuntil(b"begin\n")
         data = await vm.console.readexactly(size)
-    await prompt(vm, vm.console, timeout)
+    await prompt(vm, vm.console, limit(timeout))
     return data
 
 
@@ -52,14 +52,14 @@ async def test_hvc0_is_a_shell_with_a_size_and_carries_bytes_both_ways(guests: G
         await vm.console.send(b"stty raw -echo; echo re''ady; head -c 262144 >/tmp/in; stty sane; echo do''ne\n")
         await vm.console.expect(rb"ready\n")
         await vm.console.send(data)
-        await vm.console.expect(rb"done", timeout=120)
+        await vm.console.expect(rb"done", timeout=limit(120))
         await prompt(vm, vm.console)
         digest = await shell(vm, "sha256sum </tmp/in", console=vm.console)
         assert digest.split()[0] == hashlib.sha256(data).hexdigest()
 
         assert not vm.serial.history
         vm.console.write(b"poweroff\n")
-        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+        assert (await ended(vm)).reason is ExitReason.SHUTDOWN
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -97,9 +97,9 @@ async def test_the_console_driver_comes_and_goes_under_load(guests: Guests, rele
         await shell(vm, "dmesg -c >/dev/null")
         for round_ in range(rounds):
             await reload_under_load(vm, "virtio_console", "yes load >/dev/hvc0")
-            await vm.console.expect(rb"load", timeout=20)
+            await vm.console.expect(rb"load", timeout=limit(20))
             await shell(vm, f"echo round {round_} >/dev/hvc0")
-            await vm.console.expect(f"round {round_}\r\n".encode(), timeout=20)
+            await vm.console.expect(f"round {round_}\r\n".encode(), timeout=limit(20))
         assert not re.search(r"WARNING: CPU|BUG:|Oops", await shell(vm, "dmesg"))
         await vm.kill()
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
@@ -115,10 +115,10 @@ async def test_the_console_outlives_a_reboot_under_load(guests: Guests, release:
         async for event in events:
             if event.kind is EventKind.REBOOTED:
                 break
-        await vm.serial.expect(rb"aiovmm: init", timeout=60)  # the old shell's prompt may come after `reboot`
+        await vm.serial.expect(rb"aiovmm: init", timeout=limit(60))  # the old shell's prompt may come after `reboot`
         await prompt(vm)
         await shell(vm, "(head -n 1 </dev/hvc0 >/tmp/line &); echo after the reboot >/dev/hvc0")
-        await vm.console.expect(rb"after the reboot", timeout=20)
+        await vm.console.expect(rb"after the reboot", timeout=limit(20))
         vm.console.write(b"typed after it\n")
         await shell(vm, "until grep -q 'typed after it' /tmp/line; do sleep 0.1; done")
         vm.console.resize(77, 21)
@@ -142,7 +142,7 @@ async def test_a_panic_on_hvc0_is_a_panic(guests: Guests) -> None:
         await vm.start()
         await prompt(vm, vm.console)
         vm.console.write(b"echo c > /proc/sysrq-trigger\n")
-        status = await asyncio.wait_for(vm.wait(), 60)
+        status = await ended(vm)
     assert status.reason is ExitReason.PANIC
 
 
@@ -152,7 +152,7 @@ async def test_an_entropy_source_that_ends_fails_the_device_and_not_the_guest(gu
     async with VM(guests.config(rng=RngConfig(src=path))) as vm:
         events = vm.events()
         await vm.start()
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(limit(120)):
             async for event in events:
                 if event.kind is EventKind.DEVICE_ERROR:
                     break

@@ -21,8 +21,7 @@ from aiovmm import AgentLost, Image
 from aiovmm.image import KernelFiles
 from tests.rootfs.test_image import Layout
 from tests.system.conftest import GUESTS, RELEASES
-
-BOOT = 120.0
+from tests.system.guest import BOOT, limit
 
 
 def kernel(release: str = "6.1") -> KernelFiles:
@@ -65,13 +64,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_from_a_directory_to_commands(root: Path, release: str) -> None:
     async with aiovmm.sandbox(Image.from_directory(root), kernel=kernel(release), timeout=BOOT, name="box") as vm:
         done = await vm.run(
-            ["sh", "-c", "hostname; cat /opt/deep/er/data | md5sum; stat -c %u /home/nobody"], timeout=60
+            ["sh", "-c", "hostname; cat /opt/deep/er/data | md5sum; stat -c %u /home/nobody"], timeout=limit(60)
         )
         digest = hashlib.md5((root / "opt/deep/er/data").read_bytes()).hexdigest()
         assert done.stdout.decode().split() == ["box", digest, "-", "65534"]
-        mounts = (await vm.run(["cat", "/proc/mounts"], timeout=60)).stdout.decode()
+        mounts = (await vm.run(["cat", "/proc/mounts"], timeout=limit(60))).stdout.decode()
         assert "root / overlay rw" in mounts
-        free = (await vm.run(["df", "-m", "/"], timeout=60)).stdout.decode().splitlines()[-1].split()
+        free = (await vm.run(["df", "-m", "/"], timeout=limit(60))).stdout.decode().splitlines()[-1].split()
         assert 1800 < int(free[1]) <= 2048
     assert list((Path(os.environ["XDG_CACHE_HOME"]) / "aiovmm/scratch").glob("*.ext4")) == []
 
@@ -88,11 +87,13 @@ async def test_an_oci_image_runs_as_it_says(root: Path, tmp_path: Path) -> None:
     layout.add(base.getvalue(), layer.getvalue(), Env=["PATH=/bin", "A=b c"], User="nobody", WorkingDir="/home/nobody")
     image = Image.from_oci(layout.path)
     async with aiovmm.sandbox(image, kernel=kernel(), timeout=BOOT, disk=None) as vm:
-        done = await vm.run(["sh", "-c", 'id -u; pwd; echo "$A"; ls /opt /opt/deep; touch x; ls'], timeout=60)
+        done = await vm.run(["sh", "-c", 'id -u; pwd; echo "$A"; ls /opt /opt/deep; touch x; ls'], timeout=limit(60))
         assert done.stdout.decode().split("\n") == ["65534", "/home/nobody", "b c", *_LISTED, ""]
-        other = await vm.run(["sh", "-c", "id -u; pwd; echo $A"], user="root", cwd="/", env={"A": "d"}, timeout=60)
+        other = await vm.run(
+            ["sh", "-c", "id -u; pwd; echo $A"], user="root", cwd="/", env={"A": "d"}, timeout=limit(60)
+        )
         assert other.stdout.decode().split() == ["0", "/", "d"]
-        assert (await vm.run(["touch", "/opt/y"], timeout=60)).returncode == 1  # it is nobody
+        assert (await vm.run(["touch", "/opt/y"], timeout=limit(60))).returncode == 1  # it is nobody
 
 
 _LISTED = ["/opt:", "deep", "new", "", "/opt/deep:", "x"]
@@ -105,9 +106,9 @@ async def test_guests_share_an_image_and_not_what_they_write(root: Path) -> None
         ]
         first, second = await asyncio.gather(*(stack.enter_async_context(one) for one in make))
         assert first.image.path == second.image.path
-        await first.run(["sh", "-c", "echo mine > /opt/mine; rm /etc/group"], check=True, timeout=60)
-        assert (await second.run(["ls", "/opt"], timeout=60)).stdout == b"deep\n"
-        assert (await second.run(["test", "-e", "/etc/group"], timeout=60)).returncode == 0
+        await first.run(["sh", "-c", "echo mine > /opt/mine; rm /etc/group"], check=True, timeout=limit(60))
+        assert (await second.run(["ls", "/opt"], timeout=limit(60))).stdout == b"deep\n"
+        assert (await second.run(["test", "-e", "/etc/group"], timeout=limit(60))).returncode == 0
     assert (root / "etc/group").exists()
 
 
@@ -117,11 +118,11 @@ async def test_volumes_are_shared_and_read_only_ones_are_so_for_whoever_mounts_t
         (folder / name / "file").write_text(name)
     volumes = [f"{folder}/rw:/data/rw", f"{folder}/ro:/data/ro:ro"]
     async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, volumes=volumes) as vm:
-        assert (await vm.run(["cat", "/data/rw/file", "/data/ro/file"], timeout=60)).stdout == b"rwro"
-        await vm.run(["sh", "-c", "echo more >> /data/rw/file"], check=True, timeout=60)
+        assert (await vm.run(["cat", "/data/rw/file", "/data/ro/file"], timeout=limit(60))).stdout == b"rwro"
+        await vm.run(["sh", "-c", "echo more >> /data/rw/file"], check=True, timeout=limit(60))
         assert (folder / "rw/file").read_text() == "rwmore\n"
-        await vm.run(["mount", "-o", "remount,rw", "/data/ro"], timeout=60)
-        assert (await vm.run(["sh", "-c", "echo more >> /data/ro/file"], timeout=60)).returncode != 0
+        await vm.run(["mount", "-o", "remount,rw", "/data/ro"], timeout=limit(60))
+        assert (await vm.run(["sh", "-c", "echo more >> /data/ro/file"], timeout=limit(60))).returncode != 0
         daemons = children()
         assert len(daemons) == 2
     assert (folder / "ro/file").read_text() == "ro"
@@ -142,7 +143,7 @@ def children() -> set[int]:
 async def test_a_port_is_published(root: Path) -> None:
     async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, publish={18080: 80}) as vm:
         await vm.create_process("nc", "-ll", "-p", "80", "-e", "echo", "hello")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit(60)):
             while True:
                 reader, writer = await asyncio.open_connection("127.0.0.1", 18080)
                 said = await reader.read()

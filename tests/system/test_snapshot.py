@@ -15,7 +15,7 @@ import pytest
 
 from aiovmm import VM, ConsoleConfig, DiskConfig, RebootPolicy, VMConfig, VsockConfig
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, prompt, shell
 
 MIB = 1 << 20
 
@@ -88,7 +88,7 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: s
             await shell(vm, "dd if=/dev/urandom of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null")
             if host != "x86_64":  # whose kernels for clouds have no driver for the button
                 vm.serial.write(b"poweroff\n")
-                await asyncio.wait_for(vm.wait(), 60)
+                await ended(vm)
             status = await vm.stop(30)
             assert status.ok, status
 

@@ -15,7 +15,7 @@ import pytest
 from aiovmm import VM, DeviceConfig, EventKind, RebootPolicy
 from aiovmm.errors import HostError
 from tests.system.conftest import Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import limit, prompt, shell
 from tests.system.host_pci import devices_of_class, give_to
 from tests.system.shown import CONSOLE, SHOWN
 
@@ -76,7 +76,7 @@ async def test_a_guest_drives_an_nvme_drive_of_the_host(guests: Guests, drive: P
         assert sum(int(word) for word in interrupts.split() if word.isdigit()) > 8
 
         vm.serial.write(b"reboot -f\n")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit(60)):
             async for event in vm.events():
                 if event.kind is EventKind.REBOOTED:
                     break

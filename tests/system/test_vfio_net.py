@@ -18,7 +18,7 @@ import pytest
 from aiovmm import VM, DeviceConfig, EventKind, MemoryConfig, PayloadConfig, RebootPolicy
 from aiovmm.image import GUEST_MODULES, build_initramfs
 from tests.system.conftest import GUESTS, Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import limit, prompt, shell
 from tests.system.host_pci import give_to, interfaces, network_card
 from tests.system.shown import CONSOLE, SHOWN
 from tests.system.traffic import exchange, transfer
@@ -107,7 +107,7 @@ async def killed_while_it_sends(vm: VM) -> None:
 
     server = await asyncio.start_server(take, HOST, 0)
     vm.serial.write(f"nc {HOST} {server.sockets[0].getsockname()[1]} </dev/zero\n".encode())
-    await asyncio.wait_for(enough.wait(), 60)
+    await asyncio.wait_for(enough.wait(), limit(60))
     await vm.kill()
     server.close()
 
@@ -129,7 +129,7 @@ async def used_by_the_host(device: Path, driver: str) -> None:
 async def _run_there(command: str) -> str:
     line = ["ip", "netns", "exec", "given", "sh", "-c", command.replace("nc ", "nc -N ")]
     process = await asyncio.create_subprocess_exec(*line, stdout=asyncio.subprocess.PIPE)
-    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    output, _ = await asyncio.wait_for(process.communicate(), limit(60))
     assert process.returncode == 0, command
     return output.decode()
 
@@ -148,7 +148,7 @@ async def test_a_guest_drives_a_network_card_of_the_host(
         assert await interrupts(vm, "eth0", SHOWN.message) > 10
 
         vm.serial.write(b"reboot -f\n")
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(limit(60)):
             async for event in vm.events():
                 if event.kind is EventKind.REBOOTED:
                     break

@@ -25,7 +25,7 @@ from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.vhost_user import VhostUserBackend
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.daemon import PROJECT, Daemon, until
-from tests.system.guest import prompt, shell
+from tests.system.guest import ended, limit, prompt, shell
 
 MB = 1 << 20
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
@@ -70,7 +70,7 @@ def md5_inside(image: Path, name: str, out: Path) -> str:
 
 async def power_off(vm: VM) -> None:
     vm.serial.write(b"poweroff\n")
-    assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
+    assert (await ended(vm)).reason is ExitReason.SHUTDOWN
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -135,10 +135,11 @@ def vhost_user(vm: VM, id_: str) -> VhostUserBackend:
     return device.backend
 
 
-async def event_of(events: Subscription[Event], kind: EventKind, timeout: float = 60.0) -> Event:
-    async with asyncio.timeout(timeout):
+async def event_of(events: Subscription[Event], kind: EventKind, detail: str = "", timeout: float = 60.0) -> Event:
+    """The next of that kind with `detail` in what it tells: of a back end that goes away is told before what comes of it."""
+    async with asyncio.timeout(limit(timeout)):
         async for event in events:
-            if event.kind is kind:
+            if event.kind is kind and detail in event.detail:
                 return event
     raise AssertionError(f"the VM ended without {kind}")
 
@@ -166,8 +167,7 @@ async def test_the_storage_daemon_killed_and_started_again(guests: Guests, folde
         await until(lambda: daemon.has_written(12 * MB))
         daemon.kill()
         daemon.start()
-        event = await event_of(events, EventKind.DEVICE_ERROR)
-        assert "in flight" in event.detail
+        await event_of(events, EventKind.DEVICE_ERROR, "in flight")
         await vm.kill()
     replay_journal(image)
     check_clean(image)
@@ -193,7 +193,7 @@ async def test_our_back_end_killed_again_and_again_under_load(guests: Guests, fo
             daemon.kill()
             daemon.start()
             await until(lambda kills=kills: backend.losses == kills and backend.connected)  # type: ignore[misc]
-        await vm.serial.expect(rb"all-written", timeout=150)
+        await vm.serial.expect(rb"all-written", timeout=limit(150))
         await prompt(vm)
         await shell(vm, "echo 3 >/proc/sys/vm/drop_caches; md5sum -c /sums; umount /mnt", timeout=120)
         assert not re.search(r"I/O error|EXT4-fs error", await shell(vm, "dmesg"))
@@ -206,11 +206,13 @@ async def test_our_back_end_killed_again_and_again_under_load(guests: Guests, fo
 
 @pytest.mark.parametrize("release", RELEASES)
 async def test_a_folder_of_virtiofsd(guests: Guests, folder: Path, release: str) -> None:
-    """Read and written from both sides. Some two hundred files: each is a dozen requests, and a nested host may be slow."""
+    """Read and written from both sides. Some forty files: each is a dozen requests, and a nested host may be slow."""
     share, path = folder / "share", folder / "fs.sock"
     share.mkdir()
-    shutil.copytree(PROJECT / "aiovmm/devices", share / "tree", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    (share / "large").write_bytes(os.urandom(16 * MB))
+    for part in ("blk", "net"):
+        tree = PROJECT / "aiovmm/devices/virtio" / part
+        shutil.copytree(tree, share / "tree" / part, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (share / "large").write_bytes(os.urandom(8 * MB))
     names = sorted(p.relative_to(share) for p in share.rglob("*") if p.is_file())
     sums = "".join(f"{hashlib.md5((share / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
     (share / "sums").write_text(sums)
@@ -223,7 +225,7 @@ async def test_a_folder_of_virtiofsd(guests: Guests, folder: Path, release: str)
         await vm.start()
         await prompt(vm)
         await shell(vm, "mkdir -p /mnt; mount -t virtiofs shared /mnt; cd /mnt; md5sum -cs sums", timeout=120)
-        await shell(vm, "tar xf tree.tar; head -c 16777216 /dev/urandom >of_guest; sync", timeout=120)
+        await shell(vm, "tar xf tree.tar; head -c 8388608 /dev/urandom >of_guest; sync", timeout=120)
         digest = (await shell(vm, "md5sum <of_guest; cd /; umount /mnt")).split()[0]
         assert hashlib.md5((share / "of_guest").read_bytes()).hexdigest() == digest
         assert same_trees(share / "tree", share / "unpacked")
@@ -236,7 +238,7 @@ async def test_a_folder_of_virtiofsd(guests: Guests, folder: Path, release: str)
         assert (await shell(vm, "cat /mnt/later")).strip() == "written by the host"
 
         daemon.kill()
-        assert "session" in (await event_of(events, EventKind.DEVICE_ERROR)).detail
+        await event_of(events, EventKind.DEVICE_ERROR, "session")
         await vm.kill()
 
 
@@ -295,7 +297,7 @@ async def _receive(vm: VM, address: str) -> tuple[str, bytes]:
         port = listener.sockets[0].getsockname()[1]
         command = f"head -c 8388608 /dev/urandom >/out; nc {address} {port} </out; md5sum </out"
         digest = (await shell(vm, command, timeout=90)).split()[0]
-        return digest, await asyncio.wait_for(got, 30)
+        return digest, await asyncio.wait_for(got, limit(30))
 
 
 async def test_qemu_is_served_by_our_back_end(folder: Path, initramfs: dict[str, Path]) -> None:
@@ -327,7 +329,7 @@ async def test_qemu_is_served_by_our_back_end(folder: Path, initramfs: dict[str,
         try:
             assert qemu.stdin is not None
             assert qemu.stdout is not None
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(limit(120)):
                 await qemu.stdout.readuntil(b"guest:")
                 work = "mkdir -p /mnt; mount /dev/vda /mnt; head -c 16777216 /dev/urandom >/mnt/of_guest; sync"
                 qemu.stdin.write(

@@ -16,7 +16,7 @@ from aiovmm.devices.virtio.vsock import VsockDevice
 from aiovmm.image import build_initramfs
 from examples import vsock_rpc
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, prompt, shell
+from tests.system.guest import BOOT, limit, prompt, shell
 from tests.system.programs import program
 
 SIZE = 64 << 20
@@ -66,7 +66,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def to_guest(vm: VM) -> None:
     """64 MB to a guest that began to listen after we asked, and its answer after our half of the stream ended."""
-    connecting = asyncio.create_task(vm.vsock.connect(1000, timeout=60, wait=True))
+    connecting = asyncio.create_task(vm.vsock.connect(1000, timeout=limit(60), wait=True))
     await asyncio.sleep(0.1)
     assert not connecting.done()
     await shell(vm, "(vsock listen 1000 sink >/dev/null 2>/tmp/errors &)")
@@ -79,7 +79,7 @@ async def to_guest(vm: VM) -> None:
         writer.write(data)
         await writer.drain()
     writer.write_eof()
-    total, seen, seconds = (await asyncio.wait_for(reader.read(), 60)).split()
+    total, seen, seconds = (await asyncio.wait_for(reader.read(), limit(60))).split()
     assert (int(total), int(seen, 16)) == (SIZE, crc)
     print(f"host to guest: {SIZE / float(seconds) / 1e6:.0f} MB/s")
     writer.close()
@@ -101,12 +101,12 @@ async def many(vm: VM) -> None:
     await shell(vm, "(vsock listen 1001 echo >/dev/null 2>>/tmp/errors &)")
     streams = []
     for _ in range(10):
-        streams += await asyncio.gather(*(vm.vsock.connect(1001, timeout=60, wait=True) for _ in range(50)))
+        streams += await asyncio.gather(*(vm.vsock.connect(1001, timeout=limit(60), wait=True) for _ in range(50)))
     for number, (_, writer) in enumerate(streams):
         writer.write(number.to_bytes(4, "big"))
         writer.write_eof()
     for number, (reader, writer) in enumerate(streams):
-        assert await asyncio.wait_for(reader.read(), 60) == number.to_bytes(4, "big")
+        assert await asyncio.wait_for(reader.read(), limit(60)) == number.to_bytes(4, "big")
         writer.close()
 
 
@@ -148,14 +148,14 @@ async def reboot(vm: VM, path: Path) -> None:
     assert (await client.readline()).startswith(b"OK ")
     async with await vm.vsock.listen(2003, echo), await vm.vsock.listen(2004, hold):
         await shell(vm, "(vsock connect 2 2004 ping 10 >/dev/null 2>&1 &)")
-        made = await asyncio.wait_for(arrived, 20)
+        made = await asyncio.wait_for(arrived, limit(20))
         vm.serial.write(b"reboot\n")
         async for event in events:
             if event.kind is EventKind.REBOOTED:
                 break
         for end in (reader, client, made):
             with suppress(ConnectionResetError):
-                assert await asyncio.wait_for(end.read(), 60) == b""
+                assert await asyncio.wait_for(end.read(), limit(60)) == b""
         writer.close()
         client_writer.close()
         await vm.serial.expect(rb"aiovmm: init", timeout=BOOT)  # a prompt before it is the first life's
@@ -189,7 +189,7 @@ async def vanishing(vm: VM, path: Path) -> None:
         return reader, writer
 
     async def settled() -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(limit(30)):
             while device.connections:  # noqa: ASYNC110 - the guest's doing
                 await asyncio.sleep(0.05)
 
@@ -200,7 +200,7 @@ async def vanishing(vm: VM, path: Path) -> None:
 
     await vm.pause()  # the guest has been asked, and cannot answer
     _, writer = await client(b"CONNECT 1001\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(limit(20)):
         while not device.connections:  # noqa: ASYNC110 - the device's doing
             await asyncio.sleep(0.01)
     writer.transport.abort()
@@ -246,9 +246,9 @@ async def reload_under_load(vm: VM, rounds: int) -> None:
 
         async with await vm.vsock.listen(2005, take):
             await shell(vm, "(vsock connect 2 2005 flood 1000000000000 >/dev/null 2>&1 &)")
-            await asyncio.wait_for(flowing, 30)
+            await asyncio.wait_for(flowing, limit(30))
             await shell(vm, f"echo $d >{DRIVER}/unbind")
-            await asyncio.wait_for(over, 30)
+            await asyncio.wait_for(over, limit(30))
             await shell(vm, f"echo $d >{DRIVER}/bind")
         async with await vm.vsock.listen(2003, echo):
             assert (await shell(vm, "vsock connect 2 2003 ping 10")).endswith("us\n")

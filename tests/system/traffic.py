@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 
 from aiovmm import VM
-from tests.system.guest import shell
+from tests.system.guest import limit, shell
 
 Run = Callable[[str], Awaitable[str]]
 
@@ -16,9 +16,9 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-async def transfer(vm: VM, address: str, data: bytes, limit: float = 60.0) -> None:
+async def transfer(vm: VM, address: str, data: bytes, timeout: float = 60.0) -> None:
     """The guest gets `data` from a server of the host at `address`, then sends it back."""
-    await exchange(lambda command: shell(vm, command, timeout=limit), address, data)
+    await exchange(lambda command: shell(vm, command, timeout=timeout), address, data)
 
 
 async def exchange(run: Run, address: str, data: bytes) -> None:
@@ -40,4 +40,4 @@ async def exchange(run: Run, address: str, data: bytes) -> None:
             port = server.sockets[0].getsockname()[1]
             await run(f"nc {address} {port} {redirection}")
     assert (await run("sha256sum </tmp/y")).split()[0] == sha256(data)
-    assert await asyncio.wait_for(back, 10) == data
+    assert await asyncio.wait_for(back, limit(10)) == data
