@@ -21,7 +21,7 @@ from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.native import ffi, lib, room
 from aiovmm.runtime.fair import Account
-from aiovmm.runtime.patience import DOZE
+from aiovmm.runtime.patience import DOZE, LONGEST_DOZE
 from aiovmm.runtime.turns import BUDGET, Job
 
 __all__ = ["ExitLoop"]
@@ -101,6 +101,8 @@ class ExitLoop:
         self._on_memory_lost = on_memory_lost
         self._loop: asyncio.AbstractEventLoop | None = None
         self._doze: asyncio.TimerHandle | None = None
+        self._dozes = 1  # times DOZE that it lasts
+        self._looks = False  # it is over
         self._job: Job | None = None  # while it is open
         self._resting: asyncio.TimerHandle | None = None
         self._rest: Iterator[tuple[Any, ...]] | None = None  # of a batch whose turn is over
@@ -147,11 +149,13 @@ class ExitLoop:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _called(self) -> None:
-        """By a vCPU. The call is taken here if its turn comes later: the loop need not hear of it again until then."""
+        """By a vCPU. The call is taken here if its turn comes later, or a rest is not over: the loop need not hear of it again
+        until then."""
         job = self._job
         if job is not None:
-            job.ready()
-            if job.due:
+            if self._resting is None:
+                job.ready()
+            if job.due or self._resting is not None:
                 lib.avmm_event_take(self._vm.exit_fd)
 
     def _publish(self) -> None:
@@ -169,8 +173,11 @@ class ExitLoop:
             served = self._serve(end)
             if self._loop is None:  # a callback has closed us
                 return
+            if self._looks:
+                self._looks = False
+                self._dozes = min(2 * self._dozes, LONGEST_DOZE) if served else 1
             if served and self._doze is None:  # before we linger: it also ends what an exception here would leave
-                self._doze = self._loop.call_later(DOZE, self._look_again)
+                self._doze = self._loop.call_later(DOZE * self._dozes, self._look_again)
             if self._rest is not None or not 0 < served < _FULL or not left or perf_counter() >= end:
                 break
             if not turns.alone(self._account) or not lib.avmm_vm_linger(self._vm.native):
@@ -180,25 +187,24 @@ class ExitLoop:
         self._end_turn(perf_counter() - end)
 
     def _end_turn(self, over: float) -> None:
-        """The turn ends `over` seconds after it should have."""
+        """The turn ends `over` seconds after it should have. Whoever rests still hears of one call: to take the eventfd from the
+        loop and give it back, turn by turn, costs more, and the host's kernel a grace period of RCU each time."""
         assert self._loop is not None
         assert self._job is not None
         if over > TURN:
-            self._loop.remove_reader(self._vm.exit_fd)
             self._resting = self._loop.call_later(over, self._go_on)
         elif self._rest is not None:
             self._job.again()
 
     def _go_on(self) -> None:
         """The rest is over."""
-        assert self._loop is not None
         assert self._job is not None
         self._resting = None
-        self._loop.add_reader(self._vm.exit_fd, self._called)
         self._job.ready()
 
     def _look_again(self) -> None:
         self._doze = None
+        self._looks = True
         if self._job is not None:
             self._job.ready()
 

@@ -8,8 +8,10 @@ from collections import Counter
 
 import pytest
 
+from aiovmm.bus import Policy
 from aiovmm.kvm import Kvm, exitloop
 from aiovmm.runtime import turns
+from aiovmm.runtime.patience import LONGEST_DOZE
 from tests.guests.machine import Machine
 
 pytestmark = pytest.mark.kvm
@@ -114,6 +116,65 @@ async def test_who_was_over_by_far_rests_as_long_as_that_took(kvm: Kvm, monkeypa
         m.start()
         await m.until(lambda: served > 1000)
     assert rests == [pytest.approx(0.005 - exitloop.TURN)] * 20
+
+
+class Watching:
+    """The loop, and how often it has been told to forget a descriptor."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.forgot = 0
+
+    def remove_reader(self, fd: int) -> bool:
+        self.forgot += 1
+        return self.loop.remove_reader(fd)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.loop, name)
+
+
+async def test_who_rests_hears_of_one_call_and_is_not_taken_from_the_loop(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    calls = [0]  # in each rest
+    called, go_on = exitloop.ExitLoop._called, exitloop.ExitLoop._go_on
+
+    def counted(self: exitloop.ExitLoop) -> None:
+        if self._resting:
+            calls[-1] += 1
+        called(self)
+
+    def over(self: exitloop.ExitLoop) -> None:
+        calls.append(0)
+        go_on(self)
+
+    monkeypatch.setattr(exitloop.ExitLoop, "_called", counted)
+    monkeypatch.setattr(exitloop.ExitLoop, "_go_on", over)
+    async with Machine("ask", kvm=kvm) as m:
+        loop = Watching(asyncio.get_running_loop())
+        m.loop._loop = loop  # type: ignore[assignment]
+
+        def answer(offset: int, size: int) -> bytes:
+            clock.now += 0.005
+            return bytes(size)
+
+        m.device.answer = answer
+        m.start()
+        await m.until(lambda: len(calls) > 20)
+        assert loop.forgot == 0
+    assert max(calls) == 1
+
+
+async def test_a_guest_that_prints_on_and_on_is_looked_at_less_often(kvm: Kvm) -> None:
+    async with Machine("flood", kvm=kvm) as m:
+        m.fast.policy[0] = Policy.POSTED_WRITE | Policy.LAZY_WRITE
+        m.start()
+        await m.until(lambda: m.loop._dozes == LONGEST_DOZE)
+        await m.cpu.pause()
+        await m.until(lambda: m.loop._dozes == 1)
+        m.cpu.resume()
+        await m.until(lambda: m.loop._dozes == LONGEST_DOZE)
 
 
 class Raced(list[object]):
