@@ -236,7 +236,9 @@ class I8042:
 
     def load(self, state: State) -> None:
         """As `restore`. Raises SnapshotError."""
-        self.restore(I8042State.read(state))
+        from aiovmm.runtime.plain import once
+
+        self.restore(once(state, I8042State.read))
 
     def _read(self, offset: int) -> int:
         match offset:

@@ -71,14 +71,11 @@ class CommonConfig:
 
     def load(self, state: State) -> None:
         """Raises SnapshotError; see Negotiation.load."""
-        from aiovmm.runtime.plain import Fields
+        from aiovmm.runtime.plain import once
 
-        fields = Fields(state, "common configuration")
-        vector = self._vector(fields.number("config_vector", 0, NO_VECTOR))
-        negotiation = fields.state("negotiation")
-        fields.end()
+        vector, negotiation = once(state, _read)
         self.negotiation.load(negotiation, self._vectors)
-        self.config_vector = vector
+        self.config_vector = self._vector(vector)
         self.refresh()
 
     def write(self, offset: int, data: bytes) -> list[Effect]:
@@ -161,3 +158,13 @@ class CommonConfig:
     def _vector(self, value: int) -> int:
         """4.1.5.1.2: a vector that cannot be had reads back as NO_VECTOR."""
         return value if value < self._vectors else NO_VECTOR
+
+
+def _read(state: State) -> tuple[int, State]:
+    """The configuration's vector, and what there is of the negotiation."""
+    from aiovmm.runtime.plain import Fields
+
+    fields = Fields(state, "common configuration")
+    read = fields.number("config_vector", 0, NO_VECTOR), fields.state("negotiation")
+    fields.end()
+    return read

@@ -137,24 +137,29 @@ class ConfigSpace:
     def load(self, state: State) -> None:
         """What the guest had written; an interrupt that is pending its pin tells. Raises SnapshotError if these are not
         the registers of this function."""
-        from aiovmm.runtime.plain import Fields
+        from aiovmm.runtime.plain import once
 
-        fields = Fields(state, "PCI configuration")
-        saved = bytearray(fields.data("registers", CAPABILITIES_END))
-        fields.end()
-        saved[STATUS] &= ~STATUS_INTERRUPT
-        now, then, writable, clear = (
-            int.from_bytes(part[:CAPABILITIES_END], "little")
-            for part in (self.data, saved, self._writable, self._clear)
-        )
-        if differ := (now ^ then) & ~(writable | clear | STATUS_INTERRUPT << 8 * STATUS):
-            offset = ((differ & -differ).bit_length() - 1) // 8
-            raise SnapshotError(f"its PCI registers differ at {offset:#x}: that is not the function that was saved")
-        self.data[:CAPABILITIES_END] = saved
+        layout = bytes(self.data[:CAPABILITIES_END]), bytes(self._writable), bytes(self._clear)
+        self.data[:CAPABILITIES_END] = once(state, _registers, *layout)
 
     @staticmethod
     def _field(source: bytearray, offset: int, size: int) -> int:
         return int.from_bytes(source[offset : offset + size], "little")
+
+
+def _registers(state: State, now: bytes, writable: bytes, clear: bytes) -> bytes:
+    """What was saved of registers that are `now` so, and have these masks."""
+    from aiovmm.runtime.plain import Fields
+
+    fields = Fields(state, "PCI configuration")
+    saved = bytearray(fields.data("registers", CAPABILITIES_END))
+    fields.end()
+    saved[STATUS] &= ~STATUS_INTERRUPT
+    here, then, may, clears = (int.from_bytes(part, "little") for part in (now, saved, writable, clear))
+    if differ := (here ^ then) & ~(may | clears | STATUS_INTERRUPT << 8 * STATUS):
+        offset = ((differ & -differ).bit_length() - 1) // 8
+        raise SnapshotError(f"its PCI registers differ at {offset:#x}: that is not the function that was saved")
+    return bytes(saved)
 
 
 def overlaps(offset: int, size: int, start: int, length: int) -> bool:

@@ -51,7 +51,7 @@ class MsixTable:
             raise UsageError(f"{vectors} MSI-X vectors: there can be 1 to {MAX_VECTORS}")
         self.vectors = vectors
         self.table = bytearray(struct.pack("<QII", 0, 0, _MASK_BIT) * vectors)
-        self.pending = bytearray((vectors + 63) // 64 * 8)
+        self.pending = bytearray(_pending_size(vectors))
         self.enabled = False
         self.function_masked = False
         self._told: dict[int, Route] = {}
@@ -102,18 +102,13 @@ class MsixTable:
 
     def load(self, state: State) -> list[Route | Deliver]:
         """Of a table that is as after reset. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
+        from aiovmm.runtime.plain import once
 
-        fields = Fields(state, "MSI-X")
-        table, pending = fields.data("table", len(self.table)), fields.data("pending", len(self.pending))
-        enabled, masked = fields.flag("enabled"), fields.flag("masked")
-        fields.end()
-        self.table[:] = table
-        for control in range(_CONTROL, len(table), ENTRY_SIZE):
-            self.table[control : control + 4] = (table[control] & _MASK_BIT).to_bytes(4, "little")
-        known = (1 << self.vectors) - 1
-        self.pending[:] = (int.from_bytes(pending, "little") & known).to_bytes(len(pending), "little")
+        table, pending, enabled, masked = once(state, _read, self.vectors)
+        self.table[:], self.pending[:] = table, pending
         self.enabled, self.function_masked = enabled, masked
+        if not enabled or masked:
+            return []  # as after reset: no vector is open
         return [effect for index in range(self.vectors) for effect in self._changed(index)]
 
     def _changed(self, index: int) -> list[Route | Deliver]:
@@ -128,3 +123,25 @@ class MsixTable:
             self.pending[index // 8] &= ~bit
             effects.append(Deliver(index))
         return effects
+
+
+def _read(state: State, vectors: int) -> tuple[bytes, bytes, bool, bool]:
+    """Table and pending bits of so many vectors, and the bits of the control word. Raises SnapshotError."""
+    from aiovmm.runtime.plain import Fields
+
+    fields = Fields(state, "MSI-X")
+    table, pending = (
+        bytearray(fields.data("table", vectors * ENTRY_SIZE)),
+        fields.data("pending", _pending_size(vectors)),
+    )
+    enabled, masked = fields.flag("enabled"), fields.flag("masked")
+    fields.end()
+    for control in range(_CONTROL, len(table), ENTRY_SIZE):
+        table[control : control + 4] = (table[control] & _MASK_BIT).to_bytes(4, "little")
+    known = (1 << vectors) - 1
+    return bytes(table), (int.from_bytes(pending, "little") & known).to_bytes(len(pending), "little"), enabled, masked
+
+
+def _pending_size(vectors: int) -> int:
+    """Bytes of the pending bits, which come in eights."""
+    return (vectors + 63) // 64 * 8

@@ -11,7 +11,7 @@ from aiovmm.errors import SnapshotError
 from aiovmm.pci.aperture import Aperture, BarId
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.function import PciFunction
-from aiovmm.runtime.plain import Fields, Plain, State, copied
+from aiovmm.runtime.plain import Fields, Plain, State, copied, once
 
 __all__ = [
     "QUIESCE_LIMIT",
@@ -57,12 +57,8 @@ def save_segment(slots: Slots, aperture: Aperture) -> State:
 
 async def load_functions(state: State, slots: Slots, segment: int) -> None:
     """Raises SnapshotError if others were saved than are plugged in."""
-    fields = Fields(state, f"PCI segment {segment}")
-    saved: dict[int, State] = {}
-    for function in fields.several("functions"):
-        slot, name = function.number("slot", 0, 31), function.text("name")
-        saved[slot] = function.state("state")
-        function.end()
+    saved = once(state, _read_functions, segment)
+    for slot, (name, _) in saved.items():
         if slot not in slots:
             raise SnapshotError(f"{name} was in slot {slot} of PCI segment {segment}, where nothing is: plug it in")
     for slot in sorted(slots.keys() - saved.keys()):
@@ -70,7 +66,17 @@ async def load_functions(state: State, slots: Slots, segment: int) -> None:
             f"{slots[slot].name} is in slot {slot} of PCI segment {segment}, where nothing was: leave it out"
         )
     for slot in sorted(slots):
-        await _load(slots[slot], saved[slot])
+        await _load(slots[slot], saved[slot][1])
+
+
+def _read_functions(state: State, segment: int) -> dict[int, tuple[str, State]]:
+    """By slots, each with its name."""
+    saved = {}
+    for function in Fields(state, f"PCI segment {segment}").several("functions"):
+        slot, name = function.number("slot", 0, 31), function.text("name")
+        saved[slot] = name, function.state("state")
+        function.end()
+    return saved
 
 
 async def _load(function: PciFunction, state: State) -> None:
@@ -83,17 +89,23 @@ async def _load(function: PciFunction, state: State) -> None:
 def read_claims(state: State, slots: Slots) -> tuple[dict[BarId, tuple[Space, int, int]], list[BarId]]:
     """What BARs decode by their functions' registers, which are loaded, in the order of claiming; and those that are
     served. Raises SnapshotError."""
-    fields = Fields(state, "PCI segment")
-    fields.list("functions")
-    order, served = _owners(fields, "claims"), _owners(fields, "served")
-    fields.end()
+    order, served = once(state, _read_owners)
     bars = {BarId(slot, bar.index): (bar, slots[slot]) for slot in sorted(slots) for bar in slots[slot].bars}
     claims = {
         owner: claim
         for owner in dict.fromkeys((*order, *bars))
         if owner in bars and (claim := _claim(*bars[owner])) is not None
     }
-    return claims, served
+    return claims, list(served)
+
+
+def _read_owners(state: State) -> tuple[tuple[BarId, ...], tuple[BarId, ...]]:
+    """Who claims, in order, and who is served."""
+    fields = Fields(state, "PCI segment")
+    fields.list("functions")
+    owners = tuple(_owners(fields, "claims")), tuple(_owners(fields, "served"))
+    fields.end()
+    return owners
 
 
 def _claim(bar: Bar, function: PciFunction) -> tuple[Space, int, int] | None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from aiovmm.errors import SnapshotError
 from aiovmm.pci.saved import device_state, load_device
 from aiovmm.pci.virtio_irq import ISR_CONFIG, ISR_QUEUE
-from aiovmm.runtime.plain import Fields, State
-from aiovmm.virtqueue.config import QueueConfig, QueuePosition
+from aiovmm.runtime.plain import Fields, State, once
+from aiovmm.virtqueue.config import QueuePosition
 from aiovmm.virtqueue.runner import DeviceRunner
 from aiovmm.virtqueue.status import Status
 
@@ -43,17 +43,15 @@ def save(function: VirtioPci) -> State:
 
 async def load(function: VirtioPci, state: State) -> None:
     """Into one that no driver has touched; it is suspended then. Raises SnapshotError."""
-    fields = Fields(state, function.name)
-    config, msix, common, device = (fields.state(name) for name in ("config", "msix", "common", "device"))
-    isr, saved = fields.number("isr", 0, ISR_QUEUE | ISR_CONFIG), list(fields.several("queues"))
-    fields.end()
+    config, msix, common, device, isr = once(state, _read, function.name)
     function.config.load(config)
     function._common.load(common)
-    positions = _positions(saved, function.negotiation.queues)
+    sizes = tuple(queue.size if queue.ready else 0 for queue in function.negotiation.queues)
+    positions = once(state, _positions, function.name, sizes)
     await load_device(function.device, device)
     if function.negotiation.status & Status.DRIVER_OK:
         function._active = function._standstill.loaded = True
-        function._standstill.positions = positions
+        function._standstill.positions = list(positions)
         _runner(function).take_over()
     if (lines := function._vectors.load(msix)) is not None:
         await lines
@@ -62,11 +60,22 @@ async def load(function: VirtioPci, state: State) -> None:
     function._isr_changed()
 
 
-def _positions(saved: list[Fields], queues: list[QueueConfig]) -> list[QueuePosition]:
-    """Of each queue; none of a device that was not live. Raises SnapshotError."""
-    if saved and len(saved) != len(queues):
-        raise SnapshotError(f"{len(saved)} queues were live, of {len(queues)}")
-    return [QueuePosition.read(one, q.size if q.ready else 0) for one, q in zip(saved, queues, strict=False)]
+def _read(state: State, name: str) -> tuple[State, State, State, State, int]:
+    """Its parts, but for the queues', and its interrupt status."""
+    fields = Fields(state, name)
+    config, msix, common, device = (fields.state(part) for part in ("config", "msix", "common", "device"))
+    isr = fields.number("isr", 0, ISR_QUEUE | ISR_CONFIG)
+    fields.list("queues")
+    fields.end()
+    return config, msix, common, device, isr
+
+
+def _positions(state: State, name: str, sizes: tuple[int, ...]) -> tuple[QueuePosition, ...]:
+    """Of each queue, which has so many entries, if it is enabled; none of a device that was not live. Raises SnapshotError."""
+    saved = list(Fields(state, name).several("queues"))
+    if saved and len(saved) != len(sizes):
+        raise SnapshotError(f"{len(saved)} queues were live, of {len(sizes)}")
+    return tuple(QueuePosition.read(one, size) for one, size in zip(saved, sizes, strict=False))
 
 
 async def go_on(function: VirtioPci) -> None:

@@ -17,12 +17,14 @@ which names the place of whatever is wrong, and a `load` changes nothing before 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 from aiovmm.errors import SnapshotError
 
-__all__ = ["Fields", "Plain", "Saved", "State", "copied"]
+__all__ = ["Fields", "Plain", "Saved", "State", "copied", "kept", "once"]
+
+T = TypeVar("T")
 
 Plain = Any
 """None, bool, int, str, bytes, a list of such, or a dict of such by texts."""
@@ -42,6 +44,39 @@ def copied(value: Plain, where: str) -> Plain:
     if value is None or isinstance(value, (bool, int, str, bytes)):
         return value
     raise SnapshotError(f"{where} is {type(value).__name__}, which no snapshot can have: {_PLAIN}")
+
+
+class _Kept(dict[str, Plain]):
+    """State that nobody changes, with what was read from it."""
+
+    __slots__ = ("read",)
+
+    def __init__(self, state: State) -> None:
+        super().__init__({name: _with_parts_kept(value) for name, value in state.items()})
+        self.read: dict[Hashable, Any] = {}
+
+
+def kept(state: State) -> State:
+    """The same, to be loaded many times, as forks do with their template's: see `once`. Nobody may change it."""
+    return _Kept(state)
+
+
+def _with_parts_kept(value: Plain) -> Plain:
+    if isinstance(value, dict):
+        return _Kept(value)
+    return [_with_parts_kept(item) for item in value] if isinstance(value, list) else value
+
+
+def once(state: State, read: Callable[..., T], *given: Hashable) -> T:
+    """What `read(state, *given)` gives. Of state that is `kept` it is read the first time only, for each `given`, and all have
+    that: so it has to be something that nobody changes, and to depend on nothing else. What `read` raises is raised each time."""
+    if type(state) is not _Kept:
+        return read(state, *given)
+    key = read, given
+    if key not in state.read:
+        state.read[key] = read(state, *given)
+    result: T = state.read[key]
+    return result
 
 
 def _name(key: Plain, where: str) -> str:
@@ -79,14 +114,18 @@ class Fields:
 
     def number(self, name: str, low: int = 0, high: int = 0xFFFFFFFFFFFFFFFF) -> int:
         """A whole number from `low` to `high`."""
-        return self._number(self._take(name), f"{self.where}.{name}", low, high)
+        value = self._take(name)
+        if type(value) is not int or not low <= value <= high:
+            raise self._no_number(value, f"{self.where}.{name}", low, high)
+        return value
 
     def numbers(self, name: str, count: int | None = None, low: int = 0, high: int = 0xFFFFFFFFFFFFFFFF) -> list[int]:
         """Several; `count` of them, if it is given."""
-        return [
-            self._number(value, f"{self.where}.{name}[{i}]", low, high)
-            for i, value in enumerate(self.list(name, count))
-        ]
+        values = self.list(name, count)
+        for i, value in enumerate(values):
+            if type(value) is not int or not low <= value <= high:
+                raise self._no_number(value, f"{self.where}.{name}[{i}]", low, high)
+        return list(values)
 
     def flag(self, name: str) -> bool:
         """True or false."""
@@ -148,11 +187,9 @@ class Fields:
         return self._state[name]
 
     @staticmethod
-    def _number(value: Plain, where: str, low: int, high: int) -> int:
-        if type(value) is not int or not low <= value <= high:
-            shown = value if type(value) is int else _kind(value)
-            raise SnapshotError(f"{where} is {shown}, not a number from {low} to {high}")
-        return value
+    def _no_number(value: Plain, where: str, low: int, high: int) -> SnapshotError:
+        shown = value if type(value) is int else _kind(value)
+        return SnapshotError(f"{where} is {shown}, not a number from {low} to {high}")
 
     def _wrong(self, name: str, value: Plain, wanted: str) -> SnapshotError:
         return SnapshotError(f"{self.where}.{name} is {_kind(value)}, not {wanted}")

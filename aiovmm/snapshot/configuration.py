@@ -100,21 +100,26 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
     """`config` with some fields replaced, for the same machine: what its guest has seen of it stays. Raises ConfigError."""
     new = config.with_changes(overrides)
     _same("memory.size", config.ram_size, new.ram_size)
-    for name in _MEMORY:
-        _same(f"memory.{name}", getattr(config.memory, name), getattr(new.memory, name))
-    for name in _PROCESSORS:
-        _same(f"cpus.{name}", getattr(config.cpus, name), getattr(new.cpus, name))
+    for part, names in (("memory", _MEMORY), ("cpus", _PROCESSORS)):
+        before, after = getattr(config, part), getattr(new, part)
+        for name in names if before is not after else ():
+            _same(f"{part}.{name}", getattr(before, name), getattr(after, name))
     _same("platform", config.platform, new.platform)
     _same("serial", _is_there(config.serial), _is_there(new.serial))
     _same("console", _is_there(config.console), _is_there(new.console))
     _same_place("console", config.console, new.console)
     for name in _PLACED:
         old, now = getattr(config, name), getattr(new, name)
+        if old is now:  # as most are: a fork takes its template's
+            continue
         _same(f"the number of {name}", len(old), len(now))
         for i, (one, other) in enumerate(zip(old, now, strict=True)):
-            _same_place(f"{name}[{i}]", one, other)
+            if one is not other:
+                _same_place(f"{name}[{i}]", one, other)
     for name in _ONE:
         one, other = getattr(config, name), getattr(new, name)
+        if one is other:
+            continue
         _same(name, one is None, other is None)
         if one is not None:
             _same_place(name, one, other)

@@ -26,7 +26,9 @@ def fork_changes(
     """Fields of a fork's VMConfig. Raises ConfigError."""
     changes: dict[str, Any] = {name: _quiet(getattr(config, name)) for name in ("serial", "console")}
     if config.vsock is not None:
-        changes["vsock"] = replace(config.vsock, socket=None, cid=config.vsock.cid if vsock_cid is None else vsock_cid)
+        cid = config.vsock.cid if vsock_cid is None else vsock_cid
+        if config.vsock.socket is not None or config.vsock.cid != cid:
+            changes["vsock"] = replace(config.vsock, socket=None, cid=cid)
     elif vsock_cid is not None:
         raise ConfigError("vsock_cid", "the template has no vsock", "say vsock=VsockConfig() in its VMConfig")
     changes["nets"] = _nets(config) if nets is None else tuple(nets)
@@ -50,4 +52,6 @@ def _nets(config: VMConfig) -> tuple[NetConfig, ...]:
             raise ConfigError(
                 f"nets[{number}]", f"{what} can be of one guest only", "give the fork nets=[NetConfig(...)]"
             )
+    if not any(net.ip for net in config.nets):
+        return config.nets
     return tuple(replace(net, ip=None, mask=None) if net.ip else net for net in config.nets)

@@ -15,7 +15,7 @@ from aiovmm.errors import StateError
 from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.machine.ending import failed, of_host
 from aiovmm.machine.restored import Restored
-from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import State, kept
 from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed
@@ -42,7 +42,7 @@ class Template:
         self._kind = kind
         self._config = config
         self._base = base
-        self._restored = Restored(state, base.map)
+        self._restored = Restored(kept(state), base.map)
         self._count = self._forks = 0
         self._disks = disks
         self._release = weakref.finalize(self, _release, base, disks)

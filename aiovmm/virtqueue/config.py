@@ -99,6 +99,11 @@ class QueueConfig:
         self.vector = NO_VECTOR
         self.inflight = None
 
+    def become(self, other: QueueConfig) -> None:
+        """All registers as those of another, which may be as large."""
+        self.size, self.desc, self.avail, self.used = other.size, other.desc, other.avail, other.used
+        self.ready, self.vector, self.inflight = other.ready, other.vector, other.inflight
+
     def save(self) -> State:
         """The registers as plain data, and how large the queue may be."""
         return {

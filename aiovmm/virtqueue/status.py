@@ -74,6 +74,8 @@ class DriverFailed:
 
 Effect = Activate | ResetDevice | ResetQueue | DriverFailed
 
+_RESET = Status(0)
+
 # What must be set before a bit can be; a write that sets several is taken bit by bit in this order.
 _STEPS = (
     (Status.ACKNOWLEDGE, Status(0)),
@@ -95,7 +97,7 @@ class Negotiation:
         self, offered: int, queue_sizes: Sequence[int], accepts: Callable[[int], bool] = lambda features: True
     ) -> None:
         self.offered = offered
-        self.status = Status(0)
+        self.status = _RESET
         self.driver_features = 0
         self.device_feature_select = 0
         self.driver_feature_select = 0
@@ -179,7 +181,7 @@ class Negotiation:
 
     def reset_done(self) -> None:
         """The device has stopped: everything is back to its initial state and device_status reads 0."""
-        self.status = Status(0)
+        self.status = _RESET
         self.driver_features = 0
         self.device_feature_select = self.driver_feature_select = self.queue_select = 0
         self.resetting = False
@@ -214,22 +216,18 @@ class Negotiation:
     def load(self, state: State, vectors: int) -> None:
         """Of a device with `vectors` vectors. Raises SnapshotError, also if the driver relies on what this device does not
         offer."""
-        from aiovmm.runtime.plain import Fields
+        from aiovmm.runtime.plain import once
 
-        fields = Fields(state, "virtio")
-        status, features = Status(fields.number("status", 0, 0xFF)), fields.number("driver_features", 0, (1 << 128) - 1)
-        device_select, driver_select = (fields.number(f"{n}_feature_select", 0, _MASK32) for n in ("device", "driver"))
-        select, generation = fields.number("queue_select", 0, 0xFFFF), fields.number("config_generation", 0, 0xFF)
-        several = zip(fields.several("queues", len(self.queues)), self.queues, strict=True)
-        queues = [QueueConfig.read(saved, queue.max_size, vectors) for saved, queue in several]
-        fields.end()
-        self._check_status(int(status), features)
-        self.status, self.driver_features, self.queues = status, features, queues
-        self.device_feature_select, self.driver_feature_select = device_select, driver_select
-        self.queue_select, self.config_generation = select, generation
+        saved = once(state, _read, tuple(queue.max_size for queue in self.queues), vectors)
+        self._check_status(saved.status, saved.driver_features)
+        self.status, self.driver_features = Status(saved.status), saved.driver_features
+        self.device_feature_select, self.driver_feature_select = saved.device_select, saved.driver_select
+        self.queue_select, self.config_generation = saved.queue_select, saved.config_generation
+        for queue, was in zip(self.queues, saved.queues, strict=True):
+            queue.become(was)
 
     def _check_status(self, status: int, features: int) -> None:
-        if status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _NUMBERS):
+        if status and (status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _NUMBERS)):
             raise SnapshotError(f"no driver takes a device to the status {status:#x}")
         if not status & int(Status.FEATURES_OK):
             return
@@ -282,3 +280,30 @@ class Negotiation:
         """The queue has stopped: its registers are initial and can be written again."""
         self._resetting_queues.discard(index)
         self.queues[index].reset()
+
+
+@dataclass(frozen=True, eq=False)
+class _Saved:
+    """What `Negotiation.save` gave. Nobody changes the queues."""
+
+    status: int
+    driver_features: int
+    device_select: int
+    driver_select: int
+    queue_select: int
+    config_generation: int
+    queues: tuple[QueueConfig, ...]
+
+
+def _read(state: State, sizes: tuple[int, ...], vectors: int) -> _Saved:
+    """Of a device with `vectors` vectors, and queues of `sizes` at most. Raises SnapshotError."""
+    from aiovmm.runtime.plain import Fields
+
+    fields = Fields(state, "virtio")
+    status, features = fields.number("status", 0, 0xFF), fields.number("driver_features", 0, (1 << 128) - 1)
+    device_select, driver_select = (fields.number(f"{n}_feature_select", 0, _MASK32) for n in ("device", "driver"))
+    select, generation = fields.number("queue_select", 0, 0xFFFF), fields.number("config_generation", 0, 0xFF)
+    several = zip(fields.several("queues", len(sizes)), sizes, strict=True)
+    queues = tuple(QueueConfig.read(saved, size, vectors) for saved, size in several)
+    fields.end()
+    return _Saved(status, features, device_select, driver_select, select, generation, queues)

@@ -132,7 +132,9 @@ class IoApic:
 
     def load(self, state: State) -> Awaitable[None] | None:
         """As `restore`. Raises SnapshotError."""
-        return self.restore(IoApicState.read(state))
+        from aiovmm.runtime.plain import once
+
+        return self.restore(once(state, IoApicState.read))
 
     def _refused(self, address: int, data: int) -> None:
         for pin in self._registers.sending(address, data):

@@ -65,7 +65,9 @@ class Pl031Rtc:
 
     def load(self, state: State) -> None:
         """As `restore`, but that time goes on with `unsuspend`. Raises SnapshotError."""
-        self._clock.restore(Pl031State.read(state))
+        from aiovmm.runtime.plain import once
+
+        self._clock.restore(once(state, Pl031State.read))
         self._set_level()
         self._stop_timer()
 

@@ -78,7 +78,9 @@ class Rtc:
 
     def load(self, state: State) -> None:
         """As `restore`, but that nothing interrupts before `unsuspend`. Raises SnapshotError."""
-        self._clock.restore(CmosState.read(state))
+        from aiovmm.runtime.plain import once
+
+        self._clock.restore(once(state, CmosState.read))
         self._stop_timer()
 
     def unsuspend(self) -> None:

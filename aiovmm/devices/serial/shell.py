@@ -144,10 +144,11 @@ class UartPort(Generic[UartT]):
     def load(self, state: State) -> None:
         """As `restore`; what has come for this port since it was made comes behind what it had, and not before
         `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
+        from aiovmm.runtime.plain import Fields, once
 
         fields = Fields(state, "serial port")
-        uart, held, kept = self._read_state(fields.state("uart")), fields.flag("held"), fields.flag("kept")
+        uart = once(fields.state("uart"), self._read_state)
+        held, kept = fields.flag("held"), fields.flag("kept")
         fields.end()
         came = self._uart.dropped + self._uart.receiver.clear()
         self.restore(uart)
