@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import Any
 
 from aiovmm.errors import KvmError
-from aiovmm.native import lib, owners
+from aiovmm.native import ffi, lib, owners
 
-__all__ = ["FDS_PER_GUEST", "call", "error", "try_call"]
+__all__ = ["FDS_PER_GUEST", "Calls", "call", "error", "try_call"]
 
 FDS_PER_GUEST = 16
 """A generous guess of the file descriptors a small guest needs: VM, exits, vCPUs, and two or three a device."""
@@ -35,6 +36,26 @@ def call(fd: int, request: int, argument: Any, operation: str, hints: dict[int, 
     if result < 0:
         raise error(operation, -result, hints)
     return result
+
+
+class Calls:
+    """ioctls that are made together, in order: `(request, argument, least)`, of which a result below `least` is a failure. Made
+    once, for any number of descriptors.
+
+    Whoever makes them one by one needs the interpreter between any two, and on a busy one waits for it each time, some
+    milliseconds.
+    """
+
+    def __init__(self, calls: Sequence[tuple[int, Any, int]]) -> None:
+        self._calls = ffi.new("struct avmm_call[]", len(calls))
+        for row, (request, argument, least) in zip(self._calls, calls, strict=True):
+            row.request, row.argument, row.least = request, owners.address(argument), least
+        owners.keep(self._calls, *(argument for _, argument, _ in calls))
+
+    def make(self, fd: int) -> bool:
+        """Whether all were made; else those before one that failed, and what it is only who makes them one by one learns."""
+        count = len(self._calls)
+        return bool(lib.avmm_ioctls(fd, self._calls, count) == count)
 
 
 def error(operation: str, code: int, hints: dict[int, str] | None = None, path: str | None = None) -> KvmError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,15 +71,18 @@ class RangeTable:
         return table
 
 
+_RANGE = struct.Struct("@QQNNN")  # struct avmm_range
+
+
 class _Cells:
     """What native code reads and writes for one range, for as long as it is published. `entry` is its `struct avmm_range`, made
     once: a guest that moves one BAR has all ranges published anew."""
 
     def __init__(self, rng: Range) -> None:
         self.counts = ffi.new("uint64_t[]", lib.AVMM_COUNTS)
-        fast = rng.fast
-        self.policy = ffi.NULL if fast is None else owners.view(fast.policy)
-        self.shadow = ffi.NULL if fast is None else owners.view(fast.shadow)
-        entry = ffi.new("struct avmm_range *", {"base": rng.base, "size": rng.size})
-        owners.link(entry, counts=self.counts, policy=self.policy, shadow=self.shadow)
-        self.entry = bytes(ffi.buffer(entry))
+        counts, fast = owners.address(self.counts), rng.fast
+        if fast is None:
+            self.entry = _RANGE.pack(rng.base, rng.size, 0, 0, counts)
+            return
+        self._pages = owners.view(fast.policy), owners.view(fast.shadow)
+        self.entry = _RANGE.pack(rng.base, rng.size, *map(owners.address, self._pages), counts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm.ioctl import call, error, try_call
 from aiovmm.native import ffi, lib
 
-__all__ = ["get", "get_supported", "set_", "try_set"]
+__all__ = ["get", "get_supported", "packed", "set_", "try_set"]
 
 _HEADER = struct.Struct("<II")  # struct kvm_msrs: nmsrs, pad
 _ENTRY = struct.Struct("<IIQ")  # struct kvm_msr_entry: index, reserved, data
@@ -56,6 +57,10 @@ def set_(vcpu_fd: int, values: dict[int, int]) -> None:
 
 def try_set(vcpu_fd: int, values: Sequence[tuple[int, int]]) -> int:
     """Set (index, value) in order, up to the first that KVM refuses: how many were set. Raises KvmError."""
+    return call(vcpu_fd, lib.KVM_SET_MSRS, packed(values), "setting model-specific registers")
+
+
+def packed(values: Sequence[tuple[int, int]]) -> Any:
+    """The `struct kvm_msrs` of (index, value), in order."""
     body = b"".join(_ENTRY.pack(index, 0, data) for index, data in values)
-    buffer = ffi.new("char[]", _HEADER.pack(len(values), 0) + body)
-    return call(vcpu_fd, lib.KVM_SET_MSRS, buffer, "setting model-specific registers")
+    return ffi.new("char[]", _HEADER.pack(len(values), 0) + body)

@@ -17,15 +17,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from aiovmm.errors import KvmError, SnapshotError
-from aiovmm.kvm.ioctl import try_call
+from aiovmm.kvm.ioctl import Calls, try_call
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.x86_64 import cpuid, msrs
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry
-from aiovmm.kvm.x86_64.state import Regs
-from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.kvm.x86_64.state import Regs, from_plain
+from aiovmm.kvm.x86_64.vcpustate import VcpuState, synic
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.dataclass import dataclass, field_types
 from aiovmm.runtime.plain import Fields, State
@@ -163,7 +164,30 @@ class VcpuImage:
     def put(self, vcpu: Vcpu) -> None:
         """Into a new vCPU, all but what `put_counter` does. Raises SnapshotError for what this KVM does not take."""
         with _refusals_told(vcpu):
-            self._put(vcpu)
+            self._set_frequency(vcpu, VcpuState(vcpu).get_tsc_khz())
+            if not self._calls.make(vcpu.checked_fd()):
+                self._put(vcpu)  # which finds out what is refused, and whether that matters
+
+    @cached_property
+    def _calls(self) -> Calls:
+        """What `_put` does."""
+        mp_state = ffi.new("struct kvm_mp_state *", {"mp_state": self.mp_state})
+        regs = ffi.new("struct kvm_regs *")
+        from_plain(self.regs, regs)
+        calls: list[tuple[int, Any, int]] = [(lib.KVM_SET_CPUID2, owners.view(self.packed), 0)]
+        if self._has_synic:
+            calls.append((lib.KVM_ENABLE_CAP, synic(), 0))
+        calls += [(lib.KVM_SET_MP_STATE, mp_state, 0), (lib.KVM_SET_REGS, regs, 0)]
+        for name, data in self.blobs:
+            calls.append((getattr(lib, f"KVM_SET_{name.upper()}"), owners.view(data), 0))
+            if name == "lapic":
+                values = [(index, value) for index, value in self.msrs if index not in _COUNTED]
+                calls.append((lib.KVM_SET_MSRS, msrs.packed(values), len(values)))
+        return Calls(calls)
+
+    @property
+    def _has_synic(self) -> bool:
+        return any((e.function, e.eax) == _HYPERV for e in self.cpuid)
 
     def put_counter(self, vcpu: Vcpu, advance_ns: int) -> None:
         """Its time-stamp counter is `advance_ns` ahead of what it was; and what is compared with it. Raises SnapshotError."""
@@ -175,9 +199,8 @@ class VcpuImage:
     def _put(self, vcpu: Vcpu) -> None:
         state = VcpuState(vcpu)
         state.set_packed_cpuid(self.packed)
-        if any((e.function, e.eax) == _HYPERV for e in self.cpuid):
+        if self._has_synic:
             state.enable_synic()
-        self._set_frequency(vcpu, state.get_tsc_khz())
         state.set_mp_state(self.mp_state)
         state.set_regs(self.regs)
         for name, data in self.blobs:

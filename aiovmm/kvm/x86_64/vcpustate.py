@@ -15,12 +15,17 @@ from aiovmm.kvm.x86_64.paging import Paging
 from aiovmm.kvm.x86_64.state import BLOBS, Regs, Sregs, from_plain, to_plain
 from aiovmm.native import ffi, lib, owners
 
-__all__ = ["VcpuState"]
+__all__ = ["VcpuState", "synic"]
 
 _CAP_HYPERV_SYNIC2 = 148
 _LVT0, _LVT1 = 0x350, 0x360  # offsets of LVT LINT0 and LINT1 in the APIC page, Intel SDM 3A 11.4.1
 _DELIVERY_MODE, _MASKED = 0x700, 0x1_0000
 _NMI, _EXTINT = 0x400, 0x700
+
+
+def synic() -> Any:
+    """The `struct kvm_enable_cap *` of Hyper-V's interrupt controller."""
+    return ffi.new("struct kvm_enable_cap *", {"cap": _CAP_HYPERV_SYNIC2})
 
 
 class VcpuState:
@@ -39,8 +44,7 @@ class VcpuState:
 
     def enable_synic(self) -> None:
         """Have it take messages and timers as Hyper-V sends them. Before its registers are set."""
-        arg = ffi.new("struct kvm_enable_cap *", {"cap": _CAP_HYPERV_SYNIC2})
-        self._vcpu.ioctl(lib.KVM_ENABLE_CAP, arg, "enabling Hyper-V's interrupt controller")
+        self._vcpu.ioctl(lib.KVM_ENABLE_CAP, synic(), "enabling Hyper-V's interrupt controller")
 
     def get_tsc_khz(self) -> int | None:
         """The frequency of its TSC in kHz; None where KVM does not know it."""

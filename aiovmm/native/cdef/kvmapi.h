@@ -1,4 +1,6 @@
 long avmm_ioctl(int fd, unsigned long request, uintptr_t argument);
+struct avmm_call { unsigned long request; uintptr_t argument; long least; };
+uint32_t avmm_ioctls(int fd, const struct avmm_call *calls, uint32_t count);
 
 #define KVM_API_VERSION ...
 #define KVM_GET_API_VERSION ...

@@ -11,6 +11,13 @@ long avmm_ioctl(int fd, unsigned long request, uintptr_t argument) {
     return result < 0 ? -errno : result;
 }
 
+uint32_t avmm_ioctls(int fd, const struct avmm_call *calls, uint32_t count) {
+    uint32_t done = 0;
+    while (done < count && avmm_ioctl(fd, calls[done].request, calls[done].argument) >= calls[done].least)
+        done++;
+    return done;
+}
+
 int avmm_message_send(const struct avmm_message *message) {
     int vm = *message->vm;
     if (vm >= 0)

@@ -7,6 +7,16 @@
 /* ioctl(fd, request, argument), repeated while it is interrupted. Result >= 0, or -errno. Never used for KVM_RUN. */
 long avmm_ioctl(int fd, unsigned long request, uintptr_t argument);
 
+/* One of several ioctls that are made together; a result below `least` is a failure. */
+struct avmm_call {
+    unsigned long request;
+    uintptr_t argument;
+    long least;
+};
+
+/* Make them on `fd` in order, up to the first that fails: its index, or `count`. */
+uint32_t avmm_ioctls(int fd, const struct avmm_call *calls, uint32_t count);
+
 /* A message-signalled interrupt of the VM whose descriptor is at `vm`: -1 there once it is closed. */
 struct avmm_message {
     const int *vm;
