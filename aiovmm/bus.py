@@ -131,14 +131,14 @@ class Bus:
             raise UsageError(f"bus range {rng.name!r} is empty or negative: {rng.base:#x} + {rng.size:#x}")
         if rng.fast is not None and rng.fast.size != rng.size:
             raise UsageError(f"bus range {rng.name!r}: its fast page has {rng.fast.size} bytes, not {rng.size}")
-        other = self._overlap(rng)
+        m = self._maps[rng.space]
+        i = bisect.bisect_right(m.bases, rng.base)
+        other = self._overlap(m.ranges, i, rng)
         if other is not None:
             raise UsageError(
                 f"bus range {rng.name!r} [{rng.base:#x}, {rng.end:#x}) overlaps "
                 f"{other.name!r} [{other.base:#x}, {other.end:#x})"
             )
-        m = self._maps[rng.space]
-        i = bisect.bisect_left(m.bases, rng.base)
         m.bases.insert(i, rng.base)
         m.ranges.insert(i, rng)
         self._changed()
@@ -190,11 +190,14 @@ class Bus:
             return None
         return rng.device.write(address - rng.base, data)
 
-    def _overlap(self, rng: Range) -> Range | None:
-        m = self._maps[rng.space]
-        i = bisect.bisect_right(m.bases, rng.base)
-        around = m.ranges[max(i - 1, 0) : i + 1]
-        return next((r for r in around if r.base < rng.end and rng.base < r.end), None)
+    @staticmethod
+    def _overlap(ranges: list[Range], i: int, rng: Range) -> Range | None:
+        """The one that is in the way of `rng`, which would stand at `i` in the order of bases."""
+        if i and (before := ranges[i - 1]).base + before.size > rng.base:
+            return before
+        if i < len(ranges) and (after := ranges[i]).base < rng.base + rng.size:
+            return after
+        return None
 
     def _changed(self) -> None:
         self._changes += 1

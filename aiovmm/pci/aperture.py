@@ -8,6 +8,7 @@ addresses. A BAR that loses answers nowhere, until the conflict is gone: then th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from aiovmm.bus import Space
 from aiovmm.errors import UsageError
@@ -17,8 +18,7 @@ from aiovmm.runtime.dataclass import dataclass
 __all__ = ["Aperture", "BarId", "Placement"]
 
 
-@dataclass(frozen=True)
-class BarId:
+class BarId(NamedTuple):
     """BAR `bar` of the function in `slot`."""
 
     slot: int

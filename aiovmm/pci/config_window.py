@@ -7,14 +7,21 @@ from collections.abc import Awaitable, Callable
 from aiovmm.pci.capabilities import VENDOR, VirtioCap, VirtioCapType
 from aiovmm.pci.config_space import ConfigSpace, overlaps
 
-__all__ = ["ConfigWindow"]
+__all__ = ["ConfigWindow", "add_window"]
 
 _BAR, _OFFSET, _LENGTH, _DATA = 4, 8, 12, 16
 _DATA_SIZE = 4
 
 
+def add_window(config: ConfigSpace) -> int:
+    """Append the capability to `config`; its offset."""
+    body = VirtioCap(VirtioCapType.PCI_CFG, 0, 0, 0).body(bytes(_DATA_SIZE))
+    writable = bytes(2) + b"\xff" + bytes(3) + b"\xff" * 12  # bar, offset, length, data
+    return config.add_capability(VENDOR, body, writable)
+
+
 class ConfigWindow:
-    """The capability in `config`; accesses to its data go to `read(bar, offset, size)` and `write(bar, offset, data)`.
+    """The capability at `at` in `config`; accesses to its data go to `read(bar, offset, size)` and `write(bar, offset, data)`.
 
     Length must be 1, 2 or 4 and the offset a multiple of it (4.1.4.9.2); else nothing is accessed.
     """
@@ -22,12 +29,11 @@ class ConfigWindow:
     def __init__(
         self,
         config: ConfigSpace,
+        at: int,
         read: Callable[[int, int, int], bytes],
         write: Callable[[int, int, bytes], Awaitable[None] | None],
     ) -> None:
-        body = VirtioCap(VirtioCapType.PCI_CFG, 0, 0, 0).body(bytes(_DATA_SIZE))
-        writable = bytes(2) + b"\xff" + bytes(3) + b"\xff" * 12  # bar, offset, length, data
-        self._at = config.add_capability(VENDOR, body, writable)
+        self._at = at
         self._config = config
         self._read = read
         self._write = write

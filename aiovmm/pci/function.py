@@ -44,19 +44,27 @@ class PciFunction:
         bars: Sequence[Bar] = (),
         regions: Sequence[BarRegion] = (),
         place: Place | None = None,
+        *,
+        laid_out: bool = False,
     ) -> None:
+        """`laid_out`: the BARs' registers are in `config` already."""
         self.name = name
         self.place = Place() if place is None else place
         """Set by the segment that it is plugged into."""
         self.config = config
         self.bars = tuple(bars)
-        self.regions = tuple(regions)
+        self._regions = tuple(regions)
         self.live_registers: tuple[tuple[int, int], ...] = ()
         """(offset, size) of configuration registers whose reads have side effects: they are never shadowed."""
         self.interrupt_gsi: int | None = None
         """What its INTA is wired to, for the firmware's tables; None: it has no interrupt pin."""
-        for bar in self.bars:
+        for bar in self.bars if not laid_out else ():
             bar.install(config)
+
+    @property
+    def regions(self) -> Sequence[BarRegion]:
+        """The registers in its BARs."""
+        return self._regions
 
     def read_config(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """`size` bytes of configuration space. See BusDevice.read for the result."""

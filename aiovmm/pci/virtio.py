@@ -17,14 +17,14 @@ touches memory any more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import cache, partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.errors import UsageError
 from aiovmm.memory import AddressSpace
-from aiovmm.pci.bar import Bar, BarKind
+from aiovmm.pci.bar import Bar
 from aiovmm.pci.common_config import CommonConfig
 from aiovmm.pci.config_space import COMMAND, Identity, overlaps
 from aiovmm.pci.config_window import ConfigWindow
@@ -35,7 +35,7 @@ from aiovmm.pci.msix import MAX_VECTORS, MsixTable
 from aiovmm.pci.msix_lines import MsixVectors
 from aiovmm.pci.services import PciServices, Place
 from aiovmm.pci.virtio_bar import (
-    BAR_SIZE,
+    BAR,
     MAX_QUEUES,
     NOTIFY,
     CommonRegisters,
@@ -112,22 +112,29 @@ class VirtioPci(PciFunction):
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
         self._doorbells = Doorbells(services, queues, apart=apart)
-        shape, msix = laid_out(_identity(device.device_id), queues)
-        config = shape.copy()
-        structures = VirtioStructures(
-            CommonRegisters(self._common, self._write_common),
-            self._isr,
-            DeviceRegisters(device, self._broken),
-            self._doorbells,
-            self._vectors,
-        )
-        super().__init__(device.name, config, [Bar(0, BarKind.MEM64, BAR_SIZE)], structures.regions(device.name), place)
-        self._msix_control = msix + 2
+        layout = laid_out(_identity(device.device_id), queues)
+        config = layout.config.copy()
+        super().__init__(device.name, config, (BAR,), (), place, laid_out=True)
+        self._msix_control = layout.msix + 2
         self._pin = InterruptPin(config, services)
         self.interrupt_gsi = self._pin.gsi
-        self._window = ConfigWindow(config, self._read_bar, self._write_bar)
+        self._window = ConfigWindow(config, layout.window, self._read_bar, self._write_bar)
         self.live_registers = (self._window.data,)
         device._notify_config = self.config_changed
+
+    @property
+    def regions(self) -> Sequence[BarRegion]:
+        """What stands in the BAR, made when something is first to be there: who has no driver needs none."""
+        if not self._regions:
+            structures = VirtioStructures(
+                CommonRegisters(self._common, self._write_common),
+                self._isr,
+                DeviceRegisters(self.device, self._broken),
+                self._doorbells,
+                self._vectors,
+            )
+            self._regions = tuple(structures.regions(self.name))
+        return self._regions
 
     def _make_backend(self, memory: AddressSpace) -> VirtioBackend:
         def create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -308,6 +315,9 @@ class VirtioPci(PciFunction):
         if self._standstill.loaded:  # nothing else is under way, and who gives up has no use for the machine
             await self._go_on()
             return
+        under_way = self._pending or self._transition.locked()
+        if self._standstill.positions is None and not self.device.suspending and not under_way:
+            return  # it was not suspended, or has no driver
         going = self._submit(self._go_on())
         if self._standstill.positions is not None or not self._active:
             await going

@@ -7,9 +7,11 @@ from functools import lru_cache
 
 from aiovmm.bus import BusDevice, FastPage, Policy
 from aiovmm.errors import GuestError
+from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
 from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig
 from aiovmm.pci.config_space import ConfigSpace, Identity
+from aiovmm.pci.config_window import add_window
 from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells, notify_size
 from aiovmm.pci.function import BarRegion
 from aiovmm.pci.msix_lines import MsixPendingBits, MsixTableRegisters, MsixVectors
@@ -17,9 +19,9 @@ from aiovmm.pci.virtio_irq import IsrStatus
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["BAR_SIZE", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures", "laid_out"]
+__all__ = ["BAR", "MAX_QUEUES", "NOTIFY", "CommonRegisters", "DeviceRegisters", "VirtioStructures", "laid_out"]
 
-BAR_SIZE = 0x10000
+BAR = Bar(0, BarKind.MEM64, 0x10000)
 ISR, DEVICE, NOTIFY, PBA, TABLE = 0x1000, 0x2000, 0x3000, 0x7000, 0x8000
 DEVICE_SIZE = 0x1000
 MAX_QUEUES = (PBA - NOTIFY) // NOTIFY_MULTIPLIER
@@ -49,10 +51,18 @@ class VirtioStructures:
         return [BarRegion(0, at, size, device, f"{name} {part}", fast) for at, size, device, part, fast in parts]
 
 
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The registers of a function, to be copied, and where the capabilities are in them that it looks at."""
+
+    config: ConfigSpace
+    msix: int
+    window: int
+
+
 @lru_cache(64)
-def laid_out(identity: Identity, queues: int) -> tuple[ConfigSpace, int]:
-    """The registers of a function with so many queues, which tell the driver where its structures are, to be copied: they are the
-    same in each. And the offset of the MSI-X capability."""
+def laid_out(identity: Identity, queues: int) -> Layout:
+    """Of a function with so many queues, which tells the driver where its structures are: it is the same in each."""
     config = ConfigSpace(identity)
     for kind, offset, length, extra in (
         (VirtioCapType.COMMON, 0, COMMON_SIZE, b""),
@@ -62,7 +72,9 @@ def laid_out(identity: Identity, queues: int) -> tuple[ConfigSpace, int]:
     ):
         config.add_capability(VENDOR, VirtioCap(kind, 0, offset, length).body(extra))
     body, writable = msix(queues + 1, bar=0, table=TABLE, pba=PBA)
-    return config, config.add_capability(MSIX, body, writable)
+    at = config.add_capability(MSIX, body, writable)
+    BAR.install(config)
+    return Layout(config, at, add_window(config))
 
 
 class CommonRegisters:

@@ -32,6 +32,7 @@ from aiovmm.virtqueue.queue import Queue
 
 __all__ = ["CreateTask", "DeviceRunner"]
 
+_NONE = QueueCounters()
 CreateTask = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
@@ -59,7 +60,7 @@ class DeviceRunner:
         self._config_irq: IrqLine | None = None
         self._turns: Turns | None = None  # of the loop, once it runs
         self._task: asyncio.Task[None] | None = None
-        self._past = [QueueCounters() for _ in device.queue_sizes]  # of queues that were closed
+        self._past = [_NONE] * len(device.queue_sizes)  # of queues that were closed
         self._used = False  # activated since the last reset
 
     @property

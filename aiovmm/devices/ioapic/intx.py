@@ -65,7 +65,8 @@ class IntxPins:
     def line(self, ended: Callable[[], None]) -> IntxLine:
         """A wire to the pin that has fewest. `ended()` is called when the guest has ended its interrupt, if the wire was
         asserted; it has been released by then, as a source is that waits to be asked anew."""
-        index = min(range(INTX_PINS), key=lambda n: len(self._lines[n]))
+        shared = [len(lines) for lines in self._lines]
+        index = shared.index(min(shared))
         line = IntxLine(self, index, ended)
         self._lines[index].append(line)
         return line
