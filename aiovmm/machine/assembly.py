@@ -8,12 +8,10 @@ undoing on a stack before the next one begins. What is an architecture's is done
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.bus import Bus, Range, Space
 from aiovmm.config import CoreScheduling, HotplugMethod
@@ -23,7 +21,7 @@ from aiovmm.kvm.exitloop import TURN
 from aiovmm.kvm.vcpu import ALONE
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.architecture import board_of_host
-from aiovmm.machine.device_memory import map_device_memory
+from aiovmm.machine.device_memory import has_device_memory, map_device_memory
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts
@@ -32,7 +30,7 @@ from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.root import PciAddress
-from aiovmm.runtime.tasks import finish, in_thread, in_thread_unless
+from aiovmm.runtime.tasks import Undoing, finish, in_thread, in_thread_unless, side_by_side
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
@@ -42,7 +40,9 @@ if TYPE_CHECKING:
     from aiovmm.pci.virtio import VirtioPci
     from aiovmm.virtqueue.config import QueueCounters
 
-__all__ = ["Machine"]
+__all__ = ["Machine", "Opening"]
+
+Opening = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Machine:
@@ -66,25 +66,32 @@ class Machine:
         self._halted = self._starting = False
         self._due: list[Vcpu] = []  # that are paused, and have not been started yet
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
-        self._stack = AsyncExitStack()
-        self._host = ExitStack()  # KVM's VM and memory, which a thread gives back
-        self._given_up = threading.Event()  # nobody waits for it to be built any more
+        self._stack = Undoing()
+        self._host = Undoing()  # KVM's VM and memory, which a thread gives back
+        self._given_up = False  # nobody waits for it to be built any more
 
     @classmethod
-    async def build(cls, parts: MachineParts, owner: MachineOwner, restored: Restored | None = None) -> Machine:
-        """A machine that is ready to start, at its kernel's first instruction or where another one stood. Raises ConfigError,
-        ImageError, SnapshotError, HostError, with nothing left behind."""
+    async def build(
+        cls,
+        parts: MachineParts,
+        owner: MachineOwner,
+        restored: Restored | None = None,
+        opening: Opening | None = None,
+    ) -> Machine:
+        """A machine that is ready to start, at its kernel's first instruction or where another one stood. `opening` is to be done
+        before its devices are plugged in. Raises ConfigError, ImageError, SnapshotError, HostError, with nothing left behind."""
         machine = cls(parts, owner, restored)
         try:
-            await machine._build()
+            await machine._build(opening)
         except BaseException:
             await finish(machine.aclose())
             raise
         return machine
 
-    async def _build(self) -> None:
+    async def _build(self, opening: Opening | None) -> None:
         config, board = self.parts.config, self.board
-        end = await in_thread_unless(self._given_up.set, f"{config.name}: make memory", self._make_vm)
+        await self._make_host_part(opening)
+        end = self.end_of_memory
         self.kvm_vm.name = config.name
         if self.parts.exits_limit is not None:
             self.limit_exits(self.parts.exits_limit)
@@ -108,36 +115,63 @@ class Machine:
             on_memory_lost=verdict.memory_lost,
             account=self.parts.account,
         )
-        self._stack.push_async_callback(self.exits.close)
+        self._stack.push(self.exits.close)
         self.exits.open()
         if self._restored is not None:
             from aiovmm.machine.standstill import restore  # for machines that do not boot
 
             await restore(self, self._restored)
 
-    def _make_vm(self) -> int:
-        """The kernel, memory, and the KVM VM that has it; the end of all memory. In a thread: a guest has it made anew as often
+    async def _make_host_part(self, opening: Opening | None) -> None:
+        """Memory and VM, and meanwhile what is to be opened for devices, but for memory that these bring."""
+        making = in_thread_unless(self._give_up, f"{self.parts.config.name}: make memory", self._make_vm)
+        if opening is None:
+            await making
+        elif has_device_memory(self.parts.plugged):
+            try:
+                await opening()
+            except BaseException:
+                making.close()
+                raise
+            await making
+        else:
+            await side_by_side(self._opened(opening), making)
+
+    async def _opened(self, opening: Opening) -> None:
+        try:
+            await opening()
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        self._given_up = True
+
+    def _make_vm(self) -> None:
+        """The kernel, memory, and the KVM VM that has it. In a thread: a guest has it made anew as often
         as it resets itself."""
         board = self.board
         if self._restored is None:
             self.parts.load_kernel()
-        self._stack.push_async_callback(in_thread, f"{self.parts.config.name}: unmap", self._host.close)
+        self._stack.push(self._let_go_of_host)
         self._make_memory()
         kvm = self.parts.open_kvm()
         board.examine(kvm)
         cpus = self.parts.config.cpus
         most = cpus.max if cpus.max is not None and board.takes_processors else cpus.boot
         self.kvm_vm = vm = kvm.create_vm(most)
-        self._host.callback(vm.close)
-        self._stack.push_async_callback(self.worker.aclose)
-        self._stack.callback(board.close)
+        self._host.push(vm.close)
+        self._stack.push(self.worker.aclose)
+        self._stack.push(board.close)
         limit = 1 << board.address_bits
-        self.end_of_memory = end = map_device_memory(self.memory, self.parts.plugged, self.end_of_ram, limit)
+        self.end_of_memory = map_device_memory(self.memory, self.parts.plugged, self.end_of_ram, limit)
         vm.set_memory(self.memory)
         board.set_up(vm)
         if self._restored is not None:
             board.restore(self.memory, self._restored)
-        return end
+
+    async def _let_go_of_host(self) -> None:
+        await in_thread(f"{self.parts.config.name}: unmap", self._host.close)
 
     def _make_memory(self) -> None:
         m, ram = self.parts.config.memory, self.board.ram
@@ -152,7 +186,7 @@ class Machine:
             self.memory = self._new_memory(ram)
         else:
             self.memory = self._restored.map_memory([*ram, *later])
-        self._host.callback(self.memory.close)
+        self._host.push(self.memory.close)
         if later and self._restored is None:
             from aiovmm.machine.hotplug.places import add_memory
 
@@ -179,14 +213,14 @@ class Machine:
             mergeable=m.mergeable,
             hugepage_size=m.hugepage_size,
             reserve=m.reserve,
-            wanted=lambda: not self._given_up.is_set(),
+            wanted=lambda: not self._given_up,
         )
 
     def _in_zones(self, ram: list[tuple[int, int]], needs_sharing: bool) -> GuestMemory:
         from aiovmm.machine.zones import add_zones
 
         memory = GuestMemory()
-        wanted = lambda: not self._given_up.is_set()  # noqa: E731 - as above
+        wanted = lambda: not self._given_up  # noqa: E731 - as above
         try:
             add_zones(memory, self.parts.config, ram, needs_sharing=needs_sharing, wanted=wanted)
         except BaseException:
@@ -220,11 +254,11 @@ class Machine:
             self.kvm_vm, self.bus, self.memory, create_task, self.worker, board.message, board.intx_line
         )
         self.pci = PciBuses(plans, services)
-        self._stack.push_async_callback(self.pci.close)
+        self._stack.push(self.pci.close)
         board.add_pci(self.pci.root)
         self._iommu = machine_iommu(self.parts, self.memory)
         if self._iommu is not None:
-            self._stack.callback(self._iommu.close)
+            self._stack.push(self._iommu.close)
         for segment, slot in self.parts.chosen_slots():
             self.pci.root.reserve(segment, slot)
         last = [p for p in self.parts.plugged if self._iommu is not None and p.device is self._iommu.device]
@@ -234,7 +268,8 @@ class Machine:
             inside = passthrough.plugged_in(
                 self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
             )
-            await self._stack.enter_async_context(inside)
+            await inside.__aenter__()
+            self._stack.push(partial(inside.__aexit__, None, None, None))
         for plugged in last:
             self._plug(plugged)
         if (pvpanic := self.parts.config.pvpanic) is not None:
@@ -274,7 +309,7 @@ class Machine:
 
     def at_close(self, work: Callable[[], Awaitable[None]]) -> None:
         """Have that done when the machine is taken apart, before its devices are."""
-        self._stack.push_async_callback(work)
+        self._stack.push(work)
 
     def queue_counters(self, id_: str) -> list[QueueCounters]:
         """Of the queues of a virtio device that is served here; none of one that another process serves."""

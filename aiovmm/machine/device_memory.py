@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeGuard, runtime_checkable
 
 from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import finish
 
-__all__ = ["DeviceMemory", "MemoryDevice", "map_device_memory", "map_later", "refuse_moved", "unmap"]
+__all__ = [
+    "DeviceMemory",
+    "MemoryDevice",
+    "has_device_memory",
+    "map_device_memory",
+    "map_later",
+    "refuse_moved",
+    "unmap",
+]
 
 if TYPE_CHECKING:
     from aiovmm.machine.assembly import Machine
@@ -45,6 +53,16 @@ class MemoryDevice(Protocol):
         """Where it was mapped."""
 
 
+def _has_memory(device: object) -> TypeGuard[MemoryDevice]:
+    """To ask `isinstance` takes as long as to map it."""
+    return hasattr(device, "memory_alignment")
+
+
+def has_device_memory(plugged: Iterable[PluggedDevice]) -> bool:
+    """Whether any of them brings some."""
+    return any(_has_memory(p.device) for p in plugged)
+
+
 def map_device_memory(memory: GuestMemory, plugged: Iterable[PluggedDevice], start: int, limit: int) -> int:
     """Map the memory of all devices that have some, from the first aligned address after `start`; the end of the last (or
     `start`). Raises ConfigError for what does not lie below `limit`, HostError."""
@@ -67,7 +85,7 @@ def _places(
     """Each device that has memory, what that is, and where it goes."""
     end = start
     for p in plugged:
-        if isinstance(p.device, MemoryDevice):
+        if _has_memory(p.device):
             piece = p.device.memory()
             alignment = _FIRST_ALIGNMENT if end == start else p.device.memory_alignment
             address = -(-end // alignment) * alignment
@@ -92,7 +110,7 @@ async def map_later(machine: Machine, plugged: PluggedDevice) -> None:
     """The same for a device that comes while the guest runs; nothing for one without memory. Raises ConfigError, HostError,
     UsageError; then nothing is mapped."""
     device = plugged.device
-    if not isinstance(device, MemoryDevice):
+    if not _has_memory(device):
         return
     piece, segment = device.memory(), machine.pci.root.segments[plugged.segment]
     address = segment.aperture.lend(piece.size, device.memory_alignment)
@@ -110,7 +128,7 @@ async def unmap(machine: Machine, plugged: PluggedDevice) -> None:
     """The memory of a device that goes, and is open still: no part of it is the guest's any more, nor mapped here. Where it was
     nothing else of the process comes to be as long as the machine is there: another device may have something under way to it."""
     device = plugged.device
-    if not isinstance(device, MemoryDevice):
+    if not _has_memory(device):
         return
     fd = device.memory().fd
     for region in [region for region in machine.memory.regions if region.fd == fd and not region.ram]:

@@ -17,7 +17,7 @@ from aiovmm.kvm import Kvm
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.runtime.dataclass import dataclass, field
 from aiovmm.runtime.fair import Account
-from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.tasks import in_thread, side_by_side
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
@@ -117,7 +117,12 @@ class MachineParts:
 
 async def open_parts(parts: MachineParts) -> None:
     """Have every device acquire its host resources. Raises HostError, ConfigError; `aclose` then releases what was acquired."""
-    for plugged in parts.plugged:
-        await plugged.device.open()
+    devices = [plugged.device for plugged in parts.plugged]
+    slow = [device for device in devices if device._opens_slowly]
+    if len(slow) > 1:
+        await side_by_side(*(device.open() for device in slow))
+        devices = [device for device in devices if device not in slow]
+    for device in devices:
+        await device.open()
     if parts.passthrough is not None:
         await in_thread(f"{parts.config.name}: vfio open", parts.passthrough.open)

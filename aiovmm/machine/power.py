@@ -20,7 +20,7 @@ from aiovmm.runtime.tasks import TaskScope, in_thread
 if TYPE_CHECKING:  # see `_examine`
     from aiovmm.boot import KernelImage
     from aiovmm.devices.virtio.blk.image import DiskImage
-    from aiovmm.machine.assembly import Machine
+    from aiovmm.machine.assembly import Machine, Opening
     from aiovmm.machine.own import OwnDevices
     from aiovmm.machine.parts import MachineParts, PluggedDevice
     from aiovmm.machine.restored import Restored
@@ -99,8 +99,7 @@ class Power:
             plugged.device._label = f"{config.name}: {plugged.id}"
             plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
             plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)
-        await open_parts(self.parts)
-        self.machine = await self._assembled(self.parts, self.restored)
+        self.machine = await self._assembled(self.parts, self.restored, partial(open_parts, self.parts))
 
     @property
     def plugged(self) -> Sequence[PluggedDevice]:
@@ -142,10 +141,12 @@ class Power:
         await self.on(self.machine, paused=paused())
         return not stopped.is_set()
 
-    async def _assembled(self, parts: MachineParts, restored: Restored | None = None) -> Machine:
+    async def _assembled(
+        self, parts: MachineParts, restored: Restored | None = None, opening: Opening | None = None
+    ) -> Machine:
         from aiovmm.machine.assembly import Machine
 
-        return await Machine.build(parts, self._owner, restored)
+        return await Machine.build(parts, self._owner, restored, opening)
 
     def press_button(self) -> None:
         """Tell the guest, or the one that a reset is about to bring."""

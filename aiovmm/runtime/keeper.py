@@ -42,7 +42,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._told = False
-        self._has_left = threading.Event()
+        self._has_left = False
         self._wake = asyncio.Event()
         self._lock = threading.Lock()
         self._task = self._loop.create_task(self._keep(), name=f"{what}: keeper")
@@ -56,7 +56,7 @@ class Keeper:
             await asyncio.wait([self._task])
 
     def _done(self) -> None:
-        self._has_left.set()
+        self._has_left = True
         if self._forgotten is not None:
             self._forgotten.detach()
         self._wake.set()
@@ -64,9 +64,9 @@ class Keeper:
     def loop_closed(self) -> None:
         """Somebody has seen that the loop is closed. From any thread; idempotent."""
         with self._lock:
-            if self._has_left.is_set() or os.getpid() != self._pid:
+            if self._has_left or os.getpid() != self._pid:
                 return
-            self._has_left.set()
+            self._has_left = True
         try:
             self._warn("its event loop was closed")
         finally:
@@ -78,7 +78,7 @@ class Keeper:
             await self._wake.wait()
         except asyncio.CancelledError:
             for _ in range(_TRIES):
-                if not self._has_left.is_set():
+                if not self._has_left:
                     with suppress(asyncio.CancelledError):  # the loop's end may come while it is being left
                         await finish(self._see_it_out())
             raise
@@ -91,7 +91,7 @@ class Keeper:
         me = asyncio.current_task()
         while others := [t for t in asyncio.all_tasks() if t.cancelling() and t is not me and t not in _keepers]:
             await asyncio.wait(others)  # who was cancelled together with us may be about to leave it
-        if not self._has_left.is_set():
+        if not self._has_left:
             try:
                 if not self._told:
                     self._told = True

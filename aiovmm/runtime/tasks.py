@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -12,7 +12,17 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from aiovmm.errors import StateError
 from aiovmm.runtime import crew
 
-__all__ = ["SERVED", "TaskScope", "bury", "finish", "in_thread", "in_thread_unless", "opened_in_thread"]
+__all__ = [
+    "SERVED",
+    "TaskScope",
+    "Undoing",
+    "bury",
+    "finish",
+    "in_thread",
+    "in_thread_unless",
+    "opened_in_thread",
+    "side_by_side",
+]
 
 SERVED: ContextVar[Callable[[], object | None]] = ContextVar("SERVED")
 """The device whose `run` a task is, or was started by: what code that belongs to nobody works for. A weak reference."""
@@ -80,6 +90,56 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Cal
     answer: _Answer[T] = _Answer(asyncio.get_running_loop())
     asyncio.ensure_future(work).add_done_callback(answer.take)
     return await answer.wait(given_up)
+
+
+class Undoing:
+    """What is to be done when something is taken apart, the last that was pushed first. For many that live at the same time: an
+    exit stack has ten objects for each, all of which the garbage collector looks through."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], Awaitable[object] | None]] = []
+
+    def push(self, step: Callable[[], Awaitable[object] | None]) -> None:
+        """What it gives, if that is no None, is awaited."""
+        self._steps.append(step)
+
+    async def aclose(self) -> None:
+        """Do all of it, once, also if some of it fails: then raise what was raised last."""
+        errors: list[BaseException] = []
+        while self._steps:
+            try:
+                if (pending := self._steps.pop()()) is not None:
+                    await pending
+            except BaseException as exc:
+                errors.append(exc)
+        self._end(errors)
+
+    def close(self) -> None:
+        """The same, of steps that give nothing to be awaited."""
+        errors: list[BaseException] = []
+        while self._steps:
+            try:
+                pending = self._steps.pop()()
+                assert pending is None, "it would be forgotten"
+            except BaseException as exc:
+                errors.append(exc)
+        self._end(errors)
+
+    @staticmethod
+    def _end(errors: list[BaseException]) -> None:
+        try:
+            if errors:
+                raise errors[-1]
+        finally:  # whose traceback knows this frame, and what it was made for
+            errors.clear()
+
+
+async def side_by_side(*works: Coroutine[Any, Any, object]) -> None:
+    """All of them to their ends, also if one fails, or the caller is cancelled, and they with it. Raises what the first of them
+    raised."""
+    for result in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -56,6 +56,7 @@ class VirtioDevice(abc.ABC):
     """`run` goes on with a driver that was there before, here or in another process: its `load` was called before if there was
     one. Set from outside."""
 
+    _opens_slowly: ClassVar[bool] = False  # `open` waits for threads or other processes: others go on meanwhile
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
     _notify_driver: Callable[[bool], None] | None = None  # set by the VM: whether a driver has it now

@@ -48,7 +48,7 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
         async def start(self, *, paused: bool) -> None:
             return
 
-    async def build(parts: Any, owner: Any, restored: Any) -> Costly:
+    async def build(*_how: Any) -> Costly:
         nonlocal now
         now += 0.25
         return Costly()

@@ -59,6 +59,7 @@ class BlkDevice(VirtioDevice):
     """
 
     device_id: ClassVar[int] = 2
+    _opens_slowly = True
 
     def __init__(
         self,

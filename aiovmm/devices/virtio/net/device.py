@@ -63,6 +63,7 @@ class NetDevice(VirtioDevice):
     """
 
     device_id = 1
+    _opens_slowly = True
 
     def __init__(
         self,
