@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
+from aiovmm.config.checks import encoded
 from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.runtime.dataclass import field_types
 from aiovmm.runtime.plain import Fields, Plain, State
 
-__all__ = ["changed", "device_from_state", "from_state", "to_state"]
+__all__ = ["changed", "device_from_state", "from_state", "named", "to_state"]
 
 _CLASS = re.compile(r"[A-Z]\w+")
 _PLACED = ("disks", "nets", "pmems", "fs", "devices", "generic_vhost_user")
@@ -123,6 +124,16 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
         _same(name, one is None, other is None)
         if one is not None:
             _same_place(name, one, other)
+    return new
+
+
+def named(config: VMConfig, name: str) -> VMConfig:
+    """`config` with another name, which alone is checked. Raises ConfigError."""
+    if not isinstance(name, str):
+        return config.with_changes({"name": name})  # which refuses it
+    encoded("name", name, 64)
+    new = object.__new__(VMConfig)
+    new.__dict__.update(config.__dict__, name=name)
     return new
 
 

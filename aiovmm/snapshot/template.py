@@ -18,7 +18,7 @@ from aiovmm.machine.restored import Restored
 from aiovmm.runtime.plain import State, kept
 from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base, base_of
-from aiovmm.snapshot.configuration import changed
+from aiovmm.snapshot.configuration import changed, named
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
 from aiovmm.snapshot.restoring import Source, going_on, open_source, receive_source
@@ -44,6 +44,7 @@ class Template:
         self._base = base
         self._restored = Restored(kept(state), base.map)
         self._count = self._forks = 0
+        self._alike: VMConfig | None = None  # of forks, but for their names
         self._disks = disks
         self._release = weakref.finalize(self, _release, base, disks)
 
@@ -128,14 +129,24 @@ class Template:
         try:
             async with AsyncExitStack() as stack:
                 with self._held() as bases:
-                    changes = fork_changes(self._config, given, vsock_cid, disks, nets)
-                    vm = going_on(self._kind, changed(self._config, changes), self._restored, devices, ports)
+                    config = self._fork_config(given, vsock_cid, disks, nets)
+                    vm = going_on(self._kind, config, self._restored, devices, ports)
                     if disks == "overlay":
                         vm._power.images = bases.overlays()
                     await stack.enter_async_context(vm)
                 yield vm
         finally:
             self._forks -= 1
+
+    def _fork_config(
+        self, given: Mapping[str, Any], vsock_cid: int | None, disks: Disks, nets: Sequence[NetConfig] | None
+    ) -> VMConfig:
+        """Of those that differ from each other by their names alone all but that is checked once."""
+        if vsock_cid is not None or nets is not None or disks != "overlay" or len(given) > 1:
+            return changed(self._config, fork_changes(self._config, given, vsock_cid, disks, nets))
+        if self._alike is None:
+            self._alike = changed(self._config, fork_changes(self._config, {}, None, disks, None))
+        return named(self._alike, given["name"])
 
     @contextmanager
     def _held(self) -> Iterator[DiskBases]:

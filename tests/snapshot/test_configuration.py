@@ -28,7 +28,7 @@ from aiovmm import (
     VsockConfig,
 )
 from aiovmm.config.cpus import TopologyConfig
-from aiovmm.snapshot.configuration import changed, from_state, to_state
+from aiovmm.snapshot.configuration import changed, from_state, named, to_state
 from aiovmm.snapshot.document import decode, encode
 
 FULL = VMConfig(
@@ -112,3 +112,21 @@ def test_what_it_cannot_see_may_change() -> None:
     assert (new.name, new.vsock.cid, new.disks[1].path) == ("b", 9, Path("/d"))  # type: ignore[union-attr]
     with pytest.raises(ConfigError, match="no such field"):
         changed(FULL, {"disk": ()})
+
+
+@pytest.mark.parametrize("name", ["another", "ü" * 32, "x" * 64])
+def test_a_name_alone_is_changed_as_all_else_is(name: str) -> None:
+    config = VMConfig(PayloadConfig(Path("k")), disks=(DiskConfig(path=Path("d")),), name="first")
+    assert named(config, name) == config.with_changes({"name": name})
+    assert config.name == "first"
+    assert named(named(config, name), "first") == config
+
+
+@pytest.mark.parametrize("name", ["", "x" * 65, "ü" * 33, "a\0b", "\ud800", 7, None])
+def test_a_name_that_cannot_be_is_refused_in_the_same_words(name: Any) -> None:
+    config = VMConfig(PayloadConfig(Path("k")))
+    with pytest.raises(ConfigError) as as_others:
+        config.with_changes({"name": name})
+    with pytest.raises(ConfigError) as alone:
+        named(config, name)
+    assert str(alone.value) == str(as_others.value)

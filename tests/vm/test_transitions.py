@@ -197,11 +197,11 @@ async def test_an_end_during_a_reset(act: Act, build: int, monkeypatch: pytest.M
     go_on = asyncio.Event()
     make = assembly.Machine._build
 
-    async def slow(self: assembly.Machine) -> None:
+    async def slow(self: assembly.Machine, opening: assembly.Opening | None) -> None:
         building.set()
         if build == 5:
             await go_on.wait()
-        await make(self)
+        await make(self, opening)
 
     async with VM(config("er", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
