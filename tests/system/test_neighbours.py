@@ -29,9 +29,9 @@ from aiovmm import (
 )
 from aiovmm.agent import agent_binary
 from aiovmm.image import build_initramfs
+from tests.guests import build_kernel
 from tests.system.conftest import GUESTS, Guests, OnDemand
 from tests.system.guest import prompt, shell
-from tests.system.programs import BARE, program
 from tests.system.shown import CONSOLE
 from tests.vm.remains import Remains
 
@@ -99,12 +99,8 @@ async def server() -> AsyncIterator[int]:
 
 
 def flood(does: str, number: int) -> VMConfig:
-    kernel = program(BARE)
-    if kernel is None:
-        pytest.skip("binutils were missing where this was collected, so there are no bare-metal guests")
-    return VMConfig(
-        PayloadConfig(kernel, None, does), CpusConfig(1), MemoryConfig(4 * MIB), rng=None, name=f"flood{number}"
-    )
+    payload = PayloadConfig(build_kernel(), None, does)
+    return VMConfig(payload, CpusConfig(1), MemoryConfig(4 * MIB), rng=None, name=f"flood{number}")
 
 
 def counted(vm: VM) -> int:

@@ -1,5 +1,4 @@
-"""C programs for guests, and a kernel that floods. They are compiled, static, where the tests are collected, and go to the nested
-hosts with the tree."""
+"""C programs for guests. They are compiled, static, where the tests are collected, and go to the nested hosts with the tree."""
 
 from __future__ import annotations
 
@@ -8,13 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.guests import build_kernel
 from tests.kvmhost.arch import ARCHES
 
-__all__ = ["BARE", "compile_programs", "program"]
-
-BARE = "bare"
-"""The kernel of tests/guests, which does what the letters of its command line say."""
+__all__ = ["compile_programs", "program"]
 
 HERE = Path(__file__).parent
 BIN = HERE / "bin"  # a folder for each architecture
@@ -33,12 +28,6 @@ def compile_programs() -> None:
                 fresh = target.with_suffix(".new")
                 subprocess.run([compiler, "-O2", "-static", "-Wall", "-o", fresh, source], check=True, timeout=60)
                 fresh.replace(target)
-    if platform.machine() == "x86_64" and shutil.which("as") and shutil.which("ld"):
-        target = BIN / "x86_64" / BARE
-        if not target.exists() or target.read_bytes() != build_kernel().read_bytes():
-            fresh = target.with_suffix(".new")
-            shutil.copyfile(build_kernel(), fresh)
-            fresh.replace(target)
 
 
 def program(name: str) -> Path | None:
