@@ -23,6 +23,9 @@ enum kind { OPEN, IOCTL, MMAP, EVENTFD, EPOLL_CTL, SOCKET, ACCEPT, PREAD, PWRITE
 
 #define KVM_RUN 0xAE80ul
 #define ARENA (1ul << 20) /* of Python's allocator, which maps memory at any time */
+/* The first of each Python thread, which it maps before Thread.start() knows of it: without it that waits for ever (CPython's
+ * gh-140746, which is not ours to mend). */
+#define STACK (16ul << 10)
 
 static atomic_int kind = -1, error;
 static atomic_long calls, nth;
@@ -108,7 +111,8 @@ int ioctl(int fd, unsigned long request, ...) {
 
 static void *mapped(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
     REAL(void *, "mmap64", void *, size_t, int, int, int, off_t);
-    return !(fd < 0 && size == ARENA) && fails(MMAP) ? MAP_FAILED : real(at, size, protection, flags, fd, offset);
+    bool of_python = fd < 0 && (size == ARENA || size == STACK);
+    return !of_python && fails(MMAP) ? MAP_FAILED : real(at, size, protection, flags, fd, offset);
 }
 
 void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
@@ -103,7 +104,11 @@ def _step(text: str) -> tuple[Kind, int, int]:
 def main() -> None:
     """See the module."""
     place, life, *steps = sys.argv[1:]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with (
+        tempfile.TemporaryDirectory(prefix="tests-") as own,  # where no other process's files come and go
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        tempfile.tempdir = own
         runner.run(walk(Path(place), life, [_step(step) for step in steps]))
 
 
