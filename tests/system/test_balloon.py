@@ -50,9 +50,10 @@ async def test_a_guest_that_frees_memory_gives_it_back(guests: Guests, release: 
         given = vm.balloon.given_back
         await shell(vm, "rm /mnt/full")
         async with asyncio.timeout(limit(60)):
-            while full - resident(vm) < 180 * MIB:  # noqa: ASYNC110 - it is the guest that acts
+            while full - resident(vm) < 180 * MIB:  # noqa: ASYNC110 - it is the guest that acts, which was not asked
                 await asyncio.sleep(0.1)
-        assert vm.balloon.given_back - given >= 180 * MIB, "which it was not asked for"
+            while vm.balloon.given_back - given < 180 * MIB:  # noqa: ASYNC110 - told when a report as a whole is carried out
+                await asyncio.sleep(0.1)
 
         before = await available(vm)
         await vm.balloon.resize(128 * MIB, timeout=limit(60))

@@ -194,6 +194,8 @@ async def link_down_and_up(vm: VM, device: NetDevice) -> None:
     assert (await shell_status(vm, f"ping -c 1 -W 1 {HOST}"))[1] != 0
     device.link = True
     await carrier(vm, 1)
+    # Linux drops what it sends until it has noticed for itself, up to a second later.
+    await shell(vm, f"until ping -c 1 -W 1 {HOST}; do :; done")
     await ping_both_ways(vm)
 
 
