@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from tests import grounds
 from tests.kvmhost import plugin
+from tests.kvmhost.arch import AARCH64
+from tests.system.grounds import CORE, CORE_AARCH64
 
 pytest_plugins = ["pytester"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -88,6 +91,8 @@ def test_there(): ...
 REMOTE = """
 import pytest
 from tests.kvmhost import plugin
+from tests.kvmhost.arch import AARCH64
+from tests.system.grounds import CORE, CORE_AARCH64
 class Session:
     def __init__(self, config, profile, nodeids): pass
     def reports(self, item):
@@ -129,3 +134,19 @@ def test_marks_on_a_test_and_on_its_parameters_add_up(
     monkeypatch.setattr(plugin, "INSIDE", False)
     assert [profile.name for item in items if (profile := plugin._profile(item))] == ["aarch64-vfio", "vfio"]
     assert sorted(items, key=plugin._host_order) == [items[1], items[0]]
+
+
+@pytest.mark.timeout(300)
+def test_what_is_to_run_in_the_nested_hosts_is_there() -> None:
+    """A part of a name that no test has any more, since a parameter was added, would leave its file out without a word."""
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/system"]
+    environment = {key: value for key, value in os.environ.items() if key != "AIOVMM_THOROUGH"}
+    said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=240)
+    tests = said.stdout.splitlines()
+    usual = f"[{AARCH64.name}-"  # of its usual processor
+    of_arm = [line.replace(usual, "[") for line in tests if usual in line or f"[{AARCH64.name}]" in line]
+    for table, lines in ((CORE, tests), (CORE_AARCH64, of_arm)):
+        for file, parts in table.items():
+            named = [line for line in lines if line.startswith(f"tests/system/{file}::")]
+            missing = [part for part in parts.split(" or ") if not any(part in line for line in named)]
+            assert not missing, f"no test of {file} has {missing} in its name"

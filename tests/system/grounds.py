@@ -25,7 +25,7 @@ _X86_ALONE = {
 CORE = {
     "test_agent.py": "all_of_it_in_a_guest[6.1] or init[6.1]",
     "test_boot.py": "",
-    "test_balloon.py": "[False-6.1]",
+    "test_balloon.py": "[False-False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_confined.py": "calls-and-paths",
     "test_custom_device.py": "[6.1]",
