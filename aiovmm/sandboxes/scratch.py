@@ -5,6 +5,7 @@ The copy has no name once the guest has it, so that it is gone with the process,
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -106,7 +107,9 @@ def _data(fd: int, size: int) -> Iterator[tuple[int, int]]:
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError:  # ENXIO: only a hole is left
-            return
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
         at = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_a_scratch_disk_that_a_killed_process_has_left_is_swept_away() -> None:
     os.utime(left, (1, 1))
     other = make_scratch(64 << 20)
     assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
+
+
+def test_a_scratch_disk_whose_template_cannot_be_asked_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for one hole, which would be a disk without a file system."""
+    make_scratch(64 << 20).unlink()  # so there is a template
+
+    def fails(fd: int, at: int, whence: int) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "lseek", fails)
+    with pytest.raises(HostError, match="make a scratch disk"):
+        make_scratch(64 << 20)
 
 
 def test_a_scratch_disk_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm.memory import Backing, GuestMemory
-from aiovmm.native import lib
+from aiovmm.native import ffi, lib, owners
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.pages import extents, keep, sum_up
 
@@ -148,3 +148,21 @@ def test_a_copied_base_cannot_be_written() -> None:
     with pytest.raises(OSError, match="not permitted"):
         mmap.mmap(base.fd, PAGE)
     base.release()
+
+
+def test_a_file_that_does_not_tell_where_it_has_data_is_looked_at_whole() -> None:
+    """Its mapping has data that nobody has touched: an error in asking is not a hole."""
+    file, out = os.memfd_create("file"), new_file()
+    os.ftruncate(file, 16 * PAGE)
+    os.pwrite(file, b"data", 3 * PAGE)
+    mapped = mmap.mmap(file, 16 * PAGE, flags=mmap.MAP_PRIVATE)
+    silent = os.pipe()
+    view = owners.view(mapped)
+    for fd in (silent[0], file):
+        kept = ffi.new("struct avmm_kept *")
+        piece = {"host": owners.address(view), "size": 16 * PAGE, "data_fd": fd}
+        assert lib.avmm_pages_keep(ffi.new("struct avmm_piece *", piece), out, 0, kept) == 0
+        assert kept.pages == 1
+    assert os.pread(out, SIZE, 0) == (bytes(3 * PAGE) + b"data").ljust(SIZE, b"\0")
+    for fd in (file, out, *silent):
+        os.close(fd)

@@ -12,11 +12,14 @@
 
 static void next_data(struct search *s, uint64_t at) {
     const struct avmm_piece *p = s->piece;
-    off_t data = p->data_fd < 0 ? -1 : lseek(p->data_fd, (off_t)(p->data_offset + at), SEEK_DATA);
-    if (data < 0) { /* ENXIO: none; a file system that cannot say gives all of it as data */
+    off_t from = (off_t)(p->data_offset + at);
+    off_t data = p->data_fd < 0 ? -1 : lseek(p->data_fd, from, SEEK_DATA);
+    if (p->data_fd < 0 || (data < 0 && errno == ENXIO)) { /* there is none */
         s->data = s->hole = UINT64_MAX;
         return;
     }
+    if (data < 0) /* it is not known where; what the pages themselves cannot give ends the guest when they are read */
+        data = from;
     off_t hole = lseek(p->data_fd, data, SEEK_HOLE);
     s->data = (uint64_t)data - p->data_offset;
     s->hole = hole < 0 ? UINT64_MAX : (uint64_t)hole - p->data_offset;

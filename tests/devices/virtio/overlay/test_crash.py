@@ -184,6 +184,62 @@ async def test_a_flush_that_fails_is_told_and_the_map_stays_behind(
         assert await read(h, 64, SECTOR) == b"o" * SECTOR
 
 
+async def test_a_map_that_may_not_be_on_the_medium_is_not_said_to_be_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file has its pages, and the kernel tells once only that it could not bring them to the medium."""
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(bytes(1 << 20))
+    sync, syncs = os.fdatasync, 0
+
+    def second_fails(fd: int) -> None:
+        nonlocal syncs
+        syncs += 1
+        if syncs == 2:
+            raise OSError(errno.EIO, "")
+        sync(fd)
+
+    async with Harness(BlkDevice(OverlayImage.open_over(open_base(base), top))) as h:
+        await write(h, 0, b"a" * SECTOR)
+        monkeypatch.setattr(os, "fdatasync", second_fails)
+        assert (await submit(h, Request.FLUSH))[0] is Status.IOERR
+        assert syncs == 2
+        assert (await submit(h, Request.FLUSH))[0] is Status.IOERR
+
+
+@pytest.mark.parametrize("failure", [MemoryError("no more"), OSError(errno.ENOSPC, "")], ids=["memory", "space"])
+async def test_a_map_that_could_not_be_written_is_written_with_the_next_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(bytes(1 << 20))
+
+    def fail(fd: int, buffers: list[bytes], at: int) -> int:
+        raise failure
+
+    async with Harness(BlkDevice(OverlayImage.open_over(open_base(base), top))) as h:
+        await write(h, 0, b"a" * SECTOR)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pwritev", fail)
+            assert (await submit(h, Request.FLUSH))[0] is Status.IOERR
+        assert (await submit(h, Request.FLUSH))[0] is Status.OK
+    async with Harness(BlkDevice(OverlayImage.open_over(open_base(base), top))) as h:
+        assert await read(h, 0, SECTOR) == b"a" * SECTOR
+
+
+async def test_a_map_that_cannot_be_read_whole_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is missing of it would show what is below."""
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(bytes(1 << 20))
+    async with Harness(BlkDevice(OverlayImage.open_over(open_base(base), top))) as h:
+        await write(h, 0, b"a" * SECTOR)
+        assert (await submit(h, Request.FLUSH))[0] is Status.OK
+    get = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: get(fd, [buffers[0][:512]] if at else buffers, at))
+    with pytest.raises(HostError, match="Input/output error"):
+        OverlayImage.open_over(open_base(base), top)
+
+
 async def test_the_order_is_data_map_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a flush does: the data to the medium, then the map, then that."""
     base, top = tmp_path / "base", tmp_path / "top"

@@ -48,7 +48,9 @@ class Layer:
         used = -(-clusters // (8 * MAP_PAGE)) * MAP_PAGE  # whole pages, which O_DIRECT takes as well
         with memoryview(self._map) as view:
             for at, size in _data_in(self.native.fd, map_at, used):
-                os.preadv(self.native.fd, [view[at - map_at : at - map_at + size]], at)
+                done = os.preadv(self.native.fd, [view[at - map_at : at - map_at + size]], at)
+                if done != size:  # what is missing would show what is below
+                    raise OSError(errno.EIO, "the map of the overlay cannot be read whole")
         if clusters % 8:  # what lies beyond the disk may be its own one day, when it has grown
             self._map[clusters // 8] &= (1 << clusters % 8) - 1
         self._map_at = map_at
@@ -93,8 +95,8 @@ class Layer:
         return memoryview(self._map)
 
     def flush(self) -> int:
-        """What was written is on the medium, then the map that says so; 0 or an errno. After an error of the first kind nobody
-        knows what is there (fsync(2)), so the map stays as it was with the last success, and each flush fails from then on."""
+        """What was written is on the medium, then the map that says so; 0 or an errno. Once the medium has failed nobody knows
+        what is there (fsync(2)): nothing more is said to be, and each flush fails from then on."""
         if self._map_at is None:
             return 0
         with self._lock:
@@ -116,13 +118,21 @@ class Layer:
             taken = lib.avmm_blk_layer_take(
                 self.native, page, self._pages, numbers, owners.view(copies), _TAKEN_AT_ONCE
             )
-            error = self._failed = _synced(self.native.fd)
-            error = error or self._write_pages(numbers[0:taken], memoryview(copies))
+            written = False
+            try:
+                error = self._failed = _synced(self.native.fd)
+                error = error or self._write_pages(numbers[0:taken], memoryview(copies))
+                written = not error
+            finally:
+                if not written:  # or a later flush would say that the map has them
+                    for number in numbers[0:taken]:
+                        self.native.dirty[number] = 1
             if error:
-                for number in numbers[0:taken]:
-                    self.native.dirty[number] = 1
                 return error
-        return _synced(self.native.fd)
+        self._failed = _synced(
+            self.native.fd
+        )  # nobody knows of the map's pages either, nor of data that has come meanwhile
+        return self._failed
 
     def _write_pages(self, numbers: Sequence[int], copies: memoryview) -> int:
         assert self._map_at is not None
