@@ -12,13 +12,12 @@ import pytest
 from tests.kvmhost.arch import AARCH64
 
 _X86_ALONE = {
-    "test_snapshot_load.py": "",
+    "test_forks.py": "",
     "test_failed_entry.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
     "test_machine.py": "",
-    "test_neighbours.py": "",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
