@@ -1,7 +1,8 @@
 """The limits of a VM that go by the clock, and what happens at them.
 
 `IdleClock` is pure: it is told now and then what the guest has done, and says when to look again, or that it has been idle for
-too long. It looks twenty times in that time, so the end comes at most a twentieth of it late.
+too long. It looks twenty times in that time, so the end comes at most a twentieth of it late. Time in which nobody looked, for
+the process was stopped or its machine suspended, is not the guest's: it stood still as well.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["IdleClock", "Limits"]
 
 _LOOKS = 20
 _SHORTEST = 0.005  # seconds between two looks
+_MISSED = 2  # looks that were due: then the loop did not run
 _THREAD_CLOCK = (
     6  # of processor time, behind a thread's number inverted (linux/posix-timers.h); glibc's way needs it alive
 )
@@ -38,16 +40,20 @@ class IdleClock:
         self.limit = limit
         self._since = self._looked = now
         self._done, self._worked = done, worked
+        self._due = max(limit / _LOOKS, _SHORTEST)
 
     def look(self, now: float, done: int, worked: float) -> float | None:
         """Seconds to the next look; None: it has been idle for `limit`. `done`: what it has got and given until now; `worked`:
         seconds that its processors have had. Either may begin anew, with a reset, which is no idleness."""
         passed = now - self._looked
+        if passed > _MISSED * self._due:
+            self._since += passed - self._due
         if done != self._done or worked < self._worked or worked - self._worked > _BUSY * passed:
             self._since = now
         self._looked, self._done, self._worked = now, done, worked
         left = self.limit - (now - self._since)
-        return max(min(self.limit / _LOOKS, left), _SHORTEST) if left > 0 else None
+        self._due = max(min(self.limit / _LOOKS, left), _SHORTEST)
+        return self._due if left > 0 else None
 
 
 class Limits:

@@ -1,7 +1,7 @@
 /* A host whose Nth call of a kind fails. Preloaded: it stands between a program and the C library.
  *
  * From within, fault_arm(kind, nth, error) has the nth call of that kind from then on fail once with `error`, and fault_calls() says
- * how many there have been. For a program that knows nothing of it AIOVMM_FAULT="KIND NTH ERROR" does that, from when it opens
+ * how many there have been. A transfer that "fails" with 0 is a short one: it is done in part, as a signal or a full disk has it. For a program that knows nothing of it AIOVMM_FAULT="KIND NTH ERROR" does that, from when it opens
  * /dev/kvm. What vCPU threads ask of KVM in their run loop is not counted: that is as often as chance has it. */
 #include <dlfcn.h>
 #include <errno.h>
@@ -143,25 +143,45 @@ int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
     return fails(ACCEPT) ? -1 : real(fd, address, size, flags);
 }
 
-#define POSITIONED(name, type, buffer, what)                                                                           \
-    ssize_t name(int fd, buffer data, type size, off_t offset) {                                                       \
-        REAL(ssize_t, #name, int, buffer, type, off_t);                                                                \
-        return fails(what) ? -1 : real(fd, data, size, offset);                                                        \
+static size_t half(size_t size) { return size - size / 2; } /* of one byte, that */
+
+#define POSITIONED(name, buffer, what)                                                                                 \
+    ssize_t name(int fd, buffer data, size_t size, off_t offset) {                                                     \
+        REAL(ssize_t, #name, int, buffer, size_t, off_t);                                                              \
+        if (!fails(what))                                                                                              \
+            return real(fd, data, size, offset);                                                                       \
+        return errno ? -1 : real(fd, data, half(size), offset);                                                        \
     }
-POSITIONED(pread, size_t, void *, PREAD)
-POSITIONED(pread64, size_t, void *, PREAD)
-POSITIONED(preadv, int, const struct iovec *, PREAD)
-POSITIONED(pwrite, size_t, const void *, PWRITE)
-POSITIONED(pwrite64, size_t, const void *, PWRITE)
+POSITIONED(pread, void *, PREAD)
+POSITIONED(pread64, void *, PREAD)
+POSITIONED(pwrite, const void *, PWRITE)
+POSITIONED(pwrite64, const void *, PWRITE)
+
+/* What is left of the parts of a short transfer: half of the first. */
+static struct iovec first_half(const struct iovec *parts) { return (struct iovec){parts->iov_base, half(parts->iov_len)}; }
+
+ssize_t preadv(int fd, const struct iovec *parts, int count, off_t offset) {
+    REAL(ssize_t, "preadv", int, const struct iovec *, int, off_t);
+    if (!fails(PREAD))
+        return real(fd, parts, count, offset);
+    struct iovec part = first_half(parts);
+    return errno ? -1 : real(fd, &part, 1, offset);
+}
 
 ssize_t preadv2(int fd, const struct iovec *parts, int count, off_t offset, int flags) {
     REAL(ssize_t, "preadv2", int, const struct iovec *, int, off_t, int);
-    return fails(PREAD) ? -1 : real(fd, parts, count, offset, flags);
+    if (!fails(PREAD))
+        return real(fd, parts, count, offset, flags);
+    struct iovec part = first_half(parts);
+    return errno ? -1 : real(fd, &part, 1, offset, flags);
 }
 
 ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t offset, int flags) {
     REAL(ssize_t, "pwritev2", int, const struct iovec *, int, off_t, int);
-    return fails(PWRITE) ? -1 : real(fd, parts, count, offset, flags);
+    if (!fails(PWRITE))
+        return real(fd, parts, count, offset, flags);
+    struct iovec part = first_half(parts);
+    return errno ? -1 : real(fd, &part, 1, offset, flags);
 }
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *argument) {

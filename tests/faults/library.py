@@ -8,7 +8,7 @@ import errno
 import subprocess
 from pathlib import Path
 
-__all__ = ["ERRORS", "Kind", "arm", "build", "calls"]
+__all__ = ["ERRORS", "SHORT", "Kind", "arm", "build", "calls"]
 
 
 class Kind(enum.IntEnum):
@@ -31,6 +31,8 @@ class Kind(enum.IntEnum):
     DUP = 14
 
 
+SHORT = 0
+"""It does not fail, but transfers a part only."""
 _NO_ROOM = (errno.EMFILE, errno.ENOMEM)
 ERRORS: dict[Kind, tuple[int, ...]] = {
     Kind.OPEN: (errno.EMFILE, errno.EINTR, errno.EIO),
@@ -39,8 +41,8 @@ ERRORS: dict[Kind, tuple[int, ...]] = {
     Kind.EVENTFD: _NO_ROOM,
     Kind.SOCKET: _NO_ROOM,
     Kind.ACCEPT: (errno.EMFILE, errno.EINTR),
-    Kind.PREAD: (errno.EIO, errno.EINTR, errno.EAGAIN),
-    Kind.PWRITE: (errno.ENOSPC, errno.EIO),
+    Kind.PREAD: (errno.EIO, errno.EINTR, errno.EAGAIN, SHORT),
+    Kind.PWRITE: (errno.ENOSPC, errno.EIO, SHORT),
     Kind.THREAD: (errno.EAGAIN,),
     Kind.TIMERFD: _NO_ROOM,
     Kind.MEMFD: _NO_ROOM,

@@ -12,7 +12,7 @@ import pytest
 
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
-from tests.faults.library import ERRORS, Kind, build
+from tests.faults.library import ERRORS, SHORT, Kind, build
 from tests.faults.lives import LIVES
 from tests.vm.guest import config
 
@@ -56,6 +56,7 @@ def walk(library: Path, place: Path, life: str, steps: list[tuple[Kind, int, int
 def test_a_call_fails(life: str, library: Path, tmp_path: Path) -> None:
     sparse = 4 if life == "snapshot" else 1  # it is two guests and their files
     steps = [(kind, errors[0], sparse * EVERY.get(kind, 2)) for kind, errors in ERRORS.items()]
+    steps += [(kind, SHORT, sparse * EVERY.get(kind, 2)) for kind, errors in ERRORS.items() if SHORT in errors]
     assert walk(library, tmp_path, life, steps) >= 8
 
 

@@ -30,7 +30,8 @@ def final(code: int, detail: int = 0, data: tuple[int, ...] = (), kind: int = li
         (final(9, 3, (0x80000021,)), exits.FailEntry(0x80000021, cpu=3)),
         (final(17, 3, (1, 2)), exits.InternalError(3, (1, 2), b"")),
         (final(24, 3, (7,)), exits.SystemEvent(exits.SystemEventType.CRASH, (7,))),
-        (final(37), exits.Unknown(37)),
+        (final(37), exits.ContextLost()),
+        (final(38), exits.Unknown(38)),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, exits.FinalExit) else "",
 )

@@ -168,8 +168,25 @@ def test_idleness_ends_after_its_limit_and_a_twentieth_at_most(limit: float, bus
 )
 def test_what_counts_as_work(worked: tuple[float, float], idle: bool) -> None:
     """A twentieth of a processor; less than before is another power-on."""
-    clock = IdleClock(1.0, 0.0, 0, worked[0])
-    assert (clock.look(1.0, 0, worked[1]) is None) is idle
+    clock, (first, last) = IdleClock(1.0, 0.0, 0, worked[0]), worked
+    looks = [clock.look(n / 20, 0, first + (last - first) * n / 20) for n in range(1, 21)]
+    assert (looks[-1] is None) is idle
+
+
+@given(st.floats(1.0, 1e6), st.integers(0, 18))
+def test_time_in_which_nobody_looked_is_no_idleness(gap: float, before: int) -> None:
+    """The process was stopped: of what it has not seen a guest is not said to have done nothing."""
+    now, clock = 0.0, IdleClock(1.0, 0.0, 0, 0.0)
+    for _ in range(before):
+        now += 0.05
+        assert clock.look(now, 0, 0.0) is not None
+    now += gap
+    assert clock.look(now, 0, 0.0) is not None
+    looks = 0
+    while (wait := clock.look(now := now + 0.05, 0, 0.0)) is not None:
+        looks += 1
+        assert wait > 0
+    assert 18 - before <= looks + 1 <= 20 - before
 
 
 @pytest.mark.parametrize(
