@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["CallLater", "Timer"]
+__all__ = ["LONGEST_WAIT", "CallLater", "Timer"]
+
+LONGEST_WAIT = 10.0
+"""Seconds that a clock of dates waits at most before it looks again: timers go by a clock that nobody sets, and it by one that
+may be. So an alarm that a step of the host's clock has made due comes that late at most."""
 
 
 class Timer(Protocol):

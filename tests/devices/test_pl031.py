@@ -193,6 +193,13 @@ class TestLinux:
         driver.read_time()
         assert rig.line.level
 
+    def test_an_alarm_is_looked_for_often_enough_to_heed_a_host_clock_set_past_it(self, rig: Rig) -> None:
+        driver = Driver(rig.guest)
+        driver.set_alarm(int(NOW) + 100_000)
+        rig.now += 100_001
+        rig.sleep(10)
+        assert rig.line.level
+
     def test_an_alarm_over_the_end_of_the_32_bits(self, rig: Rig) -> None:
         driver = Driver(rig.guest)
         driver.set_time(WRAP - 2)

@@ -44,6 +44,12 @@ class Rig:
         self.timers.append(Timer(self.now + delay, callback))
         return self.timers[-1]
 
+    def step(self, seconds: float) -> None:
+        """Somebody sets the host's clock; timers go by another, and are due as long from now as before."""
+        self.now += seconds
+        for timer in self.timers:
+            timer.due += seconds
+
     def advance(self, seconds: float) -> None:
         """Turn the time, running timers as they come due."""
         end = self.now + seconds
@@ -240,6 +246,31 @@ class TestInterrupts:
             rig.advance(60)
             assert rig.line.pulses == minute + 1
             rig.read(C)
+
+    @pytest.mark.parametrize("back", [0.4, 7200.0, 50 * 366 * 86400.0])
+    def test_interrupts_go_on_when_the_hosts_clock_is_set_back(self, rig: Rig, back: float) -> None:
+        """UIE is bit 4 of register B."""
+        rig.read(C)
+        rig.write(B, H24 | 0x10)
+        rig.advance(3)
+        assert rig.line.pulses == 1
+        assert rig.read(C) & 0x90 == 0x90
+        rig.step(-back)
+        for second in range(2, 5):
+            rig.advance(2)
+            assert rig.line.pulses == second
+            assert rig.read(C) & 0x90 == 0x90
+
+    def test_an_alarm_comes_soon_when_the_hosts_clock_is_set_past_it(self, rig: Rig) -> None:
+        rig.write(5, 0x19)
+        rig.write(3, 0x06)
+        rig.write(1, 0x00)
+        rig.advance(-rig.now % 86400 + 19 * 3600 + 360)  # to a 19:06, whose alarm is for the one after it
+        rig.read(C)
+        rig.write(B, H24 | AIE)
+        rig.step(86400)
+        rig.advance(11)
+        assert rig.line.pulses == 1
 
     def test_an_alarm_that_cannot_be_never_comes(self, rig: Rig) -> None:
         rig.write(3, 0x75)

@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 
 enum kind { OPEN, IOCTL, MMAP, EVENTFD, EPOLL_CTL, SOCKET, ACCEPT, PREAD, PWRITE, THREAD, TIMERFD, MEMFD, TRUNCATE, URING, DUP };
 
@@ -187,6 +188,18 @@ ssize_t pwritev2(int fd, const struct iovec *parts, int count, off_t offset, int
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*start)(void *), void *argument) {
     REAL(int, "pthread_create", pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
     return fails(THREAD) ? errno : real(thread, how, start, argument);
+}
+
+static atomic_long shift; /* seconds that the host's clock has been set by; timers and clocks of other kinds do not know */
+
+void fault_set_clock(long seconds) { atomic_store(&shift, seconds); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(int, "clock_gettime", clockid_t, struct timespec *);
+    int result = real(clock, now);
+    if (!result && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += atomic_load(&shift);
+    return result;
 }
 
 int timerfd_create(int clock, int flags) {

@@ -8,7 +8,7 @@ import errno
 import subprocess
 from pathlib import Path
 
-__all__ = ["ERRORS", "SHORT", "Kind", "arm", "build", "calls"]
+__all__ = ["ERRORS", "SHORT", "Kind", "arm", "build", "calls", "set_clock"]
 
 
 class Kind(enum.IntEnum):
@@ -72,3 +72,8 @@ def calls() -> int:
     counted = ctypes.CDLL(None).fault_calls
     counted.restype = ctypes.c_long
     return int(counted())
+
+
+def set_clock(seconds: int) -> None:
+    """The host's clock is so far from what it was at first, from now on."""
+    ctypes.CDLL(None).fault_set_clock(ctypes.c_long(seconds))

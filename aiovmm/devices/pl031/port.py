@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.devices.pl031.clock import Pl031, Pl031State
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, write_registers
-from aiovmm.devices.timer import CallLater, Timer
+from aiovmm.devices.timer import LONGEST_WAIT, CallLater, Timer
 from aiovmm.irq import LevelLine
 
 if TYPE_CHECKING:
@@ -17,9 +17,6 @@ __all__ = ["Pl031Rtc"]
 
 _PART, _REVISION = 0x031, 1
 _REGISTERS = 0x20
-
-_LONGEST_WAIT = 3600.0
-"""Seconds: timers go by a clock that nobody sets, and this one by one that may be."""
 
 
 class Pl031Rtc:
@@ -91,7 +88,7 @@ class Pl031Rtc:
         self._stop_timer()
         delay = self._clock.next_interrupt(now)
         if delay is not None and self._call_later is not None:
-            self._timer = self._call_later(min(delay, _LONGEST_WAIT), self._look)
+            self._timer = self._call_later(min(delay, LONGEST_WAIT), self._look)
 
     def _set_level(self) -> None:
         if self._clock.interrupt != self._level:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.rtc.registers import CmosClock, CmosState
-from aiovmm.devices.timer import CallLater, Timer
+from aiovmm.devices.timer import LONGEST_WAIT, CallLater, Timer
 from aiovmm.irq import IrqLine
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Rtc:
             return
         delay = self._clock.next_interrupt(self._time())
         if delay is not None:
-            self._timer = self._call_later(delay, self._fire)
+            self._timer = self._call_later(min(delay, LONGEST_WAIT), self._fire)
 
     def _fire(self) -> None:
         self._timer = None

@@ -147,6 +147,7 @@ class CmosClock:
     def next_interrupt(self, now: float) -> float | None:
         """Seconds from `now` to the next enabled interrupt, 0 if it is due, None if none will come without the guest's doing."""
         enabled = self.ram[_B]
+        self._heed_step(now)
         if self.raised or self._halted:
             return None
         events = []
@@ -176,6 +177,10 @@ class CmosClock:
     def _clock(self, now: float) -> float:
         return now + self.offset
 
+    def _heed_step(self, now: float) -> None:
+        """The host's clock may have been set back: what was seen of the time then is to come again."""
+        self.seen = min(self.seen, self._clock(now))
+
     def _updating(self, now: float) -> bool:
         return not self._halted and self._clock(now) % 1.0 >= 1.0 - _UIP_SECONDS
 
@@ -188,6 +193,7 @@ class CmosClock:
     def _flags(self, now: float) -> int:
         if self._halted:
             return 0
+        self._heed_step(now)
         clock, flags = self._clock(now), 0
         period = self._period()
         if clock // 1 > self.seen // 1:
