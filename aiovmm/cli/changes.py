@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ DEVICES: Mapping[str, Callable[[str], PlacedConfig]] = {
     "balloon": parse.parse_balloon,
     "watchdog": parse.parse_watchdog,
     "rtc": parse.parse_rtc,
+    "console": partial(parse.parse_console, "console"),
     "generic-vhost-user": parse.parse_generic_vhost_user,
     "device": parse.parse_device,
 }
@@ -49,7 +51,8 @@ async def _add(vm: VM, asked: Mapping[str, Any], confinement: Confinement) -> di
         hint = "start the guest with it, or name an interface by tap="
         raise ConfigError("net.fd", "is a descriptor of another process, which the guest's monitor has not", hint)
     try:
-        return {"id": await vm.add(config, timeout=_seconds(asked))}
+        id_ = await vm.add(config, timeout=_seconds(asked))
+        return {"id": id_, "place": vm.console.place if option == "console" else ""}
     except OSError as exc:
         if exc.errno in _REFUSED and (why := confinement.why_refused()):
             raise HostError(f"adding a {option}", exc.errno or 0, f"{exc}; {why}") from exc

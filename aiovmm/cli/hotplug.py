@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from aiovmm.cli.messages import say
 from aiovmm.cli.usage import OneLineCommand, once
 from aiovmm.errors import UsageError
 
@@ -52,7 +53,10 @@ def add(socket: Path, timeout: float, **texts: tuple[str, ...]) -> None:
         raise UsageError("add: names no device, like --disk path=IMAGE")
     for option, text in wanted:
         asked = {"do": "add", "option": option, "text": text, "cwd": os.getcwd(), "timeout": timeout}
-        print(_ask(socket, asked)["id"], flush=True)
+        answer = _ask(socket, asked)
+        print(answer["id"], flush=True)
+        if answer.get("place"):
+            say(f"{answer['id']} is at {answer['place']}")
 
 
 @click.command("remove", cls=OneLineCommand, context_settings=_SETTINGS)

@@ -23,7 +23,7 @@ class Places:
 
     def __init__(self, on_error: Callable[[str, Exception], None]) -> None:
         self._on_error = on_error
-        self._joined: list[tuple[Console, ConsoleBackend, asyncio.Task[None]]] = []
+        self._joined: list[tuple[str, Console, ConsoleBackend, asyncio.Task[None]]] = []
 
     async def join(self, id_: str, console: Console, config: ConsoleConfig) -> None:
         """Open the place that `config` names, if it names one, and say at `console.place` where it is. Raises ConfigError,
@@ -36,18 +36,26 @@ class Places:
         await backend.open()
         console.place = backend.place
         watch = asyncio.create_task(self._watch(id_, backend), name=f"{console.name} at {backend.place}")
-        self._joined.append((console, backend, watch))
+        self._joined.append((id_, console, backend, watch))
+
+    async def leave(self, id_: str) -> None:
+        """The place of that console, if it has one: let what was printed go out, for a bounded time, and let go."""
+        for place in [place for place in self._joined if place[0] == id_]:
+            self._joined.remove(place)
+            await self._let_go(*place[1:])
 
     async def aclose(self) -> None:
-        """Let what was printed go out, for a bounded time, and let go. Idempotent."""
+        """All of them. Idempotent."""
         while self._joined:
-            console, backend, watch = self._joined.pop()
-            try:
-                await backend.aclose()
-            finally:
-                console.place = ""
-                if not bury(watch):
-                    await asyncio.wait([watch])
+            await self._let_go(*self._joined.pop()[1:])
+
+    async def _let_go(self, console: Console, backend: ConsoleBackend, watch: asyncio.Task[None]) -> None:
+        try:
+            await backend.aclose()
+        finally:
+            console.place = ""
+            if not bury(watch):
+                await asyncio.wait([watch])
 
     async def _watch(self, id_: str, backend: ConsoleBackend) -> None:
         try:

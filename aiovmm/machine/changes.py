@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aiovmm.config import HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, StateError, UsageError
 from aiovmm.lifecycle import VMState
 from aiovmm.runtime.dataclass import field_types, replace
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["Changes"]
+
+_PLACES = (ConsoleMode.PTY, ConsoleMode.SOCKET, ConsoleMode.FILE)
 
 
 class Changes:
@@ -58,7 +60,27 @@ class Changes:
         device is not there.
         """
         self._home.check()
+        if (
+            isinstance(device, ConsoleConfig)
+            and device.mode in _PLACES
+            and self._config.console.mode is ConsoleMode.OFF
+        ):
+            return await self._add_console(device, timeout)
         return await self._devices().add(device, timeout)
+
+    async def _add_console(self, device: ConsoleConfig, timeout: float | None) -> str:
+        """One that is joined to a place, which is open before the guest has it; `console.place` says where."""
+        from aiovmm.console.places import Places  # for who asks
+        from aiovmm.runtime.tasks import finish
+
+        places = self._release.places = self._release.places or Places(self._ending.device_failed)
+        await places.leave("console")  # of one that the guest let go of late
+        await places.join("console", self._console, device)
+        try:
+            return await self._devices().add(device, timeout)
+        except BaseException:
+            await finish(places.leave("console"))
+            raise
 
     async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
         """Ask the guest to let go of a device, and take it out, whoever plugged it in: `await vm.remove("disk1")`.
@@ -69,6 +91,8 @@ class Changes:
         """
         self._home.check()
         await self._devices().remove(id_, timeout, force=force)
+        if self._release.places is not None and self._config.console.mode is ConsoleMode.OFF:
+            await self._release.places.leave("console")
 
     async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
         """Give the guest more or less: `cpus` processors, of CpusConfig.max; `memory` in bytes, what it was made with and what

@@ -114,10 +114,11 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str, kinds: Kind
             return RtcDevice()
         case GenericVhostUserConfig():
             return _generic(config, placed, id_)
-        case ConsoleConfig(mode=ConsoleMode.NULL):
-            return _console(parts)
+        case ConsoleConfig(mode=ConsoleMode.OFF | ConsoleMode.TTY):
+            hint = "pty, socket=PATH, file=PATH, or null: the program's own streams"
+            raise ConfigError("console.mode", f"of a console that comes later is not {placed.mode.value}", hint)
         case ConsoleConfig():
-            raise ConfigError("console.mode", "of a console that comes later is null: the program's own streams")
+            return _console(parts)
     raise ConfigError("add", f"{type(placed).__name__} is no device that can be added while the VM is there")
 
 

@@ -56,6 +56,23 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_console_comes_to_a_place_and_goes(tmp_path: Path) -> None:
+    with guest(tmp_path, "s", "--console", "off"):
+        socket = tmp_path / "hvc0"
+        assert ask("add", "control", "--console", "socket=hvc0", "--timeout", "0", cwd=tmp_path) == (
+            0,
+            "console\n",
+            f"aiovmm: console is at {socket}\n",
+        )
+        assert socket.is_socket()
+        code, _, said = ask("add", "control", "--console", "tty", cwd=tmp_path)
+        assert (code, "is there already" in said) == (2, True)
+        assert ask("remove", "control", "console", "--force", "--timeout", "0.1", cwd=tmp_path)[0] == 0
+        assert not socket.exists()
+        code, _, said = ask("add", "control", "--console", "tty", cwd=tmp_path)
+        assert (code, "later is not tty (pty, socket=PATH" in said) == (2, True)
+
+
 def test_devices_come_and_go(tmp_path: Path, image: Path) -> None:
     """The guest looks at what comes, and lets go of what is to go; paths are those of who asks."""
     elsewhere = tmp_path / "elsewhere"

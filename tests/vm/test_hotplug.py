@@ -289,6 +289,33 @@ async def test_a_console_comes_goes_and_comes_again() -> None:
         assert vm.config.console.mode is ConsoleMode.OFF
 
 
+async def test_a_console_that_comes_is_joined_to_its_place_until_it_goes(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        for name in ("one", "two"):
+            path = tmp_path / name
+            assert await vm.add(ConsoleConfig(ConsoleMode.FILE, path), timeout=0) == "console"
+            assert vm.console.place == str(path)
+            with pytest.raises(ConfigError, match="is there already"):
+                await vm.add(ConsoleConfig(ConsoleMode.FILE, tmp_path / "three"), timeout=0)
+            assert vm.console.place == str(path)
+            vm.machine.parts.console_output(b"printed")
+            await vm.remove("console", timeout=0, force=True)
+            assert vm.console.place == ""
+            assert path.read_bytes() == b"printed"
+    assert not (tmp_path / "three").exists()
+
+
+async def test_a_console_that_the_guest_does_not_look_at_leaves_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "console.sock"
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.add(ConsoleConfig(ConsoleMode.SOCKET, path), timeout=0.01)
+        assert vm.console.place == ""
+        assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("device", "message"),
     [
@@ -300,7 +327,8 @@ async def test_a_console_comes_goes_and_comes_again() -> None:
         (FsConfig(tag="share", socket=Path("/nowhere/socket")), r"memory\.shared"),
         (RngConfig(iommu=True), "behind the IOMMU"),
         (BalloonConfig(size=64 << 20), r"balloon\.size"),
-        (ConsoleConfig(ConsoleMode.PTY), "of a console that comes later"),
+        (ConsoleConfig(ConsoleMode.TTY), "of a console that comes later is not tty"),
+        (ConsoleConfig(ConsoleMode.FILE, Path("/nowhere/file")), "No such file"),
         ("path=x", "no device's configuration"),
     ],
 )
