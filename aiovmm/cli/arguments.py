@@ -26,7 +26,7 @@ from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.stdio import was_given
 
-__all__ = ["build_config", "check_seconds", "spread_lists", "without_absent"]
+__all__ = ["build_config", "check_seconds", "refuse_our_own", "spread_lists", "without_absent"]
 
 _UNSEEN = (ConsoleMode.OFF, ConsoleMode.NULL)
 _YEAR = 366 * 86400.0
@@ -88,7 +88,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
     if cmdline is None and args["console"] is None and console.mode is ConsoleMode.NULL:
         cmdline = f"console={architecture.host().serial} panic=-1"  # what nobody sees need not be printed twice
     nets = _each(args["net"], parse.parse_net)
-    _refuse_our_own(nets)
+    refuse_our_own(nets)
     return VMConfig(
         payload=PayloadConfig(kernel, _file("--initramfs", args["initramfs"]), cmdline),
         cpus=_or(args["cpus"], parse.parse_cpus, CpusConfig),
@@ -151,7 +151,7 @@ def without_absent(name: str, args: list[str]) -> list[str] | None:
     return None
 
 
-def _refuse_our_own(nets: Sequence[NetConfig]) -> None:
+def refuse_our_own(nets: Sequence[NetConfig]) -> None:
     """A number that nobody has passed on may be one of the event loop's: it would be taken for the network."""
     for fd in (fd for net in nets for fd in net.fd):
         if not was_given(fd):

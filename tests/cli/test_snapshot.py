@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.cli.restore import parse_restore
+from aiovmm.cli.restore import Wanted, parse_restore
 from aiovmm.errors import ConfigError
 from tests.cli.waiting import TIME, until
 from tests.guests import build_kernel
@@ -130,21 +130,71 @@ def test_what_does_not_go(saved: Path) -> None:
     assert b"cut short" in done.stderr
 
 
+def test_a_card_on_a_descriptor_has_another_one_again(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    fd = theirs.fileno()
+    guest = ("run", "--kernel", build_kernel("kernel"), "--memory", "64M", "--cmdline", "heo", "--net", f"fd={fd}")
+    words = (*guest, "--serial", "null", "--control-socket", "control")
+    with ours, theirs, subprocess.Popen([*AIOVMM, *map(str, words)], cwd=tmp_path, pass_fds=[fd]) as monitor:
+        try:
+            until((tmp_path / "control").exists)
+            assert run("snapshot", "control", "s", cwd=tmp_path).returncode == 0
+        finally:
+            monitor.kill()
+        source = f"source_url=file://{tmp_path}/s"
+        for more, said in (
+            ("", b"'net0' was on descriptors, and needs some again (say net_fds=[net0@[3]])"),
+            (f",net_fds=[net0@{fd},other@{fd}]", b"there is no card 'other' that is on descriptors"),
+            (",net_fds=[net0@99]", b"no descriptor 99 was given to this program"),
+            (f",net_fds=[net0@[{fd},{fd + 1}]]", b"2 fds need num_queues=4, not 2"),
+        ):
+            done = run("run", "--restore", source + more, cwd=tmp_path)
+            assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+            assert said in done.stderr
+        done = subprocess.run(
+            [*AIOVMM, "run", "--restore", f"{source},net_fds=[net0@{fd}]", "--serial", "tty"],
+            input=b"q",
+            capture_output=True,
+            timeout=TIME,
+            check=False,
+            pass_fds=[fd],
+        )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("source_url=file:///a/b", (Path("/a/b"), False)),
-        ("source_url=file://rel,prefault=on", (Path("rel"), True)),
-        ("prefault=off,source_url=file:///with%20blank", (Path("/with blank"), False)),
-        ('source_url="file:///a,b"', (Path("/a,b"), False)),
+        ("source_url=file:///a/b", Wanted(Path("/a/b"))),
+        ("source_url=file://rel,prefault=on", Wanted(Path("rel"), prefault=True)),
+        ("prefault=off,source_url=file:///with%20blank", Wanted(Path("/with blank"))),
+        ('source_url="file:///a,b"', Wanted(Path("/a,b"))),
+        ("source_url=file:///a,memory_restore_mode=Copy,resume=true", Wanted(Path("/a"), prefault=True)),
+        ("source_url=file:///a,memory_restore_mode=ondemand,prefault=,resume=", Wanted(Path("/a"))),
+        ("source_url=file:///a,net_fds=[n@[3-4],m@7]", Wanted(Path("/a"), net_fds={"n": (3, 4), "m": (7,)})),
     ],
 )
-def test_where_it_is(text: str, found: tuple[Path, bool]) -> None:
+def test_where_it_is(text: str, found: Wanted) -> None:
     assert parse_restore(text) == found
 
 
 @pytest.mark.parametrize(
-    "text", ["", "source_url=", "source_url=/a", "source_url=http://a", "file:///a", "source_url=file:///a,x=1"]
+    "text",
+    [
+        "",
+        "source_url=",
+        "source_url=/a",
+        "source_url=http://a",
+        "file:///a",
+        "source_url=file:///a,x=1",
+        "source_url=file:///a,resume=off",
+        "source_url=file:///a,memory_restore_mode=lazily",
+        "source_url=file:///a,memory_restore_mode=ondemand,prefault=on",
+        "source_url=file:///a,net_fds=[net0]",
+        "source_url=file:///a,net_fds=[n@3,n@4]",
+        "source_url=file:///a,vfio_fds=[d@5],iommufd_fd=6",
+        "source_url=file:///a,zone_updates=[z@1]",
+    ],
 )
 def test_what_is_no_place(text: str) -> None:
     with pytest.raises(ConfigError, match="restore"):
