@@ -69,10 +69,12 @@ async def _remove(vm: VM, asked: Mapping[str, Any], _confinement: Confinement) -
 
 
 async def _resize(vm: VM, asked: Mapping[str, Any], _confinement: Confinement) -> dict[str, Any]:
-    cpus, memory = asked.get("cpus"), asked.get("memory")
+    cpus, memory, zone = asked.get("cpus"), asked.get("memory"), asked.get("zone")
     if not isinstance(cpus, int | None) or not isinstance(memory, int | None):
         raise UsageError("cpus and memory are whole numbers")
-    await vm.resize(cpus=cpus, memory=memory, timeout=_seconds(asked))
+    if not isinstance(zone, str | None):
+        raise UsageError("zone is a name")
+    await vm.resize(cpus=cpus, memory=memory, zone=zone, timeout=_seconds(asked))
     return {}
 
 

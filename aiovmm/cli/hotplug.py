@@ -76,8 +76,9 @@ def remove(socket: Path, id_: str, force: bool, timeout: float) -> None:
 @_SOCKET
 @once("--cpus", type=click.IntRange(1), help="Processors, up to `--cpus max=` of `aiovmm run`.")
 @once("--memory", metavar="SIZE", help="Memory in all, up to hotplug_size more than the guest was made with.")
+@once("--zone", metavar="ID", help="--memory is that of this zone, up to its own hotplug_size more.")
 @_timeout(60.0)
-def resize(socket: Path, cpus: int | None, memory: str | None, timeout: float) -> None:
+def resize(socket: Path, cpus: int | None, memory: str | None, zone: str | None, timeout: float) -> None:
     """Give the guest of `aiovmm run --control-socket SOCKET` more processors or memory, or less.
 
     It ends when the guest has taken it, or given it back.
@@ -86,8 +87,10 @@ def resize(socket: Path, cpus: int | None, memory: str | None, timeout: float) -
 
     if cpus is None and memory is None:
         raise UsageError("resize: takes --cpus, --memory, or both")
+    if zone is not None and memory is None:
+        raise UsageError("resize: --zone goes with --memory")
     size = None if memory is None else to_size("--memory", memory)
-    _ask(socket, {"do": "resize", "cpus": cpus, "memory": size, "timeout": timeout})
+    _ask(socket, {"do": "resize", "cpus": cpus, "memory": size, "zone": zone, "timeout": timeout})
 
 
 def _ask(socket: Path, what: dict[str, Any]) -> dict[str, Any]:

@@ -137,6 +137,8 @@ KEYS: dict[str, dict[str, Converter]] = {
         "hugepages": to_bool,
         "hugepage_size": to_size,
         "host_numa_node": to_int,
+        "hotplug_size": to_size,
+        "hotplugged_size": to_size,
         "prefault": to_bool,
         "reserve": to_bool,
         "mergeable": to_bool,

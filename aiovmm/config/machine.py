@@ -86,10 +86,7 @@ class MemoryConfig:
             self._check_hotplug()
 
     def _check_hotplug(self) -> None:
-        if self.hotplug_size < 0 or self.hotplug_size % MODULE:
-            raise ConfigError("memory.hotplug_size", f"{self.hotplug_size} bytes are not a multiple of 128M")
-        if self.size + self.hotplug_size >= MAX_MEMORY:
-            raise ConfigError("memory.hotplug_size", "with size= it is more than a processor can address")
+        _check_hotplug_size("memory", self.size, self.hotplug_size)
         step = self.module_size if self.hotplug_method is HotplugMethod.ACPI else BLOCK
         there, most = self.hotplugged_size, self.hotplug_size
         if not 0 <= there <= most or (there % step and (there != most or step == BLOCK)):
@@ -107,6 +104,13 @@ class MemoryConfig:
         return self.size >= _THP_FROM if self.thp is None else self.thp
 
 
+def _check_hotplug_size(option: str, size: int, more: int) -> None:
+    if more < 0 or more % MODULE:
+        raise ConfigError(f"{option}.hotplug_size", f"{more} bytes are not a multiple of 128M")
+    if size + more >= MAX_MEMORY:
+        raise ConfigError(f"{option}.hotplug_size", "with size= it is more than a processor can address")
+
+
 def _check_huge_pages(option: str, hugepages: bool, page: int | None, size: int) -> None:
     if page is not None and not hugepages:
         raise ConfigError(f"{option}.hugepage_size", "is given without hugepages=on")
@@ -122,8 +126,9 @@ def _check_huge_pages(option: str, hugepages: bool, page: int | None, size: int)
 class MemoryZoneConfig:
     """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
     `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs
-    has its own pages. `host_numa_node`: the node of the host that its pages come from. The rest is as for MemoryConfig, and
-    None is what that says (`hugepages` not for a zone with a file)."""
+    has its own pages. `host_numa_node`: the node of the host that its pages come from. `hotplug_size` bytes more come and go by a
+    virtio-mem device of its own, which is in the zone's NUMA node. The rest is as for MemoryConfig, and None is what that says
+    (`hugepages` not for a zone with a file)."""
 
     id: str
     size: int = 512 * MIB
@@ -135,6 +140,8 @@ class MemoryZoneConfig:
     prefault: bool | None = None
     reserve: bool | None = None
     mergeable: bool | None = None
+    hotplug_size: int = 0
+    hotplugged_size: int = 0
 
     def __post_init__(self) -> None:
         check_id("memory_zone.id", self.id)
@@ -149,6 +156,16 @@ class MemoryZoneConfig:
             raise ConfigError("memory_zone.host_numa_node", f"{self.host_numa_node} is not in 0..{MAX_HOST_NODE}")
         if self.mergeable and (self.shared or self.hugepages or self.file):
             raise ConfigError("memory_zone.mergeable", "does not go with pages that the kernel does not merge")
+        if self.hotplug_size or self.hotplugged_size:
+            self._check_hotplug()
+
+    def _check_hotplug(self) -> None:
+        if self.file is not None:
+            raise ConfigError("memory_zone.hotplug_size", "does not go with file=", "say it of a zone without one")
+        _check_hotplug_size("memory_zone", self.size, self.hotplug_size)
+        if not 0 <= self.hotplugged_size <= self.hotplug_size or self.hotplugged_size % BLOCK:
+            reason = f"{self.hotplugged_size} bytes are not a multiple of 2M up to hotplug_size, {self.hotplug_size}"
+            raise ConfigError("memory_zone.hotplugged_size", reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,7 +130,7 @@ class VMConfig:
         self._check_groups()
         if self.balloon is not None:
             self._check_balloon(self.balloon)
-        if self.devices and self.memory.hotplug_size:
+        if self.devices and (self.memory.hotplug_size or any(zone.hotplug_size for zone in self.memory_zones)):
             raise ConfigError(
                 "memory.hotplug_size",
                 "does not go with devices of the host",
@@ -237,7 +237,8 @@ class VMConfig:
         """Bytes of RAM with what hotplug has brought, or may bring without a further mapping."""
         memory = self.memory
         whole = memory.hotplug_method is HotplugMethod.VIRTIO_MEM
-        return self.ram_size + (memory.hotplug_size if whole else memory.hotplugged_size)
+        more = sum(zone.hotplug_size for zone in self.memory_zones)
+        return self.ram_size + more + (memory.hotplug_size if whole else memory.hotplugged_size)
 
     @property
     def cmdline(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from aiovmm.config.machine import HotplugMethod
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import replace
 
@@ -26,7 +27,9 @@ def check_zones(config: VMConfig) -> None:
         hint = "give at least 2M, or zones: memory_zone id=a,size=512M" if not zones else "give at least 2M in all"
         raise ConfigError("memory.size", f"{config.ram_size} bytes are too few", hint)
     if zones and config.memory.hotplug_size:
-        raise ConfigError("memory.hotplug_size", "is for memory without zones", "leave it out")
+        raise ConfigError("memory.hotplug_size", "is for memory without zones", "say it of a zone, or leave it out")
+    if config.memory.hotplug_method is not HotplugMethod.VIRTIO_MEM and any(zone.hotplug_size for zone in zones):
+        raise ConfigError("memory_zone.hotplug_size", "goes by virtio-mem", "say memory hotplug_method=virtio-mem, too")
     for zone in zones:
         settled(zone, config.memory)
     _refuse_twice("memory_zone.id", [zone.id for zone in zones])

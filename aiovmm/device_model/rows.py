@@ -122,7 +122,7 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             "virtio-mem",
             is_wired(memory=MemoryConfig(hotplug_size=128 << 20, hotplug_method=HotplugMethod.VIRTIO_MEM)),
             "off",
-            "--memory hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=",
+            "--memory hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=; --memory-zone hotplug_size=,hotplugged_size=",
             names_of(mem.MemDevice.features, mem.protocol),
             "guest memory that is private or shared; what is unplugged is given back to the host",
             "blocks of 2 MiB; not with devices of the host, for which all memory is locked",

@@ -182,19 +182,29 @@ class Machine:
 
             later = at_start(m, self.end_of_ram)
             self.end_of_ram = sum(place_of(m, self.end_of_ram))
+        zones = [zone for zone in self.parts.config.memory_zones if zone.hotplug_size]
+        if zones:
+            from aiovmm.machine.hotplug.places import places_in_zones
+
+            later = places_in_zones(zones, self.end_of_ram)
+            self.end_of_ram = sum(later[-1])
         if self._restored is None:
             self.memory = self._new_memory(ram)
         else:
             self.memory = self._restored.map_memory([*ram, *later])
         self._host.push(self.memory.close)
-        if later and self._restored is None:
+        if zones and self._restored is None:
+            from aiovmm.machine.zones import grow
+
+            grow(self.memory, self.parts.config, zones, later)
+        elif later and self._restored is None:
             from aiovmm.machine.hotplug.places import add_memory
 
             add_memory(self.memory, m, later)
         if later and m.hotplug_method is HotplugMethod.VIRTIO_MEM:
             from aiovmm.machine.hotplug.memory import power_on
 
-            power_on(self.parts.plugged, self.memory, later[0][0])
+            power_on(self.parts.plugged, self.memory, [start for start, _ in later])
 
     def _new_memory(self, ram: list[tuple[int, int]]) -> GuestMemory:
         m = self.parts.config.memory

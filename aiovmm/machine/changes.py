@@ -94,9 +94,16 @@ class Changes:
         if self._release.places is not None and self._config.console.mode is ConsoleMode.OFF:
             await self._release.places.leave("console")
 
-    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
+    async def resize(
+        self,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        zone: str | None = None,
+        timeout: float | None = 60.0,
+    ) -> None:
         """Give the guest more or less: `cpus` processors, of CpusConfig.max; `memory` in bytes, what it was made with and what
-        came since, up to MemoryConfig.hotplug_size more.
+        came since, up to MemoryConfig.hotplug_size more; or in `zone` alone, with the hotplug_size of that.
 
         It returns when the guest has it, or has given back what is too much, after at most `timeout` seconds (None: for ever;
         with virtio-mem, 0: it is not waited for, and neither is a guest that does not run). Raises HotplugTimeout for a guest
@@ -111,13 +118,15 @@ class Changes:
             self._processors = self._processors or ProcessorHotplug(self.name, self._ending, self._configured)
             await self._processors.resize(cpus, timeout)
         if memory is not None:
-            await self._resize_memory(memory, timeout)
+            await self._resize_memory(memory, timeout, zone)
 
-    async def _resize_memory(self, size: int, timeout: float | None) -> None:
+    async def _resize_memory(self, size: int, timeout: float | None, zone: str | None) -> None:
         if self._config.memory.hotplug_method is HotplugMethod.VIRTIO_MEM:
             from aiovmm.machine.hotplug.memory import MemoryHotplug  # for who asks
 
-            await MemoryHotplug(self.name, self._ending, self._configured).resize(size, timeout)
+            await MemoryHotplug(self.name, self._ending, self._configured).resize(size, timeout, zone)
+        elif zone is not None:
+            raise UsageError(f"resize(zone={zone!r}): zones grow by virtio-mem, say MemoryConfig(hotplug_method=)")
         else:
             from aiovmm.machine.hotplug.modules import ModuleHotplug  # likewise
 

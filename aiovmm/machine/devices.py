@@ -69,7 +69,7 @@ def plug_configured(parts: MachineParts, kinds: Kinds = MappingProxyType({})) ->
     _plug_balloon(parts)
     _plug_watchdog(parts)
     _plug_rtc(parts)
-    if config.memory.hotplug_size:
+    if config.memory.hotplug_size or any(zone.hotplug_size for zone in config.memory_zones):
         from aiovmm.machine.hotplug.memory import plug_mem
 
         plug_mem(parts)

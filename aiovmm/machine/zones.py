@@ -12,7 +12,7 @@ from aiovmm.memory import Backing, GuestMemory
 from aiovmm.runtime import ofdlock
 from aiovmm.runtime.forks import keep_private
 
-__all__ = ["add_zones", "places_of_zones"]
+__all__ = ["add_zones", "grow", "places_of_zones"]
 
 Ranges = list[tuple[int, int]]
 """(gpa, size in bytes)"""
@@ -51,19 +51,36 @@ def add_zones(
             reason = f"is off in zone {zone.id}, and a device needs shared memory"
             raise ConfigError("memory_zone.shared", reason, "leave it out")
         _check_pieces(zone, places[zone.id])
-        mergeable = config.memory.mergeable if zone.mergeable is None else zone.mergeable
-        backing = Backing(
-            shared=shared,
-            hugepages=bool(zone.hugepages),
-            hugepage_size=zone.hugepage_size,
-            prefault=bool(zone.prefault),
-            reserve=bool(zone.reserve),
-            thp=config.memory.thp is not False,
-            mergeable=mergeable and not shared and zone.file is None,
-            fd=-1 if zone.file is None else _opened(zone, shared),
-            host_node=zone.host_numa_node,
-        )
+        fd = -1 if zone.file is None else _opened(zone, shared)
+        backing = _backing(config, zone, shared, fd=fd, prefault=bool(zone.prefault))
         memory.add_ram(places[zone.id], backing, name=f"aiovmm-{zone.id}", wanted=wanted)
+
+
+def grow(
+    memory: GuestMemory, config: VMConfig, zones: Sequence[MemoryZoneConfig], places: Sequence[tuple[int, int]]
+) -> None:
+    """What may come to each of `zones`, at its place: made of what the zone is, and nothing of it touched. Raises HostError."""
+    for zone, place in zip((settled(zone, config.memory) for zone in zones), places, strict=True):
+        alike = bool(zone.hugepages) or all(region.shared for region in memory.regions if region.ram)
+        shared = alike if zone.shared is None else zone.shared
+        memory.add_ram([], _backing(config, zone, shared), later=[place], name=f"aiovmm-{zone.id}-hotplug")
+
+
+def _backing(
+    config: VMConfig, zone: MemoryZoneConfig, shared: bool, *, fd: int = -1, prefault: bool = False
+) -> Backing:
+    mergeable = config.memory.mergeable if zone.mergeable is None else zone.mergeable
+    return Backing(
+        shared=shared,
+        hugepages=bool(zone.hugepages),
+        hugepage_size=zone.hugepage_size,
+        prefault=prefault,
+        reserve=bool(zone.reserve),
+        thp=config.memory.thp is not False,
+        mergeable=mergeable and not shared and zone.file is None,
+        fd=fd,
+        host_node=zone.host_numa_node,
+    )
 
 
 def _check_pieces(zone: MemoryZoneConfig, ranges: Ranges) -> None:

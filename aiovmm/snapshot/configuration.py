@@ -105,6 +105,8 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
         before, after = getattr(config, part), getattr(new, part)
         for name in names if before is not after else ():
             _same(f"{part}.{name}", getattr(before, name), getattr(after, name))
+    if config.memory_zones or new.memory_zones:
+        _same("memory_zones", _sizes(config), _sizes(new))
     _same("platform", config.platform, new.platform)
     _same("serial", _is_there(config.serial), _is_there(new.serial))
     _same("console", _is_there(config.console), _is_there(new.console))
@@ -135,6 +137,10 @@ def named(config: VMConfig, name: str) -> VMConfig:
     new = object.__new__(VMConfig)
     new.__dict__.update(config.__dict__, name=name)
     return new
+
+
+def _sizes(config: VMConfig) -> list[tuple[str, int, int, int]]:
+    return [(zone.id, zone.size, zone.hotplug_size, zone.hotplugged_size) for zone in config.memory_zones]
 
 
 def _is_there(console: ConsoleConfig) -> bool:

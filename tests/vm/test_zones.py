@@ -16,15 +16,19 @@ from aiovmm import (
     VM,
     ConfigError,
     HostError,
+    HotplugMethod,
     MemoryConfig,
     MemoryZoneConfig,
     NumaConfig,
     PlatformConfig,
     RngConfig,
+    UsageError,
     VMConfig,
 )
 from aiovmm.boot.x86_64 import ram_ranges
 from aiovmm.config.options import parse_cpus, parse_memory, parse_memory_zone, parse_numa
+from aiovmm.devices.virtio.mem import MemDevice
+from aiovmm.devices.virtio.mem.protocol import ACPI_PXM
 from aiovmm.machine.zones import places_of_zones
 from aiovmm.memory import Backing, GuestMemory
 from aiovmm.native import lib
@@ -112,7 +116,7 @@ async def test_a_file_that_is_not_shared_is_left_as_it_is(tmp_path: Path, privat
         ("id=a,size=8M,hugepages=on,file={}", r"does not go with file="),
         ("id=a,size=1000", r"1000 bytes are not a number of pages"),
         ("size=8M", r"memory-zone.id: is missing"),
-        ("id=a,size=8M,hotplug_size=8M", r"zones do not grow"),
+        ("id=a,size=8M,hotplug_size=8M", r"not a multiple of 128M"),
         ("id=a,size=1M", r"1048576 bytes are too few"),
     ],
 )
@@ -205,6 +209,90 @@ def test_zones_fill_ram_in_their_order_and_without_gaps(sizes: list[int]) -> Non
         else:
             joined.append([gpa, size])
     assert [tuple(piece) for piece in joined] == ram
+
+
+# -- zones that grow
+
+GROWING = (
+    "id=a,size=2M,hotplug_size=128M",
+    "id=b,size=2M",
+    "id=c,size=2M,shared=on,hotplug_size=256M,hotplugged_size=64M",
+)
+
+
+def growing(**changes: Any) -> VMConfig:
+    memory = parse_memory("size=0,hotplug_method=virtio-mem")
+    return replace(config("s"), memory=memory, memory_zones=tuple(map(parse_memory_zone, GROWING)), **changes)
+
+
+async def test_each_zone_that_grows_has_a_device_and_a_place_of_its_own() -> None:
+    numa = (parse_numa("guest_numa_id=3,memory_zones=c"), parse_numa("guest_numa_id=1,memory_zones=b"))
+    async with VM(growing(numa=numa)) as vm:
+        regions = [(region.gpa, region.size, region.shared) for region in vm.machine.memory.regions]
+        assert regions[3:] == [(4 << 30, 128 * MIB, False), (5 << 30, 256 * MIB, True)]
+        a, c = vm.device("mem-a", MemDevice), vm.device("mem-c", MemDevice)
+        assert [device.blocks.start for device in (a, c)] == [4 << 30, 5 << 30]
+        assert [device.blocks.requested for device in (a, c)] == [0, 64 * MIB]
+        for device, node in ((a, 1), (c, 3)):
+            assert device.features & ACPI_PXM
+            assert device.read_config(8, 2) == node.to_bytes(2, "little")
+
+
+async def test_a_zone_is_resized_by_its_name(tmp_path: Path) -> None:
+    async with VM(growing()) as vm:
+        await vm.start()
+        c = vm.device("mem-c", MemDevice)
+        assert not c.features & ACPI_PXM
+        await vm.resize(memory=(2 + 128) * MIB, zone="c", timeout=0)
+        assert (c.blocks.requested, vm.config.memory_zones[2].hotplugged_size) == (128 * MIB, 128 * MIB)
+        assert vm.device("mem-a", MemDevice).blocks.requested == 0
+        for zone, message in (
+            (None, r"memory grows by zones; those that do: a, c"),
+            ("b", r"zone 'b' does not grow; those that do: a, c"),
+            ("z", r"zone 'z' does not grow"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                await vm.resize(memory=4 * MIB, zone=zone, timeout=0)
+        with pytest.raises(UsageError, match="it can have 2097152 to 270532608 bytes"):
+            await vm.resize(memory=1 << 30, zone="c", timeout=0)
+        c.blocks._plugged[3:5] = b"\1\1"
+        vm.machine.memory.write(c.blocks.start + 4 * 2 * MIB, b"plugged")
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        c = again.device("mem-c", MemDevice)
+        assert (c.blocks.start, c.blocks.requested, c.blocks.plugged) == (5 << 30, 128 * MIB, 4 * MIB)
+        assert again.machine.memory.read(c.blocks.start + 4 * 2 * MIB, 7) == b"plugged"
+        assert again.device("mem-a", MemDevice).blocks.start == 4 << 30
+
+
+async def test_a_vm_whose_memory_comes_as_a_whole_has_no_zone_to_resize() -> None:
+    memory = parse_memory("size=4M,hotplug_size=128M")
+    for method, message in (("acpi", "zones grow by virtio-mem"), ("virtio-mem", "zone 'a' does not grow")):
+        made = replace(config("s"), memory=replace(memory, hotplug_method=HotplugMethod(method)))
+        async with VM(made) as vm:
+            await vm.start()
+            with pytest.raises(UsageError, match=message):
+                await vm.resize(memory=4 * MIB, zone="a", timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "zone", "message"),
+    [
+        ("size=0", "hotplug_size=128M", r"goes by virtio-mem"),
+        ("size=0,hotplug_method=virtio-mem", "hotplug_size=100M", r"not a multiple of 128M"),
+        ("size=0,hotplug_method=virtio-mem", "hotplugged_size=2M", r"hotplugged_size: 2097152 bytes are not"),
+        ("size=0,hotplug_method=virtio-mem", "hotplug_size=128M,hotplugged_size=1M", r"not a multiple of 2M"),
+        ("size=0,hotplug_method=virtio-mem", "hotplug_size=128M,file=/dev/shm", r"does not go with file="),
+        ("size=0,hotplug_method=virtio-mem,hotplug_size=128M", "", r"is for memory without zones"),
+    ],
+)
+def test_zones_that_cannot_grow_are_refused(memory: str, zone: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(
+            config("s"),
+            memory=parse_memory(memory),
+            memory_zones=(parse_memory_zone(f"id=a,size=4M,{zone}".rstrip(",")),),
+        )
 
 
 # -- NUMA

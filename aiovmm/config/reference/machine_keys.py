@@ -34,7 +34,8 @@ TABLE = """
 --memory-zone shared | differs | unset: as `--memory` says, else on by itself where a vhost-user device needs it
 --memory-zone file | differs | locked while it is in use; one that is smaller than the zone is refused
 --memory-zone reserve | differs | as `--memory reserve`, and what that says where it is unset
---memory-zone hotplug_size hotplugged_size | refused | zones do not grow: `--memory hotplug_size=` without zones does | 0
+--memory-zone hotplug_size | differs | multiples of 128M, by virtio-mem, as there; by `vm.resize(memory=, zone=)`; not with file=
+--memory-zone hotplugged_size | differs | multiples of 2M
 --numa guest_numa_id | differs | 0 to 63
 --numa cpus memory_zones pci_segments | differs | what is in no node is in the one of the lowest number; not on arm64
 --numa distances | differs | 11 to 255, which the other node has back unless it says another

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from aiovmm.config import HotplugMethod, MemoryConfig
+from aiovmm.config import HotplugMethod, MemoryConfig, MemoryZoneConfig
 from aiovmm.memory import Backing, GuestMemory
 
-__all__ = ["add_memory", "at_start", "modules", "place_of"]
+__all__ = ["add_memory", "at_start", "modules", "place_of", "places_in_zones"]
 
 Range = tuple[int, int]
 """(gpa, size in bytes)"""
@@ -18,6 +18,17 @@ _ALIGNMENT = 1 << 30  # memory blocks of Linux begin at multiples of 128 MiB, in
 def place_of(memory: MemoryConfig, end_of_ram: int) -> Range:
     """All of it."""
     return -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT, memory.hotplug_size
+
+
+def places_in_zones(zones: Iterable[MemoryZoneConfig], end_of_ram: int) -> list[Range]:
+    """That of zones which grow, one after the other."""
+    places: list[Range] = []
+    for zone in zones:
+        if zone.hotplug_size:
+            start = -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT
+            places.append((start, zone.hotplug_size))
+            end_of_ram = start + zone.hotplug_size
+    return places
 
 
 def modules(memory: MemoryConfig, end_of_ram: int) -> list[Range]:

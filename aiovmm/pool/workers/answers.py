@@ -45,7 +45,8 @@ async def _remove(vm: VM, fields: Fields) -> Plain:
 
 async def _resize(vm: VM, fields: Fields) -> Plain:
     sizes = {name: None if fields.absent(name) else fields.number(name) for name in ("cpus", "memory")}
-    await vm.resize(**sizes, timeout=seconds_of(fields))
+    zone = None if fields.absent("zone") else fields.text("zone")
+    await vm.resize(cpus=sizes["cpus"], memory=sizes["memory"], zone=zone, timeout=seconds_of(fields))
     return {"config": to_state(vm.config)}
 
 

@@ -80,12 +80,19 @@ class RemoteChanges:
         check_seconds(timeout, "remove(timeout=)")
         self._config = await self._ask("remove", _config, device=id_, timeout=[timeout], force=force)
 
-    async def resize(self, *, cpus: int | None = None, memory: int | None = None, timeout: float | None = 60.0) -> None:
+    async def resize(
+        self,
+        *,
+        cpus: int | None = None,
+        memory: int | None = None,
+        zone: str | None = None,
+        timeout: float | None = 60.0,
+    ) -> None:
         """See VM.resize."""
         if cpus is None and memory is None:
             raise UsageError("resize() takes cpus=, memory= in bytes, or both")
         check_seconds(timeout, "resize(timeout=)")
-        self._config = await self._ask("resize", _config, cpus=cpus, memory=memory, timeout=[timeout])
+        self._config = await self._ask("resize", _config, cpus=cpus, memory=memory, zone=zone, timeout=[timeout])
 
     # -- what it has done, and is
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from aiovmm.devices.virtio.mem.blocks import Blocks, Outcome
 from aiovmm.devices.virtio.mem.protocol import (
+    ACPI_PXM,
     BLOCK_SIZE,
     REQUEST_SIZE,
     UNPLUGGED_INACCESSIBLE,
@@ -35,8 +36,11 @@ class MemDevice(VirtioDevice):
     features = UNPLUGGED_INACCESSIBLE
     queue_sizes = (128,)
 
-    def __init__(self, size: int, requested: int = 0) -> None:
+    def __init__(self, size: int, requested: int = 0, node: int | None = None) -> None:
+        """`node`: the guest's NUMA node that it is in (its proximity domain)."""
         self.blocks = Blocks(size)
+        self.features = UNPLUGGED_INACCESSIBLE | (0 if node is None else ACPI_PXM)
+        self._node = node or 0
         self.blocks.requested = self._check(requested)
         self.given_back = 0  # bytes, over all time
         self._region: MemoryRegion | None = None
@@ -91,7 +95,7 @@ class MemDevice(VirtioDevice):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """§5.15.4."""
-        return config_space(self.blocks.sizes)[offset : offset + size].ljust(size, b"\0")
+        return config_space(self.blocks.sizes, self._node)[offset : offset + size].ljust(size, b"\0")
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Answer requests. Raises ChainError for what cannot be answered. Nothing is being given back any more when it ends."""

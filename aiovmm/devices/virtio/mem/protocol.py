@@ -9,6 +9,7 @@ from aiovmm.errors import ChainError
 from aiovmm.runtime.dataclass import dataclass
 
 __all__ = [
+    "ACPI_PXM",
     "BLOCK_SIZE",
     "REQUEST_SIZE",
     "UNPLUGGED_INACCESSIBLE",
@@ -21,6 +22,8 @@ __all__ = [
     "parse",
 ]
 
+ACPI_PXM = 1 << 0
+"""The configuration space says which NUMA node it is in (§5.15.3)."""
 UNPLUGGED_INACCESSIBLE = 1 << 1
 """The driver does not touch what is not plugged, not even to read it (§5.15.3)."""
 
@@ -70,9 +73,9 @@ class Sizes:
     requested: int
 
 
-def config_space(sizes: Sizes) -> bytes:
-    """`struct virtio_mem_config`. All of the region is usable at any time."""
-    return _CONFIG.pack(BLOCK_SIZE, 0, sizes.start, sizes.region, sizes.region, sizes.plugged, sizes.requested)
+def config_space(sizes: Sizes, node: int = 0) -> bytes:
+    """`struct virtio_mem_config`. All of the region is usable at any time. `node` means something with ACPI_PXM."""
+    return _CONFIG.pack(BLOCK_SIZE, node, sizes.start, sizes.region, sizes.region, sizes.plugged, sizes.requested)
 
 
 def parse(data: bytes) -> Request | None:
