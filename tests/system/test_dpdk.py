@@ -58,4 +58,6 @@ async def test_a_network_card_served_by_testpmd(guests: Guests, folder: Path) ->
         assert device.backend.losses == 1
         await transfer(vm, HOST, random.Random(2).randbytes(MB))
         await vm.kill()
-        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+        told = [e.detail async for e in vm.events(from_start=True) if e.kind is EventKind.DEVICE_ERROR]
+        assert told, "that it went"
+        assert all("is waited for" in detail for detail in told), "and nothing came of it"
