@@ -140,7 +140,7 @@ def test_marks_on_a_test_and_on_its_parameters_add_up(
 def test_what_is_to_run_in_the_nested_hosts_is_there() -> None:
     """A part of a name that no test has any more, since a parameter was added, would leave its file out without a word."""
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "tests/system"]
-    environment = {key: value for key, value in os.environ.items() if key != "AIOVMM_THOROUGH"}
+    environment = {key: value for key, value in os.environ.items() if key not in ("AIOVMM_THOROUGH", "PYTEST_ADDOPTS")}
     said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=240)
     tests = said.stdout.splitlines()
     usual = f"[{AARCH64.name}-"  # of its usual processor

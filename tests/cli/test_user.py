@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,17 @@ WHOSE = """    print("ids:", *os.getresuid(), *os.getresgid(), os.getgroups(), f
     await start(vm)
 """
 PROGRAM = TRIES.replace("    await start(vm)\n", WHOSE)
+
+
+@pytest.fixture
+def guest(guest: list[str]) -> Iterator[list[str]]:
+    """Its kernel where anybody may read it again, wherever this tree is."""
+    with tempfile.TemporaryDirectory(prefix="aiovmm-user-") as name:
+        Path(name).chmod(0o755)
+        at = guest.index("--kernel") + 1
+        kernel = Path(shutil.copy(guest[at], name))
+        kernel.chmod(0o644)
+        yield [*guest[:at], str(kernel), *guest[at + 1 :]]
 
 
 def told(stderr: bytes) -> dict[str, str]:
