@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CC = "aarch64-linux-gnu-gcc"
 ELF_AARCH64 = 183  # e_machine
@@ -26,6 +28,7 @@ def build(target: str, directory: Path, cc: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.timeout(300)
 def test_it_builds_for_aarch64(tmp_path: Path) -> None:
     done = build("aarch64", tmp_path, CC)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,7 +29,7 @@ async def test_ends_by_the_guest_itself(does: str, cpus: int) -> None:
     async with VM(config("h" + does, cpus)) as vm:
         events = vm.events()
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), 60)
         assert (status.reason, status.detail) == ENDS[does]
         assert status.ok
         assert vm.state is VMState.STOPPED
@@ -47,7 +47,7 @@ async def test_a_triple_fault_before_user_space_is_an_error(policy: RebootPolicy
     """Whatever the policy for reboots: it would only come again."""
     async with VM(config("ht", cpus, on_reboot=policy)) as vm:
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), 60)
         assert (status.reason, status.detail) == (ExitReason.TRIPLE_FAULT, EARLY)
         assert not status.ok
         assert [e.kind async for e in vm.events(from_start=True)] == [EventKind.STARTED, EventKind.STOPPED]
@@ -61,7 +61,7 @@ async def test_a_panic_that_resets_by_a_triple_fault_is_a_panic(policy: RebootPo
         await vm.start()
         await event(vm, EventKind.PANICKED, 1 if policy is RebootPolicy.EXIT else 2)
         if policy is RebootPolicy.EXIT:
-            status = await asyncio.wait_for(vm.wait(), 20)
+            status = await asyncio.wait_for(vm.wait(), 60)
             assert status.reason is ExitReason.PANIC
             assert "triple fault of vCPU 0" in status.detail
 
@@ -69,7 +69,7 @@ async def test_a_panic_that_resets_by_a_triple_fault_is_a_panic(policy: RebootPo
 async def test_a_guest_that_cannot_go_on(emulated: bool) -> None:
     async with VM(config("u", on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), 60)
     assert status.reason is ExitReason.ERROR
     assert not status.ok
     assert "f3 0f b8 03" in status.detail, "the instruction"
@@ -84,7 +84,7 @@ async def test_kvm_is_blamed_only_where_it_emulates_all_of_a_guest(
     monkeypatch.setattr(Kvm, "emulates_guest_code", lambda self: blamed)
     async with VM(config("u")) as vm:
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), 60)
     assert status.reason is ExitReason.ERROR
     assert ("this KVM emulates guest code" in status.detail) == blamed
 
@@ -92,7 +92,7 @@ async def test_kvm_is_blamed_only_where_it_emulates_all_of_a_guest(
 async def test_a_kernel_that_is_entered_by_pvh() -> None:
     async with VM(config("said by PVH", kernel="pvh")) as vm:
         await vm.start()
-        assert (await asyncio.wait_for(vm.wait(), 20)).reason is ExitReason.SHUTDOWN
+        assert (await asyncio.wait_for(vm.wait(), 60)).reason is ExitReason.SHUTDOWN
         assert vm.serial.history == b"said by PVH"
 
 
@@ -116,7 +116,7 @@ async def test_a_panic_and_the_policy_for_it(policy: RebootPolicy) -> None:
         await event(vm, EventKind.PANICKED)
         vm.serial.write(b"q")
         if policy is RebootPolicy.EXIT:
-            status = await asyncio.wait_for(vm.wait(), 20)
+            status = await asyncio.wait_for(vm.wait(), 60)
             assert status.reason is ExitReason.PANIC
             assert "reset by the ACPI reset register" in status.detail
             assert not status.ok

@@ -36,15 +36,16 @@ class Member(Protocol):
 
 class SharedRing:
     """One ring, with places for `completions` at least. `native` is the `struct avmm_blk_ring *`, `free` the places that no disk
-    has. Used in the loop's thread alone. Raises OSError where io_uring is refused."""
+    has; it is one of `among` when it is to go. Used in the loop's thread alone. Raises OSError where io_uring is refused."""
 
-    def __init__(self, completions: int) -> None:
+    def __init__(self, completions: int, among: list[SharedRing]) -> None:
         self.native = ffi.new("struct avmm_blk_ring *")
         if error := -lib.avmm_blk_ring_open(self.native, completions):
             raise OSError(error, os.strerror(error))
         self.fd: int = keep_private(self.native.uring.fd)
         self._places: int = self.native.uring.cq_entries - lib.AVMM_BLK_CANCELS
         self.free = self._places
+        self._among = among  # of its loop, which may be closed before a disk that was on it lets go
         self._members: dict[Any, Member] = {}
         self._mask = ffi.new("uint64_t *")
         self._retry: asyncio.TimerHandle | None = None
@@ -76,7 +77,7 @@ class SharedRing:
         if self.free < self._places or self._members:
             return
         if self.native.uring.fd >= 0:
-            _rings[asyncio.get_running_loop()].remove(self)
+            self._among.remove(self)
             let_go(self.fd)
             lib.avmm_blk_ring_close(self.native)
 
@@ -118,7 +119,8 @@ def join(places: int) -> SharedRing:
     rings = _rings.setdefault(asyncio.get_running_loop(), [])
     ring = next((ring for ring in rings if ring.free >= places), None)
     if ring is None:
-        rings.append(ring := _another(rings, places + lib.AVMM_BLK_CANCELS))
+        ring = _another(rings, places + lib.AVMM_BLK_CANCELS)
+        rings.append(ring)
     ring.free -= places
     return ring
 
@@ -126,8 +128,8 @@ def join(places: int) -> SharedRing:
 def _another(rings: list[SharedRing], least: int) -> SharedRing:
     grown = min(_MOST, rings[-1].native.uring.cq_entries * _GROWTH) if rings else _FIRST
     try:
-        return SharedRing(max(least, grown))
+        return SharedRing(max(least, grown), rings)
     except OSError:
         if grown <= least:
             raise
-        return SharedRing(least)  # a limit, perhaps
+        return SharedRing(least, rings)  # a limit, perhaps
