@@ -17,7 +17,7 @@ import pytest
 
 from tests.cli.conftest import Command
 
-DEADLINE = 20.0
+DEADLINE = 45.0
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:

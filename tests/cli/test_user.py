@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.cli.test_confinement import PROGRAM as TRIES
 from tests.cli.test_confinement import devices, needs_landlock
+from tests.everybodys import everybodys
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -28,11 +27,8 @@ PROGRAM = TRIES.replace("    await start(vm)\n", WHOSE)
 @pytest.fixture
 def guest(guest: list[str]) -> Iterator[list[str]]:
     """Its kernel where anybody may read it again, wherever this tree is."""
-    with tempfile.TemporaryDirectory(prefix="aiovmm-user-") as name:
-        Path(name).chmod(0o755)
-        at = guest.index("--kernel") + 1
-        kernel = Path(shutil.copy(guest[at], name))
-        kernel.chmod(0o644)
+    at = guest.index("--kernel") + 1
+    with everybodys(Path(guest[at])) as kernel:
         yield [*guest[:at], str(kernel), *guest[at + 1 :]]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from aiovmm import (
 from aiovmm.errors import ConfigError, HostError, StateError, UsageError
 from aiovmm.native import lib
 from aiovmm.pool.workers import process
+from tests.everybodys import everybodys
 from tests.vm.remains import Remains
 from tests.vm.test_pool import guests, lives
 from tests.vm.test_pool_workers import children, pid_of
@@ -120,16 +122,19 @@ async def test_a_worker_can_do_little_and_its_guests_all(confinement: Confinemen
 async def test_a_worker_of_root_becomes_somebody_else() -> None:
     """It has /dev/kvm, which is root's here."""
     remains, before = await Remains.once_loop_has_streams(), children()
-    async with Pool(guests("he"), max=2, workers=1, confinement=Confinement(user="4321:8765")) as pool:
-        for _ in range(2):
-            async with pool.acquire() as vm:
-                await lives(vm)
-                found = await outcomes(vm)
-                assert (found["file"], found["module"]) == (os.strerror(13), "done")
-                status = dict(re.findall(r"(\w+):[ \t]*(.*)", status_of(pid_of(vm))))
-                assert set(status["Uid"].split()) == {"4321"}
-                assert set(status["Gid"].split()) == {"8765"}
-                assert (status["Groups"], int(status["CapEff"], 16), int(status["CapPrm"], 16)) == ("", 0, 0)
+    config, somebody = guests("he"), Confinement(user="4321:8765")
+    with everybodys(config.payload.kernel) as kernel:
+        config = replace(config, payload=replace(config.payload, kernel=kernel))
+        async with Pool(config, max=2, workers=1, confinement=somebody) as pool:
+            for _ in range(2):
+                async with pool.acquire() as vm:
+                    await lives(vm)
+                    found = await outcomes(vm)
+                    assert (found["file"], found["module"]) == (os.strerror(13), "done")
+                    status = dict(re.findall(r"(\w+):[ \t]*(.*)", status_of(pid_of(vm))))
+                    assert set(status["Uid"].split()) == {"4321"}
+                    assert set(status["Gid"].split()) == {"8765"}
+                    assert (status["Groups"], int(status["CapEff"], 16), int(status["CapPrm"], 16)) == ("", 0, 0)
     assert children() == before
     await remains.check()
 
