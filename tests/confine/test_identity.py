@@ -11,22 +11,17 @@ import pytest
 
 from aiovmm.confine.identity import Identity, find, what_is_left
 from aiovmm.errors import ConfigError
+from tests.confine.tried import TRIED
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 NOBODY = pwd.getpwnam("nobody")
 
-PROGRAM = """
+PROGRAM = (
+    TRIED
+    + """
 import os, threading
 from pathlib import Path
 from aiovmm.confine.identity import become, find, keep_from_gaining
-
-def tried(what, call):
-    try:
-        call()
-    except OSError as exc:
-        print(what + ":", os.strerror(exc.errno))
-    else:
-        print(what + ": done")
 
 identity = find("4321:8765", "--user")
 keep_from_gaining()
@@ -49,6 +44,7 @@ for name, call in {
     tried(name, call)
 done.set()
 """
+)
 
 
 @needs_root

@@ -17,6 +17,7 @@ from aiovmm.confine.landlock import known_rights
 from aiovmm.confine.paths import KEEP, READ, WRITE, Right, of_config, of_rule
 from aiovmm.errors import ConfigError
 from aiovmm.native import lib
+from tests.confine.tried import TRIED
 
 needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
 
@@ -60,7 +61,9 @@ def test_an_older_kernel_is_asked_for_what_it_knows() -> None:
     assert known_rights(7) == Right((1 << 16) - 1)
 
 
-PROGRAM = """
+PROGRAM = (
+    TRIED
+    + """
 import os, sys
 from pathlib import Path
 from aiovmm.confine.landlock import confine_paths
@@ -69,14 +72,6 @@ from aiovmm.confine.paths import KEEP, READ, Grant
 inside, outside, readable = map(Path, sys.argv[1:])
 held = os.open(outside / "held", os.O_RDWR | os.O_CREAT)
 confine_paths([Grant(inside, KEEP), Grant(readable, READ), Grant(Path("/not/there"), READ)])
-
-def tried(what, call):
-    try:
-        call()
-    except OSError as exc:
-        print(what + ":", os.strerror(exc.errno))
-    else:
-        print(what + ": done")
 
 tried("make inside", lambda: (inside / "new").write_text("x"))
 tried("move inside", lambda: (inside / "new").rename(inside / "moved"))
@@ -90,6 +85,7 @@ tried("move out", lambda: (readable / "file").rename(outside / "file"))
 tried("what is open", lambda: os.write(held, b"x"))
 tried("passwords", lambda: open("/etc/shadow").read())
 """
+)
 
 
 @needs_landlock

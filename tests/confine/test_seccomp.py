@@ -5,7 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-PROGRAM = """
+from tests.confine.tried import TRIED
+
+PROGRAM = (
+    TRIED
+    + """
 import os, signal, socket, subprocess, threading
 
 from aiovmm.confine.seccomp import confine_calls
@@ -17,14 +21,6 @@ def other_thread():
     ready.set()
     done.wait()
     tried("another thread executes", lambda: subprocess.run(["true"]))
-
-def tried(what, call):
-    try:
-        call()
-    except OSError as exc:
-        print(what + ":", os.strerror(exc.errno))
-    else:
-        print(what + ": done")
 
 thread = threading.Thread(target=other_thread)
 thread.start()
@@ -49,6 +45,7 @@ fresh.join()
 tried("helper", lambda: os.kill(child.pid, signal.SIGKILL))
 print("waited:", child.wait())
 """
+)
 
 
 def test_what_is_given_up_fails_in_all_threads_and_the_rest_goes_on() -> None:
