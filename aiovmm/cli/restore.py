@@ -11,6 +11,7 @@ from urllib.parse import unquote as percent_decoded
 from aiovmm.cli.arguments import refuse_our_own
 from aiovmm.config import ConsoleMode, NetConfig, VMConfig
 from aiovmm.config import options as parse
+from aiovmm.config.ids import device_ids
 from aiovmm.config.text import split_options, to_bool, to_ints, to_words, unquote
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import dataclass, replace
@@ -100,15 +101,14 @@ def _descriptors(text: str) -> Mapping[str, tuple[int, ...]]:
 
 def _on_descriptors(config: VMConfig, fds: Mapping[str, tuple[int, ...]]) -> tuple[NetConfig, ...]:
     """The cards, those that were on descriptors of the program that was saved on these."""
-    wanting = {net.id or f"net{number}" for number, net in enumerate(config.nets) if net.fd}
+    ids = device_ids(config).get("nets", ())
+    wanting = {id_ for id_, net in zip(ids, config.nets, strict=True) if net.fd}
     if unknown := sorted(fds.keys() - wanting):
         raise ConfigError("restore.net_fds", f"there is no card {unknown[0]!r} that is on descriptors")
     if missing := sorted(wanting - fds.keys()):
         hint = f"say net_fds=[{missing[0]}@[3]]"
         raise ConfigError("restore.net_fds", f"{missing[0]!r} was on descriptors, and needs some again", hint)
-    nets = tuple(
-        replace(net, fd=fds[net.id or f"net{number}"]) if net.fd else net for number, net in enumerate(config.nets)
-    )
+    nets = tuple(replace(net, fd=fds[id_]) if net.fd else net for id_, net in zip(ids, config.nets, strict=True))
     refuse_our_own(nets)
     return nets
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from aiovmm.config.ids import device_ids
 from aiovmm.config.net import is_no_station
 from aiovmm.config.vm import VMConfig
 
@@ -17,15 +18,15 @@ def remarks(config: VMConfig) -> Iterator[str]:
     for vcpu, _ in config.cpus.affinity:
         if vcpu >= there:
             yield f"cpus.affinity: there is no vCPU {vcpu}, the last of {there} is {there - 1}: it is passed over"
-    for number, net in enumerate(config.nets):
+    ids = device_ids(config)
+    for name, net in zip(ids.get("nets", ()), config.nets, strict=True):
         if net.mac is not None and is_no_station(net.mac):
             kind = "a multicast address" if net.mac.strip("0:") else "nobody's address"
             yield (
-                f"net.mac: {net.id or f'net{number}'} has {net.mac}, {kind}: Linux does not bring such an interface up "
+                f"net.mac: {name} has {net.mac}, {kind}: Linux does not bring such an interface up "
                 "before it was given another (the second digit of a card's own address is even)"
             )
-    for number, disk in enumerate(config.disks):
+    for name, disk in zip(ids.get("disks", ()), config.disks, strict=True):
         for queue, _ in disk.queue_affinity:
             if queue >= disk.num_queues:
-                name = disk.id or f"disk{number}"
                 yield f"disk.queue_affinity: {name} has no queue {queue}, it has {disk.num_queues}: it is passed over"

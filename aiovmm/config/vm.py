@@ -220,6 +220,11 @@ class VMConfig:
         return rows + [(option, item) for option, item in single if item is not None]
 
     @property
+    def chosen_ids(self) -> set[str]:
+        """Of devices; those that have none chosen get others, see `config.ids`."""
+        return {placed.id for _, placed in self._placed() if placed.id is not None}
+
+    @property
     def aperture_weights(self) -> list[tuple[int, int]]:
         """Shares of the windows for 32-bit and 64-bit BARs, by PCI segment; empty: all are equal."""
         if not self.pci_segments:

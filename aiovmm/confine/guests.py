@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from aiovmm.config import VMConfig
+from aiovmm.config.ids import device_ids
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
 from aiovmm.confine.paths import of_config, of_output, of_program, of_rule
@@ -22,8 +23,8 @@ def confine_paths_to(
 ) -> None:
     """For good, and before there are threads: no path but those of this program, of `config`, of `rules`, and where `outputs` are
     made. Raises ConfigError, which names the `option` that asked for it, and HostError."""
-    if helpers := [net.id or "net" for net in config.nets if net.passt]:
-        reason = f"{helpers[0]}'s passt needs namespaces of its own, which nobody who is confined may make"
+    for name in _nets_of_passt(config)[:1]:
+        reason = f"{name}'s passt needs namespaces of its own, which nobody who is confined may make"
         raise ConfigError(option, reason, "start passt by yourself: --net vhost_user=on,socket=PATH")
     cache = find_cache_directory()
     if cache is not None:
@@ -50,9 +51,14 @@ def _disks_of_qemu(config: VMConfig) -> Iterator[str]:
     if config.disks:
         from aiovmm.devices.virtio.blk.opening import kind_of
 
-        for number, disk in enumerate(config.disks):
+        for name, disk in zip(device_ids(config)["disks"], config.disks, strict=True):
             if kind_of(disk) is not None:
-                yield disk.id or f"disk{number}"
+                yield name
+
+
+def _nets_of_passt(config: VMConfig) -> list[str]:
+    ids = device_ids(config).get("nets", ())
+    return [name for name, net in zip(ids, config.nets, strict=True) if net.passt]
 
 
 def families_of(config: VMConfig) -> tuple[int, ...]:
@@ -64,7 +70,7 @@ def families_of(config: VMConfig) -> tuple[int, ...]:
 def check_programs(config: VMConfig, option: str) -> None:
     """Whoever may start none cannot have devices that other programs serve for it. Raises ConfigError, which names the first.
     Blocks for as long as reading the head of each disk takes."""
-    named = [(net.id or f"net{i}", "passt") for i, net in enumerate(config.nets) if net.passt]
+    named = [(name, "passt") for name in _nets_of_passt(config)]
     named += [(name, "qemu-storage-daemon") for name in _disks_of_qemu(config)]
     for name, program in named[:1]:
         reason = f"{name} is served by {program}, and a process whose system calls are confined starts no program"

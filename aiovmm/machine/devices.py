@@ -122,18 +122,26 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str, kinds: Kind
     raise ConfigError("add", f"{type(placed).__name__} is no device that can be added while the VM is there")
 
 
+def _ids(parts: MachineParts, field: str) -> tuple[str, ...]:
+    return parts.ids.get(field, ())
+
+
+def _id(parts: MachineParts, field: str) -> str:
+    return parts.ids[field][0]
+
+
 def _plug_rng(parts: MachineParts) -> None:
     if (rng := parts.config.rng) is not None:
         from aiovmm.devices.virtio.rng import RngDevice
 
-        parts.plug(RngDevice.from_config(rng), "rng", rng)
+        parts.plug(RngDevice.from_config(rng), _id(parts, "rng"), rng)
 
 
 def _plug_console(parts: MachineParts) -> None:
     if parts.config.console.mode is not ConsoleMode.OFF:
         device = _console(parts)
         join_console(parts, device)
-        parts.plug(device, "console", parts.config.console)
+        parts.plug(device, _id(parts, "console"), parts.config.console)
 
 
 def _console(parts: MachineParts) -> VirtioDevice:
@@ -158,8 +166,7 @@ def _call_later(delay: float, callback: Callable[[], None]) -> asyncio.TimerHand
 
 def _plug_disks(parts: MachineParts, kinds: Kinds) -> None:
     groups = parts.rate_limits = _rate_limit_groups(parts.config)
-    for number, disk in enumerate(parts.config.disks):
-        id_ = disk.id or f"disk{number}"
+    for id_, disk in zip(_ids(parts, "disks"), parts.config.disks, strict=True):
         limiter = groups[disk.rate_limit_group] if disk.rate_limit_group is not None else None
         parts.plug(_disk(parts.config, disk, id_, limiter, kinds.get(id_), parts.images.get(id_)), id_, disk)
 
@@ -202,8 +209,7 @@ def _disk(
 
 
 def _plug_nets(parts: MachineParts) -> None:
-    for number, net in enumerate(parts.config.nets):
-        id_ = net.id or f"net{number}"
+    for id_, net in zip(_ids(parts, "nets"), parts.config.nets, strict=True):
         parts.plug(_net(parts.config, net, id_), id_, net)
 
 
@@ -222,19 +228,18 @@ def _plug_vsock(parts: MachineParts) -> None:
     if (vsock := parts.config.vsock) is not None:
         from aiovmm.devices.virtio.vsock import VsockDevice
 
-        parts.plug(VsockDevice.from_config(vsock), "vsock", vsock)
+        parts.plug(VsockDevice.from_config(vsock), _id(parts, "vsock"), vsock)
 
 
 def _plug_balloon(parts: MachineParts) -> None:
     if (balloon := parts.config.balloon) is not None:
         from aiovmm.devices.virtio.balloon import BalloonDevice
 
-        parts.plug(BalloonDevice.from_config(balloon, parts.config.ram_size), "balloon", balloon)
+        parts.plug(BalloonDevice.from_config(balloon, parts.config.ram_size), _id(parts, "balloon"), balloon)
 
 
 def _plug_generic(parts: MachineParts) -> None:
-    for number, generic in enumerate(parts.config.generic_vhost_user):
-        id_ = generic.id or f"generic{number}"
+    for id_, generic in zip(_ids(parts, "generic_vhost_user"), parts.config.generic_vhost_user, strict=True):
         parts.plug(_generic(parts.config, generic, id_), id_, generic)
 
 
@@ -247,7 +252,7 @@ def _generic(config: VMConfig, generic: GenericVhostUserConfig, id_: str) -> Vir
 
 def _plug_watchdog(parts: MachineParts) -> None:
     if (watchdog := parts.config.watchdog) is not None:
-        parts.plug(_watchdog(parts, watchdog), "watchdog", watchdog)
+        parts.plug(_watchdog(parts, watchdog), _id(parts, "watchdog"), watchdog)
 
 
 def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
@@ -264,14 +269,15 @@ def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
 
 def _plug_rtc(parts: MachineParts) -> None:
     if (rtc := parts.config.rtc) is not None:
-        parts.plug(make_device(parts, rtc, "rtc", {}), "rtc", rtc)
+        id_ = _id(parts, "rtc")
+        parts.plug(make_device(parts, rtc, id_, {}), id_, rtc)
 
 
 def _plug_pmems(parts: MachineParts) -> None:
-    for number, pmem in enumerate(parts.config.pmems):
+    for id_, pmem in zip(_ids(parts, "pmems"), parts.config.pmems, strict=True):
         from aiovmm.devices.virtio.pmem import PmemDevice
 
-        parts.plug(PmemDevice.from_config(pmem), f"pmem{number}", pmem)
+        parts.plug(PmemDevice.from_config(pmem), id_, pmem)
 
 
 def _plug_iommu(parts: MachineParts) -> None:
@@ -279,12 +285,11 @@ def _plug_iommu(parts: MachineParts) -> None:
         from aiovmm.devices.virtio.iommu import IommuDevice
 
         width = parts.config.platform.iommu_address_width
-        parts.plug(IommuDevice(board_of_host().messages(parts.config), width), "iommu")
+        parts.plug(IommuDevice(board_of_host().messages(parts.config), width), parts.free_id("iommu"))
 
 
 def _plug_fs(parts: MachineParts) -> None:
-    for number, fs in enumerate(parts.config.fs):
-        id_ = fs.id or f"fs{number}"
+    for id_, fs in zip(_ids(parts, "fs"), parts.config.fs, strict=True):
         parts.plug(_fs(parts.config, fs, id_), id_, fs)
 
 

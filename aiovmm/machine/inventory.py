@@ -41,7 +41,7 @@ class Inventory:
         names the ids there are, UsageError if it is of another kind, or StateError outside `async with`.
 
         An id is the one that the configuration gives, or disk0, disk1, net0, pmem0, fs0, rng, console, vsock, balloon, iommu, and
-        custom0, custom1 for `devices=[...]`.
+        custom0, custom1 for `devices=[...]`; where one of these was given to another device, the next that is free.
         """
         known = {plugged.id: plugged.device for plugged in self._plugged()}
         if id_ not in known:

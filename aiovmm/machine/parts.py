@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
 from aiovmm.config import PlacedConfig, VMConfig
+from aiovmm.config.ids import device_ids, single_id
 from aiovmm.console import Console
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
@@ -66,12 +67,18 @@ class MachineParts:
     account: Account = field(default_factory=Account)  # of the turns it has of the event loop
     _kvm: Kvm | None = None
 
+    def __post_init__(self) -> None:
+        self.ids = device_ids(self.config)
+
     def plug(self, device: VirtioDevice, id_: str, place: PlacedConfig = _ANYWHERE) -> None:
-        """Add a device; `id_` is its name where `place` has none. Raises ConfigError if that is taken."""
-        id_ = place.id or id_
+        """Add a device. Raises ConfigError if its id is taken."""
         if any(p.id == id_ for p in self.plugged):
             raise ConfigError("device.id", f"{id_!r} names two devices")
         self.plugged.append(PluggedDevice(id_, device, place.pci_segment, place.iommu, place.pci_device_id))
+
+    def free_id(self, name: str) -> str:
+        """For a device that is in no configuration: `name`, or with a number where that is taken."""
+        return single_id(name, {id_ for ids in self.ids.values() for id_ in ids} | {p.id for p in self.plugged})
 
     def load_kernel(self) -> None:
         """Examine the kernel, and unpack it, if that has not been done; a restored machine has no need of it before its guest

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from aiovmm.config import DeviceConfig, VMConfig
+from aiovmm.config.ids import device_ids
 from aiovmm.errors import ConfigError
 from aiovmm.kvm.vfio import KvmVfio
 from aiovmm.kvm.vmfd import VmFd
@@ -50,12 +51,14 @@ class Passthrough:
         self._common = Container(self._system)
         self.addresses: dict[str, PciAddress] = {}
         """Of the present machine, by id."""
-        self.places = [self._place(number, device, config) for number, device in enumerate(config.devices)]
+        self.places = [
+            self._place(id_, device, config)
+            for id_, device in zip(device_ids(config).get("devices", ()), config.devices, strict=True)
+        ]
 
-    def _place(self, number: int, device: DeviceConfig, config: VMConfig) -> HostPlace:
+    def _place(self, id_: str, device: DeviceConfig, config: VMConfig) -> HostPlace:
         behind = device.iommu or device.pci_segment in config.platform.iommu_segments
         container = Container(self._system) if behind else self._common
-        id_ = device.id or f"device{number}"
         label, trapped = f"{config.name}: {id_}", device.x_exclude_mmap_bars
         host = HostDevice(device.path, container, self._system, label, trapped)
         return HostPlace(id_, host, device.pci_segment, container, behind, device.pci_device_id)

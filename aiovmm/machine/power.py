@@ -88,12 +88,12 @@ class Power:
         self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
         self.parts.images = self.images
         self.parts.exits_limit = config.limits.exits
-        disks = {disk.id or f"disk{number}": disk for number, disk in enumerate(config.disks)}
-        named = {id_: disk for id_, disk in disks.items() if id_ not in self.images}
+        disks = zip(self.parts.ids.get("disks", ()), config.disks, strict=True)
+        named = {id_: disk for id_, disk in disks if id_ not in self.images}
         plug_configured(self.parts, await look_at_images(config.name, named))
         self.parts.ports = own.ports if own is not None else ()
         for number, device in enumerate(own.virtio if own is not None else ()):
-            self.parts.plug(device, f"custom{number}")
+            self.parts.plug(device, self.parts.free_id(f"custom{number}"))
         for plugged in self.parts.plugged:
             plugged.device._account = self.parts.account
             plugged.device._label = f"{config.name}: {plugged.id}"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from aiovmm.config import DiskConfig
+from aiovmm.config import DiskConfig, VMConfig
+from aiovmm.config.ids import device_ids
 from aiovmm.errors import SnapshotError
 
 if TYPE_CHECKING:
@@ -44,13 +45,13 @@ class DiskBases:
         return disks
 
     @classmethod
-    def opened(cls, configs: Sequence[DiskConfig]) -> Self:
-        """As they are now. In a thread. Raises HostError, ImageError, SnapshotError."""
+    def opened(cls, config: VMConfig) -> Self:
+        """Those of `config`, as they are now. In a thread. Raises HostError, ImageError, SnapshotError."""
         disks = cls({})
         try:
-            for number, disk in enumerate(configs):
+            for id_, disk in zip(device_ids(config).get("disks", ()), config.disks, strict=True):
                 if not disk.readonly:
-                    disks._bases[disk.id or f"disk{number}"] = _open(disk)
+                    disks._bases[id_] = _open(disk)
         except BaseException:
             disks.release()
             raise

@@ -61,7 +61,7 @@ class Template:
             source = await receive_source(f"template {where.name}", where, pages)
         try:
             name = f"template {where.name}: open disks"
-            disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config.disks)
+            disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config)
             try:
                 base = await _common(source.base, where)
             except BaseException:

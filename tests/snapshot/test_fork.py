@@ -288,7 +288,7 @@ async def test_what_waits_for_its_turn_has_no_threads(monkeypatch: pytest.Monkey
 def test_a_disk_of_another_process_has_no_overlays(tmp_path: Path) -> None:
     disk = DiskConfig(vhost_user=True, socket=tmp_path / "sock")
     with pytest.raises(SnapshotError, match=r"another process's \(vhost_user=on\)"):
-        DiskBases.opened([disk])
+        DiskBases.opened(config("s", disks=(disk,)))
 
 
 @pytest.mark.parametrize("first", ["template", "fork"])

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DeviceHotplug"]
 
-_IOMMU = "iommu"
+_IOMMU = 23  # VIRTIO 1.2 §5
 
 
 class DeviceHotplug:
@@ -63,7 +63,7 @@ class DeviceHotplug:
         async with self._ending.transition:
             parts, machine = self._there()
             self._follow(machine)
-            taken = self._ids(parts)
+            taken = self._ids(parts) | parts.config.chosen_ids
             placed = replace(placed, id=free_id(placed, taken))
             config = with_device(self._pinned(parts, machine), placed)
             if placed.id in taken:  # by a device that is in no configuration
@@ -179,7 +179,7 @@ class DeviceHotplug:
             known = ", ".join(sorted(self._ids(parts)))
             there = f"there are: {known}" if known else "there are none"
             raise KeyError(f"VM {self._name!r} has no device {id_!r}; {there}")
-        if found.id == _IOMMU:
+        if found.device.device_id == _IOMMU:
             raise UsageError("the IOMMU stands between other devices and memory, and stays")
         return found
 

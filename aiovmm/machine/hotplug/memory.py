@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aiovmm.machine.parts import MachineParts, PluggedDevice
     from aiovmm.memory import GuestMemory
 
-__all__ = ["MemoryHotplug", "id_of", "plug_mem", "power_on"]
+__all__ = ["MemoryHotplug", "plug_mem", "power_on"]
 
 
 def plug_mem(parts: MachineParts) -> None:
@@ -27,12 +27,12 @@ def plug_mem(parts: MachineParts) -> None:
     if config.memory.hotplug_method is not HotplugMethod.VIRTIO_MEM:
         return
     if config.memory.hotplug_size:
-        parts.plug(MemDevice(config.memory.hotplug_size, config.memory.hotplugged_size), "mem")
+        parts.plug(MemDevice(config.memory.hotplug_size, config.memory.hotplugged_size), parts.free_id("mem"))
     homes = {zone: node.guest_numa_id for node in config.numa for zone in node.memory_zones}
     for zone in config.memory_zones:
         if zone.hotplug_size:
-            device = MemDevice(zone.hotplug_size, zone.hotplugged_size, _node(config, homes.get(zone.id)))
-            parts.plug(device, id_of(zone.id))
+            device = MemDevice(zone.hotplug_size, zone.hotplugged_size, _node(config, homes.get(zone.id)), zone.id)
+            parts.plug(device, parts.free_id(f"mem-{zone.id}"))
 
 
 def _node(config: VMConfig, node: int | None) -> int | None:
@@ -40,11 +40,6 @@ def _node(config: VMConfig, node: int | None) -> int | None:
     if node is not None or not config.numa:
         return node
     return min(node.guest_numa_id for node in config.numa if node.device_id is None)
-
-
-def id_of(zone: str | None) -> str:
-    """What the device is called that has the memory of a zone; or all memory that comes."""
-    return "mem" if zone is None else f"mem-{zone}"
 
 
 def power_on(plugged: list[PluggedDevice], memory: GuestMemory, starts: Sequence[int]) -> None:
@@ -79,14 +74,14 @@ class MemoryHotplug:
         parts = self._ending.power.parts
         if parts is None or self._ending.life.state is VMState.STOPPED:
             raise StateError(f"VM {self._name!r} is not there, or has ended: it is resized inside `async with`")
-        devices = {p.id: p.device for p in parts.plugged if isinstance(p.device, MemDevice)}
+        devices = {p.device.zone: p.device for p in parts.plugged if isinstance(p.device, MemDevice)}
         if not devices:
             raise UsageError(f"VM {self._name!r} has no memory to come: say MemoryConfig(hotplug_size=...)")
-        if id_of(zone) not in devices:
-            there = ", ".join(id_.partition("-")[2] for id_ in devices)
+        if zone not in devices:
+            there = ", ".join(name for name in devices if name is not None)
             which = f"zone {zone!r} does not grow" if zone is not None else "memory grows by zones"
             raise UsageError(f"resize(zone={zone!r}): {which}; those that do: {there or 'none'}")
-        return parts, devices[id_of(zone)]
+        return parts, devices[zone]
 
     async def _until_served(self, device: MemDevice, size: int, wanted: int, timeout: float | None) -> None:
         stopped = asyncio.ensure_future(self._ending.stopped.wait())

@@ -36,8 +36,9 @@ class MemDevice(VirtioDevice):
     features = UNPLUGGED_INACCESSIBLE
     queue_sizes = (128,)
 
-    def __init__(self, size: int, requested: int = 0, node: int | None = None) -> None:
-        """`node`: the guest's NUMA node that it is in (its proximity domain)."""
+    def __init__(self, size: int, requested: int = 0, node: int | None = None, zone: str | None = None) -> None:
+        """`node`: the guest's NUMA node that it is in (its proximity domain); `zone`: whose memory it is."""
+        self.zone = zone
         self.blocks = Blocks(size)
         self.features = UNPLUGGED_INACCESSIBLE | (0 if node is None else ACPI_PXM)
         self._node = node or 0
