@@ -17,7 +17,6 @@ import contextlib
 import errno
 import mmap
 import os
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -29,6 +28,7 @@ from aiovmm.native.seals import seal_size
 from aiovmm.runtime import crew
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
+from aiovmm.runtime.threads import Thread
 
 __all__ = ["PAGE_SIZE", "AddressSpace", "Backing", "GuestMemory", "MemoryRegion", "Origin"]
 
@@ -459,7 +459,7 @@ def _fill(wanted: Callable[[], bool], mapping: GuestMapping, start: int, size: i
             errors.append(exc)
 
     helpers = min(len(os.sched_getaffinity(0)), _MOST_THREADS, -(-size // _PIECE)) - 1
-    threads = [threading.Thread(target=work, name="prefault", daemon=True) for _ in range(helpers)]
+    threads = [Thread(work, name="prefault") for _ in range(helpers)]
     with contextlib.suppress(RuntimeError):  # a host without room for threads: slow is better than never
         for thread in threads:
             thread.start()

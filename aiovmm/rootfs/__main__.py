@@ -11,7 +11,6 @@ import json
 import os
 import resource
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Source
 from aiovmm.rootfs.tar import TarError
 from aiovmm.rootfs.tree import Tree, TreeError
+from aiovmm.runtime.threads import Thread
 
 _MEMORY = 4 << 30
 """Bytes of addresses."""
@@ -32,7 +32,7 @@ _PART = 1 << 20
 
 def main() -> None:
     """Prints one line of JSON: `content`, `size`, `configuration` and `left_out`, or an `error`."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    Thread(_end_with_parent, name="parent").start()
     _limit_memory()
     source = Source(**json.loads(sys.argv[1]))
     try:

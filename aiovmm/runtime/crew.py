@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 
-from aiovmm.runtime.threads import name_this_thread
+from aiovmm.runtime.threads import Thread, name_this_thread
 
 __all__ = ["NAME", "at_rest", "run"]
 
@@ -41,9 +41,9 @@ def run(name: str, work: Work) -> None:
     hand.give(name, work)
 
 
-class _Hand(threading.Thread):
+class _Hand(Thread):
     def __init__(self) -> None:
-        super().__init__(name=NAME, daemon=True)
+        super().__init__(name=NAME)
         self._task = ""
         self._work: Work | None = None
         self._given = threading.Lock()  # taken while there is none

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.threads import Thread
 
 __all__ = ["Keeper"]
 
@@ -71,7 +72,7 @@ class Keeper:
             self._warn("its event loop was closed")
         finally:
             with suppress(RuntimeError):  # no thread can be had at the interpreter's end, which frees all
-                threading.Thread(target=self._let_go, name=f"{self._what}: is abandoned", daemon=True).start()
+                Thread(self._let_go, name=f"{self._what}: is abandoned").start()
 
     async def _keep(self) -> None:
         try:

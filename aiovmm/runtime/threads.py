@@ -1,17 +1,66 @@
-"""Names of threads, as the system's tools see them: Python gives its own to the system only since 3.14, and then their
-beginnings; what tells the threads of a VM apart is the end: they are called "VM: what it does".
+"""Threads of Python's that say who they are and that may fail to begin.
+
+Their names, as the system's tools see them: Python gives its own to the system only since 3.14, and then their beginnings; what
+tells the threads of a VM apart is the end: they are called "VM: what it does".
+
+Where memory is short, the system may have a thread for us and Python no stack for it: it ends before its first step, and
+`threading.Thread.start` waits for that step for ever (CPython's gh-140746), on the event loop, and every guest with it.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
-__all__ = ["name_this_thread", "system_name"]
+__all__ = ["Thread", "name_this_thread", "system_name"]
 
 _ROOM = 15  # bytes of a name (TASK_COMM_LEN)
+_LOOK = 0.01  # seconds until who waits for a thread to begin looks whether there still is one
+
+
+class Thread(threading.Thread):
+    """Whose `start` raises RuntimeError in this case, too: as for a thread that the system refuses. Daemons unless `daemon` says
+    otherwise: a call that blocks for ever does not keep the process.
+
+    The thread holds what it is to run until its end. So once that is gone without having begun, it will not.
+    """
+
+    def __init__(self, target: Callable[[], object] | None = None, *, name: str, daemon: bool = True) -> None:
+        super().__init__(target=target, name=name, daemon=daemon)
+        self._started = _Beginning()
+
+    @property
+    def _bootstrap(self) -> Callable[[], None]:
+        """For the system's thread, each time another object."""
+        held = partial(super()._bootstrap)  # type: ignore[misc]
+        self._started.held = weakref.ref(held)
+        return held
+
+    def start(self) -> None:
+        """See the class."""
+        try:
+            super().start()
+        except RuntimeError:
+            threading._limbo.pop(self, None)  # type: ignore[attr-defined]
+            raise
+
+
+class _Beginning(threading.Event):
+    """That a thread has begun."""
+
+    held: Callable[[], object] = staticmethod(lambda: None)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        while not super().wait(_LOOK if timeout is None else timeout):
+            if timeout is not None:
+                return False
+            if self.held() is None and not self.is_set():
+                raise RuntimeError("can't start new thread: there is no memory that it could begin with")
+        return True
 
 
 def system_name(name: str) -> bytes:

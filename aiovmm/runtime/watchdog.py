@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import SERVED
-from aiovmm.runtime.threads import name_this_thread
+from aiovmm.runtime.threads import Thread, name_this_thread
 
 __all__ = ["BLOCKED", "Lateness", "Watchdog", "Watched", "lateness", "unwatch", "watch"]
 
@@ -101,7 +101,7 @@ class Watchdog:
         self._blocked = blocked
         self._of, self._native = threading.get_ident(), threading.get_native_id()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="aiovmm watchdog", daemon=True)
+        self._thread = Thread(self._run, name="aiovmm watchdog")
         self._thread.start()
 
     def close(self) -> None:

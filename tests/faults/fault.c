@@ -20,13 +20,12 @@
 #include <sys/uio.h>
 #include <time.h>
 
-enum kind { OPEN, IOCTL, MMAP, EVENTFD, EPOLL_CTL, SOCKET, ACCEPT, PREAD, PWRITE, THREAD, TIMERFD, MEMFD, TRUNCATE, URING, DUP };
+enum kind { OPEN, IOCTL, MMAP, EVENTFD, EPOLL_CTL, SOCKET, ACCEPT, PREAD, PWRITE, THREAD, TIMERFD, MEMFD, TRUNCATE, URING, DUP, STACK };
 
 #define KVM_RUN 0xAE80ul
 #define ARENA (1ul << 20) /* of Python's allocator, which maps memory at any time */
-/* The first of each Python thread, which it maps before Thread.start() knows of it: without it that waits for ever (CPython's
- * gh-140746, which is not ours to mend). */
-#define STACK (16ul << 10)
+/* Of each Python thread: the first it maps before its first step, and it is a kind of its own; others at any time. */
+#define PIECE_OF_STACK (16ul << 10)
 
 static atomic_int kind = -1, error;
 static atomic_long calls, nth;
@@ -112,8 +111,11 @@ int ioctl(int fd, unsigned long request, ...) {
 
 static void *mapped(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
     REAL(void *, "mmap64", void *, size_t, int, int, int, off_t);
-    bool of_python = fd < 0 && (size == ARENA || size == STACK);
-    return !of_python && fails(MMAP) ? MAP_FAILED : real(at, size, protection, flags, fd, offset);
+    static _Thread_local bool has_stack;
+    bool stack = fd < 0 && size == PIECE_OF_STACK, of_python = stack || (fd < 0 && size == ARENA);
+    bool first = stack && !has_stack;
+    has_stack |= stack;
+    return (first ? fails(STACK) : !of_python && fails(MMAP)) ? MAP_FAILED : real(at, size, protection, flags, fd, offset);
 }
 
 void *mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {

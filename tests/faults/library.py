@@ -29,6 +29,8 @@ class Kind(enum.IntEnum):
     TRUNCATE = 12
     URING = 13
     DUP = 14
+    STACK = 15
+    """Of a thread of Python's, which the system has started already."""
 
 
 SHORT = 0
@@ -49,6 +51,7 @@ ERRORS: dict[Kind, tuple[int, ...]] = {
     Kind.TRUNCATE: (errno.ENOSPC,),
     Kind.URING: (errno.EPERM, errno.ENOMEM),
     Kind.DUP: (errno.EMFILE,),
+    Kind.STACK: (errno.ENOMEM,),
 }
 """What each may fail with; the first is the likeliest. Not EPOLL_CTL: it is event loops that call it, and libuv aborts then."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError
 from aiovmm.runtime import ofdlock
-from aiovmm.runtime.threads import name_this_thread
+from aiovmm.runtime.hands import Hands
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -35,7 +34,7 @@ class FileBackend(ConsoleBackend):
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
         whose = ": ".join(console.name.rsplit(".", 1))
-        self._thread = ThreadPoolExecutor(1, f"{whose} file", name_this_thread)  # the loop's are the embedder's to fill
+        self._thread = Hands(1, f"{whose} file")  # the loop's are the embedder's to fill
         self._writing = False
 
     @property
@@ -91,7 +90,7 @@ class FileBackend(ConsoleBackend):
         self._thread.shutdown(wait=False)
 
 
-async def _opened(path: Path, mode: str, executor: Executor) -> AsyncFileIO:
+async def _opened(path: Path, mode: str, executor: Hands) -> AsyncFileIO:
     import aiofiles  # for this back end only
 
     from aiovmm.runtime.output_file import open_output_file

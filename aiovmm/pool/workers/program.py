@@ -9,9 +9,10 @@ import asyncio
 import os
 import select
 import socket
-import threading
+import time
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from aiovmm.errors import AiovmmError, StateError
@@ -22,6 +23,7 @@ from aiovmm.pool.workers.guest import Guest
 from aiovmm.pool.workers.passing import accept
 from aiovmm.pool.workers.plain import error_to_state
 from aiovmm.runtime.plain import Fields, Plain, State
+from aiovmm.runtime.threads import Thread
 from aiovmm.snapshot.configuration import from_state
 
 __all__ = ["main"]
@@ -58,9 +60,15 @@ def _told(sock: socket.socket) -> Confined | None:
 
 def _leave_in(seconds: float) -> None:
     """The kernel takes apart what is left then."""
-    timer = threading.Timer(seconds, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
+    try:
+        Thread(partial(_leave, seconds), name="leave").start()
+    except RuntimeError:  # no thread that would see to it
+        os._exit(1)
+
+
+def _leave(seconds: float) -> None:
+    time.sleep(seconds)
+    os._exit(1)
 
 
 async def _serve(sock: socket.socket, server: Server, parent: int, error: AiovmmError | None) -> None:
@@ -89,7 +97,7 @@ def _watch(parent: int, connection: Connection) -> None:
             loop.call_soon_threadsafe(connection.abort)
         _leave_in(_END)
 
-    threading.Thread(target=wait, name="parent", daemon=True).start()
+    Thread(wait, name="parent").start()
 
 
 class Server:

@@ -487,7 +487,7 @@ async def test_write_through_makes_stable_what_was_written_before(
         disk.write_config(32, b"\0")
         await asyncio.wait_for(flushes.get(), 10)
         assert disk._engine is not None
-        assert disk._engine.threads(None)._work_queue.qsize() <= 1
+        assert disk._engine.threads(None).waiting <= 1
         monkeypatch.setattr(image, "flush", lambda: errno.EIO)
         disk.write_config(32, b"\1")
         disk.write_config(32, b"\0")

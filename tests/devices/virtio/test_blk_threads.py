@@ -56,20 +56,30 @@ async def test_requests_fail_and_the_next_is_served(
 
 
 async def test_work_that_was_refused_is_not_done_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The executor keeps it in its queue, where a thread that is busy now would find it."""
+    engine = Engine(IoKind.THREADS, 1, "disk")
+    done: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HostError):
+            engine.submit(done.append, "refused")
+    await engine.call(done.append, "accepted")
+    engine.close()
+    assert done == ["accepted"]
+
+
+async def test_a_thread_that_there_is_does_the_work_of_one_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(IoKind.THREADS, 1, "disk")
     go = threading.Event()
     done: list[str] = []
     first = engine.submit(go.wait)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(HostError):
-            engine.submit(done.append, "refused")
+        second = engine.submit(done.append, "later")
+    assert not second.done()
     go.set()
-    await first
-    await engine.call(done.append, "accepted")
+    await asyncio.wait_for(asyncio.gather(first, second), 10)
     engine.close()
-    assert done == ["accepted"]
+    assert done == ["later"]
 
 
 KINDS_OF_WORK = [(Request.OUT, b"x" * 512), (Request.DISCARD, segments((0, 8, 0)))]

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import enum
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
 from aiovmm.devices.virtio.blk.rings import SharedRing, join
 from aiovmm.errors import HostError
 from aiovmm.native import ffi
-from aiovmm.runtime.threads import name_this_thread
+from aiovmm.runtime.hands import Hands
+from aiovmm.runtime.threads import Thread, name_this_thread
 
 __all__ = ["THREADS", "Engine", "IoKind", "Processors", "check_processors", "ended"]
 
@@ -46,7 +44,7 @@ class Engine:
         self.ring: SharedRing | None = None
         self._entries = entries
         self._name = name
-        self._threads: dict[Processors | None, ThreadPoolExecutor] = {}
+        self._threads: dict[Processors | None, Hands] = {}
         if kind is not IoKind.THREADS:
             self._join_ring(kind)
 
@@ -68,11 +66,11 @@ class Engine:
         """`struct avmm_blk_ring *` or NULL."""
         return ffi.NULL if self.ring is None else self.ring.native
 
-    def threads(self, processors: Processors | None) -> ThreadPoolExecutor:
+    def threads(self, processors: Processors | None) -> Hands:
         """For calls that block, on these processors of the host or on any; started when first needed."""
         if processors not in self._threads:
             begin = name_this_thread if processors is None else partial(_begin_on, processors)
-            self._threads[processors] = ThreadPoolExecutor(THREADS, self._name, begin)
+            self._threads[processors] = Hands(THREADS, self._name, begin)
         return self._threads[processors]
 
     def submit(
@@ -80,15 +78,10 @@ class Engine:
     ) -> asyncio.Future[T]:
         """Have a thread do `work`, on these processors of the host or on any. Raises HostError if the host has no thread for it;
         then it is not done, now or later."""
-        outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-        future = asyncio.wrap_future(outcome)
         try:
-            self.threads(processors).submit(_carry_out, outcome, work, arguments)
+            return asyncio.wrap_future(self.threads(processors).submit(work, *arguments))
         except RuntimeError:
-            # The executor has queued it all the same, for a thread that it has already: whoever is first decides.
-            if outcome.cancel():
-                raise HostError("starting a thread", errno.EAGAIN) from None
-        return future
+            raise HostError("starting a thread", errno.EAGAIN) from None
 
     async def call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Have a thread do `work`. When this ends, also by cancellation, the thread is done with it.
@@ -124,22 +117,13 @@ def check_processors(processors: Iterable[Processors]) -> None:
         except (OSError, OverflowError) as exc:
             errors.append(exc)
 
-    thread = threading.Thread(target=attempt, name="aiovmm affinity", daemon=True)  # which ends: it is bound by that
+    thread = Thread(attempt, name="aiovmm affinity")  # which ends: it is bound by that
     thread.start()
     thread.join()
     if errors:
         there = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
         hint = f"disk.queue_affinity= has processors of the host; this process may use {there}"
         raise HostError("binding threads of a disk", getattr(errors[0], "errno", None) or errno.EINVAL, hint)
-
-
-def _carry_out(outcome: concurrent.futures.Future[T], work: Callable[..., T], arguments: tuple[Any, ...]) -> None:
-    if not outcome.set_running_or_notify_cancel():
-        return
-    try:
-        outcome.set_result(work(*arguments))
-    except BaseException as exc:
-        outcome.set_exception(exc)
 
 
 async def ended(future: asyncio.Future[T]) -> T:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from aiovmm.errors import HostError
-from aiovmm.runtime.threads import name_this_thread
+from aiovmm.runtime.threads import Thread, name_this_thread
 
 __all__ = ["EntropySource", "ImmediateSource", "PolledSource", "ThreadedSource", "open_source"]
 
@@ -189,7 +189,7 @@ class ThreadedSource(_FileSource):
     def _start(self, size: int) -> asyncio.Future[bytes]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes] = loop.create_future()
-        fd = os.dup(self.fd)  # the thread's own: `close` may come while it reads
+        fd = self._own()
 
         def work() -> None:
             name_this_thread()
@@ -203,8 +203,19 @@ class ThreadedSource(_FileSource):
             with contextlib.suppress(RuntimeError):  # the loop was closed while this read blocked
                 loop.call_soon_threadsafe(_settle, future, outcome)
 
-        threading.Thread(target=work, name=self.label, daemon=True).start()
+        try:
+            Thread(work, name=self.label).start()
+        except RuntimeError:
+            os.close(fd)
+            raise HostError("starting a thread", errno.EAGAIN, path=self.path) from None
         return future
+
+    def _own(self) -> int:
+        """The thread's: `close` may come while it reads."""
+        try:
+            return os.dup(self.fd)
+        except OSError as exc:
+            raise self.failed(exc.errno or errno.EMFILE) from exc
 
 
 def _wake(ready: asyncio.Future[None]) -> None:
