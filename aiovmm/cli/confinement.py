@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ class Confinement:
         if not self.landlock:
             raise ConfigError("--landlock-rules", "there is nothing that it is a rule of", "say --landlock, too")
 
-    def begin(self, config: VMConfig, events_to: str | None) -> None:
-        """Before there are threads, and before anything that a guest has is opened, or the file of events: give up paths.
+    def begin(self, config: VMConfig, outputs: Iterable[Path]) -> None:
+        """Before there are threads, and before anything that a guest has is opened, or one of `outputs` is made: give up paths.
         Raises ConfigError, HostError."""
         if self.identity is not None:
             from aiovmm.confine.identity import keep_from_gaining
@@ -58,7 +59,6 @@ class Confinement:
         from aiovmm.config.options import parse_landlock_rule
         from aiovmm.confine.guests import confine_paths_to
 
-        outputs = [] if events_to is None or events_to.isdecimal() else [Path(events_to)]
         confine_paths_to(config, [parse_landlock_rule(rule) for rule in self.rules], outputs, option="--landlock")
 
     def why_refused(self) -> str:

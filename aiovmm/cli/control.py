@@ -12,8 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.messages import say
@@ -24,28 +26,36 @@ from aiovmm.vm import VM
 if TYPE_CHECKING:
     from aiovmm.cli.confinement import Confinement
 
-__all__ = ["ask", "serve"]
+__all__ = ["ask", "listening", "serve"]
 
 _LONGEST = 16 << 10  # bytes of a line
 _PATIENCE = 10.0  # seconds that a caller may take to say what it wants
 
 
-async def serve(vm: VM, path: Path, confinement: Confinement) -> None:
-    """Until it is cancelled; then the socket goes. `confinement`: of this process."""
+@contextmanager
+def listening(path: Path) -> Iterator[socket | None]:
+    """A socket at `path`, which goes afterwards; None, and a word about it, if there can be none."""
     try:
         listener = listen_at(path, option="--control-socket", operation="listening for commands")
     except (UsageError, HostError) as exc:
         say(f"--control-socket: {exc}; the guest runs on without it")
+        yield None
         return
     try:
-        server = await asyncio.start_unix_server(
-            lambda reader, writer: _answer(vm, confinement, reader, writer), sock=listener, limit=_LONGEST
-        )
-        async with server:
-            await server.serve_forever()
+        yield listener
     finally:
+        listener.close()
         with suppress(OSError):
             os.unlink(path)
+
+
+async def serve(vm: VM, listener: socket, confinement: Confinement) -> None:
+    """Until it is cancelled. `listener` is one of `listening`, `confinement` of this process."""
+    server = await asyncio.start_unix_server(
+        lambda reader, writer: _answer(vm, confinement, reader, writer), sock=listener, limit=_LONGEST
+    )
+    async with server:
+        await server.serve_forever()
 
 
 async def _answer(vm: VM, confinement: Confinement, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.confinement import Confinement
@@ -18,11 +19,12 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
-from aiovmm.lifecycle import Event, EventKind
+from aiovmm.lifecycle import Event, EventKind, ExitStatus
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from socket import socket
 
     from aiovmm.cli.event_monitor import EventMonitor
     from aiovmm.cli.restore import Restore
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Session"]
 
-CONTROL = "control"  # the task that serves the socket, until the guest ends
 _KEEP = "--serial file=PATH keeps it"
 
 
@@ -98,34 +99,15 @@ class Session:
         # the terminal is given to a console, and taken back, by `_interact`
         vm = VM(self._config, terminal=False) if self._restore is None else self._restore.vm()
         self._handle_signals(vm)
-        self._confinement.begin(self._config, self._events_to)
+        self._confinement.begin(self._config, self._outputs())
         self._building = asyncio.current_task()
         async with vm:
             self._building = None
-            if self._events_to is not None:
-                from aiovmm.cli.events import open_events, print_events
-
-                self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to, self._config)))
-            if self._monitor is not None:
-                self._spawn(self._monitor.follow(vm.events(from_start=True)))
-            self._spawn(self._watch_places(vm.events(from_start=True)))
+            self._follow_events(vm)
             terminal = self._consoles(vm)
-            if self._control is not None:
-                from aiovmm.cli.control import serve
-
-                self._spawn(serve(vm, self._control, self._confinement), CONTROL)
-            self._confinement.finish(self._config)
-            if vm.status is None:  # else a signal has come already
-                await (vm.start() if self._restore is None else vm.resume())
-                gc.freeze()
-                gc.enable()
-                if terminal is not None:
-                    await self._interact(vm, *terminal)
-            status = await vm.wait()
-            for task in list(self._tasks):
-                if task.get_name() == CONTROL:
-                    task.cancel()
-                await asyncio.wait([task], timeout=1)
+            with self._listening() as control:
+                self._confinement.finish(self._config)
+                status = await self._run_guest(vm, terminal, control)
         if status.ok and self._stays and not self._stopping:
             await self._leave.wait()
         if not status.ok and self._events_to != "2":
@@ -135,6 +117,52 @@ class Session:
         from aiovmm.cli.status import command_status
 
         return command_status(vm) or int(self._output_lost)
+
+    def _outputs(self) -> list[Path]:
+        """What is made once paths are given up, and is no part of the guest's configuration."""
+        from pathlib import Path
+
+        events_to = [] if self._events_to is None or self._events_to.isdecimal() else [Path(self._events_to)]
+        return [*events_to, *([] if self._control is None else [self._control])]
+
+    def _follow_events(self, vm: VM) -> None:
+        if self._events_to is not None:
+            from aiovmm.cli.events import open_events, print_events
+
+            self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to, self._config)))
+        if self._monitor is not None:
+            self._spawn(self._monitor.follow(vm.events(from_start=True)))
+        self._spawn(self._watch_places(vm.events(from_start=True)))
+
+    def _listening(self) -> AbstractContextManager[socket | None]:
+        """Where others ask for something. Made by whoever this process is at its start, so before it is somebody else."""
+        if self._control is None:
+            return nullcontext()
+        from aiovmm.cli.control import listening
+
+        return listening(self._control)
+
+    async def _run_guest(
+        self, vm: VM, terminal: tuple[ConsoleConfig, Console] | None, control: socket | None
+    ) -> ExitStatus:
+        """To its end."""
+        serving: asyncio.Task[Any] | None = None
+        if control is not None:
+            from aiovmm.cli.control import serve
+
+            serving = self._spawn(serve(vm, control, self._confinement))
+        if vm.status is None:  # else a signal has come already
+            await (vm.start() if self._restore is None else vm.resume())
+            gc.freeze()
+            gc.enable()
+            if terminal is not None:
+                await self._interact(vm, *terminal)
+        status = await vm.wait()
+        if serving is not None:
+            serving.cancel()
+        for task in list(self._tasks):  # they tell of the end
+            await asyncio.wait([task], timeout=1)
+        return status
 
     def _consoles(self, vm: VM) -> tuple[ConsoleConfig, Console] | None:
         """Say where consoles are; the one that gets this terminal is returned instead."""
@@ -221,10 +249,11 @@ class Session:
             self._stopping = True
             self._spawn(vm.stop(self._stop_timeout))
 
-    def _spawn(self, coro: Any, name: str | None = None) -> None:
-        task = asyncio.get_running_loop().create_task(coro, name=name)
+    def _spawn(self, coro: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coro)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _check_standard_streams() -> None:

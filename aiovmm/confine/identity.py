@@ -19,6 +19,8 @@ __all__ = ["Identity", "become", "find", "keep_from_gaining"]
 
 _LARGEST = (1 << 32) - 2  # the one after it is "leave it as it is" for setresuid(2)
 _TASKS = Path("/proc/self/task")
+_FLAGS = 6  # behind the name, in proc_pid_stat(5)
+_IO_WORKER, _USER_WORKER = 0x10, 0x4000  # PF_* of <linux/sched.h>
 _CAPABILITIES = ("CapPrm", "CapEff", "CapAmb")
 
 
@@ -83,9 +85,12 @@ def _number(text: str, option: str) -> int:
 
 
 def keep_from_gaining() -> None:
-    """Nothing that this thread, and those that it starts later, execute has more rights than they have. Raises HostError."""
+    """Nothing that this thread, and those that it starts later, execute has more rights than they have, and the keys of root's
+    session are not theirs. Raises HostError."""
     if result := lib.avmm_no_new_privileges():
         raise HostError("keep programs from gaining rights", -result)
+    if result := lib.avmm_new_keyring():
+        raise HostError("leave the session's keyring", -result, "see keyrings(7) for what limits them")
 
 
 def become(identity: Identity, option: str) -> None:
@@ -103,7 +108,7 @@ def become(identity: Identity, option: str) -> None:
         hint = "it takes CAP_SETUID and CAP_SETGID, and both numbers in the user namespace that this is (uid_map)"
         raise HostError(f"become user {identity.name}", exc.errno or 0, hint) from exc
     for task in _TASKS.iterdir():  # the C library changes threads of its own; we have others
-        if left := what_is_left(_status(task), identity):
+        if (left := what_is_left(_status(task), identity)) and not _is_kernels(task):
             hint = "its capabilities are kept by whoever started it (SecureBits=, ambient ones): start it without"
             raise HostError(f"become user {identity.name}: {left}", errno.EPERM, hint)
     lib.avmm_own_again()
@@ -116,6 +121,16 @@ def _status(task: Path) -> dict[str, str]:
     except (FileNotFoundError, ProcessLookupError):  # it has ended
         return {}
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def _is_kernels(task: Path) -> bool:
+    """Whether it runs none of our code, ever: io_uring's workers, and since Linux 6.4 those of vhost and of KVM, are threads of
+    the process that they work for, and stay whose they began as. What they do is done by the rights of whoever asked."""
+    try:
+        _, _, fields = (task / "stat").read_text().rpartition(")")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(fields.split()[_FLAGS]) & (_IO_WORKER | _USER_WORKER))
 
 
 def what_is_left(status: dict[str, str], identity: Identity) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aiovmm.errors import ConfigError
@@ -37,7 +37,7 @@ def reach(held: Mapping[str, int], name: str, option: str) -> None:
             os.close(fd)
             continue
         moved[path] = f"/proc/self/fd/{fd}"
-        if not os.access(moved[path], _ENTER) and _is_used(path):
+        if not os.access(moved[path], _ENTER) and _is_used(path, held):
             hint = "install aiovmm where all can read it, like /opt"
             raise ConfigError(option, f"user {name} cannot read {path}, from where this program goes on", hint)
     if moved:
@@ -47,10 +47,15 @@ def reach(held: Mapping[str, int], name: str, option: str) -> None:
                 _rename(places, moved)
 
 
-def _is_used(path: str) -> bool:
-    """Unlike the directory that `python -m` is started in, or one that has nothing of ours."""
+def _is_used(path: str, held: Iterable[str]) -> bool:
+    """Whether anything came from it: unlike from the directory that `python -m` is started in, which may be above all of them."""
     files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-    return any(isinstance(file, str) and _is_in(file, path) for file in files)
+    return any(_innermost(file, held) == path for file in files if isinstance(file, str))
+
+
+def _innermost(place: str, paths: Iterable[str]) -> str | None:
+    """The longest of those that it is in."""
+    return max((path for path in paths if _is_in(place, path)), key=len, default=None)
 
 
 def _is_in(place: str, path: str) -> bool:
@@ -62,9 +67,5 @@ def _rename(places: list[str], moved: Mapping[str, str]) -> None:
 
 
 def _renamed(place: str, moved: Mapping[str, str]) -> str:
-    """By the longest of those that it is in."""
-    above = [path for path in moved if _is_in(place, path)]
-    if not above:
-        return place
-    path = max(above, key=len)
-    return moved[path] + place.removeprefix(path.rstrip("/"))
+    path = _innermost(place, moved)
+    return place if path is None else moved[path] + place.removeprefix(path.rstrip("/"))

@@ -76,6 +76,18 @@ def test_it_can_be_left_out(aiovmm: Command, guest: list[str], tmp_path: Path) -
 
 
 @needs_landlock
+def test_others_may_ask_one_that_gave_up_paths(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    places = ("--control-socket", "control", "--json", "events")
+    process = aiovmm.start(*guest, "--cmdline", "heo", "--landlock", *places)
+    assert process.stdout is not None
+    assert process.stdout.read(6) == b"hello\n"
+    assert (tmp_path / "control").is_socket()
+    _, error = process.communicate(b"q", timeout=30)
+    assert (process.returncode, error) == (0, b"")
+    assert not os.path.lexists(tmp_path / "control")
+
+
+@needs_landlock
 def test_a_rule_gives_a_path_more(aiovmm: Command, guest: list[str]) -> None:
     command = [*guest, "--cmdline", "heo", "--landlock", "--landlock-rules", "path=/etc,access=r"]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60)

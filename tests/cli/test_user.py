@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,6 +69,23 @@ def test_it_is_started_again_by_its_reset(aiovmm: Command, guest: list[str]) -> 
     process.terminate()
     _, error = process.communicate(timeout=30)
     assert b"Traceback" not in error
+
+
+def test_others_ask_at_a_socket_that_is_root_s(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    """In a directory where the user could make none; the command then answers there as it is."""
+    (tmp_path / "roots").mkdir(mode=0o700)
+    control = tmp_path / "roots" / "control"
+    process = aiovmm.start(*guest, "--cmdline", "heo", "--user", "nobody", "--control-socket", str(control))
+    assert process.stdout is not None
+    assert process.stdout.read(6) == b"hello\n"
+    status = control.lstat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, 0)
+    asked = aiovmm.run("remove", str(control), "none")
+    assert b"none" in asked.stderr, asked
+    assert b"asking a guest's monitor" not in asked.stderr, "somebody listens"
+    assert process.stdin is not None
+    _, error = process.communicate(b"q", timeout=30)
+    assert (process.returncode, error) == (0, b"")
 
 
 def test_what_it_could_not_open_again_is_named_before_the_guest_runs(

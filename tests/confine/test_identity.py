@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import pwd
 import subprocess
 import sys
@@ -74,6 +75,71 @@ def test_a_process_that_would_keep_capabilities_says_so_and_has_not_gone_on() ->
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "a thread has CapPrm" in done.stderr.splitlines()[-1]
+
+
+WORKER = """
+import ctypes, mmap, os, struct, sys
+from pathlib import Path
+from aiovmm.confine.identity import become, find, keep_from_gaining
+
+identity = find("4321:8765", "--user")
+keep_from_gaining()
+libc, SETUP, ENTER, ASYNC, READ = ctypes.CDLL(None), 425, 426, 16, 22
+params = bytearray(120)
+ring = libc.syscall(SETUP, 1, (ctypes.c_char * 120).from_buffer(params))
+if ring < 0:
+    sys.exit("no io_uring")
+tail, array = *struct.unpack_from("<I", params, 44), *struct.unpack_from("<I", params, 64)
+queue = mmap.mmap(ring, array + 4)
+entries = mmap.mmap(ring, 64, offset=0x10000000)
+reader, _writer = os.pipe()
+place = (ctypes.c_char * 1)()
+struct.pack_into("<BBHiQQI", entries, 0, READ, ASYNC, 0, reader, 0, ctypes.addressof(place), 1)
+struct.pack_into("<I", queue, array, 0)
+struct.pack_into("<I", queue, tail, 1)
+assert libc.syscall(ENTER, ring, 1, 0, 0, None, 0) == 1
+names = lambda: [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+while not any(name.startswith("iou-wrk") for name in names()):
+    pass
+become(identity, "--user")
+print("done")
+"""
+
+
+@needs_root
+def test_the_kernel_s_own_workers_in_a_process_are_nobody_s_threads() -> None:
+    """A request of io_uring that waits has one, which stays root's."""
+    done = subprocess.run([sys.executable, "-c", WORKER], capture_output=True, text=True, timeout=60)
+    if done.stderr == "no io_uring\n":
+        pytest.skip("io_uring is refused")
+    assert (done.stdout, done.stderr) == ("done\n", "")
+
+
+KEYS = """
+import ctypes
+from aiovmm.confine.identity import become, find, keep_from_gaining
+
+ADD, KEYCTL, SESSION, JOIN, READ = {numbers}, -3, 1, 11
+libc, place = ctypes.CDLL(None, use_errno=True), (ctypes.c_char * 8)()
+if libc.syscall(KEYCTL, JOIN, None) < 0:
+    raise SystemExit("no keyrings")
+key = libc.syscall(ADD, b"user", b"aiovmm-test", b"secret", 6, SESSION)
+assert libc.syscall(KEYCTL, READ, key, place, 8) == 6
+identity = find("4321:8765", "--user")
+keep_from_gaining()
+become(identity, "--user")
+print(libc.syscall(KEYCTL, READ, key, place, 8), libc.syscall(KEYCTL, JOIN, None) > 0)
+"""
+
+
+@needs_root
+def test_the_keys_of_root_s_session_are_not_the_user_s() -> None:
+    numbers = (217, 219) if platform.machine() == "aarch64" else (248, 250)  # of add_key(2) and keyctl(2)
+    program = KEYS.format(numbers=f"{numbers[0]}, {numbers[1]}")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    if done.stderr == "no keyrings\n":
+        pytest.skip("keyctl is refused")
+    assert (done.stdout, done.stderr) == ("-1 True\n", "")
 
 
 @needs_root

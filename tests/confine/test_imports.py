@@ -64,6 +64,14 @@ def test_nobody_minds_one_that_nothing_came_from(place: Path) -> None:
     assert (done.stdout, done.stderr) == ("early/later.py alone.py\n", "")
 
 
+@needs_root
+def test_nobody_minds_the_directory_above_that_it_was_started_in(place: Path) -> None:
+    """As with `python -m aiovmm` in root's home, which the environment is in."""
+    program = f"import sys; sys.path.insert(0, {str(place.parent)!r})\n" + PROGRAM.format(place=str(place))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("early/later.py alone.py\n", "")
+
+
 def test_a_path_is_renamed_by_the_longest_of_those_that_it_is_in() -> None:
     from aiovmm.confine.imports import _renamed
 

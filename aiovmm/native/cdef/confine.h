@@ -3,6 +3,7 @@
 #define RLIMIT_NPROC ...
 #define AVMM_AS_NOW ...
 int avmm_no_new_privileges(void);
+int avmm_new_keyring(void);
 int avmm_own_again(void);
 int avmm_lower_limit(int which, uint64_t most);
 int avmm_filter_calls(const uint8_t *program, size_t instructions);

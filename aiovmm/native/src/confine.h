@@ -12,6 +12,10 @@
 /* Nothing that is executed from now on gives more rights than this thread has; without it an unprivileged process may do no more. */
 int avmm_no_new_privileges(void);
 
+/* This thread, and those that it starts, have a session keyring of their own (session-keyring(7)), with nothing in it: whoever has one
+ * has the keys in it, also as another user. */
+int avmm_new_keyring(void);
+
 /* What /proc has of this process belongs to its user (PR_SET_DUMPABLE): after a change of that it would be root's, and what tells
  * which pages of a guest were written is among it. */
 int avmm_own_again(void);
