@@ -17,6 +17,7 @@ __all__ = [
     "TaskScope",
     "Undoing",
     "bury",
+    "fail",
     "finish",
     "in_thread",
     "in_thread_unless",
@@ -82,6 +83,12 @@ def bury(task: asyncio.Task[Any]) -> bool:
         with suppress(RuntimeError):  # it would wait
             coro.close()
     return True
+
+
+def fail(waiter: asyncio.Future[Any], error: Exception) -> None:
+    """Whoever waits for it gets `error`, unless it has ended, or the loop that it would be given on was closed."""
+    if not waiter.done() and not waiter.get_loop().is_closed():
+        waiter.set_exception(error)
 
 
 async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Callable[[], object] | None = None) -> T:

@@ -30,6 +30,7 @@ from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
 from aiovmm.runtime.dataclass import replace
+from aiovmm.runtime.tasks import fail
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.bell import Bell
@@ -381,8 +382,8 @@ class Queue:
         if self._flush is not None:
             self._flush.cancel()
             self._flush = None
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(StateError(f"{self!r} was closed"))
+        if self._waiter is not None:
+            fail(self._waiter, StateError(f"{self!r} was closed"))
         if self._serving is not None:
             self._serving.fail(StateError(f"{self!r} was closed"))
         self._taken.clear()

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable
 from typing import Protocol
 
+from aiovmm.runtime.tasks import fail
 from aiovmm.runtime.turns import Job
 
 __all__ = ["Next", "Serving", "Turn"]
@@ -68,5 +69,4 @@ class Serving:
 
     def fail(self, error: Exception) -> None:
         """Let `run` raise this."""
-        if not self._done.done():
-            self._done.set_exception(error)
+        fail(self._done, error)

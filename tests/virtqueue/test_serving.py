@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from aiovmm.errors import ChainError, StateError
+from aiovmm.runtime.tasks import bury
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
@@ -169,3 +171,31 @@ async def test_a_disabled_queue_has_no_turn_with_chains(live: Live) -> None:
     assert not task.done()
     task.cancel()
     await asyncio.wait([task])
+
+
+def _waits(queue: Queue) -> Coroutine[Any, Any, Any]:
+    return anext(aiter(queue))
+
+
+def _serves(queue: Queue) -> Coroutine[Any, Any, Any]:
+    return queue.serve(Device(queue))
+
+
+@pytest.mark.parametrize("begins", [_waits, _serves])
+def test_a_queue_lets_go_of_guest_memory_also_when_its_loop_is_closed(
+    live: Live, begins: Callable[[Queue], Coroutine[Any, Any, Any]]
+) -> None:
+    loop = asyncio.new_event_loop()
+
+    async def begin() -> tuple[Queue, asyncio.Task[Any]]:
+        queue = live.activate()
+        task = asyncio.create_task(begins(queue))
+        await turn()
+        return queue, task
+
+    queue, task = loop.run_until_complete(begin())
+    loop.close()
+    native = queue.native
+    queue.close()
+    assert native.size == 1, "it points at nothing of the guest's"
+    bury(task)

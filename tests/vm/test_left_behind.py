@@ -18,6 +18,7 @@ import uvloop
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, ExitReason, RngConfig, VMConfig, VsockConfig
 from tests.host_threads import of_vcpus
+from tests.vm.drivers import start_drivers
 from tests.vm.guest import config, counts_on, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -43,11 +44,14 @@ def full(tmp_path: Path) -> VMConfig:
     )
 
 
-async def enter(of: VMConfig) -> VM:
+async def enter(of: VMConfig, driven: bool = False) -> VM:
+    """`driven`: its devices serve drivers."""
     vm = VM(of)
     await vm.__aenter__()
     await vm.start()
     await counts_on(vm)
+    if driven:
+        await start_drivers(vm)
     return vm
 
 
@@ -78,6 +82,7 @@ def before(full: VMConfig) -> Before:
         async with VM(full) as vm:
             await vm.start()
             await counts_on(vm)
+            await start_drivers(vm)
 
     for new in LOOPS:
         with asyncio.Runner(loop_factory=new) as runner:
@@ -119,12 +124,18 @@ def test_the_run_ends(
 
 @pytest.mark.parametrize("new", LOOPS)
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("driven", [True, False])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_loop_is_closed(
-    new: Callable[[], asyncio.AbstractEventLoop], kept: bool, full: VMConfig, before: Before, told: list[str]
+    new: Callable[[], asyncio.AbstractEventLoop],
+    kept: bool,
+    driven: bool,
+    full: VMConfig,
+    before: Before,
+    told: list[str],
 ) -> None:
     loop = new()
-    vm = loop.run_until_complete(enter(full))
+    vm = loop.run_until_complete(enter(full, driven))
     if kept:  # until the watchdog has begun, which finds that the loop is gone
         loop.run_until_complete(until(lambda: "thread aiovmm watchdog" in remains()))
     loop.close()

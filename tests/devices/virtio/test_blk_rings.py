@@ -7,12 +7,14 @@ import errno
 import gc
 import os
 import resource
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
 from aiovmm.devices.virtio.blk.engine import IoKind
@@ -110,7 +112,7 @@ async def test_every_completion_has_a_place(tmp_path: Path) -> None:
     assert (len(engines) + 1) * 128 + lib.AVMM_BLK_CANCELS <= places
     assert ring.native.uring.cq_entries == 8 * places
     for one in (ring, first, *engines):
-        one.leave(128)
+        one.leave(128, None)
     assert rings() == before
 
 
@@ -267,6 +269,62 @@ async def test_what_fails_for_one_disk_is_not_another_s_fault(tmp_path: Path, mo
         await until(lambda: failures)
         assert [type(failure) for failure in failures] == [OSError]
         assert not fails.device._disk.in_flight  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("new", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ring_goes_with_its_last_disk_also_when_its_loop_was_closed_before(
+    new: Callable[[], asyncio.AbstractEventLoop], busy: bool, tmp_path: Path
+) -> None:
+    """Under a disk that serves a driver, and has something in flight. Who lets go of it does so on another loop."""
+    before = rings()
+    with ExitStack() as stack:
+
+        async def begin() -> Harness:
+            h = Harness(make(tmp_path))
+            await h.__aenter__()
+            assert await read(h, 0, 512) == b"\1" * 512
+            if busy:
+                stack.enter_context(hanging(h))
+                offer(h, 2)
+                await until(lambda: h.device._disk.in_flight == 2)  # type: ignore[attr-defined]
+            return h
+
+        loop = new()
+        h = loop.run_until_complete(begin())
+        disk = h.device
+        assert isinstance(disk, BlkDevice)
+        loop.close()
+        del h, loop
+        asyncio.run(disk.close())
+        assert rings() == before
+        known = weakref.ref(disk)
+        del disk
+    gc.collect()
+    assert known() is None
+
+
+async def test_what_fails_for_a_disk_that_is_kicked_costs_no_other_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with harnesses(tmp_path, 2) as (waits, fails):
+        with hanging(waits) as writer:
+            offer(waits)
+            await until(lambda: waits.device._disk.in_flight)  # type: ignore[attr-defined]
+            service = fails.device._service  # type: ignore[attr-defined]
+
+            def published(mask: int) -> None:
+                raise OSError(errno.EIO, "no interrupts today")
+
+            monkeypatch.setattr(service, "published", published)
+            os.write(writer, b"w" * 512)
+            offer(fails)
+            with pytest.raises(OSError, match="no interrupts"):
+                service._queues[0]._turn()  # before the loop hears of it
+            monkeypatch.undo()
+            (used,) = await asyncio.wait_for(waits.queues[0].used(), 20)
+            assert used.data == b"w" * 512 + b"\0"
 
 
 async def test_a_disk_that_nobody_waits_for_is_there_until_its_requests_have_ended(tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ class BlkDevice(VirtioDevice):
 
     def _leave_ring(self, engine: Engine) -> None:
         owners.link(self._disk, ring=ffi.NULL)
-        engine.leave()
+        engine.leave(self._disk)
 
     # -- while it runs -------------------------------------------------------------------------------------------------
 

@@ -88,11 +88,11 @@ class Engine:
         Raises HostError if there is none."""
         return await ended(self.submit(work, *arguments))
 
-    def leave(self) -> None:
-        """Give the share of the ring back. Nothing may be in flight. Idempotent."""
+    def leave(self, disk: Any) -> None:
+        """Give the share of the ring back that this `struct avmm_blk *` had. Nothing may be in flight. Idempotent."""
         ring, self.ring = self.ring, None
         if ring is not None:
-            ring.leave(self._entries)
+            ring.leave(self._entries, disk)
 
     def close(self) -> None:
         """End its threads, which may block; after `leave`. Idempotent."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
@@ -33,6 +33,9 @@ class Member(Protocol):
     def published(self, mask: int) -> None:
         """Requests of its have ended, on the queues in `mask`."""
 
+    def forsaken(self) -> None:
+        """The loop that ran it is closed, and its device too: nobody hears of its requests any more."""
+
 
 class SharedRing:
     """One ring, with places for `completions` at least. `native` is the `struct avmm_blk_ring *`, `free` the places that no disk
@@ -45,7 +48,8 @@ class SharedRing:
         self.fd: int = keep_private(self.native.uring.fd)
         self._places: int = self.native.uring.cq_entries - lib.AVMM_BLK_CANCELS
         self.free = self._places
-        self._among = among  # of its loop, which may be closed before a disk that was on it lets go
+        self._loop = ref(asyncio.get_running_loop())  # which may be closed before a disk that was on it lets go
+        self._among = among
         self._members: dict[Any, Member] = {}
         self._mask = ffi.new("uint64_t *")
         self._retry: asyncio.TimerHandle | None = None
@@ -57,20 +61,27 @@ class SharedRing:
         self._members[member.disk] = member
 
     def detach(self, member: Member) -> None:
-        """None of its requests is in flight. Idempotent."""
+        """None of its requests is in flight. Idempotent; also where no loop runs."""
         self._tell(lib.avmm_blk_ring_next(self.native, self._mask))  # or native code would keep it in its list
         if self._members.pop(member.disk, None) is None or self._members:
             return
-        asyncio.get_running_loop().remove_reader(self.fd)
+        if (loop := self._open_loop()) is not None:
+            loop.remove_reader(self.fd)
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
         self._close_unused()
 
-    def leave(self, places: int) -> None:
-        """A disk gives back what `join` gave it."""
+    def leave(self, places: int, disk: Any) -> None:
+        """A disk gives back what `join` gave it. It has detached, unless its loop was closed under it."""
         self.free += places
+        if self._open_loop() is None and (member := self._members.pop(disk, None)) is not None:
+            member.forsaken()
         self._close_unused()
+
+    def _open_loop(self) -> asyncio.AbstractEventLoop | None:
+        loop = self._loop()
+        return None if loop is None or loop.is_closed() else loop
 
     def _close_unused(self) -> None:
         """Once it is nobody's, and the last request that somebody left behind has ended."""
@@ -98,8 +109,8 @@ class SharedRing:
             try:
                 self._members[disk].published(mask & ~lib.AVMM_BLK_OTHERS)
             except Exception as exc:  # is not to be the fault of another disk, on whose behalf this was called
-                told = {"message": "telling a disk of its requests", "exception": exc}
-                asyncio.get_running_loop().call_exception_handler(told)
+                if (loop := self._open_loop()) is not None:
+                    loop.call_exception_handler({"message": "telling a disk of its requests", "exception": exc})
             if not mask & lib.AVMM_BLK_OTHERS:
                 return
             disk = lib.avmm_blk_ring_next(self.native, self._mask)

@@ -109,10 +109,14 @@ class BlkService:
             self._ring.detach(self)
         self.disk.stopping = False
         self._past = self.counters
+        self.forsaken()
+        _release(self._stable)
+
+    def forsaken(self) -> None:
+        """Nobody hears of its requests any more."""
         for service in self._queues:
             service.close()
         self._queues.clear()
-        _release(self._stable)
 
     @property
     def counters(self) -> BlkCounters:
