@@ -6,7 +6,8 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
@@ -123,8 +124,10 @@ class MachineParts:
 
 
 async def open_parts(parts: MachineParts) -> None:
-    """Have every device acquire its host resources. Raises HostError, ConfigError; `aclose` then releases what was acquired."""
-    devices = [plugged.device for plugged in parts.plugged]
+    """Have every device acquire its host resources; those last that may wait for another program, each beside the others. Raises
+    HostError, ConfigError; `aclose` then releases what was acquired."""
+    everybody = [plugged.device for plugged in parts.plugged]
+    devices = [device for device in everybody if not device._awaits_peer]
     slow = [device for device in devices if device._opens_slowly]
     if len(slow) > 1:
         await side_by_side(*(device.open() for device in slow))
@@ -133,3 +136,16 @@ async def open_parts(parts: MachineParts) -> None:
         await device.open()
     if parts.passthrough is not None:
         await in_thread(f"{parts.config.name}: vfio open", parts.passthrough.open)
+    if others := [device for device in everybody if device._awaits_peer]:
+        await _open_all(others)
+
+
+async def _open_all(devices: Iterable[VirtioDevice]) -> None:
+    """Where one cannot, nobody waits for the others any longer."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for device in devices:
+                group.create_task(device.open(), name=f"{device.label}: open")
+    except BaseExceptionGroup as exc:
+        error = exc.exceptions[0]
+        raise error from error.__cause__

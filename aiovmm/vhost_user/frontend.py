@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiovmm.errors import HostError, PeerError
+from aiovmm.runtime.log import Log
 from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import ANSWER_TIMEOUT, Connection, connect
 from aiovmm.vhost_user.doorstep import Doorstep
@@ -24,14 +25,17 @@ __all__ = ["Frontend", "Timing"]
 
 Place = tuple[int, int]  # offset and size in bytes of a write to the configuration space
 _ABSENT = (errno.ENOENT, errno.ECONNREFUSED)
+_PAUSE = 0.05  # seconds between two looks
+_UNTOLD = 1.0  # seconds that a back end which is started at the same time may take, before anything is said
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: how long to look for a back end that is being started at the same time, to wait for an answer, and to wait for
-    a back end that went away under a live device."""
+    """Seconds: how long to look for a back end that is yet to be started, `at_once` where others wait for that, to wait for an
+    answer, and to wait for a back end that went away under a live device."""
 
-    connect: float = 5.0
+    connect: float = 60.0
+    at_once: float = 5.0
     answer: float = ANSWER_TIMEOUT
     patience: float = 60.0
 
@@ -64,22 +68,34 @@ class Frontend:
     _order: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stale: bool = False  # the back end has said that its configuration changed
 
-    async def open(self) -> None:
-        """Find the back end and negotiate. Raises HostError if nobody listens, PeerError."""
-        self.connection = await (self._look() if self.doorstep is None else self._wait(self.doorstep))
+    async def open(self, *, at_once: bool = False) -> None:
+        """Find the back end and negotiate; it is waited for, or, `at_once`, not for long. Raises HostError if nobody listens,
+        PeerError."""
+        patience = self.timing.at_once if at_once else self.timing.connect
+        self.connection = await (self._look(patience) if self.doorstep is None else self._wait(self.doorstep))
         self.offer = self.connection.offer
         if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
             self.on_config(await self.connection.carry_out(read_config(self.config_size)))
 
-    async def _look(self) -> Connection:
-        deadline = asyncio.get_running_loop().time() + self.timing.connect
+    async def _look(self, patience: float) -> Connection:
+        """Whoever starts the monitor first, or the back end again, is as right as who does not."""
+        loop = asyncio.get_running_loop()
+        began, told = loop.time(), False
         while True:
             try:
                 return await self._connect(await connect(self.path))
-            except HostError as exc:
-                if exc.errno not in _ABSENT or asyncio.get_running_loop().time() >= deadline:
-                    raise
-            await asyncio.sleep(0.05)
+            except (HostError, ChannelClosed) as exc:
+                absent = exc
+            if isinstance(absent, HostError) and absent.errno not in _ABSENT:
+                raise absent
+            if (waited := loop.time() - began) >= patience:
+                raise _not_there(absent, patience)
+            if waited >= _UNTOLD and not told:
+                told = True
+                why = os.strerror(absent.errno or 0) if isinstance(absent, HostError) else str(absent)
+                where = f"{os.fspath(self.path)}, for {patience:g} s"
+                Log().warning(f"{self.who}: waits for its back end at {where}: {why}")
+            await asyncio.sleep(_PAUSE)
 
     async def _wait(self, doorstep: Doorstep) -> Connection:
         doorstep.open()
@@ -200,6 +216,13 @@ class Frontend:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and not isinstance(error, ChannelClosed):  # a loss is told by on_lost
             self.on_refused(error)
+
+
+def _not_there(error: HostError | ChannelClosed, patience: float) -> Exception:
+    if isinstance(error, ChannelClosed):
+        return error
+    hint = f"is the back end running? it was waited for {patience:g} s"
+    return HostError(error.operation, error.errno or 0, hint, error.filename)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -204,11 +204,24 @@ def test_a_signal_while_it_is_being_built(aiovmm: Command, guest: list[str], tmp
         assert not path.exists()
 
 
-def test_a_signal_while_it_waits_for_a_back_end(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--net=vhost_user=on,vhost_mode=server,socket={}",
+        "--net=vhost_user=on,socket={}",
+        "--disk=vhost_user=on,socket={}",
+        "--fs=tag=t,socket={}",
+        "--generic-vhost-user=device_type=rng,queue_sizes=[64],socket={}",
+    ],
+)
+def test_a_signal_while_it_waits_for_a_back_end(
+    option: str, number: int, aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / "net.sock"
-    process = aiovmm.start(*guest, "--net", f"vhost_user=on,vhost_mode=server,socket={path}")
+    process = aiovmm.start(*guest, option.format(path))
     read_until(process.stderr, b"waits for its back end")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=DEADLINE)
     assert err.endswith(b"aiovmm: ended by a signal before the guest was there\n"), err
     assert process.returncode == 1

@@ -15,7 +15,8 @@ TABLE = """
 --disk lock_granularity | differs | unset: `full`, where the reference says `byte-range`
 --disk _disable_io_uring | same | threads do the I/O
 --disk _disable_aio | same | Linux AIO is never used
---disk vhost_user socket | same |
+--disk vhost_user | same |
+--disk socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --disk bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | sizes may have a suffix
 --disk bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --disk rate_limit_group | same |
@@ -33,7 +34,8 @@ TABLE = """
 --net queue_size | same |
 --net mtu | differs | 68 to 65521, what a TAP takes (65535 with other back ends)
 --net num_queues | differs | counts both directions; may be more than twice the vCPUs
---net vhost_user socket | same |
+--net vhost_user | same |
+--net socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --net fd | differs | also one connected socket
 --net vhost_mode | differs | server without vhost_user=on is refused; a back end that goes away may come again
 --net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
@@ -46,14 +48,16 @@ TABLE = """
 --pvpanic iommu | ours | refused: it reaches no memory
 --rtc id pci_segment pci_device_id iommu | same |
 --generic-vhost-user device_type | differs | a number from 1 to 63, or a name of the reference's
---generic-vhost-user virtio_id socket queue_sizes id pci_segment pci_device_id | same |
+--generic-vhost-user virtio_id queue_sizes id pci_segment pci_device_id | same |
+--generic-vhost-user socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --generic-vhost-user iommu | ours | refused: a back end reaches memory by itself
 --rate-limit-group id bw_size bw_one_time_burst ops_size ops_one_time_burst | same |
 --rate-limit-group bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --net passt | ours | a network without privileges
 --net anti_spoof guest_ip | ours | a guest sends from its own addresses alone
 --net id pci_segment pci_device_id iommu | same |
---fs tag queue_size socket | same |
+--fs tag queue_size | same |
+--fs socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --fs num_queues | differs | may be more than there are vCPUs
 --fs id pci_segment pci_device_id | same |
 --fs iommu | ours | refused: a vhost-user back end reaches memory by itself

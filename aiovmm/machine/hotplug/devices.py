@@ -94,7 +94,7 @@ class DeviceHotplug:
         device._notify_error = partial(self._ending.device_failed, wanted.id)
         device._notify_driver = partial(self._ending.device_driven, wanted.id)
         try:
-            await device.open()
+            await self._opened(device)
             await map_later(machine, wanted)
             address = await self._in_its_slot(machine, wanted)
         except BaseException:
@@ -105,6 +105,22 @@ class DeviceHotplug:
         join_console(parts, device)
         self._keep(parts, pinned(config, partial(_slot_of, machine)))
         return plugged
+
+    async def _opened(self, device: VirtioDevice) -> None:
+        """It may wait for another program, and whoever ends the guest meanwhile waits for this."""
+        device._open_at_once = True
+        opening = asyncio.ensure_future(device.open())
+        stopped = asyncio.ensure_future(self._ending.stopped.wait())
+        try:
+            await asyncio.wait([opening, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            if not opening.done():
+                opening.cancel()
+                await asyncio.wait([opening])
+        if opening.cancelled():
+            raise StateError(f"adding {device.label}: the guest has ended")
+        opening.result()
 
     async def _in_its_slot(self, machine: Machine, wanted: PluggedDevice) -> PciAddress:
         try:

@@ -30,6 +30,7 @@ class VhostUserDevice(VirtioDevice):
     """The front end at the unix socket `path`. Subclasses say which features are theirs; the back end chooses among them."""
 
     shares_memory = True
+    _awaits_peer = True
     resume = Resume.IF_IDLE
     wanted = _ALWAYS
     known_features = 0
@@ -62,7 +63,7 @@ class VhostUserDevice(VirtioDevice):
         was asked for and it does not have."""
         self.frontend.who = self.label
         try:
-            await self.frontend.open()
+            await self.frontend.open(at_once=self._open_at_once)
             offer = self.frontend.offer
             self._check_queues(offer.queues)
             self.ring_features = RING_FEATURES & offer.features
