@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.errors import GuestFault, HostError, StateError, UsageError
-from aiovmm.native import ffi, lib, owners
+from aiovmm.native import ffi, lib, owners, room
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.native.seals import seal_size
 from aiovmm.runtime import crew
@@ -508,6 +508,7 @@ def _trim() -> None:
     if _closed >= _MANY:
         _closed = 0
         lib.avmm_mem_trim()
+        room.give_back()
 
 
 crew.at_rest.append(_trim)

@@ -19,7 +19,8 @@ from aiovmm.bus import Bus, Range, Space
 from aiovmm.errors import GuestError, StateError
 from aiovmm.kvm.exits import FinalExit, Stopped
 from aiovmm.kvm.vmfd import VmFd
-from aiovmm.native import ffi, lib, room
+from aiovmm.native import ffi, lib
+from aiovmm.native.room import room
 from aiovmm.runtime.fair import Account
 from aiovmm.runtime.patience import DOZE, LONGEST_DOZE
 from aiovmm.runtime.turns import BUDGET, Job

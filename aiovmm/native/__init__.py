@@ -20,10 +20,6 @@ except ImportError as exc:  # pragma: no cover - only in a broken checkout
 
 ffi: Any = _ffi
 lib: Any = _lib
-room: Any = _ffi.new_allocator(should_clear_after_alloc=False)
-"""As `ffi.new`, for arrays that native code fills before anybody reads them: they hold what was there before. What of a large one
-is never filled takes no memory."""
-
 threads.set_system_name = lib.avmm_name_thread  # one system call
 
-__all__ = ["ffi", "lib", "room"]
+__all__ = ["ffi", "lib"]

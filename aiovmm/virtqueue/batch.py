@@ -6,7 +6,8 @@ import struct
 from typing import Any
 
 from aiovmm.memory import AddressSpace
-from aiovmm.native import ffi, lib, room
+from aiovmm.native import ffi, lib
+from aiovmm.native.room import room
 from aiovmm.virtqueue.chain import Chain
 
 __all__ = ["IOV_LIMIT", "Batch"]

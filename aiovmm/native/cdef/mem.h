@@ -16,6 +16,7 @@ struct avmm_span {
     uint64_t host;
     uint64_t size;
 };
+enum { AVMM_SANITIZED = ... };
 void avmm_mem_trim(void);
 int avmm_mem_map(uint64_t host, uint64_t size, int fd, uint64_t offset, int writable, int shared);
 int avmm_mem_blank(uint64_t host, uint64_t size);

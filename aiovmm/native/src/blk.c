@@ -161,7 +161,9 @@ static void begin(struct avmm_blk_request *r, uint64_t sector) {
 /* Take one chain. False if there is none, if it is malformed, or if there is no room for it now. Counts down the `segments` that
  * it looks at. */
 static bool take(struct avmm_blk_queue *q, uint32_t *segments) {
-    struct avmm_blk_request *r = &q->slots[q->free[q->n_free - 1]];
+    if (!avmm_queue_available(q->vq))
+        return false; /* an idle disk has no slot made */
+    struct avmm_blk_request *r = avmm_blk_next_slot(q);
     struct avmm_ring_error error;
     struct avmm_chain chain;
     struct header header;

@@ -15,6 +15,8 @@
 
 /* ---- slots ----------------------------------------------------------------------------------------------------------- */
 
+/* The slot that is taken next, while there is one: it is made when it is first wanted. */
+struct avmm_blk_request *avmm_blk_next_slot(struct avmm_blk_queue *q);
 /* The iovecs that a legal chain can need at most. */
 uint32_t avmm_blk_most_room(const struct avmm_blk_queue *q);
 /* Whether a request may get that many on the heap, and give it them. False: there is no memory, or it has them. */

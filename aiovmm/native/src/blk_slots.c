@@ -14,21 +14,28 @@ int avmm_blk_queue_open(struct avmm_blk_queue *q, uint32_t depth, uint32_t room)
     q->handed = calloc(depth, sizeof *q->handed);
     q->heads = calloc(depth, sizeof *q->heads);
     q->lengths = calloc(depth, sizeof *q->lengths);
-    q->slots = calloc(depth, sizeof *q->slots);
-    q->arena_size = (size_t)depth * room * sizeof(struct iovec);
+    size_t iovecs = (size_t)depth * room * sizeof(struct iovec);
+    q->arena_size = iovecs + depth * sizeof *q->slots;
     /* Free slots are taken last in, first out, so of all this only what the actual depth needs becomes resident. */
     q->arena = mmap(NULL, q->arena_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (q->arena == MAP_FAILED)
         q->arena = NULL;
-    if (!q->free || !q->handed || !q->heads || !q->lengths || !q->slots || !q->arena) {
+    if (!q->free || !q->handed || !q->heads || !q->lengths || !q->arena) {
         avmm_blk_queue_close(q);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < depth; i++) {
+    q->slots = (void *)((char *)q->arena + iovecs);
+    for (uint32_t i = 0; i < depth; i++)
         q->free[i] = (uint16_t)(depth - 1 - i);
-        q->slots[i] = (struct avmm_blk_request){.queue = q, .store = q->arena + (size_t)i * room, .room = room};
-    }
     return 0;
+}
+
+struct avmm_blk_request *avmm_blk_next_slot(struct avmm_blk_queue *q) {
+    uint32_t i = q->free[q->n_free - 1];
+    struct avmm_blk_request *r = &q->slots[i];
+    if (!r->queue)
+        *r = (struct avmm_blk_request){.queue = q, .store = q->arena + (size_t)i * q->room, .room = q->room};
+    return r;
 }
 
 void avmm_blk_shrink(struct avmm_blk_request *r) {
@@ -77,8 +84,8 @@ void avmm_blk_trim(struct avmm_blk_request *r, uint32_t n) {
 bool avmm_blk_can_take(const struct avmm_blk_queue *q) { return q->n_free && (!q->starved || avmm_blk_may_grow(q)); }
 
 void avmm_blk_queue_close(struct avmm_blk_queue *q) {
-    for (uint32_t i = 0; q->arena && q->slots && i < q->depth; i++)
-        if (q->slots[i].store)
+    for (uint32_t i = 0; q->slots && i < q->depth; i++)
+        if (q->slots[i].queue)
             avmm_blk_shrink(&q->slots[i]);
     if (q->arena)
         munmap(q->arena, q->arena_size);
@@ -86,7 +93,6 @@ void avmm_blk_queue_close(struct avmm_blk_queue *q) {
     free(q->handed);
     free(q->heads);
     free(q->lengths);
-    free(q->slots);
     q->free = q->handed = q->heads = NULL;
     q->lengths = NULL;
     q->slots = NULL;

@@ -42,6 +42,13 @@ uint64_t avmm_mem_own(uint64_t host, uint64_t size);
 /* Have the kernel write out what it can of them. */
 void avmm_mem_page_out(uint64_t host, uint64_t size);
 
+/* Whether this is built with checks of every access, which know what malloc gave and nothing of pieces of a mapping. */
+#if defined(__SANITIZE_ADDRESS__)
+enum { AVMM_SANITIZED = 1 };
+#else
+enum { AVMM_SANITIZED = 0 };
+#endif
+
 /* Have the C library give the system what was freed and it has kept, wherever it lies. Takes milliseconds. */
 void avmm_mem_trim(void);
 

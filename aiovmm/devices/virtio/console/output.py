@@ -13,7 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from aiovmm.native import ffi, lib, owners, room
+from aiovmm.native import ffi, lib, owners
+from aiovmm.native.room import room
 from aiovmm.runtime.patience import look_ns
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue
