@@ -41,6 +41,12 @@ async def test_the_brand_is_that_of_the_host(told: Told) -> None:
     assert any(registers(e) != (0, 0, 0, 0) for e in host)
 
 
+async def test_nobody_is_told_of_pages_that_are_still_to_come(told: Told) -> None:
+    async with VM(config("i")):
+        assert told[0x40000001].eax & 0x4410 == 0
+        assert told[0x40000001].eax & 8, "the rest is there: its clock"
+
+
 async def test_addresses_are_no_wider_than_asked(told: Told) -> None:
     async with VM(config("i")):
         host = told[0x80000008].eax & 0xFF

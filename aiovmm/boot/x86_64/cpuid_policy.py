@@ -1,8 +1,13 @@
 """What of this host's processor a guest may see and use, beyond its topology. Pure.
 
 KVM lists what it can offer. It leaves out what only tells of the host (brand, caches, the TSC's frequency), and lists some things
-that work only if more is done (AMX's state needs a permission), or that not every guest shall have (virtualization).
-Sources: Intel SDM vol. 1, 13.2 and vol. 2A, CPUID; AMD APM vol. 3, appendix E; Documentation/arch/x86/xstate.rst.
+that work only if more is done (AMX's state needs a permission), that not every guest shall have (virtualization), or that none
+shall: asynchronous page faults. KVM would tell a guest that a page is still to come, and later that it is there, where the host
+waits for a page: for a fork's, which others have in common with it, or a restored guest's, which are in a file. What is told and
+not yet taken is in no state that KVM gives, so guests that were saved just then wait for ever, or wake who does not sleep. The
+reference monitor and others show none either; KVM itself has the vCPU wait then.
+Sources: Intel SDM vol. 1, 13.2 and vol. 2A, CPUID; AMD APM vol. 3, appendix E; Documentation/arch/x86/xstate.rst;
+Documentation/virt/kvm/x86/cpuid.rst.
 """
 
 from __future__ import annotations
@@ -24,6 +29,8 @@ MAX_PHYS_BITS = 46
 
 _INVARIANT_TSC = 1 << 8  # leaf 0x80000007, EDX
 _KVM_SIGNATURE, _KVM_TIMING = 0x40000000, 0x40000010
+_KVM_FEATURES = 0x40000001
+_ASYNC_PF = 1 << 4 | 1 << 10 | 1 << 14  # its EAX: ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT
 _APIC_BUS_KHZ = 1_000_000  # KVM's local APIC timer counts nanoseconds
 _VMX, _SVM = 1 << 5, 1 << 2  # leaf 1 ECX, leaf 0x80000001 ECX
 _PDCM, _PERFCTR = (
@@ -62,8 +69,9 @@ def has_amx(entries: Iterable[CpuidEntry]) -> bool:
 def allow(
     entries: Iterable[CpuidEntry], *, nested: bool = False, amx: bool = False, pmu: bool = False
 ) -> list[CpuidEntry]:
-    """`entries` without virtualization unless `nested`, without AMX unless `amx`, without performance counters unless `pmu`."""
-    result = list(entries)
+    """`entries` without asynchronous page faults, without virtualization unless `nested`, without AMX unless `amx`, without
+    performance counters unless `pmu`."""
+    result = [replace(e, eax=e.eax & ~_ASYNC_PF) if e.function == _KVM_FEATURES else e for e in entries]
     if not pmu:
         result = [_NO_PMU.get((e.function, e.index), _unchanged)(e) for e in result if e.function not in _PMU_LEAVES]
     if not nested:
