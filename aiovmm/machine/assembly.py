@@ -135,14 +135,7 @@ class Machine:
                 raise
             await making
         else:
-            await side_by_side(self._opened(opening), making)
-
-    async def _opened(self, opening: Opening) -> None:
-        try:
-            await opening()
-        except BaseException:
-            self._give_up()
-            raise
+            await side_by_side(opening(), making)
 
     def _give_up(self) -> None:
         self._given_up = True

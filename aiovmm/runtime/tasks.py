@@ -142,11 +142,21 @@ class Undoing:
 
 
 async def side_by_side(*works: Coroutine[Any, Any, object]) -> None:
-    """All of them to their ends, also if one fails, or the caller is cancelled, and they with it. Raises what the first of them
-    raised."""
-    for result in await asyncio.gather(*works, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+    """All of them to their ends, which come sooner if one fails or the caller is cancelled: then they are, and are waited for.
+    Raises what the first of them raised of its own accord."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+
+    def ended(task: asyncio.Task[object]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            for other in tasks:
+                other.cancel()
+
+    for task in tasks:
+        task.add_done_callback(ended)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [result for result in results if isinstance(result, BaseException)]
+    if errors:
+        raise next((error for error in errors if not isinstance(error, asyncio.CancelledError)), errors[0])
 
 
 async def in_thread(name: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -75,24 +75,58 @@ async def test_a_device_that_cannot_be_opened_leaves_nothing_of_the_others() -> 
         async with vm:
             pass
     assert all(device.closed for device in devices)
-    assert devices[0].opened, "it was not left in the middle"
 
 
-async def test_all_go_to_their_ends_and_the_first_error_is_told() -> None:
+async def test_memory_that_cannot_be_had_is_told_though_a_device_waits_for_somebody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As a network card does whose back end is to come."""
+
+    class Waits(Slow):
+        async def open(self) -> None:
+            await asyncio.Event().wait()
+
+    def make(machine: Machine) -> None:
+        raise HostError("making memory", 12)
+
+    monkeypatch.setattr(Machine, "_make_vm", make)
+    device = Waits(asyncio.Barrier(1))
+    async with asyncio.timeout(LIMIT):
+        with pytest.raises(HostError, match="making memory"):
+            async with VM(config("s"), devices=[device]):
+                pass
+    assert device.closed
+
+
+async def work(done: list[str], name: str, turns: int, error: Exception | None = None) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    done.append(name)
+    if error is not None:
+        raise error
+
+
+async def test_all_go_to_their_ends() -> None:
+    done: list[str] = []
+    await side_by_side(work(done, "a", 3), work(done, "b", 1), work(done, "c", 9), work(done, "d", 0))
+    assert done == ["d", "b", "a", "c"]
+
+
+async def test_what_fails_ends_the_others_which_are_waited_for() -> None:
     done: list[str] = []
 
-    async def work(name: str, turns: int, error: Exception | None = None) -> None:
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        done.append(name)
-        if error is not None:
-            raise error
+    async def has_an_end_of_its_own() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await work(done, "end", 5, KeyError("told, for it comes first"))
 
-    with pytest.raises(KeyError, match="first"):
-        await side_by_side(
-            work("a", 3, KeyError("first")), work("b", 1, ValueError("came before")), work("c", 9), work("d", 0)
-        )
-    assert done == ["d", "b", "a", "c"]
+    async def waits() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyError, match="comes first"):
+        await side_by_side(waits(), has_an_end_of_its_own(), work(done, "b", 1, ValueError("came before")))
+    assert done == ["b", "end"]
 
 
 async def test_who_is_cancelled_waits_for_all_of_them() -> None:
