@@ -6,8 +6,7 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
@@ -137,15 +136,4 @@ async def open_parts(parts: MachineParts) -> None:
     if parts.passthrough is not None:
         await in_thread(f"{parts.config.name}: vfio open", parts.passthrough.open)
     if others := [device for device in everybody if device._awaits_peer]:
-        await _open_all(others)
-
-
-async def _open_all(devices: Iterable[VirtioDevice]) -> None:
-    """Where one cannot, nobody waits for the others any longer."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for device in devices:
-                group.create_task(device.open(), name=f"{device.label}: open")
-    except BaseExceptionGroup as exc:
-        error = exc.exceptions[0]
-        raise error from error.__cause__
+        await side_by_side(*(device.open() for device in others))
