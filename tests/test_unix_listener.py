@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.runtime.unix_listener import PATH_LIMIT, listen_at
+from aiovmm.runtime.unix_listener import PATH_LIMIT, SocketName, listen_at
 
 
 def listen(path: Path) -> socket.socket:
@@ -108,3 +108,19 @@ def test_what_the_host_refuses_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="listen: No such file"):
         listen(tmp_path / "absent" / "console")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_goes_unless_it_is_another_s_by_now(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with listen_at(path, option="o", operation="listen"):
+        name = SocketName(path)
+    name.remove()
+    assert not path.exists()
+    with listen_at(path, option="o", operation="listen"):
+        name.remove()
+        assert path.exists(), "it was removed once"
+        name = SocketName(path)
+        path.rename(tmp_path / "moved")
+        with listen_at(path, option="o", operation="listen"):
+            name.remove()
+            assert path.exists()

@@ -23,7 +23,7 @@ from aiovmm.agent.process import Input, Output
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, UsageError
 from aiovmm.runtime.tasks import in_thread
-from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
@@ -44,7 +44,7 @@ class _Forward:
 
     server: asyncio.Server | None = None
     channel: Channel | None = None
-    path: Path | None = None
+    name: SocketName | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     def close(self) -> None:
@@ -52,9 +52,8 @@ class _Forward:
             self.server.close()
         if self.channel is not None:
             self.channel.close(kill=False)
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.path = None
+        if self.name is not None:
+            self.name.remove()
         for task in self.tasks:
             task.cancel()
 
@@ -169,7 +168,7 @@ async def _listen(
     """At the host, without serving yet."""
     if not isinstance(host, int):
         listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")
-        forward.path = Path(host)
+        forward.name = SocketName(Path(host))
         try:
             return await asyncio.start_unix_server(connected, sock=listener, start_serving=False)
         except BaseException:

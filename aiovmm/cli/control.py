@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.messages import say
 from aiovmm.errors import AiovmmError, HostError, UsageError
-from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_at
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
@@ -41,12 +40,12 @@ def listening(path: Path) -> Iterator[socket | None]:
         say(f"--control-socket: {exc}; the guest runs on without it")
         yield None
         return
+    name = SocketName(path)
     try:
         yield listener
     finally:
         listener.close()
-        with suppress(OSError):
-            os.unlink(path)
+        name.remove()
 
 
 async def serve(vm: VM, listener: socket, confinement: Confinement) -> None:

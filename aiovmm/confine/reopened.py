@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aiovmm.config import VMConfig
+from aiovmm.config import VhostMode, VMConfig
 from aiovmm.confine.identity import Identity
 from aiovmm.errors import ConfigError
 
@@ -27,9 +27,9 @@ def reopened(config: VMConfig) -> Iterator[tuple[str, Path, int]]:
     for zone in config.memory_zones:
         if zone.file is not None:
             yield "--memory-zone file=", zone.file, os.R_OK | os.W_OK
-    for option, devices in _SERVED:  # whoever dies there is connected to again
+    for option, devices in _SERVED:  # whoever dies there is connected to again, unless it comes to us
         for device in getattr(config, devices):
-            if (socket := device.socket) is not None:
+            if (socket := device.socket) is not None and getattr(device, "vhost_mode", None) is not VhostMode.SERVER:
                 yield f"--{option} socket=", socket, os.W_OK
 
 

@@ -11,11 +11,12 @@ import errno
 import os
 import socket
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.errors import ConfigError, HostError
 
-__all__ = ["PATH_LIMIT", "listen_at"]
+__all__ = ["PATH_LIMIT", "SocketName", "listen_at"]
 
 PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
 
@@ -41,6 +42,30 @@ def listen_at(path: Path, *, option: str, operation: str, backlog: int = 128) ->
         listener.close()
         raise
     return listener
+
+
+class SocketName:
+    """Of a socket that was just made at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._made = _identity(path)
+
+    def remove(self) -> None:
+        """If it is still that one's. Idempotent. Who may not, as another user than the one that listened, leaves it: whoever
+        listens there next replaces it."""
+        made, self._made = self._made, None
+        if made is not None and _identity(self._path) == made:
+            with suppress(OSError):
+                self._path.unlink()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _listen(listener: socket.socket, path: Path, backlog: int) -> None:

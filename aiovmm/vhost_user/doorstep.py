@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiovmm.errors import HostError
 from aiovmm.runtime.log import Log
-from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 __all__ = ["Doorstep"]
 
@@ -25,13 +25,13 @@ class Doorstep:
         self._path = Path(path)
         self._option = option
         self._listener: socket.socket | None = None
-        self._made: tuple[int, int] | None = None
+        self._name: SocketName | None = None
 
     def open(self) -> None:
         """Listen, if that is not so yet. Raises HostError, ConfigError."""
         if self._listener is None:
             self._listener = listen_at(self._path, option=self._option, operation="listening for a vhost-user back end")
-            self._made = _identity(self._path)
+            self._name = SocketName(self._path)
 
     async def first(self, who: str) -> socket.socket:
         """The back end that comes, whenever it does; the log says what `who` waits for."""
@@ -56,13 +56,5 @@ class Doorstep:
             return
         self._listener.close()
         self._listener = None
-        if self._made is not None and _identity(self._path) == self._made:
-            self._path.unlink()
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.lstat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        if self._name is not None:
+            self._name.remove()

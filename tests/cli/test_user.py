@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,20 @@ def test_others_ask_at_a_socket_that_is_root_s(aiovmm: Command, guest: list[str]
     assert process.stdin is not None
     _, error = process.communicate(b"q", timeout=30)
     assert (process.returncode, error) == (0, b"")
+
+
+def test_names_of_sockets_that_the_user_may_not_remove_stay(aiovmm: Command, guest: list[str]) -> None:
+    """And the guest ended as it ended. In a directory that all can look into."""
+    names = ("vsock", "hvc0", "control")
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        vsock, console, control = (f"{place}/{name}" for name in names)
+        places = ("--vsock", f"cid=3,socket={vsock}", "--console", f"socket={console}", "--control-socket", control)
+        for _ in range(2):  # those of the first do not keep the second from starting
+            done = aiovmm.run(*guest, "--cmdline", "heo", "--user", "nobody", *places, stdin=b"q")
+            assert (done.returncode, done.stdout[:5]) == (0, b"hello"), done
+            assert done.stderr.decode() == f"aiovmm: vm.console is at {console}\n"
+            assert {*os.listdir(place)} == {*names}
 
 
 def test_what_it_could_not_open_again_is_named_before_the_guest_runs(

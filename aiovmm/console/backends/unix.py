@@ -18,7 +18,7 @@ from aiovmm.console.terminal import AttachEnd
 from aiovmm.console.view import ConsoleView
 from aiovmm.errors import ConsoleEnded
 from aiovmm.runtime.descriptors import PROCESS
-from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 __all__ = ["SocketBackend"]
 
@@ -45,7 +45,7 @@ class SocketBackend(ConsoleBackend):
         super().__init__(console)
         self._path = Path(path)
         self._server: asyncio.Server | None = None
-        self._inode: tuple[int, int] | None = None
+        self._name: SocketName | None = None
         self._clients: dict[asyncio.Task[None], ConsoleView] = {}
         self._share = PROCESS.share()
         self._finished = asyncio.Event()
@@ -62,8 +62,7 @@ class SocketBackend(ConsoleBackend):
 
     async def _open(self) -> None:
         listener = listen_at(self._path, option="socket", operation="listen for the console")
-        status = self._path.stat()
-        self._inode = (status.st_dev, status.st_ino)
+        self._name = SocketName(self._path)
         try:  # not serving yet: a cancellation must not leave the loop watching a listener that nobody closes
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, start_serving=False)
         except BaseException:
@@ -96,9 +95,8 @@ class SocketBackend(ConsoleBackend):
             task.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
         self._share.close()
-        if self._inode is not None and _inode(self._path) == self._inode:
-            self._path.unlink()
-        self._inode = None
+        if self._name is not None:
+            self._name.remove()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, in a task of its own."""
@@ -152,11 +150,3 @@ def _end(writer: asyncio.StreamWriter, sock: _Socket) -> None:
     with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as ours:
         ours.shutdown(socket.SHUT_RDWR)
     writer.transport.abort()
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

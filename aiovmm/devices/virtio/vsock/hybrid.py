@@ -19,7 +19,7 @@ from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.poller import GONE
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import AiovmmError, ConfigError
-from aiovmm.runtime.unix_listener import listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 __all__ = ["HybridSocket"]
 
@@ -46,7 +46,7 @@ class HybridSocket:
         self.timeout = timeout
         self.switch = switch
         self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._name: SocketName | None = None
         self._handshakes: set[_Handshake] = set()
         self._tasks: set[asyncio.Task[int]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -54,7 +54,7 @@ class HybridSocket:
     def open(self) -> None:
         """Listen. Raises HostError, ConfigError."""
         self._listener = listen_at(self.path, option="vsock.socket", operation="vsock: listening", backlog=_BACKLOG)
-        self._inode = _inode(self.path)
+        self._name = SocketName(self.path)
         self._watch()
         self.switch.fallback = self._connect_host
 
@@ -73,9 +73,8 @@ class HybridSocket:
             self.switch.poller.forget(self._listener.fileno())
             self._listener.close()
             self._listener = None
-        if self._inode is not None and _inode(self.path) == self._inode:
-            self.path.unlink()
-        self._inode = None
+        if self._name is not None:
+            self._name.remove()
 
     # -- host to guest -------------------------------------------------------------------------------------------------
 
@@ -245,11 +244,3 @@ class _Handshake:
 
     def _failed(self, error: OSError) -> None:
         self._timer.cancel()
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
