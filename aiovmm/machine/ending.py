@@ -8,13 +8,14 @@ guest_ended --> _after: a reset, or --> end: vCPUs stopped --> _tell: `stopped`,
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from aiovmm.config import RebootPolicy, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import host_error
+from aiovmm.errors import HostError, host_error
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, Lifecycle, VMState
 from aiovmm.machine.journal import Journal
 from aiovmm.machine.power import Power
@@ -25,6 +26,9 @@ from aiovmm.runtime.home import HomeLoop
 __all__ = ["Ending", "failed", "of_host"]
 
 _RESETS = (ExitReason.REBOOT, ExitReason.TRIPLE_FAULT)  # how a kernel may end that has panicked
+PATIENCE = 20.0
+"""Seconds for vCPUs to leave what they do. One that is in the host's kernel, where it waits for memory that a file has (pmem) on
+storage which does not answer, leaves it then, and nobody waits."""
 _PANIC_LINE = 0.2  # seconds that the line of a panic's message has to end
 
 
@@ -110,12 +114,27 @@ class Ending:
             return
         try:
             async with admitted(to_end=True):  # of a thousand that are to end the loop has a few on its hands at a time
-                await self.power.off()
+                await self._off()
         except Exception as exc:
             error = of_host("stopping", self._config.name, exc)
             self.life.status = failed(f"{status.detail}; its machine could not be stopped", error)
         finally:
             self._tell()
+
+    async def _off(self) -> None:
+        off = asyncio.ensure_future(self.power.off())
+        await asyncio.wait([off], timeout=PATIENCE)
+        if off.done():
+            off.result()
+            return
+        off.add_done_callback(lambda late: late.cancelled() or late.exception())  # whose end is not told any more
+        assert self.life.status is not None
+        hint = "the storage of its memory does not answer: it goes once that does"
+        error = HostError(f"stopping the vCPUs of VM {self._config.name!r}", errno.ETIMEDOUT, hint)
+        was = self.life.status
+        self.life.status = ExitStatus(
+            was.reason, f"{was.detail}; a vCPU is left in the host's kernel", was.error or error
+        )
 
     def ended(self, status: ExitStatus) -> None:
         """It has ended in another process, where its machine is: everybody hears of it. The first status stays."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
-from aiovmm.errors import StateError
+from aiovmm.errors import HostError, StateError
 from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.machine.ending import Ending
 from aiovmm.runtime.admission import admitted
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["Release"]
 
 _WATCH = 0.25  # seconds after the start until somebody looks after who blocks the loop
+PATIENCE = 60.0
+"""Seconds for giving back; a server may have to be brought much that was written. What a disk that never answers has under way
+goes to the guest's memory some time, so that stays until then, and nobody waits."""
 _ABANDONED = 10.0
 """Seconds for what is done after the loop was closed: something there may wait for a task that will never go on."""
 
@@ -32,6 +36,7 @@ class Release:
         self._name = name
         self._ending = ending
         self._watch: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._unwatch: Callable[[], None] = lambda: None
 
     def watch_soon(self, loop_closed: Callable[[], None]) -> None:
@@ -40,8 +45,19 @@ class Release:
         self._watch = asyncio.get_running_loop().call_later(_WATCH, self._watch_loop, loop_closed)
 
     async def close(self, status: ExitStatus) -> None:
-        """End the guest, if it has not ended, with that status, and take everything apart. Idempotent."""
+        """End the guest, if it has not ended, with that status, and take everything apart. Idempotent. Raises HostError where
+        that takes too long; it goes on then, and who calls again waits again."""
         await self._ending.end(status)
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._take_apart())
+        await asyncio.wait([self._closing], timeout=PATIENCE)
+        if not self._closing.done():
+            hint = "storage of its does not answer: its memory, files and locks stay this process's until it does"
+            raise HostError(f"giving back what VM {self._name!r} has", errno.ETIMEDOUT, hint)
+        closed, self._closing = self._closing, None
+        closed.result()
+
+    async def _take_apart(self) -> None:
         await self._ending.settled()
         self._end_watch()
         try:

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 static int is_ready(int fd, short events) {
@@ -14,6 +15,11 @@ static int is_ready(int fd, short events) {
         return 1;
     errno = EAGAIN;
     return 0;
+}
+
+int64_t avmm_file_system(int fd) {
+    struct statfs told;
+    return fstatfs(fd, &told) ? -(int64_t)errno : (int64_t)(uint32_t)told.f_type; /* a signed word on some hosts */
 }
 
 static int knows_no_nowait(void) { return errno == EOPNOTSUPP || errno == ENOSYS; }

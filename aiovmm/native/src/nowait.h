@@ -17,6 +17,9 @@ ssize_t avmm_writev_now(int fd, const struct iovec *iov, int n);
 /* The former of one buffer; -errno. */
 int64_t avmm_read_now(int fd, uint8_t *to, uint32_t size);
 
+/* The kind of file system that a file is on (statfs(2), f_type), or -errno. */
+int64_t avmm_file_system(int fd);
+
 /* Take what an eventfd holds: 1, 0 if that is nothing, -errno. */
 int avmm_event_take(int fd);
 /* Add 1 to an eventfd, unless it is full, in which case it is signalled as it is: 0, or -errno. */

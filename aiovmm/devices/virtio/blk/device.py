@@ -140,7 +140,9 @@ class BlkDevice(VirtioDevice):
         disk.align_file, disk.align_memory = image.align
         disk.punt_bytes = disk.inline_bytes = _NEVER
         disk.writes_wait = lib.AVMM_BLK_NO if image.is_device else lib.AVMM_BLK_UNKNOWN  # a device takes many at a time
-        if not image.direct:
+        if image.may_wait:  # and has the ring all the same, since somebody has said so
+            disk.punt_bytes, disk.inline_bytes, disk.writes_wait = 0, 0, lib.AVMM_BLK_NO
+        elif not image.direct:
             disk.punt_bytes, disk.inline_bytes = _PUNT_BYTES, _INLINE_BYTES
         disk.capacity = image.sectors
         disk.max_bytes = _MAX_REQUEST
@@ -208,7 +210,10 @@ class BlkDevice(VirtioDevice):
         if self._engine is None:
             if self._affinity:
                 await in_thread(f"{self.label} bind", check_processors, list(self._affinity.values()))
-            self._engine = Engine(self._io, self._depth * len(self.queue_sizes), self.label)
+            waits = self._io is IoKind.AUTO and self._image is not None and self._image.may_wait
+            self._engine = Engine(
+                IoKind.THREADS if waits else self._io, self._depth * len(self.queue_sizes), self.label
+            )
             owners.link(self._disk, ring=self._engine.native_ring)
 
     @property

@@ -26,7 +26,8 @@ Processors = tuple[int, ...]
 
 
 class IoKind(enum.Enum):
-    """AUTO is io_uring, or threads if the host's kernel, a container's seccomp filter or a limit refuses it."""
+    """AUTO is io_uring; or threads, if the host's kernel, a container's seccomp filter or a limit refuses it, and for a file on a
+    file system that may have whoever begins a transfer wait: the loop's thread, and the kernel's, which all disks share."""
 
     AUTO = "auto"
     URING = "io_uring"

@@ -41,6 +41,7 @@ class DiskImage:
 
     `align` is (file offsets and lengths, memory addresses) as O_DIRECT wants them, in bytes; (0, 0) if not `direct`.
     `guarded`: nobody said that it is `raw`, so the guest may not write what would make it look like something else.
+    `may_wait`: to begin a transfer may take as long as the transfer, or for ever (probe.may_wait).
     `top_layer`, `base`: of an overlay (see `overlay`), else None.
     """
 
@@ -55,6 +56,7 @@ class DiskImage:
         self.readonly = readonly
         self.direct = direct
         self.is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        self.may_wait = not self.is_device and probe.may_wait(fd)
         self.size = probe.size_of(fd)
         self.align = probe.direct_alignment(fd, is_device=self.is_device) if direct else (0, 0)
         logical = max(self.align[0], SECTOR)

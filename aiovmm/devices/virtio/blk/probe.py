@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 from aiovmm.devices.virtio.blk.protocol import SECTOR, Geometry
+from aiovmm.native import lib
 
-__all__ = ["device_discards", "device_geometry", "direct_alignment", "file_geometry", "size_of"]
+__all__ = ["device_discards", "device_geometry", "direct_alignment", "file_geometry", "may_wait", "size_of"]
 
 _BLKSSZGET, _BLKPBSZGET, _BLKIOOPT = 0x1268, 0x127B, 0x1279  # <linux/fs.h>
 _PAGE = 4096
@@ -19,6 +20,27 @@ _PAGE = 4096
 def size_of(fd: int) -> int:
     """Bytes, of a file or a block device. The file position is nobody's, so it may move."""
     return os.lseek(fd, 0, os.SEEK_END)
+
+
+_OF_THIS_HOST = {  # statfs(2)
+    0xEF53: "ext4",
+    0x58465342: "xfs",
+    0x9123683E: "btrfs",
+    0xF2F52010: "f2fs",
+    0xCA451A4E: "bcachefs",
+    0x01021994: "tmpfs",
+    0x858458F6: "ramfs",
+    0x958458F6: "hugetlbfs",
+    0x794C7630: "overlay",
+    0xE0F5E1E2: "erofs",
+    0x73717368: "squashfs",
+}
+
+
+def may_wait(fd: int) -> bool:
+    """Whether who begins to read a file may have to wait for somebody else: a server, another process. The file systems of the
+    host's own disks give a transfer to the disk and go on."""
+    return lib.avmm_file_system(fd) not in _OF_THIS_HOST
 
 
 def file_geometry(fd: int, logical: int) -> Geometry:

@@ -51,6 +51,7 @@ class OverlayImage(DiskImage):
         self.readonly = readonly
         self.direct = below.direct
         self.is_device = False
+        self.may_wait = below.may_wait or probe.may_wait(fd)
         self.size = int(layer.native.size)
         self.align = self._alignment()
         logical = max(below.geometry.logical, self.align[0], SECTOR)

@@ -1,0 +1,126 @@
+"""Storage that never answers: the guest whose it is waits, and nobody else does, not the loop, nor whoever ends that guest."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm import VM, DiskConfig, ExitReason, PmemConfig
+from aiovmm.devices.virtio.blk import BlkDevice
+from aiovmm.devices.virtio.blk.engine import IoKind
+from aiovmm.devices.virtio.blk.protocol import Request
+from aiovmm.devices.virtio.pmem import PmemDevice
+from aiovmm.errors import HostError
+from aiovmm.machine import ending, release
+from tests.devices.virtio.blk_driver import header
+from tests.faults.stalling import Stalling, stalling
+from tests.vm.drivers import start_drivers
+from tests.vm.guest import config, counts_on
+
+pytestmark = [
+    pytest.mark.kvm,
+    pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse"),
+]
+DOORBELL = 0x60018
+"""Where the guest looks for an address to write to."""
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Iterator[Stalling]:
+    (tmp_path / "stalling").mkdir()
+    with stalling(tmp_path / "stalling", 4 << 20) as mounted:
+        yield mounted
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ending, "PATIENCE", 0.3)
+    monkeypatch.setattr(release, "PATIENCE", 0.3)
+
+
+async def comes_to_rest(vm: VM, storage: Stalling, neighbour: VM) -> None:
+    """Nobody who closes it waits; once storage answers, all of it goes."""
+    with pytest.raises(HostError, match="storage") as failed:
+        await vm.aclose()
+    assert failed.value.errno == errno.ETIMEDOUT
+    await counts_on(neighbour)
+    await asyncio.to_thread(storage.go)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await vm.aclose()
+            except HostError:
+                continue
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["cached", "direct"])
+@pytest.mark.parametrize("io", [True, False], ids=["auto", "threads"])
+async def test_a_disk_that_never_answers(storage: Stalling, io: bool, direct: bool) -> None:
+    async with VM(config("x", name="neighbour")) as neighbour:
+        await neighbour.start()
+        vm = VM(config("x", disks=(DiskConfig(path=storage.disk, io_uring=io, direct=direct),)))
+        await vm.__aenter__()
+        await vm.start()
+        disk = (await start_drivers(vm))["disk0"]
+        assert (await disk.request(0, [header(Request.IN)], [4096, 1]))[-1] == 0
+        storage.stall()
+        disk.queues[0].add([header(Request.IN, 4096)], [4096, 1])
+        disk.queues[0].add([header(Request.OUT, 2048), bytes(4096)], [1])
+        disk.queues[0].kick()
+        await asyncio.to_thread(storage.await_victim)
+        await counts_on(neighbour)
+        await counts_on(vm)
+        assert (await vm.stop(timeout=0.01)).reason is ExitReason.KILLED
+        await comes_to_rest(vm, storage, neighbour)
+
+
+async def test_a_pmem_that_never_answers(storage: Stalling) -> None:
+    async with VM(config("x", name="neighbour")) as neighbour:
+        await neighbour.start()
+        vm = VM(config("d", pmems=(PmemConfig(file=storage.disk),)))
+        await vm.__aenter__()
+        await vm.start()
+        (pmem,) = [plugged.device for plugged in vm._power.plugged if isinstance(plugged.device, PmemDevice)]
+        storage.stall()
+        vm.machine.memory.write(DOORBELL, (pmem._start + (1 << 20)).to_bytes(8, "little"))
+        await asyncio.to_thread(storage.await_victim)
+        await counts_on(neighbour)
+        status = await asyncio.wait_for(vm.kill(), 10)
+        assert status.reason is ExitReason.KILLED
+        assert isinstance(status.error, HostError)
+        assert "left in the host's kernel" in status.detail
+        await comes_to_rest(vm, storage, neighbour)
+
+
+async def test_a_guest_that_resets_itself_meanwhile_can_be_ended(storage: Stalling) -> None:
+    """Its machine is not taken apart before storage answers."""
+    async with VM(config("x", name="neighbour")) as neighbour:
+        await neighbour.start()
+        vm = VM(config("er", disks=(DiskConfig(path=storage.disk),)))
+        await vm.__aenter__()
+        await vm.start()
+        disk = (await start_drivers(vm))["disk0"]
+        storage.stall()
+        disk.queues[0].add([header(Request.IN, 4096)], [4096, 1])
+        disk.queues[0].kick()
+        await asyncio.to_thread(storage.await_victim)
+        vm.serial.write(b"q")
+        await counts_on(neighbour)
+        async with asyncio.timeout(10):
+            await vm.kill()
+        await comes_to_rest(vm, storage, neighbour)
+
+
+async def test_disks_on_such_file_systems_have_threads_of_their_own(storage: Stalling, tmp_path: Path) -> None:
+    """The ring's own are few, and all disks' of a loop."""
+    (tmp_path / "here").write_bytes(bytes(1 << 20))
+    for path, kind in ((storage.disk, IoKind.THREADS), (tmp_path / "here", IoKind.URING)):
+        disk = BlkDevice.from_config(DiskConfig(path=path))
+        await disk.open()
+        assert disk.io is kind
+        await disk.close()
