@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -240,6 +241,8 @@ class Worker:
         if self._closing:
             return "was closed"
         code = 0 if ended.cancelled() else ended.result()
+        if code == -signal.SIGKILL:
+            return "was killed by signal 9: by somebody, or for want of memory (`dmesg`, and memory.events of its cgroup, tell)"
         return f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
 
     def _lose(self, error: WorkerLost) -> None:
