@@ -103,8 +103,9 @@ class Machine:
         if self._restored is None:
             if config.numa:
                 board.functions = self._functions_by_id()
-            board.describe(self.memory, self.pci.root, self._iommu)
-            await in_thread(f"{config.name}: load guest", board.load, self.memory)
+            rest = board.describe(self.memory, self.pci.root, self._iommu)
+            if rest is not None:
+                await in_thread(f"{config.name}: describe", rest)
         verdict = Verdict(config.name, self.memory, board.judge, self.halt, self._ended, self._owner)
         self.exits = ExitLoop(
             self.kvm_vm,
@@ -141,8 +142,8 @@ class Machine:
         self._given_up = True
 
     def _make_vm(self) -> None:
-        """The kernel, memory, and the KVM VM that has it. In a thread: a guest has it made anew as often
-        as it resets itself."""
+        """Memory, the KVM VM that has it, and what is in it before there are devices. In a thread, in one go, for each change of
+        threads waits for a processor; and a guest has it made anew as often as it resets itself."""
         board = self.board
         if self._restored is None:
             self.parts.load_kernel()
@@ -160,7 +161,9 @@ class Machine:
         self.end_of_memory = map_device_memory(self.memory, self.parts.plugged, self.end_of_ram, limit)
         vm.set_memory(self.memory)
         board.set_up(vm)
-        if self._restored is not None:
+        if self._restored is None:
+            board.load(self.memory)
+        else:
             board.restore(self.memory, self._restored)
 
     async def _let_go_of_host(self) -> None:

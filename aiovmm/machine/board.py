@@ -3,8 +3,8 @@ what firmware would tell of them. `assembly.Machine` holds the order in which th
 
     examine    what the host's processor can                              in a thread
     set_up     what KVM has to make before any device                     in a thread
+    load       the kernel, and all processors                             in the same
     add_devices, plan_pci, add_pci, describe                              on the loop
-    load       the kernel, and all processors at their first instruction  in a thread
 """
 
 from __future__ import annotations
@@ -126,13 +126,14 @@ class Board(ABC):
         """PCI is there, and no function but its host bridges."""
 
     @abstractmethod
-    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
-        """All functions are plugged in: tell the guest, or keep it for `load`."""
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
+        """All functions are plugged in: tell the guest, who is ready to run then. What takes its time is given back, to be done
+        in a thread; it raises ConfigError, ImageError, KvmError."""
 
     @abstractmethod
     def load(self, memory: GuestMemory) -> None:
-        """Kernel, initramfs and what belongs to them into memory; all vCPUs in `vcpus`, ready to run. Raises ConfigError,
-        ImageError, KvmError."""
+        """The kernel into memory, and what belongs to it but for the description of devices; all vCPUs in `vcpus`. In a thread.
+        Raises ConfigError, ImageError, KvmError."""
 
     @abstractmethod
     def restore(self, memory: GuestMemory, restored: Restored) -> None:

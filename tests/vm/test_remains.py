@@ -176,7 +176,7 @@ async def test_cancelled_at_every_await(life: Callable[[], Awaitable[None]], wok
         await until(lambda: any(thread.name == "aiovmm watchdog" for thread in threading.enumerate()))
         both = Remains.now()
         awaits = await cancel_everywhere(life, both, woken=woken)
-        assert awaits >= 4
+        assert awaits >= 3
         assert neighbour.state is VMState.RUNNING
         await counts_on(neighbour, 100)
     await remains.check()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from aiovmm import VM, HostError
 from aiovmm.machine.assembly import Machine
+from aiovmm.runtime import crew
 from aiovmm.runtime.tasks import side_by_side
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
@@ -148,3 +150,23 @@ async def test_who_is_cancelled_waits_for_all_of_them() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [1, 2]
+
+
+async def test_a_guest_like_another_is_made_by_one_thread_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of threads waits for a processor, on a busy machine for longer than all the rest takes."""
+    asked: list[str] = []
+    run = crew.run
+
+    def asking(name: str, work: Callable[[], Callable[[], None]]) -> None:
+        asked.append(name)
+        run(name, work)
+
+    monkeypatch.setattr(crew, "run", asking)
+    counts = []
+    for _ in range(2):
+        async with VM(config("hi")) as vm:
+            counts.append(len(asked))
+            await vm.start()
+            await vm.serial.expect(rb"hello\n", timeout=60)
+        asked.clear()
+    assert counts[1] == 1

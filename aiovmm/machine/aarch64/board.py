@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.boot.aarch64 import (
@@ -54,7 +55,6 @@ class Virt(Board):
 
     _vm: VmFd
     _features: VcpuFeatures
-    _hardware: Hardware
     _places: GicPlaces
     _processors: Processors | None = None  # of a machine that goes on from a saved one
     _gic: Gic | None = None
@@ -138,11 +138,17 @@ class Virt(Board):
     def add_pci(self, root: PciRoot) -> None:
         """Configuration spaces are in memory, and that is all."""
 
-    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
-        """For the device tree."""
+    def load(self, memory: GuestMemory) -> None:
+        """Its vCPUs are there already; initramfs and device tree come with `describe`."""
+        kernel = self.parts.kernel
+        assert isinstance(kernel, KernelImage), "it was loaded on this host"
+        kernel.load_into(memory)
+
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
+        """By the device tree, for the kernel's own protocol."""
         assert self._devices is not None
         cpus = self.parts.config.cpus
-        self._hardware = Hardware(
+        hardware = Hardware(
             mpidrs=affinities(self.vcpus),
             gic=self._places,
             pci_segments=describe_segments(root.segments),
@@ -152,14 +158,13 @@ class Virt(Board):
             generation=True,
             iommu=iommu.describe() if iommu is not None else None,
         )
+        return partial(self._enter, memory, hardware)
 
-    def load(self, memory: GuestMemory) -> None:
-        """By the kernel's own protocol."""
+    def _enter(self, memory: GuestMemory, hardware: Hardware) -> None:
         config, kernel = self.parts.config, self.parts.kernel
-        assert isinstance(kernel, KernelImage), "it was loaded on this host"
-        kernel.load_into(memory)
+        assert isinstance(kernel, KernelImage), "it was loaded"
         initramfs = config.payload.initramfs
-        state = setup_linux(memory, kernel, config.cmdline, initramfs, self.ram, self._hardware, fresh_seeds())
+        state = setup_linux(memory, kernel, config.cmdline, initramfs, self.ram, hardware, fresh_seeds())
         enter(self.vcpus[0], state)
 
     def restore(self, memory: GuestMemory, restored: Restored) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.boot.x86_64 import layout, ram_ranges
-from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts
+from aiovmm.boot.x86_64.acpi import AcpiPorts
 from aiovmm.bus import Range, Space
 from aiovmm.config import HotplugMethod, VMConfig
 from aiovmm.devices.acpi import GedEvent
@@ -25,7 +25,7 @@ from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
-from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables
+from aiovmm.machine.x86_64.tables import describe, tables_are_made, write_generation, write_tables
 from aiovmm.machine.x86_64.vcpus import Processor, add_vcpu, create_vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
@@ -52,7 +52,6 @@ class Pc(Board):
     _processor: Processor
     _pins: IntxPins
     _memory: GuestMemory
-    _described: AcpiConfig
     _cpuids: list[bytes]  # of each vCPU, as KVM takes it
 
     # -- the address map
@@ -142,15 +141,6 @@ class Pc(Board):
         self.slots = slots = SlotRegisters(len(root.segments))
         self.bus.add(Range(Space.PIO, self._ports.slots, slots.fast.size, slots, "pci slots", slots.fast))
 
-    def describe(self, _memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> None:
-        """ACPI and the MP table, which are written with the kernel: to touch memory first takes its time."""
-        end = self.device_memory_start
-        self._described = describe(self.parts.config, self.legacy, self._ports, root.segments, iommu, end)
-        if self.parts.config.numa:
-            from aiovmm.machine.x86_64.numa import numa_nodes
-
-            self._described = replace(self._described, numa=numa_nodes(self.parts.config, self.ram, self.functions))
-
     def load(self, memory: GuestMemory) -> None:
         """By the kernel's own protocol."""
         from aiovmm.boot.x86_64 import KernelImage, setup_linux
@@ -158,7 +148,6 @@ class Pc(Board):
         config, kernel = self.parts.config, self.parts.kernel
         assert isinstance(kernel, KernelImage), "it was loaded on this host"
         self._memory = memory
-        write_tables(memory, self._described)
         if config.platform.has_identity:
             from aiovmm.machine.x86_64.identity import write_smbios
 
@@ -166,6 +155,19 @@ class Pc(Board):
         kernel.load_into(memory)
         state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
         self.vcpus, self._cpuids = create_vcpus(self._vm, self._processor, state)
+
+    def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
+        """ACPI and the MP table, which are made once for all guests that are alike."""
+        end = self.device_memory_start
+        machine = describe(self.parts.config, self.legacy, self._ports, root.segments, iommu, end)
+        if self.parts.config.numa:
+            from aiovmm.machine.x86_64.numa import numa_nodes
+
+            machine = replace(machine, numa=numa_nodes(self.parts.config, self.ram, self.functions))
+        if not tables_are_made(machine):
+            return partial(write_tables, memory, machine)
+        write_tables(memory, machine)
+        return None
 
     def restore(self, memory: GuestMemory, restored: Restored) -> None:
         """vCPUs, clocks."""

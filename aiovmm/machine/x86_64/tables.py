@@ -16,7 +16,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.segment import PciSegment
 from aiovmm.runtime.prepared import Prepared
 
-__all__ = ["describe", "write_generation", "write_tables"]
+__all__ = ["describe", "tables_are_made", "write_generation", "write_tables"]
 
 
 def describe(
@@ -47,6 +47,11 @@ def _modules(config: VMConfig, end_of_ram: int) -> tuple[acpi.MemoryModule, ...]
     from aiovmm.machine.hotplug.places import modules  # for who has some
 
     return tuple(acpi.MemoryModule(*place) for place in modules(config.memory, end_of_ram))
+
+
+def tables_are_made(machine: acpi.AcpiConfig) -> bool:
+    """Whether `write_tables` has only to copy them."""
+    return _tables.find(machine) is not None
 
 
 def write_tables(memory: GuestMemory, machine: acpi.AcpiConfig) -> None:
