@@ -282,6 +282,7 @@ class VM(Inventory, Changes, Saving, Commands):
     async def stop(self, timeout: float | None = 10.0) -> ExitStatus:
         """The ladder: power button, and the agent if it is known, `timeout` seconds of patience (None: for ever), kill. At once
         if it does not run. Idempotent."""
+        from aiovmm.runtime.awake import awake_timeout
         from aiovmm.runtime.timeouts import check_seconds
 
         check_seconds(timeout, "stop(timeout=)")
@@ -290,7 +291,7 @@ class VM(Inventory, Changes, Saving, Commands):
             return await self.kill(f"it was stopped while {self.state.value}")
         self.shutdown()
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
+            async with awake_timeout(timeout):
                 await self._ask_agent_to_end()
                 return await self.wait()
         return await self.kill(f"it did not power off within {timeout:g} s")

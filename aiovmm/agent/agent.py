@@ -15,6 +15,7 @@ from aiovmm.agent.errors import AgentLost, BootTimeout, guest_os_error
 from aiovmm.agent.link import Link
 from aiovmm.agent.wire import Greeting, Kind
 from aiovmm.errors import StateError
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.timeouts import check_seconds
 
 if TYPE_CHECKING:
@@ -72,14 +73,14 @@ class Agent:
             self._lock = asyncio.Lock()
         seconds = self.patience if timeout == -1.0 else timeout
         stage = ["driver"]
-        limit = asyncio.timeout(seconds)
+        limit: asyncio.Timeout | None = None
         try:
-            async with limit, self._lock:
+            async with awake_timeout(seconds) as limit, self._lock:
                 if self._link is None or self._link.lost:
                     self._link = await self._find(stage)
                 return self._link
         except TimeoutError:
-            if not limit.expired():
+            if limit is None or not limit.expired():
                 raise
             at = stage[0] if stage[0] == "greeting" else self.place.stage()
             raise BootTimeout(at, seconds or 0.0, self.place.console_tail(), _HINTS[at]) from None

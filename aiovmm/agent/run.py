@@ -14,6 +14,7 @@ from aiovmm.agent.process import start_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import UsageError
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.timeouts import check_seconds
 
@@ -141,12 +142,12 @@ async def run(
     )
     payload = request.payload()
     command = _Command(agent, request, output_limit)
-    limit = asyncio.timeout(timeout)
+    limit: asyncio.Timeout | None = None
     try:
-        async with limit:
+        async with awake_timeout(timeout) as limit:
             done = await command.run(payload, input)
     except TimeoutError:
-        if not limit.expired():
+        if limit is None or not limit.expired():
             raise
         output = bytes(command.stdout), bytes(command.stderr)
         raise CommandTimeout(*output, command=command.words, timeout=timeout or 0.0) from None

@@ -143,12 +143,13 @@ class ConsoleReader:
         both show what is unread, and leave it so. Raises PatternTooSlow (an ExpectTimeout) if what the guest prints makes a
         pattern whose repeats overlap, like rb"(\\w+\\s*)+:", take longer than a loop can wait.
         """
-        from aiovmm.runtime.timeouts import check_seconds  # not by who only reads
+        from aiovmm.runtime.awake import awake_timeout  # not by who only reads
+        from aiovmm.runtime.timeouts import check_seconds
 
         search = PatternSearch(pattern, overlap)
         check_seconds(timeout, "expect(timeout=)")
         try:
-            async with asyncio.timeout(timeout):
+            async with awake_timeout(timeout):
                 found = await self._search_pattern(search)
         except TimeoutError as exc:
             if isinstance(exc, PatternTooSlow):

@@ -1,8 +1,8 @@
 """The limits of a VM that go by the clock, and what happens at them.
 
 `IdleClock` is pure: it is told now and then what the guest has done, and says when to look again, or that it has been idle for
-too long. It looks twenty times in that time, so the end comes at most a twentieth of it late. Time in which nobody looked, for
-the process was stopped or its machine suspended, is not the guest's: it stood still as well.
+too long. It looks twenty times in that time, so the end comes at most a twentieth of it late. Time in which nobody looked
+(runtime/awake.py) is not the guest's, neither of its idleness nor of its life.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.config.limits import LimitsConfig
 from aiovmm.lifecycle import ExitReason, ExitStatus, VMState
+from aiovmm.runtime.awake import Awake, counted
 
 if TYPE_CHECKING:
     from aiovmm.console import Console
@@ -25,7 +27,6 @@ __all__ = ["IdleClock", "Limits"]
 
 _LOOKS = 20
 _SHORTEST = 0.005  # seconds between two looks
-_MISSED = 2  # looks that were due: then the loop did not run
 _THREAD_CLOCK = (
     6  # of processor time, behind a thread's number inverted (linux/posix-timers.h); glibc's way needs it alive
 )
@@ -46,8 +47,7 @@ class IdleClock:
         """Seconds to the next look; None: it has been idle for `limit`. `done`: what it has got and given until now; `worked`:
         seconds that its processors have had. Either may begin anew, with a reset, which is no idleness."""
         passed = now - self._looked
-        if passed > _MISSED * self._due:
-            self._since += passed - self._due
+        self._since += passed - counted(passed, self._due)
         if done != self._done or worked < self._worked or worked - self._worked > _BUSY * passed:
             self._since = now
         self._looked, self._done, self._worked = now, done, worked
@@ -65,6 +65,7 @@ class Limits:
         self._consoles = consoles
         self._timers: list[asyncio.TimerHandle] = []
         self._idle: IdleClock | None = None
+        self._life: Awake | None = None
 
     def set(self, config: LimitsConfig) -> None:
         """These from now on. What has passed of its life counts; idleness begins anew."""
@@ -83,7 +84,10 @@ class Limits:
         if self._ending.life.state is VMState.STOPPED:
             return
         if self.config.lifetime is not None:
-            self._later(max(self.config.lifetime - self._ending.power.uptime, 0.0), self._too_old)
+            if self._life is None:
+                self._life = Awake(self.config.lifetime, _now(), self._ending.power.uptime)
+            self._life.limit = self.config.lifetime
+            self._grow_older(self._life)
         if self.config.idle is not None:
             self._idle = IdleClock(self.config.idle, _now(), *self._activity())
             self._later(self.config.idle / _LOOKS, self._look)
@@ -97,8 +101,12 @@ class Limits:
     def _later(self, seconds: float, call: Callable[[], None]) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call))
 
-    def _too_old(self) -> None:
-        self._end(ExitReason.LIFETIME, f"it has lived for the {self.config.lifetime:g} s that it may")
+    def _grow_older(self, life: Awake) -> None:
+        left = life.look(_now())
+        if left is None:
+            self._end(ExitReason.LIFETIME, f"it has lived for the {life.limit:g} s that it may")
+        else:
+            self._later(left, partial(self._grow_older, life))
 
     def _look(self) -> None:
         self._timers = [timer for timer in self._timers if timer.when() > _now()]

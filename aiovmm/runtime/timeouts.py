@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiovmm.errors import UsageError
+from aiovmm.runtime.awake import awake_timeout
 
 __all__ = ["check_seconds", "time_limit"]
 
@@ -22,13 +23,13 @@ def check_seconds(seconds: object, what: str) -> None:
 
 @asynccontextmanager
 async def time_limit(seconds: float | None, what: str) -> AsyncIterator[None]:
-    """asyncio.timeout, whose TimeoutError names what did not come. One that is raised within passes as it is."""
+    """awake_timeout, whose TimeoutError names what did not come. One that is raised within passes as it is."""
     check_seconds(seconds, what)
-    limit = asyncio.timeout(seconds)
+    limit: asyncio.Timeout | None = None
     try:
-        async with limit:
+        async with awake_timeout(seconds) as limit:
             yield
     except TimeoutError:
-        if limit.expired():
+        if limit is not None and limit.expired():
             raise TimeoutError(f"{what}: not within {seconds:g} s") from None
         raise

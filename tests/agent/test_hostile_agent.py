@@ -150,7 +150,7 @@ async def test_one_that_ends_at_once_is_tried_again(tmp_path: Path) -> None:
     async with says(tmp_path / "a") as agent:
         with pytest.raises(BootTimeout) as info:
             await agent.ready(0.5)
-        assert info.value.stage == "agent"
+        assert info.value.stage in ("agent", "greeting"), "by whether the time was over between two tries or in one"
 
 
 async def test_questions_that_are_not_answered(tmp_path: Path) -> None:

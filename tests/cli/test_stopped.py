@@ -29,6 +29,22 @@ def stats_of(pid: int) -> list[str]:
     return [(task / "stat").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
+@pytest.mark.parametrize("told", [True, False], ids=["to end", "by its limit"])
+def test_time_in_which_it_was_stopped_is_in_no_limit(told: bool, aiovmm: Command, guest: list[str]) -> None:
+    """The guest has had none of it, so it is not killed: it powers off when it is given a letter."""
+    limit = ["--stop-timeout", f"{IDLE}"] if told else ["--limits", f"lifetime={IDLE}"]
+    process = aiovmm.start(*guest, "--cmdline", "heo", *limit, "--json", "2")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(6) == b"hello\n"
+    if told:
+        process.terminate()
+        assert any(b"power-button" in line for line in process.stderr)
+    stand_still(process, SECONDS)
+    out, error = process.communicate(b"q", timeout=30)
+    assert (process.returncode, out) == (0, b"q"), error
+
+
 @pytest.mark.parametrize("more", [[], ["--limits", f"idle={IDLE}"]], ids=["plain", "idle"])
 def test_it_goes_on_as_if_nothing_had_been(more: list[str], aiovmm: Command, guest: list[str]) -> None:
     """Nobody takes its guest for one that hangs or idles: it stood still as well."""

@@ -10,6 +10,7 @@ from aiovmm.config import HotplugMethod, VMConfig
 from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.errors import HotplugError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.timeouts import check_seconds
 
@@ -86,7 +87,7 @@ class MemoryHotplug:
     async def _until_served(self, device: MemDevice, size: int, wanted: int, timeout: float | None) -> None:
         stopped = asyncio.ensure_future(self._ending.stopped.wait())
         try:
-            async with asyncio.timeout(timeout):
+            async with awake_timeout(timeout):
                 while device.blocks.plugged != wanted or device.blocks.requested != wanted:
                     if device.blocks.requested != wanted:
                         reason = f"it was asked for {device.blocks.requested} bytes of hotplugged memory meanwhile, not {wanted}"

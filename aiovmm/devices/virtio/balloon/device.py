@@ -100,11 +100,13 @@ class BalloonDevice(VirtioDevice):
         Raises TimeoutError if it does not within `timeout` seconds (None: wait for ever); it stays asked. A guest gives what
         it can spare, and with `deflate_on_oom` may take it back. Raises UsageError for a size that cannot be.
         """
+        from aiovmm.runtime.awake import awake_timeout  # for who asks
+
         self._home.check()
         self._target = self._check(size)
         self.config_changed()
         try:
-            async with asyncio.timeout(timeout):
+            async with awake_timeout(timeout):
                 while self._actual != self._target:
                     self._moved = self._moved or asyncio.Event()
                     await self._moved.wait()
@@ -115,13 +117,15 @@ class BalloonDevice(VirtioDevice):
     async def stats(self, timeout: float | None = 10.0) -> BalloonStats:
         """What the guest says of its memory now. Raises TimeoutError if it does not answer, StateError if it has no driver for
         the balloon, or one that keeps no statistics."""
+        from aiovmm.runtime.awake import awake_timeout
+
         self._home.check()
         if not self._live:
             raise StateError("the guest has no driver for the balloon that keeps statistics")
         if self._stats is None:
             self._stats = asyncio.get_running_loop().create_future()
             self._asked.set()
-        async with asyncio.timeout(timeout):
+        async with awake_timeout(timeout):
             return await asyncio.shield(self._stats)
 
     # -- the device ------------------------------------------------------------------------------------------------------
