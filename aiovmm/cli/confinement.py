@@ -1,4 +1,4 @@
-"""What `aiovmm run` gives up of its process's rights: --user, --seccomp, --landlock, --landlock-rules."""
+"""What `aiovmm run` gives up of its process's rights: --user, --seccomp, --namespaces, --landlock, --landlock-rules."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ class Confinement:
 
     seccomp: str = "true"
     landlock: bool = False
+    namespaces: bool = False
     rules: tuple[str, ...] = ()
     identity: Identity | None = None
 
     @classmethod
     def of(cls, args: dict[str, Any]) -> Confinement:
         """Of the command's values. Raises ConfigError."""
-        made = cls(args["seccomp"], args["landlock"], args["landlock_rules"], _identity(args["user"]))
+        identity = _identity(args["user"])
+        made = cls(args["seccomp"], args["landlock"], args["namespaces"], args["landlock_rules"], identity)
         made.check()
         return made
 
@@ -42,8 +44,9 @@ class Confinement:
 
         for rule in self.rules:
             parse_landlock_rule(rule)
-        if not self.landlock:
-            raise ConfigError("--landlock-rules", "there is nothing that it is a rule of", "say --landlock, too")
+        if not (self.landlock or self.namespaces):
+            hint = "say --landlock, too, or --namespaces"
+            raise ConfigError("--landlock-rules", "there is nothing that it is a rule of", hint)
 
     def begin(self, config: VMConfig, outputs: Iterable[Path]) -> None:
         """Before there are threads, and before anything that a guest has is opened, or one of `outputs` is made: give up paths.
@@ -54,19 +57,23 @@ class Confinement:
 
             list(reopened(config))
             keep_from_gaining()
-        if not self.landlock:
+        if not (self.landlock or self.namespaces):
             return
         from aiovmm.config.options import parse_landlock_rule
-        from aiovmm.confine.guests import confine_paths_to
+        from aiovmm.confine.guests import confine_paths_to, enter_namespaces_of
 
-        confine_paths_to(config, [parse_landlock_rule(rule) for rule in self.rules], outputs, option="--landlock")
+        rules, outputs = [parse_landlock_rule(rule) for rule in self.rules], list(outputs)
+        if self.namespaces:
+            enter_namespaces_of(config, rules, outputs, option="--namespaces")
+        if self.landlock:
+            confine_paths_to(config, rules, outputs, option="--landlock")
 
     def why_refused(self) -> str:
         """What to say of something that the system did not let this process do; empty if it is not confined."""
         words = []
         if self.identity is not None:
             words.append(f"it is user {self.identity.name} and may open what that user may")
-        if self.landlock:
+        if self.landlock or self.namespaces:
             words.append("--landlock-rules path=DIR,access=rw at its start lets it open what comes later")
         if self.seccomp == "true":
             words.append("--seccomp false lets it make interfaces and start helpers")

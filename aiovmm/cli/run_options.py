@@ -80,6 +80,12 @@ OPTIONS = (
         default="true",
     ),
     RunOption("--landlock", "Refuse paths that are not configured, or in --landlock-rules.", kind=bool, default=False),
+    RunOption(
+        "--namespaces",
+        "Have no path but what is configured, or in --landlock-rules: mounts and, of who is not root, users of its own.",
+        kind=bool,
+        default=False,
+    ),
     RunOption("--landlock-rules", "{keys}", _KEYS, list),
     RunOption(
         "--user",

@@ -11,11 +11,11 @@ from aiovmm.config import VMConfig
 from aiovmm.config.ids import device_ids
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
-from aiovmm.confine.paths import of_config, of_output, of_program, of_rule
+from aiovmm.confine.paths import Grant, of_config, of_output, of_program, of_rule
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.user_dirs import find_cache_directory
 
-__all__ = ["check_programs", "confine_paths_to", "families_of"]
+__all__ = ["check_programs", "confine_paths_to", "enter_namespaces_of", "families_of"]
 
 
 def confine_paths_to(
@@ -23,6 +23,20 @@ def confine_paths_to(
 ) -> None:
     """For good, and before there are threads: no path but those of this program, of `config`, of `rules`, and where `outputs` are
     made. Raises ConfigError, which names the `option` that asked for it, and HostError."""
+    confine_paths(_grants(config, rules, outputs, option))
+
+
+def enter_namespaces_of(
+    config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iterable[Path] = (), *, option: str
+) -> None:
+    """The same, of paths that are not there at all (namespaces.py)."""
+    from aiovmm.confine.namespaces import enter_namespaces
+
+    enter_namespaces(_grants(config, rules, outputs, option), option)
+
+
+def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iterable[Path], option: str) -> list[Grant]:
+    """Also what is to be done first, while it can be."""
     for name in _nets_of_passt(config)[:1]:
         reason = f"{name}'s passt needs namespaces of its own, which nobody who is confined may make"
         raise ConfigError(option, reason, "start passt by yourself: --net vhost_user=on,socket=PATH")
@@ -32,8 +46,7 @@ def confine_paths_to(
     _keep_sockets_in(cache, config, option)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
     imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
-    grants = [*of_program(imported, cache), *of_config(config), *map(of_rule, rules), *map(of_output, outputs)]
-    confine_paths(grants)
+    return [*of_program(imported, cache), *of_config(config), *map(of_rule, rules), *map(of_output, outputs)]
 
 
 def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> None:

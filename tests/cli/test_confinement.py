@@ -13,6 +13,7 @@ import pytest
 from aiovmm.native import lib
 from tests.cli.conftest import Command
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, or unprivileged user namespaces")
 needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
 
 PROGRAM = """
@@ -52,11 +53,20 @@ def devices(place: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("landlock", [False, pytest.param(True, marks=needs_landlock)])
+@pytest.mark.parametrize(
+    ("more", "file"),
+    [
+        ([], "done"),
+        pytest.param(["--landlock"], os.strerror(13), marks=needs_landlock),
+        pytest.param(["--namespaces"], os.strerror(2), marks=needs_root),
+        pytest.param(["--namespaces", "--landlock"], os.strerror(2), marks=[needs_root, needs_landlock]),
+    ],
+    ids=["calls", "paths", "mounts", "both"],
+)
 def test_a_guest_runs_and_reboots_in_a_process_that_can_do_little(
-    landlock: bool, aiovmm: Command, guest: list[str], tmp_path: Path
+    more: list[str], file: str, aiovmm: Command, guest: list[str], tmp_path: Path
 ) -> None:
-    command = [*guest, "--cmdline", "heo", *devices(tmp_path), *(["--landlock"] if landlock else [])]
+    command = [*guest, "--cmdline", "heo", *devices(tmp_path), *more]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60, cwd=tmp_path
     )
@@ -65,7 +75,7 @@ def test_a_guest_runs_and_reboots_in_a_process_that_can_do_little(
     assert done.returncode == 0
     refused = os.strerror(1)
     assert told["execute"] == told["network"] == refused
-    assert told["file"] == (os.strerror(13) if landlock else "done")
+    assert told["file"] == file
     assert told["module"] == "done"
 
 
@@ -97,7 +107,8 @@ def test_a_rule_gives_a_path_more(aiovmm: Command, guest: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--landlock-rules", "path=/etc,access=r"], "say --landlock, too"),
+        (["--landlock-rules", "path=/etc,access=r"], "say --landlock, too, or --namespaces"),
+        pytest.param(["--namespaces", "--net", "passt=on"], "passt needs namespaces", marks=needs_root),
         (["--landlock", "--landlock-rules", "path=/etc,access=x"], "'x' is no access"),
         (["--landlock", "--landlock-rules", "path=/etc"], "access"),
         (["--seccomp", "perhaps"], "perhaps"),

@@ -37,6 +37,11 @@ from tests.vm.test_pool_workers import children, pid_of
 
 needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
 LANDLOCK = Confinement(landlock=True)
+NAMESPACES = Confinement(namespaces=True)
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, or unprivileged user namespaces")
+
+FILE: dict[Confinement | None, str] = {LANDLOCK: os.strerror(13), NAMESPACES: os.strerror(2)}
+"""What comes of opening one that is not configured."""
 
 TRIES = """
 import os, socket
@@ -94,8 +99,13 @@ def tries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("tries")
 @pytest.mark.parametrize(
     "confinement",
-    [None, Confinement(), pytest.param(LANDLOCK, marks=needs_landlock)],
-    ids=["default", "calls", "paths"],
+    [
+        None,
+        Confinement(),
+        pytest.param(LANDLOCK, marks=needs_landlock),
+        pytest.param(NAMESPACES, marks=needs_root),
+    ],
+    ids=["default", "calls", "paths", "mounts"],
 )
 async def test_a_worker_can_do_little_and_its_guests_all(confinement: Confinement | None, tmp_path: Path) -> None:
     remains, before = await Remains.once_loop_has_streams(), children()
@@ -106,7 +116,8 @@ async def test_a_worker_can_do_little_and_its_guests_all(confinement: Confinemen
                 await lives(each)
             found = await outcomes(vm)
             assert found["execute"] == found["network"] == found["signal"] == os.strerror(1)
-            assert found["file"] == found["here"] == (os.strerror(13) if confinement is LANDLOCK else "done")
+            assert found["file"] == FILE.get(confinement, "done")
+            assert found["here"] == (os.strerror(13) if confinement is LANDLOCK else "done")
             assert found["module"] == "done"
             status = status_of(pid_of(vm))
             assert "NoNewPrivs:\t1" in status

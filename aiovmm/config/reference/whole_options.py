@@ -24,6 +24,7 @@ TABLE = """
 --publish | ours | a port of the host's loopback
 --network | ours | a network by passt
 --allow | ours | that network, filtered: the networks and names that it may reach
+--namespaces | ours | mount and user namespaces of the process's own, see docs/security.md
 -e | ours | --env
 --env | ours | a variable of the command's environment
 -u | ours | --user

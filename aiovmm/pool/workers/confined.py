@@ -7,7 +7,7 @@ from pathlib import Path
 from aiovmm.config import PlacedConfig, VMConfig
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.confinement import Confinement, Seccomp
-from aiovmm.confine.guests import check_programs, confine_paths_to, families_of
+from aiovmm.confine.guests import check_programs, confine_paths_to, enter_namespaces_of, families_of
 from aiovmm.confine.identity import become, find, keep_from_gaining
 from aiovmm.confine.limits import limit_resources
 from aiovmm.confine.seccomp import confine_calls
@@ -25,7 +25,7 @@ _OPTION = "confinement"
 def to_state_of(config: VMConfig, confinement: Confinement) -> State:
     """What a worker is told first."""
     rules = [{"path": str(rule.path), "access": rule.access} for rule in confinement.rules]
-    of_paths = {"landlock": confinement.landlock, "rules": rules}
+    of_paths = {"landlock": confinement.landlock, "namespaces": confinement.namespaces, "rules": rules}
     return {
         "config": to_state(config),
         "seccomp": confinement.seccomp.value,
@@ -42,6 +42,7 @@ class Confined:
         self._seccomp = Seccomp(fields.text("seccomp", among=[each.value for each in Seccomp]))
         self._user = fields.text("user")
         self._landlock = fields.flag("landlock")
+        self._namespaces = fields.flag("namespaces")
         self._rules = [
             LandlockRuleConfig(path=Path(rule.text("path")), access=rule.text("access"))
             for rule in fields.several("rules")
@@ -53,6 +54,8 @@ class Confined:
         if self._seccomp is Seccomp.REFUSED:
             check_programs(self._config, f"{_OPTION}.seccomp")
         identity = find(self._user, f"{_OPTION}.user") if self._user else None
+        if self._namespaces:
+            enter_namespaces_of(self._config, self._rules, option=f"{_OPTION}.namespaces")
         if self._landlock:
             confine_paths_to(self._config, self._rules, option=f"{_OPTION}.landlock")
         if identity is not None:

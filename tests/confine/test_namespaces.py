@@ -1,0 +1,128 @@
+"""A process with mounts of its own, which says what there still is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aiovmm.confine.namespaces import _outermost
+from aiovmm.confine.paths import KEEP, READ, RUN, Grant
+from aiovmm.errors import ConfigError
+from tests.confine.tried import TRIED
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (
+    TRIED
+    + """
+import os, re, sys
+from pathlib import Path
+from aiovmm.confine.namespaces import enter_namespaces
+from aiovmm.confine.paths import KEEP, READ, RUN, Grant
+
+place = Path(sys.argv[1])
+held = os.open(place / "outside", os.O_RDWR | os.O_CREAT)
+os.chdir(place / "kept")
+grants = [Grant(place / "kept", KEEP), Grant(place / "kept" / "below", READ), Grant(place / "read" / "file", READ)]
+grants += [Grant(place / "link", READ), Grant(Path("/proc"), RUN), Grant(Path("/lib"), RUN), Grant(Path("none"), READ)]
+enter_namespaces(grants, "--namespaces")
+
+tried("make", lambda: Path("new").write_text("x"))
+tried("make below", lambda: Path("below/new").write_text("x"))
+tried("read", (place / "read" / "file").read_text)
+tried("write what is read", lambda: (place / "read" / "file").write_text("x"))
+tried("read beside it", (place / "read" / "other").read_text)
+tried("read by a link", (place / "link" / "inside").read_text)
+tried("make at the root", lambda: Path("/new").write_text("x"))
+tried("look outside", lambda: os.listdir("/etc"))
+tried("write what is held", lambda: os.write(held, b"x"))
+tried("go up", lambda: os.listdir("/../../etc"))
+told = Path("/proc/self/status").read_text()
+print("root:", *sorted(os.listdir("/")))
+print("ids:", *os.getresuid(), *os.getresgid())
+print("can:", int(re.search("CapPrm:\\t(.*)", told)[1], 16), int(re.search("CapEff:\\t(.*)", told)[1], 16))
+if os.geteuid():
+    tried("another", lambda: enter_namespaces([], "again"))
+print("gains:", re.search("NoNewPrivs:\\t(.*)", told)[1])
+"""
+)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Everybody's, as is the way to it."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name).resolve()
+        for folder in ("kept/below", "read", "led"):
+            (place / folder).mkdir(parents=True)
+        for file in ("read/file", "read/other", "led/inside"):
+            (place / file).write_text("there")
+        (place / "link").symlink_to("led")
+        for path in (place, *place.rglob("*")):
+            path.chmod(0o777)
+        yield place
+
+
+def told_by(place: Path, user: list[str]) -> dict[str, str]:
+    command = [*user, sys.executable, "-c", PROGRAM, str(place)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def check(told: dict[str, str], place: Path) -> None:
+    not_there, read_only = os.strerror(2), os.strerror(30)
+    assert told["make"] == told["make below"] == told["read"] == told["read by a link"] == "done"
+    assert told["write what is held"] == "done"
+    assert told["write what is read"] == told["make at the root"] == read_only
+    assert told["read beside it"] == told["look outside"] == told["go up"] == not_there
+    assert set(told["root"].split()) == {place.parts[1], "lib", "proc", "usr"}
+    assert (place / "kept" / "new").read_text() == "x"
+    assert (place / "outside").read_text() == "x"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_has_no_path_but_what_is_granted_and_stays_root(place: Path) -> None:
+    told = told_by(place, [])
+    check(told, place)
+    assert told["ids"] == "0 0 0 0 0 0"
+    assert told["can"].split()[1] != "0", "TAPs are to be made"
+
+
+def test_who_is_not_root_has_a_user_namespace_and_nothing_in_it(place: Path) -> None:
+    user = ["setpriv", "--reuid=4321", "--regid=8765", "--clear-groups", "--"] if os.geteuid() == 0 else []
+    if subprocess.run([*user, "unshare", "--user", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs unprivileged user namespaces")
+    if subprocess.run([*user, sys.executable, "-c", "import aiovmm.native"], cwd=ROOT, check=False).returncode:
+        pytest.skip("needs this tree, and its interpreter, where anybody may read it")
+    told = told_by(place, user)
+    check(told, place)
+    assert not user or told["ids"] == "4321 4321 4321 8765 8765 8765"
+    assert (told["can"], told["gains"]) == ("0 0", "1")
+    assert told["another"] not in ("", "done")
+
+
+def test_a_path_below_another_is_mounted_if_it_gives_more(tmp_path: Path) -> None:
+    for name in ("a/b/c", "d"):
+        (tmp_path / name).mkdir(parents=True)
+    grants = [(".", READ), ("a", KEEP), ("a/b", RUN), ("a/b/c", KEEP), ("d", READ), ("none", KEEP)]
+    kept = _outermost([Grant(tmp_path / name, rights) for name, rights in grants], "--namespaces")
+    assert set(kept) == {str(tmp_path), str(tmp_path / "a")}
+    with pytest.raises(ConfigError, match="there is no"):
+        _outermost([Grant(tmp_path / "none", KEEP, needed=True)], "--namespaces")
+
+
+def test_threads_that_would_stay_outside_are_a_clear_error() -> None:
+    program = (
+        "import threading; from aiovmm.confine.namespaces import enter_namespaces\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "enter_namespaces([], '--namespaces')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "has threads already" in done.stderr
