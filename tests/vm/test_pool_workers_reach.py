@@ -29,6 +29,7 @@ from aiovmm import (
     VsockConfig,
 )
 from aiovmm.errors import ConfigError, HostError, StateError, UsageError
+from aiovmm.lifecycle import EventKind
 from aiovmm.pool.workers import process
 from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.pool.workers.remote_vm import RemoteVM
@@ -123,6 +124,21 @@ async def test_devices_come_and_go(workers: int, tmp_path: Path) -> None:
         with pytest.raises(KeyError, match="disk0"):
             await vm.remove("disk0")
         await lives(vm)
+
+
+async def test_a_device_that_the_guest_lets_go_of_later_is_not_in_its_configuration(tmp_path: Path) -> None:
+    """As after a remove() that was not waited for: the worker says so when it happens, and is asked by nobody."""
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        assert isinstance(vm, RemoteVM)
+        await vm.add(DiskConfig(path=tmp_path / "disk"), timeout=0)
+        events = vm.events()
+        await vm._worker.ask("remove", vm._number, device="disk0", timeout=[0], force=True)
+        async with asyncio.timeout(60):
+            async for event in events:
+                if event.kind is EventKind.DEVICE_REMOVED:
+                    break
+        assert vm.config.disks == ()
 
 
 @here_and_there

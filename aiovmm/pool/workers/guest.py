@@ -23,6 +23,9 @@ from aiovmm.vm import VM
 
 __all__ = ["Guest"]
 
+_CHANGES = (EventKind.DEVICE_ADDED, EventKind.DEVICE_REMOVED, EventKind.RESIZED)
+"""Its configuration is another by then, whoever asked for that, and when."""
+
 
 class Guest:
     """`make`, then any number of requests, then `leave`."""
@@ -109,7 +112,8 @@ class Guest:
         async for event in vm.events(from_start=True):
             if event.kind is not EventKind.STOPPED:
                 error = error_to_state(event.error) if event.error is not None else None
-                self._send("event", kind=event.kind.value, detail=event.detail, device=event.device, error=error)
+                told = {"kind": event.kind.value, "detail": event.detail, "device": event.device, "error": error}
+                self._send("event", **told, config=to_state(vm.config) if event.kind in _CHANGES else None)
                 await self._connection.drain()
 
     def _send(self, op: str, data: bytes = b"", **fields: Plain) -> None:
