@@ -8,13 +8,14 @@ mount of its own, which can only be read, is what it serves.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import secrets
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from errno import ECHILD, ENOENT
 from functools import lru_cache
 from pathlib import Path
@@ -60,22 +61,39 @@ class Volume:
 @contextmanager
 def socket_folder() -> Iterator[Path]:
     """A folder for sockets, gone at the end; what killed processes have left is swept away. Raises HostError, UsageError."""
-    try:
-        parent = runtime_directory() / "volumes"
-        parent.mkdir(mode=0o700, exist_ok=True)
-        for left in parent.iterdir():
-            if not Path("/proc", left.name.partition("-")[0]).exists():
-                shutil.rmtree(left, ignore_errors=True)
-        folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-        folder.mkdir(mode=0o700)
-    except OSError as exc:
-        raise HostError(
-            "share volumes", exc.errno or 0, "XDG_RUNTIME_DIR says where else their sockets may be"
-        ) from exc
-    try:
+    with ExitStack() as stack:
+        try:
+            parent = runtime_directory() / "volumes"
+            parent.mkdir(mode=0o700, exist_ok=True)
+            with _locked(parent):
+                _sweep(parent)
+                folder = parent / secrets.token_hex(8)
+                folder.mkdir(mode=0o700)
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                stack.enter_context(_locked(folder))
+        except OSError as exc:
+            raise HostError(
+                "share volumes", exc.errno or 0, "XDG_RUNTIME_DIR says where else their sockets may be"
+            ) from exc
         yield folder
+
+
+def _sweep(parent: Path) -> None:
+    """Folders that nobody has locked are of processes that are gone, whatever runs under their numbers now."""
+    for left in parent.iterdir():
+        with suppress(OSError), _locked(left, fcntl.LOCK_NB):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path, how: int = 0) -> Iterator[None]:
+    """As long as this process is there, or with LOCK_NB BlockingIOError if another has it."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | how)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(fd)
 
 
 @asynccontextmanager

@@ -98,15 +98,32 @@ def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
+KEEPS = """
+import sys
+from aiovmm.sandboxes.volumes import socket_folder
+with socket_folder() as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_sockets_of_killed_processes_are_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no others, whatever process has which number: one whose number is taken again, or that is in another namespace."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    process = subprocess.Popen(["true"])
-    process.wait()
+    command, pipe = [sys.executable, "-c", KEEPS], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        theirs = Path(process.stdout.readline().strip())
+        with socket_folder() as mine:
+            left = mine.with_name(f"{os.getpid()}-0000")
+            left.mkdir()
+            with socket_folder() as other:
+                there = [folder.exists() for folder in (mine, other, theirs, left)]
+                assert there == [True, True, True, False]
+        process.kill()
+        process.wait()
     with socket_folder() as mine:
-        left = mine.with_name(f"{process.pid}-0000")
-        left.mkdir()
-        with socket_folder() as other:
-            assert (mine.exists(), other.exists(), left.exists()) == (True, True, False)
+        assert list(mine.parent.iterdir()) == [mine]
     assert list(mine.parent.iterdir()) == []
 
 
