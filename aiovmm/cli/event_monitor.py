@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from aiovmm.cli.event_writer import EventWriter
 from aiovmm.cli.events import event_as_dict, open_events
+from aiovmm.cli.record_writer import RecordWriter
 from aiovmm.config import VMConfig
 from aiovmm.config.text import split_options, unquote
 from aiovmm.errors import ConfigError
@@ -59,7 +59,7 @@ class EventMonitor:
     """Writes them to `fd`; `tell` what the VM itself has no event for."""
 
     def __init__(self, fd: int) -> None:
-        self._writer = EventWriter(fd)
+        self._writer = RecordWriter(fd)
         self._start = time.monotonic_ns()
 
     def tell(self, source: str, event: str, properties: Properties = None) -> None:

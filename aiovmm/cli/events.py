@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from aiovmm.cli.event_writer import EventWriter
+from aiovmm.cli.record_writer import RecordWriter
 from aiovmm.config import VMConfig
 from aiovmm.errors import ConfigError
 from aiovmm.events import Subscription
@@ -53,6 +53,6 @@ def open_events(place: str, config: VMConfig, option: str = "--json") -> int:
 
 async def print_events(events: Subscription[Event], fd: int) -> None:
     """One line an event, until the last."""
-    writer = EventWriter(fd)
+    writer = RecordWriter(fd)
     async for event in events:
         writer.write(json.dumps(event_as_dict(event)).encode() + b"\n")

@@ -62,7 +62,7 @@ def _write(path: Path, data: bytes) -> None:
     """Whole, or not at all. Not over what a running guest has locked."""
     from aiovmm.runtime.output_file import open_output_file
 
-    fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True)
+    fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True, streams=False)
     try:
         with open(fd, "wb") as file:
             file.write(data)

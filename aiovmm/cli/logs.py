@@ -8,6 +8,8 @@ import sys
 from functools import cached_property
 from typing import TextIO
 
+from aiovmm.cli.record_writer import RecordWriter
+
 __all__ = ["configure_logging"]
 
 
@@ -30,6 +32,20 @@ class _LazyFormatter(logging.Formatter):
         return self._formatter.format(record)
 
 
+class _Lines:
+    """A stream as logging knows one: each write is a line, which nobody waits for."""
+
+    def __init__(self, writer: RecordWriter, encoding: str = "utf-8") -> None:
+        self._writer = writer
+        self._encoding = encoding
+
+    def write(self, text: str) -> None:
+        self._writer.write(text.encode(self._encoding, "backslashreplace"))
+
+    def flush(self) -> None:
+        """Nothing is kept for later."""
+
+
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """A line that cannot be written is lost: saying so would go the same way."""
 
@@ -42,7 +58,7 @@ def configure_logging(verbosity: int, file: str | None = None, form: str | None 
     """Warnings, and with each -v more; on standard error or in `file`, which `form` is a template for. Raises ConfigError, and
     HostError for a file that cannot be written."""
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
-    handler = _Handler(None if file is None else _opened(file))
+    handler = _Handler(_standard_error() if file is None else _opened(file))
     handler.setFormatter(_LazyFormatter() if file is None and form is None else _template(form))
     logger = logging.getLogger("aiovmm")
     logger.addHandler(handler)
@@ -51,10 +67,18 @@ def configure_logging(verbosity: int, file: str | None = None, form: str | None 
         logger.propagate = False
 
 
-def _opened(file: str) -> TextIO:
+def _opened(file: str) -> _Lines:
     from aiovmm.runtime.output_file import open_output_file
 
-    return os.fdopen(open_output_file(file, "--log-file", "open the log"), "w", buffering=1, errors="backslashreplace")
+    return _Lines(RecordWriter(open_output_file(file, "--log-file", "open the log"), "the log"))
+
+
+def _standard_error() -> _Lines | TextIO:
+    """As it is, where it is nothing of the system's."""
+    try:
+        return _Lines(RecordWriter(sys.stderr.fileno(), tell=lambda _: None), sys.stderr.encoding)
+    except (AttributeError, OSError, ValueError):
+        return sys.stderr
 
 
 def _template(form: str | None) -> logging.Formatter:

@@ -9,8 +9,8 @@ from typing import Any
 from aiovmm.cli.messages import say
 from aiovmm.console import Terminal
 from aiovmm.console.modes import in_foreground
-from aiovmm.console.nowait import read_now
 from aiovmm.lifecycle import VMState
+from aiovmm.runtime.nowait import read_now
 from aiovmm.vm import VM
 
 __all__ = ["menu"]

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from aiovmm.console.modes import undisturbed
-from aiovmm.console.nowait import read_now, write_now
+from aiovmm.runtime.nowait import read_now, write_now
 from aiovmm.runtime.worker import Worker
 
 __all__ = ["Descriptor", "OwnedFd", "open_end", "open_output"]

@@ -57,9 +57,7 @@ class VirtioDevice(abc.ABC):
     one. Set from outside."""
 
     _opens_slowly: ClassVar[bool] = False  # `open` waits for threads or other processes: others go on meanwhile
-    _awaits_peer: ClassVar[bool] = (
-        False  # `open` waits for another program, which may not be there yet: all others are open
-    )
+    _awaits_peer: ClassVar[bool] = False  # `open` waits for a program that may not be there yet: it is opened last
     _open_at_once: bool = False  # set by the VM: others wait while it is opened
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM

@@ -9,7 +9,7 @@ import tty
 import pytest
 
 from aiovmm.console.fds import OwnedFd
-from aiovmm.console.nowait import read_now, write_now
+from aiovmm.runtime.nowait import read_now, write_now
 
 
 async def test_bytes_go_through_a_full_pipe() -> None:

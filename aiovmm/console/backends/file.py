@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.console.backends.base import ConsoleBackend
+from aiovmm.console.fds import OwnedFd
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError
 from aiovmm.runtime import ofdlock
 from aiovmm.runtime.hands import Hands
+from aiovmm.runtime.output_file import is_stream, open_output_file
+from aiovmm.runtime.tasks import opened_in_thread
 
 if TYPE_CHECKING:
     from aiofiles.threadpool.binary import AsyncFileIO
@@ -21,9 +24,10 @@ __all__ = ["FileBackend"]
 
 
 class FileBackend(ConsoleBackend):
-    """Writes all output, from the beginning of the history, to the file `path`, off the loop. There is no input.
+    """Writes all output, from the beginning of the history, to the file `path`, off the loop, or to the FIFO, pipe or terminal
+    there, as far as that takes it. There is no input.
 
-    The file is emptied first unless `append`; aiovmm.runtime.output_file says which files are refused, and whose a new one
+    A file is emptied first unless `append`; aiovmm.runtime.output_file says which files are refused, and whose a new one
     is. A disk that is slower than the guest loses the oldest output (`lost`).
     """
 
@@ -33,8 +37,9 @@ class FileBackend(ConsoleBackend):
         self._mode = "ab" if append else "wb"
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
-        whose = ": ".join(console.name.rsplit(".", 1))
-        self._thread = Hands(1, f"{whose} file")  # the loop's are the embedder's to fill
+        self._stream: OwnedFd | None = None
+        self._whose = ": ".join(console.name.rsplit(".", 1)) + " file"
+        self._thread = Hands(1, self._whose)  # the loop's are the embedder's to fill
         self._writing = False
 
     @property
@@ -47,32 +52,35 @@ class FileBackend(ConsoleBackend):
         return self._reader.lost
 
     async def _open(self) -> None:
-        self._file = await self._open_file()
-
-    async def _open_file(self) -> AsyncFileIO:
-        """A cancelled open waits for the thread that opens, to close what it has opened."""
-        opening = asyncio.ensure_future(_opened(self._path, self._mode, self._thread))
-        try:
-            return await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            await asyncio.wait([opening])
-            if not opening.cancelled() and opening.exception() is None:
-                await opening.result().close()
-            raise
+        append = self._mode == "ab"
+        doing = "open the console's file"
+        fd = await opened_in_thread(
+            f"{self._whose}: open", os.close, open_output_file, self._path, "file", doing, append=append
+        )
+        if is_stream(fd):
+            self._stream = OwnedFd(fd, shared=stat.S_ISSOCK(os.fstat(fd).st_mode))
+        else:
+            self._file = _in_threads(fd, self._mode, self._thread)
 
     async def _run(self) -> AttachEnd:
-        assert self._file is not None
         try:
             async for data in self._reader:
-                view = memoryview(data)
-                while view:
-                    self._writing = True
-                    view = view[await self._file.write(view) :]
-                    self._writing = False
+                await self._write(data)
         except OSError as exc:
             self._writing = False
             raise HostError("write the console's output", exc.errno or 0, path=str(self._path)) from exc
         return AttachEnd.GUEST_ENDED
+
+    async def _write(self, data: bytes) -> None:
+        if self._stream is not None:
+            await self._stream.write(data)
+            return
+        assert self._file is not None
+        view = memoryview(data)
+        while view:
+            self._writing = True
+            view = view[await self._file.write(view) :]
+            self._writing = False
 
     def _finish(self) -> None:
         self._reader.close()
@@ -82,6 +90,8 @@ class FileBackend(ConsoleBackend):
 
     async def _close(self) -> None:
         self._reader.close()
+        if self._stream is not None:
+            self._stream.close()
         if self._file is not None:
             file, self._file = self._file, None
             if not self._writing:  # else a thread is stuck in it yet, and the file closes when that lets go of it
@@ -90,13 +100,8 @@ class FileBackend(ConsoleBackend):
         self._thread.shutdown(wait=False)
 
 
-async def _opened(path: Path, mode: str, executor: Hands) -> AsyncFileIO:
-    import aiofiles  # for this back end only
+def _in_threads(fd: int, mode: str, executor: Hands) -> AsyncFileIO:
+    """The open file, whose writes are made in threads; closed with it."""
+    from aiofiles.threadpool import wrap  # for this back end only
 
-    from aiovmm.runtime.output_file import open_output_file
-
-    def opener(name: str, _flags: int) -> int:
-        return open_output_file(name, "file", "open the console's file", append=mode == "ab")
-
-    opening = aiofiles.open(path, mode, buffering=0, opener=opener, executor=executor)  # type: ignore[call-overload]
-    return await opening  # type: ignore[no-any-return]
+    return wrap(open(fd, mode, buffering=0), executor=executor)  # type: ignore[no-any-return]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -57,12 +59,64 @@ async def test_a_full_disk_is_reported_and_holds_nobody_up() -> None:
 
 
 async def test_files_that_cannot_be_are_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(ConfigError, match="FIFO"):
-        await FileBackend(Console(), tmp_path / "fifo").__aenter__()
     for path in (tmp_path, tmp_path / "none" / "log"):
         with pytest.raises(HostError, match=str(path)):
             await FileBackend(Console(), path).__aenter__()
+
+
+async def test_a_fifo_is_read_by_who_comes_and_comes_again(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    console = Console()
+    async with FileBackend(console, tmp_path / "fifo"):
+        for word in (b"one", b"two"):
+            console.feed(word)
+            assert await asyncio.to_thread(_first_of, tmp_path / "fifo", 3) == word
+
+
+def _first_of(path: Path, size: int) -> bytes:
+    with path.open("rb", buffering=0) as reader:
+        return reader.read(size) or b""
+
+
+async def test_a_fifo_that_nobody_reads_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    console = Console()
+    async with asyncio.timeout(60), FileBackend(console, tmp_path / "fifo"):
+        console.feed(bytes(300_000))
+
+
+async def test_the_pipe_the_socket_and_the_terminal_behind_a_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    reading, writing = os.pipe()
+    master, slave = os.openpty()
+    for to, at in ((theirs.fileno(), ours.fileno()), (writing, reading), (slave, master)):
+        console = Console()
+        async with FileBackend(console, f"/dev/fd/{to}"):
+            console.feed(b"seen")
+        assert os.read(at, 100) == b"seen"
+        assert os.get_blocking(to), "it is somebody else's as well"
+    for fd in (reading, writing, master, slave):
+        os.close(fd)
+    ours.close()
+    theirs.close()
+
+
+async def test_a_reader_that_leaves_a_pipe_is_told_of() -> None:
+    reading, writing = os.pipe()
+    console = Console()
+    async with FileBackend(console, f"/dev/fd/{writing}") as backend:
+        os.close(reading)
+        console.feed(b"x")
+        with pytest.raises(HostError, match="Broken pipe"):
+            await backend.wait()
+    os.close(writing)
+
+
+async def test_a_socket_with_a_name_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "sock"))
+        with pytest.raises(ConfigError, match="is a socket"):
+            await FileBackend(Console(), tmp_path / "sock").__aenter__()
 
 
 async def test_entering_twice_is_refused(tmp_path: Path) -> None:

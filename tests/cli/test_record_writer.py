@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.cli.event_writer import EventWriter
+from aiovmm.cli.record_writer import RecordWriter
 
 EVENT = b'{"event": "' + b"x" * 1000 + b'"}\n'
 
@@ -26,7 +26,7 @@ def drained(fd: int) -> bytes:
 
 def test_a_reader_that_is_slow_gets_whole_events_and_later_ones(capsys: pytest.CaptureFixture[str]) -> None:
     reading, writing = os.pipe2(os.O_NONBLOCK)
-    writer = EventWriter(writing)
+    writer = RecordWriter(writing)
     for _ in range(200):  # more than a pipe holds
         writer.write(EVENT)
     seen = drained(reading)
@@ -45,7 +45,7 @@ def test_who_opens_a_fifo_again_gets_what_comes_then(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     first = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     writing = os.open(tmp_path / "fifo", os.O_WRONLY | os.O_NONBLOCK)
-    writer = EventWriter(writing)
+    writer = RecordWriter(writing)
     os.close(first)
     writer.write(b"lost\n")
     again = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
@@ -57,7 +57,7 @@ def test_who_opens_a_fifo_again_gets_what_comes_then(tmp_path: Path) -> None:
 
 def test_a_place_that_takes_nothing_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
     with open("/dev/full", "wb", buffering=0) as full:
-        writer = EventWriter(full.fileno())
+        writer = RecordWriter(full.fileno())
         writer.write(EVENT)
         writer.write(EVENT)
     assert capsys.readouterr().err.count("No space left") == 1
