@@ -54,9 +54,11 @@ class BytesSource:
 
     @property
     def size(self) -> int:
+        """In bytes."""
         return len(self.data)
 
     def read_into(self, pieces: list[tuple[int, memoryview]], *, zeroed: bool = False) -> None:
+        """See Source."""
         for offset, view in pieces:
             view[:] = memoryview(self.data)[offset : offset + len(view)]
 
@@ -76,9 +78,11 @@ class FileSource:
 
     @property
     def size(self) -> int:
+        """In bytes, when it was looked at."""
         return self.identity.size
 
     def read_into(self, pieces: list[tuple[int, memoryview]], *, zeroed: bool = False) -> None:
+        """See Source. Raises ImageError, also for a file that is another by now."""
         with open_regular(self.path) as fd:
             if FileIdentity.of(os.fstat(fd)) != self.identity:
                 raise ImageError(self.path, "changed after it was examined", "load it again")

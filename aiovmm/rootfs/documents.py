@@ -38,6 +38,7 @@ class Descriptor:
 
     @property
     def is_index(self) -> bool:
+        """Whether it lists images, of which one is for this machine."""
         return self.kind in _INDEX
 
 

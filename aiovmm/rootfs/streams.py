@@ -40,6 +40,7 @@ class Hashed(io.RawIOBase):
         self.taken = 0
 
     def readable(self) -> bool:
+        """True: see io.RawIOBase."""
         return True
 
     def read(self, size: int = -1, /) -> bytes:

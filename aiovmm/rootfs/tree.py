@@ -51,6 +51,7 @@ class Node:
 
     @property
     def is_directory(self) -> bool:
+        """By its mode."""
         return stat.S_ISDIR(self.mode)
 
 

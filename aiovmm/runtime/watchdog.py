@@ -42,7 +42,8 @@ class Watched(Protocol):
     """A VM, as the watchdog sees it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """As people know it."""
 
     def device_at(self, frame: FrameType) -> str | None:
         """The id of the device whose code runs in `frame`. Called in another thread."""

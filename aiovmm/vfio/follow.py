@@ -27,13 +27,20 @@ class MappedPiece(Protocol):
     """`size` bytes at the device's address `base` are guest memory at `gpa`; `perm`: 1 may be read, 2 written."""
 
     @property
-    def base(self) -> int: ...
+    def base(self) -> int:
+        """An address of the device's."""
+
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """In bytes."""
+
     @property
-    def gpa(self) -> int: ...
+    def gpa(self) -> int:
+        """A guest-physical address."""
+
     @property
-    def perm(self) -> int: ...
+    def perm(self) -> int:
+        """Bits: 1 may be read, 2 written."""
 
 
 class FollowedDomain(Protocol):

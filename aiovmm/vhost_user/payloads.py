@@ -46,10 +46,12 @@ class Empty:
     """No payload."""
 
     def pack(self) -> bytes:
+        """No bytes."""
         return b""
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         if data:
             raise PeerError(f"{len(data)} bytes of payload where none belong")
         return cls()
@@ -63,10 +65,12 @@ class Word:
     _layout: ClassVar = struct.Struct("<Q")
 
     def pack(self) -> bytes:
+        """8 bytes, little-endian, as are all."""
         return self._layout.pack(self.value)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         return cls(*_fields(cls._layout, data, "a number"))
 
 
@@ -79,10 +83,12 @@ class VringState:
     _layout: ClassVar = struct.Struct("<II")
 
     def pack(self) -> bytes:
+        """8 bytes."""
         return self._layout.pack(self.index, self.num)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         return cls(*_fields(cls._layout, data, "a vring state"))
 
 
@@ -99,10 +105,12 @@ class VringAddr:
     _layout: ClassVar = struct.Struct("<IIQQQQ")
 
     def pack(self) -> bytes:
+        """40 bytes."""
         return self._layout.pack(self.index, self.flags, self.desc, self.used, self.avail, self.log)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         index, flags, desc, used, avail, log = _fields(cls._layout, data, "a vring address")
         return cls(index, desc, used, avail, flags, log)
 
@@ -131,11 +139,13 @@ class MemoryTable:
     _region: ClassVar = struct.Struct("<QQQQ")
 
     def pack(self) -> bytes:
+        """8 bytes, and 32 for each region."""
         rows = (self._region.pack(r.gpa, r.size, r.user, r.offset) for r in self.regions)
         return self._head.pack(len(self.regions), 0) + b"".join(rows)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         if len(data) < cls._head.size:
             raise PeerError(f"a memory table has {len(data)} bytes")
         count, _ = cls._head.unpack_from(data)
@@ -161,10 +171,12 @@ class ConfigSpace:
     _head: ClassVar = struct.Struct("<III")
 
     def pack(self) -> bytes:
+        """12 bytes, and `data`."""
         return self._head.pack(self.offset, len(self.data), self.flags) + self.data
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         if not data:
             return cls(0, b"")
         if len(data) < cls._head.size:
@@ -188,10 +200,12 @@ class InflightArea:
     _padded: ClassVar = struct.Struct("<QQHH4x")  # with a C compiler's tail padding, as QEMU sends it
 
     def pack(self) -> bytes:
+        """24 bytes."""
         return self._padded.pack(self.size, self.offset, self.queues, self.queue_size)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
+        """The inverse. Raises PeerError."""
         if len(data) == cls._padded.size:
             data = data[: cls._layout.size]
         area = cls(*_fields(cls._layout, data, "an in-flight description"))

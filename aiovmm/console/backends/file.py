@@ -44,6 +44,7 @@ class FileBackend(ConsoleBackend):
 
     @property
     def place(self) -> str:
+        """The path of the file."""
         return str(self._path)
 
     @property

@@ -21,6 +21,7 @@ class NullBackend(ConsoleBackend):
 
     @property
     def place(self) -> str:
+        """In words: it has no path."""
         return "nowhere"
 
     async def _run(self) -> AttachEnd:

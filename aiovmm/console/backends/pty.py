@@ -50,6 +50,7 @@ class PtyBackend(ConsoleBackend):
 
     @property
     def place(self) -> str:
+        """The path of the terminal, once it is open."""
         return self.name or "a pseudo-terminal"
 
     async def _open(self) -> None:

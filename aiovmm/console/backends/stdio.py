@@ -31,6 +31,7 @@ class StdioBackend(DuplexBackend):
 
     @property
     def place(self) -> str:
+        """In words: it has no path."""
         return "standard input and output"
 
     async def _open(self) -> None:

@@ -22,6 +22,7 @@ class StreamBackend(DuplexBackend):
 
     @property
     def place(self) -> str:
+        """In words: it has no path."""
         return "a pair of streams"
 
     async def _read(self) -> bytes:

@@ -24,6 +24,7 @@ class TtyBackend(ConsoleBackend):
 
     @property
     def place(self) -> str:
+        """In words: it has no path."""
         return "the terminal"
 
     async def _run(self) -> AttachEnd:

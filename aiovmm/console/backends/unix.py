@@ -53,6 +53,7 @@ class SocketBackend(ConsoleBackend):
 
     @property
     def place(self) -> str:
+        """The path of the socket."""
         return str(self._path)
 
     @property
