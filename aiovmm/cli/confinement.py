@@ -1,4 +1,4 @@
-"""What `aiovmm run` gives up of its process's rights: --user, --seccomp, --namespaces, --landlock, --landlock-rules."""
+"""What `aiovmm run` gives up of its process's rights: --host-user, --seccomp, --namespaces, --landlock, --landlock-rules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Confinement"]
 
-_USER = "--user"
-
 
 @dataclass(frozen=True)
 class Confinement:
@@ -26,12 +24,12 @@ class Confinement:
     namespaces: bool = False
     rules: tuple[str, ...] = ()
     identity: Identity | None = None
+    says_who: str = "--user"
 
     @classmethod
     def of(cls, args: dict[str, Any]) -> Confinement:
         """Of the command's values. Raises ConfigError."""
-        identity = _identity(args["user"])
-        made = cls(args["seccomp"], args["landlock"], args["namespaces"], args["landlock_rules"], identity)
+        made = cls(args["seccomp"], args["landlock"], args["namespaces"], args["landlock_rules"], *_identity(args))
         made.check()
         return made
 
@@ -98,13 +96,19 @@ class Confinement:
         from aiovmm.confine.identity import become
         from aiovmm.confine.reopened import check_reopened, reopened
 
-        become(identity, _USER)
-        check_reopened(reopened(config), identity, _USER)
+        become(identity, self.says_who)
+        check_reopened(reopened(config), identity, self.says_who)
 
 
-def _identity(user: str | None) -> Identity | None:
-    if user is None:
-        return None
+def _identity(args: dict[str, Any]) -> tuple[Identity | None, str]:
+    """Whom to become, and the option that says so."""
+    given = [option for option in ("--user", "--host-user") if args[option[2:].replace("-", "_")] is not None]
+    if not given:
+        return None, ""
     from aiovmm.confine.identity import find
 
-    return find(user, _USER)
+    if len(given) > 1:
+        from aiovmm.errors import ConfigError
+
+        raise ConfigError("--user", "says without --rootfs what --host-user does", "leave one of them out")
+    return find(args[given[0][2:].replace("-", "_")], given[0]), given[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Coroutine
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["run_in_sandbox"]
 
-_TAKEN = ("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem", "--user")
+_TAKEN = (
+    *("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem"),
+    *("--user", "--host-user"),
+)
 """Options of `aiovmm run` that mean something here, too; the rest is refused by name."""
 
 
@@ -30,8 +34,25 @@ def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     """`given` are the options that go with --rootfs, `args` all others. Raises SystemExit with the exit code, UsageError."""
     _refuse_others(args)
     job = _Job(given, args)
+    if args["host_user"] is not None:
+        _be(args["host_user"])
     configure_logging(args["verbose"])
     sys.exit(code_of(_unless_signalled(job.run())))
+
+
+def _be(user: str) -> None:
+    """That user of the host, from the beginning: what is made for the guest is that user's, and so are programs for it. But
+    /dev/kvm is had before. Raises ConfigError, HostError, KvmError."""
+    from aiovmm.confine.identity import become, find, keep_from_gaining
+    from aiovmm.kvm import Kvm
+
+    identity = find(user, "--host-user")
+    Kvm.hold()  # until this process ends
+    keep_from_gaining()
+    become(identity, "--host-user")
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):  # root's, most likely; else whoever set them meant it so
+        if not os.access(os.environ.get(name, ""), os.W_OK):
+            os.environ.pop(name, None)
 
 
 async def _unless_signalled(work: Coroutine[Any, Any, int]) -> int:

@@ -89,9 +89,14 @@ OPTIONS = (
     RunOption("--landlock-rules", "{keys}", _KEYS, list),
     RunOption(
         "--user",
-        "Be this user of the host, who is not root, once all is open. With --rootfs: whom COMMAND runs as in the guest.",
+        "--host-user, and with --rootfs another: whom COMMAND runs as in the guest.",
         "NAME|UID[:GID]",
         short="-u",
+    ),
+    RunOption(
+        "--host-user",
+        "Be this user of the host, who is not root, once all is open. With --rootfs: from the beginning.",
+        "NAME|UID[:GID]",
     ),
     RunOption("--name", "Name in events and logs.", default="vm"),
     RunOption(

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.agent.conftest import Guest, guest
+from tests.everybodys import everybodys
 from tests.vm.conftest import emulated
 from tests.vm.guest import config
 
@@ -27,7 +28,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 import aiovmm.sandboxes
-from aiovmm import VM
+from aiovmm import VM, PayloadConfig
 from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
 from aiovmm.cli import main
@@ -40,10 +41,13 @@ class WithAgent(VM):
 
 @asynccontextmanager
 async def sandbox(root, **settings):
+    if "WHO" in os.environ:
+        print("ids:", *os.getresuid(), *os.getresgid(), os.getgroups(), flush=True)
     if "NEVER" in os.environ:
         print("boots", flush=True)
         await asyncio.sleep(1000)
-    async with WithAgent(config("hx"), terminal=False) as vm:
+    changes = {"payload": PayloadConfig(Path(os.environ["KERNEL"]), None, "hx")} if "KERNEL" in os.environ else {}
+    async with WithAgent(config("hx", **changes), terminal=False) as vm:
         await vm.start()
         yield vm
 
@@ -116,6 +120,24 @@ def test_it_is_listed_while_it_runs(guest: Guest, runtime: Path) -> None:
     assert subprocess.check_output(ps, env=environment) == b""
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_the_hosts_user_is_one_thing_and_the_guests_another(guest: Guest, runtime: Path) -> None:
+    """/dev/kvm is root's here, and what is kept of the guest the user's."""
+    runtime.chmod(0o777)
+    (runtime / "cache").mkdir()
+    (runtime / "aiovmm").mkdir(mode=0o700)
+    os.chown(runtime / "aiovmm", 4321, 8765)
+    agent = runtime / "agent"  # where others than root get to
+    os.link(guest.path, agent)
+    agent.chmod(0o777)
+    words = ("--host-user", "4321:8765", "--", "echo", "hello")
+    with everybodys(config("hx").payload.kernel) as kernel:
+        process = start(Guest(guest.process, agent), runtime, *words, WHO="1", KERNEL=str(kernel))
+        out, errors = process.communicate(b"", timeout=40)
+    assert (process.returncode, errors) == (0, b""), errors
+    assert out == b"ids: 4321 4321 4321 8765 8765 8765 []\nhello\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Signals) -> None:
     process = start(guest, runtime, "--", "true", NEVER="1")
@@ -143,6 +165,8 @@ def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ..
         (("--disk", "path=x"), b"--disk: does not go with --rootfs"),
         (("--publish", "x:80"), b"HOST_PORT:GUEST_PORT"),
         (("-e", "A"), b"NAME=VALUE"),
+        (("--host-user", "root"), b"--host-user: root is root's"),
+        (("--host-user", "no-such"), b"--host-user: there is no user"),
         (("--allow", "10.0.0.1/8"), b"has host bits set"),
         (("--allow", "http://x"), b"is no n"),
     ],

@@ -58,6 +58,16 @@ def test_a_guest_of_somebody_else_runs(more: list[str], aiovmm: Command, guest: 
     assert found["module"] == "done"
 
 
+def test_the_option_has_another_name_which_is_the_same_with_a_root(aiovmm: Command, guest: list[str]) -> None:
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--host-user", "nobody")
+    assert (done.returncode, done.stdout[:5], done.stderr) == (0, b"hello", b"")
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--host-user", "nobody", "--user", "nobody")
+    assert done.returncode == 2
+    assert b"leave one of them out" in done.stderr
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--host-user", "root")
+    assert b"--host-user: root is root's" in done.stderr
+
+
 def test_it_is_started_again_by_its_reset(aiovmm: Command, guest: list[str]) -> None:
     process = aiovmm.start(*guest, "--cmdline", "her", "--user", "nobody")
     assert process.stdin is not None

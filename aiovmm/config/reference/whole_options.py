@@ -28,7 +28,8 @@ TABLE = """
 -e | ours | --env
 --env | ours | a variable of the command's environment
 -u | ours | --user
---user | ours | whom it runs as; without --rootfs, the user of the host that root becomes, see docs/security.md
+--user | ours | whom it runs as; without --rootfs, the same as --host-user
+--host-user | ours | the user of the host that root becomes, see docs/security.md
 -w | ours | --cwd
 --cwd | ours | where it runs
 -t | ours | --tty
