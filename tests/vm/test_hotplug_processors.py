@@ -21,7 +21,9 @@ from aiovmm import (
     VMConfig,
 )
 from aiovmm.bus import Space
+from aiovmm.errors import KvmError
 from aiovmm.kvm import VmFd
+from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.assembly import Machine
 from tests.vm.guest import config, counts_on, event, until
@@ -99,6 +101,34 @@ async def test_one_that_goes_while_the_machine_pauses_runs_when_it_comes_again()
         vm.machine.resume()
         await vm.machine.add_processor(1)
         assert [vcpu.paused for vcpu in vm.machine.vcpus] == [False, False]
+        await counts_on(vm)
+
+
+async def test_one_that_could_not_be_prepared_is_when_it_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """KVM has it, and has not been told what processor it is."""
+    prepared: list[int] = []
+    give = VcpuState.set_packed_cpuid
+
+    def fails(state: VcpuState, packed: bytes) -> None:
+        raise KvmError("setting CPUID", 12)
+
+    def gives(state: VcpuState, packed: bytes) -> None:
+        give(state, packed)
+        prepared.append(state._vcpu.index)
+
+    async with VM(made()) as vm:
+        await vm.start()
+        monkeypatch.setattr(VcpuState, "set_packed_cpuid", fails)
+        with pytest.raises(KvmError):
+            await vm.machine.add_processor(1)
+        assert len(vm.machine.vcpus) == 1
+        assert 1 in vm.machine.kvm_vm.vcpus
+        monkeypatch.setattr(VcpuState, "set_packed_cpuid", gives)
+        await resized(vm, 2)
+        assert prepared == [1]
+        await resized(vm, 1)
+        await resized(vm, 2)
+        assert prepared == [1], "it knows"
         await counts_on(vm)
 
 

@@ -53,6 +53,7 @@ class Pc(Board):
     _pins: IntxPins
     _memory: GuestMemory
     _cpuids: list[bytes]  # of each vCPU, as KVM takes it
+    _parked: dict[int, bytes]  # of those that have gone, which KVM has still
 
     # -- the address map
 
@@ -100,6 +101,7 @@ class Pc(Board):
 
     def set_up(self, vm: VmFd) -> None:
         """The split interrupt controller, and what single instructions may do to others."""
+        self._parked = {}
         self._vm = vm
         set_identity_pages(vm, layout.KVM_IDENTITY_MAP)
         split_irqchip(vm)
@@ -238,7 +240,7 @@ class Pc(Board):
 
     async def add_processor(self, index: int) -> Vcpu:
         """By KVM, or one that was there before."""
-        vcpu, cpuid = await add_vcpu(self._vm, self._processor, index, self.off_loop)
+        vcpu, cpuid = await add_vcpu(self._vm, self._processor, index, self.off_loop, self._parked.pop(index, None))
         self.vcpus.append(vcpu)
         self._cpuids.append(cpuid)
         return vcpu
@@ -246,6 +248,7 @@ class Pc(Board):
     def drop_processor(self, vcpu: Vcpu) -> None:
         """KVM keeps it."""
         at = self.vcpus.index(vcpu)
+        self._parked[vcpu.index] = self._cpuids[at]
         del self.vcpus[at], self._cpuids[at]
 
     def judge(self, index: int, final: FinalExit) -> Finding | Callable[[], Finding] | None:

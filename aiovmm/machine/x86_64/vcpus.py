@@ -118,16 +118,17 @@ def prepare(vcpu: Vcpu, processor: Processor) -> bytes:
     return packed
 
 
-async def add_vcpu(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -> tuple[Vcpu, bytes]:
-    """One more, while the others run, and its CPUID. KVM cannot take one back, so one that was there before is used again. Raises
-    KvmError."""
-    if (parked := vm.vcpus.get(index)) is not None:
-        VcpuState(parked).set_mp_state(_UNINITIALIZED)  # until the guest sends INIT and a start-up message
-        return parked, processor.cpuid(index, VcpuState(parked).get_tsc_khz())
-    await finish(
-        _made(vm, processor, index, off_loop)
-    )  # KVM has it then, whoever has been cancelled, and keeps it for the next
-    return vm.vcpus[index], processor.cpuid(index, VcpuState(vm.vcpus[index]).get_tsc_khz())
+async def add_vcpu(
+    vm: VmFd, processor: Processor, index: int, off_loop: OffLoop, prepared: bytes | None
+) -> tuple[Vcpu, bytes]:
+    """One more, while the others run, and its CPUID. KVM cannot take one back, so one that was there before is used again:
+    `prepared` is the CPUID that it was given, if it got so far. Raises KvmError."""
+    if prepared is not None:
+        VcpuState(vm.vcpus[index]).set_mp_state(_UNINITIALIZED)  # until the guest sends INIT and a start-up message
+        return vm.vcpus[index], prepared
+    if index not in vm.vcpus:
+        await finish(_made(vm, processor, index, off_loop))  # KVM has it then, whoever has been cancelled
+    return vm.vcpus[index], prepare(vm.vcpus[index], processor)
 
 
 async def _made(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -> None:
@@ -136,7 +137,7 @@ async def _made(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -
     waiting = off_loop(lambda: made.append(vm.open_vcpu(index, id_)), None)
     if waiting is not None:
         await waiting
-    prepare(vm.adopt_vcpu(index, made[0]), processor)
+    vm.adopt_vcpu(index, made[0])
 
 
 def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
