@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Generic, TypeVar
 
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["EventStream", "Subscription"]
@@ -27,7 +27,7 @@ class Subscription(AsyncIterator[E]):
     def __init__(self, home: HomeLoop) -> None:
         self._home = home
         self._queue: deque[E] = deque(maxlen=LIMIT)
-        self._wakeup = asyncio.Event()
+        self._wakeup = Event()
         self._ended = False
         self.lost = 0
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.agent.wire import AGENT_PORT
+from aiovmm.runtime.event import Event
 
 if TYPE_CHECKING:
-    import asyncio
-
     from aiovmm.agent.link import Link
     from aiovmm.lifecycle import ExitStatus
     from aiovmm.vm import VM
@@ -22,7 +21,7 @@ _TAIL = 8192  # bytes of what the guest printed last
 class GuestPlace:
     """See place.Place. `stopped` is set when the guest has ended. Raises StateError if the VM has no vsock device."""
 
-    def __init__(self, vm: VM, stopped: asyncio.Event) -> None:
+    def __init__(self, vm: VM, stopped: Event) -> None:
         self.name = f"VM {vm.name!r}"
         self._vm = vm
         self._vsock = vm.vsock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 
 from aiovmm.console.device import ByteDevice
@@ -34,7 +33,7 @@ class InputQueue:
         self._ended = False
         self._pushing = False
         self._room_appeared = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
         self.delivered = 0  # bytes that devices have taken
 
     def __len__(self) -> int:
@@ -119,7 +118,7 @@ class InputQueue:
     def _wake(self) -> None:
         """Give the first in turn its chance, unless the queue is full."""
         while self._waiters and not self._full:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.pop(0)
             if not waiter.done():
                 waiter.set_result(None)
                 return

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from aiovmm.console.ring import HistoryRing
 from aiovmm.console.search import OVERLAP, Found, Look, Pattern, PatternSearch, SeparatorSearch
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, PatternTooSlow, StateError, UsageError
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.home import Use
 
 __all__ = ["ConsoleReader", "OutputLog"]
@@ -26,7 +27,7 @@ class OutputLog:
         self.use = use
         self.ring = HistoryRing(capacity)
         self.ended = False
-        self.over = asyncio.Event()
+        self.over = Event()
         self._waiters: list[asyncio.Future[None]] = []
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:

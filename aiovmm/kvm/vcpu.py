@@ -22,6 +22,7 @@ from aiovmm.errors import MORE_THREADS, HostError, KvmError, StateError
 from aiovmm.kvm.exits import FinalExit, decode
 from aiovmm.kvm.ioctl import call, error
 from aiovmm.native import ffi, lib
+from aiovmm.native.room import room
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.threads import system_name
 
@@ -67,7 +68,10 @@ class Vcpu:
         self._vm_name = vm.name
         code = ffi.new("int *", errno.EINVAL)
         power_of_two = ring_size > 0 and not ring_size & (ring_size - 1)
-        new = lib.avmm_vcpu_new(vm.native, index, fd, run_size, ring_size, code) if power_of_two else ffi.NULL
+        # Native code has its address for as long as it has the vCPU: this object and its VM keep each other, and both are closed.
+        self._ring = room("uint64_t[]", ring_size * lib.AVMM_ENTRY_SIZE // 8) if power_of_two else ffi.NULL
+        ring = self._ring, ring_size
+        new = lib.avmm_vcpu_new(vm.native, index, fd, run_size, *ring, code) if power_of_two else ffi.NULL
         if new == ffi.NULL:
             os.close(fd)
             self.fd = -1
@@ -240,6 +244,7 @@ class Vcpu:
             self._final = self.final
         lib.avmm_vcpu_free(self.native)
         os.close(self.fd)
+        self._ring = None
         self.native, self.fd = None, -1  # None: native code refuses it, where NULL would be followed
 
     # -- state --

@@ -21,6 +21,7 @@ from aiovmm.machine.journal import Journal
 from aiovmm.machine.power import Power
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.runtime.admission import admitted
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.home import HomeLoop
 
 __all__ = ["Ending", "failed", "of_host"]
@@ -42,7 +43,7 @@ class Ending:
             lambda message: self.journal.emit(EventKind.PANICKED, message),
             lambda flush: asyncio.get_running_loop().call_later(_PANIC_LINE, flush),
         )
-        self.stopped = asyncio.Event()
+        self.stopped = Event()
         self.transition = asyncio.Lock()
         self.power = Power(self)
         self._config = config

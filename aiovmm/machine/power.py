@@ -14,6 +14,7 @@ from aiovmm.console import Console
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.watch import PanicWatch
 from aiovmm.runtime.admission import admitted
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.lazy import imported
 from aiovmm.runtime.tasks import TaskScope, in_thread
 
@@ -116,7 +117,7 @@ class Power:
             self._button_pressed = False
             machine.press_power_button()
 
-    async def reset(self, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
+    async def reset(self, stopped: Event, paused: Callable[[], bool]) -> bool:
         """A new machine in the place of the old one, running or `paused`. False, with none running, once `stopped` is set."""
         assert self.parts is not None
         from aiovmm.runtime.descriptors import PROCESS  # for guests that do reset themselves
@@ -124,7 +125,7 @@ class Power:
         with PROCESS.kept(descriptors(self.parts)):
             return await self._reset(self.parts, stopped, paused)
 
-    async def _reset(self, parts: MachineParts, stopped: asyncio.Event, paused: Callable[[], bool]) -> bool:
+    async def _reset(self, parts: MachineParts, stopped: Event, paused: Callable[[], bool]) -> bool:
         began = _now()
         alive, old, self.machine = began - self._since, self.machine, None
         if old is not None:

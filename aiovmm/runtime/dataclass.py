@@ -10,6 +10,7 @@ requests) is better off with that one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
+from itertools import repeat
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -106,21 +107,22 @@ def field_types(cls: Any) -> Mapping[str, str]:
 
 def replace(instance: T, **changes: Any) -> T:
     """A copy with some fields changed, checked again."""
-    values = instance.__dict__
-    return type(instance)(**{name: values[name] for name in field_types(instance)} | changes)
+    return type(instance)(**{name: getattr(instance, name) for name in field_types(instance)} | changes)
 
 
 def _init(shape: _Shape) -> Callable[..., None]:
     positional, defaults, factories = shape.positional, shape.defaults, shape.factories
     count, names = len(positional), shape.types.keys()
     plain = count == len(names)
+    # Where frozen does not reach; and an instance has no dict, which would take more than its fields, until somebody asks for it.
+    # It gives None, so that `any` makes all calls.
+    put = object.__setattr__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        values = self.__dict__  # where frozen does not reach
         if plain and len(args) == count and not kwargs:
-            values.update(zip(positional, args, strict=True))
+            any(map(put, repeat(self), positional, args))
         else:
-            values.update(defaults)
+            values = defaults.copy()
             values.update(zip(positional, args, strict=False))
             values.update(kwargs)
             for name, make in factories.items():
@@ -132,6 +134,7 @@ def _init(shape: _Shape) -> Callable[..., None]:
                 or (kwargs and not (values.keys() == names and kwargs.keys().isdisjoint(positional[: len(args)])))
             ):
                 raise TypeError(f"{type(self).__name__}(): {_wrong_call(shape, values.keys(), args, kwargs)}")
+            any(map(put, repeat(self), values, values.values()))
         if (check := getattr(self, "__post_init__", None)) is not None:
             check()
 

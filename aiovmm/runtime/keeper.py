@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.threads import Thread
 
@@ -44,7 +45,7 @@ class Keeper:
         self._pid = os.getpid()
         self._told = False
         self._has_left = False
-        self._wake = asyncio.Event()
+        self._wake = Event()
         self._lock = threading.Lock()
         self._task = self._loop.create_task(self._keep(), name=f"{what}: keeper")
         _keepers.add(self._task)

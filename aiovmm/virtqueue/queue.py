@@ -92,7 +92,7 @@ class Queue:
         self._listening = False
         self._after = 0  # chains in the ring that whoever waits knows of
         self._flush: asyncio.Handle | None = None
-        self._taken: deque[Chain] = deque()
+        self._taken: deque[Chain] | None = None  # of who takes them one by one
         self._out: dict[Chain, None] = {}  # handed out and not returned, in order
         self._budget = self._drain = min(self.size, _DRAIN)
         self._batch: Batch | None = None
@@ -134,11 +134,10 @@ class Queue:
 
     def pop(self) -> Chain | None:
         """The next chain, or None. Raises ChainError or GuestFault for a malformed one, which is returned unused."""
-        if not self._taken:
-            self._refill()
-            if not self._taken:
-                return None
-        chain = self._taken.popleft()
+        taken = self._taken or self._refill()
+        if not taken:
+            return None
+        chain = taken.popleft()
         self._out[chain] = None
         return chain
 
@@ -148,6 +147,7 @@ class Queue:
             raise StateError(f"{chain!r} was returned already, or is not of {self!r}")
         del self._out[chain]
         chain.rewind()
+        assert self._taken is not None, "it was taken from there"
         self._taken.appendleft(chain)
 
     def push(self, chain: Chain, written: int | None = None) -> None:
@@ -184,14 +184,15 @@ class Queue:
         self._budget = max(0, self._budget - 1 - (len(chain.readable) + len(chain.writable)) // _PIECES_A_TURN)
         return chain
 
-    def _refill(self) -> None:
+    def _refill(self) -> deque[Chain] | None:
         if self._batch is None:
             limit = (
                 max(_PIECES, self._q.max_chain + 4) if self._usable else _PIECES
             )  # a piece for each descriptor at least
             self._batch = Batch(self._drain, 256, addresses=True, limit=limit)
         if self.pop_batch(self._batch):
-            self._taken.extend(self._batch.unpack(self.memory, self))
+            self._taken = deque(self._batch.unpack(self.memory, self))
+        return self._taken
 
     # -- batches -------------------------------------------------------------------------------------------------------
 
@@ -351,7 +352,7 @@ class Queue:
         out one by one and not returned; `lost` are further chains."""
         if self._ring is None:
             return self._position
-        heads = [chain.head for chain in (*self._out, *self._taken)]
+        heads = [chain.head for chain in (*self._out, *(self._taken or ()))]
         return position_of(self._q, self.size, heads)
 
     @property
@@ -386,7 +387,7 @@ class Queue:
             fail(self._waiter, StateError(f"{self!r} was closed"))
         if self._serving is not None:
             self._serving.fail(StateError(f"{self!r} was closed"))
-        self._taken.clear()
+        self._taken = None
         self._out.clear()
         if self._ring is not None:
             close_ring(self._ring)

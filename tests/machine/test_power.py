@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 
 from aiovmm.machine import Machine, power
 from aiovmm.machine.power import SHORTEST_LIFE, Power, pause_before_life
+from aiovmm.runtime.event import Event
 
 seconds = st.floats(0, 1000)
 
@@ -61,5 +61,5 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: py
     p._since = now
     for _ in range(3):
         now += 0.125
-        assert await p.reset(asyncio.Event(), lambda: False)
+        assert await p.reset(Event(), lambda: False)
     assert pauses == [(0.125, 0.5), (0.125, 0.75), (0.125, 0.75)]

@@ -79,10 +79,11 @@ static uint64_t now(void) {
 }
 
 int main(void) {
+    static uint64_t ring[8 * AVMM_ENTRY_SIZE / 8];
     int error, events = eventfd(0, EFD_NONBLOCK), fd = memfd_create("run", 0);
     EXPECT(ftruncate(fd, RUN) == 0);
     struct avmm_vm *vm = avmm_vm_new(events, 1, 0);
-    vcpu = avmm_vcpu_new(vm, 0, fd, RUN, 8, &error);
+    vcpu = avmm_vcpu_new(vm, 0, fd, RUN, ring, 8, &error);
     EXPECT(vcpu && !error);
     run = mmap(NULL, RUN, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     const uint64_t interval = 5000000;

@@ -45,6 +45,7 @@
 struct guest { /* its thread's, unless parked or ended */
     struct kvm_run *run;
     struct avmm_vcpu *vcpu;
+    uint64_t ring[8 * AVMM_ENTRY_SIZE / 8];
     pthread_t thread;
     int fd;
     unsigned seed;
@@ -490,7 +491,7 @@ int main(int argc, char **argv) {
         guests[i].fd = run_fd;
         guests[i].seed = i;
         guests[i].run = mmap(NULL, RUN_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, run_fd, 0);
-        guests[i].vcpu = avmm_vcpu_new(vm, i, run_fd, RUN_SIZE, 8, &error);
+        guests[i].vcpu = avmm_vcpu_new(vm, i, run_fd, RUN_SIZE, guests[i].ring, 8, &error);
         CHECK(guests[i].vcpu);
     }
     publish(vm);

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.race import first
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
+from aiovmm.runtime.event import Event
 
 __all__ = ["NullBackend"]
 
@@ -17,7 +16,7 @@ class NullBackend(ConsoleBackend):
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
-        self._finished = asyncio.Event()
+        self._finished = Event()
 
     @property
     def place(self) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.native import ffi, owners
@@ -29,7 +28,7 @@ class Limiter:
         self._allowance: Any = ffi.NULL
         self._ops: Bucket
         self._bytes: Bucket
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._line: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         if limit is not None:
             self.set(limit)
@@ -104,7 +103,7 @@ class Limiter:
         if not self._line:
             return
         if self.left():
-            turn = self._line.popleft()
+            turn = self._line.pop(0)
             if not turn.done():
                 turn.set_result(None)
         self._rearm()

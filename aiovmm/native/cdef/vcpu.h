@@ -72,7 +72,9 @@ int avmm_table_used(struct avmm_vm *vm, const struct avmm_table *table);
 uint32_t avmm_vm_drain(struct avmm_vm *vm, struct avmm_event *out, uint32_t max, uint8_t *bytes, uint32_t nbytes);
 int avmm_vm_linger(struct avmm_vm *vm);
 void avmm_vm_doze(struct avmm_vm *vm);
-struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
+enum { AVMM_ENTRY_SIZE = ... };
+struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, void *ring, uint32_t entries,
+                                int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
 void avmm_name_thread(const char *name);
 int avmm_vcpu_start(struct avmm_vcpu *v, const char *name, int nice, int core);

@@ -491,14 +491,15 @@ static int set_kvm_signal_mask(int fd) {
     return ioctl(fd, KVM_SET_SIGNAL_MASK, &mask) < 0 ? errno : 0;
 }
 
-struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error) {
+_Static_assert(sizeof(struct avmm_entry) == AVMM_ENTRY_SIZE, "what callers make room for");
+
+struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, void *ring, uint32_t entries,
+                                int *error) {
     struct avmm_vcpu *v = index < vm->max_vcpus ? aligned_alloc(64, sizeof *v) : NULL;
-    struct avmm_entry *entries = calloc(ring, sizeof *entries);
-    *error = v && entries ? set_kvm_signal_mask(fd) : ENOMEM;
+    *error = v ? set_kvm_signal_mask(fd) : ENOMEM;
     void *run = *error ? MAP_FAILED : mmap(NULL, run_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (run == MAP_FAILED) {
         *error = *error ? *error : errno;
-        free(entries);
         free(v);
         return NULL;
     }
@@ -507,8 +508,8 @@ struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size
     v->vm = vm;
     v->run = run;
     v->run_size = run_size;
-    v->ring = entries;
-    v->mask = ring - 1;
+    v->ring = ring;
+    v->mask = entries - 1;
     v->index = index;
     v->fd = fd;
     pthread_mutex_init(&v->tid_lock, NULL);
@@ -520,7 +521,6 @@ void avmm_vcpu_free(struct avmm_vcpu *v) {
     v->vm->vcpus[v->index] = NULL;
     munmap(v->run, v->run_size);
     pthread_mutex_destroy(&v->tid_lock);
-    free(v->ring);
     free(v);
 }
 

@@ -117,8 +117,11 @@ int avmm_vm_linger(struct avmm_vm *vm);
  * fill half a ring. */
 void avmm_vm_doze(struct avmm_vm *vm);
 
-/* A vCPU on `fd`; `ring` (a power of two) is its ring's entries. NULL with `*error` an errno on failure. */
-struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, uint32_t ring, int *error);
+/* A vCPU on `fd` with a ring of `entries` (a power of two) in `ring`, which is the caller's and holds anything: AVMM_ENTRY_SIZE
+ * bytes each, 8-byte aligned. NULL with `*error` an errno on failure. */
+enum { AVMM_ENTRY_SIZE = 32 };
+struct avmm_vcpu *avmm_vcpu_new(struct avmm_vm *vm, uint32_t index, int fd, size_t run_size, void *ring, uint32_t entries,
+                                int *error);
 void avmm_vcpu_free(struct avmm_vcpu *v);
 
 /* What the system's tools call the calling thread: 15 bytes and a NUL. */

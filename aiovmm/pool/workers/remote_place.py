@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from aiovmm.agent.wire import AGENT_PORT
 from aiovmm.errors import HostError, StateError
 from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.runtime.event import Event
 from aiovmm.runtime.stream_socket import join_socket
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _VERDICT = 1.0  # seconds
 class RemotePlace:
     """See agent.place.Place. `number` is the guest's in `worker`."""
 
-    def __init__(self, vm: VM, worker: Worker, number: int, stopped: asyncio.Event) -> None:
+    def __init__(self, vm: VM, worker: Worker, number: int, stopped: Event) -> None:
         self.name = f"VM {vm.name!r}"
         self._vm = vm
         self._worker = worker

@@ -8,6 +8,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -116,7 +117,7 @@ static void open_vm(void) {
     events_fd = eventfd(0, EFD_NONBLOCK), run_fd = memfd_create("run", 0);
     EXPECT(ftruncate(run_fd, RUN) == 0);
     vm = avmm_vm_new(events_fd, 1, 0);
-    vcpu = avmm_vcpu_new(vm, 0, run_fd, RUN, 8, &error);
+    vcpu = avmm_vcpu_new(vm, 0, run_fd, RUN, calloc(8, AVMM_ENTRY_SIZE), 8, &error);
     EXPECT(vcpu && !error);
     run = mmap(NULL, RUN, PROT_READ | PROT_WRITE, MAP_SHARED, run_fd, 0);
     for (uint32_t i = 0; i < RANGES; i++)

@@ -24,6 +24,7 @@ from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.queue import QueueService
 from aiovmm.errors import HostError
 from aiovmm.native import lib, owners
+from aiovmm.runtime.event import Event
 from aiovmm.virtqueue import Queue
 
 __all__ = ["BlkService"]
@@ -64,7 +65,7 @@ class BlkService:
         self._queues: list[QueueService] = []
         self._idle: asyncio.Future[None] | None = None
         self._past = BlkCounters()
-        self._unstable = asyncio.Event()
+        self._unstable = Event()
         self._stable: list[asyncio.Future[None]] = []
 
     async def run(self, queues: Sequence[Queue], give_up: Callable[[], bool] = lambda: True) -> None:

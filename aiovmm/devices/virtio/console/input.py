@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from aiovmm.errors import GuestError
 from aiovmm.native import ffi, lib, owners
+from aiovmm.runtime.event import Event
 from aiovmm.virtqueue import Batch, Queue
 
 __all__ = ["InputFiller"]
@@ -22,7 +22,7 @@ class InputFiller:
         self._at = ffi.new("struct avmm_input *", {"max_chains": queue.size})
         owners.link(self._at, heads=ffi.new("uint16_t[]", queue.size), lengths=ffi.new("uint32_t[]", queue.size))
         self._use_room()
-        self._looked = asyncio.Event()  # at the ring, which may be empty or malformed now
+        self._looked = Event()  # at the ring, which may be empty or malformed now
         self._error: GuestError | None = None
 
     async def serve(self) -> None:

@@ -11,6 +11,7 @@ from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.devices.virtio.vsock.to_guest import ToGuest
 from aiovmm.errors import GuestError
+from aiovmm.runtime.event import Event
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
 
@@ -26,7 +27,7 @@ class Rings:
         self._tx, self._event = queues[TX], queues[EVENT]
         self._switch = switch
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._reset_due = asyncio.Event()
+        self._reset_due = Event()
         self._to_guest = ToGuest(queues[RX], switch, self._broken)
         self._from_guest = FromGuest(queues[TX], switch, self._to_guest.pump)
         self.pump = self._to_guest.pump

@@ -20,6 +20,7 @@ from aiovmm.devices.virtio.vsock.packet import HOST_CID, SHUTDOWN_BOTH, STREAM, 
 from aiovmm.devices.virtio.vsock.poller import Poller
 from aiovmm.errors import HostError, StateError
 from aiovmm.runtime.descriptors import PROCESS
+from aiovmm.runtime.event import Event
 from aiovmm.virtqueue.batch import Batch
 
 __all__ = ["Acceptor", "HostEnd", "Switch"]
@@ -49,7 +50,7 @@ class Switch:
         self.links: dict[Connection, Link] = {}
         self.listeners: dict[int, Acceptor] = {}
         self.fallback: Acceptor | None = None
-        self.live = asyncio.Event()  # the guest's driver is there
+        self.live = Event()  # the guest's driver is there
         self._wake = wake
         self.offer: Callable[[Link], None] | None = None  # the rings' shortest way from a socket to the guest
         self.share = PROCESS.share()

@@ -16,6 +16,7 @@ from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.errors import ChainError, GuestError
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.event import Event
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 
@@ -36,7 +37,7 @@ class ToGuest:
         self._muxer = switch.muxer
         self._broken = broken
         self._loop = asyncio.get_running_loop()
-        self._starved = asyncio.Event()  # there is something to send, and no rx buffer
+        self._starved = Event()  # there is something to send, and no rx buffer
         self._pumping = self._closed = False
         self._again: asyncio.Handle | None = None
         self._batch = Batch(min(_BATCH, queue.size), 4 * _BATCH)
