@@ -3,7 +3,9 @@
  * nothing stays in flight, the image never becomes larger than the disk, and never gets a mark of another format. For some seeds it
  * is an overlay, whose base is never written to. A neighbour, a disk of its own, goes through the same ring; either is reset now
  * and then, and that waits for its own requests alone.
- * Usage: blk_fuzz SEED ROUNDS IMAGE; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
+ * With "threads" there is no ring: four threads perform what is handed over, as a disk's own do, while the loop's goes on; buffers are
+ * each request's own then, and nobody scribbles, so that the thread sanitizer sees no races but ours.
+ * Usage: blk_fuzz SEED ROUNDS IMAGE [threads]; prints how often each status was seen, how many chains were malformed, and 1 for io_uring */
 #include "blk_parts.h"
 #include <assert.h>
 #include <errno.h>
@@ -36,6 +38,8 @@ ssize_t pwritev2(int fd, const struct iovec *iov, int n, off_t offset, int flags
 }
 
 static uint8_t *ram; /* of the guest whose turn it is */
+static int with_threads;
+static uint64_t own; /* the next place in it that is nobody's, if requests have their own */
 static atomic_int stop;
 
 static void *scribble(void *memory) {
@@ -47,7 +51,15 @@ static void *scribble(void *memory) {
     return NULL;
 }
 
-static uint64_t address(uint32_t length) { return below(40) ? DATA + below(PAGES * PAGE - DATA - length) : rnd(); }
+static uint64_t address(uint32_t length) {
+    if (!below(40))
+        return rnd();
+    if (!with_threads)
+        return DATA + below(PAGES * PAGE - DATA - length);
+    own += length + below(16);
+    assert(own < PAGES * PAGE - DATA);
+    return DATA + own - length;
+}
 
 /* Data that is full of marks, and of what they may stand behind. */
 static void sow(void) {
@@ -117,7 +129,55 @@ struct side {
 };
 static struct side sides[2];
 
+/* What threads have to perform, and what they have performed: of either no more than both disks have in flight. */
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t more;
+    struct avmm_blk_request *to_do[4 * SIZE], *done[4 * SIZE];
+    uint32_t n_to_do, n_done;
+    int ends;
+} work = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+
+static void *perform(void *unused) {
+    pthread_mutex_lock(&work.lock);
+    while (!work.ends)
+        if (!work.n_to_do) {
+            pthread_cond_wait(&work.more, &work.lock);
+        } else {
+            struct avmm_blk_request *r = work.to_do[--work.n_to_do];
+            pthread_mutex_unlock(&work.lock);
+            avmm_blk_perform(&r, 1);
+            pthread_mutex_lock(&work.lock);
+            work.done[work.n_done++] = r;
+        }
+    pthread_mutex_unlock(&work.lock);
+    return unused;
+}
+
+static void hand_over(struct avmm_blk_request *r) {
+    pthread_mutex_lock(&work.lock);
+    work.to_do[work.n_to_do++] = r;
+    pthread_cond_signal(&work.more);
+    pthread_mutex_unlock(&work.lock);
+}
+
+/* Of either disk. */
+static void finish_performed(void) {
+    struct avmm_blk_request *done[4 * SIZE];
+    pthread_mutex_lock(&work.lock);
+    uint32_t n = work.n_done;
+    memcpy(done, work.done, n * sizeof *done);
+    work.n_done = 0;
+    pthread_mutex_unlock(&work.lock);
+    for (uint32_t i = 0; i < n; i++) {
+        struct avmm_blk *disk = done[i]->queue->disk;
+        avmm_blk_finish_performed(&done[i], 1);
+        avmm_blk_publish(disk);
+    }
+}
+
 static void carry_out(struct avmm_blk_queue *q) {
+    finish_performed();
     uint16_t handed[SIZE + 1];
     uint32_t n = q->n_handed;
     memcpy(handed, q->handed, n * sizeof *handed);
@@ -133,6 +193,8 @@ static void carry_out(struct avmm_blk_queue *q) {
             if (q->disk->layer)
                 assert(zero(q->disk->layer) == 0);
             avmm_blk_answer(r, avmm_blk_payload(r, 0, payload, sizeof payload) % 16 ? AVMM_BLK_IOERR : AVMM_BLK_OK);
+        } else if (with_threads) {
+            hand_over(r);
         } else {
             avmm_blk_perform(&r, 1);
             avmm_blk_finish_performed(&r, 1);
@@ -169,6 +231,7 @@ static void wait_for_all(struct side *s) {
 static void begin(struct side *s) {
     struct avmm_queue *vq = &s->vq;
     ram = s->ram;
+    own = 0;
     *vq = (struct avmm_queue){.size = SIZE, .max_chain = 32, .event_idx = 1, .indirect = 1};
     s->q = (struct avmm_blk_queue){.disk = s->disk, .vq = vq, .mem = &s->mem, .bit = 1};
     vq->last_avail = vq->used_idx = vq->signalled = below(2) ? 0 : 65536 - below(8);
@@ -247,7 +310,8 @@ static int open_beside(const char *image, const char *ending) {
 }
 
 int main(int argc, char **argv) {
-    assert(argc == 4);
+    assert(argc == 4 || (argc == 5 && !strcmp(argv[4], "threads")));
+    with_threads = argc == 5;
     uint64_t seed = strtoull(argv[1], NULL, 0), rounds = strtoull(argv[2], NULL, 0), counts[3] = {0};
     state = seed * 0x9E3779B97F4A7C15ull | 1;
     uint8_t *memory = some_memory(&sides[0]), *others = some_memory(&sides[1]);
@@ -272,12 +336,15 @@ int main(int argc, char **argv) {
     disk.magics[0] = (struct avmm_blk_magic){AVMM_BLK_FIRST, 0, 1, "A"};
     disk.magics[1] = (struct avmm_blk_magic){AVMM_BLK_AFTER_COMMENTS, 0, 1, "B"};
     disk.magics[2] = (struct avmm_blk_magic){AVMM_BLK_LAST, 0, 1, "C"};
-    int with_ring = seed % 3 && avmm_blk_ring_open(&ring, 2 * SIZE + AVMM_BLK_CANCELS) == 0;
+    int with_ring = !with_threads && seed % 3 && avmm_blk_ring_open(&ring, 2 * SIZE + AVMM_BLK_CANCELS) == 0;
     disk.ring = neighbour.ring = with_ring ? &ring : NULL;
     sides[0].disk = &disk, sides[1].disk = &neighbour;
-    pthread_t thread;
-    if (seed % 2)
+    pthread_t thread, performers[4];
+    int scribbles = seed % 2 && !with_threads;
+    if (scribbles)
         pthread_create(&thread, NULL, scribble, memory);
+    for (int i = 0; with_threads && i < 4; i++)
+        pthread_create(&performers[i], NULL, perform, NULL);
     for (uint64_t i = 0; i < rounds; i++) {
         disk.readonly = below(8) == 0;
         disk.write_through = below(8) == 0;
@@ -293,8 +360,14 @@ int main(int argc, char **argv) {
         check_marks(&disk);
     }
     atomic_store(&stop, 1);
-    if (seed % 2)
+    if (scribbles)
         pthread_join(thread, NULL);
+    pthread_mutex_lock(&work.lock);
+    work.ends = 1;
+    pthread_cond_broadcast(&work.more);
+    pthread_mutex_unlock(&work.lock);
+    for (int i = 0; with_threads && i < 4; i++)
+        pthread_join(performers[i], NULL);
     struct stat st;
     uint8_t now[sizeof old + 1];
     assert(pread(base.fd, now, sizeof now, 0) == sizeof old && !memcmp(old, now, sizeof old));

@@ -27,7 +27,9 @@ def compile_c(folder: Path, name: str, *flags: str) -> Path:
 
 
 def run(program: Path, *arguments: object) -> list[int]:
-    done = subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(
+        [str(program), *map(str, arguments)], capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return [int(word) for word in done.stdout.split()]
 
