@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm import architecture
-from aiovmm.cli.run_options import LIST_OPTIONS
+from aiovmm.cli.run_options import BY_NAME, LIST_OPTIONS
 from aiovmm.config import (
     ConsoleConfig,
     ConsoleMode,
@@ -33,7 +33,8 @@ _YEAR = 366 * 86400.0
 
 
 def spread_lists(args: Sequence[str]) -> list[str]:
-    """The reference takes `--disk a b` for `--disk a --disk b`; write it out, as click wants it."""
+    """The reference takes `--disk a b` for `--disk a --disk b`; write it out, as click wants it. Raises ConfigError for an option
+    that would take the next one for its value."""
     spread: list[str] = []
     current, filled = "", False
     for at, arg in enumerate(args):
@@ -41,6 +42,8 @@ def spread_lists(args: Sequence[str]) -> list[str]:
             return [*spread, *args[at:]]
         if arg.startswith("-"):
             name, separator, _ = arg.partition("=")
+            if name in BY_NAME and BY_NAME[name].wants_value and not separator:
+                _refuse_option(name, args[at + 1 : at + 2])
             current, filled = name if name in LIST_OPTIONS else "", bool(separator)
         elif current and filled:
             spread.append(current)
@@ -48,6 +51,12 @@ def spread_lists(args: Sequence[str]) -> list[str]:
             filled = True
         spread.append(arg)
     return spread
+
+
+def _refuse_option(name: str, value: Sequence[str]) -> None:
+    for word in value:
+        if word.partition("=")[0] in BY_NAME:
+            raise ConfigError(name, "has no value", f"{word} after it is an option; if it is the value: {name}={word}")
 
 
 def _last_console(cmdline: str | None) -> str:

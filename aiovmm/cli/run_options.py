@@ -13,7 +13,7 @@ from typing import Any
 
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["LIST_OPTIONS", "OPTIONS", "RunOption", "read_plain"]
+__all__ = ["BY_NAME", "LIST_OPTIONS", "OPTIONS", "RunOption", "read_plain"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,11 @@ class RunOption:
     dest: str = ""
     alone: str | None = None
     short: str = ""
+
+    @property
+    def wants_value(self) -> bool:
+        """Whether a word has to follow it."""
+        return self.kind is not bool and self.alone is None
 
     @property
     def key(self) -> str:
@@ -50,7 +55,7 @@ OPTIONS = (
     RunOption("--numa", "A NUMA node of the guest. {keys}", _KEYS, list),
     RunOption("--serial", "The serial port: tty, pty, socket=PATH, file=PATH, null or off.", "PLACE"),
     RunOption("--console", "hvc0, likewise; id=, pci_segment=, pci_device_id=, iommu=.", "PLACE[,KEY=VALUE...]"),
-    RunOption("--rng", "Source of entropy (/dev/urandom). {keys}", _KEYS),
+    RunOption("--rng", "Source of entropy (/dev/urandom). {keys}", f"[={_KEYS}]", alone=""),
     RunOption("--disk", "{keys}", _KEYS, list),
     RunOption("--net", "{keys}", _KEYS, list),
     RunOption("--fs", "{keys}", _KEYS, list),
@@ -116,7 +121,7 @@ OPTIONS = (
     ),
 )
 LIST_OPTIONS = tuple(option.name for option in OPTIONS if option.kind is list)
-_BY_NAME = {option.name: option for option in OPTIONS}
+BY_NAME = {option.name: option for option in OPTIONS}
 
 
 def read_plain(args: Sequence[str]) -> dict[str, Any] | None:
@@ -131,7 +136,7 @@ def read_plain(args: Sequence[str]) -> dict[str, Any] | None:
             values["verbose"] += 1
             continue
         name, separator, text = word.partition("=")
-        option = _BY_NAME.get(name)
+        option = BY_NAME.get(name)
         if option is None or (option.kind is not list and name in given):
             return None
         given.add(name)
@@ -141,7 +146,10 @@ def read_plain(args: Sequence[str]) -> dict[str, Any] | None:
             values[option.key] = True
             continue
         if not separator:
-            if option.alone is not None or not rest:
+            if option.alone is not None and (not rest or rest[-1].startswith("-")):
+                values[option.key] = option.alone
+                continue
+            if not rest:
                 return None
             text = rest.pop()
         if (value := _value(option, text)) is None:

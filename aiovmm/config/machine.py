@@ -127,8 +127,8 @@ class MemoryZoneConfig:
     """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
     `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs
     has its own pages. `host_numa_node`: the node of the host that its pages come from. `hotplug_size` bytes more come and go by a
-    virtio-mem device of its own, which is in the zone's NUMA node. The rest is as for MemoryConfig, and None is what that says
-    (`hugepages` not for a zone with a file)."""
+    virtio-mem device of its own, which is in the zone's NUMA node; a zone may have no other memory (`size` 0). The rest is as
+    for MemoryConfig, and None is what that says (`hugepages` not for a zone with a file)."""
 
     id: str
     size: int = 512 * MIB
@@ -145,7 +145,7 @@ class MemoryZoneConfig:
 
     def __post_init__(self) -> None:
         check_id("memory_zone.id", self.id)
-        if self.size <= 0 or self.size % PAGE or self.size >= MAX_MEMORY:
+        if self.size < 0 or self.size % PAGE or self.size >= MAX_MEMORY or not (self.size or self.hotplug_size):
             raise ConfigError("memory_zone.size", f"{self.size} bytes are not a number of pages")
         _check_huge_pages("memory_zone", bool(self.hugepages), self.hugepage_size, self.size)
         if self.file is not None:

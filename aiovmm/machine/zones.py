@@ -50,6 +50,8 @@ def add_zones(
         if needs_sharing and not shared:
             reason = f"is off in zone {zone.id}, and a device needs shared memory"
             raise ConfigError("memory_zone.shared", reason, "leave it out")
+        if not zone.size:  # all that it has is still to come
+            continue
         _check_pieces(zone, places[zone.id])
         fd = -1 if zone.file is None else _opened(zone, shared)
         backing = _backing(config, zone, shared, fd=fd, prefault=bool(zone.prefault))

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aiovmm.cli.run import OF_ROOTFS, command
-from aiovmm.cli.run_options import OPTIONS, read_plain
-from aiovmm.errors import AiovmmError
+from aiovmm.cli.run_options import OPTIONS, RunOption, read_plain
+from aiovmm.errors import AiovmmError, ConfigError
 
 NAMES = [option.name for option in OPTIONS]
 TEXTS = [
@@ -117,6 +117,22 @@ def test_an_ordinary_command_line_needs_no_click(args: list[str]) -> None:
 )
 def test_whatever_may_need_a_word_is_left_to_click(args: list[str]) -> None:
     assert read_plain(args) is None
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.wants_value], ids=lambda option: option.name)
+def test_an_option_without_its_value_does_not_take_the_next_one_for_it(option: RunOption) -> None:
+    for following in ("--watchdog", "--disk", "--disk=path=a", "--landlock"):
+        with pytest.raises(ConfigError, match=rf"^{option.name}: has no value \({following} after it is an option"):
+            command.make_context("run", ["--kernel", "k", option.name, following, "path=b"])
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option.alone is not None], ids=lambda o: o.name)
+def test_an_option_that_may_stand_alone_leaves_the_next_one_alone(option: RunOption) -> None:
+    for args in ([option.name], [option.name, "--landlock"], ["--landlock", option.name]):
+        plain = read_plain(args)
+        assert plain is not None
+        assert plain == by_click(args)
+        assert plain[option.key] == option.alone
 
 
 def test_a_file_that_may_not_be_read_is_left_to_click(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

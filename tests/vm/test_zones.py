@@ -115,6 +115,7 @@ async def test_a_file_that_is_not_shared_is_left_as_it_is(tmp_path: Path, privat
         ("id=a,size=8M,hugepages=on,hugepage_size=3M", r"3145728 is no size of huge pages"),
         ("id=a,size=8M,hugepages=on,file={}", r"does not go with file="),
         ("id=a,size=1000", r"1000 bytes are not a number of pages"),
+        ("id=a,size=0", r"0 bytes are not a number of pages"),
         ("size=8M", r"memory-zone.id: is missing"),
         ("id=a,size=8M,hotplug_size=8M", r"not a multiple of 128M"),
         ("id=a,size=1M", r"1048576 bytes are too few"),
@@ -236,6 +237,22 @@ async def test_each_zone_that_grows_has_a_device_and_a_place_of_its_own() -> Non
         for device, node in ((a, 1), (c, 3)):
             assert device.features & ACPI_PXM
             assert device.read_config(8, 2) == node.to_bytes(2, "little")
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+async def test_a_zone_may_have_nothing_but_what_comes(at: int, tmp_path: Path) -> None:
+    zones = [parse_memory_zone(text) for text in ("id=a,size=2M", "id=b,size=4M")]
+    zones.insert(at, parse_memory_zone("id=hot,size=0,hotplug_size=128M,mergeable=on"))
+    numa = (parse_numa("guest_numa_id=0,memory_zones=[a,b]"), parse_numa("guest_numa_id=1,memory_zones=hot"))
+    async with VM(replace(growing(), numa=numa, memory_zones=tuple(zones))) as vm:
+        regions = [(region.gpa, region.size) for region in vm.machine.memory.regions]
+        assert regions == [(0, 2 * MIB), (2 * MIB, 4 * MIB), (4 << 30, 128 * MIB)]
+        await vm.start()
+        await vm.resize(memory=64 * MIB, zone="hot", timeout=0)
+        assert vm.device("mem-hot", MemDevice).blocks.requested == 64 * MIB
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        assert again.device("mem-hot", MemDevice).blocks.requested == 64 * MIB
 
 
 async def test_a_zone_is_resized_by_its_name(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ TABLE = """
 --memory-zone shared | differs | unset: as `--memory` says, else on by itself where a vhost-user device needs it
 --memory-zone file | differs | locked while it is in use; one that is smaller than the zone is refused
 --memory-zone reserve | differs | as `--memory reserve`, and what that says where it is unset
---memory-zone hotplug_size | differs | multiples of 128M, by virtio-mem, as there; by `vm.resize(memory=, zone=)`; not with file=
+--memory-zone hotplug_size | differs | multiples of 128M, by `vm.resize(memory=, zone=)`; not with file=; size= may be 0
 --memory-zone hotplugged_size | differs | multiples of 2M
 --numa guest_numa_id | differs | 0 to 63
 --numa cpus memory_zones pci_segments | differs | what is in no node is in the one of the lowest number; not on arm64
@@ -56,6 +56,7 @@ TABLE = """
 --pci-segment pci_segment | same |
 --pci-segment mmio32_aperture_weight mmio64_aperture_weight | differs | 1 to 512, of which there must be room for the sum
 --platform tdx sev_snp | refused | confidential guests are not there | off false
+--rng | ours | alone, as in old command lines: the default
 --rng src id pci_segment pci_device_id iommu | same |
 --serial off | same | the terminal then has hvc0
 --serial null | differs | unset, ttyS0 is on the terminal if the kernel's command line names no hvc console last
