@@ -251,6 +251,25 @@ class TestLevel:
         rig.ioapic.eoi(0x59)
         assert len(rig.take()) == 2
 
+    @pytest.mark.parametrize(("asserted", "held", "sent"), [(True, (), 1), (False, (), 0), (True, (0x59,), 0)])
+    def test_an_end_that_was_not_told_before_it_was_saved_is_heard_of(
+        self, rig: Rig, asserted: bool, held: tuple[int, ...], sent: int
+    ) -> None:
+        """By that no local APIC has it any more; and the line is looked at again."""
+        rig.program(5, 0x59 | LEVEL)
+        rig.ioapic.set_level(5, True)
+        rig.ioapic.set_level(5, asserted)
+        again = Rig()
+        asked: list[int] = []
+        again.ioapic.on_end(5, lambda: asked.append(5))
+        again.ioapic.load(rig.ioapic.save())
+        assert again.take() == []
+        again.ioapic.hear_of_ends(held)
+        assert len(again.take()) == sent
+        assert bool(again.entry(5) & REMOTE_IRR) == (bool(held) or asserted)
+        assert asked == ([] if held else [5])
+        assert "in vain" not in again.apics.log
+
     def test_a_message_that_nobody_took_is_not_in_service(self, rig: Rig) -> None:
         rig.program(9, LEVEL | 0x59, destination=7)
         rig.apics.refuse = True

@@ -35,6 +35,7 @@ from aiovmm.boot.x86_64 import layout
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.x86_64.vcpuimage import VcpuSizes, read_vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
+from aiovmm.machine.architecture import board_of_host
 from aiovmm.snapshot.directory import STATE, Written
 from aiovmm.snapshot.document import decode, encode
 from aiovmm.snapshot.restoring import open_source
@@ -106,6 +107,33 @@ def registers(vm: VM) -> list[object]:
         state["xsave"] = state["xsave"][:512]  # after that it says which of it is as after a reset
         found.append(state)
     return found
+
+
+@pytest.mark.skipif(not board_of_host().has_ports, reason="an I/O APIC's")
+@pytest.mark.parametrize("held", [True, False])
+async def test_an_interrupt_whose_end_kvm_had_not_told_of_comes_again(tmp_path: Path, held: bool) -> None:
+    """A pin is asserted, and was delivered. Either a local APIC has that still, or the guest has ended it just now."""
+    pin, vector, level, remote_irr = 20, 0x59, 1 << 15, 1 << 14
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        await vm.pause()
+        board: Any = vm.machine.board
+        board.legacy.ioapic._registers.entries[pin] = vector | level | remote_irr
+        board.legacy.ioapic._registers.levels |= 1 << pin
+        state = VcpuState(vm.machine.vcpus[0])
+        page = bytearray(state.get_state("lapic"))
+        page[0xF0:0xF2] = b"\xff\x01"  # enabled
+        page[0x200 + vector // 32 * 16 + vector % 32 // 8] |= held << vector % 8
+        state.set_state("lapic", bytes(page))
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as again:
+        board = again.machine.board
+        page = bytearray(VcpuState(again.machine.vcpus[0]).get_state("lapic"))
+        assert page[0x200 + vector // 32 * 16 + vector % 32 // 8] >> vector % 8 & 1, (
+            "it is requested, once more or still"
+        )
+        assert board.legacy.ioapic._registers.entries[pin] & remote_irr
 
 
 async def test_time_goes_on(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aiovmm.bus import FastPage, Policy
@@ -101,6 +101,12 @@ class IoApic:
             if (callback := self._on_end.get(pin)) is not None:
                 callback()
         self._do(self._registers.end_of_interrupt(vector))
+
+    def hear_of_ends(self, held: Collection[int]) -> None:
+        """After `load`, once the sources are loaded, too. No local APIC holds any vectors but `held`. Others were ended, which
+        nobody would tell now: the machine was saved after the guest had done so and before KVM told (KVM_EXIT_IOAPIC_EOI)."""
+        for vector in self._registers.awaited() - set(held):
+            self.eoi(vector)
 
     def read(self, offset: int, size: int) -> bytes:
         """Registers as they lie in memory; zeros between them."""

@@ -178,6 +178,10 @@ class IoApicRegisters:
         self.levels = self.levels & ~bit | held
         return effects
 
+    def awaited(self) -> set[int]:
+        """Vectors of level-triggered interrupts that were delivered and are not ended."""
+        return {vector_of(entry) for entry in self.entries if entry & REMOTE_IRR}
+
     def in_service(self, vector: int) -> list[int]:
         """Pins whose level-triggered interrupt `vector` was delivered and is not ended."""
         return [p for p, entry in enumerate(self.entries) if entry & REMOTE_IRR and vector_of(entry) == vector]

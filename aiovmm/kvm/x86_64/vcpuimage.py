@@ -37,6 +37,7 @@ _CAP_NESTED_STATE, _CAP_SREGS2, _CAP_XSAVE2 = 157, 200, 208
 _NESTED_HEADER, _NO_VMXON = 128, 0xFFFF_FFFF_FFFF_FFFF
 _TSC, _TSC_DEADLINE = _COUNTED = 0x10, 0x6E0
 _LAST_MP_STATE = 9
+_ISR, _IRR = 0x100, 0x200  # in the local APIC's page: eight words of 32 bits each, 16 bytes apart
 _HYPERV = (0x40000001, 0x31237648)  # its leaf for the kind of interface, "Hv#1" (boot.x86_64.hyperv)
 _TSC_TOLERANCE = 250  # parts in a million that the counter of one host may run faster than another's, as KVM has it
 _CPUID_WORDS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
@@ -160,6 +161,15 @@ class VcpuImage:
         )
         fields.end()
         return image
+
+    @property
+    def held(self) -> set[int]:
+        """Vectors that its local APIC has accepted, and that the guest has not ended (Intel SDM 3A, 11.8.4)."""
+        page = dict(self.blobs)["lapic"]
+        words = (b"".join(page[at : at + 4] for at in range(start, start + 128, 16)) for start in (_ISR, _IRR))
+        in_service, requested = (int.from_bytes(bits, "little") for bits in words)
+        bits = in_service | requested
+        return {vector for vector in range(bits.bit_length()) if bits >> vector & 1}
 
     def put(self, vcpu: Vcpu) -> None:
         """Into a new vCPU, all but what `put_counter` does. Raises SnapshotError for what this KVM does not take."""

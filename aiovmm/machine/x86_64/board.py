@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,6 +53,7 @@ class Pc(Board):
     _pins: IntxPins
     _memory: GuestMemory
     _cpuids: list[bytes]  # of each vCPU, as KVM takes it
+    _held: Collection[int]  # vectors that its local APICs had accepted, of a guest that goes on
     _parked: dict[int, bytes]  # of those that have gone, which KVM has still
 
     # -- the address map
@@ -176,7 +177,8 @@ class Pc(Board):
         self._memory = memory
         from aiovmm.machine.x86_64.saved import make_processors
 
-        self.vcpus, self._cpuids = make_processors(restored, self.parts.open_kvm(), self._vm, self.parts.config.cpus)
+        made = make_processors(restored, self.parts.open_kvm(), self._vm, self.parts.config.cpus)
+        self.vcpus, self._cpuids, self._held = made
 
     async def restore_devices(self, restored: Restored) -> None:
         """On ports, and the I/O APIC."""
@@ -190,8 +192,10 @@ class Pc(Board):
         await self.legacy.load(fields.state("legacy"))
 
     def unsuspend_devices(self) -> None:
-        """The clock, the serial port. And the guest is told that it is another now: Linux then makes new random numbers."""
+        """The clock, the serial port, interrupts. And the guest is told that it is another now: Linux then makes new random
+        numbers."""
         self.legacy.unsuspend()
+        self.legacy.ioapic.hear_of_ends(self._held)
         write_generation(self._memory)
         self.legacy.ged.notify(GedEvent.VM_GENERATION)
 

@@ -6,6 +6,9 @@ passed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from functools import cached_property
+
 from aiovmm.boot.x86_64 import CpuidEntry as BootCpuid
 from aiovmm.boot.x86_64.cpuid import apic_id
 from aiovmm.boot.x86_64.cpuid_missing import missing
@@ -37,14 +40,17 @@ def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) 
     return {**moment, "vcpus": saved}
 
 
-def make_processors(restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig) -> tuple[list[Vcpu], list[bytes]]:
-    """All vCPUs as they were, in `vm`, and the CPUID of each. In a thread. Raises KvmError, SnapshotError."""
+def make_processors(
+    restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig
+) -> tuple[list[Vcpu], list[bytes], Collection[int]]:
+    """All vCPUs as they were, in `vm`, and the CPUID of each; and the vectors that their local APICs hold. In a thread. Raises
+    KvmError, SnapshotError."""
 
     def read() -> _Processors:
         return _Processors.read(Fields(restored.state, "machine").fields("board").fields("processors"), kvm, vm, cpus)
 
     processors = restored.once("processors", read)
-    return processors.make(vm), [image.packed for image in processors.vcpus]
+    return processors.make(vm), [image.packed for image in processors.vcpus], processors.held
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +75,11 @@ class _Processors:
         fields.end()
         image._check_features(Processor.of(kvm, cpus))
         return image
+
+    @cached_property
+    def held(self) -> frozenset[int]:
+        """By any local APIC."""
+        return frozenset().union(*(image.held for image in self.vcpus))
 
     def _check_features(self, processor: Processor) -> None:
         for index, vcpu in enumerate(self.vcpus):
