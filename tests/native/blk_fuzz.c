@@ -146,6 +146,7 @@ static void *perform(void *unused) {
         } else {
             struct avmm_blk_request *r = work.to_do[--work.n_to_do];
             pthread_mutex_unlock(&work.lock);
+            usleep(50); /* others take theirs before this one is done: nothing orders them */
             avmm_blk_perform(&r, 1);
             pthread_mutex_lock(&work.lock);
             work.done[work.n_done++] = r;
