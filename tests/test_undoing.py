@@ -50,8 +50,9 @@ async def test_what_one_raises_keeps_no_other_from_being_undone() -> None:
     undoing.push(steps.slow("a"))
     undoing.push(steps.plain("b", KeyError("raised last")))
     undoing.push(steps.slow("c", ValueError("raised before")))
-    with pytest.raises(KeyError, match="raised last"):
+    with pytest.raises(KeyError, match="raised last") as info:
         await undoing.aclose()
+    assert repr(info.value.__context__) == "ValueError('raised before')", "it is told, too"
     assert steps.taken == ["c", "b", "a"]
 
 

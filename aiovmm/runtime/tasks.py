@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from itertools import pairwise
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
@@ -111,7 +112,7 @@ class Undoing:
         self._steps.append(step)
 
     async def aclose(self) -> None:
-        """Do all of it, once, also if some of it fails: then raise what was raised last."""
+        """Do all of it, once, also if some of it fails: then raise what was raised last, in the context of what was before."""
         errors: list[BaseException] = []
         while self._steps:
             try:
@@ -135,6 +136,9 @@ class Undoing:
     @staticmethod
     def _end(errors: list[BaseException]) -> None:
         try:
+            for before, error in pairwise(errors):
+                if error.__context__ is None and error is not before:
+                    error.__context__ = before
             if errors:
                 raise errors[-1]
         finally:  # whose traceback knows this frame, and what it was made for
