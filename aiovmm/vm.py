@@ -133,10 +133,11 @@ class VM(Inventory, Changes, Saving, Commands):
         release = self._release
         self._keeper = Keeper(self, f"VM {self.name!r}", release.left_behind, release.abandon)
         try:
-            if self._config.cpus.affinity or self._config.nets or self._config.disks:
+            c = self._config
+            if c.cpus.affinity or c.nets or c.disks or c.memory.hotplug_size:
                 from aiovmm.config.remarks import remarks  # for who has what may be remarked on
 
-                for remark in remarks(self._config):
+                for remark in remarks(c):
                     self._journal.remark(remark)
             await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
             await self._join_consoles()

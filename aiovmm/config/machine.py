@@ -86,12 +86,18 @@ class MemoryConfig:
             self._check_hotplug()
 
     def _check_hotplug(self) -> None:
-        _check_hotplug_size("memory", self.size, self.hotplug_size)
-        step = self.module_size if self.hotplug_method is HotplugMethod.ACPI else BLOCK
-        there, most = self.hotplugged_size, self.hotplug_size
+        by_modules = self.hotplug_method is HotplugMethod.ACPI
+        _check_hotplug_size("memory", self.size, self.hotplug_size, PAGE if by_modules else MODULE)
+        step = self.module_size if by_modules else BLOCK
+        there, most = self.hotplugged_size, self.modules_size if by_modules else self.hotplug_size
         if not 0 <= there <= most or (there % step and (there != most or step == BLOCK)):
             reason = f"{there} bytes are not a multiple of {step >> 20}M up to hotplug_size, {most}"
             raise ConfigError("memory.hotplugged_size", reason)
+
+    @property
+    def modules_size(self) -> int:
+        """Bytes that memory modules of ACPI can have in all: Linux takes no part of 128 MiB."""
+        return self.hotplug_size - self.hotplug_size % MODULE
 
     @property
     def module_size(self) -> int:
@@ -104,9 +110,10 @@ class MemoryConfig:
         return self.size >= _THP_FROM if self.thp is None else self.thp
 
 
-def _check_hotplug_size(option: str, size: int, more: int) -> None:
-    if more < 0 or more % MODULE:
-        raise ConfigError(f"{option}.hotplug_size", f"{more} bytes are not a multiple of 128M")
+def _check_hotplug_size(option: str, size: int, more: int, step: int) -> None:
+    if more < 0 or more % step:
+        unit = "128M" if step == MODULE else "the page size"
+        raise ConfigError(f"{option}.hotplug_size", f"{more} bytes are not a multiple of {unit}")
     if size + more >= MAX_MEMORY:
         raise ConfigError(f"{option}.hotplug_size", "with size= it is more than a processor can address")
 
@@ -162,7 +169,7 @@ class MemoryZoneConfig:
     def _check_hotplug(self) -> None:
         if self.file is not None:
             raise ConfigError("memory_zone.hotplug_size", "does not go with file=", "say it of a zone without one")
-        _check_hotplug_size("memory_zone", self.size, self.hotplug_size)
+        _check_hotplug_size("memory_zone", self.size, self.hotplug_size, MODULE)
         if not 0 <= self.hotplugged_size <= self.hotplug_size or self.hotplugged_size % BLOCK:
             reason = f"{self.hotplugged_size} bytes are not a multiple of 2M up to hotplug_size, {self.hotplug_size}"
             raise ConfigError("memory_zone.hotplugged_size", reason)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aiovmm.config.ids import device_ids
+from aiovmm.config.machine import HotplugMethod
 from aiovmm.config.net import is_no_station
 from aiovmm.config.vm import VMConfig
 
@@ -18,6 +19,10 @@ def remarks(config: VMConfig) -> Iterator[str]:
     for vcpu, _ in config.cpus.affinity:
         if vcpu >= there:
             yield f"cpus.affinity: there is no vCPU {vcpu}, the last of {there} is {there - 1}: it is passed over"
+    memory = config.memory
+    if memory.hotplug_method is HotplugMethod.ACPI and memory.hotplug_size != memory.modules_size:
+        reason = f"comes in modules of 128M, of {memory.hotplug_size} bytes {memory.modules_size}"
+        yield f"memory.hotplug_size: {reason}; hotplug_method=virtio-mem has smaller steps"
     ids = device_ids(config)
     for name, net in zip(ids.get("nets", ()), config.nets, strict=True):
         if net.mac is not None and is_no_station(net.mac):

@@ -147,6 +147,27 @@ async def test_what_cannot_be_is_refused() -> None:
                 await vm.resize(memory=size)  # type: ignore[arg-type]
 
 
+async def test_what_is_no_whole_module_stays_out(caplog: pytest.LogCaptureFixture) -> None:
+    wanted = replace(made(), memory=MemoryConfig(RAM, hotplug_size=2 * MODULE + 100 * MIB))
+    async with VM(wanted) as vm:
+        await vm.start()
+        assert "comes in modules of 128M, of 373293056 bytes 268435456" in caplog.text
+        with pytest.raises(UsageError, match=f"it can have {RAM} to {RAM + 2 * MODULE} bytes"):
+            await vm.resize(memory=RAM + 2 * MODULE + 100 * MIB)
+        await resized(vm, 2)
+        assert vm.machine.memory.read(START + 2 * MODULE - 4, 4) == bytes(4)
+        with pytest.raises(GuestFault):
+            vm.machine.memory.read(START + 2 * MODULE, 4)
+
+
+async def test_where_no_module_can_come_none_is_asked_for() -> None:
+    async with VM(replace(made(), memory=MemoryConfig(RAM, hotplug_size=100 * MIB))) as vm:
+        await vm.start()
+        await counts_on(vm)
+        with pytest.raises(UsageError, match="has no memory to come"):
+            await vm.resize(memory=RAM + 100 * MIB)
+
+
 def test_a_lot_of_memory_comes_in_larger_modules() -> None:
     memory = MemoryConfig(1 << 30, hotplug_size=100 << 30, hotplugged_size=5 << 30)
     sizes = [size for _, size in modules(memory, START)]
@@ -159,7 +180,16 @@ def test_a_lot_of_memory_comes_in_larger_modules() -> None:
     assert len(at_start(uneven, START)) == len(modules(uneven, START)) == 129
 
 
-@pytest.mark.parametrize("text", ["hotplug_size=100M", "hotplug_size=1G,hotplugged_size=64M", "hotplugged_size=128M"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hotplug_size=1001",
+        "hotplug_size=100M,hotplugged_size=100M",
+        "hotplug_method=virtio-mem,hotplug_size=100M",
+        "hotplug_size=1G,hotplugged_size=64M",
+        "hotplugged_size=128M",
+    ],
+)
 def test_options_that_cannot_be(text: str) -> None:
     with pytest.raises(ConfigError, match="hotplug"):
         parse_memory(text)

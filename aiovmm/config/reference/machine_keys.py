@@ -25,7 +25,7 @@ TABLE = """
 --memory file | same | without effect, as there; `--memory-zone file=` has one
 --memory mergeable | differs | refused with shared=on and hugepages=on, whose pages the kernel does not merge
 --memory hotplug_method | differs | acpi, virtio-mem; arm64 guests take the latter alone
---memory hotplug_size | differs | multiples of 128M; it comes and goes by `vm.resize(memory=)`
+--memory hotplug_size | differs | in steps of 128M; by virtio-mem a multiple of that; it comes and goes by `vm.resize(memory=)`
 --memory hotplugged_size | differs | modules of 128M, or as much more as it takes for 256 of them; multiples of 2M with virtio-mem
 --memory hugepage_size | same |
 --memory reserve | differs | shared memory has its pages at once: the kernel keeps no account of those that are promised

@@ -17,7 +17,8 @@ _ALIGNMENT = 1 << 30  # memory blocks of Linux begin at multiples of 128 MiB, in
 
 def place_of(memory: MemoryConfig, end_of_ram: int) -> Range:
     """All of it."""
-    return -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT, memory.hotplug_size
+    whole = memory.hotplug_method is HotplugMethod.VIRTIO_MEM
+    return -(-end_of_ram // _ALIGNMENT) * _ALIGNMENT, memory.hotplug_size if whole else memory.modules_size
 
 
 def places_in_zones(zones: Iterable[MemoryZoneConfig], end_of_ram: int) -> list[Range]:

@@ -115,7 +115,7 @@ class Pc(Board):
         cpus, memory = self.parts.config.cpus, self.parts.config.memory
         if cpus.max is not None:
             self.processors = self._units("processors", _PROCESSORS, cpus.max, cpus.boot)
-        if memory.hotplug_size and memory.hotplug_method is HotplugMethod.ACPI:
+        if memory.modules_size and memory.hotplug_method is HotplugMethod.ACPI:
             from aiovmm.machine.hotplug.places import at_start, modules
 
             end = self.device_memory_start
