@@ -83,9 +83,13 @@ class Console:
         """What the guest says here from now on is said at `other` too, at once: two consoles on one terminal."""
         self._copy = other
 
-    def appear(self) -> None:
-        """There is such a device from now on, if there was none."""
-        self._use.appear()
+    def appear(self) -> str:
+        """There is such a device from now on, if there was none; why not, for `vanish`."""
+        return self._use.appear()
+
+    def vanish(self, absent: str) -> None:
+        """It did not come after all."""
+        self._use.vanish(absent)
 
     def connect(self, device: ByteDevice | None) -> None:
         """Give input to `device` from now on; what was written before there was one is delivered now. None: keep it again."""

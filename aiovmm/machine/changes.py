@@ -75,11 +75,13 @@ class Changes:
 
         places = self._release.places = self._release.places or Places(self._ending.device_failed)
         await places.leave("console")  # of one that the guest let go of late
-        await places.join("console", self._console, device)
+        absent = self._console.appear()  # its place reads it as soon as that is open
         try:
+            await places.join("console", self._console, device)
             return await self._devices().add(device, timeout)
         except BaseException:
             await finish(places.leave("console"))
+            self._console.vanish(absent)
             raise
 
     async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:

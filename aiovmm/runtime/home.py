@@ -48,9 +48,14 @@ class Use:
         self._home = home
         self._absent = absent
 
-    def appear(self) -> None:
-        """The guest has one from now on."""
-        self._absent = ""
+    def appear(self) -> str:
+        """The guest has one from now on. Why there was none until now."""
+        absent, self._absent = self._absent, ""
+        return absent
+
+    def vanish(self, absent: str) -> None:
+        """It came to nothing: all is as before `appear`, which gave that."""
+        self._absent = absent
 
     def check(self) -> None:
         """Raises StateError in a thread that the console does not belong to, or if there is no such console."""

@@ -292,6 +292,10 @@ async def test_a_console_comes_goes_and_comes_again() -> None:
 async def test_a_console_that_comes_is_joined_to_its_place_until_it_goes(tmp_path: Path) -> None:
     async with VM(config("s")) as vm:
         await vm.start()
+        with pytest.raises(ConfigError, match="behind the IOMMU"):
+            await vm.add(ConsoleConfig(ConsoleMode.FILE, tmp_path / "none", iommu=True), timeout=0)
+        with pytest.raises(StateError, match="no console"):
+            vm.console.write(b"x")
         for name in ("one", "two"):
             path = tmp_path / name
             assert await vm.add(ConsoleConfig(ConsoleMode.FILE, path), timeout=0) == "console"
