@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable, Generator, Mapping
 
@@ -43,6 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if not item.get_closest_marker("thorough")]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What was collected stays: whoever looks for garbage, as many tests do before and after, need not go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 REQUIRED = os.environ.get("AIOVMM_REQUIRE_GROUNDS", "") not in ("", "0")
