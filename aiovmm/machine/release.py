@@ -52,7 +52,7 @@ class Release:
             self._closing = asyncio.ensure_future(self._take_apart())
         await asyncio.wait([self._closing], timeout=PATIENCE)
         if not self._closing.done():
-            hint = "storage of its does not answer: its memory, files and locks stay this process's until it does"
+            hint = "a device does not end, as where storage does not answer: memory, files and locks stay until it does"
             raise HostError(f"giving back what VM {self._name!r} has", errno.ETIMEDOUT, hint)
         closed, self._closing = self._closing, None
         closed.result()
