@@ -69,7 +69,10 @@ class _Pieces:
 
     def give_back(self) -> None:
         """Unmap what is free as a whole; of the rest leave the pages."""
-        taken, self._free = self._free, []  # nobody else's while their pages go
+        taken: list[tuple[_Region, int]] = []  # nobody else's while their pages go
+        with suppress(IndexError):
+            while True:  # one by one: others may have hold of the list, and add to it
+                taken.append(self._free.pop())
         taken.sort(key=lambda piece: (id(piece[0]), piece[1]))
         for region, pieces in groupby(taken, key=lambda piece: piece[0]):
             free = list(pieces)

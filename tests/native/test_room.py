@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import mmap
+import sys
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -60,6 +62,31 @@ def test_a_pointer_that_is_kept_keeps_its_piece() -> None:
     for other in others:
         ffi.buffer(other)[:4] = b"late"
     assert view[:4] == b"mine"
+
+
+def test_pieces_that_end_while_others_are_given_back_are_not_lost() -> None:
+    pieces, ended = rooms._sizes[2 * PAGE], threading.Event()
+
+    def gives_back() -> None:
+        while not ended.is_set():
+            give_back()
+
+    thread = threading.Thread(target=gives_back)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(300):
+            arrays = [room("uint8_t[]", 2 * PAGE) for _ in range(20)]
+            assert len({owners.address(array) for array in arrays}) == 20
+            arrays.clear()
+    finally:
+        ended.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    known = list(pieces._free) + list(pieces._lent.values())
+    assert len(known) == len(set(known))
+    assert len(known) == rooms._PIECES * len({id(region) for region, _ in known})
 
 
 @settings(max_examples=30, deadline=None)
