@@ -56,7 +56,7 @@ print("gains:", re.search("NoNewPrivs:\\t(.*)", told)[1])
 @pytest.fixture
 def place() -> Iterator[Path]:
     """Everybody's, as is the way to it."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # the tests' own one is nobody else's
         place = Path(name).resolve()
         for folder in ("kept/below", "read", "led"):
             (place / folder).mkdir(parents=True)
