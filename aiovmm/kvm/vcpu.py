@@ -135,8 +135,8 @@ class Vcpu:
             raise KvmError(f"starting the thread of vCPU {self.index}", failed, MORE_THREADS)
         self._started, self._ended, self._reported = True, None, False
         # A program that forgets its VM can still end: the guard ends the thread before the memory it uses goes, be that by
-        # garbage collection or at the interpreter's exit.
-        self._guard = weakref.finalize(self, _end_thread, self.native)
+        # garbage collection or at the interpreter's exit. It keeps the ring, which in a cycle might go before us.
+        self._guard = weakref.finalize(self, _end_thread, self.native, self._ring)
 
     def run_on(self, cpus: Collection[int]) -> None:
         """Have the thread, which has been started, run on these processors of the host only. Raises HostError."""
@@ -277,7 +277,7 @@ def _mask(cpus: Collection[int]) -> bytes:
     return bits.to_bytes(_MOST_CPUS // 8 + 1, "little")
 
 
-def _end_thread(native: Any) -> None:
+def _end_thread(native: Any, _ring: Any) -> None:
     if lib.avmm_vcpu_runs(native):
         lib.avmm_vcpu_stop(native)
     lib.avmm_vcpu_join(native, -1)

@@ -46,7 +46,7 @@ class _Pieces:
     def __init__(self, size: int) -> None:
         self._size = size
         self._free: list[tuple[_Region, int]] = []
-        self._lent: dict[Any, tuple[_Region, int]] = {}
+        self._lent: dict[Any, tuple[tuple[_Region, int], memoryview]] = {}
 
     def take(self, ctype: str, size: int) -> Any:
         """An array of `size` bytes. When nobody has it any more, its piece is free."""
@@ -55,8 +55,11 @@ class _Pieces:
         except IndexError:
             piece = self._more()
         region, at = piece
-        array = ffi.from_buffer(ctype, region.memory[at : at + size])
-        self._lent[weakref.ref(array, self._ended)] = piece  # the callback may run in any thread: one step each
+        view = region.memory[at : at + size]
+        array = ffi.from_buffer(ctype, view)
+        # The view is kept here: one that is found in a cycle CPython clears though it is in use, and then uses it. The callback
+        # may run in any thread: one step each.
+        self._lent[weakref.ref(array, self._ended)] = piece, view
         return array
 
     def _more(self) -> tuple[_Region, int]:
@@ -65,7 +68,7 @@ class _Pieces:
         return region, 0
 
     def _ended(self, array: Any) -> None:
-        self._free.append(self._lent.pop(array))
+        self._free.append(self._lent.pop(array)[0])
 
     def give_back(self) -> None:
         """Unmap what is free as a whole; of the rest leave the pages."""
@@ -87,14 +90,17 @@ _items: dict[str, int] = {}
 
 
 def room(ctype: str, count: int) -> Any:
-    """An array, `ctype` such as "struct iovec[]", of `count` items that hold anything. Raises MemoryError, OSError."""
+    """An array, `ctype` such as "struct iovec[]", of `count` items that hold anything. Raises MemoryError."""
     item = _items.get(ctype)
     if item is None:
         item = _items[ctype] = ffi.sizeof(ffi.typeof(ctype).item)
     size = item * count
     if size < _PAGE or size > _LARGE or lib.AVMM_SANITIZED:  # which finds what runs over the edge of a piece of its own
         return _malloc(ctype, count)
-    return _sizes[max(_PAGE, 1 << (size - 1).bit_length())].take(ctype, size)
+    try:
+        return _sizes[max(_PAGE, 1 << (size - 1).bit_length())].take(ctype, size)
+    except OSError:  # no room for many, nor for one more mapping; the C library may have some for this
+        return _malloc(ctype, count)
 
 
 def give_back() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
+import subprocess
 import sys
 import threading
 from itertools import pairwise
@@ -44,7 +46,7 @@ def test_what_is_not_filled_takes_no_memory_whoever_had_it_before(size: int) -> 
 
 def test_a_mapping_that_nobody_has_a_piece_of_is_unmapped() -> None:
     arrays = [room("uint8_t[]", 16 * PAGE) for _ in range(2 * rooms._PIECES)]
-    regions = {id(piece[0]) for piece in rooms._sizes[16 * PAGE]._lent.values()}
+    regions = {id(piece[0]) for piece, _ in rooms._sizes[16 * PAGE]._lent.values()}
     assert len(regions) >= 2
     arrays.clear()
     give_back()
@@ -84,9 +86,42 @@ def test_pieces_that_end_while_others_are_given_back_are_not_lost() -> None:
         ended.set()
         thread.join()
         sys.setswitchinterval(interval)
-    known = list(pieces._free) + list(pieces._lent.values())
+    known = list(pieces._free) + [piece for piece, _ in pieces._lent.values()]
     assert len(known) == len(set(known))
     assert len(known) == rooms._PIECES * len({id(region) for region, _ in known})
+
+
+def test_arrays_that_are_garbage_in_a_cycle_end_nothing() -> None:
+    """In a process of its own, which ended with a signal."""
+    program = """
+import gc
+from aiovmm.native.room import room
+
+class Thing: ...
+
+gc.disable()
+for _ in range(100):
+    array, thing = room("uint64_t[]", 2048), Thing()
+    thing.own, thing.array = thing, array
+    array[5] = 7
+    del thing, array
+    gc.collect()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_a_mapping_to_be_had_the_c_library_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest's exits are to be taken to somewhere."""
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr(rooms, "_sizes", {size: rooms._Pieces(size) for size in rooms._sizes})
+    monkeypatch.setattr(mmap, "mmap", refused)
+    array = room("uint8_t[]", 2 * PAGE)
+    array[2 * PAGE - 1] = 7
+    assert len(array) == 2 * PAGE
 
 
 @settings(max_examples=30, deadline=None)
