@@ -65,7 +65,7 @@ def _remark_on_the_second(option: str, key: str, value: str | None) -> None:
     import logging  # for who says two things
 
     logging.getLogger("aiovmm").warning(
-        "%s.%s: is given twice, and the last holds: %s", option, key, value or "nothing"
+        "%s.%s: is given twice, and the last holds: %s", option, key, repr(value) if value else "nothing"
     )
 
 

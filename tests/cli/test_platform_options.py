@@ -94,10 +94,10 @@ def test_of_a_key_given_twice_the_last_holds_and_that_is_said(caplog: pytest.Log
     assert parse_disk("path=a,readonly=on,path=b,readonly=").path == Path("b")
     assert parse_console("console", "file=a,file=b").path == Path("b")
     assert caplog.messages == [
-        "cpus.boot: is given twice, and the last holds: 3",
-        "disk.path: is given twice, and the last holds: b",
+        "cpus.boot: is given twice, and the last holds: '3'",
+        "disk.path: is given twice, and the last holds: 'b'",
         "disk.readonly: is given twice, and the last holds: nothing",
-        "console.file: is given twice, and the last holds: b",
+        "console.file: is given twice, and the last holds: 'b'",
     ]
 
 
