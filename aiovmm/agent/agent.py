@@ -67,8 +67,7 @@ class Agent:
         """The connection to it, made if there is none. The errors are those of `ready`."""
         if self._link is not None and not self._link.lost:
             return self._link
-        if self._closed:
-            raise StateError(f"{self.place.name} is not there any more")
+        self.require_open()
         if self._lock is None:
             self._lock = asyncio.Lock()
         seconds = self.patience if timeout == -1.0 else timeout
@@ -147,6 +146,11 @@ class Agent:
 
             self._forwards = Forwards(self)
         return self._forwards
+
+    def require_open(self) -> None:
+        """Raises StateError after `close`."""
+        if self._closed:
+            raise StateError(f"{self.place.name} is not there any more")
 
     def at_close(self, call: Callable[[], None]) -> None:
         """To be done when nothing can be asked of it any more for good."""

@@ -85,6 +85,8 @@ class Channel:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Input; what there is no credit for waits here."""
+        if isinstance(data, memoryview):  # whose length may be counted in other things than bytes
+            data = bytes(data)
         if self.over or self.input_ends or self._eof or not data:
             return
         self.waiting += len(data)

@@ -83,7 +83,8 @@ class Forwards:
     # -- the guest's port at the host
 
     async def to_guest(self, guest: Place, host: Place, address: str) -> Place:
-        """Listen at the host. Raises UsageError, HostError, ConfigError."""
+        """Listen at the host. Raises UsageError, HostError, ConfigError, StateError if nothing can be asked any more."""
+        self._agent.require_open()
         payload = _address(guest)
         _check_port(host)
         forward = _Forward()
@@ -95,6 +96,7 @@ class Forwards:
             forward.server = await _listen(forward, host, address, connected)
             place = forward.server.sockets[0].getsockname()[1] if isinstance(host, int) else host
             await forward.server.start_serving()
+            self._agent.require_open()  # whose end meanwhile has not heard of this one
         except BaseException:
             forward.close()
             raise
@@ -240,9 +242,10 @@ async def _join(channel: Channel, output: Output, reader: asyncio.StreamReader, 
 
 
 async def _to_channel(reader: asyncio.StreamReader, into: Input) -> None:
-    while data := await reader.read(_CHUNK):
-        into.write(data)
-        await into.drain()
+    with suppress(BrokenPipeError):  # the guest's end reads no more: what it has said before is still to be heard
+        while data := await reader.read(_CHUNK):
+            into.write(data)
+            await into.drain()
     into.write_eof()
 
 

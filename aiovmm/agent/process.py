@@ -276,14 +276,14 @@ async def create(
     cwd: Text | None = None,
     user: str | int | None = None,
     limits: Mapping[str, int | tuple[int, int]] | None = None,
+    ends: bool = False,
 ) -> Process:
-    """See `vm.create_process`."""
+    """See `vm.create_process`. `ends`: its output ends with it, whoever else has it open."""
     stdin, stdout, stderr = (DEVNULL if mode is None else mode for mode in streams)
     modes = (stdin, stdout, stderr)
     size = pty_size(pty)
-    return await start(
-        agent, Request(args=args, env=env or {}, cwd=cwd, user=user, limits=limits or {}, modes=modes, pty=size)
-    )
+    asked = Request(args=args, env=env or {}, cwd=cwd, user=user, limits=limits or {}, modes=modes, pty=size, ends=ends)
+    return await start(agent, asked)
 
 
 async def start(agent: Agent, request: Request) -> Process:
@@ -308,7 +308,7 @@ def start_error(failed: tuple[int, int], request: Request) -> AgentError:
     if stage == Stage.USER and number == errno.ESRCH:
         return guest_os_error(f"user {request.user!r} is not in the guest's /etc/passwd", errno.ENOENT)
     where = (
-        {Stage.DIRECTORY: request.cwd, Stage.USER: request.user}.get(Stage(stage), program)
+        {Stage.DIRECTORY: os.fsdecode(request.cwd or "/"), Stage.USER: request.user}.get(Stage(stage), program)
         if stage in _STAGES
         else program
     )

@@ -49,7 +49,8 @@ def command(
     runs the agent (`aiovmm image initramfs --agent`).
 
     Standard input, output and error are the command's, signals go to it, and its status is the exit code; 128 and the
-    number of a signal that ended it. 127: there is no such command. 126: it cannot be run. 125: aiovmm could not do it.
+    number of a signal that ended it. It is over when COMMAND has ended, whatever that has left running. 127: there is
+    no such command. 126: it cannot be run. 125: aiovmm could not do it.
     """
     from aiovmm.agent import Agent
     from aiovmm.agent.place import HybridPlace
@@ -64,7 +65,9 @@ def command(
         agent = Agent(HybridPlace(socket))
         try:
             await agent.ready(wait)
-            process = await create(agent, line, (-1, -1, -1), pty=tty, user=user, cwd=cwd, env=variables(env))
+            process = await create(
+                agent, line, (-1, -1, -1), pty=tty, user=user, cwd=cwd, env=variables(env), ends=True
+            )
             async with asyncio.timeout(timeout):
                 return await carry(process, terminal=tty)
         finally:

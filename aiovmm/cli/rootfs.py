@@ -127,7 +127,8 @@ class _Job:
         from aiovmm.cli.carry import carry
 
         words = self._words or list(vm.image.config.command) or ["/bin/sh"]
-        return await carry(await vm.create_process(*words, **self._how), terminal=self._given["tty"])
+        process = await vm.create_process(*words, ends=True, **self._how)
+        return await carry(process, terminal=self._given["tty"])
 
 
 def _network(given: dict[str, Any]) -> Network | bool:

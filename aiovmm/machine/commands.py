@@ -101,17 +101,19 @@ class Commands:
         cwd: Text | None = None,
         user: str | int | None = None,
         limits: Mapping[str, int | tuple[int, int]] | None = None,
+        ends: bool = False,
     ) -> Process:
         """Start a command in the guest, as asyncio.create_subprocess_exec does on the host: `stdin`, `stdout` and
         `stderr` are asyncio.subprocess.PIPE (the default here), DEVNULL, which None means too, and for stderr STDOUT.
-        `pty` gives it a terminal in their place: True, or (columns, rows). It runs until it ends, is killed, or the
-        connection to the guest ends (SIGHUP). Errors as of `run`."""
+        `pty` gives it a terminal in their place: True, or (columns, rows). With `ends` its output ends with it, as that
+        of `run` does, even if a daemon of its still has it open. It runs until it ends, is killed, or the connection to
+        the guest ends (SIGHUP). Errors as of `run`."""
         from aiovmm.agent.process import create
 
         streams = (stdin, stdout, stderr)
         env, cwd = {**self._env, **(env or {})}, self._cwd if cwd is None else cwd
         user = self._user if user is None else user
-        return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits)
+        return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits, ends=ends)
 
     async def forward(
         self, guest: int | str, host: int | str | Path = 0, *, address: str = "127.0.0.1", back: bool = False

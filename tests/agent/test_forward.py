@@ -6,13 +6,15 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aiovmm import GuestOSError, HostError, UsageError
+from aiovmm import GuestOSError, HostError, StateError, UsageError
 from aiovmm.agent import Agent
+from aiovmm.agent.place import UnixPlace
 from tests.agent.conftest import Guest
 
 
@@ -82,6 +84,83 @@ async def test_back(agent: Agent, guest: Guest, server: int, tmp_path: Path) -> 
     await agent.ping()
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+async def test_who_listens_at_the_loopback_of_ipv6_alone(agent: Agent, guest: Guest) -> None:
+    """As servers do that ask for "localhost"."""
+    async with await asyncio.start_server(echo, "::1", 0) as server:
+        port = await agent.forwards.to_guest(server.sockets[0].getsockname()[1], 0, "127.0.0.1")
+        before = guest.descriptors
+        await ask(*await asyncio.open_connection("127.0.0.1", port), 100000)  # type: ignore[arg-type]
+        await guest.idle(before)
+
+
+async def test_either_side_ends_its_sending_and_goes_on_reading(agent: Agent, guest: Guest, tmp_path: Path) -> None:
+    heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def ends_first(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"said")
+        writer.write_eof()
+        heard.set_result(await reader.read())
+        writer.close()
+
+    async with await asyncio.start_server(ends_first, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        there = await agent.forwards.to_guest(port, 0, "127.0.0.1")
+        back = await agent.forwards.to_host(0, port, "127.0.0.1")
+        before = guest.descriptors
+        for place in (there, back):
+            heard = asyncio.get_running_loop().create_future()
+            reader, writer = await asyncio.open_connection("127.0.0.1", place)  # type: ignore[arg-type]
+            assert await reader.read() == b"said"
+            writer.write(b"heard all the same")
+            writer.write_eof()
+            assert await heard == b"heard all the same"
+            writer.close()
+        await guest.idle(before)
+
+
+async def test_what_was_said_before_an_end_is_heard(agent: Agent, guest: Guest, tmp_path: Path) -> None:
+    """By a client that sends on meanwhile: nobody reads that, which ends one direction and not the other."""
+    size = 600 << 10  # more than is under way to who does not read, less than all buffers together
+    left = asyncio.Event()
+
+    async def says_and_leaves(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(size))
+        writer.close()
+        await writer.wait_closed()
+        left.set()
+
+    async with await asyncio.start_unix_server(says_and_leaves, tmp_path / "guest"):
+        await agent.forwards.to_guest(os.fspath(tmp_path / "guest"), tmp_path / "host", "")
+        before = guest.descriptors
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "host", limit=1024)
+        await asyncio.wait_for(left.wait(), 20)
+        heard = 0
+        while heard < size:
+            writer.write(b"x")
+            part = await reader.read(1000)
+            assert part, f"{heard} bytes of {size}"
+            heard += len(part)
+        writer.close()
+        await guest.idle(before)
+
+
+async def test_nothing_listens_for_an_agent_that_is_gone(guest: Guest, server: int, tmp_path: Path) -> None:
+    """Nor for one that goes while its listener is made."""
+    path = tmp_path / "socket"
+    for turns in range(12):
+        agent = Agent(UnixPlace(guest.path))
+        asking = asyncio.create_task(agent.forwards.to_guest(server, path, ""))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        agent.close()
+        with suppress(StateError):
+            await asking
+        assert not path.exists(), turns
+    with pytest.raises(StateError, match="not there any more"):
+        await agent.forwards.to_guest(server, path, "")
 
 
 async def test_nobody_there(agent: Agent, server: int) -> None:

@@ -146,6 +146,9 @@ async def test_what_cannot_be_started(agent: Agent) -> None:
         await begin(agent, "/etc/passwd")
     with pytest.raises(FileNotFoundError, match=r"changing to directory.*/nowhere"):
         await begin(agent, "true", cwd="/nowhere")
+    with pytest.raises(FileNotFoundError) as info:
+        await begin(agent, "true", cwd=b"/nowhere")
+    assert info.value.filename == "/nowhere"
     with pytest.raises(GuestOSError, match="user 'nobody-at-all'"):
         await begin(agent, "true", user="nobody-at-all")
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import pwd
 import signal
+from array import array
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ async def test_a_signal_is_a_status_below_zero(agent: Agent) -> None:
 async def test_input(agent: Agent) -> None:
     data = bytes(range(256)) * 5000
     assert (await run(agent, ["cat"], input=data)).stdout == data
+
+
+async def test_input_that_is_not_counted_in_bytes(agent: Agent) -> None:
+    words = array("I", range(5000))
+    assert (await run(agent, ["cat"], input=memoryview(words))).stdout == words.tobytes()  # type: ignore[arg-type]
 
 
 async def test_no_input_is_the_end_of_input(agent: Agent) -> None:
@@ -58,6 +64,13 @@ async def test_environment_directory_and_user(agent: Agent) -> None:
 async def test_users_by_number_and_with_a_group(agent: Agent, user: str | int) -> None:
     group = b"1" if isinstance(user, str) else str(pwd.getpwuid(65534).pw_gid).encode()
     assert (await run(agent, ["sh", "-c", "id -u; id -g"], user=user)).stdout == b"65534\n" + group + b"\n"
+
+
+@pytest.mark.parametrize("user", [2**32 - 1, f"nobody:{2**32 - 1}", 2**32, -1, "4294967295:daemon"])
+async def test_a_number_that_is_nobodys_is_not_root(agent: Agent, user: str | int) -> None:
+    """The largest one says to the kernel that all stays as it is."""
+    with pytest.raises(FileNotFoundError, match="is not in the guest's /etc/passwd"):
+        await run(agent, ["id"], user=user)
 
 
 async def test_limits(agent: Agent) -> None:

@@ -98,6 +98,16 @@ def test_over_time(aiovmm: Command, socket: str) -> None:
     assert b"0.5 s" in done.stderr
 
 
+def test_a_daemon_is_not_waited_for(aiovmm: Command, socket: str) -> None:
+    """It has all three streams."""
+    script = "echo before; setsid sleep 67 & echo $!; echo err >&2; exit 4"
+    process = aiovmm.start("exec", socket, "sh", "-c", script)
+    stdout, stderr = process.communicate(timeout=30)
+    before, pid = stdout.split()
+    os.kill(int(pid), signal.SIGKILL)  # it lives
+    assert (process.returncode, before, stderr) == (4, b"before", b"err\n")
+
+
 def test_no_agent(aiovmm: Command, tmp_path: Path) -> None:
     front = HybridFront(tmp_path / "vsock", tmp_path / "none")
     done = aiovmm.run("exec", "--wait", "0.3", str(tmp_path / "vsock"), "true")

@@ -52,6 +52,7 @@ struct channel {
     uint32_t drain[2];    /* of a process that has ended and whose streams end with it: bytes that are still its own */
     int draining;
     int connecting;
+    uint32_t port;        /* of a connection that goes to 127.0.0.1, and is tried at ::1 if nobody listens there */
 
     uint8_t *ring; /* STDIN_WINDOW bytes of input that `in` has not taken */
     uint32_t ring_start, ring_size, owed;

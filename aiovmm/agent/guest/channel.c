@@ -161,8 +161,11 @@ static void input_ready(struct channel *channel, int events)
 {
     if (!events || channel->in < 0)
         return;
-    if (channel->connecting)
+    if (channel->connecting) {
         channel_connected(channel);
+        if (channel->connecting) /* elsewhere now */
+            return;
+    }
     if (events & (POLLERR | POLLHUP) && channel->in >= 0 && !channel->terminal)
         lose_in(channel);
     if (channel->in >= 0)

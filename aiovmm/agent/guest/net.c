@@ -18,27 +18,34 @@ union address {
 
 enum { CONNECT_LOCAL = 0, CONNECT_UNIX = 1, BACKLOG = 128 };
 
-/* u8 kind, u8 zero, u16 port, u32 credit, and the path of a unix socket. Returns the address's size, 0 if it is none. */
-static size_t address_of(union address *address, const uint8_t *data, size_t size, int v6)
+/* Returns the address's size. */
+static size_t loopback(union address *address, uint32_t port, int v6)
 {
     memset(address, 0, sizeof *address);
+    address->inet.family = v6 ? AF_INET6_ : AF_INET_;
+    address->inet.port = (uint16_t)(port << 8 | port >> 8);
+    if (v6)
+        address->inet.rest[4 + 15] = 1; /* ::1, behind the flow label */
+    else
+        memcpy(address->inet.rest, "\x7f\0\0\1", 4);
+    return v6 ? 28 : 16;
+}
+
+/* u8 kind, u8 zero, u16 port, u32 credit, and the path of a unix socket. Returns the address's size, 0 if it is none. */
+static size_t address_of(union address *address, const uint8_t *data, size_t size)
+{
     if (size < 8)
         return 0;
     if (data[0] == CONNECT_UNIX) {
         size_t length = size - 8;
+        memset(address, 0, sizeof *address);
         if (!length || length >= sizeof address->local.path)
             return 0;
         address->local.family = AF_UNIX_;
         memcpy(address->local.path, data + 8, length);
         return 2 + length + 1;
     }
-    address->inet.family = v6 ? AF_INET6_ : AF_INET_;
-    address->inet.port = (uint16_t)(get16(data + 2) << 8 | get16(data + 2) >> 8);
-    if (v6)
-        address->inet.rest[4 + 15] = 1; /* ::1, behind the flow label */
-    else
-        memcpy(address->inet.rest, "\x7f\0\0\1", 4);
-    return v6 ? 28 : 16;
+    return loopback(address, get16(data + 2), 0);
 }
 
 static void say_failed(struct channel *channel, int error)
@@ -60,7 +67,21 @@ static int open_socket(const union address *address, size_t size)
     return fd;
 }
 
-/* To 127.0.0.1, or to ::1 where nobody listens at that. */
+/* To ::1, once, where nobody listens at 127.0.0.1: who has an IPv6 address for "localhost" may listen there alone. Mostly it is
+ * heard of the first one's end when it has been waited for. A socket, or `error`. */
+static int connect_v6(struct channel *channel, int error)
+{
+    union address address;
+    uint32_t port = channel->port;
+    int fd;
+
+    channel->port = 0;
+    if (error != -ECONNREFUSED || !port)
+        return error;
+    fd = open_socket(&address, loopback(&address, port, 1));
+    return fd < 0 ? error : fd;
+}
+
 void channels_connect(struct link *link, uint32_t id, const uint8_t *data, size_t size)
 {
     struct channel *channel = channel_new(link, id, STREAM);
@@ -70,15 +91,15 @@ void channels_connect(struct link *link, uint32_t id, const uint8_t *data, size_
 
     if (!channel)
         return;
-    length = address_of(&address, data, size, 0);
-    if (length)
-        fd = open_socket(&address, length);
-    if (fd == -ECONNREFUSED && data[0] == CONNECT_LOCAL) {
-        length = address_of(&address, data, size, 1);
+    length = address_of(&address, data, size);
+    if (length) {
+        channel->port = data[0] == CONNECT_LOCAL ? get16(data + 2) : 0;
         fd = open_socket(&address, length);
     }
+    if (fd < 0)
+        fd = connect_v6(channel, fd);
     if (fd < 0) {
-        say_failed(channel, fd == -EAFNOSUPPORT ? ECONNREFUSED : -fd);
+        say_failed(channel, -fd);
         return;
     }
     channel->in = channel->out[0] = channel->both = fd;
@@ -88,18 +109,21 @@ void channels_connect(struct link *link, uint32_t id, const uint8_t *data, size_
 
 void channel_connected(struct channel *channel)
 {
-    int error = 0;
+    int error = 0, fd;
     uint32_t size = sizeof error;
 
     SYS(getsockopt, channel->both, SOL_SOCKET_, SO_ERROR_, &error, &size);
     channel->connecting = 0;
-    if (error) {
-        sys_close(channel->both);
-        channel->in = channel->out[0] = channel->both = -1;
-        say_failed(channel, error);
-    } else {
+    if (!error) {
         channel->say |= SAY_STARTED;
+        return;
     }
+    sys_close(channel->both);
+    fd = connect_v6(channel, -error);
+    channel->connecting = fd >= 0;
+    channel->in = channel->out[0] = channel->both = fd < 0 ? -1 : fd;
+    if (fd < 0)
+        say_failed(channel, -fd);
 }
 
 /* At a port of 127.0.0.1, or at a unix socket. `number` becomes the port. */
@@ -113,7 +137,7 @@ void channels_listen(struct link *link, uint32_t id, const uint8_t *data, size_t
 
     if (!channel)
         return;
-    length = (uint32_t)address_of(&address, data, size, 0);
+    length = (uint32_t)address_of(&address, data, size);
     if (!length) {
         say_failed(channel, EINVAL);
         return;

@@ -58,16 +58,24 @@ static int lines_open(struct lines *lines, const char *path)
     return lines->fd >= 0;
 }
 
+/* A user's or group's number, -1 for what is none. The largest is none: to setresuid(2) it says that all stays as it is, root. */
+static int64_t identity(const char *text)
+{
+    int64_t number = number_of(text);
+
+    return number == UINT32_MAX ? -1 : number;
+}
+
 /* name:x:uid:gid:about:home:shell */
 static int find_name(const char *name, struct user *user)
 {
     static struct lines lines;
-    int64_t number = number_of(name), found = 0;
+    int64_t number = identity(name), found = 0;
     char *fields[FIELDS];
 
     if (lines_open(&lines, "/etc/passwd")) {
         while (!found && line_next(&lines, fields)) {
-            int64_t uid = number_of(fields[2]), gid = number_of(fields[3]);
+            int64_t uid = identity(fields[2]), gid = identity(fields[3]);
             if (uid < 0 || gid < 0 || !(text_is(fields[0], name) || uid == number))
                 continue;
             user->uid = (uint32_t)uid;
@@ -104,7 +112,7 @@ static int is_member(const char *members, const char *name)
 static int find_groups(const char *wanted, struct user *user)
 {
     static struct lines lines;
-    int64_t number = wanted ? number_of(wanted) : -1;
+    int64_t number = wanted ? identity(wanted) : -1;
     int found = !wanted;
     char *fields[FIELDS];
 
@@ -114,7 +122,7 @@ static int find_groups(const char *wanted, struct user *user)
     }
     if (lines_open(&lines, "/etc/group")) {
         while (line_next(&lines, fields)) {
-            int64_t gid = number_of(fields[2]);
+            int64_t gid = identity(fields[2]);
             if (gid < 0)
                 continue;
             if (!found && text_is(fields[0], wanted)) {
