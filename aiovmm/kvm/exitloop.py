@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import struct
+import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from math import inf
 from time import perf_counter
@@ -32,6 +33,7 @@ _BATCH = 256  # events in one drain
 _FULL = _BATCH // 2  # that many had no room for more, reports apart: then the loop's other work has its turn
 _BYTES = 4096  # posted bytes gathered in one drain
 _SPARE = 8  # batches that are kept for whoever has events next, in any thread
+_LEAST = 8  # events, and such bytes, in the drain of a thread that gets no memory for more
 _STAYS = 16  # drains in one turn of the loop, while the guest has something again at once
 TURN = 0.0005
 """Seconds of one VM in one turn of the loop, an exit that is being served apart; what is left waits for its next turn, so
@@ -43,29 +45,56 @@ DeviceErrorCallback = Callable[[Range, Exception], None]
 
 
 class _Batch:
-    """Where events are taken to. Only who has some needs one: a thousand guests that sleep have none."""
+    """Where events are taken to. Only who has some needs one: a thousand guests that sleep have none. Raises MemoryError."""
 
-    def __init__(self) -> None:
-        self._events = room("struct avmm_event[]", _BATCH)
-        self._bytes = room("uint8_t[]", _BYTES)
+    def __init__(self, *, is_reserve: bool = False) -> None:
+        self.is_reserve = is_reserve
+        self._events = room("struct avmm_event[]", _LEAST if is_reserve else _BATCH)
+        self._bytes = room("uint8_t[]", _LEAST if is_reserve else _BYTES)
         self.view = memoryview(ffi.buffer(self._events)).cast("B")
         self.data = ffi.buffer(self._bytes)
 
     def drain(self, vm: Any) -> int:
         """How many there are now."""
-        count: int = lib.avmm_vm_drain(vm, self._events, _BATCH, self._bytes, _BYTES)
+        events, size = (_LEAST, _LEAST) if self.is_reserve else (_BATCH, _BYTES)
+        count: int = lib.avmm_vm_drain(vm, self._events, events, self._bytes, size)
         return count
 
 
 _spare: list[_Batch] = []
 
 
+class _Reserve(threading.local):
+    """What a thread serves its guests from when there is no memory: they are slower then, and none waits for ever, nor for its
+    end. Made with the first exit loop of the thread."""
+
+    def __init__(self) -> None:
+        self.batches = [_Batch(is_reserve=True)]
+
+
+_reserve = _Reserve()
+
+
 def _batch() -> _Batch:
-    """A spare one, if no other thread takes the last: so it is not asked beforehand."""
+    """A spare one, if no other thread takes the last: so it is not asked beforehand. Raises MemoryError if the thread's reserve
+    is in use, too."""
     try:
         return _spare.pop()
     except IndexError:
+        pass
+    try:
         return _Batch()
+    except MemoryError:
+        if not _reserve.batches:
+            raise
+        return _reserve.batches.pop()
+
+
+def _give_back(batch: _Batch) -> None:
+    if batch.is_reserve:
+        _reserve.batches.append(batch)
+    elif len(_spare) < _SPARE:
+        _spare.append(batch)
 
 
 class ExitLoop:
@@ -73,8 +102,9 @@ class ExitLoop:
 
     `on_exit(vcpu_index, exit)` is told each exit that ended a vCPU of its own accord (never Stopped), `on_eoi(vector)` the end
     of each level-triggered interrupt, `on_device_error(range, exception)` what a device raised, `on_memory_lost()`
-    once that a region of memory is not there any more and reads as zeros (native/src/guard.h). What these raise goes to the
-    event loop's exception handler.
+    once that a region of memory is not there any more and reads as zeros (native/src/guard.h), `on_failure(exception)` that
+    exits of the guest's are lost, so that it cannot go on: there was no memory to serve them. What these raise goes to the event
+    loop's exception handler.
 
     A device may also be a bus.BatchDevice, RunDevice or NotingDevice. Without the second, runs of posted writes come as single
     ones; without the third, a noted read comes as a read whose answer is dropped. Only a synchronous access may return an
@@ -91,6 +121,7 @@ class ExitLoop:
         on_device_error: DeviceErrorCallback,
         on_eoi: Callable[[int], None] | None = None,
         on_memory_lost: Callable[[], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
         account: Account | None = None,
     ) -> None:
         self._vm = vm
@@ -100,6 +131,7 @@ class ExitLoop:
         self._on_device_error = on_device_error
         self._on_eoi = on_eoi
         self._on_memory_lost = on_memory_lost
+        self._on_failure = on_failure or _raise
         self._loop: asyncio.AbstractEventLoop | None = None
         self._doze: asyncio.TimerHandle | None = None
         self._dozes = 1  # times DOZE that it lasts
@@ -115,6 +147,7 @@ class ExitLoop:
         """Begin to serve, on the running loop, and publish the bus's ranges now and whenever they change. Raises StateError."""
         if self._loop is not None:
             raise StateError("the exit loop is open already")
+        assert _reserve.batches is not None, "it is there from now on"
         self._loop = asyncio.get_running_loop()
         self._bus.on_change = self._publish
         self._publish()
@@ -211,33 +244,44 @@ class ExitLoop:
 
     def _serve(self, end: float) -> int:
         """One batch, or what was left of one: how many events it had. At `end` it leaves what it has not given out yet."""
-        events, self._rest = self._rest, None
-        count = _BATCH
-        if events is None:
-            self._batch = batch = _batch()
-            count = batch.drain(self._vm.native)
-            events = _EVENT.iter_unpack(batch.view[: count * _EVENT.size])
-        for event in events:
-            kind = event[5]
-            if kind <= lib.AVMM_MMIO_WRITE:
-                if kind & 1:
-                    self._write(*event)
+        try:
+            events, self._rest = self._rest, None
+            count, batch = _BATCH, self._batch
+            if events is None or batch is None:
+                self._batch = batch = _batch()
+                count = batch.drain(self._vm.native)
+                events = _EVENT.iter_unpack(batch.view[: count * _EVENT.size])
+            for event in events:
+                kind = event[5]
+                if kind <= lib.AVMM_MMIO_WRITE:
+                    if kind & 1:
+                        self._write(*event)
+                    else:
+                        self._read(*event)
                 else:
-                    self._read(*event)
-            else:
-                self._control(kind, event[4], event[0], event[1])
-            if self._loop is None:
-                return 0
-            if count > 1 and perf_counter() >= end:
-                self._rest = events
-                break
-        if self._rest is None and self._batch is not None:
-            if len(_spare) < _SPARE:
-                _spare.append(self._batch)
-            self._batch = None
-        if self._touched:
-            self._end_batch()
-        return count
+                    self._control(kind, event[4], event[0], event[1])
+                if self._loop is None:
+                    return 0
+                if count > 1 and not batch.is_reserve and perf_counter() >= end:
+                    self._rest = events
+                    break
+            if self._touched:
+                self._end_batch()
+            return count
+        except Exception as exc:  # where there is no memory for an event, say: its vCPU would wait for ever
+            self._fail(exc)
+            return 0
+        finally:
+            if self._rest is None and self._batch is not None:
+                _give_back(self._batch)
+                self._batch = None
+
+    def _fail(self, error: Exception) -> None:
+        """Exits are lost; that vCPUs have ended is still to be told."""
+        self._rest = None
+        if self._loop is not None and self._doze is None:
+            self._doze = self._loop.call_later(DOZE, self._look_again)
+        self._tell(self._on_failure, error)
 
     def _read(self, address: int, data: int, _n: int, seq: int, index: int, kind: int, size: int, sync: int) -> None:
         answer: int | Awaitable[bytes] | None = None
@@ -350,6 +394,10 @@ class ExitLoop:
             end_of_batch = getattr(rng.device, "end_of_batch", None)
             if end_of_batch is not None:
                 self._try(rng, end_of_batch)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _ones(size: int) -> int:

@@ -60,7 +60,7 @@ class Vm(Protocol):
 
 
 class Vcpu:
-    """One virtual processor. Made by VmFd.create_vcpu."""
+    """One virtual processor. Made by VmFd.create_vcpu: the descriptor is its own unless it raises KvmError, MemoryError."""
 
     def __init__(self, vm: Vm, index: int, fd: int, run_size: int, ring_size: int) -> None:
         self.index = index
@@ -73,7 +73,6 @@ class Vcpu:
         ring = self._ring, ring_size
         new = lib.avmm_vcpu_new(vm.native, index, fd, run_size, *ring, code) if power_of_two else ffi.NULL
         if new == ffi.NULL:
-            os.close(fd)
             self.fd = -1
             raise error(f"setting up vCPU {index}", code[0])
         self.native = new

@@ -44,6 +44,9 @@ class VmFd:
         self._slots: dict[MemoryRegion, tuple[int, memoryview]] = {}  # a view keeps the mapping while KVM has it
         self._free_slots: list[int] = []
         self._next_slot = 0
+        self._opened: dict[
+            int, int
+        ] = {}  # vCPUs that KVM has, and takes back with the VM only, and nobody else: id, fd
         try:
             self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as exc:
@@ -159,15 +162,22 @@ class VmFd:
         (a power of two) bounds the exits it may be ahead of the loop."""
         if index >= self.max_vcpus:
             raise KvmError(f"creating vCPU {index}", errno.EINVAL, f"this VM was made for {self.max_vcpus}")
-        return self.adopt_vcpu(index, self.open_vcpu(index, id_), ring_size=ring_size)
+        self.open_vcpu(index, id_)
+        return self.adopt_vcpu(index, id_, ring_size=ring_size)
 
-    def open_vcpu(self, index: int, id_: int | None = None) -> int:
-        """The first part of `create_vcpu`, which may take long while others run: what `adopt_vcpu` takes. Raises KvmError."""
-        return call(self.fd, lib.KVM_CREATE_VCPU, index if id_ is None else id_, f"creating vCPU {index}")
+    def open_vcpu(self, index: int, id_: int | None = None) -> None:
+        """The first part of `create_vcpu`, which may take long while others run; none after which `adopt_vcpu` has failed. Raises
+        KvmError."""
+        id_ = index if id_ is None else id_
+        if id_ not in self._opened:
+            self._opened[id_] = call(self.fd, lib.KVM_CREATE_VCPU, id_, f"creating vCPU {index}")
 
-    def adopt_vcpu(self, index: int, fd: int, *, ring_size: int = 512) -> Vcpu:
-        """The second part, in the event loop's thread if that serves the VM. Raises KvmError, with the descriptor closed."""
-        vcpu = Vcpu(self, index, fd, self._run_size, ring_size)
+    def adopt_vcpu(self, index: int, id_: int | None = None, *, ring_size: int = 512) -> Vcpu:
+        """The second part, in the event loop's thread if that serves the VM. Raises KvmError, MemoryError; then KVM has it all
+        the same, and another `create_vcpu` begins here."""
+        id_ = index if id_ is None else id_
+        vcpu = Vcpu(self, index, self._opened[id_], self._run_size, ring_size)
+        del self._opened[id_]
         self.vcpus[index] = vcpu
         return vcpu
 
@@ -186,6 +196,8 @@ class VmFd:
         for vcpu in self.vcpus.values():
             vcpu.close()
         self.vcpus.clear()
+        while self._opened:
+            os.close(self._opened.popitem()[1])
         for region in self._slots:
             region.mapping.tell_loss(-1)
         self._slots.clear()

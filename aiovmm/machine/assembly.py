@@ -114,6 +114,7 @@ class Machine:
             on_device_error=self._device_error,
             on_eoi=board.on_eoi,
             on_memory_lost=verdict.memory_lost,
+            on_failure=verdict.exits_lost,
             account=self.parts.account,
         )
         self._stack.push(self.exits.close)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, host_error
 from aiovmm.kvm import FinalExit
 from aiovmm.kvm.exits import RunFailed
 from aiovmm.lifecycle import ExitReason
@@ -48,6 +48,11 @@ class Verdict:
             self._owner.create_task(self._find_out(finding, f"vCPU {index}: {final}"), name="why it failed")
         else:
             self._ended(*(finding or (ExitReason.ERROR, f"vCPU {index}: {final}")))
+
+    def exits_lost(self, error: Exception) -> None:
+        """See ExitLoop."""
+        error = host_error(f"serving the exits of VM {self._name!r}", error) or error
+        self._ended(ExitReason.ERROR, f"exits of its were lost: {error or type(error).__name__}", error)
 
     def memory_lost(self) -> None:
         """As a vCPU or a thread of ours has found."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from aiovmm.bus import Policy
 from aiovmm.kvm import Kvm, exitloop
+from aiovmm.kvm.exits import Stopped
 from aiovmm.runtime import turns
 from aiovmm.runtime.patience import LONGEST_DOZE
-from tests.guests.machine import Machine
+from tests.guests.machine import Access, Machine
 
 pytestmark = pytest.mark.kvm
 
@@ -191,3 +193,55 @@ async def test_loops_of_other_threads_may_take_the_last_room_for_exits(
     async with Machine("hello", kvm=kvm) as m:
         m.start()
         await m.until(lambda: m.written.startswith(b"A"))
+
+
+def _has_served(log: list[Access]) -> bool:
+    return len(log) > 100
+
+
+async def test_where_no_memory_is_to_be_had_for_a_drain_the_guest_is_served_from_what_is_kept(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it: a flood of posted writes, reads that wait for an answer, a pause, and the end."""
+
+    def none(_ctype: str, _count: int) -> object:
+        raise MemoryError
+
+    for guest in ("ask", "flood"):
+        async with Machine(guest, kvm=kvm) as m:
+            exitloop._spare.clear()
+            with monkeypatch.context() as short:
+                short.setattr(exitloop, "room", none)
+                m.start()
+                await m.until(partial(_has_served, m.log))
+                await m.cpu.pause()
+                await m.loop.served()
+                m.cpu.resume()
+                m.cpu.stop()
+                assert await m.ended(timeout=20) == Stopped()
+            assert not m.errors
+            assert [batch.is_reserve for batch in exitloop._reserve.batches] == [True]
+            assert not exitloop._spare, "it was not used"
+
+
+async def test_a_guest_whose_exits_are_lost_is_told_of_and_others_go_on(
+    kvm: Kvm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even for what tells of an exit is there memory: once."""
+    async with Machine("ask", kvm=kvm) as fails, Machine("ask", kvm=kvm) as works:
+        lost: list[Exception] = []
+        fails.loop._on_failure = lost.append
+        read = fails.loop._read
+
+        def fail(*_event: int) -> None:
+            monkeypatch.setattr(fails.loop, "_read", read)
+            raise MemoryError
+
+        monkeypatch.setattr(fails.loop, "_read", fail)
+        fails.start()
+        await fails.until(lambda: bool(lost))
+        works.start()
+        await works.until(lambda: len(works.log) > 10)
+        fails.cpu.stop()
+        assert await fails.ended(timeout=20) == Stopped()
+        assert [type(error) for error in lost] == [MemoryError]

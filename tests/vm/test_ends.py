@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 
 import pytest
 
-from aiovmm import VM, Event, EventKind, ExitReason, RebootPolicy, VMState
+from aiovmm import VM, Event, EventKind, ExitReason, HostError, RebootPolicy, VMState
 from aiovmm.kvm import Kvm
 from aiovmm.runtime.quota import BURST
 from tests.vm.guest import config, counts_on, event
@@ -166,3 +167,18 @@ async def _so_far(vm: VM) -> AsyncIterator[Event]:
     events = vm.events(from_start=True)
     while events._queue:
         yield await anext(events)
+
+
+async def test_a_guest_whose_exits_are_lost_has_ended_and_says_why() -> None:
+    """One that is not answered would stand still for ever."""
+    async with VM(config("x")) as vm, VM(config("x")) as other:
+        await vm.start()
+        await other.start()
+        vm.machine.exits._fail(MemoryError())
+        status = await asyncio.wait_for(vm.wait(), 20)
+        assert status.reason is ExitReason.ERROR
+        assert "exits of its were lost" in status.detail
+        assert isinstance(status.error, HostError)
+        assert status.error.errno == errno.ENOMEM
+        await other.pause()
+        await other.resume()

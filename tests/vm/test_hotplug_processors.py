@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from dataclasses import replace
 from typing import Any
@@ -22,10 +23,11 @@ from aiovmm import (
 )
 from aiovmm.bus import Space
 from aiovmm.errors import KvmError
-from aiovmm.kvm import VmFd
+from aiovmm.kvm import VmFd, vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.assembly import Machine
+from aiovmm.native import ffi, lib
 from tests.vm.guest import config, counts_on, event, until
 
 REGISTERS, GED = 0x1000, 0x604
@@ -136,10 +138,10 @@ async def test_one_that_was_given_up_while_kvm_made_it_can_come_later(monkeypatc
     making, may_go_on = threading.Event(), threading.Event()
     make = VmFd.open_vcpu
 
-    def make_slowly(vm: VmFd, index: int, id_: int | None = None) -> int:
+    def make_slowly(vm: VmFd, index: int, id_: int | None = None) -> None:
         making.set()
         may_go_on.wait(LONG)
-        return make(vm, index, id_)
+        make(vm, index, id_)
 
     async with VM(made()) as vm:
         await vm.start()
@@ -155,6 +157,38 @@ async def test_one_that_was_given_up_while_kvm_made_it_can_come_later(monkeypatc
         assert len(vm.machine.kvm_vm.vcpus) == 2, "KVM takes none back, nor makes the same again"
         await resized(vm, 2)
         await counts_on(vm)
+
+
+@pytest.mark.parametrize("failure", ["native", "memory"])
+async def test_one_that_kvm_has_and_we_had_no_memory_for_can_come_later(
+    monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    def none(*_arguments: object) -> object:
+        if failure == "memory":
+            raise MemoryError
+        return ffi.NULL
+
+    async with VM(made()) as vm:
+        await vm.start()
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as short:
+            short.setattr(vcpu, "room", none) if failure == "memory" else short.setattr(vcpu, "lib", _Without(none))
+            with pytest.raises((KvmError, MemoryError)):
+                await vm.resize(cpus=2)
+        assert len(vm.machine.vcpus) == 1
+        assert len(os.listdir("/proc/self/fd")) == before + 1, "KVM takes none back, nor makes the same again"
+        await resized(vm, 2)
+        await counts_on(vm)
+
+
+class _Without:
+    """The native library, that makes no vCPU."""
+
+    def __init__(self, avmm_vcpu_new: object) -> None:
+        self.avmm_vcpu_new = avmm_vcpu_new
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(lib, name)
 
 
 async def test_a_guest_that_does_not_take_one_has_none() -> None:

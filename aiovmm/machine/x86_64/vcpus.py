@@ -132,12 +132,11 @@ async def add_vcpu(
 
 
 async def _made(vm: VmFd, processor: Processor, index: int, off_loop: OffLoop) -> None:
-    made: list[int] = []
     id_ = apic_id(topology_of(processor.cpus), index)
-    waiting = off_loop(lambda: made.append(vm.open_vcpu(index, id_)), None)
+    waiting = off_loop(lambda: vm.open_vcpu(index, id_), None)
     if waiting is not None:
         await waiting
-    vm.adopt_vcpu(index, made[0])
+    vm.adopt_vcpu(index, id_)
 
 
 def _with_wide_destinations(features: BootCpuid) -> BootCpuid:
