@@ -40,7 +40,8 @@ async def run(
     """The exit code. Artifacts that are there come out even if the command failed."""
     async with aiovmm.sandbox(Image.of(root), **settings) as vm:
         await vm.files.copy_in(source, work)
-        process = await vm.create_process("sh", "-c", command, cwd=work, stdin=asyncio.subprocess.DEVNULL)
+        null = asyncio.subprocess.DEVNULL  # and `ends`: a server that the tests have left running is not waited for
+        process = await vm.create_process("sh", "-c", command, cwd=work, stdin=null, ends=True)
         assert process.stdout is not None
         assert process.stderr is not None
         try:

@@ -34,6 +34,7 @@ __all__ = ["Copied", "TreeWriter", "read_tree"]
 
 _PIECE = (256 << 10) - 4  # with the word before it whole frames
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_FILE = "what is there is a device, a pipe or a socket, which is not replaced: give another name"
 _INTO = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -59,8 +60,8 @@ class _Level:
 
 class TreeWriter:
     """Writes what comes to `path`, whose directory is there. Below it everything is made relative to the directory that
-    it is in, which is never reached by a link; files are new ones, in the place of what was there. Owners are not kept,
-    and of modes the permissions."""
+    it is in, which is never reached by a link; files are new ones, in the place of files and links that were there. Owners
+    are not kept, and of modes the permissions."""
 
     def __init__(self, path: str) -> None:
         self._path = os.fsencode(path)
@@ -121,6 +122,11 @@ class TreeWriter:
         self.copied.left_out.append((os.fsdecode(path), why))
 
     def _remove(self, name: bytes, directory: int | None) -> None:
+        with suppress(FileNotFoundError):
+            mode = os.stat(name, dir_fd=directory, follow_symlinks=not self._levels).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):  # nobody means to lose /dev/null
+                path = os.fsdecode(self._where(name if self._levels else b""))
+                raise HostError("copying out of the guest", errno.EEXIST, _NO_FILE, path)
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
 

@@ -18,15 +18,17 @@ from aiovmm.errors import StateError, UsageError
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
 
-__all__ = ["Input", "Output", "Pieces", "Process", "create", "start", "start_error"]
+__all__ = ["RUNNING", "Input", "Output", "Pieces", "Process", "create", "start", "start_error"]
 
 _HIGH = 64 << 10  # bytes of input that wait before `drain` does
+RUNNING = "running"
+"""The `operation` of errors of a program that is there, and cannot be run."""
 _STAGES = {
     Stage.USER: "becoming user",
     Stage.DIRECTORY: "changing to directory",
     Stage.LIMITS: "setting its limits",
     Stage.TERMINAL: "making a terminal",
-    Stage.PROGRAM: "running",
+    Stage.PROGRAM: RUNNING,
     Stage.RESOURCES: "starting",
 }
 
@@ -304,7 +306,7 @@ def start_error(failed: tuple[int, int], request: Request) -> AgentError:
     number, stage = failed
     program = os.fsdecode(request.args[0])
     if stage == Stage.PROGRAM and number == errno.ENOENT:
-        return CommandNotFound("running", number, program)
+        return CommandNotFound(RUNNING, number, program)
     if stage == Stage.USER and number == errno.ESRCH:
         return guest_os_error(f"user {request.user!r} is not in the guest's /etc/passwd", errno.ENOENT)
     where = (

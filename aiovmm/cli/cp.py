@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +58,8 @@ def command(source: str, target: str, user: str | None, wait: float) -> None:
     copied = uvloop.run(run())
     for path, why in copied.left_out:
         say(f"left out: {path or source}: {why}")
+    if any(not path for path, _ in copied.left_out):  # it is what was asked for itself
+        sys.exit(1)
 
 
 def split(text: str) -> tuple[Path, str] | None:

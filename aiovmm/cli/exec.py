@@ -81,6 +81,7 @@ def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int
     import uvloop
 
     from aiovmm.agent.errors import AgentError, CommandNotFound, GuestOSError
+    from aiovmm.agent.process import RUNNING
 
     require_descriptors(_DESCRIPTORS)
     try:
@@ -90,7 +91,7 @@ def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int
     except CommandNotFound as exc:
         return _failed(exc, _NOT_FOUND)
     except GuestOSError as exc:
-        return _failed(exc, _CANNOT if exc.errno in (errno.EACCES, errno.ENOEXEC, errno.EISDIR) else _OURS)
+        return _failed(exc, _CANNOT if exc.operation == RUNNING or exc.errno == errno.EACCES else _OURS)
     except AgentError as exc:
         return _failed(exc, _OURS)
     except TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,20 +27,21 @@ def command(guest: str, follows: bool) -> None:
     from aiovmm.sandboxes.listed import find_listed
 
     entry = find_listed(guest)
-    for data in follow(entry.console, wait=follows):
+    for data in follow(entry.console, wait=follows, lives=lambda: entry.lives):
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
-def follow(path: Path, *, wait: bool) -> Iterator[bytes]:
+def follow(path: Path, *, wait: bool, lives: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
     """What is in the file before, and in the file at `path`; with `wait` what is written to it and to its successors, until
-    there is none. Nothing is left out where one follows the other: a file is read to its end once it has another name."""
+    there is none, or nobody `lives` who writes. Nothing is left out where one follows the other: a file is read to its end once
+    it has another name."""
     before: Path | None = path.with_name(f"{path.name}.old")
     while path.parent.exists():
         try:
             file = open(path, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            if not wait:
+            if not wait or not lives():
                 break
             time.sleep(_POLL)
             continue
@@ -51,21 +52,23 @@ def follow(path: Path, *, wait: bool) -> Iterator[bytes]:
                     continue  # they have changed places meanwhile
                 yield old
                 before = None
-            yield from _to_its_end(file, path, wait=wait)
-        if not wait:
+            alive = yield from _to_its_end(file, path, wait, lives)
+        if not alive:
             return
     if before is not None and before.exists():
         yield before.read_bytes()
 
 
-def _to_its_end(file: BinaryIO, path: Path, *, wait: bool) -> Iterator[bytes]:
-    """Until all is read, with `wait` until nothing is written any more, for the file is not at `path` now."""
+def _to_its_end(file: BinaryIO, path: Path, wait: bool, lives: Callable[[], bool]) -> Generator[bytes, None, bool]:
+    """Until all is read, with `wait` until nothing is written any more, for the file is not at `path` now, or nobody lives.
+    Whether there may be another file."""
     while True:
-        last = not wait or not _is_at(file.fileno(), path)
+        alive = wait and lives()
+        last = not alive or not _is_at(file.fileno(), path)
         while data := file.read(_PART):
             yield data
         if last:
-            return
+            return alive
         time.sleep(_POLL)
 
 

@@ -48,6 +48,13 @@ class Reference:
         return f"Reference({self.name!r}{f', username={self.username!r}' if self.username else ''})"
 
     @property
+    def source(self) -> str:
+        """What skopeo is asked for: by a digest alone where there is one. A tag says nothing then, and skopeo takes none."""
+        place, at, digest = self.name.partition("@")
+        path, _, tag = place.rpartition(":")
+        return f"{path}@{digest}" if at and path and "/" not in tag else self.name
+
+    @property
     def host(self) -> str:
         """The registry's, as credentials are kept by."""
         first, slash, _ = self.name.partition("/")
@@ -62,7 +69,7 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
     with TemporaryDirectory(dir=layout.parent) as scratch:
         command = [program, *_policy(), "--override-os", "linux", "--override-arch", architecture, "copy", "--quiet"]
         command += [*_credentials(reference, Path(scratch)), f"--src-tls-verify={str(reference.tls_verify).lower()}"]
-        await _run([*command, f"docker://{reference.name}", f"oci:{layout}:latest"], reference.name)
+        await _run([*command, f"docker://{reference.source}", f"oci:{layout}:latest"], reference.name)
 
 
 def _policy() -> list[str]:

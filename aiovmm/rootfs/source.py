@@ -22,7 +22,7 @@ from aiovmm.rootfs.tree import Tree
 
 __all__ = ["Identity", "Source"]
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the images that are made: with another number, all are made anew."""
 
 _SETTLED = 2_000_000_000  # nanoseconds after which a file that is written again has another time for sure
@@ -61,6 +61,8 @@ class Source:
         if self.kind == "oci":
             image = open_oci(Path(self.path), self.architecture, self.tag)
             image.apply(tree, blocks, left_out)
+            if workdir := image.configuration.workdir:  # builders leave it to whoever runs the image to make it
+                tree.ensure_directory(os.fsencode(os.path.normpath(f"/{workdir}")))
             return image.configuration
         if self.kind == "tar":
             self._fill_from_tar(tree, blocks, left_out)

@@ -114,6 +114,10 @@ class Tree:
             self._drop(there)
         parent.children[names[-1]] = node
 
+    def ensure_directory(self, path: bytes) -> None:
+        """Make the directory at `path`, and those that it is in, as far as they are not there."""
+        self._parent([*_names(path), b"x"], make=True)
+
     def find(self, path: bytes) -> Node | None:
         """What is at `path`; a link there is not followed."""
         names = _names(path)

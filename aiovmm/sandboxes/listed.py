@@ -53,6 +53,14 @@ class Entry:
         """The file that its console's output goes to."""
         return Path(self.folder) / "console"
 
+    @property
+    def lives(self) -> bool:
+        """Whether its process does, which may have been killed and have left all of this."""
+        try:
+            return not _is_unlocked(Path(self.folder))
+        except OSError:
+            return False
+
 
 class Listed:
     """A guest of this process that is listed until this is closed. Raises HostError, UsageError."""
@@ -139,19 +147,26 @@ def _entries(parent: Path) -> Iterator[Entry]:
             yield Entry(**json.loads((folder / "about.json").read_text()))
 
 
-def _is_left_over(folder: Path) -> bool:
-    try:
-        fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # it has just begun: without a lock for a second it is left over, too
-        with suppress(OSError):
-            return time.time() - folder.stat().st_mtime > 1.0
-        return False
+def _is_unlocked(folder: Path) -> bool:
+    """Raises OSError if there is no lock."""
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     finally:
         os.close(fd)
+    return True
+
+
+def _is_left_over(folder: Path) -> bool:
+    try:
+        if not _is_unlocked(folder):
+            return False
+    except OSError:  # it has just begun: without a lock for a second it is left over, too
+        with suppress(OSError):
+            return time.time() - folder.stat().st_mtime > 1.0
+        return False
     with suppress(OSError):  # another was faster
         return time.time() - (folder / "lock").stat().st_mtime > 1.0
     return False

@@ -234,6 +234,26 @@ async def test_links_that_are_there_are_not_followed(files: Files, tmp_path: Pat
     assert (tmp_path / "secret/file").read_bytes() == b"old"
 
 
+async def test_devices_that_are_there_are_not_replaced(files: Files, tmp_path: Path) -> None:
+    """Somebody who copies to /dev/null means to have no copy, and not to have no /dev/null."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "null").write_bytes(b"new")
+    (tmp_path / "one").write_bytes(b"new")
+    for copy, error in ((files.copy_out, HostError), (files.copy_in, FileExistsError)):
+        place = tmp_path / copy.__name__
+        place.mkdir()
+        os.mknod(place / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+        for source, target in ((tree, place), (tmp_path / "one", place / "null")):
+            with pytest.raises(error, match="File exists"):
+                await copy(source, target)
+        assert stat.S_ISCHR((place / "null").lstat().st_mode)
+    (tmp_path / "link").symlink_to("copy_out/null")  # /dev/stdout is one
+    with pytest.raises(HostError, match="which is not replaced"):
+        await files.copy_out(tmp_path / "one", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+
+
 async def test_host_errors_name_the_file(files: Files, agent: Agent, guest: Guest, tmp_path: Path) -> None:
     before = guest.descriptors
     with pytest.raises(HostError, match="nowhere"):

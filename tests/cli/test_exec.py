@@ -57,6 +57,8 @@ def test_a_file_as_input(aiovmm: Command, socket: str, tmp_path: Path) -> None:
     [
         (("no-such-command",), 127, b"no-such-command"),
         (("/etc/passwd",), 126, b"/etc/passwd"),
+        (("/etc/passwd/x",), 126, b"Not a directory"),
+        (("/",), 126, b"denied"),
         (("sh", "-c", "kill -TERM $$"), 143, b""),
     ],
 )
@@ -159,6 +161,18 @@ def _until(fd: int, text: bytes) -> bytes:
         seen += os.read(fd, 4096)
     assert text in seen
     return seen
+
+
+def test_cp_of_what_is_no_file(aiovmm: Command, socket: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for words in ((f"{socket}:{tmp_path}/pipe", "copy"), (f"{tmp_path}/pipe", f"{socket}:{tmp_path}/copy")):
+        done = aiovmm.run("cp", *words)
+        assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+        assert b"pipe: no file, directory or link" in done.stderr
+    done = aiovmm.run("cp", f"{socket}:/etc/passwd", f"{tmp_path}/pipe")
+    assert done.returncode == 1
+    assert b"a pipe or a socket, which is not replaced" in done.stderr
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_cp_both_ways(aiovmm: Command, socket: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -77,7 +78,7 @@ def test_a_source_tree_goes_in_and_artifacts_come_out(guest: Guest, tmp_path: Pa
     (tmp_path / "src/input").write_text("data")
     into: list[str | Path] = ["--source", tmp_path / "src", "--into", tmp_path / "out"]
     into += ["--artifacts", "a/report", "--artifacts", "none"]
-    command = "cat input; mkdir a; echo report > a/report; echo errors >&2; exit 7"
+    command = "setsid sleep 65 & echo $! > pid; cat input; mkdir a; echo report > a/report; echo errors >&2; exit 7"
     work = str(tmp_path / "guest")  # which here is this machine
     code, out, errors = run(guest, "examples.ci_runner", tmp_path, command, "--work", work, *into)
     assert (code, out) == (7, "data")
@@ -85,6 +86,7 @@ def test_a_source_tree_goes_in_and_artifacts_come_out(guest: Guest, tmp_path: Pa
     assert "there is no none" in errors
     assert (tmp_path / "out/a/report").read_text() == "report\n"
     assert not (tmp_path / "src/a").exists()
+    os.kill(int((tmp_path / "guest/pid").read_text()), signal.SIGKILL)  # what it has left running lives
 
 
 def test_what_goes_wrong_is_one_sentence(guest: Guest, tmp_path: Path) -> None:

@@ -120,6 +120,19 @@ async def test_an_oci_layout(layout: Layout, tmp_path: Path, packed: str, as_arc
     assert hashlib.sha256(image.path.read_bytes()).hexdigest() == image.digest == image.path.stem
 
 
+@needs_erofs
+@needs_root
+async def test_a_working_directory_that_no_layer_has(layout: Layout, tmp_path: Path) -> None:
+    """Builders only name it."""
+    layer = archive(directory("d"), ("link", {"type": tarfile.SYMTYPE, "linkname": "d"}))
+    layout.add(layer, WorkingDir="/link/../link/work/here/")
+    image = await Image.from_oci(layout.path, cache=tmp_path / "cache").build()
+    assert set(extracted(image.path, tmp_path / "out")) == {"d", "link", "d/work", "d/work/here"}
+    layout.add(archive(file("d")), WorkingDir="/d/work")
+    with pytest.raises(ImageError, match="not a directory"):
+        await Image.from_oci(layout.path, tag=layout.manifests[-1]["digest"], cache=tmp_path / "cache").build()
+
+
 @pytest.mark.parametrize("which", [0, 1], ids=["first layer", "last layer"])
 async def test_a_layer_that_is_not_what_its_digest_says(layout: Layout, tmp_path: Path, which: int) -> None:
     manifest = layout.add(*LAYERS, packed="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import socket
@@ -186,6 +187,26 @@ def test_what_is_no_name(name: str) -> None:
 def test_the_host_of_a_name() -> None:
     names = ("debian", "team/image:1", "localhost/x", "registry.example:5000/a/b@sha256:0")
     assert [Reference(name).host for name in names] == ["docker.io", "docker.io", "localhost", "registry.example:5000"]
+
+
+def test_a_tag_beside_a_digest_says_nothing() -> None:
+    names = (
+        "debian",
+        "debian:12",
+        "host:5000/x",
+        "host:5000/x@sha256:0",
+        "host:5000/x:1@sha256:0",
+        "debian:12@sha256:0",
+    )
+    assert [Reference(name).source for name in names] == [*names[:4], "host:5000/x@sha256:0", "debian@sha256:0"]
+
+
+@needs_tools
+async def test_a_name_with_tag_and_digest(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    """As those have it who pin what they use."""
+    digest = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+    image = Image.from_docker_registry(f"{registry.place}/box:v1@{digest}", tls_verify=False, cache=tmp_path)
+    assert (await image.build()).config.user == "7"
 
 
 @needs_tools

@@ -122,6 +122,31 @@ def test_following_goes_through_files_that_take_turns(tmp_path: Path) -> None:
     assert b"".join(seen) == b"012345"
 
 
+def test_following_ends_with_a_process_that_was_killed() -> None:
+    """Which leaves all as it was: nothing is written any more, and nothing goes away."""
+    program = (
+        "import time; from aiovmm.sandboxes.listed import Listed\n"
+        "entry = Listed('box', '/', ''); entry.tell(1); entry.console.write_bytes(b'said'); print('ready', flush=True)\n"
+        "time.sleep(1000)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    following = subprocess.Popen(
+        [sys.executable, "-m", "aiovmm", "logs", "-f", "box"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    assert following.stdout.read(4) == b"said"
+    (entry,) = listed()
+    assert entry.lives
+    assert following.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert following.communicate(timeout=20) == (b"", b"")
+    assert following.returncode == 0
+    assert not entry.lives
+
+
 def test_the_command_line() -> None:
     entry = Listed("box", "/some/root", "make test")
     entry.tell(256 << 20)

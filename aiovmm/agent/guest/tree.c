@@ -272,11 +272,25 @@ static void set_time(int fd, uint64_t mtime)
     SYS(utimensat, fd, 0, times, 0);
 }
 
+/* What is there is replaced, and no link of it followed; but a device is not: nobody means to lose /dev/null. */
+static int make_room(int directory, const char *name)
+{
+    struct statx found;
+
+    if (SYS(statx, directory, name, AT_SYMLINK_NOFOLLOW, STATX_TYPE, &found) < 0)
+        return 0;
+    if ((found.stx_mode & 0170000) == 0020000 || (found.stx_mode & 0170000) == 0060000)
+        return -EEXIST;
+    SYS(unlinkat, directory, name, 0);
+    return 0;
+}
+
 static int unpack_file(int directory, const char *name, uint32_t mode, uint64_t mtime)
 {
-    int fd, error;
+    int fd, error = make_room(directory, name);
 
-    SYS(unlinkat, directory, name, 0); /* what is there is replaced, and no link of it followed */
+    if (error)
+        return error;
     fd = (int)SYS(openat, directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (fd < 0)
         return fd;
@@ -297,7 +311,8 @@ static int unpack_link(int directory, const char *name)
         return error ? error : -EINVAL;
     error = get(target, get16(word));
     target[get16(word)] = 0;
-    SYS(unlinkat, directory, name, 0);
+    if (!error)
+        error = make_room(directory, name);
     return error ? error : (int)SYS(symlinkat, target, directory, name);
 }
 
