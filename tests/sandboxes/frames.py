@@ -33,6 +33,14 @@ def syn(target: str, port: int = 443, **more: str) -> bytes:
     return ip(TCP, target, struct.pack(">HHIIBBHHH", 40000, port, 1, 0, 0x50, 2, 65535, 0, 0), **more)  # type: ignore[arg-type]
 
 
+def segment(
+    target: str, flags: int, data: bytes = b"", *, port: int, source_port: int, number: int, acknowledged: int
+) -> bytes:
+    """Of TCP. `number` is of its first byte."""
+    head = struct.pack(">HHIIBBHHH", source_port, port, number, acknowledged, 0x50, flags, 65535, 0, 0)
+    return ip(TCP, target, head + data)
+
+
 def datagram(target: str, data: bytes = b"x", port: int = 443, source_port: int = 40000) -> bytes:
     return ip(UDP, target, struct.pack(">HHHH", source_port, port, 8 + len(data), 0) + data)
 

@@ -24,6 +24,7 @@ from tests.sandboxes.frames import (
     PEER,
     RESOLVER,
     RESOLVER6,
+    TCP,
     UDP,
     address,
     alias,
@@ -70,6 +71,20 @@ def test_networks(target: str, expected: bool) -> None:
     wall = firewall("10.1.0.0/16", "192.0.2.1", "2001:db8::/32")
     assert passes(wall, syn(target)) is passes(wall, datagram(target)) is expected
     assert passes(wall, syn(target)) is expected  # by what it remembers
+
+
+@pytest.mark.parametrize("target", [WEB, WEB6])
+@pytest.mark.parametrize("padding", [0, 6])
+def test_every_segment_of_a_connection_passes_both_ways(target: str, padding: int) -> None:
+    """Its beginning, data, either end's last one, and what breaks it off; short frames may be filled up, as a link has them."""
+    wall = firewall(WEB, WEB6)
+    guest = GUEST if target == WEB else GUEST6
+    for flags in range(256):
+        for data in (b"", b"data"):
+            head = struct.pack(">HHIIBBHHH", 40000, 443, 1, 1, 0x50, flags, 65535, 0, 0)
+            assert passes(wall, ip(TCP, target, head + data) + bytes(padding))
+            back = struct.pack(">HHIIBBHHH", 443, 40000, 1, 1, 0x50, flags, 65535, 0, 0)
+            assert wall.to_guest(ip(TCP, guest, back + data, target, back=True) + bytes(padding), 0.0).passes
 
 
 @pytest.mark.parametrize(
