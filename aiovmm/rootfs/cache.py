@@ -72,6 +72,7 @@ class Held:
         if fd >= 0:
             if self._remove:
                 _discard(self.path)
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
             os.close(fd)
 
 

@@ -93,6 +93,7 @@ def _locked(directory: Path, how: int = 0) -> Iterator[None]:
         fcntl.flock(fd, fcntl.LOCK_EX | how)
         yield
     finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
         os.close(fd)
 
 

@@ -110,6 +110,7 @@ class Written:
                     os.unlink(name, dir_fd=self._directory)
         if self.memory >= 0:
             os.close(self.memory)
+        fcntl.flock(self._directory, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
         os.close(self._directory)
         self._directory = self.memory = -1
 

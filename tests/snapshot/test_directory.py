@@ -77,6 +77,25 @@ def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
     assert opened(path).state == STATE_OF_ONE
 
 
+def test_a_child_that_was_forked_meanwhile_does_not_keep_others_from_writing_there(tmp_path: Path) -> None:
+    """It has a descriptor of the same open directory, until it ends or becomes another program."""
+    written = Written(tmp_path / "s", SIZE)
+    written.open()
+    gone, stays = os.pipe()
+    if not (child := os.fork()):
+        os.read(gone, 1)
+        os._exit(0)
+    try:
+        written.close()
+        write(tmp_path / "s", 2)
+    finally:
+        os.write(stays, b"x")
+        os.waitpid(child, 0)
+        os.close(gone)
+        os.close(stays)
+    assert opened(tmp_path / "s").state["machine"] == {"n": 2}
+
+
 def test_a_disk_that_is_full_leaves_the_old_one(small: Path) -> None:
     path = small / "s"
     write(path, 1, b"first")

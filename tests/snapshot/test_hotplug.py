@@ -150,8 +150,10 @@ async def test_what_the_guest_did_not_take_goes_when_nobody_is_at_work_on_it(tmp
         assert len(vm.machine.memory.regions) == 1
 
 
+@pytest.mark.timeout(5 * slots.LONG)
 async def test_persistent_memory_that_came_or_went_waits_for_a_reset(tmp_path: Path) -> None:
-    """It lies elsewhere in a machine that is made anew, and so do the windows behind it."""
+    """It lies elsewhere in a machine that is made anew, and so do the windows behind it. Each snapshot waits four times for the
+    disk, which others may keep busy, and a reset for four times what it takes (machine.power.LIFE_TO_RESET)."""
     for name in "ab":
         (tmp_path / name).write_bytes(bytes(2 * MIB))
     first, later = (PmemConfig(file=tmp_path / name) for name in "ab")
@@ -162,14 +164,14 @@ async def test_persistent_memory_that_came_or_went_waits_for_a_reset(tmp_path: P
             (lambda: vm.remove("pmem0", timeout=0.01, force=True), "pmem1 cannot be in a snapshot"),
             (lambda: vm.remove("pmem1", timeout=0.01, force=True), "memory of this guest has gone"),
         ]
+        await vm.snapshot(tmp_path / "s")
         for reset, (change, said) in enumerate(changes, 1):
-            await vm.snapshot(tmp_path / "s")
             await change()
             with pytest.raises(SnapshotError, match=said):
                 await vm.snapshot(tmp_path / "t")
             await counts_on(vm)
             vm.machine.board.ended(ExitReason.REBOOT, "by the guest")
-            await event(vm, EventKind.REBOOTED, reset)
+            await event(vm, EventKind.REBOOTED, reset, slots.LONG)
             await vm.snapshot(tmp_path / "t")
     async with VM.restore(tmp_path / "t") as again:
         await again.resume()
