@@ -4,6 +4,7 @@ struct avmm_uring {
     uint32_t pending;
     uint32_t sq_entries, cq_entries;
     uint64_t enters;
+    uint32_t cq_head, *cq_ktail;
     ...;
 };
 int avmm_uring_open(struct avmm_uring *ring, uint32_t entries, uint32_t completions);
@@ -11,9 +12,12 @@ void avmm_uring_close(struct avmm_uring *ring);
 struct avmm_blk_ring {
     struct avmm_uring uring;
     uint32_t cancels;
+    int32_t refused;
+    uint8_t given_up;
     ...;
 };
 int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions);
 void avmm_blk_ring_close(struct avmm_blk_ring *ring);
+struct avmm_blk *avmm_blk_ring_give_up(struct avmm_blk_ring *ring, uint64_t *mask);
 struct avmm_blk *avmm_blk_ring_reap(struct avmm_blk_ring *ring, uint64_t *mask);
 struct avmm_blk *avmm_blk_ring_next(struct avmm_blk_ring *ring, uint64_t *mask);

@@ -84,6 +84,7 @@ struct avmm_blk_request {
     uint64_t began; /* nanoseconds of the monotonic clock; 0: it is not timed */
     uint16_t head;
     uint8_t in_ring; /* io_uring has it, and will complete it */
+    uint8_t cancelled; /* and was asked to do so soon */
     uint8_t punt;  /* have io_uring not try it at once */
     uint8_t dsync; /* a write that is complete only when it is stable */
     uint8_t at_end; /* it ends with the disk: the file may end up to 511 bytes earlier */
@@ -104,6 +105,8 @@ struct avmm_blk_ring {
     struct avmm_blk *touched; /* disks of which completions were taken in, and their caller does not know */
     struct avmm_blk_request *stalled, **stalled_end; /* that wait for a place among the submissions, in order */
     uint32_t cancels; /* under way */
+    int32_t refused; /* the errno of the latest submission that the kernel did not take, all of it */
+    uint8_t given_up; /* nothing more is submitted: requests are handed to their callers, as by disks without a ring */
 };
 #define AVMM_BLK_CANCELS 32u /* at once: so many completions are no disk's share */
 
@@ -185,6 +188,11 @@ int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions);
 /* Nothing may be in flight. Idempotent. */
 void avmm_blk_ring_close(struct avmm_blk_ring *ring);
 
+/* From now on nothing is submitted. What the kernel has not taken is handed to its callers, or ends if its disk is stopping: those
+ * disks are touched. The next one with its mask, as by avmm_blk_ring_reap; NULL: there is none. Requests that the kernel has
+ * complete as ever. */
+struct avmm_blk *avmm_blk_ring_give_up(struct avmm_blk_ring *ring, uint64_t *mask);
+
 /* Slots for `depth` requests whose chains have `room` iovecs (larger ones get them on demand). 0 or -ENOMEM. */
 int avmm_blk_queue_open(struct avmm_blk_queue *q, uint32_t depth, uint32_t room);
 /* Nothing may be in flight. Idempotent. */
@@ -204,7 +212,8 @@ struct avmm_blk *avmm_blk_ring_next(struct avmm_blk_ring *ring, uint64_t *mask);
 
 /* Have what is in flight end soon: what has not been begun is cancelled, in the kernel for each queue by a call of its own, what is
  * in the middle goes no further than the system call that it is in. The status of such requests is IOERR. Until `stopping` is
- * cleared. The same masks. */
+ * cleared. The same masks; AVMM_BLK_MORE of avmm_blk_cancel: there was no place for all cancellations yet, so call it again in a
+ * while. */
 uint64_t avmm_blk_stop(struct avmm_blk *disk);
 uint64_t avmm_blk_cancel(struct avmm_blk_queue *q);
 

@@ -12,18 +12,25 @@ int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions) {
 
 void avmm_blk_ring_close(struct avmm_blk_ring *ring) { avmm_uring_close(&ring->uring); }
 
+static int submit(struct avmm_blk_ring *ring) {
+    int error = avmm_uring_submit(&ring->uring);
+    ring->refused = -error;
+    return error;
+}
+
 /* A place among the submissions, of which the kernel takes what is there, if it must. NULL: it does not for now. */
 static struct io_uring_sqe *place(struct avmm_blk_ring *ring) {
     struct io_uring_sqe *sqe = avmm_uring_sqe(&ring->uring);
     if (sqe)
         return sqe;
-    avmm_uring_submit(&ring->uring);
+    submit(ring);
     return avmm_uring_sqe(&ring->uring);
 }
 
 static void order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
     sqe->user_data = (uintptr_t)r;
     r->in_ring = 1;
+    r->cancelled = 0;
     avmm_blk_order(sqe, r);
 }
 
@@ -51,7 +58,7 @@ static struct avmm_blk_request *unstall(struct avmm_blk_ring *ring, struct avmm_
 int avmm_blk_ring_submit(struct avmm_blk_ring *ring) {
     struct io_uring_sqe *sqe;
     int error;
-    while (!(error = avmm_uring_submit(&ring->uring)) && ring->stalled)
+    while (!(error = submit(ring)) && ring->stalled)
         while (ring->stalled && (sqe = avmm_uring_sqe(&ring->uring)) != NULL)
             order(sqe, unstall(ring, &ring->stalled));
     return error;
@@ -85,7 +92,7 @@ void avmm_blk_ring_take_in(struct avmm_blk_ring *ring, const struct avmm_blk *ow
             ring->cancels--;
             continue;
         }
-        r->in_ring = 0;
+        r->in_ring = r->cancelled = 0;
         if (r->queue->disk != own)
             touch(ring, r->queue->disk);
         avmm_blk_completed(r, result);
@@ -107,22 +114,51 @@ struct avmm_blk *avmm_blk_ring_reap(struct avmm_blk_ring *ring, uint64_t *mask) 
     return avmm_blk_ring_next(ring, mask);
 }
 
+/* What was to be done by io_uring, and has not been begun. */
+static void take_back(struct avmm_blk_ring *ring, struct avmm_blk_request *r) {
+    struct avmm_blk *disk = r->queue->disk;
+    r->in_ring = r->cancelled = 0;
+    touch(ring, disk);
+    if (disk->abandoned || avmm_blk_is_stopping(disk))
+        avmm_blk_finish(r, ECANCELED);
+    else
+        avmm_blk_start(r);
+}
+
+struct avmm_blk *avmm_blk_ring_give_up(struct avmm_blk_ring *ring, uint64_t *mask) {
+    uint64_t request;
+    ring->given_up = 1; /* first: what is started from here on does not come back */
+    while (avmm_uring_take_back(&ring->uring, &request)) {
+        if (request)
+            take_back(ring, (struct avmm_blk_request *)(uintptr_t)request);
+        else
+            ring->cancels--;
+    }
+    while (ring->stalled)
+        take_back(ring, unstall(ring, &ring->stalled));
+    return avmm_blk_ring_next(ring, mask);
+}
+
 /* By the address of each request: other disks' are in the same ring, and the same files may be theirs. */
 uint64_t avmm_blk_cancel(struct avmm_blk_queue *q) {
     struct avmm_blk_ring *ring = q->disk->ring;
-    for (uint32_t i = 0; ring && i < q->depth; i++) {
+    uint64_t more = 0;
+    for (uint32_t i = 0; ring && !ring->given_up && i < q->depth; i++) {
         struct io_uring_sqe *sqe;
         if (ring->cancels == AVMM_BLK_CANCELS)
             avmm_blk_ring_take_in(ring, q->disk);
-        if (!q->slots[i].in_ring)
+        if (!q->slots[i].in_ring || q->slots[i].cancelled)
             continue;
-        if (ring->cancels == AVMM_BLK_CANCELS || ring->stalled || !(sqe = place(ring)))
-            break; /* then it takes longer */
+        if (ring->cancels == AVMM_BLK_CANCELS || ring->stalled || !(sqe = place(ring))) {
+            more = AVMM_BLK_MORE;
+            break;
+        }
         sqe->opcode = IORING_OP_ASYNC_CANCEL;
         sqe->fd = -1;
         sqe->addr = (uintptr_t)&q->slots[i];
+        q->slots[i].cancelled = 1;
         ring->cancels++;
     }
-    uint64_t mask = avmm_blk_publish(q->disk);
+    uint64_t mask = avmm_blk_publish(q->disk) | more;
     return ring && ring->touched ? mask | AVMM_BLK_OTHERS : mask;
 }

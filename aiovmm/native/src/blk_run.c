@@ -128,7 +128,7 @@ static bool changes_layers(const struct avmm_blk_request *r) {
 
 void avmm_blk_start(struct avmm_blk_request *r) {
     struct avmm_blk_queue *q = r->queue;
-    if (!q->disk->ring || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES || changes_layers(r)) {
+    if (!q->disk->ring || q->disk->ring->given_up || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES || changes_layers(r)) {
         hand_over(r);
         return;
     }
@@ -229,6 +229,10 @@ void avmm_blk_completed(struct avmm_blk_request *r, int32_t result) {
     if ((result == -EAGAIN || result == -EINTR) && !avmm_blk_is_stopping(r->queue->disk)) {
         r->punt = 1; /* in a kernel thread it may wait */
         avmm_blk_start(r);
+        return;
+    }
+    if (result == -ECANCELED && !avmm_blk_is_stopping(r->queue->disk)) {
+        hand_over(r); /* nobody asked for that: a cancellation of what was in its place before, or the host's file system says so */
         return;
     }
     int more = avmm_blk_advance(r, result);

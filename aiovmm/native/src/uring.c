@@ -119,6 +119,16 @@ int avmm_uring_submit(struct avmm_uring *r) {
     return 0;
 }
 
+int avmm_uring_take_back(struct avmm_uring *r, uint64_t *user_data) {
+    if (!r->pending)
+        return 0;
+    r->pending--;
+    *user_data = r->sqes[--r->sq_tail & r->sq_mask].user_data;
+    /* The kernel reads the tail only when it is entered, and then only as far as it is told. */
+    atomic_store_explicit((_Atomic uint32_t *)r->sq_ktail, r->sq_tail, memory_order_release);
+    return 1;
+}
+
 int avmm_uring_reap(struct avmm_uring *r, uint64_t *user_data, int32_t *result) {
     /* Acquire: pairs with the kernel's release of the tail after it has written the CQE. */
     if (r->cq_head == atomic_load_explicit((_Atomic uint32_t *)r->cq_ktail, memory_order_acquire))

@@ -34,6 +34,9 @@ struct io_uring_sqe *avmm_uring_sqe(struct avmm_uring *ring);
 /* Hand all filled SQEs to the kernel. 0, or -errno, with those that it did not take still pending: EAGAIN and EBUSY go by. */
 int avmm_uring_submit(struct avmm_uring *ring);
 
+/* Take back the latest SQE that is filled and that the kernel has not taken: its `user_data`. 0 if there is none. */
+int avmm_uring_take_back(struct avmm_uring *ring, uint64_t *user_data);
+
 /* The next completion, copied, and taken off the ring. 0 if there is none. */
 int avmm_uring_reap(struct avmm_uring *ring, uint64_t *user_data, int32_t *result);
 

@@ -7,6 +7,7 @@ import errno
 import gc
 import os
 import resource
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
@@ -17,6 +18,7 @@ import pytest
 import uvloop
 
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
+from aiovmm.devices.virtio.blk import rings as blk_rings
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.protocol import Request
 from aiovmm.devices.virtio.blk.rings import SharedRing, join
@@ -197,9 +199,12 @@ async def test_overlays_of_one_base_do_not_cancel_each_others_reads(tmp_path: Pa
             assert used.data == b"w" * 512 + b"\0"
 
 
-async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(tmp_path: Path) -> None:
+async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The ring's descriptor is another file's for some time, and the disks have more to submit than it has places for. A disk
     that is reset meanwhile takes back what waits of its own."""
+    monkeypatch.setattr(blk_rings, "PATIENCE", 600.0)
     async with harnesses(tmp_path, 3) as disks:
         ring = disks[0].device._disk.ring.uring  # type: ignore[attr-defined]
         await asyncio.sleep(0)
@@ -225,6 +230,80 @@ async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(tmp_pat
             answers = {used.data for used in await h.queues[0].used(count)}
             assert answers - {b"\0"} == {bytes([number + 1]) * 512 + b"\0"}
         assert len(answers) == 2
+
+
+@pytest.mark.parametrize("flushes", [0, 40])  # with them there are more than the ring has places for
+async def test_where_the_kernel_takes_nothing_any_more_threads_do_it_and_everybody_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flushes: int
+) -> None:
+    """Disks that have requests, one that has none and gets some later, and one that is reset at the time."""
+    monkeypatch.setattr(blk_rings, "PATIENCE", 0.05)
+    async with harnesses(tmp_path, 7) as all_disks:
+        busy, other, idle, reset = disks = all_disks[3:]  # those before have their own ring, which is full
+        native = busy.device._disk.ring  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        fd, native.uring.fd = native.uring.fd, -1
+        try:
+            for h in (busy, other, reset):
+                offer(h, 16)
+                for _ in range(flushes):
+                    h.queues[0].add([header(Request.FLUSH)], [1])
+                h.queues[0].kick()
+                await until(lambda h=h: h.device._disk.in_flight == 16 + flushes)
+            await asyncio.wait_for(reset.reset(), 20)
+            assert {used.data for used in await busy.queues[0].used(16 + flushes)} - {b"\0"} == {b"\4" * 512 + b"\0"}
+            assert await read(idle, 0, 512) == b"\6" * 512
+            await reset.start()
+            assert await read(reset, 0, 512) == b"\7" * 512
+            assert [h.device.io for h in disks] == [IoKind.THREADS] * 4  # type: ignore[attr-defined]
+            assert [str(told) for told in busy.reported] == [str(told) for told in idle.reported]
+            assert "submitting to io_uring: Bad file descriptor" in str(busy.reported[0])
+            async with Harness(make(tmp_path, 7)) as later:
+                assert later.device.io is IoKind.URING  # type: ignore[attr-defined]
+                assert await read(later, 0, 512) == b"\10" * 512
+        finally:
+            native.uring.fd = fd
+        assert native.cancels == native.uring.pending == 0
+
+
+async def test_all_requests_are_cancelled_however_many_completions_of_others_lie_ahead(tmp_path: Path) -> None:
+    async with harnesses(tmp_path, 9) as all_disks:
+        disks = all_disks[3:]  # those before have their own ring, which is full
+        stops, others = disks[0], disks[1:]
+        with ExitStack() as stack:
+            stack.enter_context(hanging(stops))
+            offer(stops, 40)
+            writers = [stack.enter_context(hanging(h)) for h in others]
+            for h in others:
+                offer(h, 40)
+            await until(lambda: all(h.device._disk.in_flight == 40 for h in disks))  # type: ignore[attr-defined]
+            uring = stops.device._disk.ring.uring  # type: ignore[attr-defined]
+            for writer in writers:
+                os.write(writer, b"w" * 40 * 512)
+            deadline = time.monotonic() + 20
+            while uring.cq_ktail[0] - uring.cq_head < 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.001)  # noqa: ASYNC251 - and the loop takes none in
+            stops.device._service._stop()  # type: ignore[attr-defined]
+            await until(lambda: not stops.device._disk.in_flight)  # type: ignore[attr-defined]
+            await stops.reset()
+            for h in others:
+                assert {used.data for used in await h.queues[0].used(40)} == {b"w" * 512 + b"\0"}
+
+
+async def test_a_request_that_is_cancelled_and_nobody_asked_for_it_is_done_all_the_same(tmp_path: Path) -> None:
+    """What is cancelled is known by its place, where there may be another request by then."""
+    async with Harness(make(tmp_path)) as h:
+        file = h.device._disk.fd  # type: ignore[attr-defined]
+        with hanging(h):
+            offer(h)
+            await until(lambda: h.device._disk.in_flight)  # type: ignore[attr-defined]
+            service = h.device._service  # type: ignore[attr-defined]
+            h.device._disk.fd = file  # type: ignore[attr-defined]
+            service.heed(service._queues[0].cancel())
+            (used,) = await asyncio.wait_for(h.queues[0].used(), 20)
+        assert used.data == b"\1" * 512 + b"\0"
+        assert not h.reported
 
 
 async def test_a_flood_of_one_disk_leaves_the_others_their_turns(tmp_path: Path) -> None:

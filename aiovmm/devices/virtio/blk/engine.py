@@ -60,7 +60,7 @@ class Engine:
     @property
     def kind(self) -> IoKind:
         """What reads and writes go through: URING or THREADS."""
-        return IoKind.THREADS if self.ring is None else IoKind.URING
+        return IoKind.THREADS if self.ring is None or self.ring.given_up else IoKind.URING
 
     @property
     def native_ring(self) -> Any:

@@ -4,23 +4,31 @@ One for each disk would cost each of them 25 KiB of the host's memory, a descrip
 work of taking it apart later. What a disk needs of a ring is a place for each completion that it can have at once, 16 bytes, and
 that is what it is given: no completion is ever without a place, and a disk whose storage hangs keeps no more than its own. When
 all places of a ring are given away there is another one, eight times as large.
+
+What the kernel does not take for the moment, for want of memory, is submitted again and again. Where it still does not after
+PATIENCE, be it that it never will, the ring is given up: its disks are told, and threads do their requests from then on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
 
-__all__ = ["Member", "SharedRing", "join"]
+if TYPE_CHECKING:
+    from aiovmm.runtime.awake import Awake
+
+__all__ = ["PATIENCE", "Member", "SharedRing", "join"]
 
 _FIRST, _MOST = 512, 65536  # completions of a ring; io_uring has at most that
 _GROWTH = 8
 _RETRY = 0.002  # seconds until what the kernel did not take for want of memory is submitted again
+PATIENCE = 5.0
+"""Seconds of that: a guest's driver has thirty, and more, for a request."""
 
 
 class Member(Protocol):
@@ -32,6 +40,9 @@ class Member(Protocol):
 
     def published(self, mask: int) -> None:
         """Requests of its have ended, on the queues in `mask`."""
+
+    def refused(self, error: int) -> None:
+        """The kernel takes nothing from the ring any more, says this errno: threads do what comes."""
 
     def forsaken(self) -> None:
         """The loop that ran it is closed, and its device too: nobody hears of its requests any more."""
@@ -53,6 +64,12 @@ class SharedRing:
         self._members: dict[Any, Member] = {}
         self._mask = ffi.new("uint64_t *")
         self._retry: asyncio.TimerHandle | None = None
+        self._refused: Awake | None = None  # the kernel takes nothing
+
+    @property
+    def given_up(self) -> bool:
+        """Whether threads do its disks' requests."""
+        return bool(self.native.given_up)
 
     def attach(self, member: Member) -> None:
         """From now on it hears of its requests, and lives at least until `detach`."""
@@ -69,7 +86,7 @@ class SharedRing:
             loop.remove_reader(self.fd)
         if self._retry is not None:
             self._retry.cancel()
-            self._retry = None
+            self._retry = self._refused = None
         self._close_unused()
 
     def leave(self, places: int, disk: Any) -> None:
@@ -95,6 +112,9 @@ class SharedRing:
     def heed(self, mask: int) -> None:
         """What native code tells with the mask of one disk of the ring itself, and of the other disks."""
         if mask & lib.AVMM_BLK_AGAIN and self._retry is None:
+            from aiovmm.runtime.awake import Awake  # for who is refused
+
+            self._refused = self._refused or Awake(PATIENCE, asyncio.get_running_loop().time())
             self._retry = asyncio.get_running_loop().call_later(_RETRY, self._try_again)
         if mask & lib.AVMM_BLK_OTHERS:
             self._tell(lib.avmm_blk_ring_next(self.native, self._mask))
@@ -118,8 +138,17 @@ class SharedRing:
     def _try_again(self) -> None:
         self._retry = None
         self._completed()
-        if self.native.uring.pending:
+        if not self.native.uring.pending:
+            self._refused = None
+        elif self._refused is not None and self._refused.look(asyncio.get_running_loop().time()) is None:
+            self._give_up()
+        else:
             self.heed(lib.AVMM_BLK_AGAIN)
+
+    def _give_up(self) -> None:
+        for member in list(self._members.values()):
+            member.refused(self.native.refused)
+        self._tell(lib.avmm_blk_ring_give_up(self.native, self._mask))
 
 
 _rings: WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedRing]] = WeakKeyDictionary()
@@ -128,7 +157,7 @@ _rings: WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedRing]] = WeakKey
 def join(places: int) -> SharedRing:
     """The ring of the running event loop that has so many for one disk. Raises OSError where io_uring is refused."""
     rings = _rings.setdefault(asyncio.get_running_loop(), [])
-    ring = next((ring for ring in rings if ring.free >= places), None)
+    ring = next((ring for ring in rings if ring.free >= places and not ring.given_up), None)
     if ring is None:
         ring = _another(rings, places + lib.AVMM_BLK_CANCELS)
         rings.append(ring)

@@ -30,6 +30,7 @@ from aiovmm.virtqueue import Queue
 __all__ = ["BlkService"]
 
 _GO = 8  # transfers that a thread does in one go
+_STEP = 0.001  # seconds until more of the requests that the kernel has are cancelled
 _OPERATIONS = {
     lib.AVMM_BLK_IN: "reading",
     lib.AVMM_BLK_OUT: "writing",
@@ -94,8 +95,19 @@ class BlkService:
     def _stop(self) -> None:
         """What is in flight ends soon."""
         self.heed(lib.avmm_blk_stop(self.disk))
-        for service in self._queues:
-            self.heed(service.cancel())
+        self._cancel()
+
+    def _cancel(self) -> None:
+        """What the kernel has; in steps where there is no place for all cancellations at once."""
+        masks = [service.cancel() for service in self._queues]
+        for mask in masks:
+            self.heed(mask)
+        if any(mask & lib.AVMM_BLK_MORE for mask in masks):
+            self._loop.call_later(_STEP, self._cancel_more)
+
+    def _cancel_more(self) -> None:
+        if self.disk.stopping and self.disk.in_flight and not self.disk.abandoned:
+            self._cancel()
 
     def heed(self, mask: int) -> None:
         """What the mask says of the ring and of other disks."""
@@ -112,6 +124,12 @@ class BlkService:
         self._past = self.counters
         self.forsaken()
         _release(self._stable)
+
+    def refused(self, error: int) -> None:
+        """Of what io_uring did not take nothing is lost."""
+        self._report(
+            HostError("submitting to io_uring", error, "threads do the disk's requests from now on, which is slower")
+        )
 
     def forsaken(self) -> None:
         """Nobody hears of its requests any more."""
