@@ -186,7 +186,7 @@ class Image:
         scratch = await opened_in_thread("image", Held.close, cache.begin_layout)
         try:
             layout = scratch.path / "layout"
-            await copy_from_registry(reference, self._source.architecture, layout)
+            await copy_from_registry(reference, self._source.architecture, layout, self._limits.size)
             built = await Image.from_oci(layout, limits=self._limits, cache=self._cache).build()
         finally:
             await in_thread("image", scratch.close)

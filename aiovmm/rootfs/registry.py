@@ -5,12 +5,14 @@ Source: skopeo-copy(1), containers-auth.json(5).
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from errno import ENOENT
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +20,14 @@ from tempfile import TemporaryDirectory
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.tasks import in_thread
 
 __all__ = ["Reference", "copy_from_registry"]
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@\[\]-]*", re.ASCII)
 _LAST_WORDS = 16 << 10
+_LOOK = 0.2  # seconds between two looks at how much has come: a registry may send without end
+_BESIDES = 16 << 20  # bytes of documents, and of what does not get smaller by being packed
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
 
@@ -61,15 +66,21 @@ class Reference:
         return first if slash and (":" in first or "." in first or first == "localhost") else "docker.io"
 
 
-async def copy_from_registry(reference: Reference, architecture: str, layout: Path) -> None:
-    """Copy the image for `architecture` (Go's name) into the new OCI layout `layout`. Raises ImageError, HostError."""
+async def copy_from_registry(reference: Reference, architecture: str, layout: Path, most: int) -> None:
+    """Copy the image for `architecture` (Go's name), which has `most` bytes unpacked, into the new OCI layout `layout`. Raises
+    ImageError, HostError."""
     program = shutil.which("skopeo")
     if program is None:
         raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
     with TemporaryDirectory(dir=layout.parent) as scratch:
         command = [program, *_policy(), "--override-os", "linux", "--override-arch", architecture, "copy", "--quiet"]
         command += [*_credentials(reference, Path(scratch)), f"--src-tls-verify={str(reference.tls_verify).lower()}"]
-        await _run([*command, f"docker://{reference.source}", f"oci:{layout}:latest"], reference.name)
+        await _run(
+            [*command, f"docker://{reference.source}", f"oci:{layout}:latest"],
+            reference.name,
+            layout,
+            most + most // 16 + _BESIDES,
+        )
 
 
 def _policy() -> list[str]:
@@ -88,13 +99,13 @@ def _credentials(reference: Reference, scratch: Path) -> list[str]:
     return ["--src-authfile", str(path)]
 
 
-async def _run(command: Sequence[str], name: str) -> None:
+async def _run(command: Sequence[str], name: str, layout: Path, most: int) -> None:
     try:
         skopeo = Child(command, last_words=_LAST_WORDS)
     except OSError as exc:
         raise HostError("start skopeo", exc.errno or 0, path=command[0]) from exc
     try:
-        code = await skopeo.wait()
+        code = await _ended(skopeo, name, layout, most)
         said = skopeo.said(2, _LAST_WORDS)
     finally:
         await skopeo.aclose()
@@ -103,3 +114,26 @@ async def _run(command: Sequence[str], name: str) -> None:
         reason = re.search(r'msg="(.*)"', words[-1]) if words else None
         text = reason[1].replace('\\"', '"') if reason else (words or ["it said nothing"])[-1]
         raise ImageError(name, f"cannot be copied: {text}", "`skopeo inspect docker://NAME` tells more")
+
+
+async def _ended(skopeo: Child, name: str, layout: Path, most: int) -> int:
+    """Its exit code. Raises ImageError as soon as there are more than `most` bytes."""
+    waiting = asyncio.ensure_future(skopeo.wait())
+    try:
+        while not (await asyncio.wait([waiting], timeout=_LOOK))[0]:
+            if await in_thread("registry", _size, layout) > most:
+                hint = "Image.from_docker_registry(limits=Limits(size=...)) says what that is"
+                raise ImageError(name, "cannot be copied: it is larger than it may be", hint)
+        return waiting.result()
+    finally:
+        waiting.cancel()
+
+
+def _size(layout: Path) -> int:
+    """Bytes of all files."""
+    size = 0
+    for folder, _, names in os.walk(layout):
+        for name in names:
+            with suppress(OSError):  # it has another name now
+                size += os.lstat(os.path.join(folder, name)).st_size
+    return size

@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from aiovmm import HostError, Image, ImageError, UsageError
+from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.registry import Reference, _policy
+from tests.rootfs.simulated_registry import SimulatedRegistry
 from tests.rootfs.test_image import extracted
 
 SECRET = "me:$2y$04$fk5iAob3K60XJKpAVWN7xuvqWw8bi2A8b/bjCXYZcsWg0MGDBTI9C\n"
 """A line of htpasswd: the password is "token"."""
+SMALL = Limits(size=1 << 20)
 
 needs_tools = pytest.mark.skipif(
     not all(shutil.which(name) for name in ("umoci", "skopeo", "docker-registry", "fsck.erofs")) or os.geteuid() != 0,
@@ -223,6 +226,38 @@ async def test_a_registry_that_wants_a_password(layout: Path, tmp_path: Path) ->
             await Image.from_docker_registry(name, tls_verify=False, cache=tmp_path / "other").build()
     finally:
         registry.stop()
+
+
+@needs_tools
+@pytest.mark.parametrize("ways", [("redirect",), ("token",), ("password",), ("redirect", "password")])
+async def test_ways_of_registries(layout: Path, tmp_path: Path, ways: tuple[str, ...]) -> None:
+    who = {"username": "me", "password": "secret"} if "password" in ways else {}
+    with SimulatedRegistry(layout, *ways).serving() as place:
+        image = Image.from_docker_registry(f"{place}/box", tls_verify=False, cache=tmp_path / "cache", **who)
+        built = await image.build()
+    assert built.digest == (await Image.from_oci(layout, cache=tmp_path / "other").build()).digest
+
+
+@needs_tools
+@pytest.mark.parametrize(
+    ("ways", "reason"),
+    [
+        (("wrong",), "Digest did not match"),
+        (("wrong", "redirect"), "Digest did not match"),
+        (("cut",), "EOF"),
+        (("password",), "unauthorized"),
+        (("endless",), "it is larger than it may be"),
+    ],
+)
+async def test_what_a_registry_does_wrong_leaves_nothing(
+    layout: Path, tmp_path: Path, ways: tuple[str, ...], reason: str
+) -> None:
+    with (
+        SimulatedRegistry(layout, *ways).serving() as place,
+        pytest.raises(ImageError, match=f"{place}/box: cannot be copied: .*{reason}"),
+    ):
+        await Image.from_docker_registry(f"{place}/box", tls_verify=False, cache=tmp_path, limits=SMALL).build()
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "locks"] == []  # noqa: ASYNC240
 
 
 def test_the_password_is_not_shown() -> None:
