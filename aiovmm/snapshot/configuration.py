@@ -7,13 +7,14 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
 from aiovmm.config.checks import encoded
 from aiovmm.errors import ConfigError, SnapshotError
-from aiovmm.runtime.dataclass import field_types
+from aiovmm.runtime.dataclass import field_types, replace
 from aiovmm.runtime.plain import Fields, Plain, State
 
 __all__ = ["changed", "device_from_state", "from_state", "named", "to_state"]
@@ -98,8 +99,9 @@ def _inner(cls: type, annotation: str) -> type | None:
 
 
 def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
-    """`config` with some fields replaced, for the same machine: what its guest has seen of it stays. Raises ConfigError."""
-    new = config.with_changes(overrides)
+    """`config` with some fields replaced, for the same machine: what its guest has seen of it stays, also the address of a
+    network device that is given none. Raises ConfigError."""
+    new = _with_addresses(config, config.with_changes(overrides))
     _same("memory.size", config.ram_size, new.ram_size)
     for part, names in (("memory", _MEMORY), ("cpus", _PROCESSORS)):
         before, after = getattr(config, part), getattr(new, part)
@@ -127,6 +129,14 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
         if one is not None:
             _same_place(name, one, other)
     return new
+
+
+def _with_addresses(config: VMConfig, new: VMConfig) -> VMConfig:
+    if new.nets is config.nets or all(net.mac is not None for net in new.nets):
+        return new
+    known = [net.mac for net in config.nets]
+    nets = [replace(net, mac=net.mac or mac) for net, mac in zip_longest(new.nets, known[: len(new.nets)])]
+    return replace(new, nets=tuple(nets))
 
 
 def named(config: VMConfig, name: str) -> VMConfig:

@@ -15,7 +15,7 @@ from aiovmm.errors import ConfigError, SnapshotError, StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.standstill import save, suspend, unsuspend
 from aiovmm.memory import GuestMemory
-from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.snapshot.chain import base_at
@@ -26,11 +26,12 @@ from aiovmm.snapshot.increment import Writer
 from aiovmm.snapshot.pages import Kept, keep, ram_of
 
 if TYPE_CHECKING:
+    from aiovmm.config import VMConfig
     from aiovmm.machine import Machine
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["Snapshot", "at_rest", "machine_of", "path_of", "state_of", "take"]
+__all__ = ["Snapshot", "at_rest", "config_of", "machine_of", "path_of", "state_of", "take"]
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,18 @@ async def state_of(vm: VM, machine: Machine) -> State:
     """All but the memory, of a VM that is at rest. Raises SnapshotError, KvmError."""
     return {
         "architecture": host().name,
-        "config": to_state(vm.config),
+        "config": to_state(config_of(vm)),
         "machine": await save(machine),
     }
+
+
+def config_of(vm: VM) -> VMConfig:
+    """Its configuration, with what was made up for it and its guest has seen: the addresses of its network devices."""
+    config = vm.config
+    if all(net.mac is not None for net in config.nets):
+        return config
+    from aiovmm.devices.virtio.net.mac import format_mac  # it has such a device, and with it this
+
+    devices = iter(vm.nets)
+    nets = [net if net.vhost_user else replace(net, mac=format_mac(next(devices).mac)) for net in config.nets]
+    return replace(config, nets=tuple(nets))

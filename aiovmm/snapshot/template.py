@@ -22,7 +22,7 @@ from aiovmm.snapshot.configuration import changed, named
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
 from aiovmm.snapshot.restoring import Source, going_on, open_source, receive_source
-from aiovmm.snapshot.taking import at_rest, machine_of, path_of, state_of
+from aiovmm.snapshot.taking import at_rest, config_of, machine_of, path_of, state_of
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
@@ -203,7 +203,7 @@ async def freeze(vm: VM) -> Template:
     async with vm._transition:
         machine = machine_of(vm)
         async with at_rest(vm, machine, for_good=True):
-            state = await state_of(vm, machine)
+            state, config = await state_of(vm, machine), config_of(vm)
         try:
             disks = await DiskBases.frozen(list(vm._power.plugged))
             try:
@@ -217,7 +217,7 @@ async def freeze(vm: VM) -> Template:
             if error is exc:
                 raise
             raise error from exc
-        template = Template(type(vm), vm.config, state["machine"], base, disks)
+        template = Template(type(vm), config, state["machine"], base, disks)
         status = ExitStatus(ExitReason.KILLED, "it was frozen into a template")
         await finish(vm._ending.end(status))  # before anybody else has a guest without memory
     await finish(vm._close(status))

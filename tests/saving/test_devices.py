@@ -28,7 +28,7 @@ from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
 from aiovmm.errors import SnapshotError
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
-from tests.devices.virtio.blk_driver import contents, header, read, write
+from tests.devices.virtio.blk_driver import contents, get_id, header, read, write
 from tests.devices.virtio.net_guest import NetGuest, ready
 from tests.devices.virtio.test_blk_properties import SECTORS, Model, image_file
 from tests.devices.virtio.vsock.guest import CID, Guest
@@ -122,6 +122,29 @@ async def test_a_disk_keeps_its_cache_mode_and_tells_of_a_new_size(tmp_path: Pat
             await asyncio.sleep(0)
         assert await read(h, 1, SECTOR) == b"x" * SECTOR
         h.device.write_config(32, b"\1")
+
+
+async def test_a_disk_keeps_the_serial_number_that_was_made_of_its_file(tmp_path: Path) -> None:
+    """Its guest may have found its disks by it. One that is chosen is the disk's."""
+    first, copy, other = (tmp_path / name for name in ("disk", "copy", "other"))
+    for path in (first, copy, other):
+        path.write_bytes(bytes(SECTOR * 8))
+    async with Harness(disk(first, IoKind.AUTO)) as h:
+        seen = await get_id(h)
+        assert seen.rstrip(b"\0").endswith(str(first.stat().st_ino).encode()[-4:])
+        for path in (copy, first):  # what goes on is saved again
+            await _land_elsewhere(h, path, IoKind.AUTO)
+            assert await get_id(h) == seen
+        await move(h, BlkDevice(DiskImage.open(other), queue_size=32, serial="chosen"))
+        assert await get_id(h) == b"chosen".ljust(20, b"\0")
+
+
+async def test_a_disk_of_an_earlier_version_says_nothing_of_its_serial_number(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(SECTOR * 8))
+    async with Harness(disk(tmp_path / "disk", IoKind.AUTO)) as h:
+        assert isinstance(h.device, BlkDevice)
+        h.device.load({"write_back": True, "sectors": 8})
+        assert await get_id(h) == h.device.save()["serial"]
 
 
 async def test_an_image_that_has_shrunk_is_refused(tmp_path: Path) -> None:

@@ -175,6 +175,33 @@ async def test_what_two_guests_cannot_both_have(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_guest_keeps_the_address_that_was_made_up_for_it(tmp_path: Path) -> None:
+    """Its driver has read it once for all: what goes on has no other, unless it is said to have."""
+    passt = NetConfig(passt=True)
+    given = NetConfig(passt=True, mac="2e:00:00:00:00:01")
+    async with VM(config("s", nets=(passt, given))) as vm:
+        await vm.start()
+        first, second = (net.mac for net in vm.nets)
+        await vm.snapshot(tmp_path / "snapshot")
+        template = await vm.freeze()
+    assert second == bytes.fromhex("2e0000000001")
+
+    async def has(*macs: bytes, **fork: Any) -> None:
+        async with template.fork(**fork) as child:
+            assert [net.mac for net in child.nets] == list(macs)
+
+    async with template:
+        await has(first, second)
+        await has(first, second, nets=[passt, passt])
+        await has(first, bytes(5) + b"\2", nets=[passt, NetConfig(passt=True, mac="00:00:00:00:00:02")])
+        async with template.fork() as child:
+            grandchild = await child.freeze()
+        async with grandchild, grandchild.fork() as last:
+            assert [net.mac for net in last.nets] == [first, second]
+    async with VM.restore(tmp_path / "snapshot", overrides={"nets": (passt, passt)}) as vm:
+        assert [net.mac for net in vm.nets] == [first, second]
+
+
 async def test_a_pool_of_forks() -> None:
     async with await frozen(rng=RngConfig()) as template, template.pool(warm=3, max=5) as pool:
         await pool.warmed(30)

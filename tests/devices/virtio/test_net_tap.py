@@ -290,6 +290,24 @@ async def test_addresses_of_the_host() -> None:
     await backend.close()
 
 
+@pytest.mark.parametrize("name", [None, "new0", "kept0"])
+async def test_the_hosts_end_of_what_is_made_is_called_after_the_guests(name: str | None) -> None:
+    """So a guest that goes on elsewhere, or begins anew, knows its host. What others made keeps its address."""
+    netns.ip("tuntap add kept0 mode tap")
+    netns.ip("link set kept0 address 2e:00:00:00:00:77")
+    expected = "2e:00:00:00:00:77" if name == "kept0" else "fe:11:22:33:44:55"
+    for config, mac in (
+        (NetConfig(tap=name, mac="2e:11:22:33:44:55"), expected),
+        (NetConfig(tap=name, mac="2e:11:22:33:44:55", host_mac="2e:00:00:00:00:99"), "2e:00:00:00:00:99"),
+    ):
+        backend = make_net(config).backend
+        assert isinstance(backend, TapBackend)
+        for _ in range(2):
+            await backend.open()
+            assert f"link/ether {mac} " in netns.ip(f"link show {backend.name}")
+            await backend.close()
+
+
 @pytest.mark.parametrize(
     ("ip", "mask", "shown"),
     [

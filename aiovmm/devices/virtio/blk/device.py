@@ -276,8 +276,9 @@ class BlkDevice(VirtioDevice):
             raise HostError("flushing the disk image", error, "", str(image.path))
 
     def save(self) -> State:
-        """The cache mode, and the size that the driver knows. The contents are the image's."""
-        return {"write_back": self._config.write_back, "sectors": self._config.capacity}
+        """The cache mode, and the size and serial number that the driver knows. The contents are the image's."""
+        serial = bytes(self._disk.id)
+        return {"write_back": self._config.write_back, "sectors": self._config.capacity, "serial": serial}
 
     def load(self, state: State) -> None:
         """The driver is told if the image has grown. Raises SnapshotError if it has shrunk."""
@@ -285,12 +286,16 @@ class BlkDevice(VirtioDevice):
 
         fields = Fields(state, self.name)
         write_back, sectors = fields.flag("write_back"), fields.number("sectors")
+        serial = fields.data("serial", SERIAL_SIZE) if "serial" in fields else None  # none in those of earlier versions
         fields.end()
         if sectors > self._config.capacity:
             raise SnapshotError(
                 f"{self.name} had {sectors * SECTOR} bytes and its image has {self.capacity}: give it the image that it had"
             )
         self._set_write_back(write_back)
+        if serial is not None and self._serial is None:  # made of the numbers of a file which is another's now
+            self._serial = serial.rstrip(b"\0").decode(errors="surrogateescape")
+            self._disk.id = serial
         self._resized = sectors != self._config.capacity
 
     async def close(self) -> None:

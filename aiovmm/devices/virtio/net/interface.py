@@ -15,7 +15,7 @@ from aiovmm.errors import HostError
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
 
-__all__ = ["Interface"]
+__all__ = ["Interface", "is_there"]
 
 _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
@@ -100,6 +100,15 @@ class Interface:
             number, ""
         )
         return HostError(f"{self.name}: {what}", number, hint)
+
+
+def is_there(name: str) -> bool:
+    """Whether the calling thread's network namespace has one called so."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def _sockaddr(ip: bytes) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from aiovmm.errors import ConfigError
 
-__all__ = ["derive_mac", "format_mac", "parse_mac", "random_mac"]
+__all__ = ["derive_mac", "format_mac", "other_end", "parse_mac", "random_mac"]
 
 _TEXT = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -34,6 +34,12 @@ def random_mac(randbytes: Callable[[int], bytes] = os.urandom) -> bytes:
 def derive_mac(name: str) -> bytes:
     """The same, and the same for the same name: a guest keeps its address from one run to the next."""
     return _local(hashlib.blake2b(name.encode(), digest_size=6).digest())
+
+
+def other_end(mac: bytes) -> bytes:
+    """What the host's end of a guest's link is called: the same wherever the guest goes on, which knows its host by that, and
+    higher than all of a bridge's other interfaces, so that a bridge does not take it for its own. libvirt's scheme."""
+    return b"\xfe" + mac[1:]
 
 
 def _local(mac: bytes) -> bytes:

@@ -13,7 +13,7 @@ from aiovmm.config.net import check_interface_name
 from aiovmm.devices.virtio.net import tun
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.features import tun_offloads
-from aiovmm.devices.virtio.net.interface import Interface
+from aiovmm.devices.virtio.net.interface import Interface, is_there
 from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.forks import keep_private, let_go
@@ -30,11 +30,13 @@ _USO_PROBE = 0x01 | 0x20 | 0x40  # TUN_F_CSUM, TUN_F_USO4, TUN_F_USO6
 
 @dataclass(frozen=True)
 class HostAddress:
-    """The host's side of the link: IPv4 or IPv6 address with its netmask (or the length of that), MAC address. None: as it is."""
+    """The host's side of the link: IPv4 or IPv6 address with its netmask (or the length of that), MAC address, or the one that it
+    has if it is made here. None: as it is."""
 
     ip: str | None = None
     mask: str | None = None
     mac: bytes | None = None
+    made_mac: bytes | None = None
 
     @property
     def interface(self) -> IPv4Interface | IPv6Interface | None:
@@ -89,6 +91,7 @@ class TapBackend(NetBackend):
         self._fds: list[int] = []
         self._ports: list[Port] = []
         self._active = 0
+        self._is_made = False
 
     def __repr__(self) -> str:
         return f"<TapBackend {self.name or 'to be made'}, {self.pairs} pairs>"
@@ -130,6 +133,7 @@ class TapBackend(NetBackend):
 
     def _attach(self) -> None:
         name = self.name or _NEW_NAME
+        self._is_made = not self.name or not is_there(self.name)
         multi = self.pairs > 1
         for _ in range(self.pairs):
             self._fds.append(keep_private(tun.open_tun()))
@@ -174,8 +178,8 @@ class TapBackend(NetBackend):
             if self.mtu is not None:
                 interface.set_mtu(self.mtu)
             self.mtu = interface.mtu
-            if host.mac is not None:
-                interface.set_mac(host.mac)
+            if (mac := host.mac or (host.made_mac if self._is_made else None)) is not None:
+                interface.set_mac(mac)
             if (address := host.interface) is not None:
                 interface.set_address(address)
             interface.up()
