@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.runtime.awake import Awake, awake_timeout
+from aiovmm.errors import HostError, HotplugTimeout, PeerError
+from aiovmm.machine.hotplug.waiting import wait_for_guest
+from aiovmm.runtime.awake import Awake, awake_budget, awake_timeout
+from aiovmm.vhost_user.connection import Connection
+from aiovmm.vhost_user.frontend import Frontend, Timing
+from aiovmm.vhost_user.protocol import ProtocolFeature
 
 
 @given(st.floats(0.001, 1e5), st.lists(st.floats(0, 2), max_size=60))
@@ -77,3 +85,63 @@ def test_a_process_that_was_stopped_has_the_rest_of_its_time() -> None:
         assert loop.time() - began - 100.0 >= 0.15
     finally:
         loop.close()
+
+
+def run_stopped(work: Any) -> float:
+    """Run `work(loop)` to its end; how long it took, but for the 100 s that it was stopped for."""
+    loop = StoppedLoop()
+    began = loop.time()
+    try:
+        loop.run_until_complete(work(loop))
+        assert loop.away == 100.0
+        return loop.time() - began - loop.away
+    finally:
+        loop.close()
+
+
+def test_several_waits_share_a_budget_and_what_is_between_them_counts() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        with awake_budget(0.4) as left:
+            await asyncio.sleep(0.1)
+            loop.away += 100.0
+            while left():  # noqa: ASYNC110 - it is asked
+                await asyncio.sleep(0.001)
+            assert left() == 0.0
+
+    assert run_stopped(waits) >= 0.3
+
+
+async def test_a_budget_without_an_end() -> None:
+    with awake_budget(None) as left:
+        assert left() is None
+
+
+def test_a_guest_has_the_rest_of_its_time_too() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        ending = SimpleNamespace(stopped=asyncio.Event())
+        loop.call_later(0.01, lambda: setattr(loop, "away", 100.0))
+        with pytest.raises(HotplugTimeout, match=r"not taken within 0\.3 s"):
+            await wait_for_guest(cast(Any, ending), loop.create_future(), 0.3, "adding", "not taken", "")
+
+    assert run_stopped(waits) >= 0.2
+
+
+def test_a_back_end_that_was_stopped_as_well_may_answer_later() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        loop.call_later(0.01, lambda: setattr(loop, "away", 100.0))
+        with theirs, pytest.raises(PeerError, match=r"did not answer GET_FEATURES within 0\.3 s"):
+            await Connection.open(
+                ours, ProtocolFeature(0), on_lost=lambda *_: None, on_config_change=lambda: None, timeout=0.3
+            )
+
+    assert run_stopped(waits) >= 0.2
+
+
+def test_a_back_end_that_is_yet_to_be_started_is_waited_for_as_long() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        loop.call_later(0.01, lambda: setattr(loop, "away", 100.0))
+        with pytest.raises(HostError, match=r"waited for 0\.3 s"):
+            await Frontend("/nowhere/at/all", ProtocolFeature(0), timing=Timing(connect=0.3)).open()
+
+    assert run_stopped(waits) >= 0.2

@@ -8,10 +8,10 @@ come when it was due.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-__all__ = ["Awake", "awake_timeout", "counted"]
+__all__ = ["Awake", "awake_budget", "awake_timeout", "counted"]
 
 _LOOKS = 20
 _SHORTEST, _LONGEST = 0.005, 3600.0  # seconds between two looks
@@ -66,3 +66,33 @@ async def awake_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+@contextmanager
+def awake_budget(seconds: float | None) -> Iterator[Callable[[], float | None]]:
+    """So many for several waits and what is between them, on the running loop: how many are left, whenever that is asked. None:
+    there is no end to them."""
+    if seconds is None:
+        yield lambda: None
+        return
+    loop = asyncio.get_running_loop()
+    timer: asyncio.TimerHandle | None = None
+    waited = Awake(seconds, loop.time())
+
+    def look() -> None:
+        nonlocal timer
+        if timer is not None:
+            timer.cancel()
+        pause = waited.look(loop.time())
+        timer = None if pause is None else loop.call_later(pause, look)
+
+    def left() -> float:
+        look()
+        return max(seconds - waited.passed, 0.0)
+
+    look()
+    try:
+        yield left
+    finally:
+        if timer is not None:
+            timer.cancel()

@@ -22,6 +22,7 @@ from aiovmm.errors import HostError, PeerError, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
+from aiovmm.runtime.awake import awake_budget
 from aiovmm.vhost_user.channel import ChannelClosed, close_fds
 from aiovmm.vhost_user.connection import Connection
 from aiovmm.vhost_user.frontend import Frontend
@@ -255,11 +256,18 @@ class VhostUserBackend:
 
     async def _reach_again(self) -> None:
         """Try until a back end serves the rings. Raises PeerError, HostError when that is hopeless."""
-        loop = asyncio.get_running_loop()
         if self._resume is Resume.NEVER and self._told:
             raise PeerError("the back end went away, and the state of its session with it")
+        retry = self._retry
+        with awake_budget(retry.left) as left:
+            try:
+                await self._keep_trying(lambda: retry.pause(left() or 0.0))
+            finally:
+                retry.left = left() or 0.0
+
+    async def _keep_trying(self, next_pause: Callable[[], float | None]) -> None:
         last: Exception = ChannelClosed("the back end went away")
-        while (pause := self._retry.pause(loop.time())) is not None:
+        while (pause := next_pause()) is not None:
             await asyncio.sleep(pause)
             if self._live is None:
                 return

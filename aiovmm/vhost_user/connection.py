@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from aiovmm.errors import HostError, PeerError
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
 from aiovmm.vhost_user.messages import Message, answer_layout
 from aiovmm.vhost_user.payloads import Word
@@ -76,15 +77,20 @@ class Connection:
     async def carry_out(self, sequence: Sequence[T]) -> T:
         """Send its requests and hand it the answers, all within `timeout` from now, the wait for a sequence before it included.
         Raises what the sequence raises, PeerError, or ChannelClosed."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        async with self._turn:
-            try:
-                request = next(sequence)
-                while True:
-                    request = sequence.send(await self._ask(request, deadline))
-            except StopIteration as end:
-                result: T = end.value
-                return result
+        try:
+            async with awake_timeout(self._timeout) as limit, self._turn:
+                return await self._carry_out(sequence, limit)
+        except TimeoutError:
+            raise self._error or PeerError(f"the back end was not done within {self._timeout:g} s") from None
+
+    async def _carry_out(self, sequence: Sequence[T], limit: asyncio.Timeout) -> T:
+        try:
+            request = next(sequence)
+            while True:
+                request = sequence.send(await self._ask(request, limit))
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
     async def close(self) -> None:
         """End it. Idempotent; whoever waits for an answer gets ChannelClosed."""
@@ -97,7 +103,7 @@ class Connection:
         if tasks:
             await asyncio.wait(tasks)
 
-    async def _ask(self, request: Message, deadline: float) -> Message:
+    async def _ask(self, request: Message, limit: asyncio.Timeout) -> Message:
         expected = answer_layout(request.request) is not None
         # Requests that the protocol wants answered before REPLY_ACK is agreed on are those with an answer of their own.
         acked = not expected and bool(self.offer.protocol & ProtocolFeature.REPLY_ACK)
@@ -109,16 +115,13 @@ class Connection:
         self._asked = request if answered else None
         future = self._answer = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._channel.send(request)
-                answer = await asyncio.shield(future) if answered else Message(request.request)
-        except TimeoutError:
-            error = PeerError(f"the back end did not answer {request.request.name} within {self._timeout:g} s")
-            self._lost(error)
-            _drop(future)
-            raise error from None
+            await self._channel.send(request)
+            answer = await asyncio.shield(future) if answered else Message(request.request)
         except asyncio.CancelledError:  # its answer would be taken for the next one's
-            self._lost(ChannelClosed(f"{request.request.name} was abandoned"))
+            if limit.expired():
+                self._lost(PeerError(f"the back end did not answer {request.request.name} within {self._timeout:g} s"))
+            else:
+                self._lost(ChannelClosed(f"{request.request.name} was abandoned"))
             _drop(future)
             raise
         except PeerError as exc:

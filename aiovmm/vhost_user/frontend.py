@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiovmm.errors import HostError, PeerError
+from aiovmm.runtime.awake import awake_budget
 from aiovmm.runtime.log import Log
 from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import ANSWER_TIMEOUT, Connection, connect
@@ -79,23 +80,25 @@ class Frontend:
 
     async def _look(self, patience: float) -> Connection:
         """Whoever starts the monitor first, or the back end again, is as right as who does not."""
-        loop = asyncio.get_running_loop()
-        began, told = loop.time(), False
-        while True:
-            try:
-                return await self._connect(await connect(self.path))
-            except (HostError, ChannelClosed) as exc:
-                absent = exc
-            if isinstance(absent, HostError) and absent.errno not in _ABSENT:
-                raise absent
-            if (waited := loop.time() - began) >= patience:
-                raise _not_there(absent, patience)
-            if waited >= _UNTOLD and not told:
-                told = True
-                why = os.strerror(absent.errno or 0) if isinstance(absent, HostError) else str(absent)
-                where = f"{os.fspath(self.path)}, for {patience:g} s"
-                Log().warning(f"{self.who}: waits for its back end at {where}: {why}")
-            await asyncio.sleep(_PAUSE)
+        told = False
+        with awake_budget(patience) as left:
+            while True:
+                try:
+                    return await self._connect(await connect(self.path))
+                except (HostError, ChannelClosed) as exc:
+                    absent = exc
+                if isinstance(absent, HostError) and absent.errno not in _ABSENT:
+                    raise absent
+                if not (still := left()):
+                    raise _not_there(absent, patience)
+                if patience - still >= _UNTOLD and not told:
+                    told = True
+                    self._tell_that_it_waits(absent, patience)
+                await asyncio.sleep(_PAUSE)
+
+    def _tell_that_it_waits(self, absent: HostError | ChannelClosed, patience: float) -> None:
+        why = os.strerror(absent.errno or 0) if isinstance(absent, HostError) else str(absent)
+        Log().warning(f"{self.who}: waits for its back end at {os.fspath(self.path)}, for {patience:g} s: {why}")
 
     async def _wait(self, doorstep: Doorstep) -> Connection:
         doorstep.open()

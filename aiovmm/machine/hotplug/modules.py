@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiovmm.config import HotplugMethod, MemoryConfig, VMConfig
@@ -11,6 +11,7 @@ from aiovmm.lifecycle import EventKind
 from aiovmm.machine.hotplug.one_by_one import OneByOne
 from aiovmm.machine.hotplug.places import add_memory, modules, place_of
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.awake import awake_budget
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import check_seconds
@@ -29,7 +30,10 @@ class ModuleHotplug(OneByOne):
     async def resize(self, size: int, timeout: float | None) -> None:
         """Until the guest has `size` bytes in all. See VM.resize."""
         check_seconds(timeout, "resize(timeout=)")
-        end = None if timeout is None else monotonic() + timeout
+        with awake_budget(timeout) as left:
+            await self._resize(size, left)
+
+    async def _resize(self, size: int, left: Callable[[], float | None]) -> None:
         async with self._busy:
             machine = self._running()
             board, config = machine.board, machine.parts.config
@@ -41,7 +45,7 @@ class ModuleHotplug(OneByOne):
                 raise UsageError(f"vhost-user devices of VM {self._name!r} would not see memory that comes: {hint}")
             count = _wanted(config.memory, config.ram_size, size)
             self._follow(machine, board.modules, board.modules_changed)
-            await self._until(machine, count, end)
+            await self._until(machine, count, left)
         self._ending.journal.emit(EventKind.RESIZED, f"{size} bytes of memory")
 
     def _count(self, machine: Machine) -> int:

@@ -6,7 +6,6 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from functools import partial
-from time import monotonic
 from typing import TYPE_CHECKING
 
 from aiovmm.config import VMConfig
@@ -66,8 +65,8 @@ class OneByOne(ABC):
             self._machine, self._units = machine, Units(self._ending, registers, tell, away, self.what)
             machine.at_close(self._machine_goes)
 
-    async def _until(self, machine: Machine, count: int, end: float | None) -> None:
-        """The guest has `count`, or what HotplugError, StateError says, by `end` of the monotonic clock."""
+    async def _until(self, machine: Machine, count: int, left: Callable[[], float | None]) -> None:
+        """The guest has `count`, or what HotplugError, StateError says, before no seconds are `left`."""
         assert self._units is not None
         units = self._units
         await units.settled()
@@ -76,19 +75,18 @@ class OneByOne(ABC):
         ):  # a guest that was asked for the last, in vain, is not to let go of it now
             units.keep(self._count(machine) - 1)
         while (now := self._count(machine)) != count:
-            left = None if end is None else max(end - monotonic(), 0.0)
             if now < count:
                 await self._bring(machine, units, now, left)
             else:
-                await units.take(now - 1, left)
+                await units.take(now - 1, left())
 
-    async def _bring(self, machine: Machine, units: Units, unit: int, timeout: float | None) -> None:
+    async def _bring(self, machine: Machine, units: Units, unit: int, left: Callable[[], float | None]) -> None:
         async with self._ending.transition:
             if machine is not self._running():
                 raise StateError(f"VM {self._name!r} was reset meanwhile")
             await self._add(machine, unit)
         try:
-            await units.bring(unit, timeout)
+            await units.bring(unit, left())
         except BaseException:
             await finish(self._take_back(machine, unit))
             raise

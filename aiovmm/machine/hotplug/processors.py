@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from time import monotonic
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from aiovmm.config import VMConfig
 from aiovmm.errors import UsageError
 from aiovmm.lifecycle import EventKind
 from aiovmm.machine.hotplug.one_by_one import OneByOne
+from aiovmm.runtime.awake import awake_budget
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.timeouts import check_seconds
 
@@ -26,7 +27,10 @@ class ProcessorHotplug(OneByOne):
     async def resize(self, count: int, timeout: float | None) -> None:
         """Until the guest has `count` processors. See VM.resize."""
         check_seconds(timeout, "resize(timeout=)")
-        end = None if timeout is None else monotonic() + timeout
+        with awake_budget(timeout) as left:
+            await self._resize(count, left)
+
+    async def _resize(self, count: int, left: Callable[[], float | None]) -> None:
         async with self._busy:
             machine = self._running()
             board, cpus = machine.board, machine.parts.config.cpus
@@ -36,7 +40,7 @@ class ProcessorHotplug(OneByOne):
             if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= cpus.max:
                 raise UsageError(f"cpus={count!r}: it can have 1 to {cpus.max} processors")
             self._follow(machine, board.processors, board.processors_changed)
-            await self._until(machine, count, end)
+            await self._until(machine, count, left)
         self._ending.journal.emit(EventKind.RESIZED, f"{count} processors")
 
     def _count(self, machine: Machine) -> int:

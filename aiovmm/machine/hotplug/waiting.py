@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aiovmm.errors import HotplugTimeout, StateError
+from aiovmm.runtime.awake import awake_timeout
 
 if TYPE_CHECKING:
     from aiovmm.machine.ending import Ending
@@ -23,7 +25,9 @@ async def wait_for_guest(
     stopped = asyncio.ensure_future(ending.stopped.wait())
     either: list[asyncio.Future[Any]] = [future, stopped]
     try:
-        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        with suppress(TimeoutError):
+            async with awake_timeout(timeout):
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopped.cancel()
     if future.done():
