@@ -12,7 +12,7 @@ export PATH=/bin:/sbin
 mount -t devtmpfs -o mode=0755 dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-addresses= gateways= dns= volumes= scratch= modules=
+addresses= gateways= dns= volumes= scratch= modules= name=sandbox
 for word in $(cat /proc/cmdline); do
   value=${word#*=}
   case $word in
@@ -23,7 +23,7 @@ for word in $(cat /proc/cmdline); do
     sandbox.address=*) addresses="$addresses $value" ;;
     sandbox.gateway=*) gateways="$gateways $value" ;;
     sandbox.dns=*) dns="$dns $value" ;;
-    sandbox.hostname=*) hostname "$value" ;;
+    sandbox.hostname=*) name=$value ;;
   esac
 done
 
@@ -38,6 +38,26 @@ there() { # a disk, at once as a rule: its driver has looked for it when it is l
     tries=$((tries + 1))
     sleep 0.05
   done
+}
+names() { # in $1: who is localhost, and $2, this guest. Builders leave that to whoever runs the image. No process is begun for it
+  missing="localhost $2" whole=y
+  [ ! -L "$1" ] || return 0 # it leads to somewhere else than it would in the image
+  [ -e "$1" ] || : >"$1"
+  [ -f "$1" ] || return 0
+  set -f
+  while read -r address words || { [ -n "$address" ] && whole=; }; do
+    for word in $words; do
+      case $address$word in *'#'*) break ;; esac
+      [ "$word" != localhost ] || missing=${missing#localhost}
+      [ "$word" != "$2" ] || missing=${missing% "$2"}
+    done
+  done <"$1"
+  set +f
+  {
+    [ -n "$whole" ] || echo
+    case $missing in localhost*) printf '127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n' ;; esac
+    case $missing in *" $2") printf '127.0.1.1\t%s\n' "$2" ;; esac
+  } >>"$1"
 }
 
 modprobe -aq $modules
@@ -77,7 +97,9 @@ if [ -n "$dns" ]; then
   for address in $dns; do echo "nameserver $address"; done >/sysroot/etc/resolv.conf
 fi
 
-mkdir -p /sysroot/dev /sysroot/proc /sysroot/sys /sysroot/run /sysroot/tmp
+hostname "$name"
+mkdir -p /sysroot/dev /sysroot/proc /sysroot/sys /sysroot/run /sysroot/tmp /sysroot/etc
+names /sysroot/etc/hosts "$name"
 for d in dev proc sys; do mount --move "/$d" "/sysroot/$d"; done
 mount -t tmpfs -o nosuid,nodev,mode=0755 run /sysroot/run
 cp /sbin/aiovmm-agent /sysroot/run/

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,34 @@ from aiovmm.rootfs.kinds import kind_of
 from aiovmm.sandboxes.kernel import check_drivers
 from aiovmm.sandboxes.scratch import make_scratch
 from tests.rootfs.conftest import archive, file
+
+_NAMES = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+@pytest.mark.parametrize("shell", [("sh",), ("busybox", "sh")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, _NAMES + "127.0.1.1\tbox\n"),
+        ("", _NAMES + "127.0.1.1\tbox\n"),
+        ("1.2.3.4 a.box boxes\n127.0.0.1 localhost", "1.2.3.4 a.box boxes\n127.0.0.1 localhost\n127.0.1.1\tbox\n"),
+        ("# say localhost here\n1.2.3.4 box\n", f"# say localhost here\n1.2.3.4 box\n{_NAMES}"),
+        ("127.0.0.1 localhost box\n", "127.0.0.1 localhost box\n"),
+    ],
+)
+def test_localhost_and_the_guest_have_names(
+    tmp_path: Path, shell: tuple[str, ...], before: str | None, after: str
+) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip("there is no busybox")
+    script = resources.files("aiovmm.sandboxes").joinpath("init.sh").read_text()
+    functions = script[script.index("names() {") : script.index("modprobe -aq")]
+    hosts = tmp_path / "hosts"
+    if before is not None:
+        hosts.write_text(before)
+    command = f"{functions}\nnames '{hosts}' box; names '{hosts}' box"  # twice is as once
+    subprocess.run([*shell, "-ec", command], check=True)
+    assert hosts.read_text() == after
 
 
 @pytest.fixture(autouse=True)

@@ -64,10 +64,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def test_from_a_directory_to_commands(root: Path, release: str) -> None:
     async with aiovmm.sandbox(Image.from_directory(root), kernel=kernel(release), timeout=BOOT, name="box") as vm:
         done = await vm.run(
-            ["sh", "-c", "hostname; cat /opt/deep/er/data | md5sum; stat -c %u /home/nobody"], timeout=limit(60)
+            ["sh", "-c", "hostname; cat /opt/deep/er/data | md5sum; stat -c %u /home/nobody; cat /etc/hosts"],
+            timeout=limit(60),
         )
         digest = hashlib.md5((root / "opt/deep/er/data").read_bytes()).hexdigest()
-        assert done.stdout.decode().split() == ["box", digest, "-", "65534"]
+        assert done.stdout.decode().split()[:4] == ["box", digest, "-", "65534"]
+        assert done.stdout.decode().split()[4:] == [
+            *("127.0.0.1", "localhost", "::1", "localhost", "ip6-localhost", "ip6-loopback", "127.0.1.1", "box")
+        ]
         mounts = (await vm.run(["cat", "/proc/mounts"], timeout=limit(60))).stdout.decode()
         assert "root / overlay rw" in mounts
         free = (await vm.run(["df", "-m", "/"], timeout=limit(60))).stdout.decode().splitlines()[-1].split()
