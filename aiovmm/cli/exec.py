@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import signal
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -16,7 +17,7 @@ from aiovmm.cli.usage import OneLineCommand, once
 from aiovmm.errors import AiovmmError, UsageError
 from aiovmm.runtime.stdio import require_descriptors
 
-__all__ = ["code_of", "command", "variables"]
+__all__ = ["code_of", "command", "unless_signalled", "variables"]
 
 _DESCRIPTORS = 12  # uvloop's, the socket, and the standard streams'
 _OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeout(1) and shells have them
@@ -51,12 +52,16 @@ def command(
     Standard input, output and error are the command's, signals go to it, and its status is the exit code; 128 and the
     number of a signal that ended it. It is over when COMMAND has ended, whatever that has left running. 127: there is
     no such command. 126: it cannot be run. 125: aiovmm could not do it.
+
+    In a guest of `aiovmm run --rootfs` it has the environment, user and directory that the image or that command said.
     """
     from aiovmm.agent import Agent
     from aiovmm.agent.place import HybridPlace
     from aiovmm.agent.process import create
     from aiovmm.cli.carry import carry
+    from aiovmm.sandboxes.listed import defaults_at
 
+    own = defaults_at(socket)
     line = words[1:] if words[0] == "--" else words
     if not line:
         raise UsageError("Missing argument 'COMMAND...'")
@@ -65,15 +70,16 @@ def command(
         agent = Agent(HybridPlace(socket))
         try:
             await agent.ready(wait)
+            how = own.but(variables(env), user, cwd)
             process = await create(
-                agent, line, (-1, -1, -1), pty=tty, user=user, cwd=cwd, env=variables(env), ends=True
+                agent, line, (-1, -1, -1), pty=tty, user=how.user, cwd=how.cwd, env=how.env, ends=True
             )
             async with asyncio.timeout(timeout):
                 return await carry(process, terminal=tty)
         finally:
             agent.close()
 
-    sys.exit(code_of(run(), timeout))
+    sys.exit(code_of(unless_signalled(run()), timeout))
 
 
 def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int:
@@ -99,6 +105,26 @@ def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int
         return _OVER_TIME
     except AiovmmError as exc:
         return _failed(exc, _OURS)
+
+
+async def unless_signalled(work: Coroutine[Any, Any, int]) -> int:
+    """A signal before the command runs leaves as its end does, with the code that shells give it; later ones are the
+    command's."""
+    task, came = asyncio.current_task(), list[int]()
+    assert task is not None
+
+    def leave(number: int) -> None:
+        came.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, leave, number)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if not came:
+            raise
+        return 128 + came[0]
 
 
 def _failed(error: AiovmmError, code: int) -> int:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
-from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.cli.exec import code_of, variables
+from aiovmm.cli.exec import code_of, unless_signalled, variables
 from aiovmm.cli.logs import configure_logging
 from aiovmm.cli.run_options import OPTIONS
 from aiovmm.config import options as parse
@@ -19,7 +17,7 @@ from aiovmm.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     from aiovmm.sandboxes import Network, Sandbox
-    from aiovmm.sandboxes.listed import Listed
+    from aiovmm.sandboxes.listed import Defaults, Listed
 
 __all__ = ["run_in_sandbox"]
 
@@ -37,7 +35,7 @@ def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     if args["host_user"] is not None:
         _be(args["host_user"])
     configure_logging(args["verbose"])
-    sys.exit(code_of(_unless_signalled(job.run())))
+    sys.exit(code_of(unless_signalled(job.run())))
 
 
 def _be(user: str) -> None:
@@ -53,25 +51,6 @@ def _be(user: str) -> None:
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):  # root's, most likely; else whoever set them meant it so
         if not os.access(os.environ.get(name, ""), os.W_OK):
             os.environ.pop(name, None)
-
-
-async def _unless_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """A signal while it boots leaves as its end does, with the code that shells give it; later ones are the command's."""
-    task, came = asyncio.current_task(), list[int]()
-    assert task is not None
-
-    def leave(number: int) -> None:
-        came.append(number)
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, leave, number)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if not came:
-            raise
-        return 128 + came[0]
 
 
 class _Job:
@@ -99,7 +78,7 @@ class _Job:
         entry = Listed(self._name, str(self._given["rootfs"]), " ".join(self._words))
         try:
             async with self._sandbox(entry) as vm:
-                entry.tell(vm.config.memory.size)
+                entry.tell(vm.config.memory.size, self._defaults(vm))
                 keeping = asyncio.ensure_future(entry.keep(vm.serial))
                 try:
                     return await self._carry(vm)
@@ -107,6 +86,13 @@ class _Job:
                     keeping.cancel()
         finally:
             entry.close()
+
+    def _defaults(self, vm: Sandbox) -> Defaults:
+        """For commands that others run in it."""
+        from aiovmm.sandboxes.listed import Defaults
+
+        said, how = vm.image.config, self._how
+        return Defaults(said.env, said.user or None, said.workdir or None).but(how["env"], how["user"], how["cwd"])
 
     def _sandbox(self, entry: Listed) -> AbstractAsyncContextManager[Sandbox]:
         from aiovmm.config import VsockConfig

@@ -2,6 +2,7 @@
 
     NAME-ID/lock         its process has a lock on it for as long as it lives, however it ends
     NAME-ID/about.json   what it is
+    NAME-ID/defaults.json  what commands in it have that are not told otherwise
     NAME-ID/vsock        the unix socket that `aiovmm exec` takes
     NAME-ID/console      what its console has printed last; console.old what it printed before
 
@@ -18,14 +19,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from aiovmm.console import Console
 from aiovmm.errors import HostError, UsageError
 from aiovmm.runtime.user_dirs import runtime_directory
 
-__all__ = ["Entry", "Listed", "find_listed", "listed"]
+__all__ = ["Defaults", "Entry", "Listed", "defaults_at", "find_listed", "listed"]
 
 _LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
 
@@ -62,6 +63,19 @@ class Entry:
             return False
 
 
+@dataclass(frozen=True)
+class Defaults:
+    """What a command has that is not told otherwise: variables, a user and a directory, None for the agent's."""
+
+    env: dict[str, str] = field(default_factory=dict)
+    user: str | None = None
+    cwd: str | None = None
+
+    def but(self, env: dict[str, str], user: str | None, cwd: str | None) -> Defaults:
+        """For one that is told so much."""
+        return Defaults({**self.env, **env}, user or self.user, cwd or self.cwd)
+
+
 class Listed:
     """A guest of this process that is listed until this is closed. Raises HostError, UsageError."""
 
@@ -82,8 +96,9 @@ class Listed:
         """Where its console's output goes."""
         return self.folder / "console"
 
-    def tell(self, memory: int) -> None:
+    def tell(self, memory: int, defaults: Defaults | None = None) -> None:
         """It runs now."""
+        (self.folder / "defaults.json").write_text(json.dumps(asdict(defaults or Defaults())))
         name, root, command = self._about
         entry = Entry(self.id, name, os.getpid(), time.time(), root, command, memory, str(self.folder))
         scratch = self.folder / ".about"
@@ -130,6 +145,17 @@ def find_listed(what: str) -> Entry:
         reason = f"{len(found)} guests are" if found else "no guest that runs is"
         raise UsageError(f"{reason} named {what!r}: `aiovmm ps` shows names and ids")
     return found[0]
+
+
+def defaults_at(socket: Path) -> Defaults:
+    """Of the guest with that socket, if it is one of this user's that are listed."""
+    folder = socket.resolve().parent
+    try:
+        if folder.parent == (runtime_directory() / "guests").resolve():
+            return Defaults(**json.loads((folder / "defaults.json").read_text()))
+    except (OSError, ValueError, TypeError, UsageError):  # it has ended, or there are none that could be listed
+        pass
+    return Defaults()
 
 
 def _parent() -> Path:

@@ -6,9 +6,11 @@ import fcntl
 import os
 import pty
 import signal
+import socket as socket_
 import struct
 import subprocess
 import termios
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +129,24 @@ def test_signals_go_to_the_command(aiovmm: Command, socket: str, number: signal.
     process.send_signal(number)
     assert process.communicate(timeout=30)[0] == b"heard\n"
     assert process.returncode == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_command_runs(aiovmm: Command, tmp_path: Path, number: signal.Signals) -> None:
+    asked = threading.Event()
+
+    class Front(HybridFront):
+        def _serve(self, client: socket_.socket) -> None:
+            asked.set()
+            super()._serve(client)
+
+    front = Front(tmp_path / "vsock", tmp_path / "none")
+    process = aiovmm.start("exec", str(tmp_path / "vsock"), "true")
+    assert asked.wait(30)
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.returncode == 128 + number
+    front.close()
 
 
 def test_the_command_ends_when_its_output_is_not_read_any_more(aiovmm: Command, socket: str) -> None:

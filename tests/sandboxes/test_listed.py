@@ -16,10 +16,12 @@ import pytest
 from click.testing import CliRunner
 
 from aiovmm import Console, UsageError
+from aiovmm.agent import agent_binary
 from aiovmm.cli.commands import cli
 from aiovmm.cli.guest_logs import follow
 from aiovmm.sandboxes import listed as module
-from aiovmm.sandboxes.listed import Listed, find_listed, listed
+from aiovmm.sandboxes.listed import Defaults, Listed, defaults_at, find_listed, listed
+from tests.agent.hybrid import HybridFront
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +147,32 @@ def test_following_ends_with_a_process_that_was_killed() -> None:
     assert following.communicate(timeout=20) == (b"", b"")
     assert following.returncode == 0
     assert not entry.lives
+
+
+def test_commands_of_others_have_what_the_image_says(tmp_path: Path) -> None:
+    entry = Listed("box", "/", "")
+    defaults = Defaults({"A": "image", "B": "image"}, "65534", "/usr")
+    entry.tell(1, defaults.but({"B": "run"}, None, "/tmp"))
+    agent = subprocess.Popen([agent_binary(), "--unix", tmp_path / "agent"])
+    fronts = [HybridFront(path, tmp_path / "agent") for path in (entry.folder / "vsock", tmp_path / "vsock")]
+    script = ["sh", "-c", 'echo "$A $B"; id -u; pwd']
+
+    def said(socket: Path, *options: str) -> list[str]:
+        command = [sys.executable, "-m", "aiovmm", "exec", *options, str(socket), *script]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    try:
+        assert said(entry.folder / "vsock") == ["image run", "65534", "/tmp"]
+        assert said(entry.folder / "vsock", "-e", "A=exec", "-u", "0", "-w", "/") == ["exec run", "0", "/"]
+        assert said(tmp_path / "vsock") == [" ", "0", "/"]
+        (entry.folder / "defaults.json").write_text("{")
+        assert defaults_at(entry.folder / "vsock") == Defaults()
+    finally:
+        for front in fronts:
+            front.close()
+        agent.kill()
+        agent.wait()
+        entry.close()
 
 
 def test_the_command_line() -> None:
