@@ -32,10 +32,11 @@ from aiovmm import VM, PayloadConfig
 from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
 from aiovmm.cli import main
+from aiovmm.rootfs.image import ImageConfig
 from tests.vm.guest import config
 
 class WithAgent(VM):
-    image = SimpleNamespace(config=SimpleNamespace(command=("echo", "the image's own")))
+    image = SimpleNamespace(config=ImageConfig({"A": "image's"}, cmd=("echo", "the image's own")))
     def _make_agent(self):
         return Agent(UnixPlace(place), patience=10)
 
