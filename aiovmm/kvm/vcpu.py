@@ -65,7 +65,6 @@ class Vcpu:
     def __init__(self, vm: Vm, index: int, fd: int, run_size: int, ring_size: int) -> None:
         self.index = index
         self.fd = fd
-        self._vm_name = vm.name
         code = ffi.new("int *", errno.EINVAL)
         power_of_two = ring_size > 0 and not ring_size & (ring_size - 1)
         # Native code has its address for as long as it has the vCPU: this object and its VM keep each other, and both are closed.
@@ -129,7 +128,7 @@ class Vcpu:
         if self.running or not self._reported:
             raise StateError(f"vCPU {self.index} runs, or its last run has not been joined")
         self._join_thread()
-        name = f"{self._vm_name}: vcpu-{self.index}" if self._vm_name else f"vcpu-{self.index}"
+        name = f"{self._vm.name}: vcpu-{self.index}" if self._vm.name else f"vcpu-{self.index}"
         if failed := lib.avmm_vcpu_start(self.native, system_name(name), nice, core):
             raise KvmError(f"starting the thread of vCPU {self.index}", failed, MORE_THREADS)
         self._started, self._ended, self._reported = True, None, False
