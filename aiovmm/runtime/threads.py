@@ -4,7 +4,8 @@ Their names, as the system's tools see them: Python gives its own to the system 
 tells the threads of a VM apart is the end: they are called "VM: what it does".
 
 Where memory is short, the system may have a thread for us and Python no stack for it: it ends before its first step, and
-`threading.Thread.start` waits for that step for ever (CPython's gh-140746), on the event loop, and every guest with it.
+`threading.Thread.start` waits for that step for ever (CPython's gh-140746), on the event loop, and every guest with it. What is
+done about it rests on how that waits, which was the same from CPython 3.11 to 3.14; where it does otherwise, it is left alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from functools import partial
 __all__ = ["Thread", "name_this_thread", "system_name"]
 
 _ROOM = 15  # bytes of a name (TASK_COMM_LEN)
+_IS_KNOWN = {"_started", "wait", "_bootstrap"} <= {
+    *getattr(getattr(threading.Thread.start, "__code__", None), "co_names", ())
+} and isinstance(getattr(threading, "_limbo", None), dict)
+"""Whether `start` waits in Python for `_started`, which the thread sets in `_bootstrap`, and has it in `_limbo` until then."""
+
 _LOOK = 0.01  # seconds until who waits for a thread to begin looks whether there still is one
 
 
@@ -31,13 +37,15 @@ class Thread(threading.Thread):
 
     def __init__(self, target: Callable[[], object] | None = None, *, name: str, daemon: bool = True) -> None:
         super().__init__(target=target, name=name, daemon=daemon)
-        self._started = _Beginning()
+        if _IS_KNOWN:
+            self._started = _Beginning()
 
     @property
     def _bootstrap(self) -> Callable[[], None]:
         """For the system's thread, each time another object."""
         held = partial(super()._bootstrap)  # type: ignore[misc]
-        self._started.held = weakref.ref(held)
+        if _IS_KNOWN:
+            self._started.held = weakref.ref(held)
         return held
 
     def start(self) -> None:
@@ -45,7 +53,8 @@ class Thread(threading.Thread):
         try:
             super().start()
         except RuntimeError:
-            threading._limbo.pop(self, None)  # type: ignore[attr-defined]
+            if _IS_KNOWN:
+                threading._limbo.pop(self, None)  # type: ignore[attr-defined]
             raise
 
 
