@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,9 +67,14 @@ async def gone(command: bytes) -> None:
 
 @pytest.fixture
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    """The agent's program as the package has it."""
+    """The agent's program as the package has it, once it has its socket."""
     path = tmp_path_factory.mktemp("agent") / "socket"
     process = subprocess.Popen([agent_binary(), "--unix", path], start_new_session=True)
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
     yield Guest(process, path)
     process.send_signal(signal.SIGKILL)
     process.wait()
