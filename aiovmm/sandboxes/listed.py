@@ -6,7 +6,8 @@
     NAME-ID/vsock        the unix socket that `aiovmm exec` takes
     NAME-ID/console      what its console has printed last; console.old what it printed before
 
-A folder that nobody has locked is left over, and swept away by whoever looks next.
+A folder that nobody has locked is left over, and swept away by whoever looks next; but not while one is made, which has no lock
+yet: whoever makes one, and who sweeps, has a lock on the folder of all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -85,9 +86,10 @@ class Listed:
         try:
             parent = _parent()
             self.folder = parent / f"{name.replace('/', '-')[:40]}-{self.id}"
-            self.folder.mkdir(mode=0o700)
-            self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            with _locked(parent, fcntl.LOCK_SH):
+                self.folder.mkdir(mode=0o700)
+                self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as exc:
             raise HostError("list a guest", exc.errno or 0, "XDG_RUNTIME_DIR says where else it may be") from exc
 
@@ -164,13 +166,33 @@ def _parent() -> Path:
     return path
 
 
-def _entries(parent: Path) -> Iterator[Entry]:
-    for folder in parent.iterdir():
-        if _is_left_over(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            continue
-        with suppress(OSError, ValueError, TypeError):  # it has just begun, or just ended
-            yield Entry(**json.loads((folder / "about.json").read_text()))
+@contextmanager
+def _locked(parent: Path, how: int) -> Iterator[bool]:
+    """Whether it is: with LOCK_NB another may have it."""
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, how)
+            is_locked = True
+        except BlockingIOError:
+            is_locked = False
+        yield is_locked
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
+        os.close(fd)
+
+
+def _entries(parent: Path) -> list[Entry]:
+    found = []
+    with _locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as may_sweep:
+        for folder in parent.iterdir():
+            if _is_left_over(folder):
+                if may_sweep:
+                    shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with suppress(OSError, ValueError, TypeError):  # it has just begun, or just ended
+                found.append(Entry(**json.loads((folder / "about.json").read_text())))
+    return found
 
 
 def _is_unlocked(folder: Path) -> bool:
@@ -186,13 +208,8 @@ def _is_unlocked(folder: Path) -> bool:
 
 
 def _is_left_over(folder: Path) -> bool:
+    """Or just begun, where that may be."""
     try:
-        if not _is_unlocked(folder):
-            return False
-    except OSError:  # it has just begun: without a lock for a second it is left over, too
-        with suppress(OSError):
-            return time.time() - folder.stat().st_mtime > 1.0
-        return False
-    with suppress(OSError):  # another was faster
-        return time.time() - (folder / "lock").stat().st_mtime > 1.0
-    return False
+        return _is_unlocked(folder)
+    except OSError:
+        return True

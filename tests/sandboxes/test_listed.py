@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -71,9 +72,37 @@ def test_what_a_killed_process_has_left_is_swept_away(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     (folder,) = (tmp_path / "aiovmm/guests").iterdir()
-    os.utime(folder / "lock", (1, 1))  # a process that was killed at once is not told from one that begins
     assert listed() == []
     assert not folder.exists()
+
+
+def test_one_that_is_being_made_is_left_alone_however_long_that_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a process that has no processor, or was stopped; meanwhile none that was killed is shown, either."""
+    lock = os.open
+    looked = []
+
+    def slow(path: Path, flags: int, mode: int = 0o777) -> int:
+        if str(path).endswith("/lock") and flags & os.O_CREAT:
+            os.utime(Path(path).parent, (1, 1))
+            assert listed() == []
+            looked.append(Path(path).parent.exists())
+        return lock(path, flags, mode)
+
+    dead = Listed("dead", "/", "")
+    dead.tell(1)
+    fcntl.flock(dead._lock, fcntl.LOCK_UN)
+    with monkeypatch.context() as context:
+        context.setattr(os, "open", slow)
+        entry = Listed("box", "/", "")
+    assert looked == [True]
+    assert dead.folder.exists()
+    entry.tell(1)
+    assert [entry.name for entry in listed()] == ["box"]
+    assert not dead.folder.exists()
+    entry.close()
+    dead.close()
 
 
 def test_a_runtime_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
