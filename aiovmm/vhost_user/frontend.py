@@ -32,11 +32,10 @@ _UNTOLD = 1.0  # seconds that a back end which is started at the same time may t
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds: how long to look for a back end that is yet to be started, `at_once` where others wait for that, to wait for an
-    answer, and to wait for a back end that went away under a live device."""
+    """Seconds: how long to look for a back end that is yet to be started, to wait for an answer, and to wait for a back end that
+    went away under a live device."""
 
     connect: float = 60.0
-    at_once: float = 5.0
     answer: float = ANSWER_TIMEOUT
     patience: float = 60.0
 
@@ -69,11 +68,11 @@ class Frontend:
     _order: asyncio.Lock = field(default_factory=asyncio.Lock)
     _stale: bool = False  # the back end has said that its configuration changed
 
-    async def open(self, *, at_once: bool = False) -> None:
-        """Find the back end and negotiate; it is waited for, or, `at_once`, not for long. Raises HostError if nobody listens,
-        PeerError."""
-        patience = self.timing.at_once if at_once else self.timing.connect
-        self.connection = await (self._look(patience) if self.doorstep is None else self._wait(self.doorstep))
+    async def open(self) -> None:
+        """Find the back end, which is waited for, and negotiate. Raises HostError if nobody listens, PeerError."""
+        self.connection = await (
+            self._look(self.timing.connect) if self.doorstep is None else self._wait(self.doorstep)
+        )
         self.offer = self.connection.offer
         if self.config_size and self.offer.protocol & ProtocolFeature.CONFIG:
             self.on_config(await self.connection.carry_out(read_config(self.config_size)))

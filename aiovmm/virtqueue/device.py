@@ -58,7 +58,6 @@ class VirtioDevice(abc.ABC):
 
     _opens_slowly: ClassVar[bool] = False  # `open` waits for threads or other processes: others go on meanwhile
     _awaits_peer: ClassVar[bool] = False  # `open` waits for a program that may not be there yet: it is opened last
-    _open_at_once: bool = False  # set by the VM: others wait while it is opened
     _notify_config: Callable[[], None] | None = None  # set by the transport
     _notify_error: Callable[[Exception], None] | None = None  # set by the VM
     _notify_driver: Callable[[bool], None] | None = None  # set by the VM: whether a driver has it now

@@ -7,19 +7,34 @@ import os
 import socket
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
-from aiovmm import VM, ConfigError, DiskConfig, FsConfig, HostError, MemoryConfig, StateError, VsockConfig
+from aiovmm import (
+    VM,
+    ConfigError,
+    DiskConfig,
+    EventKind,
+    ExitReason,
+    FsConfig,
+    HostError,
+    MemoryConfig,
+    RebootPolicy,
+    StateError,
+    VsockConfig,
+)
 from aiovmm.devices.virtio.vhost_user import VhostUserBlk
 from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.vhost_user import Timing, frontend
 from aiovmm.vhost_user.channel import ChannelClosed
 from tests.vhost_user.bench import Guest
 from tests.vhost_user.disks import RamDisk, read_header
-from tests.vm.guest import config, counts_on, until
+from tests.vm.guest import config, counts_on, event, until
 
+T = TypeVar("T")
 LONG = 40.0  # seconds: less than a back end is waited for, and more than anything else takes
 
 
@@ -41,9 +56,14 @@ def disk(path: Path, **more: object) -> DiskConfig:
     return DiskConfig(vhost_user=True, socket=path, **more)  # type: ignore[arg-type]
 
 
-async def soon(work: Awaitable[object]) -> None:
+async def soon(work: Awaitable[T]) -> T:
     async with asyncio.timeout(LONG):
-        await work
+        return await work
+
+
+def is_coming(vm: VM) -> bool:
+    """Whether a device is waited for that is to be added."""
+    return vm._hotplug is not None and bool(vm._hotplug._coming)
 
 
 def test_it_is_waited_for_as_long_as_by_the_reference() -> None:
@@ -132,8 +152,36 @@ async def test_a_guest_that_ends_ends_the_wait_for_what_was_to_be_added(path: Pa
         await counts_on(vm)
         before = len(os.listdir("/proc/self/fd"))
         adding = asyncio.ensure_future(vm.add(disk(path)))
-        await until(vm._ending.transition.locked)
+        await until(lambda: is_coming(vm))
         await vm.kill()
         with pytest.raises(StateError, match="the guest has ended"):
             await soon(adding)
         assert len(os.listdir("/proc/self/fd")) <= before
+
+
+async def test_a_guest_is_paused_saved_and_reset_while_what_was_to_be_added_is_waited_for(
+    path: Path, tmp_path: Path
+) -> None:
+    """Its name is taken, and it comes into the machine that there is by then."""
+    made = config("s", memory=MemoryConfig(4 << 20, shared=True), on_reboot=RebootPolicy.RESTART)
+    (image := tmp_path / "image").write_bytes(bytes(1 << 20))
+    async with VM(made) as vm:
+        await vm.start()
+        adding = asyncio.ensure_future(vm.add(replace(disk(path), id="remote"), timeout=0))
+        await until(lambda: is_coming(vm))
+        await soon(vm.pause())
+        await soon(vm.snapshot(tmp_path / "snapshot"))
+        await soon(vm.resume())
+        with pytest.raises(ConfigError, match="'remote' names two devices"):
+            await soon(vm.add(DiskConfig(path=image, id="remote"), timeout=0))
+        assert await soon(vm.add(DiskConfig(path=image), timeout=0)) == "disk0"
+        vm.machine.board.ended(ExitReason.REBOOT, "by the guest")
+        await event(vm, EventKind.REBOOTED)
+        await counts_on(vm)
+        assert not adding.done()
+        async with serve(path):
+            assert await soon(adding) == "remote"
+            assert {"disk0", "remote"} == set(vm.machine.functions)
+            assert [entry.id for entry in vm.config.disks] == ["disk0", "remote"]
+            await vm.remove("remote", timeout=0, force=True)
+        await counts_on(vm)

@@ -53,6 +53,7 @@ class DeviceHotplug:
         self._removals: dict[str, asyncio.Future[None]] = {}  # asked for, by id
         self._leaving: dict[str, asyncio.Future[None]] = {}  # on their way out
         self._looks: set[asyncio.Future[None]] = set()
+        self._coming: set[str] = set()  # ids of those that are opened while the guest may be paused or reset
         self._untold: set[str] = set()  # ids of those that nobody has been told of yet
 
     # -- adding
@@ -63,14 +64,14 @@ class DeviceHotplug:
         async with self._ending.transition:
             parts, machine = self._there()
             self._follow(machine)
-            taken = self._ids(parts) | parts.config.chosen_ids
-            placed = replace(placed, id=free_id(placed, taken))
-            config = with_device(self._pinned(parts, machine), placed)
-            if placed.id in taken:  # by a device that is in no configuration
-                raise ConfigError("device.id", f"{placed.id!r} names two devices")
-            plugged = await self._plug_in(parts, machine, placed, config)
-            self._untold.add(plugged.id)
-            look = self._tell_of(machine, plugged)
+            placed = replace(placed, id=free_id(placed, self._taken(parts)))
+            config = self._with(parts, machine, placed)
+            refuse_remote(config)
+            device = await self._made(parts, machine, placed)
+            if not device._awaits_peer:
+                plugged, look = await self._plug_in(parts, machine, placed, config, device)
+        if device._awaits_peer:
+            plugged, look = await self._plug_in_later(placed, device)
         if look is not None and timeout != 0:
             await self._until_it_looks(plugged, look, timeout)
         self._untold.discard(plugged.id)
@@ -79,36 +80,76 @@ class DeviceHotplug:
         )
         return plugged.id
 
-    async def _plug_in(
-        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, config: VMConfig
-    ) -> PluggedDevice:
-        """Opened, in its slot, one of the parts and in the configuration; or nothing of that."""
+    def _taken(self, parts: MachineParts) -> set[str]:
+        return self._ids(parts) | parts.config.chosen_ids | self._coming
+
+    def _with(self, parts: MachineParts, machine: Machine, placed: PlacedConfig) -> VMConfig:
+        """What the configuration is then. Raises ConfigError."""
+        config = with_device(self._pinned(parts, machine), placed)
+        if placed.id in self._taken(parts):  # by a device that is in no configuration
+            raise ConfigError("device.id", f"{placed.id!r} names two devices")
+        return config
+
+    async def _made(self, parts: MachineParts, machine: Machine, placed: PlacedConfig) -> VirtioDevice:
         assert placed.id is not None
-        refuse_remote(config)
         kinds = await look_at_images(self._name, {placed.id: placed} if isinstance(placed, DiskConfig) else {})
         device = make_device(parts, placed, placed.id, kinds)
-        wanted = PluggedDevice(placed.id, device, placed.pci_segment, placed.iommu, placed.pci_device_id)
-        _check_fits(machine, wanted)
+        _check_fits(machine, placed, device)
         device._account = parts.account
-        device._label = f"{self._name}: {wanted.id}"
-        device._notify_error = partial(self._ending.device_failed, wanted.id)
-        device._notify_driver = partial(self._ending.device_driven, wanted.id)
+        device._label = f"{self._name}: {placed.id}"
+        device._notify_error = partial(self._ending.device_failed, placed.id)
+        device._notify_driver = partial(self._ending.device_driven, placed.id)
+        return device
+
+    async def _plug_in(
+        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, config: VMConfig, device: VirtioDevice
+    ) -> tuple[PluggedDevice, asyncio.Future[None] | None]:
+        """Open it, and put it in."""
         try:
             await self._opened(device)
-            await map_later(machine, wanted)
-            address = await self._in_its_slot(machine, wanted)
+            return await self._put_in(parts, machine, placed, config, device)
         except BaseException:
             await finish(device.close())
             raise
+
+    async def _plug_in_later(
+        self, placed: PlacedConfig, device: VirtioDevice
+    ) -> tuple[PluggedDevice, asyncio.Future[None] | None]:
+        """The same once another program lets it be opened: the guest can be paused, saved and reset meanwhile, and its
+        configuration may change."""
+        assert placed.id is not None
+        self._coming.add(placed.id)
+        try:
+            await self._opened(device)
+            async with self._ending.transition:
+                parts, machine = self._there()
+                self._follow(machine)
+                self._coming.discard(placed.id)
+                _check_fits(machine, placed, device)
+                return await self._put_in(parts, machine, placed, self._with(parts, machine, placed), device)
+        except BaseException:
+            await finish(device.close())
+            raise
+        finally:
+            self._coming.discard(placed.id)
+
+    async def _put_in(
+        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, config: VMConfig, device: VirtioDevice
+    ) -> tuple[PluggedDevice, asyncio.Future[None] | None]:
+        """In its slot, one of the parts and in the configuration, and what `_tell_of` gives; or nothing of that."""
+        assert placed.id is not None
+        wanted = PluggedDevice(placed.id, device, placed.pci_segment, placed.iommu, placed.pci_device_id)
+        await map_later(machine, wanted)
+        address = await self._in_its_slot(machine, wanted)
         plugged = PluggedDevice(wanted.id, device, address.segment, wanted.iommu, address.slot)
         parts.plugged.append(plugged)
         join_console(parts, device)
         self._keep(parts, pinned(config, partial(_slot_of, machine)))
-        return plugged
+        self._untold.add(plugged.id)
+        return plugged, self._tell_of(machine, plugged)
 
     async def _opened(self, device: VirtioDevice) -> None:
         """It may wait for another program, and whoever ends the guest meanwhile waits for this."""
-        device._open_at_once = True
         opening = asyncio.ensure_future(device.open())
         stopped = asyncio.ensure_future(self._ending.stopped.wait())
         try:
@@ -326,16 +367,16 @@ class DeviceHotplug:
         return any(p is plugged for p in self._power.plugged)
 
 
-def _check_fits(machine: Machine, plugged: PluggedDevice) -> None:
+def _check_fits(machine: Machine, placed: PlacedConfig, device: VirtioDevice) -> None:
     """Raises ConfigError for what the machine would have had to be made for."""
-    if plugged.device.shares_memory and not all(region.shared for region in machine.memory.regions if region.ram):
+    if device.shares_memory and not all(region.shared for region in machine.memory.regions if region.ram):
         hint = "make the VM with MemoryConfig(shared=True)"
         raise ConfigError(
-            "memory.shared", f"is off, and {plugged.id!r} shares the guest's memory with another process", hint
+            "memory.shared", f"is off, and {placed.id!r} shares the guest's memory with another process", hint
         )
-    if plugged.iommu and (machine.iommu is None or not machine.iommu.takes_later(plugged.segment)):
+    if placed.iommu and (machine.iommu is None or not machine.iommu.takes_later(placed.pci_segment)):
         hint = "put it into a segment of PlatformConfig(iommu_segments=)"
-        raise ConfigError(f"{plugged.id}.iommu", "a guest learns at its start what is behind the IOMMU", hint)
+        raise ConfigError(f"{placed.id}.iommu", "a guest learns at its start what is behind the IOMMU", hint)
 
 
 def _slot_of(machine: Machine, id_: str) -> int | None:

@@ -63,7 +63,7 @@ class VhostUserDevice(VirtioDevice):
         was asked for and it does not have."""
         self.frontend.who = self.label
         try:
-            await self.frontend.open(at_once=self._open_at_once)
+            await self.frontend.open()
             offer = self.frontend.offer
             self._check_queues(offer.queues)
             self.ring_features = RING_FEATURES & offer.features
