@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from aiovmm.errors import HostError, HotplugTimeout, PeerError
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 from aiovmm.runtime.awake import Awake, awake_budget, awake_timeout
+from aiovmm.vhost_user.backend import Resume, VhostUserBackend
+from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import Connection
 from aiovmm.vhost_user.frontend import Frontend, Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
+from aiovmm.vhost_user.retry import RetryPolicy
 
 
 @given(st.floats(0.001, 1e5), st.lists(st.floats(0, 2), max_size=60))
@@ -145,3 +148,20 @@ def test_a_back_end_that_is_yet_to_be_started_is_waited_for_as_long() -> None:
             await Frontend("/nowhere/at/all", ProtocolFeature(0), timing=Timing(connect=0.3)).open()
 
     assert run_stopped(waits) >= 0.2
+
+
+def test_so_is_one_that_went_away_under_a_live_device() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        async def reopen() -> None:
+            raise ChannelClosed("it is away")
+
+        backend = cast(Any, VhostUserBackend.__new__(VhostUserBackend))
+        backend._frontend, backend._live = SimpleNamespace(reopen=reopen), object()
+        backend._resume, backend._told, backend._retry = Resume.IF_IDLE, False, RetryPolicy(0.4)
+        backend._retry.lost(loop.time())
+        loop.call_later(0.01, lambda: setattr(loop, "away", 100.0))
+        with pytest.raises(PeerError, match=r"did not come back within 0\.4 s: it is away"):
+            await backend._reach_again()
+        assert backend._retry.left == 0
+
+    assert run_stopped(waits) >= 0.3
