@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 __all__ = ["Configuration", "Descriptor", "DocumentError", "parse_configuration", "parse_manifest", "select_manifest"]
 
@@ -144,13 +144,24 @@ def _list(document: dict[str, Any], key: str) -> list[Any]:
 
 def _text(document: dict[str, Any], key: str) -> str:
     value = document.get(key) or ""
-    if not isinstance(value, str) or "\0" in value:
+    if not _is_text(value):
         raise DocumentError(f"has {value!r} as {key}")
     return value
 
 
 def _texts(document: dict[str, Any], key: str) -> tuple[str, ...]:
     value = document.get(key) or []
-    if not isinstance(value, list) or not all(isinstance(item, str) and "\0" not in item for item in value):
+    if not isinstance(value, list) or not all(_is_text(item) for item in value):
         raise DocumentError(f"has {key} that is no list of texts")
     return tuple(value)
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    """That the system can be told: JSON's may have half a character."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

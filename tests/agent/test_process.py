@@ -153,6 +153,20 @@ async def test_what_cannot_be_started(agent: Agent) -> None:
         await begin(agent, "true", user="nobody-at-all")
 
 
+async def test_several_may_wait_for_it_and_end_it(agent: Agent) -> None:
+    process = await begin(agent, "sleep", "60")
+    waiting = [asyncio.create_task(process.wait()) for _ in range(5)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()  # ends nothing
+    process.kill()
+    process.kill()
+    assert await asyncio.wait_for(asyncio.gather(*waiting[1:]), 20) == [-signal.SIGKILL] * 4
+    assert waiting[0].cancelled()
+    assert await process.wait() == -signal.SIGKILL
+    with pytest.raises(ProcessLookupError):
+        process.kill()
+
+
 async def test_leaving_the_block_ends_it(agent: Agent, guest: Guest) -> None:
     before = guest.descriptors
     async with await begin(agent, "sh", "-c", "sleep 60 & sleep 60"):

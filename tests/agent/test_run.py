@@ -73,6 +73,27 @@ async def test_a_number_that_is_nobodys_is_not_root(agent: Agent, user: str | in
         await run(agent, ["id"], user=user)
 
 
+async def test_variables_are_bytes_like_all_else(agent: Agent) -> None:
+    wanted: dict[str, str | bytes] = {"A": "b=c=", "B": b"\xff\xfe\n", "C": "", "NAME WITH BLANKS": "x"}
+    done = await run(agent, ["env", "-0"], env=wanted)
+    assert {b"A=b=c=", b"B=\xff\xfe\n", b"C=", b"NAME WITH BLANKS=x"} <= set(done.stdout.split(b"\0"))
+
+
+async def test_one_that_closes_its_output_and_goes_on(agent: Agent) -> None:
+    done = await run(agent, ["sh", "-c", "echo said; exec >&- 2>&-; sleep 0.3; exit 6"])
+    assert (done.returncode, done.stdout, done.stderr) == (6, b"said\n", b"")
+
+
+async def test_input_that_is_not_read(agent: Agent) -> None:
+    """More than all buffers on the way hold, to one that ends, one that closes its input, and one whose time is over."""
+    data = bytes(20 << 20)
+    assert (await run(agent, ["sh", "-c", "echo done"], input=data)).stdout == b"done\n"
+    assert (await run(agent, ["sh", "-c", "exec <&-; sleep 0.2; echo done"], input=data)).stdout == b"done\n"
+    with pytest.raises(CommandTimeout) as info:
+        await run(agent, ["sh", "-c", "echo so far; sleep 60"], input=data, timeout=0.5)
+    assert info.value.stdout == b"so far\n"
+
+
 async def test_limits(agent: Agent) -> None:
     done = await run(agent, ["sh", "-c", "ulimit -n; ulimit -Hn; ulimit -c"], limits={"nofile": (50, 60), "core": 0})
     assert done.stdout == b"50\n60\n0\n"

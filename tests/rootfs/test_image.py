@@ -199,6 +199,26 @@ async def test_a_broken_index(layout: Layout, tmp_path: Path, index: bytes, reas
         await Image.from_oci(layout.path, cache=tmp_path / "cache").build()
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(
+            {"WorkingDir": "/\udc80"},
+            {"WorkingDir": "/\ud800"},
+            {"User": "\ud800"},
+            {"Env": ["A=\ud800"]},
+            {"Cmd": ["\0"]},
+        ),
+        *({"WorkingDir": "/" + "x" * 256}, {"WorkingDir": "/x" * 300}, {"WorkingDir": ["/"]}, {"Env": "A=b"}),
+    ],
+)
+async def test_a_broken_configuration(layout: Layout, tmp_path: Path, config: dict[str, Any]) -> None:
+    """JSON has texts that the system cannot be told."""
+    layout.add(archive(file("a")), **config)
+    with pytest.raises(ImageError, match=r"the configuration has|longer than 255|more than 256 directories"):
+        await Image.from_oci(layout.path, cache=tmp_path / "cache").build()
+
+
 async def test_a_blob_that_never_answers_is_refused(layout: Layout, tmp_path: Path) -> None:
     os.remove(layout.path / "oci-layout")
     (layout.path / "index.json").unlink(missing_ok=True)
