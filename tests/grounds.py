@@ -15,6 +15,7 @@ _OF_THE_MACHINE = (
     "io_uring: ",  # the kernel's policy
     "no loop device: ",
     "no network namespace: ",
+    "this tree, or its interpreter, is not everybody's to read",  # where the machine has put it
     "there is no /dev/full",
 )
 

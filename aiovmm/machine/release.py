@@ -48,14 +48,15 @@ class Release:
         """End the guest, if it has not ended, with that status, and take everything apart. Idempotent. Raises HostError where
         that takes too long; it goes on then, and who calls again waits again."""
         await self._ending.end(status)
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._take_apart())
-        await asyncio.wait([self._closing], timeout=PATIENCE)
-        if not self._closing.done():
+        if (closing := self._closing) is None:
+            closing = self._closing = asyncio.ensure_future(self._take_apart())
+        await asyncio.wait([closing], timeout=PATIENCE)
+        if not closing.done():
             hint = "a device does not end, as where storage does not answer: memory, files and locks stay until it does"
             raise HostError(f"giving back what VM {self._name!r} has", errno.ETIMEDOUT, hint)
-        closed, self._closing = self._closing, None
-        closed.result()
+        if self._closing is closing:  # and none of those who wait for it as well has said so yet
+            self._closing = None
+        closing.result()
 
     async def _take_apart(self) -> None:
         await self._ending.settled()

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.kvm
 PROGRAM = """
 import asyncio, os, sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 import aiovmm.sandboxes
@@ -34,6 +35,8 @@ from aiovmm.agent.place import UnixPlace
 from aiovmm.cli import main
 from aiovmm.rootfs.image import ImageConfig
 from tests.vm.guest import config
+
+GUEST = config("hx")  # before it is somebody else, who may not read this tree
 
 class WithAgent(VM):
     image = SimpleNamespace(config=ImageConfig({"A": "image's"}, cmd=("echo", "the image's own")))
@@ -48,7 +51,7 @@ async def sandbox(root, **settings):
         print("boots", flush=True)
         await asyncio.sleep(1000)
     changes = {"payload": PayloadConfig(Path(os.environ["KERNEL"]), None, "hx")} if "KERNEL" in os.environ else {}
-    async with WithAgent(config("hx", **changes), terminal=False) as vm:
+    async with WithAgent(replace(GUEST, **changes), terminal=False) as vm:
         await vm.start()
         yield vm
 

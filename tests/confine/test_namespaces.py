@@ -100,7 +100,7 @@ def test_who_is_not_root_has_a_user_namespace_and_nothing_in_it(place: Path) -> 
     if subprocess.run([*user, "unshare", "--user", "true"], capture_output=True, check=False).returncode:
         pytest.skip("needs unprivileged user namespaces")
     if subprocess.run([*user, sys.executable, "-c", "import aiovmm.native"], cwd=ROOT, check=False).returncode:
-        pytest.skip("needs this tree, and its interpreter, where anybody may read it")
+        pytest.skip("this tree, or its interpreter, is not everybody's to read")
     told = told_by(place, user)
     check(told, place)
     assert not user or told["ids"] == "4321 4321 4321 8765 8765 8765"
