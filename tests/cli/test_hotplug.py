@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -82,11 +83,11 @@ def test_devices_come_and_go(tmp_path: Path, image: Path) -> None:
             "add", "../control", "--disk", f"path=../{image.name},serial=late", "--rtc", "id=clock", cwd=elsewhere
         )
         assert added == (0, "disk0\nclock\n", "")
-        assert printed() == "+d+e"  # after hvc0 and the source of entropy
+        until(lambda: printed() == "+d+e")  # after hvc0 and the source of entropy
         assert ask("remove", "control", "disk0", cwd=tmp_path) == (0, "", "")
-        assert printed() == "+d+e-"
+        until(lambda: printed() == "+d+e-")
         assert ask("add", "control", "--disk", f"path={image},pci_device_id=9", cwd=tmp_path) == (0, "disk0\n", "")
-        assert printed() == "+d+e-+j"
+        until(lambda: printed() == "+d+e-+j")
 
 
 def test_a_guest_that_does_not_heed_it(tmp_path: Path, image: Path) -> None:
@@ -135,7 +136,7 @@ def test_processors_and_memory(tmp_path: Path) -> None:
         assert ask("resize", "control", "--memory", "128M", "--timeout", "0", cwd=tmp_path) == (0, "", "")
         code, _, error = ask("resize", "control", "--cpus", "2", "--timeout", "0.1", cwd=tmp_path)
         assert (code, error.count("\n")) == (1, 1)
-        assert "within 0.1 s" in error
+        assert re.search(r"within 0\.[01]\d* s", error), "what was left of it then"
         code, _, error = ask("resize", "control", "--cpus", "5", cwd=tmp_path)
         assert code == 2
         assert "it can have 1 to 4 processors" in error
