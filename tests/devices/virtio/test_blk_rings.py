@@ -232,6 +232,26 @@ async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(
         assert len(answers) == 2
 
 
+async def test_a_reset_hears_of_requests_that_end_while_it_cancels_others(tmp_path: Path) -> None:
+    """There are more than can be cancelled at once, and the kernel takes nothing until the second step, which finds that all of
+    them have ended. Nobody else looks."""
+    async with harnesses(tmp_path, 1) as (h,):
+        shared = h.device._engine.ring  # type: ignore[attr-defined]
+        ring = shared.native.uring
+        fd, ring.fd = ring.fd, -1
+        try:
+            offer(h, 40)
+            await until(lambda: h.device._disk.in_flight == 40)  # type: ignore[attr-defined]
+            resetting = asyncio.ensure_future(h.reset())
+            await until(lambda: shared.native.cancels == lib.AVMM_BLK_CANCELS)
+            asyncio.get_running_loop().remove_reader(fd)
+            shared._retry.cancel()
+        finally:
+            ring.fd = fd
+        await asyncio.wait([resetting], timeout=60)
+        assert resetting.done()
+
+
 @pytest.mark.parametrize("flushes", [0, 40])  # with them there are more than the ring has places for
 async def test_where_the_kernel_takes_nothing_any_more_threads_do_it_and_everybody_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flushes: int

@@ -102,6 +102,7 @@ class BlkService:
         masks = [service.cancel() for service in self._queues]
         for mask in masks:
             self.heed(mask)
+            self.published(mask)  # what had ended was taken in on the way, perhaps the last that somebody waits for
         if any(mask & lib.AVMM_BLK_MORE for mask in masks):
             self._loop.call_later(_STEP, self._cancel_more)
 
