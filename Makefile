@@ -36,7 +36,7 @@ setup-test:
 	@tools/setup test
 
 MINUTES ?= 60
-soak: setup-test ## eight guests and all that can happen to them, for MINUTES=60
+soak: setup-test ## guests of every kind and all that can happen to them, for MINUTES=60
 	.venv/bin/python -m tests.soak --minutes $(MINUTES)
 
 # Atheris for the targets in Python; clang, for those in C, comes with setup-test.

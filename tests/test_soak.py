@@ -35,4 +35,4 @@ async def test_a_short_one_does_all_that_it_says(tmp_path: Path, capsys: pytest.
         pytest.skip(f"/dev/kvm cannot be used: {exc}")
     await soak(tmp_path, 4, 1)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert all(deed in last for deed in ("started", "paused", "read", "written to")), last
+    assert all(deed in last for deed in ("started", "paused", "read", "written to", "driven")), last

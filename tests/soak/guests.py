@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from aiovmm import (
@@ -21,10 +22,17 @@ from aiovmm import (
     VMState,
     VsockConfig,
 )
+from aiovmm.devices.virtio.blk.protocol import Request
 from aiovmm.errors import ConsoleEnded, StateError
+from tests.devices.virtio.blk_driver import header
+from tests.vhost_user.killable import Daemon
+from tests.vm.drivers import start_drivers
 from tests.vm.guest import config
 
 __all__ = ["ACTIONS", "Guest"]
+
+LONG = 120.0
+"""Seconds after which something hangs."""
 
 ROLES = {
     "echoes": "he",
@@ -33,10 +41,17 @@ ROLES = {
     "computes": "hs",
     "floods": "hn",
     "idles": "hi",
+    "plugs": "hP",
     "resets": "hr",
     "powers off": "ho",
 }
 """What a guest does, by the letters of tests/guests/kernel.S. The last two end, or begin anew, all the time."""
+
+PEER = "idles"
+"""Whose disk is another process's, which dies now and then."""
+
+BRIEF = frozenset({"resets", "powers off"})
+STEADY = frozenset(ROLES) - BRIEF
 
 
 class Guest:
@@ -51,14 +66,16 @@ class Guest:
         place.mkdir()
         (place / "disk").write_bytes(bytes(1 << 20))
         (place / "pmem").write_bytes(bytes(2 << 20))
+        (place / "plugged").write_bytes(bytes(1 << 20))
+        self.back_end = Daemon(place / "peer", place / "disk") if role == PEER else None
 
     def config(self) -> VMConfig:
         return config(
             ROLES[self.role],
             cpus=self.random.choice((1, 1, 2)),
-            memory=MemoryConfig(4 << 20, shared=self.random.random() < 0.2),
+            memory=MemoryConfig(4 << 20, shared=self.role == PEER or self.random.random() < 0.2),
             rng=RngConfig(),
-            disks=(DiskConfig(path=self._place / "disk"),),
+            disks=(self._disk(),),
             pmems=(PmemConfig(file=self._place / "pmem"),),
             vsock=VsockConfig(cid=3, socket=self._place / "vsock"),
             balloon=BalloonConfig(),
@@ -66,8 +83,27 @@ class Guest:
             on_reboot=RebootPolicy.RESTART,
         )
 
+    def _disk(self) -> DiskConfig:
+        if self.role == PEER:
+            return DiskConfig(vhost_user=True, socket=self._place / "peer")
+        return DiskConfig(path=self._place / "disk")
+
+    @property
+    def plugged(self) -> DiskConfig:
+        """One that comes and goes."""
+        return DiskConfig(path=self._place / "plugged")
+
     async def live(self, until: asyncio.Event) -> None:
         """One VM after the other, and something happening to each."""
+        if self.back_end is None:
+            return await self._live(until)
+        self.back_end.start()
+        try:
+            await self._live(until)
+        finally:
+            await self.back_end.kill()
+
+    async def _live(self, until: asyncio.Event) -> None:
         while not until.is_set():
             async with VM(self.config()) as vm:
                 self.vm = vm
@@ -82,9 +118,10 @@ class Guest:
         with suppress(TimeoutError):
             await asyncio.wait_for(vm.wait(), self.random.uniform(0.01, 0.3))
             return
-        name = self.random.choices(list(ACTIONS), [weight for weight, _ in ACTIONS.values()])[0]
+        possible = {name: deed for name, deed in ACTIONS.items() if self.role in deed.roles}
+        name = self.random.choices(list(possible), [deed.weight for deed in possible.values()])[0]
         with suppress(StateError, ConsoleEnded):  # it has ended meanwhile
-            await ACTIONS[name][1](vm, self)
+            await possible[name].do(vm, self)
             self._done[name] += 1
 
 
@@ -136,14 +173,61 @@ async def statistics(vm: VM, _guest: Guest) -> None:
     await vm.memory.reclaim()
 
 
-ACTIONS: dict[str, tuple[int, Callable[[VM, Guest], Awaitable[None]]]] = {
-    "paused": (20, pause),
-    "killed": (3, kill),
-    "stopped": (3, stop),
-    "closed": (3, close),
-    "written to": (20, write),
-    "read": (20, read),
-    "given up while it started": (3, cancel_start),
-    "counted": (5, statistics),
+async def drive(vm: VM, guest: Guest) -> None:
+    """A driver for each device begins anew, and has what it writes back."""
+    drivers = await start_drivers(vm)
+    disk, sector = drivers["disk0"], guest.random.randrange(2040)
+    content = guest.random.randbytes(4096)
+    assert (await disk.request(0, [header(Request.OUT, sector), content], [1], LONG))[-1] == 0
+    assert await disk.request(0, [header(Request.IN, sector)], [4096, 1], LONG) == content + b"\0"
+    assert len(await drivers["rng"].request(0, [], [64], LONG)) == 64
+    assert await drivers["pmem"].request(0, [bytes(4)], [4], LONG) == bytes(4)
+
+
+async def resize(vm: VM, guest: Guest) -> None:
+    """Disks, and what the guest is to do without."""
+    for disk in vm.disks:
+        await disk.resize(guest.random.randrange(2, 5) << 19)
+    with suppress(TimeoutError):
+        await vm.balloon.resize(guest.random.randrange(4) << 18, timeout=0.05)
+
+
+async def plug(vm: VM, guest: Guest) -> None:
+    """A disk comes, and goes again."""
+    await vm.remove(await vm.add(guest.plugged, timeout=LONG), timeout=LONG)
+
+
+async def back_end_dies(vm: VM, guest: Guest) -> None:
+    """Killed, and another in its place, which the driver does not notice."""
+    assert guest.back_end is not None, "its role says so"
+    disk = (await start_drivers(vm))["disk0"]
+    await guest.back_end.kill()
+    asked = asyncio.create_task(disk.request(0, [header(Request.IN)], [4096, 1], LONG))
+    await asyncio.sleep(guest.random.uniform(0, 0.05))
+    guest.back_end.start()
+    assert (await asked)[-1] == 0
+
+
+@dataclass(frozen=True)
+class Deed:
+    """How often, in the measure of the others, what, and to whom."""
+
+    weight: int
+    do: Callable[[VM, Guest], Awaitable[None]]
+    roles: Collection[str] = frozenset(ROLES)
+
+
+ACTIONS = {
+    "paused": Deed(20, pause),
+    "killed": Deed(3, kill),
+    "stopped": Deed(3, stop),
+    "closed": Deed(3, close),
+    "written to": Deed(20, write),
+    "read": Deed(20, read),
+    "given up while it started": Deed(3, cancel_start),
+    "counted": Deed(5, statistics),
+    "driven": Deed(20, drive, STEADY),
+    "resized": Deed(5, resize, STEADY),
+    "plugged": Deed(40, plug, {"plugs"}),
+    "bereft of a back end": Deed(5, back_end_dies, {PEER}),
 }
-"""Weights and deeds."""

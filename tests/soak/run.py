@@ -1,4 +1,4 @@
-"""The whole of it: eight places of guests, a clock that sees how late the loop is, and samples."""
+"""The whole of it: places of guests, a clock that sees how late the loop is, and samples."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["Sample", "grown"]
 
 _MIB = 1 << 20
 _SLACK = {"descriptors": 12, "threads": 4, "tasks": 12, "resident": 24 * _MIB}
-"""What one moment may differ from another by without anything being left behind: eight guests come and go."""
+"""What one moment may differ from another by without anything being left behind: guests come and go."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +18,7 @@ from aiovmm.vhost_user.protocol import ProtocolFeature
 from tests.pci.echo import Echo, until
 from tests.vhost_user.bench import Guest
 from tests.vhost_user.disks import RamDisk, read_header, write_header
+from tests.vhost_user.killable import Daemon
 from tests.vhost_user.test_serving import echo_frontend
 
 QUICK = Timing(connect=5, answer=10, patience=10)
@@ -30,22 +29,6 @@ NO_RECORD = PROTOCOL_FEATURES & ~ProtocolFeature.INFLIGHT_SHMFD
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "vu.sock"
-
-
-class Daemon:
-    """A disk in a process of its own, which can be killed."""
-
-    def __init__(self, path: Path, image: Path, *, delay: float = 0.0) -> None:
-        self._command = [sys.executable, "-m", "tests.vhost_user.daemon", str(path), str(image), str(delay)]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=ROOT)
-
-    async def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        await asyncio.to_thread(self._process.wait)
 
 
 @pytest.mark.timeout(300)
