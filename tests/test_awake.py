@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from aiovmm.errors import HostError, HotplugTimeout, PeerError
 from aiovmm.machine.hotplug.waiting import wait_for_guest
-from aiovmm.runtime.awake import Awake, awake_budget, awake_timeout
+from aiovmm.runtime.awake import Awake, awake_budget, awake_timeout, ends_within
 from aiovmm.vhost_user.backend import Resume, VhostUserBackend
 from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import Connection
@@ -25,8 +26,8 @@ from aiovmm.vhost_user.retry import RetryPolicy
 @given(st.floats(0.001, 1e5), st.lists(st.floats(0, 2), max_size=60))
 def test_what_is_looked_at_in_time_ends_in_time(limit: float, late: list[float]) -> None:
     """Each look may be later than it was due, by as much as it was to wait."""
-    now, awake, lates = 7.0, Awake(limit, 7.0), iter(late)
-    while (pause := awake.look(now)) is not None:
+    now, awake, lates = 7.0, Awake(limit, 7.0, 0.0), iter(late)
+    while (pause := awake.look_at(now, 0.0)) is not None:
         assert pause > 0
         now += pause * max(1.0, next(lates, 1.0))
     assert limit * (1 - 1e-9) <= now - 7.0 <= limit * 1.2 + 0.02
@@ -34,18 +35,67 @@ def test_what_is_looked_at_in_time_ends_in_time(limit: float, late: list[float])
 
 @given(st.floats(0.1, 1e5), st.floats(3, 1e6), st.integers(0, 19))
 def test_a_time_in_which_nobody_looked_counts_as_one_look(limit: float, gap: float, before: int) -> None:
-    now, awake = 0.0, Awake(limit, 0.0)
+    now, awake = 0.0, Awake(limit, 0.0, 0.0)
     for _ in range(before):
-        pause = awake.look(now)
+        pause = awake.look_at(now, 0.0)
         assert pause is not None
         now += pause
-    pause = awake.look(now)
+    pause = awake.look_at(now, 0.0)
     assert pause is not None
     stopped = pause * gap
     now += stopped
-    while (pause := awake.look(now)) is not None:
+    while (pause := awake.look_at(now, 0.0)) is not None:
         now += pause
     assert limit * 0.999 - 0.01 <= now - stopped * (1 - 1 / gap) <= limit * 1.06 + 0.02
+
+
+@given(st.floats(0.1, 1e5), st.lists(st.floats(2.5, 100), min_size=1, max_size=60))
+def test_a_loop_that_is_busy_all_the_time_misses_no_limit(limit: float, turns: list[float]) -> None:
+    """Each look comes so many times too late; the thread had a processor all the time."""
+    now, awake, lates = 0.0, Awake(limit, 0.0, 0.0), iter(turns)
+    longest = 1.0
+    while (pause := awake.look_at(now, now)) is not None:
+        longest = next(lates, longest)
+        now += (turn := pause * longest)
+    assert limit * (1 - 1e-9) <= now <= limit + turn + 0.02
+
+
+@given(st.floats(1, 7e4), st.floats(0, 0.9), st.floats(3, 1e3))
+def test_of_a_loop_that_is_blocked_all_the_time_twenty_looks_are_not_counted(
+    limit: float, ran: float, blocked: float
+) -> None:
+    """It does nothing there, or has a processor for some of it: that counts."""
+    now, awake, looks = 0.0, Awake(limit, 0.0, 0.0), 0
+    while awake.look_at(now, now * ran) is not None:
+        now += limit / 20 * blocked
+        looks += 1
+    assert looks <= min(20, 20 / max(1.0, blocked * ran)) + 2
+
+
+def test_what_computes_on_the_loop_is_counted() -> None:
+    async def waits() -> None:
+        loop = asyncio.get_running_loop()
+        async with awake_timeout(0.1):
+            while True:
+                end = time.thread_time() + 0.06
+                while time.thread_time() < end:
+                    pass
+                turns.append(loop.time())
+                await asyncio.sleep(0)
+
+    turns: list[float] = []
+    with pytest.raises(TimeoutError):
+        asyncio.run(waits())
+    assert len(turns) <= 3, "of 0.06 s that it had a processor for: 20 if each counted as 0.005 s"
+
+
+async def test_whether_something_ends_in_time() -> None:
+    future = asyncio.get_running_loop().create_future()
+    assert not await ends_within(0.01, future)
+    assert not future.done()
+    future.set_exception(KeyError("is not looked at"))
+    assert await ends_within(60.0, future)
+    assert isinstance(future.exception(), KeyError)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.0001, 0.05])

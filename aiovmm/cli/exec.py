@@ -59,6 +59,7 @@ def command(
     from aiovmm.agent.place import HybridPlace
     from aiovmm.agent.process import create
     from aiovmm.cli.carry import carry
+    from aiovmm.runtime.awake import awake_timeout
     from aiovmm.sandboxes.listed import defaults_at
 
     own = defaults_at(socket)
@@ -74,7 +75,7 @@ def command(
             process = await create(
                 agent, line, (-1, -1, -1), pty=tty, user=how.user, cwd=how.cwd, env=how.env, ends=True
             )
-            async with asyncio.timeout(timeout):
+            async with awake_timeout(timeout):
                 return await carry(process, terminal=tty)
         finally:
             agent.close()

@@ -123,9 +123,10 @@ class Ending:
             self._tell()
 
     async def _off(self) -> None:
+        from aiovmm.runtime.awake import ends_within  # not at a start
+
         off = asyncio.ensure_future(self.power.off())
-        await asyncio.wait([off], timeout=PATIENCE)
-        if off.done():
+        if await ends_within(PATIENCE, off):
             off.result()
             return
         off.add_done_callback(lambda late: late.cancelled() or late.exception())  # whose end is not told any more

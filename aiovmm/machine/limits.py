@@ -35,22 +35,23 @@ _BUSY = 0.05
 
 
 class IdleClock:
-    """`limit` seconds, all times in seconds of one clock."""
+    """`limit` seconds, all times in seconds of one clock; `ran` is the processor time of the thread that looks."""
 
-    def __init__(self, limit: float, now: float, done: int, worked: float) -> None:
+    def __init__(self, limit: float, now: float, ran: float, done: int, worked: float) -> None:
         self.limit = limit
         self._since = self._looked = now
+        self._ran = ran
         self._done, self._worked = done, worked
         self._due = max(limit / _LOOKS, _SHORTEST)
 
-    def look(self, now: float, done: int, worked: float) -> float | None:
+    def look(self, now: float, ran: float, done: int, worked: float) -> float | None:
         """Seconds to the next look; None: it has been idle for `limit`. `done`: what it has got and given until now; `worked`:
         seconds that its processors have had. Either may begin anew, with a reset, which is no idleness."""
         passed = now - self._looked
-        self._since += passed - counted(passed, self._due)
+        self._since += passed - counted(passed, self._due, ran - self._ran)
         if done != self._done or worked < self._worked or worked - self._worked > _BUSY * passed:
             self._since = now
-        self._looked, self._done, self._worked = now, done, worked
+        self._looked, self._ran, self._done, self._worked = now, ran, done, worked
         left = self.limit - (now - self._since)
         self._due = max(min(self.limit / _LOOKS, left), _SHORTEST)
         return self._due if left > 0 else None
@@ -85,11 +86,13 @@ class Limits:
             return
         if self.config.lifetime is not None:
             if self._life is None:
-                self._life = Awake(self.config.lifetime, _now(), self._ending.power.uptime)
+                self._life = Awake.begun(self.config.lifetime, self._ending.power.uptime)
             self._life.limit = self.config.lifetime
             self._grow_older(self._life)
+        else:
+            self._life = None  # nobody looks meanwhile, and all of it is its life
         if self.config.idle is not None:
-            self._idle = IdleClock(self.config.idle, _now(), *self._activity())
+            self._idle = IdleClock(self.config.idle, _now(), time.thread_time(), *self._activity())
             self._later(self.config.idle / _LOOKS, self._look)
 
     def close(self) -> None:
@@ -102,7 +105,7 @@ class Limits:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call))
 
     def _grow_older(self, life: Awake) -> None:
-        left = life.look(_now())
+        left = life.look()
         if left is None:
             self._end(ExitReason.LIFETIME, f"it has lived for the {life.limit:g} s that it may")
         else:
@@ -112,8 +115,8 @@ class Limits:
         self._timers = [timer for timer in self._timers if timer.when() > _now()]
         assert self._idle is not None
         if self._ending.life.state is VMState.PAUSED or self._ending.transition.locked():  # that is not its own doing
-            self._idle = IdleClock(self._idle.limit, _now(), *self._activity())
-        left = self._idle.look(_now(), *self._activity())
+            self._idle = IdleClock(self._idle.limit, _now(), time.thread_time(), *self._activity())
+        left = self._idle.look(_now(), time.thread_time(), *self._activity())
         if left is None:
             self._end(ExitReason.IDLE, f"it has done nothing for {self._idle.limit:g} s")
         else:

@@ -47,11 +47,12 @@ class Release:
     async def close(self, status: ExitStatus) -> None:
         """End the guest, if it has not ended, with that status, and take everything apart. Idempotent. Raises HostError where
         that takes too long; it goes on then, and who calls again waits again."""
+        from aiovmm.runtime.awake import ends_within  # not at a start
+
         await self._ending.end(status)
         if (closing := self._closing) is None:
             closing = self._closing = asyncio.ensure_future(self._take_apart())
-        await asyncio.wait([closing], timeout=PATIENCE)
-        if not closing.done():
+        if not await ends_within(PATIENCE, closing):
             hint = "a device does not end, as where storage does not answer: memory, files and locks stay until it does"
             raise HostError(f"giving back what VM {self._name!r} has", errno.ETIMEDOUT, hint)
         if self._closing is closing:  # and none of those who wait for it as well has said so yet

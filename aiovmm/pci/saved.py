@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from aiovmm.bus import Space
@@ -11,6 +12,7 @@ from aiovmm.errors import SnapshotError
 from aiovmm.pci.aperture import Aperture, BarId
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.function import PciFunction
+from aiovmm.runtime.awake import awake_budget, awake_timeout
 from aiovmm.runtime.plain import Fields, Plain, State, copied, once
 
 __all__ = [
@@ -157,17 +159,20 @@ async def suspend_all(functions: Iterable[PciFunction], limit: float = QUIESCE_L
     for function in functions:
         if (why := function.why_not_saved) is not None:
             raise SnapshotError(f"{function.name} cannot be in a snapshot: {why}")
-    end = asyncio.get_running_loop().time() + limit
-    for last in (False, True):
-        await _suspend([f for f in functions if f.suspended_last is last], end, limit)
+    with awake_budget(limit) as left:
+        for last in (False, True):
+            await _suspend([f for f in functions if f.suspended_last is last], left() or 0.0, limit)
 
 
-async def _suspend(functions: list[PciFunction], end: float, limit: float) -> None:
+async def _suspend(functions: list[PciFunction], left: float, limit: float) -> None:
     if not functions:
         return
     tasks = {asyncio.ensure_future(function.suspend()): function for function in functions}
     try:
-        _, late = await asyncio.wait(tasks, timeout=max(end - asyncio.get_running_loop().time(), 0))
+        with suppress(TimeoutError):
+            async with awake_timeout(left):
+                await asyncio.wait(tasks)
+        late = [task for task in tasks if not task.done()]
     finally:
         for task in tasks:
             task.cancel()

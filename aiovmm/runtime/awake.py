@@ -1,41 +1,56 @@
 """Time limits that do not count time in which this process was stopped (SIGSTOP, a debugger) or had no processor: what it waits
 for stood still as well, as its own guests do, or has answered in vain.
 
-Clocks go on meanwhile, and nobody tells. So a limit is looked at twenty times; a look that comes far too late counts as if it had
-come when it was due.
+Clocks go on meanwhile, and nobody tells. So a limit is looked at twenty times; of the time to a look that comes far too late only
+that counts in which this thread had a processor, and as much as if it had come when it was due. What holds then: no limit is
+reached before its time; one on a loop that is busy all the time is reached a look later at most; and of calls that block the loop
+and do nothing there, as waiting for a disk, which cannot be told from a stop, twenty are not counted, and no more (of a limit
+of days, one an hour).
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
 
-__all__ = ["Awake", "awake_budget", "awake_timeout", "counted"]
+__all__ = ["Awake", "awake_budget", "awake_timeout", "counted", "ends_within"]
 
 _LOOKS = 20
 _SHORTEST, _LONGEST = 0.005, 3600.0  # seconds between two looks
 _MISSED = 2  # looks that were due: then the loop did not run
 
 
-def counted(passed: float, due: float) -> float:
-    """How much counts of the `passed` seconds since a look after which the next was due in so many."""
-    return passed if passed <= _MISSED * due else due
+def counted(passed: float, due: float, ran: float) -> float:
+    """How much counts of the `passed` seconds since a look after which the next was due in so many. This thread `ran` for some
+    of them."""
+    return passed if passed <= _MISSED * due else min(max(due, ran), passed)
 
 
 class Awake:
-    """`limit` seconds, of which some have `passed` already."""
+    """`limit` seconds, of which some have `passed` already. `ran` is the processor time of the thread that looks."""
 
-    def __init__(self, limit: float, now: float, passed: float = 0.0) -> None:
+    def __init__(self, limit: float, now: float, ran: float, passed: float = 0.0) -> None:
         self.limit = limit
         self.passed = passed
-        self._looked = now
+        self._looked, self._ran = now, ran
         self._due = 0.0
 
-    def look(self, now: float) -> float | None:
+    @classmethod
+    def begun(cls, limit: float, passed: float = 0.0) -> Awake:
+        """Now, on the running loop."""
+        return cls(limit, asyncio.get_running_loop().time(), time.thread_time(), passed)
+
+    def look(self) -> float | None:
+        """See `look_at`. Now, on the loop that it has begun on."""
+        return self.look_at(asyncio.get_running_loop().time(), time.thread_time())
+
+    def look_at(self, now: float, ran: float) -> float | None:
         """Seconds to the next look; None: the limit is reached."""
-        self.passed += counted(now - self._looked, self._due)
-        self._looked = now
+        self.passed += counted(now - self._looked, self._due, ran - self._ran)
+        self._looked, self._ran = now, ran
         left = self.limit - self.passed
         self._due = min(max(min(self.limit / _LOOKS, left), _SHORTEST), _LONGEST)
         return self._due if left > 0 else None
@@ -50,11 +65,11 @@ async def awake_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]
         if seconds is None:
             yield timeout
             return
-        waited = Awake(seconds, loop.time())
+        waited = Awake.begun(seconds)
 
         def look() -> None:
             nonlocal timer
-            pause = waited.look(loop.time())
+            pause = waited.look()
             if pause is None:
                 timeout.reschedule(loop.time())
             else:
@@ -77,13 +92,13 @@ def awake_budget(seconds: float | None) -> Iterator[Callable[[], float | None]]:
         return
     loop = asyncio.get_running_loop()
     timer: asyncio.TimerHandle | None = None
-    waited = Awake(seconds, loop.time())
+    waited = Awake.begun(seconds)
 
     def look() -> None:
         nonlocal timer
         if timer is not None:
             timer.cancel()
-        pause = waited.look(loop.time())
+        pause = waited.look()
         timer = None if pause is None else loop.call_later(pause, look)
 
     def left() -> float:
@@ -96,3 +111,11 @@ def awake_budget(seconds: float | None) -> Iterator[Callable[[], float | None]]:
     finally:
         if timer is not None:
             timer.cancel()
+
+
+async def ends_within(seconds: float, future: asyncio.Future[Any]) -> bool:
+    """Whether it does, however it ends; else it goes on."""
+    with suppress(TimeoutError):
+        async with awake_timeout(seconds):
+            await asyncio.wait([future])
+    return future.done()

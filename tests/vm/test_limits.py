@@ -93,7 +93,8 @@ async def test_a_life_is_made_longer_and_shorter_while_it_runs() -> None:
         vm.set_limits(lifetime=None)
         await asyncio.sleep(1.2)
         assert vm.status is None
-        vm.set_limits(lifetime=0.001)
+        vm._ending.power.began -= 1000.0  # so much longer ago
+        vm.set_limits(lifetime=500.0)
         assert (await asyncio.wait_for(vm.wait(), 30)).reason is ExitReason.LIFETIME
         with pytest.raises(StateError, match="has ended"):
             vm.set_limits(lifetime=5.0)
@@ -151,14 +152,14 @@ async def test_a_pause_is_no_idleness() -> None:
 def test_idleness_ends_after_its_limit_and_a_twentieth_at_most(limit: float, busy: list[bool]) -> None:
     """Looked at when it asks for it; `busy` says whether it has done something before each look."""
     now = last = 0.0
-    done, clock = 0, IdleClock(limit, 0.0, 0, 0.0)
+    done, clock = 0, IdleClock(limit, 0.0, 0.0, 0, 0.0)
     wait: float | None = limit / 20
     looks = iter(busy)
     while wait is not None:
         now += wait
         if next(looks, False):
             done, last = done + 1, now
-        wait = clock.look(now, done, 0.0)
+        wait = clock.look(now, 0.0, done, 0.0)
         assert wait is None or wait > 0
     assert limit * 0.999 <= now - last <= limit * 1.05 + 0.01
 
@@ -168,25 +169,32 @@ def test_idleness_ends_after_its_limit_and_a_twentieth_at_most(limit: float, bus
 )
 def test_what_counts_as_work(worked: tuple[float, float], idle: bool) -> None:
     """A twentieth of a processor; less than before is another power-on."""
-    clock, (first, last) = IdleClock(1.0, 0.0, 0, worked[0]), worked
-    looks = [clock.look(n / 20, 0, first + (last - first) * n / 20) for n in range(1, 21)]
+    clock, (first, last) = IdleClock(1.0, 0.0, 0.0, 0, worked[0]), worked
+    looks = [clock.look(n / 20, 0.0, 0, first + (last - first) * n / 20) for n in range(1, 21)]
     assert (looks[-1] is None) is idle
 
 
 @given(st.floats(1.0, 1e6), st.integers(0, 18))
 def test_time_in_which_nobody_looked_is_no_idleness(gap: float, before: int) -> None:
     """The process was stopped: of what it has not seen a guest is not said to have done nothing."""
-    now, clock = 0.0, IdleClock(1.0, 0.0, 0, 0.0)
+    now, clock = 0.0, IdleClock(1.0, 0.0, 0.0, 0, 0.0)
     for _ in range(before):
         now += 0.05
-        assert clock.look(now, 0, 0.0) is not None
+        assert clock.look(now, 0.0, 0, 0.0) is not None
     now += gap
-    assert clock.look(now, 0, 0.0) is not None
+    assert clock.look(now, 0.0, 0, 0.0) is not None
     looks = 0
-    while (wait := clock.look(now := now + 0.05, 0, 0.0)) is not None:
+    while (wait := clock.look(now := now + 0.05, 0.0, 0, 0.0)) is not None:
         looks += 1
         assert wait > 0
     assert 18 - before <= looks + 1 <= 20 - before
+
+
+def test_idleness_that_a_busy_loop_saw_late_is_idleness() -> None:
+    """The loop's thread had a processor all the time, and so could the guest."""
+    clock = IdleClock(1.0, 0.0, 0.0, 0, 0.0)
+    looks = [clock.look(n / 2, n / 2, 0, 0.0) for n in range(1, 3)]
+    assert [left is None for left in looks] == [False, True]
 
 
 @pytest.mark.parametrize(

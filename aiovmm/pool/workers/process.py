@@ -22,6 +22,7 @@ from aiovmm.lifecycle import ExitStatus
 from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.runtime.tasks import finish
@@ -97,7 +98,7 @@ class Worker:
         self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
         self.tell("confine", 0, **confined)
         try:
-            async with asyncio.timeout(_START):
+            async with awake_timeout(_START):
                 await self._hello
         except TimeoutError:
             self.give_up(f"had not begun after {_START:g} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +15,7 @@ from aiovmm.pool.workers.plain import WorkerLost, error_of
 from aiovmm.pool.workers.process import Worker
 from aiovmm.pool.workers.remote_changes import RemoteChanges
 from aiovmm.pool.workers.remote_input import RemoteInput
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import finish
 from aiovmm.snapshot.configuration import from_state, to_state
@@ -184,7 +184,7 @@ class RemoteVM(RemoteChanges, VM):
     async def _in_time(self, op: str, what: str, **fields: Plain) -> None:
         """Ask for some kind of end, which the worker's own is as well."""
         try:
-            async with asyncio.timeout(process.PATIENCE):
+            async with awake_timeout(process.PATIENCE):
                 await self._worker.request(op, self._number, **fields).reply
         except TimeoutError:
             self._worker.give_up(f"had not {what} guest {self.name!r} after {process.PATIENCE:g} s")

@@ -114,7 +114,7 @@ class SharedRing:
         if mask & lib.AVMM_BLK_AGAIN and self._retry is None:
             from aiovmm.runtime.awake import Awake  # for who is refused
 
-            self._refused = self._refused or Awake(PATIENCE, asyncio.get_running_loop().time())
+            self._refused = self._refused or Awake.begun(PATIENCE)
             self._retry = asyncio.get_running_loop().call_later(_RETRY, self._try_again)
         if mask & lib.AVMM_BLK_OTHERS:
             self._tell(lib.avmm_blk_ring_next(self.native, self._mask))
@@ -140,7 +140,7 @@ class SharedRing:
         self._completed()
         if not self.native.uring.pending:
             self._refused = None
-        elif self._refused is not None and self._refused.look(asyncio.get_running_loop().time()) is None:
+        elif self._refused is not None and self._refused.look() is None:
             self._give_up()
         else:
             self.heed(lib.AVMM_BLK_AGAIN)
