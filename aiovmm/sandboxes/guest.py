@@ -36,7 +36,7 @@ from aiovmm.rootfs import BuiltImage, Image
 from aiovmm.runtime.tasks import in_thread, opened_in_thread
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
-from aiovmm.sandboxes.scratch import LEAST, make_scratch
+from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch
 from aiovmm.sandboxes.volumes import Volume, served, socket_folder
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.vm import VM
@@ -150,11 +150,11 @@ async def _scratch(size: int | None) -> AsyncIterator[Path | None]:
     if size is None:
         yield None
         return
-    path = await opened_in_thread("sandbox: disk", Path.unlink, make_scratch, size)
+    scratch = await opened_in_thread("sandbox: disk", Scratch.close, make_scratch, size)
     try:
-        yield path
+        yield scratch.path
     finally:
-        path.unlink(missing_ok=True)
+        scratch.close()
 
 
 class _Wanted:

@@ -18,13 +18,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from aiovmm.console import Console
 from aiovmm.errors import HostError, UsageError
+from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.user_dirs import runtime_directory
 
 __all__ = ["Defaults", "Entry", "Listed", "defaults_at", "find_listed", "listed"]
@@ -86,7 +86,7 @@ class Listed:
         try:
             parent = _parent()
             self.folder = parent / f"{name.replace('/', '-')[:40]}-{self.id}"
-            with _locked(parent, fcntl.LOCK_SH):
+            with flocked(parent, fcntl.LOCK_SH):
                 self.folder.mkdir(mode=0o700)
                 self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -166,25 +166,9 @@ def _parent() -> Path:
     return path
 
 
-@contextmanager
-def _locked(parent: Path, how: int) -> Iterator[bool]:
-    """Whether it is: with LOCK_NB another may have it."""
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, how)
-            is_locked = True
-        except BlockingIOError:
-            is_locked = False
-        yield is_locked
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
-        os.close(fd)
-
-
 def _entries(parent: Path) -> list[Entry]:
     found = []
-    with _locked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as may_sweep:
+    with flocked(parent, fcntl.LOCK_EX | fcntl.LOCK_NB) as may_sweep:
         for folder in parent.iterdir():
             if _is_left_over(folder):
                 if may_sweep:
@@ -197,14 +181,8 @@ def _entries(parent: Path) -> list[Entry]:
 
 def _is_unlocked(folder: Path) -> bool:
     """Raises OSError if there is no lock."""
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
-    return True
+    with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDWR | os.O_CLOEXEC) as is_locked:
+        return is_locked  # as by any others that look just now
 
 
 def _is_left_over(folder: Path) -> bool:

@@ -6,19 +6,20 @@ The copy has no name once the guest has it, so that it is gone with the process,
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from aiovmm.errors import HostError, ImageError
+from aiovmm.runtime.flock import OF_FILE, flocked
 from aiovmm.runtime.user_dirs import cache_directory
 
-__all__ = ["LEAST", "make_scratch"]
+__all__ = ["LEAST", "Scratch", "make_scratch"]
 
 LEAST = 16 << 20
 """Bytes of the smallest that there is."""
@@ -35,35 +36,54 @@ _OPTIONS = (
     "-E",
     "lazy_itable_init=1,nodiscard",
 )
-_MOMENT = 3600.0  # seconds
+_DISK, _LOCK = ".ext4", ".lock"  # a copy, and what is locked as long as that has its name
 _PATHS = "/usr/sbin:/sbin"  # where mke2fs is, and a user's PATH need not be
 
 
-def make_scratch(size: int) -> Path:
-    """A file with a file system of `size` bytes, for its caller to unlink. Blocking, some milliseconds. Raises HostError,
-    ImageError."""
+class Scratch:
+    """A file with a file system, at `path` until this is closed."""
+
+    def __init__(self, path: Path, size: int, template: Path) -> None:
+        self.path = path
+        with ExitStack() as stack:
+            lock = path.with_suffix(_LOCK)
+            stack.callback(lock.unlink, missing_ok=True)
+            stack.enter_context(flocked(lock, fcntl.LOCK_EX, OF_FILE))
+            stack.callback(path.unlink, missing_ok=True)
+            _copy(template, path, size)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        """It has no name any more. Idempotent. Raises OSError."""
+        self._stack.close()
+
+
+def make_scratch(size: int) -> Scratch:
+    """One of `size` bytes, for its caller to close. Blocking, some milliseconds. Raises HostError, ImageError."""
     folder = cache_directory() / "scratch"
-    path = folder / f"{secrets.token_hex(8)}.ext4"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _sweep(folder)
-        _copy(_template(folder, size), path, size)
-    except BaseException as exc:
-        with suppress(OSError):
-            path.unlink()
-        if isinstance(exc, OSError) and not isinstance(exc, HostError):
-            hint = "XDG_CACHE_HOME says where else it may be; disk=None takes memory instead"
-            raise HostError("make a scratch disk", exc.errno or 0, hint, str(folder)) from exc
+        with flocked(folder / "lock", fcntl.LOCK_EX | fcntl.LOCK_NB, OF_FILE) as is_alone:
+            if is_alone:
+                _sweep(folder)
+        with flocked(folder / "lock", fcntl.LOCK_SH, OF_FILE):  # or what is not locked yet might be swept
+            return Scratch(folder / f"{secrets.token_hex(8)}{_DISK}", size, _template(folder, size))
+    except HostError:
         raise
-    return path
+    except OSError as exc:
+        hint = "XDG_CACHE_HOME says where else it may be; disk=None takes memory instead"
+        raise HostError("make a scratch disk", exc.errno or 0, hint, str(folder)) from exc
 
 
 def _sweep(folder: Path) -> None:
-    """A copy has its name for a moment: one that has it still is of a process that was killed."""
+    """While nobody makes one: a copy that has its name still, and no lock, is of a process that was killed, and so is a template
+    that was never done."""
     for left in folder.iterdir():
-        with suppress(OSError):
-            if left.name.endswith(".ext4") and time.time() - left.stat().st_mtime > _MOMENT:
-                left.unlink()
+        if left.suffix in (_DISK, _LOCK) or left.name.startswith("."):
+            with suppress(OSError), flocked(left.with_suffix(_LOCK), fcntl.LOCK_EX | fcntl.LOCK_NB, OF_FILE) as is_left:
+                if is_left:
+                    left.unlink()
+                    left.with_suffix(_LOCK).unlink()
 
 
 def _template(folder: Path, size: int) -> Path:

@@ -24,6 +24,7 @@ from aiovmm.config import FsConfig
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.unix_listener import listen_at
 from aiovmm.runtime.user_dirs import runtime_directory
@@ -65,12 +66,12 @@ def socket_folder() -> Iterator[Path]:
         try:
             parent = runtime_directory() / "volumes"
             parent.mkdir(mode=0o700, exist_ok=True)
-            with _locked(parent):
+            with flocked(parent, fcntl.LOCK_EX):
                 _sweep(parent)
                 folder = parent / secrets.token_hex(8)
                 folder.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                stack.enter_context(_locked(folder))
+                stack.enter_context(flocked(folder, fcntl.LOCK_EX))
         except OSError as exc:
             raise HostError(
                 "share volumes", exc.errno or 0, "XDG_RUNTIME_DIR says where else their sockets may be"
@@ -81,20 +82,9 @@ def socket_folder() -> Iterator[Path]:
 def _sweep(parent: Path) -> None:
     """Folders that nobody has locked are of processes that are gone, whatever runs under their numbers now."""
     for left in parent.iterdir():
-        with suppress(OSError), _locked(left, fcntl.LOCK_NB):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-@contextmanager
-def _locked(directory: Path, how: int = 0) -> Iterator[None]:
-    """As long as this process is there, or with LOCK_NB BlockingIOError if another has it."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | how)
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
-        os.close(fd)
+        with suppress(OSError), flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_left:
+            if is_left:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @asynccontextmanager

@@ -20,6 +20,7 @@ from aiovmm import Console, UsageError
 from aiovmm.agent import agent_binary
 from aiovmm.cli.commands import cli
 from aiovmm.cli.guest_logs import follow
+from aiovmm.runtime.flock import flocked
 from aiovmm.sandboxes import listed as module
 from aiovmm.sandboxes.listed import Defaults, Listed, defaults_at, find_listed, listed
 from tests.agent.hybrid import HybridFront
@@ -74,6 +75,19 @@ def test_what_a_killed_process_has_left_is_swept_away(tmp_path: Path) -> None:
     (folder,) = (tmp_path / "aiovmm/guests").iterdir()
     assert listed() == []
     assert not folder.exists()
+
+
+def test_who_looks_at_the_same_time_is_not_taken_for_the_guests_process() -> None:
+    dead = Listed("dead", "/", "")
+    dead.tell(1)
+    (entry,) = listed()
+    assert entry.lives
+    fcntl.flock(dead._lock, fcntl.LOCK_UN)
+    with flocked(dead.folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDWR | os.O_CLOEXEC) as looks:
+        assert looks
+        assert not entry.lives
+        assert listed() == []
+    dead.close()
 
 
 def test_one_that_is_being_made_is_left_alone_however_long_that_takes(

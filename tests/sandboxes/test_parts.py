@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
@@ -64,26 +65,52 @@ def file_system(path: Path) -> Path:
 def test_a_scratch_disk_is_a_file_system_of_its_size_and_mostly_holes() -> None:
     first, second = make_scratch(256 << 20), make_scratch(256 << 20)
     assert first != second
-    for path in (first, second):
+    for path in (first.path, second.path):
         assert path.stat().st_size == 256 << 20
         assert path.stat().st_blocks * 512 < 16 << 20
         assert path.stat().st_mode & 0o777 == 0o600
         subprocess.run(["/usr/sbin/e2fsck", "-fn", path], check=True, capture_output=True)
-    first.unlink()
-    second.unlink()
-    assert [path.name for path in first.parent.iterdir()] == [f"empty-{256 << 20}"]
+    first.close()
+    second.close()
+    second.close()
+    assert {path.name for path in first.path.parent.iterdir()} == {f"empty-{256 << 20}", "lock"}
+
+
+MAKES = """
+import sys
+from aiovmm.sandboxes.scratch import make_scratch
+scratch = make_scratch(64 << 20)
+print(scratch.path, flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_scratch_disk_that_a_killed_process_has_left_is_swept_away() -> None:
-    left, mine = make_scratch(64 << 20), make_scratch(64 << 20)
-    os.utime(left, (1, 1))
-    other = make_scratch(64 << 20)
-    assert (left.exists(), mine.exists(), other.exists()) == (False, True, True)
+    """And no other, however long ago it was made: its process may have been stopped."""
+    command, pipe = [sys.executable, "-c", MAKES], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        theirs, mine = Path(process.stdout.readline().strip()), make_scratch(64 << 20)
+        unfinished = theirs.with_name(".0123")  # a template
+        unfinished.touch()
+        unfinished.with_name("0123.lock").touch()
+        for path in (theirs, mine.path):
+            os.utime(path, (1, 1))
+        other = make_scratch(64 << 20)
+        assert [path.exists() for path in (theirs, mine.path, other.path, unfinished)] == [True, True, True, False]
+        assert not unfinished.with_name("0123.lock").exists()
+        process.kill()
+        process.wait()
+    make_scratch(64 << 20).close()
+    assert [path.exists() for path in (theirs, mine.path, other.path)] == [False, True, True]
+    other.close()
+    mine.close()
+    assert {path.name for path in theirs.parent.iterdir()} == {f"empty-{64 << 20}", "lock"}
 
 
 def test_a_scratch_disk_whose_template_cannot_be_asked_for_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is not taken for one hole, which would be a disk without a file system."""
-    make_scratch(64 << 20).unlink()  # so there is a template
+    make_scratch(64 << 20).close()  # so there is a template
 
     def fails(fd: int, at: int, whence: int) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
