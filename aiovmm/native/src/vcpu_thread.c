@@ -45,14 +45,35 @@ int avmm_vcpu_core(const struct avmm_vcpu *v) {
     return apart > 0 ? apart : 0;
 }
 
+/* The one of the same VM whose thread this is. */
+static struct avmm_vcpu *whose(const struct avmm_vm *vm, int thread) {
+    for (uint32_t i = 0; i < vm->max_vcpus; i++)
+        if (vm->vcpus[i] && !atomic_load(&vm->vcpus[i]->ended) && avmm_vcpu_core(vm->vcpus[i]) == thread)
+            return vm->vcpus[i];
+    return NULL;
+}
+
+/* Get the cookie of another vCPU's thread: 0 or an errno. That does not end meanwhile: its number may be anybody's then, of another
+ * guest or of none, and so would be the cookie. */
+static int share(const struct avmm_vcpu *v) {
+    struct avmm_vcpu *other = whose(v->vm, v->core);
+    int error = ESRCH;
+    if (!other || other == v)
+        return error;
+    pthread_mutex_lock(&other->tid_lock);
+    if (!atomic_load(&other->ended))
+        error = prctl(SCHED_CORE, SCHED_CORE_SHARE_FROM, v->core, OWN_THREAD, 0) < 0 ? errno : 0;
+    pthread_mutex_unlock(&other->tid_lock);
+    return error;
+}
+
 /* Get this thread the cookie without which the scheduler lets nobody share its core. Its tid, or a negative errno. A thread that
  * has ended had its own: a new one is as good. */
-static int keep_apart(int core) {
-    if (core != ALONE && prctl(SCHED_CORE, SCHED_CORE_SHARE_FROM, core, OWN_THREAD, 0) == 0)
-        return gettid();
-    if (core != ALONE && errno != ESRCH)
-        return -errno;
-    return prctl(SCHED_CORE, SCHED_CORE_CREATE, 0, OWN_THREAD, 0) < 0 ? -errno : gettid();
+static int keep_apart(const struct avmm_vcpu *v) {
+    int error = v->core == ALONE ? ESRCH : share(v);
+    if (error == ESRCH)
+        error = prctl(SCHED_CORE, SCHED_CORE_CREATE, 0, OWN_THREAD, 0) < 0 ? errno : 0;
+    return error ? -error : gettid();
 }
 
 /* Of a thread that never enters the guest without: microseconds, once it has a processor. */
@@ -66,7 +87,7 @@ static int await_apart(struct avmm_vcpu *v) {
 static void *thread_main(void *vcpu) {
     struct avmm_vcpu *v = vcpu;
     if (v->core) { /* before it stands back: its starter, an event loop, waits for this */
-        int apart = keep_apart(v->core);
+        int apart = keep_apart(v);
         atomic_store(&v->apart, apart);
         if (apart < 0)
             return NULL;
