@@ -7,9 +7,10 @@ of its own to be allowed this, in which it stays who it is, with no capability l
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ __all__ = ["enter_namespaces"]
 
 _WRITES = Right.WRITE_FILE | Right.MAKE_REG | Right.MAKE_SOCK
 _STAGE = "/proc"  # every system has it, and what is mounted there is out of the way again before anybody looks
+_FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSPC)  # also by what the new user namespace is to be told
 _LINKS = 40  # as many as a path may lead over (path_resolution(7))
 _HINT = (
     "this system lets its users make no namespaces (user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns): "
@@ -36,6 +38,15 @@ def enter_namespaces(grants: Iterable[Grant], option: str) -> None:
         raise ConfigError(option, "this process has threads already, which would stay outside")
     grants = list(grants)
     wanted = _outermost(grants, option)
+    try:
+        _enter(wanted, [str(grant.path.absolute()) for grant in grants])
+    except OSError as exc:
+        if isinstance(exc, HostError):
+            raise
+        raise _refused(exc.errno or 0, exc.filename) from exc
+
+
+def _enter(wanted: Mapping[str, Grant], names: list[str]) -> None:
     here = os.getcwd()
     mounts: list[tuple[str, int]] = []
     try:
@@ -44,7 +55,7 @@ def enter_namespaces(grants: Iterable[Grant], option: str) -> None:
             mounts.append((path, _checked(lib.avmm_copy_mount(os.fsencode(path)))))
             if not grant.rights & _WRITES:
                 _checked(lib.avmm_make_readonly(mounts[-1][1], True))
-        _build(mounts, [str(grant.path.absolute()) for grant in grants], here)
+        _build(mounts, names, here)
     finally:
         for _, fd in mounts:
             os.close(fd)
@@ -130,5 +141,9 @@ def _link(name: str) -> None:
 
 def _checked(result: int) -> int:
     if result < 0:
-        raise HostError("enter namespaces of this process's own", -result, _HINT)
+        raise _refused(-result)
     return result
+
+
+def _refused(number: int, path: str | None = None) -> HostError:
+    return HostError("enter namespaces of this process's own", number, _HINT if number in _FORBIDDEN else "", path)

@@ -197,8 +197,12 @@ def config_of(vm: VM) -> VMConfig:
     config = vm.config
     if all(net.mac is not None for net in config.nets):
         return config
-    from aiovmm.devices.virtio.net.mac import format_mac  # it has such a device, and with it this
+    from aiovmm.config.ids import device_ids
+    from aiovmm.devices.virtio.net import NetDevice, format_mac  # it has such a device, and with it this
 
-    devices = iter(vm.nets)
-    nets = [net if net.vhost_user else replace(net, mac=format_mac(next(devices).mac)) for net in config.nets]
-    return replace(config, nets=tuple(nets))
+    ids = device_ids(config)["nets"]
+    macs = {plugged.id: plugged.device.mac for plugged in vm._power.plugged if isinstance(plugged.device, NetDevice)}
+    nets = zip(config.nets, ids, strict=True)
+    return replace(
+        config, nets=tuple(replace(net, mac=format_mac(macs[id_])) if id_ in macs else net for net, id_ in nets)
+    )

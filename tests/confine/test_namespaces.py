@@ -118,6 +118,28 @@ def test_a_path_below_another_is_mounted_if_it_gives_more(tmp_path: Path) -> Non
         _outermost([Grant(tmp_path / "none", KEEP, needed=True)], "--namespaces")
 
 
+def test_what_the_system_refuses_on_the_way_is_a_clear_error(tmp_path: Path) -> None:
+    """As some do not let a new user namespace be told whose it is."""
+    program = (
+        "import os; from pathlib import Path; from aiovmm.confine import namespaces; from aiovmm.errors import HostError\n"
+        "def refuses(error, hint):\n"
+        "    try:\n"
+        "        namespaces.enter_namespaces([], '--namespaces')\n"
+        "    except HostError as exc:\n"
+        "        assert exc.errno == error.errno and ('leave it out' in exc.hint) is hint, exc\n"
+        "def told():\n"
+        "    raise PermissionError(13, 'no', '/proc/self/setgroups')\n"
+        "namespaces._unshare = told; refuses(PermissionError(13, ''), True)\n"
+        "os.rmdir(os.getcwd()); refuses(FileNotFoundError(2, ''), False)\n"
+    )
+    place = tmp_path / "gone"
+    place.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_threads_that_would_stay_outside_are_a_clear_error() -> None:
     program = (
         "import threading; from aiovmm.confine.namespaces import enter_namespaces\n"

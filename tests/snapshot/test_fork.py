@@ -33,10 +33,13 @@ from aiovmm import (
 from aiovmm.boot.x86_64 import layout
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.image import DiskImage
+from aiovmm.devices.virtio.net import NetDevice
+from aiovmm.devices.virtio.net.passt import PasstBackend
 from aiovmm.kvm import Vcpu
 from aiovmm.runtime.forks import let_go
 from aiovmm.snapshot import base
 from aiovmm.snapshot.disks import DiskBases
+from aiovmm.snapshot.taking import config_of
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
 from tests.vm.guest import config, counter, counts_on, until
@@ -200,6 +203,16 @@ async def test_a_guest_keeps_the_address_that_was_made_up_for_it(tmp_path: Path)
             assert [net.mac for net in last.nets] == [first, second]
     async with VM.restore(tmp_path / "snapshot", overrides={"nets": (passt, passt)}) as vm:
         assert [net.mac for net in vm.nets] == [first, second]
+
+
+async def test_whose_address_is_whose_where_one_came_later_than_the_programs_own() -> None:
+    own = NetDevice(PasstBackend())
+    async with VM(config("s", nets=(NetConfig(passt=True),)), devices=[own]) as vm:
+        await vm.start()
+        await vm.add(NetConfig(passt=True), timeout=0)
+        first, middle, last = vm.nets
+        assert middle is own
+        assert [net.mac for net in config_of(vm).nets] == [first.mac.hex(":"), last.mac.hex(":")]
 
 
 async def test_a_pool_of_forks() -> None:
