@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -52,6 +54,29 @@ def test_what_a_call_raises_is_its_callers() -> None:
         hands.submit(lambda: 1 // 0).result(20)
     assert hands.submit(lambda: 3).result(20) == 3
     hands.shutdown()
+
+
+def test_what_failed_is_let_go_of_with_its_outcome() -> None:
+    """No collector is needed for that, which may not run for long: a disk's request refers to its guest's memory."""
+
+    class Memory:
+        pass
+
+    def fails(memory: Memory) -> None:
+        raise OSError(memory)
+
+    hands, memory = Hands(1, "test"), Memory()
+    held = weakref.ref(memory)
+    gc.collect()
+    gc.disable()
+    try:
+        outcome = hands.submit(fails, memory)
+        assert isinstance(outcome.exception(20), OSError)
+        hands.shutdown()
+        del outcome, memory
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_where_threads_cannot_begin_their_calls_say_so() -> None:

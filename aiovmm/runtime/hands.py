@@ -81,6 +81,7 @@ class Hands:
             outcome, call = self._calls.popleft()
         if outcome.set_running_or_notify_cancel():
             _make(outcome, call, error)
+        del outcome, call  # which the traceback of what failed knows, too
         return True
 
     def shutdown(self, wait: bool = True) -> None:
@@ -95,7 +96,9 @@ class Hands:
 def _make(outcome: Future[T], call: Callable[[], T], error: BaseException | None) -> None:
     try:
         if error is not None:
-            raise error
+            raise error.with_traceback(None)  # which would grow with each call
         outcome.set_result(call())
     except BaseException as exc:
         outcome.set_exception(exc)
+    finally:  # else what failed, and all that it refers to, is kept by this frame, which is in its traceback
+        del outcome, call, error

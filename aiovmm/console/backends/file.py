@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.fds import OwnedFd
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, host_error
 from aiovmm.runtime import ofdlock
 from aiovmm.runtime.hands import Hands
 from aiovmm.runtime.output_file import is_stream, open_output_file
@@ -61,7 +62,8 @@ class FileBackend(ConsoleBackend):
         if is_stream(fd):
             self._stream = OwnedFd(fd, shared=stat.S_ISSOCK(os.fstat(fd).st_mode))
         else:
-            self._file = _in_threads(fd, self._mode, self._thread)
+            self._raw = FileIO(fd, self._mode)
+            self._file = _in_threads(self._raw, self._thread)
 
     async def _run(self) -> AttachEnd:
         try:
@@ -70,6 +72,9 @@ class FileBackend(ConsoleBackend):
         except OSError as exc:
             self._writing = False
             raise HostError("write the console's output", exc.errno or 0, path=str(self._path)) from exc
+        except RuntimeError as exc:  # there is no thread that would
+            self._writing = False
+            raise (host_error("write the console's output", exc) or exc) from None
         return AttachEnd.GUEST_ENDED
 
     async def _write(self, data: bytes) -> None:
@@ -97,12 +102,15 @@ class FileBackend(ConsoleBackend):
             file, self._file = self._file, None
             if not self._writing:  # else a thread is stuck in it yet, and the file closes when that lets go of it
                 ofdlock.unlock(file.fileno())
-                await file.close()
+                try:
+                    await file.close()
+                except RuntimeError:  # nor one that closes it
+                    self._raw.close()
         self._thread.shutdown(wait=False)
 
 
-def _in_threads(fd: int, mode: str, executor: Hands) -> AsyncFileIO:
+def _in_threads(file: FileIO, executor: Hands) -> AsyncFileIO:
     """The open file, whose writes are made in threads; closed with it."""
     from aiofiles.threadpool import wrap  # for this back end only
 
-    return wrap(open(fd, mode, buffering=0), executor=executor)  # type: ignore[no-any-return]
+    return wrap(file, executor=executor)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ import pytest
 from aiovmm.console import AttachEnd, Console
 from aiovmm.console.backends import FileBackend
 from aiovmm.errors import ConfigError, HostError, StateError
+from aiovmm.runtime.hands import Hands
 
 
 async def test_all_output_is_in_the_file(tmp_path: Path) -> None:
@@ -56,6 +57,20 @@ async def test_a_full_disk_is_reported_and_holds_nobody_up() -> None:
             await backend.wait()
         console.feed(b"the guest goes on")
     assert console.history == b"xthe guest goes on"
+
+
+async def test_a_host_without_a_thread_for_it_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    console, before = Console(), os.listdir("/proc/self/fd")
+    backend = await FileBackend(console, tmp_path / "log").__aenter__()
+    monkeypatch.setattr(Hands, "submit", none)
+    console.feed(b"x")
+    with pytest.raises(HostError, match="starting a thread"):
+        await backend.wait()
+    await backend.__aexit__(None, None, None)
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_files_that_cannot_be_are_refused(tmp_path: Path) -> None:
