@@ -14,7 +14,8 @@ from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import AgentLost, BootTimeout, guest_os_error
 from aiovmm.agent.link import Link
 from aiovmm.agent.wire import Greeting, Kind
-from aiovmm.errors import StateError
+from aiovmm.errors import StateError, UsageError
+from aiovmm.runtime.arguments import bytes_like, whole
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.timeouts import check_seconds
 
@@ -35,6 +36,8 @@ _HINTS = {
     "not the agent?",
 }
 _ENTROPY = 64  # bytes
+_MOST_ENTROPY = 512  # that the agent takes at once
+_LAST_SECOND = (1 << 63) // 10**9  # of Linux, whose time is in nanoseconds
 _POWER = {"poweroff": 0, "reboot": 1, "halt": 2}
 
 
@@ -173,13 +176,18 @@ class Agent:
 
     async def set_time(self, seconds: float | None = None) -> None:
         """Set the guest's clock: to the host's, or to seconds since the epoch. Raises GuestOSError, AgentLost."""
+        check_seconds(seconds, "set_time(seconds=)")
+        if seconds is not None and not 0 <= seconds <= _LAST_SECOND:
+            raise UsageError(f"set_time({seconds!r}): no clock has that time, in seconds since the epoch")
         nanoseconds = time.time_ns() if seconds is None else int(seconds * 1e9)
         await self._ask("setting the clock", Kind.CLOCK, _clock(nanoseconds))
 
     async def add_entropy(self, data: bytes | None = None) -> None:
         """Give the guest's random number generator entropy of the host's, and start it anew. Raises GuestOSError,
-        AgentLost."""
-        await self._ask("adding entropy", Kind.ENTROPY, os.urandom(_ENTROPY) if data is None else data)
+        AgentLost, and UsageError for more than 512 bytes of `data`."""
+        given = os.urandom(_ENTROPY) if data is None else bytes_like(data, "add_entropy(data=)")
+        whole(len(given), "the length of add_entropy(data=)", 1, _MOST_ENTROPY)
+        await self._ask("adding entropy", Kind.ENTROPY, bytes(given))
 
     async def renew(self) -> None:
         """Clock and entropy. A guest that was restored or forked is given both by itself, when its agent is found."""
@@ -189,7 +197,7 @@ class Agent:
     async def shutdown(self, how: str = "poweroff") -> None:
         """Ask the guest to end in order: "poweroff", "reboot" or "halt". Returns when it has been asked."""
         if how not in _POWER:
-            raise StateError(f"shutdown({how!r}): one of {', '.join(_POWER)}")
+            raise UsageError(f"shutdown({how!r}): one of {', '.join(_POWER)}")
         await self._ask("shutting down", Kind.POWER, struct.pack("<I", _POWER[how]))
 
     async def _ask(self, what: str, kind: Kind, payload: bytes) -> None:

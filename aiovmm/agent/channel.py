@@ -21,6 +21,7 @@ from typing import Protocol
 
 from aiovmm.agent.wire import Frame, Kind, Stream, frame, number_of, numbers_of
 from aiovmm.errors import PeerError
+from aiovmm.runtime.arguments import bytes_like
 
 __all__ = ["Channel", "Sink"]
 
@@ -85,8 +86,7 @@ class Channel:
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Input; what there is no credit for waits here."""
-        if isinstance(data, memoryview):  # whose length may be counted in other things than bytes
-            data = bytes(data)
+        data = bytes_like(data, "input")  # before anything is counted: what waits here is another's, too
         if self.over or self.input_ends or self._eof or not data:
             return
         self.waiting += len(data)
@@ -94,7 +94,7 @@ class Channel:
             self._small += data
         else:
             self._gather()
-            self._input.append(memoryview(data if isinstance(data, bytes) else bytes(data)))
+            self._input.append(memoryview(bytes(data)))
         self._flush()
 
     def write_eof(self) -> None:

@@ -16,6 +16,7 @@ from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.process import Process, start
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.errors import PeerError, UsageError
+from aiovmm.runtime.arguments import a_path, bytes_like, whole
 from aiovmm.runtime.tasks import finish, in_thread
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Files:
     async def read(self, path: Text, *, limit: int = 1 << 30, user: str | int | None = None) -> bytes:
         """Its content. Raises UsageError if that is more than `limit` bytes, which is the host's memory: `copy_out`
         it."""
+        whole(limit, "read(limit=)")
         chunks, size = list[bytes](), 0
         async with self._applet("reading", "read", path, user=user) as process:
             while pieces := await _taken(process):
@@ -91,7 +93,7 @@ class Files:
     ) -> None:
         """Make `data` its content, or append it; text as UTF-8. `mode`: its permissions, those it has or 0o644 if None;
         setuid and the like are not to be had."""
-        content = data.encode() if isinstance(data, str) else data
+        content = _content(data)
         arguments = _mode(mode), "append" if append else "replace"
         async with self._applet("writing", "write", path, *arguments, user=user, feed=True) as process:
             await _feed(process, (content[at : at + _PIECE] for at in range(0, len(content), _PIECE)))
@@ -140,7 +142,7 @@ class Files:
         from aiovmm.agent.host_tree import Copied, read_tree
 
         copied = Copied()
-        pieces = read_tree(os.fsdecode(host), copied)
+        pieces = read_tree(a_path(host, "copy_in(host)"), copied)
         async with self._applet("copying to", "unpack", guest, user=user, feed=True) as process:
             await _feed_from_thread(process, pieces)
         return copied
@@ -151,7 +153,7 @@ class Files:
         answer tells."""
         from aiovmm.agent.host_tree import TreeWriter
 
-        writer = TreeWriter(os.fsdecode(host))
+        writer = TreeWriter(a_path(host, "copy_out(host)"))
         try:
             async with self._applet("copying", "pack", guest, user=user) as process:
                 await _drain(process, writer)
@@ -261,9 +263,18 @@ def _sorted(data: bytes) -> list[Stat]:
     return sorted(_stats(data), key=lambda found: found.name)
 
 
+def _content(data: object) -> bytes:
+    if not isinstance(data, str):
+        return bytes(bytes_like(data, "write(data)"))
+    try:
+        return data.encode()
+    except UnicodeEncodeError:
+        raise UsageError("write(data): the text has no spelling as UTF-8; give it as bytes") from None
+
+
 def _mode(mode: int | None) -> str:
     if mode is None:
         return "-"
-    if not isinstance(mode, int) or not 0 <= mode <= 0o777:
+    if not isinstance(mode, int) or isinstance(mode, bool) or not 0 <= mode <= 0o777:
         raise UsageError(f"mode {mode!r} is not 0 to 0o777: a guest's files get no setuid from here")
     return str(mode)

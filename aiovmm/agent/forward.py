@@ -22,6 +22,7 @@ from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.process import Input, Output
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, UsageError
+from aiovmm.runtime.arguments import a_path, whole
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 
@@ -73,7 +74,7 @@ class Forwards:
 
     async def end(self, place: Place, *, back: bool = False) -> None:
         """One of them, and its connections. Raises UsageError if there is none."""
-        forward = self._open.pop((back, place), None)
+        forward = self._open.pop((back, _checked(place, "unforward(place)")), None)
         if forward is None:
             raise UsageError(f"{place} is not forwarded")
         forward.close()
@@ -85,8 +86,8 @@ class Forwards:
     async def to_guest(self, guest: Place, host: Place, address: str) -> Place:
         """Listen at the host. Raises UsageError, HostError, ConfigError, StateError if nothing can be asked any more."""
         self._agent.require_open()
-        payload = _address(guest)
-        _check_port(host)
+        payload = _address(_checked(guest, "forward(guest)", 1))
+        host = _checked(host, "forward(host)")
         forward = _Forward()
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,8 +126,9 @@ class Forwards:
 
     async def to_host(self, guest: Place, host: Place, address: str) -> Place:
         """Listen in the guest. Raises UsageError, GuestOSError."""
+        guest = _checked(guest, "forward(guest)")
         payload = _address(guest)
-        _check_port(host)
+        host = _checked(host, "forward(host), where the guest's connections go,", 1)
         link = await self._agent.link()
         channel = link.begin(Kind.LISTEN, payload, window=_WINDOW)
         forward = _Forward(channel=channel)
@@ -258,14 +260,19 @@ async def _from_channel(out: asyncio.StreamReader, writer: asyncio.StreamWriter)
     await writer.drain()
 
 
-def _check_port(place: Place) -> None:
-    if isinstance(place, int) and not 0 <= place < 1 << 16:
-        raise UsageError(f"{place} is no port")
+def _checked(place: object, what: str, least: int = 0) -> Place:
+    """A port, from 1 on where it cannot be any, or the path of a unix socket. Raises UsageError."""
+    if isinstance(place, int) or (
+        isinstance(place, str | bytes) and place.isdigit()
+    ):  # text: nobody calls a socket that
+        return whole(place, what, least, 65535)
+    if isinstance(place, Path):
+        return place
+    return a_path(place, what)
 
 
 def _address(guest: Place) -> bytes:
     """The payload of CONNECT and LISTEN."""
-    _check_port(guest)
     if isinstance(guest, int):
         return struct.pack("<BxHI", _LOCAL, guest, _WINDOW)
     path = os.fsencode(guest)

@@ -54,10 +54,11 @@ class Link(asyncio.BufferedProtocol):
     async def ask(self, kind: Kind, payload: bytes = b"") -> int:
         """An errno, or 0. Answers come in the order of questions."""
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        question = frame(0, kind, payload)  # one that cannot be put has no answer: the next would be taken for it
         if self.lost:
             raise ConnectionResetError("the agent is gone")
         self._answers.append(answer)
-        self.send(frame(0, kind, payload))
+        self.send(question)
         return await answer
 
     def send(self, data: bytes) -> None:

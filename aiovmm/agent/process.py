@@ -13,7 +13,8 @@ from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import AgentError, CommandNotFound, command_line, guest_os_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text, pty_size
 from aiovmm.agent.wire import Kind, Stage, Stream, Whom
-from aiovmm.errors import StateError, UsageError
+from aiovmm.errors import StateError
+from aiovmm.runtime.arguments import bytes_like, whole
 
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
@@ -51,7 +52,7 @@ class Input:
 
     def writelines(self, lines: Iterable[bytes]) -> None:
         """All of them."""
-        self.write(b"".join(lines))
+        self.write(b"".join(bytes_like(line, "a line of input") for line in lines))
 
     async def drain(self) -> None:
         """Until there is room for more. Raises BrokenPipeError if nobody reads it any more."""
@@ -218,15 +219,16 @@ class Process:
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
         """Send `input`, read all output, wait for the end: (stdout, stderr), None for what is no pipe."""
-        stdout, stderr, _ = await asyncio.gather(_read(self.stdout), _read(self.stderr), self._feed(input))
+        data = b"" if input is None else bytes_like(input, "input")
+        stdout, stderr, _ = await asyncio.gather(_read(self.stdout), _read(self.stderr), self._feed(data))
         await self.wait()
         return stdout, stderr
 
-    async def _feed(self, data: bytes | None) -> None:
+    async def _feed(self, data: bytes | bytearray) -> None:
         if self.stdin is None or self.stdin.is_closing():
             return
         try:
-            self.stdin.write(data or b"")
+            self.stdin.write(data)
             await self.stdin.drain()
         except BrokenPipeError:
             pass
@@ -235,8 +237,7 @@ class Process:
     def send_signal(self, number: int, *, whom: Whom = Whom.GROUP) -> None:
         """To its process group; with Whom.PROCESS to it alone, with Whom.SESSION to every process that has not left its
         session. Raises ProcessLookupError if it has ended."""
-        if not 0 <= number <= 64:
-            raise UsageError(f"{number} is no signal")
+        whole(number, "send_signal(number)", 0, 64)
         if self.returncode is not None or self._channel.over:
             raise ProcessLookupError(errno.ESRCH, "the process in the guest has ended")
         self._channel.signal(int(number), whom)
@@ -253,9 +254,7 @@ class Process:
         """Its terminal; its foreground process group gets SIGWINCH. Raises StateError if it has none."""
         if self._request.pty is None:
             raise StateError("this process has no terminal: create_process(..., pty=True)")
-        if not (0 < columns < 1 << 16 and 0 < rows < 1 << 16):
-            raise UsageError(f"{columns} by {rows} is no size of a terminal")
-        self._channel.resize(columns, rows)
+        self._channel.resize(whole(columns, "resize(columns)", 1, 65535), whole(rows, "resize(rows)", 1, 65535))
 
     def close(self) -> None:
         """End its whole session, if it has not ended, and let its streams go. Idempotent."""

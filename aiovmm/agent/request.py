@@ -10,6 +10,7 @@ from typing import Any
 
 from aiovmm.agent.wire import FRAME_MAX
 from aiovmm.errors import UsageError
+from aiovmm.runtime.arguments import a_mapping
 
 __all__ = ["DEVNULL", "PIPE", "STDOUT", "Request", "Text", "pty_size"]
 
@@ -54,9 +55,11 @@ class Request:
         columns, rows = self.pty or (0, 0)
         flags = _PTY * (self.pty is not None) | _ENDS * self.ends | _APPLET * self.applet | _STAYS * self.stays
         words = [_word(word, "an argument") for word in self.args]
-        variables = [_variable(name, value) for name, value in self.env.items()]
-        limits = b"".join(_limit(name, value) for name, value in self.limits.items())
-        start = [_word(self.cwd or "", "cwd"), _word("" if self.user is None else str(self.user), "user")]
+        env = a_mapping(self.env, "env", '{"LANG": "C"}')
+        variables = [_variable(name, value) for name, value in env.items()]
+        asked = a_mapping(self.limits, "limits", '{"nofile": 100}')
+        limits = b"".join(_limit(name, value) for name, value in asked.items())
+        start = [_word("" if self.cwd is None else self.cwd, "cwd"), _word(_user(self.user), "user")]
         if len(words) + len(variables) > 4000:
             raise UsageError(f"{len(words)} arguments and {len(variables)} variables are more than 4000")
         header = _HEADER.pack(
@@ -98,6 +101,14 @@ def _mode(stream: int, mode: object) -> int:
     return _MODES[mode]
 
 
+def _user(user: object) -> str:
+    if user is None or isinstance(user, str):
+        return user or ""
+    if isinstance(user, int) and not isinstance(user, bool):
+        return str(user)
+    raise UsageError(f'user={user!r} is no user: a name, a number, or either with its group, "name:group"')
+
+
 def _word(text: Any, what: str) -> bytes:
     try:
         word = fsencode(text)
@@ -122,6 +133,10 @@ def _limit(name: str, value: int | tuple[int, int]) -> bytes:
         raise UsageError(f"limit {name!r}: one of {', '.join(_LIMITS)}")
     pair = value if isinstance(value, tuple) else (value, value)
     numbers = [_NO_LIMIT if number == -1 else number for number in pair]
-    if len(numbers) != 2 or not all(isinstance(number, int) and 0 <= number <= _NO_LIMIT for number in numbers):
+    if len(numbers) != 2 or not all(_is_limit(number) for number in numbers):
         raise UsageError(f"limit {name}: {value!r} is not a number, -1 for none, or a pair of them")
     return struct.pack("<IQQ", _LIMITS.index(name), *numbers)
+
+
+def _is_limit(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= _NO_LIMIT

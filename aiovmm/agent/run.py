@@ -13,7 +13,7 @@ from aiovmm.agent.errors import CommandFailed, CommandTimeout, OutputTooLong, co
 from aiovmm.agent.process import start_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.agent.wire import Kind, Stream
-from aiovmm.errors import UsageError
+from aiovmm.runtime.arguments import bytes_like, whole
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.timeouts import check_seconds
@@ -83,7 +83,7 @@ class _Command:
         self._channel: Channel | None = None
         self.stdout, self.stderr = _Kept(limit, self._changed), _Kept(limit, self._changed)
 
-    async def run(self, payload: bytes, data: bytes) -> Completed:
+    async def run(self, payload: bytes, data: bytes | bytearray) -> Completed:
         self._channel = channel = await self._agent.begin(Kind.START, payload, window=self._request.window)
         channel.sinks |= {Stream.STDOUT: self.stdout, Stream.STDERR: self.stderr}
         channel.on_over = self._changed.set
@@ -128,15 +128,15 @@ async def run(
 ) -> Completed:
     """See `vm.run`."""
     check_seconds(timeout, "run(timeout=)")
-    if input is not None and not isinstance(input, bytes | bytearray | memoryview):
-        raise UsageError(f"input is of type {type(input).__name__}: give bytes, text as text.encode()")
+    data = b"" if input is None else bytes_like(input, "input")
+    whole(output_limit, "run(output_limit=)")
     request = Request(
         args=args,
         env=env or {},
         cwd=cwd,
         user=user,
         limits=limits or {},
-        modes=(PIPE if input else DEVNULL, PIPE, PIPE),
+        modes=(PIPE if data else DEVNULL, PIPE, PIPE),
         ends=True,
         window=_WINDOW,
     )
@@ -145,7 +145,7 @@ async def run(
     limit: asyncio.Timeout | None = None
     try:
         async with awake_timeout(timeout) as limit:
-            done = await command.run(payload, input)
+            done = await command.run(payload, data)
     except TimeoutError:
         if limit is None or not limit.expired():
             raise

@@ -174,11 +174,14 @@ def to_ints(option: str, text: str) -> tuple[int, ...]:
 
 
 def to_pairs(option: str, text: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """`[0@[0-1],1@[2]]`: numbers, each with a list of them."""
-    pairs = []
+    """`[0@[0-1],1@[2]]`: numbers, each with a list of them. Of a number that is there twice the last holds, as of a key."""
+    pairs: dict[int, tuple[int, ...]] = {}
     for element in _elements(option, text):
         left, separator, right = element.partition("@")
         if not separator:
             raise ConfigError(option, f"{element!r} is no pair", "like [0@[0-1],1@[2,3]]")
-        pairs.append((to_int(option, left), to_ints(option, right)))
-    return tuple(pairs)
+        number, values = to_int(option, left), to_ints(option, right)
+        if pairs.get(number, values) != values:
+            _remark_on_the_second(option, str(number), right)
+        pairs[number] = values
+    return tuple(pairs.items())

@@ -38,6 +38,11 @@ class Commands:
             self._agent = self._make_agent()
         return self._agent
 
+    def _variables(self, env: Mapping[str, Text] | None) -> Mapping[str, Text]:
+        from aiovmm.runtime.arguments import a_mapping
+
+        return self._env if env is None else {**self._env, **a_mapping(env, "env", '{"LANG": "C"}')}
+
     async def _ask_agent_to_end(self) -> None:
         """If it is known: for a guest that does not heed its power button. One that cannot be asked is on its way
         already."""
@@ -82,7 +87,7 @@ class Commands:
             args,
             input=input,
             timeout=timeout,
-            env={**self._env, **(env or {})},
+            env=self._variables(env),
             cwd=self._cwd if cwd is None else cwd,
             user=self._user if user is None else user,
             check=check,
@@ -111,7 +116,7 @@ class Commands:
         from aiovmm.agent.process import create
 
         streams = (stdin, stdout, stderr)
-        env, cwd = {**self._env, **(env or {})}, self._cwd if cwd is None else cwd
+        env, cwd = self._variables(env), self._cwd if cwd is None else cwd
         user = self._user if user is None else user
         return await create(self.agent, args, streams, pty=pty, env=env, cwd=cwd, user=user, limits=limits, ends=ends)
 

@@ -64,7 +64,7 @@ class Saving:
             cls,
             path_of(path),
             name=name,
-            overrides=overrides or {},
+            overrides={} if overrides is None else _overrides(overrides),
             devices=devices,
             ports=ports,
             prefault=prefault,
@@ -78,3 +78,9 @@ class Saving:
         from aiovmm.snapshot.template import freeze
 
         return await freeze(cast("VM", self))
+
+
+def _overrides(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    from aiovmm.runtime.arguments import a_mapping  # for who gives some
+
+    return a_mapping(given, "overrides", '{"serial": ConsoleConfig()}')

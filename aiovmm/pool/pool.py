@@ -21,6 +21,7 @@ from aiovmm.errors import StateError, UsageError
 from aiovmm.events import EventStream, Subscription
 from aiovmm.pool.events import PoolEvent, PoolEventKind, PoolStats
 from aiovmm.pool.member import Member
+from aiovmm.runtime.arguments import whole
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import time_limit
@@ -64,14 +65,18 @@ class Pool:
         ready: Callable[[VM], Awaitable[object]] | None = None,
         name: str | None = None,
     ) -> None:
+        if not isinstance(source, VMConfig) and not callable(source):
+            raise UsageError(f"Pool({source!r}): a VMConfig, or a function that is given a name")
+        if ready is not None and not callable(ready):
+            raise UsageError(f"Pool(ready={ready!r}): a function that is given a VM")
+        if not isinstance(name, str | None):
+            raise UsageError(f"Pool(name={name!r}) is not text")
         self.name = name or (source.name if isinstance(source, VMConfig) else "pool")
-        self._at_once = starting if starting is not None else 2 * len(os.sched_getaffinity(0))
-        if not 0 <= warm <= max or max < 1 or self._at_once < 1:
-            raise UsageError(
-                f"Pool(warm={warm}, max={max}, starting={starting}): 0 <= warm <= max, and both others from 1 on"
-            )
-        if workers < 0 or (workers and not isinstance(source, VMConfig)):
-            raise UsageError(f"Pool(workers={workers}): from 0 on, and a VMConfig, since no function goes to a process")
+        whole(max, "Pool(max=)", 1)
+        whole(warm, f"Pool(max={max}, warm=)", 0, max)
+        self._at_once = whole(2 * len(os.sched_getaffinity(0)) if starting is None else starting, "Pool(starting=)", 1)
+        if whole(workers, "Pool(workers=)") and not isinstance(source, VMConfig):
+            raise UsageError(f"Pool(workers={workers}): a VMConfig, since no function goes to a process")
         if confinement is not None and not workers:
             raise UsageError("Pool(confinement=...) is for workers: this process keeps its rights, say workers= too")
         self._workers: Workers | None = None

@@ -24,6 +24,7 @@ from aiovmm.rootfs.cache import Cache, Held, Lease, Made
 from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.source import Identity, Source
+from aiovmm.runtime.arguments import a_path
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.tasks import in_thread, opened_in_thread
 
@@ -92,9 +93,11 @@ class Image:
     """
 
     def __init__(self, source: Source, *, limits: Limits | None = None, cache: str | os.PathLike[str] | None = None):
+        if not isinstance(limits, Limits | None):
+            raise UsageError(f"limits={limits!r} is no Limits: like Limits(size=1 << 30)")
         self._source = source
         self._limits = limits or Limits()
-        self._cache = None if cache is None else Path(cache)
+        self._cache = None if cache is None else Path(a_path(cache, "cache"))
         self._reference: Reference | None = None
         self._pull = "missing"
 
@@ -149,7 +152,7 @@ class Image:
         or a root). Blocking, as far as it has to look. Raises ImageError."""
         if isinstance(what, Image):
             return what
-        return cls(Source(kind_of(Path(what)), _absolute(what), _architecture()))
+        return cls(Source(kind_of(Path(a_path(what, "image"))), _absolute(what), _architecture()))
 
     async def build(self) -> BuiltImage:
         """The image in the cache, made if it is not there. Raises ImageError, HostError."""
@@ -237,7 +240,7 @@ def _close_if_held(lock: Held | None) -> None:
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
-    return os.path.abspath(path)
+    return os.path.abspath(a_path(path, "path"))
 
 
 def _architecture() -> str:

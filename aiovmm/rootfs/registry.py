@@ -43,8 +43,10 @@ class Reference:
     tls_verify: bool = True
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise UsageError(f"{self.name!r} is no name of an image: say HOST/PATH:TAG")
+        if not isinstance(self.username, str) or not isinstance(self.password, str):
+            raise UsageError("a username and a password, or token, are text")
         if bool(self.username) != bool(self.password):
             raise UsageError("a username and a password go together")
 

@@ -33,7 +33,10 @@ from aiovmm.config.text import to_size
 from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
+from aiovmm.runtime.arguments import a_list, a_mapping, whole
+from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.tasks import in_thread, opened_in_thread
+from aiovmm.runtime.timeouts import check_seconds
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch
@@ -44,6 +47,7 @@ from aiovmm.vm import VM
 __all__ = ["Sandbox", "sandbox"]
 
 _numbers = itertools.count(1)
+_MORE = {"disks", "fs"}  # of which it has some of its own, before those that are given
 
 
 class Sandbox(VM):
@@ -85,7 +89,7 @@ async def sandbox(
     `image`: an Image, or the path of an OCI layout, a directory, a tar archive, a file system. `memory` and `disk`: bytes, or
     text like "2G"; `disk` is the space for what it writes, None takes memory. `kernel`: None takes the host's, or Debian's cloud
     kernel. `timeout`: seconds until it is ready. `cmdline` is added to the kernel's command line; `changes` to the VMConfig, like
-    `balloon=BalloonConfig(...)`.
+    `balloon=BalloonConfig(...)`; `disks` and `fs` come after those of the sandbox's own.
 
     `volumes`: directories of the host, Volume or "HOST:GUEST:ro". `network`: True gives it one by passt, see Network. `publish`:
     {port of the host's loopback: the guest's}, by the agent, and without a network.
@@ -93,16 +97,22 @@ async def sandbox(
     Raises ImageError, HostError, ConfigError; BootTimeout, with the stage that the guest came to and what it printed, or
     AgentLost if it ended instead.
     """
-    wanted = _Wanted(name or f"sandbox-{next(_numbers)}", cpus, memory, disk, cmdline, changes)
+    check_seconds(timeout, "sandbox(timeout=)")
+    _check(image, "image", "an image: Image.from_oci(...), or a path", Image, BuiltImage, str, bytes, os.PathLike)
+    if kernel is not None:
+        _check(kernel, "kernel", "a kernel with its modules: KernelFiles(kernel, modules, release)", KernelFiles)
+    wanted = _Wanted(f"sandbox-{next(_numbers)}" if name is None else name, cpus, memory, disk, cmdline, changes)
+    _check(network, "network", "True, or Network(...)", Network, bool)
     wanted.network = Network() if network is True else network or None
-    shared = [volume if isinstance(volume, Volume) else Volume.parse(volume) for volume in volumes]
+    shared = [_volume(volume) for volume in a_list(volumes, "volumes", '["src:/src"]')]
+    ports = _ports(publish)
     async with AsyncExitStack() as stack:
         built = await stack.enter_async_context(_built(image))
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
         wanted.volumes = await stack.enter_async_context(_served(shared))
         vm = await stack.enter_async_context(_started(wanted, files, built))
         await vm.agent.ready(timeout)
-        for host_port, port in (publish or {}).items():
+        for host_port, port in ports.items():
             await vm.forward(port, host_port)
         yield vm
 
@@ -175,8 +185,18 @@ class _Wanted:
         self.scratch = None if disk is None else _bytes("disk", disk)
         if self.scratch is not None and self.scratch < LEAST:
             raise ConfigError("disk", f"{self.scratch} bytes are too few", f"give at least {LEAST >> 20}M, or None")
+        _check(name, "name", "a name", str)
+        _check(cmdline, "cmdline", "text for the kernel's command line", str)
+        if "vsock" in changes and changes["vsock"] is None:
+            raise ConfigError("vsock", "None leaves no way to the agent", "leave it out, or say VsockConfig(...)")
+        if "payload" in changes:
+            raise ConfigError("payload", "is the sandbox's own", "kernel= and cmdline= say of it what can be said")
         self._cmdline = cmdline
-        self._changes = changes
+        self._changes = {
+            **changes,
+            **{option: a_list(changes[option], option, "[...]") for option in _MORE & {*changes}},
+        }
+        self._bare(PayloadConfig(Path("kernel"))).with_changes(self._changes)  # before an image is fetched for it
         self.network: Network | None = None
         self.volumes: list[tuple[Volume, FsConfig]] = []
 
@@ -191,17 +211,21 @@ class _Wanted:
         for volume, fs in self.volumes:
             words.append(f"sandbox.volume={fs.tag}:{'ro' if volume.readonly else 'rw'}:{volume.guest}")
         words += self.network.words if self.network else []
-        config = VMConfig(
-            PayloadConfig(files.kernel, initramfs, " ".join([*words, self._cmdline]).strip()),
+        payload = PayloadConfig(files.kernel, initramfs, " ".join([*words, self._cmdline]).strip())
+        config = replace(self._bare(payload), disks=tuple(disks), fs=tuple(fs for _, fs in self.volumes))
+        more = {option: [*getattr(config, option), *self._changes[option]] for option in _MORE & {*self._changes}}
+        return config.with_changes({**self._changes, **more}) if self._changes else config
+
+    def _bare(self, payload: PayloadConfig) -> VMConfig:
+        """Without what is only there once the image is."""
+        return VMConfig(
+            payload,
             cpus=self._cpus,
             memory=self._memory,
             serial=ConsoleConfig(ConsoleMode.NULL),
-            disks=tuple(disks),
             vsock=VsockConfig(),
-            fs=tuple(fs for _, fs in self.volumes),
             name=self._name,
         )
-        return config.with_changes(self._changes) if self._changes else config
 
 
 def _bytes(option: str, size: object) -> int:
@@ -210,6 +234,27 @@ def _bytes(option: str, size: object) -> int:
     if isinstance(size, int) and not isinstance(size, bool):
         return size
     raise ConfigError(option, f"{size!r} is no size", 'give bytes as a whole number, or text like "512M"')
+
+
+def _check(value: object, option: str, what: str, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        raise ConfigError(option, f"{value!r} is not {what}")
+
+
+def _volume(volume: object) -> Volume:
+    if isinstance(volume, Volume):
+        return volume
+    _check(volume, "volumes", 'a volume: "HOST:GUEST", or Volume(...)', str)
+    return Volume.parse(str(volume))
+
+
+def _ports(publish: Mapping[int, int] | None) -> Mapping[int, int]:
+    """Known to be ports before there is a guest."""
+    ports = a_mapping({} if publish is None else publish, "publish", "{8080: 80}")
+    for host_port, port in ports.items():
+        whole(host_port, "publish: the host's port", 0, 65535)
+        whole(port, "publish: the guest's port", 1, 65535)
+    return ports
 
 
 def _hostname(name: str) -> str:

@@ -31,10 +31,12 @@ def fork_changes(
             changes["vsock"] = replace(config.vsock, socket=None, cid=cid)
     elif vsock_cid is not None:
         raise ConfigError("vsock_cid", "the template has no vsock", "say vsock=VsockConfig() in its VMConfig")
+    if nets is not None and (isinstance(nets, str) or not isinstance(nets, Sequence)):
+        raise ConfigError("nets", f"{nets!r} is no list of NetConfig")
     changes["nets"] = _nets(config) if nets is None else tuple(nets)
-    if isinstance(disks, str) and disks != "overlay":
+    if disks != "overlay" and (isinstance(disks, str) or not isinstance(disks, Sequence)):
         raise ConfigError("disks", f"{disks!r} is neither 'overlay' nor a list of DiskConfig")
-    changes["disks"] = config.disks if isinstance(disks, str) else tuple(disks)
+    changes["disks"] = config.disks if disks == "overlay" else tuple(disks)
     return {**changes, **given}
 
 

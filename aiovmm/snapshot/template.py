@@ -124,7 +124,11 @@ class Template:
         if not self._release.alive:
             raise StateError(f"template {self.name!r} is closed")
         self._count += 1
-        given = {"name": name or f"{self.name}-{self._count}", **(overrides or {})}
+        given = {"name": f"{self.name}-{self._count}" if name is None else name}
+        if overrides is not None:
+            from aiovmm.runtime.arguments import a_mapping  # for who gives some
+
+            given |= a_mapping(overrides, "overrides", '{"serial": ConsoleConfig()}')
         self._forks += 1
         try:
             async with AsyncExitStack() as stack:

@@ -9,13 +9,16 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aiovmm
-from aiovmm import ConfigError, HostError, Image, ImageError
+from aiovmm import DiskConfig, HostError, Image, ImageError, UsageError
 from aiovmm.image import KernelFiles
+from aiovmm.rootfs import BuiltImage, ImageConfig
 from aiovmm.rootfs.kinds import kind_of
+from aiovmm.sandboxes.guest import _Wanted
 from aiovmm.sandboxes.kernel import check_drivers
 from aiovmm.sandboxes.scratch import make_scratch
 from tests.rootfs.conftest import archive, file
@@ -141,14 +144,66 @@ def test_a_scratch_disk_without_mke2fs(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"memory": True}, "no size"),
         ({"memory": "1M"}, "too few"),
         ({"cpus": 0}, "cpus"),
+        ({"cpus": "2"}, "cpus"),
+        ({"cmdline": None}, "cmdline: None is not text"),
+        ({"name": 5}, "name: 5 is not a name"),
+        ({"name": ""}, "name: ''"),
+        ({"network": "yes"}, "network: 'yes' is not True"),
+        ({"kernel": "/boot/vmlinuz"}, "KernelFiles"),
+        ({"timeout": "5"}, "'5' is not a number of seconds"),
+        ({"volumes": "src:/src"}, "volumes='src:/src' is no list"),
+        ({"volumes": None}, "volumes=None is no list"),
+        ({"volumes": [5]}, "volumes: 5 is not a volume"),
+        ({"publish": [8080]}, "publish=.* is no mapping"),
+        ({"publish": {"a": 1}}, "the host's port='a'"),
+        ({"publish": {8080: None}}, "the guest's port=None"),
+        ({"publish": {8080: 0}}, "the guest's port=0"),
+        ({"publish": {80: 700000}}, "the guest's port=700000"),
+        ({"disks": 5}, "disks=5 is no list"),
+        ({"vsock": None}, "vsock: None leaves no way"),
+        ({"payload": None}, "payload: is the sandbox's own"),
+        ({"nonsense": 1}, "nonsense: there is no such field"),
+        ({"balloon": 5}, "balloon"),
     ],
+    ids=repr,
 )
 async def test_what_cannot_be_is_refused_before_anything_is_made(
     tmp_path: Path, given: dict[str, object], reason: str
 ) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(UsageError, match=reason):
         async with aiovmm.sandbox(tmp_path / "nothing", **given):  # type: ignore[arg-type]
             pass
+
+
+@pytest.mark.parametrize("image", [None, 5, ""], ids=repr)
+async def test_what_is_no_image(image: Any) -> None:
+    with pytest.raises(UsageError):
+        async with aiovmm.sandbox(image):
+            pass
+
+
+@pytest.mark.parametrize("path", [None, 5, "", b""], ids=repr)
+@pytest.mark.parametrize("kind", ["from_directory", "from_tar", "from_oci", "from_file_system", "from_docker_registry"])
+def test_an_image_of_no_path_is_not_that_of_where_this_process_is(kind: str, path: Any) -> None:
+    with pytest.raises(UsageError):
+        getattr(Image, kind)(path)
+
+
+@pytest.mark.parametrize("given", [{"limits": 5}, {"cache": 5}, {"cache": ""}], ids=repr)
+def test_options_of_images_that_are_none(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        Image.from_directory("/", **given)
+
+
+def test_disks_that_are_given_come_after_the_sandbox_s_own(tmp_path: Path) -> None:
+    changes = {"disks": [DiskConfig(path=tmp_path / "more"), f"path={tmp_path}/text"]}
+    wanted = _Wanted("box", 1, "256M", "1G", "", changes)
+    files, image = KernelFiles(tmp_path / "vmlinuz", None, "1.0"), tmp_path / "image"
+    image.write_bytes(b"")
+    config = wanted.config(
+        files, tmp_path / "initramfs", BuiltImage(image, "erofs", ImageConfig({})), tmp_path / "scratch"
+    )
+    assert [disk.path and disk.path.name for disk in config.disks] == ["image", "scratch", "more", "text"]
 
 
 async def test_an_image_that_is_not_there(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from aiovmm import (
     RngConfig,
     SnapshotError,
     StateError,
+    UsageError,
     VMState,
     VsockConfig,
 )
@@ -175,6 +176,33 @@ async def test_what_two_guests_cannot_both_have(tmp_path: Path) -> None:
             pass
     with pytest.raises(ConfigError, match=r"nets.*cannot become"):
         async with await frozen() as template, template.fork(nets=[NetConfig()]):
+            pass
+
+
+async def test_arguments_that_are_none_leave_the_template_and_the_snapshot_as_they_were(tmp_path: Path) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"overrides": 5},
+        {"overrides": []},
+        {"overrides": {"nope": 1}},
+        {"name": 5},
+        {"name": ""},
+    ]
+    forks = [*wrong, {"disks": None}, {"disks": 5}, {"nets": 5}, {"nets": "tap="}, {"devices": 5}, {"vsock_cid": "7"}]
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await vm.snapshot(tmp_path / "snapshot")
+        for given in wrong:
+            with pytest.raises(UsageError):
+                async with VM.restore(tmp_path / "snapshot", **given):
+                    pass
+        template = await vm.freeze()
+    async with template:
+        for given in forks:
+            with pytest.raises(UsageError):
+                async with template.fork(**given):
+                    pass
+        assert template.forks == 0
+        async with template.fork("after"), VM.restore(tmp_path / "snapshot", name="as well"):
             pass
 
 

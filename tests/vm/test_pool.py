@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -276,10 +277,17 @@ async def test_events_tell_a_guests_life_and_end_with_the_pool(workers: int) -> 
     assert told == [(kind, "g-0") for kind in (KIND.READY, KIND.ACQUIRED, KIND.RELEASED, KIND.GONE)]
 
 
-@pytest.mark.parametrize("wrong", [{"warm": -1}, {"warm": 3, "max": 2}, {"max": 0}, {"starting": 0}, {"workers": -1}])
-def test_numbers_that_cannot_be(wrong: dict[str, int]) -> None:
+_WRONG: list[dict[str, Any]] = [
+    *({"warm": -1}, {"warm": 3, "max": 2}, {"max": 0}, {"starting": 0}, {"workers": -1}),
+    *({"warm": "2"}, {"warm": 1.5}, {"warm": True}, {"max": None}, {"starting": "x"}, {"workers": None}),
+    *({"ready": 5}, {"name": 5}, {"source": 5}, {"source": None}),
+]
+
+
+@pytest.mark.parametrize("wrong", _WRONG, ids=repr)
+def test_what_cannot_be(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Pool(guests(), **wrong)  # type: ignore[arg-type]
+        Pool(**{"source": guests(), **wrong})
 
 
 @here_and_there
