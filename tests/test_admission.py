@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from aiovmm.runtime import admission
 from aiovmm.runtime.admission import AT_ONCE, ENDING, admitted
+from tests.limits import HANGS
 
 
 async def test_who_comes_first_is_done_first() -> None:
@@ -38,7 +39,7 @@ async def test_who_takes_long_holds_nobody_up() -> None:
 
     tasks = [asyncio.create_task(one()) for _ in range(3 * AT_ONCE)]
     await asyncio.sleep(0)
-    async with asyncio.timeout(20), admitted():
+    async with asyncio.timeout(HANGS), admitted():
         assert stuck == 3 * AT_ONCE
     may_end.set()
     await asyncio.gather(*tasks)

@@ -14,6 +14,7 @@ import pytest
 
 from aiovmm import Image
 from aiovmm.runtime.child import Child
+from tests.limits import HANGS
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def opened() -> Iterator[str]:
 
 async def run(child: Child) -> int:
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             return await child.wait()
     finally:
         await child.aclose()
@@ -40,7 +41,7 @@ async def run(child: Child) -> int:
 
 async def test_its_status_and_what_it_says() -> None:
     child = Child(["sh", "-c", "echo out; echo errors >&2; exit 7"], stdout=True, stderr=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         assert await child.wait() == await child.wait() == 7
     assert (child.said(1, 100), child.said(2, 100), child.said(1, 3)) == (b"out\n", b"errors\n", b"ut\n")
     await child.aclose()
@@ -56,7 +57,7 @@ async def test_one_that_ended_before_anybody_waited() -> None:
 async def test_what_it_has_started_keeps_nobody_waiting() -> None:
     """It has the output open, and lives on."""
     child = Child(["sh", "-c", "sleep 1000 & echo $!; exit 3"], stdout=True)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         assert await child.wait() == 3
     os.kill(int(child.said(1, 100)), signal.SIGKILL)
     await child.aclose()
@@ -74,7 +75,7 @@ async def test_of_one_that_lives_for_long_the_last_words_are_kept() -> None:
     """And it is not kept waiting, however much it says, nor by who has its output and lives on."""
     say = "head -c 1000000 /dev/zero >&2; sleep 1000 & echo $!; echo the end >&2; exit 4"
     child = Child(["sh", "-c", say], stdout=True, last_words=100)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         assert await child.wait() == 4
     assert child.said(2, 1000) == b"\0" * 92 + b"the end\n"
     os.kill(int(child.said(1, 100)), signal.SIGKILL)
@@ -117,7 +118,7 @@ async def test_an_image_is_made_where_sigchld_is_ignored(tmp_path: Path) -> None
     (tmp_path / "tree").mkdir()
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS):
             built = await Image.from_directory(tmp_path / "tree", cache=tmp_path / "cache").build()
         built.close()
     finally:

@@ -13,6 +13,7 @@ import pytest
 
 from aiovmm.runtime import crew
 from aiovmm.runtime.tasks import in_thread
+from tests.limits import HANGS
 
 
 def threads() -> list[threading.Thread]:
@@ -44,7 +45,7 @@ async def test_who_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(crew, "IDLE", 0.01)
     monkeypatch.setattr(crew, "_idle", [])
     await asyncio.gather(*(in_thread("test", time.sleep, 0.01) for _ in range(5)))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while crew._idle and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)
         await asyncio.sleep(0.01)
     assert crew._idle == []
@@ -85,7 +86,7 @@ async def test_what_a_call_referred_to_is_let_go_of() -> None:
     gone = weakref.ref(thing)
     await in_thread("test", thing)
     del thing
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while gone() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)
         await asyncio.sleep(0.001)
     assert gone() is None
@@ -115,7 +116,7 @@ async def test_what_a_call_that_failed_had_made_goes_at_once(cancelled: bool) ->
         assert task.cancelled() == cancelled
         assert cancelled or isinstance(task.exception(), ValueError)
         del task
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS
         while made[0]() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells that the thread has let go)
             await asyncio.sleep(0.001)
         assert made[0]() is None

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.runtime.hands import Hands
+from tests.limits import HANGS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -20,9 +21,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def test_calls_are_made_in_as_many_threads_as_there_may_be_and_each_is_made_once() -> None:
     hands, together, made = Hands(3, "test"), threading.Barrier(3), list[int]()
     for waiting in [hands.submit(together.wait, 20) for _ in range(3)]:
-        waiting.result(20)
+        waiting.result(HANGS)
     for done in [hands.submit(made.append, number) for number in range(500)]:
-        done.result(20)
+        done.result(HANGS)
     hands.shutdown()
     assert sorted(made) == list(range(500))
 
@@ -43,16 +44,16 @@ def test_one_thread_makes_calls_in_order_and_what_was_asked_for_is_done_at_the_e
 
 def test_a_thread_that_waits_is_used_again() -> None:
     hands = Hands(4, "test")
-    assert len({hands.submit(threading.get_ident).result(20) for _ in range(50)}) <= 2, "one may not be back yet"
-    assert {hands.submit(lambda: threading.current_thread().name).result(20)} <= {"test_0", "test_1"}
+    assert len({hands.submit(threading.get_ident).result(HANGS) for _ in range(50)}) <= 2, "one may not be back yet"
+    assert {hands.submit(lambda: threading.current_thread().name).result(HANGS)} <= {"test_0", "test_1"}
     hands.shutdown()
 
 
 def test_what_a_call_raises_is_its_callers() -> None:
     hands = Hands(1, "test")
     with pytest.raises(ZeroDivisionError):
-        hands.submit(lambda: 1 // 0).result(20)
-    assert hands.submit(lambda: 3).result(20) == 3
+        hands.submit(lambda: 1 // 0).result(HANGS)
+    assert hands.submit(lambda: 3).result(HANGS) == 3
     hands.shutdown()
 
 
@@ -71,7 +72,7 @@ def test_what_failed_is_let_go_of_with_its_outcome() -> None:
     gc.disable()
     try:
         outcome = hands.submit(fails, memory)
-        assert isinstance(outcome.exception(20), OSError)
+        assert isinstance(outcome.exception(HANGS), OSError)
         hands.shutdown()
         del outcome, memory
         assert held() is None
@@ -86,7 +87,7 @@ def test_where_threads_cannot_begin_their_calls_say_so() -> None:
     hands = Hands(1, "test", begin)
     for _ in range(2):
         with pytest.raises(OSError, match="no such processor"):
-            hands.submit(lambda: 3).result(20)
+            hands.submit(lambda: 3).result(HANGS)
     hands.shutdown()
 
 

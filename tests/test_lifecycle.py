@@ -12,6 +12,7 @@ from aiovmm.errors import StateError
 from aiovmm.events import LIMIT, EventStream
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, Lifecycle, VMState
 from aiovmm.runtime.tasks import TaskScope, finish, in_thread
+from tests.limits import HANGS
 
 
 def test_transitions_are_idempotent_and_stopped_is_final() -> None:
@@ -64,7 +65,7 @@ async def test_a_waiting_subscriber_wakes() -> None:
     waiting = asyncio.ensure_future(anext(stream.subscribe()))
     await asyncio.sleep(0)
     stream.emit(_event("x"))
-    assert (await asyncio.wait_for(waiting, 5)).detail == "x"
+    assert (await asyncio.wait_for(waiting, HANGS)).detail == "x"
 
 
 async def test_a_failing_task_is_reported_and_its_siblings_live() -> None:

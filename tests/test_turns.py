@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aiovmm.runtime import turns
 from aiovmm.runtime.fair import GRACE, Account, FairQueue
 from aiovmm.runtime.turns import ACCOUNT, BUDGET, UNCONTENDED, Job, next_turn, turns_of
+from tests.limits import HANGS
 
 COST = st.floats(1e-6, 2e-3)
 
@@ -213,7 +214,7 @@ async def test_a_cancelled_wait_costs_nobody_his_turn() -> None:
     await asyncio.sleep(0)
     for wait in waits[::2]:
         wait.cancel()
-    await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), 10)
+    await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), HANGS)
     assert [wait.cancelled() for wait in waits] == [True, False] * 10
 
 

@@ -14,6 +14,7 @@ import pytest
 from aiovmm import VirtioDevice
 from aiovmm.runtime.watchdog import unwatch, watch
 from aiovmm.testing import Harness
+from tests.limits import HANGS
 
 
 class Vm:
@@ -53,7 +54,7 @@ def told() -> Iterator[list[str]]:
 
 def keep_the_loop(told: list[str]) -> None:
     """Until somebody has said so."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while not told and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -83,8 +84,8 @@ async def test_a_task_that_a_device_has_started_is_the_devices(told: list[str]) 
     watch(loop, vm)
     try:
         async with Harness(device):
-            await asyncio.wait_for(device.done.wait(), 30)
-            await asyncio.wait_for(vm.told.wait(), 30)
+            await asyncio.wait_for(device.done.wait(), HANGS)
+            await asyncio.wait_for(vm.told.wait(), HANGS)
     finally:
         unwatch(loop, vm)
     assert told[0].startswith("web: custom0: keeps the event loop for over 0.5 s")
@@ -125,7 +126,7 @@ async def test_a_callback_of_a_device_is_the_devices(told: list[str]) -> None:
     watch(loop, vm)
     try:
         async with Harness(device):
-            await asyncio.wait_for(done.wait(), 30)
+            await asyncio.wait_for(done.wait(), HANGS)
             await asyncio.sleep(0)
     finally:
         unwatch(loop, vm)

@@ -12,6 +12,7 @@ import pytest
 
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.worker import Worker
+from tests.limits import HANGS
 
 
 async def test_calls_are_made_in_order_one_at_a_time_and_told_on_the_loop() -> None:
@@ -105,7 +106,7 @@ async def test_a_worker_whose_call_blocks_holds_up_no_other() -> None:
     blocked = [worker.submit(lambda: may_end.wait(30)) for worker in stuck]
     free = Worker("free")
     for n in range(50):
-        assert await asyncio.wait_for(free.submit(lambda n=n: n), 20) == n  # type: ignore[misc]
+        assert await asyncio.wait_for(free.submit(lambda n=n: n), HANGS) == n  # type: ignore[misc]
     assert not any(future.done() for future in blocked)
     may_end.set()
     await asyncio.gather(*blocked)
@@ -131,7 +132,7 @@ async def test_blocking_calls_of_ours_need_no_executor_of_the_embedders() -> Non
     """Theirs may be full for as long as they like."""
     may_end = threading.Event()
     full = [asyncio.get_running_loop().run_in_executor(None, may_end.wait, 30) for _ in range(64)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         assert await in_thread("test", lambda: 3) == 3
     may_end.set()
     await asyncio.gather(*full)
@@ -145,7 +146,7 @@ async def test_who_waits_is_answered_whatever_becomes_of_what_is_told() -> None:
     def broken(_: BaseException | None) -> None:
         raise ValueError("broken")
 
-    assert await asyncio.wait_for(worker.submit(lambda: 7, broken), 10) == 7
+    assert await asyncio.wait_for(worker.submit(lambda: 7, broken), HANGS) == 7
     await worker.aclose()
     assert [str(e) for e in errors] == ["broken"]
 
@@ -166,7 +167,7 @@ async def test_what_a_call_that_failed_had_made_goes_at_once() -> None:
         await asyncio.wait([future])
         assert isinstance(future.exception(), ValueError)
         del future
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS
         while made[0]() is not None and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells that the thread has let go)
             await asyncio.sleep(0.001)
         assert made[0]() is None

@@ -16,6 +16,7 @@ import pytest
 
 from aiovmm.agent import Agent, agent_binary
 from aiovmm.agent.place import UnixPlace
+from tests.limits import HANGS
 
 
 @dataclass
@@ -38,13 +39,13 @@ class Guest:
 
     async def busy(self) -> None:
         """Until it has begun a process."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while not self.children:  # noqa: ASYNC110 - another process's doing
                 await asyncio.sleep(0.01)
 
     async def idle(self, descriptors: int) -> None:
         """Until it has no children and no more descriptors than before."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while self.children or self.descriptors > descriptors:  # noqa: ASYNC110 - another process's doing
                 await asyncio.sleep(0.01)
 
@@ -60,7 +61,7 @@ def running(command: bytes) -> bool:
 
 async def gone(command: bytes) -> None:
     """Until no process has it: who was killed ends a moment later."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while running(command):  # noqa: ASYNC110 - the kernel tells nobody
             await asyncio.sleep(0.01)
 
@@ -70,7 +71,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """The agent's program as the package has it, once it has its socket."""
     path = tmp_path_factory.mktemp("agent") / "socket"
     process = subprocess.Popen([agent_binary(), "--unix", path], start_new_session=True)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while not path.exists():
         assert process.poll() is None
         assert time.monotonic() < deadline

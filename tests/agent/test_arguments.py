@@ -16,6 +16,7 @@ from aiovmm import UsageError
 from aiovmm.agent import Agent
 from aiovmm.machine.commands import Commands
 from tests.agent.conftest import Guest
+from tests.limits import HANGS
 
 PORT = 8080
 
@@ -90,7 +91,7 @@ REFUSED: dict[str, Call] = {
 async def test_what_is_none_is_refused_and_the_guest_is_there_as_before(what: str, agent: Agent, guest: Guest) -> None:
     vm = Vm(agent)
     descriptors = guest.descriptors
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         with pytest.raises(UsageError):
             await REFUSED[what](vm)
         await vm.agent.ping()  # answers are of the questions that they belong to
@@ -106,7 +107,7 @@ async def test_input_that_is_none_leaves_the_rest_as_it_was(data: Any, agent: Ag
     """Nothing of it is counted: what is written before and after it comes whole and in order."""
     process = await Vm(agent).create_process("cat")
     assert process.stdin is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         process.stdin.write(b"a")
         with pytest.raises(UsageError):
             process.stdin.write(data)
@@ -119,7 +120,7 @@ async def test_input_that_is_none_leaves_the_rest_as_it_was(data: Any, agent: Ag
 
 async def test_communicate_with_text_has_not_begun(agent: Agent) -> None:
     process = await Vm(agent).create_process("cat")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         with pytest.raises(UsageError):
             await process.communicate("text")  # type: ignore[arg-type]
         assert await process.communicate(b"bytes") == (b"bytes", b"")
@@ -144,7 +145,7 @@ async def test_what_is_no_size_of_a_terminal(size: tuple[Any, Any], agent: Agent
         process.resize(*size)
     process.resize(120, 40)
     process.stdin.write(b"\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         assert b"40 120" in await process.stdout.read()
 
 

@@ -16,6 +16,7 @@ from aiovmm import GuestOSError, HostError, StateError, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
 from tests.agent.conftest import Guest
+from tests.limits import HANGS
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -136,7 +137,7 @@ async def test_what_was_said_before_an_end_is_heard(agent: Agent, guest: Guest, 
         await agent.forwards.to_guest(os.fspath(tmp_path / "guest"), tmp_path / "host", "")
         before = guest.descriptors
         reader, writer = await asyncio.open_unix_connection(tmp_path / "host", limit=1024)
-        await asyncio.wait_for(left.wait(), 20)
+        await asyncio.wait_for(left.wait(), HANGS)
         heard = 0
         while heard < size:
             writer.write(b"x")

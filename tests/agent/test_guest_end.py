@@ -16,6 +16,7 @@ from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.process import create
 from aiovmm.agent.run import run
 from tests.agent.conftest import Guest
+from tests.limits import HANGS
 
 
 class EndingPlace(UnixPlace):
@@ -51,7 +52,7 @@ async def test_all_that_waits_hears_how_the_guest_ended(guest: Guest) -> None:
         with pytest.raises(
             AgentLost, match=r"ended \(panic: its kernel panicked\); its console ends: b'Kernel"
         ) as info:
-            await asyncio.wait_for(task, 20)
+            await asyncio.wait_for(task, HANGS)
         assert info.value.status == place.ending
     with pytest.raises(AgentLost, match="panic"):
         await run(agent, ["true"])

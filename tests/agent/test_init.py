@@ -19,6 +19,7 @@ from aiovmm.agent import Agent, agent_binary
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.process import create
 from aiovmm.agent.run import run
+from tests.limits import HANGS
 
 BUSYBOX = shutil.which("busybox")
 pytestmark = [
@@ -47,7 +48,7 @@ def first(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 async def found(process: subprocess.Popen[bytes]) -> Agent:
     """Its socket is seen through its root."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while True:
             for pid in children.read_text().split():  # noqa: ASYNC240
                 path = Path(f"/proc/{pid}/root/socket")
@@ -111,7 +112,7 @@ async def test_it_ends_everything_and_the_guest(first: subprocess.Popen[bytes], 
     assert process.stdout is not None
     assert await process.stdout.readline() == b"up\n"
     await agent.shutdown(how)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while first.poll() is None:  # noqa: ASYNC110 - another process's doing
             await asyncio.sleep(0.02)
     agent.close()

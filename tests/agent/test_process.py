@@ -11,6 +11,7 @@ from aiovmm import CommandNotFound, GuestOSError, StateError, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.process import Input, Process, create
 from tests.agent.conftest import Guest
+from tests.limits import HANGS
 
 PIPE, STDOUT, DEVNULL = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT, asyncio.subprocess.DEVNULL
 
@@ -46,7 +47,7 @@ async def test_input_that_nobody_reads_any_more_is_told(agent: Agent) -> None:
     process = await begin(agent, "sh", "-c", "exec <&-; sleep 60")
     assert process.stdin is not None
     with pytest.raises(BrokenPipeError):
-        await asyncio.wait_for(write_for_ever(process.stdin), 20)
+        await asyncio.wait_for(write_for_ever(process.stdin), HANGS)
     process.close()
 
 
@@ -160,7 +161,7 @@ async def test_several_may_wait_for_it_and_end_it(agent: Agent) -> None:
     waiting[0].cancel()  # ends nothing
     process.kill()
     process.kill()
-    assert await asyncio.wait_for(asyncio.gather(*waiting[1:]), 20) == [-signal.SIGKILL] * 4
+    assert await asyncio.wait_for(asyncio.gather(*waiting[1:]), HANGS) == [-signal.SIGKILL] * 4
     assert waiting[0].cancelled()
     assert await process.wait() == -signal.SIGKILL
     with pytest.raises(ProcessLookupError):

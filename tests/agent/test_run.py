@@ -15,6 +15,7 @@ from aiovmm import AgentLost, CommandFailed, CommandTimeout, OutputTooLong, Usag
 from aiovmm.agent import Agent
 from aiovmm.agent.run import run
 from tests.agent.conftest import Guest, gone
+from tests.limits import HANGS
 
 
 async def test_status_and_output(agent: Agent) -> None:
@@ -145,7 +146,7 @@ async def test_cancelled_at_each_stage_it_leaves_nothing(agent: Agent, guest: Gu
 
 async def test_a_daemon_that_has_its_output_open_is_not_waited_for(agent: Agent) -> None:
     script = "echo before; setsid sleep 63 & echo $!; exit 4"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         done = await run(agent, ["sh", "-c", script])
     assert done.returncode == 4
     before, pid = done.stdout.split()

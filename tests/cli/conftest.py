@@ -14,6 +14,7 @@ import pytest
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
 from tests.guests import build_kernel
+from tests.limits import HANGS
 
 
 class Command:
@@ -35,7 +36,7 @@ class Command:
         self._running.append(process)
         return process
 
-    def run(self, *arguments: str, stdin: bytes = b"", timeout: float = 30) -> subprocess.CompletedProcess[bytes]:
+    def run(self, *arguments: str, stdin: bytes = b"", timeout: float = HANGS) -> subprocess.CompletedProcess[bytes]:
         """Run to the end."""
         process = self.start(*arguments)
         out, err = process.communicate(stdin, timeout)

@@ -10,6 +10,7 @@ import pytest
 
 from aiovmm.console.fds import OwnedFd
 from aiovmm.runtime.nowait import read_now, write_now
+from tests.limits import HANGS
 
 
 async def test_bytes_go_through_a_full_pipe() -> None:
@@ -43,7 +44,7 @@ async def test_a_number_that_is_used_again_is_watched_afresh() -> None:
         again = OwnedFd(again_read)
         reading = asyncio.create_task(again.read())
         os.write(again_write, b"x")
-        assert await asyncio.wait_for(reading, 5) == b"x"
+        assert await asyncio.wait_for(reading, HANGS) == b"x"
         again.close()
         os.close(again_write)
 

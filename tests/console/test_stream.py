@@ -12,6 +12,7 @@ from aiovmm.console import Console
 from aiovmm.console.input import HIGH_WATER, INPUT_LIMIT
 from aiovmm.errors import ConsoleEnded, StateError, UsageError
 from tests.console.device import StubDevice
+from tests.limits import HANGS
 
 
 async def test_talking_to_a_guest() -> None:
@@ -198,4 +199,4 @@ async def test_what_is_no_bytes_is_refused_before_anything_is_taken() -> None:
 async def test_a_time_out_that_is_none_is_refused(timeout: float) -> None:
     """NaN would never come."""
     with pytest.raises(UsageError, match="is not a number of seconds"):
-        await asyncio.wait_for(Console().expect(rb"x", timeout), 10)
+        await asyncio.wait_for(Console().expect(rb"x", timeout), HANGS)

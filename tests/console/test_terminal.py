@@ -14,6 +14,7 @@ from aiovmm.console.input import HIGH_WATER
 from aiovmm.errors import UsageError
 from tests.console.device import StubDevice
 from tests.console.screen import Screen, eventually, screen_of
+from tests.limits import HANGS
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ async def test_a_device_that_fails_restores_the_terminal(screen: Screen) -> None
 async def test_a_terminal_that_is_closed_ends_the_session(screen: Screen) -> None:
     task = await attached(Console(StubDevice()), screen)
     screen.hang_up()
-    assert await asyncio.wait_for(task, 5) is AttachEnd.TERMINAL_CLOSED
+    assert await asyncio.wait_for(task, HANGS) is AttachEnd.TERMINAL_CLOSED
 
 
 async def test_the_flags_of_the_shells_descriptor_never_change(screen: Screen) -> None:
@@ -146,7 +147,7 @@ async def test_the_detach_keys_work_when_the_guest_takes_no_input(screen: Screen
     await screen.type(b"p" * (3 * HIGH_WATER))
     assert console.input_waiting <= HIGH_WATER
     await screen.type(b"\x10\x11")
-    assert await asyncio.wait_for(task, 5) is AttachEnd.DETACHED
+    assert await asyncio.wait_for(task, HANGS) is AttachEnd.DETACHED
 
 
 async def test_what_is_pasted_waits_for_the_guest(screen: Screen) -> None:
@@ -168,7 +169,7 @@ async def test_endless_typing_to_a_deaf_guest_rings_the_bell(screen: Screen) -> 
     await screen.type(b"z" * (3 << 20))
     await ringing
     await screen.type(b"\x10\x11")
-    assert await asyncio.wait_for(task, 5) is AttachEnd.DETACHED
+    assert await asyncio.wait_for(task, HANGS) is AttachEnd.DETACHED
 
 
 async def test_a_first_detach_key_alone_reaches_the_guest(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:

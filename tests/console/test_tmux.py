@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANGS
+
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed")
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,7 @@ class Tmux:
 
     def until(self, text: str, times: int = 1) -> str:
         """What the terminal shows, once it shows `text`."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS
         while (shown := self("capture-pane", "-p", "-S", "-")).count(text) < times:
             assert time.monotonic() < deadline, f"no {text!r} in:\n{shown}"
             time.sleep(0.05)

@@ -22,6 +22,7 @@ from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import get_id, read
 from tests.devices.virtio.net_guest import NetGuest
 from tests.devices.virtio.test_net import arrives, card
+from tests.limits import HANGS
 
 MS = 1_000_000
 NEVER = RateLimit(ops_size=1, ops_refill_time=1_000_000_000)
@@ -172,13 +173,13 @@ async def test_a_limit_is_changed_while_a_request_waits(image: Path) -> None:
         done, _ = await asyncio.wait([waiting], timeout=0.05)
         assert not done
         disk.rate_limit = RateLimit(ops_size=1)
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, HANGS)
         disk.rate_limit = NEVER
         await read(h, 0, 512)
         waiting = asyncio.create_task(read(h, 8, 512))
         await asyncio.wait([waiting], timeout=0.05)
         disk.rate_limit = None
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, HANGS)
         for sector in range(100):
             await read(h, sector, 512)
 
@@ -190,7 +191,7 @@ async def test_a_reset_of_a_disk_that_waits(image: Path) -> None:
         waiting = asyncio.create_task(read(h, 0, 512))
         await asyncio.wait([waiting], timeout=0.02)
         waiting.cancel()
-        await asyncio.wait_for(h.reset(), 10)
+        await asyncio.wait_for(h.reset(), HANGS)
         disk.rate_limit = None
         await h.start()
         await read(h, 0, 512)

@@ -13,6 +13,7 @@ from aiovmm import VM, ConfigError, EventKind, ExitReason, PvpanicConfig, RngCon
 from aiovmm.bus import Space
 from aiovmm.devices.pvpanic import CRASH_LOADED, PANICKED, Pvpanic
 from aiovmm.errors import SnapshotError
+from tests.limits import HANGS
 from tests.vm.guest import config, event
 
 ECAM_SLOT = 1 << 15
@@ -38,7 +39,7 @@ async def test_a_panic_is_an_event_and_the_reset_after_it_an_end() -> None:
             vm.machine.bus.write(Space.MMIO, at, b"\x01")
         await event(vm, EventKind.PANICKED)
         vm.serial.write(b"q")
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
         told = [e async for e in vm.events(from_start=True) if e.kind is EventKind.PANICKED]
     assert status.reason is ExitReason.PANIC
     assert [e.detail for e in told] == ["reported by pvpanic"]
@@ -51,7 +52,7 @@ async def test_a_crash_kernel_goes_on_and_its_reset_is_no_panic() -> None:
         vm.machine.bus.write(Space.MMIO, register(vm, 9), b"\x02")
         await event(vm, EventKind.PANICKED)
         vm.serial.write(b"q")
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
     assert status.reason is ExitReason.REBOOT
 
 
@@ -59,7 +60,7 @@ async def test_where_it_is_the_console_is_not_believed() -> None:
     """A user of the guest can print what a kernel does."""
     async with VM(replace(config("cr Kernel panic - not syncing: x"), pvpanic=PvpanicConfig())) as vm:
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
     assert status.reason is ExitReason.REBOOT
 
 

@@ -22,6 +22,7 @@ from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
 from examples.service import Service
 from tests.agent.conftest import Guest, guest
+from tests.limits import HANGS
 from tests.vm.conftest import emulated
 from tests.vm.guest import config
 from tests.vm.remains import Remains
@@ -116,7 +117,7 @@ async def test_files(client: TestClient[Any, Any], tmp_path: Path) -> None:
 async def test_the_console(client: TestClient[Any, Any]) -> None:
     async with client.ws_connect(f"/vms/{await created(client)}/console") as socket:
         said = b""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while b"h" not in said:
                 said += (await socket.receive()).data
 
@@ -172,7 +173,7 @@ async def test_sigterm_ends_it(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "examples.service", str(tmp_path / "root"), "--port", "0")
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         said = b""
         while b"Running on" not in said:
             said += await process.stdout.read(100)

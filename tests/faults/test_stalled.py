@@ -19,6 +19,7 @@ from aiovmm.errors import HostError
 from aiovmm.machine import ending, release
 from tests.devices.virtio.blk_driver import header
 from tests.faults.stalling import Stalling, stalling
+from tests.limits import HANGS
 from tests.vm.drivers import start_drivers
 from tests.vm.guest import config, counts_on
 
@@ -50,7 +51,7 @@ async def comes_to_rest(vm: VM, storage: Stalling, neighbour: VM) -> None:
     assert failed.value.errno == errno.ETIMEDOUT
     await counts_on(neighbour)
     await asyncio.to_thread(storage.go)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while True:
             try:
                 return await vm.aclose()
@@ -90,7 +91,7 @@ async def test_a_pmem_that_never_answers(storage: Stalling) -> None:
         vm.machine.memory.write(DOORBELL, (pmem._start + (1 << 20)).to_bytes(8, "little"))
         await asyncio.to_thread(storage.await_victim)
         await counts_on(neighbour)
-        status = await asyncio.wait_for(vm.kill(), 10)
+        status = await asyncio.wait_for(vm.kill(), HANGS)
         assert status.reason is ExitReason.KILLED
         assert isinstance(status.error, HostError)
         assert "left in the host's kernel" in status.detail
@@ -111,7 +112,7 @@ async def test_a_guest_that_resets_itself_meanwhile_can_be_ended(storage: Stalli
         await asyncio.to_thread(storage.await_victim)
         vm.serial.write(b"q")
         await counts_on(neighbour)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             await vm.kill()
         await comes_to_rest(vm, storage, neighbour)
 

@@ -22,6 +22,7 @@ from aiovmm.kvm.x86_64.state import Regs
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.memory import GuestMemory
 from tests.guests import CODE, build
+from tests.limits import HANGS
 
 SYNC, POSTED, LATCH, NOTED, IGNORED, NOBODY, MMIO = 0x100, 0x200, 0x208, 0x210, 0x218, 0x300, 0xD000_0000
 Answer = Callable[[int, int], bytes | Awaitable[bytes]]
@@ -156,7 +157,7 @@ class Machine:
         for vcpu in self.cpus:
             vcpu.start()
 
-    async def until(self, condition: Callable[[], bool], timeout: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], bool], timeout: float = HANGS) -> None:
         """Wait until the guest has brought about `condition`."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -178,7 +179,7 @@ class Machine:
         seen = self.counter
         await self.until(lambda: (self.counter - seen) % (1 << 32) >= by)
 
-    async def ended(self, timeout: float = 20.0) -> FinalExit:
+    async def ended(self, timeout: float = HANGS) -> FinalExit:
         """Wait until the boot processor ends, and say why."""
         return await asyncio.wait_for(self.cpu.join(), timeout)
 

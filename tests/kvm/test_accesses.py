@@ -7,6 +7,7 @@ import asyncio
 from aiovmm.bus import Range, Space
 from aiovmm.kvm import Kvm
 from tests.guests.machine import MMIO, Access, Machine, Recorder
+from tests.limits import HANGS
 
 RESULTS = 0x60000
 
@@ -182,7 +183,7 @@ async def test_a_machine_ends_while_a_guest_waits_for_a_read(kvm: Kvm) -> None:
     async with Machine("ask", kvm=kvm) as m:
         m.device.answer = lambda offset, size: never()
         m.start()
-        await asyncio.wait_for(asked.wait(), 20)
+        await asyncio.wait_for(asked.wait(), HANGS)
 
 
 async def test_a_write_that_raises_is_dropped_and_the_guest_goes_on(kvm: Kvm) -> None:

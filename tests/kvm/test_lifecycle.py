@@ -22,6 +22,7 @@ from aiovmm.kvm.exits import Hlt, InternalError, RunFailed, Shutdown, Stopped
 from aiovmm.runtime import crew
 from tests.guests.machine import Machine
 from tests.host_threads import of_vcpus, threads
+from tests.limits import HANGS
 
 
 async def stop_timed(m: Machine, record_property: Callable[[str, object], None]) -> None:
@@ -61,7 +62,7 @@ async def test_stop_while_waiting_for_a_device(kvm: Kvm, record_property: Callab
 async def test_stop_while_waiting_on_a_full_ring(kvm: Kvm, record_property: Callable[[str, object], None]) -> None:
     async with Machine("flood", ring_size=4, kvm=kvm) as m:
         m.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANGS
         while not m.cpu.counters.full:  # the event loop does not run here, so nobody makes room
             assert time.monotonic() < deadline
         began = time.perf_counter()

@@ -9,6 +9,7 @@ import pytest
 from aiovmm.bus import Range, Space
 from aiovmm.kvm import Kvm
 from tests.guests.machine import Machine, Recorder
+from tests.limits import HANGS
 
 COUNTING = bytes(i & 0xFF for i in range(4000))
 COUNTING_WORDS = b"".join((i * 257 & 0xFFFF).to_bytes(2, "little") for i in range(1, 4001))
@@ -27,7 +28,7 @@ async def test_synchronous_and_posted_writes_arrive_in_the_guests_order(kvm: Kvm
 async def test_a_full_ring_holds_the_guest_back_and_loses_nothing(kvm: Kvm) -> None:
     async with Machine("burst", ring_size=4, kvm=kvm) as m:
         m.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANGS
         while not m.cpu.counters.full:  # the event loop does not run here, so the ring fills
             assert time.monotonic() < deadline
         assert m.cpu.counters.posted == 5, "four in the ring, one waiting for room"
@@ -55,7 +56,7 @@ async def test_runs_of_posted_writes_come_together_to_a_device_that_takes_them(
         device = Running(m.log, "posted")
         m.bus.add(Range(Space.PIO, 0x200, 0x28, device, "running", m.fast))
         m.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANGS
         while m.cpu.counters.posted < 100:
             assert time.monotonic() < deadline
         await m.until(lambda: len(m.written) > len(expected))

@@ -18,6 +18,7 @@ from aiovmm.errors import HostError
 from aiovmm.native import ffi, lib
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import header
+from tests.limits import HANGS
 
 REFUSE = Path(__file__).with_name("refuse_io_uring.py")
 
@@ -96,7 +97,7 @@ async def test_the_kernel_takes_no_submissions_for_a_while(tmp_path: Path) -> No
         fd, ring.fd = ring.fd, -1
         heads = {q.add([header(0, i)], [512, 1]) for i in range(4)}
         q.kick()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             while not ring.pending:  # noqa: ASYNC110 - native code has no event for it
                 await asyncio.sleep(0)
         assert q.poll() == []

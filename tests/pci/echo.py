@@ -8,6 +8,7 @@ from collections.abc import Callable
 from aiovmm.errors import GuestError
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
+from tests.limits import HANGS
 
 
 class Echo(VirtioDevice):
@@ -51,7 +52,7 @@ class Echo(VirtioDevice):
             self.running -= 1
 
 
-async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout: float = HANGS) -> None:
     """Let the loop run until `condition` holds. Raises TimeoutError."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - what is waited for is a register

@@ -30,6 +30,7 @@ from aiovmm.testing.pci import ECAM_BASE, MMIO32
 from aiovmm.virtqueue.driver import Arena, Used
 from aiovmm.virtqueue.status import Status
 from tests.guests.machine import Machine
+from tests.limits import HANGS
 from tests.pci.echo import Echo
 
 pytestmark = pytest.mark.kvm
@@ -83,7 +84,7 @@ class VcpuGuest:
         self._memory.write(BLOCK + 8, code.to_bytes(8, "little"))
         self._memory.write(BLOCK + 16, address.to_bytes(8, "little") + value.to_bytes(8, "little"))
         self._memory.write(BLOCK, self._request.to_bytes(4, "little"))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + HANGS
         while self._word(BLOCK + 4) != self._request:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the guest does not come back from access {code:#x} to {address:#x}")
@@ -249,13 +250,13 @@ async def test_a_masked_vector_waits_under_kvm(kvm: Kvm) -> None:
             queue.add([b"quiet"], [8])
             queue.kick()
             used: list[Used] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANGS):
                 while not used:
                     used = queue.poll()
                     await asyncio.sleep(0.001)
             assert queue.irq.pulses == 0
             await driver.pci.program_vector(driver.function, 1, *message)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(HANGS):
                 await queue.irq.wait()
 
         await running.drive(scenario)
@@ -334,7 +335,7 @@ async def test_what_a_driver_may_do_without_end_asks_nothing_of_kvm_and_the_rest
             await driver.start()
             assert await driver.request(0, [b"first"], [5]) == b"tsrif"
             bound = 0
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS):
                 while bound < 2:  # the driver did not wait for its doorbells
                     await asyncio.sleep(0.001)
                     bound = len(running.transport._doorbells._registered)

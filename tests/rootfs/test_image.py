@@ -29,6 +29,7 @@ from aiovmm.rootfs.kinds import kind_of
 from aiovmm.rootfs.layer import LeftOut
 from aiovmm.rootfs.streams import Readable
 from aiovmm.rootfs.tree import Tree
+from tests.limits import HANGS
 from tests.rootfs.conftest import archive, content, directory, file, needs_erofs, symlink
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
@@ -381,7 +382,7 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> 
 
     async def again() -> None:
         image = Image.from_directory(pipe, cache=cache)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS):
             await image.build()
             while list(cache.glob("making/*")):  # until the maker has seen that it is alone
                 Cache(cache).prune()
@@ -451,7 +452,7 @@ async def test_cancelled_before_it_hears_of_its_lock(
         task = asyncio.create_task(Image.from_tar(path, cache=cache).build())
         with pytest.raises(asyncio.CancelledError):
             await task
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         assert (await Image.from_tar(path, cache=cache).build()).digest
     assert list(cache.glob("making/*")) == []
 

@@ -24,6 +24,7 @@ from aiovmm.sandboxes.firewall.relay import _judged
 from aiovmm.sandboxes.network import Network
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
+from tests.limits import HANGS
 from tests.sandboxes.frames import GATEWAY, datagram, segment, syn
 
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed (apt-get install passt)")
@@ -61,7 +62,7 @@ async def relayed(wall: object = None) -> AsyncIterator[tuple[asyncio.Task[None]
 
 async def read(sock: socket.socket, size: int) -> bytes:
     data = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while len(data) < size and (part := await asyncio.get_running_loop().sock_recv(sock, size - len(data))):
             data += part
     return data
@@ -188,7 +189,7 @@ async def card(network: Network) -> AsyncIterator[tuple[NetDevice, NetGuest]]:
 
 async def payload_of(guest: NetGuest, protocol: int) -> bytes:
     """Of the next packet of IPv4 with that protocol."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while True:
             frame = (await guest.receive()).frame
             if frame[12:14] == b"\x08\x00" and frame[23] == protocol:

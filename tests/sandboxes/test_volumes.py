@@ -17,6 +17,7 @@ import pytest
 from aiovmm import ConfigError, HostError, Network, Volume
 from aiovmm.devices.virtio.net.passt import PasstBackend
 from aiovmm.sandboxes.volumes import served, socket_folder
+from tests.limits import HANGS
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
 needs_virtiofsd = pytest.mark.skipif(
@@ -66,7 +67,7 @@ async def test_a_daemon_is_there_and_gone_with_its_block(tmp_path: Path, readonl
         assert config.tag == "fs0"
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(config.socket))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS):
                 while not daemons(os.getpid()):  # noqa: ASYNC110 - another process's doing
                     await asyncio.sleep(0.01)
     assert daemons(os.getpid()) == []
@@ -87,7 +88,7 @@ def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", program, tmp_path / "share", tmp_path], stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANGS
     while not (found := daemons(process.pid)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -178,7 +179,7 @@ async def test_an_end_that_is_cancelled_is_an_end(tmp_path: Path) -> None:
     task = asyncio.create_task(use())
     await ready.wait()
     task.cancel()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while (tmp_path / "fs0").exists():  # noqa: ASYNC110 - until it is being ended
             await asyncio.sleep(0.001)
     task.cancel()

@@ -32,6 +32,7 @@ from tests.devices.virtio.blk_driver import contents, get_id, header, read, writ
 from tests.devices.virtio.net_guest import NetGuest, ready
 from tests.devices.virtio.test_blk_properties import SECTORS, Model, image_file
 from tests.devices.virtio.vsock.guest import CID, Guest
+from tests.limits import HANGS
 from tests.saving.stopped import move, pause
 
 # -- disks ---------------------------------------------------------------------------------------------------------------
@@ -173,7 +174,7 @@ async def test_a_request_that_the_host_holds_up_is_waited_for(tmp_path: Path, mo
         discard = DiskImage.discard
 
         def slow(image: DiskImage, extent: object, stop: object) -> int:
-            asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(30)
+            asyncio.run_coroutine_threadsafe(may_go.wait(), loop).result(HANGS)
             assert callable(stop)
             assert not stop()
             return discard(image, extent, stop)  # type: ignore[arg-type]
@@ -243,7 +244,7 @@ class _Wire:
 
     async def receive(self) -> bytes:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             if not self._stream:
                 return await loop.sock_recv(self._sock, 70000)
             while len(self._got) < 4 or len(self._got) < 4 + int.from_bytes(self._got[:4], "big"):

@@ -39,6 +39,7 @@ from aiovmm.machine.architecture import board_of_host
 from aiovmm.snapshot.directory import STATE, Written
 from aiovmm.snapshot.document import decode, encode
 from aiovmm.snapshot.restoring import open_source
+from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -163,7 +164,7 @@ async def test_a_paused_guest_stays_paused_and_one_that_waits_is_woken(tmp_path:
         await again.resume()
         await again.serial.send(b"abq")
         await again.serial.expect(rb"abq.*hello")
-        assert (await asyncio.wait_for(again.wait(), 20)).reason is ExitReason.SHUTDOWN
+        assert (await asyncio.wait_for(again.wait(), HANGS)).reason is ExitReason.SHUTDOWN
 
 
 async def test_a_restored_guest_that_resets_itself_boots_its_kernel(tmp_path: Path) -> None:

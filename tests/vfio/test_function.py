@@ -19,6 +19,7 @@ from aiovmm.pci.root import PciRoot
 from aiovmm.runtime.worker import Worker
 from aiovmm.testing.pci import ECAM_BASE
 from aiovmm.vfio import Container, HostDevice, VfioFunction
+from tests.limits import HANGS
 from tests.vfio.guest import ADDRESS, BASE, ECAM, MEM32, MEM64, Guest, Services, Slot, plug
 from tests.vfio.kernel import CONFIG, ERR, INTX, MSI, MSIX, PENDING, TABLE, FakeKernel, config_space
 
@@ -285,7 +286,7 @@ async def test_the_end_quiets_and_resets_the_device(guest: Guest) -> None:
 
 async def test_an_error_of_the_hardware_is_reported_once(guest: Guest) -> None:
     os.eventfd_write(guest.hardware.irqs[ERR][0], 1)
-    await asyncio.wait_for(guest.heard.wait(), 5)
+    await asyncio.wait_for(guest.heard.wait(), HANGS)
     os.eventfd_write(guest.hardware.irqs[ERR][0], 1)
     await asyncio.sleep(0)
     await asyncio.sleep(0)

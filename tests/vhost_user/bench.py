@@ -17,6 +17,7 @@ from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordedMsiLine, RecordingServ
 from aiovmm.vhost_user import VhostUserBackend
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena
+from tests.limits import HANGS
 
 _RAM = 32 << 20
 
@@ -86,7 +87,7 @@ class Guest:
         assert self.device.backend is not None
         return self.device.backend
 
-    async def broken(self, timeout: float = 10.0) -> Exception:
+    async def broken(self, timeout: float = HANGS) -> Exception:
         """Wait until the device asks for a reset; why."""
         async with asyncio.timeout(timeout):
             while not self.errors:  # noqa: ASYNC110 - what is waited for is an entry of a list

@@ -27,6 +27,7 @@ from aiovmm.vhost_user.payloads import ConfigSpace, InflightArea, Payload, Vring
 from aiovmm.vhost_user.protocol import F_PROTOCOL_FEATURES, BackendRequest, Flag, FrontendRequest, ProtocolFeature
 from aiovmm.vhost_user.sequences import Sequence, get_record, read_config, write_config
 from aiovmm.virtqueue.features import VERSION_1
+from tests.limits import HANGS
 from tests.pci.echo import until
 from tests.vhost_user.bench import Guest
 
@@ -296,7 +297,7 @@ async def test_a_flood_of_configuration_changes_is_read_one_at_a_time(path: Path
         fake.requests.sendall(notice * 100)
         got = 0
         fake.requests.setblocking(False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while got < 100 * 20:
                 got += len(await asyncio.get_running_loop().sock_recv(fake.requests, 4096))
         await until(lambda: reads == before + 1)
@@ -414,7 +415,7 @@ async def test_an_endless_conversation_ends_at_its_deadline(path: Path) -> None:
     async def good(channel: Channel, message: Message, sock: socket.socket) -> bool:
         return False
 
-    async with connection(path, good) as (opened, lost), asyncio.timeout(20):
+    async with connection(path, good) as (opened, lost), asyncio.timeout(HANGS):
         with pytest.raises(PeerError, match="did not answer GET_FEATURES within"):
             await opened.carry_out(endless())
         assert len(lost) == 1
@@ -433,7 +434,7 @@ async def test_a_back_end_that_reads_nothing_cannot_keep_a_reset(path: Path) -> 
             while True:
                 await opened.carry_out(write_config(0, bytes(200)))
 
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             with pytest.raises(PeerError, match=r"did not answer SET_CONFIG within 0\.3 s"):
                 await fill()
         assert len(lost) == 1

@@ -12,6 +12,7 @@ from aiovmm.pci.virtio_irq import ISR_QUEUE, IsrStatus, VirtioInterrupt
 from aiovmm.testing.pci import RecordingServices
 from aiovmm.vhost_user.lines import EventReader, call_fd
 from aiovmm.virtqueue.config import NO_VECTOR
+from tests.limits import HANGS
 
 
 class Lines:
@@ -56,6 +57,6 @@ async def test_without_msix_the_signal_reaches_the_isr_by_the_loop() -> None:
     fd = lines.call_fd()
     assert fd is not None
     os.eventfd_write(fd, 1)
-    await asyncio.wait_for(lines.changes.wait(), 10)
+    await asyncio.wait_for(lines.changes.wait(), HANGS)
     assert lines.isr.read(0, 1) == bytes([ISR_QUEUE])
     lines.close()

@@ -20,6 +20,7 @@ from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
+from tests.limits import HANGS
 
 QUEUES = QUEUES_A_BELL + 2
 
@@ -72,7 +73,7 @@ class Many(VirtioDevice):
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS):
         while not condition():  # noqa: ASYNC110 - what is waited for is in a ring
             await asyncio.sleep(0)
 

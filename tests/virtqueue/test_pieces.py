@@ -10,6 +10,7 @@ from aiovmm.errors import ChainError
 from aiovmm.memory import PAGE_SIZE
 from aiovmm.testing import Descriptor, Harness
 from aiovmm.virtqueue import Queue, VirtioDevice
+from tests.limits import HANGS
 from tests.virtqueue.pieces import IOVA, OnePageManyTimes
 
 LIMIT = 2048
@@ -67,7 +68,7 @@ async def test_the_loop_gets_its_turn_the_sooner_the_more_pieces_there_are(piece
             q.offer(0)
         q.kick()
         before = steps = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while len(device.seen) < 64:
                 await asyncio.sleep(0)
                 steps = max(steps, len(device.seen) - before)

@@ -15,6 +15,7 @@ from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.driver import NEXT, Arena, Descriptor, DriverQueue
 from aiovmm.virtqueue.features import RING_FEATURES, VERSION_1
 from aiovmm.virtqueue.queue import Queue
+from tests.limits import HANGS
 from tests.virtqueue.live import Live, turn
 
 
@@ -25,13 +26,13 @@ async def test_a_waiting_task_is_woken_by_a_kick(live: Live) -> None:
     assert not task.done()
     live.driver.add([b"x"])
     assert live.driver.kick()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         assert (await task).read_all() == b"x"
 
 
 async def test_chains_offered_before_activation_need_no_kick(live: Live) -> None:
     live.driver.add([b"x"])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         assert (await anext(live.activate())).read_all() == b"x"
 
 
@@ -55,7 +56,7 @@ async def test_a_cancelled_wait_leaves_the_queue_usable(live: Live) -> None:
         await asyncio.wait([task])
     live.driver.add([b"x"])
     live.driver.kick()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         assert (await anext(queue)).read_all() == b"x"
 
 
@@ -85,7 +86,7 @@ async def test_the_loop_gets_its_turn_from_a_guest_that_never_stops(live: Live) 
 
     live.driver.add([b"x"])
     task = asyncio.create_task(device())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         while turns < 50:
             await asyncio.sleep(0)
             turns += 1
@@ -329,7 +330,7 @@ async def test_a_device_can_wait_for_more_than_it_has_seen(live: Live) -> None:
         assert not task.done()
         live.driver.add([b"3"])
         assert live.driver.kick()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANGS):
             await task
         assert queue.pop_batch(Batch(8, 8)) == 3
         queue.close()
@@ -367,13 +368,13 @@ async def test_batches_wait_for_work(live: Live) -> None:
     for i in range(3):
         live.driver.add([b"%d" % i])
     live.driver.kick()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         assert (await task).count == 2  # as many as fit
         assert (await anext(batches)).count == 1
     default = asyncio.create_task(anext(queue.batches()))
     live.driver.add([b"x"])
     live.driver.kick()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(HANGS):
         assert (await default).count == 1
 
 

@@ -11,6 +11,7 @@ from aiovmm.bus import Space
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.virtqueue.driver import Arena
+from tests.limits import HANGS
 from tests.vm.guest import config, until
 
 __all__ = ["Driver", "five_devices", "start_drivers"]
@@ -52,7 +53,7 @@ class _Side:
 class Driver(VirtioPciDriver):
     """Of one device. Waits by looking."""
 
-    async def request(self, queue: int, readable: object = (), writable: object = (), timeout: float = 20.0) -> bytes:
+    async def request(self, queue: int, readable: object = (), writable: object = (), timeout: float = HANGS) -> bytes:
         """Offer one chain, wait until it is back, return what was written."""
         q = self.queues[queue]
         q.add(readable, writable)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiovmm import VM, CpusConfig, EventKind, MemoryConfig, PayloadConfig, VMConfig
 from tests.guests import build_kernel
+from tests.limits import HANGS
 
 __all__ = ["config", "counter", "counts_on", "event", "until"]
 
@@ -23,7 +24,7 @@ def config(does: str, cpus: int = 1, *, kernel: str = "kernel", **changes: Any) 
     return replace(base, **changes)
 
 
-async def until(condition: Callable[[], bool], timeout: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], timeout: float = HANGS) -> None:
     """Wait until the guest, or the monitor, has brought about `condition`."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -43,7 +44,7 @@ async def counts_on(vm: VM, by: int = 1) -> None:
     await until(lambda: (counter(vm) - seen) % (1 << 32) >= by)
 
 
-async def event(vm: VM, kind: EventKind, count: int = 1, timeout: float = 20.0) -> None:
+async def event(vm: VM, kind: EventKind, count: int = 1, timeout: float = HANGS) -> None:
     """Wait until there have been `count` events of a kind."""
     async with asyncio.timeout(timeout):
         async for seen in vm.events(from_start=True):

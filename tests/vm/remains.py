@@ -20,6 +20,7 @@ import pytest
 
 from aiovmm.runtime import crew
 from tests.host_threads import of_vcpus
+from tests.limits import HANGS
 
 __all__ = ["Remains", "own_temporary_directory"]
 
@@ -90,7 +91,7 @@ class Remains:
             frozenset(os.listdir(tempfile.gettempdir())),
         )
 
-    async def check(self, timeout: float = 5.0) -> None:
+    async def check(self, timeout: float = HANGS) -> None:
         """Assert that there is nothing more than there was; what is on its way out has `timeout` seconds."""
         deadline = time.monotonic() + timeout
         while (found := self._more()) and time.monotonic() < deadline:  # noqa: ASYNC110 (no event tells)

@@ -11,6 +11,7 @@ import pytest
 from aiovmm import VM, Event, EventKind, ExitReason, HostError, RebootPolicy, VMState
 from aiovmm.kvm import Kvm
 from aiovmm.runtime.quota import BURST
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event
 
 ENDS = {
@@ -175,7 +176,7 @@ async def test_a_guest_whose_exits_are_lost_has_ended_and_says_why() -> None:
         await vm.start()
         await other.start()
         vm.machine.exits._fail(MemoryError())
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
         assert status.reason is ExitReason.ERROR
         assert "exits of its were lost" in status.detail
         assert isinstance(status.error, HostError)

@@ -11,6 +11,7 @@ from aiovmm import VM, RngConfig
 from aiovmm.kvm import exitloop
 from aiovmm.pci.capabilities import VirtioCapType
 from aiovmm.virtqueue import bell
+from tests.limits import HANGS
 from tests.vm.drivers import Driver, start_drivers
 from tests.vm.guest import config, counts_on
 
@@ -30,7 +31,7 @@ async def ring_forever(vm: VM) -> Driver:
 
 async def echo(vm: VM, byte: bytes) -> None:
     vm.serial.write(byte)
-    assert await asyncio.wait_for(vm.serial.readexactly(1), 30) == byte
+    assert await asyncio.wait_for(vm.serial.readexactly(1), HANGS) == byte
 
 
 @pytest.mark.parametrize("does", ["e", "l"])

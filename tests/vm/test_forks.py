@@ -16,6 +16,7 @@ import pytest
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, MemoryConfig, NetConfig, PmemConfig, VMConfig
 from aiovmm.runtime.forks import keep_private, let_go
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on
 
 TAP = "aiovmmfork"
@@ -82,7 +83,7 @@ async def test_the_next_vm_gets_all_while_the_worker_lives(pool: ProcessPoolExec
             await vm.start()
             reader, writer = await asyncio.open_unix_connection(tmp_path / "console")
             await loop.run_in_executor(pool, os.getpid)  # the first time: forked now
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert await asyncio.wait_for(reader.read(), HANGS) == b""
         writer.close()
 
 

@@ -11,6 +11,7 @@ import pytest
 from aiovmm import VM, CpusConfig
 from aiovmm.errors import KvmError
 from aiovmm.kvm import Kvm
+from tests.limits import HANGS
 from tests.vm.guest import config
 
 SYS_HYPERV_CPUID = 191
@@ -18,7 +19,7 @@ KVM, HYPERV = b"KVMKVMKVM\0\0\0", b"Linux KVM Hv"
 
 
 async def read_line(vm: VM) -> bytes:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         return await vm.serial.readline()
 
 

@@ -18,6 +18,7 @@ import uvloop
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, DiskConfig, ExitReason, RngConfig, VMConfig, VsockConfig
 from tests.host_threads import of_vcpus
+from tests.limits import HANGS
 from tests.vm.drivers import start_drivers
 from tests.vm.guest import config, counts_on, until
 
@@ -66,7 +67,7 @@ def remains() -> Before:
 
 def check(before: Before, config: VMConfig) -> None:
     """There is nothing more than there was, once what is on its way out has gone."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + HANGS
     while remains() - before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not remains() - before

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aiovmm import VM, ConfigError, EventKind, ExitReason, LimitsConfig, RebootPolicy, StateError, VMState
 from aiovmm.machine.limits import IdleClock
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event, until
 
 
@@ -47,13 +48,13 @@ async def test_the_limit_of_exits_is_changed_while_it_runs_and_holds_over_resets
         seen = exits(vm)
         await asyncio.sleep(0.2)
         assert exits(vm) - seen <= 3
-        await asyncio.wait_for(vm.pause(), 10)
+        await asyncio.wait_for(vm.pause(), HANGS)
         await vm.resume()
         vm.set_limits(exits=None)
         await counts_on(vm, 1000)
     async with VM(config("n", limits=LimitsConfig(exits=1))) as vm:
         await vm.start()
-        await asyncio.wait_for(vm.kill(), 10)
+        await asyncio.wait_for(vm.kill(), HANGS)
     async with VM(config("r", on_reboot=RebootPolicy.RESTART, limits=LimitsConfig(exits=50))) as vm:
         await vm.start()
         await event(vm, EventKind.REBOOTED)
@@ -65,7 +66,7 @@ async def test_a_life_ends_when_it_is_over_and_a_neighbours_goes_on() -> None:
     async with VM(config("s", limits=LimitsConfig(lifetime=0.5))) as vm, VM(config("s")) as other:
         began = time.monotonic()
         await asyncio.gather(vm.start(), other.start())
-        status = await asyncio.wait_for(vm.wait(), 30)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
         assert time.monotonic() - began >= 0.5
         assert status.reason is ExitReason.LIFETIME
         assert not status.ok
@@ -83,7 +84,7 @@ async def test_a_life_ends_whatever_it_is_at(does: str) -> None:
         await vm.start()
         if does == "s":
             await vm.pause()
-        assert (await asyncio.wait_for(vm.wait(), 30)).reason is ExitReason.LIFETIME
+        assert (await asyncio.wait_for(vm.wait(), HANGS)).reason is ExitReason.LIFETIME
 
 
 @pytest.mark.kvm
@@ -95,7 +96,7 @@ async def test_a_life_is_made_longer_and_shorter_while_it_runs() -> None:
         assert vm.status is None
         vm._ending.power.began -= 1000.0  # so much longer ago
         vm.set_limits(lifetime=500.0)
-        assert (await asyncio.wait_for(vm.wait(), 30)).reason is ExitReason.LIFETIME
+        assert (await asyncio.wait_for(vm.wait(), HANGS)).reason is ExitReason.LIFETIME
         with pytest.raises(StateError, match="has ended"):
             vm.set_limits(lifetime=5.0)
 
@@ -117,14 +118,14 @@ async def test_who_does_nothing_ends_and_who_computes_or_talks_does_not() -> Non
                 await asyncio.sleep(0.02)
 
         talking = asyncio.create_task(talk())
-        status = await asyncio.wait_for(halts.wait(), 30)
+        status = await asyncio.wait_for(halts.wait(), HANGS)
         assert status.reason is ExitReason.IDLE
         assert status.detail == "it has done nothing for 2 s"
         await counts_on(computes)
         assert computes.status is None
         assert talks.status is None
         talking.cancel()
-        assert (await asyncio.wait_for(talks.wait(), 30)).reason is ExitReason.IDLE
+        assert (await asyncio.wait_for(talks.wait(), HANGS)).reason is ExitReason.IDLE
 
 
 @pytest.mark.kvm

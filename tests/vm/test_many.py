@@ -16,6 +16,7 @@ from aiovmm.kvm import Kvm
 from aiovmm.machine import Machine
 from aiovmm.runtime import admission
 from aiovmm.runtime.admission import ENDING
+from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -25,7 +26,7 @@ TURNS = 4000
 async def test_four_processors() -> None:
     async with VM(config("a4o", 4)) as vm:
         await vm.start()
-        assert (await asyncio.wait_for(vm.wait(), 20)).reason is ExitReason.SHUTDOWN
+        assert (await asyncio.wait_for(vm.wait(), HANGS)).reason is ExitReason.SHUTDOWN
         assert sorted(vm.serial.history) == sorted(b"abcE")
         assert vm.serial.history.endswith(b"E"), "which is printed when the others are there"
 
@@ -34,7 +35,7 @@ async def test_the_order_in_which_two_processors_print_is_the_guests() -> None:
     """They take turns under a lock of the guest's. Each byte is posted, so nobody waits for the loop between two turns."""
     async with VM(config("Ao", 2)) as vm:
         await vm.start()
-        assert (await asyncio.wait_for(vm.wait(), 30)).reason is ExitReason.SHUTDOWN
+        assert (await asyncio.wait_for(vm.wait(), HANGS)).reason is ExitReason.SHUTDOWN
         assert vm.serial.history == bytes(i & 0xFF for i in range(TURNS + 1))
 
 
@@ -65,15 +66,15 @@ async def test_guests_that_flood_leave_a_neighbour_its_turns(does: str) -> None:
         loop_turns = counter(neighbour)
         await asyncio.sleep(0)
         await until(lambda: counter(neighbour) > loop_turns + 500)
-        await asyncio.wait_for(asyncio.gather(*(vm.pause() for vm in floods)), 20)
-        await asyncio.wait_for(asyncio.gather(*(vm.resume() for vm in floods)), 20)
+        await asyncio.wait_for(asyncio.gather(*(vm.pause() for vm in floods)), HANGS)
+        await asyncio.wait_for(asyncio.gather(*(vm.resume() for vm in floods)), HANGS)
 
 
 async def test_one_vms_failure_is_its_own(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     async with VM(config("x")) as good, VM(config("u")) as bad:
         await asyncio.gather(good.start(), bad.start())
-        assert (await asyncio.wait_for(bad.wait(), 20)).reason is ExitReason.ERROR
+        assert (await asyncio.wait_for(bad.wait(), HANGS)).reason is ExitReason.ERROR
         await counts_on(good, 100)
         assert [e.kind async for e in bad.events(from_start=True)] == [EventKind.STARTED, EventKind.STOPPED]
         await event(good, EventKind.STARTED)

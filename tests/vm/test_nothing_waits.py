@@ -24,6 +24,7 @@ from aiovmm import (
 from aiovmm.config.disk import ImageType
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.machine.power import Power
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on
 
 Work = Coroutine[Any, Any, Any]
@@ -31,7 +32,7 @@ Work = Coroutine[Any, Any, Any]
 
 async def ended(vm: VM) -> tuple[ExitStatus, Event]:
     """How, as whoever waits hears it, and the last event."""
-    status = await asyncio.wait_for(vm.wait(), 20)
+    status = await asyncio.wait_for(vm.wait(), HANGS)
     events = [event async for event in vm.events(from_start=True)]
     assert events[-1].kind is EventKind.STOPPED
     assert vm.serial.closed
@@ -60,10 +61,10 @@ async def test_who_asks_a_guest_for_a_connection_hears_that_it_has_ended() -> No
         await vm.start()
         await asyncio.wait(waiting, timeout=0.01)
         vm.serial.write(b"q")
-        await asyncio.wait_for(vm.wait(), 20)
+        await asyncio.wait_for(vm.wait(), HANGS)
         for attempt in (*waiting, vm.vsock.connect(7, timeout=None)):
             with pytest.raises(StateError, match="powered off by ACPI"):
-                await asyncio.wait_for(attempt, 20)
+                await asyncio.wait_for(attempt, HANGS)
     with pytest.raises(StateError, match="powered off by ACPI"):
         await vm.vsock.connect(7)
 
@@ -122,7 +123,7 @@ async def test_a_console_that_fails_in_its_end_keeps_nobody_from_hearing(monkeyp
 async def test_waiting_for_a_vm_that_was_never_entered() -> None:
     vm = VM(config("s"))
     with pytest.raises(StateError, match="never entered"):
-        await asyncio.wait_for(vm.wait(), 10)
+        await asyncio.wait_for(vm.wait(), HANGS)
     assert (await vm.kill("unused")).detail == "unused"
     assert (await vm.wait()).reason is ExitReason.KILLED
 
@@ -216,7 +217,7 @@ async def test_what_devices_offer_is_refused_on_another_loop(name: str, tmp_path
         vm = VM(config("s", disks=(DiskConfig(path=image, image_type=ImageType.RAW),), vsock=VsockConfig()))
         loop.run_until_complete(vm.__aenter__())
         try:
-            other.run_until_complete(asyncio.wait_for(DEVICES[name](vm), 10))
+            other.run_until_complete(asyncio.wait_for(DEVICES[name](vm), HANGS))
         except Exception as exc:
             return exc
         finally:
@@ -234,7 +235,7 @@ async def test_what_the_error_says_works(running: VM) -> None:
     loop = asyncio.get_running_loop()
 
     def kill() -> ExitStatus:
-        return asyncio.run_coroutine_threadsafe(running.kill("from a thread"), loop).result(20)
+        return asyncio.run_coroutine_threadsafe(running.kill("from a thread"), loop).result(HANGS)
 
     assert (await asyncio.to_thread(kill)).detail == "from a thread"
 

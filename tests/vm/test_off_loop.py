@@ -30,6 +30,7 @@ from aiovmm.errors import StateError
 from aiovmm.kvm import Kvm, Vcpu, VmFd
 from aiovmm.machine import assembly
 from aiovmm.memory import GuestMemory
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event
 
 pytestmark = pytest.mark.kvm
@@ -137,7 +138,7 @@ async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instru
     async with VM(config("r" if resets else "x", cpus=8, on_reboot=RebootPolicy.RESTART)) as vm:
         with contextlib.nullcontext() if resets else pytest.raises(StateError):
             await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
         await asyncio.gather(*killed)
     assert (status.reason, status.detail) == (ExitReason.KILLED, "in the middle")
     assert lives == resets + 1
@@ -159,5 +160,5 @@ async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: py
     monkeypatch.setattr(Vcpu, "start", noted)
     async with VM(config("r" if resets else "x", cpus=8, on_reboot=RebootPolicy.RESTART)) as vm:
         await vm.start()
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
     assert (status.reason, status.detail) == (ExitReason.ERROR, "vCPU 5: broken")

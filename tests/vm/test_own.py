@@ -40,6 +40,7 @@ from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.errors import ConfigError
 from aiovmm.testing import Harness
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event
 
 
@@ -78,7 +79,7 @@ async def test_a_debug_exit_ends_the_guest_with_its_own_words(monkeypatch: pytes
         await vm.start()
         await counts_on(vm)
         vm.machine.bus.write(Space.PIO, 0x700, b"\x03")
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
     assert (status.reason, status.detail) == (ExitReason.SHUTDOWN, "debug exit with 3")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from aiovmm import VM, ConsoleConfig, ConsoleMode, EventKind, ExitReason, HostError, StateError
 from aiovmm.errors import ConfigError
+from tests.limits import HANGS
 from tests.vm.guest import config, event
 
 
@@ -22,10 +23,10 @@ async def test_a_socket_is_there_from_entering_to_the_end(tmp_path: Path) -> Non
         assert vm.serial.place == str(path)
         reader, writer = await asyncio.open_unix_connection(path)
         await vm.start()
-        assert await asyncio.wait_for(reader.readexactly(6), 20) == b"hello\n"
+        assert await asyncio.wait_for(reader.readexactly(6), HANGS) == b"hello\n"
         await vm.serial.expect(rb"hello", timeout=20)
         await vm.kill()
-        assert await asyncio.wait_for(reader.read(), 20) == b""
+        assert await asyncio.wait_for(reader.read(), HANGS) == b""
         writer.close()
     assert not path.exists()
     assert vm.serial.place == ""
@@ -48,7 +49,7 @@ async def test_a_file_has_all_that_was_said_when_the_block_is_left(tmp_path: Pat
     path = tmp_path / "log"
     async with VM(config("ho", serial=ConsoleConfig(ConsoleMode.FILE, path))) as vm:
         await vm.start()
-        await asyncio.wait_for(vm.wait(), 20)
+        await asyncio.wait_for(vm.wait(), HANGS)
     assert path.read_bytes() == b"hello\n"
 
 
@@ -97,7 +98,7 @@ async def test_a_console_that_is_off_refuses_what_would_never_come() -> None:
                 console.readline(),
             ):
                 with pytest.raises(StateError, match=f"has no {option}"):
-                    await asyncio.wait_for(waits, 10)
+                    await asyncio.wait_for(waits, HANGS)
             assert console.history == b""
     assert vm.serial.closed
 

@@ -17,6 +17,7 @@ import pytest
 
 from aiovmm import VM, ExitReason, Pool, PoolEventKind, VMConfig, VMState
 from aiovmm.errors import ImageError, StateError, UsageError
+from tests.limits import HANGS
 from tests.vm.guest import config, until
 from tests.vm.remains import Remains
 
@@ -214,7 +215,7 @@ async def test_a_guest_that_comes_in_the_instant_of_a_cancellation_goes_to_the_n
             await until(lambda: pool.stats().waiting == 2)
         await until(lambda: pool.stats().waiting == 1)
         first.cancel()
-        await asyncio.wait_for(second, 20)
+        await asyncio.wait_for(second, HANGS)
         assert first.cancelled() or first.done()
 
 
@@ -263,7 +264,7 @@ async def test_draining_lets_users_finish_and_gives_nobody_another(workers: int)
         assert not draining.done()
         done.set()
         await user
-        await asyncio.wait_for(draining, 20)
+        await asyncio.wait_for(draining, HANGS)
         with pytest.raises(StateError, match="being drained"):
             await _use(pool)
 

@@ -31,6 +31,7 @@ from aiovmm.errors import ConfigError, ConsoleEnded, HostError, ImageError, Stat
 from aiovmm.pool.workers import process, remote_input
 from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.pool.workers.remote_vm import RemoteVM
+from tests.limits import HANGS
 from tests.vm.guest import event, until
 from tests.vm.remains import Remains
 from tests.vm.test_pool import guests, lives
@@ -121,7 +122,7 @@ async def test_a_worker_that_is_killed_takes_its_guests_with_it_and_nobody_elses
             assert remote(one).worker != remote(other).worker
             waiting = asyncio.create_task(one.serial.expect(b"never"))
             os.kill(pid_of(one), signal.SIGKILL)
-            status = await asyncio.wait_for(one.wait(), 20)
+            status = await asyncio.wait_for(one.wait(), HANGS)
             assert status.reason is ExitReason.ERROR
             assert "was killed by signal 9" in status.detail
             assert isinstance(status.error, WorkerLost)

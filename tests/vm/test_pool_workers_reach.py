@@ -35,6 +35,7 @@ from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.pool.workers.remote_vm import RemoteVM
 from aiovmm.stats.prometheus import VMCollector
 from tests.agent.conftest import Guest, guest  # noqa: F401 - a fixture
+from tests.limits import HANGS
 from tests.vm.guest import until
 from tests.vm.remains import Remains
 from tests.vm.test_pool import guests, here_and_there, lives
@@ -233,7 +234,7 @@ async def test_the_agent_of_a_guest_in_a_worker(
         port = await vm.forward(str(guest.path))  # whatever listens there: the agent itself
         assert isinstance(port, int)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        assert b"aiovmmAG" in await asyncio.wait_for(reader.read(64), 20)
+        assert b"aiovmmAG" in await asyncio.wait_for(reader.read(64), HANGS)
         writer.close()
         running = asyncio.create_task(vm.run(["sleep", "60"]))
         await guest.busy()

@@ -36,6 +36,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.pci import virtio
 from aiovmm.runtime.prepared import Prepared
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.remains import Remains
 
@@ -369,7 +370,7 @@ async def test_so_is_one_that_a_reset_meets(
         with monkeypatch.context() as patch:
             patch.setattr(*step, meets_it)
             vm.serial.write(b"q")
-            status = await asyncio.wait_for(vm.wait(), 20)
+            status = await asyncio.wait_for(vm.wait(), HANGS)
     assert status.reason is ExitReason.ERROR
     assert isinstance(status.error, HostError)
     assert status.error.errno == number
@@ -400,7 +401,7 @@ async def test_any_step_of_a_reset_may_fail(
             nothing_prepared(patch)
             patch.setattr(owner, step, refuse)
             vm.serial.write(b"q")
-            status = await asyncio.wait_for(vm.wait(), 20)
+            status = await asyncio.wait_for(vm.wait(), HANGS)
         assert status.reason is ExitReason.ERROR
         assert "could not be reset" in status.detail
         assert isinstance(status.error, HostError)
@@ -413,7 +414,7 @@ async def test_an_error_of_ours_ends_the_vm_and_nobody_waits_forever(monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(x86_64, "setup_linux", lambda *_: 1 / 0)
             vm.serial.write(b"q")
-            status = await asyncio.wait_for(vm.wait(), 20)
+            status = await asyncio.wait_for(vm.wait(), HANGS)
         assert isinstance(status.error, ZeroDivisionError)
 
 

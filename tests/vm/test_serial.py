@@ -12,6 +12,7 @@ import pytest
 
 from aiovmm import VM, ConsoleEnded, ExitReason, StateError
 from aiovmm.console.input import HIGH_WATER
+from tests.limits import HANGS
 from tests.vm.guest import config, counts_on
 
 MIB = 1 << 20
@@ -52,7 +53,7 @@ async def test_input_arrives_whole_once_the_guest_reads() -> None:
     async with VM(config("eo")) as vm:
         await vm.start()
         await vm.serial.send(data)
-        await asyncio.wait_for(vm.wait(), 30)
+        await asyncio.wait_for(vm.wait(), HANGS)
         assert vm.serial.history == data
 
 

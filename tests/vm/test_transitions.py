@@ -10,6 +10,7 @@ import pytest
 from aiovmm import VM, EventKind, ExitReason, RebootPolicy, StateError, UsageError, VMState
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine import assembly
+from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on, event, until
 
 
@@ -101,7 +102,7 @@ async def test_stop_of_a_guest_that_cannot_heed_it_does_not_wait(state: str) -> 
         if state == "paused":
             await vm.start()
             await vm.pause()
-        status = await asyncio.wait_for(vm.stop(timeout=1000), 10)
+        status = await asyncio.wait_for(vm.stop(timeout=1000), HANGS)
     assert status.reason is ExitReason.KILLED
     assert state in status.detail
 
@@ -180,7 +181,7 @@ async def test_a_pause_that_waits_for_a_device_can_be_cancelled_or_cut_short_by_
                 await counts_on(vm)
                 await vm.pause()
             else:
-                await asyncio.wait_for(vm.kill(), 10)
+                await asyncio.wait_for(vm.kill(), HANGS)
                 with pytest.raises(StateError):
                     await pausing
         never.clear()
@@ -216,7 +217,7 @@ async def test_an_end_during_a_reset(act: Act, build: int, monkeypatch: pytest.M
         ending = asyncio.ensure_future(act(vm))
         await asyncio.sleep(0)
         go_on.set()
-        await asyncio.wait_for(ending, 10)
+        await asyncio.wait_for(ending, HANGS)
         status = await vm.wait()
         assert status.reason is ExitReason.KILLED
     assert (await kinds(vm))[-1] is EventKind.STOPPED
@@ -248,7 +249,7 @@ async def test_the_button_pressed_in_a_reset_is_pressed_for_the_next_life() -> N
         vm.shutdown()
         await event(vm, EventKind.REBOOTED)
         vm.serial.write(b"q")
-        status = await asyncio.wait_for(vm.wait(), 20)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
         assert status.reason is ExitReason.SHUTDOWN
 
 
@@ -287,7 +288,7 @@ async def test_killed_by_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(control, "write", lambda offset, data: kill())
         await vm.start()
         vm.serial.write(b"q")
-        assert (await asyncio.wait_for(vm.wait(), 20)).detail == "by its device"
+        assert (await asyncio.wait_for(vm.wait(), HANGS)).detail == "by its device"
 
 
 @pytest.mark.parametrize("timeout", [float("nan"), "5"])
@@ -295,6 +296,6 @@ async def test_stop_with_a_time_out_that_is_none_presses_no_button(timeout: floa
     async with VM(config("s")) as vm:
         await vm.start()
         with pytest.raises(UsageError, match="is not a number of seconds"):
-            await asyncio.wait_for(vm.stop(timeout), 10)
+            await asyncio.wait_for(vm.stop(timeout), HANGS)
         await counts_on(vm)
         assert EventKind.POWER_BUTTON not in [event.kind for event in vm._journal._stream.history]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aiovmm.bus import Policy
 from aiovmm.devices.hotplug.slots import SEGMENT_SIZE, SlotRegisters
 from aiovmm.errors import SnapshotError
+from tests.limits import HANGS
 
 SEGMENTS = 3
 segments, slots = st.integers(0, SEGMENTS - 1), st.integers(1, 31)
@@ -121,7 +122,7 @@ async def test_the_guests_write_waits_for_all_that_it_ejects() -> None:
         await asyncio.sleep(0)
         assert not task.done()
         gate.set()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, HANGS)
     assert registers.write(0, b"\xff" * 4) is None
 
 

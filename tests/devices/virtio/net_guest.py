@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from aiovmm.devices.virtio.net import NetDevice
 from aiovmm.virtqueue.driver import Used
 from aiovmm.virtqueue.harness import Harness
+from tests.limits import HANGS
 
 HEADER = struct.Struct("<BBHHHHH")  # struct virtio_net_hdr_v1
 CONTROL_OK, CONTROL_ERR = b"\0", b"\1"
@@ -41,7 +42,7 @@ class Packet:
     frame: bytes
 
 
-async def until(condition: Callable[[], object], timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = HANGS) -> None:
     """Wait for what no interrupt tells."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - what is waited for is outside of the program
@@ -85,7 +86,7 @@ class NetGuest:
         self.rx.kick()
         return n
 
-    async def receive(self, timeout: float = 10.0) -> Packet:
+    async def receive(self, timeout: float = HANGS) -> Packet:
         """The next packet. Buffers are posted anew."""
         first = await self._next(timeout)
         header = Header(*HEADER.unpack_from(first.data))

@@ -21,6 +21,7 @@ from aiovmm.errors import ChainError, ConfigError, GuestFault, StateError, Usage
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.features import RING_FEATURES
+from tests.limits import HANGS
 
 MIB = 1 << 20
 RAM = 64 * MIB
@@ -116,13 +117,13 @@ async def test_the_guest_is_asked_and_says_what_it_gave() -> None:
     async with Harness(device) as h:
         assert device.read_config(0, 8) == struct.pack("<II", 4 * MIB // PAGE, 0)
         resizing = asyncio.create_task(device.resize(8 * MIB))
-        await asyncio.wait_for(h.config_irq.wait(), 10)
+        await asyncio.wait_for(h.config_irq.wait(), HANGS)
         assert device.read_config(0, 4) == struct.pack("<I", 8 * MIB // PAGE)
         device.write_config(4, struct.pack("<I", 1024))
         await asyncio.sleep(0)
         assert not resizing.done()
         device.write_config(4, struct.pack("<I", 8 * MIB // PAGE))
-        await asyncio.wait_for(resizing, 10)
+        await asyncio.wait_for(resizing, HANGS)
         assert device.actual == device.target == 8 * MIB
         with pytest.raises(TimeoutError, match="the guest gives 8388608 bytes and not 0"):
             await device.resize(0, timeout=0.01)

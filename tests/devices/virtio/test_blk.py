@@ -23,6 +23,7 @@ from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
 from aiovmm.virtqueue.features import RING_FEATURES
 from aiovmm.virtqueue.status import Effect
 from tests.devices.virtio.blk_driver import allocated, contents, get_id, header, read, segments, submit, write
+from tests.limits import HANGS
 
 SIZE = 1 << 20
 KINDS = [IoKind.URING, IoKind.THREADS]
@@ -485,7 +486,7 @@ async def test_write_through_makes_stable_what_was_written_before(
             disk.write_config(32, b"\0")
             disk.write_config(32, b"\1")
         disk.write_config(32, b"\0")
-        await asyncio.wait_for(flushes.get(), 10)
+        await asyncio.wait_for(flushes.get(), HANGS)
         assert disk._engine is not None
         assert disk._engine.threads(None).waiting <= 1
         monkeypatch.setattr(image, "flush", lambda: errno.EIO)
@@ -515,12 +516,12 @@ async def test_the_switch_to_write_through_ends_with_its_flush(
         await asyncio.to_thread(started.wait, 10)
         assert not waiting.done(), "what was written is not stable yet"
         go_on.set()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, HANGS)
         monkeypatch.setattr(image, "flush", lambda: errno.EIO)
         disk.write_config(32, b"\1")
         switched = disk.write_config(32, b"\0")
         assert switched is not None
-        await asyncio.wait_for(asyncio.ensure_future(switched), 10)  # a device that broke keeps no processor waiting
+        await asyncio.wait_for(asyncio.ensure_future(switched), HANGS)  # a device that broke keeps no processor waiting
         assert isinstance(await h.broken(), HostError)
 
 
@@ -588,7 +589,7 @@ async def test_reset_does_not_wait_for_what_takes_long(disk: BlkDevice, monkeypa
             h.queues[0].add([header(Request.WRITE_ZEROES), payload], [1])
         h.queues[0].kick()
         await asyncio.to_thread(started.wait, 10)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             await h.reset()
         assert chunks
         await h.start()
@@ -615,7 +616,7 @@ async def test_reset_cancels_reads_and_writes(tmp_path: Path, kind: IoKind) -> N
             q.kick()
             while not disk._disk.in_flight:  # noqa: ASYNC110 - native code has no event for it
                 await asyncio.sleep(0)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS):
                 await h.reset()
             await h.start()
         assert await read(h, 1 << 20, 512) == bytes(512)

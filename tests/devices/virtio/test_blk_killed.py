@@ -19,6 +19,7 @@ from aiovmm.errors import HostError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import read
 from tests.devices.virtio.overlay.test_crash import SECTORS, opened, run_and_kill, versions
+from tests.limits import HANGS
 
 WRITER = """
 import asyncio, random, sys
@@ -74,7 +75,7 @@ async def content(base: Path | None, top: Path) -> bytes:
     if base is not None:
         image: DiskImage = await opened(base, top)
     else:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(HANGS):
             while True:
                 try:
                     image = DiskImage.open(top)

@@ -17,6 +17,7 @@ from aiovmm.native import ffi, lib
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
 from tests.devices.virtio.blk_driver import header, read
+from tests.limits import HANGS
 from tests.virtqueue.pieces import IOVA, OnePageManyTimes
 
 PIECES = 16000  # 62.5 MiB: a request that the disk serves
@@ -124,7 +125,7 @@ async def test_a_chain_in_more_pieces_than_the_largest_request_has_breaks_the_de
     h.device_memory = OnePageManyTimes(h.memory, 0x300000, 20000)
     async with h:
         offer(h, 1, 20000)
-        error = await asyncio.wait_for(h.broken(), 10)
+        error = await asyncio.wait_for(h.broken(), HANGS)
         assert isinstance(error, ChainError)
         assert "pieces" in str(error)
         await h.reset()

@@ -26,6 +26,7 @@ from aiovmm.native import ffi, lib
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import header, read, submit, write
+from tests.limits import HANGS
 
 SIZE = 1 << 16
 
@@ -84,7 +85,7 @@ def offer(h: Harness, count: int = 1) -> None:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while not condition():  # noqa: ASYNC110 - native code has no event for it
             await asyncio.sleep(0)
 
@@ -173,7 +174,7 @@ async def test_a_disk_that_hangs_holds_up_nobody_and_its_reset_cancels_its_own_r
             await until(lambda: reset.device._disk.in_flight == waits.device._disk.in_flight == 40)  # type: ignore[attr-defined]
             for _ in range(3):
                 assert await read(works, 0, 4096) == b"\3" * 4096
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS):
                 await reset.reset()
             assert waits.queues[0].poll() == []
             os.write(writer, b"w" * 40 * 512)
@@ -190,7 +191,7 @@ async def test_overlays_of_one_base_do_not_cancel_each_others_reads(tmp_path: Pa
             offer(one)
             offer(other)
             await until(lambda: one.device._disk.in_flight and other.device._disk.in_flight)  # type: ignore[attr-defined]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(HANGS):
                 await other.reset()
             other.device._disk.fd = file  # type: ignore[attr-defined]
             assert one.queues[0].poll() == []
@@ -224,7 +225,7 @@ async def test_more_than_the_kernel_takes_at_once_waits_and_none_is_lost(
             await until(lambda: disks[2].device._disk.in_flight == 128 - 80)  # type: ignore[attr-defined]
         finally:
             ring.fd = fd
-        await asyncio.wait_for(resetting, 20)
+        await asyncio.wait_for(resetting, HANGS)
         for number, h in enumerate(disks[:2]):
             count = h.queues[0].outstanding
             answers = {used.data for used in await h.queues[0].used(count)}
@@ -270,7 +271,7 @@ async def test_where_the_kernel_takes_nothing_any_more_threads_do_it_and_everybo
                     h.queues[0].add([header(Request.FLUSH)], [1])
                 h.queues[0].kick()
                 await until(lambda h=h: h.device._disk.in_flight == 16 + flushes)
-            await asyncio.wait_for(reset.reset(), 20)
+            await asyncio.wait_for(reset.reset(), HANGS)
             assert {used.data for used in await busy.queues[0].used(16 + flushes)} - {b"\0"} == {b"\4" * 512 + b"\0"}
             assert await read(idle, 0, 512) == b"\6" * 512
             await reset.start()
@@ -300,7 +301,7 @@ async def test_all_requests_are_cancelled_however_many_completions_of_others_lie
             uring = stops.device._disk.ring.uring  # type: ignore[attr-defined]
             for writer in writers:
                 os.write(writer, b"w" * 40 * 512)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + HANGS
             while uring.cq_ktail[0] - uring.cq_head < 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.001)  # noqa: ASYNC251 - and the loop takes none in
@@ -321,7 +322,7 @@ async def test_a_request_that_is_cancelled_and_nobody_asked_for_it_is_done_all_t
             service = h.device._service  # type: ignore[attr-defined]
             h.device._disk.fd = file  # type: ignore[attr-defined]
             service.heed(service._queues[0].cancel())
-            (used,) = await asyncio.wait_for(h.queues[0].used(), 20)
+            (used,) = await asyncio.wait_for(h.queues[0].used(), HANGS)
         assert used.data == b"\1" * 512 + b"\0"
         assert not h.reported
 
@@ -342,7 +343,7 @@ async def test_a_flood_of_one_disk_leaves_the_others_their_turns(tmp_path: Path)
             assert await submit(works, Request.FLUSH) == (0, b"")
             assert await read(works, sector, 512) == bytes([sector]) * 512
         done.set()
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, HANGS)
 
 
 async def test_what_fails_for_one_disk_is_not_another_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,7 +423,7 @@ async def test_what_fails_for_a_disk_that_is_kicked_costs_no_other_its_answers(
             with pytest.raises(OSError, match="no interrupts"):
                 service._queues[0]._turn()  # before the loop hears of it
             monkeypatch.undo()
-            (used,) = await asyncio.wait_for(waits.queues[0].used(), 20)
+            (used,) = await asyncio.wait_for(waits.queues[0].used(), HANGS)
             assert used.data == b"w" * 512 + b"\0"
 
 

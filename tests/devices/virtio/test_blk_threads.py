@@ -16,6 +16,7 @@ from aiovmm.devices.virtio.blk.protocol import Request
 from aiovmm.errors import HostError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import read, segments, submit
+from tests.limits import HANGS
 
 
 def refuse(thread: threading.Thread) -> None:
@@ -49,7 +50,7 @@ async def test_requests_fail_and_the_next_is_served(
             for _ in range(3):
                 assert (await submit(h, kind, 0, data, room))[0] is Status.IOERR
             assert disk._disk.in_flight == 0
-            await asyncio.wait_for(h.reset(), 10)
+            await asyncio.wait_for(h.reset(), HANGS)
             await h.start()
         assert len(await read(h, 0, 512)) == 512
         assert disk.counters.errors == 3
@@ -77,7 +78,7 @@ async def test_a_thread_that_there_is_does_the_work_of_one_that_cannot_be_had(mo
         second = engine.submit(done.append, "later")
     assert not second.done()
     go.set()
-    await asyncio.wait_for(asyncio.gather(first, second), 10)
+    await asyncio.wait_for(asyncio.gather(first, second), HANGS)
     engine.close()
     assert done == ["later"]
 
@@ -95,7 +96,7 @@ async def test_a_fault_of_ours_in_handing_work_over_breaks_the_device_and_a_rese
             assert (await submit(h, kind, 0, data))[0] is Status.IOERR
             assert isinstance(await h.broken(), ZeroDivisionError)
         assert disk._disk.in_flight == 0
-        await asyncio.wait_for(h.reset(), 10)
+        await asyncio.wait_for(h.reset(), HANGS)
         await h.start()
         assert len(await read(h, 0, 512)) == 512
 

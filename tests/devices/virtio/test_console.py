@@ -23,6 +23,7 @@ from aiovmm.memory import PAGE_SIZE
 from aiovmm.testing import Descriptor, Harness
 from aiovmm.virtqueue.config import QueuePosition
 from aiovmm.virtqueue.driver import NEXT, WRITE
+from tests.limits import HANGS
 from tests.virtqueue.pieces import IOVA, OnePageManyTimes
 
 RX, TX = 0, 1
@@ -46,7 +47,7 @@ def offer(h: Harness, count: int, size: int = 4096) -> None:
 async def received(h: Harness, size: int, *, refill: int = 0) -> bytes:
     """What the driver gets, giving each buffer back at once if `refill` is its size."""
     data = b""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while len(data) < size:
             for used in await h.queues[RX].used():
                 data += used.data
@@ -189,7 +190,7 @@ async def test_a_chain_is_back_before_its_output_is_looked_at() -> None:
         h.queues[TX].add([b"a"])
         h.queues[TX].add([b"b"])
         h.queues[TX].kick()
-        await asyncio.wait_for(printed.wait(), 5)
+        await asyncio.wait_for(printed.wait(), HANGS)
     assert seen == [2]
 
 
@@ -202,7 +203,7 @@ async def test_overlapping_descriptors_are_printed_in_bounded_pieces_with_the_lo
         q.add_raw([Descriptor(0x300000, 1 << 20, NEXT, i + 1) for i in range(99)] + [Descriptor(0x300000, 1 << 20)])
         q.kick()
         turns = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while not q.poll():
                 await asyncio.sleep(0)
                 turns += 1
@@ -238,7 +239,7 @@ async def test_input_for_many_buffers_is_one_interrupt() -> None:
             await asyncio.sleep(0)
         data = os.urandom(32 * 64)
         pair.console.write(data)
-        await asyncio.wait_for(h.queues[RX].irq.wait(), 5)
+        await asyncio.wait_for(h.queues[RX].irq.wait(), HANGS)
         assert b"".join(used.data for used in h.queues[RX].poll()) == data
         assert h.queues[RX].irq.pulses == 1
 
@@ -445,10 +446,10 @@ async def test_the_size_and_its_change_are_told() -> None:
     pair = Pair()
     assert pair.device.read_config(0, 12) == struct.pack("<HHII", 80, 24, 1, 0)
     async with Harness(pair.device) as h:
-        await asyncio.wait_for(h.config_irq.wait(), 5)  # Linux does not look at the size before
+        await asyncio.wait_for(h.config_irq.wait(), HANGS)  # Linux does not look at the size before
         h.config_irq.clear()
         pair.console.resize(132, 43)
-        await asyncio.wait_for(h.config_irq.wait(), 5)
+        await asyncio.wait_for(h.config_irq.wait(), HANGS)
         assert struct.unpack("<HH", pair.device.read_config(0, 4)) == (132, 43)
         pair.console.resize(132, 43)
         assert h.config_irq.pulses == 2

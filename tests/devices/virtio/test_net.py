@@ -21,6 +21,7 @@ from aiovmm.virtqueue.driver import WRITE, Descriptor
 from aiovmm.virtqueue.features import RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import CONTROL_ERR, CONTROL_OK, Header, NetGuest, ready, until
+from tests.limits import HANGS
 
 MAC = bytes.fromhex("2e0000000001")
 CONTROL = 2
@@ -415,7 +416,7 @@ async def test_an_announcement_is_asked_for_and_acknowledged() -> None:
     async with card() as (harness, device, _):
         harness.config_irq.clear()
         device.announce()
-        await asyncio.wait_for(harness.config_irq.wait(), 10)
+        await asyncio.wait_for(harness.config_irq.wait(), HANGS)
         assert device.read_config(6, 2) == b"\3\0"
         assert await control(harness, b"\3\0") == CONTROL_OK
         assert device.read_config(6, 2) == b"\1\0"
@@ -430,7 +431,7 @@ async def test_the_link_goes_down_and_up_again() -> None:
         guest.fill()
         harness.config_irq.clear()
         device.link = False
-        await asyncio.wait_for(harness.config_irq.wait(), 10)
+        await asyncio.wait_for(harness.config_irq.wait(), HANGS)
         assert device.read_config(6, 2) == b"\0\0"
         peer.send(bytes(12) + FRAME)
         await guest.send(FRAME)
@@ -438,7 +439,7 @@ async def test_the_link_goes_down_and_up_again() -> None:
         assert device.counters.tx_dropped == 1
         harness.config_irq.clear()
         device.link = True
-        await asyncio.wait_for(harness.config_irq.wait(), 10)
+        await asyncio.wait_for(harness.config_irq.wait(), HANGS)
         assert device.read_config(6, 2) == b"\1\0"
         peer.send(bytes(12) + FRAME[::-1])
         assert (await guest.receive()).frame == FRAME[::-1]

@@ -19,6 +19,7 @@ from aiovmm.errors import HostError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
 from tests.devices.virtio.test_net_tap import checksum
+from tests.limits import HANGS
 
 MAC = bytes.fromhex("2e0000000042")
 needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is not installed (apt-get install passt)")
@@ -96,5 +97,5 @@ async def test_a_program_that_reaps_whatever_ends_can_close_it(tmp_path: Path) -
     assert backend.pid is not None
     os.kill(backend.pid, signal.SIGKILL)
     os.waitpid(backend.pid, 0)  # noqa: ASYNC222 - it ends at once
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         await backend.close()

@@ -15,6 +15,7 @@ from aiovmm.devices.virtio.net import features as f
 from aiovmm.virtqueue.features import RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, random_cuts, ready, until
+from tests.limits import HANGS
 
 KINDS = {
     "seqpacket with headers": (socket.SOCK_SEQPACKET, True),
@@ -162,7 +163,7 @@ async def test_sending(name: str, sizes: list[int], indirect: bool, start: int, 
                 if rand.random() < 0.5:
                     guest.tx.kick()
             guest.tx.kick(force=True)
-            await asyncio.wait_for(collector, 10)
+            await asyncio.wait_for(collector, HANGS)
             assert got == frames
             await guest.tx.used(guest.tx.outstanding)
             assert device.counters.tx_packets == len(frames)

@@ -28,6 +28,7 @@ from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio import netns
 from tests.devices.virtio.net_guest import CONTROL_ERR, CONTROL_OK, Header, NetGuest, ready, until
+from tests.limits import HANGS
 
 HOST = "10.77.0.1"
 GUEST = "10.77.0.2"
@@ -139,7 +140,7 @@ async def test_checksums_are_left_to_the_other_side_both_ways() -> None:
             sock.bind((HOST, 7000))
             sock.setblocking(False)
             sock.sendto(b"from the host", (GUEST, 7777))
-            header, payload = await asyncio.wait_for(stack.udp.get(), 10)
+            header, payload = await asyncio.wait_for(stack.udp.get(), HANGS)
             assert payload == b"from the host"
             assert (header.flags, header.csum_start, header.csum_offset) == (1, 34, 6)
             await stack.guest.send(
@@ -157,7 +158,7 @@ async def test_a_guest_that_takes_no_checksums_gets_finished_packets() -> None:
         task = asyncio.ensure_future(stack.run())
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"payload", (GUEST, 7777))
-            header, payload = await asyncio.wait_for(stack.udp.get(), 10)
+            header, payload = await asyncio.wait_for(stack.udp.get(), HANGS)
         task.cancel()
         assert payload == b"payload"
         assert header == Header(num_buffers=1)
@@ -172,7 +173,7 @@ async def test_offloads_are_switched_off_at_run_time() -> None:
         assert await harness.request(2, [b"\5\0" + bytes(8)], [1]) == CONTROL_OK
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"payload", (GUEST, 7777))
-            header, _ = await asyncio.wait_for(stack.udp.get(), 10)
+            header, _ = await asyncio.wait_for(stack.udp.get(), HANGS)
         task.cancel()
         assert header.flags == 0
 
@@ -192,7 +193,7 @@ async def test_udp_is_segmented_by_the_host_and_left_whole_for_the_guest() -> No
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_SEGMENT, 1000)
             sock.sendto(bytes(3500), (GUEST, 7777))
-            header, payload = await asyncio.wait_for(stack.udp.get(), 10)
+            header, payload = await asyncio.wait_for(stack.udp.get(), HANGS)
             assert len(payload) == 3500
             assert (header.gso_type, header.gso_size) == (5, 1000)
             frame = stack.datagram(7000, bytes(2500))

@@ -23,6 +23,7 @@ from aiovmm.virtqueue.harness import Harness
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
 from tests.devices.virtio.net_guest import NetGuest, ready, until
+from tests.limits import HANGS
 
 SMALL = bytes(range(64))
 LARGE = bytes(i % 251 for i in range(65536))
@@ -273,7 +274,7 @@ async def test_a_transmitter_that_is_stopped_owes_no_interrupt(monkeypatch: pyte
         assert guest.tx.enable_interrupts()
         guest.offer(SMALL)
         guest.tx.kick()
-        await asyncio.wait_for(guest.tx.irq.wait(), 10)
+        await asyncio.wait_for(guest.tx.irq.wait(), HANGS)
         assert guest.tx.irq.pulses == 1
 
 
@@ -298,7 +299,7 @@ async def test_no_interrupt_that_the_driver_does_not_want(features: int) -> None
         guest.rx.poll()
         assert guest.rx.enable_interrupts()
         send(peer, SMALL)
-        await asyncio.wait_for(guest.rx.irq.wait(), 10)
+        await asyncio.wait_for(guest.rx.irq.wait(), HANGS)
 
 
 @pytest.mark.parametrize("good", range(4))

@@ -12,6 +12,7 @@ import pytest
 from aiovmm.devices.virtio.net.watch import FdWatch
 from aiovmm.virtqueue.serving import Next
 from tests.devices.virtio.net_guest import until
+from tests.limits import HANGS
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -90,13 +91,13 @@ async def test_a_turn_returns_and_the_next_one_is_at_once(pair: Pair) -> None:
     reader, watch = Reader(pair[0]), FdWatch(pair[0].fileno())
     for message in (b"return", b"1", b"return", b"2"):
         pair[1].send(message)
-    await asyncio.wait_for(watch.serve(reader), 10)
-    await asyncio.wait_for(watch.serve(reader), 10)
+    await asyncio.wait_for(watch.serve(reader), HANGS)
+    await asyncio.wait_for(watch.serve(reader), HANGS)
     assert reader.seen == [b"return", b"1", b"return"]
     task = asyncio.create_task(watch.serve(reader))
     await rest()
     pair[1].send(b"return")
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, HANGS)
     watch.close()
 
 
@@ -109,7 +110,7 @@ async def test_what_a_turn_raises_is_raised(pair: Pair) -> None:
     await rest()
     pair[1].send(b"raise")
     with pytest.raises(OSError, match="a test"):
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, HANGS)
     watch.close()
 
 
@@ -170,6 +171,6 @@ async def test_a_descriptor_that_cannot_be_watched_is_an_error_of_who_serves_it(
     fd = os.open("/proc/self/exe", os.O_RDONLY)
     watch = FdWatch(fd)
     with pytest.raises(OSError):
-        await asyncio.wait_for(watch.serve(lambda: Next.KICK), 10)
+        await asyncio.wait_for(watch.serve(lambda: Next.KICK), HANGS)
     watch.close()
     os.close(fd)

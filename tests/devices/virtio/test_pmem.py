@@ -19,6 +19,7 @@ from aiovmm.machine.device_memory import MemoryDevice, map_device_memory
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
+from tests.limits import HANGS
 
 MIB = 1 << 20
 FLUSH = struct.pack("<I", 0)
@@ -61,7 +62,7 @@ def first(path: Path, size: int) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(HANGS):
         while not condition():  # noqa: ASYNC110 - a thread begins, without telling the loop
             await asyncio.sleep(0.001)
 
@@ -95,7 +96,7 @@ async def test_a_flush_needs_no_executor_of_the_embedders(image: Path) -> None:
     backing, may_end = SlowBacking(image), threading.Event()
     full = [asyncio.get_running_loop().run_in_executor(None, may_end.wait, 30) for _ in range(64)]
     backing.gate.release()
-    async with Harness(PmemDevice(lambda: backing)) as h, asyncio.timeout(20):
+    async with Harness(PmemDevice(lambda: backing)) as h, asyncio.timeout(HANGS):
         assert await h.request(0, [FLUSH], [4]) == OK
     may_end.set()
     await asyncio.gather(*full)
@@ -146,7 +147,7 @@ async def test_reset_waits_for_the_flush_under_way(image: Path) -> None:
             await asyncio.sleep(0)
         assert not reset.done()
         backing.gate.release()
-        await asyncio.wait_for(reset, 5)
+        await asyncio.wait_for(reset, HANGS)
         await h.start()
         backing.gate.release()
         assert await h.request(0, [FLUSH], [4]) == OK

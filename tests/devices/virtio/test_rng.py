@@ -20,6 +20,7 @@ from aiovmm.errors import ChainError, HostError
 from aiovmm.testing import Descriptor, Harness
 from aiovmm.virtqueue.config import QueuePosition
 from aiovmm.virtqueue.driver import NEXT, WRITE
+from tests.limits import HANGS
 
 URANDOM = Path("/dev/urandom")
 FILL = 0xA5  # of the driver's untouched buffers
@@ -96,7 +97,7 @@ async def test_many_large_requests_are_all_answered_in_several_turns() -> None:
         q.kick()
         turns = 0
         done: list[int] = []
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while len(done) < 250:
                 await asyncio.sleep(0)
                 turns += 1
@@ -201,7 +202,7 @@ async def test_a_read_that_blocks_keeps_neither_reset_nor_close_waiting_and_lose
             h.queues[0].kick()
             for _ in range(20):
                 await asyncio.sleep(0)
-            await asyncio.wait_for(h.reset(), 5)
+            await asyncio.wait_for(h.reset(), HANGS)
             await h.start()
             theirs.send(b"came late")
             assert await h.request(0, [], [4]) == b"came"

@@ -16,6 +16,7 @@ from aiovmm.config.options import parse_watchdog
 from aiovmm.devices.virtio.watchdog import INTERVAL, TIMEOUT, WatchdogDevice
 from aiovmm.errors import ChainError, SnapshotError
 from aiovmm.testing import Harness
+from tests.limits import HANGS
 from tests.vm.guest import config, event, until
 
 TICK = 0.005
@@ -136,7 +137,7 @@ async def fired(action: WatchdogAction) -> VM:
         dog._silent()
         await event(vm, EventKind.WATCHDOG)
         if action is WatchdogAction.RESET:
-            await asyncio.wait_for(vm.wait(), 20)
+            await asyncio.wait_for(vm.wait(), HANGS)
         else:
             assert vm.state is VMState.RUNNING
     return vm

@@ -11,6 +11,7 @@ import pytest
 
 from aiovmm.machine.aarch64 import intx
 from aiovmm.machine.aarch64.intx import IntxPins
+from tests.limits import HANGS
 
 
 class FakeRouting:
@@ -116,7 +117,7 @@ def pins_of(vm: Any, later: Later, numbers: range = range(16, 18)) -> IntxPins:
 
 
 async def turns(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(HANGS):
         while not condition():  # noqa: ASYNC110 - any condition
             await asyncio.sleep(0)
 

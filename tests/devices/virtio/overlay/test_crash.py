@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.blk.protocol import SECTOR, Request
 from aiovmm.errors import HostError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import read, submit, write
+from tests.limits import HANGS
 from tests.tmpfs import tmpfs
 
 SECTORS = 512
@@ -79,7 +80,7 @@ def run_and_kill(command: list[str], lines: int) -> tuple[dict[int, tuple[int, i
 
 async def opened(base: Path, top: Path) -> OverlayImage:
     """When the kernel is done with what the ring of the one that was killed had under way: until then it has the lock."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(HANGS):
         while True:
             try:
                 return OverlayImage.open_over(open_base(base), top)

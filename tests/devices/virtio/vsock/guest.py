@@ -20,6 +20,7 @@ from aiovmm.devices.virtio.vsock.packet import (
     Op,
 )
 from aiovmm.virtqueue.harness import Harness
+from tests.limits import HANGS
 
 CID = 42
 RX_BUFFER = HEADER_SIZE + 4096
@@ -47,7 +48,7 @@ class Sock:
     def credit(self) -> int:
         return self.peer_alloc - ((self.tx_cnt - self.peer_fwd) & MASK32)
 
-    async def wait(self, condition: str, timeout: float = 20.0) -> None:
+    async def wait(self, condition: str, timeout: float = HANGS) -> None:
         """Until the attribute `condition` is true, or the connection is reset."""
         await self.guest.until(lambda: bool(getattr(self, condition)) or self.reset, timeout)
 
@@ -127,7 +128,7 @@ class Guest:
         self._task.cancel()
         await asyncio.wait([self._task])
 
-    async def until(self, condition: Callable[[], object], timeout: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], object], timeout: float = HANGS) -> None:
         async with asyncio.timeout(timeout):
             while not condition():
                 if self._task is not None and self._task.done():

@@ -10,6 +10,7 @@ from aiovmm.devices.virtio.vsock.packet import Op
 from aiovmm.errors import StateError, UsageError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, make_device
+from tests.limits import HANGS
 
 
 class Notes(asyncio.Protocol):
@@ -31,7 +32,7 @@ class Notes(asyncio.Protocol):
         self.changed.set()
 
     async def until(self, text: bytes) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while text not in self.data:
                 self.changed.clear()
                 await self.changed.wait()
@@ -49,7 +50,7 @@ async def test_bytes_both_ways_and_the_end() -> None:
         notes.transport.write(b"from the host")
         assert await sock.recv_exactly(13) == b"from the host"
         await sock.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while not notes.lost:
                 notes.changed.clear()
                 await notes.changed.wait()
@@ -63,7 +64,7 @@ async def test_a_guest_that_is_reset_is_the_end() -> None:
         notes = await device.streams.attach(7, Notes)
         await guest.accept(7)
         device.transport_reset()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while not notes.lost:
                 notes.changed.clear()
                 await notes.changed.wait()

@@ -18,6 +18,7 @@ from aiovmm.errors import ChainError, GuestFault, HostError, StateError
 from aiovmm.virtqueue.driver import WRITE, Descriptor
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import CID, Guest, make_device
+from tests.limits import HANGS
 
 
 def header(op: int, length: int = 0, port: int = 5000, **fields: int) -> Header:
@@ -336,7 +337,7 @@ async def test_what_a_program_sends_waits_for_rx_buffers() -> None:
         starved = device._rings._to_guest._starved
         for _ in range(3):
             writer.write(b"data")
-            await asyncio.wait_for(starved.wait(), 10)
+            await asyncio.wait_for(starved.wait(), HANGS)
             harness.queues[0].add(writable=[HEADER_SIZE + 100])
             harness.queues[0].kick()
             (used,) = await harness.queues[0].used()

@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, make_device
+from tests.limits import HANGS
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -151,7 +152,7 @@ async def test_a_client_waits_for_the_driver(path: Path) -> None:
     async with Harness(device) as harness:
         await harness.reset()
         reader, writer = await ask(path, b"CONNECT 7\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(HANGS):
             while not any(h._waiter for h in device._hybrid._handshakes):  # type: ignore[union-attr]  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         await harness.start()

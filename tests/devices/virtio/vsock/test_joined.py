@@ -13,6 +13,7 @@ import pytest
 from aiovmm.devices.virtio.vsock.packet import Op
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
+from tests.limits import HANGS
 
 Pair = tuple[Sock, asyncio.StreamReader]
 
@@ -87,7 +88,7 @@ async def test_what_a_slow_program_does_not_take_is_kept_in_order() -> None:
             if at % 65536 == 57344:
                 guest.harness.queues[1].kick()
         got = bytearray()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while len(got) < len(data):
                 with suppress(BlockingIOError):
                     got += theirs.recv(1 << 16)

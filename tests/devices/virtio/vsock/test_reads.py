@@ -15,6 +15,7 @@ from aiovmm import native
 from aiovmm.devices.virtio.vsock import VsockDevice, link, to_guest
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
+from tests.limits import HANGS
 
 
 class CountingLib:
@@ -131,7 +132,7 @@ async def test_only_who_has_something_left_hears_of_room() -> None:
         await sock.guest.until(lambda: end.connection.rx_cnt == len(data))
         assert wanted == [True]
         got = bytearray()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             while len(got) < len(data):
                 got += await asyncio.to_thread(host.recv, 1 << 16)
         assert got == data

@@ -19,6 +19,7 @@ from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_RECEIVE, SHUTDOWN_SEND, 
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, Sock, make_device
+from tests.limits import HANGS
 from tests.vm.guest import until
 
 SIZE = 8 << 20
@@ -414,7 +415,7 @@ async def test_the_end_of_the_guest_is_the_end_of_its_connections_behind_all_tha
         asked = asyncio.create_task(device.streams.connect(99, timeout=None))  # the guest does not answer that
         await asyncio.sleep(0)
         device.guest_ended("VM 'a' has ended (panic)")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(HANGS):
             assert await reader.read() == data
             with pytest.raises((ConnectionError, StateError), match="has ended"):
                 await asked
