@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.dataclass import field_types, replace
 
 __all__ = ["LimitsConfig"]
 
@@ -24,6 +26,12 @@ class LimitsConfig:
     exits: int | None = None
     lifetime: float | None = None
     idle: float | None = None
+
+    def changed(self, changes: Mapping[str, float | None]) -> LimitsConfig:
+        """With some of them as `changes` say, by name. Raises ConfigError."""
+        if unknown := [name for name in changes if name not in field_types(self)]:
+            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", ", ".join(field_types(self)))
+        return replace(self, **changes)
 
     def __post_init__(self) -> None:
         if self.exits is not None and not 1 <= self.exits <= _MOST:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
-from aiovmm.errors import ConfigError, StateError, UsageError
+from aiovmm.errors import StateError, UsageError
 from aiovmm.lifecycle import VMState
-from aiovmm.runtime.dataclass import field_types, replace
 
 if TYPE_CHECKING:
     from aiovmm.console import Console
@@ -155,10 +154,8 @@ class Changes:
         self._home.check_thread()
         if self._ending.life.state is VMState.STOPPED:
             raise StateError(self._not_there())
-        unknown = [key for key in changes if key not in field_types(LimitsConfig())]
-        if unknown:
-            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
+        new = self.limits.changed(changes)
         if self._limits is None:
             self._limits = Limits(self._config.limits, self._ending, (self._serial, self._console))
             self._release.limits = self._limits
-        self._limits.set(replace(self._limits.config, **changes))
+        self._limits.set(new)

@@ -13,7 +13,6 @@ from aiovmm.errors import ConfigError, SnapshotError, StateError, UsageError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.ram import Ram
 from aiovmm.pool.workers.plain import WorkerLost
-from aiovmm.runtime.dataclass import field_types, replace
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.timeouts import check_seconds
 from aiovmm.snapshot.configuration import from_state, to_state
@@ -58,9 +57,7 @@ class RemoteChanges:
         self._home.check_thread()
         if self.state is VMState.STOPPED:
             raise StateError(f"VM {self.name!r} has ended: it has no limits any more")
-        if unknown := [key for key in changes if key not in field_types(LimitsConfig())]:
-            raise ConfigError(f"limits.{unknown[0]}", "there is no such limit", "exits, lifetime, idle")
-        self._limits_now = replace(self._limits_now, **changes)
+        self._limits_now = self._limits_now.changed(changes)
         self._worker.request("set_limits", self._number, limits=to_state(self._limits_now))
 
     async def add(self, device: PlacedConfig, *, timeout: float | None = 30.0) -> str:
