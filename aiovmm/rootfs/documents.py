@@ -10,7 +10,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-__all__ = ["Configuration", "Descriptor", "DocumentError", "parse_configuration", "parse_manifest", "select_manifest"]
+__all__ = [
+    "Configuration",
+    "Descriptor",
+    "DocumentError",
+    "parse_configuration",
+    "parse_manifest",
+    "select_manifest",
+    "select_saved",
+]
 
 _DIGEST = re.compile(r"(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})", re.ASCII)
 _INDEX = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
@@ -83,6 +91,33 @@ def parse_manifest(data: bytes) -> tuple[Descriptor, tuple[Descriptor, ...]]:
         if not _LAYER.fullmatch(layer.kind):
             raise DocumentError(f"has a layer of the kind {layer.kind!r}, which is no root file system's")
     return _descriptor(document.get("config")), layers
+
+
+def select_saved(data: bytes, tag: str | None) -> tuple[str, tuple[str, ...]]:
+    """Of the manifest that `docker save` writes: the names of the configuration's file and of the layers', lowest first, of
+    the image that is called `tag`, if there are several: docker.io/library/debian:12 is called debian:12, debian and 12, too."""
+    try:
+        items = json.loads(data)
+    except (ValueError, RecursionError) as exc:
+        raise DocumentError("has a manifest that is not JSON") from exc
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items) or not items:
+        raise DocumentError("has a manifest that is no list of images")
+    named = [(item, _texts(item, "RepoTags")) for item in items]
+    there = ", ".join(sorted({name for _, names in named for name in names})) or "they have no names"
+    if tag is not None:
+        named = [(item, names) for item, names in named if any(_is_called(name, tag) for name in names)]
+        if not named:
+            raise DocumentError(f"is not named {tag!r}; there are {there}")
+    if len({_text(item, "Config") for item, _ in named}) > 1:
+        raise DocumentError(f"is one of several: say which by tag= ({there})")
+    chosen = named[0][0]
+    _list(chosen, "Layers")
+    return _text(chosen, "Config"), _texts(chosen, "Layers")
+
+
+def _is_called(name: str, tag: str) -> bool:
+    place, _, version = name.rpartition(":")
+    return tag in (name, version, place) or f"/{name}".endswith(f"/{tag}") or f"/{place}".endswith(f"/{tag}")
 
 
 def parse_configuration(data: bytes) -> Configuration:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +14,8 @@ __all__ = ["file_system_of", "kind_of"]
 
 _MAGICS = ((1024, b"\xe2\xe1\xf5\xe0", "erofs"), (1080, b"\x53\xef", "ext4"), (0, b"hsqs", "squashfs"))
 _OF_LAYOUTS = (b"oci-layout", b"index.json", b"blobs")
+_OF_SAVED = re.compile(rb"[0-9a-f]{64}(\.tar|\.json)?")
+"""Layers and configurations that `docker save` and skopeo write: they come first."""
 _SMALL = (
     1 << 20
 )  # bytes of a first member that may come before one that tells more: what it unpacks to may be terabytes
@@ -55,7 +58,8 @@ def _is_layout(path: Path) -> bool:
     with open(path, "rb") as file:
         try:
             for member in islice(TarReader(expanded(file).read), 2):
-                if member.path.removeprefix(b"./").split(b"/")[0] in _OF_LAYOUTS:
+                first = member.path.removeprefix(b"./").split(b"/")[0]
+                if first in _OF_LAYOUTS or _OF_SAVED.fullmatch(first):
                     return True
                 if member.size > _SMALL:
                     return False

@@ -15,7 +15,7 @@ from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.directory import add_directory, fingerprint
 from aiovmm.rootfs.documents import Configuration
 from aiovmm.rootfs.layer import LeftOut, apply_archive
-from aiovmm.rootfs.oci import open_oci
+from aiovmm.rootfs.layouts import open_layout
 from aiovmm.rootfs.streams import EXPANDING_ERRORS, expanded
 from aiovmm.rootfs.tar import TarError, TarReader
 from aiovmm.rootfs.tree import Tree
@@ -48,7 +48,7 @@ class Source:
     def identity(self) -> Identity:
         """Blocking. Raises ImageError."""
         if self.kind == "oci":
-            return Identity(self.key(open_oci(Path(self.path), self.architecture, self.tag).digest), True)
+            return Identity(self.key(open_layout(Path(self.path), self.architecture, self.tag).digest), True)
         if self.kind == "tar":
             status = self._status()
             text = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -59,7 +59,7 @@ class Source:
     def fill(self, tree: Tree, blocks: Blocks, left_out: LeftOut) -> Configuration:
         """Blocking. All there is onto `tree`. Raises ImageError, TreeError, TarError, TooLarge."""
         if self.kind == "oci":
-            image = open_oci(Path(self.path), self.architecture, self.tag)
+            image = open_layout(Path(self.path), self.architecture, self.tag)
             image.apply(tree, blocks, left_out)
             if workdir := image.configuration.workdir:  # builders leave it to whoever runs the image to make it
                 tree.ensure_directory(os.fsencode(os.path.normpath(f"/{workdir}")))

@@ -13,7 +13,7 @@ from aiovmm.devices.virtio.blk.overlay.header import Header, newest
 from aiovmm.devices.virtio.formats import format_of
 from aiovmm.devices.virtio.qcow2 import parse_header
 from aiovmm.errors import AiovmmError
-from aiovmm.rootfs.documents import DocumentError, parse_configuration, parse_manifest, select_manifest
+from aiovmm.rootfs.documents import DocumentError, parse_configuration, parse_manifest, select_manifest, select_saved
 from aiovmm.rootfs.tar import TarError, TarReader
 from aiovmm.snapshot.configuration import from_state, to_state
 from aiovmm.snapshot.document import decode, encode
@@ -68,6 +68,8 @@ _READERS: list[Callable[[bytes], object]] = [
     parse_manifest,
     parse_configuration,
     lambda data: select_manifest(data, "amd64", None),
+    lambda data: select_saved(data, None),
+    lambda data: select_saved(data, "a:1"),
     _tar,
 ]
 
