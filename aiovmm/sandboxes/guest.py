@@ -12,7 +12,7 @@ import itertools
 import os
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,11 @@ async def _served(volumes: Sequence[Volume]) -> AsyncIterator[list[tuple[Volume,
     if not volumes:
         yield []
         return
-    with socket_folder() as folder:
+    sockets = ExitStack()
+    folder = await opened_in_thread(  # it waits for who sweeps, in any process
+        "sandbox: sockets", lambda _: sockets.close(), sockets.enter_context, socket_folder()
+    )
+    with sockets:
         async with served(volumes, folder) as devices:
             yield list(zip(volumes, devices, strict=True))
 

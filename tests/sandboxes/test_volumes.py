@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +18,8 @@ import pytest
 
 from aiovmm import ConfigError, HostError, Network, Volume
 from aiovmm.devices.virtio.net.passt import PasstBackend
+from aiovmm.runtime.flock import flocked
+from aiovmm.sandboxes import guest
 from aiovmm.sandboxes.volumes import served, socket_folder
 from tests.limits import HANGS
 
@@ -125,6 +129,26 @@ def test_sockets_of_killed_processes_are_swept_away(tmp_path: Path, monkeypatch:
         process.wait()
     with socket_folder() as mine:
         assert list(mine.parent.iterdir()) == [mine]
+    assert list(mine.parent.iterdir()) == []
+
+
+async def test_a_process_that_was_stopped_while_it_swept_keeps_only_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with socket_folder() as mine:
+        sweeping = flocked(mine.parent, fcntl.LOCK_EX)
+        sweeping.__enter__()
+    release = threading.Timer(HANGS, sweeping.__exit__, (None, None, None))  # for a loop that waits for it as well
+    release.start()
+    entering = asyncio.ensure_future(guest._served([Volume(tmp_path / "none", "/x")]).__aenter__())
+    await asyncio.sleep(0.05)
+    assert not entering.done()
+    assert release.is_alive(), "the loop has waited"
+    release.cancel()
+    sweeping.__exit__(None, None, None)
+    with pytest.raises(HostError, match="a volume is a directory that is there"):
+        await entering
     assert list(mine.parent.iterdir()) == []
 
 
