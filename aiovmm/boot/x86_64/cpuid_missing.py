@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from aiovmm.boot.x86_64.cpuid import CpuidEntry
+from aiovmm.boot.x86_64.cpuid_policy import ASYNC_PF
 
 __all__ = ["missing"]
 
@@ -30,8 +31,11 @@ _FEATURES: dict[tuple[int, int], tuple[str, ...]] = {
 }
 """Registers whose every bit says that something is there."""
 
-_NOT_OF_THE_HOST = {(1, "ecx"): 1 << 27, (1, "edx"): 1 << 9, (7, "ecx"): 1 << 4}
-"""Bits that change with what a guest does (OSXSAVE, its APIC switched off, OSPKE)."""
+_NOT_OF_THE_HOST = {(1, "ecx"): 1 << 27, (1, "edx"): 1 << 9, (7, "ecx"): 1 << 4} | {
+    (leaf, "eax"): ASYNC_PF for leaf in (0x40000001, 0x40000101)
+}
+"""Bits that change with what a guest does (OSXSAVE, its APIC switched off, OSPKE); and what guests were shown, and have still,
+before the policy was to show it to none."""
 
 _NAMES = {
     (1, "ecx"): {0: "sse3", 1: "pclmulqdq", 5: "vmx", 9: "ssse3", 12: "fma", 13: "cx16", 17: "pcid", 19: "sse4_1"}

@@ -17,7 +17,16 @@ from collections.abc import Callable, Iterable, Sequence
 from aiovmm.boot.x86_64.cpuid import CpuidEntry
 from aiovmm.runtime.dataclass import replace
 
-__all__ = ["HOST_LEAVES", "MAX_PHYS_BITS", "allow", "has_amx", "reachable_bits", "tell_of_host", "visible_bits"]
+__all__ = [
+    "ASYNC_PF",
+    "HOST_LEAVES",
+    "MAX_PHYS_BITS",
+    "allow",
+    "has_amx",
+    "reachable_bits",
+    "tell_of_host",
+    "visible_bits",
+]
 
 BRAND = (0x80000002, 0x80000003, 0x80000004)
 _CACHES = (0x80000005, 0x80000006)
@@ -30,7 +39,7 @@ MAX_PHYS_BITS = 46
 _INVARIANT_TSC = 1 << 8  # leaf 0x80000007, EDX
 _KVM_SIGNATURE, _KVM_TIMING = 0x40000000, 0x40000010
 _KVM_FEATURES = 0x40000001
-_ASYNC_PF = 1 << 4 | 1 << 10 | 1 << 14  # its EAX: ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT
+ASYNC_PF = 1 << 4 | 1 << 10 | 1 << 14  # its EAX: ASYNC_PF, ASYNC_PF_VMEXIT, ASYNC_PF_INT
 _APIC_BUS_KHZ = 1_000_000  # KVM's local APIC timer counts nanoseconds
 _VMX, _SVM = 1 << 5, 1 << 2  # leaf 1 ECX, leaf 0x80000001 ECX
 _PDCM, _PERFCTR = (
@@ -71,7 +80,7 @@ def allow(
 ) -> list[CpuidEntry]:
     """`entries` without asynchronous page faults, without virtualization unless `nested`, without AMX unless `amx`, without
     performance counters unless `pmu`."""
-    result = [replace(e, eax=e.eax & ~_ASYNC_PF) if e.function == _KVM_FEATURES else e for e in entries]
+    result = [replace(e, eax=e.eax & ~ASYNC_PF) if e.function == _KVM_FEATURES else e for e in entries]
     if not pmu:
         result = [_NO_PMU.get((e.function, e.index), _unchanged)(e) for e in result if e.function not in _PMU_LEAVES]
     if not nested:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from aiovmm.boot.x86_64.cpuid import SIGNIFICANT_INDEX, CpuidEntry
+from aiovmm.boot.x86_64.cpuid_missing import missing
 from aiovmm.boot.x86_64.cpuid_policy import allow, has_amx, reachable_bits, tell_of_host, visible_bits
 from tests.boot.x86_64.test_cpuid import AMD, INTEL, leaf
 
@@ -151,3 +152,11 @@ def test_a_state_that_nobody_has_permission_for_is_no_amx() -> None:
 
 def test_a_host_without_amx_is_left_alone() -> None:
     assert allow(INTEL) == waiting(INTEL)
+
+
+@pytest.mark.parametrize("leaf_of_kvm", [0x40000001, 0x40000101])
+def test_a_guest_that_was_shown_pages_to_come_before_nobody_was_goes_on(leaf_of_kvm: int) -> None:
+    """With the CPUID that it has. What else this host's KVM lacks is told as ever."""
+    shown, here = CpuidEntry(leaf_of_kvm, eax=0x01007FFB), CpuidEntry(leaf_of_kvm, eax=0x01007FFB & ~0x4410)
+    assert missing([shown], [here]) == []
+    assert len(missing([shown], [replace(here, eax=here.eax & ~1)])) == 1
