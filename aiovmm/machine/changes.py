@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, HotplugMethod, LimitsConfig, PlacedConfig, VMConfig
-from aiovmm.errors import StateError, UsageError
+from aiovmm.errors import ConfigError, StateError, UsageError
 from aiovmm.lifecycle import VMState
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Changes:
     _hotplug: DeviceHotplug | None = None  # once something came or went
     _processors: ProcessorHotplug | None = None
     _modules: ModuleHotplug | None = None
+    _adds_console: bool = False
 
     @property
     def name(self) -> str:
@@ -69,6 +70,15 @@ class Changes:
 
     async def _add_console(self, device: ConsoleConfig, timeout: float | None) -> str:
         """One that is joined to a place, which is open before the guest has it; `console.place` says where."""
+        if self._adds_console:
+            raise ConfigError("console", "is being added already, and a VM has one at most")
+        self._adds_console = True  # the other's place is not to be left
+        try:
+            return await self._add_to_place(device, timeout)
+        finally:
+            self._adds_console = False
+
+    async def _add_to_place(self, device: ConsoleConfig, timeout: float | None) -> str:
         from aiovmm.console.places import Places  # for who asks
         from aiovmm.runtime.tasks import finish
 

@@ -310,6 +310,18 @@ async def test_a_console_that_comes_is_joined_to_its_place_until_it_goes(tmp_pat
     assert not (tmp_path / "three").exists()
 
 
+async def test_of_two_consoles_that_come_at_once_the_first_keeps_its_place(tmp_path: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        wanted = [ConsoleConfig(ConsoleMode.FILE, tmp_path / name) for name in ("one", "two")]
+        came = await asyncio.gather(*(vm.add(each, timeout=0) for each in wanted), return_exceptions=True)
+        assert came[0] == "console"
+        assert isinstance(came[1], ConfigError)
+        assert vm.console.place == str(tmp_path / "one")
+        vm.console.write(b"taken")
+        assert not (tmp_path / "two").exists()
+
+
 async def test_a_console_that_the_guest_does_not_look_at_leaves_its_place(tmp_path: Path) -> None:
     path = tmp_path / "console.sock"
     async with VM(config("s")) as vm:
