@@ -44,9 +44,8 @@ class VmFd:
         self._slots: dict[MemoryRegion, tuple[int, memoryview]] = {}  # a view keeps the mapping while KVM has it
         self._free_slots: list[int] = []
         self._next_slot = 0
-        self._opened: dict[
-            int, int
-        ] = {}  # vCPUs that KVM has, and takes back with the VM only, and nobody else: id, fd
+        # By id, the descriptors of vCPUs that nobody has but KVM, which takes them back with the VM only.
+        self._opened: dict[int, int] = {}
         try:
             self.exit_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as exc:

@@ -53,7 +53,7 @@ class Release:
         if (closing := self._closing) is None:
             closing = self._closing = asyncio.ensure_future(self._take_apart())
         if not await ends_within(PATIENCE, closing):
-            hint = "a device does not end, as where storage does not answer: memory, files and locks stay until it does"
+            hint = "a device or a snapshot does not end, as where storage does not answer: memory, files and locks stay till then"
             raise HostError(f"giving back what VM {self._name!r} has", errno.ETIMEDOUT, hint)
         if self._closing is closing:  # and none of those who wait for it as well has said so yet
             self._closing = None

@@ -128,7 +128,8 @@ static bool changes_layers(const struct avmm_blk_request *r) {
 
 void avmm_blk_start(struct avmm_blk_request *r) {
     struct avmm_blk_queue *q = r->queue;
-    if (!q->disk->ring || q->disk->ring->given_up || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES || changes_layers(r)) {
+    if (!q->disk->ring || q->disk->ring->given_up || r->type == AVMM_BLK_DISCARD || r->type == AVMM_BLK_WRITE_ZEROES ||
+        changes_layers(r)) {
         hand_over(r);
         return;
     }

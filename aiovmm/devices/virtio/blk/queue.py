@@ -66,10 +66,8 @@ class QueueService:
             return Next.RETURN
         mask = lib.avmm_blk_serve(native)
         if mask:
-            if mask & _OTHERS:
-                self._owner.heed(
-                    mask
-                )  # first, for nobody else tells them: what fails for this disk is not to cost them that
+            if mask & _OTHERS:  # first, for nobody else tells them: what fails for this disk is not to cost them that
+                self._owner.heed(mask)
             self._owner.published(mask)
             if mask & _LOOK and native.malformed:
                 self._refuse()
