@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self, overload
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, LimitsConfig, VMConfig
 from aiovmm.console import Console
-from aiovmm.errors import ConfigError, HostError, StateError
+from aiovmm.errors import ConfigError, HostError, StateError, UsageError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.machine.changes import Changes
@@ -300,6 +300,8 @@ class VM(Inventory, Changes, Saving, Commands):
     async def kill(self, detail: str = "by the program") -> ExitStatus:
         """End the guest now, as by pulling the plug. Idempotent: the first reason for the end stays."""
         self._home.check()
+        if not isinstance(detail, str):
+            raise UsageError(f"kill(detail={detail!r}) is not text")
         await finish(self._ending.end(ExitStatus(ExitReason.KILLED, detail)))
         return await self.wait()
 

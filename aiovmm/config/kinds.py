@@ -143,6 +143,8 @@ class _Kinds:
             case "Path":
                 if isinstance(value, Path):
                     return value
+                if value == "":  # a variable that nobody has set is not the directory that this process is in
+                    raise ConfigError(option, "is an empty path")
                 return Path(value) if isinstance(value, str | os.PathLike) else _REFUSED
         if kind.startswith("tuple["):
             return self._items(_parts(kind), value, option)

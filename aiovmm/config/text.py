@@ -143,7 +143,10 @@ def to_text(option: str, text: str) -> str:
 
 def to_path(option: str, text: str) -> Path:
     """A file name; of any bytes but none, since they all can be."""
-    return Path(unquote(text))
+    path = unquote(text)
+    if not path:  # in quotes, else it were not set: it is not the directory that this process is in
+        raise ConfigError(option, "is an empty path")
+    return Path(path)
 
 
 def _elements(option: str, text: str) -> list[str]:

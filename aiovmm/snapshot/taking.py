@@ -48,9 +48,12 @@ class Snapshot:
 def path_of(path: os.PathLike[str] | str) -> Path:
     """As a Path. Raises ConfigError for what is none."""
     try:
-        return Path(os.fsdecode(path))
+        text = os.fsdecode(path)
     except (TypeError, ValueError) as exc:
         raise ConfigError("path", f"{path!r} is no path of a directory") from exc
+    if not text or "\0" in text:  # the former a variable that nobody has set, and not where this process is
+        raise ConfigError("path", f"{path!r} is no path of a directory", "'.' is where this process is")
+    return Path(text)
 
 
 async def take(vm: VM, path: Path, *, base: Path | None = None, track: bool = False) -> Snapshot:

@@ -61,3 +61,9 @@ def test_a_text_becomes_what_it_names_after_one_that_named_nothing() -> None:
     assert [cls(mode=mode).mode for mode in ("other", Mode.NULL, "off")] == ["other", Mode.NULL, Mode.OFF]
     with pytest.raises(ConfigError, match="number: True is not a whole number"):
         cls(number=True)
+
+
+def test_a_path_of_nothing_is_not_where_this_process_is() -> None:
+    with pytest.raises(ConfigError, match="path: is an empty path"):
+        made()(path="")
+    assert made()(path=".").path == Path(".")

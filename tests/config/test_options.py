@@ -160,6 +160,9 @@ def test_consoles() -> None:
 @pytest.mark.parametrize(
     ("parse", "text", "named"),
     [
+        (parse_pmem, 'file="",size=16M', "pmem.file"),
+        (parse_disk, 'path=""', "disk.path"),
+        (parse_rng, 'src=""', "rng.src"),
         (parse_cpus, "boot=0", "cpus.boot"),
         (parse_cpus, "two", "cpus"),
         (parse_cpus, "\u00b2", "cpus"),

@@ -117,6 +117,12 @@ async def test_what_it_cannot_be(tmp_path: Path) -> None:
             await vm.snapshot(tmp_path / "1", base=tmp_path / "0")
         with pytest.raises(ConfigError, match="is no path of a directory"):
             await vm.snapshot(tmp_path / "1", base=5)  # type: ignore[arg-type]
+        for path in ("", b"", "a\0b"):
+            with pytest.raises(ConfigError, match="is no path of a directory"):
+                await vm.snapshot(path)  # type: ignore[arg-type]
+            with pytest.raises(ConfigError, match="is no path of a directory"):
+                async with VM.restore(path):  # type: ignore[arg-type]
+                    pass
         with pytest.raises(HostError, match="No such file"):
             await vm.snapshot(tmp_path / "1", base=tmp_path / "none")
         assert not (tmp_path / "1").exists()

@@ -17,6 +17,8 @@ from aiovmm import (
     ConfigError,
     ConsoleConfig,
     ConsoleMode,
+    DebugConsoleConfig,
+    DeviceConfig,
     DiskConfig,
     EventKind,
     FsConfig,
@@ -27,6 +29,7 @@ from aiovmm import (
     MemoryConfig,
     PlatformConfig,
     PmemConfig,
+    PvpanicConfig,
     RebootPolicy,
     RngConfig,
     StateError,
@@ -346,6 +349,9 @@ async def test_a_console_that_the_guest_does_not_look_at_leaves_its_place(tmp_pa
         (ConsoleConfig(ConsoleMode.TTY), "of a console that comes later is not tty"),
         (ConsoleConfig(ConsoleMode.FILE, Path("/nowhere/file")), "No such file"),
         ("path=x", "no device's configuration"),
+        (DeviceConfig(path=Path("/nowhere/device")), r"memory is locked .*\(VMConfig\(devices=\)\)"),
+        (PvpanicConfig(), r"VMConfig\(pvpanic=\)"),
+        (DebugConsoleConfig(ConsoleMode.NULL), r"VMConfig\(debug_console=\)"),
     ],
 )
 async def test_what_cannot_be_is_refused_and_changes_nothing(image: Path, device: object, message: str) -> None:

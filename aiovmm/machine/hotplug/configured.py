@@ -10,6 +10,7 @@ from aiovmm.config import (
     BalloonConfig,
     ConsoleConfig,
     ConsoleMode,
+    DebugConsoleConfig,
     DeviceConfig,
     DiskConfig,
     FsConfig,
@@ -17,6 +18,7 @@ from aiovmm.config import (
     NetConfig,
     PlacedConfig,
     PmemConfig,
+    PvpanicConfig,
     RngConfig,
     RtcConfig,
     VMConfig,
@@ -27,7 +29,7 @@ from aiovmm.config.ids import LISTS, SINGLE, device_ids, is_there, numbered_id, 
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import replace
 
-__all__ = ["free_id", "pinned", "with_device", "without_device"]
+__all__ = ["check_comes_later", "free_id", "pinned", "with_device", "without_device"]
 
 _LISTS: dict[type[PlacedConfig], str] = {
     DiskConfig: "disks",
@@ -48,7 +50,22 @@ _SINGLE: dict[type[PlacedConfig], str] = {
 }
 """The field of those that it has one of."""
 
+_FROM_THE_START: dict[type, tuple[str, str]] = {
+    DeviceConfig: ("devices", "memory is locked for a device of the host as the machine is built"),
+    PvpanicConfig: ("pvpanic", "it is told of when the machine is built"),
+    DebugConsoleConfig: ("debug_console", "a port comes with the machine"),
+}
+"""What cannot come later: the field of VMConfig that it is given in, and why."""
+
 SlotOf = Callable[[str], int | None]
+
+
+def check_comes_later(placed: PlacedConfig) -> None:
+    """Raises ConfigError for what is there from the start, or never."""
+    if type(placed) in _FROM_THE_START:
+        field, reason = _FROM_THE_START[type(placed)]
+        what = f"{type(placed).__name__} is no device that can be added while the VM is there: {reason}"
+        raise ConfigError("add", what, f"VMConfig({field}=)")
 
 
 def free_id(placed: PlacedConfig, taken: Collection[str]) -> str:

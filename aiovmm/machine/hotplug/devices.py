@@ -22,7 +22,7 @@ from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.machine.device_memory import map_later, unmap
 from aiovmm.machine.devices import join_console, look_at_images, make_device
-from aiovmm.machine.hotplug.configured import free_id, pinned, with_device, without_device
+from aiovmm.machine.hotplug.configured import check_comes_later, free_id, pinned, with_device, without_device
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 from aiovmm.machine.iommu import refuse_remote
 from aiovmm.machine.parts import MachineParts, PluggedDevice
@@ -61,6 +61,7 @@ class DeviceHotplug:
     async def add(self, placed: PlacedConfig, timeout: float | None) -> str:
         """See VM.add."""
         check_seconds(timeout, "add(timeout=)")
+        check_comes_later(placed)
         async with self._ending.transition:
             parts, machine = self._there()
             self._follow(machine)

@@ -78,7 +78,7 @@ class MemoryHotplug:
         devices = {p.device.zone: p.device for p in parts.plugged if isinstance(p.device, MemDevice)}
         if not devices:
             raise UsageError(f"VM {self._name!r} has no memory to come: say MemoryConfig(hotplug_size=...)")
-        if zone not in devices:
+        if zone not in list(devices):  # whatever it is that is asked for
             there = ", ".join(name for name in devices if name is not None)
             which = f"zone {zone!r} does not grow" if zone is not None else "memory grows by zones"
             raise UsageError(f"resize(zone={zone!r}): {which}; those that do: {there or 'none'}")
