@@ -13,7 +13,7 @@ import bisect
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from aiovmm.errors import UsageError
 from aiovmm.runtime.dataclass import dataclass, field
@@ -47,15 +47,23 @@ class FastPage:
 
     Native code reads these very bytes from the moment that the range is published, so neither array can be put in the place of
     another (tests/native/test_owners.py looks) or change its length. `shadow` may be a device's own registers, `policy` other
-    pages' as well, where it never changes. Raises UsageError if it has not `size` bytes.
+    pages' as well, where it never changes, and must be `bytes`, which nobody can change, if the shadow ends before the page: all
+    accesses behind it wait for the loop. Raises UsageError otherwise.
     """
 
-    def __init__(self, size: int, shadow: bytearray | None = None, policy: bytearray | None = None) -> None:
-        if shadow is not None and len(shadow) != size:
+    policy: bytearray  # or bytes
+
+    def __init__(self, size: int, shadow: bytearray | None = None, policy: bytearray | bytes | None = None) -> None:
+        if shadow is not None and len(shadow) != size and not _ends_with(shadow, policy, size):
             raise UsageError(f"a fast page of {size} bytes cannot show {len(shadow)}")
         self.size = size
-        self.policy = bytearray(size) if policy is None else policy
+        self.policy = bytearray(size) if policy is None else cast("bytearray", policy)
         self.shadow = bytearray(size) if shadow is None else shadow
+
+
+def _ends_with(shadow: bytearray, policy: bytearray | bytes | None, size: int) -> bool:
+    """Whether no access behind the shadow will ever be answered from it."""
+    return isinstance(policy, bytes) and len(shadow) < size == len(policy) and not any(policy[len(shadow) :])
 
 
 class BusDevice(Protocol):

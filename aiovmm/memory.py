@@ -114,6 +114,11 @@ class _Closed(Protocol):
         """With the memory."""
 
 
+_gone: list[None] = []
+"""One for each GuestMemory that is no more. To have been closed does not count: the objects of its guest refer to each other, so
+what they had beside the mappings comes back when the collector has found them."""
+
+
 class GuestMemory:
     """The RAM of one VM (and whatever else is memory: pmem, shared regions). Owns its mappings, and its memfd if it is
     shared."""
@@ -131,6 +136,9 @@ class GuestMemory:
         """Who knows what was written to it since it was saved, once somebody does (aiovmm.snapshot.dirty)."""
         self._table = ffi.new("struct avmm_mem *")
         self._array: Any = ffi.NULL
+
+    def __del__(self, count: Callable[[None], None] = _gone.append) -> None:
+        count(None)  # wherever it is collected: one step
 
     @classmethod
     def create(
@@ -386,8 +394,6 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything. Idempotent. A mapping with a live view goes when that view does."""
-        global _closed
-        _closed += 1
         tracker, self.tracker = self.tracker, None
         if tracker is not None:
             tracker.close()
@@ -499,14 +505,12 @@ def _let_merge(mapping: GuestMapping) -> None:
 
 
 _MANY = 32  # guests, of which the C library may have kept a megabyte
-_closed = 0
 
 
 def _trim() -> None:
     """Once that many guests have gone and all is quiet, have the system get back what they had."""
-    global _closed
-    if _closed >= _MANY:
-        _closed = 0
+    if len(_gone) >= _MANY:
+        _gone.clear()
         lib.avmm_mem_trim()
         room.give_back()
 

@@ -82,8 +82,8 @@ async def measure(folder: Path, devices: int, count: int) -> dict[str, float]:
     with suppress(asyncio.CancelledError):
         await lateness
     guests.clear()
+    gc.collect()  # before all is quiet: what the collector frees is given back with the rest
     await asyncio.sleep(SETTLE if count >= MANY else 0.0)
-    gc.collect()
     left = memory()
     await first.aclose()
     return {

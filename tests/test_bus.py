@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.bus import Bus, FastPage, Range, Space
+from aiovmm.bus import Bus, FastPage, Policy, Range, Space
 from aiovmm.errors import UsageError
 
 
@@ -93,3 +93,14 @@ def test_a_fast_page_has_as_many_bytes_as_it_shows() -> None:
     assert page.shadow is registers
     with pytest.raises(UsageError, match="cannot show 8"):
         FastPage(9, registers)
+
+
+def test_a_shadow_may_end_where_all_accesses_wait_for_good() -> None:
+    """What the run loop would read behind it is somebody else's."""
+    waits = bytes([Policy.SHADOW_READ] * 8 + [Policy.SYNC] * 8)
+    assert FastPage(16, bytearray(8), waits).policy is waits
+    for policy in (bytearray(waits), waits[:-1], waits + b"\0", bytes([Policy.SHADOW_READ]) * 16, None):
+        with pytest.raises(UsageError, match="cannot show 8"):
+            FastPage(16, bytearray(8), policy)
+    with pytest.raises(UsageError, match="cannot show 17"):
+        FastPage(16, bytearray(17), bytes(16))

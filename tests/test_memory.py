@@ -251,14 +251,19 @@ def _flags(address: int) -> list[str]:
 def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between the C library's other pieces it keeps, however much it is."""
     calls: list[str] = []
-    monkeypatch.setattr(memory_module, "_closed", 0)
     monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
     assert memory_module._trim in crew.at_rest
-    for _ in range(memory_module._MANY - 1):
-        GuestMemory().close()
+    gc.collect()
+    memory_module._gone.clear()  # of other tests
+    closed = [GuestMemory() for _ in range(memory_module._MANY)]
+    for memory in closed:
+        memory.close()
+    memory_module._trim()
+    assert not calls, "who still refers to them keeps more than the mappings"
+    del memory, closed[1:]
     memory_module._trim()
     assert not calls
-    GuestMemory().close()
+    closed.clear()
     memory_module._trim()
     assert calls == ["trim"]
     memory_module._trim()

@@ -1,9 +1,10 @@
-"""The configuration space of one PCI function: 4 KiB of flat bytes, with a write mask for each bit.
+"""The configuration space of one PCI function: flat bytes, with a write mask for each bit.
 
 The bytes are the state: reading is a copy, so the run loop can answer reads of ECAM from the very same bytes (see
 bus.FastPage), and a snapshot has them. Writing merges the bits that the masks allow; what a write means
-is decided afterwards by whoever owns the register. Header type 0 (PCI Local Bus 3.0, 6.1), capabilities from 0x40 on,
-extended space (0x100 and up) reads as zero, which means "no extended capabilities" (PCI Express Base 4.0, 7.6.2).
+is decided afterwards by whoever owns the register. Header type 0 (PCI Local Bus 3.0, 6.1), capabilities from 0x40 on. Of the
+extended space (0x100 and up) there are no bytes: it reads as zero in every function, which means "no extended capabilities"
+(PCI Express Base 4.0, 7.6.2).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ConfigSpace:
     """4 KiB of registers. Accesses of any offset and width are defined; what lies outside reads as ones."""
 
     def __init__(self, identity: Identity) -> None:
-        self.data = bytearray(SIZE)
+        self.data = bytearray(CAPABILITIES_END)
         self._writable = bytearray(CAPABILITIES_END)
         self._clear = bytearray(CAPABILITIES_END)  # bits that a written one clears (RW1C)
         self._last_link = CAPABILITIES_POINTER
@@ -76,9 +77,8 @@ class ConfigSpace:
     def define(self, offset: int, value: int, size: int, *, writable: int = 0, clear: int = 0) -> None:
         """Lay out a register of `size` bytes: its value, the bits that can be written, the bits that RW1C clears."""
         self.data[offset : offset + size] = value.to_bytes(size, "little")
-        if offset + size <= CAPABILITIES_END:
-            self._writable[offset : offset + size] = writable.to_bytes(size, "little")
-            self._clear[offset : offset + size] = clear.to_bytes(size, "little")
+        self._writable[offset : offset + size] = writable.to_bytes(size, "little")
+        self._clear[offset : offset + size] = clear.to_bytes(size, "little")
 
     def allow(self, offset: int, size: int, writable: int) -> None:
         """Make further bits of a register writable."""
@@ -115,7 +115,7 @@ class ConfigSpace:
         """What the guest reads; ones outside the 4 KiB."""
         if offset < 0 or offset + size > SIZE:
             return b"\xff" * size
-        return bytes(self.data[offset : offset + size])
+        return bytes(self.data[offset : offset + size]).ljust(size, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:
         """Merge the guest's `data` by the masks. What lies outside the writable space is dropped."""
@@ -132,15 +132,15 @@ class ConfigSpace:
 
     def save(self) -> State:
         """All that the guest can write, and around it what tells which function it is."""
-        return {"registers": bytes(self.data[:CAPABILITIES_END])}
+        return {"registers": bytes(self.data)}
 
     def load(self, state: State) -> None:
         """What the guest had written; an interrupt that is pending its pin tells. Raises SnapshotError if these are not
         the registers of this function."""
         from aiovmm.runtime.plain import once
 
-        layout = bytes(self.data[:CAPABILITIES_END]), bytes(self._writable), bytes(self._clear)
-        self.data[:CAPABILITIES_END] = once(state, _registers, *layout)
+        layout = bytes(self.data), bytes(self._writable), bytes(self._clear)
+        self.data[:] = once(state, _registers, *layout)
 
     @staticmethod
     def _field(source: bytearray, offset: int, size: int) -> int:

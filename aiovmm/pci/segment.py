@@ -11,7 +11,7 @@ from aiovmm.bus import FastPage, Policy, Range, Space
 from aiovmm.errors import UsageError
 from aiovmm.pci.aperture import Aperture, BarId, Placement
 from aiovmm.pci.bar import BARS_END, FIRST_BAR, Bar, BarKind
-from aiovmm.pci.config_space import COMMAND, SIZE, overlaps
+from aiovmm.pci.config_space import CAPABILITIES_END, COMMAND, SIZE, overlaps
 from aiovmm.pci.function import PciFunction, together
 from aiovmm.pci.host_bridge import host_bridge
 from aiovmm.pci.plan import SegmentPlan
@@ -146,7 +146,8 @@ class PciSegment:
         return slot
 
     def _ecam_range(self, slot: int, function: PciFunction) -> Range:
-        """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something."""
+        """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something, and
+        in the extended space, of which Linux looks at one word, the host bridge's."""
         fast = FastPage(SIZE, function.config.data, _ecam_policy(tuple(function.live_registers)))
         base = self.plan.ecam_base + (slot << _SLOT_SHIFT)
         return Range(Space.MMIO, base, SIZE, _EcamPage(self, slot), f"ecam {function.name}", fast)
@@ -214,13 +215,13 @@ class PciSegment:
 
 
 @lru_cache(maxsize=64)
-def _ecam_policy(live: tuple[tuple[int, int], ...]) -> bytearray:
+def _ecam_policy(live: tuple[tuple[int, int], ...]) -> bytes:
     """Of a page whose reads do something in `live` registers only (offset, size). One for all functions of the process that have
-    the same: none of them changes it."""
-    policy = bytearray([Policy.SHADOW_READ]) * SIZE
+    the same."""
+    policy = bytearray([Policy.SHADOW_READ]) * CAPABILITIES_END + bytes([Policy.SYNC]) * (SIZE - CAPABILITIES_END)
     for offset, size in live:
         policy[offset : offset + size] = bytes([Policy.SYNC]) * size
-    return policy
+    return bytes(policy)
 
 
 class _EcamPage:
