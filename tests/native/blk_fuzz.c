@@ -352,6 +352,8 @@ int main(int argc, char **argv) {
         disk.align_file = below(2) ? 0 : below(2) ? 512 : 4096; /* as if for O_DIRECT */
         disk.align_memory = 16;
         disk.writes_wait = (uint8_t)below(3);
+        disk.one_writer = !disk.align_file && below(2);
+        disk.never_now = (uint8_t)below(4);
         if (i % 16 == 0)
             map[0] = 0; /* as in a new overlay */
         ram = memory;

@@ -15,6 +15,7 @@ enum avmm_blk_code { AVMM_BLK_NO_HEADER, AVMM_BLK_NO_STATUS, ... };
 #define AVMM_BLK_MORE ...
 #define AVMM_BLK_OTHERS ...
 #define AVMM_BLK_CANCELS ...
+#define AVMM_BLK_WAITS ...
 #define AVMM_BLK_QUEUE_BITS ...
 struct avmm_blk_magic {
     uint32_t place;
@@ -52,6 +53,8 @@ struct avmm_blk {
     uint32_t punt_bytes;
     uint32_t inline_bytes;
     uint8_t writes_wait;
+    uint8_t one_writer;
+    uint8_t never_now;
     uint64_t capacity;
     uint64_t max_bytes;
     uint8_t readonly;
@@ -64,6 +67,7 @@ struct avmm_blk {
     uint32_t n_magics;
     struct avmm_blk_magic magics[16];
     uint32_t in_flight;
+    uint32_t n_waits;
     uint32_t n_handed;
     uint32_t lent;
     uint32_t grown;

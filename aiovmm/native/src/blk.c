@@ -106,7 +106,8 @@ static void begin_transfer(struct avmm_blk_request *r, uint64_t sector) {
     r->dsync = out && disk->write_through && !is_fleeting(disk);
     ask_file(disk, r);
     if (!is_left_to_threads(r)) {
-        r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left;
+        r->punt = r->left > disk->punt_bytes || r->left > disk->inline_left || disk->never_now >> r->type & 1 ||
+                  (r->dsync && !disk->align_file);
         if (!r->punt)
             disk->inline_left -= (uint32_t)r->left;
     }

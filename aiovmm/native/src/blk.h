@@ -66,7 +66,7 @@ struct avmm_blk_request {
     struct iovec *iov;   /* the data that is left to transfer */
     uint32_t room, n_iov;
     uint32_t type;   /* enum avmm_blk_type, or anything else */
-    struct avmm_blk_request *next; /* in disk->deferred or ring->stalled */
+    struct avmm_blk_request *next; /* in disk->deferred, disk->parked or ring->stalled */
     uint8_t *bounce;     /* O_DIRECT with what is not aligned: a buffer of `bounce_size` bytes, else NULL */
     uint32_t bounce_size;
     struct iovec window; /* the part of it in use, whole blocks of the image ... */
@@ -86,6 +86,8 @@ struct avmm_blk_request {
     uint8_t in_ring; /* io_uring has it, and will complete it */
     uint8_t cancelled; /* and was asked to do so soon */
     uint8_t punt;  /* have io_uring not try it at once */
+    uint8_t now;   /* it was to try it at once, and not to wait */
+    uint8_t waits; /* one of disk->n_waits */
     uint8_t dsync; /* a write that is complete only when it is stable */
     uint8_t at_end; /* it ends with the disk: the file may end up to 511 bytes earlier */
     uint8_t bounces;  /* the next system call goes through `bounce` */
@@ -99,7 +101,12 @@ struct avmm_blk_request {
 
 /* The io_uring that the disks of an event loop share, used by its thread. Each disk has a share of its completions, as many as it can
  * have in flight, so there is a place for every one, and a disk whose storage hangs takes nothing from the others. Submissions have
- * no share: the kernel takes them from all in the order they came. */
+ * no share: the kernel takes them from all in the order they came.
+ *
+ * What may wait, for a block that is not in memory, a lock, or a disk's queue that is full, must not do so in the loop's thread:
+ * so what is tried at once is not to wait (RWF_NOWAIT), and what then cannot be done is left to threads of the kernel's. Those are
+ * all rings' of a thread, so they have shares, too: a disk has AVMM_BLK_WAITS of its requests there at once, the others are parked,
+ * and the kernel is told to have as many threads as that takes. */
 struct avmm_blk_ring {
     struct avmm_uring uring;
     struct avmm_blk *touched; /* disks of which completions were taken in, and their caller does not know */
@@ -109,6 +116,7 @@ struct avmm_blk_ring {
     uint8_t given_up; /* nothing more is submitted: requests are handed to their callers, as by disks without a ring */
 };
 #define AVMM_BLK_CANCELS 32u /* at once: so many completions are no disk's share */
+#define AVMM_BLK_WAITS 16u   /* of a disk, in threads of the kernel's at once */
 
 struct avmm_blk {
     struct avmm_allowance *allowance; /* what its rate limit lets through, or NULL */
@@ -121,6 +129,8 @@ struct avmm_blk {
     uint32_t inline_bytes;   /* and of all requests of one call; the rest is left to kernel threads */
     uint32_t inline_left;
     uint8_t writes_wait;     /* enum avmm_blk_known: cached writes to this file are never done at once */
+    uint8_t one_writer;      /* cached, in a file: the kernel does its writes one after the other, in one thread, however many it has */
+    uint8_t never_now;       /* bits of 1 << type: the file does not know how not to wait for that */
     uint64_t capacity;       /* sectors of 512 bytes */
     uint64_t max_bytes;      /* of one request */
     uint8_t readonly;
@@ -137,6 +147,8 @@ struct avmm_blk {
     uint32_t writers;                  /* writes of whole blocks that run */
     struct avmm_blk_request *alone;    /* the write of parts of blocks that runs, by itself */
     struct avmm_blk_request *deferred; /* writes that wait, in order */
+    uint32_t n_waits;                  /* requests in the ring for which a thread of the kernel's may wait */
+    struct avmm_blk_request *parked, **parked_end; /* that would be more than AVMM_BLK_WAITS of them, in order */
     uint32_t lent;                     /* buffers in use for what is not aligned */
     uint32_t n_handed;                 /* requests in all queues' `handed` */
     uint32_t in_flight; /* requests taken and not finished, over all queues */

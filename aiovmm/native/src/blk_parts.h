@@ -43,6 +43,8 @@ void avmm_blk_push_later(struct avmm_blk_queue *q, uint16_t head, uint32_t lengt
 
 /* Have io_uring carry out what is next to do of a request, with the next submission or a later one. */
 void avmm_blk_ring_start(struct avmm_blk_request *r);
+/* Whether io_uring is to try what is next to do of one at once, without waiting for anything. */
+bool avmm_blk_is_now(const struct avmm_blk_request *r);
 /* 0, or -errno with those that the kernel did not take still pending. */
 int avmm_blk_ring_submit(struct avmm_blk_ring *ring);
 /* Submit, and take in completions up to a bound. Disks that have some are touched by that, all but `own`. */

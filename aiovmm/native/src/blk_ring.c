@@ -1,5 +1,10 @@
 #include "blk_parts.h"
 #include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MAX_WORKERS 19u         /* IORING_REGISTER_IOWQ_MAX_WORKERS, since Linux 5.15 */
+#define WORKERS (1u << 15)      /* as many as are wanted: how many are is bounded by AVMM_BLK_WAITS */
 
 #define SUBMISSIONS 128u /* in one system call */
 #define TURN 128u        /* completions taken in by one call: those of guests' requests come as fast as we start them */
@@ -7,7 +12,11 @@
 int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions) {
     *ring = (struct avmm_blk_ring){0};
     ring->stalled_end = &ring->stalled;
-    return avmm_uring_open(&ring->uring, SUBMISSIONS, completions);
+    int error = avmm_uring_open(&ring->uring, SUBMISSIONS, completions);
+    uint32_t workers[2] = {WORKERS, 0}; /* for files, and for all else: as it is */
+    if (!error)
+        syscall(SYS_io_uring_register, ring->uring.fd, MAX_WORKERS, workers, 2); /* refused: the kernel's own number must do */
+    return error;
 }
 
 void avmm_blk_ring_close(struct avmm_blk_ring *ring) { avmm_uring_close(&ring->uring); }
@@ -34,8 +43,48 @@ static void order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
     avmm_blk_order(sqe, r);
 }
 
+static bool may_wait(const struct avmm_blk_request *r) {
+    return !(r->type == AVMM_BLK_OUT && r->queue->disk->one_writer) && !avmm_blk_is_now(r);
+}
+
+static void park(struct avmm_blk *disk, struct avmm_blk_request *r) {
+    r->next = NULL;
+    *(disk->parked ? disk->parked_end : &disk->parked) = r;
+    disk->parked_end = &r->next;
+}
+
+static struct avmm_blk_request *unpark(struct avmm_blk *disk) {
+    struct avmm_blk_request *r = disk->parked;
+    disk->parked = r->next;
+    return r;
+}
+
+/* One is in the ring no more. Some are parked only while as many as may wait are there, so nobody else need look. */
+static void left(struct avmm_blk_request *r) {
+    r->queue->disk->n_waits -= r->waits;
+    r->waits = 0;
+}
+
+static void go_on(struct avmm_blk *disk) {
+    while (disk->parked && disk->n_waits < AVMM_BLK_WAITS) {
+        if (disk->abandoned || avmm_blk_is_stopping(disk))
+            avmm_blk_finish(unpark(disk), ECANCELED);
+        else
+            avmm_blk_start(unpark(disk));
+    }
+}
+
 void avmm_blk_ring_start(struct avmm_blk_request *r) {
-    struct avmm_blk_ring *ring = r->queue->disk->ring;
+    struct avmm_blk *disk = r->queue->disk;
+    struct avmm_blk_ring *ring = disk->ring;
+    if (may_wait(r)) {
+        if (disk->n_waits == AVMM_BLK_WAITS) {
+            park(disk, r);
+            return;
+        }
+        disk->n_waits++;
+        r->waits = 1;
+    }
     struct io_uring_sqe *sqe = ring->stalled ? NULL : place(ring);
     if (sqe) {
         order(sqe, r);
@@ -65,11 +114,16 @@ int avmm_blk_ring_submit(struct avmm_blk_ring *ring) {
 }
 
 void avmm_blk_ring_withdraw(struct avmm_blk *disk) {
+    while (disk->parked) /* starts none: what waits for writes to end has been cancelled */
+        avmm_blk_finish(unpark(disk), ECANCELED);
     for (struct avmm_blk_request **at = &disk->ring->stalled; *at;) {
-        if ((*at)->queue->disk == disk)
-            avmm_blk_finish(unstall(disk->ring, at), ECANCELED); /* starts none: what waits for writes to end has been cancelled */
-        else
+        if ((*at)->queue->disk == disk) {
+            struct avmm_blk_request *r = unstall(disk->ring, at);
+            left(r);
+            avmm_blk_finish(r, ECANCELED);
+        } else {
             at = &(*at)->next;
+        }
     }
 }
 
@@ -92,10 +146,13 @@ void avmm_blk_ring_take_in(struct avmm_blk_ring *ring, const struct avmm_blk *ow
             ring->cancels--;
             continue;
         }
+        struct avmm_blk *disk = r->queue->disk;
         r->in_ring = r->cancelled = 0;
-        if (r->queue->disk != own)
-            touch(ring, r->queue->disk);
+        if (disk != own)
+            touch(ring, disk);
+        left(r);
         avmm_blk_completed(r, result);
+        go_on(disk);
     }
 }
 
@@ -119,10 +176,12 @@ static void take_back(struct avmm_blk_ring *ring, struct avmm_blk_request *r) {
     struct avmm_blk *disk = r->queue->disk;
     r->in_ring = r->cancelled = 0;
     touch(ring, disk);
+    left(r);
     if (disk->abandoned || avmm_blk_is_stopping(disk))
         avmm_blk_finish(r, ECANCELED);
     else
         avmm_blk_start(r);
+    go_on(disk);
 }
 
 struct avmm_blk *avmm_blk_ring_give_up(struct avmm_blk_ring *ring, uint64_t *mask) {

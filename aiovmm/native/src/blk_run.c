@@ -141,7 +141,14 @@ void avmm_blk_start(struct avmm_blk_request *r) {
     avmm_blk_ring_start(r);
 }
 
+/* Cached writes to a file the kernel tries so by itself, and else does one after the other in a thread. */
+bool avmm_blk_is_now(const struct avmm_blk_request *r) {
+    const struct avmm_blk *disk = r->queue->disk;
+    return !r->punt && r->type != AVMM_BLK_FLUSH && !(r->type == AVMM_BLK_OUT && disk->one_writer);
+}
+
 void avmm_blk_order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
+    r->now = 0;
     sqe->fd = r->queue->disk->fd;
     sqe->user_data = (uintptr_t)r;
     if (r->punt)
@@ -154,8 +161,8 @@ void avmm_blk_order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
     struct avmm_blk_call c = avmm_blk_next_call(r);
     sqe->fd = c.fd;
     sqe->off = c.offset;
-    if (r->dsync && !c.in)
-        sqe->rw_flags = RWF_DSYNC;
+    r->now = avmm_blk_is_now(r);
+    sqe->rw_flags = (r->dsync && !c.in ? RWF_DSYNC : 0) | (r->now ? RWF_NOWAIT : 0);
     if (c.n_iov == 1) {
         sqe->opcode = c.in ? IORING_OP_READ : IORING_OP_WRITE;
         sqe->addr = (uintptr_t)c.iov->iov_base;
@@ -226,6 +233,10 @@ void avmm_blk_completed(struct avmm_blk_request *r, int32_t result) {
     if (r->queue->disk->abandoned) {
         avmm_blk_answer(r, AVMM_BLK_IOERR);
         return;
+    }
+    if (result == -EOPNOTSUPP && r->now) {
+        r->queue->disk->never_now |= (uint8_t)(1u << r->type); /* it is AVMM_BLK_IN or AVMM_BLK_OUT */
+        result = -EAGAIN;
     }
     if ((result == -EAGAIN || result == -EINTR) && !avmm_blk_is_stopping(r->queue->disk)) {
         r->punt = 1; /* in a kernel thread it may wait */

@@ -139,6 +139,8 @@ class BlkDevice(VirtioDevice):
         owners.link(disk, layer=ffi.NULL if image.top_layer is None else image.top_layer.native)
         disk.align_file, disk.align_memory = image.align
         disk.punt_bytes = disk.inline_bytes = _NEVER
+        disk.one_writer = not image.direct and not image.is_device
+        disk.never_now = 0
         disk.writes_wait = lib.AVMM_BLK_NO if image.is_device else lib.AVMM_BLK_UNKNOWN  # a device takes many at a time
         if image.may_wait:  # and has the ring all the same, since somebody has said so
             disk.punt_bytes, disk.inline_bytes, disk.writes_wait = 0, 0, lib.AVMM_BLK_NO
