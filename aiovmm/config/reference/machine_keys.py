@@ -8,7 +8,7 @@ __all__ = ["TABLE"]
 TABLE = """
 --cpus boot | differs | 1 to 4096, or what KVM allows (8192 there); `--cpus 2` is short for it; 0 is refused: nothing would run
 --cpus max | differs | by `vm.resize(cpus=)`; refused for arm64 guests, which have `boot`
---cpus topology | same |
+--cpus topology | differs | more than two threads a core as well
 --cpus max_phys_bits | differs | 32 or more; unset: 46, as there; the second PCI segment stays where the host's paging reaches
 --cpus affinity | differs | a vCPU that is not there is passed over, as there, and remarked on in the log
 --cpus nested | differs | off unless asked for
