@@ -61,7 +61,7 @@ def test_a_thread_that_has_ended_gives_no_cookie(tmp_path: Path) -> None:
     flags = ["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-shared", "-fPIC"]
     subprocess.run(["gcc", *flags, "-o", str(library), str(source), "-ldl"], check=True, timeout=60)
     preload = " ".join(filter(None, (os.environ.get("LD_PRELOAD"), str(library))))
-    environment = {**os.environ, "LD_PRELOAD": preload, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "LD_PRELOAD": preload}
     command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "done\n", done.stderr
