@@ -22,6 +22,14 @@ def test_what_grows_is_named(name: str) -> None:
     assert [line.partition(":")[0] for line in grown(growing)] == [name]
 
 
+def test_what_comes_and_goes_does_not_grow() -> None:
+    """A soak's own tasks: of the last quarter most moments had more than of the second, but some had as few."""
+    tasks = [94] * 15 + [82, 64, 107, 80, 83] * 3 + [95] * 15 + [97, 66, 119, 96, 98] * 3
+    assert grown([replace(CALM, tasks=count) for count in tasks]) == []
+    left = [count + 30 * (at > 40) for at, count in enumerate(tasks)]
+    assert grown([replace(CALM, tasks=count) for count in left]) == ["tasks: 82, then 127"]
+
+
 def test_a_peak_is_no_growth() -> None:
     assert grown([CALM] * 10 + [replace(CALM, descriptors=500, resident=1 << 30)] + [CALM] * 10) == []
     assert grown([]) == []

@@ -47,14 +47,15 @@ class Sample:
 
 
 def grown(samples: Sequence[Sample]) -> list[str]:
-    """What was more in the last quarter than in the second, beyond what a moment differs from another by."""
+    """What was more in the last quarter than in the second, beyond what a moment differs from another by: at most moments, and at
+    the lowest, since what is left behind is there at every one."""
     quarter = len(samples) // 4
     if quarter == 0:
         return []
     before, after = samples[quarter : 2 * quarter], samples[-quarter:]
     found = []
     for name, slack in _SLACK.items():
-        old, new = (statistics.median(getattr(sample, name) for sample in part) for part in (before, after))
-        if new > old + slack:
-            found.append(f"{name}: {old:.0f}, then {new:.0f}")
+        old, new = ([getattr(sample, name) for sample in part] for part in (before, after))
+        if all(of(new) > of(old) + slack for of in (statistics.median, min)):
+            found.append(f"{name}: {statistics.median(old):.0f}, then {statistics.median(new):.0f}")
     return found
