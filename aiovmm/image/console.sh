@@ -7,6 +7,7 @@ cd /root
 # a serial line has no size until somebody sets it
 [ -n "$(stty size <>"$tty" 2>/dev/null)" ] || stty rows 24 cols 80 <>"$tty"
 while [ -c "$tty" ]; do
-  setsid -c sh -l <>"$tty" >&0 2>&1
+  setsid -c /etc/aiovmm/session sh -l <>"$tty" >&0 2>&1 3>&-
+  exec 3<>"$tty" # what is typed until then is for the next
   sleep 0.2
 done

@@ -26,8 +26,14 @@ option() { # $value becomes that of the last $1=... on the kernel command line, 
   esac
 }
 
+told() { # all consoles have sent what was written to them, or do not within a second: somebody may have stopped them (ctrl-S)
+  for tty in $(cat /sys/class/tty/console/active); do
+    timeout 1 stty "$(stty -g <>"/dev/$tty")" <>"/dev/$tty"
+  done
+}
 down() { # the one way out: poweroff, reboot or halt, with file systems clean
   trap '' TERM INT USR1 USR2
+  told
   sync
   umount -a -r 2>/dev/null
   $1 -f
@@ -70,6 +76,9 @@ if [ -d /lib/modules ]; then
     while [ ! -b "/dev/pmem$(($# - 1))" ] && [ $tries -lt 50 ]; do sleep 0.1; tries=$((tries + 1)); done
   fi
 fi
+
+# The first console may have come with a driver, and the kernel had none to open for us: what is said is for it from here on.
+! true 2>/dev/null </dev/console || exec </dev/console >/dev/console 2>&1
 
 option aiovmm.hostname
 hostname "${value:-guest}"
@@ -123,9 +132,12 @@ fi
 
 [ ! -x $agent ] || start-stop-daemon -S -b -p /run/aiovmm-agent.pid -a $agent
 
-for tty in $(cat /sys/class/tty/console/active); do # what is typed between two programs that open a terminal is for the later one
-  { sleep 2147483647 & } 3<>"/dev/$tty" # not as its input, which would be /dev/null
-done
+hold() { # what is typed between two programs that open a terminal is for the later one; and what nobody has open tells nothing
+  for tty in $(cat /sys/class/tty/console/active); do
+    { sleep 2147483647 & } 3<>"/dev/$tty" # not as its input, which would be /dev/null
+  done
+}
+hold
 
 power_button() { # struct input_event as 16-bit words: 8 of time, then type 1 (key), code 116 (power), value 1 (pressed)
   while event=$(dd bs=24 count=1 2>/dev/null | od -An -v -tu2) && [ -n "$event" ]; do
@@ -143,8 +155,10 @@ if [ -n "$run" ]; then
   tty=$(cat /sys/class/tty/console/active)
   tty=/dev/${tty##* } # the preferred console, which is /dev/console, under a name that can control a session
   [ -c "$tty" ] || tty=/dev/console
-  setsid -c sh -c "$run" <>"$tty" >&0 2>&1
-  echo "aiovmm: run end status=$?"
+  setsid -c /etc/aiovmm/session sh -c "$run" <>"$tty" >&0 2>&1
+  status=$?
+  hold # again: the session's end was everybody's who had that terminal open
+  echo "aiovmm: run end status=$status"
   option aiovmm.then
   case "${value:=poweroff}" in
     poweroff | reboot | halt) down "$value" ;;

@@ -70,6 +70,7 @@ _NEEDED_APPLETS = frozenset(
         "setsid",
         "start-stop-daemon",
         "stty",
+        "timeout",
         "sed",
         "dd",
         "od",
@@ -148,6 +149,7 @@ def _skeleton() -> CpioArchive:
     archive.character_device("/dev/null", 1, 3, 0o666)
     archive.file("/etc/profile", _PROFILE)
     archive.file("/etc/aiovmm/console", _script("console.sh"), 0o755)
+    archive.file("/etc/aiovmm/session", _script("session.sh"), 0o755)
     archive.file("/etc/passwd", b"root::0:0:root:/root:/bin/sh\n")
     archive.file("/etc/group", b"root:x:0:\n")
     return archive

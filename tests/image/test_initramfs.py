@@ -44,7 +44,7 @@ def test_busybox_with_all_its_applets(root: Path) -> None:
 
 @needs_busybox
 def test_scripts_are_valid_shell(root: Path) -> None:
-    for script in ("init", "etc/aiovmm/console"):
+    for script in ("init", "etc/aiovmm/console", "etc/aiovmm/session"):
         subprocess.run([str(BUSYBOX), "sh", "-n", str(root / script)], check=True, timeout=10)
 
 
@@ -109,7 +109,7 @@ def dependencies(path: Path) -> dict[str, set[str]]:
 
 
 NAMES = ["[", "[[", "awk", "busybox", "dd", "modprobe", "mount", "od", "poweroff", "reboot", "sed", "setsid", "sh"]
-NAMES += ["start-stop-daemon", "stty", "umount", "yes"]
+NAMES += ["start-stop-daemon", "stty", "timeout", "umount", "yes"]
 
 
 def foreign(names: list[str] = NAMES, machine: int = 183) -> bytes:

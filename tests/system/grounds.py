@@ -36,7 +36,8 @@ CORE = {
     "test_failed_entry.py": "",
     "test_pci.py": "interrupted_by_pins[6.1]",
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
-    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]",
+    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]"
+    " or prints_last_arrives[serial]",
     "test_vfio_net.py": "intx_alone",
     "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",

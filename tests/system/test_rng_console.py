@@ -14,7 +14,7 @@ import pytest
 from aiovmm import VM, ConsoleConfig, ConsoleMode, EventKind, ExitReason, RebootPolicy, RngConfig
 from tests.devices.virtio.fips import failures
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import ended, limit, prompt, shell
+from tests.system.guest import BOOT, ended, limit, prompt, shell
 from tests.system.shown import CONSOLE
 
 MIB = 1 << 20
@@ -158,3 +158,16 @@ async def test_an_entropy_source_that_ends_fails_the_device_and_not_the_guest(gu
                     break
         assert "the source has ended" in event.detail
         await prompt(vm)
+
+
+@pytest.mark.parametrize("where", ["serial", "console"])
+async def test_what_a_command_prints_last_arrives(guests: Guests, where: str) -> None:
+    """Its terminal is hung up when the session on it ends; sent it is by another processor, maybe, and later."""
+    cmdline = f'console={CONSOLE if where == "serial" else "hvc0"} panic=-1 quiet aiovmm.run="seq 3000"'
+    async with VM(guests.config(cpus=2, cmdline=cmdline, console=HVC0)) as vm:
+        await vm.start()
+        stream = getattr(vm, where)
+        async with asyncio.timeout(BOOT):
+            await stream.readuntil(b"run begin")
+            printed = await stream.readuntil(b"run end")
+    assert printed.split()[:-3] == [b"%d" % number for number in range(1, 3001)]
