@@ -29,7 +29,7 @@ def session(terminal: int, script: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
 
 
-@pytest.mark.parametrize("script, status", [("exit 3", 3), ("kill -9 $$", 137), ("true", 0), ("exec false", 1)])
+@pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("true", 0), ("exec false", 1)])
 def test_the_status_is_the_programs(terminal: tuple[int, int], script: str, status: int) -> None:
     assert session(terminal[1], script).wait(20) == status
 
