@@ -11,8 +11,8 @@ from importlib import resources
 
 import pytest
 
-BUSYBOX = shutil.which("busybox")
-pytestmark = pytest.mark.skipif(BUSYBOX is None, reason="no busybox (package busybox-static)")
+BUSYBOX = shutil.which("busybox") or ""
+pytestmark = pytest.mark.skipif(not BUSYBOX, reason="no busybox (package busybox-static)")
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 def session(terminal: int, script: str) -> subprocess.Popen[bytes]:
     with resources.as_file(resources.files("aiovmm.image").joinpath("session.sh")) as program:
-        command = [str(BUSYBOX), "setsid", "-c", BUSYBOX, "sh", program, BUSYBOX, "sh", "-c", script]
+        command = [BUSYBOX, "setsid", "-c", BUSYBOX, "sh", program, BUSYBOX, "sh", "-c", script]
         return subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
 
 
