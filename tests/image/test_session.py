@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 def session(terminal: int, script: str) -> subprocess.Popen[bytes]:
     with resources.as_file(resources.files("aiovmm.image").joinpath("session.sh")) as program:
-        command = [BUSYBOX, "setsid", "-c", BUSYBOX, "sh", program, BUSYBOX, "sh", "-c", script]
+        command: list[str | Path] = [BUSYBOX, "setsid", "-c", BUSYBOX, "sh", program, BUSYBOX, "sh", "-c", script]
         return subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
 
 
