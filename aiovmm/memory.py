@@ -114,8 +114,8 @@ class _Closed(Protocol):
         """With the memory."""
 
 
-_gone: list[None] = []
-"""One for each GuestMemory that is no more. To have been closed does not count: the objects of its guest refer to each other, so
+_left: list[None] = []
+"""One for each GuestMemory that was closed, and one when it is no more: the objects of its guest refer to each other, so most of
 what they had beside the mappings comes back when the collector has found them."""
 
 
@@ -137,7 +137,7 @@ class GuestMemory:
         self._table = ffi.new("struct avmm_mem *")
         self._array: Any = ffi.NULL
 
-    def __del__(self, count: Callable[[None], None] = _gone.append) -> None:
+    def __del__(self, count: Callable[[None], None] = _left.append) -> None:
         count(None)  # wherever it is collected: one step
 
     @classmethod
@@ -394,6 +394,7 @@ class GuestMemory:
 
     def close(self) -> None:
         """Unmap and close everything. Idempotent. A mapping with a live view goes when that view does."""
+        _left.append(None)
         tracker, self.tracker = self.tracker, None
         if tracker is not None:
             tracker.close()
@@ -504,15 +505,23 @@ def _let_merge(mapping: GuestMapping) -> None:
         ) from exc
 
 
-_MANY = 32  # guests, of which the C library may have kept a megabyte
+_MANY = 32  # guests that were closed or have gone, of which the C library may have kept a megabyte
 
 
-def _trim() -> None:
-    """Once that many guests have gone and all is quiet, have the system get back what they had."""
-    if len(_gone) >= _MANY:
-        _gone.clear()
+_trimmed = False  # for many that had left, and not since
+
+
+def _trim() -> bool:
+    """Once so many have left and all is quiet, have the system get back what they had; and once more what was on its way then.
+    True: that is to come."""
+    global _trimmed
+    many = len(_left) >= _MANY
+    if many or _trimmed:
+        _left.clear()
         lib.avmm_mem_trim()
         room.give_back()
+    _trimmed = many
+    return many
 
 
 crew.at_rest.append(_trim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import threading
 import time
@@ -130,3 +131,21 @@ def test_who_ends_for_want_of_work_does_what_is_for_then(monkeypatch: pytest.Mon
     monkeypatch.setattr(crew, "at_rest", [done.set])
     crew.run("web: anything", lambda: lambda: None)
     assert done.wait(10)
+
+
+def test_what_is_not_done_yet_when_all_is_quiet_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "IDLE", 0.01)
+    calls: list[float] = []
+    done = threading.Event()
+
+    def call() -> bool:
+        calls.append(time.monotonic())
+        if len(calls) == 3:
+            done.set()
+        return len(calls) < 3
+
+    monkeypatch.setattr(crew, "at_rest", [call])
+    crew.run("web: anything", lambda: lambda: None)
+    assert done.wait(HANGS)
+    assert len(calls) == 3
+    assert all(later - earlier >= 0.01 for earlier, later in itertools.pairwise(calls))

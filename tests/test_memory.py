@@ -254,17 +254,21 @@ def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: py
     monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
     assert memory_module._trim in crew.at_rest
     gc.collect()
-    memory_module._gone.clear()  # of other tests
+    memory_module._left.clear()  # of other tests
+    monkeypatch.setattr(memory_module, "_trimmed", False)
     closed = [GuestMemory() for _ in range(memory_module._MANY)]
-    for memory in closed:
+    for memory in closed[1:]:
         memory.close()
-    memory_module._trim()
-    assert not calls, "who still refers to them keeps more than the mappings"
-    del memory, closed[1:]
-    memory_module._trim()
+    assert not memory_module._trim()
     assert not calls
+    closed[0].close()
+    assert memory_module._trim(), "some of what they had is on its way, maybe"
+    assert not memory_module._trim()
+    assert calls == ["trim"] * 2
+    del memory, closed[1:]
+    assert not memory_module._trim()
     closed.clear()
-    memory_module._trim()
-    assert calls == ["trim"]
-    memory_module._trim()
-    assert calls == ["trim"], "nobody has gone since"
+    assert memory_module._trim(), "and now what referred to them"
+    assert not memory_module._trim()
+    assert not memory_module._trim()
+    assert calls == ["trim"] * 4, "nobody has left since"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from aiovmm.runtime.threads import Thread, name_this_thread
@@ -19,13 +20,15 @@ IDLE = 2.0
 NAME = "aiovmm worker"
 
 _lock = threading.Lock()
+_resting = threading.Lock()
 _idle: list[
     _Hand
 ] = []  # who became so last is at the end, and is asked first: its caches are warm, and the others may go
 
 
 at_rest: list[Callable[[], object]] = []
-"""Called by each thread that ends for want of work: what is better done when nobody waits for anything."""
+"""Called by threads that end for want of work, one at a time: what is better done when nobody waits for anything. What gives True
+is called again after as long."""
 
 Work = Callable[[], Callable[[], None]]
 
@@ -64,8 +67,13 @@ class _Hand(Thread):
                 _idle.append(self)
             tell()
             del work, tell  # what they refer to need not wait for the next one
-        for call in at_rest:
-            call()
+        if _resting.acquire(blocking=False):  # else somebody is at it, and looks again if need be
+            try:
+                for call in at_rest:
+                    while call():
+                        time.sleep(IDLE)
+            finally:
+                _resting.release()
 
     def _wait(self) -> bool:
         """Whether there is work; if not, nobody will give it any."""
@@ -81,8 +89,8 @@ class _Hand(Thread):
 
 def _alone() -> None:
     """In a forked child, which has none of the threads, and a copy of the lock as it was."""
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _resting
+    _lock, _resting = threading.Lock(), threading.Lock()
     _idle.clear()
 
 
