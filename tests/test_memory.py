@@ -251,8 +251,10 @@ def _flags(address: int) -> list[str]:
 def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between the C library's other pieces it keeps, however much it is."""
     calls: list[str] = []
-    monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
     assert memory_module._trim in crew.at_rest
+    monkeypatch.setattr(crew, "at_rest", [])
+    with crew._resting:  # nobody is at it
+        monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
     gc.collect()
     memory_module._left.clear()  # of other tests
     monkeypatch.setattr(memory_module, "_trimmed", False)

@@ -15,6 +15,7 @@ from aiovmm.errors import PeerError
 from aiovmm.testing.vhost_user_backend import PROTOCOL_FEATURES, VhostUserServer
 from aiovmm.vhost_user import Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
+from tests.limits import HANGS
 from tests.pci.echo import Echo, until
 from tests.vhost_user.bench import Guest
 from tests.vhost_user.disks import RamDisk, read_header, write_header
@@ -41,7 +42,9 @@ async def test_a_disk_killed_again_and_again_under_load_loses_nothing(path: Path
     daemon.start()
     rng = random.Random(5)
     expected: dict[int, bytes] = {}
-    async with Guest(VhostUserBlk(path, queue_size=128, timing=Timing(connect=30, answer=10, patience=60))) as guest:
+    async with Guest(
+        VhostUserBlk(path, queue_size=128, timing=Timing(connect=HANGS, answer=HANGS, patience=60))
+    ) as guest:
         await guest.driver.start()
         queue = guest.driver.queues[0]
         outstanding: dict[int, tuple[int, bytes]] = {}
@@ -56,11 +59,11 @@ async def test_a_disk_killed_again_and_again_under_load_loses_nothing(path: Path
                 await daemon.kill()
                 daemon.start()
                 kills += 1
-            for used in await queue.used(timeout=40):
+            for used in await queue.used(timeout=2 * HANGS):
                 assert used.data == b"\0"
                 block, content = outstanding.pop(used.head)
                 expected[block] = content
-        for used in await queue.used(len(outstanding), timeout=40):
+        for used in await queue.used(len(outstanding), timeout=2 * HANGS):
             block, content = outstanding.pop(used.head)
             expected[block] = content
         assert kills == 4

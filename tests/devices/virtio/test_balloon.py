@@ -21,6 +21,7 @@ from aiovmm.errors import ChainError, ConfigError, GuestFault, StateError, Usage
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.features import RING_FEATURES
+from tests.devices.virtio.pages import pages_there
 from tests.limits import HANGS
 
 MIB = 1 << 20
@@ -48,9 +49,7 @@ def full(h: Harness, shared: bool) -> None:
 def resident(h: Harness) -> int:
     """Pages of the memory that are there, by the kernel's account."""
     (region,) = h.memory.regions
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        entries = os.pread(pagemap.fileno(), 8 * (region.size // PAGE), region.host // PAGE * 8)
-    return sum(entry[0] >> 63 for entry in struct.iter_unpack("<Q", entries))
+    return pages_there(region.host, region.size)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 
 import pytest
@@ -17,6 +16,7 @@ from aiovmm.devices.virtio.mem.protocol import Answer, Kind, Request
 from aiovmm.errors import ChainError, ConfigError, SnapshotError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
+from tests.devices.virtio.pages import pages_there
 
 MIB = 1 << 20
 RAM, START, SIZE = 16 * MIB, 1 << 30, 64 * MIB
@@ -45,10 +45,7 @@ class Driver:
 
     def resident(self) -> int:
         region = self.harness.memory.regions[-1]
-        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-            entries = os.pread(pagemap.fileno(), 8 * (region.size // 4096), region.host // 4096 * 8)
-        pages: int = sum(entry[0] >> 63 for entry in struct.iter_unpack("<Q", entries))
-        return pages * 4096
+        return pages_there(region.host, region.size) * 4096
 
 
 @pytest.mark.parametrize("shared", [False, True])
