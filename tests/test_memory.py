@@ -17,10 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import memory as memory_module
 from aiovmm.config import MemoryConfig
 from aiovmm.errors import GuestFault, HostError, StateError, UsageError
-from aiovmm.memory import PAGE_SIZE, GuestMemory
+from aiovmm.memory import PAGE_SIZE, GuestMemory, trimming
 from aiovmm.native import ffi
 from aiovmm.native.mapping import GuestMapping
 from aiovmm.runtime import crew
@@ -134,7 +133,7 @@ def test_other_threads_go_on_while_memory_is_prefaulted(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_memory_that_is_prefaulted_can_be_given_up(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiovmm.memory._PIECE", HUGE)
+    monkeypatch.setattr("aiovmm.memory.populating._PIECE", HUGE)
     asked, filled = [], []
     monkeypatch.setattr(GuestMapping, "populate", lambda self, start, size: filled.append(size))
 
@@ -251,26 +250,26 @@ def _flags(address: int) -> list[str]:
 def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between the C library's other pieces it keeps, however much it is."""
     calls: list[str] = []
-    assert memory_module._trim in crew.at_rest
+    assert trimming._trim in crew.at_rest
     monkeypatch.setattr(crew, "at_rest", [])
     with crew._resting:  # nobody is at it
-        monkeypatch.setattr(memory_module, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
+        monkeypatch.setattr(trimming, "lib", SimpleNamespace(avmm_mem_trim=lambda: calls.append("trim")))
     gc.collect()
-    memory_module._left.clear()  # of other tests
-    monkeypatch.setattr(memory_module, "_trimmed", False)
-    closed = [GuestMemory() for _ in range(memory_module._MANY)]
+    trimming.left.clear()  # of other tests
+    monkeypatch.setattr(trimming, "_trimmed", False)
+    closed = [GuestMemory() for _ in range(trimming._MANY)]
     for memory in closed[1:]:
         memory.close()
-    assert not memory_module._trim()
+    assert not trimming._trim()
     assert not calls
     closed[0].close()
-    assert memory_module._trim(), "some of what they had is on its way, maybe"
-    assert not memory_module._trim()
+    assert trimming._trim(), "some of what they had is on its way, maybe"
+    assert not trimming._trim()
     assert calls == ["trim"] * 2
     del memory, closed[1:]
-    assert not memory_module._trim()
+    assert not trimming._trim()
     closed.clear()
-    assert memory_module._trim(), "and now what referred to them"
-    assert not memory_module._trim()
-    assert not memory_module._trim()
+    assert trimming._trim(), "and now what referred to them"
+    assert not trimming._trim()
+    assert not trimming._trim()
     assert calls == ["trim"] * 4, "nobody has left since"

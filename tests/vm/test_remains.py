@@ -220,7 +220,7 @@ async def test_who_is_cancelled_while_memory_is_prefaulted_does_not_wait_for_all
         begun.set()
         assert go_on.wait(20)
 
-    monkeypatch.setattr("aiovmm.memory._PIECE", 2 << 20)
+    monkeypatch.setattr("aiovmm.memory.populating._PIECE", 2 << 20)
     monkeypatch.setattr(GuestMapping, "populate", slow)
     base = full("s")
     entering = asyncio.ensure_future(

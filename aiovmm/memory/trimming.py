@@ -1,0 +1,28 @@
+"""Giving back to the system what guests had that are no more."""
+
+from __future__ import annotations
+
+from aiovmm.native import lib, room
+from aiovmm.runtime import crew
+
+left: list[None] = []
+"""One for each GuestMemory that was closed, and one when it is no more: the objects of its guest refer to each other, so most of
+what they had beside the mappings comes back when the collector has found them."""
+_MANY = 32  # guests that were closed or have gone, of which the C library may have kept a megabyte
+_trimmed = False  # for many that had left, and not since
+
+
+def _trim() -> bool:
+    """Once so many have left and all is quiet, have the system get back what they had; and once more what was on its way then.
+    True: that is to come."""
+    global _trimmed
+    many = len(left) >= _MANY
+    if many or _trimmed:
+        left.clear()
+        lib.avmm_mem_trim()
+        room.give_back()
+    _trimmed = many
+    return many
+
+
+crew.at_rest.append(_trim)
