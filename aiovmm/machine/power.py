@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -126,17 +127,17 @@ class Power:
             return await self._reset(self.parts, stopped, paused)
 
     async def _reset(self, parts: MachineParts, stopped: Event, paused: Callable[[], bool]) -> bool:
-        began = _now()
-        alive, old, self.machine = began - self._since, self.machine, None
+        began = _spent()
+        alive, old, self.machine = began[0] - self._since, self.machine, None
         if old is not None:
             await old.aclose()
-        cost = _now() - began
+        cost = _cost(began)
         with suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), pause_before_life(alive, max(self._cost, cost)))
         if not stopped.is_set():
-            began = _now()
+            began = _spent()
             self.machine = await self._assembled(parts)
-            self._cost = cost + _now() - began
+            self._cost = cost + _cost(began)
         if stopped.is_set() or self.machine is None:
             return False
         await self.on(self.machine, paused=paused())
@@ -214,6 +215,17 @@ def descriptors(parts: MachineParts) -> int:
 def pause_before_life(alive: float, cost: float) -> float:
     """Seconds until a guest that lived for `alive` and whose reset takes `cost` may run again; negative: at once."""
     return max(SHORTEST_LIFE, LIFE_TO_RESET * cost) - alive
+
+
+def _spent() -> tuple[float, float]:
+    """The time, and the processor time of this process."""
+    return _now(), time.process_time()
+
+
+def _cost(began: tuple[float, float]) -> float:
+    """Seconds since then, or of processor time if that was less: a reset that waits, for a disk that does not answer say, costs
+    nobody anything."""
+    return min(end - begin for begin, end in zip(began, _spent(), strict=True))
 
 
 def _now() -> float:

@@ -32,34 +32,52 @@ class Owner:
         raise error
 
 
-async def test_what_taking_apart_and_building_cost_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, pauses = 1000.0, []
-    monkeypatch.setattr(power, "_now", lambda: now)
+class Costly:
+    """A machine that takes its time, and that of a processor."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def aclose(self) -> None:
+        self._clock.passes(0.5)
+
+    async def start(self, *, paused: bool) -> None:
+        return
+
+
+class Clock:
+    def __init__(self, work: float) -> None:
+        self.now, self.spent, self.work = 1000.0, 10.0, work
+
+    def passes(self, seconds: float) -> None:
+        """Of which this process computes for a part of `work`."""
+        self.now += seconds
+        self.spent += seconds * self.work
+
+
+@pytest.mark.parametrize("work", [1.0, 2.0, 0.0625])
+async def test_what_taking_apart_and_building_cost_is_waited_for(work: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not what they waited for, as for a disk that does not answer; nor more than it took, though neighbours compute, too."""
+    clock, pauses = Clock(work), []
+    monkeypatch.setattr(power, "_now", lambda: clock.now)
+    monkeypatch.setattr(power, "time", SimpleNamespace(process_time=lambda: clock.spent))
 
     def pause(alive: float, cost: float) -> float:
         pauses.append((alive, cost))
         return -1.0
 
-    class Costly:
-        async def aclose(self) -> None:
-            nonlocal now
-            now += 0.5
-
-        async def start(self, *, paused: bool) -> None:
-            return
-
     async def build(*_how: Any) -> Costly:
-        nonlocal now
-        now += 0.25
-        return Costly()
+        clock.passes(0.25)
+        return Costly(clock)
 
     monkeypatch.setattr(power, "pause_before_life", pause)
     monkeypatch.setattr(power, "descriptors", lambda parts: 0)
     monkeypatch.setattr(Machine, "build", build)
     p = Power(Owner())  # type: ignore[arg-type]
-    p.parts, p.machine = SimpleNamespace(kernel=object()), Costly()  # type: ignore[assignment]
-    p._since = now
+    p.parts, p.machine = SimpleNamespace(kernel=object()), Costly(clock)  # type: ignore[assignment]
+    p._since = clock.now
     for _ in range(3):
-        now += 0.125
+        clock.passes(0.125)
         assert await p.reset(Event(), lambda: False)
-    assert pauses == [(0.125, 0.5), (0.125, 0.75), (0.125, 0.75)]
+    part = min(work, 1.0)
+    assert pauses == [(0.125, 0.5 * part), (0.125, 0.75 * part), (0.125, 0.75 * part)]
