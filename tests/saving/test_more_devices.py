@@ -273,7 +273,7 @@ async def test_blocks_that_are_given_back_while_it_stops_are_answered(monkeypatc
         may_go = asyncio.Event()
         give_back = MemDevice._give_back
 
-        async def slow(device: MemDevice, pieces: Any) -> None:
+        async def slow(device: MemDevice, first: int, blocks: bytes) -> None:
             await finish(_waited(may_go))
             await give_back(device, pieces)
 

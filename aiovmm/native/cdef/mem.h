@@ -21,6 +21,7 @@ void avmm_mem_trim(void);
 int avmm_mem_map(uint64_t host, uint64_t size, int fd, uint64_t offset, int writable, int shared);
 int avmm_mem_blank(uint64_t host, uint64_t size);
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
+int avmm_mem_give_back_blocks(uint64_t host, uint64_t size, const uint8_t *blocks, uint32_t count);
 uint64_t avmm_mem_resident(uint64_t host, uint64_t size);
 uint64_t avmm_mem_own(uint64_t host, uint64_t size);
 void avmm_mem_page_out(uint64_t host, uint64_t size);

@@ -88,14 +88,31 @@ int avmm_mem_blank(uint64_t host, uint64_t size) {
     return mmap((void *)(uintptr_t)host, size, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED ? errno : 0;
 }
 
+static int give_back_span(uint64_t host, uint64_t size) {
+    for (uint64_t at = 0; at < size; at += POPULATE) {
+        uint64_t left = size - at;
+        int error = give_back((void *)(uintptr_t)(host + at), left < POPULATE ? left : POPULATE);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count) {
-    for (uint32_t i = 0; i < count; i++)
-        for (uint64_t at = 0; at < spans[i].size; at += POPULATE) {
-            uint64_t left = spans[i].size - at;
-            int error = give_back((void *)(uintptr_t)(spans[i].host + at), left < POPULATE ? left : POPULATE);
-            if (error)
-                return error;
-        }
+    int error = 0;
+    for (uint32_t i = 0; i < count && !error; i++)
+        error = give_back_span(spans[i].host, spans[i].size);
+    return error;
+}
+
+int avmm_mem_give_back_blocks(uint64_t host, uint64_t size, const uint8_t *blocks, uint32_t count) {
+    for (uint32_t begin = 0, end; begin < count; begin = end) {
+        for (end = begin + 1; end < count && !blocks[end] == !blocks[begin]; end++)
+            ;
+        int error = blocks[begin] ? give_back_span(host + begin * size, (end - begin) * size) : 0;
+        if (error)
+            return error;
+    }
     return 0;
 }
 

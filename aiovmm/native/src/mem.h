@@ -70,4 +70,7 @@ int avmm_mem_blank(uint64_t host, uint64_t size);
  * them, too. Any thread may call it, and the guest may go on. */
 int avmm_mem_give_back(const struct avmm_span *spans, uint32_t count);
 
+/* The same for those of `count` blocks from `host` on, `size` bytes each, whose byte is not 0. */
+int avmm_mem_give_back_blocks(uint64_t host, uint64_t size, const uint8_t *blocks, uint32_t count);
+
 #endif

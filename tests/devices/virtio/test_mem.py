@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
@@ -17,6 +18,7 @@ from aiovmm.errors import ChainError, ConfigError, SnapshotError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
 from tests.devices.virtio.pages import pages_there
+from tests.steps import steps_of
 
 MIB = 1 << 20
 RAM, START, SIZE = 16 * MIB, 1 << 30, 64 * MIB
@@ -175,11 +177,56 @@ def test_blocks_are_a_set(steps: list[Request | int]) -> None:
             there -= meant if expected is Answer.ACK else set()
         assert outcome.answer is expected
         assert blocks.plugged == len(there) * BLOCK_SIZE
-        freed = {(at + i) // BLOCK_SIZE for at, size in outcome.freed for i in range(0, size, BLOCK_SIZE)}
-        assert freed == before - there
+        assert {outcome.first + i for i, block in enumerate(outcome.freed) if block} == before - there
     copy = Blocks(SIZE)
     copy.load(blocks.save())
     assert copy.save() == blocks.save()
+
+
+def _every_other(count: int) -> Blocks:
+    blocks = Blocks(count * BLOCK_SIZE)
+    blocks.load({"start": START, "requested": count * BLOCK_SIZE, "plugged": b"\1\0" * (count // 2)})
+    return blocks
+
+
+@pytest.mark.parametrize("kind", [Kind.UNPLUG_ALL, Kind.STATE, Kind.PLUG])
+def test_no_request_is_more_work_for_the_loop_the_more_blocks_there_are(kind: Kind) -> None:
+    """A guest may have plugged every other block of a terabyte."""
+
+    def steps(count: int) -> int:
+        blocks = _every_other(count)
+        return steps_of(lambda: blocks.handle(Request(kind, START, count)))
+
+    assert steps(1 << 15) == steps(4)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+async def test_every_other_block_is_given_back_and_nothing_else(shared: bool) -> None:
+    driver = Driver(SIZE, shared=shared)
+    async with driver.harness as h:
+        for block in range(0, COUNT, 2):
+            assert await driver.ask(Kind.PLUG, block, 1) == (Answer.ACK, 0)
+        for block in range(COUNT):
+            h.memory.write(START + block * BLOCK_SIZE, PAGE)
+        assert await driver.ask(Kind.UNPLUG_ALL) == (Answer.ACK, 0)
+        there = [h.memory.read(START + block * BLOCK_SIZE, 4096) == PAGE for block in range(COUNT)]
+        assert there == [False, True] * (COUNT // 2)
+        assert driver.device.given_back == SIZE // 2
+
+
+async def test_requests_of_many_blocks_are_fewer_a_turn() -> None:
+    """Of 65535 blocks 4, of which each is looked at."""
+    device = MemDevice(65536 * BLOCK_SIZE)
+    async with Harness(device, memory_size=16 * MIB) as h:
+        queue = h.queues[0]
+        for _ in range(40):
+            queue.add([struct.pack("<H6xQH6x", Kind.STATE, 0, 65535)], [10])
+        queue.kick()
+        answered: list[int] = []
+        while sum(answered) < 40:
+            await asyncio.sleep(0)
+            answered.append(len(queue.poll()))
+        assert max(answered) <= 5
 
 
 @pytest.mark.parametrize(

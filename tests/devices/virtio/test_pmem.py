@@ -19,6 +19,7 @@ from aiovmm.machine.device_memory import MemoryDevice, map_device_memory
 from aiovmm.machine.parts import PluggedDevice
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
+from aiovmm.virtqueue import Chain, Queue
 from tests.limits import HANGS
 
 MIB = 1 << 20
@@ -157,6 +158,32 @@ async def test_an_unknown_request_fails_alone(image: Path) -> None:
     async with Harness(device(image)) as h:
         assert await h.request(0, [struct.pack("<I", 7)], [4]) == FAILED
         assert await h.request(0, [FLUSH[:1], FLUSH[1:]], [3, 1], indirect=True) == OK
+
+
+async def test_requests_that_are_refused_leave_the_loop_its_turns_however_fast_they_come(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a processor that offers the next one as soon as it sees the answer."""
+    enough, answered, turns = 1000, 0, [0]
+    async with Harness(device(image)) as h:
+        push = Queue.push
+
+        def push_and_offer(queue: Queue, chain: Chain) -> None:
+            nonlocal answered
+            push(queue, chain)
+            answered += 1
+            if answered < enough:
+                turns[-1] += 1
+                h.queues[0].poll()
+                h.queues[0].add([struct.pack("<I", 7)], [4])
+
+        monkeypatch.setattr(Queue, "push", push_and_offer)
+        h.queues[0].add([struct.pack("<I", 7)], [4])
+        h.queues[0].kick()
+        while answered < enough:
+            turns.append(0)
+            await asyncio.sleep(0)
+    assert 0 < max(turns) <= h.queues[0].size
 
 
 @pytest.mark.parametrize(("readable", "writable"), [([FLUSH], [3]), ([b"\0\0\0"], [4]), ([FLUSH], []), ([], [4])])

@@ -21,11 +21,12 @@ _IN, _OUT = b"\1", b"\0"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What to answer, and which pieces, (offset in the region, bytes), have no memory any more."""
+    """What to answer, and which blocks have no memory any more: those from block `first` on whose byte in `freed` is 1."""
 
     answer: Answer
     state: int = 0
-    freed: tuple[tuple[int, int], ...] = ()
+    first: int = 0
+    freed: bytes | bytearray = b""
 
 
 class Blocks:
@@ -36,11 +37,12 @@ class Blocks:
         self.start = 0  # guest-physical
         self.requested = 0
         self._plugged = bytearray(size // BLOCK_SIZE)
+        self._there = 0  # of them: a region may have millions, and whoever asks is answered at once
 
     @property
     def plugged(self) -> int:
         """Bytes."""
-        return self._plugged.count(_IN) * BLOCK_SIZE
+        return self._there * BLOCK_SIZE
 
     @property
     def sizes(self) -> Sizes:
@@ -49,18 +51,18 @@ class Blocks:
 
     def clear(self) -> None:
         """All of it is unplugged; what is requested stays."""
-        self._plugged[:] = bytes(len(self._plugged))
+        self._plugged, self._there = bytearray(len(self._plugged)), 0
 
     def handle(self, request: Request) -> Outcome:
         """Carry it out, or refuse it. What is freed must have no memory any more before the driver is answered."""
         if request.kind is Kind.UNPLUG_ALL:
-            freed = tuple(self._runs())
+            freed = self._plugged if self._there else b""
             self.clear()
             return Outcome(Answer.ACK, freed=freed)
         span = self._span(request)
         if span is None:
             return Outcome(Answer.ERROR)
-        there = self._plugged[span].count(_IN)
+        there = self._plugged.count(_IN, span.start, span.stop)
         if request.kind is Kind.STATE:
             state = _PLUGGED if there == request.blocks else _MIXED if there else _UNPLUGGED
             return Outcome(Answer.ACK, state)
@@ -69,7 +71,8 @@ class Blocks:
         if there < request.blocks:
             return Outcome(Answer.ERROR)
         self._plugged[span] = _OUT * request.blocks
-        return Outcome(Answer.ACK, freed=((span.start * BLOCK_SIZE, request.blocks * BLOCK_SIZE),))
+        self._there -= there
+        return Outcome(Answer.ACK, first=span.start, freed=_IN * request.blocks)
 
     def _plug(self, request: Request, span: slice, there: int) -> Outcome:
         if there:
@@ -77,6 +80,7 @@ class Blocks:
         if self.plugged + request.blocks * BLOCK_SIZE > self.requested:
             return Outcome(Answer.NACK)
         self._plugged[span] = _IN * request.blocks
+        self._there += request.blocks
         return Outcome(Answer.ACK)
 
     def _span(self, request: Request) -> slice | None:
@@ -85,15 +89,6 @@ class Blocks:
         if rest or not request.blocks or not 0 <= first < last <= len(self._plugged):
             return None
         return slice(first, last)
-
-    def _runs(self) -> list[tuple[int, int]]:
-        """(offset, size) of what is plugged."""
-        runs, end = [], 0
-        while (begin := self._plugged.find(_IN, end)) >= 0:
-            end = self._plugged.find(_OUT, begin)
-            end = len(self._plugged) if end < 0 else end
-            runs.append((begin * BLOCK_SIZE, (end - begin) * BLOCK_SIZE))
-        return runs
 
     def save(self) -> State:
         """For a snapshot: where it is, what is plugged and requested."""
@@ -108,3 +103,4 @@ class Blocks:
         if start % BLOCK_SIZE or requested % BLOCK_SIZE or plugged.strip(_IN + _OUT):
             raise SnapshotError("mem: its blocks are not whole")
         self.start, self.requested, self._plugged[:] = start, requested, plugged
+        self._there = plugged.count(_IN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from functools import partial
 
 from aiovmm.devices.virtio.mem.blocks import Blocks, Outcome
 from aiovmm.devices.virtio.mem.protocol import (
@@ -19,13 +19,15 @@ from aiovmm.devices.virtio.mem.protocol import (
 )
 from aiovmm.errors import ChainError, HostError, UsageError
 from aiovmm.memory import MemoryRegion
-from aiovmm.native import ffi, lib
+from aiovmm.native import lib, owners
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
 __all__ = ["MemDevice"]
+
+_BLOCKS_A_TURN = 4096  # so many that are to be looked at count for one request more
 
 
 class MemDevice(VirtioDevice):
@@ -102,10 +104,10 @@ class MemDevice(VirtioDevice):
         """Answer requests. Raises ChainError for what cannot be answered. Nothing is being given back any more when it ends."""
         queue = queues[0]
         async for chain in queue:
-            outcome = self._carry_out(chain)
+            outcome = self._carry_out(queue, chain)
             try:
                 if outcome.freed:
-                    await self._give_back(outcome.freed)
+                    await self._give_back(outcome.first, outcome.freed)
             except asyncio.CancelledError:  # it was carried out, and would be refused if it came again
                 self._answer(queue, chain, outcome)
                 raise
@@ -118,23 +120,25 @@ class MemDevice(VirtioDevice):
         queue.push(chain)
         queue.flush()
 
-    def _carry_out(self, chain: Chain) -> Outcome:
+    def _carry_out(self, queue: Queue, chain: Chain) -> Outcome:
         request = parse(chain.read(min(chain.unread, REQUEST_SIZE)))
         if chain.writable_size < len(answer(Answer.ACK)):
             raise ChainError("a request to virtio-mem has no room for its answer", chain.head)
         if request is None:
             return Outcome(Answer.ERROR)
+        queue.charge(request.blocks // _BLOCKS_A_TURN)
         return self.blocks.handle(request)
 
-    async def _give_back(self, pieces: Sequence[tuple[int, int]]) -> None:
-        """To its end in any case: the memory is not unmapped meanwhile. Raises HostError if the host's kernel refuses."""
+    async def _give_back(self, first: int, blocks: bytes | bytearray) -> None:
+        """Those from `first` on that have a 1. To its end in any case: the memory is not unmapped meanwhile. Raises HostError if
+        the host's kernel refuses."""
         assert self._region is not None, "a driver is in a machine"
-        host = self._region.host
-        spans = ffi.new("struct avmm_span[]", [(host + offset, size) for offset, size in pieces])
-        error = await finish(self._worker.submit(lambda: lib.avmm_mem_give_back(spans, len(spans))))
+        error, count = await finish(
+            self._worker.submit(partial(_given_back, self._region.host + first * BLOCK_SIZE, blocks))
+        )
         if error:
             raise HostError("giving back hotplugged memory", error, os.strerror(error))
-        self.given_back += sum(size for _, size in pieces)
+        self.given_back += count * BLOCK_SIZE
 
     # -- state
 
@@ -145,3 +149,9 @@ class MemDevice(VirtioDevice):
     def load(self, state: State) -> None:
         """See VirtioDevice.load."""
         self.blocks.load(state)
+
+
+def _given_back(host: int, blocks: bytes | bytearray) -> tuple[int, int]:
+    """In a thread, since there may be very many: an errno, and how many they were."""
+    error = lib.avmm_mem_give_back_blocks(host, BLOCK_SIZE, owners.view(blocks), len(blocks))
+    return error, blocks.count(1)

@@ -117,7 +117,9 @@ class PmemDevice(VirtioDevice):
         while True:
             await queue.wait()
             waiting: list[Chain] = []
-            while len(waiting) < queue.size and (chain := queue.pop()) is not None:
+            for _ in range(queue.size):  # not as many as there are: a driver may offer them as fast as they are refused
+                if (chain := queue.pop()) is None:
+                    break
                 if is_flush(chain):
                     waiting.append(chain)
                 else:
