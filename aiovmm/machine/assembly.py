@@ -67,6 +67,7 @@ class Machine:
         self._due: list[Vcpu] = []  # that are paused, and have not been started yet
         self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = Undoing()
+        self._first = Undoing()  # before the processors are gone
         self._host = Undoing()  # KVM's VM and memory, which a thread gives back
         self._given_up = False  # nobody waits for it to be built any more
 
@@ -316,7 +317,7 @@ class Machine:
 
     def at_close(self, work: Callable[[], Awaitable[None]]) -> None:
         """Have that done when the machine is taken apart, before its devices are."""
-        self._stack.push(work)
+        self._first.push(work)
 
     def queue_counters(self, id_: str) -> list[QueueCounters]:
         """Of the queues of a virtio device that is served here; none of one that another process serves."""
@@ -447,8 +448,11 @@ class Machine:
         try:
             await self.stop()
         finally:
-            self.board.vcpus = []
-            await self._stack.aclose()
+            try:
+                await self._first.aclose()
+            finally:
+                self.board.vcpus = []
+                await self._stack.aclose()
 
     # -- what comes from below
 

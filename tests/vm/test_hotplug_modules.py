@@ -24,9 +24,11 @@ from aiovmm import (
 from aiovmm.bus import Space
 from aiovmm.config.options import parse_memory
 from aiovmm.machine.architecture import board_of_host
+from aiovmm.machine.hotplug.modules import ModuleHotplug
 from aiovmm.machine.hotplug.places import at_start, modules
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
+from tests.vm.ejected import ejected_and_reset
 from tests.vm.guest import config, counts_on, event, until
 
 REGISTERS, GED = 0xB00, 0x604
@@ -135,6 +137,20 @@ async def test_over_a_reset_they_stay() -> None:
         assert vm.machine.board.modules is not None
         assert vm.machine.board.modules.present == 2
         await resized(vm, 1)
+
+
+async def test_one_that_a_guest_lets_go_of_as_it_is_reset_goes_before_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its memory would be given back where another machine's lies by then."""
+    async with VM(made(2, on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.resize(memory=RAM + MODULE, timeout=0.05)
+        await ejected_and_reset(vm, ModuleHotplug, lambda: say(vm, 1, EJECT), monkeypatch)
+        assert there(vm) == 1
+        assert vm.config.memory.hotplugged_size == MODULE
+    assert [told.detail async for told in vm.events(from_start=True) if told.kind is EventKind.DEVICE_ERROR] == []
 
 
 async def test_what_cannot_be_is_refused() -> None:

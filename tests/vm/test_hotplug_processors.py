@@ -27,7 +27,9 @@ from aiovmm.kvm import VmFd, vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.assembly import Machine
+from aiovmm.machine.hotplug.processors import ProcessorHotplug
 from aiovmm.native import ffi, lib
+from tests.vm.ejected import ejected_and_reset
 from tests.vm.guest import config, counts_on, event, until
 
 REGISTERS, GED = 0x1000, 0x604
@@ -293,6 +295,19 @@ async def test_over_a_reset_they_stay() -> None:
         await event(vm, EventKind.REBOOTED)
         assert len(vm.machine.vcpus) == 3
         await resized(vm, 2)
+
+
+async def test_one_that_a_guest_lets_go_of_as_it_is_reset_goes_before_its_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with VM(made(on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await resized(vm, 3)
+        with pytest.raises(HotplugTimeout):
+            await vm.resize(cpus=2, timeout=0.05)
+        await ejected_and_reset(vm, ProcessorHotplug, lambda: say(vm, 2, EJECT), monkeypatch)
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == 2
+    assert [told.detail async for told in vm.events(from_start=True) if told.kind is EventKind.DEVICE_ERROR] == []
 
 
 async def test_what_cannot_be_is_refused() -> None:

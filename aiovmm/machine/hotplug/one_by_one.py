@@ -108,6 +108,8 @@ class OneByOne(ABC):
             self._configured(parts.config)
 
     async def _machine_goes(self) -> None:
+        """Nothing is at work any more on what it has, which a guest may let go of and be reset in the same moment."""
         if self._units is not None:
             self._units.machine_goes()
+            await self._units.settled()
         self._machine = self._units = None
