@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.config import NetConfig, PlacedConfig
+from aiovmm.config import DeviceConfig, NetConfig, PlacedConfig
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError, HostError, UsageError
 from aiovmm.runtime.dataclass import field_types, replace
@@ -98,6 +98,8 @@ def _seconds(asked: Mapping[str, Any]) -> float:
 
 def _from(directory: Path, config: PlacedConfig) -> PlacedConfig:
     """The same with the paths that the caller meant."""
+    if isinstance(config, DeviceConfig) and len(config.path.parts) == 1 and ":" in config.path.name:
+        return config  # an address of PCI's
     paths = {name: path for name in field_types(config) if isinstance(path := getattr(config, name), Path)}
     changes: dict[str, Any] = {name: Path(os.path.join(directory, path)) for name, path in paths.items()}
     return replace(config, **changes) if changes else config

@@ -35,8 +35,11 @@ from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.machine.hosts import MachineHosts
     from aiovmm.machine.parts import PluggedDevice
+    from aiovmm.machine.passthrough import HostPlace
     from aiovmm.machine.restored import Restored
+    from aiovmm.memory import MemoryRegion
     from aiovmm.pci.virtio import VirtioPci
     from aiovmm.virtqueue.config import QueueCounters
 
@@ -58,6 +61,7 @@ class Machine:
         self._owner = owner
         self.exits: ExitLoop
         self._iommu: MachineIommu | None = None
+        self._hosts: MachineHosts | None = None  # devices of the host, once there are any
         self.worker = Worker(f"{parts.config.name}: kvm calls")
         self.board = board_of_host()(parts, self.bus, self.worker.submit, self._ended)
         self.board.restored = self._restored = restored
@@ -258,10 +262,10 @@ class Machine:
 
     async def _plug_devices(self, plans: list[SegmentPlan]) -> None:
         create_task, board = self._owner.create_task, self.board
-        services = KvmPciServices(
+        self._services = KvmPciServices(
             self.kvm_vm, self.bus, self.memory, create_task, self.worker, board.message, board.intx_line
         )
-        self.pci = PciBuses(plans, services)
+        self.pci = PciBuses(plans, self._services)
         self._stack.push(self.pci.close)
         board.add_pci(self.pci.root)
         self._iommu = machine_iommu(self.parts, self.memory)
@@ -272,12 +276,9 @@ class Machine:
         last = [p for p in self.parts.plugged if self._iommu is not None and p.device is self._iommu.device]
         for plugged in [p for p in self.parts.plugged if p not in last]:
             self._plug(plugged)
-        if (passthrough := self.parts.passthrough) is not None:
-            inside = passthrough.plugged_in(
-                self.pci.root, services, self.kvm_vm, self.memory, self._owner.device_failed, self._iommu
-            )
-            await inside.__aenter__()
-            self._stack.push(partial(inside.__aexit__, None, None, None))
+        self._stack.push(self._quiet_hosts)
+        for place in self.parts.hosts:
+            await self.plug_host(place)
         for plugged in last:
             self._plug(plugged)
         if (pvpanic := self.parts.config.pvpanic) is not None:
@@ -294,23 +295,56 @@ class Machine:
         self._plug(plugged)
         return self.address(plugged.id)
 
+    async def plug_host(self, place: HostPlace) -> PciAddress:
+        """The same with a device of the host, which is open. Raises HostError, UsageError."""
+        if self._hosts is None:
+            from aiovmm.machine.hosts import MachineHosts  # for machines that have some
+
+            name, failed = self.parts.config.name, self._owner.device_failed
+            vm, memory = self.kvm_vm, self.memory
+            self._hosts = MachineHosts(name, self.pci.root, self._services, vm, memory, failed, self._iommu)
+        return await self._hosts.plug(place)
+
+    async def _quiet_hosts(self) -> None:
+        if self._hosts is not None:
+            await self._hosts.aclose()
+
+    async def memory_came(self, region: MemoryRegion) -> None:
+        """One more of its memory, which the guest is to be told of next: devices of the host reach it. Raises HostError; then
+        it is to go again."""
+        if self._hosts is not None:
+            await self._hosts.memory_came(region)
+
+    async def memory_gone(self, region: MemoryRegion) -> None:
+        """It is none of its memory any more, and neither the guest's nor a device's when this is done. Raises HostError."""
+        if self._hosts is not None:
+            await self._hosts.memory_gone(region)
+
     @property
     def iommu(self) -> MachineIommu | None:
         """What stands between devices and memory, if anything does."""
         return self._iommu
 
     def address(self, id_: str) -> PciAddress:
-        """Where a virtio device is. Raises KeyError."""
+        """Where a device is. Raises KeyError."""
+        if id_ in (hosts := self._host_addresses):
+            return hosts[id_]
         place = self.functions[id_].place
         return PciAddress(place.segment, place.slot)
 
     def _functions_by_id(self) -> dict[str, PciAddress]:
         """With devices of the host."""
-        hosts = self.parts.passthrough.addresses if self.parts.passthrough is not None else {}
-        return {id_: self.address(id_) for id_ in self.functions} | hosts
+        return {id_: self.address(id_) for id_ in self.functions} | self._host_addresses
+
+    @property
+    def _host_addresses(self) -> dict[str, PciAddress]:
+        return self._hosts.addresses if self._hosts is not None else {}
 
     async def unplug(self, id_: str) -> None:
-        """Take a virtio device out: nothing of it touches memory any more. It stays open. Raises KeyError."""
+        """Take a device out: nothing of it touches memory any more. It stays open. Raises KeyError, HostError."""
+        if self._hosts is not None and id_ in self._hosts.addresses:
+            await self._hosts.unplug(id_)
+            return
         address = self.address(id_)
         del self.functions[id_]
         await self.pci.unplug(address, self._iommu)

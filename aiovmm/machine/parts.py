@@ -6,7 +6,7 @@ survive that: open disks and TAPs, listening sockets, consoles with their histor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.boot import KernelImage, load_kernel
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from aiovmm.devices.limits import Limiter
     from aiovmm.devices.port import PortDevice
     from aiovmm.devices.virtio.blk.image import DiskImage
-    from aiovmm.machine.passthrough import Passthrough
+    from aiovmm.machine.passthrough import HostPlace, Passthrough
 
 __all__ = ["MachineParts", "PluggedDevice", "open_parts"]
 
@@ -56,7 +56,7 @@ class MachineParts:
     console_output: Callable[[bytes], None]
     plugged: list[PluggedDevice] = field(default_factory=list)
     ports: tuple[PortDevice, ...] = ()  # the embedder's, that are not virtio
-    passthrough: Passthrough | None = None  # devices of the host, if there are any
+    passthrough: Passthrough | None = None  # devices of the host, once there are any
     rate_limits: dict[str, Limiter] = field(default_factory=dict)  # by group
     owner: MachineOwner | None = None  # whom devices tell of the guest
     debug_output: Callable[[bytes], None] | None = None  # of the debug console, if there is one
@@ -98,9 +98,12 @@ class MachineParts:
         slots = [(p.segment, p.slot) for p in self.plugged if p.slot is not None]
         if (pvpanic := self.config.pvpanic) is not None and pvpanic.pci_device_id is not None:
             slots.append((pvpanic.pci_segment, pvpanic.pci_device_id))
-        if self.passthrough is not None:
-            slots += [(p.segment, p.slot) for p in self.passthrough.places if p.slot is not None]
-        return slots
+        return slots + [(p.segment, p.slot) for p in self.hosts if p.slot is not None]
+
+    @property
+    def hosts(self) -> Sequence[HostPlace]:
+        """Devices of the host."""
+        return self.passthrough.places if self.passthrough is not None else ()
 
     async def aclose(self) -> None:
         """Close every device, the last first, and /dev/kvm. Idempotent. What one raises does not keep the others open."""

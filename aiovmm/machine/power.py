@@ -207,8 +207,7 @@ def _import_machines() -> None:
 def descriptors(parts: MachineParts) -> int:
     """What a machine of these parts may have open, at most: KVM's, its memory's, and doorbells and lines of queues."""
     queues = sum(2 * len(plugged.device.queue_sizes) + _OF_A_DEVICE for plugged in parts.plugged)
-    places = parts.passthrough.places if parts.passthrough is not None else ()
-    vectors = sum(irq.count + _OF_A_DEVICE for place in places for irq in place.device.irqs.values())
+    vectors = sum(irq.count + _OF_A_DEVICE for place in parts.hosts for irq in place.device.irqs.values())
     return _OF_A_MACHINE + parts.config.cpus.boot + queues + vectors
 
 

@@ -42,9 +42,10 @@ def _nothing() -> None:
 
 
 def _refuse_unsaved(machine: Machine) -> None:
-    if machine.parts.passthrough is not None:
+    if hosts := machine.parts.hosts:
+        ids = ", ".join(place.id for place in hosts)
         raise SnapshotError(
-            "a guest with devices of the host cannot be saved: what is in them is out of reach; unplug them"
+            f"a guest with devices of the host ({ids}) cannot be saved: what is in them is out of reach; unplug them"
         )
     refuse_moved(machine)
     for port in machine.parts.ports:

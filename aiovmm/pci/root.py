@@ -62,6 +62,10 @@ class PciRoot:
         """Keep a slot for a function that will be added by its number. Raises UsageError."""
         self._segment(segment).reserve(slot)
 
+    def check_free(self, segment: int, slot: int | None = None) -> None:
+        """Raises UsageError if `add` found no slot."""
+        self._segment(segment).free_slot(slot)
+
     async def remove(self, address: PciAddress) -> None:
         """Unplug and close the function at `address`. Raises UsageError if there is none."""
         await self._segment(address.segment).remove(address.slot)

@@ -43,7 +43,7 @@ class PciSegment:
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
         """Plug `function` in (the first free slot, or `slot`), give its BARs addresses. Its slot number; UsageError."""
-        slot = self._free_slot(slot)
+        slot = self.free_slot(slot)
         try:
             self._assign(slot, function)
         except UsageError:
@@ -52,6 +52,16 @@ class PciSegment:
         self._slots[slot] = function
         function.place.segment, function.place.slot = self.plan.number, slot
         self._ecam[slot] = self._services.bus.add(self._ecam_range(slot, function))
+        return slot
+
+    def free_slot(self, slot: int | None = None) -> int:
+        """`slot`, or the first one, if nothing is in it. Raises UsageError."""
+        if slot is None:
+            slot = next((n for n in range(SLOTS) if n not in self._slots and n not in self._reserved), None)
+            if slot is None:
+                raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
+        if not 0 <= slot < SLOTS or slot in self._slots:
+            raise UsageError(f"PCI segment {self.plan.number}: slot {slot} is taken or does not exist")
         return slot
 
     async def remove(self, slot: int) -> None:
@@ -135,15 +145,6 @@ class PciSegment:
             waits = self._place(self.aperture.load(claims, served))
         if (pending := together(*waits)) is not None:
             await pending
-
-    def _free_slot(self, slot: int | None) -> int:
-        if slot is None:
-            slot = next((n for n in range(SLOTS) if n not in self._slots and n not in self._reserved), None)
-            if slot is None:
-                raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
-        if not 0 <= slot < SLOTS or slot in self._slots:
-            raise UsageError(f"PCI segment {self.plan.number}: slot {slot} is taken or does not exist")
-        return slot
 
     def _ecam_range(self, slot: int, function: PciFunction) -> Range:
         """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something, and

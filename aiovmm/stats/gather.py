@@ -39,7 +39,7 @@ def gather(
         uptime,
         power_ons,
         tuple(_counters(machine.vcpus)) if machine is not None else (),
-        {p.id: _device(p, machine) for p in plugged},
+        {p.id: _device(p, machine) for p in plugged} | _hosts(machine),
         config.ram_size,
         sum(_given_back(p.device) for p in plugged),
         _loop(),
@@ -66,6 +66,10 @@ def _device(plugged: PluggedDevice, machine: Machine | None) -> DeviceStats:
         vsock = plugged.device.counters  # type: ignore[attr-defined]
     queues = machine.queue_counters(plugged.id) if machine is not None else ()
     return DeviceStats(tuple(queues), disk, net, vsock)
+
+
+def _hosts(machine: Machine | None) -> dict[str, DeviceStats]:
+    return {place.id: DeviceStats(()) for place in machine.parts.hosts} if machine is not None else {}
 
 
 def _given_back(device: VirtioDevice) -> int:

@@ -33,8 +33,8 @@ class LoopStats:
 
 @dataclass(frozen=True)
 class DeviceStats:
-    """One virtio device. `queues`, if this process serves them, begin anew with each reboot; `disk`, `net` and `vsock` are of its
-    kind."""
+    """One device. `queues`, if this process serves them, begin anew with each reboot; `disk`, `net` and `vsock` are of its kind.
+    A device of the host has none: nobody sees what the guest does with it."""
 
     queues: tuple[QueueCounters, ...]
     disk: BlkCounters | None = None

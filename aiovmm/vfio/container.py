@@ -76,13 +76,17 @@ class Container:
             self._system.close(fd)
 
     def map(self, regions: Iterable[MemoryRegion]) -> None:
-        """Let devices reach `regions` at their guest-physical addresses: every page is locked. Blocks. Raises HostError."""
+        """Let devices reach `regions` at their guest-physical addresses: every page is locked. Blocks. Raises HostError; then
+        they reach none of them."""
+        mapped: list[MemoryRegion] = []
         try:
             for region in regions:
                 perm = abi.DMA_READ | (0 if region.readonly else abi.DMA_WRITE)
                 self.map_range(region.gpa, region.size, region.host, perm)
+                mapped.append(region)
         except BaseException:
-            self.unmap()
+            for region in mapped:
+                self.unmap_range(region.gpa, region.size)
             raise
 
     def unmap(self) -> None:

@@ -52,6 +52,11 @@ class HostDevice:
         self._fd = -1
         self._areas: list[MappedArea] = []
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it is ours."""
+        return self._fd >= 0
+
     def find(self) -> HostFunction:
         """What sysfs says of it. Raises HostError with a remedy if it cannot be handed over."""
         return find(self.path, self._system.sysfs)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from aiovmm.errors import HostError
+from aiovmm.errors import GuestFault, HostError
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
@@ -106,6 +106,18 @@ class Follower:
             while not self._closed and (self._rebound or self._noted):
                 await finish(self._in_thread(self._changes()))
 
+    # -- what the machine does
+
+    async def memory_came(self) -> None:
+        """There is one region more: a device that reaches all of memory reaches it, too. Never raises."""
+        self._rebound = self._rebound or self._domain is None
+        await self.revalidate()
+
+    async def forget(self, gpa: int, size: int) -> None:
+        """There is no memory there any more, so nothing of it is mapped from now on, whatever the guest maps. Never raises."""
+        async with self._working:
+            await finish(self._thread.submit(partial(self._unmap_memory, gpa, gpa + size)))
+
     async def aclose(self) -> None:
         """Follow no more, and wait for what is being carried out; what is mapped is the container's to unmap. Idempotent."""
         self._closed = True
@@ -157,6 +169,13 @@ class Follower:
                     self._container.map_range(address, size, self._memory.host_address(gpa, size), perm)
             except HostError as exc:
                 self._report(exc)
+            except GuestFault:  # the guest has mapped what went since
+                del self._mapped[address, size]
+
+    def _unmap_memory(self, start: int, end: int) -> None:
+        """What is mapped of guest-physical [start, end)."""
+        there = [(at, size) for (at, size), (gpa, _) in self._mapped.items() if gpa < end and start < gpa + size]
+        self._carry_out(dict.fromkeys(there, (0, 0)), {})
 
     def _report(self, error: HostError) -> None:
         """Once: a guest can bring it about as often as it likes."""

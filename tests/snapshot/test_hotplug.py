@@ -26,7 +26,7 @@ from aiovmm import (
 from aiovmm.devices.virtio.mem import MemDevice
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
-from tests.vm import test_hotplug as slots
+from tests.vm import hotplug_guest as slots
 from tests.vm import test_hotplug_modules as modules
 from tests.vm import test_hotplug_processors as processors
 from tests.vm.guest import config, counts_on, event

@@ -494,7 +494,7 @@ async def test_a_disk_that_has_lost_its_name_is_refused(tmp_path: Path) -> None:
 async def test_a_disk_may_be_ejected_while_others_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from aiovmm.devices.virtio.blk import BlkDevice
     from aiovmm.devices.virtio.blk.image import DiskImage
-    from tests.vm import test_hotplug as slots
+    from tests.vm import hotplug_guest as slots
 
     disks = tuple(DiskConfig(path=tmp_path / name) for name in "ab")
     for name in "ab":

@@ -9,6 +9,7 @@ import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aiovmm.errors import KvmError
 from aiovmm.native.mapping import Mapping
 
 REGION_SHIFT = 40  # as vfio-pci numbers offsets
@@ -120,6 +121,8 @@ class FakeKernel:
         self.lock_limit = 1 << 40
         self.denied: dict[str, int] = {}
         self.unviable: set[int] = set()
+        self.known_to_kvm: set[int] = set()  # groups, whose files KVM keeps open
+        self.kvm_refuses = False
         self.unsafe_interrupts = True
         self.open_fds: dict[int, tuple[str, object]] = {}
         self._numbers = itertools.count(100_000)
@@ -154,6 +157,11 @@ class FakeKernel:
         for device in self.devices.values():
             os.close(device.memory)
 
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody has anything of it."""
+        return not (self.open_fds or self.dma or self.known_to_kvm)
+
     # -- System
 
     def open(self, path: str) -> int:
@@ -162,7 +170,7 @@ class FakeKernel:
         name = path.removeprefix("/dev/vfio/")
         if name != "vfio" and int(name) not in {d.group for d in self.devices.values()}:
             raise FileNotFoundError(errno.ENOENT, "no such group")
-        if name != "vfio" and any(what == ("group", int(name)) for what in self.open_fds.values()):
+        if name != "vfio" and (("group", int(name)) in self.open_fds.values() or int(name) in self.known_to_kvm):
             raise OSError(errno.EBUSY, "busy")
         return self._new("container" if name == "vfio" else "group", name if name == "vfio" else int(name))
 
@@ -338,3 +346,31 @@ class FakeKernel:
             device.masked = False
             device.look()
         return 0
+
+
+class FakeKvmVfio:
+    """KVM's VFIO device: it holds the files of the groups that it knows."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self._kernel = kernel
+        self._known: set[int] = set()
+
+    def add_group(self, fd: int) -> None:
+        if self._kernel.kvm_refuses:
+            raise KvmError("telling KVM of an IOMMU group", errno.EINVAL)
+        kind, group = self._kernel.open_fds[fd]
+        assert kind == "group"
+        assert isinstance(group, int)
+        assert group not in self._known
+        self._known.add(group)
+        self._kernel.known_to_kvm.add(group)
+
+    def remove_group(self, fd: int) -> None:
+        group = self._kernel.open_fds[fd][1]
+        assert isinstance(group, int)
+        self._known.remove(group)
+        self._kernel.known_to_kvm.remove(group)
+
+    def close(self) -> None:
+        self._kernel.known_to_kvm -= self._known
+        self._known.clear()

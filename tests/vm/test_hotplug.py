@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
 import threading
-from collections.abc import Awaitable
 from pathlib import Path
 
 import pytest
@@ -43,9 +41,7 @@ from aiovmm.machine.architecture import board_of_host
 from aiovmm.native import ffi
 from aiovmm.pci.root import PciAddress
 from tests.vm.guest import config, counts_on, event, until
-
-SLOTS, GED = 0x800, 0x604
-LONG = 60.0  # seconds that nothing takes
+from tests.vm.hotplug_guest import LONG, descriptors, eject, let_go, look, notified, vendor
 
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 
@@ -55,51 +51,6 @@ def image(tmp_path: Path) -> Path:
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(1 << 20))
     return path
-
-
-def read(vm: VM, port: int, size: int) -> int:
-    data = vm.machine.bus.read(Space.PIO, port, size)
-    assert isinstance(data, bytes)
-    return int.from_bytes(data, "little")
-
-
-def vendor(vm: VM, slot: int, segment: int = 0) -> int:
-    data = vm.machine.pci.root.segments[segment].read_config(slot, 0, 2)
-    assert isinstance(data, bytes)
-    return int.from_bytes(data, "little")
-
-
-async def notified(vm: VM) -> None:
-    """Wait for the GED's event, and take it as _EVT does."""
-    await until(lambda: bool(read(vm, GED, 1) & 4), LONG)
-
-
-async def look(vm: VM, segment: int = 0) -> list[int]:
-    """What a kernel does that was notified: slots with something new are enumerated."""
-    await notified(vm)
-    new = read(vm, SLOTS + 8 * segment, 4)
-    slots = [slot for slot in range(32) if new >> slot & 1]
-    for slot in slots:
-        vm.machine.pci.root.segments[segment].write_config(slot, 0x10, b"\xff" * 4)
-    return slots
-
-
-async def let_go(vm: VM, segment: int = 0) -> list[int]:
-    """Slots that are wanted are ejected."""
-    await notified(vm)
-    wanted = read(vm, SLOTS + 8 * segment + 4, 4)
-    await eject(vm, wanted, segment)
-    return [slot for slot in range(32) if wanted >> slot & 1]
-
-
-async def eject(vm: VM, mask: int, segment: int = 0) -> None:
-    pending: Awaitable[None] | None = vm.machine.bus.write(Space.PIO, SLOTS + 8 * segment, mask.to_bytes(4, "little"))
-    if pending is not None:
-        await asyncio.wait_for(pending, LONG)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def mappings() -> str:
@@ -349,7 +300,7 @@ async def test_a_console_that_the_guest_does_not_look_at_leaves_its_place(tmp_pa
         (ConsoleConfig(ConsoleMode.TTY), "of a console that comes later is not tty"),
         (ConsoleConfig(ConsoleMode.FILE, Path("/nowhere/file")), "No such file"),
         ("path=x", "no device's configuration"),
-        (DeviceConfig(path=Path("/nowhere/device")), r"memory is locked .*\(VMConfig\(devices=\)\)"),
+        (DeviceConfig(path=Path("/nowhere/device")), r"looking for a PCI device .*No such device"),
         (PvpanicConfig(), r"VMConfig\(pvpanic=\)"),
         (DebugConsoleConfig(ConsoleMode.NULL), r"VMConfig\(debug_console=\)"),
     ],

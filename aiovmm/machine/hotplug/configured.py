@@ -51,7 +51,6 @@ _SINGLE: dict[type[PlacedConfig], str] = {
 """The field of those that it has one of."""
 
 _FROM_THE_START: dict[type, tuple[str, str]] = {
-    DeviceConfig: ("devices", "memory is locked for a device of the host as the machine is built"),
     PvpanicConfig: ("pvpanic", "it is told of when the machine is built"),
     DebugConsoleConfig: ("debug_console", "a port comes with the machine"),
 }

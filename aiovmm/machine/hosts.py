@@ -1,0 +1,168 @@
+"""Devices of the host (VFIO) in one machine: what they reach of its memory, KVM's knowledge of them, their functions on PCI.
+
+    plug      memory mapped for the first that reaches all of it ──► KVM told of its group ──► reset ──► in its slot
+    unplug    out of its slot: BARs and interrupts gone, reset ──► memory unmapped after the last ──► KVM forgets its group
+
+The devices are open before, and stay so (`machine.passthrough`). One comes or goes at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from aiovmm.kvm.vfio import KvmVfio
+from aiovmm.kvm.vmfd import VmFd
+from aiovmm.memory import GuestMemory, MemoryRegion
+from aiovmm.pci.root import PciAddress, PciRoot
+from aiovmm.runtime.tasks import Undoing, finish, in_thread
+from aiovmm.vfio import Container, Follower, VfioFunction, VfioServices
+from aiovmm.vfio.container import Group
+
+if TYPE_CHECKING:
+    from aiovmm.machine.iommu import MachineIommu
+    from aiovmm.machine.passthrough import HostPlace
+
+__all__ = ["MachineHosts"]
+
+OnError = Callable[[str, Exception], None]
+
+
+class MachineHosts:
+    """See the module. `on_error(id, error)` hears what the host refuses while the guest runs."""
+
+    def __init__(
+        self,
+        name: str,
+        root: PciRoot,
+        services: VfioServices,
+        vm: VmFd,
+        memory: GuestMemory,
+        on_error: OnError,
+        iommu: MachineIommu | None = None,
+    ) -> None:
+        self._off_loop: Any = partial(in_thread, f"{name}: vfio dma")
+        self._root = root
+        self._services = services
+        self._vm = vm
+        self._memory = memory
+        self._on_error = on_error
+        self._iommu = iommu
+        self._kvm: KvmVfio | None = None
+        self._groups: dict[Group, int] = {}  # that KVM knows, and how many devices here are of each
+        self._mapped: dict[Container, int] = {}  # that reach all of memory, and how many devices here are in each
+        self._followers: list[Follower] = []
+        self._there: dict[str, Undoing] = {}
+        self._busy = asyncio.Lock()
+        self.addresses: dict[str, PciAddress] = {}
+        """By id."""
+
+    async def plug(self, place: HostPlace) -> PciAddress:
+        """Put in a device that is open. Raises HostError, UsageError; then nothing of it is in the machine."""
+        async with self._busy:
+            steps = Undoing()
+            try:
+                address = await self._plug(place, steps)
+            except BaseException:
+                await finish(steps.aclose())
+                raise
+            self._there[place.id], self.addresses[place.id] = steps, address
+            return address
+
+    async def unplug(self, id_: str) -> None:
+        """Take one out: it is quiet, and reaches no memory any more. It stays open. Raises KeyError, HostError."""
+        async with self._busy:
+            steps = self._there.pop(id_)
+            del self.addresses[id_]
+            await finish(steps.aclose())
+
+    async def aclose(self) -> None:
+        """Take all out, the last first. Idempotent."""
+        try:
+            for id_ in reversed(list(self._there)):
+                await self.unplug(id_)
+        finally:
+            kvm, self._kvm = self._kvm, None
+            if kvm is not None:
+                await self._off_loop(kvm.close)
+
+    # -- memory that comes and goes
+
+    async def memory_came(self, region: MemoryRegion) -> None:
+        """One more region of the guest's: devices reach it. Raises HostError; then it is to go again."""
+        async with self._busy:
+            for container in self._mapped:
+                if (region.gpa, region.size) not in container.mapped:
+                    await self._off_loop(container.map, [region])
+            for follower in self._followers:
+                await follower.memory_came()
+
+    async def memory_gone(self, region: MemoryRegion) -> None:
+        """It is none of the guest's regions any more, and mapped here still: no device reaches it from now on. Raises
+        HostError."""
+        async with self._busy:
+            await finish(self._forget(region))
+
+    async def _forget(self, region: MemoryRegion) -> None:
+        for container in self._mapped:
+            await self._off_loop(container.unmap_range, region.gpa, region.size)
+        for follower in self._followers:
+            await follower.forget(region.gpa, region.size)
+
+    # -- the steps, each with its undoing
+
+    async def _plug(self, place: HostPlace, steps: Undoing) -> PciAddress:
+        if place.iommu:
+            steps.push(partial(self._off_loop, place.container.unmap))
+        else:
+            await self._map(place.container, steps)
+        assert place.device.group is not None, "it is open"
+        await self._tell_kvm(place.device.group, steps)
+        function = VfioFunction(place.device, self._services, lambda _, error: self._on_error(place.id, error))
+        steps.push(function.close)
+        await function.start()
+        address = self._root.add(function, place.segment, place.slot)
+        steps.push(partial(self._root.remove, address))
+        if place.iommu:
+            await self._put_behind(place, address, steps)
+        return address
+
+    async def _map(self, container: Container, steps: Undoing) -> None:
+        if container not in self._mapped:
+            await self._off_loop(container.map, self._memory.regions)
+        self._mapped[container] = self._mapped.get(container, 0) + 1
+        steps.push(partial(self._unmap, container))
+
+    async def _unmap(self, container: Container) -> None:
+        self._mapped[container] -= 1
+        if not self._mapped[container]:
+            del self._mapped[container]
+            await self._off_loop(container.unmap)
+
+    async def _tell_kvm(self, group: Group, steps: Undoing) -> None:
+        if self._kvm is None:
+            self._kvm = KvmVfio(self._vm)
+        if group not in self._groups:
+            await self._off_loop(self._kvm.add_group, group.fd)
+        self._groups[group] = self._groups.get(group, 0) + 1
+        steps.push(partial(self._have_kvm_forget, group))
+
+    async def _have_kvm_forget(self, group: Group) -> None:
+        self._groups[group] -= 1
+        if not self._groups[group]:
+            del self._groups[group]
+            assert self._kvm is not None, "it knows the group"
+            await self._off_loop(self._kvm.remove_group, group.fd)
+
+    async def _put_behind(self, place: HostPlace, address: PciAddress, steps: Undoing) -> None:
+        assert self._iommu is not None, "a machine with a device behind an IOMMU has one"
+        failed = partial(self._on_error, place.id)
+        follower = Follower(self._memory, place.container, failed, place.device.label)
+        steps.push(follower.aclose)
+        self._iommu.plugged_behind(address, follower, follower)
+        steps.push(partial(self._iommu.unplugged, address))
+        self._followers.append(follower)
+        steps.push(partial(self._followers.remove, follower))
+        await follower.revalidate()

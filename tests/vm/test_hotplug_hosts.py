@@ -1,0 +1,504 @@
+"""Devices of the host that come to a guest that runs, and go: KVM is the real one, VFIO a model (tests/vfio/kernel.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiovmm import (
+    VM,
+    BalloonConfig,
+    ConfigError,
+    DeviceConfig,
+    DiskConfig,
+    EventKind,
+    HostError,
+    HotplugTimeout,
+    PlatformConfig,
+    PmemConfig,
+    RebootPolicy,
+    SnapshotError,
+    StateError,
+    UsageError,
+)
+from aiovmm.bus import Space
+from aiovmm.machine.architecture import board_of_host
+from aiovmm.pci.root import PciAddress
+from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio
+from tests.vm.guest import config, counts_on, event, until
+from tests.vm.hotplug_guest import LONG, descriptors, eject, let_go, look, notified, vendor
+
+FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
+RAM = 4 << 20
+MASTER, MEMORY = 4, 2  # bits of the command register
+
+pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    kernel = FakeKernel(tmp_path / "sys")
+    monkeypatch.setattr("aiovmm.machine.passthrough.HostSystem", lambda: kernel)
+    monkeypatch.setattr("aiovmm.machine.hosts.KvmVfio", lambda _vm: FakeKvmVfio(kernel))
+    yield kernel
+    assert kernel.at_rest
+    kernel.dispose()
+
+
+def taken(vm: VM) -> int:
+    """Memory slots of KVM."""
+    return vm.machine.kvm_vm._next_slot - len(vm.machine.kvm_vm._free_slots)
+
+
+async def write(vm: VM, slot: int, offset: int, value: int, size: int) -> None:
+    pending = vm.machine.pci.root.segments[0].write_config(slot, offset, value.to_bytes(size, "little"))
+    if pending is not None:
+        await asyncio.wait_for(pending, LONG)
+
+
+async def drive(vm: VM, slot: int) -> None:
+    """As a driver does: BARs where they were put, bus mastering, the first vector of MSI-X."""
+    (bar,) = [p for p in (vm.machine.pci.root.segments[0].functions[slot].bars) if p.index == 0]
+    at = vm.machine.pci.root.segments[0].plan.mmio64.base
+    await write(vm, slot, 0x10, at & 0xFFFF_FFFF, 4)
+    await write(vm, slot, 0x14, at >> 32, 4)
+    await write(vm, slot, 4, MASTER | MEMORY, 2)
+    assert bar.size == 0x4000
+    for n, word in enumerate((0xFEE0_0000, 0, 0x40, 0)):
+        pending = vm.machine.bus.write(Space.MMIO, at + 0x2000 + 4 * n, struct.pack("<I", word))
+        if pending is not None:
+            await asyncio.wait_for(pending, LONG)
+    await write(vm, slot, 0x72, 0x8000, 2)
+
+
+async def added(vm: VM, device: DeviceConfig, slots: list[int], segment: int = 0) -> str:
+    task = asyncio.ensure_future(vm.add(device))
+    assert await look(vm, segment) == slots
+    return await task
+
+
+async def removed(vm: VM, id_: str, slots: list[int], segment: int = 0) -> None:
+    task = asyncio.ensure_future(vm.remove(id_))
+    assert await let_go(vm, segment) == slots
+    await task
+
+
+async def test_one_comes_is_driven_goes_and_comes_again(kernel: FakeKernel) -> None:
+    hardware = kernel.add(FIRST)
+    device = DeviceConfig(path=kernel.path(FIRST))
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await counts_on(vm)
+        slots = taken(vm)
+        after: list[int] = []
+        for _ in range(3):
+            assert await added(vm, device, [1]) == "device0"
+            assert vendor(vm, 1) == 0x8086
+            assert vm.config.devices == (DeviceConfig(path=device.path, id="device0", pci_device_id=1),)
+            assert "device0" in vm.stats().devices
+            (ram,) = vm.machine.memory.regions
+            assert kernel.dma == {0: (ram.host, RAM)}
+            assert kernel.known_to_kvm == {7}
+            await drive(vm, 1)
+            assert taken(vm) > slots
+            assert list(hardware.irqs[MSIX]) == [0]
+            await removed(vm, "device0", [1])
+            assert vendor(vm, 1) == 0xFFFF
+            assert not vm.config.devices
+            assert "device0" not in vm.stats().devices
+            assert kernel.at_rest
+            assert not hardware.irqs
+            assert not hardware.bytes_at(CONFIG, 4, 1)[0] & MASTER
+            assert taken(vm) == slots
+            after.append(descriptors())
+        assert len(set(after)) == 1, "no descriptor is left behind"
+        assert hardware.opened == 3
+        await counts_on(vm)
+        await vm.kill()
+        seen = [(e.kind, e.device) async for e in vm.events(from_start=True)]
+    assert seen.count((EventKind.DEVICE_ADDED, "device0")) == 3
+    assert seen.count((EventKind.DEVICE_REMOVED, "device0")) == 3
+    assert EventKind.DEVICE_ERROR not in {kind for kind, _ in seen}
+
+
+async def test_the_first_brings_the_container_and_the_last_takes_it(kernel: FakeKernel) -> None:
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        mapped = dict(kernel.dma)
+        assert await added(vm, DeviceConfig(path=kernel.path(SECOND)), [2]) == "device1"
+        assert [kind for kind, _ in kernel.open_fds.values()].count("container") == 1
+        assert kernel.known_to_kvm == {7, 8}
+        await removed(vm, "device0", [1])
+        assert kernel.dma == mapped
+        assert kernel.known_to_kvm == {8}
+        await removed(vm, "device1", [2])
+        assert kernel.at_rest
+
+
+async def test_two_of_one_group_share_it(kernel: FakeKernel) -> None:
+    for address in (FIRST, SECOND):
+        kernel.add(address)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        for slot, address in enumerate((FIRST, SECOND), 1):
+            await added(vm, DeviceConfig(path=kernel.path(address)), [slot])
+        await removed(vm, "device0", [1])
+        assert kernel.known_to_kvm == {7}
+        assert sorted(kind for kind, _ in kernel.open_fds.values()) == ["container", "device", "group"]
+        await removed(vm, "device1", [2])
+        assert kernel.at_rest
+
+
+async def test_a_guest_that_does_not_look_has_no_device(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout, match=r"adding 'device0': the guest has not looked at it within 0\.05 s"):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST)), timeout=0.05)
+        assert kernel.at_rest
+        assert vendor(vm, 1) == 0xFFFF
+        assert not vm.config.devices
+        await counts_on(vm)
+
+
+async def test_a_caller_that_gives_up_while_memory_is_locked_has_no_device(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        loop, real = asyncio.get_running_loop(), kernel.ioctl
+
+        def ioctl(fd: int, request: int, argument: int | bytearray = 0) -> int:
+            result = real(fd, request, argument)
+            if request & 0xFF == 100 + 13:
+                loop.call_soon_threadsafe(task.cancel)
+            return result
+
+        monkeypatch.setattr(kernel, "ioctl", ioctl)
+        task = asyncio.ensure_future(vm.add(DeviceConfig(path=kernel.path(FIRST))))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert kernel.at_rest
+        assert not vm.config.devices
+        await counts_on(vm)
+
+
+def _denied(path: str, code: int) -> Callable[[FakeKernel, FakeDevice], None]:
+    def deny(kernel: FakeKernel, _: FakeDevice) -> None:
+        kernel.denied[path] = code
+
+    return deny
+
+
+def _set(name: str, value: object) -> Callable[[FakeKernel, FakeDevice], None]:
+    return lambda kernel, device: setattr(kernel if hasattr(kernel, name) else device, name, value)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (_denied("/dev/vfio/vfio", errno.ENOENT), r"opening VFIO.*modprobe vfio-pci"),
+        (_denied("/dev/vfio/7", errno.EBUSY), r"opening IOMMU group 7.*perhaps another VM, has it"),
+        (_denied("/dev/vfio/7", errno.EACCES), r"opening IOMMU group 7.*group that owns it"),
+        (_set("unviable", {7}), r"the host still uses others of the group of IOMMU group 7"),
+        (_set("unsafe_interrupts", False), "allow_unsafe_interrupts"),
+        (_set("lock_limit", RAM - 1), r"letting host devices reach 4194304 bytes.*ulimit -l"),
+        (_set("kvm_refuses", True), "telling KVM of an IOMMU group"),
+        (_set("fail_reset", True), r"resetting 0000:01:00\.0"),
+    ],
+)
+async def test_what_the_host_refuses_is_said_and_leaves_nothing(
+    kernel: FakeKernel, broken: Callable[[FakeKernel, FakeDevice], None], message: str
+) -> None:
+    broken(kernel, kernel.add(FIRST))
+    async with VM(config("s")) as vm:
+        await vm.start()
+        slots = taken(vm)
+        with pytest.raises(HostError, match=message):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        assert kernel.at_rest
+        assert vendor(vm, 1) == 0xFFFF
+        assert not vm.config.devices
+        assert taken(vm) == slots
+        await counts_on(vm)
+
+
+async def test_a_device_that_the_hosts_driver_holds_and_one_that_is_not_there(kernel: FakeKernel) -> None:
+    kernel.add(FIRST, driver="nvme")
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with pytest.raises(HostError, match="driver nvme holds it"):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        with pytest.raises(HostError, match=r"looking for a PCI device .*`lspci -D` lists them"):
+            await vm.add(DeviceConfig(path=Path("/nowhere/device")))
+        assert kernel.at_rest
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "message"),
+    [
+        ({}, {"pci_device_id": 1}, "slot 1 of segment 0 is given to two"),
+        ({}, {"pci_segment": 1}, "no segment 1"),
+        ({}, {"id": "there"}, "names two devices"),
+        ({}, {"iommu": True}, "behind the IOMMU"),
+        ({"balloon": BalloonConfig(size=1 << 20)}, {}, r"balloon: does not go with devices of the host"),
+        ({"platform": PlatformConfig(iommufd=True)}, {}, r"platform\.iommufd"),
+    ],
+)
+async def test_what_cannot_be_is_refused_before_the_host_is_asked(
+    kernel: FakeKernel, tmp_path: Path, changes: dict[str, Any], device: dict[str, Any], message: str
+) -> None:
+    hardware = kernel.add(FIRST)
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    disk = DiskConfig(path=tmp_path / "image", id="there", pci_device_id=1)
+    async with VM(config("s", disks=(disk,), **changes)) as vm:
+        await vm.start()
+        with pytest.raises(ConfigError, match=message):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST), **device))
+        assert not hardware.opened
+        assert not vm.config.devices
+
+
+async def test_a_balloon_does_not_come_to_a_guest_whose_memory_is_locked(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        with pytest.raises(ConfigError, match="does not go with devices of the host"):
+            await vm.add(BalloonConfig(size=1 << 20))
+
+
+async def test_a_segment_that_is_full_is_said_before_the_host_is_asked(kernel: FakeKernel, tmp_path: Path) -> None:
+    hardware = kernel.add(FIRST)
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    disk = DiskConfig(path=tmp_path / "image", readonly=True)
+    async with VM(config("s", disks=(disk,) * 31)) as vm:
+        await vm.start()
+        with pytest.raises(UsageError, match="segment 0 is full"):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        assert not hardware.opened
+
+
+async def test_registers_that_find_no_room_leave_nothing(kernel: FakeKernel) -> None:
+    kernel.add(FIRST, sizes=(1 << 60, 0, 0, 0, 0, 0))
+    async with VM(config("s")) as vm:
+        await vm.start()
+        before = descriptors()
+        with pytest.raises(UsageError, match="no room"):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST), x_exclude_mmap_bars=(0,)))
+        assert kernel.at_rest
+        assert vendor(vm, 1) == 0xFFFF
+        assert descriptors() <= before
+        await counts_on(vm)
+
+
+async def test_the_same_device_is_not_given_twice(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    device = DeviceConfig(path=kernel.path(FIRST))
+    async with VM(config("s", devices=(device,))) as vm:
+        await vm.start()
+        with pytest.raises(ConfigError, match=r"0000:01:00\.0 is this guest's already, as 'device0'"):
+            await vm.add(device)
+        assert [kind for kind, _ in kernel.open_fds.values()].count("device") == 1
+        assert vendor(vm, 1) == 0x8086
+
+
+async def test_it_stays_over_a_reset_in_its_slot(kernel: FakeKernel) -> None:
+    hardware = kernel.add(FIRST)
+    async with VM(config("s", on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        await vm.add(DeviceConfig(path=kernel.path(FIRST), pci_device_id=9, id="late"), timeout=0)
+        resets = hardware.resets
+        vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
+        await event(vm, EventKind.REBOOTED)
+        assert vm.machine.address("late") == PciAddress(0, 9)
+        assert vendor(vm, 9) == 0x8086
+        assert hardware.resets > resets
+        assert hardware.opened == 1
+        assert kernel.dma == {0: (vm.machine.memory.regions[0].host, RAM)}
+        await removed(vm, "late", [9])
+        assert kernel.at_rest
+
+
+async def test_a_reset_takes_what_was_asked_for(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s", on_reboot=RebootPolicy.RESTART, devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        removal = asyncio.ensure_future(vm.remove("device0", timeout=None))
+        await notified(vm)
+        vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
+        await event(vm, EventKind.REBOOTED)
+        await asyncio.wait_for(removal, LONG)
+        assert vendor(vm, 1) == 0xFFFF
+        assert kernel.at_rest
+
+
+async def test_a_guest_that_does_not_let_go_loses_it_by_force_or_at_its_end(kernel: FakeKernel) -> None:
+    hardware = kernel.add(FIRST)
+    device = DeviceConfig(path=kernel.path(FIRST))
+    async with VM(config("s")) as vm:
+        await vm.start()
+        for force in (True, False):
+            await added(vm, device, [1])
+            await drive(vm, 1)
+            with pytest.raises(HotplugTimeout, match="has not let go of it within"):
+                await vm.remove("device0", timeout=0.05)
+            assert hardware.irqs
+            assert kernel.dma
+            if force:
+                await vm.remove("device0", timeout=0.05, force=True)
+                assert kernel.at_rest
+                assert vendor(vm, 1) == 0xFFFF
+                assert await let_go(vm) == [1]
+        removal = asyncio.ensure_future(vm.remove("device0", timeout=None))
+        await notified(vm)
+        await vm.kill("enough")
+        with pytest.raises(StateError, match="the guest has ended"):
+            await removal
+    assert kernel.at_rest
+    assert not hardware.irqs
+
+
+async def test_a_guest_that_lets_go_late_is_heeded(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.remove("device0", timeout=0.05)
+        await eject(vm, 0b10)
+        await event(vm, EventKind.DEVICE_REMOVED)
+        assert kernel.at_rest
+
+
+async def test_before_it_runs_and_while_it_is_paused(kernel: FakeKernel) -> None:
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    async with VM(config("s")) as vm:
+        await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        await vm.remove("device0")
+        assert kernel.at_rest
+        await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        await vm.start()
+        await vm.pause()
+        assert await vm.add(DeviceConfig(path=kernel.path(SECOND))) == "device1"
+        await vm.resume()
+        assert await look(vm) == [2]
+        await vm.pause()
+        await vm.remove("device0", force=True)
+        assert vendor(vm, 1) == 0xFFFF
+
+
+async def test_the_end_of_a_guest_waits_for_one_that_is_just_taken(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        loop, real = asyncio.get_running_loop(), kernel.open
+        ended: list[asyncio.Future[object]] = []
+
+        def opened(path: str) -> int:
+            loop.call_soon_threadsafe(lambda: ended.append(asyncio.ensure_future(vm.kill("enough"))))
+            return real(path)
+
+        monkeypatch.setattr(kernel, "open", opened)
+        with pytest.raises(StateError):
+            await vm.add(DeviceConfig(path=kernel.path(FIRST)))
+        await until(lambda: bool(ended))
+        await asyncio.gather(*ended)
+
+
+async def test_persistent_memory_is_reached_while_it_is_there(kernel: FakeKernel, tmp_path: Path) -> None:
+    kernel.add(FIRST)
+    file = tmp_path / "image"
+    file.write_bytes(bytes(4 << 20))
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        for _ in range(2):
+            await vm.add(PmemConfig(file=file), timeout=0)
+            ram, pmem = vm.machine.memory.regions
+            assert kernel.dma == {region.gpa: (region.host, region.size) for region in (ram, pmem)}
+            await look(vm)
+            await removed(vm, "pmem0", [2])
+            assert kernel.dma == {0: (ram.host, RAM)}
+
+
+async def test_persistent_memory_that_cannot_be_locked_does_not_come(kernel: FakeKernel, tmp_path: Path) -> None:
+    kernel.add(FIRST)
+    file = tmp_path / "image"
+    file.write_bytes(bytes(4 << 20))
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        kernel.lock_limit = RAM
+        with pytest.raises(HostError, match="letting host devices reach"):
+            await vm.add(PmemConfig(file=file))
+        assert [region.ram for region in vm.machine.memory.regions] == [True]
+        assert kernel.dma == {0: (vm.machine.memory.regions[0].host, RAM)}
+        await counts_on(vm)
+
+
+async def test_behind_the_virtual_iommu(kernel: FakeKernel, tmp_path: Path) -> None:
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    file = tmp_path / "image"
+    file.write_bytes(bytes(4 << 20))
+    platform = PlatformConfig(num_pci_segments=2, iommu_segments=(1,))
+    async with VM(config("s", platform=platform)) as vm:
+        await vm.start()
+        iommu = vm.machine.iommu
+        assert iommu is not None
+        for _ in range(2):
+            assert await added(vm, DeviceConfig(path=kernel.path(FIRST), pci_segment=1), [1], 1) == "device0"
+            (ram,) = vm.machine.memory.regions
+            assert kernel.dma == {0: (ram.host, RAM)}, "a device that is in no domain bypasses"
+            await vm.add(PmemConfig(file=file), timeout=0)
+            await look(vm)
+            assert len(kernel.dma) == 2
+            await removed(vm, "pmem0", [2])
+            assert kernel.dma == {0: (ram.host, RAM)}
+            await removed(vm, "device0", [1], 1)
+            assert kernel.at_rest
+            assert not iommu._behind
+
+
+async def test_a_snapshot_names_it_and_can_be_had_without_it(kernel: FakeKernel, tmp_path: Path) -> None:
+    kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await added(vm, DeviceConfig(path=kernel.path(FIRST), id="gpu"), [1])
+        with pytest.raises(SnapshotError, match=r"devices of the host \(gpu\) cannot be saved"):
+            await vm.snapshot(tmp_path / "s")
+        await counts_on(vm)
+        await removed(vm, "gpu", [1])
+        await vm.snapshot(tmp_path / "s")
+
+
+async def test_a_device_that_the_host_wants_back_is_told_of_by_its_id(kernel: FakeKernel) -> None:
+    hardware = kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await added(vm, DeviceConfig(path=kernel.path(FIRST), id="gpu"), [1])
+        os.eventfd_write(hardware.irqs[3][0], 1)
+        await event(vm, EventKind.DEVICE_ERROR)
+        await removed(vm, "gpu", [1])
+        await vm.kill()
+        (told,) = [e.device async for e in vm.events(from_start=True) if e.kind is EventKind.DEVICE_ERROR]
+    assert told == "gpu"
+
+
+async def test_a_guest_that_runs_finds_it_and_lets_go_of_it(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    async with VM(config("P")) as vm:
+        await vm.start()
+        for _ in range(5):
+            assert await vm.add(DeviceConfig(path=kernel.path(FIRST))) == "device0"
+            await vm.remove("device0")
+            assert kernel.at_rest
