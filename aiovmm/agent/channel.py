@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from aiovmm.agent.wire import Frame, Kind, Stream, frame, number_of, numbers_of
+from aiovmm.agent.wire import Frame, Kind, Stream, errno_of, frame, number_of, numbers_of
 from aiovmm.errors import PeerError
 from aiovmm.runtime.arguments import bytes_like
 
@@ -207,7 +207,8 @@ class Channel:
 
     def _on_failed(self, frame: Frame) -> None:
         if self.started is None and self.failed is None:
-            self.failed = numbers_of(frame)
+            number, stage = numbers_of(frame)
+            self.failed = errno_of(number), stage
             self.on_settled()
 
     def _on_exit(self, frame: Frame) -> None:

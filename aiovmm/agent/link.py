@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from typing import Any, cast
 
 from aiovmm.agent.channel import Channel
-from aiovmm.agent.wire import Frame, FrameBuffer, Greeting, Kind, frame, greeting, number_of, read_greeting
+from aiovmm.agent.wire import Frame, FrameBuffer, Greeting, Kind, errno_of, frame, greeting, number_of, read_greeting
 from aiovmm.errors import PeerError
 
 __all__ = ["Link"]
@@ -129,9 +129,10 @@ class Link(asyncio.BufferedProtocol):
         if not self.greeted.done():
             self.greeted.set_result(read_greeting(frame))
         elif frame.kind == Kind.DONE:
+            number = errno_of(number_of(frame))  # first: whoever asked is still to be told if that is none
             answer = self._answers.popleft() if self._answers else None
             if answer is not None and not answer.done():
-                answer.set_result(number_of(frame))
+                answer.set_result(number)
         elif channel is not None:  # else it crossed our CLOSE
             channel.received(frame)
             if channel.over:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from aiovmm.agent.wire import errno_of
 from aiovmm.errors import PeerError
 
 __all__ = [
@@ -151,7 +152,7 @@ class TreeReader:
         else:
             left, error = struct.unpack_from("<II", self._data, at)
             if left == 0:
-                return ContentEnd(error), at + 8
+                return ContentEnd(errno_of(error)), at + 8
             if left > _PIECE_MAX:
                 raise PeerError(f"the agent in the guest sent {left} bytes of a file at once")
             at += 4
@@ -179,7 +180,7 @@ class TreeReader:
         if kind == b"L"[0]:
             return self._link(name, at)
         if kind == b"X"[0]:
-            return LeftOut(name, mode), at
+            return LeftOut(name, errno_of(mode)), at
         if kind == b"F"[0]:
             return File(name, mode & 0o777, mtime), at
         if kind != b"D"[0]:

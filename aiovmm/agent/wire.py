@@ -29,6 +29,7 @@ __all__ = [
     "Stage",
     "Stream",
     "Whom",
+    "errno_of",
     "frame",
     "greeting",
     "number_of",
@@ -44,6 +45,7 @@ FRAME_MAX = 256 << 10  # bytes of a payload to the agent
 DATA_MAX = 64 << 10  # from it
 WINDOW_MAX = 1 << 20  # bytes of a stream of input that may be under way, whatever it says
 CHANNELS_MAX = 1024
+_ERRNO_MAX = 4095  # of Linux: MAX_ERRNO
 _BUFFER = 512 << 10
 _HEADER = struct.Struct("<IIBBH")
 
@@ -187,3 +189,10 @@ def numbers_of(frame: Frame) -> tuple[int, int]:
     if len(frame.payload) != 8:
         raise PeerError(f"the agent in the guest sent a frame of kind {frame.kind} with {len(frame.payload)} bytes")
     return struct.unpack("<ii", frame.payload)
+
+
+def errno_of(number: int) -> int:
+    """A number that is to be an errno, or 0: one that is none has no words. Raises PeerError."""
+    if not 0 <= number <= _ERRNO_MAX:
+        raise PeerError(f"the agent in the guest sent {number} where an errno should be")
+    return number

@@ -26,6 +26,7 @@ from aiovmm.agent.run import run
 from aiovmm.agent.tree import END, UP, Content, TreeReader, content, content_end, record, stays_inside
 from aiovmm.agent.wire import Frame, Kind, frame
 from aiovmm.errors import PeerError
+from tests.limits import HANGS
 
 HELLO = frame(0, Kind.HELLO, struct.pack("<8sHHIIIQII", wire.MAGIC, 1, 0, 1024, 65536, 262144, 0, 0, 0))
 STARTED = frame(0, Kind.STARTED, struct.pack("<I", 5))
@@ -157,6 +158,22 @@ async def test_questions_that_are_not_answered(tmp_path: Path) -> None:
     async with says(tmp_path / "a", HELLO) as agent:
         with pytest.raises(AgentLost):
             await agent.ping()
+
+
+@pytest.mark.parametrize("answer", [b"", b"123", b"12345", b"\xff" * 4, struct.pack("<I", 4096)])
+async def test_an_answer_that_is_no_errno(tmp_path: Path, answer: bytes) -> None:
+    """Whoever asked is told, and whoever asked after him."""
+    async with says(tmp_path / "a", HELLO, frame(0, Kind.DONE, answer), hangs=True) as agent, asyncio.timeout(HANGS):
+        asked = [asyncio.ensure_future(agent.ping()) for _ in range(2)]
+        for answered in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(answered, AgentLost)
+
+
+async def test_a_failure_that_is_no_errno(tmp_path: Path) -> None:
+    failed = frame(0, Kind.FAILED, struct.pack("<ii", -1, 1))
+    async with says(tmp_path / "a", HELLO, failed, hangs=True) as agent, asyncio.timeout(HANGS):
+        with pytest.raises(AgentLost):
+            await run(agent, ["true"])
 
 
 async def test_channels_that_nobody_asked_for(tmp_path: Path) -> None:
@@ -368,6 +385,19 @@ def test_input_goes_out_in_order_and_as_far_as_there_is_credit(steps: list[tuple
         out = b"".join(data[12:] for data in sent)
         assert out == written[: min(credit, len(written))]
         assert channel.waiting == len(written) - len(out)
+
+
+NO_ERRNO = struct.pack("<I", 0xFFFFFFFF)
+
+
+@pytest.mark.parametrize(
+    "piece", [b"X\0\1\0" + NO_ERRNO + bytes(8) + b"a", record(b"F", b"a") + bytes(4) + NO_ERRNO], ids=["X", "F"]
+)
+def test_what_cannot_be_read_for_no_reason_that_there_is(tmp_path: Path, piece: bytes) -> None:
+    writer = TreeWriter(str(tmp_path / "tree"))
+    with pytest.raises(PeerError, match="4294967295 where an errno should be"):
+        writer.feed(record(b"D") + piece)
+    writer.close()
 
 
 async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:
