@@ -172,6 +172,8 @@ class Channel:
 
     def _data(self, stream: int, data: bytes) -> None:
         sink = self.sinks.get(stream)
+        if not data:  # there would be no end of them
+            raise PeerError(f"the agent in the guest sent no bytes of stream {stream}")
         if sink is None or len(data) > self._granted[stream]:  # type: ignore[index]
             raise PeerError(
                 f"the agent in the guest sent {len(data)} bytes of stream {stream} that it had no credit for"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiovmm.agent.errors import guest_os_error
+from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.process import Process, start
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.errors import PeerError, UsageError
@@ -73,14 +74,14 @@ class Files:
         """Its content. Raises UsageError if that is more than `limit` bytes, which is the host's memory: `copy_out`
         it."""
         whole(limit, "read(limit=)")
-        chunks, size = list[bytes](), 0
+        content = Gathered()
         async with self._applet("reading", "read", path, user=user) as process:
             while pieces := await _taken(process):
-                chunks += pieces
-                size += sum(map(len, pieces))
-                if size > limit:
+                for piece in pieces:
+                    content.add(piece)
+                if content.size > limit:
                     raise UsageError(f"{os.fsdecode(path)} in the guest has more than {limit} bytes: copy_out() it")
-        return b"".join(chunks)
+        return bytes(content)
 
     async def write(
         self,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, cast
 
 from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import AgentError, CommandNotFound, command_line, guest_os_error
+from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text, pty_size
 from aiovmm.agent.wire import Kind, Stage, Stream, Whom
 from aiovmm.errors import StateError
@@ -132,18 +133,16 @@ class Pieces:
         self._channel = channel
         self._stream = stream
         self._most = window // 2
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._pieces = Gathered()
         self._ended = False
         self._news = asyncio.Event()
         channel.sinks[stream] = self
 
     def feed(self, data: bytes) -> bool:
         """See channel.Sink."""
-        self._pieces.append(data)
-        self._size += len(data)
+        self._pieces.add(data)
         self._news.set()
-        return self._size < self._most
+        return self._pieces.size < self._most
 
     def end(self) -> None:
         """See channel.Sink."""
@@ -152,10 +151,10 @@ class Pieces:
 
     async def take(self) -> list[bytes]:
         """What has come since, at least something; nothing at the end."""
-        while not self._pieces and not self._ended:
+        while not self._pieces.size and not self._ended:
             self._news.clear()
             await self._news.wait()
-        pieces, self._pieces, self._size = self._pieces, [], 0
+        pieces = self._pieces.take()
         self._channel.taken(self._stream)
         return pieces
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import CommandFailed, CommandTimeout, OutputTooLong, command_line
+from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.process import start_error
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
 from aiovmm.agent.wire import Kind, Stream
@@ -41,34 +42,31 @@ class Completed:
 
 
 class _Kept:
-    """One stream's output, as it came, until it is too much."""
+    """One stream's output, until it is too much."""
 
     def __init__(self, limit: int, changed: asyncio.Event) -> None:
-        self._chunks: list[bytes] = []
-        self._limit = self._left = limit
+        self._kept = Gathered()
+        self._limit = limit
         self._changed = changed
+        self.is_too_long = False
 
     @property
     def size(self) -> int:
-        return self._limit - self._left
-
-    @property
-    def is_too_long(self) -> bool:
-        return self._left < 0
+        return self._kept.size
 
     def feed(self, data: bytes) -> bool:
-        self._left -= len(data)
-        if self._left < 0:
-            data = data[: self._left]
+        room = self._limit - self._kept.size
+        self._kept.add(data[:room])
+        if len(data) > room:
+            self.is_too_long = True
             self._changed.set()
-        self._chunks.append(data)
-        return self._left >= 0
+        return not self.is_too_long
 
     def end(self) -> None:
         pass
 
     def __bytes__(self) -> bytes:
-        return b"".join(self._chunks)
+        return bytes(self._kept)
 
 
 class _Command:

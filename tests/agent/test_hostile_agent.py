@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import os
 import struct
-from collections.abc import AsyncIterator
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,14 +18,15 @@ from hypothesis import strategies as st
 
 from aiovmm import AgentError, AgentLost, AiovmmError, BootTimeout
 from aiovmm.agent import Agent, wire
-from aiovmm.agent.channel import Channel
+from aiovmm.agent.channel import Channel, Sink
 from aiovmm.agent.files import Files, _stats
+from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.host_tree import TreeWriter
 from aiovmm.agent.place import UnixPlace
-from aiovmm.agent.process import create
-from aiovmm.agent.run import run
+from aiovmm.agent.process import Pieces, create
+from aiovmm.agent.run import _Kept, run
 from aiovmm.agent.tree import END, UP, Content, TreeReader, content, content_end, record, stays_inside
-from aiovmm.agent.wire import Frame, Kind, frame
+from aiovmm.agent.wire import Frame, Kind, Stream, frame
 from aiovmm.errors import PeerError
 from tests.limits import HANGS
 
@@ -66,6 +68,7 @@ async def says(path: Path, *said: bytes, hangs: bool = False) -> AsyncIterator[A
         frame(0, Kind.DATA, b"x", 1),  # before it has started anything
         STARTED + frame(0, Kind.DATA, b"x", 0),
         STARTED + frame(0, Kind.DATA, b"x", 7),
+        STARTED + frame(0, Kind.DATA, b"", 2),  # of which there would be no end
         STARTED + frame(0, 99, b""),  # type: ignore[arg-type]
         STARTED + frame(0, Kind.EXIT, b"123"),
         STARTED + frame(0, Kind.CREDIT, b""),
@@ -96,6 +99,37 @@ async def test_output_without_credit_is_not_kept(tmp_path: Path) -> None:
             await process.wait()
         assert process.stdout is not None
         assert len(await process.stdout.read()) <= 2 * 256 << 10
+
+
+@pytest.mark.parametrize(
+    "make", [lambda c: _Kept(1 << 20, asyncio.Event()), lambda c: Pieces(c, Stream.STDOUT, 1 << 20)]
+)
+def test_output_in_small_pieces_is_kept_in_few(make: Callable[[Channel], Sink]) -> None:
+    """An object of the host's for two bytes of the guest's would make 16 GiB of a limit of 256 MiB."""
+    channel = Channel(0, lambda data: None, input_window=1000, window=1 << 20)
+    channel.sinks[Stream.STDOUT] = make(channel)
+    tracemalloc.start()
+    try:
+        for n in range(1 << 17):
+            channel.received(Frame(0, Kind.DATA, Stream.STDOUT, (n & 0xFFFF).to_bytes(2, "little")))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2 * (1 << 18)
+
+
+@given(st.lists(st.integers(0, 9000)), st.integers(0, 5))
+def test_what_is_gathered_is_what_came(sizes: list[int], taken_at: int) -> None:
+    gathered, came, taken = Gathered(), b"", b""
+    for n, size in enumerate(sizes):
+        piece = bytes([n % 251]) * size
+        gathered.add(piece)
+        came += piece
+        assert gathered.size == len(came) - len(taken)
+        if n == taken_at:
+            taken = b"".join(gathered.take())
+            assert not gathered.size
+    assert taken + bytes(gathered) == came
 
 
 @pytest.mark.parametrize("credit", [(1 << 32) - 1, 1])
