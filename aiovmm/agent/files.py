@@ -16,6 +16,7 @@ from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.process import Process, start
 from aiovmm.agent.request import DEVNULL, PIPE, Request, Text
+from aiovmm.agent.tree import is_plain
 from aiovmm.errors import PeerError, UsageError
 from aiovmm.runtime.arguments import a_path, bytes_like, whole
 from aiovmm.runtime.tasks import finish, in_thread
@@ -110,7 +111,7 @@ class Files:
         async with self._applet("looking at", "stat", path, "follow" if follow else "link", user=user) as process:
             data = await _all(process)
         found = list(_stats(data))
-        if len(found) != 1:
+        if len(found) != 1 or found[0].name:
             raise PeerError("the agent in the guest sent no stat")
         return found[0]
 
@@ -260,8 +261,13 @@ def _stats(data: bytes) -> Iterator[Stat]:
 
 
 def _sorted(data: bytes) -> list[Stat]:
-    """In a thread: what a guest lists may be long."""
-    return sorted(_stats(data), key=lambda found: found.name)
+    """In a thread: what a guest lists may be long. Names are those of entries: a program may make a path of one, and of the
+    host's at that."""
+    found = sorted(_stats(data), key=lambda stat: stat.name)
+    for entry in found:
+        if not is_plain(os.fsencode(entry.name)):
+            raise PeerError(f"the agent in the guest lists {entry.name!r}, which is no name of a file")
+    return found
 
 
 def _content(data: object) -> bytes:

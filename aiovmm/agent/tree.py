@@ -33,6 +33,7 @@ __all__ = [
     "Up",
     "content",
     "content_end",
+    "is_plain",
     "record",
     "stays_inside",
 ]
@@ -208,8 +209,13 @@ class TreeReader:
         if self._depth == 0:
             if self._begun:
                 raise PeerError("the agent in the guest sent more than was asked for")
-        elif not name or name in (b".", b"..") or b"/" in name or b"\0" in name:
+        elif not is_plain(name):
             raise PeerError(f"the agent in the guest sent {name!r}, which is no name of a file")
+
+
+def is_plain(name: bytes) -> bool:
+    """Whether it can be that of an entry of a directory, which leads nowhere but there."""
+    return bool(name) and name not in (b".", b"..") and b"/" not in name and b"\0" not in name
 
 
 def record(kind: bytes, name: bytes = b"", mode: int = 0, mtime: int = 0) -> bytes:

@@ -337,6 +337,27 @@ def test_links_that_stay_inside(target: bytes, depth: int, inside: bool) -> None
     assert stays_inside(target, depth) is inside
 
 
+def listed(name: bytes) -> bytes:
+    return struct.pack("<IIIIQqHH", 0o100644, 0, 0, 0, 0, 0, len(name), 0) + name
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"/etc/passwd", b"../../.ssh/authorized_keys", b"a\0b"])
+async def test_a_name_that_is_listed_is_one(tmp_path: Path, name: bytes) -> None:
+    """Whoever puts what is listed into a directory of the host's by its name is led nowhere else."""
+    said = frame(0, Kind.DATA, listed(b"a") + listed(name), 1)
+    ends = frame(0, Kind.EXIT, bytes(4)) + frame(0, Kind.CLOSED)
+    async with says(tmp_path / "a", HELLO, STARTED + said + ends, hangs=True) as agent:
+        with pytest.raises(PeerError, match="which is no name of a file"):
+            await Files(agent).list("/x")
+
+
+async def test_a_stat_has_no_name(tmp_path: Path) -> None:
+    said = STARTED + frame(0, Kind.DATA, listed(b"../a"), 1) + frame(0, Kind.EXIT, bytes(4)) + frame(0, Kind.CLOSED)
+    async with says(tmp_path / "a", HELLO, said, hangs=True) as agent:
+        with pytest.raises(PeerError, match="sent no stat"):
+            await Files(agent).stat("/x")
+
+
 @given(st.binary(max_size=600))
 def test_any_listing_is_one_or_an_error(data: bytes) -> None:
     with suppress(PeerError):
