@@ -149,13 +149,17 @@ class Files:
             await _feed_from_thread(process, pieces)
         return copied
 
-    async def copy_out(self, guest: Text, host: Text, *, user: str | int | None = None) -> Copied:
+    async def copy_out(
+        self, guest: Text, host: Text, *, limit: int | None = None, user: str | int | None = None
+    ) -> Copied:
         """Copy a file or a directory with all below it to the path `host`, whose directory is there. Nothing is written
         outside of it, whatever the guest sends: links that lead out, devices, sockets and pipes are left out, which the
-        answer tells."""
-        from aiovmm.agent.host_tree import TreeWriter
+        answer tells. Raises UsageError for more than `limit` bytes (None: 64 GiB), of which each file, directory and link
+        counts as 4096 and what is sparse as a whole; what came before stays."""
+        from aiovmm.agent.host_tree import COPY_LIMIT, TreeWriter
 
-        writer = TreeWriter(a_path(host, "copy_out(host)"))
+        most = COPY_LIMIT if limit is None else whole(limit, "copy_out(limit=)")
+        writer = TreeWriter(a_path(host, "copy_out(host)"), most)
         try:
             async with self._applet("copying", "pack", guest, user=user) as process:
                 await _drain(process, writer)

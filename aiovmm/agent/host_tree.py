@@ -17,6 +17,7 @@ from aiovmm.agent.tree import (
     Content,
     ContentEnd,
     Directory,
+    End,
     File,
     LeftOut,
     Link,
@@ -28,10 +29,16 @@ from aiovmm.agent.tree import (
     record,
     stays_inside,
 )
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, UsageError
 
-__all__ = ["Copied", "TreeWriter", "read_tree"]
+__all__ = ["COPY_LIMIT", "Copied", "TreeWriter", "read_tree"]
 
+COPY_LIMIT = 64 << 30
+"""Bytes that `copy_out` takes: what a guest sends is the host's disk, and of what is sparse there, all."""
+
+_ENTRY = 4096  # bytes of the limit for a file, directory or link, whatever is in it
+_NO_ENTRY = (ContentEnd, Up, End)
+_TOLD = 4 << 20  # characters of what was left out
 _PIECE = (256 << 10) - 4  # with the word before it whole frames
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_FILE = "what is there is a device, a pipe or a socket, which is not replaced: give another name"
@@ -41,11 +48,23 @@ _INTO = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 @dataclass
 class Copied:
     """What was copied: `files` of them with `size` bytes in all. `left_out`: what was not, by its path below what was
-    copied, and why: devices, sockets and pipes, links that lead out of it, what could not be read."""
+    copied, and why: devices, sockets and pipes, links that lead out of it, what could not be read; `untold`: how many more, when
+    these are some megabytes of text."""
 
     files: int = 0
     size: int = 0
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    untold: int = 0
+    _told: int = field(default=0, repr=False, compare=False)
+
+    def leave_out(self, path: bytes, why: str) -> None:
+        """One more, of which there may be no end."""
+        text = os.fsdecode(path)
+        self._told += len(text) + len(why)
+        if self._told > _TOLD:
+            self.untold += 1
+        else:
+            self.left_out.append((text, why))
 
 
 @dataclass
@@ -61,10 +80,11 @@ class _Level:
 class TreeWriter:
     """Writes what comes to `path`, whose directory is there. Below it everything is made relative to the directory that
     it is in, which is never reached by a link; files are new ones, in the place of files and links that were there. Owners
-    are not kept, and of modes the permissions."""
+    are not kept, and of modes the permissions. `limit`: bytes of all files, of which each entry counts as 4096 more."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, limit: int = COPY_LIMIT) -> None:
         self._path = os.fsencode(path)
+        self._limit = self._room = limit
         self._reader = TreeReader()
         self._levels: list[_Level] = []
         self._file = -1
@@ -77,7 +97,7 @@ class TreeWriter:
         return self._reader.ended
 
     def feed(self, data: bytes) -> None:
-        """Raises PeerError, HostError."""
+        """Raises PeerError, HostError, UsageError if it is more than may be."""
         for item in self._reader.feed(data):
             try:
                 self._take(item)
@@ -96,6 +116,12 @@ class TreeWriter:
             os.close(self._levels.pop().fd)
 
     def _take(self, item: Record) -> None:
+        if not isinstance(item, _NO_ENTRY):
+            self._room -= len(item.data) if isinstance(item, Content) else _ENTRY
+        if self._room < 0:
+            raise UsageError(
+                f"what is copied out of the guest is more than {self._limit} bytes: `limit` says how many may be"
+            )
         if isinstance(item, Content):
             self._write(item.data)
         elif isinstance(item, File):
@@ -119,7 +145,7 @@ class TreeWriter:
 
     def _leave_out(self, name: bytes, why: str) -> None:
         path = b"/".join([*(level.name for level in self._levels[1:]), name])
-        self.copied.left_out.append((os.fsdecode(path), why))
+        self.copied.leave_out(path, why)
 
     def _remove(self, name: bytes, directory: int | None) -> None:
         with suppress(FileNotFoundError):
@@ -193,7 +219,7 @@ def _entry(
 ) -> Iterator[bytes]:
     mode, mtime = found.st_mode, found.st_mtime_ns
     if depth > DEPTH_MAX:
-        copied.left_out.append((os.fsdecode(below.lstrip(b"/")), os.strerror(errno.ELOOP)))
+        copied.leave_out(below.lstrip(b"/"), os.strerror(errno.ELOOP))
     elif stat.S_ISDIR(mode):
         yield record(b"D", name, mode, mtime)
         with os.scandir(path) as entries:
@@ -208,7 +234,7 @@ def _entry(
         target = os.readlink(path)
         yield record(b"L", name) + len(target).to_bytes(2, "little") + target
     else:
-        copied.left_out.append((os.fsdecode(below.lstrip(b"/")), "no file, directory or link"))
+        copied.leave_out(below.lstrip(b"/"), "no file, directory or link")
 
 
 def _content(path: bytes, copied: Copied) -> Iterator[bytes]:

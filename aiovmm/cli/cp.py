@@ -23,9 +23,10 @@ __all__ = ["command", "split"]
 @click.command("cp", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @once("-u", "--user", help="As this user of the guest (root).")
 @once("--wait", type=click.FloatRange(min=0), default=30.0, help="Seconds to wait for the guest's agent (30).")
+@once("--limit", metavar="SIZE", help="Bytes to take out of a guest at most, sparse or not (64G).")
 @click.argument("source")
 @click.argument("target")
-def command(source: str, target: str, user: str | None, wait: float) -> None:
+def command(source: str, target: str, user: str | None, wait: float, limit: str | None) -> None:
     """Copy SOURCE, a file or a directory with all below it, to TARGET. One of them is in a guest: SOCKET:/PATH, where
     SOCKET is the unix socket of its vsock (see `aiovmm exec`). Into a TARGET that is a directory it goes under its own
     name.
@@ -35,6 +36,9 @@ def command(source: str, target: str, user: str | None, wait: float) -> None:
     """
     import uvloop
 
+    from aiovmm.config.text import to_size
+
+    most = None if limit is None else to_size("--limit", limit)
     guest_source, guest_target = split(source), split(target)
     if (guest_source is None) == (guest_target is None):
         raise UsageError("one of SOURCE and TARGET is in a guest: SOCKET:/PATH")
@@ -49,7 +53,8 @@ def command(source: str, target: str, user: str | None, wait: float) -> None:
             await agent.ready(wait)
             files = Files(agent)
             if guest_source is not None:
-                return await files.copy_out(guest_source[1], _host_target(guest_source[1], target), user=user)
+                there = _host_target(guest_source[1], target)
+                return await files.copy_out(guest_source[1], there, limit=most, user=user)
             assert guest_target is not None
             return await files.copy_in(source, await _guest_target(files, source, guest_target[1], user), user=user)
         finally:
@@ -58,6 +63,8 @@ def command(source: str, target: str, user: str | None, wait: float) -> None:
     copied = uvloop.run(run())
     for path, why in copied.left_out:
         say(f"left out: {path or source}: {why}")
+    if copied.untold:
+        say(f"left out: {copied.untold} more")
     if any(not path for path, _ in copied.left_out):  # it is what was asked for itself
         sys.exit(1)
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from aiovmm.agent.process import Pieces, create
 from aiovmm.agent.run import _Kept, run
 from aiovmm.agent.tree import END, UP, Content, TreeReader, content, content_end, record, stays_inside
 from aiovmm.agent.wire import Frame, Kind, Stream, frame
-from aiovmm.errors import PeerError
+from aiovmm.errors import PeerError, UsageError
 from tests.limits import HANGS
 
 HELLO = frame(0, Kind.HELLO, struct.pack("<8sHHIIIQII", wire.MAGIC, 1, 0, 1024, 65536, 262144, 0, 0, 0))
@@ -453,6 +453,46 @@ def test_what_cannot_be_read_for_no_reason_that_there_is(tmp_path: Path, piece: 
     with pytest.raises(PeerError, match="4294967295 where an errno should be"):
         writer.feed(record(b"D") + piece)
     writer.close()
+
+
+def files_without_end() -> Iterator[bytes]:
+    yield record(b"D", mode=0o700)
+    for n in itertools.count():
+        yield record(b"F", b"%d" % n) + content_end()
+
+
+def a_sparse_file() -> Iterator[bytes]:
+    yield record(b"F", b"f")
+    yield from itertools.repeat(content(bytes(1 << 16)))
+
+
+def devices_without_end() -> Iterator[bytes]:
+    yield record(b"D", mode=0o700)
+    yield from itertools.repeat(record(b"X", b"null"))
+
+
+@pytest.mark.parametrize("tree", [files_without_end, a_sparse_file, devices_without_end])
+def test_a_tree_without_end_has_one(tmp_path: Path, tree: Callable[[], Iterator[bytes]]) -> None:
+    writer = TreeWriter(str(tmp_path / "tree"), 1 << 20)
+    with pytest.raises(UsageError, match=r"more than 1048576 bytes: `limit` says how many may be"):
+        for piece in itertools.islice(tree(), 10_000):
+            writer.feed(piece)
+    writer.close()
+    there = list((tmp_path / "tree").rglob("*"))
+    assert len(there) < 256
+    assert (tmp_path / "tree").stat().st_size <= 1 << 20
+
+
+def test_what_is_left_out_without_end_is_counted(tmp_path: Path) -> None:
+    """Of each there is a text, which is the host's memory."""
+    writer = TreeWriter(str(tmp_path / "tree"))
+    names = [b"%0255d" % n for n in range(30_000)]
+    writer.feed(record(b"D", mode=0o700) + b"".join(record(b"X", name) for name in names) + UP + END)
+    told = writer.copied.left_out
+    assert [name.encode() for name, _ in told] == names[: len(told)]
+    assert sum(len(name) + len(why) for name, why in told) <= 4 << 20
+    assert len(told) + writer.copied.untold == len(names)
+    assert writer.copied.untold > 1000
 
 
 async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:
