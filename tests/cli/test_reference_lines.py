@@ -38,7 +38,11 @@ def outcomes(kvm: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[di
     images(made)
 
     def outcome(number: int) -> Outcome:
-        return run_line(LINES[number].text, base / f"line{number}", made, kernel)
+        directory = base / f"line{number}"
+        try:
+            return run_line(LINES[number].text, directory, made, kernel)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)  # of some hundreds, with images in each
 
     pool = ThreadPoolExecutor(AT_ONCE)
     yield {line: pool.submit(outcome, number) for number, line in enumerate(LINES)}
