@@ -165,7 +165,7 @@ class Board(ABC):
         mistake. Called in any thread."""
 
     @abstractmethod
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxLine:
         """See PciServices."""
 
     @abstractmethod

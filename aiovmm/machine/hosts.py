@@ -120,10 +120,11 @@ class MachineHosts:
             await self._map(place.container, steps)
         assert place.device.group is not None, "it is open"
         await self._tell_kvm(place.device.group, steps)
-        function = VfioFunction(place.device, self._services, lambda _, error: self._on_error(place.id, error))
+        free = self._root.free_place(place.segment, place.slot)
+        function = VfioFunction(place.device, self._services, lambda _, error: self._on_error(place.id, error), free)
         steps.push(function.close)
         await function.start()
-        address = self._root.add(function, place.segment, place.slot)
+        address = self._root.add(function, free.segment, free.slot)
         steps.push(partial(self._root.remove, address))
         if place.iommu:
             await self._put_behind(place, address, steps)

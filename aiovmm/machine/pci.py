@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the transport is imported by machines that have such a devi
 __all__ = ["KvmPciServices", "PciBuses", "describe_segments", "start_of_bars"]
 
 CreateTask = Callable[..., "asyncio.Task[None]"]
-MakeIntxLine = Callable[[Callable[[], None]], IntxLine]
+MakeIntxLine = Callable[[Callable[[], None], Place], IntxLine]
 DeviceError = Callable[[VirtioDevice, Exception], None]
 
 
@@ -152,8 +152,9 @@ class PciBuses:
             return self._plug_behind(plugged, on_error, iommu)
         from aiovmm.pci.virtio import VirtioPci
 
-        function = VirtioPci(plugged.device, self._services, on_error=on_error)
-        address = self.root.add(function, plugged.segment, plugged.slot)
+        place = self.root.free_place(plugged.segment, plugged.slot)
+        function = VirtioPci(plugged.device, self._services, on_error=on_error, place=place)
+        address = self.root.add(function, place.segment, place.slot)
         if iommu is not None and covered:
             iommu.plugged_beside(address)
         elif iommu is not None:
@@ -170,8 +171,11 @@ class PciBuses:
             on_error(device, error)
 
         translation, features = iommu.translation(), RING_FEATURES | ACCESS_PLATFORM
-        function = VirtioPci(plugged.device, self._services, memory=translation, features=features, on_error=failed)
-        address = self.root.add(function, plugged.segment, plugged.slot)
+        place = self.root.free_place(plugged.segment, plugged.slot)
+        function = VirtioPci(
+            plugged.device, self._services, memory=translation, features=features, on_error=failed, place=place
+        )
+        address = self.root.add(function, place.segment, place.slot)
         assert isinstance(function.backend, DeviceRunner)
         iommu.plugged_behind(address, translation, function.backend)
         return function

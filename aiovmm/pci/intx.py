@@ -11,7 +11,7 @@ controller releases it at each end of an interrupt; what is pending still assert
 from __future__ import annotations
 
 from aiovmm.pci.config_space import COMMAND, COMMAND_INTX_OFF, STATUS, STATUS_INTERRUPT, ConfigSpace
-from aiovmm.pci.services import PciServices
+from aiovmm.pci.services import PciServices, Place
 
 __all__ = ["InterruptPin"]
 
@@ -22,9 +22,9 @@ _INTA = 1
 class InterruptPin:
     """The pin of the function with this configuration space. Lays out its interrupt registers."""
 
-    def __init__(self, config: ConfigSpace, services: PciServices) -> None:
+    def __init__(self, config: ConfigSpace, services: PciServices, place: Place) -> None:
         self._config = config
-        self._line = services.intx_line(self._ended)
+        self._line = services.intx_line(self._ended, place)
         self._pending = self._asserted = False
         config.put(_INTERRUPT_LINE, 1, self._line.gsi)  # firmware leaves it there
         config.put(_INTERRUPT_PIN, 1, _INTA)

@@ -12,7 +12,7 @@ from aiovmm.pci.config_ports import CONFIG_PORTS, CONFIG_PORTS_SIZE, ConfigPorts
 from aiovmm.pci.function import PciFunction
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
-from aiovmm.pci.services import PciServices
+from aiovmm.pci.services import PciServices, Place
 from aiovmm.runtime.dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class PciRoot:
         """Keep a slot for a function that will be added by its number. Raises UsageError."""
         self._segment(segment).reserve(slot)
 
-    def check_free(self, segment: int, slot: int | None = None) -> None:
-        """Raises UsageError if `add` found no slot."""
-        self._segment(segment).free_slot(slot)
+    def free_place(self, segment: int = 0, slot: int | None = None) -> Place:
+        """Where `add` would put a function. Raises UsageError."""
+        return Place(segment, self._segment(segment).free_slot(slot))
 
     async def remove(self, address: PciAddress) -> None:
         """Unplug and close the function at `address`. Raises UsageError if there is none."""

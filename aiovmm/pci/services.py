@@ -115,8 +115,9 @@ class PciServices(Protocol):
     def msi_line(self, name: str, place: Place) -> MsiLine:
         """A new line of the function at `place`, masked, for others to signal; `name` is for logs. Raises HostError."""
 
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
-        """A pin, released. `ended()`: the guest has ended its interrupt while it was asserted, and it has been released."""
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxLine:
+        """A pin for the function at `place`, released. `ended()`: the guest has ended its interrupt while it was asserted, and it
+        has been released."""
 
     def ioeventfd(self, space: Space, address: int, size: int, fd: int) -> IoEventFd | None:
         """Signal `fd` on guest writes of `size` bytes (0: of any) to `address`, without an exit.

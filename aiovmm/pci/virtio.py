@@ -88,7 +88,9 @@ class VirtioPci(PciFunction):
         memory: AddressSpace | None = None,
         features: int = RING_FEATURES,
         on_error: Callable[[VirtioDevice, Exception], None] | None = None,
+        place: Place | None = None,
     ) -> None:
+        """`place`: where it will be plugged in."""
         queues = len(device.queue_sizes)
         if queues > MAX_QUEUES or queues + 1 > MAX_VECTORS:
             raise UsageError(f"{device.name}: {queues} queues are more than virtio-pci has room for")
@@ -101,7 +103,7 @@ class VirtioPci(PciFunction):
         self._services = services
         self._on_error = on_error
         self._common = CommonConfig(self.negotiation, queues + 1)
-        place = Place()
+        place = Place() if place is None else place
         self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, place, self._broken)
         self._isr = IsrStatus(self._isr_changed)
         self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
@@ -116,7 +118,7 @@ class VirtioPci(PciFunction):
         config = layout.config.copy()
         super().__init__(device.name, config, (BAR,), (), place, laid_out=True)
         self._msix_control = layout.msix + 2
-        self._pin = InterruptPin(config, services)
+        self._pin = InterruptPin(config, services, place)
         self.interrupt_gsi = self._pin.gsi
         self._window = ConfigWindow(config, layout.window, self._read_bar, self._write_bar)
         self.live_registers = (self._window.data,)

@@ -163,7 +163,7 @@ class RecordingServices:
         self.lines.append(line)
         return line
 
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxLine:
         """A new pin, noted in `pins`."""
         pin = RecordedIntxLine(16 + len(self.pins) % 8, ended)
         self.pins.append(pin)

@@ -41,9 +41,12 @@ OnError = Callable[[str, Exception], None]
 
 
 class VfioFunction(PciFunction):
-    """`device` is open. `on_error(name, exc)` hears what the host refuses while the guest runs. Raises HostError, UsageError."""
+    """`device` is open, and is to be at `place`. `on_error(name, exc)` hears what the host refuses while the guest runs. Raises
+    HostError, UsageError."""
 
-    def __init__(self, device: HostDevice, services: VfioServices, on_error: OnError) -> None:
+    def __init__(
+        self, device: HostDevice, services: VfioServices, on_error: OnError, place: Place | None = None
+    ) -> None:
         self.device = device
         self._services = services
         self._on_error = on_error
@@ -54,7 +57,7 @@ class VfioFunction(PciFunction):
             raise UsageError(f"{device.name} has no interrupt that can be passed through: no MSI-X, no MSI, no INTx")
         self._virtual = virtual
         self._calls = DeviceCalls(device, services, self._failed)
-        place = Place()
+        place = Place() if place is None else place
         self._intx = self._msi = self._msix = None
         if virtual.msi is not None:
             self._msi = MsiInterrupts(virtual.msi, self._calls, services, device.name, place)
@@ -66,7 +69,7 @@ class VfioFunction(PciFunction):
         super().__init__(device.name, virtual.space, virtual.bars, regions, place)
         self.live_registers = virtual.watched
         if virtual.intx:
-            self._intx = IntxInterrupt(self._calls, services)
+            self._intx = IntxInterrupt(self._calls, services, place)
             self.interrupt_gsi = self._intx.gsi
             self.config.put(_INTERRUPT_LINE, 1, self._intx.gsi)  # firmware leaves it there
         self._reset_lock = asyncio.Lock()

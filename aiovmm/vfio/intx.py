@@ -21,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from aiovmm.pci.services import IntxCircuit
+from aiovmm.pci.services import IntxCircuit, Place
 from aiovmm.vfio.abi import Irq
 from aiovmm.vfio.calls import DeviceCalls
 from aiovmm.vfio.services import VfioServices
@@ -32,9 +32,9 @@ __all__ = ["IntxInterrupt"]
 class IntxInterrupt:
     """Off at first."""
 
-    def __init__(self, calls: DeviceCalls, services: VfioServices) -> None:
+    def __init__(self, calls: DeviceCalls, services: VfioServices, place: Place) -> None:
         self._calls = calls
-        self._line = services.intx_line(self._ended)
+        self._line = services.intx_line(self._ended, place)
         self._circuit: IntxCircuit | None = None
         self._fd = self._unmask_fd = -1  # the second of a circuit
         self._disabled = False

@@ -153,7 +153,13 @@ async def guest_rig(
         worker = Worker("kvm calls")
         pins = IntxPins(IoApic(IoApicSink(machine.vm, worker.submit)))
         services = KvmPciServices(
-            machine.vm, machine.bus, machine.memory, _create_task, worker, message_for_kvm, pins.line
+            machine.vm,
+            machine.bus,
+            machine.memory,
+            _create_task,
+            worker,
+            message_for_kvm,
+            lambda ended, at: pins.line(ended, at.slot),
         )
         target, other, root = _functions(kind, place, services, errors)
         await target.open()

@@ -17,6 +17,7 @@ from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.intx import InterruptPin
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
+from aiovmm.pci.services import Place
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.testing.pci import RecordedIntxLine, RecordingServices
@@ -147,7 +148,7 @@ class Wire(RuleBasedStateMachine):
         super().__init__()
         self.services = RecordingServices(None)  # type: ignore[arg-type]  # nothing here reaches memory
         self.config = ConfigSpace(Identity(0x1AF4, 0x1044, 0xFF0000))
-        self.pin = InterruptPin(self.config, self.services)
+        self.pin = InterruptPin(self.config, self.services, Place())
         self.wire = self.services.pins[0]
         self.pending = False
 

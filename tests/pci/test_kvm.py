@@ -104,7 +104,13 @@ class Running:
         self.worker = Worker("kvm calls")
         intx = IntxPins(IoApic(IoApicSink(machine.vm, self.worker.submit)))
         services = KvmPciServices(
-            machine.vm, machine.bus, machine.memory, self._create_task, self.worker, message_for_kvm, intx.line
+            machine.vm,
+            machine.bus,
+            machine.memory,
+            self._create_task,
+            self.worker,
+            message_for_kvm,
+            lambda ended, at: intx.line(ended, at.slot),
         )
         self.root = PciRoot([plan], services)
         self.root.add_config_ports()

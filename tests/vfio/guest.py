@@ -13,6 +13,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.native.mapping import Mapping
 from aiovmm.pci.plan import Window, plan_segments
 from aiovmm.pci.root import PciRoot
+from aiovmm.pci.services import Place
 from aiovmm.testing.pci import ECAM_BASE, RecordingServices
 from aiovmm.vfio import Container, HostDevice, VfioFunction
 from tests.vfio.kernel import CONFIG, TABLE, FakeDevice, FakeKernel
@@ -78,8 +79,8 @@ class Services(RecordingServices):
         self.slots.append(slot)
         return slot
 
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
-        return self._intx.line(ended)
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxLine:
+        return self._intx.line(ended, place.slot)
 
 
 @dataclass
@@ -133,7 +134,7 @@ async def plug(
         heard.set()
 
     services = Services(memory)
-    function = VfioFunction(host, services, on_error)
+    function = VfioFunction(host, services, on_error, Place(0, 1))
     await function.start()
     root = PciRoot(plan_segments(1, ECAM_BASE, MEM32, MEM64), services)
     root.add(function)

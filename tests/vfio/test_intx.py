@@ -286,7 +286,7 @@ class Wires(RuleBasedStateMachine):
         self.ioapic = IoApic(self.messages)
         self.pins = IntxPins(self.ioapic)
         self.ended: list[int] = []
-        self.lines: list[IntxLine] = [self.pins.line(self._note(n)) for n in range(12)]
+        self.lines: list[IntxLine] = [self.pins.line(self._note(n), n + 1) for n in range(12)]
         self.asserted = [False] * 12
         for pin in range(16, 24):
             program(self.ioapic, pin, 0x40 + pin | LEVEL)
@@ -332,19 +332,19 @@ Wires.TestCase.settings = settings(max_examples=60, stateful_step_count=30, dead
 TestWires = Wires.TestCase
 
 
-def test_pins_are_given_in_turn_and_given_back() -> None:
+def test_a_slot_has_its_pin_whatever_is_in_others() -> None:
     pins = IntxPins(IoApic(Messages()))
-    lines = [pins.line(lambda: None) for _ in range(9)]
-    assert [line.gsi for line in lines] == [16, 17, 18, 19, 20, 21, 22, 23, 16]
+    lines = [pins.line(lambda: None, slot) for slot in (*range(1, 10), 31, 4)]
+    assert [line.gsi for line in lines] == [16, 17, 18, 19, 20, 21, 22, 23, 16, 22, 19]
     lines[3].close()
     lines[3].close()
-    assert pins.line(lambda: None).gsi == 19
+    assert pins.line(lambda: None, 4).gsi == 19
 
 
 def test_closing_a_shared_wire_leaves_the_others() -> None:
     ioapic = IoApic(Messages())
     pins = IntxPins(ioapic)
-    lines = [pins.line(lambda: None) for _ in range(9)]
+    lines = [pins.line(lambda: None, slot) for slot in range(1, 10)]
     lines[0].set_level(True)
     lines[8].set_level(True)
     lines[0].close()

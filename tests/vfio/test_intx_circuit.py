@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from aiovmm.memory import GuestMemory
+from aiovmm.pci.services import Place
 from aiovmm.testing.pci import RecordedIntxLine
 from tests.vfio import guest as guests
 from tests.vfio.guest import ADDRESS, Guest, Services, plug
@@ -71,7 +72,7 @@ def circuit(monkeypatch: pytest.MonkeyPatch) -> Circuit:
     made = Circuit()
 
     class WithCircuit(Services):
-        def intx_line(self, ended: Callable[[], None]) -> Any:
+        def intx_line(self, ended: Callable[[], None], place: Place) -> Any:
             return Line(made, ended)
 
     monkeypatch.setattr(guests, "Services", WithCircuit)

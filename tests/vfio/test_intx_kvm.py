@@ -40,7 +40,10 @@ async def test_a_guest_takes_and_ends_the_interrupts_of_a_pin(kernel: FakeKernel
         worker = Worker("kvm calls")
         ioapic = IoApic(IoApicSink(m.vm, worker.submit))
         m.on_eoi = ioapic.eoi
-        services = KvmPciServices(m.vm, m.bus, m.memory, create_task, worker, message_for_kvm, IntxPins(ioapic).line)
+        pins = IntxPins(ioapic)
+        services = KvmPciServices(
+            m.vm, m.bus, m.memory, create_task, worker, message_for_kvm, lambda ended, at: pins.line(ended, at.slot)
+        )
         function = VfioFunction(device, services, lambda name, exc: errors.append(exc))
         await function.start()
         pin = function.interrupt_gsi

@@ -24,10 +24,12 @@ from aiovmm import (
     PlatformConfig,
     PmemConfig,
     RebootPolicy,
+    RngConfig,
     SnapshotError,
     StateError,
     UsageError,
 )
+from aiovmm.boot.x86_64.layout import ACPI_TABLES, ACPI_TABLES_END
 from aiovmm.bus import Space
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
@@ -492,6 +494,34 @@ async def test_a_device_that_the_host_wants_back_is_told_of_by_its_id(kernel: Fa
         await vm.kill()
         (told,) = [e.device async for e in vm.events(from_start=True) if e.kind is EventKind.DEVICE_ERROR]
     assert told == "gpu"
+
+
+async def test_its_pin_is_the_one_that_the_tables_tell_of(kernel: FakeKernel) -> None:
+    """They were written when the slot was empty."""
+    hardware = kernel.add(FIRST)
+    async with VM(config("s", rng=RngConfig())) as vm:
+        tables = vm.machine.memory.read(ACPI_TABLES, ACPI_TABLES_END - ACPI_TABLES)
+        await vm.start()
+        for slot in (2, 12, 31):
+            await added(vm, DeviceConfig(path=kernel.path(FIRST), pci_device_id=slot), [slot])
+            function = vm.machine.pci.root.segments[0].functions[slot]
+            assert function.interrupt_gsi is not None
+            assert function.config.get(0x3C, 1) == function.interrupt_gsi
+            address = b"\x0c" + (slot << 16 | 0xFFFF).to_bytes(4, "little")
+            assert address + bytes(2) + bytes([0x0A, function.interrupt_gsi]) in tables
+            await write(vm, slot, 4, MEMORY, 2)
+            hardware.set_pin(True)
+            await until(lambda pin=function.interrupt_gsi: bool(levels(vm) >> pin & 1))  # type: ignore[misc]
+            hardware.set_pin(False)
+            await removed(vm, "device0", [slot])
+            assert not levels(vm), "a pin that nobody is on is released"
+
+
+def levels(vm: VM) -> int:
+    """Of the I/O APIC's pins 16 on."""
+    board: Any = vm.machine.board
+    levels: int = board.legacy.ioapic.snapshot().levels
+    return levels >> 16 << 16
 
 
 async def test_a_guest_that_runs_finds_it_and_lets_go_of_it(kernel: FakeKernel) -> None:

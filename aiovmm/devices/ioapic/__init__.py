@@ -1,7 +1,7 @@
 """The I/O APIC: 82093AA registers and pins (pure), and its shell on the bus."""
 
 from aiovmm.devices.ioapic.device import IoApic, MsiSink, PinLine
-from aiovmm.devices.ioapic.intx import IntxLine, IntxPins
+from aiovmm.devices.ioapic.intx import IntxLine, IntxPins, pin_of_slot
 from aiovmm.devices.ioapic.registers import PINS, Inject, IoApicRegisters, IoApicState, Route
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "MsiSink",
     "PinLine",
     "Route",
+    "pin_of_slot",
 ]

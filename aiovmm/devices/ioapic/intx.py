@@ -1,7 +1,8 @@
 """Pins of the I/O APIC for the interrupt pins of PCI functions. Pure.
 
 Pins 16 to 23 have no other use on a PC, and systems take what is wired there for PCI's: level-triggered, shared, active low
-(PCI Local Bus 3.0, 2.2.6; polarity has no meaning here). Functions get them in turn, and share them if there are more.
+(PCI Local Bus 3.0, 2.2.6; polarity has no meaning here). Each slot has its own, the same in each segment, so that firmware can
+tell of slots that are empty; every eighth shares it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-__all__ = ["FIRST_INTX_PIN", "INTX_PINS", "IntxLine", "IntxPins", "LevelPins"]
+__all__ = ["FIRST_INTX_PIN", "INTX_PINS", "IntxLine", "IntxPins", "LevelPins", "pin_of_slot"]
 
 FIRST_INTX_PIN, INTX_PINS = 16, 8
+
+
+def pin_of_slot(slot: int) -> int:
+    """The pin of INTA of what is in a slot of any segment."""
+    return FIRST_INTX_PIN + (slot - 1) % INTX_PINS  # slot 0 has a bridge, without a pin
 
 
 class LevelPins(Protocol):
@@ -62,11 +68,10 @@ class IntxPins:
         for index in range(INTX_PINS):
             pins.on_end(FIRST_INTX_PIN + index, partial(self._ended, index))
 
-    def line(self, ended: Callable[[], None]) -> IntxLine:
-        """A wire to the pin that has fewest. `ended()` is called when the guest has ended its interrupt, if the wire was
+    def line(self, ended: Callable[[], None], slot: int) -> IntxLine:
+        """A wire from what is in `slot` to its pin. `ended()` is called when the guest has ended its interrupt, if the wire was
         asserted; it has been released by then, as a source is that waits to be asked anew."""
-        shared = [len(lines) for lines in self._lines]
-        index = shared.index(min(shared))
+        index = pin_of_slot(slot) - FIRST_INTX_PIN
         line = IntxLine(self, index, ended)
         self._lines[index].append(line)
         return line

@@ -209,8 +209,8 @@ class Virt(Board):
             return None
         return Message(address, data, msi_device_id(place.segment, place.requester_id))
 
-    def intx_line(self, ended: Callable[[], None]) -> IntxWire:
-        """An SPI."""
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxWire:
+        """An SPI: of those, whichever has fewest."""
         assert self._intx is not None
         return self._intx.line(ended)
 

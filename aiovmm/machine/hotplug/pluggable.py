@@ -127,7 +127,7 @@ class _Host:
 
     def check_fits(self, machine: Machine) -> None:
         _check_behind(machine, self._place)
-        machine.pci.root.check_free(self._place.segment, self._place.slot)
+        machine.pci.root.free_place(self._place.segment, self._place.slot)
 
     async def open(self) -> None:
         await in_thread(self._thread, self._passthrough.open_one, self._place, self._memory_size)

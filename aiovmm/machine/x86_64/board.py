@@ -222,9 +222,9 @@ class Pc(Board):
         """To local APICs."""
         return message_for_kvm(address, data, place)
 
-    def intx_line(self, ended: Callable[[], None]) -> IntxLine:
+    def intx_line(self, ended: Callable[[], None], place: Place) -> IntxLine:
         """A pin of the I/O APIC."""
-        return self._pins.line(ended)
+        return self._pins.line(ended, place.slot)
 
     def press_power_button(self) -> None:
         """By ACPI."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from aiovmm.boot.pci import IntxWire
 from aiovmm.boot.x86_64 import acpi, layout
 from aiovmm.boot.x86_64.cpuid import apic_id
 from aiovmm.config import VMConfig
+from aiovmm.devices.ioapic import pin_of_slot
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.pci import describe_segments
 from aiovmm.machine.x86_64.legacy import GED_PIN, LegacyDevices
 from aiovmm.machine.x86_64.vcpus import topology_of
 from aiovmm.memory import GuestMemory
-from aiovmm.pci.segment import PciSegment
+from aiovmm.pci.segment import SLOTS, PciSegment
 from aiovmm.runtime.prepared import Prepared
 
 __all__ = ["describe", "tables_are_made", "write_generation", "write_tables"]
@@ -38,9 +40,13 @@ def describe(
         modules=_modules(config, end_of_ram) if ports.modules is not None else (),
         ports=ports,
         ged_gsi=GED_PIN,
+        slot_wires=_SLOT_WIRES if ports.slots is not None else (),
         vm_generation=layout.VM_GENERATION,
         iommu=iommu.describe() if iommu is not None else None,
     )
+
+
+_SLOT_WIRES = tuple(IntxWire(slot, pin_of_slot(slot)) for slot in range(1, SLOTS))
 
 
 def _modules(config: VMConfig, end_of_ram: int) -> tuple[acpi.MemoryModule, ...]:

@@ -165,6 +165,7 @@ class AcpiConfig:
     cpus: tuple[Cpu, ...] = (Cpu(0),)
     modules: tuple[MemoryModule, ...] = ()
     pci_segments: tuple[PciSegment, ...] = ()
+    slot_wires: tuple[IntxWire, ...] = ()  # of slots for hotplug, the same in each segment
     serial_ports: tuple[SerialPort, ...] = (SerialPort(),)
     iommu: VirtioIommu | None = None
     numa: tuple[NumaNode, ...] = ()
@@ -197,7 +198,7 @@ class AcpiConfig:
         require(all(0 <= uid < len(self.cpus) for uid in cpus), "acpi.numa", "a processor is not there")
 
     def _wires(self) -> list[IntxWire]:
-        return [wire for segment in self.pci_segments for wire in segment.intx]
+        return [*self.slot_wires, *(wire for segment in self.pci_segments for wire in segment.intx)]
 
     def _interrupt_pages(self) -> list[Window]:
         return [Window(self.io_apic.address, 1 << 12), Window(self.local_apic_address, 1 << 12)]

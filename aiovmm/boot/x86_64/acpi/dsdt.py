@@ -7,6 +7,7 @@ r"""The Differentiated System Description Table: the devices that no bus can enu
     \_SB.VGEN       VM generation identifier: who goes on from a snapshot notices by it
     \_SB.GED0       Generic Event Device: its interrupt runs _EVT, which tells the devices concerned
     \_SB.MBRD       motherboard resources: registers and ECAM that nothing else may be placed over
+    \_SB.SIRQ       the interrupts of slots for hotplug, the same in each PCI segment
     \_SB.PCxx       host bridges, one a PCI segment (see `dsdt_pci`)
     \_SB.Cxxx       processors
 
@@ -27,7 +28,7 @@ from aiovmm.boot.x86_64.acpi.config import (
     SerialPort,
     SlotPorts,
 )
-from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge
+from aiovmm.boot.x86_64.acpi.dsdt_pci import bridge_name, host_bridge, slot_interrupts
 from aiovmm.boot.x86_64.acpi.dsdt_slots import CHECK
 from aiovmm.boot.x86_64.acpi.dsdt_units import CHECK as UNIT_CHECK
 from aiovmm.boot.x86_64.acpi.dsdt_units import hot_unit
@@ -51,9 +52,13 @@ def dsdt(config: AcpiConfig) -> bytes:
     if config.vm_generation is not None:
         devices.append(_vm_generation(config.vm_generation))
     devices += [_power_button(), _event_device(config), _motherboard(config)]
+    if config.slot_wires:
+        devices.append(slot_interrupts(config.slot_wires))
     near = {number: node.number for node in config.numa for number in node.pci_segments}
     devices += [
-        host_bridge(segment, config.ports.slots_of(i), near.get(segment.segment))
+        host_bridge(
+            segment, config.ports.slots_of(i), near.get(segment.segment), shared_routing=bool(config.slot_wires)
+        )
         for i, segment in enumerate(config.pci_segments)
     ]
     devices += [_processor(uid, cpu, config.ports.processors) for uid, cpu in enumerate(config.cpus)]

@@ -8,7 +8,9 @@ from aiovmm.boot.acpi import aml
 from aiovmm.boot.pci import IntxWire, PciSegment
 from aiovmm.boot.x86_64.acpi.dsdt_slots import slots
 
-__all__ = ["Control", "bridge_name", "host_bridge"]
+__all__ = ["Control", "bridge_name", "host_bridge", "slot_interrupts"]
+
+_SLOT_INTERRUPTS = "SIRQ"
 
 _PCI_HOST_BRIDGE = "33db4d5b-1ff7-401c-9657-7441c03dd766"  # the interface that _OSC is asked for
 _CONFIG_ADDRESS, _CONFIG_PORTS = 0xCF8, 8
@@ -40,10 +42,20 @@ def bridge_name(segment: PciSegment) -> str:
     return f"PC{segment.segment:02X}"
 
 
-def host_bridge(segment: PciSegment, slot_registers: int | None = None, node: int | None = None) -> bytes:
-    """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin, and with slots for hotplug if they have
-    registers at a port. `node`: the NUMA node that it is near (_PXM; ACPI 6.4, 6.2.14)."""
-    routing = [_prt(segment.intx)] if segment.intx else []
+def slot_interrupts(wires: Sequence[IntxWire]) -> bytes:
+    """What the _PRT of each bridge gives whose slots are for hotplug."""
+    return aml.name(_SLOT_INTERRUPTS, _routing(wires))
+
+
+def host_bridge(
+    segment: PciSegment, slot_registers: int | None = None, node: int | None = None, *, shared_routing: bool = False
+) -> bytes:
+    """The bridge of a segment; with a _PRT if any device on its bus has an interrupt pin, or may come to have one
+    (`shared_routing`: see `slot_interrupts`), and with slots for hotplug if they have registers at a port. `node`: the NUMA node
+    that it is near (_PXM; ACPI 6.4, 6.2.14)."""
+    routing = [aml.name("_PRT", _routing(segment.intx))] if segment.intx else []
+    if shared_routing:
+        routing = [aml.method("_PRT", 0, aml.return_(aml.name_string(_SLOT_INTERRUPTS)))]
     hotplug = [] if slot_registers is None else [slots(segment.segment, slot_registers)]
     return aml.device(
         bridge_name(segment),
@@ -60,8 +72,8 @@ def host_bridge(segment: PciSegment, slot_registers: int | None = None, node: in
     )
 
 
-def _prt(wires: Sequence[IntxWire]) -> bytes:
-    """_PRT (ACPI 6.4, 6.2.13): for all functions of a slot, pin 0 (INTA), no link device: a global system interrupt.
+def _routing(wires: Sequence[IntxWire]) -> bytes:
+    """For a _PRT (ACPI 6.4, 6.2.13): for all functions of a slot, pin 0 (INTA), no link device: a global system interrupt.
 
     Such an interrupt is level-triggered and active low, as PCI's are, where nothing else says how it is.
     """
@@ -69,7 +81,7 @@ def _prt(wires: Sequence[IntxWire]) -> bytes:
         aml.package(aml.integer(wire.slot << 16 | 0xFFFF), aml.integer(0), aml.integer(0), aml.integer(wire.gsi))
         for wire in wires
     )
-    return aml.name("_PRT", aml.package(*entries))
+    return aml.package(*entries)
 
 
 def _resources(segment: PciSegment) -> list[bytes]:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from aiovmm.boot.pci import IntxWire
 from aiovmm.boot.x86_64.acpi import AcpiConfig, AcpiPorts, GedEvent, MemoryModule
 from aiovmm.boot.x86_64.acpi.dsdt import dsdt
 from tests.boot.acpica import Acpica
@@ -161,6 +162,16 @@ def test_interrupt_pins_are_routed_where_there_are_any(acpica: Acpica) -> None:
     numbers = [int(n, 16) for n in re.findall(r"\[Integer\] = (\w{16})", output)]
     assert numbers == [0x0001FFFF, 0, 0, 16, 0x001FFFFF, 0, 0, 23]
     assert "_PRT" not in acpica.execute(table, r"namespace \_SB.PC00")
+
+
+def test_slots_that_are_empty_have_interrupts_too(acpica: Acpica) -> None:
+    """A _PRT is read once, and what comes later may have a pin."""
+    wires = tuple(IntxWire(slot, 16 + slot % 8) for slot in range(1, 32))
+    table = dsdt(AcpiConfig(pci_segments=segments(2), slot_wires=wires))
+    for bridge in ("PC00", "PC01"):
+        output = acpica.execute(table, rf"evaluate \_SB.{bridge}._PRT")
+        numbers = [int(n, 16) for n in re.findall(r"\[Integer\] = (\w{16})", output)]
+        assert numbers == [n for wire in wires for n in (wire.slot << 16 | 0xFFFF, 0, 0, wire.gsi)]
 
 
 def test_absent_processors_are_absent_and_the_others_work(acpica: Acpica) -> None:
