@@ -11,12 +11,15 @@ from typing import Any, cast
 from aiovmm.agent.channel import Channel
 from aiovmm.agent.wire import Frame, FrameBuffer, Greeting, Kind, errno_of, frame, greeting, number_of, read_greeting
 from aiovmm.errors import PeerError
+from aiovmm.runtime.fair import Account
+from aiovmm.runtime.turns import Job
 
 __all__ = ["Link"]
 
 _UNREAD = (
     4 << 20
 )  # bytes for an agent that does not read: after them it is not read either, so that it asks for no more
+_FRAMES = 32  # that are served in one turn of the loop: the guest may say as many as it likes
 _FIRST_ACCEPTED = 1 << 31  # channels from here on are the agent's to begin
 
 
@@ -33,6 +36,11 @@ class Link(asyncio.BufferedProtocol):
         self.channels: dict[int, Channel] = {}
         self._watching: asyncio.Task[None] | None = None
         self._frames = FrameBuffer()
+        self._turns = Job(self._serve, Account())
+        self._behind = False  # frames wait for their turn, and no more are read meanwhile
+        self._unread = False  # the agent does not read, and is not read either
+        self._is_reading = True
+        self._end: BaseException | None = None  # why no more comes behind those
         self._transport: asyncio.Transport | None = None
         self._answers: deque[asyncio.Future[int]] = deque()
         self._next = 0
@@ -97,30 +105,60 @@ class Link(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Some have come."""
-        try:
-            for received in self._frames.filled(nbytes):
-                self._received(received)
-        except PeerError as exc:
-            self._lose(exc)
-            if self._transport is not None:
-                self._transport.abort()
+        self._frames.add(nbytes)
+        self._behind = True
+        self._turns.ready()
+        self._read_or_not()
 
     def pause_writing(self) -> None:
         """See _UNREAD. An agent reads whatever it has to say, so that this is no deadlock but with one that is none."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+        self._unread = True
+        self._read_or_not()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._unread = False
+        self._read_or_not()
 
     def eof_received(self) -> None:
         """The agent has gone; the transport closes itself."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Both ways."""
-        self._lose(exc)
+        """Both ways. What came before is heard."""
+        self._transport = None
+        if self._behind:
+            self._end = exc or ConnectionResetError("the agent closed the connection")
+        else:
+            self._lose(exc)
+
+    def _read_or_not(self) -> None:
+        reads = not self._behind and not self._unread
+        if self._transport is None or self._transport.is_closing() or reads is self._is_reading:
+            return
+        self._is_reading = reads
+        if reads:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
+
+    def _serve(self) -> None:
+        """Some of the frames that have come: one turn."""
+        try:
+            frames = self._frames.take(_FRAMES)
+            for received in frames:
+                self._received(received)
+        except PeerError as exc:
+            self._lose(exc)
+            if self._transport is not None:
+                self._transport.abort()
+            return
+        if len(frames) == _FRAMES:
+            self._turns.again()
+            return
+        self._behind = False
+        self._read_or_not()
+        if self._end is not None:
+            self._lose(self._end)
 
     # -- what the agent says -------------------------------------------------------------------------------------------
 
@@ -146,6 +184,7 @@ class Link(asyncio.BufferedProtocol):
             return
         self.lost = True
         self.error = exc
+        self._turns.close()
         if not self.greeted.done():
             self.greeted.set_exception(exc or ConnectionResetError("the agent closed the connection"))
             self.greeted.exception()  # seen, whether or not somebody waits

@@ -118,22 +118,30 @@ def frame(channel: int, kind: Kind, payload: bytes | memoryview = b"", stream: i
 
 
 class FrameBuffer:
-    """What has come and is no whole frame yet: `room` to read into, `filled` for what was read."""
+    """What has come and nobody has taken: `room` to read into, `add` for what was read, and `take` for the whole frames of it."""
 
     def __init__(self) -> None:
         self._data = bytearray(_BUFFER)
         self._view = memoryview(self._data)
-        self._end = 0
+        self._start = self._end = 0
 
     def room(self) -> memoryview:
-        """Never empty: a whole frame fits, and whole frames are taken out."""
+        """Not empty if all whole frames have been taken: one more fits."""
+        start, end = self._start, self._end
+        if start:
+            self._view[: end - start] = self._view[start:end]
+            self._start, self._end = 0, end - start
         return self._view[self._end :]
 
-    def filled(self, size: int) -> list[Frame]:
-        """The frames that `size` more bytes have completed. Raises PeerError."""
+    def add(self, size: int) -> None:
+        """So many bytes have come."""
+        self._end += size
+
+    def take(self, most: int) -> list[Frame]:
+        """The next whole frames, all that there are if it is fewer than `most`. Raises PeerError."""
         frames: list[Frame] = []
-        view, at, end = self._view, 0, self._end + size
-        while end - at >= 12:
+        view, at, end = self._view, self._start, self._end
+        while end - at >= 12 and len(frames) < most:
             length, channel, kind, stream, zero = _HEADER.unpack_from(view, at)
             if length > DATA_MAX or zero:
                 raise PeerError(f"the agent in the guest sent a frame of {length} bytes and kind {kind}, which is none")
@@ -141,10 +149,13 @@ class FrameBuffer:
                 break
             at += 12 + length
             frames.append(Frame(channel, kind, stream, bytes(view[at - length : at])))
-        if at:
-            view[: end - at] = view[at:end]
-        self._end = end - at
+        self._start = at
         return frames
+
+    def filled(self, size: int) -> list[Frame]:
+        """All frames that `size` more bytes have completed. Raises PeerError."""
+        self.add(size)
+        return self.take(self._end)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import os
 import struct
@@ -22,6 +23,7 @@ from aiovmm.agent.channel import Channel, Sink
 from aiovmm.agent.files import Files, _stats
 from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.host_tree import TreeWriter
+from aiovmm.agent.link import Link
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.process import Pieces, create
 from aiovmm.agent.run import _Kept, run
@@ -186,6 +188,29 @@ async def test_one_that_ends_at_once_is_tried_again(tmp_path: Path) -> None:
         with pytest.raises(BootTimeout) as info:
             await agent.ready(0.5)
         assert info.value.stage in ("agent", "greeting"), "by whether the time was over between two tries or in one"
+
+
+@pytest.mark.parametrize("kind", [Kind.CREDIT, Kind.DONE, Kind.EXIT])
+async def test_a_flood_of_frames_leaves_the_loop_to_others(
+    tmp_path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a megabyte of them is 40,000, or 100 ms: few are served in a turn of the loop, and all in the end."""
+    count, turn, served = 40_000, [0], collections.Counter[int]()
+    received = Link._received
+
+    def noted(link: Link, frame: Frame) -> None:
+        served[turn[0]] += 1
+        received(link, frame)
+
+    monkeypatch.setattr(Link, "_received", noted)
+    async with says(tmp_path / "a", HELLO, STARTED + frame(0, kind, bytes(4)) * count) as agent, asyncio.timeout(HANGS):
+        await agent.ready()
+        process = asyncio.ensure_future(create(agent, ["true"], (-1, -1, -1)))
+        while served.total() < count + 2:
+            await asyncio.sleep(0)
+            turn[0] += 1
+        await process
+    assert max(served.values()) <= 128
 
 
 async def test_questions_that_are_not_answered(tmp_path: Path) -> None:
@@ -474,9 +499,9 @@ def devices_without_end() -> Iterator[bytes]:
 @pytest.mark.parametrize("tree", [files_without_end, a_sparse_file, devices_without_end])
 def test_a_tree_without_end_has_one(tmp_path: Path, tree: Callable[[], Iterator[bytes]]) -> None:
     writer = TreeWriter(str(tmp_path / "tree"), 1 << 20)
+    much = b"".join(itertools.islice(tree(), 600))
     with pytest.raises(UsageError, match=r"more than 1048576 bytes: `limit` says how many may be"):
-        for piece in itertools.islice(tree(), 10_000):
-            writer.feed(piece)
+        writer.feed(much)
     writer.close()
     there = list((tmp_path / "tree").rglob("*"))
     assert len(there) < 256
