@@ -275,7 +275,7 @@ async def test_blocks_that_are_given_back_while_it_stops_are_answered(monkeypatc
 
         async def slow(device: MemDevice, first: int, blocks: bytes) -> None:
             await finish(_waited(may_go))
-            await give_back(device, pieces)
+            await give_back(device, first, blocks)
 
         monkeypatch.setattr(MemDevice, "_give_back", slow)
         h.queues[0].add([mem_request(Kind.UNPLUG, 0, 2)], [10])
