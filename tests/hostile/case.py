@@ -6,7 +6,9 @@ import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tests.hostile.rarer import RARER
 from tests.hostile.rig import Rig
+from tests.hostile.targets import USUAL
 
 __all__ = ["ANY", "Case", "Verdict", "for_all"]
 
@@ -20,7 +22,7 @@ class Verdict(enum.Enum):
     EITHER = "serves on or needs a reset"  # undefined: all that matters is that a reset mends it
 
 
-ANY = ("blk", "net", "rng", "vsock", "console", "balloon")
+ANY = (*USUAL, *RARER)
 
 
 @dataclass(frozen=True)

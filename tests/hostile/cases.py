@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.hostile import chains, floods, registers, requests, rings, transport
+from tests.hostile import chains, floods, rarer_requests, registers, requests, rings, transport
 from tests.hostile.case import Case, Verdict
 from tests.hostile.rig import Rig
 
 __all__ = ["CASES", "judge"]
 
 CASES: list[Case] = [
-    case for module in (chains, rings, transport, registers, requests, floods) for case in module.CASES
+    case for module in (chains, rings, transport, registers, requests, rarer_requests, floods) for case in module.CASES
 ]
 
 
@@ -21,7 +21,7 @@ async def judge(case: Case, rig: Rig) -> None:
         assert await rig.needs_reset(), f"status {rig.driver.status!r}"
     elif case.verdict is Verdict.SERVES:
         assert rig.driver.status == 0xF
-        rig.queue.poll()
+        await rig.returned()
         await rig.target.good(rig.driver)
     elif case.verdict is Verdict.DEAD:
         assert not rig.driver.status & 4

@@ -29,12 +29,11 @@ async def kick(rig: Rig) -> None:
 
 
 async def request(rig: Rig) -> None:
-    if rig.queue.outstanding > 20:
+    if rig.queue.outstanding > 20 or len(rig.queue.free) < 3:
         await rig.settle()
         rig.queue.poll()
-    if len(rig.queue.free) > 8:
-        rig.queue.add(list(rig.target.readable), list(rig.target.room))
-        rig.queue.kick(force=True)
+    rig.offer()
+    rig.queue.kick(force=True)
 
 
 async def reset(rig: Rig) -> None:

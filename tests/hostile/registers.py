@@ -49,7 +49,7 @@ def decoding(times: int) -> Does:
 
     async def does(rig: Rig) -> None:
         for _ in range(times):
-            rig.queue.add(list(rig.target.readable), list(rig.target.room))
+            rig.offer()
             rig.queue.kick(force=True)
             await rig.pci.write(SLOT, 0x04, 0, 2)
             rig.queue._kick_device()
@@ -104,7 +104,7 @@ def vectors(address: int, data: int, *, masked: bool = False) -> Does:
         for vector in range(len(rig.driver.queues) + 1):
             await rig.pci.program_vector(function, vector, address, data, masked=masked)
         for _ in range(4):
-            rig.queue.add(list(rig.target.readable), list(rig.target.room))
+            rig.offer()
             rig.queue.kick(force=True)
         await rig.settle()
 
@@ -123,7 +123,7 @@ async def vectors_beyond_the_table(rig: Rig) -> None:
 async def masks_come_and_go(rig: Rig) -> None:
     for turn in range(20):
         await rig.pci.set_msix(rig.driver.function, enabled=True, masked=turn % 2 == 0)
-        rig.queue.add(list(rig.target.readable), list(rig.target.room))
+        rig.offer()
         rig.queue.kick(force=True)
     await rig.settle()
 
@@ -132,7 +132,7 @@ async def without_msix(rig: Rig) -> None:
     """Pins instead, in the middle of everything, and nobody looks at them."""
     for _ in range(4):
         await rig.pci.set_msix(rig.driver.function, enabled=False)
-        rig.queue.add(list(rig.target.readable), list(rig.target.room))
+        rig.offer()
         rig.queue.kick(force=True)
         await rig.settle()
         await rig.pci.set_msix(rig.driver.function, enabled=True)

@@ -25,7 +25,8 @@ from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 from aiovmm.virtqueue.driver import Arena, Descriptor, DriverQueue
 from aiovmm.virtqueue.status import Status
 from tests.guests.machine import Machine
-from tests.hostile.targets import TARGETS, Disk, Target
+from tests.hostile.rarer import RARER
+from tests.hostile.targets import USUAL, Disk, Target
 from tests.pci.test_kvm import VcpuGuest
 
 __all__ = ["RAM", "Rig", "guest_rig", "simulated_rig"]
@@ -71,6 +72,11 @@ class Rig:
         """The one that the device takes from at once."""
         return self.driver.queues[self.target.queue]
 
+    def offer(self) -> None:
+        """The target's good chain once more, if the ring has room for it."""
+        if len(self.queue.free) >= len(self.target.readable) + len(self.target.room):
+            self.queue.add(list(self.target.readable), list(self.target.room))
+
     def chain(self, *descriptors: Descriptor, head: int | None = None) -> None:
         """Offer it as it is, and kick."""
         self.queue.add_raw(descriptors, head=head)
@@ -90,6 +96,13 @@ class Rig:
         """Let the device come to rest: what it was asked for until now it has done, or not."""
         for _ in range(3):
             await self.other.good(self.disk)
+
+    async def returned(self, timeout: float = 10.0) -> None:
+        """All that was offered is back: a device that serves on answers that first. Raises TimeoutError."""
+        async with asyncio.timeout(timeout):
+            while self.queue.outstanding:
+                self.queue.poll()
+                await asyncio.sleep(0.001)
 
     async def needs_reset(self, timeout: float = 10.0) -> bool:
         """Whether the device says so within that time."""
@@ -116,7 +129,9 @@ class Rig:
 
 
 def _functions(kind: str, place: Path, services: PciServices, errors: list[Exception]) -> tuple[Target, Disk, PciRoot]:
-    target, other = TARGETS[kind](place), Disk(place)
+    target, other = (USUAL | RARER)[kind](place), Disk(place)
+    assert isinstance(services.memory, GuestMemory)
+    target.power_on(services.memory)
     root = PciRoot([PLAN], services)
     for each in (target, other):
         root.add(VirtioPci(each.device, services, on_error=lambda _device, error: errors.append(error)))

@@ -96,14 +96,14 @@ async def used_event_at_random(rig: Rig) -> None:
     queue = rig.queue
     for number in range(8):
         lib.avmm_store16(queue._avail_host + 4 + 2 * queue.size, number * 0x1FFF & 0xFFFF)
-        rig.queue.add(list(rig.target.readable), list(rig.target.room))
+        rig.offer()
         rig.queue.kick(force=True)
     await rig.settle()
 
 
 async def available_index_goes_back(rig: Rig) -> None:
     """What was offered is taken back, after the device may have seen it."""
-    rig.queue.add(list(rig.target.readable), list(rig.target.room))
+    rig.offer()
     rig.queue.kick(force=True)
     await rig.settle()
     lib.avmm_store16(rig.queue._avail_host + 2, 0)
@@ -114,7 +114,7 @@ async def descriptors_are_rewritten_in_flight(rig: Rig) -> None:
     """While the device serves them: lengths, addresses and flags change all the time."""
     queue = rig.queue
     for number in range(16):
-        queue.add(list(rig.target.readable), list(rig.target.room))
+        rig.offer()
         queue.kick(force=True)
         for index in range(queue.size):
             entry = struct.pack(

@@ -1,4 +1,4 @@
-"""Devices that a hostile driver is let at, each with a good request."""
+"""Devices that a hostile driver is let at, each with a good request: those that most guests have."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import open_source
 from aiovmm.devices.virtio.vsock import VsockDevice
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, STREAM, Op, pack_header, parse_headers
+from aiovmm.memory import GuestMemory
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.virtqueue.device import VirtioDevice
 
-__all__ = ["TARGETS", "Disk", "Target"]
+__all__ = ["USUAL", "Disk", "Target"]
 
 CID = 5
 SECTOR = 512
@@ -44,6 +45,10 @@ class Target(ABC):
     @abstractmethod
     async def good(self, driver: VirtioPciDriver) -> None:
         """A request of a good driver is answered as it should be."""
+
+    def power_on(self, _memory: GuestMemory) -> None:
+        """The machine has this memory."""
+        return
 
     async def open(self) -> None:
         await self.device.open()
@@ -167,7 +172,7 @@ class Balloon(Target):
         await driver.request(1, [struct.pack("<II", 0xE00, 0xE01)])
 
 
-TARGETS: dict[str, type[Target]] = {
+USUAL: dict[str, type[Target]] = {
     "blk": Disk,
     "net": Card,
     "rng": Entropy,

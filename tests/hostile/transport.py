@@ -81,7 +81,7 @@ def reset_with(requests: int, *, times: int = 1) -> Does:
     async def does(rig: Rig) -> None:
         for _ in range(times):
             for _ in range(requests):
-                rig.queue.add(list(rig.target.readable), list(rig.target.room))
+                rig.offer()
             rig.queue.kick(force=True)
             await rig.driver.start()
 

@@ -1,5 +1,5 @@
-"""A PCI bus with seven devices and a driver that does anything: configuration space, BARs, rings in memory, doorbells, requests.
-What the devices say of it are faults of a guest's; what a vCPU is shown without asking is what the device would say."""
+"""A PCI bus with one of each device and a driver that does anything: configuration space, BARs, rings in memory, doorbells,
+requests. What the devices say of it are faults of a guest's; what a vCPU is shown without asking is what the device would say."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from aiovmm.pci.root import PciRoot
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.testing.pci import ECAM_BASE, MMIO32, RecordingServices
 from tests.fuzz.source import Source
-from tests.hostile.targets import TARGETS, Disk
+from tests.hostile.rarer import RARER
+from tests.hostile.targets import USUAL, Disk, Target
 
 _RAM = 1 << 20
+_DEVICES = len(USUAL) + 1 + len(RARER)
 _PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 1 << 30))[0]
 _COMMON = (0, 4, 8, 12, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60)  # of the first BAR
 SEEDS = [
@@ -48,8 +50,10 @@ class _Machine:
         self.services = _Services(self.memory)
         self.errors: list[BaseException] = []
         self.root = PciRoot([_PLAN], self.services)
-        self.targets = [kind(Path(self.place.name)) for kind in TARGETS.values()] + [Disk(Path(self.place.name))]
+        kinds: list[type[Target]] = [*USUAL.values(), Disk, *RARER.values()]
+        self.targets = [kind(Path(self.place.name)) for kind in kinds]
         for target in self.targets:
+            target.power_on(self.memory)
             self.root.add(VirtioPci(target.device, self.services, on_error=lambda _, error: self.errors.append(error)))
         loop.set_exception_handler(lambda _, said: self.errors.append(said.get("exception") or Unexpected(said)))
 
@@ -74,7 +78,7 @@ class _Machine:
 
 
 async def _step(machine: _Machine, source: Source) -> None:
-    services, slot = machine.services, 1 + source.below(7)
+    services, slot = machine.services, 1 + source.below(_DEVICES)
     what, width = source.below(8), source.one((1, 2, 4, 8))
     if what == 0:
         services.answer(machine.ecam(slot, source.number(2) % 4096), min(width, 4))

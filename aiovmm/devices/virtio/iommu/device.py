@@ -175,7 +175,7 @@ class IommuDevice(VirtioDevice):
         await _ended(self._looking.values())
 
     async def run(self, queues: list[Queue], features: int) -> None:
-        """Answer requests and report faults. Raises ChainError for a request that cannot be answered."""
+        """Answer requests and report faults. Raises ChainError for a buffer that no fault fits into."""
         self._live = True
         if self._pending:
             self._faulted.set()
@@ -189,12 +189,10 @@ class IommuDevice(VirtioDevice):
     async def _serve(self, queue: Queue) -> None:
         async for chain in queue:
             request = _read(chain)
-            if isinstance(request, Status):
-                chain.write(tail(request))
-            elif request is not None:  # of an unknown type not even the answer's layout is known (§5.13.6.2)
+            if request is not None:
                 await self._answer(queue, chain, request)
-                continue
-            queue.push(chain)
+            else:  # not even the answer's layout is known (§5.13.6.2)
+                queue.push(chain)
 
     async def _answer(self, queue: Queue, chain: Chain, request: Request) -> None:
         """To its end in any case: a request that was carried out and not answered would fail when it comes again."""
@@ -277,15 +275,18 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
         await asyncio.wait(waiting)
 
 
-def _read(chain: Chain) -> Request | Status | None:
-    """The request of a chain, a status if it is none, or None if its type is not known. Raises ChainError without room for
-    the answer."""
+def _read(chain: Chain) -> Request | None:
+    """The request of a chain, or None if it is to be returned as it came: of an unknown type, or without room for its status. One
+    that can be answered with a status alone, since it is too short, has been."""
     if chain.writable_size < TAIL_SIZE:
-        raise ChainError("a request has room for its status", chain.head)
+        return None
     try:
         request = parse(chain.read(min(chain.unread, REQUEST_SIZE)))
     except Malformed:
-        return Status.INVAL
+        chain.write(tail(Status.INVAL))
+        return None
     if isinstance(request, Probe) and chain.writable_size < PROBE_SIZE + TAIL_SIZE:
-        raise ChainError(f"a PROBE request has room for {PROBE_SIZE} bytes and its status", chain.head)
+        chain.reserve(chain.room - TAIL_SIZE)  # left as it is, where the properties would be
+        chain.write(tail(Status.INVAL))
+        return None
     return request

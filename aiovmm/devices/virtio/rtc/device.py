@@ -6,13 +6,10 @@ import time
 from collections.abc import Callable
 
 from aiovmm.devices.virtio.rtc.protocol import REQUEST_LIMIT, answer
-from aiovmm.errors import ChainError
 from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 __all__ = ["RtcDevice"]
-
-_HEAD = 8
 
 
 class RtcDevice(VirtioDevice):
@@ -34,12 +31,10 @@ class RtcDevice(VirtioDevice):
         Fields(state, self.name).end()
 
     async def run(self, queues: list[Queue], features: int) -> None:
-        """Answer. Raises ChainError for a request that there is no room to answer."""
+        """Answer each, as far as there is room for it. What a request has beyond its size is nobody's."""
         (queue,) = queues
         async for chain in queue:
-            if chain.room < _HEAD:
-                raise ChainError("a request of the clock without room for an answer", chain.head)
-            chain.write(answer(chain.read_all(REQUEST_LIMIT), chain.room, self._clock_ns))
+            chain.write(answer(chain.read(min(chain.unread, REQUEST_LIMIT)), chain.room, self._clock_ns))
             queue.push(chain)
             queue.flush()  # who asks for the time waits
             del chain

@@ -13,7 +13,7 @@ from collections.abc import Callable
 __all__ = ["REQUEST_LIMIT", "Request", "Status", "answer"]
 
 REQUEST_LIMIT = 64
-"""Bytes of a request at most; the longest has 16."""
+"""Bytes of a request that are looked at; the longest has 16."""
 
 _HEAD = struct.Struct("<H6x")
 _CLOCK = struct.Struct("<H6x")
@@ -43,10 +43,10 @@ class Status:
 
 
 def answer(request: bytes, room: int, clock_ns: Callable[[], int]) -> bytes:
-    """The answer to `request`, in at most `room` bytes (8 at least): one that does not fit becomes a head that says INVALID.
-    `clock_ns` is nanoseconds since the epoch."""
+    """The answer to `request`, in at most `room` bytes: one that does not fit becomes a head that says INVALID, or as much of
+    that as fits (5.23.6.2). `clock_ns` is nanoseconds since the epoch."""
     whole = _answer(request, clock_ns)
-    return whole if len(whole) <= room else _head(Status.INVALID)
+    return whole if len(whole) <= room else _head(Status.INVALID)[:room]
 
 
 def _answer(request: bytes, clock_ns: Callable[[], int]) -> bytes:
