@@ -7,6 +7,7 @@
 #   U  give ring 3 its first pages, as for a process
 #   D  write "hello" to the debug console, and how far it is to port 0x80
 #   H  print whose guest CPUID says it is: 12 bytes of leaf 0x40000000, 4 of 0x40000001 and 12 of 0x40000100, and a line's end
+#   X  until the word at STOP is not 0, write anything to the registers of hotplug and read them, in any width, at any place
 #   V  the same with Hyper-V's interrupt controller switched on and asked for this processor's number, which is printed
 #   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
 # and these, which never end:
@@ -25,6 +26,9 @@
 	.set GED, 0x604
 	.set PM_TIMER, 0x608
 	.set SLOTS, 0x800
+	.set MODULES, 0xb00
+	.set PROCESSORS, 0x1000
+	.set STOP, 0x60020
 	.set PCI_ADDRESS, 0xcf8
 	.set PCI_DATA, 0xcfc
 	.set BAR0, 0x10
@@ -78,6 +82,7 @@ next:	movb (%r15), %al
 	on 'U', user
 	on 'H', whose
 	on 'P', plug
+	on 'X', anything
 	on 'V', synic
 	on ' ', next
 	cli
@@ -332,6 +337,47 @@ plug:	movw $SLOTS, %dx
 	outl %eax, %dx
 	put COM1, '-'
 	jmp plug
+
+# The state of a xorshift generator (13, 17, 5) is %ebx, of which each decision takes bits of its own.
+anything: movl $0x2545f491, %ebx
+	leaq hotplug(%rip), %rsi
+1:	movl %ebx, %eax
+	shll $13, %eax
+	xorl %eax, %ebx
+	movl %ebx, %eax
+	shrl $17, %eax
+	xorl %eax, %ebx
+	movl %ebx, %eax
+	shll $5, %eax
+	xorl %eax, %ebx
+	movl %ebx, %ecx
+	andl $3, %ecx
+	movzwl (%rsi,%rcx,2), %edx
+	movl %ebx, %eax
+	shrl $2, %eax
+	andl $15, %eax
+	addl %eax, %edx
+	movl %ebx, %eax
+	rorl $16, %eax
+	btl $6, %ebx
+	jc 3f
+	btl $7, %ebx
+	jc 2f
+	outb %al, %dx
+	inb %dx, %al
+	jmp 5f
+2:	outw %ax, %dx
+	inw %dx, %ax
+	jmp 5f
+3:	btl $7, %ebx
+	jc 4f
+	outl %eax, %dx
+4:	inl %dx, %eax
+5:	incl COUNTER
+	cmpl $0, STOP
+	je 1b
+	jmp next
+hotplug: .word SLOTS, MODULES, PROCESSORS, DEBUG_PORT
 
 whose:	movl $0x40000000, %eax
 	cpuid
