@@ -35,12 +35,14 @@ _owning = {
 }
 
 
-def view(buffer: Any, ctype: str = "uint8_t[]") -> Any:
-    """The memory of a bytearray, a mapping or any other buffer as `ctype`; keeps it, and keeps it from being resized."""
+def view(buffer: Any, ctype: str = "uint8_t[]", start: int = 0) -> Any:
+    """The memory of a bytearray, a mapping or any other buffer as `ctype`, a pointer from `start` on; keeps it, and keeps it from
+    being resized. Of a memoryview for a moment only: one that is garbage in a cycle while somebody has a view of it ends the
+    process (CPython clears it and then uses it)."""
     if ctype == "uint8_t[]":
         return ffi.from_buffer(ctype, buffer)
     holder = ffi.from_buffer(buffer)
-    return ffi.gc(ffi.cast(ctype, holder), functools.partial(_forget, holder))
+    return ffi.gc(ffi.cast(ctype, ffi.cast("uint8_t *", holder) + start), functools.partial(_forget, holder))
 
 
 def part(owner: Any, *fields: str | int) -> Any:

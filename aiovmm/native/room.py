@@ -11,6 +11,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -32,12 +33,21 @@ class _Region:
         mapping = mmap.mmap(-1, _PIECES * size, flags=flags)
         with suppress(OSError):  # a kernel that has no huge pages
             mapping.madvise(mmap.MADV_NOHUGEPAGE)
-        self.memory = memoryview(mapping)
+        self._memory = ffi.from_buffer("uint8_t[]", mapping)
+
+    def part(self, start: int, size: int) -> Any:
+        """These bytes, which keep the mapping. No memoryview: one that is found in a cycle CPython clears though it is in use,
+        and then uses it; at the end of a program everything may be."""
+        return ffi.buffer(ffi.gc(self._memory + start, partial(_forget, self._memory)), size)
 
     def give_back(self, start: int, size: int) -> None:
         """These bytes are nobody's: they are zeros next time."""
-        memory = ffi.from_buffer(self.memory[start : start + size])
-        lib.avmm_mem_give_back(ffi.new("struct avmm_span *", (int(ffi.cast("uintptr_t", memory)), size)), 1)
+        address = int(ffi.cast("uintptr_t", self._memory)) + start
+        lib.avmm_mem_give_back(ffi.new("struct avmm_span *", (address, size)), 1)
+
+
+def _forget(_owner: Any, _pointer: Any) -> None:
+    """The end of a pointer that was held with its owner, which goes with this call's arguments."""
 
 
 class _Pieces:
@@ -46,7 +56,7 @@ class _Pieces:
     def __init__(self, size: int) -> None:
         self._size = size
         self._free: list[tuple[_Region, int]] = []
-        self._lent: dict[Any, tuple[tuple[_Region, int], memoryview]] = {}
+        self._lent: dict[Any, tuple[_Region, int]] = {}
 
     def take(self, ctype: str, size: int) -> Any:
         """An array of `size` bytes. When nobody has it any more, its piece is free."""
@@ -55,11 +65,8 @@ class _Pieces:
         except IndexError:
             piece = self._more()
         region, at = piece
-        view = region.memory[at : at + size]
-        array = ffi.from_buffer(ctype, view)
-        # The view is kept here: one that is found in a cycle CPython clears though it is in use, and then uses it. The callback
-        # may run in any thread: one step each.
-        self._lent[weakref.ref(array, self._ended)] = piece, view
+        array = ffi.from_buffer(ctype, region.part(at, size))
+        self._lent[weakref.ref(array, self._ended)] = piece  # the callback may run in any thread: one step each
         return array
 
     def _more(self) -> tuple[_Region, int]:
@@ -68,7 +75,7 @@ class _Pieces:
         return region, 0
 
     def _ended(self, array: Any) -> None:
-        self._free.append(self._lent.pop(array)[0])
+        self._free.append(self._lent.pop(array))
 
     def give_back(self) -> None:
         """Unmap what is free as a whole; of the rest leave the pages."""

@@ -64,7 +64,7 @@ class InflightRecord:
         if index >= self.queues or size > self.queue_size:
             raise PeerError(f"ring {index} with {size} entries is not in the in-flight record")
         start = self._offset + index * record_size(self.queue_size)
-        return owners.view(memoryview(self._mapping)[start:], "struct avmm_inflight *")
+        return owners.view(self._mapping, "struct avmm_inflight *", start)
 
     def close(self) -> None:
         """Unmap it; while a queue has one of its records, that keeps it."""

@@ -46,7 +46,7 @@ def test_what_is_not_filled_takes_no_memory_whoever_had_it_before(size: int) -> 
 
 def test_a_mapping_that_nobody_has_a_piece_of_is_unmapped() -> None:
     arrays = [room("uint8_t[]", 16 * PAGE) for _ in range(2 * rooms._PIECES)]
-    regions = {id(piece[0]) for piece, _ in rooms._sizes[16 * PAGE]._lent.values()}
+    regions = {id(region) for region, _ in rooms._sizes[16 * PAGE]._lent.values()}
     assert len(regions) >= 2
     arrays.clear()
     give_back()
@@ -86,7 +86,7 @@ def test_pieces_that_end_while_others_are_given_back_are_not_lost() -> None:
         ended.set()
         thread.join()
         sys.setswitchinterval(interval)
-    known = list(pieces._free) + [piece for piece, _ in pieces._lent.values()]
+    known = list(pieces._free) + list(pieces._lent.values())
     assert len(known) == len(set(known))
     assert len(known) == rooms._PIECES * len({id(region) for region, _ in known})
 
