@@ -18,6 +18,8 @@ _X86_ALONE = {
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
     "test_machine.py": "",
+    "test_vfio.py": "comes_to_a_guest_that_runs",
+    "test_vfio_net.py": "comes_to_a_guest_that_runs",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 

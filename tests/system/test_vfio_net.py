@@ -177,3 +177,26 @@ async def test_a_network_card_that_has_intx_alone(guests: Guests, old_card: Path
         await killed_while_it_sends(vm)
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
     await used_by_the_host(old_card, "virtio-pci")
+
+
+@pytest.mark.kvmhost(profile="vfio")
+@pytest.mark.timeout(400)
+async def test_a_card_with_intx_alone_comes_to_a_guest_that_runs(guests: Guests, old_card: Path) -> None:
+    """Into slots that were empty when the guest was told of interrupt pins."""
+    async with VM(guests.config(rng=None)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "modprobe virtio_net")
+        for number, slot in enumerate((1, 12, 31)):
+            id_ = await vm.add(DeviceConfig(path=old_card, pci_device_id=slot))
+            await shell(vm, "for i in $(seq 600); do test -e /sys/class/net/eth0 && break; sleep 0.05; done")
+            await plug_in(vm, WITH_INTX)
+            await transfer(vm, HOST, random.Random(number).randbytes(MB))
+            assert await interrupts(vm, "virtio", SHOWN.pin) > 10
+            if slot == 31:
+                break
+            await vm.remove(id_, timeout=120)
+            await shell(vm, "test ! -e /sys/class/net/eth0")
+        await killed_while_it_sends(vm)
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
+    await used_by_the_host(old_card, "virtio-pci")
