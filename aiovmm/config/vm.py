@@ -130,12 +130,6 @@ class VMConfig:
         self._check_groups()
         if self.balloon is not None:
             self._check_balloon(self.balloon)
-        if self.devices and (self.memory.hotplug_size or any(zone.hotplug_size for zone in self.memory_zones)):
-            raise ConfigError(
-                "memory.hotplug_size",
-                "does not go with devices of the host",
-                "all of the guest's memory is locked for them",
-            )
 
     def _check_places(self) -> None:
         ids: set[str] = set()
@@ -244,6 +238,11 @@ class VMConfig:
         whole = memory.hotplug_method is HotplugMethod.VIRTIO_MEM
         more = sum(zone.hotplug_size for zone in self.memory_zones)
         return self.ram_size + more + (memory.hotplug_size if whole else memory.hotplugged_size)
+
+    @property
+    def lockable_ram(self) -> int:
+        """Bytes of RAM that devices of the host reach: what there is, and what has come since."""
+        return self.ram_size + self.memory.hotplugged_size + sum(zone.hotplugged_size for zone in self.memory_zones)
 
     @property
     def cmdline(self) -> str:

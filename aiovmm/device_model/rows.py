@@ -125,7 +125,7 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             "--memory hotplug_method=virtio-mem,hotplug_size=,hotplugged_size=; --memory-zone hotplug_size=,hotplugged_size=",
             names_of(mem.MemDevice.features, mem.protocol),
             "guest memory that is private or shared; what is unplugged is given back to the host",
-            "blocks of 2 MiB; not with devices of the host, for which all memory is locked",
+            "blocks of 2 MiB; where the guest has devices of the host, those that are plugged are locked",
         ),
         DeviceRow(
             "virtio-net",

@@ -298,11 +298,13 @@ class Machine:
     async def plug_host(self, place: HostPlace) -> PciAddress:
         """The same with a device of the host, which is open. Raises HostError, UsageError."""
         if self._hosts is None:
+            from aiovmm.devices.virtio.mem import MemDevice
             from aiovmm.machine.hosts import MachineHosts  # for machines that have some
 
             name, failed = self.parts.config.name, self._owner.device_failed
             vm, memory = self.kvm_vm, self.memory
-            self._hosts = MachineHosts(name, self.pci.root, self._services, vm, memory, failed, self._iommu)
+            growing = [p.device for p in self.parts.plugged if isinstance(p.device, MemDevice)]
+            self._hosts = MachineHosts(name, self.pci.root, self._services, vm, memory, failed, self._iommu, growing)
         return await self._hosts.plug(place)
 
     async def _quiet_hosts(self) -> None:

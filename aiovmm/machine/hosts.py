@@ -9,17 +9,19 @@ The devices are open before, and stay so (`machine.passthrough`). One comes or g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.kvm.vfio import KvmVfio
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.runtime.tasks import Undoing, finish, in_thread
 from aiovmm.vfio import Container, Follower, VfioFunction, VfioServices
-from aiovmm.vfio.container import Group
+from aiovmm.vfio.container import Group, Reachable
 
 if TYPE_CHECKING:
     from aiovmm.machine.iommu import MachineIommu
@@ -42,7 +44,9 @@ class MachineHosts:
         memory: GuestMemory,
         on_error: OnError,
         iommu: MachineIommu | None = None,
+        growing: Sequence[MemDevice] = (),
     ) -> None:
+        """`growing`: whose regions of memory are there in parts, which is all that a device reaches of them."""
         self._off_loop: Any = partial(in_thread, f"{name}: vfio dma")
         self._root = root
         self._services = services
@@ -56,6 +60,9 @@ class MachineHosts:
         self._followers: list[Follower] = []
         self._there: dict[str, Undoing] = {}
         self._busy = asyncio.Lock()
+        self._growing = growing
+        for memory_device in growing:
+            memory_device.reach = self
         self.addresses: dict[str, PciAddress] = {}
         """By id."""
 
@@ -84,6 +91,8 @@ class MachineHosts:
             for id_ in reversed(list(self._there)):
                 await self.unplug(id_)
         finally:
+            for memory_device in self._growing:
+                memory_device.reach = None
             kvm, self._kvm = self._kvm, None
             if kvm is not None:
                 await self._off_loop(kvm.close)
@@ -92,24 +101,49 @@ class MachineHosts:
 
     async def memory_came(self, region: MemoryRegion) -> None:
         """One more region of the guest's: devices reach it. Raises HostError; then it is to go again."""
-        async with self._busy:
-            for container in self._mapped:
-                if (region.gpa, region.size) not in container.mapped:
-                    await self._off_loop(container.map, [region])
-            for follower in self._followers:
-                await follower.memory_came()
+        await self._came([Reachable(region.gpa, region.size, region.host, region.readonly)])
 
     async def memory_gone(self, region: MemoryRegion) -> None:
         """It is none of the guest's regions any more, and mapped here still: no device reaches it from now on. Raises
         HostError."""
-        async with self._busy:
-            await finish(self._forget(region))
+        await self._gone([(region.gpa, region.size)], [(region.gpa, region.size)])
 
-    async def _forget(self, region: MemoryRegion) -> None:
-        for container in self._mapped:
-            await self._off_loop(container.unmap_range, region.gpa, region.size)
-        for follower in self._followers:
-            await follower.forget(region.gpa, region.size)
+    async def blocks_came(self, region: MemoryRegion, first: int, count: int) -> None:
+        """See BlockReach."""
+        await self._came(_blocks(region, first, bytes([1]) * count))
+
+    async def blocks_gone(self, region: MemoryRegion, first: int, blocks: bytes | bytearray) -> None:
+        """See BlockReach."""
+        start = region.gpa + first * BLOCK_SIZE
+        await self._gone(
+            ((piece.gpa, piece.size) for piece in _blocks(region, first, blocks)),
+            list(_runs(start, blocks)),
+        )
+
+    async def _came(self, pieces: Iterable[Reachable]) -> None:
+        async with self._busy:
+            for container in self._mapped:  # one, since the others go by their followers
+                await self._off_loop(container.map, pieces)
+            for follower in self._followers:
+                await follower.memory_came()
+
+    async def _gone(self, pieces: Iterable[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> None:
+        async with self._busy:
+            for container in self._mapped:
+                await finish(self._off_loop(container.unmap_ranges, pieces))
+            for follower in self._followers:
+                await follower.forget(ranges)
+
+    def _reachable(self) -> Iterator[Reachable]:
+        """All that there is now; gone through in a thread, for there may be many blocks."""
+        growing = {device.region.gpa: device.blocks.map for device in self._growing}
+        regions = self._memory.regions
+        whole = [
+            Reachable(region.gpa, region.size, region.host, region.readonly)
+            for region in regions
+            if region.gpa not in growing
+        ]
+        return chain(whole, *(_blocks(region, 0, growing[region.gpa]) for region in regions if region.gpa in growing))
 
     # -- the steps, each with its undoing
 
@@ -132,7 +166,7 @@ class MachineHosts:
 
     async def _map(self, container: Container, steps: Undoing) -> None:
         if container not in self._mapped:
-            await self._off_loop(container.map, self._memory.regions)
+            await self._off_loop(container.map, self._reachable())
         self._mapped[container] = self._mapped.get(container, 0) + 1
         steps.push(partial(self._unmap, container))
 
@@ -160,10 +194,27 @@ class MachineHosts:
     async def _put_behind(self, place: HostPlace, address: PciAddress, steps: Undoing) -> None:
         assert self._iommu is not None, "a machine with a device behind an IOMMU has one"
         failed = partial(self._on_error, place.id)
-        follower = Follower(self._memory, place.container, failed, place.device.label)
+        follower = Follower(self._memory, place.container, failed, place.device.label, self._reachable)
         steps.push(follower.aclose)
         self._iommu.plugged_behind(address, follower, follower)
         steps.push(partial(self._iommu.unplugged, address))
         self._followers.append(follower)
         steps.push(partial(self._followers.remove, follower))
         await follower.revalidate()
+
+
+def _blocks(region: MemoryRegion, first: int, blocks: bytes | bytearray) -> Iterator[Reachable]:
+    """Those from `first` on that have a 1. Each is mapped by itself, for what was mapped at once is unmapped at once."""
+    for number, there in enumerate(blocks, first):
+        if there:
+            at = number * BLOCK_SIZE
+            yield Reachable(region.gpa + at, BLOCK_SIZE, region.host + at)
+
+
+def _runs(start: int, blocks: bytes | bytearray) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of what of them lies side by side."""
+    end = 0
+    while (begin := blocks.find(1, end)) >= 0:
+        end = blocks.find(0, begin)
+        end = len(blocks) if end < 0 else end
+        yield start + begin * BLOCK_SIZE, (end - begin) * BLOCK_SIZE

@@ -41,7 +41,7 @@ class Passthrough:
             self.place(id_, device, config)
             for id_, device in zip(device_ids(config).get("devices", ()), config.devices, strict=True)
         ]
-        self._memory_size = config.ram_size
+        self._memory_size = config.lockable_ram
 
     def place(self, id_: str, device: DeviceConfig, config: VMConfig) -> HostPlace:
         """What a device of this configuration is, that is not open yet and none of `places`."""

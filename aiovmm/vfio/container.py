@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from aiovmm.errors import HostError
-from aiovmm.memory import MemoryRegion
+from aiovmm.memory import GuestMemory
 from aiovmm.vfio import abi
 from aiovmm.vfio.abi import Request
 from aiovmm.vfio.limits import memlock_hint
 from aiovmm.vfio.sysfs import HostFunction, not_viable
 from aiovmm.vfio.system import System
 
-__all__ = ["Container", "Group"]
+__all__ = ["Container", "Group", "Reachable", "regions_of"]
 
 _GROUP_HINTS = {
     errno.EACCES: "become a member of the group that owns it, or `chown` it; vfio needs no other privilege",
@@ -24,6 +25,20 @@ _GROUP_HINTS = {
     errno.EBUSY: "another program, perhaps another VM, has it",
     errno.ENOENT: "`modprobe vfio-pci`; no device of the group is bound to it",
 }
+
+
+class Reachable(NamedTuple):
+    """`size` bytes at `host` of this process, which devices are to reach at guest-physical `gpa`."""
+
+    gpa: int
+    size: int
+    host: int
+    readonly: bool = False
+
+
+def regions_of(memory: GuestMemory) -> list[Reachable]:
+    """All of it, as it is."""
+    return [Reachable(region.gpa, region.size, region.host, region.readonly) for region in memory.regions]
 
 
 class Group:
@@ -75,19 +90,25 @@ class Container:
             fd, self._fd = self._fd, -1
             self._system.close(fd)
 
-    def map(self, regions: Iterable[MemoryRegion]) -> None:
-        """Let devices reach `regions` at their guest-physical addresses: every page is locked. Blocks. Raises HostError; then
-        they reach none of them."""
-        mapped: list[MemoryRegion] = []
+    def map(self, pieces: Iterable[Reachable]) -> None:
+        """Let devices reach `pieces` that they do not reach yet: every page is locked. Blocks. Raises HostError; then they reach
+        none of them."""
+        mapped: list[Reachable] = []
         try:
-            for region in regions:
-                perm = abi.DMA_READ | (0 if region.readonly else abi.DMA_WRITE)
-                self.map_range(region.gpa, region.size, region.host, perm)
-                mapped.append(region)
+            for piece in pieces:
+                if (piece.gpa, piece.size) not in self._mapped:
+                    perm = abi.DMA_READ | (0 if piece.readonly else abi.DMA_WRITE)
+                    self.map_range(piece.gpa, piece.size, piece.host, perm)
+                    mapped.append(piece)
         except BaseException:
-            for region in mapped:
-                self.unmap_range(region.gpa, region.size)
+            for piece in mapped:
+                self.unmap_range(piece.gpa, piece.size)
             raise
+
+    def unmap_ranges(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Take (address, bytes) back that were mapped as they are. Blocks. Raises HostError."""
+        for iova, size in ranges:
+            self.unmap_range(iova, size)
 
     def unmap(self) -> None:
         """Devices reach nothing any more. Idempotent. Raises HostError."""

@@ -8,7 +8,7 @@ The host tells nobody of accesses that it has not translated, so there are no fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from aiovmm.errors import GuestFault, HostError
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
-from aiovmm.vfio.container import Container
+from aiovmm.vfio.container import Container, Reachable, regions_of
 
 __all__ = ["FollowedDomain", "Follower", "MappedPiece"]
 
@@ -61,9 +61,16 @@ class Follower:
     it."""
 
     def __init__(
-        self, memory: GuestMemory, container: Container, on_error: Callable[[Exception], None], label: str = "vfio"
+        self,
+        memory: GuestMemory,
+        container: Container,
+        on_error: Callable[[Exception], None],
+        label: str = "vfio",
+        reachable: Callable[[], Iterable[Reachable]] | None = None,
     ) -> None:
+        """`reachable`: what there is of `memory`, for a device that reaches all of it; by default its regions."""
         self._memory = memory
+        self._reachable = reachable or (lambda: regions_of(memory))
         self._container = container
         self._on_error = on_error
         self._domain: FollowedDomain | None = None
@@ -109,14 +116,15 @@ class Follower:
     # -- what the machine does
 
     async def memory_came(self) -> None:
-        """There is one region more: a device that reaches all of memory reaches it, too. Never raises."""
+        """There is some more: a device that reaches all of memory reaches it, too. Never raises."""
         self._rebound = self._rebound or self._domain is None
         await self.revalidate()
 
-    async def forget(self, gpa: int, size: int) -> None:
-        """There is no memory there any more, so nothing of it is mapped from now on, whatever the guest maps. Never raises."""
+    async def forget(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """There is no memory any more at these (address, bytes): nothing of them is mapped, whatever the guest mapped. Never
+        raises."""
         async with self._working:
-            await finish(self._thread.submit(partial(self._unmap_memory, gpa, gpa + size)))
+            await finish(self._thread.submit(partial(self._unmap_memory, ranges)))
 
     async def aclose(self) -> None:
         """Follow no more, and wait for what is being carried out; what is mapped is the container's to unmap. Idempotent."""
@@ -133,8 +141,8 @@ class Follower:
         if not self._bypass:
             return {}
         return {
-            (region.gpa, region.size): (region.gpa, _READ | (0 if region.readonly else _WRITE))
-            for region in self._memory.regions
+            (piece.gpa, piece.size): (piece.gpa, _READ | (0 if piece.readonly else _WRITE))
+            for piece in self._reachable()
         }
 
     def _changes(self) -> list[tuple[_Wanted, _Wanted]]:
@@ -172,10 +180,12 @@ class Follower:
             except GuestFault:  # the guest has mapped what went since
                 del self._mapped[address, size]
 
-    def _unmap_memory(self, start: int, end: int) -> None:
-        """What is mapped of guest-physical [start, end)."""
-        there = [(at, size) for (at, size), (gpa, _) in self._mapped.items() if gpa < end and start < gpa + size]
-        self._carry_out(dict.fromkeys(there, (0, 0)), {})
+    def _unmap_memory(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """What is mapped of these."""
+        for start, length in ranges:
+            end = start + length
+            there = [(at, size) for (at, size), (gpa, _) in self._mapped.items() if gpa < end and start < gpa + size]
+            self._carry_out(dict.fromkeys(there, (0, 0)), {})
 
     def _report(self, error: HostError) -> None:
         """Once: a guest can bring it about as often as it likes."""

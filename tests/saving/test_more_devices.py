@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import struct
@@ -25,9 +26,9 @@ from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.devices.virtio.mem.protocol import Answer as MemAnswer
 from aiovmm.devices.virtio.mem.protocol import Kind
 from aiovmm.devices.virtio.pmem import PmemDevice
-from aiovmm.errors import GuestFault, SnapshotError, StateError
+from aiovmm.errors import GuestFault, HostError, SnapshotError, StateError
 from aiovmm.machine.own import load_ports, save_ports
-from aiovmm.memory import GuestMemory
+from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.pci.saved import suspend_all, unsuspend_all
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.runtime.tasks import finish
@@ -287,6 +288,37 @@ async def test_blocks_that_are_given_back_while_it_stops_are_answered(monkeypatc
         may_go.set()
         await stopping
         assert (await h.queues[0].used())[0].data[:2] == bytes([MemAnswer.ACK, 0])
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_blocks_that_are_being_reached_while_it_stops_are_answered(refused: bool) -> None:
+    """By devices of the host, which may refuse them: then they are not plugged, wherever it goes on."""
+    driver = Driver(4 * BLOCK_SIZE)
+    asked, may_go = asyncio.Event(), asyncio.Event()
+
+    class Reach:
+        async def blocks_came(self, region: MemoryRegion, first: int, count: int) -> None:
+            assert (region.size, first, count) == (driver.device.blocks.size, 1, 2)
+            asked.set()
+            await may_go.wait()
+            if refused:
+                raise HostError("letting host devices reach it", errno.ENOMEM)
+
+        async def blocks_gone(self, region: MemoryRegion, first: int, blocks: bytes | bytearray) -> None:
+            raise AssertionError("none went")
+
+    async with driver.harness as h:
+        driver.device.reach = Reach()
+        h.queues[0].add([mem_request(Kind.PLUG, 1, 2)], [10])
+        h.queues[0].kick()
+        await asked.wait()
+        stopping = asyncio.create_task(pause(h))
+        await asyncio.sleep(0)
+        may_go.set()
+        await stopping
+        answer = MemAnswer.NACK if refused else MemAnswer.ACK
+        assert (await h.queues[0].used())[0].data[:2] == bytes([answer, 0])
+        assert driver.device.blocks.plugged == (0 if refused else 2 * BLOCK_SIZE)
 
 
 async def _waited(event: asyncio.Event) -> None:

@@ -14,7 +14,7 @@ from aiovmm.virtqueue.driver import Arena
 from tests.limits import HANGS
 from tests.vm.guest import config, until
 
-__all__ = ["Driver", "five_devices", "start_drivers"]
+__all__ = ["Driver", "five_devices", "start_driver", "start_drivers"]
 
 
 def five_devices(folder: Path, name: str = "guest") -> VMConfig:
@@ -66,6 +66,16 @@ class Driver(VirtioPciDriver):
 
         await until(looked, timeout)
         return back[0]
+
+
+async def start_driver(vm: VM, id_: str, base: int = 0x140000, size: int = 0x80000) -> Driver:
+    """A driver for one device, of whichever segment."""
+    side, place = _Side(vm), vm.machine.address(id_)
+    base_of_config = vm.machine.pci.root.segments[place.segment].plan.ecam_base
+    driver = Driver(side, vm.machine.memory, PciDriver(side, base_of_config), place.slot, Arena(base, size))
+    await driver.probe()
+    await driver.start(queue_sizes=None)
+    return driver
 
 
 async def start_drivers(vm: VM, base: int = 0x140000, size: int = 0x80000) -> dict[str, Driver]:

@@ -20,7 +20,9 @@ from aiovmm import (
     DiskConfig,
     EventKind,
     HostError,
+    HotplugMethod,
     HotplugTimeout,
+    MemoryConfig,
     PlatformConfig,
     PmemConfig,
     RebootPolicy,
@@ -31,9 +33,13 @@ from aiovmm import (
 )
 from aiovmm.boot.x86_64.layout import ACPI_TABLES, ACPI_TABLES_END
 from aiovmm.bus import Space
+from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
+from aiovmm.devices.virtio.mem.protocol import Answer, Kind
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
 from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio
+from tests.vm import test_hotplug_modules as modules
+from tests.vm.drivers import start_driver
 from tests.vm.guest import config, counts_on, event, until
 from tests.vm.hotplug_guest import LONG, descriptors, eject, let_go, look, notified, vendor
 
@@ -445,6 +451,83 @@ async def test_persistent_memory_that_cannot_be_locked_does_not_come(kernel: Fak
         assert [region.ram for region in vm.machine.memory.regions] == [True]
         assert kernel.dma == {0: (vm.machine.memory.regions[0].host, RAM)}
         await counts_on(vm)
+
+
+def block(start: int, number: int, count: int, kind: Kind) -> bytes:
+    return struct.pack("<H6xQH6x", kind, start + number * BLOCK_SIZE, count)
+
+
+def reached(vm: VM, kernel: FakeKernel) -> list[tuple[int, int]]:
+    """(address, bytes) of what the host's IOMMU maps, where the guest has it."""
+    for address, (host, size) in kernel.dma.items():
+        assert vm.machine.memory.host_address(address, size) == host
+    return sorted((address, size) for address, (_, size) in kernel.dma.items())
+
+
+@pytest.mark.parametrize("segment", [0, 1])
+async def test_blocks_of_virtio_mem_are_reached_while_they_are_plugged(kernel: FakeKernel, segment: int) -> None:
+    """In the second segment by way of the virtual IOMMU, whose driver is not there yet."""
+    kernel.add(FIRST)
+    memory = MemoryConfig(RAM, hotplug_size=128 << 20, hotplug_method=HotplugMethod.VIRTIO_MEM)
+    platform = PlatformConfig(num_pci_segments=2, iommu_segments=(1,)) if segment else PlatformConfig()
+    async with VM(config("s", memory=memory, platform=platform)) as vm:
+        await vm.start()
+        await vm.resize(memory=RAM + (16 << 20), timeout=0)
+        mem = vm.device("mem", MemDevice)
+        driver = await start_driver(vm, "mem")
+        start = vm.machine.memory.regions[-1].gpa
+
+        async def ask(kind: Kind, number: int = 0, count: int = 0) -> int:
+            answer = await driver.request(0, [block(start, number, count, kind)], [10])
+            return int.from_bytes(answer[:2], "little")
+
+        def expected(*numbers: int) -> list[tuple[int, int]]:
+            return [(0, RAM), *((start + number * BLOCK_SIZE, BLOCK_SIZE) for number in numbers)]
+
+        assert await ask(Kind.PLUG, 2, 3) == Answer.ACK
+        await added(vm, DeviceConfig(path=kernel.path(FIRST), pci_segment=segment, id="gpu"), [2 - segment], segment)
+        assert reached(vm, kernel) == expected(2, 3, 4), "no block that is not plugged is locked"
+        assert await ask(Kind.PLUG, 8, 2) == Answer.ACK
+        assert reached(vm, kernel) == expected(2, 3, 4, 8, 9)
+        assert await ask(Kind.UNPLUG, 3, 1) == Answer.ACK
+        assert reached(vm, kernel) == expected(2, 4, 8, 9)
+        kernel.lock_limit = sum(size for _, size in expected(2, 4, 8, 9)) + BLOCK_SIZE
+        assert await ask(Kind.PLUG, 20, 2) == (Answer.ACK if segment else Answer.NACK)
+        if not segment:
+            assert mem.blocks.plugged == 4 * BLOCK_SIZE, "what cannot be locked is not plugged"
+            assert reached(vm, kernel) == expected(2, 4, 8, 9)
+            await event(vm, EventKind.DEVICE_ERROR)
+        assert await ask(Kind.UNPLUG_ALL) == Answer.ACK
+        assert reached(vm, kernel) == expected()
+        kernel.lock_limit = 1 << 40
+        assert await ask(Kind.PLUG, 1, 1) == Answer.ACK
+        assert reached(vm, kernel) == expected(1)
+        await removed(vm, "gpu", [2 - segment], segment)
+        assert kernel.at_rest
+        assert await ask(Kind.PLUG, 5, 1) == Answer.ACK
+        assert await ask(Kind.UNPLUG, 1, 1) == Answer.ACK
+
+
+async def test_modules_are_reached_while_they_are_there(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    device = DeviceConfig(path=kernel.path(FIRST))
+    memory = MemoryConfig(RAM, hotplug_size=2 * modules.MODULE, hotplugged_size=modules.MODULE)
+    async with VM(config("s", memory=memory, devices=(device,))) as vm:
+        await vm.start()
+        both = [(modules.START, modules.MODULE), (modules.START + modules.MODULE, modules.MODULE)]
+        assert reached(vm, kernel) == [(0, RAM), *both[:1]]
+        await modules.resized(vm, 2)
+        assert reached(vm, kernel) == [(0, RAM), *both]
+        await modules.resized(vm, 0)
+        assert reached(vm, kernel) == [(0, RAM)]
+        kernel.lock_limit = RAM
+        with pytest.raises(HostError, match="letting host devices reach 134217728 bytes"):
+            await vm.resize(memory=RAM + modules.MODULE)
+        assert reached(vm, kernel) == [(0, RAM)]
+        assert modules.there(vm) == 0
+        kernel.lock_limit = 1 << 40
+        await modules.resized(vm, 1)
+        assert reached(vm, kernel) == [(0, RAM), *both[:1]]
 
 
 async def test_behind_the_virtual_iommu(kernel: FakeKernel, tmp_path: Path) -> None:

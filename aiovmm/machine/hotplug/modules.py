@@ -57,8 +57,10 @@ class ModuleHotplug(OneByOne):
         place = modules(config.memory, machine.board.device_memory_start)[unit]
         if not machine.memory.bring_back(place[0]):
             add_memory(machine.memory, config.memory, [place])
+        region = next(region for region in machine.memory.regions if region.gpa == place[0])
         try:
             await self._tell_kvm(machine)
+            await machine.memory_came(region)
         except BaseException:
             await self._remove(machine, unit)
             raise
@@ -68,6 +70,7 @@ class ModuleHotplug(OneByOne):
         region = next(region for region in machine.memory.regions if region.gpa == gpa)
         machine.memory.put_aside(region)
         await self._tell_kvm(machine)
+        await machine.memory_gone(region)
         span = ffi.new("struct avmm_span[]", [(region.host, region.size)])
         await finish(
             machine.worker.submit(lambda: lib.avmm_mem_give_back(span, 1))

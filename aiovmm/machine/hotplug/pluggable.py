@@ -122,7 +122,7 @@ class _Host:
         self._place = place
         self._device = place.device
         self._passthrough = parts.passthrough
-        self._memory_size = parts.config.mapped_ram
+        self._memory_size = parts.config.lockable_ram
         self.id = place.id
 
     def check_fits(self, machine: Machine) -> None:

@@ -21,12 +21,14 @@ _IN, _OUT = b"\1", b"\0"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What to answer, and which blocks have no memory any more: those from block `first` on whose byte in `freed` is 1."""
+    """What to answer, and which blocks have no memory any more: those from `first` on whose byte in `freed` is 1; or how many
+    have come there."""
 
     answer: Answer
     state: int = 0
     first: int = 0
     freed: bytes | bytearray = b""
+    came: int = 0
 
 
 class Blocks:
@@ -43,6 +45,11 @@ class Blocks:
     def plugged(self) -> int:
         """Bytes."""
         return self._there * BLOCK_SIZE
+
+    @property
+    def map(self) -> bytes:
+        """A 1 for each that is plugged."""
+        return bytes(self._plugged)
 
     @property
     def sizes(self) -> Sizes:
@@ -81,7 +88,12 @@ class Blocks:
             return Outcome(Answer.NACK)
         self._plugged[span] = _IN * request.blocks
         self._there += request.blocks
-        return Outcome(Answer.ACK)
+        return Outcome(Answer.ACK, first=span.start, came=request.blocks)
+
+    def take_back(self, first: int, count: int) -> None:
+        """Blocks that have just come are not to be had after all."""
+        self._plugged[first : first + count] = _OUT * count
+        self._there -= count
 
     def _span(self, request: Request) -> slice | None:
         first, rest = divmod(request.address - self.start, BLOCK_SIZE)

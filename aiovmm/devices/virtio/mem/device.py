@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
+from typing import Protocol
 
 from aiovmm.devices.virtio.mem.blocks import Blocks, Outcome
 from aiovmm.devices.virtio.mem.protocol import (
@@ -25,9 +26,20 @@ from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
-__all__ = ["MemDevice"]
+__all__ = ["BlockReach", "MemDevice"]
 
 _BLOCKS_A_TURN = 4096  # so many that are to be looked at count for one request more
+
+
+class BlockReach(Protocol):
+    """Who lets devices of the host reach what is plugged, and nothing else of the region. Both are called in the event loop, and
+    are not cancelled."""
+
+    async def blocks_came(self, region: MemoryRegion, first: int, count: int) -> None:
+        """They have been plugged, and the driver is not told yet. Raises HostError; then no device reaches them."""
+
+    async def blocks_gone(self, region: MemoryRegion, first: int, blocks: bytes | bytearray) -> None:
+        """Those from `first` on that have a 1 are unplugged; when this is done no device reaches them. Raises HostError."""
 
 
 class MemDevice(VirtioDevice):
@@ -46,6 +58,8 @@ class MemDevice(VirtioDevice):
         self._node = node or 0
         self.blocks.requested = self._check(requested)
         self.given_back = 0  # bytes, over all time
+        self.reach: BlockReach | None = None
+        """A machine's, while it has devices of the host."""
         self._region: MemoryRegion | None = None
         self._worker = Worker(self.name)
         self._moved = asyncio.Event()
@@ -64,6 +78,12 @@ class MemDevice(VirtioDevice):
         self._region = region
         self.blocks.start = region.gpa
         self.blocks.clear()
+
+    @property
+    def region(self) -> MemoryRegion:
+        """Of the present machine."""
+        assert self._region is not None, "a machine is on"
+        return self._region
 
     def request(self, size: int) -> None:
         """Have the driver plug or unplug blocks until it has `size` bytes. Raises UsageError."""
@@ -108,6 +128,12 @@ class MemDevice(VirtioDevice):
             try:
                 if outcome.freed:
                     await self._give_back(outcome.first, outcome.freed)
+                elif outcome.came and self.reach is not None:
+                    reached = asyncio.ensure_future(self._reached(self.reach, outcome))
+                    try:
+                        await finish(reached)
+                    finally:
+                        outcome = reached.result()
             except asyncio.CancelledError:  # it was carried out, and would be refused if it came again
                 self._answer(queue, chain, outcome)
                 raise
@@ -129,13 +155,23 @@ class MemDevice(VirtioDevice):
         queue.charge(request.blocks // _BLOCKS_A_TURN)
         return self.blocks.handle(request)
 
+    async def _reached(self, reach: BlockReach, outcome: Outcome) -> Outcome:
+        """What to answer to a request for blocks that devices of the host are to reach."""
+        try:
+            await reach.blocks_came(self.region, outcome.first, outcome.came)
+        except HostError as exc:
+            self.report(exc)
+            self.blocks.take_back(outcome.first, outcome.came)
+            return Outcome(Answer.NACK)
+        return outcome
+
     async def _give_back(self, first: int, blocks: bytes | bytearray) -> None:
         """Those from `first` on that have a 1. To its end in any case: the memory is not unmapped meanwhile. Raises HostError if
         the host's kernel refuses."""
-        assert self._region is not None, "a driver is in a machine"
-        error, count = await finish(
-            self._worker.submit(partial(_given_back, self._region.host + first * BLOCK_SIZE, blocks))
-        )
+        if self.reach is not None:
+            await finish(self.reach.blocks_gone(self.region, first, blocks))
+        host = self.region.host + first * BLOCK_SIZE
+        error, count = await finish(self._worker.submit(partial(_given_back, host, blocks)))
         if error:
             raise HostError("giving back hotplugged memory", error, os.strerror(error))
         self.given_back += count * BLOCK_SIZE
