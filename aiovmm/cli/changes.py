@@ -93,7 +93,10 @@ def _seconds(asked: Mapping[str, Any]) -> float:
     value = asked.get("timeout")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UsageError("timeout is missing, or no number of seconds")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise UsageError("timeout is longer than any clock goes") from None
 
 
 def _from(directory: Path, config: PlacedConfig) -> PlacedConfig:

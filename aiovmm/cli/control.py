@@ -5,20 +5,24 @@
 {"do": "add", "option": "disk", "text": "path=a.img", "cwd": "/absolute", "timeout": 30}            {"ok": {"id": "disk1"}}
 {"do": "remove", "id": "disk1", "force": false, "timeout": 30}                                      {"ok": {}}
 {"do": "resize", "cpus": 2, "memory": 1073741824, "timeout": 60}       either may be null           {"ok": {}}
+
+Whoever may connect is answered, whatever he says, and has a bound: a line of 16 KiB, 10 s to say it and as many to take the
+answer, and 64 callers at a time. And whoever asks believes no monitor: a guest may have taken it over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.messages import say
-from aiovmm.errors import AiovmmError, HostError, UsageError
+from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
+from aiovmm.runtime.descriptors import PROCESS, Share
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 from aiovmm.vm import VM
 
@@ -28,7 +32,10 @@ if TYPE_CHECKING:
 __all__ = ["ask", "listening", "serve"]
 
 _LONGEST = 16 << 10  # bytes of a line
-_PATIENCE = 10.0  # seconds that a caller may take to say what it wants
+_LONGEST_REASON = 4096  # characters: of a request it may have all, six characters for each
+_PATIENCE = 10.0  # seconds that a caller may take to say what it wants, and to take the answer
+_LINGER = 1.0  # seconds
+_CALLERS = 64
 
 
 @contextmanager
@@ -50,23 +57,73 @@ def listening(path: Path) -> Iterator[socket | None]:
 
 async def serve(vm: VM, listener: socket, confinement: Confinement) -> None:
     """Until it is cancelled. `listener` is one of `listening`, `confinement` of this process."""
-    server = await asyncio.start_unix_server(
-        lambda reader, writer: _answer(vm, confinement, reader, writer), sock=listener, limit=_LONGEST
-    )
-    async with server:
-        await server.serve_forever()
+    callers = PROCESS.share()
+
+    async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with _place(callers) as has_place:
+            answer = await _answer(reader, vm, confinement) if has_place else _FULL
+            await _tell(reader, writer, answer, _LINGER if has_place else 0)
+
+    try:
+        async with await asyncio.start_unix_server(called, sock=listener, limit=_LONGEST) as server:
+            await server.serve_forever()
+    finally:
+        callers.close()
 
 
-async def _answer(vm: VM, confinement: Confinement, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+@contextmanager
+def _place(callers: Share) -> Iterator[bool]:
+    """Whether there is one for one more."""
+    taken = callers.held < _CALLERS and callers.take()
+    try:
+        yield taken
+    finally:
+        if taken:
+            callers.give()
+
+
+async def _answer(reader: asyncio.StreamReader, vm: VM, confinement: Confinement) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(_PATIENCE):
             line = await reader.readline()
-        writer.write(json.dumps(await _done(vm, confinement, line)).encode() + b"\n")
-        await writer.drain()
-    except (OSError, TimeoutError, ValueError, asyncio.CancelledError):
-        return  # it has left, or says too much; or all ends, which asyncio's streams of Python 3.11 would tell of as a fault
+        return await _done(vm, confinement, line)
+    except ValueError:  # asyncio's, of a line that goes on
+        return _refused(f"a request has more than {_LONGEST} bytes")
+    except TimeoutError:
+        return _refused(f"no whole request came within {_PATIENCE:g} s")
+    except (OSError, asyncio.CancelledError):
+        return None  # it has left; or all ends, which asyncio's streams of Python 3.11 would tell of as a fault
+    except Exception as exc:  # a mistake of ours: told to both
+        asyncio.get_running_loop().call_exception_handler({"message": "answering a request failed", "exception": exc})
+        return {"error": f"a fault of the guest's monitor: {exc!r}", "code": 1}
+
+
+async def _tell(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answer: dict[str, Any] | None, linger: float
+) -> None:
+    """And nothing more, whether or not it is taken. What else was said is read first, for so many seconds: to close with that
+    unread resets the connection, and who has just been answered may be told of that alone."""
+    try:
+        if answer is not None:
+            writer.transport.set_write_buffer_limits(0)  # all of it is the kernel's then
+            writer.write(json.dumps(answer).encode() + b"\n")
+            async with asyncio.timeout(_PATIENCE):
+                await writer.drain()
+            writer.write_eof()
+            async with asyncio.timeout(linger):
+                while await reader.read(_LONGEST):
+                    pass
+    except (OSError, asyncio.CancelledError):  # it has left, or reads or says without end; or all ends
+        pass
     finally:
-        writer.close()
+        writer.transport.abort()
+
+
+def _refused(why: str) -> dict[str, Any]:
+    return {"error": why[:_LONGEST_REASON], "code": 2}
+
+
+_FULL = {"error": f"{_CALLERS} others ask for something already, or this process has no descriptor left", "code": 1}
 
 
 async def _done(vm: VM, confinement: Confinement, line: bytes) -> dict[str, Any]:
@@ -82,9 +139,9 @@ async def _done(vm: VM, confinement: Confinement, line: bytes) -> dict[str, Any]
             raise UsageError(f"do is one of snapshot, {', '.join(JOBS)}")
         return {"ok": await job(vm, asked, confinement)}
     except (ValueError, RecursionError) as exc:
-        return {"error": str(exc), "code": 2}
+        return _refused(str(exc))
     except (AiovmmError, OSError) as exc:
-        return {"error": str(exc), "code": 1}
+        return {"error": str(exc)[:_LONGEST_REASON], "code": 1}
 
 
 async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
@@ -95,8 +152,9 @@ async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
     return {"pages": taken.pages, "standstill": taken.standstill}
 
 
-async def ask(path: Path, what: dict[str, Any]) -> dict[str, Any]:
-    """The answer. Raises HostError, AiovmmError for one that is an error."""
+async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
+    """The answer, which `has` fields of these kinds. Raises HostError, AiovmmError for one that is an error, PeerError for what is
+    none."""
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except OSError as exc:
@@ -105,9 +163,31 @@ async def ask(path: Path, what: dict[str, Any]) -> dict[str, Any]:
     try:
         writer.write(json.dumps(what).encode() + b"\n")
         line = await reader.readline()
+    except ConnectionError:
+        line = b""
+    except ValueError:
+        line = b"no JSON: longer than an answer is"
     finally:
         writer.close()
-    answer: dict[str, Any] = json.loads(line) if line else {"error": "its monitor has ended", "code": 1}
-    if "error" in answer:
-        raise (UsageError if answer.get("code") == 2 else AiovmmError)(str(answer["error"]))
-    return dict(answer["ok"])
+    return _taken_apart(path, line, has)
+
+
+def _taken_apart(path: Path, line: bytes, has: Mapping[str, type]) -> dict[str, Any]:
+    """What it says was done; else raises."""
+    answer: Any = {"error": "its monitor has ended", "code": 1}
+    if line:
+        answer = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+    told = answer if isinstance(answer, dict) else {}
+    if isinstance(error := told.get("error"), str):
+        raise (UsageError if told.get("code") == 2 else AiovmmError)(error)
+    done = told.get("ok")
+    if not isinstance(done, dict) or not all(_is_a(kind, done.get(name)) for name, kind in has.items()):
+        raise PeerError(f"{path}: who listens there does not answer as a guest's monitor does")
+    return done
+
+
+def _is_a(kind: type, value: object) -> bool:
+    """A number, or text that commands no terminal."""
+    return isinstance(value, kind) and (not isinstance(value, str) or value.isprintable())

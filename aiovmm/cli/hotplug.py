@@ -53,9 +53,9 @@ def add(socket: Path, timeout: float, **texts: tuple[str, ...]) -> None:
         raise UsageError("add: names no device, like --disk path=IMAGE")
     for option, text in wanted:
         asked = {"do": "add", "option": option, "text": text, "cwd": os.getcwd(), "timeout": timeout}
-        answer = _ask(socket, asked)
+        answer = _ask(socket, asked, id=str, place=str)
         print(answer["id"], flush=True)
-        if answer.get("place"):
+        if answer["place"]:
             say(f"{answer['id']} is at {answer['place']}")
 
 
@@ -93,7 +93,7 @@ def resize(socket: Path, cpus: int | None, memory: str | None, zone: str | None,
     _ask(socket, {"do": "resize", "cpus": cpus, "memory": size, "zone": zone, "timeout": timeout})
 
 
-def _ask(socket: Path, what: dict[str, Any]) -> dict[str, Any]:
+def _ask(socket: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     from aiovmm.cli.control import ask
 
-    return asyncio.run(ask(socket, what))
+    return asyncio.run(ask(socket, what, **has))

@@ -32,5 +32,5 @@ def command(socket: Path, directory: Path, track: bool, base: Path | None) -> No
     what = {"do": "snapshot", "path": str(directory.absolute()), "track": bool(track)}
     if base is not None:
         what["base"] = str(base.absolute())
-    done = asyncio.run(ask(socket, what))
+    done = asyncio.run(ask(socket, what, pages=int, standstill=float))
     say(f"{directory}: {done['pages'] * 4} KiB of memory; the guest stood still for {done['standstill'] * 1000:.1f} ms")

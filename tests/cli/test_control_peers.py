@@ -1,0 +1,148 @@
+"""Who connects to a control socket, and who listens there, may be anybody: each line has an answer, each answer is looked at."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiovmm.cli import control
+from aiovmm.errors import AiovmmError, PeerError, UsageError
+from tests.limits import HANGS
+
+
+class Guest:
+    """A VM of which nothing is as it should be."""
+
+    async def resize(self, **_: object) -> None:
+        raise ZeroDivisionError("a mistake of ours")
+
+
+@asynccontextmanager
+async def served(path: Path) -> AsyncIterator[Path]:
+    vm: Any = Guest()
+    with control.listening(path) as listener:
+        assert listener is not None
+        serving = asyncio.create_task(control.serve(vm, listener, vm))
+        yield path
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
+async def answer_to(path: Path, said: bytes) -> dict[str, Any]:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(said)
+    async with asyncio.timeout(HANGS):
+        answer: dict[str, Any] = json.loads(await reader.read())
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"{" * 100_000, "more than 16384 bytes"),  # a line that goes on
+        (b'{"do": "resize"', "no whole request came within 0.2 s"),  # and one that does not
+        (b'{"do": "resize", "cpus": 1, "timeout": ' + b"9" * 400 + b"}\n", "longer than any clock goes"),
+        (b'{"do": "resize", "cpus": 1, "timeout": ' + b"9" * 5000 + b"}\n", "integer string conversion"),
+        (b"[" * 16_000 + b"\n", "recursion"),
+        (b"\xff\xfe\n", "decode"),
+        (b"[]\n", "JSON object"),
+    ],
+    ids=["long", "half", "aeon", "digits", "deep", "no-text", "no-object"],
+)
+async def test_every_line_has_an_answer(
+    tmp_path: Path, said: bytes, error: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_PATIENCE", 0.2 if said.endswith(b'"') else HANGS)
+    async with served(tmp_path / "control") as path:
+        answer = await answer_to(path, said)
+    assert answer["code"] == 2
+    assert error in answer["error"]
+    assert [record.getMessage() for record in caplog.records] == []
+
+
+async def test_a_mistake_of_ours_is_told_to_who_asked_and_to_who_runs_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path / "control") as path:
+        answer = await answer_to(path, b'{"do": "resize", "cpus": 1, "timeout": 1}\n')
+    assert answer == {"error": "a fault of the guest's monitor: ZeroDivisionError('a mistake of ours')", "code": 1}
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_callers_that_stay_are_so_many(tmp_path: Path) -> None:
+    """They are descriptors of the guest's process, which needs some to go on."""
+    async with served(tmp_path / "control") as path, asyncio.timeout(HANGS):
+        stay = [await asyncio.open_unix_connection(path) for _ in range(64)]
+        assert await answer_to(path, b"") == control._FULL
+        stay.pop()[1].close()
+        while (answer := await answer_to(path, b"[]\n")) == control._FULL:  # noqa: ASYNC110 - it is noticed in its turn
+            await asyncio.sleep(0)
+        assert "JSON object" in answer["error"]
+        for _, writer in stay:
+            writer.close()
+
+
+async def test_who_does_not_take_the_answer_has_no_place_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_PATIENCE", 0.2)
+    monkeypatch.setattr(control, "_CALLERS", 1)
+    monkeypatch.setattr(control, "_LONGEST_REASON", 1 << 20)
+    monkeypatch.setattr(control, "_refused", lambda why: {"error": "x" * (1 << 20)})  # more than the kernel takes
+    async with served(tmp_path / "control") as path, asyncio.timeout(HANGS):
+        reader, writer = await asyncio.open_unix_connection(path, limit=1)
+        writer.write(b"[]\n")
+        await reader.read(1)
+        while True:
+            other, hand = await asyncio.open_unix_connection(path, limit=1)
+            hand.write(b"[]\n")
+            if (await other.readexactly(12)) == b'{"error": "x':
+                break
+            hand.close()
+        hand.close()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"no JSON\n",
+        b"5\n",
+        b"{}\n",
+        b'{"ok": 5}\n',
+        b'{"error": 5}\n',
+        b'{"ok": {"id": ["disk0"]}}\n',
+        b'{"ok": {"id": "\\u001b]52;c;cm0gLXJm\\u0007"}}\n',  # into the terminal's clipboard
+        b"[" * 60_000 + b"\n",
+        b'{"ok": {"id": "' + b"x" * (1 << 17) + b'"}}\n',
+    ],
+)
+async def test_what_no_monitor_answers(tmp_path: Path, said: bytes) -> None:
+    with pytest.raises(PeerError, match=re.escape("does not answer as a guest's monitor does")):
+        await asked_of(tmp_path / "control", said)
+
+
+async def test_what_a_monitor_answers(tmp_path: Path) -> None:
+    assert await asked_of(tmp_path / "1", b'{"ok": {"id": "disk0", "place": ""}}\n') == {"id": "disk0", "place": ""}
+    with pytest.raises(AiovmmError, match="its monitor has ended"):
+        await asked_of(tmp_path / "2", b"")
+    with pytest.raises(UsageError, match="no such thing"):
+        await asked_of(tmp_path / "3", b'{"error": "no such thing", "code": 2}\n')
+
+
+async def asked_of(path: Path, said: bytes) -> dict[str, Any]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(said)
+        writer.close()
+
+    async with await asyncio.start_unix_server(answer, path):
+        return await control.ask(path, {"do": "add"}, id=str, place=str)
