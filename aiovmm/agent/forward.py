@@ -1,7 +1,8 @@
 """Ports: of the guest at the host, and of the host in the guest. `vm.forward`.
 
-A guest that can open connections to a port of the host's that it was given can open many: CONNECTIONS_MAX of each port at a time,
-further ones are closed at once, on both sides.
+A guest that can open connections to a port of the host's that it was given can open many, and so can who connects to a port of
+the guest's: CONNECTIONS_MAX of each port at a time, and of all of them this guest's share of the process's descriptors; further
+ones are closed at once, on both sides.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from aiovmm.agent.process import Input, Output
 from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, UsageError
 from aiovmm.runtime.arguments import a_path, whole
+from aiovmm.runtime.descriptors import PROCESS, Share
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 
@@ -41,12 +43,25 @@ Place = int | str | Path
 
 @dataclass
 class _Forward:
-    """One of them: what it listens with, and what goes on."""
+    """One of them: what it listens with, and what goes on, with a descriptor each."""
 
+    share: Share
     server: asyncio.Server | None = None
     channel: Channel | None = None
     name: SocketName | None = None
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def begin(self, task: asyncio.Task[None]) -> None:
+        self.tasks.add(task)
+        task.add_done_callback(self._end)
+
+    def has_room(self) -> bool:
+        """For one more, which `begin` is to follow then."""
+        return len(self.tasks) < CONNECTIONS_MAX and self.share.take()
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self.share.give()
 
     def close(self) -> None:
         if self.server is not None:
@@ -65,12 +80,14 @@ class Forwards:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._open: dict[tuple[bool, Place], _Forward] = {}
+        self._share = PROCESS.share()
         agent.at_close(self.close)
 
     def close(self) -> None:
         """All of them. Idempotent."""
         while self._open:
             self._open.popitem()[1].close()
+        self._share.close()
 
     async def end(self, place: Place, *, back: bool = False) -> None:
         """One of them, and its connections. Raises UsageError if there is none."""
@@ -88,7 +105,7 @@ class Forwards:
         self._agent.require_open()
         payload = _address(_checked(guest, "forward(guest)", 1))
         host = _checked(host, "forward(host)")
-        forward = _Forward()
+        forward = _Forward(self._share)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._serve(forward, payload, reader, writer)
@@ -109,11 +126,10 @@ class Forwards:
     ) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(forward.tasks) >= CONNECTIONS_MAX:
+        if not forward.has_room():
             writer.transport.abort()
             return
-        forward.tasks.add(task)
-        task.add_done_callback(forward.tasks.discard)
+        forward.begin(task)
         try:
             # the client sees a connection that was closed; a cancellation is no fault, as it is to streams of Python 3.11
             with suppress(AiovmmError, OSError, asyncio.CancelledError):
@@ -131,7 +147,7 @@ class Forwards:
         host = _checked(host, "forward(host), where the guest's connections go,", 1)
         link = await self._agent.link()
         channel = link.begin(Kind.LISTEN, payload, window=_WINDOW)
-        forward = _Forward(channel=channel)
+        forward = _Forward(self._share, channel=channel)
         settled = asyncio.Event()
         channel.on_settled = channel.on_over = settled.set
         channel.on_accepted = lambda number: self._accepted(forward, link, number, host, address)
@@ -152,15 +168,14 @@ class Forwards:
         if number < 1 << 31 or number in link.channels:
             return  # no agent does that
         channel = link.begin(Kind.ACCEPTED, b"", window=_WINDOW, number=number)
-        if len(forward.tasks) >= CONNECTIONS_MAX:
+        if not forward.has_room():
             channel.close(kill=False)
             return
         output = Output(channel, Stream.STDOUT, _WINDOW)  # now: its data may be right behind
         task = asyncio.get_running_loop().create_task(
             _to_host(channel, output, host, address), name="forward to the host"
         )
-        forward.tasks.add(task)
-        task.add_done_callback(forward.tasks.discard)
+        forward.begin(task)
 
 
 async def _listen(

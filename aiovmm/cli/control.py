@@ -153,8 +153,7 @@ async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
-    """The answer, which `has` fields of these kinds. Raises HostError, AiovmmError for one that is an error, PeerError for what is
-    none."""
+    """The answer, which `has` fields of these kinds. Raises HostError, AiovmmError if it is an error, PeerError if it is none."""
     try:
         reader, writer = await asyncio.open_unix_connection(path)
     except OSError as exc:

@@ -30,6 +30,7 @@ from aiovmm.agent.run import _Kept, run
 from aiovmm.agent.tree import END, UP, Content, TreeReader, content, content_end, record, stays_inside
 from aiovmm.agent.wire import Frame, Kind, Stream, frame
 from aiovmm.errors import PeerError, UsageError
+from aiovmm.runtime.descriptors import PROCESS
 from tests.limits import HANGS
 
 HELLO = frame(0, Kind.HELLO, struct.pack("<8sHHIIIQII", wire.MAGIC, 1, 0, 1024, 65536, 262144, 0, 0, 0))
@@ -245,6 +246,29 @@ async def test_channels_that_nobody_asked_for(tmp_path: Path) -> None:
         link = await agent.link()
         assert len(link.channels) <= 257
         server.close()
+
+
+async def test_connections_take_no_more_descriptors_than_a_guests_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four ports that it was given: else a process with 1,024 of them has none left for a neighbour's reset."""
+    pool = len(os.listdir("/proc/self/fd")) + 40
+    monkeypatch.setattr(PROCESS, "_limit", lambda: -(-pool * 4 // 3))
+    accepted = b"".join(frame(n % 4, Kind.ACCEPTED, struct.pack("<I", (1 << 31) | n)) for n in range(1000))
+    listens = b"".join(frame(n, Kind.STARTED, struct.pack("<I", 80 + n)) for n in range(4))
+    async with says(tmp_path / "a", HELLO, listens + accepted, hangs=True) as agent:
+        server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        await agent.ready()  # so that all four are asked for at once
+        await asyncio.gather(*(agent.forwards.to_host(80 + n, port, "127.0.0.1") for n in range(4)))
+        link, share = await agent.link(), agent.forwards._share
+        while not share.held:  # noqa: ASYNC110 - the agent's frames are served in their turn
+            await asyncio.sleep(0)
+        assert len(link.channels) <= 4 + 40
+        server.close()
+    async with asyncio.timeout(HANGS):
+        while share.held:  # noqa: ASYNC110 - they have ended, each in its turn
+            await asyncio.sleep(0)
 
 
 anything = st.lists(
