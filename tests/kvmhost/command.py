@@ -25,11 +25,18 @@ def machine_name(profile: Profile) -> str:
     return f"aiovmm-kvmhost-{profile.name}"
 
 
-def qemu_command(qemu: Qemu, profile: Profile, size: Size, files: BootFiles) -> list[str]:
-    """The daemon's command line, to be run in the host's own directory: sockets, logs and disks are relative to it."""
+def qemu_command(qemu: Qemu, profile: Profile, size: Size, files: BootFiles, measured: str = "") -> list[str]:
+    """The daemon's command line, to be run in the host's own directory: sockets, logs and disks are relative to it. `measured` is
+    what its kernel is told of this machine."""
     arch = profile.arch
     told = NOT_THE_NEWEST_KERNEL if qemu.notice and arch.newest_needs else ""
-    arguments = (f"console={arch.console} panic=-1 quiet", arch.kernel_arguments, profile.kernel_arguments, told)
+    arguments = (
+        f"console={arch.console} panic=-1 quiet",
+        arch.kernel_arguments,
+        profile.kernel_arguments,
+        told,
+        measured,
+    )
     return [
         *qemu.command,
         *("-name", machine_name(profile)),

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 
+from . import tsc
 from .command import BootFiles, machine_name, qemu_command
 from .errors import HostLost, MissingTool
 from .image import Image
@@ -67,7 +68,7 @@ class Machine:
         for disk in self.profile.disks:
             with open(self.directory / disk.name, "wb") as file:
                 file.truncate(disk.size)
-        command = self._command(image, qemu, size)
+        command = self._command(image, qemu, size, tsc.kernel_argument(self.profile.arch.name))
         facts = {
             "made_of": self.made_of(image, qemu, size),
             "cpus": size.cpus,
@@ -83,8 +84,9 @@ class Machine:
         if result.returncode:
             raise HostLost(f"QEMU did not start (status {result.returncode}): {result.stderr.strip()}")
 
-    def _command(self, image: Image, qemu: Qemu, size: Size) -> list[str]:
-        return qemu_command(qemu, self.profile, size, BootFiles(image.kernel, self.directory / "initramfs", image.disk))
+    def _command(self, image: Image, qemu: Qemu, size: Size, measured: str = "") -> list[str]:
+        files = BootFiles(image.kernel, self.directory / "initramfs", image.disk)
+        return qemu_command(qemu, self.profile, size, files, measured)
 
     def made_of(self, image: Image, qemu: Qemu, size: Size) -> str:
         """Digest of all that a host started now would be: image, initramfs with agent, QEMU's command line."""
