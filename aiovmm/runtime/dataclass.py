@@ -43,6 +43,7 @@ class _Shape:
         self.defaults: dict[str, Any] = {}
         self.factories: dict[str, Callable[[], Any]] = {}
         self.named: set[str] = set()
+        self.same: type | None = None  # the standard library's, once somebody has looked
         for base in cls.__mro__[-2:0:-1]:
             if (of_base := base.__dict__.get("__shape__")) is not None:
                 self._inherit(of_base)
@@ -199,9 +200,12 @@ class _Standard:
         import dataclasses
 
         shape = self._shape
-        fields = [(name, kind, _standard_field(shape, name)) for name, kind in shape.types.items()]
-        same = dataclasses.make_dataclass("Same", fields, init=False, repr=False, eq=False, frozen=self._frozen)
-        return getattr(same, self._name)
+        if shape.same is None:
+            fields = [(name, kind, _standard_field(shape, name)) for name, kind in shape.types.items()]
+            shape.same = dataclasses.make_dataclass(
+                "Same", fields, init=False, repr=False, eq=False, frozen=self._frozen
+            )
+        return getattr(shape.same, self._name)
 
 
 def _standard_field(shape: _Shape, name: str) -> Any:
