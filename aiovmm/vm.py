@@ -139,7 +139,9 @@ class VM(Inventory, Changes, Saving, Commands):
 
                 for remark in remarks(c):
                     self._journal.remark(remark)
-            await self._power.build(self._config, self._serial, self._console, self._ending.panic, self._own)
+            await self._power.build(
+                self._ending, self._config, self._serial, self._console, self._ending.panic, self._own
+            )
             await self._join_consoles()
             if self._power.restored is not None:
                 await self._stand()

@@ -22,6 +22,7 @@ from aiovmm.kvm.vcpu import ALONE
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.device_memory import has_device_memory, map_device_memory
+from aiovmm.machine.halting import Halting
 from aiovmm.machine.iommu import MachineIommu, machine_iommu
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.machine.parts import MachineParts
@@ -63,13 +64,12 @@ class Machine:
         self._iommu: MachineIommu | None = None
         self._hosts: MachineHosts | None = None  # devices of the host, once there are any
         self.worker = Worker(f"{parts.config.name}: kvm calls")
-        self.board = board_of_host()(parts, self.bus, self.worker.submit, self._ended)
+        self._halting = Halting(owner)
+        self.board = board_of_host()(parts, self.bus, self.worker.submit, self._halting)
         self.board.restored = self._restored = restored
         self.end_of_ram: int  # and of what may come to be RAM
         self.end_of_memory: int  # with that of devices, as it was built
-        self._halted = self._starting = False
         self._due: list[Vcpu] = []  # that are paused, and have not been started yet
-        self._early: tuple[ExitReason, str, BaseException | None] | None = None  # an end that came while it was started
         self._stack = Undoing()
         self._first = Undoing()  # before the processors are gone
         self._host = Undoing()  # KVM's VM and memory, which a thread gives back
@@ -111,12 +111,12 @@ class Machine:
             rest = board.describe(self.memory, self.pci.root, self._iommu)
             if rest is not None:
                 await in_thread(f"{config.name}: describe", rest)
-        verdict = Verdict(config.name, self.memory, board.judge, self.halt, self._ended, self._owner)
+        verdict = Verdict(config.name, self.memory, board.judge, self._halting, self._owner)
         self.exits = ExitLoop(
             self.kvm_vm,
             self.bus,
             on_exit=verdict.vcpu_ended,
-            on_device_error=self._device_error,
+            on_device_error=partial(_device_failed, self._owner),
             on_eoi=board.on_eoi,
             on_memory_lost=verdict.memory_lost,
             on_failure=verdict.exits_lost,
@@ -256,7 +256,7 @@ class Machine:
                 raise ConfigError(
                     "ports", f"{port.name} is at a port, which this machine has not", "give it an address"
                 )
-            port._end = partial(self._ended, ExitReason.SHUTDOWN)
+            port._end = partial(self._halting.ended, ExitReason.SHUTDOWN)
             port.reset()
             self.bus.add(Range(port.space, port.base, port.size, port, port.name))
 
@@ -287,7 +287,7 @@ class Machine:
             plug_pvpanic(self.pci.root, pvpanic, self._owner)
 
     def _plug(self, plugged: PluggedDevice) -> None:
-        error = partial(self._virtio_error, plugged.id)
+        error = partial(_virtio_failed, self._owner, plugged.id)
         self.functions[plugged.id] = self.pci.plug(plugged, error, self._iommu)
 
     def plug(self, plugged: PluggedDevice) -> PciAddress:
@@ -367,19 +367,14 @@ class Machine:
     @property
     def vcpus(self) -> list[Vcpu]:
         """All of them; none before they are ready to run, and after `aclose`."""
-        return self.board.vcpus
+        return self._halting.vcpus
 
     async def start(self, *, paused: bool = False) -> None:
         """Let all vCPUs run, or, `paused`, as soon as they are resumed, which starts their threads. Where there are many the
         event loop has turns between them, and the machine may be halted in one: then no instruction is run. Raises
         HostError."""
-        self._starting = True
-        try:
+        with self._halting.starting():
             await self._start(paused)
-        finally:
-            self._starting = False
-            if self._early is not None:
-                asyncio.get_running_loop().call_soon(self._owner.guest_ended, *self._early)
 
     async def _start(self, paused: bool) -> None:
         end = perf_counter() + TURN
@@ -387,7 +382,7 @@ class Machine:
             if perf_counter() >= end:
                 await asyncio.sleep(0)
                 end = perf_counter() + TURN
-            if self._halted:
+            if self.halted:
                 return
             if paused:
                 await vcpu.pause()  # returns at once, for it does not run
@@ -442,7 +437,7 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.resume()
         due, self._due = self._due, []
-        for vcpu in due:
+        for vcpu in due if not self.halted else ():
             self._run(vcpu)
 
     def limit_exits(self, rate: int | None) -> None:
@@ -456,14 +451,12 @@ class Machine:
     @property
     def halted(self) -> bool:
         """Whether its guest runs no further instruction: it has ended, or asked for a reset."""
-        return self._halted
+        return self._halting.halted
 
     def halt(self) -> None:
         """Ask all vCPU threads to end, without waiting for them, for good. Idempotent."""
-        self._halted = True
         self._due.clear()
-        for vcpu in self.vcpus:
-            vcpu.stop()
+        self._halting.halt()
 
     async def stop(self) -> None:
         """End all vCPU threads; devices stay as they are. Idempotent."""
@@ -487,20 +480,13 @@ class Machine:
             try:
                 await self._first.aclose()
             finally:
-                self.board.vcpus = []
+                self._halting.vcpus = []
                 await self._stack.aclose()
 
-    # -- what comes from below
 
-    def _ended(self, reason: ExitReason, detail: str, error: BaseException | None = None) -> None:
-        self.halt()  # no instruction after the one that did it, on any vCPU
-        if self._starting:  # whoever starts it would take that for the end of the machine before
-            self._early = self._early or (reason, detail, error)
-        else:
-            self._owner.guest_ended(reason, detail, error)
+def _device_failed(owner: MachineOwner, rng: Range, error: Exception) -> None:
+    owner.device_failed(rng.name, error)
 
-    def _device_error(self, rng: Range, error: Exception) -> None:
-        self._owner.device_failed(rng.name, error)
 
-    def _virtio_error(self, id_: str, _device: VirtioDevice, error: Exception) -> None:
-        self._owner.device_failed(id_, error)
+def _virtio_failed(owner: MachineOwner, id_: str, _device: VirtioDevice, error: Exception) -> None:
+    owner.device_failed(id_, error)

@@ -18,6 +18,7 @@ from aiovmm.config import VMConfig
 from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.lifecycle import ExitReason
+from aiovmm.machine.halting import Halting
 from aiovmm.machine.interrupts import Message, OffLoop
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.parts import MachineParts
@@ -64,18 +65,26 @@ class Board(ABC):
     on_eoi: Callable[[int], None] | None = None
     """Who is told of the end of an interrupt that KVM does not deal with; see ExitLoop."""
 
-    def __init__(self, parts: MachineParts, bus: Bus, off_loop: OffLoop, ended: Ended) -> None:
+    def __init__(self, parts: MachineParts, bus: Bus, off_loop: OffLoop, halting: Halting) -> None:
         self.parts = parts
         self.bus = bus
         self.off_loop = off_loop
-        self.ended = ended
+        self.ended: Ended = halting.ended
         self.restored: Restored | None = None
         """What it goes on from, set before `examine`; None: from a kernel."""
         self.ram = self.lay_out(parts.config.ram_size)
         self.functions: Mapping[str, PciAddress] = {}
         """Devices by their ids, for `describe` of a machine with NUMA nodes, which may be theirs."""
-        self.vcpus: list[Vcpu] = []
+        self._halting = halting
+
+    @property
+    def vcpus(self) -> list[Vcpu]:
         """All of them, from `load` on."""
+        return self._halting.vcpus
+
+    @vcpus.setter
+    def vcpus(self, vcpus: list[Vcpu]) -> None:
+        self._halting.vcpus = vcpus
 
     # -- the address map
 

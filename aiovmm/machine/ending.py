@@ -38,14 +38,14 @@ class Ending:
 
     def __init__(self, config: VMConfig, home: HomeLoop, consoles: Sequence[Console]) -> None:
         self.life = Lifecycle()
-        self.journal = Journal(config.name, home)
+        self.journal = journal = Journal(config.name, home)
         self.panic = PanicWatch(
-            lambda message: self.journal.emit(EventKind.PANICKED, message),
+            lambda message: journal.emit(EventKind.PANICKED, message),
             lambda flush: asyncio.get_running_loop().call_later(_PANIC_LINE, flush),
         )
         self.stopped = Event()
         self.transition = asyncio.Lock()
-        self.power = Power(self)
+        self.power = Power(journal.device_error)
         self._config = config
         self._consoles = tuple(consoles)
         self._task: asyncio.Task[None] | None = None

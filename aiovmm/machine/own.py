@@ -44,7 +44,7 @@ class OwnDevices:
         for device in self._all:
             device._vm = ""
         for device in self.virtio:
-            device._notify_error = None
+            device._notify_error = device._notify_driver = None
         for port in self.ports:
             port._end = None
 

@@ -43,13 +43,12 @@ _OF_A_MACHINE, _OF_A_DEVICE = 16, 4  # descriptors besides those of vCPUs and qu
 class Power:
     """See the module. `machine` is None before it is built, after `aclose`, and for a moment of each reset."""
 
-    def __init__(self, owner: MachineOwner) -> None:
+    def __init__(self, task_failed: Callable[[str, BaseException], None]) -> None:
         self.parts: MachineParts | None = None
         self.restored: Restored | None = None  # what the first power-on goes on from, if not from a kernel
         self.machine: Machine | None = None
-        self.tasks = TaskScope(owner.device_failed)
+        self.tasks = TaskScope(task_failed)
         self.images: Mapping[str, Callable[[], DiskImage]] = {}  # see MachineParts
-        self._owner = owner
         self._own: OwnDevices | None = None  # taken
         self._since = 0.0
         self.began = self._ended = 0.0  # seconds of the monotonic clock; 0: not yet
@@ -59,14 +58,26 @@ class Power:
         self._button_pressed = False  # while there was no machine
 
     async def build(
-        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
+        self,
+        owner: MachineOwner,
+        config: VMConfig,
+        serial: Console,
+        console: Console,
+        panic: PanicWatch,
+        own: OwnDevices | None,
     ) -> None:
         """In its turn: parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
         async with admitted():
-            await self._build(config, serial, console, panic, own)
+            await self._build(owner, config, serial, console, panic, own)
 
     async def _build(
-        self, config: VMConfig, serial: Console, console: Console, panic: PanicWatch, own: OwnDevices | None
+        self,
+        owner: MachineOwner,
+        config: VMConfig,
+        serial: Console,
+        console: Console,
+        panic: PanicWatch,
+        own: OwnDevices | None,
     ) -> None:
         if ConsoleMode.FILE in (config.serial.mode, config.console.mode, config.debug_console.mode):
             from aiovmm.config.outputs import refuse_inputs_as_outputs
@@ -86,8 +97,8 @@ class Power:
         outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
         if config.pvpanic is not None:  # who prints a panic need not have had one
             outputs = serial.feed, console.feed
-        self.parts = MachineParts(config, kernel, serial, console, *outputs)
-        self.parts.owner, self.parts.debug_output = self._owner, self.debug_output
+        self.parts = MachineParts(config, kernel, serial, console, *outputs, owner=owner)
+        self.parts.debug_output = self.debug_output
         self.parts.images = self.images
         self.parts.exits_limit = config.limits.exits
         disks = zip(self.parts.ids.get("disks", ()), config.disks, strict=True)
@@ -99,8 +110,8 @@ class Power:
         for plugged in self.parts.plugged:
             plugged.device._account = self.parts.account
             plugged.device._label = f"{config.name}: {plugged.id}"
-            plugged.device._notify_error = partial(self._owner.device_failed, plugged.id)
-            plugged.device._notify_driver = partial(self._owner.device_driven, plugged.id)
+            plugged.device._notify_error = partial(owner.device_failed, plugged.id)
+            plugged.device._notify_driver = partial(owner.device_driven, plugged.id)
         self.machine = await self._assembled(self.parts, self.restored, partial(open_parts, self.parts))
 
     @property
@@ -148,7 +159,8 @@ class Power:
     ) -> Machine:
         from aiovmm.machine.assembly import Machine
 
-        return await Machine.build(parts, self._owner, restored, opening)
+        assert parts.owner is not None, "`build` has said so"
+        return await Machine.build(parts, parts.owner, restored, opening)
 
     def press_button(self) -> None:
         """Tell the guest, or the one that a reset is about to bring."""

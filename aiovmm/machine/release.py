@@ -37,7 +37,7 @@ class Release:
         self._ending = ending
         self._watch: asyncio.TimerHandle | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._unwatch: Callable[[], None] = lambda: None
+        self._unwatch: Callable[[], None] | None = None  # while it is watched: by what knows us
 
     def watch_soon(self, loop_closed: Callable[[], None]) -> None:
         """Have the watchdog look after the guest that has begun to run; `loop_closed` is called, in another thread, if it finds
@@ -95,4 +95,6 @@ class Release:
             self._watch.cancel()
         if self.limits is not None:
             self.limits.close()
-        self._unwatch()
+        unwatch, self._unwatch = self._unwatch, None
+        if unwatch is not None:
+            unwatch()

@@ -9,6 +9,7 @@ from aiovmm.kvm import FinalExit
 from aiovmm.kvm.exits import RunFailed
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.board import Finding
+from aiovmm.machine.halting import Halting
 from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.memory import GuestMemory
@@ -18,23 +19,21 @@ __all__ = ["Verdict"]
 
 
 class Verdict:
-    """Of one machine of the VM `name`. `judge` is its board's; `halt` stops all vCPUs at once, for what there is to find out may
-    take a while; `ended` does so too, and tells."""
+    """Of one machine of the VM `name`. `judge` is its board's. All vCPUs are halted at once, for what there is to find out may
+    take a while."""
 
     def __init__(
         self,
         name: str,
         memory: GuestMemory,
         judge: Callable[[int, FinalExit], Finding | Callable[[], Finding] | None],
-        halt: Callable[[], None],
-        ended: Callable[..., None],
+        halting: Halting,
         owner: MachineOwner,
     ) -> None:
         self._name = name
         self._memory = memory
         self._judge = judge
-        self._halt = halt
-        self._ended = ended
+        self._halting = halting
         self._owner = owner
 
     def vcpu_ended(self, index: int, final: FinalExit) -> None:
@@ -44,19 +43,19 @@ class Verdict:
             return
         finding = self._judge(index, final)
         if callable(finding):
-            self._halt()
+            self._halting.halt()
             self._owner.create_task(self._find_out(finding, f"vCPU {index}: {final}"), name="why it failed")
         else:
-            self._ended(*(finding or (ExitReason.ERROR, f"vCPU {index}: {final}")))
+            self._halting.ended(*(finding or (ExitReason.ERROR, f"vCPU {index}: {final}")))
 
     def exits_lost(self, error: Exception) -> None:
         """See ExitLoop."""
         error = host_error(f"serving the exits of VM {self._name!r}", error) or error
-        self._ended(ExitReason.ERROR, f"exits of its were lost: {error or type(error).__name__}", error)
+        self._halting.ended(ExitReason.ERROR, f"exits of its were lost: {error or type(error).__name__}", error)
 
     def memory_lost(self) -> None:
         """As a vCPU or a thread of ours has found."""
-        self._halt()
+        self._halting.halt()
         self._owner.create_task(self._explain_lost_memory(), name="what became of its memory")
 
     async def _find_out(self, find: Callable[[], Finding], otherwise: str) -> None:
@@ -64,11 +63,11 @@ class Verdict:
         try:
             finding = await in_thread(f"{self._name}: look why", find)
         finally:  # told in any case
-            self._ended(*finding)
+            self._halting.ended(*finding)
 
     async def _explain_lost_memory(self) -> None:
         error: HostError | None = None
         try:
             error = await in_thread(f"{self._name}: lost memory", lambda: lost_memory(self._memory))
         finally:  # told in any case
-            self._ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)
+            self._halting.ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)

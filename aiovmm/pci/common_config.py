@@ -65,6 +65,18 @@ class CommonConfig:
         self.negotiation.reset_done()
         self.refresh()
 
+    def config_changed(self) -> bool:
+        """The device's configuration is another now. Whether the driver is to be told."""
+        tell = self.negotiation.config_changed()
+        self.refresh()
+        return tell
+
+    def needs_reset(self) -> bool:
+        """The device is broken: sets DEVICE_NEEDS_RESET. Whether the driver is to be told."""
+        tell = self.negotiation.needs_reset()
+        self.refresh()
+        return tell
+
     def save(self) -> State:
         """All registers."""
         return {"config_vector": self.config_vector, "negotiation": self.negotiation.save()}

@@ -21,42 +21,36 @@ def add_window(config: ConfigSpace) -> int:
 
 
 class ConfigWindow:
-    """The capability at `at` in `config`; accesses to its data go to `read(bar, offset, size)` and `write(bar, offset, data)`.
+    """The capability at `at` in `config`.
 
     Length must be 1, 2 or 4 and the offset a multiple of it (4.1.4.9.2); else nothing is accessed.
     """
 
-    def __init__(
-        self,
-        config: ConfigSpace,
-        at: int,
-        read: Callable[[int, int, int], bytes],
-        write: Callable[[int, int, bytes], Awaitable[None] | None],
-    ) -> None:
+    def __init__(self, config: ConfigSpace, at: int) -> None:
         self._at = at
         self._config = config
-        self._read = read
-        self._write = write
 
     @property
     def data(self) -> tuple[int, int]:
         """(offset, size) of the data register in configuration space: reading it does something."""
         return self._at + _DATA, _DATA_SIZE
 
-    def before_read(self, offset: int, size: int) -> None:
-        """The guest reads configuration space: if it touches the data, fetch it."""
+    def before_read(self, offset: int, size: int, read: Callable[[int, int, int], bytes]) -> None:
+        """The guest reads configuration space: if it touches the data, fetch it by `read(bar, offset, size)`."""
         target = self._target()
         if target is not None and overlaps(offset, size, *self.data):
-            value = self._read(*target)
+            value = read(*target)
             self._config.data[self._at + _DATA : self._at + _DATA + len(value)] = value
 
-    def after_write(self, offset: int, size: int) -> Awaitable[None] | None:
-        """The guest wrote configuration space: if it touched the data, pass it on."""
+    def after_write(
+        self, offset: int, size: int, write: Callable[[int, int, bytes], Awaitable[None] | None]
+    ) -> Awaitable[None] | None:
+        """The guest wrote configuration space: if it touched the data, pass it on by `write(bar, offset, data)`."""
         target = self._target()
         if target is None or not overlaps(offset, size, *self.data):
             return None
         bar, at, length = target
-        return self._write(bar, at, self._config.read(self._at + _DATA, length))
+        return write(bar, at, self._config.read(self._at + _DATA, length))
 
     def _target(self) -> tuple[int, int, int] | None:
         bar = self._config.get(self._at + _BAR, 1)

@@ -44,7 +44,7 @@ class MsixVectors:
         joined --masked--> cut off soon, and the guest's access waits for it
 
     `failed` hears that the host cannot join a line that was asked for while its vector was open; without it that is raised in
-    the event loop's handler.
+    the event loop's handler. Not after `close`: then nobody is there whose line it would be.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class MsixVectors:
         lines = list(self._lines.values())
         for known in (self.open, self._lines, self._asked):
             known.clear()
+        self._failed = _nobody
         return self._services.off_loop(partial(_close_all, lines)) if lines else None
 
     def _wire(
@@ -150,6 +151,10 @@ class MsixVectors:
         if self._failed is None or not isinstance(error, Exception):
             raise error
         self._failed(error)
+
+
+def _nobody(_error: Exception) -> None:
+    """Hears of it."""
 
 
 def _close_all(lines: list[MsiLine]) -> None:

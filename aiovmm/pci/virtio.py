@@ -63,6 +63,8 @@ _CLASSES = {1: 0x020000, 2: 0x018000, 3: 0x078000, 19: 0x078000, 26: 0x018000}  
 _CLASS_OTHER = 0xFF0000
 _VECTOR = attrgetter("vector")
 
+OnError = Callable[[VirtioDevice, Exception], None]
+
 
 @dataclass()
 class Standstill:
@@ -87,7 +89,7 @@ class VirtioPci(PciFunction):
         backend: VirtioBackend | None = None,
         memory: AddressSpace | None = None,
         features: int = RING_FEATURES,
-        on_error: Callable[[VirtioDevice, Exception], None] | None = None,
+        on_error: OnError | None = None,
         place: Place | None = None,
     ) -> None:
         """`place`: where it will be plugged in."""
@@ -102,11 +104,14 @@ class VirtioPci(PciFunction):
         )
         self._services = services
         self._on_error = on_error
-        self._common = CommonConfig(self.negotiation, queues + 1)
+        self._common = common = CommonConfig(self.negotiation, queues + 1)
         place = Place() if place is None else place
+        layout = laid_out(_identity(device.device_id), queues)
+        config = layout.config.copy()
+        self._pin = InterruptPin(config, services, place)
         self._vectors = MsixVectors(MsixTable(queues + 1), services, device.name, place, self._broken)
-        self._isr = IsrStatus(self._isr_changed)
-        self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: self._common.config_vector)
+        self._isr = IsrStatus(partial(_show, self._pin, self._vectors.table))
+        self._config_irq = VirtioInterrupt(self._vectors, self._isr, ISR_CONFIG, lambda: common.config_vector)
         self._transition = asyncio.Lock()
         self._active = False
         self._pending = 0  # transitions that have not ended
@@ -114,13 +119,10 @@ class VirtioPci(PciFunction):
         self.backend: VirtioBackend = backend or self._make_backend(services.memory if memory is None else memory)
         apart = device.own_kicks or not isinstance(self.backend, DeviceRunner)
         self._doorbells = Doorbells(services, queues, apart=apart)
-        layout = laid_out(_identity(device.device_id), queues)
-        config = layout.config.copy()
         super().__init__(device.name, config, (BAR,), (), place, laid_out=True)
         self._msix_control = layout.msix + 2
-        self._pin = InterruptPin(config, services, place)
         self.interrupt_gsi = self._pin.gsi
-        self._window = ConfigWindow(config, layout.window, self._read_bar, self._write_bar)
+        self._window = ConfigWindow(config, layout.window)
         self.live_registers = (self._window.data,)
         device._notify_config = self.config_changed
 
@@ -139,35 +141,29 @@ class VirtioPci(PciFunction):
         return self._regions
 
     def _make_backend(self, memory: AddressSpace) -> VirtioBackend:
-        def create_task(coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-            return self._services.create_task(coro, name=self.device.name)
-
+        device, common, on_error = self.device, self._common, self._on_error
+        create_task = partial(self._services.create_task, name=device.name)
         if is_served_elsewhere(self.device):
-            return self.device.make_backend(memory, self._broken, create_task)
-        return DeviceRunner(self.device, memory, create_task, needs_reset=self.needs_reset, on_error=self._on_error)
+            broken = partial(_break, device, common, self._config_irq, on_error)
+            return self.device.make_backend(memory, broken, create_task)
+        return DeviceRunner(device, memory, create_task, needs_reset=common.needs_reset, on_error=on_error)
 
     # -- what the device and its back end say ----------------------------------------------------------------------------
 
     def config_changed(self) -> None:
         """The device's configuration changed: a new generation, and an interrupt if the driver is there."""
-        tell = self.negotiation.config_changed()
-        self._common.refresh()
-        if tell:
+        if self._common.config_changed():
             self._config_irq.pulse()
 
-    def needs_reset(self) -> bool:
-        """The back end broke: sets DEVICE_NEEDS_RESET. True if the caller should pulse the configuration interrupt."""
-        tell = self.negotiation.needs_reset()
-        self._common.refresh()
-        return tell
-
     async def close(self) -> None:
-        """Stop the back end and give fds and lines back. The device itself is its owner's to close."""
+        """Stop the back end and give fds and lines back. The device itself is its owner's to close. What has pointed back here
+        does no more, so that all of it goes with the last who knows it."""
         self.device._notify_config = None
         await self._reset()
         self._pin.close()
         await self._doorbells.close()
         lines = self._vectors.close()
+        self._regions = ()
         if lines is not None:
             await lines
 
@@ -175,7 +171,7 @@ class VirtioPci(PciFunction):
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Configuration space; reading the PCI_CFG data reads the BAR."""
-        self._window.before_read(offset, size)
+        self._window.before_read(offset, size, self._read_bar)
         return self.config.read(offset, size)
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
@@ -186,10 +182,10 @@ class VirtioPci(PciFunction):
             control = self.config.get(self._msix_control, 2)
             effects = self._vectors.table.set_control(enabled=bool(control & 0x8000), masked=bool(control & 0x4000))
             lines = self._vectors.apply(effects)
-            self._isr_changed()
+            self._show_pending()
         if overlaps(offset, len(data), COMMAND, 2):
             self._pin.command_written()
-        return together(lines, self._window.after_write(offset, len(data)))
+        return together(lines, self._window.after_write(offset, len(data), self._write_bar))
 
     def bar_moved(self, bar: Bar, address: int | None) -> Awaitable[None] | None:
         """The doorbells follow."""
@@ -199,8 +195,8 @@ class VirtioPci(PciFunction):
         """The doorbells go."""
         return self._doorbells.displaced()
 
-    def _isr_changed(self) -> None:
-        self._pin.set_pending(bool(self._isr.bits) and not self._vectors.table.enabled)
+    def _show_pending(self) -> None:
+        _show(self._pin, self._vectors.table, self._isr.bits)
 
     # -- status ----------------------------------------------------------------------------------------------------------
 
@@ -272,11 +268,8 @@ class VirtioPci(PciFunction):
         self._common.reset_done()
 
     def _broken(self, exc: Exception) -> None:
-        """`exc` broke the device: the driver and `on_error` are told."""
-        if self.needs_reset():
-            self._config_irq.pulse()
-        if self._on_error is not None:
-            self._on_error(self.device, exc)
+        """`exc` broke the device."""
+        _break(self.device, self._common, self._config_irq, self._on_error, exc)
 
     # -- for a snapshot: the guest stands still ----------------------------------------------------------------------------
 
@@ -347,6 +340,21 @@ class VirtioPci(PciFunction):
     def _write_bar(self, bar: int, offset: int, data: bytes) -> Awaitable[None] | None:
         region = self._region(bar, offset, len(data))
         return None if region is None else region.device.write(offset - region.offset, data)
+
+
+def _show(pin: InterruptPin, table: MsixTable, isr: int) -> None:
+    """The pin follows the ISR while MSI-X is off."""
+    pin.set_pending(bool(isr) and not table.enabled)
+
+
+def _break(
+    device: VirtioDevice, common: CommonConfig, config_irq: VirtioInterrupt, on_error: OnError | None, exc: Exception
+) -> None:
+    """`exc` broke the device: the driver and `on_error` are told."""
+    if common.needs_reset():
+        config_irq.pulse()
+    if on_error is not None:
+        on_error(device, exc)
 
 
 def _accepts(device: VirtioDevice, offered: int, features: int) -> bool:

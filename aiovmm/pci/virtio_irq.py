@@ -17,8 +17,8 @@ class IsrStatus:
 
     SIZE = 4
 
-    def __init__(self, changed: Callable[[], None]) -> None:
-        """`changed` is called when a bit was set, or all were cleared."""
+    def __init__(self, changed: Callable[[int], None]) -> None:
+        """`changed` is called with the bits when one was set, or all were cleared."""
         self.bits = 0
         self._changed = changed
 
@@ -26,13 +26,13 @@ class IsrStatus:
         """Something happened that the driver will ask for."""
         if not self.bits & bit:
             self.bits |= bit
-            self._changed()
+            self._changed(self.bits)
 
     def clear(self) -> None:
         """The driver has seen it, or was reset."""
         if self.bits:
             self.bits = 0
-            self._changed()
+            self._changed(0)
 
     def read(self, offset: int, size: int) -> bytes:
         """The bits, which it clears."""

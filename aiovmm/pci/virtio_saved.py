@@ -57,7 +57,7 @@ async def load(function: VirtioPci, state: State) -> None:
         await lines
     function._isr.bits = isr
     function._pin.command_written()
-    function._isr_changed()
+    function._show_pending()
 
 
 def _read(state: State, name: str) -> tuple[State, State, State, State, int]:

@@ -56,31 +56,45 @@ class Awake:
         return self._due if left > 0 else None
 
 
+class _Looks:
+    """At `waited`, on the loop that it has begun on, whenever one is due; then `over` is called."""
+
+    def __init__(self, waited: Awake, over: Callable[[], object]) -> None:
+        self._waited = waited
+        self._over = over
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def look(self) -> None:
+        """Now, and later again."""
+        self.end()
+        pause = self._waited.look()
+        if pause is None:
+            self._over()
+        else:
+            self._timer = self._loop.call_later(pause, self.look)
+
+    def end(self) -> None:
+        """No more. Idempotent."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+
 @asynccontextmanager
 async def awake_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
     """asyncio.timeout of such a limit, and likewise."""
     loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
     async with asyncio.timeout(None) as timeout:
         if seconds is None:
             yield timeout
             return
-        waited = Awake.begun(seconds)
-
-        def look() -> None:
-            nonlocal timer
-            pause = waited.look()
-            if pause is None:
-                timeout.reschedule(loop.time())
-            else:
-                timer = loop.call_later(pause, look)
-
-        look()
+        looks = _Looks(Awake.begun(seconds), lambda: timeout.reschedule(loop.time()))
+        looks.look()
         try:
             yield timeout
         finally:
-            if timer is not None:
-                timer.cancel()
+            looks.end()
 
 
 @contextmanager
@@ -90,27 +104,18 @@ def awake_budget(seconds: float | None) -> Iterator[Callable[[], float | None]]:
     if seconds is None:
         yield lambda: None
         return
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
     waited = Awake.begun(seconds)
-
-    def look() -> None:
-        nonlocal timer
-        if timer is not None:
-            timer.cancel()
-        pause = waited.look()
-        timer = None if pause is None else loop.call_later(pause, look)
+    looks = _Looks(waited, lambda: None)
 
     def left() -> float:
-        look()
+        looks.look()
         return max(seconds - waited.passed, 0.0)
 
-    look()
+    looks.look()
     try:
         yield left
     finally:
-        if timer is not None:
-            timer.cancel()
+        looks.end()
 
 
 async def ends_within(seconds: float, future: asyncio.Future[Any]) -> bool:

@@ -70,8 +70,22 @@ class TaskScope:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._on_error(task.get_name(), error)
+        try:
+            error = task.exception()
+        except asyncio.CancelledError as exc:
+            _forget_where(exc)
+        else:
+            if error is not None:
+                self._on_error(task.get_name(), error)
+
+
+def _forget_where(cancelled: asyncio.CancelledError) -> None:
+    """A task that was cancelled keeps the tracebacks of that until it is asked. They know all frames, and these the task or its
+    group: what was made there would stay until the next collection."""
+    one: BaseException | None = cancelled
+    while isinstance(one, asyncio.CancelledError) and one.__traceback__ is not None:
+        one.__traceback__ = None
+        one = one.__context__
 
 
 def bury(task: asyncio.Task[Any]) -> bool:

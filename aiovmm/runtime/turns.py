@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from time import perf_counter, thread_time
 from weakref import WeakValueDictionary
 
@@ -221,22 +222,17 @@ async def next_turn() -> None:
     if turns_of(asyncio.get_running_loop()).goes_on(ACCOUNT.get()):
         await asyncio.sleep(0)
         return
-    turn = _Turn()
-    await turn.done
+    turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    job = Job(_nothing)
+    job.run = partial(_give, turn, job.turns, job.account)
+    job.again()
+    await turn
 
 
-class _Turn:
-    """A coroutine that waits for its turn."""
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._job = Job(self._give)
-        self._job.again()
-
-    def _give(self) -> None:
-        if not self.done.done():  # else it was cancelled
-            self.done.set_result(None)
-            self._job.turns.woke(self._job.account)
+def _give(turn: asyncio.Future[None], turns: Turns, account: Account) -> None:
+    if not turn.done():  # else it was cancelled
+        turn.set_result(None)
+        turns.woke(account)
 
 
 def turns_of(loop: asyncio.AbstractEventLoop) -> Turns:

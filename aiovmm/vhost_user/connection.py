@@ -102,6 +102,7 @@ class Connection:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self._tasks.clear()  # how they ended knows us
 
     async def _ask(self, request: Message, limit: asyncio.Timeout) -> Message:
         expected = answer_layout(request.request) is not None

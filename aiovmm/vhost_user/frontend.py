@@ -130,7 +130,8 @@ class Frontend:
             await connection.close()
 
     async def close(self) -> None:
-        """End everything. Idempotent."""
+        """End everything. Idempotent. Nobody hears of anything any more."""
+        self.on_lost = self.on_config = self.on_refused = _nobody
         if self.doorstep is not None:
             self.doorstep.close()
         await self.drop()
@@ -218,6 +219,10 @@ class Frontend:
         error = None if task.cancelled() else task.exception()
         if isinstance(error, Exception) and not isinstance(error, ChannelClosed):  # a loss is told by on_lost
             self.on_refused(error)
+
+
+def _nobody(_what: object) -> None:
+    """Hears of it."""
 
 
 def _not_there(error: HostError | ChannelClosed, patience: float) -> Exception:

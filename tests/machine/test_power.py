@@ -27,9 +27,8 @@ def test_who_has_lived_long_runs_again_at_once() -> None:
     assert pause_before_life(3600.0, 10.0) < 0
 
 
-class Owner:
-    def device_failed(self, device: str, error: BaseException) -> None:
-        raise error
+def fail(_task: str, error: BaseException) -> None:
+    raise error
 
 
 class Costly:
@@ -73,8 +72,8 @@ async def test_what_taking_apart_and_building_cost_is_waited_for(work: float, mo
     monkeypatch.setattr(power, "pause_before_life", pause)
     monkeypatch.setattr(power, "descriptors", lambda parts: 0)
     monkeypatch.setattr(Machine, "build", build)
-    p = Power(Owner())  # type: ignore[arg-type]
-    p.parts, p.machine = SimpleNamespace(kernel=object()), Costly(clock)  # type: ignore[assignment]
+    p = Power(fail)
+    p.parts, p.machine = SimpleNamespace(owner=object()), Costly(clock)  # type: ignore[assignment]
     p._since = clock.now
     for _ in range(3):
         clock.passes(0.125)

@@ -22,7 +22,7 @@ class Lines:
         self.services = RecordingServices(None)  # type: ignore[arg-type]  # nothing here reaches memory
         self.vectors = MsixVectors(MsixTable(2), self.services, "fs0", Place())
         self.changes = asyncio.Event()
-        self.isr = IsrStatus(self.changes.set)
+        self.isr = IsrStatus(lambda _bits: self.changes.set())
         self.line = VirtioInterrupt(self.vectors, self.isr, ISR_QUEUE, lambda: vector)
         self.bridges: list[EventReader] = []
 

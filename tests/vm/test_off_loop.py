@@ -155,7 +155,7 @@ async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: py
         lives += self.index == 7
         real(self, nice, core=core)
         if self.index == 5 and lives > resets:
-            vm.machine._ended(ExitReason.ERROR, "vCPU 5: broken")
+            vm.machine.board.ended(ExitReason.ERROR, "vCPU 5: broken")
 
     monkeypatch.setattr(Vcpu, "start", noted)
     async with VM(config("r" if resets else "x", cpus=8, on_reboot=RebootPolicy.RESTART)) as vm:

@@ -87,10 +87,17 @@ class IoApic:
         """Assert or release a pin."""
         self._do(self._registers.set_level(pin, asserted))
 
-    def on_end(self, pin: int, callback: Callable[[], None]) -> None:
+    def on_end(self, pin: int, callback: Callable[[], None] | None) -> None:
         """Call `callback` at each end of an interrupt of level-triggered `pin`, before the pin's level is looked at again: the
-        place for a source that is asserted until somebody has asked it anew. One a pin."""
-        self._on_end[pin] = callback
+        place for a source that is asserted until somebody has asked it anew. One a pin, or none."""
+        if callback is None:
+            self._on_end.pop(pin, None)
+        else:
+            self._on_end[pin] = callback
+
+    def close(self) -> None:
+        """Hear no more of messages that had to wait. Idempotent."""
+        self._sink.refused = None
 
     def eoi(self, vector: int) -> None:
         """A processor has ended level-triggered interrupt `vector`."""

@@ -27,8 +27,8 @@ class LevelPins(Protocol):
     def set_level(self, pin: int, asserted: bool) -> None:
         """Assert or release a pin."""
 
-    def on_end(self, pin: int, callback: Callable[[], None]) -> None:
-        """Call `callback` at each end of an interrupt of `pin`, before its level is looked at again."""
+    def on_end(self, pin: int, callback: Callable[[], None] | None) -> None:
+        """Call `callback` at each end of an interrupt of `pin`, before its level is looked at again; None: nobody any more."""
 
 
 class IntxLine:
@@ -56,7 +56,12 @@ class IntxLine:
     def close(self) -> None:
         """Release it and take it off the pin. Idempotent."""
         self.set_level(False)
+        self.ended = _nobody
         self._pins.remove(self._index, self)
+
+
+def _nobody() -> None:
+    """Is told of an end."""
 
 
 class IntxPins:
@@ -64,30 +69,35 @@ class IntxPins:
 
     def __init__(self, pins: LevelPins) -> None:
         self._pins = pins
-        self._lines: list[list[IntxLine]] = [[] for _ in range(INTX_PINS)]
-        for index in range(INTX_PINS):
-            pins.on_end(FIRST_INTX_PIN + index, partial(self._ended, index))
+        self._lines: dict[int, list[IntxLine]] = {}  # of pins that have any
 
     def line(self, ended: Callable[[], None], slot: int) -> IntxLine:
         """A wire from what is in `slot` to its pin. `ended()` is called when the guest has ended its interrupt, if the wire was
         asserted; it has been released by then, as a source is that waits to be asked anew."""
         index = pin_of_slot(slot) - FIRST_INTX_PIN
+        if index not in self._lines:
+            self._lines[index] = []
+            self._pins.on_end(FIRST_INTX_PIN + index, partial(self._ended, index))
         line = IntxLine(self, index, ended)
         self._lines[index].append(line)
         return line
 
     def update(self, index: int) -> None:
         """A wire of this pin has changed."""
-        self._pins.set_level(FIRST_INTX_PIN + index, any(line.asserted for line in self._lines[index]))
+        self._pins.set_level(FIRST_INTX_PIN + index, any(line.asserted for line in self._lines.get(index, ())))
 
     def remove(self, index: int, line: IntxLine) -> None:
         """Forget a wire; nothing if it is not there."""
-        if line in self._lines[index]:
-            self._lines[index].remove(line)
+        lines = self._lines.get(index, [])
+        if line in lines:
+            lines.remove(line)
+            if not lines:
+                del self._lines[index]
+                self._pins.on_end(FIRST_INTX_PIN + index, None)
 
     def _ended(self, index: int) -> None:
         """All who have asserted the pin are asked, for nobody knows whose interrupt it was."""
-        asserted = [line for line in self._lines[index] if line.asserted]
+        asserted = [line for line in self._lines.get(index, ()) if line.asserted]
         for line in asserted:
             line.set_level(False)
         for line in asserted:

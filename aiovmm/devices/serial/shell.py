@@ -98,7 +98,7 @@ class UartPort(Generic[UartT]):
         self.fast = fast
         self._uart = uart
         self._output = output
-        self._hold = InputHold(call_later, self._offer, QUIET)
+        self._hold = InputHold(call_later, QUIET)
         self._waiting = False  # `receive` took less than it was given
         self._writable: Callable[[], None] | None = None
         self._answers = 0  # batches of output that somebody awaits
@@ -110,7 +110,7 @@ class UartPort(Generic[UartT]):
         the guest's driver sets the port up)."""
         held = self._hold.active or bool(self._uart.dropped)
         if held and data:
-            self._hold.wait()
+            self._hold.wait(self._offer)
         taken = 0 if held else self._uart.receive(data)
         self._waiting = taken < len(data)
         if taken:
@@ -234,7 +234,7 @@ class UartPort(Generic[UartT]):
     def _keep_for_a_while(self) -> None:
         """If there is input that is kept from the driver."""
         if self._hold.active and (self._uart.dropped or self._waiting):
-            self._hold.wait()
+            self._hold.wait(self._offer)
 
     def _offer(self) -> None:
         """Give what was dropped unread; ask for more input when there is some and the guest has read what there was."""

@@ -48,7 +48,12 @@ class IntxWire:
     def close(self) -> None:
         """Release it and take it off the pin. Idempotent."""
         self.set_level(False)
+        self.ended = _nobody
         self._pin.remove(self)
+
+
+def _nobody() -> None:
+    """Is told of an end."""
 
 
 class IntxPins:
@@ -72,6 +77,7 @@ class IntxPins:
         """Nothing is told any more. Idempotent."""
         for pin in self._pins:
             pin.close()
+        self._pins.clear()
 
 
 class _Pin:

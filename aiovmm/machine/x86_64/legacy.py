@@ -107,6 +107,7 @@ class LegacyDevices:
     def close(self) -> None:
         """Forget timers, and take the console off the port. Idempotent."""
         self.rtc.close()
+        self.ioapic.close()
         if self.serial is not None:
             self._console.connect(None)  # what is typed in a reset waits for the next guest
             self.serial.close()

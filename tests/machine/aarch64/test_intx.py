@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -238,3 +240,28 @@ async def test_one_pin_at_least_is_left_for_all_others(vm: FakeVm) -> None:
     assert last.circuit() is None
     assert pins.line(lambda: None).gsi == last.gsi
     pins.close()
+
+
+async def test_pins_and_wires_that_were_closed_are_in_no_circle(vm: FakeVm) -> None:
+    """What the machine had goes at once, and not some time with the garbage collector."""
+
+    class Function:
+        """It knows its wire, which tells it of ends."""
+
+        def __init__(self, pins: IntxPins) -> None:
+            self.line = pins.line(self.ended)
+
+        def ended(self) -> None:
+            """Of an interrupt."""
+
+    pins = pins_of(vm, Later())
+    function = Function(pins)
+    gone: list[weakref.ref[Any]] = [weakref.ref(pins), weakref.ref(function)]
+    gc.disable()
+    try:
+        function.line.close()
+        pins.close()
+        del function, pins
+        assert [one() for one in gone] == [None, None]
+    finally:
+        gc.enable()

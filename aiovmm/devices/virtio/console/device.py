@@ -61,7 +61,7 @@ class ConsoleDevice(VirtioDevice):
         call_later: CallLater | None = None,
     ) -> None:
         self._output = output
-        self._hold = InputHold(call_later, self._invite, QUIET)
+        self._hold = InputHold(call_later, QUIET)
         self._size = self._told = size  # the terminal's now, and when the driver was last told
         self._kept = True  # input is kept from the driver when `run` goes on
         self._writable: Callable[[], None] | None = None
@@ -107,7 +107,7 @@ class ConsoleDevice(VirtioDevice):
         self._input = InputFiller(receiveq, self._room)
         if self._kept or not self.resumed:
             self._hold.begin()
-            self._hold.wait()
+            self._hold.wait(self._invite)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._input.serve(), name="console input")
@@ -133,7 +133,7 @@ class ConsoleDevice(VirtioDevice):
 
     def _printed(self, data: bytes) -> None:
         self._output(data)
-        self._hold.end_in(PRINTED)
+        self._hold.end_in(PRINTED, self._invite)
 
     def _room(self) -> None:
         """The driver has offered buffers."""

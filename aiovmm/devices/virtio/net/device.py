@@ -84,7 +84,6 @@ class NetDevice(VirtioDevice):
         self.name = name
         self._home = HomeLoop(f"network device {name!r}")
         self.backend = backend
-        backend.on_error = self.report
         self.queue_sizes = (queue_size,) * (2 * backend.pairs) + (_CONTROL_SIZE,)
         self._queue_size = queue_size
         self._offloads = offloads
@@ -172,6 +171,7 @@ class NetDevice(VirtioDevice):
     async def open(self) -> None:
         """Open the back end. Raises HostError, ConfigError."""
         self._home.check()
+        self.backend.on_error = self.report
         await self.backend.open()
         self._describe()
         self._show_link()
@@ -180,6 +180,7 @@ class NetDevice(VirtioDevice):
         """Close it."""
         self._past = self.counters
         await self.backend.close()
+        self.backend.on_error = NetBackend.on_error
 
     def accepts(self, features: int) -> bool:
         """Whether each bit has what it requires (§5.1.3.1)."""

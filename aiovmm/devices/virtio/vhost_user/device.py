@@ -51,8 +51,6 @@ class VhostUserDevice(VirtioDevice):
             self.wanted,
             self.config_size,
             timing or Timing(),
-            on_config=self._config_read,
-            on_refused=self._refused,
         )
         self._config = bytearray(self.config_size)
         self._known = False
@@ -62,6 +60,7 @@ class VhostUserDevice(VirtioDevice):
         """Find the back end and learn what it offers. Raises HostError if nobody listens, PeerError, and ConfigError for what
         was asked for and it does not have."""
         self.frontend.who = self.label
+        self.frontend.on_config, self.frontend.on_refused = self._config_read, self._refused
         try:
             await self.frontend.open()
             offer = self.frontend.offer
@@ -76,6 +75,7 @@ class VhostUserDevice(VirtioDevice):
     async def close(self) -> None:
         """End the connection."""
         await self.frontend.close()
+        self.backend = self._broken = None
 
     def select_features(self, offered: int) -> int:
         """The device's bits to offer to the driver, of those that the back end offers. Raises ConfigError."""

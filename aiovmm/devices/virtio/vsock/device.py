@@ -45,7 +45,7 @@ class VsockDevice(VirtioDevice):
         connect_timeout: float = 5.0,
     ) -> None:
         self.cid = cid
-        self._switch = Switch(Muxer(cid, buffer=buffer, limit=limit), self._pump)
+        self._switch = Switch(Muxer(cid, buffer=buffer, limit=limit))
         self.streams = Vsock(self._switch)
         self._hybrid = None if path is None else HybridSocket(self._switch, path, timeout=connect_timeout)
         self._rings: Rings | None = None
@@ -141,7 +141,3 @@ class VsockDevice(VirtioDevice):
         self._switch.drop("the connections were reset")
         if self._rings is not None:
             self._rings.transport_reset()
-
-    def _pump(self) -> None:
-        if self._rings is not None:
-            self._rings.pump()

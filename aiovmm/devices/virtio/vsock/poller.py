@@ -24,20 +24,20 @@ Handler = Callable[[int], None]
 
 
 class Poller:
-    """`listen` and `begin` after `open`, `watch` once `begin` has said yes; `after` is called when a batch of events has been
-    handled. Handlers must not raise."""
+    """`listen` and `begin` after `open`, `watch` once `begin` has said yes. Handlers must not raise."""
 
-    def __init__(self, after: Callable[[], None]) -> None:
-        self._after = after
+    def __init__(self) -> None:
+        self._after: Callable[[], None] | None = None  # while it is open
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._listeners: set[int] = set()
         self._handlers: dict[int, Handler] = {}
         self._fresh: set[int] | None = None  # watched since the events at hand were fetched
 
-    def open(self) -> None:
-        """Before anything else, in the running loop."""
+    def open(self, after: Callable[[], None]) -> None:
+        """Before anything else, in the running loop. `after` is called when a batch of events has been handled, until `close`."""
         self._loop = asyncio.get_running_loop()
+        self._after = after
 
     def begin(self) -> bool:
         """Whether connections can be watched; not if the process has no descriptor left for that, or while this is not open."""
@@ -54,6 +54,7 @@ class Poller:
         for fd in tuple(self._listeners):
             self.forget(fd)
         loop, self._loop = self._loop, None
+        self._after = None
         if self._epoll is not None and loop is not None:
             loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -68,7 +69,7 @@ class Poller:
 
     def _heard(self, handler: Handler) -> None:
         handler(IN)
-        self._after()
+        self._end_batch()
 
     def watch(self, fd: int, handler: Handler) -> None:
         """Call `handler(events)`, at first with what is so already."""
@@ -103,4 +104,8 @@ class Poller:
                     handler(events)
         finally:
             self._fresh = None
-        self._after()
+        self._end_batch()
+
+    def _end_batch(self) -> None:
+        if self._after is not None:
+            self._after()

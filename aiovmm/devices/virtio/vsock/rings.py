@@ -30,12 +30,11 @@ class Rings:
         self._reset_due = Event()
         self._to_guest = ToGuest(queues[RX], switch, self._broken)
         self._from_guest = FromGuest(queues[TX], switch, self._to_guest.pump)
-        self.pump = self._to_guest.pump
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for malformed chains."""
-        self._switch.join_rings(self._to_guest.offer)
-        self.pump()  # what has come for the guest while nobody served it
+        self._switch.join_rings(self._to_guest.pump, self._to_guest.offer)
+        self._to_guest.pump()  # what has come for the guest while nobody served it
         works = self._tx.serve(self._from_guest.turn), self._to_guest.refill(), self._serve_events(), self._broken
         tasks = [asyncio.ensure_future(work) for work in works]
         try:
@@ -43,7 +42,7 @@ class Rings:
             for task in done:
                 await task
         finally:
-            self._switch.join_rings(None)
+            self._switch.join_rings(None, None)
             self._to_guest.close()
             for task in tasks:
                 task.cancel()

@@ -42,17 +42,17 @@ _CLOSE_PATIENCE = (
 
 
 class Switch:
-    """See the module. `wake` is called whenever there may be something to send to the guest."""
+    """See the module."""
 
-    def __init__(self, muxer: Muxer, wake: Callable[[], None]) -> None:
+    def __init__(self, muxer: Muxer) -> None:
         self.muxer = muxer
-        self.poller = Poller(wake)
+        self.poller = Poller()
         self.links: dict[Connection, Link] = {}
         self.listeners: dict[int, Acceptor] = {}
         self.fallback: Acceptor | None = None
         self.live = Event()  # the guest's driver is there
-        self._wake = wake
-        self.offer: Callable[[Link], None] | None = None  # the rings' shortest way from a socket to the guest
+        self._pump: Callable[[], None] | None = None  # the rings', while there are any
+        self.offer: Callable[[Link], None] | None = None  # the same: the shortest way from a socket to the guest
         self.share = PROCESS.share()
         """Of this guest. Host ends, and whatever is on its way to be one, are drawn from it: a link gives its own back."""
         self._ends: set[Link] = set()  # with those whose connection is over but who linger
@@ -63,7 +63,7 @@ class Switch:
 
     def open(self) -> None:
         """Begin, in the running loop."""
-        self.poller.open()
+        self.poller.open(self._wake)
         self._opened = True
 
     def close(self) -> None:
@@ -101,11 +101,16 @@ class Switch:
             effect = connection.receive(_last_word(connection))
             self._carry_out(Effect.ABORTED if effect is Effect.NONE else effect, link)
 
-    def join_rings(self, offer: Callable[[Link], None] | None) -> None:
-        """Rings have come, with this short way to the guest, or have gone."""
-        self.offer = offer
+    def join_rings(self, pump: Callable[[], None] | None, offer: Callable[[Link], None] | None) -> None:
+        """Rings have come, or have gone: `pump` is called whenever there may be something to send to the guest, `offer` is their
+        short way to it."""
+        self._pump, self.offer = pump, offer
         for link in self.links.values():
             link.offer = offer or link.changed
+
+    def _wake(self) -> None:
+        if self._pump is not None:
+            self._pump()
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
