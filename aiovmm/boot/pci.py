@@ -44,6 +44,7 @@ class PciSegment:
     start_bus: int = 0
     end_bus: int = 0
     intx: tuple[IntxWire, ...] = ()
+    bridge: bool = True  # has slot 0
 
     @property
     def ecam(self) -> Window:

@@ -12,7 +12,8 @@ __all__ = ["check_id", "check_path", "check_queues", "check_socket", "encoded"]
 
 MAX_QUEUE_SIZE = 32768  # VIRTIO 1.2, 2.7: the largest split ring
 MAX_SOCKET_PATH = 107  # struct sockaddr_un, less the byte that ends it
-_ID = re.compile(r"[!#-+\-.-Z\\^-~]{1,64}")  # printable ASCII without what separates, encloses or quotes in option text
+# printable ASCII without what separates, encloses or quotes in option text; a space has something on either side
+_ID = re.compile(r"(?! )[ !#-+\-.-Z\\^-~]{1,64}(?<! )")
 
 
 def encoded(option: str, text: str, most: int) -> bytes:
@@ -45,7 +46,7 @@ def check_socket(option: str, path: os.PathLike[str] | str, room: int = 0) -> No
 def check_id(option: str, name: str) -> None:
     """A name for a device."""
     if not _ID.fullmatch(name):
-        hint = "up to 64 printable ASCII characters, without spaces, commas, brackets and quotes"
+        hint = "up to 64 printable ASCII characters, without commas, brackets and quotes, or a space at either end"
         raise ConfigError(option, f"{name!r} is not a name", hint)
 
 

@@ -26,6 +26,7 @@ class PlacedConfig:
             check_id(f"{option}.id", self.id)
         if self.pci_segment < 0:
             raise ConfigError(f"{option}.pci_segment", f"{self.pci_segment} is negative")
-        if self.pci_device_id is not None and not 1 <= self.pci_device_id <= _LAST_SLOT:
-            hint = "slot 0 has the host bridge" if self.pci_device_id == 0 else ""
-            raise ConfigError(f"{option}.pci_device_id", f"{self.pci_device_id} is not in 1..{_LAST_SLOT}", hint)
+        first = 0 if self.pci_segment else 1
+        if self.pci_device_id is not None and not first <= self.pci_device_id <= _LAST_SLOT:
+            hint = "slot 0 of the first segment has the host bridge" if self.pci_device_id == 0 else ""
+            raise ConfigError(f"{option}.pci_device_id", f"{self.pci_device_id} is not in {first}..{_LAST_SLOT}", hint)

@@ -265,7 +265,7 @@ class Machine:
         self._services = KvmPciServices(
             self.kvm_vm, self.bus, self.memory, create_task, self.worker, board.message, board.intx_line
         )
-        self.pci = PciBuses(plans, self._services)
+        self.pci = PciBuses(plans, self._services, self.parts.bare_segments)
         self._stack.push(self.pci.close)
         board.add_pci(self.pci.root)
         self._iommu = machine_iommu(self.parts, self.memory)

@@ -5,6 +5,7 @@ A machine where no device asks for it has none: no device, no table, and rings t
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, cast
 
 from aiovmm.boot import pci as firmware
@@ -28,7 +29,11 @@ _IOMMU = 23  # VIRTIO 1.2 §5
 class MachineIommu:
     """`device` at work in one machine."""
 
-    def __init__(self, device: IommuDevice, memory: GuestMemory, segments: tuple[int, ...]) -> None:
+    def __init__(
+        self, device: IommuDevice, memory: GuestMemory, segments: tuple[int, ...], bare: Collection[int] = ()
+    ) -> None:
+        """`segments` are behind it as a whole, with slot 0 in those that have no bridge there."""
+        self._bare = bare
         self.device = device
         self._segments = segments
         self._place: PciAddress | None = None
@@ -83,7 +88,7 @@ class MachineIommu:
         single = [firmware.EndpointRange(a.segment, a.requester_id, a.requester_id) for a in self._behind]
         ranges = [r for r in single if r.segment not in self._segments]
         for segment in sorted(set(self._segments)):  # whole, with what may come
-            ranges += _around(segment, self._place)
+            ranges += _around(segment, self._place, 0 if segment in self._bare else 1)
         return firmware.VirtioIommu(self._place.segment, self._place.requester_id, tuple(ranges))
 
 
@@ -97,11 +102,11 @@ class _Physical:
         return
 
 
-def _around(segment: int, iommu: PciAddress) -> list[firmware.EndpointRange]:
-    """All slots of a segment but those of its bridge and of the IOMMU."""
+def _around(segment: int, iommu: PciAddress, first: int) -> list[firmware.EndpointRange]:
+    """All slots of a segment from `first` on but that of the IOMMU."""
     cut = iommu.slot if segment == iommu.segment else SLOTS
-    spans = [(1, cut - 1), (cut + 1, SLOTS - 1)]
-    return [firmware.EndpointRange(segment, first << 3, last << 3) for first, last in spans if first <= last]
+    spans = [(first, cut - 1), (cut + 1, SLOTS - 1)]
+    return [firmware.EndpointRange(segment, low << 3, high << 3) for low, high in spans if low <= high]
 
 
 def endpoint_id(address: PciAddress) -> int:
@@ -113,7 +118,8 @@ def machine_iommu(parts: MachineParts, memory: GuestMemory) -> MachineIommu | No
     """The IOMMU, if one is plugged."""
     for plugged in parts.plugged:
         if plugged.device.device_id == _IOMMU:
-            return MachineIommu(cast("IommuDevice", plugged.device), memory, parts.config.platform.iommu_segments)
+            device = cast("IommuDevice", plugged.device)
+            return MachineIommu(device, memory, parts.config.platform.iommu_segments, parts.bare_segments)
     return None
 
 

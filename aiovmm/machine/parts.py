@@ -101,6 +101,11 @@ class MachineParts:
         return slots + [(p.segment, p.slot) for p in self.hosts if p.slot is not None]
 
     @property
+    def bare_segments(self) -> set[int]:
+        """PCI segments whose slot 0 a device has that has chosen it."""
+        return {segment for segment, slot in self.chosen_slots() if slot == 0}
+
+    @property
     def hosts(self) -> Sequence[HostPlace]:
         """Devices of the host."""
         return self.passthrough.places if self.passthrough is not None else ()

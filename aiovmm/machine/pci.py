@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from aiovmm.boot import pci as firmware
@@ -126,6 +126,7 @@ def describe_segments(segments: Sequence[PciSegment]) -> tuple[firmware.PciSegme
             start_bus=s.plan.bus_start,
             end_bus=s.plan.bus_end,
             intx=_wires(s),
+            bridge=not s.bare,
         )
         for s in segments
     )
@@ -139,8 +140,8 @@ def _wires(segment: PciSegment) -> tuple[firmware.IntxWire, ...]:
 class PciBuses:
     """All segments of a machine with what is plugged into them."""
 
-    def __init__(self, plans: Sequence[SegmentPlan], services: KvmPciServices) -> None:
-        self.root = PciRoot(plans, services)
+    def __init__(self, plans: Sequence[SegmentPlan], services: KvmPciServices, bare: Collection[int] = ()) -> None:
+        self.root = PciRoot(plans, services, bare)
         self._services = services
 
     def plug(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu | None = None) -> VirtioPci:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from aiovmm.bus import Range, Space
@@ -39,10 +39,10 @@ class PciAddress:
 
 
 class PciRoot:
-    """Segments as planned, plugged into `services.bus`."""
+    """Segments as planned, plugged into `services.bus`; those whose numbers are in `bare` have no host bridge in slot 0."""
 
-    def __init__(self, plans: Sequence[SegmentPlan], services: PciServices) -> None:
-        self.segments = [PciSegment(plan, services) for plan in plans]
+    def __init__(self, plans: Sequence[SegmentPlan], services: PciServices, bare: Collection[int] = ()) -> None:
+        self.segments = [PciSegment(plan, services, bare=plan.number in bare) for plan in plans]
         self._services = services
         self._ports: Range | None = None
         self._config_ports: ConfigPorts | None = None

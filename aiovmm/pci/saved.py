@@ -71,6 +71,11 @@ async def load_functions(state: State, slots: Slots, segment: int) -> None:
         await _load(slots[slot], saved[slot][1])
 
 
+def has_function(state: State, slot: int, segment: int) -> bool:
+    """Whether anything was in a slot. Raises SnapshotError."""
+    return slot in once(state, _read_functions, segment)
+
+
 def _read_functions(state: State, segment: int) -> dict[int, tuple[str, State]]:
     """By slots, each with its name."""
     saved = {}

@@ -27,9 +27,10 @@ _SLOT_SHIFT = 15  # ECAM address: bus 27:20, device 19:15, function 14:12 (PCI E
 
 
 class PciSegment:
-    """Slots, addresses and configuration accesses of one segment. Slot 0 holds the host bridge."""
+    """Slots, addresses and configuration accesses of one segment. Slot 0 holds the host bridge, unless it is `bare`: then it is
+    there for who asks for it by its number."""
 
-    def __init__(self, plan: SegmentPlan, services: PciServices) -> None:
+    def __init__(self, plan: SegmentPlan, services: PciServices, *, bare: bool = False) -> None:
         self.plan = plan
         self.aperture = Aperture(plan)
         self._services = services
@@ -39,7 +40,10 @@ class PciSegment:
         self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
         self._last: dict[BarId, tuple[PciFunction, Bar, int]] = {}  # where each answers, or last did
         self._awaited: dict[int, Callable[[], None]] = {}  # by slot: who waits for the guest to look at it
-        self.add(host_bridge(), slot=0)
+        self.bare = True
+        if not bare:
+            self.add(host_bridge(), slot=0)
+            self.bare = False
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
         """Plug `function` in (the first free slot, or `slot`), give its BARs addresses. Its slot number; UsageError."""
@@ -57,9 +61,13 @@ class PciSegment:
     def free_slot(self, slot: int | None = None) -> int:
         """`slot`, or the first one, if nothing is in it. Raises UsageError."""
         if slot is None:
-            slot = next((n for n in range(SLOTS) if n not in self._slots and n not in self._reserved), None)
+            slot = next((n for n in range(1, SLOTS) if n not in self._slots and n not in self._reserved), None)
             if slot is None:
                 raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
+        if slot == 0 and not self.bare:
+            raise UsageError(
+                f"PCI segment {self.plan.number}: slot 0 has the host bridge, where no device has it from the start"
+            )
         if not 0 <= slot < SLOTS or slot in self._slots:
             raise UsageError(f"PCI segment {self.plan.number}: slot {slot} is taken or does not exist")
         return slot
@@ -137,8 +145,12 @@ class PciSegment:
     async def load(self, state: State) -> None:
         """Into functions that have been plugged in as they were. Done when their BARs are where they were. Raises
         SnapshotError."""
-        from aiovmm.pci.saved import load_functions, read_claims
+        from aiovmm.pci.saved import has_function, load_functions, read_claims
 
+        if not self.bare and not has_function(state, 0, self.plan.number):  # whose device had gone again
+            self.bare = True
+            del self._slots[0]
+            self._services.bus.remove(self._ecam.pop(0))
         await load_functions(state, self._slots, self.plan.number)
         claims, served = read_claims(state, self._slots)
         with self._services.bus.batch():

@@ -86,8 +86,14 @@ def test_devices_come_and_go(tmp_path: Path, image: Path) -> None:
         until(lambda: printed() == "+d+e")  # after hvc0 and the source of entropy
         assert ask("remove", "control", "disk0", cwd=tmp_path) == (0, "", "")
         until(lambda: printed() == "+d+e-")
+        assert ask("add", "control", "--disk", f"path={image},id=my disk,readonly=on", cwd=tmp_path) == (
+            0,
+            "my disk\n",
+            "",
+        )
+        assert ask("remove", "control", "my disk", cwd=tmp_path) == (0, "", "")
         assert ask("add", "control", "--disk", f"path={image},pci_device_id=9", cwd=tmp_path) == (0, "disk0\n", "")
-        until(lambda: printed() == "+d+e-+j")
+        until(lambda: printed() == "+d+e-+d-+j")
 
 
 def test_a_guest_that_does_not_heed_it(tmp_path: Path, image: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aiovmm.config import ConsoleMode, CpusConfig, RngConfig, TopologyConfig, VMConfig
+from aiovmm.config import ConsoleMode, CpusConfig, DiskConfig, RngConfig, TopologyConfig, VMConfig
 from aiovmm.config import PayloadConfig as Payload
 from aiovmm.config.options import (
     parse_console,
@@ -157,6 +157,15 @@ def test_consoles() -> None:
             parse_console("serial", bad)
 
 
+@pytest.mark.parametrize("name", ["b", "my disk", "b  c", "/b/c", "b;c", "b" * 64])
+def test_ids_that_a_device_may_have(name: str) -> None:
+    assert parse_disk(f"path=a,id={name}").id == name
+    assert parse_disk(f'path=a,id="{name}"').id == name
+    for other in (f" {name}", f"{name} "):
+        with pytest.raises(ConfigError, match=r"a space at either end"):
+            DiskConfig(path=Path("a"), id=other)
+
+
 @pytest.mark.parametrize(
     ("parse", "text", "named"),
     [
@@ -185,7 +194,12 @@ def test_consoles() -> None:
         (parse_disk, "path=a,lock_granularity=none", "disk.lock_granularity"),
         (parse_disk, "vhost_user=on,socket=/s,image_type=raw", "disk.image_type"),
         (parse_disk, "path=a,pci_device_id=0", "disk.pci_device_id"),
+        (parse_disk, "path=a,id=" + "b" * 65, "disk.id"),
+        (parse_disk, 'path=a,id="b,c"', "disk.id"),
+        (parse_disk, "path=a,id=b\tc", "disk.id"),
         (parse_disk, "path=a,pci_device_id=32", "disk.pci_device_id"),
+        (parse_disk, "path=a,pci_segment=1,pci_device_id=32", "disk.pci_device_id"),
+        (parse_disk, "path=a,pci_segment=1,pci_device_id=-1", "disk.pci_device_id"),
         (parse_disk, 'path="a', "disk"),
         (parse_disk, "path=[a", "disk"),
         (parse_disk, "path=a],x=[", "disk"),

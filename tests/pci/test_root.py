@@ -20,6 +20,15 @@ def card() -> PciFunction:
     return PciFunction("card", ConfigSpace(Identity(0x1234, 0x5678, 0xFF0000)))
 
 
+async def test_a_bare_segment_has_slot_0_for_who_asks_for_it(services: RecordingServices) -> None:
+    root = PciRoot(PLANS, services, bare=(1,))
+    assert [str(root.add(card(), 1, slot)) for slot in (None, 0)] == ["0001:00:01.0", "0001:00:00.0"]
+    assert [f.vendor for f in await PciDriver(services, PLANS[1].ecam_base).enumerate()] == [0x1234, 0x1234]
+    with pytest.raises(UsageError, match="slot 0 has the host bridge"):
+        root.add(card(), 0, 0)
+    await root.close()
+
+
 async def test_devices_go_where_the_configuration_says(services: RecordingServices) -> None:
     root = PciRoot(PLANS, services)
     root.add_config_ports()

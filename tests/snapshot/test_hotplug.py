@@ -18,6 +18,7 @@ from aiovmm import (
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
+    PlatformConfig,
     PmemConfig,
     RebootPolicy,
     SnapshotError,
@@ -44,6 +45,22 @@ def disks(tmp_path: Path) -> list[DiskConfig]:
     for path in paths:
         path.write_bytes(bytes(1 << 20))
     return [DiskConfig(path=path, readonly=True) for path in paths]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_what_was_in_slot_0_of_a_further_segment(tmp_path: Path, disks: list[DiskConfig], gone: bool) -> None:
+    """A machine that is made anew has a bridge there, if nothing is: not where the guest has seen none."""
+    placed = tuple(replace(disks[n], pci_segment=1, pci_device_id=n, id=f"d{n}") for n in (0, 1))
+    async with VM(config("s", disks=placed, platform=PlatformConfig(num_pci_segments=2))) as vm:
+        await vm.start()
+        if gone:
+            await vm.remove("d0", timeout=0, force=True)
+        await vm.snapshot(tmp_path / "s")
+    async with VM.restore(tmp_path / "s") as vm:
+        assert [slots.vendor(vm, slot, 1) for slot in (0, 1)] == [0xFFFF if gone else 0x1AF4, 0x1AF4]
+        await vm.resume()
+        await counts_on(vm)
+        assert await vm.add(replace(disks[2], pci_segment=1, pci_device_id=0 if gone else 2), timeout=0) == "disk0"
 
 
 async def test_what_came_and_went_is_there_and_not_there(tmp_path: Path, disks: list[DiskConfig]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,27 @@ async def test_devices_in_other_segments(image: Path) -> None:
         task2 = asyncio.ensure_future(vm.remove("disk0"))
         assert await let_go(vm, 2) == [1]
         await task2
+
+
+async def test_slot_0_of_a_further_segment_is_for_who_has_chosen_it(image: Path) -> None:
+    disk = DiskConfig(path=image, readonly=True, pci_segment=1)
+    first = replace(disk, pci_device_id=0, id="first")
+    platform = PlatformConfig(num_pci_segments=3)
+    async with VM(config("s", disks=(disk, first), platform=platform)) as vm:
+        await vm.start()
+        assert [vendor(vm, slot, 1) for slot in (0, 1)] == [0x1AF4, 0x1AF4]
+        assert [vendor(vm, 0, segment) for segment in (0, 2)] == [0x8086, 0x8086]
+        removal = asyncio.ensure_future(vm.remove("first"))
+        assert await let_go(vm, 1) == [0]
+        await removal
+        task = asyncio.ensure_future(vm.add(disk))
+        assert await look(vm, 1) == [2], "nobody is given it who has not asked for it"
+        assert await task == "disk1"
+        task = asyncio.ensure_future(vm.add(first))
+        assert await look(vm, 1) == [0]
+        assert await task == "first"
+        with pytest.raises(UsageError, match="slot 0 has the host bridge, where no device has it from the start"):
+            await vm.add(replace(disk, pci_segment=2, pci_device_id=0))
 
 
 async def test_a_console_comes_goes_and_comes_again() -> None:

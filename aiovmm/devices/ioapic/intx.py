@@ -18,7 +18,7 @@ FIRST_INTX_PIN, INTX_PINS = 16, 8
 
 def pin_of_slot(slot: int) -> int:
     """The pin of INTA of what is in a slot of any segment."""
-    return FIRST_INTX_PIN + (slot - 1) % INTX_PINS  # slot 0 has a bridge, without a pin
+    return FIRST_INTX_PIN + (slot - 1) % INTX_PINS
 
 
 class LevelPins(Protocol):

@@ -46,7 +46,7 @@ def describe(
     )
 
 
-_SLOT_WIRES = tuple(IntxWire(slot, pin_of_slot(slot)) for slot in range(1, SLOTS))
+_SLOT_WIRES = tuple(IntxWire(slot, pin_of_slot(slot)) for slot in range(SLOTS))
 
 
 def _modules(config: VMConfig, end_of_ram: int) -> tuple[acpi.MemoryModule, ...]:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from aiovmm.boot.acpi.viot import viot
+from aiovmm.boot.pci import EndpointRange
 from aiovmm.config import DiskConfig, FsConfig, NetConfig, PayloadConfig, PlatformConfig, RngConfig, VMConfig
 from aiovmm.devices.virtio.iommu import IommuDevice
 from aiovmm.errors import ConfigError, GuestFault, UsageError
@@ -22,6 +23,7 @@ from aiovmm.machine.pci import KvmPciServices, PciBuses
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.plan import Window, plan_segments
+from aiovmm.pci.root import PciAddress
 from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.testing.pci import ECAM_BASE, MESSAGES, MMIO32, RecordingServices
@@ -178,6 +180,21 @@ def test_there_is_one_if_somebody_asks_for_it(config: VMConfig, wanted: bool) ->
         assert iommu.covers(made.plugged[0]) == made.plugged[0].iommu
         assert not iommu.covers(made.plugged[1])
         assert iommu.covers(PluggedDevice("x", Echo(), 1)) == (config.platform.iommu_segments == (1,))
+    memory.close()
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+def test_slot_0_of_a_segment_without_a_bridge_is_behind_it(slot: int) -> None:
+    platform = PlatformConfig(num_pci_segments=2, iommu_segments=(1,))
+    made = parts(VMConfig(PAYLOAD, rng=RngConfig(pci_segment=1, pci_device_id=slot), platform=platform))
+    plug_configured(made)
+    memory = GuestMemory.create([(0, MIB)])
+    iommu = machine_iommu(made, memory)
+    assert iommu is not None
+    iommu.plugged(made.plugged[-1], PciAddress(0, 2))
+    described = iommu.describe()
+    assert described is not None
+    assert described.endpoints == (EndpointRange(1, slot << 3, 31 << 3),)
     memory.close()
 
 

@@ -56,7 +56,7 @@ def host_bridge(
     routing = [aml.name("_PRT", _routing(segment.intx))] if segment.intx else []
     if shared_routing:
         routing = [aml.method("_PRT", 0, aml.return_(aml.name_string(_SLOT_INTERRUPTS)))]
-    hotplug = [] if slot_registers is None else [slots(segment.segment, slot_registers)]
+    hotplug = [] if slot_registers is None else [slots(segment.segment, slot_registers, 1 if segment.bridge else 0)]
     return aml.device(
         bridge_name(segment),
         aml.name("_HID", aml.eisa_id("PNP0A08")),

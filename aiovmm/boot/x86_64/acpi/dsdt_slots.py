@@ -5,7 +5,7 @@ Inside the host bridge, for each segment:
     SLOT, SADD, SWNT    its two registers; see `config.SlotPorts`
     SNOT(slots, value)  Notify each of these slots
     SCHK()              the GED's event: slots with something new are to be looked at, those that are wanted to be given up
-    S01 to S1F          the slots, whose _EJ0 ejects
+    S01 to S1F          the slots, whose _EJ0 ejects; S00 where that has no bridge
 
 What is in a slot says its configuration space, so none has a _STA: a guest's start then costs not one access more.
 """
@@ -21,12 +21,12 @@ __all__ = ["CHECK", "slots"]
 
 CHECK = "SCHK"
 _DEVICE_CHECK, _EJECT_REQUEST = 0x01, 0x03  # device object notifications (ACPI 6.4, 5.6.6)
-_FIRST, _LAST = 1, 31  # slot 0 has the bridge
+_LAST = 31
 
 
 @lru_cache(maxsize=128)
-def slots(segment: int, port: int) -> bytes:
-    """Of the segment with this number, whose registers begin at `port`."""
+def slots(segment: int, port: int, first: int = 1) -> bytes:
+    """Of the segment with this number, whose registers begin at `port`, from slot `first` on."""
     return b"".join(
         (
             aml.operation_region("SLOT", aml.RegionSpace.SYSTEM_IO, port, SlotPorts.SIZE),
@@ -37,8 +37,8 @@ def slots(segment: int, port: int) -> bytes:
                 access=aml.Access.DWORD,
                 update=aml.Update.WRITE_AS_ZEROS,
             ),
-            *(_slot(segment, slot) for slot in range(_FIRST, _LAST + 1)),
-            _notify(),
+            *(_slot(segment, slot) for slot in range(first, _LAST + 1)),
+            _notify(first),
             _check(),
         )
     )
@@ -58,10 +58,10 @@ def _slot(segment: int, slot: int) -> bytes:
     )
 
 
-def _notify() -> bytes:
+def _notify(first: int) -> bytes:
     told = (
         aml.if_(aml.and_(aml.arg(0), aml.integer(1 << slot)), aml.notify(_name(slot), aml.arg(1)))
-        for slot in range(_FIRST, _LAST + 1)
+        for slot in range(first, _LAST + 1)
     )
     return aml.method("SNOT", 2, *told)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -70,6 +71,16 @@ def test_slots_are_told_what_their_registers_say(acpica: Acpica, fill: int) -> N
     for_others = notified(output) - {(slot, value) for slot in slots for value in (1, 3)}
     assert len(re.findall(r"Notify on \[S", output)) == 2 * 2 * len(slots)
     assert for_others == (NOTIFIED[0xFF] - {("PC00", 0), ("PC01", 0)} if fill == 0xFF else set())
+
+
+def test_a_segment_without_a_bridge_has_slot_0_for_hotplug(acpica: Acpica) -> None:
+    first, second = segments(2)
+    table = dsdt(AcpiConfig(pci_segments=(first, replace(second, bridge=False))))
+    names = acpica.execute(table, r"namespace \_SB")
+    assert names.count("S00_ Device") + names.count("S00  Device") == 1
+    output = acpica.execute(table, rf"execute \_SB.GED0._EVT {MACHINE.ged_gsi}", region_fill=0xFF)
+    assert output.count("Notify on [S00_]") == 2
+    assert acpica.execute(table, r"evaluate \_SB.PC01.S00._ADR").count("[Integer] = 0000000000000000") == 1
 
 
 HOT = AcpiConfig(
