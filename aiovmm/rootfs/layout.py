@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from aiovmm.errors import ImageError
-from aiovmm.rootfs.tar import TarReader
+from aiovmm.rootfs.tar import TarError, TarReader
 
 __all__ = ["LARGEST_DOCUMENT", "Files", "FilesOfArchive", "FilesOfDirectory", "read_document"]
 
 LARGEST_DOCUMENT = 4 << 20  # bytes, as registries have it
 _LINKS = 8  # to each other
+_MOST_FILES = 1 << 16  # of an archive: there may be 1,000 layers of an image
+_LONGEST_NAME = 4096
 
 
 class Files(Protocol):
@@ -43,12 +45,17 @@ class FilesOfDirectory:
         """A regular file, be it through a link, but no FIFO, which would not answer."""
         if name.startswith("/") or ".." in name.split("/"):
             raise ImageError(str(self._root), f"names a file outside of it, {name!r}")
-        fd = os.open(self._root / name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            os.close(fd)
-            raise ImageError(str(self._root / name), "is not a file")
-        return open(fd, "rb", buffering=0), status.st_size
+        file = _open(self._root / name)
+        return file, os.fstat(file.fileno()).st_size
+
+
+def _open(path: Path) -> BinaryIO:
+    """Raises OSError, ImageError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImageError(str(path), "is not a file")
+    return open(fd, "rb", buffering=0)
 
 
 class FilesOfArchive:
@@ -58,9 +65,11 @@ class FilesOfArchive:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
-        with open(path, "rb") as file:
+        with _open(path) as file:
             reader = _Seeking(file)
             for member in reader.tar:
+                if len(self._places) + len(self._links) >= _MOST_FILES or len(member.path) > _LONGEST_NAME:
+                    raise TarError(f"has more than {_MOST_FILES} files, or names, than a layout has")
                 name = os.fsdecode(member.path).removeprefix("./")
                 if member.kind in ("link", "symlink"):  # a layer that is there twice
                     self._links[name] = _leads_to(name, member.kind, os.fsdecode(member.target))
@@ -79,7 +88,7 @@ class FilesOfArchive:
         if name not in self._places:
             raise FileNotFoundError(2, os.strerror(2), name)
         offset, size = self._places[name]
-        file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - the caller closes it
+        file = _open(self._path)
         file.seek(offset)
         return file, size
 

@@ -1,7 +1,8 @@
 """Tar archives, read from a stream. Pure: `read` gives the bytes, the caller takes each member's content before the next one.
 
 Python's tarfile takes a damaged header for the end of the archive, and reads an extended header into memory however long it
-says it is; here the one is an error and the other is bounded. Formats: POSIX.1-2001 (pax) with ustar, and what GNU tar writes
+says it is, as many times as there are; here the one is an error and the other is bounded, since a few kilobytes may unpack to
+terabytes of headers. Formats: POSIX.1-2001 (pax) with ustar, and what GNU tar writes
 by default. Sparse members and volumes are refused by name. Source: POSIX.1-2017, pax, "ustar Interchange Format" and "pax
 Interchange Format"; tar(5) of libarchive for GNU's.
 """
@@ -14,7 +15,10 @@ from dataclasses import dataclass, field
 __all__ = ["BLOCK", "Member", "TarError", "TarReader"]
 
 BLOCK = 512
-_LONGEST_HEADER = 1 << 20  # bytes of an extended one; the kernel's limits on xattrs and paths make 70 KiB of it
+_LONGEST_HEADER = (
+    1 << 20
+)  # bytes of extended ones before a member; the kernel's limits on xattrs and paths make 70 KiB of it
+_LARGEST = 1 << 60  # bytes of a member: no offset behind it is beyond what a file has
 _PART = 1 << 20
 _FILE, _LINK, _SYMLINK, _CHARACTER, _BLOCK_DEVICE, _DIRECTORY, _FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 _KINDS = {
@@ -33,6 +37,9 @@ _REFUSED = {
     b"M": "a file that goes on from another volume",
     b"V": "",  # a volume's label, which is no member
 }
+_EXTENDED = (b"x", b"g", b"L", b"K", b"V")
+_FIELDS = (b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime")
+_SPARSE = b"GNU.sparse"
 _XATTR = b"SCHILY.xattr."
 
 
@@ -72,22 +79,24 @@ class TarReader:
     def __iter__(self) -> Iterator[Member]:
         own: dict[bytes, bytes] = {}
         long: dict[str, bytes] = {}
+        room = _LONGEST_HEADER
         while (header := self._header()) is not None:
             kind = header[156:157]
             size = _number(header[124:136], "size", self._where)
-            if kind in (b"x", b"g"):
-                records = _records(self._whole(size), self._where)
-                if kind == b"g":
-                    self._global |= records
-                else:
-                    own = records
+            if kind in _EXTENDED:
+                room -= BLOCK + size
+                if room < 0:
+                    raise TarError(f"has more than {_LONGEST_HEADER} bytes of extended headers, at {self._where}")
+                data = self._whole(size)
+            if kind == b"g":
+                self._keep(_records(data, self._where))
+            elif kind == b"x":
+                own = _records(data, self._where)
             elif kind in (b"L", b"K"):
-                long["path" if kind == b"L" else "target"] = self._whole(size).split(b"\0")[0]
-            elif kind == b"V":
-                self._whole(size)
-            else:
+                long["path" if kind == b"L" else "target"] = data.split(b"\0")[0]
+            elif kind != b"V":
                 member = self._member(header, kind, size, self._global | own, long)
-                own, long = {}, {}
+                own, long, room = {}, {}, _LONGEST_HEADER
                 self._start(member.size)
                 yield member
                 self._skip()
@@ -124,9 +133,15 @@ class TarReader:
         self._exactly(self._padding)
         self._padding = 0
 
+    def _keep(self, records: dict[bytes, bytes]) -> None:
+        """What is for all members from here on, as far as they are told by it: the rest would only be more and more."""
+        for key, value in records.items():
+            if key.startswith(_XATTR):
+                raise TarError(f"has extended attributes for all members, at {self._where}")
+            if key in _FIELDS or key.startswith(_SPARSE):
+                self._global[_SPARSE if key.startswith(_SPARSE) else key] = value
+
     def _whole(self, size: int) -> bytes:
-        if size > _LONGEST_HEADER:
-            raise TarError(f"has an extended header of {size} bytes, at {self._where}: the most is {_LONGEST_HEADER}")
         self._start(size)
         data = b"".join(self.content())
         self._skip()
@@ -162,7 +177,7 @@ class TarReader:
         self, header: bytes, kind: bytes, size: int, records: dict[bytes, bytes], long: dict[str, bytes]
     ) -> Member:
         path = records.get(b"path") or long.get("path") or _name(header)
-        if kind in _REFUSED or any(key.startswith(b"GNU.sparse") for key in records):
+        if kind in _REFUSED or any(key.startswith(_SPARSE) for key in records):
             reason = _REFUSED.get(kind, _REFUSED[b"S"])
             raise TarError(f"has {reason}, at {self._where}")
         if kind not in _KINDS:
@@ -172,6 +187,8 @@ class TarReader:
             what = "directory"
         if b"size" in records:
             size = _decimal(records[b"size"], "size", self._where)
+        if size > _LARGEST:
+            raise TarError(f"has a member of {size} bytes, at {self._where}")
         return Member(
             path=path,
             kind=what,

@@ -245,6 +245,31 @@ def test_what_never_answers_is_refused(tmp_path: Path) -> None:
         Image.of(tmp_path / "x")
 
 
+@pytest.mark.parametrize("size", [1 << 62, 1 << 64])
+async def test_a_layout_with_a_size_that_no_file_has(tmp_path: Path, size: int) -> None:
+    header = bytearray(archive(file("index.json"))[:512])
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "x").write_bytes(header)
+    with pytest.raises(ImageError, match=f"has a member of {size} bytes"):
+        await Image.from_oci(tmp_path / "x", cache=tmp_path / "cache").build()
+
+
+async def test_an_archive_of_more_files_than_a_layout_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names are the program's memory, before a process of its own makes an image of it."""
+    monkeypatch.setattr("aiovmm.rootfs.layout._MOST_FILES", 10)
+    (tmp_path / "x").write_bytes(archive(*(file(f"f{n}") for n in range(11))))
+    with pytest.raises(ImageError, match="more than 10 files"):
+        await Image.from_oci(tmp_path / "x", cache=tmp_path / "cache").build()
+
+
+async def test_an_archive_that_never_answers(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(ImageError, match="is not a file"):
+        await Image.from_oci(tmp_path / "x", cache=tmp_path / "cache").build()
+
+
 def test_what_an_archive_is_is_told_by_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first file may stand for terabytes."""
     path = tmp_path / "x.tar"

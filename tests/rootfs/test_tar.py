@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import subprocess
 import tarfile
 from contextlib import suppress
@@ -106,8 +107,50 @@ def test_a_damaged_header_is_not_the_end() -> None:
 def test_a_header_that_claims_a_lot_is_refused_before_it_is_read() -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 40
-    with pytest.raises(TarError, match="extended header of 1099511627776 bytes"):
+    with pytest.raises(TarError, match="more than 1048576 bytes of extended headers"):
         read(info.tobuf(tarfile.GNU_FORMAT))
+
+
+def extended(kind: bytes, data: bytes) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, len(data)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K", b"V"])
+@pytest.mark.parametrize("data", [b"", b"10 path=x\n" * 50])
+def test_headers_without_end_have_one(kind: bytes, data: bytes) -> None:
+    """20 kB unpack to 200 MB of them, and these took 12 s in which nobody could end it."""
+    endless = itertools.cycle(extended(kind, data))
+    reader = TarReader(lambda size: bytes(itertools.islice(endless, size)))
+    with pytest.raises(TarError, match="more than 1048576 bytes of extended headers"):
+        next(iter(reader))
+    assert reader.offset <= 2 << 20
+
+
+def test_what_is_for_all_members_is_what_is_looked_at() -> None:
+    """Else it grows with each of them: of a megabyte each, from as much of what is packed as makes nothing of it."""
+    member = tarfile.TarInfo("y").tobuf()
+    data = b"".join(extended(b"g", _records(at)) + member for at in range(0, 100_000, 20_000))
+    reader = TarReader(io.BytesIO(extended(b"g", b"10 path=z\n") + data).read)
+    assert [found.path for found in reader] == [b"z"] * 5
+    assert len(reader._global) == 1
+    with pytest.raises(TarError, match="extended attributes for all members"):
+        read(extended(b"g", b"26 SCHILY.xattr.user.a=bc\n") + member)
+
+
+def _records(first: int) -> bytes:
+    return b"".join(b"14 k%07d=v\n" % n for n in range(first, first + 20_000))
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 80])
+def test_a_size_that_no_file_has_is_refused(size: int) -> None:
+    header = bytearray(tarfile.TarInfo("x").tobuf())
+    header[124:136] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(TarError, match=f"has a member of {size} bytes"):
+        read(bytes(header))
 
 
 @pytest.mark.parametrize(
