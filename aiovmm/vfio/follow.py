@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from aiovmm.errors import GuestFault, HostError
 from aiovmm.memory import GuestMemory
@@ -43,16 +43,26 @@ class MappedPiece(Protocol):
         """Bits: 1 may be read, 2 written."""
 
 
+class _Region(NamedTuple):
+    """A piece of memory that the device reaches by its own address."""
+
+    base: int
+    size: int
+    gpa: int
+    perm: int
+
+
 class FollowedDomain(Protocol):
     """A domain of the virtual IOMMU."""
 
     followers: dict[object, Any]
 
     @property
-    def pieces(self) -> Sequence[MappedPiece]:
-        """All that is mapped."""
+    def pieces(self) -> Iterable[MappedPiece]:
+        """All that is mapped now, whatever becomes of it until somebody looks."""
 
 
+_Pieces = Iterable[MappedPiece]
 _Wanted = dict[tuple[int, int], tuple[int, int]]  # (address, bytes) of the device -> guest-physical address, rights
 
 
@@ -75,7 +85,7 @@ class Follower:
         self._on_error = on_error
         self._domain: FollowedDomain | None = None
         self._bypass = False
-        self._noted: list[tuple[_Wanted, _Wanted]] = []  # what has gone and come since the last look, in order
+        self._noted: list[tuple[_Pieces, _Pieces]] = []  # what has gone and come since the last look, in order
         self._rebound = True  # all is to be compared
         self._mapped: _Wanted = {}  # touched by the thread, or while there is none
         self._working = asyncio.Lock()
@@ -95,13 +105,13 @@ class Follower:
         if domain is not None:
             domain.followers[self] = self
 
-    def added(self, pieces: Sequence[MappedPiece]) -> None:
+    def added(self, pieces: _Pieces) -> None:
         """The domain has got these."""
-        self._noted.append(({}, _as_wanted(pieces)))
+        self._noted.append(((), pieces))
 
-    def removed(self, pieces: Sequence[MappedPiece]) -> None:
+    def removed(self, pieces: _Pieces) -> None:
         """The domain has lost these."""
-        self._noted.append((_as_wanted(pieces), {}))
+        self._noted.append((pieces, ()))
 
     def uses(self, start: int, end: int) -> bool:
         """Whether there is anything to carry out."""
@@ -111,7 +121,12 @@ class Follower:
         """Be as the virtual IOMMU says. Never raises."""
         async with self._working:
             while not self._closed and (self._rebound or self._noted):
-                await finish(self._in_thread(self._changes()))
+                if self._rebound:
+                    work = partial(self._compare, self._wanted())
+                else:
+                    noted, self._noted = self._noted, []
+                    work = partial(self._follow, noted)
+                await finish(self._thread.submit(work))
 
     # -- what the machine does
 
@@ -135,32 +150,24 @@ class Follower:
 
     # -- the host's side
 
-    def _wanted(self) -> _Wanted:
+    def _wanted(self) -> _Pieces:
+        """All that is to be mapped, with nothing of what is noted still to come."""
+        self._rebound, self._noted = False, []
         if self._domain is not None:
-            return _as_wanted(self._domain.pieces)
+            return self._domain.pieces
         if not self._bypass:
-            return {}
-        return {
-            (piece.gpa, piece.size): (piece.gpa, _READ | (0 if piece.readonly else _WRITE))
-            for piece in self._reachable()
-        }
+            return ()
+        return [_Region(p.gpa, p.size, p.gpa, _READ | (0 if p.readonly else _WRITE)) for p in self._reachable()]
 
-    def _changes(self) -> list[tuple[_Wanted, _Wanted]]:
-        """What is to be carried out now."""
-        noted, self._noted = self._noted, []
-        if not self._rebound:
-            return noted
-        self._rebound = False
-        wanted, mapped = self._wanted(), self._mapped
+    def _compare(self, pieces: _Pieces) -> None:
+        """In a thread: there may be very many."""
+        wanted, mapped = _as_wanted(pieces), self._mapped
         gone = {key: value for key, value in mapped.items() if wanted.get(key) != value}
-        return [(gone, {key: value for key, value in wanted.items() if mapped.get(key) != value})]
+        self._carry_out(gone, {key: value for key, value in wanted.items() if mapped.get(key) != value})
 
-    async def _in_thread(self, changes: list[tuple[_Wanted, _Wanted]]) -> None:
-        await self._thread.submit(partial(self._carry_out_all, changes))
-
-    def _carry_out_all(self, changes: list[tuple[_Wanted, _Wanted]]) -> None:
+    def _follow(self, changes: list[tuple[_Pieces, _Pieces]]) -> None:
         for gone, new in changes:
-            self._carry_out(gone, new)
+            self._carry_out(_as_wanted(gone), _as_wanted(new))
 
     def _carry_out(self, gone: _Wanted, new: _Wanted) -> None:
         """Unmap, then map. What the host refuses counts as done, and `on_error` hears of it."""
@@ -194,5 +201,5 @@ class Follower:
             self._loop.call_soon_threadsafe(self._on_error, error)
 
 
-def _as_wanted(pieces: Sequence[MappedPiece]) -> _Wanted:
+def _as_wanted(pieces: _Pieces) -> _Wanted:
     return {(piece.base, piece.size): (piece.gpa, piece.perm) for piece in pieces}

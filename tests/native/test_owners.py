@@ -18,9 +18,11 @@ PACKAGE = Path(aiovmm.__file__).resolve().parent
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent.name != "native")
 BARE = {"addressof", "cast", "from_buffer", "from_handle", "gc", "new_handle", "release"}
 # An ioctl's argument, and what that points at, which the caller holds, what stands for the memory of a ring that is closed,
-# RAM that is given back, which the device holds until it has been, and pages of ranges, which their table keeps.
+# RAM that is given back, which the device holds until it has been, pages of ranges, which their table keeps, and regions of an
+# IOMMU's, which their leaf does.
 ADDRESSES = {
     "devices/virtio/balloon/device.py",
+    "devices/virtio/iommu/table.py",
     "kvm/aarch64/device.py",
     "kvm/aarch64/registers.py",
     "kvm/ioctl.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aiovmm.devices.virtio.iommu import IommuDevice
 from aiovmm.devices.virtio.iommu.domains import Domains
+from aiovmm.devices.virtio.iommu.table import Piece
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Request, Status, Unmap
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import in_thread
@@ -112,6 +113,32 @@ async def test_what_is_no_memory_is_not_mapped(behind: Behind) -> None:
     assert behind.dma == {0x10_0000: (0x8000, 0x8000)}
     await behind.request(Map(1, 0x20_0000, 0x20_0FFF, 0xC000_0000, 3))
     assert behind.dma == {0x10_0000: (0x8000, 0x8000)}
+
+
+class ElsewherePieces:
+    """Very many, perhaps: who looks at them does so in a thread."""
+
+    def __iter__(self) -> Iterator[Piece]:
+        assert threading.current_thread() is not threading.main_thread()
+        yield Piece(0xA000, 0x1000, 0x3000, 3)
+
+
+class Followed:
+    def __init__(self) -> None:
+        self.followers: dict[object, object] = {}
+        self.pieces = ElsewherePieces()
+
+
+async def test_the_loop_looks_at_nothing_of_what_comes_and_goes(behind: Behind) -> None:
+    behind.follower.bind(Followed())
+    await behind.follower.revalidate()
+    assert behind.dma == {0xA000: (0x3000, 0x1000)}
+    behind.follower.removed(ElsewherePieces())
+    await behind.follower.revalidate()
+    assert behind.dma == {}
+    behind.follower.added(ElsewherePieces())
+    await behind.follower.revalidate()
+    assert behind.dma == {0xA000: (0x3000, 0x1000)}
 
 
 async def test_a_mapping_without_rights_is_not_mapped(behind: Behind) -> None:

@@ -5,7 +5,7 @@ struct avmm_region {
     uint64_t size;
     uint64_t host;
     uint32_t perm;
-    uint32_t pad;
+    uint32_t within;
 };
 struct avmm_mem {
     uint32_t count;

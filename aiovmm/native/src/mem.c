@@ -21,15 +21,20 @@
 #define POPULATE (16u << 20)
 
 void *avmm_mem_span(const struct avmm_mem *mem, uint64_t base, uint32_t perm, uint64_t *room) {
+    const struct avmm_region *regions = mem->regions;
     uint32_t lo = 0, hi = mem->count;
     while (lo < hi) { /* first region whose end lies beyond base */
         uint32_t mid = lo + (hi - lo) / 2;
-        const struct avmm_region *r = &mem->regions[mid];
+        const struct avmm_region *r = &regions[mid];
         if (base >= r->base && base - r->base >= r->size)
             lo = mid + 1;
         else if (base < r->base)
             hi = mid;
-        else {
+        else if (r->within) {
+            regions = (const struct avmm_region *)(uintptr_t)r->host;
+            lo = 0;
+            hi = r->within;
+        } else {
             uint64_t off = base - r->base;
             if ((r->perm & perm) != perm)
                 return NULL;

@@ -258,7 +258,7 @@ async def test_unmapping_other_pages_does_not_disturb_a_live_device() -> None:
         await restart_in_domain(p)
         for i in range(200):
             assert await p.map(1, IOVA + i * PAGE_SIZE, PAGE_SIZE, 0x80000) == OK
-        assert p.translation.table.count == 201
+        assert len(p.device._tables[1]) == 201
         assert await p.unmap(1, IOVA, 200 * PAGE_SIZE) == OK
         assert p.translation.table.count == 1
         assert await p.echo.request(0, [b"hello"], [16]) == b"hello"

@@ -40,6 +40,7 @@ __all__ = ["Endpoint", "IommuDevice", "Reach"]
 
 PROBE_SIZE = 512  # bytes for properties; zeros after the last (§5.13.6.7)
 
+_LOADED_A_TURN = 32  # mappings of a snapshot, of which there may be very many
 _FAULTS_KEPT = 64  # a device that faults is stopped; more come only from a driver that starts it again and again
 
 
@@ -158,7 +159,7 @@ class IommuDevice(VirtioDevice):
         """Domains with their mappings, and faults that the driver has not been told of."""
         return {"domains": self.domains.save(), "faults": list(self._pending)}
 
-    def load(self, state: State) -> None:
+    async def load(self, state: State) -> None:
         """Into the IOMMU of a machine with the same devices behind it. Raises SnapshotError."""
         from aiovmm.runtime.plain import Fields
 
@@ -167,7 +168,11 @@ class IommuDevice(VirtioDevice):
         fields.end()
         if not all(isinstance(fault, bytes) and len(fault) == FAULT_SIZE for fault in faults):
             raise SnapshotError(f"{self.name}: a fault is told in {FAULT_SIZE} bytes")
-        self._carry_out(self.domains.load(domains))
+        for number, effect in enumerate(self.domains.load(domains), 1):
+            if effect is not None:
+                self._carry_out([effect])
+            if number % _LOADED_A_TURN == 0:
+                await asyncio.sleep(0)
         self._pending.extend(faults)
 
     async def close(self) -> None:

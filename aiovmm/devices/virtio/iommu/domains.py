@@ -14,6 +14,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from aiovmm.devices.virtio.iommu.mappings import Mapping, Mappings
@@ -39,7 +40,7 @@ __all__ = ["MAPPINGS_LIMIT", "Added", "Bound", "Domains", "Effect", "Outcome", "
 
 MAPPINGS_LIMIT = 1 << 18
 """Mappings in all domains of a VM: a guest that maps its pages one by one, again and again at other addresses, would have us
-keep a record of 200 bytes for each. Linux maps what is in flight: some ten thousand for a busy disk."""
+keep records of 100 bytes for each. Linux maps what is in flight: some ten thousand for a busy disk."""
 
 
 @dataclass(frozen=True)
@@ -161,27 +162,34 @@ class Domains:
                     "number": number,
                     "bypass": domain.bypass,
                     "endpoints": sorted(domain.endpoints),
-                    "mappings": b"".join(_MAPPING.pack(*mapping) for mapping in domain.mappings),
+                    "mappings": domain.mappings.packed(),
                 }
                 for number, domain in self._domains.items()
             ],
         }
 
-    def load(self, state: State) -> tuple[Effect, ...]:
-        """Of an IOMMU with the same endpoints, none of which is attached: the driver's requests that lead there. Raises
-        SnapshotError."""
+    def load(self, state: State) -> Iterator[Effect | None]:
+        """Of an IOMMU with the same endpoints, none of which is attached: the driver's requests that lead there. It may be long,
+        so it is done as far as it is iterated: nothing (None) has changed until all of it is known to be good, then what has.
+        Raises SnapshotError."""
         from aiovmm.runtime.plain import Fields
 
         fields = Fields(state, "IOMMU")
-        bypass, requests = fields.flag("bypass"), [r for saved in fields.several("domains") for r in _requests(saved)]
-        fields.end()
+        bypass, domains = fields.flag("bypass"), fields.several("domains")
         trial = Domains(input_end=self.input_end, messages=self.messages, granule=self.granule, limit=self.limit)
         trial._attached = dict.fromkeys(self._attached)
-        for request in requests:
+        for request in chain.from_iterable(map(_requests, domains)):
             if (status := trial.handle(request).status) is not Status.OK:
                 raise SnapshotError(f"IOMMU: {request} cannot have been: {status.name}")
-        changed = self.set_bypass(bypass)
-        return (*changed, *(effect for request in requests for effect in self.handle(request).effects))
+            yield None
+        fields.end()
+        yield from self.set_bypass(bypass)
+        self._attached, self._domains, self.mapped = trial._attached, trial._domains, trial.mapped
+        for endpoint, domain in self._attached.items():
+            if domain is not None:
+                yield self._bound(endpoint, domain)
+        for number, there in self._domains.items():
+            yield from (Added(number, mapping) for mapping in there.mappings)
 
     # -- what the driver asks for
 
@@ -217,7 +225,11 @@ class Domains:
             domain = self._domains[r.domain] = _Domain(bypass)
         domain.endpoints.add(r.endpoint)
         self._attached[r.endpoint] = r.domain
-        return Outcome(Status.OK, (Bound(r.endpoint, None if bypass else r.domain, bypass),))
+        return Outcome(Status.OK, (self._bound(r.endpoint, r.domain),))
+
+    def _bound(self, endpoint: int, domain: int) -> Bound:
+        bypass = self._domains[domain].bypass
+        return Bound(endpoint, None if bypass else domain, bypass)
 
     def _detach(self, r: Detach) -> Outcome:
         if r.endpoint not in self._attached:
@@ -263,14 +275,13 @@ class Domains:
             return Outcome(Status.NOENT)
         if domain.bypass:
             return Outcome(Status.INVAL)
-        covered = domain.mappings.cover(r.start, r.end)
-        if covered is None:  # a mapping cannot be split (§5.13.6.6)
+        if domain.mappings.splits(r.start, r.end):  # §5.13.6.6
             return Outcome(Status.RANGE)
-        gone = domain.mappings.remove(*covered)
-        if not gone:
+        count, start, end = domain.mappings.remove(r.start, r.end)
+        if not count:
             return Outcome(Status.OK)
-        self.mapped -= len(gone)
-        return Outcome(Status.OK, (Removed(r.domain, gone[0].start, gone[-1].end),))
+        self.mapped -= count
+        return Outcome(Status.OK, (Removed(r.domain, start, end),))
 
     def _probe(self, r: Probe) -> Outcome:
         if r.endpoint not in self._attached:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import bisect
+from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Mapping", "Mappings"]
+from aiovmm.devices.virtio.iommu.rows import Leaf, Rows
+
+__all__ = ["ROW_SIZE", "Mapping", "Mappings"]
+
+ROW_SIZE = 32
+"""Bytes of a mapping where many stand one behind the other, for a snapshot: its four numbers."""
 
 
 class Mapping(NamedTuple):
@@ -18,42 +23,54 @@ class Mapping(NamedTuple):
     flags: int
 
 
+class _Leaf(Leaf):
+    width = len(Mapping._fields)
+
+    def end(self, at: int) -> int:
+        return self.columns[1][at]
+
+
 class Mappings:
     """See the module."""
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._items: list[Mapping] = []
+        self._rows = Rows(_Leaf)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Mapping]:
-        return iter(self._items)
+        return map(Mapping._make, self._rows)
+
+    def packed(self) -> bytes:
+        """All of them, ROW_SIZE bytes each."""
+        return b"".join(map(_packed, self._rows.leaves))
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any address in [start, end] is mapped."""
-        i = bisect.bisect_right(self._starts, end)
-        return i > 0 and self._items[i - 1].end >= start
+        last = self._rows.before(end)
+        return last is not None and last[0].end(last[1]) >= start
 
     def add(self, mapping: Mapping) -> None:
         """Add one that overlaps no other."""
-        i = bisect.bisect_left(self._starts, mapping.start)
-        self._starts.insert(i, mapping.start)
-        self._items.insert(i, mapping)
+        self._rows.insert(mapping)
 
-    def cover(self, start: int, end: int) -> tuple[int, int] | None:
-        """Indices [first, last) of the mappings that lie in [start, end]; None if one of them lies in it with a part only."""
-        first = bisect.bisect_left(self._starts, start)
-        last = bisect.bisect_right(self._starts, end)
-        if first > 0 and self._items[first - 1].end >= start:
-            return None
-        if last > first and self._items[last - 1].end > end:
-            return None
-        return first, last
+    def splits(self, start: int, end: int) -> bool:
+        """Whether a mapping lies in [start, end] with a part only."""
+        before = self._rows.before(start - 1) if start else None
+        last = self._rows.before(end)
+        return (before is not None and before[0].end(before[1]) >= start) or (
+            last is not None and last[0].keys[last[1]] >= start and last[0].end(last[1]) > end
+        )
 
-    def remove(self, first: int, last: int) -> list[Mapping]:
-        """Take out what `cover` found."""
-        gone = self._items[first:last]
-        del self._starts[first:last], self._items[first:last]
-        return gone
+    def remove(self, start: int, end: int) -> tuple[int, int, int]:
+        """Take out all in [start, end], none of which that splits: how many, the first's start and the last's end."""
+        gone = self._rows.cut(start, end)
+        return (sum(map(len, gone)), gone[0].keys[0], gone[-1].end(-1)) if gone else (0, 0, 0)
+
+
+def _packed(leaf: _Leaf) -> bytes:
+    whole = array("Q", bytes(ROW_SIZE * len(leaf)))
+    for number, column in enumerate(leaf.columns):
+        whole[number :: len(leaf.columns)] = column
+    return whole.tobytes()
