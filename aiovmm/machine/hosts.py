@@ -86,10 +86,12 @@ class MachineHosts:
             await finish(steps.aclose())
 
     async def aclose(self) -> None:
-        """Take all out, the last first. Idempotent."""
+        """Take all out, the last first, whatever fails on the way. Idempotent."""
+        out = Undoing()
+        for id_ in self._there:
+            out.push(partial(self.unplug, id_))
         try:
-            for id_ in reversed(list(self._there)):
-                await self.unplug(id_)
+            await out.aclose()
         finally:
             for memory_device in self._growing:
                 memory_device.reach = None
@@ -153,7 +155,7 @@ class MachineHosts:
         else:
             await self._map(place.container, steps)
         assert place.device.group is not None, "it is open"
-        await self._tell_kvm(place.device.group, steps)
+        await finish(self._tell_kvm(place.device.group, steps))
         free = self._root.free_place(place.segment, place.slot)
         function = VfioFunction(place.device, self._services, lambda _, error: self._on_error(place.id, error), free)
         steps.push(function.close)
@@ -165,10 +167,10 @@ class MachineHosts:
         return address
 
     async def _map(self, container: Container, steps: Undoing) -> None:
-        if container not in self._mapped:
-            await self._off_loop(container.map, self._reachable())
         self._mapped[container] = self._mapped.get(container, 0) + 1
-        steps.push(partial(self._unmap, container))
+        steps.push(partial(self._unmap, container))  # whatever is mapped when a caller gives up
+        if self._mapped[container] == 1:
+            await self._off_loop(container.map, self._reachable())
 
     async def _unmap(self, container: Container) -> None:
         self._mapped[container] -= 1

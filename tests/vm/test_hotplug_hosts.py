@@ -7,6 +7,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from aiovmm.boot.x86_64.layout import ACPI_TABLES, ACPI_TABLES_END
 from aiovmm.bus import Space
 from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.devices.virtio.mem.protocol import Answer, Kind
+from aiovmm.errors import KvmError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
 from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio
@@ -166,6 +168,52 @@ async def test_two_of_one_group_share_it(kernel: FakeKernel) -> None:
         assert kernel.at_rest
 
 
+async def test_both_are_let_go_of_at_once(kernel: FakeKernel) -> None:
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    devices = tuple(DeviceConfig(path=kernel.path(address)) for address in (FIRST, SECOND))
+    async with VM(config("s", devices=devices)) as vm:
+        await vm.start()
+        removals = [asyncio.ensure_future(vm.remove(id_)) for id_ in ("device0", "device1")]
+        await until(
+            lambda: all(vm._hotplug is not None and id_ in vm._hotplug._removals for id_ in ("device0", "device1"))
+        )
+        assert await let_go(vm) == [1, 2]
+        await asyncio.gather(*removals)
+        assert kernel.at_rest
+
+
+async def test_one_that_cannot_be_quieted_leaves_no_other_behind(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KVM does not forget the group of the last, which is the first to go."""
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    forget, close = FakeKvmVfio.remove_group, kernel.close
+    reached: list[int] = []
+
+    def refuse(device: FakeKvmVfio, fd: int) -> None:
+        if kernel.open_fds[fd] == ("group", 8):
+            raise KvmError("having KVM forget an IOMMU group", errno.EINVAL)
+        forget(device, fd)
+
+    def closed(fd: int) -> None:
+        reached.append(len(kernel.dma))
+        close(fd)
+
+    monkeypatch.setattr(FakeKvmVfio, "remove_group", refuse)
+    monkeypatch.setattr(kernel, "close", closed)
+    devices = tuple(DeviceConfig(path=kernel.path(address)) for address in (FIRST, SECOND))
+    async with AsyncExitStack() as stack:
+        vm = await stack.enter_async_context(VM(config("s", devices=devices)))
+        await vm.start()
+        assert kernel.dma
+        with pytest.raises(HostError, match="having KVM forget an IOMMU group"):
+            await stack.aclose()
+    assert reached
+    assert not any(reached), "memory has gone before its mappings"
+
+
 async def test_a_guest_that_does_not_look_has_no_device(kernel: FakeKernel) -> None:
     kernel.add(FIRST)
     async with VM(config("s")) as vm:
@@ -199,6 +247,54 @@ async def test_a_caller_that_gives_up_while_memory_is_locked_has_no_device(
         assert kernel.at_rest
         assert not vm.config.devices
         await counts_on(vm)
+
+
+async def test_a_caller_that_gives_up_as_kvm_is_told_leaves_no_group_with_it(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add(FIRST)
+    tell = FakeKvmVfio.add_group
+    async with VM(config("s")) as vm:
+        await vm.start()
+        loop = asyncio.get_running_loop()
+
+        def told(device: FakeKvmVfio, fd: int) -> None:
+            tell(device, fd)
+            loop.call_soon_threadsafe(task.cancel)
+
+        monkeypatch.setattr(FakeKvmVfio, "add_group", told)
+        task = asyncio.ensure_future(vm.add(DeviceConfig(path=kernel.path(FIRST))))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert kernel.at_rest
+        await counts_on(vm)
+
+
+async def test_a_vm_that_is_given_up_as_it_is_made_unmaps_its_memory_before_it_goes(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add(FIRST)
+    loop, ioctl, close = asyncio.get_running_loop(), kernel.ioctl, kernel.close
+    reached: list[int] = []
+
+    def called(fd: int, request: int, argument: int | bytearray = 0) -> int:
+        result = ioctl(fd, request, argument)
+        if request & 0xFF == 100 + 13:
+            loop.call_soon_threadsafe(task.cancel)
+        return result
+
+    def closed(fd: int) -> None:
+        reached.append(len(kernel.dma))
+        close(fd)
+
+    monkeypatch.setattr(kernel, "ioctl", called)
+    monkeypatch.setattr(kernel, "close", closed)
+    vm = VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),)))
+    task = asyncio.ensure_future(vm.__aenter__())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert reached
+    assert not any(reached)
 
 
 def _denied(path: str, code: int) -> Callable[[FakeKernel, FakeDevice], None]:
