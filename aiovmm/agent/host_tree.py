@@ -7,7 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from aiovmm.agent.tree import (
@@ -42,6 +42,7 @@ _TOLD = 4 << 20  # characters of what was left out
 _PIECE = (256 << 10) - 4  # with the word before it whole frames
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_FILE = "what is there is a device, a pipe or a socket, which is not replaced: give another name"
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _INTO = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -205,9 +206,12 @@ class TreeWriter:
 
 
 def read_tree(path: str, copied: Copied) -> Iterator[bytes]:
-    """`path` and all below it for a guest. A link that is `path` itself is followed. Raises HostError."""
+    """`path` and all below it for a guest. A link that is `path` itself is followed. What is below is opened relative to the
+    directory that it is in, and never by a link: a guest that shares the directory may put one there meanwhile, or a pipe. Raises
+    HostError."""
+    top = os.fsencode(path)
     try:
-        yield from _entry(os.fsencode(path), b"", b"", os.stat(path), copied, 0)
+        yield from _entry(None, top, b"", top, copied, 0)
     except OSError as exc:
         name = exc.filename if exc.filename is not None else path
         raise HostError("copying into the guest", exc.errno or errno.EIO, path=os.fsdecode(name)) from exc
@@ -215,32 +219,54 @@ def read_tree(path: str, copied: Copied) -> Iterator[bytes]:
 
 
 def _entry(
-    path: bytes, name: bytes, below: bytes, found: os.stat_result, copied: Copied, depth: int
+    directory: int | None, path: bytes, name: bytes, where: bytes, copied: Copied, depth: int
 ) -> Iterator[bytes]:
-    mode, mtime = found.st_mode, found.st_mtime_ns
-    if depth > DEPTH_MAX:
-        copied.leave_out(below.lstrip(b"/"), os.strerror(errno.ELOOP))
-    elif stat.S_ISDIR(mode):
-        yield record(b"D", name, mode, mtime)
-        with os.scandir(path) as entries:
-            for entry in entries:
-                where, what = below + b"/" + entry.name, entry.stat(follow_symlinks=False)
-                yield from _entry(entry.path, entry.name, where, what, copied, depth + 1)
-        yield UP
-    elif stat.S_ISREG(mode):
-        yield record(b"F", name, mode, mtime)
-        yield from _content(path, copied)
-    elif stat.S_ISLNK(mode):
-        target = os.readlink(path)
-        yield record(b"L", name) + len(target).to_bytes(2, "little") + target
-    else:
-        copied.leave_out(below.lstrip(b"/"), "no file, directory or link")
+    """`path` is relative to `directory`, `where` in messages."""
+    with _named(where):
+        found = os.stat(path, dir_fd=directory, follow_symlinks=not depth)
+        mode, fd = found.st_mode, -1
+        if stat.S_ISLNK(mode):
+            target = os.readlink(path, dir_fd=directory)
+        elif stat.S_ISDIR(mode) or stat.S_ISREG(mode):
+            fd = os.open(path, _READ | (os.O_NOFOLLOW if depth else 0), dir_fd=directory)
+    try:
+        if depth > DEPTH_MAX:
+            _leave_out(copied, where, depth, os.strerror(errno.ELOOP))
+        elif stat.S_ISLNK(mode):
+            yield record(b"L", name) + len(target).to_bytes(2, "little") + target
+        elif fd < 0 or stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
+            _leave_out(copied, where, depth, "no file, directory or link")
+        elif stat.S_ISDIR(mode):
+            yield record(b"D", name, mode, found.st_mtime_ns)
+            for entry in map(os.fsencode, os.listdir(fd)):
+                yield from _entry(fd, entry, entry, where + b"/" + entry, copied, depth + 1)
+            yield UP
+        else:
+            yield record(b"F", name, mode, found.st_mtime_ns)
+            yield from _content(fd, copied)
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
-def _content(path: bytes, copied: Copied) -> Iterator[bytes]:
-    with open(path, "rb", buffering=0) as file:
-        while data := file.read(_PIECE):
-            copied.size += len(data)
-            yield content(data)
+def _leave_out(copied: Copied, where: bytes, depth: int, why: str) -> None:
+    """By the last `depth` names of its path."""
+    copied.leave_out(b"/".join(where.split(b"/")[-depth:]) if depth else b"", why)
+
+
+@contextmanager
+def _named(where: bytes) -> Iterator[None]:
+    """An error is of this file, whatever it was opened by."""
+    try:
+        yield
+    except OSError as exc:
+        exc.filename = where
+        raise
+
+
+def _content(fd: int, copied: Copied) -> Iterator[bytes]:
+    while data := os.read(fd, _PIECE):
+        copied.size += len(data)
+        yield content(data)
     copied.files += 1
     yield content_end()

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from aiovmm import AgentLost, GuestOSError, HostError, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.files import Files
-from aiovmm.agent.host_tree import TreeWriter
+from aiovmm.agent.host_tree import Copied, TreeWriter, read_tree
 from aiovmm.agent.process import start
 from aiovmm.agent.request import DEVNULL, PIPE, Request
 from tests.agent.conftest import Guest
@@ -266,6 +267,36 @@ async def test_host_errors_name_the_file(files: Files, agent: Agent, guest: Gues
         await files.copy_in("/etc/passwd", tmp_path / "no/such")
     assert await files.read("/dev/null") == b""
     await guest.idle(before)
+
+
+def replaced(path: Path, by: str, outside: Path) -> None:
+    if path.is_dir():
+        path.rename(path.with_name("was"))
+    else:
+        path.unlink()
+    if by == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(outside / path.name)
+
+
+@pytest.mark.parametrize("by", ["link", "pipe"])
+@pytest.mark.parametrize("when", range(8))
+def test_what_a_guest_replaces_while_it_is_copied_leads_nowhere_else(tmp_path: Path, by: str, when: int) -> None:
+    """A directory that a guest shares is copied into another: it may put a link to the host's files there at any moment."""
+    for place, text in (("shared", b"its own"), ("outside", b"the host's")):
+        (tmp_path / place / "a" / "b").mkdir(parents=True)
+        for path in ("f", "a/f", "a/b/f"):
+            (tmp_path / place / path).write_bytes(text)
+    pieces, came = read_tree(str(tmp_path / "shared"), Copied()), b""
+    with suppress(HostError):
+        for n, piece in enumerate(pieces):
+            came += piece
+            if n == when:
+                for path in ("f", "a/f", "a/b/f", "a/b", "a"):
+                    replaced(tmp_path / "shared" / path, by, tmp_path / "outside" / path.rpartition("/")[0])
+    assert b"the host's" not in came
+    assert b"its own" in came or when < 4
 
 
 async def test_deep_trees_are_cut_the_same_both_ways(files: Files, tmp_path: Path) -> None:
