@@ -1,4 +1,5 @@
-"""A directory of the host onto a tree. It is only read; links in it are copied and never followed."""
+"""A directory of the host onto a tree. It is only read; links in it are copied and never followed, nor is one that somebody, a
+guest that shares it, puts in the place of a directory meanwhile."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def fingerprint(root: Path) -> tuple[str, bool]:
     might change again within the same tick of the file system's clock. Raises ImageError."""
     digest = hashlib.sha256()
     newest = 0
-    for path, status in _walk(root):
+    for path, status, _ in _walk(root):
         fields = (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_ino, status.st_dev)
         digest.update(path + b"\0%r" % (repr((*fields, status.st_mtime_ns, status.st_ctime_ns)).encode(),))
         newest = max(newest, status.st_ctime_ns)
@@ -38,7 +39,7 @@ def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> 
     his files are root's. Raises ImageError, TreeError, TooLarge."""
     tree.begin_layer()
     first: dict[tuple[int, int], bytes] = {}
-    for path, status in _walk(root):
+    for path, status, directory in _walk(root):
         if stat.S_IFMT(status.st_mode) not in _KEPT:
             left_out.devices += not stat.S_ISSOCK(status.st_mode)
             continue
@@ -48,51 +49,70 @@ def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> 
                 tree.link(path, first[identity])
                 continue
             first[identity] = path
-        tree.add(path, _node(os.path.join(os.fsencode(root), path), status, blocks, left_out))
+        try:
+            tree.add(path, _node(directory, path, status, blocks, left_out))
+        except OSError as exc:
+            raise _unreadable(root, path, exc) from exc
 
 
-def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result]]:
-    """Paths below `root`, itself first as b"", parents first, in an order of their own."""
-    base = os.fsencode(root)
+def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result, int]]:
+    """Paths below `root`, itself first as b"", parents first, in an order of their own; with what is at each and, until the next
+    is asked for, the directory that it is in."""
+    directory = b""
     try:
-        top = os.stat(base)
-        if not stat.S_ISDIR(top.st_mode):
-            raise ImageError(str(root), "is not a directory")
-        yield b"", top
-        pending = [b""]
-        while pending:
-            directory = pending.pop()
-            with os.scandir(os.path.join(base, directory)) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-            for entry in found:
-                path = os.path.join(directory, entry.name)
-                status = entry.stat(follow_symlinks=False)
-                yield path, status
-                if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
-                    pending.append(path)
+        base = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            top = os.fstat(base)
+            yield b"", top, base
+            pending = [b""]
+            while pending:
+                directory = pending.pop()
+                for path, status, fd in _listed(base, directory):
+                    yield path, status, fd
+                    if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
+                        pending.append(path)
+        finally:
+            os.close(base)
+    except NotADirectoryError as exc:
+        if directory:
+            raise _unreadable(root, directory, exc) from exc
+        raise ImageError(str(root), "is not a directory") from exc
     except OSError as exc:
-        raise _unreadable(root, exc) from exc
+        raise _unreadable(root, directory, exc) from exc
 
 
-def _node(path: bytes, status: os.stat_result, blocks: Blocks, left_out: LeftOut) -> Node:
+def _listed(base: int, directory: bytes) -> Iterator[tuple[bytes, os.stat_result, int]]:
+    fd = os.dup(base)
+    try:
+        for name in directory.split(b"/") if directory else ():
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        for name in sorted(map(os.fsencode, os.listdir(fd))):
+            yield os.path.join(directory, name), os.stat(name, dir_fd=fd, follow_symlinks=False), fd
+    finally:
+        os.close(fd)
+
+
+def _node(directory: int, path: bytes, status: os.stat_result, blocks: Blocks, left_out: LeftOut) -> Node:
     mode = status.st_mode
     node = Node(mode, _mapped(status.st_uid, os.getuid()), _mapped(status.st_gid, os.getgid()))
     node.mtime = max(0, int(status.st_mtime))
-    try:
-        if stat.S_ISLNK(mode):
-            node.target = os.readlink(path)
-            node.mode = stat.S_IFLNK | 0o777
-        elif stat.S_ISREG(mode):
-            _read_file(path, status, node, blocks, left_out)
-    except OSError as exc:
-        raise _unreadable(os.fsdecode(path), exc) from exc
+    if stat.S_ISLNK(mode):
+        node.target = os.readlink(os.path.basename(path), dir_fd=directory)
+        node.mode = stat.S_IFLNK | 0o777
+    elif stat.S_ISREG(mode):
+        _read_file(directory, path, status, node, blocks, left_out)
     return node
 
 
-def _read_file(path: bytes, status: os.stat_result, node: Node, blocks: Blocks, left_out: LeftOut) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _read_file(
+    directory: int, path: bytes, status: os.stat_result, node: Node, blocks: Blocks, left_out: LeftOut
+) -> None:
+    fd = os.open(os.path.basename(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
-        if os.fstat(fd).st_ino != status.st_ino:
+        there = os.fstat(fd)
+        if (there.st_dev, there.st_ino) != (status.st_dev, status.st_ino):
             raise ImageError(os.fsdecode(path), "was replaced while the image was made", "try again when it rests")
         node.content = blocks.store(status.st_size, _parts(fd, status.st_size, path))
         node.xattrs = kept_xattrs(_xattrs(fd), left_out)
@@ -121,7 +141,7 @@ def _mapped(owner: int, own: int) -> int:
     return 0 if own and owner == own else owner
 
 
-def _unreadable(path: str | Path, exc: OSError) -> ImageError:
-    where = os.fsdecode(exc.filename) if exc.filename else str(path)
+def _unreadable(root: Path, path: bytes, exc: OSError) -> ImageError:
+    where = os.path.join(root, os.fsdecode(path)) if path else str(root)
     hint = "be root, or have who owns it make a tar of it" if isinstance(exc, PermissionError) else ""
     return ImageError(where, f"cannot be read: {exc.strerror}", hint)

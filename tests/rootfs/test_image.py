@@ -22,13 +22,14 @@ import zstandard
 from aiovmm import Image, ImageError
 from aiovmm.architecture import host
 from aiovmm.rootfs import Limits
+from aiovmm.rootfs import directory as rootfs_directory
 from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.cache import Cache, Held
 from aiovmm.rootfs.directory import add_directory
 from aiovmm.rootfs.kinds import kind_of
 from aiovmm.rootfs.layer import LeftOut
 from aiovmm.rootfs.streams import Readable
-from aiovmm.rootfs.tree import Tree
+from aiovmm.rootfs.tree import Node, Tree
 from tests.limits import HANGS
 from tests.rootfs.conftest import archive, content, directory, file, needs_erofs, symlink
 
@@ -323,6 +324,34 @@ async def test_a_directory_that_has_changed_is_another_image(tmp_path: Path) -> 
         os.utime(tree / "file", (1, 1))
         digests.append((await image.build()).digest)
     assert digests[0] != digests[1] == digests[2]
+
+
+@pytest.mark.parametrize("replaced", ["a", "a/b", "a/b/f"])
+def test_what_is_replaced_while_it_is_read_leads_nowhere_else(
+    tmp_path: Path, replaced: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a guest may that shares the directory: between the look at a name and what is opened by it."""
+    for place, text in (("shared", b"its own"), ("outside", b"the host's")):
+        (tmp_path / place / "a" / "b").mkdir(parents=True)
+        (tmp_path / place / "a" / "b" / "f").write_bytes(text)
+    (tmp_path / "out").touch()
+    read = rootfs_directory._node
+
+    def and_replaced(*arguments: Any) -> Node:
+        path = next(argument for argument in arguments if isinstance(argument, bytes))
+        if path.endswith(os.fsencode(replaced)):
+            (tmp_path / "shared" / replaced).rename(tmp_path / "was")
+            (tmp_path / "shared" / replaced).symlink_to(tmp_path / "outside" / replaced)
+        return read(*arguments)
+
+    monkeypatch.setattr(rootfs_directory, "_node", and_replaced)
+    fd = os.open(tmp_path / "out", os.O_RDWR)
+    blocks = Blocks(fd, 1, 1 << 20)
+    tree = Tree(Limits(), blocks.free)
+    with pytest.raises(ImageError, match=r"/shared/a.*: cannot be read: (Not a directory|Too many levels of symbolic)"):
+        add_directory(tree, blocks, tmp_path / "shared", LeftOut())
+    os.close(fd)
+    assert tree.find(b"a/b/f") is None
 
 
 @needs_root
