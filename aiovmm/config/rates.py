@@ -9,7 +9,8 @@ from aiovmm.errors import ConfigError
 
 __all__ = ["RATES", "LimitedConfig", "RateLimit", "RateLimitGroupConfig"]
 
-RATES = tuple(f"{kind}_{key}" for kind in ("bw", "ops") for key in ("size", "one_time_burst", "refill_time"))
+_BUCKETS = tuple(tuple(f"{kind}_{key}" for key in ("size", "one_time_burst", "refill_time")) for kind in ("bw", "ops"))
+RATES = tuple(key for keys in _BUCKETS for key in keys)
 
 _MOST = 1 << 60
 _LONGEST = 1_000_000_000  # milliseconds, eleven days
@@ -68,16 +69,14 @@ class LimitedConfig(PlacedConfig):
 
 
 def _check(option: str, rates: RateLimit | LimitedConfig) -> None:
-    for kind in ("bw", "ops"):
-        size = getattr(rates, f"{kind}_size")
-        least_time = 1 if size else 0
-        for key, least, most in (
-            ("size", 0, _MOST),
-            ("one_time_burst", 0, _MOST),
-            ("refill_time", least_time, _LONGEST),
+    for size_key, burst_key, time_key in _BUCKETS:
+        size, burst, time = (getattr(rates, key) for key in (size_key, burst_key, time_key))
+        for key, value, least, most in (
+            (size_key, size, 0, _MOST),
+            (burst_key, burst, 0, _MOST),
+            (time_key, time, 1 if size else 0, _LONGEST),
         ):
-            value = getattr(rates, f"{kind}_{key}")
             if not least <= value <= most:
-                raise ConfigError(f"{option}.{kind}_{key}", f"{value} is not in {least}..{most}")
-        if not size and getattr(rates, f"{kind}_one_time_burst"):
-            raise ConfigError(f"{option}.{kind}_one_time_burst", f"goes with {kind}_size", f"say {kind}_size=, too")
+                raise ConfigError(f"{option}.{key}", f"{value} is not in {least}..{most}")
+        if not size and burst:
+            raise ConfigError(f"{option}.{burst_key}", f"goes with {size_key}", f"say {size_key}=, too")
