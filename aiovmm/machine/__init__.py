@@ -3,6 +3,7 @@
 parts       what survives: kernel image, consoles, virtio devices
 power       the machine from the first power-on to the last, resets in between
 owner       whom a machine tells
+halting     how a guest is stopped for good, and that it is told
 assembly    Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
 pci         segments, virtio transports, and their services by KVM
 board       what an architecture makes of it, in the room of its name; architecture selects the host's

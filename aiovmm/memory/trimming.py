@@ -6,8 +6,8 @@ from aiovmm.native import lib, room
 from aiovmm.runtime import crew
 
 left: list[None] = []
-"""One for each GuestMemory that was closed, and one when it is no more: the objects of its guest refer to each other, so most of
-what they had beside the mappings comes back when the collector has found them."""
+"""One for each GuestMemory that was closed, and one when it is no more: with it goes what its guest had beside the mappings, at
+once, if nobody has kept a part of it."""
 _MANY = 32  # guests that were closed or have gone, of which the C library may have kept a megabyte
 _trimmed = False  # for many that had left, and not since
 

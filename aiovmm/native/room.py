@@ -57,6 +57,7 @@ class _Pieces:
         self._size = size
         self._free: list[tuple[_Region, int]] = []
         self._lent: dict[Any, tuple[_Region, int]] = {}
+        self._end = self._ended  # made once
 
     def take(self, ctype: str, size: int) -> Any:
         """An array of `size` bytes. When nobody has it any more, its piece is free."""
@@ -66,7 +67,7 @@ class _Pieces:
             piece = self._more()
         region, at = piece
         array = ffi.from_buffer(ctype, region.part(at, size))
-        self._lent[weakref.ref(array, self._ended)] = piece  # the callback may run in any thread: one step each
+        self._lent[weakref.ref(array, self._end)] = piece  # the callback may run in any thread: one step each
         return array
 
     def _more(self) -> tuple[_Region, int]:
