@@ -12,7 +12,7 @@ struct avmm_region {
     uint64_t size;  /* bytes */
     uint64_t host;  /* host virtual address of the first byte */
     uint32_t perm;  /* AVMM_MEM_READ | AVMM_MEM_WRITE */
-    uint32_t within;/* not 0: it has that many regions within it, sorted, and `host` is where they stand */
+    uint32_t within; /* not 0: it has that many regions within it, sorted, and `host` is where they stand */
 };
 
 struct avmm_mem {

@@ -15,6 +15,7 @@ from aiovmm.virtqueue.serving import Next
 __all__ = ["FromGuest", "frames_of"]
 
 _BATCH = 64
+_ASKS = 4  # for new connections, in a turn: each makes sockets, and perhaps a task of the program's
 
 
 class FromGuest:
@@ -40,14 +41,16 @@ class FromGuest:
         runs = lib.avmm_frames_take(frames) if self._queue.enabled else 0
         if runs <= 0:
             return self._nothing(runs)
-        first = 0
+        first, asks = 0, _ASKS
         for run, header in enumerate(parse_headers(self._view[: runs * HEADER_SIZE]), 1):
             end = firsts[run]
-            self._receive(header, batch, first, end - first)
+            asked = self._receive(header, batch, first, end - first)
             first = end
-        self._queue.finish_batch(0, self._heads, self._lengths, frames.n)
+            if asked and (asks := asks - 1) == 0:
+                break
+        self._queue.finish_batch(frames.n - first, self._heads, self._lengths, first)
         self._pump()
-        return Next.TURN if frames.n == batch.max_chains else Next.KICK
+        return Next.TURN if frames.n == batch.max_chains or first < frames.n else Next.KICK
 
     def _nothing(self, code: int) -> Next:
         """No packets; why not."""

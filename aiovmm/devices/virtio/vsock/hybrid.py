@@ -12,8 +12,10 @@ import errno
 import os
 import re
 import socket
-from functools import partial
+from collections import deque
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.poller import GONE
@@ -28,9 +30,18 @@ _LINE_MAX = 32  # bytes of a CONNECT line: a client that sends no newline is not
 _BACKLOG = 512
 _ACCEPTS = 64  # at most, before others get a turn
 _RETRY = 0.02  # seconds until the next try at a listener whose backlog is full
+_PORTS_AT_ONCE = 8  # of which one is tried then
 _PATH_MAX = 107 - len("_4294967294")  # bytes: sun_path (unix(7)) less its NUL and the longest `_<port>`
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _NO_ROOM_PAUSE = 0.5  # seconds without accepting, when descriptors have run out
+
+
+class _Waiting(NamedTuple):
+    """A connection of the guest's for which a program has no room yet."""
+
+    sock: socket.socket
+    accepted: Accepted
+    deadline: float
 
 
 class HybridSocket:
@@ -48,7 +59,9 @@ class HybridSocket:
         self._listener: socket.socket | None = None
         self._name: SocketName | None = None
         self._handshakes: set[_Handshake] = set()
-        self._tasks: set[asyncio.Task[int]] = set()
+        self._full: dict[int, deque[_Waiting]] = {}  # by port: who waits for room in the backlog of a program
+        self._waits = 0  # of all
+        self._again: asyncio.TimerHandle | None = None  # until one of them is tried again
         self._pause: asyncio.TimerHandle | None = None
 
     def open(self) -> None:
@@ -65,10 +78,7 @@ class HybridSocket:
             self._pause.cancel()
         for handshake in list(self._handshakes):
             handshake.close()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._give_up_waiting()
         if self._listener is not None:
             self.switch.poller.forget(self._listener.fileno())
             self._listener.close()
@@ -113,13 +123,11 @@ class HybridSocket:
         except OSError:  # no descriptors left: the guest sees a refusal, and may try again
             accepted(None)
             return
-        code = self._try(sock, port)
+        code = errno.EAGAIN if port in self._full else self._try(sock, port)
         if code == 0:
             accepted(sock)
-        elif code == errno.EAGAIN and len(self._tasks) < self.switch.muxer.limit:
-            task = asyncio.get_running_loop().create_task(self._retry(sock, port))
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._retried, sock, accepted))
+        elif code == errno.EAGAIN and self._waits < self.switch.muxer.limit:
+            self._wait(sock, port, accepted)
         else:
             sock.close()
             accepted(None)
@@ -131,24 +139,53 @@ class HybridSocket:
         except OSError as exc:  # of the address, which is looked at first: it has no errno
             return exc.errno or errno.ENAMETOOLONG
 
-    async def _retry(self, sock: socket.socket, port: int) -> int:
-        """Its backlog is full, which no event tells the end of. 0 or an errno."""
-        code = errno.EAGAIN
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.timeout):
-                while code == errno.EAGAIN:
-                    await asyncio.sleep(_RETRY)
-                    code = self._try(sock, port)
-        return code
+    def _wait(self, sock: socket.socket, port: int, accepted: Accepted) -> None:
+        """The backlog of the program there is full, which no event tells the end of."""
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        self._full.setdefault(port, deque()).append(_Waiting(sock, accepted, deadline))
+        self._waits += 1
+        self._look_again()
 
-    def _retried(self, sock: socket.socket, accepted: Accepted, task: asyncio.Task[int]) -> None:
-        """Also of one that was cancelled before it began, which has done nothing."""
-        self._tasks.discard(task)
-        if task.cancelled() or task.exception() is not None or task.result():
-            sock.close()
-            accepted(None)
+    def _look_again(self) -> None:
+        if self._again is None and self._full:
+            self._again = asyncio.get_running_loop().call_later(_RETRY, self._retry)
+
+    def _retry(self) -> None:
+        """Of each port the first, and who stands behind it while that gets on: a guest may have as many wait as it likes."""
+        self._again = None
+        for port in list(islice(self._full, _PORTS_AT_ONCE)):
+            waiting = self._full.pop(port)
+            for _ in range(_ACCEPTS):
+                if not waiting or not self._gets_on(waiting, port):
+                    break
+            if waiting:
+                self._full[port] = waiting  # behind the others
+        self._look_again()
+
+    def _gets_on(self, waiting: deque[_Waiting], port: int) -> bool:
+        """Whether the first need not wait any more."""
+        first = waiting[0]
+        code = self._try(first.sock, port)
+        if code == errno.EAGAIN and asyncio.get_running_loop().time() < first.deadline:
+            return False
+        waiting.popleft()
+        self._waits -= 1
+        if code:
+            first.sock.close()
+            first.accepted(None)
         else:
-            accepted(sock)
+            first.accepted(first.sock)
+        return True
+
+    def _give_up_waiting(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        while self._full:
+            for one in self._full.popitem()[1]:
+                one.sock.close()
+                one.accepted(None)
+        self._waits = 0
 
 
 class _Handshake:

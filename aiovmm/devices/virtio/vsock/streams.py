@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -21,6 +22,7 @@ from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.runtime.descriptors import Share
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.quota import Quota
 from aiovmm.runtime.stream_socket import join_socket, let_go
 from aiovmm.runtime.timeouts import time_limit
 
@@ -246,6 +248,7 @@ class VsockServer:
         self._news = asyncio.Event()  # for those who accept: one waits, or the server is closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = asyncio.Event()
+        self._failures = Quota()  # of callbacks, that are told
 
     async def accept(self) -> Streams:
         """The next connection. Raises StateError when the server is closed, or from another event loop."""
@@ -336,17 +339,22 @@ class VsockServer:
             if result is not None:
                 await result
         except Exception as exc:
-            asyncio.get_running_loop().call_exception_handler(
-                {
-                    "message": f"the handler of vsock port {self.port} failed",
-                    "exception": exc,
-                    "transport": writer.transport,
-                }
-            )
+            self._tell(exc, writer)
             writer.transport.abort()
         except asyncio.CancelledError:
             writer.transport.abort()
             raise
+
+    def _tell(self, error: Exception, writer: asyncio.StreamWriter) -> None:
+        """That the handler failed, which a guest has it do as often as it likes, by resets."""
+        untold = self._failures.take(time.monotonic())
+        if untold is None:
+            return
+        more = f"; {untold} more before it were not told" if untold else ""
+        message = f"the handler of vsock port {self.port} failed{more}"
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": message, "exception": error, "transport": writer.transport}
+        )
 
 
 def _check_port(port: int) -> None:

@@ -114,23 +114,24 @@ class Switch:
 
     # -- from the guest ------------------------------------------------------------------------------------------------
 
-    def receive(self, header: Header, batch: Batch, first: int, count: int) -> None:
-        """A packet of the guest, or several that were joined to one, in `count` chains of `batch`."""
+    def receive(self, header: Header, batch: Batch, first: int, count: int) -> bool:
+        """A packet of the guest, or several that were joined to one, in `count` chains of `batch`. Whether it asked for a new
+        connection, and somebody had to be found for it."""
         effect, connection = self.muxer.receive(header)
         if connection is None or effect is Effect.NONE:
-            return
+            return False
         if effect is Effect.ASKED:
-            self._ask(connection)
-            return
+            return self._ask(connection)
         link = self.links.get(connection)
         if link is None:
-            return
+            return False
         if effect is Effect.DELIVER:
             link.deliver(batch, first, count, header.length)
             if connection.pending:
                 self.settle(connection)
         else:
             self._carry_out(effect, link)
+        return False
 
     def _carry_out(self, effect: Effect, link: Link) -> None:
         if effect is Effect.OPENED:
@@ -147,8 +148,8 @@ class Switch:
             link.abort(ConnectionResetError(errno.ECONNRESET, "reset by the guest"))
         self._link_changed(link)
 
-    def _ask(self, connection: Connection) -> None:
-        """Find a host end for what the guest wants."""
+    def _ask(self, connection: Connection) -> bool:
+        """Find a host end for what the guest wants. Whether there is anybody to be asked."""
         acceptor = self.listeners.get(connection.host_port, self.fallback)
 
         def accepted(sock: HostEnd | None, aborted: Callable[[OSError], None] = lambda error: None) -> None:
@@ -167,8 +168,9 @@ class Switch:
             connection.refuse()
             self.settle(connection)
             self._wake()
-        else:
-            acceptor(connection.host_port, accepted)
+            return False
+        acceptor(connection.host_port, accepted)
+        return True
 
     # -- from the host -------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import pytest
 from aiovmm.devices.virtio.vsock import VsockServer
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, SHUTDOWN_SEND, Header, Op
 from aiovmm.errors import ChainError, GuestFault, HostError, StateError
+from aiovmm.runtime.quota import BURST
 from aiovmm.virtqueue.driver import WRITE, Descriptor
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import CID, Guest, make_device
@@ -243,6 +244,7 @@ def open_files() -> int:
 
 
 async def ask_and_reset(guest: Guest, times: int) -> None:
+    guest.stray.clear()
     for port in range(5000, 5000 + times):
         await guest.send(header(Op.REQUEST, port=port))
         await guest.send(header(Op.RST, port=port))
@@ -307,6 +309,56 @@ async def test_callbacks_run_for_as_many_connections_as_the_device_may_have() ->
             await guest.connect(80)
         with pytest.raises(ConnectionRefusedError):
             await guest.connect(80)
+
+
+async def test_requests_for_connections_leave_the_loop_its_turns() -> None:
+    """Each has sockets made, and a task: few in a turn, and none is lost."""
+    device = make_device()
+    async with Harness(device) as harness, Guest(harness) as guest:
+        called = 0
+
+        async def callback(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal called
+            called += 1
+            writer.close()
+
+        await device.streams.listen(80, callback)
+        tx = harness.queues[1]
+        for port in range(5000, 5050):
+            tx.add([header(Op.REQUEST, port=port, dst_port=80).pack()])
+        tx.kick()
+        a_turn = []
+        while called < 50:
+            before = device.connections + called
+            await asyncio.sleep(0)
+            a_turn.append(device.connections + called - before)
+        assert max(a_turn) <= 8
+        await guest.until(lambda: not device.connections)
+
+
+async def test_handlers_that_fail_by_a_guests_doing_are_told_of_so_many_times() -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["message"]))
+    device = make_device()
+    async with Harness(device) as harness, Guest(harness) as guest:
+        ended = 0
+
+        async def callback(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+            nonlocal ended
+            try:
+                await reader.readexactly(1)
+            finally:
+                ended += 1
+
+        await device.streams.listen(80, callback)
+        for port in range(5000, 5000 + 2 * BURST):
+            await guest.send(header(Op.REQUEST, port=port, dst_port=80))
+            await guest.until(lambda: bool(device.connections))
+            await guest.send(header(Op.RST, port=port, dst_port=80))
+            await guest.until(lambda: not device.connections)
+        await guest.until(lambda: ended == 2 * BURST)
+        await asyncio.sleep(0)
+    assert told == ["the handler of vsock port 80 failed"] * BURST
 
 
 async def accepted(harness: Harness, server: VsockServer) -> asyncio.StreamWriter:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.devices.virtio.vsock import VsockDevice
+from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
 from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.virtqueue.harness import Harness
@@ -275,6 +276,33 @@ async def test_a_program_whose_backlog_stays_full_is_given_up(path: Path) -> Non
             await nothing_left(device, guest)
 
 
+async def test_many_that_wait_for_a_backlog_are_one_to_look_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a guest may ask for stand behind the first, in order."""
+    tries: list[int] = []
+    again = HybridSocket._try
+
+    def counted(hybrid: HybridSocket, sock: socket.socket, port: int) -> int:
+        tries.append(sock.fileno())
+        return again(hybrid, sock, port)
+
+    async with running(path) as (device, guest):
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as filler:
+            listener.bind(f"{path}_80")
+            listener.listen(0)
+            filler.connect(f"{path}_80")
+            connecting = [asyncio.create_task(guest.connect(80)) for _ in range(40)]
+            hybrid = device._hybrid
+            assert hybrid is not None
+            await guest.until(lambda: hybrid._waits == 40)
+            monkeypatch.setattr(HybridSocket, "_try", counted)
+            await guest.until(lambda: len(tries) == 5)
+            assert len(set(tries)) == 1, "the others need not be asked for"
+            listener.listen(100)
+            await asyncio.gather(*connecting)
+            assert hybrid._waits == 0
+            assert not hybrid._full
+
+
 async def test_a_device_that_closes_before_the_first_try_again_leaves_nothing(path: Path) -> None:
     async with running(path) as (device, _):
         switch = device._switch
@@ -293,7 +321,7 @@ async def test_a_device_that_closes_before_the_first_try_again_leaves_nothing(pa
             hybrid = device._hybrid
             assert hybrid is not None
             hybrid._connect_host(80, accepted)
-            assert len(hybrid._tasks) == 1
+            assert hybrid._waits == 1
             await hybrid.close()  # its task has not run yet
         assert made == [None]
         assert switch.share.held == held
