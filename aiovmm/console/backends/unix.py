@@ -18,6 +18,8 @@ from aiovmm.console.terminal import AttachEnd
 from aiovmm.console.view import ConsoleView
 from aiovmm.errors import ConsoleEnded
 from aiovmm.runtime.descriptors import PROCESS
+from aiovmm.runtime.fair import Account
+from aiovmm.runtime.turns import ACCOUNT, next_turn
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 __all__ = ["SocketBackend"]
@@ -37,7 +39,7 @@ class SocketBackend(ConsoleBackend):
     """Listens at `path`, which only its owner may connect to (mode 0600) and which is removed at the end.
 
     Each client is shown the history, then what comes. One that is slow loses the oldest output and is told so in place;
-    the others and the guest do not notice. Input of all clients is mixed. A socket file that nobody listens at is
+    the others and the guest do not notice. Input of all clients is mixed, in turns. A socket file that nobody listens at is
     replaced; one in use, or any other file, is refused.
     """
 
@@ -48,6 +50,7 @@ class SocketBackend(ConsoleBackend):
         self._name: SocketName | None = None
         self._clients: dict[asyncio.Task[None], ConsoleView] = {}
         self._share = PROCESS.share()
+        self._account, self._turn = Account(), asyncio.Lock()  # of all clients together
         self._finished = asyncio.Event()
         self._closed = False
 
@@ -110,6 +113,7 @@ class SocketBackend(ConsoleBackend):
             writer.write(_FULL)
             writer.close()
             return
+        ACCOUNT.set(self._account)
         view = self._clients[task] = self._console.view()
         if self._finished.is_set():
             view.close()
@@ -126,6 +130,8 @@ class SocketBackend(ConsoleBackend):
         try:
             while data := await reader.read(CHUNK):
                 await self._console.send(data)
+                async with self._turn:
+                    await next_turn()
         except ConsoleEnded:
             pass  # the client is shown what is left
         fd = sock.fileno()

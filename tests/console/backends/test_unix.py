@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import stat
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,27 @@ async def test_input_of_any_size_waits_for_the_guest(tmp_path: Path) -> None:
             device.make_room(10_000)
             assert console.input_waiting <= 64 << 10
     assert device.received == data
+
+
+async def test_clients_that_type_without_end_leave_the_loop_to_others(tmp_path: Path) -> None:
+    """However much has come of each: a piece in its turn, where it was 64 of them of each client at once."""
+    clients, data = 20, bytes(128 << 10)
+    turn, pieces = 0, Counter[int]()
+
+    class Device(StubDevice):
+        def receive(self, data: bytes) -> int:
+            pieces[turn] += 1
+            return super().receive(data)
+
+    device = Device()
+    async with SocketBackend(Console(device), tmp_path / "console"), AsyncExitStack() as stack:
+        for _ in range(clients):
+            _, writer = await stack.enter_async_context(client_of(tmp_path / "console"))
+            writer.write(data)
+        while len(device.received) < clients * len(data):
+            await asyncio.sleep(0)
+            turn += 1
+    assert max(pieces.values()) <= 2 * clients
 
 
 async def test_a_client_that_sends_no_more_still_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
