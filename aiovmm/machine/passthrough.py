@@ -6,6 +6,7 @@ What a machine has of them is in `machine.hosts`.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from aiovmm.config import DeviceConfig, VMConfig
@@ -37,6 +38,7 @@ class Passthrough:
         self._system = HostSystem() if system is None else system
         self._name = config.name
         self._common = Container(self._system)
+        self._busy = threading.Lock()  # of threads: groups and containers are given back step by step
         self.places = [
             self.place(id_, device, config)
             for id_, device in zip(device_ids(config).get("devices", ()), config.devices, strict=True)
@@ -61,7 +63,13 @@ class Passthrough:
         """Take one more, which reaches so many bytes of the guest's memory. Blocks. Raises HostError, ConfigError, with nothing
         taken."""
         check_lockable(memory_size)
-        self._open(place)
+        with self._busy:
+            self._open(place)
+
+    def close_one(self, place: HostPlace) -> None:
+        """Give one back, while another may be taken that is of its group. Blocks. Idempotent."""
+        with self._busy:
+            place.device.close()
 
     def _open(self, place: HostPlace) -> None:
         function = place.device.find()
@@ -80,4 +88,4 @@ class Passthrough:
     def close(self) -> None:
         """Give them back. Blocks. Idempotent."""
         for place in reversed(self.places):
-            place.device.close()
+            self.close_one(place)

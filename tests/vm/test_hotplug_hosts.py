@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -295,6 +296,112 @@ async def test_a_vm_that_is_given_up_as_it_is_made_unmaps_its_memory_before_it_g
         await task
     assert reached
     assert not any(reached)
+
+
+async def test_what_goes_while_it_comes_is_not_configured_again(
+    kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it may have its slot."""
+    kernel.add(FIRST)
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    opening, may_go, real = threading.Event(), threading.Event(), kernel.open
+
+    def opened(path: str) -> int:
+        opening.set()
+        assert may_go.wait(LONG)
+        return real(path)
+
+    async with VM(config("s", disks=(DiskConfig(path=tmp_path / "image"),))) as vm:
+        await vm.start()
+        with pytest.raises(HotplugTimeout):
+            await vm.remove("disk0", timeout=0.01)
+        await notified(vm)
+        monkeypatch.setattr(kernel, "open", opened)
+        adding = asyncio.ensure_future(vm.add(DeviceConfig(path=kernel.path(FIRST))))
+        await until(opening.is_set)
+        await eject(vm, 0b10)
+        await event(vm, EventKind.DEVICE_REMOVED)
+        may_go.set()
+        assert await look(vm) == [1]
+        assert await adding == "device0"
+        assert not vm.config.disks
+        assert [device.pci_device_id for device in vm.config.devices] == [1]
+        await removed(vm, "device0", [1])
+        assert kernel.at_rest
+
+
+async def test_a_guest_is_told_of_what_comes_into_a_slot_that_is_being_given_up(
+    kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel.add(FIRST)
+    (tmp_path / "image").write_bytes(bytes(1 << 20))
+    going, may_go, forget = threading.Event(), threading.Event(), FakeKvmVfio.remove_group
+
+    def slow(device: FakeKvmVfio, fd: int) -> None:
+        going.set()
+        assert may_go.wait(LONG)
+        forget(device, fd)
+
+    monkeypatch.setattr(FakeKvmVfio, "remove_group", slow)
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
+        await vm.start()
+        removing = asyncio.ensure_future(vm.remove("device0"))
+        letting_go = asyncio.ensure_future(let_go(vm))
+        await until(going.is_set)
+        adding = asyncio.ensure_future(vm.add(DiskConfig(path=tmp_path / "image")))
+        await until(lambda: vendor(vm, 1) == 0x1AF4)
+        may_go.set()
+        assert await letting_go == [1]
+        await removing
+        assert await look(vm) == [1]
+        assert await adding == "disk0"
+        assert [disk.id for disk in vm.config.disks] == ["disk0"]
+
+
+async def test_one_that_is_on_its_way_out_can_come_again_at_once(kernel: FakeKernel) -> None:
+    kernel.add(FIRST)
+    device = DeviceConfig(path=kernel.path(FIRST), id="gpu")
+    async with VM(config("s", devices=(device,))) as vm:
+        await vm.start()
+        removing = asyncio.ensure_future(vm.remove("gpu"))
+        await notified(vm)
+        letting_go = asyncio.ensure_future(eject(vm, 0b10))
+        await asyncio.sleep(0)
+        task = asyncio.ensure_future(vm.add(device))
+        assert await look(vm) == [1]
+        await asyncio.gather(removing, letting_go)
+        assert await task == "gpu"
+
+
+async def test_a_guest_that_lets_go_as_its_machine_goes_takes_nothing_out_twice(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address, group in ((FIRST, 7), (SECOND, 8)):
+        kernel.add(address, group)
+    devices = tuple(DeviceConfig(path=kernel.path(address)) for address in (FIRST, SECOND))
+    forget = FakeKvmVfio.remove_group
+    going, may_go = threading.Event(), threading.Event()
+
+    def slow(device: FakeKvmVfio, fd: int) -> None:
+        going.set()
+        assert may_go.wait(LONG)
+        forget(device, fd)
+
+    async with VM(config("s", devices=devices)) as vm:
+        await vm.start()
+        machine = vm.machine
+        for id_ in ("device0", "device1"):
+            with pytest.raises(HotplugTimeout):
+                await vm.remove(id_, timeout=0.01)
+        monkeypatch.setattr(FakeKvmVfio, "remove_group", slow)
+        assert machine.board.slots is not None
+        closing = asyncio.ensure_future(vm.kill())
+        leaving = asyncio.ensure_future(vm.__aexit__(None, None, None))
+        await until(going.is_set)
+        assert machine.board.slots.write(0, (0b100).to_bytes(4, "little")) is None
+        may_go.set()
+        await asyncio.gather(closing, leaving)
+        assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
 
 
 def _denied(path: str, code: int) -> Callable[[FakeKernel, FakeDevice], None]:

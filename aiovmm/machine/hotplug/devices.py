@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from aiovmm.config import PlacedConfig, VMConfig
+from aiovmm.config import DeviceConfig, PlacedConfig, VMConfig
 from aiovmm.errors import ConfigError, HotplugTimeout, StateError, UsageError
 from aiovmm.lifecycle import EventKind, VMState
 from aiovmm.machine.hotplug.configured import check_comes_later, free_id, pinned, with_device, without_device
@@ -51,6 +51,7 @@ class DeviceHotplug:
         self._machine: Machine | None = None  # whose slots and end are followed
         self._removals: dict[str, asyncio.Future[None]] = {}  # asked for, by id
         self._leaving: dict[str, asyncio.Future[None]] = {}  # on their way out
+        self._of_host: set[str] = set()  # of those, devices of the host
         self._looks: set[asyncio.Future[None]] = set()
         self._coming: set[str] = set()  # ids of those that are opened while the guest may be paused or reset
         self._untold: set[str] = set()  # ids of those that nobody has been told of yet
@@ -64,13 +65,13 @@ class DeviceHotplug:
         async with self._ending.transition:
             parts, machine = self._there()
             self._follow(machine)
+            await self._until_gone(placed)
             placed = replace(placed, id=free_id(placed, self._taken(parts)))
-            config = self._with(parts, machine, placed)
-            refuse_remote(config)
+            refuse_remote(self._with(parts, machine, placed))
             device = await made(parts, placed, self._ending)
             device.check_fits(machine)
             if not device.awaits_peer:
-                address, look = await self._plug_in(parts, machine, config, device)
+                address, look = await self._plug_in(parts, machine, placed, device)
         if device.awaits_peer:
             address, look = await self._plug_in_later(placed, device)
         if look is not None and timeout != 0:
@@ -81,8 +82,15 @@ class DeviceHotplug:
         )
         return device.id
 
+    async def _until_gone(self, placed: PlacedConfig) -> None:
+        """What is on its way out may be what is to come again: of this id, or of the host, which has not got it back yet."""
+        of_host = isinstance(placed, DeviceConfig)
+        there = [left for id_, left in self._leaving.items() if id_ == placed.id or (of_host and id_ in self._of_host)]
+        if there:
+            await asyncio.wait(there)
+
     def _taken(self, parts: MachineParts) -> set[str]:
-        return ids(parts) | parts.config.chosen_ids | self._coming
+        return ids(parts) | parts.config.chosen_ids | self._coming | set(self._leaving)
 
     def _with(self, parts: MachineParts, machine: Machine, placed: PlacedConfig) -> VMConfig:
         """What the configuration is then. Raises ConfigError."""
@@ -92,12 +100,12 @@ class DeviceHotplug:
         return config
 
     async def _plug_in(
-        self, parts: MachineParts, machine: Machine, config: VMConfig, device: Pluggable
+        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, device: Pluggable
     ) -> tuple[PciAddress, _Look | None]:
         """Open it, and put it in."""
         try:
             await self._opened(device)
-            return await self._put_in(parts, machine, config, device)
+            return await self._put_in(parts, machine, placed, device)
         except BaseException:
             await finish(device.close())
             raise
@@ -113,7 +121,8 @@ class DeviceHotplug:
                 self._follow(machine)
                 self._coming.discard(device.id)
                 device.check_fits(machine)
-                return await self._put_in(parts, machine, self._with(parts, machine, placed), device)
+                self._with(parts, machine, placed)
+                return await self._put_in(parts, machine, placed, device)
         except BaseException:
             await finish(device.close())
             raise
@@ -121,11 +130,12 @@ class DeviceHotplug:
             self._coming.discard(device.id)
 
     async def _put_in(
-        self, parts: MachineParts, machine: Machine, config: VMConfig, device: Pluggable
+        self, parts: MachineParts, machine: Machine, placed: PlacedConfig, device: Pluggable
     ) -> tuple[PciAddress, _Look | None]:
         """In its slot, one of the parts and in the configuration: where, and what `_tell_of` gives; or nothing of that."""
         await device.put_in(parts, machine)
-        self._keep(parts, pinned(config, partial(_slot_of, machine)))
+        # of now: others may have gone since it was looked at, though none came
+        self._keep(parts, pinned(with_device(parts.config, placed), partial(_slot_of, machine)))
         self._untold.add(device.id)
         return machine.address(device.id), self._tell_of(machine, device)
 
@@ -214,7 +224,8 @@ class DeviceHotplug:
 
     def _ejected(self, machine: Machine, segment: int, slot: int) -> Awaitable[None] | None:
         """The guest has let go; its instruction waits until nothing of the device touches memory any more."""
-        assert self._power.parts is not None, "its machine runs"
+        if machine is not self._machine or self._power.parts is None:  # it goes, and what was asked for with it
+            return None
         for id_ in self._removals:
             if id_ not in self._leaving and machine.address(id_) == PciAddress(segment, slot):
                 return self._let_go(machine, find(self._power.parts, id_))
@@ -225,8 +236,13 @@ class DeviceHotplug:
         task = self._power.tasks.create(
             finish(self._take_out(machine, device, out=out)), f"{self._name}: eject {device.id}"
         )
-        self._leaving[device.id] = task
+        self._leaves(device, task)
         return out
+
+    def _leaves(self, device: Pluggable, left: asyncio.Future[None]) -> None:
+        self._leaving.setdefault(device.id, left)
+        if device.of_host:
+            self._of_host.add(device.id)
 
     async def _take_out(
         self, machine: Machine, device: Pluggable, *, tell: bool = False, out: asyncio.Future[None] | None = None
@@ -234,29 +250,25 @@ class DeviceHotplug:
         """Out of its slot, then closed, whatever fails on the way. `tell`: the guest was not asked. `out` is done in between."""
         address, parts = machine.address(device.id), self._power.parts
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._leaving.setdefault(device.id, left)
+        self._leaves(device, left)
+        if parts is not None:  # before its slot is free for another, as is what is asked of the slot
+            self._keep(parts, without_device(parts.config, device.id))
+        if machine.board.slots is not None:
+            machine.board.slots.forget(address.segment, address.slot)
         try:
             await device.take_out(machine)
         finally:
             if out is not None:
                 _done(out)
-            if machine.board.slots is not None:
-                self._slot_is_empty(machine, address, tell=tell)
+            if tell and machine.board.slots is not None and self._ending.life.state is not VMState.CREATED:
+                machine.board.slots.gone(address.segment, address.slot)
+                machine.board.slots_changed()
             if parts is not None:
                 device.forget(parts)
-                self._keep(parts, without_device(parts.config, device.id))
             try:
                 await self._put_away(device)
             finally:
                 _done(left)
-
-    def _slot_is_empty(self, machine: Machine, address: PciAddress, *, tell: bool) -> None:
-        assert machine.board.slots is not None
-        if tell and self._ending.life.state is not VMState.CREATED:
-            machine.board.slots.gone(address.segment, address.slot)
-            machine.board.slots_changed()
-        else:
-            machine.board.slots.forget(address.segment, address.slot)
 
     async def _put_away(self, device: Pluggable) -> None:
         removal = self._removals.pop(device.id, None)
@@ -264,6 +276,7 @@ class DeviceHotplug:
             await device.close(self._power.parts, f"{device.id!r} was removed from VM {self._name!r}")
         finally:
             self._leaving.pop(device.id, None)
+            self._of_host.discard(device.id)
             if removal is not None:
                 _done(removal)
             if device.id in self._untold:

@@ -35,6 +35,10 @@ class Pluggable(Protocol):
         """What it is called."""
 
     @property
+    def of_host(self) -> bool:
+        """Whether it is a device of the host, which nobody else can have until it is closed."""
+
+    @property
     def awaits_peer(self) -> bool:
         """Whether another program has to let it be opened, which may take as long as it likes."""
 
@@ -62,6 +66,8 @@ class Pluggable(Protocol):
 
 class _Virtio:
     """A virtio device."""
+
+    of_host = False
 
     def __init__(self, plugged: PluggedDevice) -> None:
         self._plugged = plugged
@@ -115,7 +121,7 @@ class _Virtio:
 class _Host:
     """A device of the host: one of `Passthrough.places`, while it is in."""
 
-    awaits_peer = False
+    awaits_peer, of_host = False, True
 
     def __init__(self, place: HostPlace, parts: MachineParts) -> None:
         assert parts.passthrough is not None
@@ -147,7 +153,7 @@ class _Host:
         self._passthrough.places = [p for p in self._passthrough.places if p.device is not self._device]
 
     async def close(self, parts: MachineParts | None = None, why: str = "") -> None:
-        await in_thread(self._thread, self._device.close)  # its kernel side resets it
+        await in_thread(self._thread, self._passthrough.close_one, self._place)  # its kernel side resets it
 
     @property
     def _thread(self) -> str:
