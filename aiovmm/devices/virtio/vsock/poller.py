@@ -18,7 +18,7 @@ __all__ = ["ENDING", "GONE", "IN", "OUT", "Poller"]
 ENDING = select.EPOLLRDHUP | select.EPOLLPRI
 IN, OUT = select.EPOLLIN | ENDING, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR
-_EVENTS = 128  # handled before the loop gets a turn
+_EVENTS = 16  # handled before the loop gets a turn: each may be 64 KiB on their way
 
 Handler = Callable[[int], None]
 

@@ -8,6 +8,7 @@ waits before it.
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter
 
 from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.from_guest import frames_of
@@ -17,6 +18,7 @@ from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.errors import ChainError, GuestError
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.event import Event
+from aiovmm.runtime.turns import UNCONTENDED, Job
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.queue import Queue
 
@@ -25,7 +27,6 @@ __all__ = ["ToGuest"]
 _BATCH = 64
 _FEW = 4  # chains that are looked at for a trickle
 _TURN = 64 << 10  # bytes of one connection before it is the next one's turn
-_ROUNDS = 8  # rx batches before the loop gets a turn
 
 
 class ToGuest:
@@ -36,10 +37,9 @@ class ToGuest:
         self._switch = switch
         self._muxer = switch.muxer
         self._broken = broken
-        self._loop = asyncio.get_running_loop()
         self._starved = Event()  # there is something to send, and no rx buffer
         self._pumping = self._closed = False
-        self._again: asyncio.Handle | None = None
+        self._again = Job(self.pump)
         self._batch = Batch(min(_BATCH, queue.size), 4 * _BATCH)
         self._all = self._batch.max_chains
         self._least = min(_FEW, self._all)
@@ -51,8 +51,7 @@ class ToGuest:
 
     def close(self) -> None:
         """Send nothing any more. Idempotent."""
-        if self._again is not None:
-            self._again.cancel()
+        self._again.close()
         self._closed = True
 
     async def refill(self) -> None:
@@ -65,7 +64,7 @@ class ToGuest:
 
     @property
     def _busy(self) -> bool:
-        waiting = self._pumping or self._again is not None or self._starved.is_set()
+        waiting = self._pumping or self._again.due or self._starved.is_set()
         return waiting or self._closed or self._broken.done() or not self._queue.enabled
 
     # -- the short way -------------------------------------------------------------------------------------------------
@@ -98,22 +97,21 @@ class ToGuest:
             return
         self._pumping = True
         try:
-            for _ in range(_ROUNDS):
+            end = perf_counter() + UNCONTENDED
+            while True:
                 if not self._queue.pop_batch(batch):
                     self._starved.set()
                     return
                 batch.max_chains = self._least if self._fill(batch.count) < self._least else self._all
                 if not muxer.busy:
                     return
-            self._again = self._loop.call_soon(self._pump_again)
+                if perf_counter() >= end:
+                    break
+            self._again.again()  # in its turn: what programs send has no end, and each batch may be megabytes
         except GuestError as exc:
             self._broken.set_exception(exc)
         finally:
             self._pumping = False
-
-    def _pump_again(self) -> None:
-        self._again = None
-        self.pump()
 
     def _fill(self, count: int) -> int:
         """Use up to `count` chains of the batch; put the others back. How many were used."""

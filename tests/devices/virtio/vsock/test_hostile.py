@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import random
 import resource
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.devices.virtio.vsock import VsockServer
+from aiovmm.devices.virtio.vsock import VsockServer, to_guest
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, SHUTDOWN_SEND, Header, Op
+from aiovmm.devices.virtio.vsock.to_guest import ToGuest
 from aiovmm.errors import ChainError, GuestFault, HostError, StateError
 from aiovmm.runtime.quota import BURST
 from aiovmm.virtqueue.driver import WRITE, Descriptor
@@ -334,6 +336,42 @@ async def test_requests_for_connections_leave_the_loop_its_turns() -> None:
             a_turn.append(device.connections + called - before)
         assert max(a_turn) <= 8
         await guest.until(lambda: not device.connections)
+
+
+async def test_what_programs_send_leaves_the_loop_its_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: one on which each batch takes a second."""
+    batches: list[int] = []
+    pump, fill = ToGuest.pump, ToGuest._fill
+
+    def counted_pump(self: ToGuest) -> None:
+        batches.append(0)
+        pump(self)
+
+    def counted_fill(self: ToGuest, count: int) -> int:
+        batches[-1] += 1
+        return fill(self, count)
+
+    monkeypatch.setattr(ToGuest, "pump", counted_pump)
+    monkeypatch.setattr(ToGuest, "_fill", counted_fill)
+    monkeypatch.setattr(to_guest, "perf_counter", itertools.count().__next__)
+    device = make_device()
+    async with Harness(device) as harness, await device.streams.listen(80) as server:
+        tx, rx = harness.queues[1], harness.queues[0]
+        for _ in range(rx.size):
+            rx.add(writable=[256])
+        for port in range(5000, 5003):
+            tx.add([header(Op.REQUEST, port=port).pack()])
+        tx.kick()
+        writers = [(await server.accept())[1] for _ in range(3)]
+        for writer in writers:
+            writer.write(bytes(60000))
+        while rx.outstanding:
+            rx.poll()
+            await asyncio.sleep(0)
+        for writer in writers:
+            writer.transport.abort()
+    assert sum(batches) > 3
+    assert max(batches) == 1
 
 
 async def test_handlers_that_fail_by_a_guests_doing_are_told_of_so_many_times() -> None:
