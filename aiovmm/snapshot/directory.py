@@ -30,6 +30,7 @@ __all__ = ["STATE", "BaseOf", "Opened", "Written", "open_snapshot"]
 
 STATE = "state.json"
 _ASIDE = "state.json.new"
+_TRIES = 8
 _MEMORY = re.compile(r"memory-[0-9a-f]{16}")
 T = TypeVar("T")
 _FORMAT, VERSION = "aiovmm snapshot", 1
@@ -184,15 +185,17 @@ def open_snapshot(path: Path, *, memory: bool = True) -> Opened:
 
 
 def _open_latest(path: Path, directory: int, memory: bool) -> Opened:
-    """The one that is there, if another takes its place meanwhile: then the memory of the first may be gone."""
+    """The one that is there, if another takes its place meanwhile: then the memory of the first may be gone. One that is always
+    another is none."""
     document = _read_state(path, directory)
-    while True:
+    for more in range(_TRIES - 1, -1, -1):
         try:
             return _open(path, directory, document, memory)
         except SnapshotError:
             before, document = document, _read_state(path, directory)
-            if document == before:
+            if document == before or not more:
                 raise
+    raise AssertionError("the last try ends it")
 
 
 def _open(path: Path, directory: int, document: bytes, with_memory: bool) -> Opened:

@@ -22,11 +22,16 @@ from aiovmm.native.mapping import Mapping
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.snapshot.dirty import bits_of
-from aiovmm.snapshot.pages import PAGE, Kept, pieces_of, sum_up
+from aiovmm.snapshot.pages import PAGE, Kept, extents, pieces_of, sum_up
 
 __all__ = ["Increment", "Writer", "file_size", "open_increment"]
 
 
+_LARGEST = 4 << 40
+"""Bytes of RAM of a guest that increments are of: what it says is believed before anything else is known of it, and 16 KiB of
+that are a byte of a map that is read and summed up."""
+
+_PART = 1 << 20  # bytes of a map that are looked at at once
 _ROOM = 256 << 20  # bytes of a buffer at most; what is more goes to the file while the guest stands still
 
 
@@ -88,8 +93,8 @@ class Increment:
     fd: int
     size: int
     kept: Kept
-    changed: bytes
-    full: bytearray
+    changed: mmap.mmap
+    full: mmap.mmap
 
     def apply(self, memory: GuestMemory, done: bytearray) -> None:
         """Have its pages in `memory`, all but those that are `done`; then they are, too. In a thread. Raises HostError."""
@@ -115,16 +120,42 @@ class Increment:
 
 def open_increment(fd: int, size: int, kept: Kept, maps_sum: str) -> Increment:
     """Of the file `fd`, which it closes in the end. Raises SnapshotError, with it left open, for what is none."""
+    if size > _LARGEST:
+        raise SnapshotError(f"it is of a guest with {size} bytes of memory, and increments are of {_LARGEST} at most")
     length = bits_of(size)
-    maps = os.pread(fd, 2 * _rounded(length), 0)
-    if hashlib.sha256(maps).hexdigest() != maps_sum:
-        raise SnapshotError("the map of its pages is not what was saved: the file is damaged")
-    changed, full = maps[:length], bytearray(maps[_rounded(length) :][:length])
-    if int.from_bytes(full, "little").bit_count() != kept.pages or any(
-        f & ~c for f, c in zip(full, changed, strict=True)
-    ):
+    changed, full = (_map(fd, at, _rounded(length)) for at in (0, _rounded(length)))
+    if _sha256(changed, full) != maps_sum or _pages(changed, full, length) != kept.pages:
         raise SnapshotError("the map of its pages is not what was saved: the file is damaged")
     return Increment(keep_private(fd), size, kept, changed, full)
+
+
+def _map(fd: int, start: int, length: int) -> mmap.mmap:
+    """A map of the file: memory as far as the file has data there, which may be nothing of what it claims."""
+    bits = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with memoryview(bits) as view:
+        for offset, size in extents(fd, start, start + length):
+            at, end = offset - start, offset - start + size
+            while at < end and (done := os.preadv(fd, [view[at:end]], start + at)):
+                at += done
+    return bits
+
+
+def _sha256(*maps: mmap.mmap) -> str:
+    digest = hashlib.sha256()
+    for bits in maps:
+        digest.update(bits)
+    return digest.hexdigest()
+
+
+def _pages(changed: mmap.mmap, full: mmap.mmap, length: int) -> int:
+    """How many are full; -1 if one is that is not among those that are there."""
+    pages = 0
+    for at in range(0, length, _PART):
+        some, among = (int.from_bytes(bits[at : min(at + _PART, length)], "little") for bits in (full, changed))
+        if some & ~among:
+            return -1
+        pages += some.bit_count()
+    return pages
 
 
 def file_size(size: int, pages: int) -> int:
@@ -132,7 +163,7 @@ def file_size(size: int, pages: int) -> int:
     return 2 * _rounded(bits_of(size)) + pages * PAGE
 
 
-def _native(fd: int, changed: bytes | bytearray, full: bytearray, done: bytearray) -> Any:
+def _native(fd: int, changed: bytearray | mmap.mmap, full: bytearray | mmap.mmap, done: bytearray) -> Any:
     increment = ffi.new("struct avmm_increment *", {"fd": fd, "at": 2 * _rounded(len(changed))})
     owners.link(increment, has=owners.view(changed), full=owners.view(full), applied=owners.view(done))
     return increment

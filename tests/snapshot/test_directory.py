@@ -15,6 +15,7 @@ import pytest
 from aiovmm.errors import HostError, SnapshotError
 from aiovmm.snapshot import directory
 from aiovmm.snapshot.directory import STATE, Opened, Written, open_snapshot
+from aiovmm.snapshot.document import decode, encode
 
 SIZE = 1 << 20
 STATE_OF_ONE = {"architecture": "x86_64", "config": {"name": "a"}, "machine": {"n": 1}}
@@ -220,6 +221,17 @@ def test_one_that_is_replaced_while_it_is_opened(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(directory, "_open_regular", late)
     assert opened(path).state["machine"] == {"n": 2}
+
+
+def test_one_that_is_always_another_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes there without end does not hold up a thread without end."""
+    path = tmp_path / "s"
+    write(path)
+    documents = (encode({"format": "aiovmm snapshot", "version": n}) for n in range(2, 1000))
+    monkeypatch.setattr(directory, "_read_state", lambda path, at: next(documents))
+    with pytest.raises(SnapshotError, match="it is of version"):
+        opened(path)
+    assert decode(next(documents))["version"] < 20
 
 
 def test_the_name_of_a_new_one_is_on_the_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

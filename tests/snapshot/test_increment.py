@@ -20,7 +20,7 @@ from aiovmm.native import ffi, lib
 from aiovmm.snapshot.base import Base
 from aiovmm.snapshot.chain import MOST, base_at, open_chain
 from aiovmm.snapshot.directory import STATE, Written
-from aiovmm.snapshot.increment import open_increment
+from aiovmm.snapshot.increment import file_size, open_increment
 from aiovmm.snapshot.pages import Kept
 from aiovmm.snapshot.taking import SavedMemory
 from tests.snapshot.test_pages import PAGE, RANGES, SIZE, place
@@ -403,6 +403,26 @@ def test_maps_that_contradict_themselves_are_refused() -> None:
         with pytest.raises(SnapshotError, match="map of its pages"):
             open_increment(fd, SIZE, Kept(pages, 0), hashlib.sha256(maps).hexdigest())
         os.close(fd)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+
+def test_a_map_that_is_nothing_but_a_claim_is_no_memory() -> None:
+    """A file of holes says that a guest has a terabyte; of 64 of them in a chain each would have had 160 MiB, and 9 s."""
+    size, fd = 1 << 40, os.memfd_create("increment")
+    length = file_size(size, 0)
+    os.ftruncate(fd, length)
+    before = resident()
+    increment = open_increment(fd, size, Kept(0, 0), hashlib.sha256(bytes(length)).hexdigest())
+    assert resident() - before < length // 4
+    increment.close()
+
+
+def test_a_guest_with_more_memory_than_there_is_is_refused_before_it_is_looked_at() -> None:
+    with pytest.raises(SnapshotError, match=f"it is of a guest with {1 << 52} bytes of memory"):
+        open_increment(-1, 1 << 52, Kept(0, 0), "")
 
 
 def test_a_file_that_is_cut_short_under_way(tmp_path: Path) -> None:
