@@ -66,6 +66,14 @@ class PciRoot:
         """Where `add` would put a function. Raises UsageError."""
         return Place(segment, self._segment(segment).free_slot(slot))
 
+    def shun(self, address: PciAddress) -> None:
+        """See PciSegment.shun. Raises UsageError if there is no such segment."""
+        self._segment(address.segment).shun(address.slot)
+
+    def welcome(self, segment: int, slot: int) -> None:
+        """See PciSegment.welcome. Raises UsageError if there is no such segment."""
+        self._segment(segment).welcome(slot)
+
     async def remove(self, address: PciAddress) -> None:
         """Unplug and close the function at `address`. Raises UsageError if there is none."""
         await self._segment(address.segment).remove(address.slot)

@@ -36,6 +36,7 @@ class PciSegment:
         self._services = services
         self._slots: dict[int, PciFunction] = {}
         self._reserved: set[int] = set()
+        self._shunned: set[int] = set()
         self._ecam: dict[int, Range] = {}
         self._mapped: dict[BarId, list[Range]] = {}  # what each BAR has on the bus
         self._last: dict[BarId, tuple[PciFunction, Bar, int]] = {}  # where each answers, or last did
@@ -61,7 +62,8 @@ class PciSegment:
     def free_slot(self, slot: int | None = None) -> int:
         """`slot`, or the first one, if nothing is in it. Raises UsageError."""
         if slot is None:
-            slot = next((n for n in range(1, SLOTS) if n not in self._slots and n not in self._reserved), None)
+            empty = [n for n in range(1, SLOTS) if n not in self._slots and n not in self._reserved]
+            slot = min(empty, key=lambda n: (n in self._shunned, n), default=None)
             if slot is None:
                 raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
         if slot == 0 and not self.bare:
@@ -104,6 +106,14 @@ class PciSegment:
     def reserve(self, slot: int) -> None:
         """Keep `slot` for one who asks for it by its number."""
         self._reserved.add(slot)
+
+    def shun(self, slot: int) -> None:
+        """Give `slot`, which is empty, to nobody who has not asked for it by its number, as long as others are free."""
+        self._shunned.add(slot)
+
+    def welcome(self, slot: int) -> None:
+        """Shun it no more. Idempotent."""
+        self._shunned.discard(slot)
 
     def when_looked_at(self, slot: int, callback: Callable[[], None]) -> None:
         """Call it once the guest has written to the configuration space of what is in `slot`, as all systems do that take a

@@ -146,6 +146,31 @@ async def test_force_pulls_the_plug_and_tells_the_guest(image: Path) -> None:
         await counts_on(vm)
 
 
+async def test_a_slot_of_which_the_guest_has_not_let_go_is_not_given_to_another(image: Path) -> None:
+    """It would let go of the other."""
+    disk = DiskConfig(path=image, readonly=True)
+    async with VM(config("s", disks=(disk,))) as vm:
+        await vm.start()
+        await vm.remove("disk0", timeout=0.01, force=True)
+        await vm.add(disk, timeout=0)
+        assert [vendor(vm, slot) for slot in (1, 2)] == [0xFFFF, 0x1AF4]
+        assert await let_go(vm) == [1]
+        assert [vendor(vm, slot) for slot in (1, 2)] == [0xFFFF, 0x1AF4]
+        task = asyncio.ensure_future(vm.add(disk))
+        assert 1 in await look(vm)
+        await task
+        assert [vendor(vm, slot) for slot in (1, 2)] == [0x1AF4, 0x1AF4]
+
+
+async def test_a_guest_that_heeds_nothing_does_not_run_out_of_slots(image: Path) -> None:
+    async with VM(config("s")) as vm:
+        await vm.start()
+        for _ in range(40):
+            with pytest.raises(HotplugTimeout):
+                await vm.add(DiskConfig(path=image, readonly=True), timeout=0.001)
+        assert not vm.disks
+
+
 async def test_a_guest_ejects_only_what_is_asked_of_it(image: Path) -> None:
     disk = DiskConfig(path=image, readonly=True)
     async with VM(config("s", disks=(disk, disk))) as vm:

@@ -32,6 +32,8 @@ class SlotRegisters:
         self._added = [0] * segments
         self._wanted = [0] * segments
         self._asked = [0] * segments  # whether the guest has been told yet or not
+        self._gone = [0] * segments  # that are empty, and of which the guest has not let go yet
+        self.on_left: Callable[[int, int], None] = lambda segment, slot: None
         self.fast = FastPage(segments * SEGMENT_SIZE)
         self.fast.policy[:] = bytes([_IDLE]) * len(self.fast.policy)
 
@@ -49,8 +51,10 @@ class SlotRegisters:
         self._settle(segment)
 
     def gone(self, segment: int, slot: int) -> None:
-        """The slot is empty, and the guest, which was not asked, is to look."""
+        """The slot is empty, and the guest, which was not asked, is to look: `on_left(segment, slot)` is called when it has let
+        go, and would not take what is there by then for the same."""
         self._wanted[segment] |= 1 << slot
+        self._gone[segment] |= 1 << slot
         self.forget(segment, slot)
 
     def forget(self, segment: int, slot: int) -> None:
@@ -70,10 +74,15 @@ class SlotRegisters:
         segment, at = divmod(offset, SEGMENT_SIZE)
         if at >= _WIDTH:
             return None
-        let_go = int.from_bytes(data[: _WIDTH - at], "little") << 8 * at & self._asked[segment]
+        written = int.from_bytes(data[: _WIDTH - at], "little") << 8 * at
+        let_go, left = written & self._asked[segment], written & self._gone[segment]
+        self._gone[segment] &= ~left
         self._asked[segment] &= ~let_go
         self._wanted[segment] &= ~let_go
         self._settle(segment)
+        for slot in range(_WIDTH * 8):
+            if left >> slot & 1:
+                self.on_left(segment, slot)
         waits = [self.on_eject(segment, slot) for slot in range(_WIDTH * 8) if let_go >> slot & 1]
         pending = [wait for wait in waits if wait is not None]
         return _all(pending) if pending else None
@@ -90,7 +99,9 @@ class SlotRegisters:
     def _settle(self, segment: int) -> None:
         """Whether the guest's accesses are worth an exit."""
         told = self._added[segment] or self._wanted[segment]
-        policy = (0 if told else Policy.SHADOW_READ) | (0 if self._asked[segment] else Policy.IGNORE_WRITE)
+        policy = (0 if told else Policy.SHADOW_READ) | (
+            0 if self._asked[segment] | self._gone[segment] else Policy.IGNORE_WRITE
+        )
         at = segment * SEGMENT_SIZE
         self.fast.policy[at : at + SEGMENT_SIZE] = bytes([policy]) * SEGMENT_SIZE
 
@@ -107,7 +118,7 @@ class SlotRegisters:
         count = len(self._added)
         added = fields.numbers("added", count, high=_SLOTS)
         fields.end()
-        self._added, self._wanted, self._asked = added, [0] * count, [0] * count
+        self._added, self._wanted, self._asked, self._gone = added, [0] * count, [0] * count, [0] * count
         for segment in range(count):
             self._settle(segment)
 

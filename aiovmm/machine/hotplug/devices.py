@@ -261,6 +261,8 @@ class DeviceHotplug:
             if out is not None:
                 _done(out)
             if tell and machine.board.slots is not None and self._ending.life.state is not VMState.CREATED:
+                # a guest that has not let go yet would take the next one there for this one
+                machine.pci.root.shun(address)
                 machine.board.slots.gone(address.segment, address.slot)
                 machine.board.slots_changed()
             if parts is not None:
@@ -298,6 +300,7 @@ class DeviceHotplug:
         if machine is not self._machine:
             self._machine = machine
             machine.board.slots.on_eject = partial(self._ejected, machine)
+            machine.board.slots.on_left = machine.pci.root.welcome
             machine.at_close(self._machine_goes)
 
     async def _machine_goes(self) -> None:

@@ -31,6 +31,8 @@ class Model:
         self.wanted: set[tuple[int, int]] = set()
         self.asked: set[tuple[int, int]] = set()
         self.ejected: list[tuple[int, int]] = []
+        self.gone: set[tuple[int, int]] = set()
+        self.left: list[tuple[int, int]] = []
 
     def do(self, name: str, segment: int, slot: int) -> None:
         at = segment, slot
@@ -44,6 +46,7 @@ class Model:
             self.asked.discard(at)
             if name == "gone":
                 self.wanted.add(at)
+                self.gone.add(at)
 
     def byte(self, offset: int) -> int:
         segment, at = divmod(offset, SEGMENT_SIZE)
@@ -57,6 +60,9 @@ class Model:
         segment, at = divmod(offset, SEGMENT_SIZE)
         bits = int.from_bytes(data[: max(4 - at, 0)], "little") << 8 * at if at < 4 else 0
         for slot in range(32):
+            if bits >> slot & 1 and (segment, slot) in self.gone:
+                self.gone.remove((segment, slot))
+                self.left.append((segment, slot))
             if bits >> slot & 1 and (segment, slot) in self.asked:
                 self.asked.remove((segment, slot))
                 self.wanted.discard((segment, slot))
@@ -65,8 +71,9 @@ class Model:
 
 @given(st.lists(STEPS, max_size=40))
 def test_whatever_a_driver_does_only_what_was_asked_for_is_ejected_once(steps: list[tuple[str, int, object]]) -> None:
-    model, ejected = Model(), []
+    model, ejected, left = Model(), [], []
     registers = SlotRegisters(SEGMENTS)
+    registers.on_left = lambda segment, slot: left.append((segment, slot))
     registers.on_eject = lambda segment, slot: ejected.append((segment, slot))
     for name, first, second in steps:
         if name == "read":
@@ -81,6 +88,7 @@ def test_whatever_a_driver_does_only_what_was_asked_for_is_ejected_once(steps: l
             getattr(registers, name)(first, second)
             model.do(name, first, second)
         assert ejected == model.ejected
+        assert left == model.left
         for segment in range(SEGMENTS):
             check_policy(registers, model, segment)
     copy = SlotRegisters(SEGMENTS)
@@ -98,7 +106,7 @@ def check_policy(registers: SlotRegisters, model: Model, segment: int) -> None:
     told = any(s == segment for s, _ in model.added | model.wanted)
     assert bool(policy.pop() & Policy.SHADOW_READ) is not told
     assert bool(registers.fast.policy[segment * SEGMENT_SIZE] & Policy.IGNORE_WRITE) is not any(
-        s == segment for s, _ in model.asked
+        s == segment for s, _ in model.asked | model.gone
     )
 
 
