@@ -38,20 +38,28 @@ class Decoder:
         self._buffer = bytearray()
 
     def feed(self, piece: bytes) -> Iterator[tuple[State, bytes]]:
-        """Whatever is complete. Raises PeerError for what is no frame: nothing that follows can be made out then."""
+        """Whatever is complete. Raises what `take` does."""
+        self.add(piece)
+        while (found := self.take()) is not None:
+            yield found
+
+    def add(self, piece: bytes) -> None:
+        """It has come."""
         self._buffer += piece
-        while len(self._buffer) >= _HEAD.size:
-            size, data_size = _HEAD.unpack_from(self._buffer)
-            if size > MOST_MESSAGE or data_size > MOST_DATA:
-                raise PeerError(
-                    f"a frame of {size} and {data_size} bytes: at most {MOST_MESSAGE} and {MOST_DATA} may be"
-                )
-            end = _HEAD.size + size
-            if len(self._buffer) < end + data_size:
-                return
-            message, data = _message(self._buffer[_HEAD.size : end]), bytes(self._buffer[end : end + data_size])
-            del self._buffer[: end + data_size]
-            yield message, data
+
+    def take(self) -> tuple[State, bytes] | None:
+        """The next that is complete. Raises PeerError for what is no frame: nothing that follows can be made out then."""
+        if len(self._buffer) < _HEAD.size:
+            return None
+        size, data_size = _HEAD.unpack_from(self._buffer)
+        if size > MOST_MESSAGE or data_size > MOST_DATA:
+            raise PeerError(f"a frame of {size} and {data_size} bytes: at most {MOST_MESSAGE} and {MOST_DATA} may be")
+        end = _HEAD.size + size
+        if len(self._buffer) < end + data_size:
+            return None
+        message, data = _message(self._buffer[_HEAD.size : end]), bytes(self._buffer[end : end + data_size])
+        del self._buffer[: end + data_size]
+        return message, data
 
 
 def _message(text: bytearray) -> State:

@@ -1,0 +1,74 @@
+"""The connection of a pool with a worker, which a guest may have taken over: it may say as much as it likes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections import Counter
+from typing import Any
+
+from aiovmm.pool.workers.connection import connect
+from aiovmm.pool.workers.frames import encode
+from tests.limits import HANGS
+
+COUNT = 30_000
+
+
+def said(sock: socket.socket, data: bytes) -> threading.Thread:
+    def say() -> None:
+        with sock:
+            sock.sendall(data)
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    return thread
+
+
+async def test_a_flood_of_messages_leaves_the_loop_to_others() -> None:
+    """256 KiB of them are 10,000, or 50 ms: few are heard in a turn of the loop, and all in the end, also if it goes then."""
+    ours, theirs = socket.socketpair()
+    turn, heard = 0, Counter[int]()
+
+    def hear(message: Any, _data: bytes) -> None:
+        assert message == {"op": "x", "n": heard.total()}
+        heard[turn] += 1
+
+    connection = await connect(ours, hear)
+    saying = said(theirs, b"".join(encode({"op": "x", "n": n}) for n in range(COUNT)))
+    async with asyncio.timeout(HANGS):
+        while not connection.over.is_set():
+            await asyncio.sleep(0)
+            turn += 1
+    saying.join()
+    assert heard.total() == COUNT
+    assert max(heard.values()) <= 64
+    assert connection.error is None
+
+
+async def test_what_comes_behind_what_is_none_is_not_heard() -> None:
+    ours, theirs = socket.socketpair()
+    heard = list[Any]()
+    connection = await connect(ours, lambda message, data: heard.append(message["op"]))
+    saying = said(theirs, encode({"op": "x"}) * 40 + b"\xff" * 8 + encode({"op": "y"}) * 40)
+    async with asyncio.timeout(HANGS):
+        await connection.over.wait()
+    saying.join()
+    assert heard == ["x"] * 40
+    assert "a frame of" in str(connection.error)
+
+
+async def test_an_abort_is_heard_at_once() -> None:
+    ours, theirs = socket.socketpair()
+    heard = list[Any]()
+
+    def hear(message: Any, _data: bytes) -> None:
+        heard.append(message)
+        connection.abort()
+
+    connection = await connect(ours, hear)
+    theirs.sendall(encode({"op": "x"}) * 100)
+    async with asyncio.timeout(HANGS):
+        await connection.over.wait()
+    theirs.close()
+    assert len(heard) == 1
