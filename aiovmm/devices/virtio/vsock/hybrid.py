@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.poller import GONE
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import AiovmmError, ConfigError
+from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 
 __all__ = ["HybridSocket"]
@@ -258,6 +259,7 @@ class _Handshake:
     async def _wait_for_guest(self) -> None:
         while not self._switch.live.is_set():
             await self._switch.live.wait()
+            await next_turn()  # as many as there may be have waited for this
         self._waiter = None
         self._request()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.devices.virtio.vsock import VsockDevice
-from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
+from aiovmm.devices.virtio.vsock.hybrid import HybridSocket, _Handshake
 from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_BOTH, SHUTDOWN_SEND, Op
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.virtqueue.harness import Harness
@@ -274,6 +274,33 @@ async def test_a_program_whose_backlog_stays_full_is_given_up(path: Path) -> Non
             with pytest.raises(ConnectionRefusedError):
                 await guest.connect(80)
             await nothing_left(device, guest)
+
+
+async def test_clients_that_wait_for_a_guest_ask_it_one_by_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there may be: all at once they would have the loop for as long."""
+    turns, request = [0], _Handshake._request
+
+    def counted(handshake: _Handshake) -> None:
+        turns[-1] += 1
+        request(handshake)
+
+    monkeypatch.setattr(_Handshake, "_request", counted)
+    async with running(path) as (device, guest):
+        await guest.harness.reset()
+        clients = [await ask(path, b"CONNECT 7\n") for _ in range(50)]
+        hybrid = device._hybrid
+        assert hybrid is not None
+        await guest.until(lambda: sum(h._waiter is not None for h in hybrid._handshakes) == 50)
+        await guest.harness.start()
+        while sum(turns) < 50:
+            turns.append(0)
+            await asyncio.sleep(0)
+        assert max(turns) <= 2
+        async with Guest(guest.harness) as again:
+            again.listen(7)
+            for reader, writer in clients:
+                assert (await reader.readline()).startswith(b"OK ")
+                writer.close()
 
 
 async def test_many_that_wait_for_a_backlog_are_one_to_look_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
