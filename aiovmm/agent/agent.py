@@ -117,7 +117,8 @@ class Agent:
             if self._renews:
                 try:
                     await _renew(link)
-                except ConnectionError:
+                except ConnectionError:  # as of one that does not greet
+                    await asyncio.sleep(_RETRY)
                     continue
                 except BaseException:
                     link.close()
