@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiovmm.devices.virtio.iommu import IommuDevice, rows
+from aiovmm.devices.virtio.iommu import device as device_module
 from aiovmm.devices.virtio.iommu.domains import Added, Domains, Removed
 from aiovmm.devices.virtio.iommu.mappings import Mapping, Mappings
 from aiovmm.devices.virtio.iommu.rows import Leaf, Rows
@@ -188,6 +189,29 @@ async def test_a_snapshot_of_very_many_mappings_is_loaded_in_many_turns() -> Non
     assert turns > 4000 // 100
     assert device.domains.save() == old.save()
     assert len(device._tables[1]) == 4000
+    device.power_off()
+    memory.close()
+
+
+async def test_mappings_that_cross_many_regions_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a record for each region of memory that it crosses."""
+    monkeypatch.setattr(device_module, "PIECES_LIMIT", 20)
+    regions, span = 5, 5 << 20
+    memory = GuestMemory.create([(n << 20, 8 * PAGE) for n in range(regions)])
+    device = IommuDevice(MESSAGES)
+    device.power_on(memory)
+    device.add_endpoint(1, device.translation(), Nobody())
+
+    def status(request: Any) -> Status:
+        outcome = device._handle(request)
+        device._carry_out(outcome.effects)
+        return outcome.status
+
+    assert status(Attach(1, 1, 0, b"")) is Status.OK
+    answers = [status(Map(1, n * span, (n + 1) * span - 1, 0, 3)) for n in range(6)]
+    assert answers == [Status.OK] * 4 + [Status.NOMEM] * 2
+    assert status(Unmap(1, 0, span - 1, b"")) is Status.OK
+    assert status(Map(1, 0, span - 1, 0, 3)) is Status.OK
     device.power_off()
     memory.close()
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Collection, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from aiovmm.devices.virtio.iommu.domains import Added, Bound, Domains, Effect, Removed
+from aiovmm.devices.virtio.iommu.domains import MAPPINGS_LIMIT, Added, Bound, Domains, Effect, Outcome, Removed
 from aiovmm.devices.virtio.iommu.table import DomainTable
 from aiovmm.devices.virtio.iommu.translation import Translation
 from aiovmm.devices.virtio.iommu.wire import (
@@ -20,6 +20,7 @@ from aiovmm.devices.virtio.iommu.wire import (
     REQUEST_SIZE,
     TAIL_SIZE,
     Malformed,
+    Map,
     Probe,
     Request,
     Status,
@@ -40,6 +41,7 @@ __all__ = ["Endpoint", "IommuDevice", "Reach"]
 
 PROBE_SIZE = 512  # bytes for properties; zeros after the last (§5.13.6.7)
 
+PIECES_LIMIT = 2 * MAPPINGS_LIMIT  # in all domains of a VM, and one mapping's more
 _LOADED_A_TURN = 32  # mappings of a snapshot, of which there may be very many
 _FAULTS_KEPT = 64  # a device that faults is stopped; more come only from a driver that starts it again and again
 
@@ -201,7 +203,7 @@ class IommuDevice(VirtioDevice):
 
     async def _answer(self, queue: Queue, chain: Chain, request: Request) -> None:
         """To its end in any case: a request that was carried out and not answered would fail when it comes again."""
-        outcome = self.domains.handle(request)
+        outcome = self._handle(request)
         try:
             await finish(_ended(self._revalidate(self._carry_out(outcome.effects))))
         finally:
@@ -209,6 +211,12 @@ class IommuDevice(VirtioDevice):
                 chain.write(outcome.properties.ljust(PROBE_SIZE, b"\0"))
             chain.write(tail(outcome.status))
             queue.push(chain)
+
+    def _handle(self, request: Request) -> Outcome:
+        """A mapping takes as many records as it crosses regions of memory, of which there may be hundreds."""
+        if isinstance(request, Map) and sum(map(len, self._tables.values())) >= PIECES_LIMIT:
+            return Outcome(Status.NOMEM)
+        return self.domains.handle(request)
 
     def _carry_out(self, effects: Iterable[Effect]) -> list[Endpoint]:
         """Change the translations; the endpoints that have to look at their rings again."""
