@@ -23,7 +23,7 @@ from typing import TypeVar
 from aiovmm.errors import HostError, SnapshotError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import Fields, State
-from aiovmm.snapshot.document import LARGEST, decode, encode, identity
+from aiovmm.snapshot.document import LARGEST, MOST_PARTS, decode, encode, identity, parts
 from aiovmm.snapshot.increment import file_size
 
 __all__ = ["STATE", "BaseOf", "Opened", "Written", "open_snapshot"]
@@ -72,8 +72,9 @@ class Written:
         if self._base is not None:
             memory |= {"base": self._base.path, "base_sha256": self._base.identity, "maps_sha256": maps}
         document = encode({**head, "memory": memory, **state})
-        if len(document) > LARGEST:
-            raise SnapshotError(f"its state has {len(document)} bytes, and no snapshot may have more than {LARGEST}")
+        if len(document) > LARGEST or parts(document) > MOST_PARTS:
+            most = f"{LARGEST} bytes and {MOST_PARTS} lists and objects"
+            raise SnapshotError(f"its state has {len(document)} bytes, and no snapshot may have more than {most}")
         _attempt(self._path, lambda: self._commit(document))
         self._committed = True
         for name in os.listdir(self._directory):

@@ -14,10 +14,13 @@ from typing import Any
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.plain import Plain, State
 
-__all__ = ["LARGEST", "decode", "encode", "identity"]
+__all__ = ["LARGEST", "MOST_PARTS", "decode", "encode", "identity", "parts"]
 
 LARGEST = 64 << 20
 """Bytes of a document: a guest with 4,096 processors has less."""
+
+MOST_PARTS = 2_000_000
+"""Lists and objects in it, each of which takes twenty times the memory of its text: four times what such a guest has."""
 
 _HEX, _BASE64 = "$hex", "$base64"
 _SHORT = 64  # bytes that a human may want to look at
@@ -39,6 +42,8 @@ def decode(document: bytes) -> State:
         raise SnapshotError("the file does not begin as a snapshot's state does: it is none, or it is damaged")
     if hashlib.sha256(document[start:]).hexdigest().encode() != document[len(_HEAD) : start]:
         raise SnapshotError("the checksum is not that of what follows: the file is damaged, or was edited")
+    if parts(document) > MOST_PARTS:
+        raise SnapshotError(f"the file has more than {MOST_PARTS} lists and objects, which no state has")
     try:
         value = json.loads(document, parse_float=_refuse, parse_constant=_refuse, object_pairs_hook=_from_pairs)
     except (ValueError, RecursionError) as exc:
@@ -47,6 +52,11 @@ def decode(document: bytes) -> State:
         raise SnapshotError("the file holds no state")
     del value["sha256"]
     return value
+
+
+def parts(document: bytes) -> int:
+    """How many lists and objects there are at most."""
+    return document.count(b"[") + document.count(b"{")
 
 
 def identity(document: bytes) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -63,10 +65,20 @@ def test_what_is_none_at_all_is_refused(text: bytes) -> None:
     ],
 )
 def test_text_with_a_right_checksum_that_is_no_state(body: bytes) -> None:
-    import hashlib
-
     with pytest.raises(SnapshotError):
         decode(b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + body)
+
+
+def test_small_parts_without_end_are_refused_before_they_are_taken_apart() -> None:
+    """60 MiB of empty lists were 1.6 GiB of memory."""
+    body = b'", "a": [' + b"[]," * 2_000_000 + b"0]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(SnapshotError, match="more than 2000000 lists and objects"):
+            decode(b'{"sha256": "' + hashlib.sha256(body).hexdigest().encode() + body)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("state", [{"a": 1.5}, {"a": {1: 2}}, {"$a": 1}, {"a": (1, 2)}, {"a": {"sha256": 1}}])
