@@ -143,7 +143,6 @@ async def test_a_drive_comes_to_a_guest_that_runs_goes_and_comes_again(
     async with VM(guests.config(memory=256)) as vm:
         await vm.start()
         await prompt(vm)
-        await shell(vm, "modprobe nvme")
         for number in range(4):
             id_ = await vm.add(DeviceConfig(path=drive))
             assert id_ == "device0"
@@ -199,7 +198,6 @@ async def test_a_drive_comes_to_a_guest_that_runs_behind_the_virtual_iommu(guest
     async with VM(guests.config("6.12", memory=256, platform=platform)) as vm:
         await vm.start()
         await prompt(vm)
-        await shell(vm, "modprobe nvme")
         for _ in range(2):
             await vm.add(DeviceConfig(path=drive, pci_segment=1))
             await _appears(vm)

@@ -186,7 +186,7 @@ async def test_a_card_with_intx_alone_comes_to_a_guest_that_runs(guests: Guests,
     async with VM(guests.config(rng=None)) as vm:
         await vm.start()
         await prompt(vm)
-        await shell(vm, "modprobe virtio_net")
+        await shell(vm, "modprobe -a virtio_pci virtio_net")  # there was no device to load them for
         for number, slot in enumerate((1, 12, 31)):
             id_ = await vm.add(DeviceConfig(path=old_card, pci_device_id=slot))
             await shell(vm, "for i in $(seq 600); do test -e /sys/class/net/eth0 && break; sleep 0.05; done")
