@@ -24,6 +24,7 @@ TABLE = Path(__file__).with_name("reference_lines.tsv")
 DEADLINE = 50.0
 MIB = 1 << 20
 _IMAGES = (("qcow2", "q.qcow2"), ("vpc", "v.vhd"), ("vhdx", "v.vhdx"))
+_ENVIRONMENT = dict(os.environ)  # lines run in threads, while pytest changes a variable for each test
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def run_line(text: str, directory: Path, made: Path, kernel: Path) -> Outcome:
         process = subprocess.Popen(
             ["unshare", "--net", sys.executable, "-m", "aiovmm", "run", *args],
             cwd=directory,
-            env={**os.environ, "XDG_CACHE_HOME": str(directory / "cache"), "NO_COLOR": "1"},
+            env={**_ENVIRONMENT, "XDG_CACHE_HOME": str(directory / "cache"), "NO_COLOR": "1"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr,
