@@ -25,7 +25,9 @@ _X86_ALONE = {
 
 CORE = {
     "test_agent.py": "all_of_it_in_a_guest[6.1] or init[6.1]",
-    "test_boot.py": "",
+    "test_boot.py": "powers_off[6.1- or powers_off[6.12-image] or powers_off[newest-image] or heeds[6.1] or pci_hole[6.1]"
+    " or power_button_is_heeded[6.1] or restarts_when_the_policy_says_so[6.1] or triple_fault"
+    " or told_apart_from_a_reboot[6.1] or stands_still",
     "test_balloon.py": "[False-False-6.1]",
     "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
     "test_confined.py": "calls-and-paths",
@@ -33,19 +35,18 @@ CORE = {
     "test_disk_images.py": "boot_with_an_overlay_and_with_qcow2",
     "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
-    "test_machine.py": "[6.1]",
+    "test_machine.py": "that_was_described[6.1]",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",
     "test_pci.py": "interrupted_by_pins[6.1]",
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
-    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or under_load[3 rounds-6.1]"
-    " or prints_last_arrives[serial]",
-    "test_vfio_net.py": "intx_alone",
+    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or prints_last_arrives[serial]",
+    "test_vfio_net.py": "that_has_intx_alone",
     "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_sandbox.py": "commands[6.1]",
-    "test_vsock.py": "test_linux_speaks_vsock[6.1] or test_the_example_calls_both_ways",
-    "test_terminal.py": "attach_type_detach or session_on_hvc0 or booted_is_not_lost[hvc0-6.1]",
+    "test_vsock.py": "test_linux_speaks_vsock[6.1]",
+    "test_terminal.py": "attach_type_detach or session_on_hvc0",
 }
 """What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
 
