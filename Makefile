@@ -8,7 +8,7 @@ JOBS ?= 1
 # JOBS=2: in two processes; the tests of one file, and all in the nested host, stay together (tests/parallel.py).
 PYTEST = $(PY) -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS))
 
-.PHONY: help demo fuzz soak test test-thorough test-sanitized test-addresses test-freed lint format native setup setup-test bench clean
+.PHONY: help demo fuzz soak test test-thorough test-sanitized lint format native setup setup-test bench clean
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -25,10 +25,8 @@ test-thorough: setup-test ## also what takes long: every device under three kern
 # All of them once under the address and undefined-behaviour sanitizers; then what is nearest to native code with freed memory
 # overwritten, which also finds what Python's own allocator would hide.
 NEAR_NATIVE := tests/native tests/kvm tests/virtqueue tests/vfio tests/pci tests/vm
-test-sanitized: test-addresses test-freed ## the tests outside the nested host, on native code that checks itself
-test-addresses: setup-test
+test-sanitized: setup-test ## the tests outside the nested host, on native code that checks itself
 	tools/test-sanitized address $(if $(filter 1,$(JOBS)),,-n $(JOBS)) tests $(ARGS)
-test-freed: setup-test
 	tools/test-sanitized perturb $(if $(filter 1,$(JOBS)),,-n $(JOBS)) $(NEAR_NATIVE) $(ARGS)
 
 setup: ## packages, virtual environment, native extension

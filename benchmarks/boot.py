@@ -72,7 +72,7 @@ class Contest:
     def floor(self) -> float:
         """Seconds from its main, as the floor itself says. An emulated AMD-V loses a guest now and then; the floor, which is no
         program of ours, may lose some."""
-        for limit in (LIMIT / 2, LIMIT / 2, LIMIT):
+        for limit in (LIMIT / 3, LIMIT / 3, LIMIT / 2, LIMIT):
             try:
                 said = _floor(self._floor, limit)
                 break

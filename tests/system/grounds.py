@@ -24,14 +24,12 @@ _X86_ALONE = {
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
 CORE = {
-    "test_agent.py": "all_of_it_in_a_guest[6.1] or init[6.1]",
-    "test_boot.py": "powers_off[6.1- or powers_off[6.12-image] or powers_off[newest-image] or heeds[6.1] or pci_hole[6.1]"
-    " or power_button_is_heeded[6.1] or restarts_when_the_policy_says_so[6.1] or triple_fault"
-    " or told_apart_from_a_reboot[6.1] or stands_still",
+    "test_agent.py": "all_of_it_in_a_guest[6.1]",
+    "test_boot.py": "powers_off[6.1-image] or powers_off[6.12-elf] or powers_off[newest-image] or heeds[6.1] or pci_hole[6.1]"
+    " or power_button_is_heeded[6.1] or restarts_when_the_policy_says_so[6.1] or triple_fault or told_apart_from_a_reboot[6.1]",
     "test_balloon.py": "[False-False-6.1]",
-    "test_blk.py": "four_queues or made_filled_and_trimmed_by_the_guest[6.1]",
+    "test_blk.py": "four_queues",
     "test_confined.py": "calls-and-paths",
-    "test_custom_device.py": "[6.1]",
     "test_disk_images.py": "boot_with_an_overlay_and_with_qcow2",
     "test_hotplug.py": "comes_is_used_and_goes[6.1]",
     "test_iommu.py": "a_disk_behind_the_iommu",
@@ -40,21 +38,20 @@ CORE = {
     "test_failed_entry.py": "",
     "test_pci.py": "interrupted_by_pins[6.1]",
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
-    "test_rng_console.py": "carries_bytes_both_ways[6.1] or hwrng_is_random[6.1] or prints_last_arrives[serial]",
+    "test_rng_console.py": "carries_bytes_both_ways[6.1] or prints_last_arrives[serial]",
     "test_vfio_net.py": "that_has_intx_alone",
     "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_sandbox.py": "commands[6.1]",
     "test_vsock.py": "test_linux_speaks_vsock[6.1]",
-    "test_terminal.py": "attach_type_detach or session_on_hvc0",
+    "test_terminal.py": "attach_type_detach",
 }
 """What `make test` runs of each file: all (""), or what holds one of these parts of names. The rest is `thorough`."""
 
 CORE_AARCH64 = {
-    "test_boot.py": "powers_off[6.1- or restarts_when_the_policy_says_so[6.1] or heeds[6.1]",
+    "test_boot.py": "powers_off[6.1- or heeds[6.1]",
     "test_blk.py": "four_queues",
     "test_net.py": "test_traffic_both_ways[6.1]",
-    "test_pci.py": "interrupted_by_pins[6.1]",
 }
 """The same in the host of arm64, on its usual processor."""
 
