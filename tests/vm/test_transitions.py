@@ -158,9 +158,10 @@ async def test_many_tasks_at_once() -> None:
 
 
 async def test_a_pause_that_waits_for_a_device_can_be_cancelled_or_cut_short_by_a_kill() -> None:
-    never = asyncio.Event()
+    never, asked = asyncio.Event(), asyncio.Event()
 
     async def answer() -> None:
+        asked.set()
         await never.wait()
 
     for end in ("cancel", "kill"):
@@ -169,7 +170,7 @@ async def test_a_pause_that_waits_for_a_device_can_be_cancelled_or_cut_short_by_
             control.write = lambda offset, data: answer()  # type: ignore[method-assign]
             await vm.start()
             vm.serial.write(b"q")
-            await until(lambda vm=vm: b"q" in vm.serial.history)  # type: ignore[misc]
+            await asyncio.wait_for(asked.wait(), HANGS)
             pausing = asyncio.ensure_future(vm.pause())
             done, _ = await asyncio.wait([pausing], timeout=0.05)
             assert not done
@@ -185,6 +186,7 @@ async def test_a_pause_that_waits_for_a_device_can_be_cancelled_or_cut_short_by_
                 with pytest.raises(StateError):
                     await pausing
         never.clear()
+        asked.clear()
 
 
 Act = Callable[[VM], Awaitable[object]]
