@@ -68,51 +68,45 @@ class Power:
     ) -> None:
         """In its turn: parts, then a machine that is ready to start. On failure `aclose` releases what was acquired."""
         async with admitted():
-            await self._build(owner, config, serial, console, panic, own)
+            if ConsoleMode.FILE in (config.serial.mode, config.console.mode, config.debug_console.mode):
+                from aiovmm.config.outputs import refuse_inputs_as_outputs
 
-    async def _build(
-        self,
-        owner: MachineOwner,
-        config: VMConfig,
-        serial: Console,
-        console: Console,
-        panic: PanicWatch,
-        own: OwnDevices | None,
-    ) -> None:
-        if ConsoleMode.FILE in (config.serial.mode, config.console.mode, config.debug_console.mode):
-            from aiovmm.config.outputs import refuse_inputs_as_outputs
+                refuse_inputs_as_outputs(config)
+            kernel = await self._kernel(config)
+            from aiovmm.machine.devices import look_at_images, plug_configured
+            from aiovmm.machine.parts import MachineParts, open_parts
 
-            refuse_inputs_as_outputs(config)
-        kernel = None
-        if not all(map(imported, _OF_MACHINES)) and self.restored is not None:
-            await in_thread(f"{config.name}: load machine", _import_machines)
-        elif self.restored is None and not _is_known(config):
-            kernel = await in_thread(f"{config.name}: load kernel", _examine, config)
-        from aiovmm.machine.devices import look_at_images, plug_configured
-        from aiovmm.machine.parts import MachineParts, open_parts
+            if own is not None:
+                own.take(config.name)
+                self._own = own
+            outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
+            if config.pvpanic is not None:  # who prints a panic need not have had one
+                outputs = serial.feed, console.feed
+            self.parts = MachineParts(config, kernel, serial, console, *outputs, owner=owner)
+            self.parts.debug_output = self.debug_output
+            self.parts.images = self.images
+            self.parts.exits_limit = config.limits.exits
+            disks = zip(self.parts.ids.get("disks", ()), config.disks, strict=True)
+            named = {id_: disk for id_, disk in disks if id_ not in self.images}
+            plug_configured(self.parts, await look_at_images(config.name, named))
+            self.parts.ports = own.ports if own is not None else ()
+            for number, device in enumerate(own.virtio if own is not None else ()):
+                self.parts.plug(device, self.parts.free_id(f"custom{number}"))
+            for plugged in self.parts.plugged:
+                plugged.device._account = self.parts.account
+                plugged.device._label = f"{config.name}: {plugged.id}"
+                plugged.device._notify_error = partial(owner.device_failed, plugged.id)
+                plugged.device._notify_driver = partial(owner.device_driven, plugged.id)
+            self.machine = await self._assembled(self.parts, self.restored, partial(open_parts, self.parts))
 
-        if own is not None:
-            own.take(config.name)
-            self._own = own
-        outputs = panic.over(serial.feed, "serial"), panic.over(console.feed, "console")
-        if config.pvpanic is not None:  # who prints a panic need not have had one
-            outputs = serial.feed, console.feed
-        self.parts = MachineParts(config, kernel, serial, console, *outputs, owner=owner)
-        self.parts.debug_output = self.debug_output
-        self.parts.images = self.images
-        self.parts.exits_limit = config.limits.exits
-        disks = zip(self.parts.ids.get("disks", ()), config.disks, strict=True)
-        named = {id_: disk for id_, disk in disks if id_ not in self.images}
-        plug_configured(self.parts, await look_at_images(config.name, named))
-        self.parts.ports = own.ports if own is not None else ()
-        for number, device in enumerate(own.virtio if own is not None else ()):
-            self.parts.plug(device, self.parts.free_id(f"custom{number}"))
-        for plugged in self.parts.plugged:
-            plugged.device._account = self.parts.account
-            plugged.device._label = f"{config.name}: {plugged.id}"
-            plugged.device._notify_error = partial(owner.device_failed, plugged.id)
-            plugged.device._notify_driver = partial(owner.device_driven, plugged.id)
-        self.machine = await self._assembled(self.parts, self.restored, partial(open_parts, self.parts))
+    async def _kernel(self, config: VMConfig) -> KernelImage | None:
+        """Unpacked, unless it is looked at together with what follows."""
+        if self.restored is not None:
+            if not all(map(imported, _OF_MACHINES)):
+                await in_thread(f"{config.name}: load machine", _import_machines)
+        elif not _is_known(config):
+            return await in_thread(f"{config.name}: load kernel", _examine, config)
+        return None
 
     @property
     def plugged(self) -> Sequence[PluggedDevice]:

@@ -6,8 +6,12 @@ import errno
 import itertools
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from aiovmm.errors import KvmError
 from aiovmm.native.mapping import Mapping
@@ -374,3 +378,14 @@ class FakeKvmVfio:
     def close(self) -> None:
         self._kernel.known_to_kvm -= self._known
         self._known.clear()
+
+
+@contextmanager
+def in_the_hosts_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+    """For VMs: what they take devices from, and tell of them. Nothing of it is in use in the end."""
+    kernel = FakeKernel(folder / "sys")
+    monkeypatch.setattr("aiovmm.machine.passthrough.HostSystem", lambda: kernel)
+    monkeypatch.setattr("aiovmm.machine.hosts.KvmVfio", lambda _vm: FakeKvmVfio(kernel))
+    yield kernel
+    assert kernel.at_rest
+    kernel.dispose()

@@ -17,7 +17,7 @@ from aiovmm.bus import Space
 from aiovmm.config import PlacedConfig
 from aiovmm.machine.architecture import board_of_host
 from tests.limits import HANGS
-from tests.vfio.kernel import FakeKernel, FakeKvmVfio
+from tests.vfio.kernel import FakeKernel, in_the_hosts_place
 from tests.vm.guest import config
 from tests.vm.hotplug_guest import descriptors
 
@@ -29,12 +29,8 @@ pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's re
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
-    kernel = FakeKernel(tmp_path / "sys")
-    monkeypatch.setattr("aiovmm.machine.passthrough.HostSystem", lambda: kernel)
-    monkeypatch.setattr("aiovmm.machine.hosts.KvmVfio", lambda _vm: FakeKvmVfio(kernel))
-    yield kernel
-    assert kernel.at_rest
-    kernel.dispose()
+    with in_the_hosts_place(tmp_path, monkeypatch) as kernel:
+        yield kernel
 
 
 async def come_and_go(vm: VM, placed: PlacedConfig, dice: random.Random) -> None:

@@ -40,7 +40,7 @@ from aiovmm.devices.virtio.mem.protocol import Answer, Kind
 from aiovmm.errors import KvmError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.pci.root import PciAddress
-from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio
+from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio, in_the_hosts_place
 from tests.vm import test_hotplug_modules as modules
 from tests.vm.drivers import start_driver
 from tests.vm.guest import config, counts_on, event, until
@@ -55,12 +55,8 @@ pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's re
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
-    kernel = FakeKernel(tmp_path / "sys")
-    monkeypatch.setattr("aiovmm.machine.passthrough.HostSystem", lambda: kernel)
-    monkeypatch.setattr("aiovmm.machine.hosts.KvmVfio", lambda _vm: FakeKvmVfio(kernel))
-    yield kernel
-    assert kernel.at_rest
-    kernel.dispose()
+    with in_the_hosts_place(tmp_path, monkeypatch) as kernel:
+        yield kernel
 
 
 def taken(vm: VM) -> int:
