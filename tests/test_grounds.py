@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import grounds
-from tests.kvmhost import plugin
+from tests.kvmhost import delegate, plugin
 from tests.kvmhost.arch import AARCH64
 from tests.system.grounds import CORE, CORE_AARCH64
 
@@ -134,6 +134,34 @@ def test_marks_on_a_test_and_on_its_parameters_add_up(
     monkeypatch.setattr(plugin, "INSIDE", False)
     assert [profile.name for item in items if (profile := plugin._profile(item))] == ["aarch64-vfio", "vfio"]
     assert sorted(items, key=plugin._host_order) == [items[1], items[0]]
+
+
+@pytest.mark.parametrize("loops", ["", "asyncio", "uvloop"])
+def test_a_test_has_the_same_name_there(loops: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its event loop is a part of that where there is more than one; the pytest there is started with names from here."""
+    monkeypatch.setenv("AIOVMM_LOOPS", loops)
+    words = delegate._environment()
+    there = dict(word.split("=", 1) for word in words if word != "--env")
+    assert len({names({"AIOVMM_LOOPS": loops}), names(there)}) == 1
+
+
+def names(environment: dict[str, str]) -> tuple[str, ...]:
+    """Of tests of a nested host that have parameters and run on event loops, as pytest calls them in this environment."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "-p",
+        "no:cacheprovider",
+        "tests/kvm/aarch64/test_guests.py",
+    ]
+    env = {"PATH": os.environ["PATH"], **environment}
+    said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True, timeout=120)
+    found = tuple(line for line in said.stdout.splitlines() if "[" in line and "::test_" in line)
+    assert found
+    return found
 
 
 @pytest.mark.timeout(300)
