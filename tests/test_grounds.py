@@ -123,6 +123,10 @@ import pytest
 @pytest.mark.kvmhost(profile="vfio", cpu="max")
 @pytest.mark.parametrize("host", [pytest.param(1, marks=pytest.mark.kvmhost(arch="aarch64")), 2])
 def test_there(host): ...
+def test_that_gives_commands(kvmhost_possible): ...
+@pytest.mark.kvmhost
+def test_in_the_same_host(): ...
+def test_here(): ...
 """
 
 
@@ -132,8 +136,11 @@ def test_marks_on_a_test_and_on_its_parameters_add_up(
     pytester.makeini("[pytest]\nmarkers = kvmhost: x")
     items = pytester.getitems(MARKS)
     monkeypatch.setattr(plugin, "INSIDE", False)
-    assert [profile.name for item in items if (profile := plugin._profile(item))] == ["aarch64-vfio", "vfio"]
-    assert sorted(items, key=plugin._host_order) == [items[1], items[0]]
+    arm, x86, gives_commands, there, here = items
+    assert [profile and profile.name for profile in map(plugin._profile, items)] == [
+        *("aarch64-vfio", "vfio", None, "default", None)
+    ]
+    assert sorted(items, key=plugin._host_order) == [here, arm, there, gives_commands, x86]
 
 
 @pytest.mark.parametrize("loops", ["", "asyncio", "uvloop"])

@@ -80,7 +80,7 @@ def kvmhost_aarch64(kvmhost_aarch64_possible: None) -> Iterator[Host]:
         yield host
 
 
-_CLIENTS = {"kvmhost_possible", "kvmhost_aarch64_possible"}
+_CLIENTS = {"kvmhost_possible": X86_64, "kvmhost_aarch64_possible": AARCH64}
 
 
 def _profile(item: pytest.Item) -> Profile | None:
@@ -92,17 +92,22 @@ def _profile(item: pytest.Item) -> Profile | None:
     return profile_named(wanted.get("profile", "default"), wanted.get("arch", X86_64.name), wanted.get("cpu"))
 
 
-def _host_order(item: pytest.Item) -> str:
+def _host_order(item: pytest.Item) -> tuple[str, bool]:
+    """All that is done here first, then what each host runs: beside other work everything takes several times as long there. What
+    only gives a host commands waits until it has run that."""
     profile = _profile(item)
-    return profile.name if profile is not None and profile.arch != X86_64 else ""
+    clients = [arch for fixture, arch in _CLIENTS.items() if fixture in getattr(item, "fixturenames", ())]
+    if profile is None and clients:
+        return profile_named("default", clients[0].name).name, True
+    return "" if profile is None else profile.name, False
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Hosts of arm64 after all else, each as a whole: sessions in two hosts at once would each take the other's processors.
+    # Each host's as a whole: sessions in two hosts at once would each take the other's processors.
     items.sort(key=_host_order)  # stable
     for item in items:
-        if _CLIENTS.intersection(getattr(item, "fixturenames", ())):
+        if _CLIENTS.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker("kvmhost_client")
     if _REQUIRED:
         return
