@@ -111,6 +111,19 @@ async def test_the_end_of_input_on_a_terminal(agent: Agent) -> None:
     assert await process.wait() == 0
 
 
+@pytest.mark.parametrize("size", [11776, 13824, 15360])
+async def test_the_end_of_input_on_a_terminal_that_is_full(agent: Agent, size: int) -> None:
+    """Which takes buffers of 256 bytes, until there are so many: then it has no room for ^D."""
+    process = await begin(agent, "sh", "-c", "stty -echo; echo up; sleep 0.1; cat | wc -c", pty=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write((b"x" * 63 + b"\n") * (size // 64))
+    process.stdin.write_eof()
+    output = await asyncio.wait_for(process.stdout.read(), HANGS)
+    assert output.split()[-1].endswith(b"%d" % size)
+    assert await process.wait() == 0
+
+
 async def test_a_terminal_has_the_keys(agent: Agent) -> None:
     process = await begin(agent, "sh", "-c", "echo up; exec sleep 60", pty=True)
     assert process.stdin is not None

@@ -78,9 +78,10 @@ static void close_in(struct channel *channel)
 
     if (fd < 0)
         return;
-    if (channel->terminal)
-        SYS(write, fd, &end, 1);
-    else if (channel->both >= 0)
+    if (channel->terminal) {
+        if (SYS(write, fd, &end, 1) == -EAGAIN) /* it is full, and is asked again when it is not */
+            return;
+    } else if (channel->both >= 0)
         SYS(shutdown, fd, SHUT_WR_);
     channel->in = -1;
     channel->ring_size = 0;
@@ -342,8 +343,10 @@ static int emit_data(struct link *link, struct channel *channel, int i)
         end_of(channel, i);
         return 0;
     }
-    if (!channel->credit[i] || room < 2 * CONTROL_ROOM + 4096)
+    if (!channel->credit[i])
         return 0;
+    if (room < 2 * CONTROL_ROOM + 4096)
+        return 1;
     if (most > channel->credit[i])
         most = channel->credit[i];
     if (most > room - FRAME_HEADER - CONTROL_ROOM)
@@ -418,7 +421,8 @@ static int is_over(const struct channel *channel)
                                 (channel->what == PROCESS || channel->in < 0));
 }
 
-/* Whether there may be more to say now. Each channel has its turn, and the first one is not always the same. */
+/* Whether there may be more to say, now or when there is room: nothing else tells of what is ready and was not read. Each channel
+ * has its turn, and the first one is not always the same. */
 int channels_emit(struct link *link)
 {
     static unsigned first;
@@ -431,15 +435,21 @@ int channels_emit(struct link *link)
         if (channel->link != link)
             continue;
         if (!emit_control(link, channel))
-            return 0;
+            return 1;
         for (int i = 0; i < 2; i++)
             more |= emit_data(link, channel, i);
     }
     for (int index = channel_count - 1; index >= 0; index--) {
         struct channel *channel = channels[index];
-        if (channel->link == link && emit_control(link, channel) && is_over(channel) &&
-            link_say(link, channel->id, CLOSED, 0, "", 0))
-            free_channel(index);
+        if (channel->link != link)
+            continue;
+        if (!emit_control(link, channel))
+            return 1;
+        if (!is_over(channel))
+            continue;
+        if (!link_say(link, channel->id, CLOSED, 0, "", 0))
+            return 1;
+        free_channel(index);
     }
     return more;
 }
@@ -461,8 +471,10 @@ int channels_poll(struct pollfd *fds, int count)
         struct channel *channel = channels[n];
         int full = !channel->link || link_room(channel->link) < 2 * CONTROL_ROOM + 4096;
         channel->poll_in = channel->poll_pid = channel->poll_start = channel->poll_out[0] = channel->poll_out[1] = -1;
-        if (channel->in >= 0) /* without an event to wait for, its end is told */
-            channel->poll_in = add(fds, &count, channel->in, channel->ring_size || channel->connecting ? POLLOUT : 0);
+        int waits = channel->ring_size || channel->connecting || channel->in_ends;
+        /* Without an event to wait for, its end is told; but that of a terminal is told when its output has been read. */
+        if (channel->in >= 0 && (waits || !channel->terminal))
+            channel->poll_in = add(fds, &count, channel->in, waits ? POLLOUT : 0);
         for (int i = 0; i < 2; i++)
             if (channel->out[i] >= 0 && !full && !channel->connecting && !channel->ready[i] && (channel->credit[i] || channel->what == LISTENER))
                 channel->poll_out[i] = add(fds, &count, channel->out[i], POLLIN);

@@ -4,6 +4,7 @@
 #include <linux/sched.h>
 
 enum { KILL_LOOKS = 100 }; /* of a session that forks as fast as it is killed */
+enum { REPORT = 3 };       /* the descriptor by which a child says why it did not become its program */
 
 struct limit own_files;
 
@@ -187,32 +188,39 @@ struct ends {
     int child[3], agent[3], report[2];
 };
 
-_Noreturn static void become(const struct request *request, struct ends *ends)
+/* Descriptors 0 to 2, the report as 3, and no others: those of other channels would be open for as long as what comes before the
+ * program takes, and who reads a pipe to its end would wait for it. Returns the report. */
+static int keep_ends(const struct ends *ends)
+{
+    int report = ends->report[1];
+
+    for (int i = 0; i < 3; i++) /* each is above them: the agent has all three itself */
+        check(report, SYS(dup3, ends->child[i], i, 0), STAGE_RESOURCES);
+    if (report != REPORT)
+        check(report, SYS(dup3, report, REPORT, O_CLOEXEC), STAGE_RESOURCES);
+    SYS(close_range, REPORT + 1, ~0u, 0); /* before Linux 5.9 they go when the program begins */
+    return REPORT;
+}
+
+_Noreturn static void become(const struct request *request, const struct ends *ends)
 {
     static struct user user;
     static struct environment env;
-    int report = ends->report[1], keep = 3;
+    int report;
 
     SYS(setsid);
+    report = keep_ends(ends);
     default_signals();
     SYS(umask, 022);
     check(report, user_find(request->user, &user), STAGE_USER);
     if (request->flags & START_PTY)
-        check(report, SYS(ioctl, ends->child[0], TIOCSCTTY, 0), STAGE_TERMINAL);
-    /* The report goes above the standard three, whatever is below. */
-    report = (int)SYS(fcntl, report, F_DUPFD_CLOEXEC, 10);
-    for (int i = 0; i < 3; i++)
-        if (ends->child[i] <= 2)
-            ends->child[i] = (int)SYS(fcntl, ends->child[i], F_DUPFD_CLOEXEC, 10);
-    for (int i = 0; i < 3; i++)
-        check(report, SYS(dup3, ends->child[i], i, 0), STAGE_RESOURCES);
+        check(report, SYS(ioctl, STDIN, TIOCSCTTY, 0), STAGE_TERMINAL);
     set_limits(report, request);
     if (*request->user)
         become_user(report, &user);
     check(report, SYS(chdir, *request->directory ? request->directory : "/"), STAGE_DIRECTORY);
     if (request->flags & START_APPLET) {
         SYS(close, report);
-        SYS(close_range, keep, ~0u, 0);
         sys_exit(applet_run(request->argv));
     }
     make_environment(&env, request, &user);
