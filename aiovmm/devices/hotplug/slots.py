@@ -11,8 +11,10 @@ vCPUs drop it, and read zeros, without an exit to the event loop, as long as not
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiovmm.bus import FastPage, Policy
+from aiovmm.devices.hotplug.each import each
 from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["SEGMENT_SIZE", "SlotRegisters"]
@@ -70,7 +72,7 @@ class SlotRegisters:
         return bytes(self._take(at) for at in range(offset, offset + size))
 
     def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
-        """Ejections. The result is done when all of them are."""
+        """Ejections. The result is done when all of them are; then it raises what failed of them."""
         segment, at = divmod(offset, SEGMENT_SIZE)
         if at >= _WIDTH:
             return None
@@ -80,12 +82,10 @@ class SlotRegisters:
         self._asked[segment] &= ~let_go
         self._wanted[segment] &= ~let_go
         self._settle(segment)
-        for slot in range(_WIDTH * 8):
-            if left >> slot & 1:
-                self.on_left(segment, slot)
-        waits = [self.on_eject(segment, slot) for slot in range(_WIDTH * 8) if let_go >> slot & 1]
-        pending = [wait for wait in waits if wait is not None]
-        return _all(pending) if pending else None
+        slots = range(_WIDTH * 8)
+        told = [partial(self.on_left, segment, slot) for slot in slots if left >> slot & 1]
+        ejected = [partial(self.on_eject, segment, slot) for slot in slots if let_go >> slot & 1]
+        return each([*told, *ejected])
 
     def _take(self, offset: int) -> int:
         segment, at = divmod(offset, SEGMENT_SIZE)
@@ -121,8 +121,3 @@ class SlotRegisters:
         self._added, self._wanted, self._asked, self._gone = added, [0] * count, [0] * count, [0] * count
         for segment in range(count):
             self._settle(segment)
-
-
-async def _all(pending: list[Awaitable[None]]) -> None:
-    for wait in pending:
-        await wait

@@ -12,8 +12,10 @@ it has come again.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from aiovmm.bus import FastPage, Policy
+from aiovmm.devices.hotplug.each import each
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.plain import Fields, State
 
@@ -84,9 +86,8 @@ class UnitRegisters:
         return bytes(self.fast.shadow[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
-        """A byte for each unit. The result is done when what was ejected is away."""
-        waits = [wait for at, value in enumerate(data) if (wait := self._written(offset + at, value)) is not None]
-        return _all(waits) if waits else None
+        """A byte for each unit. The result is done when what was ejected is away; then it raises what failed of that."""
+        return each([partial(self._written, offset + at, value) for at, value in enumerate(data)])
 
     def _written(self, unit: int, value: int) -> Awaitable[None] | None:
         asked = self._asked[unit]
@@ -136,8 +137,3 @@ class UnitRegisters:
 
 def _nobody(_unit: int) -> None:
     """Nobody has asked for anything."""
-
-
-async def _all(pending: list[Awaitable[None]]) -> None:
-    for wait in pending:
-        await wait
