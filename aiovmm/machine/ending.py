@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -46,6 +46,9 @@ class Ending:
         self.stopped = Event()
         self.transition = asyncio.Lock()
         self.power = Power(journal.device_error)
+        self.readers: list[Callable[[], object]] = []
+        """Have those give up who read all of its memory: nobody who closes it waits for as long as that takes."""
+        self.saving: asyncio.Lock | None = None  # held by whoever writes a snapshot of it, once somebody has
         self._config = config
         self._consoles = tuple(consoles)
         self._task: asyncio.Task[None] | None = None

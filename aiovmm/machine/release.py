@@ -61,6 +61,8 @@ class Release:
 
     async def _take_apart(self) -> None:
         await self._ending.settled()
+        for give_up in self._ending.readers:
+            give_up()
         self._end_watch()
         try:
             if self.places is not None:

@@ -13,7 +13,7 @@ from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory, MemoryRegion, Origin
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.snapshot.increment import Increment
-from aiovmm.snapshot.pages import extents, keep, ram_of
+from aiovmm.snapshot.pages import Copying, extents, keep, ram_of
 
 __all__ = ["FIXED", "Base", "base_of"]
 
@@ -90,7 +90,7 @@ _PAGE = 4096
 FIXED = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
-def base_of(memory: GuestMemory) -> Base:
+def base_of(memory: GuestMemory, copying: Copying | None = None) -> Base:
     """A base of a guest's memory, which the guest has no more. In a thread. Raises HostError.
 
     Memory that is one memfd already becomes the base as it is. Anonymous memory, which is what a guest has by default, for it
@@ -102,7 +102,7 @@ def base_of(memory: GuestMemory) -> Base:
     try:
         if _is_one_file(ram):
             return Base(os.dup(ram[0].fd))
-        return _copied(memory, sum(region.size for region in ram))
+        return _copied(memory, sum(region.size for region in ram), copying=copying)
     except OSError as exc:
         if isinstance(exc, HostError):
             raise
@@ -118,11 +118,11 @@ def _is_one_file(ram: list[MemoryRegion]) -> bool:
     return together and os.fstat(ram[0].fd).st_blksize == _PAGE
 
 
-def _copied(memory: GuestMemory, size: int, snapshot: str = "") -> Base:
+def _copied(memory: GuestMemory, size: int, snapshot: str = "", *, copying: Copying | None = None) -> Base:
     fd = os.memfd_create("aiovmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(fd, size)
-        keep(memory, fd, release=True)
+        keep(memory, fd, release=True, copying=copying)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, FIXED)
     except BaseException:
         os.close(fd)

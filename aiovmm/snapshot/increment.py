@@ -22,7 +22,7 @@ from aiovmm.native.mapping import Mapping
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.snapshot.dirty import bits_of
-from aiovmm.snapshot.pages import PAGE, Kept, extents, pieces_of, sum_up
+from aiovmm.snapshot.pages import PAGE, Copying, Kept, extents, pieces_of, sum_up
 
 __all__ = ["Increment", "Writer", "file_size", "open_increment"]
 
@@ -39,14 +39,15 @@ class Writer:
     """An increment that goes to the empty file `out`; about `pages` are expected. It is made before the guest stands still, has
     its pages by `take`, and writes them by `finish` when the guest runs again. All in a thread, and `close` in any case."""
 
-    def __init__(self, out: int, pages: int) -> None:
+    def __init__(self, out: int, pages: int, copying: Copying) -> None:
         room = min(_rounded((pages + pages // 4) * PAGE), _ROOM)
         self._out = out
         self._buffer = Mapping(-1, max(room, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without them
             self._buffer.madvise(mmap.MADV_HUGEPAGE)
         lib.avmm_mem_populate(self._buffer.host, room)  # or each page comes as it is filled
-        self._kept = ffi.new("struct avmm_kept *")
+        self._copying = copying
+        self._kept = copying.native
         self._changed = self._full = bytearray()
         self._increment: Any = None
 
@@ -65,7 +66,7 @@ class Writer:
         maps = _padded(self._changed) + _padded(self._full)
         code = lib.avmm_increment_flush(self._increment, len(maps), self._kept)
         _check(code or _write(self._out, maps), "writing guest memory")
-        return Kept(int(self._kept.pages), int(self._kept.sum)), hashlib.sha256(maps).hexdigest()
+        return self._copying.kept, hashlib.sha256(maps).hexdigest()
 
     def close(self) -> None:
         """Idempotent."""

@@ -12,7 +12,7 @@ from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import ffi, lib
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["PAGE", "Kept", "extents", "keep", "pieces_of", "ram_of", "sum_up"]
+__all__ = ["PAGE", "Copying", "Kept", "extents", "keep", "pieces_of", "ram_of", "sum_up"]
 
 PAGE = 4096
 
@@ -30,14 +30,30 @@ def ram_of(memory: GuestMemory) -> list[MemoryRegion]:
     return [region for region in memory.regions if region.ram]
 
 
-def keep(memory: GuestMemory, out: int, *, release: bool = False) -> Kept:
+class Copying:
+    """Memory that is copied in a thread: what was kept of it so far."""
+
+    def __init__(self) -> None:
+        self.native = ffi.new("struct avmm_kept *")
+
+    @property
+    def kept(self) -> Kept:
+        """So far."""
+        return Kept(int(self.native.pages), int(self.native.sum))
+
+    def give_up(self) -> None:
+        """Nobody wants it any more: it ends soon, by HostError with ECANCELED, unless it has ended. From any thread."""
+        self.native.given_up = 1
+
+
+def keep(memory: GuestMemory, out: int, *, release: bool = False, copying: Copying | None = None) -> Kept:
     """Copy all RAM into the file `out`, which reads as zeros. With `release` private pages are given back as they are copied, and
     the memory is of no use afterwards. In a thread. Raises HostError."""
-    kept = ffi.new("struct avmm_kept *")
+    copying = copying or Copying()
     for piece in pieces_of(memory, release=release):
-        if code := lib.avmm_pages_keep(piece, out, piece.number * PAGE, kept):
+        if code := lib.avmm_pages_keep(piece, out, piece.number * PAGE, copying.native):
             raise HostError("copying guest memory", code)
-    return Kept(int(kept.pages), int(kept.sum))
+    return copying.kept
 
 
 def sum_up(memory: GuestMemory) -> Kept:

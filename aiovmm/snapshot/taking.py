@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aiovmm.architecture import host
-from aiovmm.errors import ConfigError, SnapshotError, StateError
+from aiovmm.errors import ConfigError, HostError, SnapshotError, StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.standstill import save, suspend, unsuspend
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.plain import State
-from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.tasks import finish, in_thread, in_thread_unless
 from aiovmm.snapshot.chain import base_at
 from aiovmm.snapshot.configuration import to_state
 from aiovmm.snapshot.directory import BaseOf, Written
 from aiovmm.snapshot.dirty import DirtyPages
 from aiovmm.snapshot.increment import Writer
-from aiovmm.snapshot.pages import Kept, keep, ram_of
+from aiovmm.snapshot.pages import Copying, Kept, keep, ram_of
 
 if TYPE_CHECKING:
     from aiovmm.config import VMConfig
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["Snapshot", "at_rest", "config_of", "machine_of", "path_of", "state_of", "take"]
+__all__ = ["Snapshot", "at_rest", "config_of", "machine_of", "path_of", "reading", "state_of", "take"]
 
 
 @dataclass(frozen=True)
@@ -59,32 +60,94 @@ def path_of(path: os.PathLike[str] | str) -> Path:
 async def take(vm: VM, path: Path, *, base: Path | None = None, track: bool = False) -> Snapshot:
     """A snapshot of `vm` at `path`, over the one at `base` or whole. What could not be written leaves the one that was there, and
     the guest goes on. Raises StateError, SnapshotError, HostError."""
-    name = vm.name
     vm._home.check()
-    async with vm._transition:
-        machine = machine_of(vm)
-        _refuse_fleeting([plugged.device for plugged in vm._power.plugged])
-        size = vm.config.mapped_ram
-        over = None if base is None else await in_thread(f"{name}: look at base", base_at, base, path, size)
-        saved = SavedMemory(machine.memory, over, track=track)
-        written = Written(path, size, over)
+    ending = vm._ending
+    ending.saving = ending.saving or asyncio.Lock()
+    async with ending.saving:
+        return await _Taking(vm, path, base, track).take()
+
+
+class _Taking:
+    """One of them. What storage takes its time for is done where nobody waits who would pause, reset or close the VM."""
+
+    def __init__(self, vm: VM, path: Path, base: Path | None, track: bool) -> None:
+        self._vm = vm
+        self._path = path
+        self._base = base
+        self._track = track
+        self._over: BaseOf | None = None
+        self._size = 0
+
+    async def take(self) -> Snapshot:
+        """All of it."""
+        vm, path, name = self._vm, self._path, self._vm.name
+        async with vm._transition:
+            _refuse(vm)
+            self._size = vm.config.mapped_ram
+        if self._base is not None:
+            self._over = await in_thread(f"{name}: look at base", base_at, self._base, path, self._size)
+            async with vm._transition:
+                self._saved_memory()
+        written = Written(path, self._size, self._over)
         try:
-            saved.check(base)
             await in_thread(f"{name}: begin snapshot", written.open)
-            await in_thread(f"{name}: look at memory", saved.begin, written.memory)
-            began = time.monotonic()
-            async with at_rest(vm, machine):
-                state = await state_of(vm, machine)
-                await in_thread(f"{name}: save memory", saved.take)
-            standstill = time.monotonic() - began
-            await _sync([plugged.device for plugged in vm._power.plugged])
+            return await self._write(written)
+        finally:
+            await in_thread(f"{name}: end snapshot", written.close)
+
+    async def _write(self, written: Written) -> Snapshot:
+        vm, name = self._vm, self._vm.name
+        async with vm._transition:
+            saved = self._saved_memory()
+            with reading(vm, saved.copying):
+                try:
+                    state, standstill = await self._at_rest(saved, written)
+                except BaseException:
+                    saved.close()
+                    raise
+        try:
             kept, maps = await in_thread(f"{name}: write memory", saved.finish)
             identity = await in_thread(f"{name}: write snapshot", written.commit, state, kept.pages, kept.sum, maps)
             saved.taken(identity)
         finally:
             saved.close()
-            await in_thread(f"{name}: end snapshot", written.close)
-    return Snapshot(path, kept.pages, standstill, base)
+        return Snapshot(self._path, kept.pages, standstill, self._base)
+
+    async def _at_rest(self, saved: SavedMemory, written: Written) -> tuple[State, float]:
+        """The state, and for how long the guest stood still for it and its memory."""
+        vm, name = self._vm, self._vm.name
+        await in_thread(f"{name}: look at memory", saved.begin, written.memory)
+        began = time.monotonic()
+        async with at_rest(vm, vm.machine):
+            state = await state_of(vm, vm.machine)
+            await in_thread_unless(saved.copying.give_up, f"{name}: save memory", saved.take)
+        standstill = time.monotonic() - began
+        await _sync([plugged.device for plugged in vm._power.plugged])
+        return state, standstill
+
+    def _saved_memory(self) -> SavedMemory:
+        """Of the machine that there is. Raises StateError, SnapshotError."""
+        _refuse(self._vm)
+        if self._vm.config.mapped_ram != self._size:
+            raise come_or_go(self._vm.name, "memory")
+        saved = SavedMemory(self._vm.machine.memory, self._over, track=self._track)
+        saved.check(self._base)
+        return saved
+
+
+@contextmanager
+def reading(vm: VM, copying: Copying) -> Iterator[None]:
+    """All of its memory is read meanwhile, unless it is closed: then whoever does gives up. Raises StateError."""
+    readers = vm._ending.readers
+    readers.append(copying.give_up)
+    try:
+        yield
+    except HostError as exc:
+        if exc.errno != errno.ECANCELED:
+            raise
+        raise StateError(f"VM {vm.name!r} was closed while its memory was copied: there is no snapshot of it") from exc
+    finally:
+        readers.remove(copying.give_up)
 
 
 class SavedMemory:
@@ -97,7 +160,7 @@ class SavedMemory:
         self._over = over
         self._out = -1
         self._writer: Writer | None = None
-        self._kept = Kept(0, 0)
+        self.copying = Copying()
         self._dirty = DirtyPages.of(memory) if track or over is not None else None
 
     def check(self, base: Path | None) -> None:
@@ -109,7 +172,7 @@ class SavedMemory:
         """What can be done while the guest runs, for the file `out`."""
         self._out = out
         if self._over is not None and self._dirty is not None:
-            self._writer = Writer(out, self._dirty.expected())
+            self._writer = Writer(out, self._dirty.expected(), self.copying)
 
     def take(self) -> None:
         """What it is now."""
@@ -118,11 +181,11 @@ class SavedMemory:
         if self._writer is not None:
             self._writer.take(self._memory, changed)
         else:
-            self._kept = keep(self._memory, self._out)
+            keep(self._memory, self._out, copying=self.copying)
 
     def finish(self) -> tuple[Kept, str]:
         """What the file has, and an increment's sum of maps."""
-        return (self._kept, "") if self._writer is None else self._writer.finish()
+        return (self.copying.kept, "") if self._writer is None else self._writer.finish()
 
     def taken(self, identity: str) -> None:
         """It is a snapshot's for good."""
@@ -135,10 +198,12 @@ class SavedMemory:
             self._writer.close()
 
 
-def _refuse_fleeting(devices: Sequence[VirtioDevice]) -> None:
-    for device in devices:
-        if (why := device.why_not_on_disk) is not None:
-            raise SnapshotError(f"{device.name} cannot be in a snapshot: {why}")
+def _refuse(vm: VM) -> None:
+    """Raises StateError, SnapshotError for a VM of which there is no snapshot in a directory."""
+    _refuse_halted(vm, machine_of(vm))
+    for plugged in vm._power.plugged:
+        if (why := plugged.device.why_not_on_disk) is not None:
+            raise SnapshotError(f"{plugged.device.name} cannot be in a snapshot: {why}")
 
 
 async def _sync(devices: Sequence[VirtioDevice]) -> None:
@@ -159,8 +224,19 @@ def machine_of(vm: VM) -> Machine:
         ("memory", "processors"), there, (vm.config.mapped_ram, vm.config.cpus.boot), strict=True
     ):
         if now != then:
-            raise StateError(f"{what} of VM {vm.name!r} come or go: there is a snapshot once resize() has returned")
+            raise come_or_go(vm.name, what)
     return machine
+
+
+def come_or_go(name: str, what: str) -> StateError:
+    """Memory or processors do, of a VM that is to be taken down."""
+    return StateError(f"{what} of VM {name!r} come or go: there is a snapshot once resize() has returned")
+
+
+def _refuse_halted(vm: VM, machine: Machine) -> None:
+    """Where it stands there is no going on from."""
+    if machine.halted:
+        raise StateError(f"VM {vm.name!r} has just ended, or resets itself: there is no snapshot of that")
 
 
 @asynccontextmanager
@@ -174,8 +250,7 @@ async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncI
     try:
         await suspend(machine)
         try:
-            if machine.halted:  # where it stands there is no going on from
-                raise StateError(f"VM {vm.name!r} has just ended, or resets itself: there is no snapshot of that")
+            _refuse_halted(vm, machine)
             yield
             over = for_good
         finally:

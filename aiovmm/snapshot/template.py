@@ -15,14 +15,16 @@ from aiovmm.errors import StateError
 from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.machine.ending import failed, of_host
 from aiovmm.machine.restored import Restored
+from aiovmm.memory import GuestMemory
 from aiovmm.runtime.plain import State, kept
 from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed, named
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes
+from aiovmm.snapshot.pages import Copying
 from aiovmm.snapshot.restoring import Source, going_on, open_source, receive_source
-from aiovmm.snapshot.taking import at_rest, config_of, machine_of, path_of, state_of
+from aiovmm.snapshot.taking import at_rest, config_of, machine_of, path_of, reading, state_of
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
@@ -201,6 +203,12 @@ def _release(base: Base, disks: DiskBases) -> None:
     base.release()
 
 
+async def _frozen(vm: VM, memory: GuestMemory) -> Base:
+    copying = Copying()
+    with reading(vm, copying):
+        return await opened_in_thread(f"{vm.name}: freeze memory", Base.release, base_of, memory, copying)
+
+
 async def freeze(vm: VM) -> Template:
     """See VM.freeze."""
     vm._home.check()
@@ -211,7 +219,7 @@ async def freeze(vm: VM) -> Template:
         try:
             disks = await DiskBases.frozen(list(vm._power.plugged))
             try:
-                base = await opened_in_thread(f"{vm.name}: freeze memory", Base.release, base_of, machine.memory)
+                base = await _frozen(vm, machine.memory)
             except BaseException:
                 disks.release()
                 raise

@@ -64,6 +64,10 @@ static int each(const struct avmm_piece *piece, struct transfer *t, page_fn *pag
     avmm_search_begin(&s, piece);
     for (uint64_t at = 0; !error && at < piece->size; at += BATCH * PAGE) {
         uint64_t left = (piece->size - at) / PAGE, count = left < BATCH ? left : BATCH;
+        if (avmm_kept_given_up(kept)) {
+            error = ECANCELED;
+            break;
+        }
         avmm_search_look(&s, at, count, there);
         for (uint64_t i = 0; !error && i < count; i++) {
             uint64_t number = piece->number + at / PAGE + i;

@@ -118,6 +118,10 @@ int avmm_pages_keep(const struct avmm_piece *piece, int out, uint64_t out_offset
     avmm_search_begin(&s, piece);
     for (uint64_t at = 0; !error && at < piece->size; at += BATCH * PAGE) {
         uint64_t left = (piece->size - at) / PAGE, count = left < BATCH ? left : BATCH;
+        if (avmm_kept_given_up(kept)) {
+            error = ECANCELED;
+            break;
+        }
         if (!avmm_search_look(&s, at, count, there))
             continue;
         error = keep_batch(piece, at, count, there, out, out_offset, kept);

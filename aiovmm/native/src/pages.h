@@ -17,7 +17,13 @@ struct avmm_piece {
 struct avmm_kept {
     uint64_t pages; /* that were not zeros */
     uint64_t sum;   /* of them: 0 for none; whatever the order in which pages are added */
+    uint32_t given_up; /* set by another thread: no more is looked at, and that is ECANCELED */
+    uint32_t pad;
 };
+
+static inline int avmm_kept_given_up(const struct avmm_kept *kept) {
+    return __atomic_load_n(&kept->given_up, __ATOMIC_RELAXED) != 0;
+}
 
 /* Copy the piece to `out` at `out_offset`, where there must be zeros (-1: nowhere), and add to `kept`: 0 or an errno. */
 int avmm_pages_keep(const struct avmm_piece *piece, int out, uint64_t out_offset, struct avmm_kept *kept);
