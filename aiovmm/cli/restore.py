@@ -16,7 +16,7 @@ from aiovmm.config.text import split_options, to_bool, to_ints, to_words, unquot
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.snapshot.configuration import changed
-from aiovmm.snapshot.restoring import Source, open_source
+from aiovmm.snapshot.restoring import Source, bound_of, open_source
 from aiovmm.vm import VM
 
 __all__ = ["Restore", "Wanted", "parse_restore"]
@@ -43,7 +43,7 @@ _GOES_WITH |= {
     "user",
 }
 _HAS_DEFAULT = {"on_reboot", "on_panic"}
-_KEYS = ("source_url", "prefault", "memory_restore_mode", "net_fds", "resume")
+_KEYS = ("source_url", "prefault", "memory_restore_mode", "net_fds", "resume", "within")
 _NOT_THERE = {
     "vfio_fds": "is not there: no guest with devices of the host is saved",
     "iommufd_fd": "is not there: no guest with devices of the host is saved",
@@ -53,11 +53,12 @@ _NOT_THERE = {
 
 class Wanted(NamedTuple):
     """What `--restore` says: the directory, whether all of its memory is to be read at once, and descriptors for the cards that
-    are on some, by their ids."""
+    are on some, by their ids; and below which directory all is that a snapshot of others' names."""
 
     path: Path
     prefault: bool = False
     net_fds: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    within: Path | None = None
 
 
 def parse_restore(text: str) -> Wanted:
@@ -76,7 +77,11 @@ def parse_restore(text: str) -> Wanted:
         raise ConfigError("restore.source_url", f"{url!r} is no directory here", "like file:///var/lib/guest")
     if "resume" in said and not to_bool("restore.resume", said["resume"]):
         raise ConfigError("restore.resume", "is not off: nobody could have the guest go on then", "leave it out")
-    return Wanted(Path(percent_decoded(path)), _reads_at_once(said), _descriptors(values.get("net_fds") or ""))
+    if "within" in values and "within" not in said:  # a variable that nobody has set is no bound
+        raise ConfigError("restore.within", "is empty", "say within=DIR, or leave it out")
+    within = Path(said["within"]) if "within" in said else None
+    descriptors = _descriptors(values.get("net_fds") or "")
+    return Wanted(Path(percent_decoded(path)), _reads_at_once(said), descriptors, within)
 
 
 def _reads_at_once(said: Mapping[str, str]) -> bool:
@@ -130,7 +135,8 @@ class Restore:
                     f"--{key.replace('_', '-')}", "does not go with --restore", "the snapshot has the machine"
                 )
         wanted = parse_restore(args["restore"])
-        source = open_source(wanted.path)
+        bound = None if wanted.within is None else bound_of(wanted.within)
+        source = open_source(wanted.path, bound)
         try:
             changes: dict[str, Any] = {
                 name: parse.parse_console(name, args[name]) for name in ("serial", "console") if args[name] is not None
@@ -139,7 +145,10 @@ class Restore:
                 changes["nets"] = _on_descriptors(source.config, wanted.net_fds)
             if args["name"] != "vm":
                 changes["name"] = args["name"]
-            return cls(_without_lost_places(changed(source.config, changes), changes), source, wanted.prefault)
+            config = _without_lost_places(changed(source.config, changes), changes)
+            if bound is not None:
+                bound.check(wanted.path, source.config, config)
+            return cls(config, source, wanted.prefault)
         except BaseException:
             source.close()
             raise

@@ -107,7 +107,7 @@ OPTIONS = (
     RunOption(
         "--restore",
         "Go on from a snapshot; then only consoles and a name are given.",
-        "source_url=file://DIR[,prefault=on]",
+        "source_url=file://DIR[,prefault=on][,within=DIR]",
     ),
     RunOption("--control-socket", "A unix socket for `aiovmm snapshot`, `add`, `remove`, `resize`.", "PATH", kind=Path),
     RunOption("--detach-keys", "Keys that detach the terminal (ctrl-p,ctrl-q).", default="ctrl-p,ctrl-q"),

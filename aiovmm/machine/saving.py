@@ -48,14 +48,17 @@ class Saving:
         prefault: bool = False,
         verify: bool = False,
         pages: Pages | None = None,
+        within: os.PathLike[str] | str | None = None,
     ) -> AbstractAsyncContextManager[Self]:
         """The guest of a snapshot, paused where it stood: `async with VM.restore(path) as vm: await vm.resume()`.
 
         `overrides` are fields of its VMConfig that are to be otherwise: disks, nets, vsock and consoles elsewhere. `devices` and
         `ports` are the program's own, as they were. Memory is read as the guest touches it, or all of it before, with `prefault`;
         `verify` reads it to compare its checksum. With `pages`, an async iterator of (offset, bytes) in any order, it comes from
-        there, all of it before the guest is built, and is compared: the directory needs no more than its state. Raises
-        SnapshotError, ConfigError, HostError, and what `pages` raises, when it is entered.
+        there, all of it before the guest is built, and is compared: the directory needs no more than its state. `within` is for
+        snapshots that others have made: what one names on this host, and `overrides` do not replace, is below that directory, or
+        the snapshot is refused with nothing of it opened. Raises SnapshotError, ConfigError, HostError, and what `pages` raises,
+        when it is entered.
         """
         from aiovmm.snapshot.restoring import restored
         from aiovmm.snapshot.taking import path_of
@@ -70,6 +73,7 @@ class Saving:
             prefault=prefault,
             verify=verify,
             pages=pages,
+            within=None if within is None else path_of(within),
         )
 
     async def freeze(self) -> Template:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from aiovmm.errors import HostError, SnapshotError
@@ -39,8 +40,9 @@ class Chain:
             increment.close()
 
 
-def open_chain(path: Path) -> Chain:
-    """In a thread. Raises SnapshotError for what is none, HostError."""
+def open_chain(path: Path, allows: Callable[[Path], bool] = lambda _: True) -> Chain:
+    """In a thread; those that it is over are where `allows` says that they may be. Raises SnapshotError for what is none,
+    HostError."""
     increments: list[Increment] = []
     places = [path]
     try:
@@ -51,7 +53,7 @@ def open_chain(path: Path) -> Chain:
                 raise SnapshotError(
                     f"{path}: there are more than {MOST} snapshots one over the other: take a whole one"
                 )
-            path, opened = _base(path, opened.base)
+            path, opened = _base(path, opened.base, allows)
             places.append(path)
         if opened.size != first.size:
             os.close(opened.memory)
@@ -82,8 +84,12 @@ def _other_size(path: Path) -> SnapshotError:
     return SnapshotError(f"{path}: it is of a guest with more or less memory than the one that is over it")
 
 
-def _base(path: Path, base: BaseOf) -> tuple[Path, Opened]:
+def _base(path: Path, base: BaseOf, allows: Callable[[Path], bool]) -> tuple[Path, Opened]:
     where = path / base.path
+    if not allows(where):
+        raise SnapshotError(
+            f"{path}: it is over the snapshot at {where}, and nothing that is there may be opened for it"
+        )
     try:
         opened = open_snapshot(where)
     except HostError as exc:

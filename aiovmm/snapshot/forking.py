@@ -9,7 +9,7 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, DiskConfig, NetConfig, VMC
 from aiovmm.errors import ConfigError
 from aiovmm.runtime.dataclass import replace
 
-__all__ = ["Disks", "fork_changes"]
+__all__ = ["Disks", "fork_changes", "without_places"]
 
 Disks = Literal["overlay"] | Sequence[DiskConfig]
 
@@ -24,11 +24,10 @@ def fork_changes(
     nets: Sequence[NetConfig] | None,
 ) -> dict[str, Any]:
     """Fields of a fork's VMConfig. Raises ConfigError."""
-    changes: dict[str, Any] = {name: _quiet(getattr(config, name)) for name in ("serial", "console")}
+    changes = without_places(config)
     if config.vsock is not None:
-        cid = config.vsock.cid if vsock_cid is None else vsock_cid
-        if config.vsock.socket is not None or config.vsock.cid != cid:
-            changes["vsock"] = replace(config.vsock, socket=None, cid=cid)
+        if vsock_cid is not None and config.vsock.cid != vsock_cid:
+            changes["vsock"] = replace(config.vsock, socket=None, cid=vsock_cid)
     elif vsock_cid is not None:
         raise ConfigError("vsock_cid", "the template has no vsock", "say vsock=VsockConfig() in its VMConfig")
     if nets is not None and (isinstance(nets, str) or not isinstance(nets, Sequence)):
@@ -38,6 +37,14 @@ def fork_changes(
         raise ConfigError("disks", f"{disks!r} is neither 'overlay' nor a list of DiskConfig")
     changes["disks"] = config.disks if disks == "overlay" else tuple(disks)
     return {**changes, **given}
+
+
+def without_places(config: VMConfig) -> dict[str, Any]:
+    """Consoles and vsock, which a second guest cannot have at the same files and sockets."""
+    changes: dict[str, Any] = {name: _quiet(getattr(config, name)) for name in ("serial", "console")}
+    if config.vsock is not None and config.vsock.socket is not None:
+        changes["vsock"] = replace(config.vsock, socket=None)
+    return changes
 
 
 def _quiet(console: ConsoleConfig) -> ConsoleConfig:

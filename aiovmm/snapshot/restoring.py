@@ -25,10 +25,11 @@ from aiovmm.snapshot.received import Pages, received
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
+    from aiovmm.snapshot.within import Within
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["Source", "going_on", "open_source", "receive_source", "restored"]
+__all__ = ["Source", "bound_of", "going_on", "open_source", "receive_source", "restored"]
 
 V = TypeVar("V", bound="VM")
 
@@ -84,9 +85,9 @@ class Source:
                 raise SnapshotError(f"{place}: its memory is not what was saved: the file is damaged")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, within: Within | None = None) -> Source:
     """The snapshot at `path`. In a thread. Raises SnapshotError for what is none, or of another architecture, HostError."""
-    chain = open_chain(path)
+    chain = open_chain(path) if within is None else open_chain(path, within.allows)
     base = Base(chain.whole, chain.increments, chain.identity)
     return _source(chain.state, base, chain.places, chain.kept)
 
@@ -113,6 +114,13 @@ def _source(state: State, base: Base, places: list[Path], kept: Kept) -> Source:
         raise
 
 
+def bound_of(within: Path) -> Within:
+    """Of what a snapshot may name. In a thread. Raises ConfigError."""
+    from aiovmm.snapshot.within import Within  # for who restores what others have made
+
+    return Within(within)
+
+
 @asynccontextmanager
 async def restored(
     cls: type[V],
@@ -125,15 +133,19 @@ async def restored(
     prefault: bool,
     verify: bool,
     pages: Pages | None,
+    within: Path | None,
 ) -> AsyncIterator[V]:
     """See VM.restore."""
     label = name or "restored"
+    bound = None if within is None else await in_thread(f"{label}: look at bound", bound_of, within)
     if pages is None:
-        source = await opened_in_thread(f"{label}: open snapshot", Source.close, open_source, path)
+        source = await opened_in_thread(f"{label}: open snapshot", Source.close, open_source, path, bound)
     else:
         source = await receive_source(label, path, pages)
     try:
         config = changed(source.config, {**({} if name is None else {"name": name}), **overrides})
+        if bound is not None:
+            await in_thread(f"{label}: look at what it names", bound.check, path, source.config, config)
         if verify and pages is None:
             await in_thread(f"{label}: verify snapshot", source.verify)
         async with source.vm(cls, config, devices, ports, prefault=prefault, last=True) as vm:

@@ -21,9 +21,9 @@ from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 from aiovmm.snapshot.base import Base, base_of
 from aiovmm.snapshot.configuration import changed, named
 from aiovmm.snapshot.disks import DiskBases
-from aiovmm.snapshot.forking import Disks, fork_changes
+from aiovmm.snapshot.forking import Disks, fork_changes, without_places
 from aiovmm.snapshot.pages import Copying
-from aiovmm.snapshot.restoring import Source, going_on, open_source, receive_source
+from aiovmm.snapshot.restoring import Source, bound_of, going_on, open_source, receive_source
 from aiovmm.snapshot.taking import at_rest, config_of, machine_of, path_of, reading, state_of
 
 if TYPE_CHECKING:
@@ -51,18 +51,30 @@ class Template:
         self._release = weakref.finalize(self, _release, base, disks)
 
     @classmethod
-    async def open(cls, path: os.PathLike[str] | str, *, pages: Pages | None = None) -> Self:
+    async def open(
+        cls,
+        path: os.PathLike[str] | str,
+        *,
+        pages: Pages | None = None,
+        within: os.PathLike[str] | str | None = None,
+    ) -> Self:
         """The template that a snapshot is: its memory stays the file, which nobody may write to any more, or comes from `pages`
-        (see VM.restore), to be kept once for all forks. Raises SnapshotError, HostError, ImageError for a disk that is not as it
+        (see VM.restore), to be kept once for all forks. `within` bounds what it names, as that of VM.restore does, but for places
+        of consoles and vsock, which forks do not have. Raises SnapshotError, HostError, ImageError for a disk that is not as it
         was."""
         kind: type[VM] = importlib.import_module("aiovmm.vm").VM  # which makes templates
         where = path_of(path)
+        label = f"template {where.name}"
+        bound = None if within is None else await in_thread(f"{label}: look at bound", bound_of, path_of(within))
         if pages is None:
-            source = await opened_in_thread(f"template {where.name}: open", Source.close, open_source, where)
+            source = await opened_in_thread(f"{label}: open", Source.close, open_source, where, bound)
         else:
-            source = await receive_source(f"template {where.name}", where, pages)
+            source = await receive_source(label, where, pages)
         try:
-            name = f"template {where.name}: open disks"
+            if bound is not None:
+                forks = source.config.with_changes(without_places(source.config))
+                await in_thread(f"{label}: look at what it names", bound.check, where, source.config, forks)
+            name = f"{label}: open disks"
             disks = await opened_in_thread(name, DiskBases.release, DiskBases.opened, source.config)
             try:
                 base = await _common(source.base, where)

@@ -51,7 +51,7 @@ TABLE = """
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --no-shutdown | differs | there is no API to boot another guest by: a signal ends it
 --pvmemcontrol | refused | pvmemcontrol is not there
---restore | differs | snapshots of our own format, read as it is touched but with memory_restore_mode=copy; resume=on
+--restore | differs | snapshots of our own format, read as it is touched but with memory_restore_mode=copy; resume=on; within=DIR
 --seccomp | differs | `true` as `errno`: a refused call fails and the guest runs on; set when devices are there, before it runs
 --sgx-epc | refused | SGX is not there, nor in the reference any more
 --tpm | refused | there is no TPM

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiovmm.bus import FastPage, Policy
-from aiovmm.devices.hotplug.each import each
 from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["SEGMENT_SIZE", "SlotRegisters"]
@@ -82,6 +81,10 @@ class SlotRegisters:
         self._asked[segment] &= ~let_go
         self._wanted[segment] &= ~let_go
         self._settle(segment)
+        if not let_go | left:
+            return None
+        from aiovmm.devices.hotplug.each import each  # for who is asked to let go of something
+
         slots = range(_WIDTH * 8)
         told = [partial(self.on_left, segment, slot) for slot in slots if left >> slot & 1]
         ejected = [partial(self.on_eject, segment, slot) for slot in slots if let_go >> slot & 1]

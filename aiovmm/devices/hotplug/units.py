@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from aiovmm.bus import FastPage, Policy
-from aiovmm.devices.hotplug.each import each
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.plain import Fields, State
 
@@ -87,6 +86,8 @@ class UnitRegisters:
 
     def write(self, offset: int, data: bytes) -> Awaitable[None] | None:
         """A byte for each unit. The result is done when what was ejected is away; then it raises what failed of that."""
+        from aiovmm.devices.hotplug.each import each  # once something is asked
+
         return each([partial(self._written, offset + at, value) for at, value in enumerate(data)])
 
     def _written(self, unit: int, value: int) -> Awaitable[None] | None:
