@@ -1,3 +1,8 @@
+struct io_uring_sqe {
+    uint8_t opcode;
+    uint64_t addr;
+    ...;
+};
 struct avmm_uring {
     int fd;
     uint32_t setup_flags;
@@ -5,6 +10,7 @@ struct avmm_uring {
     uint32_t sq_entries, cq_entries;
     uint64_t enters;
     uint32_t cq_head, *cq_ktail;
+    struct io_uring_sqe *sqes;
     ...;
 };
 int avmm_uring_open(struct avmm_uring *ring, uint32_t entries, uint32_t completions);

@@ -84,7 +84,6 @@ struct avmm_blk_request {
     uint64_t began; /* nanoseconds of the monotonic clock; 0: it is not timed */
     uint16_t head;
     uint8_t in_ring; /* io_uring has it, and will complete it */
-    uint8_t cancelled; /* and was asked to do so soon */
     uint8_t punt;  /* have io_uring not try it at once */
     uint8_t now;   /* it was to try it at once, and not to wait */
     uint8_t waits; /* one of disk->n_waits */
@@ -170,6 +169,7 @@ struct avmm_blk_queue {
     uint32_t n_handed; /* requests for the caller, in `handed` */
     uint32_t n_used;
     uint32_t room; /* iovecs of a slot in the arena */
+    uint32_t cancelled; /* slots that avmm_blk_cancel has got to, which goes on there */
     int32_t malformed; /* a code, if the last chain was: the device is broken */
     int32_t malformed_head; /* returned unused already, or -1: the next pop of the queue meets the chain again */
     uint8_t starved; /* the next chain waits until others in many pieces have ended */
@@ -225,7 +225,8 @@ struct avmm_blk *avmm_blk_ring_next(struct avmm_blk_ring *ring, uint64_t *mask);
 /* Have what is in flight end soon: what has not been begun is cancelled, in the kernel for each queue by a call of its own, what is
  * in the middle goes no further than the system call that it is in. The status of such requests is IOERR. Until `stopping` is
  * cleared. The same masks; AVMM_BLK_MORE of avmm_blk_cancel: there was no place for all cancellations yet, so call it again in a
- * while. */
+ * while, and it goes on there. Without: all have been cancelled once, which some may not have heeded, so call it again in a longer
+ * while as long as some are in flight. */
 uint64_t avmm_blk_stop(struct avmm_blk *disk);
 uint64_t avmm_blk_cancel(struct avmm_blk_queue *q);
 

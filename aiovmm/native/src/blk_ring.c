@@ -39,7 +39,6 @@ static struct io_uring_sqe *place(struct avmm_blk_ring *ring) {
 static void order(struct io_uring_sqe *sqe, struct avmm_blk_request *r) {
     sqe->user_data = (uintptr_t)r;
     r->in_ring = 1;
-    r->cancelled = 0;
     avmm_blk_order(sqe, r);
 }
 
@@ -147,7 +146,7 @@ void avmm_blk_ring_take_in(struct avmm_blk_ring *ring, const struct avmm_blk *ow
             continue;
         }
         struct avmm_blk *disk = r->queue->disk;
-        r->in_ring = r->cancelled = 0;
+        r->in_ring = 0;
         if (disk != own)
             touch(ring, disk);
         left(r);
@@ -174,7 +173,7 @@ struct avmm_blk *avmm_blk_ring_reap(struct avmm_blk_ring *ring, uint64_t *mask) 
 /* What was to be done by io_uring, and has not been begun. */
 static void take_back(struct avmm_blk_ring *ring, struct avmm_blk_request *r) {
     struct avmm_blk *disk = r->queue->disk;
-    r->in_ring = r->cancelled = 0;
+    r->in_ring = 0;
     touch(ring, disk);
     left(r);
     if (disk->abandoned || avmm_blk_is_stopping(disk))
@@ -198,15 +197,18 @@ struct avmm_blk *avmm_blk_ring_give_up(struct avmm_blk_ring *ring, uint64_t *mas
     return avmm_blk_ring_next(ring, mask);
 }
 
-/* By the address of each request: other disks' are in the same ring, and the same files may be theirs. */
+/* By the address of each request: other disks' are in the same ring, and the same files may be theirs. What comes of a cancellation
+ * says little: the kernel has none for a request that is on its way from one of its threads to a poll, or back, and that may take no
+ * notice. Who is still there later is cancelled again. */
 uint64_t avmm_blk_cancel(struct avmm_blk_queue *q) {
     struct avmm_blk_ring *ring = q->disk->ring;
     uint64_t more = 0;
-    for (uint32_t i = 0; ring && !ring->given_up && i < q->depth; i++) {
+    for (; ring && !ring->given_up && q->cancelled < q->depth; q->cancelled++) {
+        struct avmm_blk_request *r = &q->slots[q->cancelled];
         struct io_uring_sqe *sqe;
         if (ring->cancels == AVMM_BLK_CANCELS)
             avmm_blk_ring_take_in(ring, q->disk);
-        if (!q->slots[i].in_ring || q->slots[i].cancelled)
+        if (!r->in_ring)
             continue;
         if (ring->cancels == AVMM_BLK_CANCELS || ring->stalled || !(sqe = place(ring))) {
             more = AVMM_BLK_MORE;
@@ -214,10 +216,11 @@ uint64_t avmm_blk_cancel(struct avmm_blk_queue *q) {
         }
         sqe->opcode = IORING_OP_ASYNC_CANCEL;
         sqe->fd = -1;
-        sqe->addr = (uintptr_t)&q->slots[i];
-        q->slots[i].cancelled = 1;
+        sqe->addr = (uintptr_t)r;
         ring->cancels++;
     }
+    if (!more)
+        q->cancelled = 0;
     uint64_t mask = avmm_blk_publish(q->disk) | more;
     return ring && ring->touched ? mask | AVMM_BLK_OTHERS : mask;
 }

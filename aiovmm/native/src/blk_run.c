@@ -238,12 +238,16 @@ void avmm_blk_completed(struct avmm_blk_request *r, int32_t result) {
         r->queue->disk->never_now |= (uint8_t)(1u << r->type); /* it is AVMM_BLK_IN or AVMM_BLK_OUT */
         result = -EAGAIN;
     }
-    if ((result == -EAGAIN || result == -EINTR) && !avmm_blk_is_stopping(r->queue->disk)) {
-        r->punt = 1; /* in a kernel thread it may wait */
-        avmm_blk_start(r);
-        return;
+    bool stopping = avmm_blk_is_stopping(r->queue->disk);
+    if (result == -EAGAIN || result == -EINTR) {
+        if (!stopping) {
+            r->punt = 1; /* in a kernel thread it may wait */
+            avmm_blk_start(r);
+            return;
+        }
+        result = -ECANCELED; /* it would have gone on: no failure of the host's */
     }
-    if (result == -ECANCELED && !avmm_blk_is_stopping(r->queue->disk)) {
+    if (result == -ECANCELED && !stopping) {
         hand_over(r); /* nobody asked for that: a cancellation of what was in its place before, or the host's file system says so */
         return;
     }

@@ -31,6 +31,7 @@ __all__ = ["BlkService"]
 
 _GO = 8  # transfers that a thread does in one go
 _STEP = 0.001  # seconds until more of the requests that the kernel has are cancelled
+_LONGEST = 0.5  # or those again that are still there: twice as long after each time, up to this
 _OPERATIONS = {
     lib.AVMM_BLK_IN: "reading",
     lib.AVMM_BLK_OUT: "writing",
@@ -65,6 +66,7 @@ class BlkService:
         self._loop = asyncio.get_running_loop()
         self._queues: list[QueueService] = []
         self._idle: asyncio.Future[None] | None = None
+        self._cancelling: asyncio.TimerHandle | None = None
         self._past = BlkCounters()
         self._unstable = Event()
         self._stable: list[asyncio.Future[None]] = []
@@ -97,18 +99,23 @@ class BlkService:
         self.heed(lib.avmm_blk_stop(self.disk))
         self._cancel()
 
-    def _cancel(self) -> None:
-        """What the kernel has; in steps where there is no place for all cancellations at once."""
+    def _cancel(self, again: float = _STEP) -> None:
+        """What the kernel has; in steps where there is no place for all cancellations at once, and `again` seconds later those
+        that a cancellation has missed, as it may do with what is just being begun."""
+        self._no_more_cancels()
         masks = [service.cancel() for service in self._queues]
         for mask in masks:
             self.heed(mask)
             self.published(mask)  # what had ended was taken in on the way, perhaps the last that somebody waits for
-        if any(mask & lib.AVMM_BLK_MORE for mask in masks):
-            self._loop.call_later(_STEP, self._cancel_more)
+        if self.disk.in_flight and self._ring is not None:
+            more = any(mask & lib.AVMM_BLK_MORE for mask in masks)
+            after, later = (_STEP, again) if more else (again, min(2 * again, _LONGEST))
+            self._cancelling = self._loop.call_later(after, self._cancel, later)
 
-    def _cancel_more(self) -> None:
-        if self.disk.stopping and self.disk.in_flight and not self.disk.abandoned:
-            self._cancel()
+    def _no_more_cancels(self) -> None:
+        if self._cancelling is not None:
+            self._cancelling.cancel()
+            self._cancelling = None
 
     def heed(self, mask: int) -> None:
         """What the mask says of the ring and of other disks."""
@@ -116,6 +123,7 @@ class BlkService:
             self._ring.heed(mask)
 
     def _let_go(self) -> None:
+        self._no_more_cancels()
         if self.disk.in_flight:  # the loop does not wait for us: the kernel does with this memory what it is about to
             self.disk.abandoned = True
             return
