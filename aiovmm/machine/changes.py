@@ -98,7 +98,8 @@ class Changes:
 
         Raises HotplugTimeout if the guest has not let go in `timeout` seconds (None: for ever): the device is in use and stays,
         until the guest does. With `force` it is taken out then all the same, as by pulling a plug, and the guest told afterwards:
-        what it had under way on it is never answered. Raises KeyError, StateError, UsageError.
+        what it had under way on it is never answered. When this returns it has been closed. Raises KeyError, StateError,
+        UsageError.
         """
         self._home.check()
         await self._devices().remove(id_, timeout, force=force)

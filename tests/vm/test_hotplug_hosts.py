@@ -8,7 +8,8 @@ import os
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from aiovmm.devices.virtio.mem import BLOCK_SIZE, MemDevice
 from aiovmm.devices.virtio.mem.protocol import Answer, Kind
 from aiovmm.errors import KvmError
 from aiovmm.machine.architecture import board_of_host
+from aiovmm.machine.passthrough import Passthrough
 from aiovmm.pci.root import PciAddress
 from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio, in_the_hosts_place
 from tests.vm import test_hotplug_modules as modules
@@ -326,27 +328,43 @@ async def test_what_goes_while_it_comes_is_not_configured_again(
         assert kernel.at_rest
 
 
+Step = tuple[type, str]
+OUT_OF_ITS_GROUP: Step = FakeKvmVfio, "remove_group"
+CLOSED: Step = Passthrough, "close_one"
+
+
+@contextmanager
+def slow_to_go(
+    monkeypatch: pytest.MonkeyPatch, step: Step = OUT_OF_ITS_GROUP
+) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """The host's kernel takes its time for this step: the one is set when it begins, and the other one is to be."""
+    going, may_go, real = threading.Event(), threading.Event(), getattr(*step)
+
+    def slow(self: object, what: object) -> None:
+        going.set()
+        assert may_go.wait(LONG)
+        real(self, what)
+
+    monkeypatch.setattr(*step, slow)
+    try:
+        yield going, may_go
+    finally:
+        may_go.set()
+
+
 async def test_a_guest_is_told_of_what_comes_into_a_slot_that_is_being_given_up(
     kernel: FakeKernel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel.add(FIRST)
     (tmp_path / "image").write_bytes(bytes(1 << 20))
-    going, may_go, forget = threading.Event(), threading.Event(), FakeKvmVfio.remove_group
-
-    def slow(device: FakeKvmVfio, fd: int) -> None:
-        going.set()
-        assert may_go.wait(LONG)
-        forget(device, fd)
-
-    monkeypatch.setattr(FakeKvmVfio, "remove_group", slow)
     async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST)),))) as vm:
         await vm.start()
-        removing = asyncio.ensure_future(vm.remove("device0"))
-        letting_go = asyncio.ensure_future(let_go(vm))
-        await until(going.is_set)
-        adding = asyncio.ensure_future(vm.add(DiskConfig(path=tmp_path / "image")))
-        await until(lambda: vendor(vm, 1) == 0x1AF4)
-        may_go.set()
+        with slow_to_go(monkeypatch) as (going, _):
+            removing = asyncio.ensure_future(vm.remove("device0"))
+            letting_go = asyncio.ensure_future(let_go(vm))
+            await until(going.is_set)
+            adding = asyncio.ensure_future(vm.add(DiskConfig(path=tmp_path / "image")))
+            await until(lambda: vendor(vm, 1) == 0x1AF4)
         assert await letting_go == [1]
         await removing
         assert await look(vm) == [1]
@@ -369,33 +387,71 @@ async def test_one_that_is_on_its_way_out_can_come_again_at_once(kernel: FakeKer
         assert await task == "gpu"
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("step", [OUT_OF_ITS_GROUP, CLOSED], ids=itemgetter(1))
+async def test_who_removes_what_is_on_its_way_out_waits_until_it_has_gone(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, step: Step, force: bool
+) -> None:
+    """Who asked for it before was cancelled. It is the host that has it now, and not the guest."""
+    kernel.add(FIRST)
+    async with VM(config("s", devices=(DeviceConfig(path=kernel.path(FIRST), id="gpu"),))) as vm:
+        await vm.start()
+        with slow_to_go(monkeypatch, step) as (going, may_go):
+            asked = asyncio.ensure_future(vm.remove("gpu"))
+            await notified(vm)
+            asked.cancel()
+            letting_go = asyncio.ensure_future(eject(vm, 0b10))
+            await until(going.is_set)
+            removing = asyncio.ensure_future(vm.remove("gpu", timeout=0.01, force=force))
+            assert not (await asyncio.wait([removing], timeout=0.2))[0]
+            may_go.set()
+            await asyncio.gather(removing, letting_go)
+        assert kernel.at_rest
+        with pytest.raises(KeyError):
+            await vm.remove("gpu", timeout=0.01)
+
+
+async def test_who_is_told_that_a_device_was_not_added_is_told_when_it_has_gone(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest lets go of it, as somebody else has asked, without a look at it."""
+    kernel.add(FIRST)
+    async with VM(config("s")) as vm:
+        await vm.start()
+        with slow_to_go(monkeypatch) as (going, may_go):
+            adding = asyncio.ensure_future(vm.add(DeviceConfig(path=kernel.path(FIRST), id="gpu"), timeout=None))
+            await notified(vm)
+            removing = asyncio.ensure_future(vm.remove("gpu"))
+            await notified(vm)
+            letting_go = asyncio.ensure_future(eject(vm, 0b10))
+            await until(going.is_set)
+            adding.cancel()
+            assert not (await asyncio.wait([adding], timeout=0.2))[0]
+            may_go.set()
+            await asyncio.gather(removing, letting_go)
+        await asyncio.wait([adding])
+        assert adding.cancelled()
+        assert kernel.at_rest
+
+
 async def test_a_guest_that_lets_go_as_its_machine_goes_takes_nothing_out_twice(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for address, group in ((FIRST, 7), (SECOND, 8)):
         kernel.add(address, group)
     devices = tuple(DeviceConfig(path=kernel.path(address)) for address in (FIRST, SECOND))
-    forget = FakeKvmVfio.remove_group
-    going, may_go = threading.Event(), threading.Event()
-
-    def slow(device: FakeKvmVfio, fd: int) -> None:
-        going.set()
-        assert may_go.wait(LONG)
-        forget(device, fd)
-
     async with VM(config("s", devices=devices)) as vm:
         await vm.start()
         machine = vm.machine
         for id_ in ("device0", "device1"):
             with pytest.raises(HotplugTimeout):
                 await vm.remove(id_, timeout=0.01)
-        monkeypatch.setattr(FakeKvmVfio, "remove_group", slow)
         assert machine.board.slots is not None
-        closing = asyncio.ensure_future(vm.kill())
-        leaving = asyncio.ensure_future(vm.__aexit__(None, None, None))
-        await until(going.is_set)
-        assert machine.board.slots.write(0, (0b100).to_bytes(4, "little")) is None
-        may_go.set()
+        with slow_to_go(monkeypatch) as (going, _):
+            closing = asyncio.ensure_future(vm.kill())
+            leaving = asyncio.ensure_future(vm.__aexit__(None, None, None))
+            await until(going.is_set)
+            assert machine.board.slots.write(0, (0b100).to_bytes(4, "little")) is None
         await asyncio.gather(closing, leaving)
         assert EventKind.DEVICE_ERROR not in [e.kind async for e in vm.events(from_start=True)]
 

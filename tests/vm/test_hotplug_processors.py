@@ -27,6 +27,7 @@ from aiovmm.kvm import VmFd, vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.assembly import Machine
+from aiovmm.machine.hotplug import units
 from aiovmm.machine.hotplug.processors import ProcessorHotplug
 from aiovmm.native import ffi, lib
 from tests.vm.ejected import ejected_and_reset
@@ -270,6 +271,31 @@ async def test_one_that_is_on_its_way_out_is_waited_for(monkeypatch: pytest.Monk
         await ejected
         assert [vcpu.index for vcpu in vm.machine.vcpus] == [0]
         await resized(vm, 3)
+
+
+async def test_patience_is_with_the_guest_and_not_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has let go of one in time, which takes longer than that to go."""
+    goes, out_of_patience, remove = asyncio.Event(), asyncio.Event(), Machine.remove_processor
+
+    async def remove_slowly(machine: Machine, index: int) -> None:
+        goes.set()
+        await out_of_patience.wait()
+        await asyncio.sleep(0.01)
+        await remove(machine, index)
+
+    async def wait(*_: object) -> None:
+        await goes.wait()
+        out_of_patience.set()
+        raise HotplugTimeout("removing processor 1", "the guest has not let go of it", "")
+
+    async with VM(made()) as vm:
+        await vm.start()
+        await resized(vm, 2)
+        monkeypatch.setattr(Machine, "remove_processor", remove_slowly)
+        monkeypatch.setattr(units, "wait_for_guest", wait)
+        await resized(vm, 1)
+        assert [vcpu.index for vcpu in vm.machine.vcpus] == [0]
+        assert vm.config.cpus.boot == 1
 
 
 async def test_a_guest_ejects_only_what_is_asked_of_it() -> None:

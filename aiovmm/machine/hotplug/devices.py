@@ -187,6 +187,7 @@ class DeviceHotplug:
             parts, machine = self._power.parts, self._power.machine
             if parts is not None and machine is not None and device.is_in(parts) and device.id not in self._leaving:
                 await self._take_out(machine, device, tell=True)
+        await self._gone(device.id)
 
     # -- removing
 
@@ -195,9 +196,9 @@ class DeviceHotplug:
         check_seconds(timeout, "remove(timeout=)")
         async with self._ending.transition:
             parts, machine = self._there()
-            device = find(parts, id_)
+            device = None if id_ in self._leaving else find(parts, id_)
             self._follow(machine)
-            if id_ not in self._leaving:
+            if device is not None:
                 self._keep(parts, self._pinned(parts, machine))
                 if self._ending.life.state is VMState.CREATED or (force and self._ending.life.state is VMState.PAUSED):
                     await finish(self._take_out(machine, device, tell=True))
@@ -208,9 +209,17 @@ class DeviceHotplug:
         try:
             await wait_for_guest(self._ending, removal, timeout, what, "the guest has not let go of it", hint)
         except HotplugTimeout:
-            if not force:
+            if id_ in self._leaving:  # but it has
+                await self._gone(id_)
+            elif force and device is not None:
+                await finish(self._take_back(device))
+            else:
                 raise
-            await finish(self._take_back(device))
+
+    async def _gone(self, id_: str) -> None:
+        """Wait for what is on its way out: however long the host takes, it is not the guest that keeps it."""
+        if (left := self._leaving.get(id_)) is not None:
+            await asyncio.wait([left])
 
     def _ask(self, machine: Machine, device: Pluggable) -> None:
         if self._ending.life.state is VMState.PAUSED:
@@ -273,13 +282,12 @@ class DeviceHotplug:
                 _done(left)
 
     async def _put_away(self, device: Pluggable) -> None:
-        removal = self._removals.pop(device.id, None)
         try:
             await device.close(self._power.parts, f"{device.id!r} was removed from VM {self._name!r}")
         finally:
             self._leaving.pop(device.id, None)
             self._of_host.discard(device.id)
-            if removal is not None:
+            if (removal := self._removals.pop(device.id, None)) is not None:
                 _done(removal)
             if device.id in self._untold:
                 self._untold.discard(device.id)

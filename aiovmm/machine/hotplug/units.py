@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from aiovmm.devices.hotplug.units import UnitRegisters
-from aiovmm.errors import HotplugError
+from aiovmm.errors import HotplugError, HotplugTimeout
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 
 if TYPE_CHECKING:
@@ -69,6 +69,10 @@ class Units:
         try:
             what = f"removing {self._what} {unit}"
             await wait_for_guest(self._ending, future, timeout, what, "the guest has not let go of it", _LATER)
+        except HotplugTimeout:
+            await self.settled()  # or it has, and the rest is the host's to do
+            if not future.done():
+                raise
         finally:
             self._forget(unit)
 
