@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import resource
+import signal
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,19 +31,26 @@ from aiovmm.runtime.threads import Thread
 _MEMORY = 4 << 30
 """Bytes of addresses."""
 _PART = 1 << 20
+_GRACE = 30  # seconds for ending
 
 
 def main() -> None:
     """Prints one line of JSON: `content`, `size`, `configuration` and `left_out`, or an `error`."""
     Thread(_end_with_parent, name="parent").start()
     _limit_memory()
+    limits = Limits(**json.loads(sys.argv[3]))
+    _limit_time(limits.seconds)
     source = Source(**json.loads(sys.argv[1]))
     try:
-        said = make(source, int(sys.argv[2]), Limits(**json.loads(sys.argv[3])))
+        said = make(source, int(sys.argv[2]), limits)
     except ImageError as exc:
         said = {"error": "image", "path": exc.path, "reason": exc.reason, "hint": exc.hint}
     except (TarError, TreeError, TooLarge) as exc:
         said = {"error": "image", "path": source.path, "reason": str(exc), "hint": ""}
+    except _TooLong:
+        reason = f"takes more than {limits.seconds:g} s of a processor to be unpacked"
+        hint = "Limits(seconds=) allows for more"
+        said = {"error": "image", "path": source.path, "reason": reason, "hint": hint}
     except MemoryError:
         reason = f"needs more than {_MEMORY >> 30} GiB of memory to be unpacked"
         said = {"error": "image", "path": source.path, "reason": reason, "hint": ""}
@@ -50,6 +60,25 @@ def main() -> None:
         else:
             said = {"error": "host", "errno": exc.errno, "path": exc.filename and os.fsdecode(exc.filename)}
     print(json.dumps(said))
+
+
+class _TooLong(BaseException):
+    """It has had the time that it may have; nobody on the way takes that for an error of a file."""
+
+
+def _limit_time(seconds: float) -> None:
+    """Of a processor, and from now on; then `_TooLong` is raised, and a little later, if that does not end it, it is killed."""
+
+    def over(_signum: int, _frame: object) -> None:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)  # it comes again each second
+        raise _TooLong
+
+    signal.signal(signal.SIGXCPU, over)
+    _, most = resource.getrlimit(resource.RLIMIT_CPU)
+    wanted = max(math.ceil(time.process_time() + seconds), 1)
+    if most == resource.RLIM_INFINITY or most > wanted + _GRACE:
+        most = wanted + _GRACE
+    resource.setrlimit(resource.RLIMIT_CPU, (min(wanted, most), most))
 
 
 def _limit_memory() -> None:
@@ -64,7 +93,7 @@ def _limit_memory() -> None:
 def make(source: Source, fd: int, limits: Limits) -> dict[str, Any]:
     """The image of `source` into the empty file `fd`, and what is to be said of it."""
     left_out = LeftOut()
-    blocks = Blocks(fd, FIRST_BLOCK, limits.size)
+    blocks = Blocks(fd, FIRST_BLOCK, limits.size, limits.unpacked)
     tree = Tree(limits, blocks.free)
     configuration = source.fill(tree, blocks, left_out)
     leave_out_devices(tree, left_out)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from aiovmm.rootfs.tree import Content
 
-__all__ = ["BLOCK", "Blocks", "TooLarge"]
+__all__ = ["BLOCK", "Allowance", "Blocks", "TooLarge"]
 
 BLOCK = 4096
 _LONGEST_TAIL = 2048  # bytes that stand beside the inode, instead of in a block of their own
@@ -23,11 +23,26 @@ class TooLarge(Exception):
     """The files are more than they may be together."""
 
 
-class Blocks:
-    """Blocks of the file behind `fd`, which `first` others come before. `most`: bytes of files at a time."""
+class Allowance:
+    """`most` bytes that may be read in all, whatever becomes of them."""
 
-    def __init__(self, fd: int, first: int, most: int) -> None:
+    def __init__(self, most: int) -> None:
+        self._most = self._left = most
+
+    def take(self, size: int) -> None:
+        """So many were read. Raises TooLarge."""
+        self._left -= size
+        if self._left < 0:
+            raise TooLarge(f"its archives are more than {self._most} bytes, unpacked")
+
+
+class Blocks:
+    """Blocks of the file behind `fd`, which `first` others come before. `most`: bytes of files at a time. `unpacked`: bytes that
+    may be read for them."""
+
+    def __init__(self, fd: int, first: int, most: int, unpacked: int = 1 << 62) -> None:
         self.end = first
+        self.unpacked = Allowance(unpacked)
         self._fd = fd
         self._most = most
         self._free: list[tuple[int, int]] = []  # block, count

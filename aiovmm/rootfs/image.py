@@ -208,7 +208,7 @@ class Image:
             held.close()
 
     async def _told_by_maker(self, fd: int) -> dict[str, Any]:
-        limits = {"size": self._limits.size, "entries": self._limits.entries}
+        limits = {"size": self._limits.size, "entries": self._limits.entries, "seconds": self._limits.seconds}
         command = (sys.executable, "-P", "-m", "aiovmm.rootfs", self._source.to_json(), str(fd), json.dumps(limits))
         try:
             maker = Child(command, pass_fds=(fd,), env=_environment(), held=True, stdout=True, stderr=True)

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from aiovmm.errors import ImageError
-from aiovmm.rootfs.streams import EXPANDING_ERRORS, expanded
+from aiovmm.rootfs.streams import EXPANDING_ERRORS, Hashed, expanded
 from aiovmm.rootfs.tar import TarError, TarReader
 
 __all__ = ["file_system_of", "kind_of"]
@@ -19,6 +19,8 @@ _OF_SAVED = re.compile(rb"[0-9a-f]{64}(\.tar|\.json)?")
 _SMALL = (
     1 << 20
 )  # bytes of a first member that may come before one that tells more: what it unpacks to may be terabytes
+
+_STORED = 16 << 20  # bytes of a file that are looked at for that: any number of them may unpack to nothing
 
 
 def kind_of(path: Path) -> str:
@@ -57,7 +59,7 @@ def _is_layout(path: Path) -> bool:
     """By the first names in the archive."""
     with open(path, "rb") as file:
         try:
-            for member in islice(TarReader(expanded(file).read), 2):
+            for member in islice(TarReader(expanded(Hashed(file, most=_STORED)).read), 2):
                 first = member.path.removeprefix(b"./").split(b"/")[0]
                 if first in _OF_LAYOUTS or _OF_SAVED.fullmatch(first):
                     return True

@@ -14,6 +14,7 @@ __all__ = ["LeftOut", "apply_archive", "kept_xattrs", "leave_out_devices"]
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _LONGEST_XATTR = 255  # bytes of its name
+_MOST_LEFT_OUT = 1000
 _OF_AUFS = b".wh..wh."  # its own affairs, which say nothing of files
 
 
@@ -25,6 +26,11 @@ class LeftOut:
     devices: int = 0
     xattrs: set[str] = field(default_factory=set)
 
+    def leave_out_xattr(self, name: bytes) -> None:
+        """One; of more names than anybody reads only the first are kept."""
+        if len(self.xattrs) < _MOST_LEFT_OUT:
+            self.xattrs.add(name[:_LONGEST_XATTR].decode(errors="replace"))
+
 
 def kept_xattrs(xattrs: dict[bytes, bytes], left_out: LeftOut) -> dict[bytes, bytes]:
     """Those of `xattrs` that a guest gets: none by which an overlay or a security module would be told something."""
@@ -35,7 +41,7 @@ def kept_xattrs(xattrs: dict[bytes, bytes], left_out: LeftOut) -> dict[bytes, by
                 raise TreeError("a file has an extended attribute that is longer than Linux has them")
             kept[name] = value
         else:
-            left_out.xattrs.add(name.decode(errors="replace"))
+            left_out.leave_out_xattr(name)
     return kept
 
 
@@ -56,7 +62,7 @@ def apply_archive(tree: Tree, blocks: Blocks, reader: TarReader, left_out: LeftO
         else:
             tree.add(member.path, _node(member, blocks, reader, left_out))
     if is_layer:
-        tree.take_out(lambda name, node: name.startswith(_OF_AUFS))
+        tree.take_out_ours(_OF_AUFS)
 
 
 def leave_out_devices(tree: Tree, left_out: LeftOut) -> None:

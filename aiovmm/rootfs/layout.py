@@ -16,6 +16,9 @@ __all__ = ["LARGEST_DOCUMENT", "Files", "FilesOfArchive", "FilesOfDirectory", "r
 LARGEST_DOCUMENT = 4 << 20  # bytes, as registries have it
 _LINKS = 8  # to each other
 _MOST_FILES = 1 << 16  # of an archive: there may be 1,000 layers of an image
+_MOST_HEADERS = (
+    64 << 20
+)  # bytes of an archive's headers, which are read before an image is made by a process of its own
 _LONGEST_NAME = 4096
 
 
@@ -67,9 +70,11 @@ class FilesOfArchive:
         self._links: dict[str, str] = {}
         with _open(path) as file:
             reader = _Seeking(file)
-            for member in reader.tar:
-                if len(self._places) + len(self._links) >= _MOST_FILES or len(member.path) > _LONGEST_NAME:
+            for number, member in enumerate(reader.tar):
+                if number >= _MOST_FILES or len(member.path) > _LONGEST_NAME:
                     raise TarError(f"has more than {_MOST_FILES} files, or names, than a layout has")
+                if reader.read > _MOST_HEADERS:
+                    raise TarError(f"has more than {_MOST_HEADERS} bytes of headers, which are more than a layout has")
                 name = os.fsdecode(member.path).removeprefix("./")
                 if member.kind in ("link", "symlink"):  # a layer that is there twice
                     self._links[name] = _leads_to(name, member.kind, os.fsdecode(member.target))
@@ -104,10 +109,18 @@ class _Seeking:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        self._passed = 0
         self.tar = TarReader(file.read)
 
+    @property
+    def read(self) -> int:
+        """Bytes that were."""
+        return self.tar.offset - self._passed
+
     def skip(self) -> None:
-        self._file.seek(self.tar.pass_over(), os.SEEK_CUR)
+        passed = self.tar.pass_over()
+        self._passed += passed
+        self._file.seek(passed, os.SEEK_CUR)
 
 
 def read_document(path: Path, files: Files, name: str) -> bytes:

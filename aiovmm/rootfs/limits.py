@@ -13,7 +13,14 @@ DEEPEST = 256
 
 @dataclass(frozen=True)
 class Limits:
-    """`size`: bytes of all files together, unpacked. `entries`: files, directories and links, over all layers."""
+    """`size`: bytes of all files together, unpacked. `entries`: files, directories and links, over all layers. `seconds`: of a
+    processor, for making it; an image of 64 GiB takes some ten minutes."""
 
     size: int = 64 << 30
     entries: int = 2_000_000
+    seconds: float = 3600.0
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes of all archives together: files that later layers replace, whiteouts, headers and padding are among them."""
+        return 4 * self.size + 4096 * self.entries

@@ -51,7 +51,7 @@ class OciImage:
         for layer, diff_id in zip(self.layers, self.configuration.diff_ids, strict=True):
             with self._blob(layer) as stored:
                 algorithm, _, wanted = diff_id.partition(":")
-                unpacked = Hashed(expanded(stored), algorithm)
+                unpacked = Hashed(expanded(stored, blocks.unpacked.take), algorithm)
                 apply_archive(tree, blocks, TarReader(unpacked.read), left_out, is_layer=True)
                 if unpacked.finish() != wanted:
                     raise TarError("it is not what the configuration says of it")

@@ -49,7 +49,7 @@ class SavedImage:
             algorithm, _, wanted = diff_id.partition(":")
             with file:
                 try:
-                    unpacked = Hashed(expanded(Hashed(file, most=size)), algorithm)
+                    unpacked = Hashed(expanded(Hashed(file, most=size), blocks.unpacked.take), algorithm)
                     apply_archive(tree, blocks, TarReader(unpacked.read), left_out, is_layer=True)
                     found = unpacked.finish()
                 except (*EXPANDING_ERRORS, TarError) as exc:

@@ -78,7 +78,7 @@ class Source:
         self._status()
         with open(self.path, "rb") as file:
             try:
-                reader = TarReader(expanded(file).read)
+                reader = TarReader(expanded(file, blocks.unpacked.take).read)
                 apply_archive(tree, blocks, reader, left_out, is_layer=False)
             except EXPANDING_ERRORS as exc:
                 raise TarError(f"cannot be unpacked: {exc}") from exc

@@ -91,10 +91,25 @@ _FORMATS: tuple[tuple[bytes, Callable[[Any], Readable]], ...] = (
 )
 
 
-def expanded(source: Readable) -> Readable:
-    """What `source` gives, expanded if its first bytes are those of gzip, zstd, xz or bzip2."""
+class _Metered:
+    """`source`, of which each byte is told to `taken`."""
+
+    def __init__(self, source: Readable, taken: Callable[[int], None]) -> None:
+        self._source = source
+        self._taken = taken
+
+    def read(self, size: int, /) -> bytes:
+        data = self._source.read(size)
+        self._taken(len(data))
+        return data
+
+
+def expanded(source: Readable, taken: Callable[[int], None] | None = None) -> Readable:
+    """What `source` gives, expanded if its first bytes are those of gzip, zstd, xz or bzip2. `taken` is told how many bytes it
+    was, and raises what ends that."""
     first = b""
     while len(first) < 6 and (more := source.read(6 - len(first))):
         first += more
     whole = _Ahead(first, source)
-    return next((reader(whole) for magic, reader in _FORMATS if first.startswith(magic)), whole)
+    found = next((reader(whole) for magic, reader in _FORMATS if first.startswith(magic)), whole)
+    return found if taken is None else _Metered(found, taken)

@@ -93,7 +93,7 @@ class TarReader:
             elif kind == b"x":
                 own = _records(data, self._where)
             elif kind in (b"L", b"K"):
-                long["path" if kind == b"L" else "target"] = data.split(b"\0")[0]
+                long["path" if kind == b"L" else "target"] = data.partition(b"\0")[0]
             elif kind != b"V":
                 member = self._member(header, kind, size, self._global | own, long)
                 own, long, room = {}, {}, _LONGEST_HEADER

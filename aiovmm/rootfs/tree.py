@@ -18,6 +18,10 @@ __all__ = ["Content", "Node", "Tree", "TreeError"]
 _LINKS = 40  # symbolic links on one path, as Linux has it
 _LONGEST_NAME = 255
 _LONGEST_TARGET = 4095
+_LONGEST_PATH = 4096  # bytes, PATH_MAX
+_STEPS = 64
+"""Names that an entry's path goes through by links, on the average of as many entries as there may be: a single one may go
+through 80,000, by 40 links that are as long as they can be."""
 
 
 class TreeError(Exception):
@@ -63,14 +67,16 @@ class Tree:
         self._limits = limits
         self._freed = freed
         self._entries = 0
-        self._ours: set[tuple[Node, bytes]] = (
-            set()
-        )  # names, by their directories, that this layer has said something of
+        self._steps = _STEPS * (limits.entries + 1000)
+        # names, by their directories, that this layer has said something of
+        self._ours: set[tuple[Node, bytes]] = set()
+        self._cleared: set[Node] = set()  # directories in which nothing of older layers is left
 
     def begin_layer(self) -> None:
         """What is there now is an older layer's. It is names that are a layer's, and not files: one may give an old file another
         name and take away the first."""
         self._ours.clear()
+        self._cleared.clear()
 
     def add(self, path: bytes, node: Node) -> None:
         """Put `node` at `path`, in the place of what was there. A directory in a directory's place keeps what is in it."""
@@ -140,8 +146,7 @@ class Tree:
         names = _names(path)
         directory = self._directory(names)
         if directory is not None:
-            for name in list(directory.children):
-                self._keep_ours(directory, name)
+            self._clear(directory)
 
     def take_out(self, wanted: Callable[[bytes, Node], bool]) -> int:
         """Take away all names for which that is so, with what is below them; how many there were. Other names of it stay."""
@@ -155,6 +160,13 @@ class Tree:
                 elif node.is_directory:
                     pending.append(node)
         return found
+
+    def take_out_ours(self, prefix: bytes) -> None:
+        """Take away the names of this layer that begin so, with what is below them."""
+        ours = [(directory, name) for directory, name in self._ours if name.startswith(prefix)]
+        found = [node for directory, name in ours if (node := directory.children.pop(name, None)) is not None]
+        for node in found:  # none of them is below another any more
+            self._drop(node)
 
     def walk(self) -> Iterator[tuple[bytes, Node]]:
         """All paths, without a leading slash, and what is there; parents come first."""
@@ -206,7 +218,7 @@ class Tree:
                     raise TreeError(f"{_shown(b'/'.join(names))} goes through more than {_LINKS} symbolic links")
                 if child.target.startswith(b"/"):
                     stack = [self.root]
-                pending += [part for part in reversed(child.target.split(b"/")) if part not in (b"", b".")]
+                pending += self._parts_of(child.target)
                 continue
             if not child.is_directory:
                 if not make:
@@ -217,16 +229,33 @@ class Tree:
                 raise TreeError(f"there are more than {DEEPEST} directories in each other, at {_shown(name)}")
         return stack[-1]
 
+    def _parts_of(self, target: bytes) -> list[bytes]:
+        """Of a link's target, the last first."""
+        parts = target.split(b"/")
+        self._steps -= len(parts)
+        if self._steps < 0:
+            raise TreeError("its links are more work than all that may be in it")
+        return [part for part in reversed(parts) if part not in (b"", b".")]
+
     def _restate(self, there: Node, node: Node) -> None:
         there.mode, there.uid, there.gid, there.mtime = node.mode, node.uid, node.gid, node.mtime
         there.xattrs = node.xattrs
+
+    def _clear(self, directory: Node) -> None:
+        """Nothing of older layers is left in it. It is gone through once for each layer, however often that says so: what comes
+        later is that one's own."""
+        if directory not in self._cleared:
+            self._cleared.add(directory)
+            for name in list(directory.children):
+                self._keep_ours(directory, name)
 
     def _keep_ours(self, directory: Node, name: bytes) -> bool:
         """Take away the name and all below it that is of older layers; whether it stays, being this one's, or above what is."""
         node = directory.children[name]
         stays = (directory, name) in self._ours
-        for below in list(node.children):
-            stays |= self._keep_ours(node, below)
+        if node.is_directory:
+            self._clear(node)
+            stays |= bool(node.children)
         if not stays:
             del directory.children[name]
             self._drop(node)
@@ -235,6 +264,7 @@ class Tree:
     def _drop(self, node: Node) -> None:
         for child in node.children.values():
             self._drop(child)
+        node.children.clear()  # whoever has it yet finds none of them to be dropped again
         node.names -= 1
         if node.names == 0 and node.content.size:
             self._freed(node.content)
@@ -242,6 +272,8 @@ class Tree:
 
 def _names(path: bytes) -> list[bytes]:
     """The parts of a path, absolute or not. Raises TreeError for one that leaves the root, whatever it comes back to."""
+    if len(path) > _LONGEST_PATH:
+        raise TreeError(f"{_shown(path)} is a path longer than {_LONGEST_PATH} bytes")
     names = [name for name in path.split(b"/") if name not in (b"", b".")]
     if b".." in names or b"\0" in path:
         raise TreeError(f"{_shown(path)} leads out of the root")

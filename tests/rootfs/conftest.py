@@ -65,7 +65,7 @@ class Made:
         self.left_out = LeftOut()
         limits = limits or Limits()
         with open(path, "w+b") as out:
-            blocks = Blocks(out.fileno(), FIRST_BLOCK, limits.size)
+            blocks = Blocks(out.fileno(), FIRST_BLOCK, limits.size, limits.unpacked)
             self.tree = Tree(limits, blocks.free)
             for layer in layers:
                 apply_archive(self.tree, blocks, TarReader(io.BytesIO(layer).read), self.left_out, is_layer=is_layer)

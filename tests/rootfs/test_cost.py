@@ -1,0 +1,168 @@
+"""What an image can cost whoever makes it: no entry is more work the more there are, and all of it has an end."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from aiovmm.errors import ImageError
+from aiovmm.rootfs import layout as layouts
+from aiovmm.rootfs import tree as trees
+from aiovmm.rootfs.blocks import Allowance, TooLarge
+from aiovmm.rootfs.image import Image
+from aiovmm.rootfs.layer import LeftOut
+from aiovmm.rootfs.layout import FilesOfArchive
+from aiovmm.rootfs.limits import Limits
+from aiovmm.rootfs.streams import expanded
+from aiovmm.rootfs.tar import TarError
+from aiovmm.rootfs.tree import Node, Tree, TreeError
+from tests.limits import HANGS
+from tests.rootfs.conftest import Made, Member, archive, directory, file, hardlink, symlink
+from tests.rootfs.test_tar import extended
+
+
+class Looks(dict[bytes, Node]):
+    """A directory's children, of which it is counted how often they are looked at."""
+
+    count = 0
+
+    def __getitem__(self, name: bytes) -> Node:
+        Looks.count += 1
+        return super().__getitem__(name)
+
+    def items(self):  # type: ignore[no-untyped-def]
+        """As a dict's."""
+        Looks.count += len(self)
+        return super().items()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> type[Looks]:
+    def made(*args: object, **fields: object) -> Node:
+        node = Node(*args, **fields)  # type: ignore[arg-type]
+        node.children = Looks()
+        return node
+
+    monkeypatch.setattr(trees, "Node", made)
+    monkeypatch.setattr("aiovmm.rootfs.layer.Node", made)
+    monkeypatch.setattr(Looks, "count", 0)
+    return Looks
+
+
+MANY = 300
+
+
+@pytest.mark.parametrize("again", ["d/.wh..wh..opq", ".wh.d", ".wh..wh..opq"])
+def test_saying_again_that_older_layers_have_nothing_there(tmp_path: Path, looks: type[Looks], again: str) -> None:
+    members = [file(f"d/e/{number}") for number in range(MANY)]
+    base = archive(directory("d"), file("d/old"), *members)
+    said = [file(again)] * MANY
+    layer = archive(file("d/new"), *members, *said, file("d/newer"), *said)
+    made = Made(tmp_path / "i", [base, layer])
+    assert looks.count < 20 * MANY
+    assert made.paths() == {"d", "d/new", "d/newer", "d/e"} | {f"d/e/{number}" for number in range(MANY)}
+
+
+def test_layers_that_say_little_cost_little(tmp_path: Path, looks: type[Looks]) -> None:
+    base = archive(*(file(f"d/{number}") for number in range(MANY)))
+    layers = [archive(file(".wh..wh.aufs"), file(f"{number}")) for number in range(MANY)]
+    made = Made(tmp_path / "i", [base, *layers])
+    assert looks.count < 20 * MANY
+    assert len(made.paths()) == 2 * MANY + 1
+
+
+def test_a_file_of_aufs_in_what_is_gone_is_not_let_go_of_twice(tmp_path: Path) -> None:
+    """Its other name has its content, whatever comes into free blocks later."""
+    inner = file("d/.wh..wh.a", b"x" * 8192)
+    layer = archive(inner, hardlink("kept", "d/.wh..wh.a"), file("d"), file("later", b"y" * 8192))
+    made = Made(tmp_path / "i", [layer])
+    kept, later = made.tree.find(b"kept"), made.tree.find(b"later")
+    assert kept is not None
+    assert later is not None
+    assert kept.names == 1
+    assert kept.content.block != later.content.block
+
+
+def test_links_that_are_long_ways_end(tmp_path: Path) -> None:
+    around = "/".join(["d", ".."] * 800) + "/d"
+    members: list[Member] = [directory("d"), symlink("l", around), *(file(f"l/{number}") for number in range(MANY))]
+    Made(tmp_path / "i", [archive(*members)])
+    with pytest.raises(TreeError, match="links are more work"):
+        Made(tmp_path / "i", [archive(*members)], Limits(entries=MANY + 10))
+
+
+def test_paths_longer_than_linux_has_them_are_refused() -> None:
+    tree = Tree(Limits(), lambda _content: None)
+    tree.add(b"a/" + b"./" * 2047, Node(0o040755))
+    with pytest.raises(TreeError, match="longer than 4096"):
+        tree.add(b"a/" + b"./" * 2048, Node(0o040755))
+
+
+def test_names_of_attributes_without_end() -> None:
+    left_out = LeftOut()
+    for number in range(3000):
+        left_out.leave_out_xattr(b"trusted.%d" % number + b"x" * 1000)
+    assert len(left_out.xattrs) == 1000
+    assert max(map(len, left_out.xattrs)) == 255
+
+
+def test_all_that_is_read_is_counted(tmp_path: Path) -> None:
+    """Of a whiteout's content, too, and over all layers."""
+    allowance = Allowance(3 << 20)
+    for _ in range(3):
+        stream = expanded(io.BytesIO(zstandard.compress(bytes(1 << 20))), allowance.take)
+        assert len(stream.read(1 << 20)) == 1 << 20
+    with pytest.raises(TooLarge, match=f"more than {3 << 20} bytes, unpacked"):
+        expanded(io.BytesIO(b"one more"), allowance.take).read(100)
+
+
+@pytest.mark.parametrize("where", ["in a file that is replaced", "behind the end"])
+async def test_what_is_thrown_away_is_bounded_too(tmp_path: Path, where: str) -> None:
+    path = tmp_path / "bomb.tar.zst"
+    zeros = file("same", bytes(1 << 20))
+    data = archive(*([zeros] * 10)) if where.startswith("in") else archive(zeros) + bytes(20 << 20)
+    path.write_bytes(zstandard.compress(data))
+    image = Image.from_tar(path, cache=tmp_path / "cache", limits=Limits(size=2 << 20, entries=20))
+    if where.startswith("in"):
+        with pytest.raises(ImageError, match=r"archives are more than \d+ bytes, unpacked"):
+            await image.build()
+    else:
+        (await image.build()).close()  # of what is no layer nobody reads on
+
+
+async def test_what_takes_too_long_ends(tmp_path: Path) -> None:
+    """A mebibyte of headers is a tenth of a second of work, and compresses to nothing."""
+    records = b"".join(b"%d %d=\n" % (len(b"%d" % n) + 5, n) for n in range(60_000, 99_999))[: 1 << 19]
+    records = records[: records.rfind(b"\n") + 1]
+    path = tmp_path / "slow.tar.zst"
+    one = extended(b"x", records) + archive(file("a"))[:512]
+    path.write_bytes(zstandard.compress(one * 500))
+    image = Image.from_tar(path, cache=tmp_path / "cache", limits=Limits(seconds=1))
+    async with asyncio.timeout(HANGS):
+        with pytest.raises(ImageError, match="more than 1 s of a processor") as failed:
+            await image.build()
+    assert "Limits(seconds=)" in str(failed.value)
+
+
+def test_headers_of_a_layout_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program itself looks at these."""
+    monkeypatch.setattr(layouts, "_MOST_HEADERS", 1 << 20)
+    path = tmp_path / "layout.tar"
+    entry = extended(b"L", b"name" + bytes(100_000)) + archive(file("a"))[:512]
+    path.write_bytes(archive(file("blob", bytes(4 << 20)))[: 512 + (4 << 20)] + entry * 5 + bytes(1024))
+    FilesOfArchive(path)
+    path.write_bytes(entry * 20 + bytes(1024))
+    with pytest.raises(TarError, match="bytes of headers"):
+        FilesOfArchive(path)
+
+
+def test_members_of_a_layout_are_bounded_whatever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layouts, "_MOST_FILES", 100)
+    path = tmp_path / "layout.tar"
+    path.write_bytes(archive(*([directory("d")] * 101)))
+    with pytest.raises(TarError, match="more than 100 files"):
+        FilesOfArchive(path)
