@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
+from aiovmm.config import ConsoleConfig, ConsoleMode, DebugConsoleConfig, VMConfig
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.runtime.dataclass import dataclass, field_types
 
@@ -90,7 +90,7 @@ def of_rule(rule: LandlockRuleConfig) -> Grant:
 
 
 def _of(config: Any) -> Iterator[Grant]:
-    if isinstance(config, ConsoleConfig):
+    if isinstance(config, ConsoleConfig | DebugConsoleConfig):
         if config.path is not None and config.mode in (ConsoleMode.FILE, ConsoleMode.SOCKET):
             yield of_output(config.path)
         return

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm.config import ConsoleConfig, ConsoleMode, DiskConfig, PayloadConfig, PmemConfig, VMConfig, VsockConfig
+from aiovmm.config import (
+    ConsoleConfig,
+    ConsoleMode,
+    DebugConsoleConfig,
+    DiskConfig,
+    PayloadConfig,
+    PmemConfig,
+    VMConfig,
+    VsockConfig,
+)
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import known_rights
 from aiovmm.confine.paths import KEEP, READ, WRITE, Right, of_config, of_rule
@@ -29,6 +38,7 @@ def test_each_file_of_a_configuration_is_granted_as_it_is_used() -> None:
         pmems=(PmemConfig(file=Path("/d/pmem")),),
         vsock=VsockConfig(cid=3, socket=Path("/run/vsock")),
         serial=ConsoleConfig(ConsoleMode.FILE, Path("/logs/serial")),
+        debug_console=DebugConsoleConfig(ConsoleMode.SOCKET, Path("/debug/socket")),
     )
     granted = {str(grant.path): grant.rights for grant in of_config(config)}
     assert granted.pop("/dev/urandom") == READ
@@ -40,12 +50,13 @@ def test_each_file_of_a_configuration_is_granted_as_it_is_used() -> None:
         "/d/pmem": WRITE,
         "/run": KEEP,
         "/logs": KEEP,
+        "/debug": KEEP,
     }
 
 
-@given(st.text(max_size=3))
+@given(st.text(max_size=3) | st.text("rwx", max_size=3))
 def test_access_is_read_or_write_or_both(access: str) -> None:
-    if set(access) and sorted(access) in (["r"], ["w"], ["r", "w"]):
+    if access in ("r", "w", "rw", "wr", "rr", "ww"):
         rights = of_rule(LandlockRuleConfig(path=Path("/x"), access=access)).rights
         assert bool(rights & Right.READ_FILE) == ("r" in access)
         assert bool(rights & Right.WRITE_FILE) == bool(rights & Right.MAKE_REG) == ("w" in access)
