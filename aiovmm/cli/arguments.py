@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def build_config(args: dict[str, Any]) -> VMConfig:
     nets = _each(args["net"], parse.parse_net)
     refuse_our_own(nets)
     return VMConfig(
-        payload=PayloadConfig(kernel, _file("--initramfs", args["initramfs"]), cmdline),
+        payload=PayloadConfig(kernel, _initramfs(args["initramfs"]), cmdline),
         cpus=_or(args["cpus"], parse.parse_cpus, CpusConfig),
         memory=_or(args["memory"], parse.parse_memory, MemoryConfig),
         memory_zones=_each(args["memory_zone"], parse.parse_memory_zone),
@@ -136,6 +137,17 @@ def _or(text: str | None, parser: Callable[[str], Any], default: Callable[[], An
 def _file(option: str, path: Path | None) -> Path | None:
     if path == Path():  # what an empty argument makes, and the working directory
         raise ConfigError(option, "is no file")
+    return path
+
+
+def _initramfs(path: Path | None) -> Path | None:
+    """None for an empty file, which is none to a kernel, either."""
+    path = _file("--initramfs", path)
+    if path is not None and os.path.isfile(path) and not os.path.getsize(path):
+        import logging  # for who has one
+
+        logging.getLogger("aiovmm").warning("--initramfs: %s is empty: the guest has none", path)
+        return None
     return path
 
 

@@ -41,13 +41,10 @@ Properties = dict[str, str] | None
 
 def open_monitor(text: str, config: VMConfig) -> int:
     """A descriptor for `path=FILE` or `fd=FD`. Raises ConfigError and HostError."""
-    values = split_options(_OPTION, text)
-    if (
-        len(values) != 1
-        or not values.keys() <= {"path", "fd"}
-        or not (value := unquote(next(iter(values.values())) or ""))
-    ):
-        raise ConfigError(_OPTION, f"{text!r} names no place", "say path=FILE, or fd=FD for one that was opened")
+    values = {key: unquote(value or "") for key, value in split_options(_OPTION, text).items() if value != ""}
+    if len(values) != 1 or not values.keys() <= {"path", "fd"} or not (value := next(iter(values.values()))):
+        many = "two places" if values.keys() == {"path", "fd"} else "no place"
+        raise ConfigError(_OPTION, f"{text!r} names {many}", "say path=FILE, or fd=FD for one that was opened")
     if "fd" in values and not (value.isascii() and value.isdecimal()):
         raise ConfigError(f"{_OPTION}.fd", f"{value!r} is not a number")
     if "path" in values and value.isdecimal():

@@ -37,7 +37,7 @@ class ImageType(enum.Enum):
     VHDX = "vhdx"
 
 
-_NOT_OF_QEMU = ("serial", "overlay", "lock_granularity", "rate_limit_group", "queue_affinity", *RATES)
+_NOT_OF_QEMU = ("serial", "overlay", "rate_limit_group", "queue_affinity", *RATES)
 
 
 class LockGranularity(enum.Enum):

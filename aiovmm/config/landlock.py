@@ -20,5 +20,5 @@ class LandlockRuleConfig:
     access: str
 
     def __post_init__(self) -> None:
-        if self.access not in ("r", "w", "rw", "wr"):
+        if not 1 <= len(self.access) <= 2 or set(self.access) - set("rw"):
             raise ConfigError("landlock_rules.access", f"{self.access!r} is no access", _HINT)

@@ -17,6 +17,7 @@ __all__ = [
     "PayloadConfig",
     "PciSegmentConfig",
     "PlatformConfig",
+    "bare_uuid",
 ]
 
 MIB = 1 << 20
@@ -134,8 +135,8 @@ class MemoryZoneConfig:
     """A part of the guest's RAM, `size` bytes, with its own backing; parts follow each other in the order given, and
     `memory.size` is 0. `file` is a file to be it, at least as large, or a directory for a file without a name; a hugetlbfs
     has its own pages. `host_numa_node`: the node of the host that its pages come from. `hotplug_size` bytes more come and go by a
-    virtio-mem device of its own, which is in the zone's NUMA node; a zone may have no other memory (`size` 0). The rest is as
-    for MemoryConfig, and None is what that says (`hugepages` not for a zone with a file)."""
+    virtio-mem device of its own, which is in the zone's NUMA node, and are not in `file`; a zone may have no other memory
+    (`size` 0). The rest is as for MemoryConfig, and None is what that says (`hugepages` not for a zone with a file)."""
 
     id: str
     size: int = 512 * MIB
@@ -167,8 +168,6 @@ class MemoryZoneConfig:
             self._check_hotplug()
 
     def _check_hotplug(self) -> None:
-        if self.file is not None:
-            raise ConfigError("memory_zone.hotplug_size", "does not go with file=", "say it of a zone without one")
         _check_hotplug_size("memory_zone", self.size, self.hotplug_size, MODULE)
         if not 0 <= self.hotplugged_size <= self.hotplug_size or self.hotplugged_size % BLOCK:
             reason = f"{self.hotplugged_size} bytes are not a multiple of 2M up to hotplug_size, {self.hotplug_size}"
@@ -180,7 +179,8 @@ class NumaConfig:
     """A NUMA node of the guest: which of its processors, parts of its memory (ids of zones) and PCI segments are near each
     other, and how far it is to others, (node, distance): 10 is the node itself, others have 20 unless it is said, and the
     same back. What is in no node is in the first. A node may also be that of a device alone, by its id (a generic initiator of
-    ACPI): it has neither processors nor memory."""
+    ACPI): it has neither processors nor memory. Of a processor that two nodes have the last of them has it; of one that is not
+    there, and of a distance to the node itself that is not 10, it is only remarked."""
 
     guest_numa_id: int
     cpus: tuple[int, ...] = ()
@@ -192,11 +192,9 @@ class NumaConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.guest_numa_id < MAX_NODES:
             raise ConfigError("numa.guest_numa_id", f"{self.guest_numa_id} is not in 0..{MAX_NODES - 1}")
-        if self.device_id is not None and (self.cpus or self.memory_zones or self.pci_segments):
+        if self.device_id is not None and (self.cpus or self.memory_zones):
             raise ConfigError("numa.device_id", "has a node of its own", "say cpus=, memory_zones= in another --numa")
         for node, distance in self.distances:
-            if node == self.guest_numa_id and distance != 10:
-                raise ConfigError("numa.distances", f"{distance} to itself is not 10")
             if node != self.guest_numa_id and not 11 <= distance <= 255:
                 raise ConfigError("numa.distances", f"{distance} is not in 11..255", "10 is the node itself")
 
@@ -307,7 +305,13 @@ _IDENTITY = (
 )
 
 
+def bare_uuid(text: str) -> str:
+    """Without what may be around it: `urn:uuid:`, or braces."""
+    return text[1:-1] if text[:1] + text[-1:] == "{}" else text.removeprefix("urn:uuid:")
+
+
 def _is_uuid(text: str) -> bool:
+    text = bare_uuid(text)
     parts = [len(part) for part in text.split("-")]
     digits = text.replace("-", "")
     return parts in ([8, 4, 4, 4, 12], [32]) and all(c in "0123456789abcdefABCDEF" for c in digits)

@@ -91,8 +91,6 @@ class NetConfig(LimitedConfig):
         self._check_place("net")
         self._check_rates("net")
         check_queues("net", self.num_queues, self.queue_size, least=2)
-        if self.num_queues % 2:
-            raise ConfigError("net.num_queues", f"{self.num_queues} is odd", "it counts both directions: 2 is one pair")
         if self.vhost_user != (self.socket is not None):
             raise ConfigError("net.socket", "vhost_user=on and socket=PATH go together")
         if self.socket is not None:

@@ -19,6 +19,8 @@ def remarks(config: VMConfig) -> Iterator[str]:
     for vcpu, _ in config.cpus.affinity:
         if vcpu >= there:
             yield f"cpus.affinity: there is no vCPU {vcpu}, the last of {there} is {there - 1}: it is passed over"
+    if config.numa:
+        yield from _of_nodes(config, there)
     memory = config.memory
     if memory.hotplug_method is HotplugMethod.ACPI and memory.hotplug_size != memory.modules_size:
         reason = f"comes in modules of 128M, of {memory.hotplug_size} bytes {memory.modules_size}"
@@ -31,7 +33,24 @@ def remarks(config: VMConfig) -> Iterator[str]:
                 f"net.mac: {name} has {net.mac}, {kind}: Linux does not bring such an interface up "
                 "before it was given another (the second digit of a card's own address is even)"
             )
+        if net.num_queues % 2:
+            pairs = f"{net.num_queues // 2} queue pair{'s' * (net.num_queues > 3)}"
+            yield f"net.num_queues: {net.num_queues} counts both directions: {name} has {pairs}"
     for name, disk in zip(ids.get("disks", ()), config.disks, strict=True):
         for queue, _ in disk.queue_affinity:
             if queue >= disk.num_queues:
                 yield f"disk.queue_affinity: {name} has no queue {queue}, it has {disk.num_queues}: it is passed over"
+
+
+def _of_nodes(config: VMConfig, there: int) -> Iterator[str]:
+    seen: dict[int, int] = {}
+    for node in config.numa:
+        for cpu in node.cpus:
+            if cpu >= there:
+                yield f"numa.cpus: there is no processor {cpu}, the last of {there} is {there - 1}: it is passed over"
+            elif seen.get(cpu, node.guest_numa_id) != node.guest_numa_id:
+                yield f"numa.cpus: {cpu} is in node {seen[cpu]} and in {node.guest_numa_id}: it is in the latter"
+            seen[cpu] = node.guest_numa_id
+        for other, distance in node.distances:
+            if other == node.guest_numa_id and distance != 10:
+                yield f"numa.distances: {distance} is said from node {other} to itself: it is 10"

@@ -38,7 +38,7 @@ Converter = Callable[[str, str], Any]
 """(option, text as it was given) -> the value."""
 
 _NUMBER = re.compile(r"0x([0-9a-f]{1,16})|\+?0*([0-9]{1,20})", re.ASCII | re.IGNORECASE)
-_SIZE = re.compile(r"(0x[0-9a-f]{1,16}|[0-9]+)([kmgt]?)", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(0x[0-9a-f]{1,16}|\+?[0-9]+)([kmgt]?)", re.ASCII | re.IGNORECASE)
 _SHIFT = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _LONGEST_LIST = 1 << 16
@@ -166,6 +166,8 @@ def to_ints(option: str, text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for element in _elements(option, text):
         first, separator, last = element.partition("-")
+        if separator and not first:
+            raise ConfigError(option, f"{element!r} is not a number")
         low = to_int(option, first)
         high = to_int(option, last) if separator else low
         if high < low:

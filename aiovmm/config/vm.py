@@ -170,9 +170,9 @@ class VMConfig:
             raise ConfigError("platform.vfio_p2p_dma", reason, "leave it out")
 
     def _check_balloon(self, balloon: BalloonConfig) -> None:
-        if balloon.size >= self.ram_size:
+        if balloon.size >= self.most_ram:
             raise ConfigError(
-                "balloon.size", f"{balloon.size} is not less than the memory that there is", f"{self.ram_size}"
+                "balloon.size", f"{balloon.size} is not less than the memory that there is", f"{self.most_ram}"
             )
         if self.memory.hugepages or any(zone.hugepages for zone in self.memory_zones):
             raise ConfigError(
@@ -230,6 +230,11 @@ class VMConfig:
     def ram_size(self) -> int:
         """Bytes of RAM: in one piece, or in all zones."""
         return self.memory.size + sum(zone.size for zone in self.memory_zones)
+
+    @property
+    def most_ram(self) -> int:
+        """Bytes of RAM with all that hotplug may bring."""
+        return self.ram_size + self.memory.hotplug_size + sum(zone.hotplug_size for zone in self.memory_zones)
 
     @property
     def mapped_ram(self) -> int:

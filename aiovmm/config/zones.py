@@ -56,7 +56,6 @@ def _check_nodes(config: VMConfig) -> None:
     ids = [node.guest_numa_id for node in nodes]
     _refuse_twice("numa.guest_numa_id", ids)
     _refuse_twice("numa.memory_zones", [zone for node in nodes for zone in node.memory_zones])
-    _refuse_twice("numa.cpus", [cpu for node in nodes for cpu in node.cpus])
     _refuse_twice("numa.device_id", [node.device_id for node in nodes if node.device_id is not None])
     if nodes and all(node.device_id is not None for node in nodes):
         raise ConfigError("numa.device_id", "is all that nodes have", "processors and memory need one, too")
@@ -67,13 +66,11 @@ def _check_nodes(config: VMConfig) -> None:
 
 def _check_node(config: VMConfig, node: NumaConfig, ids: list[int]) -> None:
     zones = {zone.id for zone in config.memory_zones}
-    cpus = config.cpus.max or config.cpus.boot
     for zone in node.memory_zones:
         if zone not in zones:
             raise ConfigError("numa.memory_zones", f"there is no zone {zone!r}", f"say memory_zone id={zone},size=...")
-    for cpu in node.cpus:
-        if not 0 <= cpu < cpus:
-            raise ConfigError("numa.cpus", f"there is no processor {cpu}", f"the first of {cpus} is 0")
+    if any(cpu < 0 for cpu in node.cpus):
+        raise ConfigError("numa.cpus", f"there is no processor {min(node.cpus)}", "the first is 0")
     for segment in node.pci_segments:
         if not 0 <= segment < config.platform.num_pci_segments:
             raise ConfigError("numa.pci_segments", f"there is no segment {segment}")

@@ -105,7 +105,7 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str, kinds: Kind
         case BalloonConfig():
             from aiovmm.devices.virtio.balloon import BalloonDevice
 
-            return BalloonDevice.from_config(placed, config.ram_size)
+            return BalloonDevice.from_config(placed, config.most_ram)
         case WatchdogConfig():
             return _watchdog(parts, placed)
         case RtcConfig():
@@ -235,7 +235,7 @@ def _plug_balloon(parts: MachineParts) -> None:
     if (balloon := parts.config.balloon) is not None:
         from aiovmm.devices.virtio.balloon import BalloonDevice
 
-        parts.plug(BalloonDevice.from_config(balloon, parts.config.ram_size), _id(parts, "balloon"), balloon)
+        parts.plug(BalloonDevice.from_config(balloon, parts.config.most_ram), _id(parts, "balloon"), balloon)
 
 
 def _plug_generic(parts: MachineParts) -> None:

@@ -61,7 +61,8 @@ def add_zones(
 def grow(
     memory: GuestMemory, config: VMConfig, zones: Sequence[MemoryZoneConfig], places: Sequence[tuple[int, int]]
 ) -> None:
-    """What may come to each of `zones`, at its place: made of what the zone is, and nothing of it touched. Raises HostError."""
+    """What may come to each of `zones`, at its place: made of what the zone is, but for its file, and nothing of it touched.
+    Raises HostError."""
     for zone, place in zip((settled(zone, config.memory) for zone in zones), places, strict=True):
         alike = bool(zone.hugepages) or all(region.shared for region in memory.regions if region.ram)
         shared = alike if zone.shared is None else zone.shared

@@ -214,3 +214,10 @@ def test_a_traceback_comes_behind_its_line() -> None:
     lines = TemplateFormatter(DEFAULT).format(record(exc_info=info)).splitlines()
     assert lines[0].endswith("-- it is")
     assert lines[-1] == "ValueError: why"
+
+
+def test_a_place_that_is_empty_is_none_and_two_are_refused(tmp_path: Path) -> None:
+    os.close(open_monitor(f"path={tmp_path}/ev,fd=", config("s")))
+    for text, said in (("path=,fd=", "names no place"), (f"path={tmp_path}/ev,fd=2", "names two places")):
+        with pytest.raises(ConfigError, match=said):
+            open_monitor(text, config("s"))

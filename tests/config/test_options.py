@@ -12,14 +12,17 @@ import pytest
 from aiovmm.config import ConsoleMode, CpusConfig, DiskConfig, RngConfig, TopologyConfig, VMConfig
 from aiovmm.config import PayloadConfig as Payload
 from aiovmm.config.options import (
+    parse_balloon,
     parse_console,
     parse_cpus,
     parse_device,
     parse_disk,
     parse_fs,
+    parse_landlock_rule,
     parse_memory,
     parse_memory_zone,
     parse_net,
+    parse_numa,
     parse_platform,
     parse_pmem,
     parse_rng,
@@ -49,7 +52,15 @@ def test_what_the_guest_sees_of_its_processors() -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("512M", 512 << 20), ("2G", 2 << 30), ("4096", 4096), ("0x1000", 4096), ("8k", 8192), ("010M", 10 << 20)],
+    [
+        ("512M", 512 << 20),
+        ("2G", 2 << 30),
+        ("4096", 4096),
+        ("0x1000", 4096),
+        ("8k", 8192),
+        ("010M", 10 << 20),
+        ("+2M", 2 << 20),
+    ],
 )
 def test_sizes(text: str, size: int) -> None:
     assert to_size("memory", text) == size
@@ -188,6 +199,10 @@ def test_ids_that_a_device_may_have(name: str) -> None:
         (parse_memory, "size=5000T", "memory.size"),
         (parse_disk, "path=a,image_type=vmdk", "disk.image_type"),
         (parse_disk, "path=a,image_type=qcow2,serial=x", "disk.serial"),
+        (parse_landlock_rule, "path=/,access=", "landlock-rules.access"),
+        (parse_landlock_rule, "path=/,access=rwr", "landlock_rules.access"),
+        (parse_landlock_rule, "path=/,access=rx", "landlock_rules.access"),
+        (parse_platform, "uuid={12345678-1234-1234-1234-1234567890ab", "platform.uuid"),
         (parse_disk, "path=a,image_type=vhd,overlay=b", "disk.overlay"),
         (parse_disk, "path=a,image_type=vhdx,bw_size=1", "disk.bw_size"),
         (parse_disk, "path=a,overlay=a", "disk.overlay"),
@@ -231,7 +246,8 @@ def test_ids_that_a_device_may_have(name: str) -> None:
         (parse_disk, "path=a,colour=red", "disk.colour"),
         (parse_disk, "path=a,serial=" + "x" * 21, "disk.serial"),
         (parse_disk, "path=a,vhost_user=on", "disk.socket"),
-        (parse_net, "num_queues=3", "net.num_queues"),
+        (parse_net, "fd=-1", "net.fd"),
+        (parse_net, "fd=[3--4]", "net.fd"),
         (parse_net, "tap=averyveryverylongname", "net.tap"),
         (parse_net, "host_mac=01:00:00:00:00:00", "net.host_mac"),
         (parse_net, "mac=nonsense", "net.mac"),
@@ -273,6 +289,10 @@ def test_whole_machine_checks_what_parts_cannot() -> None:
         VMConfig(payload, console=parse_console("console", "null,id=x"), disks=(parse_disk("path=b,id=x"),))
     with pytest.raises(ConfigError, match="not on PCI"):
         VMConfig(payload, serial=parse_console("console", "null,id=x"))
+    balloon, memory = parse_balloon("size=600M"), parse_memory("size=512M,hotplug_size=512M,hotplugged_size=256M")
+    assert VMConfig(payload, memory=memory, balloon=balloon).balloon == balloon
+    with pytest.raises(ConfigError, match="not less than the memory that there is"):
+        VMConfig(payload, balloon=balloon)
     with pytest.raises(ConfigError, match="NUL"):
         Payload(kernel=Path("/k"), cmdline="a\0b")
     with pytest.raises(ConfigError, match="colour"):
@@ -315,6 +335,10 @@ def made(**changes: object) -> VMConfig:
     return VMConfig(Payload(Path("/k")), **changes)  # type: ignore[arg-type]
 
 
+def nodes(*texts: str) -> VMConfig:
+    return made(cpus=parse_cpus("boot=2"), numa=tuple(parse_numa(text) for text in texts))
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -322,6 +346,11 @@ def made(**changes: object) -> VMConfig:
         (made(nets=(parse_net("mac=01:00:5e:00:00:01"),)), "net0 has 01:00:5e:00:00:01, a multicast address"),
         (made(nets=(parse_net(""), parse_net("id=n,mac=00:00:00:00:00:00"))), "n has 00:00:00:00:00:00, nobody's"),
         (made(disks=(parse_disk("path=a,queue_affinity=[0@[0],1@[0]]"),)), "disk0 has no queue 1, it has 1"),
+        (made(nets=(parse_net("num_queues=3"),)), "3 counts both directions: net0 has 1 queue pair"),
+        (made(nets=(parse_net("num_queues=5,id=n"),)), "5 counts both directions: n has 2 queue pairs"),
+        (nodes("guest_numa_id=0,cpus=[1-2]"), "numa.cpus: there is no processor 2, the last of 2 is 1"),
+        (nodes("guest_numa_id=3,cpus=[0-1]", "guest_numa_id=1,cpus=1"), "numa.cpus: 1 is in node 3 and in 1"),
+        (nodes("guest_numa_id=0,cpus=[0],distances=[0@20]"), "20 is said from node 0 to itself: it is 10"),
     ],
 )
 def test_what_has_less_of_an_effect_than_it_seems_to_have_is_remarked_on(config: VMConfig, said: str) -> None:
@@ -334,6 +363,9 @@ def test_what_has_its_effect_is_not_remarked_on() -> None:
         cpus=parse_cpus("boot=1,max=2,affinity=[1@[0]]"),
         nets=(parse_net("mac=2e:00:00:00:00:01"),),
         disks=(parse_disk("path=a,num_queues=2,queue_affinity=[1@[0]]"),),
+        numa=tuple(
+            parse_numa(text) for text in ("guest_numa_id=0,cpus=[0,0],distances=[0@10]", "guest_numa_id=1,cpus=1")
+        ),
     )
     assert not list(remarks(config))
 

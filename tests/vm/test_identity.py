@@ -41,9 +41,16 @@ async def test_the_new_names_go_before_the_old() -> None:
     assert b"\xab" * 16 in bios
 
 
+@pytest.mark.parametrize("form", ["{%s}", "urn:uuid:%s", "%s"])
+async def test_a_uuid_may_be_in_braces_or_a_urn(form: str) -> None:
+    bios = await bios_area(parse_platform("uuid=" + form % "12345678-1234-1234-1234-1234567890AB"))
+    assert bytes.fromhex("78563412341234121234 1234567890ab") in bios
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("uuid", "{12345678-1234-1234-1234-1234567890ab"),
         ("uuid", "x"),
         ("system_uuid", "1234"),
         ("system_uuid", "12345678-1234-1234-1234-1234567890a"),

@@ -6,13 +6,13 @@ __all__ = ["TABLE"]
 
 TABLE = """
 --disk path | differs | qcow2, VHD and VHDX go to QEMU's storage daemon; VMDK and others are refused without image_type=raw
---disk image_type | differs | VHD: dynamic, too; unset, no guest makes a raw image another: disks.md (there: no write to sector 0)
---disk readonly direct | same |
+--disk image_type | differs | VHD: dynamic, too; no vmdk; unset, no guest makes a raw image another (there: no write to sector 0)
+--disk readonly direct | same | direct: of a file that is not whole blocks long the last bytes are not there
 --disk queue_size | differs | a power of two from 2; the reference refuses 2
 --disk num_queues | differs | may be more than there are vCPUs
 --disk serial | same | 1 to 20 bytes; unset: from the numbers of the file and its device
 --disk sparse | differs | off: the guest cannot trim, and zeros stay allocated; what the image does not have yet is not allocated
---disk lock_granularity | differs | unset: `full`, where the reference says `byte-range`
+--disk lock_granularity | differs | unset: `full` (`byte-range` there); qcow2, VHD and VHDX have QEMU's own locks
 --disk _disable_io_uring | same | threads do the I/O
 --disk _disable_aio | same | Linux AIO is never used
 --disk vhost_user | same |
@@ -33,7 +33,7 @@ TABLE = """
 --net offload_csum | differs | off also switches segmentation off, which is nothing without; the reference wants all three
 --net queue_size | same |
 --net mtu | differs | 68 to 65521, what a TAP takes (65535 with other back ends)
---net num_queues | differs | counts both directions; may be more than twice the vCPUs
+--net num_queues | differs | counts both directions; may be more than twice the vCPUs; an odd one is rounded down to pairs
 --net vhost_user | same |
 --net socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --net fd | differs | also one connected socket

@@ -34,11 +34,11 @@ TABLE = """
 --memory-zone shared | differs | unset: as `--memory` says, else on by itself where a vhost-user device needs it
 --memory-zone file | differs | locked while it is in use; one that is smaller than the zone is refused
 --memory-zone reserve | differs | as `--memory reserve`, and what that says where it is unset
---memory-zone hotplug_size | differs | multiples of 128M, by `vm.resize(memory=, zone=)`; not with file=; size= may be 0
+--memory-zone hotplug_size | differs | multiples of 128M, by `vm.resize(memory=, zone=)`, in no file=, as there; size= may be 0
 --memory-zone hotplugged_size | differs | multiples of 2M
 --numa guest_numa_id | differs | 0 to 63
---numa cpus memory_zones pci_segments | differs | what is in no node is in the one of the lowest number; not on arm64
---numa distances | differs | 11 to 255, which the other node has back unless it says another
+--numa cpus memory_zones pci_segments | differs | what is in none is in the lowest, a processor of two in the last; not on arm64
+--numa distances | differs | 11 to 255, which is all that Linux heeds, which the other node has back unless it says another
 --numa device_id | differs | of a device that is there from the start, else refused (a warning there)
 --limits exits | ours | exits a second to this process, of all vCPUs together; a guest that would make more stands still
 --limits lifetime | ours | seconds from the first start, after which the guest is ended

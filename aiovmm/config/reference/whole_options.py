@@ -6,7 +6,7 @@ __all__ = ["TABLE"]
 
 TABLE = """
 --kernel | differs | bzImage, ELF or PVH; on arm64 Image, Image.gz and its like, EFI zboot
---initramfs | same |
+--initramfs | same | an empty file is none, of which it is remarked
 --cmdline | differs | unset: one that talks on the consoles that there are, with panic=-1 (empty there)
 -v | same |
 -V | same |
@@ -46,7 +46,7 @@ TABLE = """
 --igvm | refused | confidential guests are not there
 --ivshmem | refused | ivshmem is not there
 --landlock | same |
---landlock-rules path access | same |
+--landlock-rules path access | differs | refused without --landlock or --namespaces, where it has no effect there
 --log-file | same |
 --log-format | differs | unset, standard error has a form of its own; {location} is a Python file
 --no-shutdown | differs | there is no API to boot another guest by: a signal ends it

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from aiovmm.boot.x86_64 import layout
 from aiovmm.boot.x86_64.smbios import SmbiosMachine, smbios
 from aiovmm.config import PlatformConfig, VMConfig
+from aiovmm.config.machine import bare_uuid
 from aiovmm.machine.x86_64.vcpus import topology_of
 from aiovmm.memory import GuestMemory
 
@@ -27,7 +28,7 @@ def _described(platform: PlatformConfig, config: VMConfig, ram: Sequence[tuple[i
         product_name=_bytes(p.system_product_name),
         version=_bytes(p.system_version),
         serial_number=_bytes(p.system_serial_number or p.serial_number),
-        uuid=None if uuid is None else bytes.fromhex(uuid.replace("-", "")),
+        uuid=None if uuid is None else bytes.fromhex(bare_uuid(uuid).replace("-", "")),
         sku_number=_bytes(p.system_sku_number),
         family=_bytes(p.system_family),
         asset_tag=_bytes(p.chassis_asset_tag),

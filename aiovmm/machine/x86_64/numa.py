@@ -21,9 +21,11 @@ def numa_nodes(
     places = places_of_zones(config, ram) if config.memory_zones else {"": list(ram)}
     nodes = sorted(config.numa, key=lambda node: node.guest_numa_id)
     lowest = next((node.guest_numa_id for node in nodes if node.device_id is None), 0)
-    cpus = {cpu for node in nodes for cpu in node.cpus}
+    homes = {cpu: node.guest_numa_id for node in config.numa for cpu in node.cpus}  # of two nodes the last one has it
+    cpus: dict[int, list[int]] = {node.guest_numa_id: [] for node in nodes}
+    for cpu in range(config.cpus.max or config.cpus.boot):
+        cpus[homes.get(cpu, lowest)].append(cpu)
     zones = {zone for node in nodes for zone in node.memory_zones}
-    spare_cpus = [cpu for cpu in range(config.cpus.max or config.cpus.boot) if cpu not in cpus]
     spare_zones = [zone for zone in places if zone not in zones]
     described = []
     for node in nodes:
@@ -32,7 +34,7 @@ def numa_nodes(
         described.append(
             NumaNode(
                 node.guest_numa_id,
-                (*node.cpus, *(spare_cpus if first else ())),
+                tuple(cpus[node.guest_numa_id]),
                 tuple(sorted(piece for zone in ids for piece in places[zone])),
                 node.distances,
                 node.pci_segments,

@@ -214,14 +214,21 @@ async def test_direct_io_whatever_the_alignment(path: Path, io: IoKind, address:
     assert contents(path) == expected
 
 
-def test_an_odd_file_cannot_be_direct(tmp_path: Path) -> None:
+async def test_of_an_odd_file_that_is_direct_whole_blocks_are_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "odd"
-    path.write_bytes(b"x" * 8100)
-    fds = open_fds()
-    with pytest.raises(ImageError, match="truncate -s %512"):
-        DiskImage.open(path, direct=True)
-    assert open_fds() == fds
-    DiskImage.open(path).close()
+    path.write_bytes(b"x" * 8200)
+    image = DiskImage.open(path, direct=True)
+    assert image.sectors == 16
+    assert "the guest has 8192 of the bytes (`truncate -s %512 FILE` rounds it up" in caplog.text
+    async with Harness(BlkDevice(image)) as h:
+        for sector, size, status in ((15, 512, Status.OK), (15, 1024, Status.IOERR), (16, 512, Status.IOERR)):
+            h.memory.write(0x201000, b"y" * size)
+            offer(h, Request.OUT, sector, 0x201000, size)
+            await h.queues[0].used()
+            assert h.memory.read(0x200100, 1) == bytes([status])
+    assert path.read_bytes() == b"x" * 7680 + b"y" * 512 + b"x" * 8
 
 
 async def test_nothing_of_the_guests_data_is_left_in_the_page_cache(path: Path) -> None:

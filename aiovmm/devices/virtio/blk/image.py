@@ -97,9 +97,12 @@ class DiskImage:
                 _refuse_other_formats(path)
             image = cls(path, fd, readonly=readonly, direct=direct, raw=raw, sparse=sparse)
             if image.size % image.geometry.logical and direct:
+                from aiovmm.runtime.log import Log
+
                 unit = image.geometry.logical
-                hint = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
-                raise ImageError(name, f"has {image.size} bytes, and O_DIRECT takes only whole blocks of {unit}", hint)
+                there = f"O_DIRECT takes whole blocks of {unit}: the guest has {image.sectors * SECTOR} of the bytes"
+                remedy = f"`truncate -s %{unit} FILE` rounds it up; or leave direct off"
+                Log().warning(f"{name}: has {image.size} bytes, and {there} ({remedy})")
         except (HostError, ImageError):
             let_go_of(fd)
             raise
