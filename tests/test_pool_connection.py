@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from aiovmm.pool.workers.connection import connect
-from aiovmm.pool.workers.frames import encode
+from aiovmm.pool.workers.frames import FROM_WORKER, encode
 from tests.limits import HANGS
 
 COUNT = 30_000
@@ -72,3 +72,23 @@ async def test_an_abort_is_heard_at_once() -> None:
         await connection.over.wait()
     theirs.close()
     assert len(heard) == 1
+
+
+async def test_large_messages_are_heard_one_by_one() -> None:
+    """Sixteen of 256 KiB would be several milliseconds for each turn of the loop."""
+    ours, theirs = socket.socketpair()
+    turn, heard = 0, Counter[int]()
+
+    def hear(_message: Any, _data: bytes) -> None:
+        heard[turn] += 1
+
+    connection = await connect(ours, hear)
+    saying = said(theirs, encode({"op": "x", "a": ["y" * 16] * 4000}, bound=FROM_WORKER) * 30)
+    async with asyncio.timeout(HANGS):
+        while not connection.over.is_set():
+            await asyncio.sleep(0)
+            turn += 1
+    saying.join()
+    assert heard.total() == 30
+    assert max(heard.values()) == 1
+    assert connection.error is None

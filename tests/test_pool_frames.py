@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import struct
 from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiovmm import errors
+from aiovmm import DiskConfig, PayloadConfig, VMConfig, errors
 from aiovmm.errors import PeerError, SnapshotError, UsageError
 from aiovmm.lifecycle import ExitReason, ExitStatus
-from aiovmm.pool.workers.frames import MOST_DATA, MOST_MESSAGE, Decoder, encode
+from aiovmm.pool.workers.frames import FROM_POOL, FROM_WORKER, MOST_DATA, Decoder, encode
 from aiovmm.pool.workers.plain import error_of, error_to_state, status_of, status_to_state
+from aiovmm.pool.workers.remote_changes import RemoteChanges
+from aiovmm.runtime.plain import Fields
+from aiovmm.snapshot.configuration import to_state
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -53,14 +58,39 @@ def test_a_message_that_is_none(text: bytes) -> None:
         list(Decoder().feed(struct.pack("<II", len(text), 0) + text))
 
 
-@pytest.mark.parametrize("sizes", [(MOST_MESSAGE + 1, 0), (2, MOST_DATA + 1)])
+def of_parts(count: int) -> bytes:
+    return b'{"op":"x","a":[' + b",".join([b"[]"] * (count // 2)) + b"]}"
+
+
+def test_what_a_worker_says_is_smaller_than_what_it_is_told() -> None:
+    """It may be a guest's, and what it says is made out on the pool's loop."""
+    decoder = Decoder(FROM_WORKER)
+    fits = b'{"op":"x","a":"' + b"x" * (FROM_WORKER.size - 17) + b'"}'
+    assert len(fits) == FROM_WORKER.size
+    assert [m["op"] for m, _ in decoder.feed(struct.pack("<II", len(fits), 0) + fits)] == ["x"]
+    with pytest.raises(PeerError, match="at most"):
+        list(Decoder(FROM_WORKER).feed(struct.pack("<II", FROM_WORKER.size + 1, 0)))
+    assert [m["op"] for m, _ in Decoder(FROM_WORKER).feed(frame(of_parts(FROM_WORKER.parts - 100)))] == ["x"]
+    many = frame(of_parts(FROM_WORKER.parts + 100))
+    with pytest.raises(PeerError, match="values: at most"):
+        list(Decoder(FROM_WORKER).feed(many))
+    assert [m["op"] for m, _ in Decoder().feed(many)] == ["x"]
+    with pytest.raises(UsageError, match="too much"):
+        encode({"op": "x", "a": [[]] * FROM_WORKER.parts}, bound=FROM_WORKER)
+
+
+def frame(text: bytes) -> bytes:
+    return struct.pack("<II", len(text), 0) + text
+
+
+@pytest.mark.parametrize("sizes", [(FROM_POOL.size + 1, 0), (2, MOST_DATA + 1)])
 def test_a_frame_that_is_too_large_is_refused_before_it_is_there(sizes: tuple[int, int]) -> None:
     with pytest.raises(PeerError, match="at most"):
         list(Decoder().feed(struct.pack("<II", *sizes)))
 
 
 def test_one_that_is_too_large_is_not_sent() -> None:
-    with pytest.raises(UsageError, match="too much for a worker"):
+    with pytest.raises(UsageError, match="too much between a pool and a worker"):
         encode({"op": "x"}, bytes(MOST_DATA + 1))
 
 
@@ -106,3 +136,16 @@ def test_what_is_no_error_is_refused_or_one_of_ours(kind: str, values: Any) -> N
 @pytest.mark.parametrize("reason", list(ExitReason))
 def test_ends(reason: ExitReason) -> None:
     assert status_of(status_to_state(ExitStatus(reason, "so"))) == ExitStatus(reason, "so")
+
+
+def test_a_configuration_of_more_devices_than_can_be_there_is_not_looked_at() -> None:
+    """Each takes 40 us of the pool's loop."""
+    known = VMConfig(PayloadConfig(Path("k")), disks=(DiskConfig(path=Path("a")),))
+    vm: Any = SimpleNamespace(_config=known)
+    state = to_state(known)
+    disk = state["disks"][0]
+    assert RemoteChanges._told_config(vm, Fields({"config": state}, "x")) == known
+    few = [{**disk, "path": f"{n}"} for n in range(20)]
+    assert len(RemoteChanges._told_config(vm, Fields({"config": {**state, "disks": few}}, "x")).disks) == 20
+    with pytest.raises(SnapshotError, match="5000 devices"):
+        RemoteChanges._told_config(vm, Fields({"config": {**state, "disks": [disk] * 5000}}, "x"))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import cast
 
 from aiovmm.errors import PeerError, SnapshotError
-from aiovmm.pool.workers.frames import Decoder, encode
+from aiovmm.pool.workers.frames import FROM_POOL, FROM_WORKER, Bound, Decoder, encode
 from aiovmm.runtime.fair import Account
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.stream_socket import join_socket
@@ -17,19 +17,22 @@ from aiovmm.runtime.turns import Job
 __all__ = ["Connection", "connect"]
 
 _MESSAGES = 16  # that are heard in one turn of the loop
+_BYTES = 16 << 10  # of them, after which no further one is
 
 
 class Connection(asyncio.Protocol):
     """`heard` is called with each message and its data; it may raise PeerError or SnapshotError for what it should not have been
     sent. `over` is set at the end, of whatever kind; `error` then is how the other end broke the protocol, if it did.
 
-    A worker may be a guest's by now, and say as much as it likes: messages are heard in turns, and no more are read meanwhile."""
+    A worker may be a guest's by now, and say as much as it likes: messages are heard in turns, and no more are read meanwhile.
+    What it `hears` and what is `said` is bounded, by the same two bounds at either end."""
 
-    def __init__(self, heard: Callable[[State, bytes], None]) -> None:
+    def __init__(self, heard: Callable[[State, bytes], None], hears: Bound, said: Bound) -> None:
         self.over = asyncio.Event()
         self.error: PeerError | None = None
         self._heard = heard
-        self._decoder = Decoder()
+        self._decoder = Decoder(hears)
+        self._said = said
         self._transport: asyncio.Transport | None = None
         self._room = asyncio.Event()
         self._room.set()
@@ -39,7 +42,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, message: State, data: bytes = b"") -> None:
         """Queue a frame. Ignored once it is over. Raises UsageError for one that is too large."""
-        frame = encode(message, data)
+        frame = encode(message, data, self._said)
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame)
 
@@ -83,9 +86,13 @@ class Connection(asyncio.Protocol):
         """Some of what has come: one turn."""
         assert self._transport is not None
         assert self._turns is not None
+        there = len(self._decoder)
         for _ in range(_MESSAGES):
             if not self._behind or self._next_is_none():
                 break
+            if there - len(self._decoder) > _BYTES:
+                self._turns.again()
+                return
         else:
             self._turns.again()
             return
@@ -128,6 +135,8 @@ class Connection(asyncio.Protocol):
         self.over.set()
 
 
-async def connect(sock: socket.socket, heard: Callable[[State, bytes], None]) -> Connection:
-    """A connection over `sock`, which is its from now on."""
-    return await join_socket(sock, lambda: Connection(heard))
+async def connect(
+    sock: socket.socket, heard: Callable[[State, bytes], None], *, hears: Bound = FROM_WORKER, said: Bound = FROM_POOL
+) -> Connection:
+    """A connection over `sock`, which is its from now on. At the worker's end the bounds are the other way round."""
+    return await join_socket(sock, lambda: Connection(heard, hears, said))

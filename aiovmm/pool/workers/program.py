@@ -18,7 +18,7 @@ from typing import Any
 from aiovmm.errors import AiovmmError, StateError
 from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection, connect
-from aiovmm.pool.workers.frames import Decoder
+from aiovmm.pool.workers.frames import FROM_POOL, FROM_WORKER, Decoder
 from aiovmm.pool.workers.guest import Guest
 from aiovmm.pool.workers.passing import accept
 from aiovmm.pool.workers.plain import error_to_state
@@ -72,7 +72,7 @@ def _leave(seconds: float) -> None:
 
 
 async def _serve(sock: socket.socket, server: Server, parent: int, error: AiovmmError | None) -> None:
-    server.connection = connection = await connect(sock, server.heard)
+    server.connection = connection = await connect(sock, server.heard, hears=FROM_POOL, said=FROM_WORKER)
     _watch(parent, connection)
     connection.send({"op": "hello", "error": None if error is None else error_to_state(error)})
     if error is not None:

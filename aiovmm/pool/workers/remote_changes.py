@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["RemoteChanges"]
 
 T = TypeVar("T")
+_COMING = 32  # devices that may be added at the same time
 
 
 class RemoteChanges:
@@ -68,14 +69,14 @@ class RemoteChanges:
         if isinstance(device, NetConfig) and device.fd:
             raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
         kind, state = type(device).__name__, to_state(device)
-        id_, config = await self._ask("add", _added, kind=kind, device=state, timeout=[timeout])
+        id_, config = await self._ask("add", self._added, kind=kind, device=state, timeout=[timeout])
         self._config = config
         return id_
 
     async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
         """See VM.remove."""
         check_seconds(timeout, "remove(timeout=)")
-        self._config = await self._ask("remove", _config, device=id_, timeout=[timeout], force=force)
+        self._config = await self._ask("remove", self._told_config, device=id_, timeout=[timeout], force=force)
 
     async def resize(
         self,
@@ -89,7 +90,9 @@ class RemoteChanges:
         if cpus is None and memory is None:
             raise UsageError("resize() takes cpus=, memory= in bytes, or both")
         check_seconds(timeout, "resize(timeout=)")
-        self._config = await self._ask("resize", _config, cpus=cpus, memory=memory, zone=zone, timeout=[timeout])
+        self._config = await self._ask(
+            "resize", self._told_config, cpus=cpus, memory=memory, zone=zone, timeout=[timeout]
+        )
 
     # -- what it has done, and is
 
@@ -138,6 +141,19 @@ class RemoteChanges:
         pages, standstill = await self._ask("snapshot", _snapshot, **fields)
         return Snapshot(where, pages, standstill, over)
 
+    def _added(self, fields: Fields) -> tuple[str, VMConfig]:
+        return fields.text("id"), self._told_config(fields)
+
+    def _told_config(self, fields: Fields) -> VMConfig:
+        """What the worker says that the guest is made of by now, if that can have come of what it was before: one that is a
+        guest's may say that it is of twenty thousand disks, which would take a second to be looked at."""
+        state = fields.state("config")
+        there = sum(len(value) for value in state.values() if isinstance(value, list))
+        most = _COMING + sum(len(value) for value in vars(self._config).values() if isinstance(value, tuple))
+        if there > most:
+            raise SnapshotError(f"config has {there} devices, zones and groups, and {most} at most can be there")
+        return from_state(state)
+
     async def _ask(self, op: str, read: Callable[[Fields], T], **fields: Plain) -> T:
         """What `read` makes of the answer. Raises what it failed with, WorkerLost, StateError once it was given back."""
         self._home.check()
@@ -158,14 +174,6 @@ class RemoteChanges:
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {instead}")
-
-
-def _added(fields: Fields) -> tuple[str, VMConfig]:
-    return fields.text("id"), _config(fields)
-
-
-def _config(fields: Fields) -> VMConfig:
-    return from_state(fields.state("config"))
 
 
 def _stats(fields: Fields) -> VMStats:

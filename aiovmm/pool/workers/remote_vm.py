@@ -18,7 +18,7 @@ from aiovmm.pool.workers.remote_input import RemoteInput
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import finish
-from aiovmm.snapshot.configuration import from_state, to_state
+from aiovmm.snapshot.configuration import to_state
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class RemoteVM(RemoteChanges, VM):
         if kind is EventKind.STOPPED:
             raise PeerError("the end is no event among others")
         if not fields.absent("config"):  # it may have let go only now of what it was asked for long ago
-            self._config = from_state(fields.state("config"))
+            self._config = self._told_config(fields)
         self._journal.emit(kind, detail, device=device, error=error)
 
     def ended(self, status: ExitStatus) -> None:
