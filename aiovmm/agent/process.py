@@ -306,7 +306,8 @@ def start_error(failed: tuple[int, int], request: Request) -> AgentError:
     if stage == Stage.PROGRAM and number == errno.ENOENT:
         return CommandNotFound(RUNNING, number, program)
     if stage == Stage.USER and number == errno.ESRCH:
-        return guest_os_error(f"user {request.user!r} is not in the guest's /etc/passwd", errno.ENOENT)
+        files = "/etc/passwd, or its group not in its /etc/group" if ":" in str(request.user) else "/etc/passwd"
+        return guest_os_error(f"user {request.user!r} is not in the guest's {files}", errno.ENOENT)
     where = (
         {Stage.DIRECTORY: os.fsdecode(request.cwd or "/"), Stage.USER: request.user}.get(Stage(stage), program)
         if stage in _STAGES

@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from aiovmm.cli.messages import say
 from aiovmm.console.fds import Descriptor, open_end
-from aiovmm.errors import AiovmmError, ConsoleEnded
+from aiovmm.errors import AiovmmError, ConsoleEnded, HostError, UsageError
 
 if TYPE_CHECKING:
     from aiovmm.agent.process import Process
 
-__all__ = ["carry", "exit_code"]
+__all__ = ["carry", "exit_code", "require_terminal"]
 
 _CHUNK = 64 << 10
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
+def require_terminal() -> None:
+    """Before anything is begun for a command that is to have this terminal. Raises UsageError."""
+    if not (os.isatty(0) or os.isatty(1)):
+        raise UsageError(
+            "--tty: standard input and output are not a terminal; without it they are the command's as they are"
+        )
+
+
 async def carry(process: Process, *, terminal: bool) -> int:
     """The code that this command is to end with: the process's status, or 128 and the number of its signal, as shells say it.
 
-    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more it is ended."""
+    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more it is
+    ended. Raises HostError if that is not because nobody reads it."""
     try:
         if terminal:
             await _on_terminal(process)
@@ -83,6 +94,8 @@ async def _on_streams(process: Process) -> bool:
                 group.create_task(_show(stream, end))
     except* BrokenPipeError:  # who read our output has enough
         written = False
+    except* OSError as failed:
+        raise _unwritten(failed) from None
     else:
         written = True
     finally:
@@ -93,6 +106,12 @@ async def _on_streams(process: Process) -> bool:
     return written
 
 
+def _unwritten(failed: ExceptionGroup[OSError]) -> HostError:
+    error = failed.exceptions[0]
+    assert isinstance(error, OSError)
+    return HostError("writing what the command printed", error.errno or errno.EIO)
+
+
 def _forward(process: Process, number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         process.send_signal(number)
@@ -100,11 +119,20 @@ def _forward(process: Process, number: signal.Signals) -> None:
 
 async def _feed(process: Process, keys: Descriptor) -> None:
     assert process.stdin is not None
-    with suppress(OSError, AiovmmError):
-        while data := await keys.read(_CHUNK):
+    with suppress(BrokenPipeError, AiovmmError):
+        while data := await _read(keys):
             process.stdin.write(data)
             await process.stdin.drain()
     process.stdin.write_eof()
+
+
+async def _read(keys: Descriptor) -> bytes:
+    """What cannot be read is its end for the command, and said: it may take half of a file for a whole one."""
+    try:
+        return await keys.read(_CHUNK)
+    except OSError as exc:
+        say(f"standard input cannot be read: {exc.strerror}")
+        return b""
 
 
 async def _show(stream: asyncio.StreamReader | None, end: Descriptor) -> None:

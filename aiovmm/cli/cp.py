@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from aiovmm.cli.exec import unless_signalled
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import OneLineCommand, once
 from aiovmm.errors import UsageError
@@ -60,13 +61,19 @@ def command(source: str, target: str, user: str | None, wait: float, limit: str 
         finally:
             agent.close()
 
-    copied = uvloop.run(run())
+    async def told() -> int:
+        return _told(await run(), source)
+
+    sys.exit(uvloop.run(unless_signalled(told())))
+
+
+def _told(copied: Copied, source: str) -> int:
+    """Say what was left out; the exit code."""
     for path, why in copied.left_out:
         say(f"left out: {path or source}: {why}")
     if copied.untold:
         say(f"left out: {copied.untold} more")
-    if any(not path for path, _ in copied.left_out):  # it is what was asked for itself
-        sys.exit(1)
+    return int(any(not path for path, _ in copied.left_out))  # it is what was asked for itself
 
 
 def split(text: str) -> tuple[Path, str] | None:

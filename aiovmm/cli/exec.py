@@ -58,7 +58,7 @@ def command(
     from aiovmm.agent import Agent
     from aiovmm.agent.place import HybridPlace
     from aiovmm.agent.process import create
-    from aiovmm.cli.carry import carry
+    from aiovmm.cli.carry import carry, require_terminal
     from aiovmm.runtime.awake import awake_timeout
     from aiovmm.sandboxes.listed import defaults_at
 
@@ -66,6 +66,10 @@ def command(
     line = words[1:] if words[0] == "--" else words
     if not line:
         raise UsageError("Missing argument 'COMMAND...'")
+    if words[0].startswith("-") and line is words:
+        raise UsageError(f"{words[0]}: options come before SOCKET, and -- before a COMMAND that begins like one")
+    if tty:
+        require_terminal()
 
     async def run() -> int:
         agent = Agent(HybridPlace(socket))
@@ -109,8 +113,7 @@ def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int
 
 
 async def unless_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """A signal before the command runs leaves as its end does, with the code that shells give it; later ones are the
-    command's."""
+    """A signal cancels it, and is its exit code as shells say it; but one that it has taken for itself, as for its command."""
     task, came = asyncio.current_task(), list[int]()
     assert task is not None
 

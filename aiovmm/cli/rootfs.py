@@ -30,8 +30,12 @@ _TAKEN = (
 
 def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     """`given` are the options that go with --rootfs, `args` all others. Raises SystemExit with the exit code, UsageError."""
+    from aiovmm.cli.carry import require_terminal
+
     _refuse_others(args)
     job = _Job(given, args)
+    if given["tty"]:
+        require_terminal()
     if args["host_user"] is not None:
         _be(args["host_user"])
     configure_logging(args["verbose"])

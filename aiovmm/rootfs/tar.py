@@ -166,10 +166,7 @@ class TarReader:
         if not any(header):
             self.ended = True
             return None
-        said = _number(header[148:156], "checksum", self._where)
-        bare = header[:148] + b" " * 8 + header[156:]
-        signed = sum(bare) - 256 * sum(byte > 127 for byte in bare)  # what some old tars sum
-        if said not in (sum(bare), signed):
+        if not _is_summed(header):
             raise TarError(f"has a damaged header, or is no tar archive, at byte {self.offset - BLOCK}")
         return header
 
@@ -220,6 +217,16 @@ class TarReader:
 
 
 _LATEST = (1 << 63) - 1  # what a file system's 64-bit seconds hold
+
+
+def _is_summed(header: bytes) -> bool:
+    try:
+        said = _number(header[148:156], "checksum", "")
+    except TarError:
+        return False
+    bare = header[:148] + b" " * 8 + header[156:]
+    signed = sum(bare) - 256 * sum(byte > 127 for byte in bare)  # what some old tars sum
+    return said in (sum(bare), signed)
 
 
 def _name(header: bytes) -> bytes:

@@ -78,6 +78,8 @@ def test_exit_codes(aiovmm: Command, socket: str, words: tuple[str, ...], code: 
         (("exec",), 2, b"Missing argument"),
         (("exec", "SOCKET"), 2, b"Missing argument"),
         (("exec", "--user", "no-such-user", "SOCKET", "true"), 125, b"no-such-user"),
+        (("exec", "--user", "root:no-such-group", "SOCKET", "true"), 125, b"or its group not in its /etc/group"),
+        (("exec", "SOCKET", "-u", "nobody", "true"), 2, b"-u: options come before SOCKET"),
         (("exec", "--env", "novalue", "SOCKET", "true"), 2, b"NAME=VALUE"),
         (("exec", "nowhere", "true"), 125, b"aiovmm run --vsock socket=PATH"),
         (("exec", "-t", "SOCKET", "true"), 2, b"not a terminal"),
@@ -132,7 +134,10 @@ def test_signals_go_to_the_command(aiovmm: Command, socket: str, number: signal.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_command_runs(aiovmm: Command, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("words", [("exec", "VSOCK", "true"), ("cp", "VSOCK:/etc/passwd", "copy")])
+def test_a_signal_before_the_command_runs(
+    aiovmm: Command, tmp_path: Path, words: tuple[str, ...], number: signal.Signals
+) -> None:
     asked = threading.Event()
 
     class Front(HybridFront):
@@ -141,7 +146,7 @@ def test_a_signal_before_the_command_runs(aiovmm: Command, tmp_path: Path, numbe
             super()._serve(client)
 
     front = Front(tmp_path / "vsock", tmp_path / "none")
-    process = aiovmm.start("exec", str(tmp_path / "vsock"), "true")
+    process = aiovmm.start(*(word.replace("VSOCK", str(tmp_path / "vsock")) for word in words))
     assert asked.wait(30)
     process.send_signal(number)
     assert process.communicate(timeout=30) == (b"", b"")
@@ -157,6 +162,22 @@ def test_the_command_ends_when_its_output_is_not_read_any_more(aiovmm: Command, 
     process.wait(30)
     assert process.stderr is not None
     assert process.stderr.read() == b""
+
+
+def test_output_that_there_is_no_room_for(aiovmm: Command, socket: str) -> None:
+    with open("/dev/full", "wb") as full:
+        process = aiovmm.start("exec", socket, "echo", "x", stdout=full)
+        assert process.wait(30) == 125
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert said.startswith(b"aiovmm: writing what the command printed: No space left on device")
+    assert said.count(b"\n") == 1
+
+
+def test_input_that_cannot_be_read_is_no_end_of_it_without_a_word(aiovmm: Command, socket: str) -> None:
+    with open(os.devnull, "wb") as unreadable:
+        process = aiovmm.start("exec", socket, "cat", stdin=unreadable)
+        assert process.communicate(timeout=30) == (b"", b"aiovmm: standard input cannot be read: Bad file descriptor\n")
 
 
 def test_a_terminal(aiovmm: Command, socket: str) -> None:

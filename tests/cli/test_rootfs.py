@@ -142,6 +142,13 @@ def test_the_hosts_user_is_one_thing_and_the_guests_another(guest: Guest, runtim
     assert out == b"ids: 4321 4321 4321 8765 8765 8765 []\nhello\n"
 
 
+def test_a_terminal_that_is_none_is_told_before_it_boots(guest: Guest, runtime: Path) -> None:
+    process = start(guest, runtime, "--tty", "--", "true", NEVER="1")
+    out, errors = process.communicate(b"", timeout=40)
+    assert (process.returncode, out, errors.count(b"\n")) == (2, b"", 1)
+    assert b"--tty: standard input and output are not a terminal" in errors
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Signals) -> None:
     process = start(guest, runtime, "--", "true", NEVER="1")

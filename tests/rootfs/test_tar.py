@@ -104,6 +104,11 @@ def test_a_damaged_header_is_not_the_end() -> None:
         read(bytes(data))
 
 
+def test_what_is_no_archive_at_all_is_told_so() -> None:
+    with pytest.raises(TarError, match="or is no tar archive, at byte 0"):
+        read(b"root:x:0:0:root:/root:/bin/sh\n" * 100)
+
+
 def test_a_header_that_claims_a_lot_is_refused_before_it_is_read() -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 1 << 40
