@@ -95,7 +95,8 @@ def make(source: Source, fd: int, limits: Limits) -> dict[str, Any]:
     left_out = LeftOut()
     blocks = Blocks(fd, FIRST_BLOCK, limits.size, limits.unpacked)
     tree = Tree(limits, blocks.free)
-    configuration = source.fill(tree, blocks, left_out)
+    folder = Path(os.readlink(f"/proc/self/fd/{fd}")).parent  # where there is to be room for the image
+    configuration = source.fill(tree, blocks, left_out, folder, limits.size)
     leave_out_devices(tree, left_out)
     write_erofs(tree, blocks, fd)
     os.fsync(fd)

@@ -116,8 +116,8 @@ class Image:
 
     @classmethod
     def from_oci(cls, path: str | os.PathLike[str], *, tag: str | None = None, **options: Any) -> Image:
-        """An OCI image layout, or what `docker save` and `podman save` write: a directory, or one tar archive. `tag` (a name, or
-        a digest) chooses where there are several."""
+        """An OCI image layout, or what `docker save` and `podman save` write: a directory, or one tar archive, which may be
+        compressed by gzip, zstd, xz or bzip2. `tag` (a name, or a digest) chooses where there are several."""
         return cls(Source("oci", _absolute(path), _architecture(), tag), **options)
 
     @classmethod

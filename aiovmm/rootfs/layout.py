@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 from aiovmm.errors import ImageError
 from aiovmm.rootfs.tar import TarError, TarReader
 
-__all__ = ["LARGEST_DOCUMENT", "Files", "FilesOfArchive", "FilesOfDirectory", "read_document"]
+__all__ = ["LARGEST_DOCUMENT", "Files", "FilesOfArchive", "FilesOfDirectory", "open_file", "read_document"]
 
 LARGEST_DOCUMENT = 4 << 20  # bytes, as registries have it
 _LINKS = 8  # to each other
@@ -48,12 +48,12 @@ class FilesOfDirectory:
         """A regular file, be it through a link, but no FIFO, which would not answer."""
         if name.startswith("/") or ".." in name.split("/"):
             raise ImageError(str(self._root), f"names a file outside of it, {name!r}")
-        file = _open(self._root / name)
+        file = open_file(self._root / name)
         return file, os.fstat(file.fileno()).st_size
 
 
-def _open(path: Path) -> BinaryIO:
-    """Raises OSError, ImageError."""
+def open_file(path: Path) -> BinaryIO:
+    """A regular file: nothing else answers at once. Raises OSError, ImageError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
@@ -68,7 +68,7 @@ class FilesOfArchive:
         self._path = path
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
-        with _open(path) as file:
+        with open_file(path) as file:
             reader = _Seeking(file)
             for number, member in enumerate(reader.tar):
                 if number >= _MOST_FILES or len(member.path) > _LONGEST_NAME:
@@ -93,7 +93,7 @@ class FilesOfArchive:
         if name not in self._places:
             raise FileNotFoundError(2, os.strerror(2), name)
         offset, size = self._places[name]
-        file = _open(self._path)
+        file = open_file(self._path)
         file.seek(offset)
         return file, size
 

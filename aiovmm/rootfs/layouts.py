@@ -13,15 +13,15 @@ from aiovmm.rootfs.tar import TarError
 __all__ = ["open_layout"]
 
 
-def open_layout(path: Path, architecture: str, tag: str | None) -> OciImage | SavedImage:
+def open_layout(path: Path, architecture: str, tag: str | None, place: Path | None = None) -> OciImage | SavedImage:
     """The image at `path` for `architecture` (Go's name), named `tag` if there are several. OCI's layout goes before the other,
-    of which newer Dockers write both. Raises ImageError."""
+    of which newer Dockers write both. `place`: where its archive was unpacked to, if it had to be. Raises ImageError."""
+    place = place or path
     try:
-        files: Files = FilesOfDirectory(path) if path.is_dir() else FilesOfArchive(path)
+        files: Files = FilesOfDirectory(place) if place.is_dir() else FilesOfArchive(place)
         kind = OciImage if files.has("index.json") or not files.has(MANIFEST) else SavedImage
         return kind(path, files, architecture, tag)
     except TarError as exc:
-        hint = "an image's layout is a directory or a tar archive that is not compressed: gunzip it"
-        raise ImageError(str(path), str(exc), hint) from exc
+        raise ImageError(str(path), str(exc), "an image's layout is a directory or a tar archive") from exc
     except OSError as exc:
         raise ImageError(str(path), f"cannot be read: {exc.strerror}") from exc

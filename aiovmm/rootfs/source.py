@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from aiovmm.rootfs.directory import add_directory, fingerprint
 from aiovmm.rootfs.documents import Configuration
 from aiovmm.rootfs.layer import LeftOut, apply_archive
 from aiovmm.rootfs.layouts import open_layout
+from aiovmm.rootfs.packed import is_packed_file, unpacked
 from aiovmm.rootfs.streams import EXPANDING_ERRORS, expanded
 from aiovmm.rootfs.tar import TarError, TarReader
 from aiovmm.rootfs.tree import Tree
@@ -47,23 +49,22 @@ class Source:
 
     def identity(self) -> Identity:
         """Blocking. Raises ImageError."""
-        if self.kind == "oci":
+        if self.kind == "oci" and not self._is_packed():
             return Identity(self.key(open_layout(Path(self.path), self.architecture, self.tag).digest), True)
-        if self.kind == "tar":
+        if self.kind in ("tar", "oci"):
             status = self._status()
-            text = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            text: tuple[object, ...] = (status.st_dev, status.st_ino, status.st_size)
+            text += (status.st_mtime_ns, status.st_ctime_ns)
+            text += (self.tag,) if self.kind == "oci" else ()
             return Identity(self.key(repr(text)), time.time_ns() - status.st_ctime_ns > _SETTLED)
         text_of, settled = fingerprint(Path(self.path))
         return Identity(self.key(text_of), settled)
 
-    def fill(self, tree: Tree, blocks: Blocks, left_out: LeftOut) -> Configuration:
-        """Blocking. All there is onto `tree`. Raises ImageError, TreeError, TarError, TooLarge."""
+    def fill(self, tree: Tree, blocks: Blocks, left_out: LeftOut, folder: Path, most: int) -> Configuration:
+        """Blocking. All there is onto `tree`. An archive that has to be unpacked, of an image of `most` bytes, is in `folder`
+        meanwhile. Raises ImageError, TreeError, TarError, TooLarge, OSError."""
         if self.kind == "oci":
-            image = open_layout(Path(self.path), self.architecture, self.tag)
-            image.apply(tree, blocks, left_out)
-            if workdir := image.configuration.workdir:  # builders leave it to whoever runs the image to make it
-                tree.ensure_directory(os.fsencode(os.path.normpath(f"/{workdir}")))
-            return image.configuration
+            return self._fill_from_layout(tree, blocks, left_out, folder, most)
         if self.kind == "tar":
             self._fill_from_tar(tree, blocks, left_out)
         else:
@@ -73,6 +74,25 @@ class Source:
     def to_json(self) -> str:
         """For another process; `Source(**json.loads(text))`."""
         return json.dumps(asdict(self))
+
+    def _is_packed(self) -> bool:
+        """Whether it is an archive that is compressed as a whole: nothing of it is read then but to make the image."""
+        path = Path(self.path)
+        try:
+            return not path.is_dir() and is_packed_file(path)
+        except OSError as exc:
+            raise ImageError(self.path, f"cannot be read: {exc.strerror}") from exc
+
+    def _fill_from_layout(
+        self, tree: Tree, blocks: Blocks, left_out: LeftOut, folder: Path, most: int
+    ) -> Configuration:
+        path = Path(self.path)
+        with nullcontext(path) if path.is_dir() else unpacked(path, folder, most) as place:
+            image = open_layout(path, self.architecture, self.tag, place)
+            image.apply(tree, blocks, left_out)
+        if workdir := image.configuration.workdir:  # builders leave it to whoever runs the image to make it
+            tree.ensure_directory(os.fsencode(os.path.normpath(f"/{workdir}")))
+        return image.configuration
 
     def _fill_from_tar(self, tree: Tree, blocks: Blocks, left_out: LeftOut) -> None:
         self._status()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import zstandard
 
-__all__ = ["EXPANDING_ERRORS", "Hashed", "Readable", "expanded"]
+__all__ = ["EXPANDING_ERRORS", "Hashed", "Readable", "expanded", "is_packed"]
 
 _PART = 1 << 18
 _WINDOW = 128 << 20  # bytes of the largest that `zstd --ultra --long=27` makes, which every reader takes
@@ -89,6 +89,11 @@ _FORMATS: tuple[tuple[bytes, Callable[[Any], Readable]], ...] = (
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
     (b"BZh", bz2.BZ2File),
 )
+
+
+def is_packed(first: bytes) -> bool:
+    """Whether these, six at least, are the first bytes of what `expanded` expands."""
+    return any(first.startswith(magic) for magic, _ in _FORMATS)
 
 
 class _Metered:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
+import os
 import shutil
 import subprocess
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 
 from aiovmm import Image, ImageError
 from aiovmm.architecture import host
+from aiovmm.rootfs import Limits
 from aiovmm.rootfs.kinds import kind_of
+from tests.limits import HANGS
 from tests.rootfs.conftest import Member, archive, directory, file, hardlink, needs_erofs, symlink
 from tests.rootfs.test_image import LAYERS, Layout, extracted, needs_root
 
@@ -161,9 +170,54 @@ async def test_a_hostile_manifest_is_an_error_and_leads_nowhere_else(
     assert not list((tmp_path / "cache").glob("content/*"))
 
 
-async def test_one_that_is_packed_is_said_to_be(tmp_path: Path) -> None:
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstandard.ZstdCompressor().compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+}
+
+
+@needs_erofs
+@needs_root
+@pytest.mark.parametrize("how", list(_PACKERS))
+async def test_one_that_is_packed(tmp_path: Path, how: str) -> None:
+    """Which of its images is wanted is a part of what it is found again by."""
+    first, second = configuration(*LAYERS), configuration(LAYERS[1])
+    path = saved(tmp_path / "saved.tar", (["x:1"], LAYERS, first), (["y:1"], LAYERS[1:], second))
+    packed, cache = tmp_path / f"saved.tar.{how}", tmp_path / "cache"
+    packed.write_bytes(_PACKERS[how](path.read_bytes()))
+    assert kind_of(packed) == "oci"
+    await _until_settled(packed)
+    built = await Image.from_oci(packed, tag="x", cache=cache).build()
+    assert {name: entry[4] for name, entry in extracted(built.path, tmp_path / "out").items()} == FILES
+    assert (built.config.command, built.config.user) == (("/d/b", "-x"), "7:8")
+    other = await Image.from_oci(packed, tag="y", cache=cache).build()
+    assert other.digest != built.digest
+    again = await Image.from_oci(packed, tag="x", cache=cache).build()
+    assert again.digest == built.digest
+    assert len(list((cache / "sources").iterdir())) == 2
+    assert list((cache / "making").iterdir()) == []
+
+
+async def _until_settled(path: Path) -> None:
+    """What was written just now might be written again, and have the same time."""
+    written = os.stat(path).st_ctime_ns
+    async with asyncio.timeout(HANGS):
+        while time.time_ns() - written < 2_100_000_000:  # noqa: ASYNC110 - the clock's
+            await asyncio.sleep(0.1)
+
+
+async def test_one_that_unpacks_to_more_than_it_may(tmp_path: Path) -> None:
     path = saved(tmp_path / "saved.tar", ([], LAYERS, configuration(*LAYERS)))
     packed = tmp_path / "saved.tar.gz"
-    packed.write_bytes(gzip.compress(path.read_bytes()))
-    assert kind_of(packed) == "oci"
-    assert "gunzip it" in await refused(packed, tmp_path)
+    packed.write_bytes(gzip.compress(path.read_bytes() + bytes(32 << 20)))
+    with pytest.raises(ImageError, match="is more than 16778304 bytes when it is unpacked"):
+        await Image.from_oci(packed, cache=tmp_path / "cache", limits=Limits(size=1024)).build()
+
+
+async def test_one_that_is_packed_and_damaged(tmp_path: Path) -> None:
+    path = saved(tmp_path / "saved.tar", ([], LAYERS, configuration(*LAYERS)))
+    packed = tmp_path / "saved.tar.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes())[:-100])
+    assert "cannot be unpacked" in await refused(packed, tmp_path)
