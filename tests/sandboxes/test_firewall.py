@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm import ConfigError
-from aiovmm.sandboxes.firewall import Firewall, Rules, dns
+from aiovmm.sandboxes.firewall import Firewall, Rules, Verdict, dns
 from aiovmm.sandboxes.network import Network
 from tests.sandboxes.frames import (
     GATEWAY,
@@ -137,7 +137,7 @@ def test_an_allowed_name_is_reached_at_the_addresses_that_it_has() -> None:
 def test_other_names_are_not_asked_for_and_that_is_said(asked: str) -> None:
     """What a question says goes to whoever has the name: it would be a way out."""
     for resolver in (RESOLVER, RESOLVER6):
-        passed, reply = firewall("web.example", "*.cdn.example").from_guest(
+        passed, reply, _ = firewall("web.example", "*.cdn.example").from_guest(
             ask(asked, number=77, resolver=resolver), 0.0
         )
         assert not passed
@@ -341,7 +341,7 @@ def test_who_may_not_is_told() -> None:
 
 def test_errors_are_not_answered() -> None:
     for frame in (ip(ICMP, WEB, b"\3\1" + bytes(30)), ip(ICMPV6, WEB6, b"\1\1" + bytes(30))):
-        assert firewall().from_guest(frame, 0.0) == (False, None)
+        assert firewall().from_guest(frame, 0.0) == Verdict(False)
     assert firewall().from_guest(ip(ICMP, WEB, b"\x08\0" + bytes(6)), 0.0).reply is not None
 
 
@@ -424,7 +424,7 @@ def test_nothing_passes_but_what_is_plainly_allowed(frame: bytes, changes: list[
         if at < len(data):
             data[at] = value
     data = data[: len(data) - cut] if cut < 40 else data
-    passed, reply = ALLOWED.from_guest(bytes(data), 0.0)
+    passed, reply, _ = ALLOWED.from_guest(bytes(data), 0.0)
     assert reply is None or not passed
     if not passed or data[12:14] == b"\x08\x06":
         return

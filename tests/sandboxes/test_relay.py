@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.net import NetDevice, PasstBackend
 from aiovmm.runtime.turns import turns_of
 from aiovmm.sandboxes.firewall import Verdict, relay
 from aiovmm.sandboxes.firewall.relay import _judged
+from aiovmm.sandboxes.firewall.streams import Streams
 from aiovmm.sandboxes.network import Network
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.net_guest import NetGuest, ready, until
@@ -32,6 +33,8 @@ needs_passt = pytest.mark.skipif(shutil.which("passt") is None, reason="passt is
 
 class Every:
     """Lets frames pass whose first byte is even, and answers the others."""
+
+    streams = Streams(lambda name: False)
 
     def from_guest(self, frame: bytes, now: float) -> Verdict:
         if frame == b"fail":
@@ -159,9 +162,9 @@ def test_small_frames_without_end_leave_the_loop_its_turns(monkeypatch: pytest.M
     monkeypatch.setattr(sys.modules[_judged.__module__], "time", SimpleNamespace(monotonic=lambda: wall.clock))
     waiting = bytearray(framed(*[b"x"] * 5 + [b""]) + b"\0")
     for judged in range(1, 7):
-        assert _judged(waiting, wall.from_guest) == (b"", b"")
+        assert _judged(waiting, wall.from_guest) == (b"", b"", b"")
         assert wall.judged == judged
-    assert _judged(waiting, wall.from_guest) == (b"", b"")
+    assert _judged(waiting, wall.from_guest) == (b"", b"", b"")
     assert wall.judged == 6
     assert waiting == b"\0"
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-__all__ = ["Question", "addresses", "question", "refusal"]
+__all__ = ["Question", "addresses", "failure", "question", "refusal"]
 
 _HEADER = struct.Struct(">HHHHHH")
 _IN, _A, _CNAME, _AAAA = 1, 1, 5, 28
@@ -18,7 +18,7 @@ _LONGEST = 255  # bytes of a name
 _RECORDS = 256
 _ALIASES = 16  # one after the other
 _STEPS = 4096  # labels and pointers of an answer's names together: they may lead to each other without end
-_REFUSED = 5
+_FAILED, _REFUSED = 2, 5
 
 
 class Question(NamedTuple):
@@ -58,6 +58,11 @@ def _asked(data: bytes, number: int) -> Question | None:
 def refusal(asked: Question) -> bytes:
     """The answer to a question that may not be asked."""
     return _HEADER.pack(asked.id, 0x8180 | _REFUSED, 1, 0, 0, 0) + asked.raw
+
+
+def failure(asked: Question) -> bytes:
+    """The answer to one that nobody answers."""
+    return _HEADER.pack(asked.id, 0x8180 | _FAILED, 1, 0, 0, 0) + asked.raw
 
 
 def addresses(data: bytes, asked: Question) -> list[tuple[bytes, int]]:

@@ -16,8 +16,9 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from aiovmm.sandboxes.firewall import dns
-from aiovmm.sandboxes.firewall.packet import ARP, ICMPV6, UDP, Packet, answer, dissect, prohibited
+from aiovmm.sandboxes.firewall.packet import ARP, ICMPV6, TCP, UDP, Packet, answer, dissect, prohibited
 from aiovmm.sandboxes.firewall.rules import Rules
+from aiovmm.sandboxes.firewall.streams import Asked, Streams
 
 __all__ = ["Firewall", "Verdict"]
 
@@ -32,10 +33,12 @@ _LINK, _GROUP = b"\xfe\x80", b"\xff\x02"
 
 
 class Verdict(NamedTuple):
-    """Whether a frame goes on, and if not what its sender is told, if anything."""
+    """Whether a frame goes on, and if not what its sender is told, if anything: `reply` where it is convenient, `frames` in any
+    case."""
 
     passes: bool
     reply: bytes | None = None
+    frames: Sequence[bytes] = ()
 
 
 _PASS, _DROP = Verdict(True), Verdict(False)
@@ -43,7 +46,8 @@ _PASS, _DROP = Verdict(True), Verdict(False)
 
 class Firewall:
     """`guest`, `gateways`, `resolvers`: addresses as text, one of IPv4 and one of IPv6. `is_own(address)`: whether it is one of
-    this host's, asked unless `host`, with which the guest reaches the host's services at the gateways' addresses, too."""
+    this host's, asked unless `host`, with which the guest reaches the host's services at the gateways' addresses, too. Questions
+    by TCP are answered by `answered`: who has the filter asks what is in `streams.asked`."""
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Firewall:
         self._pending: dict[tuple[bytes, int, int], tuple[dns.Question, float]] = {}
         self._learned: dict[bytes, float] = {}
         self._known: dict[bytes, tuple[bool, float]] = {}
+        self.streams = Streams(rules.permits_name)
         self.dropped = 0
 
     def from_guest(self, frame: bytes, now: float) -> Verdict:
@@ -125,8 +130,10 @@ class Firewall:
     # -- names
 
     def _ask(self, packet: Packet, now: float) -> Verdict:
-        if packet.protocol != UDP or packet.ports[1] != _PORT:
+        if packet.protocol not in (UDP, TCP) or packet.ports[1] != _PORT:
             return self._refuse(packet)
+        if packet.protocol == TCP:
+            return Verdict(False, frames=self.streams.received(packet, now))
         asked = dns.question(packet.payload[8:])
         if asked is None:
             return self._refuse(packet)
@@ -141,9 +148,17 @@ class Firewall:
         source, target = packet.ports
         data = packet.payload[8:]
         asked, until = self._pending.pop((packet.source, target, int.from_bytes(data[:2], "big")), (None, 0.0))
-        if asked is None or source != _PORT or now >= until:
-            return
-        for address, seconds in dns.addresses(data, asked):
+        if asked is not None and source == _PORT and now < until:
+            self._learn(data, asked, now)
+
+    def answered(self, asked: Asked, message: bytes | None, now: float) -> list[bytes]:
+        """Frames for the guest with the answer to a question by TCP, of the name servers; None is that there is none."""
+        if message is not None:
+            self._learn(message, asked.question, now)
+        return self.streams.answer(asked, message)
+
+    def _learn(self, answer: bytes, asked: dns.Question, now: float) -> None:
+        for address, seconds in dns.addresses(answer, asked):
             if self._rules.learns(address):
                 until = now + min(max(seconds, _LEAST_LEARNED), _MOST_LEARNED)
                 self._keep(address, max(until, self._learned.get(address, 0.0)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-__all__ = ["ARP", "ICMP", "ICMPV6", "TCP", "UDP", "Packet", "answer", "dissect", "prohibited"]
+__all__ = ["ARP", "ICMP", "ICMPV6", "TCP", "UDP", "Packet", "answer", "back", "dissect", "prohibited"]
 
 ARP, _IPV4, _IPV6 = b"\x08\x06", b"\x08\x00", b"\x86\xdd"
 ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
@@ -83,14 +83,18 @@ def prohibited(packet: Packet, by: bytes) -> bytes | None:
 def answer(packet: Packet, data: bytes) -> bytes:
     """The frame with `data` as answer to a datagram."""
     source, target = packet.ports
-    datagram = struct.pack(">HHHH", target, source, 8 + len(data), 0) + data
+    return back(packet, UDP, struct.pack(">HHHH", target, source, 8 + len(data), 0) + data, 6)
+
+
+def back(packet: Packet, protocol: int, payload: bytes, at: int) -> bytes:
+    """The frame with `payload`, whose checksum is to be at `at`, from where `packet` goes to whom it comes from."""
     pseudo = packet.target + packet.source
     pseudo += (
-        struct.pack(">BBH", 0, UDP, len(datagram))
+        struct.pack(">BBH", 0, protocol, len(payload))
         if len(packet.source) == 4
-        else struct.pack(">II", len(datagram), UDP)
+        else struct.pack(">II", len(payload), protocol)
     )
-    return _framed(packet, UDP, packet.target, _summed(datagram, 6, pseudo))
+    return _framed(packet, protocol, packet.target, _summed(payload, at, pseudo))
 
 
 def _framed(packet: Packet, protocol: int, source: bytes, payload: bytes) -> bytes:

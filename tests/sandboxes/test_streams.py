@@ -1,0 +1,271 @@
+"""Questions to name servers by TCP: with a kernel's own TCP as the guest's, and with what no kernel says."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiovmm.sandboxes.firewall import Firewall, Rules, relay
+from aiovmm.sandboxes.firewall.answers import _ask, name_servers
+from aiovmm.sandboxes.firewall.packet import dissect
+from aiovmm.sandboxes.firewall.streams import Streams
+from aiovmm.sandboxes.firewall.tcp import Segment, segment_of
+from tests.devices.virtio.netns import ip, namespace
+from tests.limits import HANGS
+from tests.sandboxes import frames
+from tests.sandboxes.frames import GATEWAY, GATEWAY6, GUEST, GUEST6, RESOLVER, RESOLVER6, packed, query
+
+WEB = "1.2.3.4"
+_TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
+
+
+def firewall(*allow: str) -> Firewall:
+    return Firewall(
+        Rules(allow),
+        guest=(GUEST, GUEST6),
+        gateways=(GATEWAY, GATEWAY6),
+        resolvers=(RESOLVER, RESOLVER6),
+        is_own=lambda address: False,
+    )
+
+
+# -- with a kernel
+
+
+@pytest.fixture
+def tap() -> Iterator[int]:
+    """A card as a sandbox's guest has it, in a network of its own with this thread; its other end."""
+    with namespace():
+        ip("link set lo up")
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", b"t0", _IFF_TAP | _IFF_NO_PI))
+        ip("address add 10.0.2.15/24 dev t0")
+        ip("link set t0 up")
+        ip(f"neigh add {RESOLVER} lladdr 9a:55:00:00:00:02 dev t0")
+        ip(f"neigh add {GATEWAY} lladdr 9a:55:00:00:00:02 dev t0")
+        yield fd
+        os.close(fd)
+
+
+class Servers:
+    """The host's name server: an answer of as many bytes as the question's name begins with."""
+
+    def __init__(self) -> None:
+        self.asked = list[bytes]()
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(2), "big")
+        message = await reader.readexactly(size)
+        self.asked.append(message)
+        length = int(message[13 : 13 + message[12]])
+        number, record = int.from_bytes(message[:2], "big"), frames.address(b"\xc0\x0c", WEB)
+        said = frames.answer(_name_of(message), record, number=number)
+        said += b"x" * (length - len(said))
+        writer.write(len(said).to_bytes(2, "big") + said)
+        await writer.drain()
+        writer.close()
+
+
+def _name_of(message: bytes) -> str:
+    labels, at = [], 12
+    while message[at]:
+        labels.append(message[at + 1 : at + 1 + message[at]].decode())
+        at += 1 + message[at]
+    return ".".join(labels)
+
+
+@asynccontextmanager
+async def network(tap: int, wall: Firewall, *, loses: int = 0) -> AsyncIterator[None]:
+    """The filter behind the card. Every frame to the guest whose number `loses` divides is lost."""
+    loop = asyncio.get_running_loop()
+    (guest, inner), (outer, passt) = socket.socketpair(), socket.socketpair()
+    for sock in (guest, inner, outer, passt):
+        sock.setblocking(False)
+
+    async def to_guest() -> None:
+        reader, _ = await asyncio.open_connection(sock=guest.dup())
+        number = 0
+        while True:
+            size = int.from_bytes(await reader.readexactly(4), "big")
+            frame = await reader.readexactly(size)
+            number += 1
+            if not loses or number % loses:
+                os.write(tap, frame)
+
+    def from_guest() -> None:
+        frame = os.read(tap, 65536)
+        guest.send(len(frame).to_bytes(4, "big") + frame)
+
+    carrying = [asyncio.ensure_future(relay(wall, inner, outer)), asyncio.ensure_future(to_guest())]
+    loop.add_reader(tap, from_guest)
+    try:
+        with guest, passt:
+            yield
+            assert not carrying[0].done(), carrying[0]
+    finally:
+        loop.remove_reader(tap)
+        for task in carrying:
+            task.cancel()
+        await asyncio.wait(carrying)
+
+
+@asynccontextmanager
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Servers]:
+    servers = Servers()
+    async with await asyncio.start_server(servers.serve, "127.0.0.1", 0) as server:
+        servers.port = server.sockets[0].getsockname()[1]
+        module = sys.modules[_ask.__module__]
+        monkeypatch.setattr(module, "name_servers", lambda _: ["127.0.0.1"])
+        monkeypatch.setattr(module, "_PORT", servers.port)
+        yield servers
+
+
+async def ask(writer: asyncio.StreamWriter, name: str, number: int = 7) -> None:
+    message = query(name, number=number)
+    writer.write(len(message).to_bytes(2, "big") + message)
+    await writer.drain()
+
+
+async def heard(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+
+
+@pytest.mark.parametrize("loses", [0, 7])
+async def test_names_are_resolved_by_tcp_as_by_udp(tap: int, monkeypatch: pytest.MonkeyPatch, loses: int) -> None:
+    """Answers of any size; several questions on a connection, whose other direction may have ended; and nothing of what may not
+    be asked. The addresses may be reached then."""
+    wall = firewall("*.example")
+    async with asyncio.timeout(HANGS), network(tap, wall, loses=loses), served(monkeypatch) as servers:
+        assert not wall.from_guest(frames.syn(WEB), 0.0).passes
+        reader, writer = await asyncio.open_connection(RESOLVER, 53)
+        await ask(writer, "3000.example")
+        assert len(await heard(reader)) == 3000
+        for size in (60000, 100, 65535):
+            await ask(writer, f"{size}.web.example", size)
+        writer.write_eof()
+        answers = sorted([await heard(reader) for _ in range(3)], key=len)
+        assert [len(answer) for answer in answers] == [100, 60000, 65535]
+        assert [int.from_bytes(answer[:2], "big") for answer in answers] == [100, 60000, 65535]
+        assert await reader.read() == b""
+        writer.close()
+        assert wall._allows(packed(WEB), asyncio.get_running_loop().time())
+        asked = len(servers.asked)
+        reader, writer = await asyncio.open_connection(RESOLVER, 53)
+        await ask(writer, "100.evil.com")
+        refused = await heard(reader)
+        assert refused[3] & 15 == 5
+        assert len(servers.asked) == asked
+        writer.close()
+
+
+async def test_more_questions_than_are_asked_at_a_time(tap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(HANGS), network(tap, firewall("*.example")), served(monkeypatch):
+        reader, writer = await asyncio.open_connection(RESOLVER, 53)
+        for number in range(150):
+            await ask(writer, f"{100 + number}.example", number)
+        found = {int.from_bytes((await heard(reader))[:2], "big") for _ in range(150)}
+        assert found == set(range(150))
+        writer.close()
+        pairs = [await asyncio.open_connection(RESOLVER, 53) for _ in range(40)]  # the first of them are let go
+        await ask(pairs[-1][1], "200.example")
+        assert len(await heard(pairs[-1][0])) == 200
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await heard(pairs[0][0])
+        for _, other in pairs:
+            other.close()
+
+
+async def test_nobody_answers(tap: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(HANGS), network(tap, firewall("*.example")):
+        monkeypatch.setattr(sys.modules[_ask.__module__], "name_servers", lambda _: ["127.0.0.1"])
+        monkeypatch.setattr(sys.modules[_ask.__module__], "_PORT", 1)
+        reader, writer = await asyncio.open_connection(RESOLVER, 53)
+        await ask(writer, "100.example")
+        assert (await heard(reader))[3] & 15 == 2
+        writer.close()
+
+
+async def test_what_is_no_question_ends_the_connection(tap: int) -> None:
+    async with asyncio.timeout(HANGS), network(tap, firewall("*.example")):
+        for data in (b"\0\x0c" + bytes(12), b"\xff\xff" + bytes(100), b"\0\0"):
+            reader, writer = await asyncio.open_connection(RESOLVER, 53)
+            writer.write(data)
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await heard(reader)
+            writer.transport.abort()
+        with pytest.raises(ConnectionRefusedError):  # by ICMP
+            await _refused()
+
+
+async def _refused() -> None:
+    try:
+        await asyncio.open_connection(RESOLVER, 54)
+    except OSError as exc:  # EHOSTUNREACH, as "administratively prohibited" is
+        raise ConnectionRefusedError from exc
+
+
+def test_which_name_servers_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "resolv.conf"
+    assert name_servers(path) == ["127.0.0.1"]
+    lines = ["# nameserver 1.1.1.1", "nameserver", "nameserver nonsense", "nameserver 10.0.0.1", "search x"]
+    path.write_text("\n".join([*lines, "nameserver fe80::1%eth0", *(f"nameserver 10.0.0.{n}" for n in range(2, 5))]))
+    assert name_servers(path) == ["10.0.0.1", "fe80::1%eth0", "10.0.0.2"]
+
+
+# -- without one
+
+
+segments = st.tuples(
+    st.integers(0, 3),  # the port
+    st.sampled_from([2, 16, 24, 17, 4, 18, 0, 1, 25, 63]),
+    st.one_of(st.integers(-3, 3000), st.integers(0, (1 << 32) - 1)),  # from what it should be
+    st.one_of(st.integers(-3, 3000), st.integers(0, (1 << 32) - 1)),
+    st.one_of(st.just(b""), st.binary(max_size=40), st.just(b"\0\x1d" + query("w.example")), st.just(bytes(9000))),
+)
+
+
+@given(st.lists(segments, max_size=60))
+def test_no_guest_gets_at_more_than_it_may(said: list[tuple[int, int, int, int, bytes]]) -> None:
+    """Whatever it says: what is kept for it is bounded, and only whole questions for what may be asked come out."""
+    streams = Streams(lambda name: name == b"w.example")
+    theirs = dict.fromkeys(range(4), 0)
+    ours = dict.fromkeys(range(4), 0)
+    for port, flags, number, acknowledged, data in said:
+        numbers = (theirs[port] + number) % (1 << 32), (ours[port] + acknowledged) % (1 << 32)
+        frame = frames.segment(
+            RESOLVER, flags, data, port=53, source_port=port, number=numbers[0], acknowledged=numbers[1]
+        )
+        packet = dissect(frame)
+        assert packet is not None
+        for answer in streams.received(packet, 1.0):
+            back = dissect(answer)
+            assert back is not None
+            segment = segment_of(back)
+            assert segment is not None
+            theirs[port], ours[port] = segment.acknowledged, segment.number
+    assert all(asked.question.name == b"w.example" for asked in streams.asked)
+    assert len(streams.asked) <= 60 * 4
+    for stream in streams._open.values():
+        assert len(stream.data) <= 8192
+        assert stream.unread <= (64 << 10) + 8192
+
+
+def test_a_segment_that_is_none() -> None:
+    whole = frames.segment(RESOLVER, 2, b"", port=53, source_port=1, number=5, acknowledged=0)
+    packet = dissect(whole)
+    assert packet is not None
+    assert segment_of(packet) == Segment(5, 0, 2, 65535, 536, b"")
+    for offset in (0, 0x40, 0x60, 0xF0):
+        assert segment_of(packet._replace(payload=packet.payload[:12] + bytes([offset]) + packet.payload[13:])) is None
