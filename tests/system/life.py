@@ -1,0 +1,138 @@
+"""One life of a guest with work for each device: from a snapshot, until it is saved again and goes no further.
+
+Here, or as a process of its own: `python -m tests.system.life SOURCE TARGET CONSOLE`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+import zlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from aiovmm import VM, ConsoleConfig, DiskConfig, NetConfig, VMConfig, VsockConfig
+from aiovmm.image import build_initramfs
+from tests.system.conftest import GUESTS, Guests
+from tests.system.guest import limit, prompt, shell
+from tests.system.programs import program
+
+HOST, GUEST = "10.9.1.1", "10.9.1.2"
+VSOCK_PORT = 2000
+NUMBERS = "i=0; while :; do i=$((i+1)); echo n$i; usleep 5000; done"
+FIO = (
+    "fio --name=v --filename=/dev/vda --size=4M --rw=randwrite --bs=4k --direct=1 --ioengine=libaio --iodepth=8 --thread"
+    " --verify=crc32c --verify_fatal=1"
+)
+WORK = (
+    f"(while {FIO} >/tmp/fio 2>&1; do echo >>/tmp/verified; done; mv /tmp/fio /tmp/failed) & true",
+    f"(while :; do vsock connect 2 {VSOCK_PORT} source 262144 >>/tmp/sent 2>/dev/null || sleep 0.1; done) & true",
+    f"(sh -c '{NUMBERS}' >/dev/hvc0) & true",
+)
+LIMIT = limit(120.0)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What the guest has done since it was booted."""
+
+    verified: int
+    """Times that all of the disk was written and read again."""
+    sent: int
+    """Streams over vsock that the host got as they were sent."""
+    uptime: float
+
+
+def configured(guests: Guests, release: str, folder: Path) -> VMConfig:
+    tool = program("vsock")
+    assert tool is not None, "tests/system/programs are compiled where the tests start"
+    files = {"/bin/vsock": tool, "/bin/fio": GUESTS / "bin/fio"}
+    image = build_initramfs(busybox=GUESTS / "bin/busybox", modules=GUESTS / release / "modules", files=files)
+    (folder / "initramfs").write_bytes(image.data)
+    (folder / "disk").write_bytes(bytes(16 << 20))
+    config = guests.config(
+        release,
+        cpus=4,
+        console=ConsoleConfig(),
+        vsock=VsockConfig(),
+        disks=(DiskConfig(path=folder / "disk", direct=False),),
+        nets=(NetConfig(ip=HOST, mask="255.255.255.0"),),
+    )
+    return replace(config, payload=replace(config.payload, initramfs=folder / "initramfs"))
+
+
+async def work(vm: VM, tcp_port: int) -> None:
+    """Let the guest begin."""
+    await shell(vm, f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
+    await shell(vm, f"(sh -c '{NUMBERS}' | nc {HOST} {tcp_port}) </dev/null 2>/dev/null & true")
+    for command in WORK:
+        await shell(vm, command)
+
+
+async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Counts what comes on a stream, and says how many bytes that were and their CRC-32."""
+    total = crc = 0
+    while data := await reader.read(1 << 20):
+        crc = zlib.crc32(data, crc)
+        total += len(data)
+    writer.write(b"%d %08x" % (total, crc))
+    writer.close()
+
+
+async def done(vm: VM) -> Done:
+    assert "failed" not in await shell(vm, "ls /tmp"), await shell(vm, "cat /tmp/failed")
+    counts = "awk 'NF != 6 || $1 != $3 || $2 != $4 {bad++} END {print NR, bad + 0}' /tmp/sent"
+    said = await shell(vm, f"touch /tmp/verified /tmp/sent; wc -l </tmp/verified; {counts}; cat /proc/uptime; date +%s")
+    verified, sent, wrong, uptime, _idle, date = said.split()
+    assert wrong == "0", "streams over vsock"
+    assert abs(int(date) - time.time()) < 3, "its wall clock is right"
+    return Done(int(verified), int(sent), float(uptime))
+
+
+async def more(vm: VM, before: Done) -> Done:
+    """Wait until each of it goes on."""
+    deadline = time.monotonic() + LIMIT
+    while True:
+        now = await done(vm)
+        if now.verified > before.verified and now.sent > before.sent and now.uptime > before.uptime:
+            return now
+        assert time.monotonic() < deadline, f"from {before} to {now}"
+        await asyncio.sleep(0.1)
+
+
+async def live(vm: VM, target: Path, base: Path | None = None, begin: int | None = None) -> tuple[Done, bytes]:
+    """Work, for the first time with a connection to the TCP port `begin`, and be saved. What it did, and wrote to hvc0."""
+    console = bytearray()
+
+    async def listen() -> None:
+        while data := await vm.console.read(1 << 16):
+            console.extend(data)
+
+    listening = asyncio.create_task(listen())
+    async with await vm.vsock.listen(VSOCK_PORT, sink):
+        if begin is None:
+            await vm.resume()
+            await shell(vm, "true")
+        else:
+            await vm.start()
+            await prompt(vm)
+            await work(vm, begin)
+        now = await more(vm, await done(vm))
+        await vm.pause()
+        await vm.snapshot(target, base=base)
+    await vm.kill()
+    await listening
+    return now, bytes(console)
+
+
+async def _main(source: str, target: str, console: str, increment: str) -> None:
+    async with VM.restore(source, verify=True) as vm:
+        now, written = await live(vm, Path(target), Path(source) if increment else None)
+    await asyncio.to_thread(Path(console).write_bytes, written)
+    print(json.dumps(asdict(now)))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))
