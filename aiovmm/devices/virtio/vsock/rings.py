@@ -18,6 +18,8 @@ from aiovmm.virtqueue.serving import Next
 __all__ = ["EVENT", "RX", "TX", "Rings"]
 
 RX, TX, EVENT = 0, 1, 2  # §5.10.2
+PATIENCE = 5.0
+"""Seconds in which a guest heeds that its connections are gone, before it is sent anything else."""
 
 
 class Rings:
@@ -33,6 +35,7 @@ class Rings:
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for malformed chains."""
+        self._to_guest.held = self.reset_due
         self._switch.join_rings(self._to_guest.pump, self._to_guest.offer)
         self._to_guest.pump()  # what has come for the guest while nobody served it
         works = self._tx.serve(self._from_guest.turn), self._to_guest.refill(), self._serve_events(), self._broken
@@ -56,7 +59,9 @@ class Rings:
                 turns -= 1
 
     def transport_reset(self) -> None:
-        """Tell the guest that its connections are gone (§5.10.6.7), as soon as it has a buffer for that."""
+        """Tell the guest that its connections are gone (§5.10.6.7), as soon as it has a buffer for that. It is sent nothing until
+        it has heeded that: it would take new connections for old ones, and forget them without a word."""
+        self._to_guest.held = True
         self._reset_due.set()
 
     @property
@@ -67,8 +72,25 @@ class Rings:
     async def _serve_events(self) -> None:
         while True:
             await self._reset_due.wait()
-            async for chain in self._event:
-                chain.write(TRANSPORT_RESET)
-                self._event.push(chain)
-                break
+            chain = self._event.pop()
+            if chain is None:  # others need not wait for a driver that does not ask
+                self._release()
+                chain = await anext(self._event)
+            chain.write(TRANSPORT_RESET)
+            self._event.push(chain)
             self._reset_due.clear()
+            if self._to_guest.held:
+                await self._heeded()
+                self._release()
+
+    async def _heeded(self) -> None:
+        """Drivers give the buffer back when they have done what it says."""
+        from aiovmm.runtime.awake import awake_timeout  # for who goes on elsewhere
+
+        with suppress(TimeoutError):
+            async with awake_timeout(PATIENCE):
+                await self._event.wait()
+
+    def _release(self) -> None:
+        self._to_guest.held = False
+        self._to_guest.pump()

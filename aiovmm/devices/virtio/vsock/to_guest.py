@@ -39,6 +39,8 @@ class ToGuest:
         self._broken = broken
         self._starved = Event()  # there is something to send, and no rx buffer
         self._pumping = self._closed = False
+        self.held = False
+        """Nothing is to be sent for now; whoever changes that calls `pump`."""
         self._again = Job(self.pump)
         self._batch = Batch(min(_BATCH, queue.size), 4 * _BATCH)
         self._all = self._batch.max_chains
@@ -64,7 +66,7 @@ class ToGuest:
 
     @property
     def _busy(self) -> bool:
-        waiting = self._pumping or self._again.due or self._starved.is_set()
+        waiting = self.held or self._pumping or self._again.due or self._starved.is_set()
         return waiting or self._closed or self._broken.done() or not self._queue.enabled
 
     # -- the short way -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiovmm.devices.virtio.vsock import VsockDevice
+from aiovmm.devices.virtio.vsock import VsockDevice, rings
 from aiovmm.devices.virtio.vsock.packet import SHUTDOWN_RECEIVE, SHUTDOWN_SEND, Op
 from aiovmm.errors import HostError, StateError, UsageError
 from aiovmm.virtqueue.harness import Harness
@@ -371,6 +371,50 @@ async def test_the_guest_is_told_that_the_transport_was_reset() -> None:
         with pytest.raises(ConnectionResetError):
             await reader.read()
         assert device.connections == 0
+
+
+async def test_a_guest_is_asked_for_new_connections_when_it_has_forgotten_the_old_ones() -> None:
+    """One that it accepted before it looked at the event would be forgotten with them, and nobody told."""
+    async with running() as (device, guest):
+        guest.listen(7)
+        events = guest.harness.queues[2]
+        for _ in range(2):
+            events.add([], [4])
+        events.kick()
+        await until(lambda: device.streams.live)
+        device.transport_reset()
+        connecting = asyncio.create_task(device.streams.connect(7))
+        (told,) = await events.used()
+        assert told.data == bytes(4)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not guest.log, "it has not given the buffer back"
+        events.add([], [4])
+        events.kick()
+        reader, writer = await connecting
+        sock = await guest.accept(7)
+        writer.write(b"new")
+        assert await sock.recv_exactly(3) == b"new"
+        device.transport_reset()  # for the second buffer, of which it gave one back
+        with pytest.raises(ConnectionResetError):
+            await reader.read()
+
+
+@pytest.mark.parametrize("buffers", [0, 1])
+async def test_a_guest_that_does_not_heed_a_reset_is_asked_all_the_same(
+    buffers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rings, "PATIENCE", 0.05 if buffers else 1000)
+    async with running() as (device, guest):
+        guest.listen(7)
+        for _ in range(buffers):
+            guest.harness.queues[2].add([], [4])
+        guest.harness.queues[2].kick()
+        await until(lambda: device.streams.live)
+        device.transport_reset()
+        _, writer = await device.streams.connect(7)
+        await guest.accept(7)
+        writer.close()
 
 
 @pytest.mark.parametrize("first", ["the host closes", "the guest ends its direction", "the guest's bytes are unread"])
