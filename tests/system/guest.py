@@ -46,10 +46,15 @@ async def shell_status(
     mark = f"m{next(_serials)}"
     stream = console or vm.serial
     await stream.send(f"echo {mark[:1]}''{mark[1:]}-begin; {command}; echo {mark[:1]}''{mark[1:]}-end=$?\n".encode())
-    async with asyncio.timeout(limit(timeout)):
-        await stream.readuntil(f"{mark}-begin\r\n".encode())
-        output = await stream.readuntil(f"{mark}-end=".encode())
-        status = await stream.readuntil(b"\r\n")
+    try:
+        async with asyncio.timeout(limit(timeout)):
+            await stream.readuntil(f"{mark}-begin\r\n".encode())
+            output = await stream.readuntil(f"{mark}-end=".encode())
+            status = await stream.readuntil(b"\r\n")
+    except asyncio.IncompleteReadError as exc:
+        raise AssertionError(
+            f"the guest ended at {command!r}: {await vm.wait()}, {vm.serial.history[-2000:]!r}"
+        ) from exc
     await prompt(vm, stream, limit(timeout))
     text = re.sub(rb"\r+\n", b"\n", output.removesuffix(f"{mark}-end=".encode())).decode(errors="replace")
     return text, int(status)

@@ -56,7 +56,7 @@ def configured(guests: Guests, release: str, folder: Path) -> VMConfig:
     (folder / "disk").write_bytes(bytes(16 << 20))
     config = guests.config(
         release,
-        cpus=4,
+        cpus=4 if release == "6.1" else 2,
         console=ConsoleConfig(),
         vsock=VsockConfig(),
         disks=(DiskConfig(path=folder / "disk", direct=False),),

@@ -53,7 +53,10 @@ async def in_another_process(source: Path, target: Path, increment: bool) -> tup
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("release", ["6.1", "newest"])
 async def test_nothing_is_lost_and_nothing_is_done_twice(guests: Guests, release: str, folder: Path) -> None:
-    """TCP, what is written to a console, and all that a disk was told are one story over all lives; vsock begins anew in each."""
+    """TCP, what is written to a console, and all that a disk was told are one story over all lives; vsock begins anew in each.
+
+    The newest kernel with two processors: with four of them more than one in ten of restored guests hangs or faults in the nested
+    host, QEMU's own on its KVM, too (tests/kvmhost/README.md)."""
     received = Received()
     async with await asyncio.start_server(received.serve, "0.0.0.0", 0) as server:
         port = server.sockets[0].getsockname()[1]
