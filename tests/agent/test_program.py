@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -140,6 +141,24 @@ async def work(path: Path, tmp_path: Path) -> None:
 
 async def test_nothing_is_wrong_with_its_memory(checked: Checked, tmp_path: Path) -> None:
     await work(checked.path, tmp_path)
+
+
+@pytest.mark.parametrize("count", [4088, 4089, 5000, 8000])
+def test_more_variables_than_it_has_room_for(checked: Checked, count: int) -> None:
+    """Its own defaults come behind them. Our host asks for no more than 4000 words, another one may."""
+    request = bytearray(Request(args=["true"]).payload())
+    struct.pack_into("<H", request, 22, count)
+    with connected(checked.path) as client:
+        client.sendall(greeting() + frame(1, Kind.START, bytes(request) + b"A=b\0" * count))
+        answers = client.makefile("rb")
+        while True:
+            size, _channel, kind = struct.unpack("<IIB3x", answers.read(12))
+            data = answers.read(size)
+            if kind in (Kind.FAILED, Kind.EXIT):
+                break
+    assert (kind, int.from_bytes(data[:4], "little")) == (
+        (Kind.EXIT, 0) if count == 4088 else (Kind.FAILED, errno.E2BIG)
+    )
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="emulates arm64 on x86-64")

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import aiovmm.agent
 import aiovmm.native
 
 __all__ = ["CLANG", "NATIVE", "build"]
@@ -23,20 +24,26 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "blk": ("blk*.c", "uring.c", "nowait.c", *_RING),
     "exits": ("vcpu.c", "drain.c", "pace.c", "guard.c", "x86_64/*.c"),
     "pages": ("pages.c",),
+    "guest_agent": ("[!m]*.c",),  # all but main.c, which the target has in itself
 }
-"""By name, patterns in aiovmm/native/src."""
+"""By name, patterns in aiovmm/native/src, or in another folder (`_FOLDERS`)."""
 
 _FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-pthread"]
 _SANITIZE = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
-_DEFINES = {"exits": ["-Dioctl=fake_ioctl", "-Dsyscall=fake_syscall"]}
+_DEFINES = {
+    "exits": ["-Dioctl=fake_ioctl", "-Dsyscall=fake_syscall"],
+    "guest_agent": ["-DHOSTED", "-DFUZZED"],
+}
+_FOLDERS = {"guest_agent": Path(aiovmm.agent.__file__).resolve().parent / "guest"}
 
 
 def build(name: str, folder: Path) -> Path:
     """Compile one, a libFuzzer program."""
     assert CLANG is not None
     program = folder / name
-    sources = [path for pattern in NATIVE[name] for path in sorted(SOURCE.glob(pattern))]
-    include = ["-I", str(SOURCE), "-I", str(SOURCE / "x86_64")]
+    folder_of = _FOLDERS.get(name, SOURCE)
+    sources = [path for pattern in NATIVE[name] for path in sorted(folder_of.glob(pattern))]
+    include = ["-I", str(folder_of), "-I", str(folder_of / "x86_64")]
     command = [CLANG, *_FLAGS, *_SANITIZE, *_DEFINES.get(name, []), *include, "-o", str(program)]
     subprocess.run([*command, str(HERE / f"fuzz_{name}.c"), *map(str, sources)], check=True, timeout=120)
     return program

@@ -5,6 +5,7 @@
 
 enum { KILL_LOOKS = 100 }; /* of a session that forks as fast as it is killed */
 enum { REPORT = 3 };       /* the descriptor by which a child says why it did not become its program */
+enum { ENVC_MAX = 4088 };  /* variables of a request */
 
 struct limit own_files;
 
@@ -40,7 +41,7 @@ int request_parse(struct request *request, const uint8_t *data, size_t size, cha
     if ((size_t)(end - at) < (size_t)request->limits * START_LIMIT || !request->argc)
         return -EINVAL;
     at += (size_t)request->limits * START_LIMIT;
-    if (request->argc + request->envc + 2u > most)
+    if (request->argc + request->envc + 2u > most || request->envc > ENVC_MAX)
         return -E2BIG;
     request->directory = text_next(&at, end);
     request->user = text_next(&at, end);
@@ -64,7 +65,7 @@ int request_parse(struct request *request, const uint8_t *data, size_t size, cha
 static const char PATH[] = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 struct environment {
-    char *variables[4096];
+    char *variables[ENVC_MAX + 8]; /* with the defaults, and NULL */
     char texts[1024];
     size_t count, used;
 };
