@@ -9,15 +9,18 @@
 #   H  print whose guest CPUID says it is: 12 bytes of leaf 0x40000000, 4 of 0x40000001 and 12 of 0x40000100, and a line's end
 #   X  until the word at STOP is not 0, write anything to the registers of hotplug and read them, in any width, at any place
 #   V  the same with Hyper-V's interrupt controller switched on and asked for this processor's number, which is printed
+#   E  put what is in each slot of each PCI segment that firmware tells of at CONFIGURED, 32 words a segment, and print an E
 #   aN start N - 1 processors            A  take turns with a second processor at printing, under a lock
 # and these, which never end:
 #   i  halt, interrupts open             x  exits that wait for the loop
 #   s  spin                              n  exits that nobody waits for
 #   w  print                             d  ring the doorbell whose address stands at DOORBELL, once it is not 0
 #   P  look at what is plugged in, printing + and the slot's letter ('a' is slot 0), and let go of what is asked for, printing -
+#   Z  after E, the same in each segment, without printing
 #   l  echo input, by interrupts, halting between them
 # At the end of the line it halts for good.
 	.include "guest.inc"
+	.set ZERO_PAGE_RSDP, 0x70
 	.set ZERO_PAGE_CMDLINE, 0x228
 	.set COM1, 0x3f8
 	.set DEBUG_CONSOLE, 0xe9
@@ -29,6 +32,9 @@
 	.set MODULES, 0xb00
 	.set PROCESSORS, 0x1000
 	.set STOP, 0x60020
+	.set SEGMENTS, 0x60024
+	.set CONFIGURED, 0x70000
+	.set BASES, 0x7f000		# of the configuration space of each segment
 	.set PCI_ADDRESS, 0xcf8
 	.set PCI_DATA, 0xcfc
 	.set BAR0, 0x10
@@ -55,6 +61,7 @@
 	.endm
 
 _start:	movl ZERO_PAGE_CMDLINE(%rsi), %r15d
+	movq ZERO_PAGE_RSDP(%rsi), %r12
 	movl %r15d, %r14d
 	cld
 next:	movb (%r15), %al
@@ -82,6 +89,8 @@ next:	movb (%r15), %al
 	on 'U', user
 	on 'H', whose
 	on 'P', plug
+	on 'E', enumerate
+	on 'Z', plug_everywhere
 	on 'X', anything
 	on 'V', synic
 	on ' ', next
@@ -337,6 +346,67 @@ plug:	movw $SLOTS, %dx
 	outl %eax, %dx
 	put COM1, '-'
 	jmp plug
+
+enumerate:
+	movq 24(%r12), %rax		# the XSDT
+	movl 4(%rax), %ecx
+	addq %rax, %rcx
+	leaq 36(%rax), %rdx
+1:	cmpq %rcx, %rdx
+	jae next
+	movq (%rdx), %rax
+	addq $8, %rdx
+	cmpl $0x4746434d, (%rax)	# "MCFG"
+	jne 1b
+	movl 4(%rax), %ecx
+	addq %rax, %rcx
+	addq $44, %rax
+	xorl %ebp, %ebp
+	movl $CONFIGURED, %edi
+2:	cmpq %rcx, %rax
+	jae 4f
+	movq (%rax), %rbx
+	movq %rbx, BASES(,%rbp,8)
+	incl %ebp
+	movl $32, %edx
+3:	movl (%rbx), %esi
+	movl %esi, (%rdi)
+	addq $4, %rdi
+	addq $0x8000, %rbx
+	decl %edx
+	jnz 3b
+	addq $16, %rax
+	jmp 2b
+4:	movl %ebp, SEGMENTS
+	put COM1, 'E'
+	jmp next
+
+plug_everywhere:
+	xorl %r8d, %r8d
+1:	cmpl SEGMENTS, %r8d
+	jae plug_everywhere
+	incl COUNTER
+	movq BASES(,%r8,8), %rdi
+	leal SLOTS(,%r8,8), %edx
+	inl %dx, %eax
+	movl %eax, %ebp
+2:	testl %ebp, %ebp
+	jz 3f
+	bsfl %ebp, %ebx
+	btrl %ebx, %ebp
+	shlq $15, %rbx
+	movl BAR0(%rdi,%rbx), %ecx	# as a kernel sizes BARs
+	movl $-1, BAR0(%rdi,%rbx)
+	movl %ecx, BAR0(%rdi,%rbx)
+	jmp 2b
+3:	leal SLOTS + 4(,%r8,8), %edx
+	inl %dx, %eax
+	testl %eax, %eax
+	jz 4f
+	leal SLOTS(,%r8,8), %edx
+	outl %eax, %dx
+4:	incl %r8d
+	jmp 1b
 
 # The state of a xorshift generator (13, 17, 5) is %ebx, of which each decision takes bits of its own.
 anything: movl $0x2545f491, %ebx

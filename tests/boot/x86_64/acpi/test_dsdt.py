@@ -83,6 +83,16 @@ def test_a_segment_without_a_bridge_has_slot_0_for_hotplug(acpica: Acpica) -> No
     assert acpica.execute(table, r"evaluate \_SB.PC01.S00._ADR").count("[Integer] = 0000000000000000") == 1
 
 
+def test_each_of_as_many_segments_as_there_can_be_is_told_of_its_slots(acpica: Acpica) -> None:
+    table = dsdt(AcpiConfig(pci_segments=segments(96)))
+    event = rf"execute \_SB.GED0._EVT {MACHINE.ged_gsi}"
+    output = acpica.execute(table, event, r"evaluate \_SB.PC5F._SEG", r"evaluate \_SB.PC5F.S1F._ADR", region_fill=4)
+    assert output.count("Notify on [S02_]") == 2 * 96  # something new, and to be let go of
+    assert len(re.findall(r"Notify on \[S", output)) == 2 * 96 * 4  # bit 2 of each byte
+    assert f"[Integer] = {95:016X}" in output
+    assert f"[Integer] = {31 << 16:016X}" in output
+
+
 HOT = AcpiConfig(
     cpus=cpus(2, 3), modules=(MemoryModule(4 << 30, 1 << 30),), ports=AcpiPorts(processors=0x1000, modules=0xB00)
 )
