@@ -36,8 +36,12 @@ async def look(vm: VM, segment: int = 0) -> list[int]:
     await notified(vm)
     new = read(vm, SLOTS + 8 * segment, 4)
     slots = [slot for slot in range(32) if new >> slot & 1]
-    for slot in slots:
-        vm.machine.pci.root.segments[segment].write_config(slot, 0x10, b"\xff" * 4)
+    for slot in slots:  # and its BARs are sized
+        buses = vm.machine.pci.root.segments[segment]
+        old = buses.read_config(slot, 0x10, 4)
+        assert isinstance(old, bytes)
+        for value in (b"\xff" * 4, old):
+            buses.write_config(slot, 0x10, value)
     return slots
 
 
