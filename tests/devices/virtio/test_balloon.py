@@ -16,7 +16,14 @@ from aiovmm import BalloonConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.config import DeviceConfig
 from aiovmm.config.options import parse_balloon
 from aiovmm.devices.virtio.balloon import BalloonDevice, BalloonStats
-from aiovmm.devices.virtio.balloon.protocol import PAGE, REPORTING, STATS_VQ, page_runs, parse_stats
+from aiovmm.devices.virtio.balloon.protocol import (
+    PAGE,
+    PAGES_AT_ONCE,
+    REPORTING,
+    STATS_VQ,
+    page_runs,
+    parse_stats,
+)
 from aiovmm.errors import ChainError, ConfigError, GuestFault, StateError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
@@ -181,6 +188,46 @@ async def test_queues_are_numbered_by_what_was_negotiated() -> None:
         h.queues[STATS].kick()
         await h.queues[STATS].used()
         assert device.given_back >= 3 * PAGE
+
+
+@pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
+async def test_no_list_of_pages_keeps_the_loop(monkeypatch: pytest.MonkeyPatch, queue: int) -> None:
+    """As many as there may be, none beside another, would take 11 ms in one go."""
+    most, device = 0, balloon()
+
+    def runs(data: bytes) -> list[tuple[int, int]]:
+        nonlocal most
+        most = max(most, len(data) // 4)
+        return page_runs(data)
+
+    monkeypatch.setattr("aiovmm.devices.virtio.balloon.device.page_runs", runs)
+    harness = Harness(device)
+    full(harness, False)
+    async with harness as h:
+        pages = list(range(8192, 16384, 2)) * 4  # above where the driver has its buffers
+        assert len(pages) == PAGES_AT_ONCE
+        before = resident(h)
+        await h.request(queue, [numbers(pages)])
+        assert before - resident(h) == (4096 if queue == INFLATE else 0)
+    assert most == (1024 if queue == INFLATE else 0)
+
+
+async def test_pages_beside_each_other_may_be_of_two_regions() -> None:
+    """Memory modules are one behind the other, and a driver does not know."""
+    device = balloon(reporting=False)
+    harness = Harness(device)
+    harness.memory.close()
+    harness.memory = harness.device_memory = GuestMemory.create([(0, 32 * MIB), (32 * MIB, 32 * MIB)], shared=False)
+    edge = 32 * MIB // PAGE
+    async with harness as h:
+        for page in range(edge - 3, edge + 3):
+            h.memory.write(page * PAGE, MARK)
+        await h.request(INFLATE, [numbers(range(edge - 2, edge + 2))])
+        there = [h.memory.read(page * PAGE, PAGE) == MARK for page in range(edge - 3, edge + 3)]
+        assert there == [True, False, False, False, False, True]
+        h.queues[INFLATE].add([numbers(range(2 * edge - 1, 2 * edge + 1))])
+        h.queues[INFLATE].kick()
+        assert isinstance(await h.broken(), GuestFault)
 
 
 @given(st.lists(st.integers(0, 300)))

@@ -8,6 +8,7 @@ milliseconds for many pages: a thread does it, one request after the other.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
@@ -22,6 +23,7 @@ from aiovmm.devices.virtio.balloon.protocol import (
     STATS_VQ,
     BalloonStats,
     config_space,
+    page_parts,
     page_runs,
     parse_stats,
 )
@@ -30,6 +32,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import finish
+from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
 
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BalloonDevice"]
 
 _STATS_LIMIT = 640  # bytes
+_HIGHEST = 1 << 64
 
 
 class BalloonDevice(VirtioDevice):
@@ -198,8 +202,9 @@ class BalloonDevice(VirtioDevice):
 
     async def _inflate(self, queue: Queue, memory: GuestMemory) -> None:
         async for chain in queue:
-            runs = page_runs(chain.read_all(4 * PAGES_AT_ONCE))
-            await self._give_back([(_ram_at(memory, address, size), size) for address, size in runs])
+            for part in page_parts(chain.read_all(4 * PAGES_AT_ONCE)):
+                await self._give_back(_spans(memory, page_runs(part)))
+                await next_turn()
             _return(queue, chain)
             del chain  # it would hold guest memory while this waits
 
@@ -241,7 +246,7 @@ class BalloonDevice(VirtioDevice):
 
 async def _deflate(queue: Queue) -> None:
     async for chain in queue:
-        page_runs(chain.read_all(4 * PAGES_AT_ONCE))
+        page_parts(chain.read_all(4 * PAGES_AT_ONCE))
         _return(queue, chain)
         del chain
 
@@ -255,22 +260,33 @@ async def _result(future: asyncio.Future[int]) -> int:
     return await future
 
 
-def _ram_at(memory: GuestMemory, address: int, size: int) -> int:
-    """The host's address of RAM. Raises GuestFault for anything else: a pmem image would lose what it has there."""
-    for region in memory.regions:
-        if region.ram and region.gpa <= address and address + size <= region.end:
-            return region.host + address - region.gpa
-    raise GuestFault(address, size)
+def _spans(memory: GuestMemory, runs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(host address, size) of RAM, which may be hundreds of regions, one behind the other. Raises GuestFault for anything else: a
+    pmem image would lose what it has there."""
+    ram = [region for region in memory.regions if region.ram]
+    bases = [region.gpa for region in ram]
+    spans = []
+    for address, size in runs:
+        while size:
+            i = bisect.bisect_right(bases, address) - 1
+            if i < 0 or address >= ram[i].end:
+                raise GuestFault(address, size)
+            part = min(size, ram[i].end - address)
+            spans.append((ram[i].host + address - ram[i].gpa, part))
+            address, size = address + part, size - part
+    return spans
 
 
 def _whole_pages(memory: GuestMemory, segments: Sequence[memoryview]) -> list[tuple[int, int]]:
     """(host address, size) of the pages of RAM that lie wholly in buffers. Raises ChainError where there is no buffer."""
     if not segments:
         raise ChainError("a report without pages")
+    ram = sorted((region.host, region.host + region.size) for region in memory.regions if region.ram)
     spans = []
     for segment in segments:
         host = owners.address(owners.view(segment))
         start, end = -(-host // PAGE) * PAGE, (host + len(segment)) // PAGE * PAGE
-        if end > start and any(r.ram and r.host <= start and end <= r.host + r.size for r in memory.regions):
+        i = bisect.bisect_right(ram, (start, _HIGHEST)) - 1
+        if end > start and i >= 0 and end <= ram[i][1]:
             spans.append((start, end - start))
     return spans

@@ -15,6 +15,7 @@ __all__ = [
     "STATS_VQ",
     "BalloonStats",
     "config_space",
+    "page_parts",
     "page_runs",
     "parse_stats",
 ]
@@ -28,6 +29,7 @@ PAGE = 4096
 """Bytes: pages of the balloon are of this size, whatever those of the guest are."""
 
 PAGES_AT_ONCE = 1 << 14
+PAGES_A_TURN = 1 << 10
 """Numbers of pages in one chain; Linux sends 256. Descriptors may overlap, so that a small guest could send very many."""
 
 _NUMBER = struct.Struct("<I")
@@ -40,10 +42,17 @@ def config_space(target: int, actual: int) -> bytes:
     return struct.pack("<II", target // PAGE, actual // PAGE)
 
 
-def page_runs(data: bytes) -> list[tuple[int, int]]:
-    """An array of page numbers as (address, size in bytes) of contiguous pieces, ascending. Raises ChainError."""
+def page_parts(data: bytes) -> list[bytes]:
+    """An array of page numbers in pieces, none of which is more work than a turn of the loop has room for: all that one request
+    may name are 20 ms. Raises ChainError."""
     if len(data) % _NUMBER.size or len(data) > PAGES_AT_ONCE * _NUMBER.size:
         raise ChainError(f"{len(data)} bytes are no list of at most {PAGES_AT_ONCE} pages")
+    step = PAGES_A_TURN * _NUMBER.size
+    return [data[at : at + step] for at in range(0, len(data), step)]
+
+
+def page_runs(data: bytes) -> list[tuple[int, int]]:
+    """An array of page numbers as (address, size in bytes) of contiguous pieces, ascending."""
     runs: list[tuple[int, int]] = []
     for number in sorted({number for (number,) in _NUMBER.iter_unpack(data)}):
         address = number * PAGE
