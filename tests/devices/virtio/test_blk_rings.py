@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, engine
 from aiovmm.devices.virtio.blk import rings as blk_rings
 from aiovmm.devices.virtio.blk.engine import IoKind
 from aiovmm.devices.virtio.blk.protocol import Request
@@ -489,3 +489,42 @@ async def test_a_disk_that_nobody_waits_for_is_there_until_its_requests_have_end
         gc.collect()
         assert await read(other, 0, 512) == b"\2" * 512
     assert rings() == before
+
+
+@pytest.mark.parametrize(
+    ("switch", "error", "said"),
+    [
+        ("2", errno.EPERM, "kernel.io_uring_disabled is 2, which forbids it: `sysctl kernel.io_uring_disabled=0`"),
+        ("1", errno.EPERM, "is 1, which forbids it but to root and the group kernel.io_uring_group"),
+        ("0", errno.EPERM, "a filter of system calls does that"),
+        (None, errno.EPERM, "a filter of system calls does that"),
+        ("2", errno.ENOSYS, "(Function not implemented)"),
+    ],
+)
+async def test_a_host_that_refuses_rings_is_told_of_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    switch: str | None,
+    error: int,
+    said: str,
+) -> None:
+    """By its setting, a filter, or an old kernel; and threads serve all disks."""
+
+    def refused(_places: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(engine, "join", refused)
+    monkeypatch.setattr(engine, "_told", set())
+    monkeypatch.setattr(engine, "_SWITCH", tmp_path / "switch")
+    if switch is not None:
+        (tmp_path / "switch").write_text(f"{switch}\n")
+    for number in range(2):
+        async with Harness(make(tmp_path, number)) as h:
+            assert isinstance(h.device, BlkDevice)
+            assert h.device.io is IoKind.THREADS
+            assert await read(h, 0, 512) == bytes([number + 1]) * 512
+    (record,) = [record for record in caplog.records if "io_uring" in record.message]
+    assert record.levelname == "WARNING"
+    assert said in record.message
+    assert record.message.endswith("threads do disks' requests, which is slower")

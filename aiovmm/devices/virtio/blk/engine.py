@@ -8,6 +8,7 @@ import errno
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from aiovmm.devices.virtio.blk.rings import SharedRing, join
@@ -20,6 +21,9 @@ __all__ = ["THREADS", "Engine", "IoKind", "Processors", "check_processors", "end
 
 _REFUSED = (errno.ENOSYS, errno.EPERM, errno.EACCES, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EINVAL)
 THREADS = 4
+_SWITCH = Path("/proc/sys/kernel/io_uring_disabled")
+_OUT = (errno.EMFILE, errno.ENFILE)  # nothing can be imported then, and the next one will say so
+_told: set[int] = set()
 T = TypeVar("T")
 Processors = tuple[int, ...]
 """Of the host, by their numbers."""
@@ -56,6 +60,7 @@ class Engine:
             if kind is IoKind.URING or exc.errno not in _REFUSED:
                 hint = "leave the choice to the monitor, which then uses threads" if kind is IoKind.URING else ""
                 raise HostError("setting up io_uring", exc.errno or 0, hint) from None
+            _tell(exc.errno)
 
     @property
     def kind(self) -> IoKind:
@@ -100,6 +105,33 @@ class Engine:
         for threads in self._threads.values():
             threads.shutdown()
         self._threads.clear()
+
+
+def _tell(error: int) -> None:
+    """That threads do it, once for each reason: it is the host's affair, and not a disk's."""
+    if error in _told or error in _OUT:
+        return
+    _told.add(error)
+    from aiovmm.runtime.log import Log  # for hosts that refuse it
+
+    Log().warning(
+        f"io_uring is refused ({os.strerror(error)}{_why(error)}): threads do disks' requests, which is slower"
+    )
+
+
+def _why(error: int) -> str:
+    try:
+        switch = _SWITCH.read_text().strip()
+    except OSError:  # a kernel before 6.6
+        switch = "0"
+    if error != errno.EPERM:
+        return ""
+    if switch == "0":
+        return "; a filter of system calls does that, as a container's"
+    who = " but to root and the group kernel.io_uring_group" if switch == "1" else ""
+    return (
+        f"; kernel.io_uring_disabled is {switch}, which forbids it{who}: `sysctl kernel.io_uring_disabled=0` allows it"
+    )
 
 
 def _begin_on(processors: Processors) -> None:
