@@ -17,7 +17,7 @@ import uvloop
 from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
-from tests.system.grounds import host_of, hosts_of, is_core, is_of_x86
+from tests.system.grounds import host_of, hosts_of, is_core, is_more_of_the_same, is_of_x86
 from tests.system.guest import SLOWER
 from tests.system.programs import compile_programs
 from tests.system.shown import CONSOLE
@@ -48,7 +48,9 @@ def host(request: pytest.FixtureRequest) -> str:
 @pytest.hookimpl(tryfirst=True)  # before the plugin that hands them over looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    items[:] = [item for item in items if here not in item.path.parents or not is_of_x86(item)]
+    items[:] = [
+        item for item in items if here not in item.path.parents or not (is_of_x86(item) or is_more_of_the_same(item))
+    ]
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.kvmhost)

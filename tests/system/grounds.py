@@ -90,3 +90,12 @@ def host_of(item: pytest.Item) -> str:
 def is_of_x86(item: pytest.Item) -> bool:
     """It is of a file format that there is on x86 alone, although its function is not."""
     return bool(getattr(getattr(item, "callspec", None), "params", {}).get("elf")) and host_of(item) != "x86_64"
+
+
+def is_more_of_the_same(item: pytest.Item) -> bool:
+    """Of arm64's kernels the oldest and the newest run, and on the other processor, which has another KVM, the oldest alone,
+    but for booting: each kernel with each device on each processor would take longer than anybody waits."""
+    releases = list(getattr(getattr(item, "callspec", None), "params", {}).values())
+    host = host_of(item)
+    on_the_other = host != AARCH64.processors[0] and item.path.name != "test_boot.py"
+    return host != "x86_64" and ("6.12" in releases or (on_the_other and "newest" in releases))
