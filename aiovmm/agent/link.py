@@ -171,10 +171,18 @@ class Link(asyncio.BufferedProtocol):
             answer = self._answers.popleft() if self._answers else None
             if answer is not None and not answer.done():
                 answer.set_result(number)
-        elif channel is not None:  # else it crossed our CLOSE
+        elif channel is not None:
             channel.received(frame)
             if channel.over:
                 self.channels.pop(frame.channel, None)
+        elif frame.kind == Kind.ACCEPTED:
+            self._turn_away(number_of(frame))
+        # all else has crossed our CLOSE
+
+    def _turn_away(self, number: int) -> None:
+        """A connection of a listener that we have closed meanwhile: its program would wait for good, and the agent keep it."""
+        if number not in self.channels:
+            self.send(frame(number, Kind.CLOSE, bytes(4)))
 
     def _forget(self, number: int) -> None:
         self.channels.pop(number, None)

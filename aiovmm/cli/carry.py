@@ -33,11 +33,12 @@ def require_terminal() -> None:
 async def carry(process: Process, *, terminal: bool) -> int:
     """The code that this command is to end with: the process's status, or 128 and the number of its signal, as shells say it.
 
-    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more it is
-    ended. Raises HostError if that is not because nobody reads it."""
+    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more, or the
+    terminal is gone, it is ended. Raises HostError if that is not because nobody reads it."""
     try:
         if terminal:
-            await _on_terminal(process)
+            if not await _on_terminal(process):
+                return exit_code(-signal.SIGHUP)
         elif not await _on_streams(process):
             return exit_code(-signal.SIGPIPE)
         return exit_code(await process.wait())
@@ -50,14 +51,15 @@ def exit_code(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-async def _on_terminal(process: Process) -> None:
+async def _on_terminal(process: Process) -> bool:
+    """Whether it was there to the end."""
     from aiovmm.cli.jobs import follow_job_control
-    from aiovmm.console import Terminal
+    from aiovmm.console import AttachEnd, Terminal
     from aiovmm.console.attach import run_session
 
     terminal = Terminal()
     follow_job_control(terminal)
-    await run_session(terminal, _Side(process), b"")
+    return await run_session(terminal, _Side(process), b"") is not AttachEnd.TERMINAL_CLOSED
 
 
 class _Side:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +16,10 @@ import pytest
 from aiovmm import GuestOSError, HostError, StateError, UsageError
 from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
+from aiovmm.agent.wire import Frame, FrameBuffer, Kind
+from aiovmm.agent.wire import frame as framed
 from tests.agent.conftest import Guest
+from tests.agent.test_hostile_agent import HELLO
 from tests.limits import HANGS
 
 
@@ -88,6 +92,34 @@ async def test_back(agent: Agent, guest: Guest, server: int, tmp_path: Path) -> 
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+async def test_a_connection_that_crosses_the_end_of_its_port_is_closed(tmp_path: Path) -> None:
+    """The agent has taken it, and has heard of the end a moment later."""
+    heard: asyncio.Queue[Frame] = asyncio.Queue()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HELLO)
+        frames = FrameBuffer()
+        while data := await reader.read(1000):
+            frames.room()[: len(data)] = data
+            for frame in frames.filled(len(data)):
+                await heard.put(frame)
+                if frame.kind == Kind.LISTEN:
+                    writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", 8080)))
+                elif frame.kind == Kind.CLOSE and frame.channel < 1 << 31:
+                    writer.write(framed(frame.channel, Kind.ACCEPTED, struct.pack("<I", 1 << 31 | 5)))
+                    writer.write(framed(frame.channel, Kind.CLOSED))
+
+    async with await asyncio.start_unix_server(serve, tmp_path / "agent"):
+        agent = Agent(UnixPlace(tmp_path / "agent"))
+        assert await agent.forwards.to_host(0, 80, "127.0.0.1") == 8080
+        await agent.forwards.end(8080, back=True)
+        async with asyncio.timeout(HANGS):
+            while (frame := await heard.get()).channel != 1 << 31 | 5:
+                pass
+        assert (frame.kind, frame.payload) == (Kind.CLOSE, bytes(4))
+        agent.close()
+
+
 async def test_who_listens_at_the_loopback_of_ipv6_alone(agent: Agent, guest: Guest) -> None:
     """As servers do that ask for "localhost"."""
     async with await asyncio.start_server(echo, "::1", 0) as server:

@@ -196,6 +196,16 @@ def test_a_terminal(aiovmm: Command, socket: str) -> None:
     os.close(slave)
 
 
+def test_a_terminal_that_goes(aiovmm: Command, socket: str) -> None:
+    """Without a signal: it was not the one that controls the session."""
+    master, slave = pty.openpty()
+    process = aiovmm.start("exec", "-t", socket, "sh", "-c", "echo up; exec sleep 60", stdin=slave, stdout=slave)
+    os.close(slave)
+    _until(master, b"up\r\n")
+    os.close(master)
+    assert process.wait(30) == 128 + signal.SIGHUP
+
+
 def _until(fd: int, text: bytes) -> bytes:
     seen, end = b"", time.monotonic() + 30
     while text not in seen and time.monotonic() < end:
