@@ -17,6 +17,7 @@ __all__ = ["command", "follow"]
 
 _POLL = 0.1  # seconds between two looks at a file
 _PART = 1 << 16
+_INTERRUPTED = 130  # as shells say it
 
 
 @click.command("logs", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,9 +28,12 @@ def command(guest: str, follows: bool) -> None:
     from aiovmm.sandboxes.listed import find_listed
 
     entry = find_listed(guest)
-    for data in follow(entry.console, wait=follows, lives=lambda: entry.lives):
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
+    try:
+        for data in follow(entry.console, wait=follows, lives=lambda: entry.lives):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    except KeyboardInterrupt:  # as one leaves what one follows
+        sys.exit(_INTERRUPTED)
 
 
 def follow(path: Path, *, wait: bool, lives: Callable[[], bool] = lambda: True) -> Iterator[bytes]:

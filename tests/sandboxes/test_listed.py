@@ -193,6 +193,21 @@ def test_following_ends_with_a_process_that_was_killed() -> None:
     assert not entry.lives
 
 
+def test_who_follows_leaves_by_an_interrupt_without_a_word() -> None:
+    entry = Listed("box", "/", "")
+    entry.tell(1)
+    entry.console.write_bytes(b"said")
+    following = subprocess.Popen(
+        [sys.executable, "-m", "aiovmm", "logs", "-f", "box"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    assert following.stdout.read(4) == b"said"
+    following.send_signal(signal.SIGINT)
+    assert following.communicate(timeout=20) == (b"", b"")
+    assert following.returncode == 128 + signal.SIGINT
+    entry.close()
+
+
 def test_commands_of_others_have_what_the_image_says(tmp_path: Path) -> None:
     entry = Listed("box", "/", "")
     defaults = Defaults({"A": "image", "B": "image"}, "65534", "/usr")
