@@ -80,7 +80,7 @@ class Channel:
         self._granted = {Stream.STDOUT: window, Stream.STDERR: window}
         self._owed = {Stream.STDOUT: 0, Stream.STDERR: 0}
         self._full: set[int] = set()
-        self._eof = False
+        self._eof = self._eof_sent = False
 
     # -- to the guest --------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,8 @@ class Channel:
             self.waiting -= len(data)
             self._credit -= len(data)
             self._send(frame(self.number, Kind.DATA, data))
-        if self._eof and not self.waiting and not self.over:
+        if self._eof and not self._eof_sent and not self.waiting and not self.over:
+            self._eof_sent = True
             self._send(frame(self.number, Kind.EOF))
 
     def _taken(self, most: int) -> memoryview:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import aiovmm.agent
 from aiovmm.agent import wire
+from aiovmm.agent.channel import Channel
 from aiovmm.agent.request import Request
 from aiovmm.agent.wire import DATA_MAX, Frame, FrameBuffer, Kind, Stage, Stream, Whom, frame, read_greeting
 from aiovmm.errors import PeerError
@@ -101,3 +102,14 @@ def test_another_version_is_named() -> None:
     payload = struct.pack("<8sHHIIIQII", wire.MAGIC, 2, 0, 1, 1, 1, 0, 0, 0)
     with pytest.raises(PeerError, match=r"version 2 of the protocol, not 1.*image initramfs --agent"):
         read_greeting(Frame(0, Kind.HELLO, 0, payload))
+
+
+def test_the_end_of_input_is_said_once() -> None:
+    """Behind all of it, and not again with each credit that still comes."""
+    sent = list[bytes]()
+    channel = Channel(5, sent.append, input_window=1000, window=1 << 17)
+    channel.write(bytes(1500))
+    channel.write_eof()
+    for _ in range(3):
+        channel.received(Frame(5, Kind.CREDIT, 0, struct.pack("<I", 500)))
+    assert sent == [frame(5, Kind.DATA, bytes(1000)), frame(5, Kind.DATA, bytes(500)), frame(5, Kind.EOF)]
