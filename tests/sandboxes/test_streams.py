@@ -25,8 +25,8 @@ from tests.devices.virtio.netns import ip, namespace
 from tests.limits import HANGS
 from tests.sandboxes import frames
 from tests.sandboxes.frames import GATEWAY, GATEWAY6, GUEST, GUEST6, RESOLVER, RESOLVER6, packed, query
+from tests.sandboxes.name_server import WEB, served
 
-WEB = "1.2.3.4"
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
 
 
@@ -56,34 +56,6 @@ def tap() -> Iterator[int]:
         ip(f"neigh add {GATEWAY} lladdr 9a:55:00:00:00:02 dev t0")
         yield fd
         os.close(fd)
-
-
-class Servers:
-    """The host's name server: an answer of as many bytes as the question's name begins with."""
-
-    def __init__(self) -> None:
-        self.asked = list[bytes]()
-        self.port = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        size = int.from_bytes(await reader.readexactly(2), "big")
-        message = await reader.readexactly(size)
-        self.asked.append(message)
-        length = int(message[13 : 13 + message[12]])
-        number, record = int.from_bytes(message[:2], "big"), frames.address(b"\xc0\x0c", WEB)
-        said = frames.answer(_name_of(message), record, number=number)
-        said += b"x" * (length - len(said))
-        writer.write(len(said).to_bytes(2, "big") + said)
-        await writer.drain()
-        writer.close()
-
-
-def _name_of(message: bytes) -> str:
-    labels, at = [], 12
-    while message[at]:
-        labels.append(message[at + 1 : at + 1 + message[at]].decode())
-        at += 1 + message[at]
-    return ".".join(labels)
 
 
 @asynccontextmanager
@@ -119,17 +91,6 @@ async def network(tap: int, wall: Firewall, *, loses: int = 0) -> AsyncIterator[
         for task in carrying:
             task.cancel()
         await asyncio.wait(carrying)
-
-
-@asynccontextmanager
-async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Servers]:
-    servers = Servers()
-    async with await asyncio.start_server(servers.serve, "127.0.0.1", 0) as server:
-        servers.port = server.sockets[0].getsockname()[1]
-        module = sys.modules[_ask.__module__]
-        monkeypatch.setattr(module, "name_servers", lambda _: ["127.0.0.1"])
-        monkeypatch.setattr(module, "_PORT", servers.port)
-        yield servers
 
 
 async def ask(writer: asyncio.StreamWriter, name: str, number: int = 7) -> None:
