@@ -19,6 +19,7 @@ from aiovmm.agent.host_tree import Copied, TreeWriter, read_tree
 from aiovmm.agent.process import start
 from aiovmm.agent.request import DEVNULL, PIPE, Request
 from tests.agent.conftest import Guest
+from tests.faults.stalling import stalling
 
 
 @pytest.fixture
@@ -211,6 +212,20 @@ async def test_what_is_left_out_is_told(files: Files, tmp_path: Path) -> None:
     assert sorted(entry.name for entry in (tmp_path / "copy").iterdir()) == ["file", "inside"]
     assert {path for path, _ in into.left_out} == {"pipe", "socket"}
     assert os.readlink(tmp_path / "guest/out") == "/etc/passwd"  # the host's links mean what the guest makes of them
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and /dev/fuse")
+async def test_a_directory_that_cannot_be_read_is_not_an_empty_one(files: Files, tmp_path: Path) -> None:
+    """Of a file system that has a file, and says not which."""
+    (tmp_path / "tree/bad").mkdir(parents=True)
+    (tmp_path / "tree/file").touch()
+    with stalling(tmp_path / "tree/bad", 4096):
+        copied = await files.copy_out(tmp_path / "tree", tmp_path / "copy")
+        assert copied.left_out == [("bad", os.strerror(errno.ENOSYS))]
+        assert (tmp_path / "copy/file").exists()
+        with pytest.raises(GuestOSError) as failed:
+            await files.copy_out(tmp_path / "tree/bad", tmp_path / "other")
+        assert failed.value.errno == errno.ENOSYS
 
 
 async def test_links_that_are_there_are_not_followed(files: Files, tmp_path: Path) -> None:

@@ -102,11 +102,12 @@ static int put_content(int fd, uint64_t size)
 
 static int pack_entry(int directory, const char *path, const char *name, int depth);
 
-static int pack_below(int fd, int depth)
+/* `problem` becomes what keeps the rest of its entries back, an errno below 0. */
+static int pack_below(int fd, int depth, long *problem)
 {
     uint8_t entries[4096] __attribute__((aligned(8)));
     int error = 0;
-    long size;
+    long size = 0;
 
     while (!error && (size = SYS(getdents64, fd, entries, sizeof entries)) > 0)
         for (long at = 0; at < size && !error; at += get16(entries + at + 16)) {
@@ -114,6 +115,7 @@ static int pack_below(int fd, int depth)
             if (!text_is(name, ".") && !text_is(name, ".."))
                 error = pack_entry(fd, name, name, depth + 1);
         }
+    *problem = size < 0 && size != -ENOENT ? size : 0; /* ENOENT: it was removed meanwhile */
     return error;
 }
 
@@ -125,7 +127,7 @@ static int pack_entry(int directory, const char *path, const char *name, int dep
     uint64_t mtime;
     char target[TARGET_MAX + 1];
     int fd, error;
-    long size = SYS(statx, directory, path, depth ? AT_SYMLINK_NOFOLLOW : 0, STATX_BASIC_STATS, &found);
+    long problem = 0, size = SYS(statx, directory, path, depth ? AT_SYMLINK_NOFOLLOW : 0, STATX_BASIC_STATS, &found);
 
     if (size < 0)
         return depth ? put_record(LEFT_OUT, name, (uint32_t)-size, 0) : (int)size;
@@ -151,11 +153,13 @@ static int pack_entry(int directory, const char *path, const char *name, int dep
     }
     error = put_record(type == 0100000 ? FILE_ : DIRECTORY, name, mode, mtime);
     if (!error)
-        error = type == 0100000 ? put_content(fd, found.stx_size) : pack_below(fd, depth);
+        error = type == 0100000 ? put_content(fd, found.stx_size) : pack_below(fd, depth, &problem);
     if (!error && type == 0040000)
         error = put_record(UP, "", 0, 0);
     sys_close(fd);
-    return error;
+    if (error || !problem)
+        return error;
+    return depth ? put_record(LEFT_OUT, name, (uint32_t)-problem, 0) : (int)problem;
 }
 
 int pack(const char *path)
