@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, Self
 
 from aiovmm.console.stream import Console
@@ -22,15 +23,20 @@ LINGER_LONGEST = 10.0
 
 
 async def linger(tasks: Iterable[asyncio.Future[Any]], progress: Callable[[], object]) -> None:
-    """Wait for `tasks`, for as long as `progress()` is another each `LINGER`, and no longer than `LINGER_LONGEST`."""
+    """Wait for `tasks`, for as long as `progress()` is another each `LINGER`, and no longer than `LINGER_LONGEST`: of the time
+    in which this process could run."""
+    from aiovmm.runtime.awake import awake_budget, awake_timeout  # not at a start
+
     pending = {task for task in tasks if not task.done()}
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + LINGER_LONGEST
-    while pending and loop.time() < deadline:
-        before = progress()
-        _, pending = await asyncio.wait(pending, timeout=LINGER)
-        if pending and progress() == before:
-            return
+    with awake_budget(LINGER_LONGEST) as left:
+        while pending and left():
+            before = progress()
+            with suppress(TimeoutError):
+                async with awake_timeout(LINGER):
+                    await asyncio.wait(pending)
+            pending = {task for task in pending if not task.done()}
+            if pending and progress() == before:
+                return
 
 
 class ConsoleBackend(ABC):

@@ -4,8 +4,9 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -190,7 +191,15 @@ async def test_leaving_disconnects_everybody(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-async def test_a_slow_client_gets_all_of_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_still() -> None:
+    """Neither side runs, as on a machine that has no processor for this process."""
+    time.sleep(0.3)
+
+
+@pytest.mark.parametrize("pause", [lambda: None, stand_still], ids=["slow", "without a processor"])
+async def test_a_slow_client_gets_all_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pause: Callable[[], None]
+) -> None:
     """It takes longer than the others are waited for, but it takes some all the time."""
     monkeypatch.setattr("aiovmm.console.backends.base.LINGER", 0.2)
     console, path = Console(StubDevice()), tmp_path / "console"
@@ -201,10 +210,13 @@ async def test_a_slow_client_gets_all_of_the_end(tmp_path: Path, monkeypatch: py
         console.feed(text)
         console.close()
         closing = asyncio.create_task(backend.aclose())
-        shown = b""
+        shown, pauses = b"", 4
         while data := await reader.read(32768):
             shown += data
             await asyncio.sleep(0.02)
+            if pauses:
+                pauses -= 1
+                pause()
         assert shown == text
         await closing
         writer.close()
