@@ -102,7 +102,7 @@ async def test_what_a_call_that_failed_had_made_goes_at_once(cancelled: bool) ->
     def call() -> None:
         thing = threading.Event()
         made.append(weakref.ref(thing))
-        may_end.wait(20)
+        may_end.wait(HANGS)
         raise ValueError
 
     gc.collect()
@@ -130,7 +130,7 @@ def test_who_ends_for_want_of_work_does_what_is_for_then(monkeypatch: pytest.Mon
     done = threading.Event()
     monkeypatch.setattr(crew, "at_rest", [done.set])
     crew.run("web: anything", lambda: lambda: None)
-    assert done.wait(10)
+    assert done.wait(HANGS)
 
 
 def test_what_is_not_done_yet_when_all_is_quiet_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:

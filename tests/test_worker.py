@@ -47,7 +47,7 @@ async def test_calls_are_made_in_order_one_at_a_time_and_told_on_the_loop() -> N
 
 async def test_the_loop_goes_on_while_a_call_blocks() -> None:
     worker, may_end = Worker("test"), threading.Event()
-    future = worker.submit(lambda: may_end.wait(30))
+    future = worker.submit(lambda: may_end.wait(HANGS))
     for _ in range(100):
         await asyncio.sleep(0)
     assert not future.done()
@@ -74,7 +74,7 @@ async def test_what_a_call_raises_is_its_waiters_and_the_next_one_is_made() -> N
 
 async def test_a_waiter_that_is_cancelled_takes_nothing_back() -> None:
     worker, may_go, made = Worker("test"), threading.Event(), []
-    worker.submit(lambda: may_go.wait(30))
+    worker.submit(lambda: may_go.wait(HANGS))
     future = worker.submit(lambda: made.append("work"), lambda error: made.append("then"))
 
     async def wait() -> None:
@@ -103,7 +103,7 @@ async def test_workers_without_calls_have_no_threads() -> None:
 async def test_a_worker_whose_call_blocks_holds_up_no_other() -> None:
     may_end = threading.Event()
     stuck = [Worker(f"stuck{n}") for n in range(20)]
-    blocked = [worker.submit(lambda: may_end.wait(30)) for worker in stuck]
+    blocked = [worker.submit(lambda: may_end.wait(HANGS)) for worker in stuck]
     free = Worker("free")
     for n in range(50):
         assert await asyncio.wait_for(free.submit(lambda n=n: n), HANGS) == n  # type: ignore[misc]

@@ -141,7 +141,7 @@ async def test_credit_for_input_that_it_has_not_taken(tmp_path: Path, credit: in
     more = frame(0, Kind.CREDIT, struct.pack("<I", credit))
     async with says(tmp_path / "a", HELLO, STARTED + more, hangs=True) as agent:
         with pytest.raises(AgentLost):
-            await run(agent, ["cat"], timeout=20)
+            await run(agent, ["cat"], timeout=HANGS)
 
 
 async def test_answers_to_whom_does_not_read_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +309,7 @@ async def test_a_command_ends_whatever_the_agent_says(said: list[tuple[int, int,
         async with says(Path(folder, "a"), HELLO if greets else data, data) as agent:
             agent.patience = 0.2
             with suppress(AgentError, PeerError, OSError):
-                await run(agent, ["true"], input=b"x", timeout=10)
+                await run(agent, ["true"], input=b"x", timeout=HANGS)
 
 
 @given(st.lists(st.tuples(st.integers(0, 22), st.integers(0, 3), st.binary(max_size=70000)), max_size=20))

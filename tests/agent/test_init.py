@@ -88,16 +88,16 @@ async def test_it_reaps_orphans(first: subprocess.Popen[bytes]) -> None:
     for _ in range(5):
         await run(agent, ["sh", "-c", "setsid sleep 0.1 & exit"])
     dead = "while ps -o comm | grep -q '^sleep'; do sleep 0.05; done; ! ps -o stat | grep Z"
-    assert (await run(agent, ["sh", "-c", dead], timeout=20)).returncode == 0
+    assert (await run(agent, ["sh", "-c", dead], timeout=HANGS)).returncode == 0
     agent.close()
 
 
 async def test_an_agent_that_is_killed_is_begun_again(first: subprocess.Popen[bytes]) -> None:
     agent = await found(first)
     with pytest.raises(AgentLost) as info:
-        await run(agent, ["sh", "-c", "kill -9 $PPID; sleep 60"], timeout=20)
+        await run(agent, ["sh", "-c", "kill -9 $PPID; sleep 60"], timeout=HANGS)
     assert info.value.status is None
-    assert (await run(agent, ["echo", "again"], timeout=20)).stdout == b"again\n"
+    assert (await run(agent, ["echo", "again"], timeout=HANGS)).stdout == b"again\n"
     agent.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from aiovmm.native import lib
 from tests.cli.conftest import Command
+from tests.limits import HANGS
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, or unprivileged user namespaces")
 needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
@@ -92,7 +93,7 @@ def test_others_may_ask_one_that_gave_up_paths(aiovmm: Command, guest: list[str]
     assert process.stdout is not None
     assert process.stdout.read(6) == b"hello\n"
     assert (tmp_path / "control").is_socket()
-    _, error = process.communicate(b"q", timeout=30)
+    _, error = process.communicate(b"q", timeout=HANGS)
     assert (process.returncode, error) == (0, b"")
     assert not os.path.lexists(tmp_path / "control")
 

@@ -20,6 +20,7 @@ import pytest
 from aiovmm.cli.session import _what_is_wrong
 from tests.cli.conftest import Command
 from tests.cli.test_run import DEADLINE, read_until, wait_for
+from tests.limits import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -359,7 +360,7 @@ def test_standard_streams_are_looked_at_without_waiting_for_others_who_read_them
     found: list[int] = []
     looker = threading.Thread(target=lambda: found.append(_what_is_wrong(slave, os.O_WRONLY)))
     looker.start()
-    looker.join(5)
+    looker.join(HANGS)
     told = list(found)
     os.write(master, b"\n")
     reader.join()

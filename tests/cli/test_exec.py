@@ -20,6 +20,7 @@ import pytest
 from aiovmm.agent import agent_binary
 from tests.agent.hybrid import HybridFront
 from tests.cli.conftest import Command
+from tests.limits import HANGS
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_a_file_as_input(aiovmm: Command, socket: str, tmp_path: Path) -> None:
     (tmp_path / "input").write_bytes(b"from a file")
     with open(tmp_path / "input", "rb") as file:
         process = aiovmm.start("exec", socket, "cat", stdin=file)
-        assert process.communicate(timeout=30)[0] == b"from a file"
+        assert process.communicate(timeout=HANGS)[0] == b"from a file"
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_daemon_is_not_waited_for(aiovmm: Command, socket: str) -> None:
     """It has all three streams."""
     script = "echo before; setsid sleep 67 & echo $!; echo err >&2; exit 4"
     process = aiovmm.start("exec", socket, "sh", "-c", script)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=HANGS)
     before, pid = stdout.split()
     os.kill(int(pid), signal.SIGKILL)  # it lives
     assert (process.returncode, before, stderr) == (4, b"before", b"err\n")
@@ -129,7 +130,7 @@ def test_signals_go_to_the_command(aiovmm: Command, socket: str, number: signal.
     assert process.stdout is not None
     assert process.stdout.readline() == b"up\n"
     process.send_signal(number)
-    assert process.communicate(timeout=30)[0] == b"heard\n"
+    assert process.communicate(timeout=HANGS)[0] == b"heard\n"
     assert process.returncode == 5
 
 
@@ -147,9 +148,9 @@ def test_a_signal_before_the_command_runs(
 
     front = Front(tmp_path / "vsock", tmp_path / "none")
     process = aiovmm.start(*(word.replace("VSOCK", str(tmp_path / "vsock")) for word in words))
-    assert asked.wait(30)
+    assert asked.wait(HANGS)
     process.send_signal(number)
-    assert process.communicate(timeout=30) == (b"", b"")
+    assert process.communicate(timeout=HANGS) == (b"", b"")
     assert process.returncode == 128 + number
     front.close()
 
@@ -159,7 +160,7 @@ def test_the_command_ends_when_its_output_is_not_read_any_more(aiovmm: Command, 
     assert process.stdout is not None
     assert process.stdout.read(2) == b"y\n"
     process.stdout.close()
-    process.wait(30)
+    process.wait(HANGS)
     assert process.stderr is not None
     assert process.stderr.read() == b""
 
@@ -190,7 +191,7 @@ def test_a_terminal(aiovmm: Command, socket: str) -> None:
     os.write(master, b"word\r")
     seen = _until(master, b"got word\r\n")
     assert b"word\r\n" in seen  # the guest's terminal echoes, ours does not
-    assert process.wait(30) == 3
+    assert process.wait(HANGS) == 3
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)

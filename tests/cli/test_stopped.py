@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
+from tests.limits import HANGS
 
 QUIET, IDLE, SECONDS = 0.4, 2.0, 2.5  # the first has it seen that the guest has been busy until then
 
@@ -41,7 +42,7 @@ def test_time_in_which_it_was_stopped_is_in_no_limit(told: bool, aiovmm: Command
         process.terminate()
         assert any(b"power-button" in line for line in process.stderr)
     stand_still(process, SECONDS)
-    out, error = process.communicate(b"q", timeout=30)
+    out, error = process.communicate(b"q", timeout=HANGS)
     assert (process.returncode, out) == (0, b"q"), error
 
 
@@ -62,6 +63,6 @@ def test_it_goes_on_as_if_nothing_had_been(more: list[str], aiovmm: Command, gue
     process.stdin.flush()
     assert process.stdout.read(1) == b"c"
     process.send_signal(signal.SIGHUP)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=HANGS)
     assert b"Traceback" not in error
     assert b"by SIGHUP" in error

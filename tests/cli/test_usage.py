@@ -15,6 +15,7 @@ import pytest
 from aiovmm import doctor
 from aiovmm.config.reference import Verdict, rows
 from tests.cli.conftest import Command
+from tests.limits import HANGS
 
 NOT_THERE = {row.option: row.note for row in rows() if not row.key and row.verdict is Verdict.REFUSED}
 WRONG = {
@@ -177,7 +178,7 @@ def test_doctor_knows_a_kvm_that_emulates(aiovmm: Command, kvm: bool) -> None:
 
 def _seconds(*command: str) -> float:
     began = time.perf_counter()
-    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL, timeout=HANGS)
     return time.perf_counter() - began
 
 
@@ -189,7 +190,7 @@ def test_how_fast_it_is_there(command: tuple[str, ...], record_property: Callabl
     code = "import sys, runpy; sys.argv = ['aiovmm', '--help']\n"
     run = "import aiovmm" if command[0] == "-c" else "runpy.run_module('aiovmm', run_name='__main__')"
     code += f"try:\n    {run}\nexcept SystemExit:\n    pass\nprint(*sorted(sys.modules), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=HANGS)
     loaded = set(done.stderr.split())
     assert "aiovmm" in loaded
     assert not loaded & {
@@ -218,7 +219,7 @@ def test_a_session_imports_what_prints_logs_only_to_print_one() -> None:
         "journal.device_error('disk0', OSError('it broke'))\n"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=HANGS)
     assert done.stdout == "[]\n"
     for words in ("guest: disk0: device failed", "error='it broke'"):
         assert words in done.stderr
@@ -242,7 +243,7 @@ def test_an_error_that_a_guest_causes_imports_nothing() -> None:
         "journal.device_error('disk1', OSError('so did this'))\n"
         "print([(r.getMessage().split(': ')[:3], r.vm, r.device, r.error, getattr(r, 'request', None)) for r in records])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr
     first = (["guest", "disk0", "device failed"], "guest", "disk0", "it broke", None)
     second = (["guest", "disk1", "device failed"], "guest", "disk1", "so did this", "r1")

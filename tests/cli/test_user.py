@@ -16,6 +16,7 @@ from tests.cli.conftest import Command
 from tests.cli.test_confinement import PROGRAM as TRIES
 from tests.cli.test_confinement import devices, needs_landlock
 from tests.everybodys import everybodys
+from tests.limits import HANGS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
@@ -78,7 +79,7 @@ def test_it_is_started_again_by_its_reset(aiovmm: Command, guest: list[str]) -> 
     assert process.stdout.read(7) == b"qhello\n"
     process.terminate()
     process.terminate()
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=HANGS)
     assert b"Traceback" not in error
 
 
@@ -95,7 +96,7 @@ def test_others_ask_at_a_socket_that_is_root_s(aiovmm: Command, guest: list[str]
     assert b"none" in asked.stderr, asked
     assert b"asking a guest's monitor" not in asked.stderr, "somebody listens"
     assert process.stdin is not None
-    _, error = process.communicate(b"q", timeout=30)
+    _, error = process.communicate(b"q", timeout=HANGS)
     assert (process.returncode, error) == (0, b"")
 
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 from aiovmm.console import Terminal
 from aiovmm.console.fds import OwnedFd
+from tests.limits import HANGS
 
-DEADLINE = 10.0  # seconds; a test that needs them has failed
+DEADLINE = HANGS  # a test that needs so long has failed
 
 
 class Screen:

@@ -9,6 +9,7 @@ import pytest
 from aiovmm.console.input import HIGH_WATER, INPUT_LIMIT, LOW_WATER, InputQueue
 from aiovmm.errors import ConsoleEnded, StateError
 from tests.console.device import StubDevice
+from tests.limits import HANGS
 
 
 async def settle() -> None:
@@ -54,14 +55,14 @@ async def test_writing_without_end_is_refused_and_changes_nothing() -> None:
 async def test_drain_waits_between_the_high_and_the_low_mark() -> None:
     queue, device = connected()
     queue.put(bytes(HIGH_WATER - 1))
-    await asyncio.wait_for(queue.drain(), 1)
+    await asyncio.wait_for(queue.drain(), HANGS)
     queue.put(b"x")
     drain = asyncio.create_task(queue.drain())
     device.make_room(HIGH_WATER - LOW_WATER - 1)
     await settle()
     assert not drain.done()
     device.make_room(1)
-    await asyncio.wait_for(drain, 1)
+    await asyncio.wait_for(drain, HANGS)
 
 
 async def test_sending_any_size_delivers_all_of_it_within_the_high_mark() -> None:
@@ -130,7 +131,7 @@ async def test_a_cancelled_sender_hands_its_turn_on(woken_first: bool) -> None:
         first.cancel()
         await settle()
         device.make_room(HIGH_WATER)
-    await asyncio.wait_for(second, 1)
+    await asyncio.wait_for(second, HANGS)
     device.make_room(100)
     assert first.cancelled()
     assert bytes(device.received[HIGH_WATER:]) == b"second"
@@ -145,7 +146,7 @@ async def test_the_end_reaches_those_who_wait_and_those_who_come_later(wait: Cal
     queue.end()
     for task in waiting:
         with pytest.raises(ConsoleEnded):
-            await asyncio.wait_for(task, 1)
+            await asyncio.wait_for(task, HANGS)
     with pytest.raises(ConsoleEnded):
         queue.put(b"x")
     with pytest.raises(ConsoleEnded):

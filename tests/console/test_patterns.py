@@ -164,22 +164,22 @@ async def test_hostile_output_leaves_the_loop_to_others(pattern: bytes) -> None:
     console.feed(text)
     turns = longest = 0
     for byte in (text[:1], *(text[i : i + 1] for i in range(3000))):
-        began = time.perf_counter()
+        began = time.thread_time()  # not of others: the machine may be busy
         await asyncio.sleep(0)
-        longest = max(longest, time.perf_counter() - began)  # type: ignore[assignment]
+        longest = max(longest, time.thread_time() - began)  # type: ignore[assignment]
         turns += 1
         console.feed(byte)
     assert turns == 3001
     assert longest < 5, "one turn of the loop"
     task.cancel()
-    await asyncio.wait([task], timeout=20)
+    await asyncio.wait([task], timeout=HANGS)
     assert task.done()
 
 
 async def test_a_match_that_may_be_dear_is_tried_elsewhere_first() -> None:
     console = Console()
     console.feed(b"a line of many words that ends in a colon at last:")
-    match = await console.expect(rb"(\w+\s*)+:", timeout=30)
+    match = await console.expect(rb"(\w+\s*)+:", timeout=HANGS)
     assert match.group() == b"a line of many words that ends in a colon at last:"
 
 
@@ -223,7 +223,7 @@ async def test_a_match_is_tried_where_the_program_reaps_whatever_ends() -> None:
     with reaping():
         for _ in range(5):
             console.feed(b"a line of many words that ends in a colon at last:")
-            match = await asyncio.wait_for(console.expect(rb"(\w+\s*)+:", timeout=30), 20)
+            match = await asyncio.wait_for(console.expect(rb"(\w+\s*)+:", timeout=30), HANGS)
             assert match.group().endswith(b"last:")
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aiovmm.console import Console, ConsoleReader
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, StateError, UsageError
+from tests.limits import HANGS
 
 
 def console_with(output: bytes, history: int = 1 << 20, ended: bool = False) -> Console:
@@ -29,7 +30,7 @@ async def after_waiting(console: Console, wait: Awaitable[bytes], *pieces: bytes
         await asyncio.sleep(0)
         assert not task.done()
         console.feed(piece)
-    return await asyncio.wait_for(task, 1)
+    return await asyncio.wait_for(task, HANGS)
 
 
 async def test_reading_waits_for_output() -> None:
@@ -62,7 +63,7 @@ async def test_the_end_wakes_who_waits() -> None:
     task = asyncio.create_task(console.read())
     await asyncio.sleep(0)
     console.close()
-    assert await asyncio.wait_for(task, 1) == b""
+    assert await asyncio.wait_for(task, HANGS) == b""
 
 
 async def test_iterating_over_pieces_and_lines() -> None:
@@ -85,7 +86,7 @@ async def test_expect_waits_for_the_pieces_of_a_match() -> None:
     console = Console()
 
     async def matched() -> bytes:
-        return (await console.expect(rb"log.n: ", timeout=5)).group()
+        return (await console.expect(rb"log.n: ", timeout=HANGS)).group()
 
     assert await after_waiting(console, matched(), b"\r\nlo", b"gin", b": ") == b"login: "
 
@@ -105,7 +106,7 @@ async def test_expect_fails_at_once_when_the_guest_is_gone(ended: bool) -> None:
     await asyncio.sleep(0)
     console.close()
     with pytest.raises(ConsoleEnded, match=r"login: .*last words") as caught:
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, HANGS)
     assert caught.value.received == b"last words"
     assert (await console.expect(b"words")).group() == b"words"
 
@@ -197,7 +198,7 @@ async def test_expect_goes_on_over_what_was_lost() -> None:
     await asyncio.sleep(0)
     console.feed(b"x" * 50)
     console.feed(b"end.")
-    assert (await asyncio.wait_for(task, 1)).group() == b"xxxxend."
+    assert (await asyncio.wait_for(task, HANGS)).group() == b"xxxxend."
     assert console.lost == 50
 
 
@@ -208,7 +209,7 @@ async def test_a_line_longer_than_the_history_comes_shortened() -> None:
         await asyncio.sleep(0)
         console.feed(b"123456")
     console.feed(b"\n")
-    assert await asyncio.wait_for(task, 1) == b"6123456\n"
+    assert await asyncio.wait_for(task, HANGS) == b"6123456\n"
     assert console.lost == 23
 
 
@@ -225,7 +226,7 @@ async def test_a_closed_reader_ends_where_the_output_was() -> None:
     task = asyncio.create_task(waiting.read())
     await asyncio.sleep(0)
     waiting.close()
-    assert await asyncio.wait_for(task, 1) == b""
+    assert await asyncio.wait_for(task, HANGS) == b""
 
 
 async def test_a_closed_reader_that_was_overrun_just_ends() -> None:

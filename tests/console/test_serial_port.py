@@ -8,6 +8,7 @@ from aiovmm.console import Console
 from aiovmm.console.input import HIGH_WATER
 from aiovmm.devices.serial import SerialPort
 from aiovmm.irq import RecordingLine
+from tests.limits import HANGS
 
 DATA, FIFO_CONTROL, LINE_STATUS = 0, 2, 5
 
@@ -32,8 +33,8 @@ async def test_what_the_guest_prints_is_expected() -> None:
     console, port = booted()
     port.write_many(DATA, b"Debian GNU/Linux 12\r\n\r\nlogin: ")
     port.end_of_batch()
-    assert (await console.expect(rb"Linux (\d+)", timeout=1))[1] == b"12"
-    await console.expect(rb"login: $", timeout=1)
+    assert (await console.expect(rb"Linux (\d+)", timeout=HANGS))[1] == b"12"
+    await console.expect(rb"login: $", timeout=HANGS)
 
 
 async def test_what_is_sent_arrives_whole_and_in_order() -> None:

@@ -23,10 +23,10 @@ async def test_talking_to_a_guest() -> None:
 
     console = Console(Guest(), name="serial")
     console.feed(b"login: ")
-    await console.expect(rb"login: $", timeout=1)
+    await console.expect(rb"login: $", timeout=HANGS)
     console.write(b"root\n")
     await console.drain()
-    await console.expect(rb"root\r\n# ", timeout=1)
+    await console.expect(rb"root\r\n# ", timeout=HANGS)
     await console.send(b"uname\n")
     assert await console.readuntil(b"# ") == b"uname\r\n# "
     assert console.history == b"login: root\r\n# uname\r\n# "
@@ -40,7 +40,7 @@ async def test_the_end() -> None:
     console.close()
     console.close()
     console.feed(b"never")
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, HANGS)
     assert console.closed
     assert not console.at_eof()
     assert await console.read() == b"last"

@@ -27,7 +27,7 @@ class Tmux:
 
     def __call__(self, *arguments: str) -> str:
         command = ["tmux", "-S", str(self._socket), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANGS).stdout
 
     def type(self, text: str) -> None:
         self("send-keys", "-l", text)

@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from tests.limits import HANGS
+
 __all__ = ["ROOT", "Stalling", "stalling"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,7 +180,7 @@ class Stalling:
     def end(self) -> None:
         """Idempotent."""
         _pipe(self._process.stdin).close()
-        self._process.wait(20)
+        self._process.wait(HANGS)
         _pipe(self._process.stdout).close()
 
 

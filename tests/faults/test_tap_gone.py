@@ -15,6 +15,7 @@ from aiovmm.errors import PeerError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio import netns
 from tests.devices.virtio.net_guest import NetGuest, ready, until
+from tests.limits import HANGS
 
 BROADCAST = b"\xff" * 6
 FRAME = BROADCAST + bytes.fromhex("2e0000000042") + b"\x88\xb5" + bytes(200)  # an EtherType for experiments
@@ -44,7 +45,7 @@ class Loaded:
             self._guest.tx.kick()
             done = 0
             while done < 16:
-                done += len(await self._guest.tx.used(timeout=30))
+                done += len(await self._guest.tx.used(timeout=HANGS))
             self.sent += 16
 
     async def is_sent_to(self) -> None:
@@ -66,7 +67,7 @@ class Loaded:
     async def goes_on(self) -> None:
         """In both directions."""
         sent, received = self.sent, self.device.counters.rx_packets
-        await until(lambda: self.sent > sent + 200 and self.device.counters.rx_packets > received + 200, 30)
+        await until(lambda: self.sent > sent + 200 and self.device.counters.rx_packets > received + 200, HANGS)
 
 
 @asynccontextmanager
@@ -88,10 +89,10 @@ async def loaded(number: int) -> AsyncIterator[Loaded]:
 
 async def goes(victim: Loaded, neighbour: Loaded) -> None:
     """Its guest is told by the link, the embedder by the link and the error; what it sends is taken, and comes to nothing."""
-    await until(lambda: not victim.device.link, 30)
+    await until(lambda: not victim.device.link, HANGS)
     await neighbour.goes_on()
     sent = victim.sent
-    await until(lambda: victim.sent > sent + 200, 30)
+    await until(lambda: victim.sent > sent + 200, HANGS)
     assert not neighbour.harness.reported
     assert not victim.harness.errors, "a device that can be used is not broken"
 

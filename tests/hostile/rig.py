@@ -27,6 +27,7 @@ from aiovmm.virtqueue.status import Status
 from tests.guests.machine import Machine
 from tests.hostile.rarer import RARER
 from tests.hostile.targets import USUAL, Disk, Target
+from tests.limits import HANGS
 from tests.pci.test_kvm import VcpuGuest
 
 __all__ = ["RAM", "Rig", "guest_rig", "simulated_rig"]
@@ -97,14 +98,14 @@ class Rig:
         for _ in range(3):
             await self.other.good(self.disk)
 
-    async def returned(self, timeout: float = 10.0) -> None:
+    async def returned(self, timeout: float = HANGS) -> None:
         """All that was offered is back: a device that serves on answers that first. Raises TimeoutError."""
         async with asyncio.timeout(timeout):
             while self.queue.outstanding:
                 self.queue.poll()
                 await asyncio.sleep(0.001)
 
-    async def needs_reset(self, timeout: float = 10.0) -> bool:
+    async def needs_reset(self, timeout: float = HANGS) -> bool:
         """Whether the device says so within that time."""
         end = asyncio.get_running_loop().time() + timeout
         while not self.driver.status & Status.NEEDS_RESET:

@@ -16,12 +16,10 @@ from aiovmm.kvm import Kvm
 from tests.hostile.case import Case
 from tests.hostile.cases import CASES, judge
 from tests.hostile.rig import Rig, guest_rig
+from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on
 
 pytestmark = pytest.mark.kvm
-
-HANGS = 20.0
-"""Seconds that a neighbour's exit may wait for on a machine that does many other things."""
 
 
 def _some(cases: list[Case]) -> Iterator[Case]:

@@ -21,7 +21,8 @@ from aiovmm.devices.hotplug.units import UnitRegisters
 from aiovmm.devices.pvpanic import CRASH_LOADED, PANICKED, Pvpanic
 from aiovmm.machine.architecture import board_of_host
 from tests.guests.machine import Machine
-from tests.hostile.test_guest import HANGS, neighbour
+from tests.hostile.test_guest import neighbour
+from tests.limits import HANGS
 from tests.pci.test_kvm import VcpuGuest
 from tests.vm.guest import config, counts_on, until
 

@@ -19,6 +19,7 @@ import pytest
 from aiovmm.errors import ImageError
 from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel
 from tests.debian.stock import STOCK_KERNELS, stock_kernel_or_skip
+from tests.limits import HANGS
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="no qemu-system-x86_64 (qemu-system-x86)"),
@@ -95,7 +96,7 @@ class Guest:
     def gone(self) -> bool:
         """It powered off by itself, with no error."""
         self.expect(rb"reboot: (Power down|Restarting system)")
-        return self.process.wait(20) == 0
+        return self.process.wait(HANGS) == 0
 
 
 def _scheduled(process: int) -> tuple[int, int]:

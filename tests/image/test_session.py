@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.limits import HANGS
+
 BUSYBOX = shutil.which("busybox") or ""
 pytestmark = pytest.mark.skipif(not BUSYBOX, reason="no busybox (package busybox-static)")
 
@@ -32,16 +34,16 @@ def session(terminal: int, script: str) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize(("script", "status"), [("exit 3", 3), ("kill -9 $$", 137), ("true", 0), ("exec false", 1)])
 def test_the_status_is_the_programs(terminal: tuple[int, int], script: str, status: int) -> None:
-    assert session(terminal[1], script).wait(20) == status
+    assert session(terminal[1], script).wait(HANGS) == status
 
 
 def test_the_interrupt_key_ends_the_program_and_the_session_tells(terminal: tuple[int, int]) -> None:
     process = session(terminal[1], "echo begin; exec sleep 100")
     assert os.read(terminal[0], 100).startswith(b"begin")
     os.write(terminal[0], b"\3")
-    assert process.wait(20) == 128 + 2
+    assert process.wait(HANGS) == 128 + 2
 
 
 def test_a_terminal_that_the_program_took_and_never_gave_back_is_waited_for(terminal: tuple[int, int]) -> None:
-    assert session(terminal[1], "set -m; sleep 0.1; echo told; kill -9 $$").wait(20) == 137
+    assert session(terminal[1], "set -m; sleep 0.1; echo told; kill -9 $$").wait(HANGS) == 137
     assert b"stty" not in os.read(terminal[0], 1000)  # which would say why it could not wait

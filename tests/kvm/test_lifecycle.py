@@ -29,7 +29,7 @@ async def stop_timed(m: Machine, record_property: Callable[[str, object], None])
     """Stop and join; the time it took goes into the report, a deadline guards it."""
     began = time.perf_counter()
     m.cpu.stop()
-    assert await m.ended(timeout=10) == Stopped()
+    assert await m.ended(timeout=HANGS) == Stopped()
     record_property("stop_ms", round(1000 * (time.perf_counter() - began), 3))
     assert not m.cpu.running
 
@@ -248,7 +248,7 @@ async def test_no_signal_of_the_process_is_lost_to_a_vcpu_that_is_kicked_meanwhi
         nonlocal sent
         for _ in range(2000):
             os.kill(os.getpid(), signal.SIGURG)
-            if not caught.acquire(timeout=5):
+            if not caught.acquire(timeout=HANGS):
                 return
             sent += 1
 

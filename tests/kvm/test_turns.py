@@ -15,6 +15,7 @@ from aiovmm.kvm.exits import Stopped
 from aiovmm.runtime import turns
 from aiovmm.runtime.patience import LONGEST_DOZE
 from tests.guests.machine import Access, Machine
+from tests.limits import HANGS
 
 pytestmark = pytest.mark.kvm
 
@@ -218,7 +219,7 @@ async def test_where_no_memory_is_to_be_had_for_a_drain_the_guest_is_served_from
                 await m.loop.served()
                 m.cpu.resume()
                 m.cpu.stop()
-                assert await m.ended(timeout=20) == Stopped()
+                assert await m.ended(timeout=HANGS) == Stopped()
             assert not m.errors
             assert [batch.is_reserve for batch in exitloop._reserve.batches] == [True]
             assert not exitloop._spare, "it was not used"
@@ -243,5 +244,5 @@ async def test_a_guest_whose_exits_are_lost_is_told_of_and_others_go_on(
         works.start()
         await works.until(lambda: len(works.log) > 10)
         fails.cpu.stop()
-        assert await fails.ended(timeout=20) == Stopped()
+        assert await fails.ended(timeout=HANGS) == Stopped()
         assert [type(error) for error in lost] == [MemoryError]

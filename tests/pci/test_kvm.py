@@ -297,7 +297,7 @@ async def test_no_interrupt_is_lost_to_masks_that_come_and_go_while_rings_run(kv
                 await driver.pci.set_msix(driver.function, enabled=True)
                 back = 0
                 while back < count:
-                    back += len(await queue.used(timeout=10))  # by its interrupt, or it is a TimeoutError
+                    back += len(await queue.used(timeout=HANGS))  # by its interrupt, or it is a TimeoutError
 
         await running.drive(scenario)
         assert running.errors == []

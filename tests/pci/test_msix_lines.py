@@ -18,6 +18,7 @@ from aiovmm.pci.msix_lines import MsixTableRegisters, MsixVectors
 from aiovmm.pci.services import LineChange, Place
 from aiovmm.runtime.worker import Worker
 from aiovmm.testing.pci import RecordingServices
+from tests.limits import HANGS
 
 ADDRESS = 0xFEE0_0000
 
@@ -44,7 +45,7 @@ class Lines:
         await self.worker.submit(lambda: None)
 
     def stand_still(self) -> None:
-        self.worker.submit(lambda: self.may_go.wait(30))
+        self.worker.submit(lambda: self.may_go.wait(HANGS))
 
     def messages(self) -> list[int]:
         """What the guest has got, the eventfds of other processes included; no order between these and ours."""

@@ -28,6 +28,7 @@ from aiovmm.testing.pci import Doorbell, RecordingServices
 from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig
 from aiovmm.virtqueue.driver import Arena
 from aiovmm.virtqueue.status import Status
+from tests.limits import HANGS
 from tests.pci.echo import Echo, until
 
 COMMON, DEVICE, NOTIFY = VirtioCapType.COMMON, VirtioCapType.DEVICE, VirtioCapType.NOTIFY
@@ -250,7 +251,7 @@ async def test_a_driver_need_not_wait_for_its_doorbells(machine: Machine) -> Non
     go_on, real = threading.Event(), services.ioeventfd
 
     def slow(space: Space, address: int, size: int, fd: int) -> Doorbell | None:
-        go_on.wait(30)
+        go_on.wait(HANGS)
         return real(space, address, size, fd)
 
     services.worker, services.ioeventfd = Worker("slow"), slow  # type: ignore[method-assign]

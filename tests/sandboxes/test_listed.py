@@ -164,7 +164,7 @@ def test_following_goes_through_files_that_take_turns(tmp_path: Path) -> None:
     path.unlink()
     (folder / "console.old").unlink()
     folder.rmdir()
-    thread.join(20)
+    thread.join(HANGS)
     assert b"".join(seen) == b"012345"
 
 
@@ -188,7 +188,7 @@ def test_following_ends_with_a_process_that_was_killed() -> None:
     assert following.poll() is None
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert following.communicate(timeout=20) == (b"", b"")
+    assert following.communicate(timeout=HANGS) == (b"", b"")
     assert following.returncode == 0
     assert not entry.lives
 

@@ -186,7 +186,7 @@ def test_passt_serves_the_addresses_that_the_guest_has(network: Network) -> None
         while (answer := ours.recv(4096)) and b"\x08\x06" + bytes.fromhex("0001080006040002") not in answer:
             pass
         assert gateway + mac + guest in answer
-    process.wait(20)
+    process.wait(HANGS)
     process.stderr.close()  # type: ignore[union-attr]
 
 

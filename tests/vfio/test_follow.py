@@ -20,6 +20,7 @@ from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.testing.pci import MESSAGES
 from aiovmm.vfio import Container, Follower, HostDevice
+from tests.limits import HANGS
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
 
@@ -197,7 +198,7 @@ async def test_the_machines_end_waits_for_what_is_under_way(
 
     def held(fd: int, request: int, argument: int | bytearray = 0) -> int:
         entered.set()
-        go_on.wait(30)
+        go_on.wait(HANGS)
         return real(fd, request, argument)
 
     await behind.request(attach(1))

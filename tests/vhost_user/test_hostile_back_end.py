@@ -222,7 +222,7 @@ async def test_while_stopping_the_reset_ends_and_the_next_start_is_on_a_new_conn
     async with FakeBackEnd(path, only_once) as fake, Guest(disk(path, answer=0.3)) as guest:
         await guest.driver.start()
         armed = True
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(HANGS):
             await guest.driver.reset()
         await guest.driver.start()
         await until(lambda: guest.backend.connected)

@@ -197,7 +197,7 @@ async def test_a_reset_while_it_is_away_does_not_wait(path: Path) -> None:
     async with Served(path) as (guest, server):
         await server.__aexit__(None, None, None)
         await until(lambda: not guest.backend.connected)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(HANGS):
             await guest.driver.reset()
 
 

@@ -15,6 +15,7 @@ from aiovmm.virtqueue.driver import Arena, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC, VERSION_1
 from aiovmm.virtqueue.queue import Queue
 from aiovmm.virtqueue.serving import Next
+from tests.limits import HANGS
 
 REQUESTS = 4000
 
@@ -46,7 +47,7 @@ def drive(driver: DriverQueue, line: ThreadLine, seed: int) -> int:
         if sent < REQUESTS and len(driver.free) >= 2 and rand.random() < 0.5:
             continue
         line.event.clear()
-        if driver.outstanding and driver.enable_interrupts() and not line.event.wait(timeout=10):
+        if driver.outstanding and driver.enable_interrupts() and not line.event.wait(timeout=HANGS):
             break
         driver.disable_interrupts()
     return right

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm import VM, RngConfig, VMState
+from tests.limits import HANGS
 from tests.vm.drivers import five_devices, start_drivers
 from tests.vm.guest import config
 
@@ -56,7 +57,7 @@ async def test_a_guest_with_five_devices_at_work_has_at_most_twelve(tmp_path: Pa
         before = open_files()
         async with VM(five_devices(tmp_path)) as vm:
             await vm.start()
-            await vm.serial.expect(rb"hello\n", timeout=20)
+            await vm.serial.expect(rb"hello\n", timeout=HANGS)
             assert (open_files() - before).total() <= 7, "no driver has come"
             drivers = await start_drivers(vm)
             assert len(drivers) == 5

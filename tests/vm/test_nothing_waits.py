@@ -168,7 +168,7 @@ def in_thread(work: Callable[[], object]) -> BaseException | None:
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(HANGS)
     assert not thread.is_alive(), "it waits for ever"
     return raised[0]
 

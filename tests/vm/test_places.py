@@ -24,7 +24,7 @@ async def test_a_socket_is_there_from_entering_to_the_end(tmp_path: Path) -> Non
         reader, writer = await asyncio.open_unix_connection(path)
         await vm.start()
         assert await asyncio.wait_for(reader.readexactly(6), HANGS) == b"hello\n"
-        await vm.serial.expect(rb"hello", timeout=20)
+        await vm.serial.expect(rb"hello", timeout=HANGS)
         await vm.kill()
         assert await asyncio.wait_for(reader.read(), HANGS) == b""
         writer.close()

@@ -178,7 +178,7 @@ async def test_who_waits_hears_why_there_is_none_and_others_go_on() -> None:
         assert pool.stats().failed == 1
         source.fails = None
         source.gate.release()
-        async with pool.acquire(timeout=20) as vm:
+        async with pool.acquire(timeout=HANGS) as vm:
             await lives(vm)
 
 
@@ -197,7 +197,7 @@ async def test_a_time_out_and_a_cancelled_wait_take_nothing_with_them() -> None:
         source.gate.release()  # the one that was begun for them: nobody wants it
         await until(lambda: pool.stats().made == 1 and not pool._members)
         source.gate.release()
-        async with pool.acquire(timeout=20) as vm:
+        async with pool.acquire(timeout=HANGS) as vm:
             await lives(vm)
     await remains.check()
 

@@ -193,7 +193,7 @@ async def test_a_thread_that_fills_guest_memory_keeps_it_to_the_end(
     def slow(memory: GuestMemory, *arguments: Any) -> Any:
         machines.append(memory)
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(HANGS)
         return setup(memory, *arguments)
 
     monkeypatch.setattr(x86_64, "setup_linux", slow)
@@ -218,7 +218,7 @@ async def test_who_is_cancelled_while_memory_is_prefaulted_does_not_wait_for_all
     def slow(mapping: GuestMapping, start: int, size: int) -> None:
         filled.append(size)
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(HANGS)
 
     monkeypatch.setattr("aiovmm.memory.populating._PIECE", 2 << 20)
     monkeypatch.setattr(GuestMapping, "populate", slow)

@@ -83,7 +83,7 @@ async def test_the_power_button() -> None:
     async with VM(config("bo")) as vm:
         await vm.start()
         await counts_on(vm)
-        status = await vm.stop(timeout=20)
+        status = await vm.stop(timeout=HANGS)
     assert status.reason is ExitReason.SHUTDOWN
     assert await kinds(vm) == [EventKind.STARTED, EventKind.POWER_BUTTON, EventKind.STOPPED]
 
@@ -240,7 +240,7 @@ async def test_a_guest_that_was_paused_in_a_reset_stands_at_its_first_instructio
             await counts_on(other, 10_000)
         assert VcpuState(vm.machine.vcpus[0]).get_regs().rip == before
         await vm.resume()
-        await vm.serial.expect(rb"hello", timeout=20)
+        await vm.serial.expect(rb"hello", timeout=HANGS)
 
 
 async def test_the_button_pressed_in_a_reset_is_pressed_for_the_next_life() -> None:

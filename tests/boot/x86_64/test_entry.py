@@ -95,7 +95,7 @@ def boot(kernel: KernelImage, initramfs: bytes, directory: Path) -> str:
     machine = ["-M", "pc", "-accel", "tcg", "-cpu", "max", "-m", f"{RAM_SIZE >> 20}", "-nodefaults", "-no-reboot"]
     output = ["-display", "none", "-serial", "stdio"]
     command = ["qemu-system-x86_64", *machine, *output, "-bios", str(rom(state, directory)), *loaders]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=140)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout.decode(errors="replace")
 

@@ -504,7 +504,7 @@ async def test_the_switch_to_write_through_ends_with_its_flush(
 
     def flush() -> int:
         started.set()
-        go_on.wait(10)
+        go_on.wait(HANGS)
         return 0
 
     monkeypatch.setattr(image, "flush", flush)
@@ -530,7 +530,7 @@ async def test_opening_that_is_cancelled_leaves_nothing_open(path: Path) -> None
 
     def slow() -> DiskImage:
         started.set()
-        go_on.wait(10)
+        go_on.wait(HANGS)
         return DiskImage.open(path)
 
     disk = BlkDevice(slow)

@@ -24,6 +24,7 @@ from aiovmm.native import ffi
 from aiovmm.testing import Harness
 from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor
 from tests.devices.virtio.blk_driver import allocated, contents, header, submit, write
+from tests.limits import HANGS
 
 SIZE = 1 << 20
 
@@ -97,7 +98,7 @@ def test_the_lock_holds_against_other_processes(path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert "another VM or program uses this image" in done.stderr
     image.close()
-    subprocess.run(command, check=True, timeout=30)
+    subprocess.run(command, check=True, timeout=HANGS)
 
 
 # -- what it is ------------------------------------------------------------------------------------------------------------

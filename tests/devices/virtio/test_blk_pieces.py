@@ -114,7 +114,7 @@ async def test_all_requests_in_many_pieces_are_answered(disk: BlkDevice) -> None
     h.device_memory = OnePageManyTimes(h.memory, 0x300000, PIECES)
     async with h:
         offer(h, 20, PIECES)  # more than are in flight at once
-        assert len(await h.queues[0].used(20, timeout=30)) == 20
+        assert len(await h.queues[0].used(20, timeout=HANGS)) == 20
         assert [h.memory.read(0x201000 + 3 * i, 1)[0] for i in range(20)] == [Status.OK] * 20
         assert disk._disk.grown == 0
         assert disk._disk.in_flight == 0

@@ -54,7 +54,7 @@ class Stack:
     async def run(self) -> None:
         self.guest.fill()
         while True:
-            packet = await self.guest.receive(timeout=30)
+            packet = await self.guest.receive(timeout=HANGS)
             frame = packet.frame
             if frame[12:14] == b"\x08\x06" and frame[38:42] == socket.inet_aton(GUEST):
                 self.host_mac = frame[6:12]

@@ -46,7 +46,7 @@ class SlowBacking(Backing):
 
     def sync(self) -> None:
         self.begun += 1
-        assert self.gate.acquire(timeout=10)
+        assert self.gate.acquire(timeout=HANGS)
         assert self.fd >= 0
         if self.fail:
             raise OSError(self.fail, os.strerror(self.fail))
