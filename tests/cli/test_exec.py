@@ -168,7 +168,7 @@ def test_the_command_ends_when_its_output_is_not_read_any_more(aiovmm: Command, 
 def test_output_that_there_is_no_room_for(aiovmm: Command, socket: str) -> None:
     with open("/dev/full", "wb") as full:
         process = aiovmm.start("exec", socket, "echo", "x", stdout=full)
-        assert process.wait(30) == 125
+        assert process.wait(HANGS) == 125
     assert process.stderr is not None
     said = process.stderr.read()
     assert said.startswith(b"aiovmm: writing what the command printed: No space left on device")
@@ -178,7 +178,10 @@ def test_output_that_there_is_no_room_for(aiovmm: Command, socket: str) -> None:
 def test_input_that_cannot_be_read_is_no_end_of_it_without_a_word(aiovmm: Command, socket: str) -> None:
     with open(os.devnull, "wb") as unreadable:
         process = aiovmm.start("exec", socket, "cat", stdin=unreadable)
-        assert process.communicate(timeout=30) == (b"", b"aiovmm: standard input cannot be read: Bad file descriptor\n")
+        assert process.communicate(timeout=HANGS) == (
+            b"",
+            b"aiovmm: standard input cannot be read: Bad file descriptor\n",
+        )
 
 
 def test_a_terminal(aiovmm: Command, socket: str) -> None:
