@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,8 +12,8 @@ from aiovmm.config import VMConfig
 from aiovmm.config.ids import device_ids
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
-from aiovmm.confine.paths import Grant, of_config, of_output, of_program, of_rule
-from aiovmm.errors import ConfigError
+from aiovmm.confine.paths import Grant, files_of, of_config, of_output, of_program, of_rule
+from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.user_dirs import find_cache_directory
 
 __all__ = ["check_programs", "confine_paths_to", "enter_namespaces_of", "families_of"]
@@ -44,9 +45,21 @@ def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iter
     if cache is not None:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_sockets_in(cache, config, option)
+    for path in files_of(config):
+        _make(path)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
     imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
     return [*of_program(imported, cache), *of_config(config), *map(of_rule, rules), *map(of_output, outputs)]
+
+
+def _make(path: Path) -> None:
+    """As `open_output_file` does, which then finds it. Raises HostError."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:  # whatever it is
+        return
+    except OSError as exc:
+        raise HostError("open the console's file", exc.errno or 0, path=str(path)) from exc
 
 
 def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> None:

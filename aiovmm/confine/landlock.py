@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ __all__ = ["confine_paths"]
 
 _TCP, _TCP_SINCE = 3, 4  # bind and connect, and the version of Landlock that knows them
 _ABSTRACT_SOCKETS, _SCOPES_SINCE = 1, 6
+_MISSING = (errno.ENOSYS, errno.EOPNOTSUPP)
 _HINT = "this kernel has no Landlock (landlock is not among lsm= of its command line): leave it out"
 
 
@@ -61,12 +63,14 @@ def _allow(ruleset: int, grant: Grant, handled: Right) -> None:
         raise HostError("confine to paths", exc.errno or 0, path=str(grant.path)) from exc
     try:
         directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-        _checked(lib.avmm_landlock_allow(ruleset, fd, grant.rights & handled & (Right(~0) if directory else OF_FILES)))
+        rights = grant.rights & handled & (Right(~0) if directory else OF_FILES)
+        if (result := lib.avmm_landlock_allow(ruleset, fd, rights)) != -errno.EBADFD:
+            _checked(result)  # else it is a pipe behind /dev/stdout, say, in which Landlock has no part
     finally:
         os.close(fd)
 
 
 def _checked(result: int) -> int:
     if result < 0:
-        raise HostError("confine to paths", -result, _HINT)
+        raise HostError("confine to paths", -result, _HINT if -result in _MISSING else "")
     return result

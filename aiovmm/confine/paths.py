@@ -11,7 +11,7 @@ from aiovmm.config import ConsoleConfig, ConsoleMode, DebugConsoleConfig, VMConf
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.runtime.dataclass import dataclass, field_types
 
-__all__ = ["NEWER", "OF_FILES", "Grant", "Right", "of_config", "of_output", "of_program", "of_rule"]
+__all__ = ["NEWER", "OF_FILES", "Grant", "Right", "files_of", "of_config", "of_output", "of_program", "of_rule"]
 
 
 class Right(enum.IntFlag):
@@ -77,6 +77,12 @@ def of_config(config: VMConfig) -> Iterator[Grant]:
     yield from _of(config)
 
 
+def files_of(config: VMConfig) -> list[Path]:
+    """Those that are made as its guest's output, and stay: once they are there nothing else of their directories is needed."""
+    consoles = (config.serial, config.console, config.debug_console)
+    return [each.path for each in consoles if each.mode is ConsoleMode.FILE and each.path is not None]
+
+
 def of_output(path: Path) -> Grant:
     """What is made at `path`, and removed: that is the directory's to allow."""
     return Grant(path.absolute().parent, KEEP)
@@ -91,7 +97,9 @@ def of_rule(rule: LandlockRuleConfig) -> Grant:
 
 def _of(config: Any) -> Iterator[Grant]:
     if isinstance(config, ConsoleConfig | DebugConsoleConfig):
-        if config.path is not None and config.mode in (ConsoleMode.FILE, ConsoleMode.SOCKET):
+        if config.path is not None and config.mode is ConsoleMode.FILE:
+            yield Grant(config.path, WRITE)  # it is there by then: see `files_of`
+        elif config.path is not None and config.mode is ConsoleMode.SOCKET:
             yield of_output(config.path)
         return
     readonly = getattr(config, "readonly", False) or getattr(config, "discard_writes", False)

@@ -80,6 +80,55 @@ def test_a_guest_runs_and_reboots_in_a_process_that_can_do_little(
     assert told["module"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("option", "refused"),
+    [
+        pytest.param("--landlock", os.strerror(13), marks=needs_landlock),
+        pytest.param("--namespaces", os.strerror(2), marks=needs_root),
+    ],
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_beside_an_output_file_nothing_is_there(
+    option: str, refused: str, there: bool, aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "other").write_text("of another guest")
+    if there:
+        (logs / "serial").write_text("of the last time")
+    program = PROGRAM.replace("/etc/shadow", str(logs / "other"))
+    command = [*guest, "--cmdline", "ho", "--serial", f"file={logs / 'serial'}", option]
+    called = [sys.executable, "-P", "-c", program, *command]  # or modules are looked for where it is called
+    done = subprocess.run(called, capture_output=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"file: {refused}\n" in done.stderr.decode()
+    assert (logs / "serial").read_bytes() == b"hello\n"
+    assert (logs / "serial").stat().st_mode & 0o777 == (0o644 if there else 0o600)
+
+
+@pytest.mark.parametrize(
+    "option", [pytest.param("--landlock", marks=needs_landlock), pytest.param("--namespaces", marks=needs_root)]
+)
+@pytest.mark.parametrize("place", ["/dev/stdout", "/dev/fd/1", "fifo"])
+def test_output_that_is_no_file(option: str, place: str, aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
+    """A pipe that is found by a descriptor has no path to be granted, and needs none."""
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--serial", f"file={tmp_path / place}", option)
+    said = os.read(reader, 100) if place == "fifo" else done.stdout
+    os.close(reader)
+    assert (done.returncode, said) == (0, b"hello\n"), done.stderr
+
+
+@needs_landlock
+def test_an_output_file_that_cannot_be_made_is_said(aiovmm: Command, guest: list[str]) -> None:
+    done = aiovmm.run(*guest, "--cmdline", "u", "--serial", "file=/none/serial", "--landlock")
+    assert done.returncode == 1
+    assert b"/none/serial" in done.stderr
+    assert b"No such file" in done.stderr
+    assert done.stderr.count(b"\n") == 1
+
+
 def test_it_can_be_left_out(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
     command = [*guest, "--cmdline", "heo", "--seccomp", "false"]
     done = subprocess.run([sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60)

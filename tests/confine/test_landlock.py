@@ -49,7 +49,7 @@ def test_each_file_of_a_configuration_is_granted_as_it_is_used() -> None:
         "/d/ro.img": READ,
         "/d/pmem": WRITE,
         "/run": KEEP,
-        "/logs": KEEP,
+        "/logs/serial": WRITE,
         "/debug": KEEP,
     }
 
