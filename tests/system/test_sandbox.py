@@ -8,18 +8,22 @@ import io
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 import aiovmm
-from aiovmm import AgentLost, Image
+from aiovmm import AgentLost, DiskConfig, Image
 from aiovmm.image import KernelFiles
+from aiovmm.sandboxes import Network
 from tests.rootfs.test_image import Layout
+from tests.sandboxes.frames import query
+from tests.sandboxes.name_server import served
 from tests.system.conftest import GUESTS, RELEASES
 from tests.system.guest import BOOT, limit
 
@@ -202,3 +206,92 @@ async def test_the_command_line_runs_a_command(root: Path, tmp_path: Path) -> No
     assert (code, out) == (127, b"")
     assert b"no-such-program" in errors
     assert (await run("sh", "-c", "kill -9 $$"))[0] == 128 + 9
+
+
+_PASST = f"""#!{sys.executable}
+# What passt answers to whoever asks where its addresses are; all else is the filter's here.
+import socket, sys
+sock = socket.socket(fileno=int(sys.argv[sys.argv.index("--fd") + 1]))
+stream, mac = sock.makefile("rb"), bytes.fromhex("9a5500000002")
+while head := stream.read(4):
+    frame = stream.read(int.from_bytes(head, "big"))
+    if frame[12:14] == b"\\x08\\x06" and frame[20:22] == b"\\0\\1":
+        answer = frame[6:12] + mac + frame[12:20] + b"\\0\\2" + mac + frame[38:42] + frame[22:32]
+        sock.sendall(len(answer).to_bytes(4, "big") + answer)
+"""
+
+
+async def test_names_are_resolved_by_tcp(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the guest's own TCP, with an answer that no datagram holds; and not those that are not allowed."""
+    passt = tmp_path / "bin/passt"
+    passt.parent.mkdir()
+    passt.write_text(_PASST)
+    passt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{passt.parent}:{os.environ['PATH']}")
+    network = Network(allow=("*.example",))
+    async with (
+        served(monkeypatch) as servers,
+        aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, network=network) as vm,
+    ):
+        for name, size in (("30000.example", 30000), ("30000.evil.org", 12 + len(b"30000evilorg") + 4 + 4)):
+            message = query(name)
+            await vm.files.write("/question", len(message).to_bytes(2, "big") + message)
+            done = await vm.run(["sh", "-c", "nc 10.0.2.3 53 < /question | wc -c"], timeout=limit(60))
+            assert int(done.stdout) == 2 + size, done
+        assert len(servers.asked) == 1
+
+
+async def test_disks_of_ones_own_come_after_the_sandboxes(root: Path, folder: Path) -> None:
+    disk, data = folder / "disk", os.urandom(4 << 20)
+    disk.write_bytes(data)
+    disks = [DiskConfig(path=disk)]
+    async with aiovmm.sandbox(root, kernel=kernel(), timeout=BOOT, disks=disks) as vm:
+        done = await vm.run(["md5sum", "/dev/vdc"], timeout=limit(60))
+        assert done.stdout.split()[0].decode() == hashlib.md5(data).hexdigest()
+        script = "echo written | dd of=/dev/vdc conv=notrunc,fsync"
+        await vm.run(["sh", "-c", script], check=True, timeout=limit(60))
+    assert disk.read_bytes() == b"written\n" + data[8:]
+
+
+@contextmanager
+def passable(*paths: Path) -> Iterator[None]:
+    """Everybody gets to them meanwhile."""
+    with ExitStack() as stack:
+        for folder in {parent for path in paths for parent in path.resolve().parents}:
+            mode = folder.stat().st_mode & 0o7777
+            if mode & 0o011 != 0o011:
+                stack.callback(folder.chmod, mode)
+                folder.chmod(mode | 0o011)
+        yield
+
+
+def users(process: int) -> set[str]:
+    """Whose it is: the real, the effective, the saved user, and who it is to files."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return set(next(line for line in status.splitlines() if line.startswith("Uid:")).split()[1:])
+
+
+async def test_the_command_line_as_another_user_of_the_host(root: Path, folder: Path) -> None:
+    """A directory as root; all that is made for the guest is that user's, to whom the guest's root is root."""
+    os.chmod(folder, 0o755)
+    shutil.copytree(root, folder / "root", symlinks=True)
+    os.chmod(folder / "root", 0o755)
+    environment = dict(os.environ)
+    for name in ("XDG_CACHE_HOME", "XDG_RUNTIME_DIR"):
+        (folder / name).mkdir(mode=0o700)
+        os.chown(folder / name, 65534, 65534)
+        environment[name] = str(folder / name)
+    options = ["--rootfs", folder / "root", "--kernel", GUESTS / "6.1/vmlinuz", "--host-user", "65534:65534"]
+    command = ["aiovmm", "run", *map(str, options), "--memory", "size=256M", "--", "sh", "-c", "id -u; cat; exit 3"]
+    pipe = asyncio.subprocess.PIPE
+    with passable(Path(sys.prefix) / "x", Path(aiovmm.__file__), GUESTS / "6.1/vmlinuz"):
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        async with asyncio.timeout(BOOT):
+            line = await process.stdout.readline()
+            assert line == b"0\n", (line, await process.stderr.read())
+            assert users(process.pid) == {"65534"}
+            out, errors = await process.communicate(b"through")
+    assert (process.returncode, out, errors) == (3, b"through", b"")
