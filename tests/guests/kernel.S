@@ -46,7 +46,7 @@
 	.set TICKET, 0x60010
 	.set PAGE, 0x70000
 	.set PAGES_A_PIECE, 64
-	.set TURNS, 4000
+	.set TURNS, 1000
 	.set DOORBELL, 0x60018
 	.set IOAPIC, 0xfec00000
 	.set COM1_PIN, 4

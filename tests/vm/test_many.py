@@ -20,7 +20,7 @@ from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on, event, until
 from tests.vm.remains import Remains
 
-TURNS = 4000
+TURNS = 1000
 
 
 async def test_four_processors() -> None:

@@ -37,7 +37,7 @@ class Guest:
     initramfs: Initramfs
 
 
-@pytest.fixture(scope="module", params=STOCK_KERNELS)
+@pytest.fixture(scope="module")
 def guest(request: pytest.FixtureRequest) -> Guest:
     files = stock_kernel_or_skip(request.param)
     try:
@@ -100,8 +100,19 @@ def boot(kernel: KernelImage, initramfs: bytes, directory: Path) -> str:
     return done.stdout.decode(errors="replace")
 
 
+def case(kernel: str, how: str) -> object:
+    """All kernels one way, and one of them all ways: the rest is thorough."""
+    usual = how == "bzImage" or kernel == "newest"
+    return pytest.param(kernel, how, marks=() if usual else pytest.mark.thorough, id=f"{kernel}-{how}")
+
+
+HOW = ("bzImage", "vmlinux by PVH", "bzImage that unpacks itself")
+
+
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("how", ["bzImage", "vmlinux by PVH", "bzImage that unpacks itself"])
+@pytest.mark.parametrize(
+    ("guest", "how"), [case(kernel, how) for kernel in STOCK_KERNELS for how in HOW], indirect=["guest"]
+)
 def test_stock_kernel_boots(how: str, guest: Guest, tmp_path: Path) -> None:
     kernel = load_kernel(guest.kernel, unpack="itself" not in how)
     if "PVH" in how:
