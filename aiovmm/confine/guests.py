@@ -12,7 +12,7 @@ from aiovmm.config import VMConfig
 from aiovmm.config.ids import device_ids
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
-from aiovmm.confine.paths import Grant, files_of, of_config, of_output, of_program, of_rule
+from aiovmm.confine.paths import READ, Grant, files_of, of_config, of_output, of_program, of_rule
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.user_dirs import find_cache_directory
 
@@ -49,7 +49,17 @@ def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iter
         _make(path)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
     imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
-    return [*of_program(imported, cache), *of_config(config), *map(of_rule, rules), *map(of_output, outputs)]
+    bases = [Grant(base, READ) for base in _bases(config)]
+    return [*of_program(imported, cache), *of_config(config), *bases, *map(of_rule, rules), *map(of_output, outputs)]
+
+
+def _bases(config: VMConfig) -> Iterator[Path]:
+    """What images name, and the configuration does not."""
+    if any(disk.backing_files for disk in config.disks):
+        from aiovmm.devices.virtio.bases import bases_of  # for who has some
+
+        for disk in config.disks:
+            yield from bases_of(disk)
 
 
 def _make(path: Path) -> None:

@@ -175,6 +175,31 @@ def test_what_cannot_be_is_said(arguments: list[str], said: str, aiovmm: Command
     assert done.stderr.count(b"\n") == 1
 
 
+@needs_landlock
+@pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-utils is not installed")
+@pytest.mark.parametrize("overlay", [False, True])
+def test_what_images_are_based_on_may_be_read(
+    overlay: bool, aiovmm: Command, guest: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The names stand in the images alone: of qcow2 ones, and of overlays. They are not where the command is started."""
+    tmp_path = tmp_path_factory.mktemp("images")
+    for name in ("images", "middle", "bottom"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bottom/raw").write_bytes(bytes(1 << 20))
+    top, middle = tmp_path / "images/top", tmp_path / "middle/one"
+    if overlay:
+        for over, base in ((middle, tmp_path / "bottom/raw"), (top, middle)):
+            make = ["--disk", f"path={base},overlay={over},backing_files=on"]
+            assert aiovmm.run(*guest, "--cmdline", "ho", *make).returncode == 0
+    else:
+        for file, named, form in ((middle, "../bottom/raw", "raw"), (top, "../middle/one", "qcow2")):
+            create = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", named, "-F", form, str(file)]
+            subprocess.run(create, check=True)
+    disk = f"path={top},overlay={tmp_path / 'images/new'}" if overlay else f"path={top}"
+    done = aiovmm.run(*guest, "--cmdline", "ho", "--landlock", "--disk", f"{disk},backing_files=on")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("qemu-storage-daemon"), reason="qemu-utils is not installed")
 @pytest.mark.parametrize("landlock", [False, pytest.param(True, marks=needs_landlock)])
 def test_disks_with_files_and_programs_of_their_own(

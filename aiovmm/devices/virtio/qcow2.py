@@ -12,8 +12,9 @@ import struct
 from aiovmm.errors import ImageError
 from aiovmm.runtime.dataclass import dataclass
 
-__all__ = ["HEADER_SIZE", "Named", "parse_header"]
+__all__ = ["HEADER_SIZE", "MAGIC", "Named", "parse_header"]
 
+MAGIC = b"QFI\xfb"
 HEADER_SIZE = 64 << 10
 """Bytes to look at: the header, its extensions and the name are within the first cluster, and that is enough of it."""
 
@@ -36,7 +37,7 @@ class Named:
 
 def parse_header(data: bytes, name: str) -> Named:
     """`data`: the first HEADER_SIZE bytes of the image `name`. Raises ImageError."""
-    if len(data) < 72 or not data.startswith(b"QFI\xfb"):
+    if len(data) < 72 or not data.startswith(MAGIC):
         raise ImageError(name, "is no qcow2 image", "leave image_type out to have it found out")
     _, version, at, size = _FIXED.unpack_from(data)
     if version not in (2, 3) or (version == 3 and len(data) < _V3_SIZE):

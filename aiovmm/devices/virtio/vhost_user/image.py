@@ -119,7 +119,8 @@ def _check(config: DiskConfig, kind: ImageType) -> None:
     except OSError as exc:
         if isinstance(exc, HostError):
             raise
-        raise HostError("opening the disk image", exc.errno or 0, "", str(config.path)) from exc
+        name = str(exc.filename or config.path)  # it may be one that the image is based on
+        raise HostError("opening the disk image", exc.errno or 0, "", name) from exc
 
 
 def check_backing(path: Path, *, followed: bool) -> None:
