@@ -48,7 +48,7 @@ def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iter
     for path in files_of(config):
         _make(path)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
-    imported: tuple[str | Path, ...] = (here, *sys.path, sys.prefix, sys.base_prefix)
+    imported: tuple[str | Path, ...] = (here, *_looked_in(), sys.prefix, sys.base_prefix)
     bases = [Grant(base, READ) for base in _bases(config)]
     return [*of_program(imported, cache), *of_config(config), *bases, *map(of_rule, rules), *map(of_output, outputs)]
 
@@ -60,6 +60,12 @@ def _bases(config: VMConfig) -> Iterator[Path]:
 
         for disk in config.disks:
             yield from bases_of(disk)
+
+
+def _looked_in() -> list[str]:
+    """For modules, but for where `python -m` was called, which may be anybody's home: ours are granted wherever they are."""
+    first = sys.path[:1]
+    return sys.path[1:] if first and os.path.abspath(first[0]) == os.getcwd() else sys.path
 
 
 def _make(path: Path) -> None:

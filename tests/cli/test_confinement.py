@@ -98,7 +98,7 @@ def test_beside_an_output_file_nothing_is_there(
         (logs / "serial").write_text("of the last time")
     program = PROGRAM.replace("/etc/shadow", str(logs / "other"))
     command = [*guest, "--cmdline", "ho", "--serial", f"file={logs / 'serial'}", option]
-    called = [sys.executable, "-P", "-c", program, *command]  # or modules are looked for where it is called
+    called = [sys.executable, "-c", program, *command]  # so that modules are looked for where it is called, too
     done = subprocess.run(called, capture_output=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"file: {refused}\n" in done.stderr.decode()
