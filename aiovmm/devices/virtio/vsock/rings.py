@@ -18,8 +18,8 @@ from aiovmm.virtqueue.serving import Next
 __all__ = ["EVENT", "RX", "TX", "Rings"]
 
 RX, TX, EVENT = 0, 1, 2  # §5.10.2
-PATIENCE = 5.0
-"""Seconds in which a guest heeds that its connections are gone, before it is sent anything else."""
+PATIENCE = 3.0
+"""Seconds in which a guest heeds that its connections are gone, before it is sent anything else: fewer than its callers have."""
 
 
 class Rings:
