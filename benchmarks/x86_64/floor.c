@@ -175,6 +175,8 @@ int main(int argc, char **argv) {
     do_ioctl(vm, KVM_CREATE_IRQCHIP, 0, "irqchip");
     struct kvm_pit_config pit = {0};
     do_ioctl(vm, KVM_CREATE_PIT2, &pit, "PIT");
+    struct kvm_reinject_control ticks = {0}; /* each by itself: else one that is not seen to be acknowledged is the last */
+    do_ioctl(vm, KVM_REINJECT_CONTROL, &ticks, "PIT's ticks");
     struct kvm_userspace_memory_region slot = {.memory_size = ram_size, .userspace_addr = (uintptr_t)ram};
     do_ioctl(vm, KVM_SET_USER_MEMORY_REGION, &slot, "memory");
     uint64_t entry = load_kernel(argv[1]);
