@@ -36,7 +36,7 @@ MACHINES = {  # QEMU's, by what the table calls them
 }
 MARK = b"aiovmm: init"
 LIMIT = 120.0  # seconds
-FLOOR_LIMITS = (30.0, 30.0, 60.0, 120.0)
+FLOOR_LIMITS = (20.0, 20.0, 40.0)
 
 
 def run(options: Options) -> Iterator[Result]:
