@@ -41,6 +41,11 @@ async def test_a_short_one_does_all_that_it_says(tmp_path: Path, capsys: pytest.
         Kvm.open().close()
     except KvmError as exc:
         pytest.skip(f"/dev/kvm cannot be used: {exc}")
-    await soak(tmp_path, 4, 1)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert all(deed in last for deed in ("started", "paused", "read", "written to", "driven")), last
+    wanted = {"started", "paused", "read", "written to", "driven"}
+    for seconds in (4, 8, 16, 32):  # on a machine that is busy it takes longer
+        (place := tmp_path / str(seconds)).mkdir()
+        await soak(place, seconds, 1)
+        last = capsys.readouterr().out.splitlines()[-1]
+        if all(deed in last for deed in wanted):
+            return
+    pytest.fail(last)
