@@ -69,7 +69,9 @@ async def test_engines() -> None:
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_where_io_uring_is_refused_threads_serve_the_disk_and_nothing_else_is_said(tmp_path: Path, number: int, loop: str) -> None:
+def test_where_io_uring_is_refused_threads_serve_the_disk_and_nothing_else_is_said(
+    tmp_path: Path, number: int, loop: str
+) -> None:
     """As in a container whose seccomp filter does not know io_uring."""
     path = tmp_path / "disk"
     path.write_bytes(b"d" * 4096)

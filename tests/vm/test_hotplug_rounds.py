@@ -1,8 +1,9 @@
-"""Thirty rounds of a disk, a card, a vsock and a console that come, are used by their drivers, and go in the middle of that."""
+"""Rounds of a disk, a card, a vsock and a console that come, are used by their drivers, and go in the middle of that."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import socket
 import struct
@@ -37,7 +38,7 @@ from tests.vm.hotplug_guest import descriptors, let_go, look, vendor
 
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 
-ROUNDS = 30
+ROUNDS = int(os.environ.get("AIOVMM_ROUNDS") or (30 if os.environ.get("AIOVMM_THOROUGH") else 6))
 MIB = 1 << 20
 RAM = 16 * MIB
 SECTORS, AT_ONCE = 2048, 8
