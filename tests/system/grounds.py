@@ -24,13 +24,9 @@ _X86_ALONE = {
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
 CORE = {
-    "test_agent.py": "all_of_it_in_a_guest[6.1]",
-    "test_boot.py": "powers_off[6.1-image] or powers_off[6.12-elf] or powers_off[newest-image] or heeds[6.1] or pci_hole[6.1]"
+    "test_boot.py": "powers_off[6.1-image] or powers_off[6.12-elf] or powers_off[newest-image] or heeds[6.1]"
     " or power_button_is_heeded[6.1] or restarts_when_the_policy_says_so[6.1] or triple_fault or told_apart_from_a_reboot[6.1]",
-    "test_blk.py": "four_queues",
     "test_confined.py": "calls-and-paths",
-    "test_hotplug.py": "comes_is_used_and_goes[6.1]",
-    "test_iommu.py": "a_disk_behind_the_iommu",
     "test_machine.py": "that_was_described[6.1]",
     "test_net.py": "test_traffic_both_ways[6.1]",
     "test_failed_entry.py": "",
