@@ -9,7 +9,6 @@ import asyncio
 import json
 import sys
 import time
-import zlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, Guests
 from tests.system.guest import limit, prompt, shell
 from tests.system.programs import program
+from tests.system.traffic import sink
 
 HOST, GUEST = "10.9.1.1", "10.9.1.2"
 VSOCK_PORT = 2000
@@ -71,16 +71,6 @@ async def work(vm: VM, tcp_port: int) -> None:
     await shell(vm, f"(sh -c '{NUMBERS}' | nc {HOST} {tcp_port}) </dev/null 2>/dev/null & true")
     for command in WORK:
         await shell(vm, command)
-
-
-async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Counts what comes on a stream, and says how many bytes that were and their CRC-32."""
-    total = crc = 0
-    while data := await reader.read(1 << 20):
-        crc = zlib.crc32(data, crc)
-        total += len(data)
-    writer.write(b"%d %08x" % (total, crc))
-    writer.close()
 
 
 async def done(vm: VM) -> Done:

@@ -18,6 +18,7 @@ from examples import vsock_rpc
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import BOOT, limit, prompt, shell
 from tests.system.programs import program
+from tests.system.traffic import sink
 
 SIZE = 64 << 20
 MODULE = "vmw_vsock_virtio_transport"
@@ -46,15 +47,6 @@ def configured(guests: Guests, initramfs: dict[str, Path], release: str, **vsock
     config = guests.config(release, cpus=2, memory=512, vsock=VsockConfig(**vsock), on_reboot=RebootPolicy.RESTART)  # type: ignore[arg-type]
     payload = PayloadConfig(config.payload.kernel, initramfs[release], config.payload.cmdline)
     return replace(config, payload=payload)
-
-
-async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    total = crc = 0
-    while data := await reader.read(1 << 20):
-        crc = zlib.crc32(data, crc)
-        total += len(data)
-    writer.write(b"%d %08x" % (total, crc))
-    writer.close()
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,9 +1,10 @@
-"""Bytes over TCP between a guest and this process, checked at both ends."""
+"""Bytes between a guest and this process, checked at both ends."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import zlib
 from collections.abc import Awaitable, Callable
 
 from aiovmm import VM
@@ -41,3 +42,13 @@ async def exchange(run: Run, address: str, data: bytes) -> None:
             await run(f"nc {address} {port} {redirection}")
     assert (await run("sha256sum </tmp/y")).split()[0] == sha256(data)
     assert await asyncio.wait_for(back, limit(10)) == data
+
+
+async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Counts what comes on a stream, and says how many bytes that were and their CRC-32."""
+    total = crc = 0
+    while data := await reader.read(1 << 20):
+        crc = zlib.crc32(data, crc)
+        total += len(data)
+    writer.write(b"%d %08x" % (total, crc))
+    writer.close()
