@@ -20,7 +20,7 @@ test: setup-test ## all tests on every ground that this machine has (TESTS=path 
 	$(PYTEST) $(TESTS) $(ARGS)
 
 test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons, VT-x in Bochs
-	AIOVMM_THOROUGH=1 $(PYTEST) $(TESTS) $(ARGS)
+	AIOVMM_THOROUGH=1 AIOVMM_KVMHOST_FIRST=1 $(PYTEST) $(TESTS) $(ARGS)
 
 # All of them once under the address and undefined-behaviour sanitizers; then what is nearest to native code with freed memory
 # overwritten, which also finds what Python's own allocator would hide.

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL, BootFiles, qemu_command
+from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL, BootFiles, machine_name, qemu_command
 from tests.kvmhost.errors import KvmHostError, MissingTool
 from tests.kvmhost.lock import HostLock, holder
 from tests.kvmhost.machine import Machine
@@ -142,3 +142,22 @@ def test_a_second_user_waits_and_is_told_for_whom(tmp_path: pathlib.Path) -> Non
         assert second.stdout.readline() == "mine\n"
     assert second.returncode == 0
     assert holder(path) == ""
+
+
+def test_a_host_that_comes_first_has_real_time_threads(tmp_path: pathlib.Path) -> None:
+    profile = profile_named("default")
+    machine = Machine(tmp_path, profile)
+    assert not machine.come_first()  # none runs
+    try_it = "import os; os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))"
+    may = subprocess.run([sys.executable, "-c", try_it], stderr=subprocess.DEVNULL).returncode == 0
+    code = "import threading, time\nfor _ in range(3): threading.Thread(target=time.sleep, args=(9e5,)).start()\nprint(flush=1)"
+    with subprocess.Popen([sys.executable, "-c", code, machine_name(profile)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout
+            process.stdout.readline()
+            (tmp_path / "pid").write_text(str(process.pid))
+            assert machine.come_first() == may
+            policies = {os.sched_getscheduler(int(thread)) for thread in os.listdir(f"/proc/{process.pid}/task")}
+            assert policies == ({os.SCHED_RR} if may else {os.sched_getscheduler(0)})
+        finally:
+            process.kill()

@@ -23,6 +23,7 @@ from .settings import PROJECT, PROJECT_IN_HOST, Size, cache_directory, machine_s
 
 _BOOT_SECONDS = 180.0
 _ANSWER_SECONDS = 60.0
+COME_FIRST = "AIOVMM_KVMHOST_FIRST"
 
 
 def say_on_stderr(text: str) -> None:
@@ -84,6 +85,8 @@ class Host:
     def _session(self, *, push: bool = True) -> Iterator[Channel]:
         with self._lock:
             channel, hello = self._open()
+            if os.environ.get(COME_FIRST, "") not in ("", "0") and not self.machine.come_first():
+                self._say(f"{COME_FIRST} has no effect: this user may not have real-time processes")
             with channel:
                 if push:
                     self._push(channel, hello)

@@ -115,6 +115,19 @@ class Machine:
             os.close(handle)
         return True
 
+    def come_first(self) -> bool:
+        """Its processors run before whatever is not real-time here: it boots guests in two thirds of the time even on an idle
+        machine, and everything else waits. False without the privilege (CAP_SYS_NICE)."""
+        pid = self.pid()
+        if pid is None:
+            return False
+        try:
+            for thread in os.listdir(f"/proc/{pid}/task"):  # later ones inherit it
+                os.sched_setscheduler(int(thread), os.SCHED_RR, os.sched_param(1))
+        except (PermissionError, FileNotFoundError, ProcessLookupError):
+            return False
+        return True
+
     def last_words(self, lines: int = 12) -> str:
         """The end of the console log, after the lines that name a crash of its kernel."""
         try:

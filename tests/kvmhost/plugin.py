@@ -19,13 +19,14 @@ from collections.abc import Iterator
 import pytest
 
 from .arch import AARCH64, X86_64, Arch
-from .delegate import RemoteSession
+from .delegate import RemoteSession, keep_ahead
 from .host import Host
 from .settings import Profile, profile_named
 from .tools import missing_tools, needed_tools
 
 INSIDE = "AIOVMM_KVMHOST" in os.environ
 _REQUIRED = os.environ.get("AIOVMM_REQUIRE_GROUNDS", "") not in ("", "0")
+_THOROUGH = os.environ.get("AIOVMM_THOROUGH", "") not in ("", "0")
 _SESSIONS = pytest.StashKey[dict[str, RemoteSession]]()
 
 
@@ -136,14 +137,31 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
         return None
     sessions = item.config.stash.setdefault(_SESSIONS, {})
     if profile.name not in sessions:
-        nodeids = [one.nodeid for one in item.session.items if _profile(one) == profile]
-        sessions[profile.name] = RemoteSession(item.config, profile, nodeids)
+        sessions[profile.name] = _session(item, profile)
+        if _THOROUGH and len(sessions) == 1:
+            sessions |= _sessions_ahead(item, profile.arch)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in sessions[profile.name].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     _tear_down_for(item, nextitem)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
+
+
+def _session(item: pytest.Item, profile: Profile) -> RemoteSession:
+    """The one that runs all of this pytest's tests for hosts of `profile`."""
+    return RemoteSession(item.config, profile, [one.nodeid for one in item.session.items if _profile(one) == profile])
+
+
+def _sessions_ahead(item: pytest.Item, but: Arch) -> dict[str, RemoteSession]:
+    """Those of the other architectures, begun beside the first: a host that boots guests has use for one processor, mostly, and
+    the hosts of all architectures one after the other take hours."""
+    profiles = {
+        profile.name: profile for one in item.session.items if (profile := _profile(one)) and profile.arch != but
+    }
+    sessions = {name: _session(item, profile) for name, profile in profiles.items()}
+    keep_ahead(list(sessions.values()))
+    return sessions
 
 
 def _tear_down_for(item: pytest.Item, nextitem: pytest.Item | None) -> None:

@@ -63,4 +63,7 @@ async def test_a_guest_that_frees_memory_gives_it_back(guests: Guests, release: 
         assert stats.available is not None
         assert abs(stats.available - await available(vm)) < 16 * MIB
         await vm.balloon.resize(0, timeout=limit(60))
-        assert before - await available(vm) < 16 * MIB
+        async with asyncio.timeout(limit(60)):
+            # Pages that are being reported are neither free nor anybody's, up to 128 MiB of them.
+            while before - await available(vm) >= 16 * MIB:  # noqa: ASYNC110 - it is the guest that acts
+                await asyncio.sleep(0.1)
