@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from socket import SOCK_STREAM, gaierror, getaddrinfo  # blocking: the event loop has one of that name that is not
+from socket import SOCK_STREAM, gaierror, getaddrinfo, socket  # blocking: the loop has a getaddrinfo that is not
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.agent.channel import Channel
@@ -39,6 +39,7 @@ _WINDOW = 256 << 10
 _CHUNK = 64 << 10
 _LOCAL, _UNIX = 0, 1
 Place = int | str | Path
+_Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @dataclass
@@ -103,15 +104,28 @@ class Forwards:
     async def to_guest(self, guest: Place, host: Place, address: str) -> Place:
         """Listen at the host. Raises UsageError, HostError, ConfigError, StateError if nothing can be asked any more."""
         self._agent.require_open()
-        payload = _address(_checked(guest, "forward(guest)", 1))
+        guest = _checked(guest, "forward(guest)", 1)
         host = _checked(host, "forward(host)")
-        forward = _Forward(self._share)
+        return await self._begin(guest, host, lambda forward, connected: _listen(forward, host, address, connected))
+
+    async def take(self, listener: socket, guest: int) -> Place:
+        """The same at a socket that listens at a port of the host's; it is closed with the forward. Errors as above."""
+        self._agent.require_open()
+        return await self._begin(
+            guest, 0, lambda _, connected: asyncio.start_server(connected, sock=listener, start_serving=False)
+        )
+
+    async def _begin(
+        self, guest: Place, host: Place, listen: Callable[[_Forward, _Connected], Awaitable[asyncio.Server]]
+    ) -> Place:
+        """Returns `host`, of which 0 is the port that was taken."""
+        payload, forward = _address(guest), _Forward(self._share)
 
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._serve(forward, payload, reader, writer)
 
         try:  # known before it serves: who is cancelled meanwhile leaves no listener that the loop watches for good
-            forward.server = await _listen(forward, host, address, connected)
+            forward.server = await listen(forward, connected)
             place = forward.server.sockets[0].getsockname()[1] if isinstance(host, int) else host
             await forward.server.start_serving()
             self._agent.require_open()  # whose end meanwhile has not heard of this one
@@ -178,12 +192,7 @@ class Forwards:
         forward.begin(task)
 
 
-async def _listen(
-    forward: _Forward,
-    host: Place,
-    address: str,
-    connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> asyncio.Server:
+async def _listen(forward: _Forward, host: Place, address: str, connected: _Connected) -> asyncio.Server:
     """At the host, without serving yet."""
     if not isinstance(host, int):
         listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")

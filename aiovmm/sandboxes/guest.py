@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from aiovmm.architecture import host
@@ -33,12 +34,13 @@ from aiovmm.config.text import to_size
 from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
-from aiovmm.runtime.arguments import a_list, a_mapping, whole
+from aiovmm.runtime.arguments import a_list
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.tasks import in_thread, opened_in_thread
 from aiovmm.runtime.timeouts import check_seconds
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
+from aiovmm.sandboxes.publish import held, pairs
 from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch
 from aiovmm.sandboxes.volumes import Volume, served, socket_folder
 from aiovmm.virtqueue.device import VirtioDevice
@@ -60,6 +62,12 @@ class Sandbox(VM):
         self._env = image.config.env
         self._cwd = image.config.workdir or None
         self._user = image.config.user or None
+        self._published: dict[int, int] = {}
+
+    @property
+    def published(self) -> Mapping[int, int]:
+        """Ports of the host's loopback and the guest's, as `publish` said; in place of 0 the port that was taken."""
+        return MappingProxyType(self._published)
 
     @property
     def image(self) -> BuiltImage:
@@ -79,8 +87,9 @@ async def sandbox(
     timeout: float | None = 60.0,
     volumes: Sequence[Volume | str] = (),
     network: Network | bool = False,
-    publish: Mapping[int, int] | None = None,
+    publish: Mapping[int, int] | Sequence[tuple[int, int]] | None = None,
     cmdline: str = "",
+    on_start: Callable[[Sandbox], object] | None = None,
     **changes: Any,
 ) -> AsyncIterator[Sandbox]:
     """A guest with `image` as its root, once its agent is ready to run commands. At the end of the block it is killed, and what
@@ -92,7 +101,9 @@ async def sandbox(
     `balloon=BalloonConfig(...)`; `disks` and `fs` come after those of the sandbox's own.
 
     `volumes`: directories of the host, Volume or "HOST:GUEST:ro". `network`: True gives it one by passt, see Network. `publish`:
-    {port of the host's loopback: the guest's}, by the agent, and without a network.
+    {port of the host's loopback: the guest's}, or pairs of them, by the agent, and without a network; 0 is any port, which
+    `vm.published` tells. They are taken at once; who connects before the guest is ready waits. `on_start` is called with the
+    guest when it begins to boot, whose console (`vm.serial.reader()`) can be followed from then on.
 
     Raises ImageError, HostError, ConfigError; BootTimeout, with the stage that the guest came to and what it printed, or
     AgentLost if it ended instead.
@@ -105,15 +116,21 @@ async def sandbox(
     _check(network, "network", "True, or Network(...)", Network, bool)
     wanted.network = Network() if network is True else network or None
     shared = [_volume(volume) for volume in a_list(volumes, "volumes", '["src:/src"]')]
-    ports = _ports(publish)
+    ports = pairs(publish)
+    if on_start is not None and not callable(on_start):
+        raise ConfigError("on_start", f"{on_start!r} cannot be called", "give a function of the sandbox, or None")
     async with AsyncExitStack() as stack:
+        listeners = stack.enter_context(held(ports))
         built = await stack.enter_async_context(_built(image))
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
         wanted.volumes = await stack.enter_async_context(_served(shared))
         vm = await stack.enter_async_context(_started(wanted, files, built))
+        vm._published = {listener.getsockname()[1]: port for listener, port in listeners}
+        if on_start is not None:
+            on_start(vm)
         await vm.agent.ready(timeout)
-        for host_port, port in ports.items():
-            await vm.forward(port, host_port)
+        for listener, port in listeners:
+            await vm.agent.forwards.take(listener, port)
         yield vm
 
 
@@ -250,15 +267,6 @@ def _volume(volume: object) -> Volume:
         return volume
     _check(volume, "volumes", 'a volume: "HOST:GUEST", or Volume(...)', str)
     return Volume.parse(str(volume))
-
-
-def _ports(publish: Mapping[int, int] | None) -> Mapping[int, int]:
-    """Known to be ports before there is a guest."""
-    ports = a_mapping({} if publish is None else publish, "publish", "{8080: 80}")
-    for host_port, port in ports.items():
-        whole(host_port, "publish: the host's port", 0, 65535)
-        whole(port, "publish: the guest's port", 1, 65535)
-    return ports
 
 
 def _hostname(name: str) -> str:

@@ -39,7 +39,8 @@ async def server() -> AsyncIterator[int]:
     server.close()
 
 
-async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int, before: bytes = b"") -> None:
+    """`before` has been written already."""
     data = os.urandom(size)
 
     async def send() -> None:
@@ -48,7 +49,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: 
         writer.write_eof()
 
     answer, _ = await asyncio.gather(reader.read(), send())
-    assert answer == data + b"end"
+    assert answer == before + data + b"end"
     writer.close()
 
 
