@@ -6,11 +6,13 @@ import asyncio
 import os
 import sys
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.exec import code_of, unless_signalled, variables
 from aiovmm.cli.logs import configure_logging
+from aiovmm.cli.messages import say
 from aiovmm.cli.run_options import OPTIONS
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError, UsageError
@@ -64,7 +66,8 @@ class _Job:
         self._given = given
         self._name, self._kernel = args["name"], args["kernel"]
         self._words = list(given["words"])
-        self._publish = dict(_ports(text) for text in given["publish"])
+        self._publish = [_ports(text) for text in given["publish"]]
+        self._keeping: asyncio.Future[None] | None = None
         self._network = _network(given)
         self._settings = _settings(args)
         self._how = {
@@ -76,20 +79,30 @@ class _Job:
 
     async def run(self) -> int:
         """The exit code."""
-        from aiovmm.sandboxes.listed import Listed
+        from aiovmm.sandboxes.listed import PREPARING, RUNNING, Listed
 
         self._settings["kernel"] = await _kernel(self._kernel)
         entry = Listed(self._name, str(self._given["rootfs"]), " ".join(self._words))
         try:
+            entry.tell(PREPARING)
             async with self._sandbox(entry) as vm:
-                entry.tell(vm.config.memory.size, self._defaults(vm))
-                keeping = asyncio.ensure_future(entry.keep(vm.serial))
-                try:
-                    return await self._carry(vm)
-                finally:
-                    keeping.cancel()
+                entry.tell(RUNNING, vm.config.memory.size, vm.published)
+                return await self._carry(vm)
         finally:
+            if self._keeping is not None:
+                self._keeping.cancel()
             entry.close()
+
+    def _boots(self, entry: Listed, vm: Sandbox) -> None:
+        """From now on others find it: its console, and its agent once that is there."""
+        from aiovmm.sandboxes.listed import BOOTING
+
+        entry.default(self._defaults(vm))
+        entry.tell(BOOTING, vm.config.memory.size, vm.published)
+        self._keeping = asyncio.ensure_future(entry.keep(vm.serial))
+        if any(not host for host, _ in self._publish):
+            for host, guest in vm.published.items():
+                say(f"port {host} of 127.0.0.1 is the guest's port {guest}")
 
     def _defaults(self, vm: Sandbox) -> Defaults:
         """For commands that others run in it."""
@@ -110,6 +123,7 @@ class _Job:
             network=self._network,
             publish=self._publish,
             vsock=VsockConfig(socket=entry.folder / "vsock"),
+            on_start=partial(self._boots, entry),
             **self._settings,
         )
 
@@ -176,6 +190,8 @@ def _ports(text: str) -> tuple[int, int]:
         ports = int(host or guest), int(guest)
     except ValueError:
         ports = (0, 0)
-    if not all(0 < port < 65536 for port in ports):
-        raise UsageError(f"--publish {text!r}: say HOST_PORT:GUEST_PORT, like 8080:80")
+    if not 0 <= ports[0] < 65536 or not 0 < ports[1] < 65536:
+        raise UsageError(
+            f"--publish {text!r}: say HOST_PORT:GUEST_PORT, like 8080:80, or 0:80 for any port of the host's"
+        )
     return ports

@@ -1,7 +1,7 @@
 """Guests of this user that run, whichever process they are of: a folder for each, for `aiovmm ps` and `logs`.
 
     NAME-ID/lock         its process has a lock on it for as long as it lives, however it ends
-    NAME-ID/about.json   what it is
+    NAME-ID/about.json   what it is, and how far it has come
     NAME-ID/defaults.json  what commands in it have that are not told otherwise
     NAME-ID/vsock        the unix socket that `aiovmm exec` takes
     NAME-ID/console      what its console has printed last; console.old what it printed before
@@ -18,6 +18,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,14 +28,19 @@ from aiovmm.errors import HostError, UsageError
 from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.user_dirs import runtime_directory
 
-__all__ = ["Defaults", "Entry", "Listed", "defaults_at", "find_listed", "listed"]
+__all__ = ["BOOTING", "PREPARING", "RUNNING", "Defaults", "Entry", "Listed", "defaults_at", "find_listed", "listed"]
 
+PREPARING, BOOTING, RUNNING = "preparing", "booting", "running"
+"""States: its image is made or fetched; its kernel boots; its agent is ready."""
+
+_ELSEWHERE = "XDG_RUNTIME_DIR says where else it may be"
 _LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A guest that runs. `started` is in seconds since the epoch, `memory` in bytes."""
+    """A guest. `started` is when it was asked for, in seconds since the epoch, `memory` in bytes, 0 if that is not known yet;
+    `ports` are pairs: of the host's loopback, and the guest's."""
 
     id: str
     name: str
@@ -44,6 +50,8 @@ class Entry:
     command: str
     memory: int
     folder: str
+    state: str = RUNNING
+    ports: Sequence[Sequence[int]] = ()
 
     @property
     def socket(self) -> Path:
@@ -82,6 +90,7 @@ class Listed:
 
     def __init__(self, name: str, root: str, command: str) -> None:
         self._about = name, root, command
+        self._started = time.time()
         self.id = secrets.token_hex(4)
         try:
             parent = _parent()
@@ -91,21 +100,32 @@ class Listed:
                 self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
         except OSError as exc:
-            raise HostError("list a guest", exc.errno or 0, "XDG_RUNTIME_DIR says where else it may be") from exc
+            raise HostError("list a guest", exc.errno or 0, _ELSEWHERE) from exc
 
     @property
     def console(self) -> Path:
         """Where its console's output goes."""
         return self.folder / "console"
 
-    def tell(self, memory: int, defaults: Defaults | None = None) -> None:
-        """It runs now."""
-        (self.folder / "defaults.json").write_text(json.dumps(asdict(defaults or Defaults())))
+    def tell(self, state: str, memory: int = 0, ports: Mapping[int, int] | None = None) -> None:
+        """How far it has come: it is listed from the first time on. Raises HostError."""
+        pairs = tuple((ports or {}).items())
         name, root, command = self._about
-        entry = Entry(self.id, name, os.getpid(), time.time(), root, command, memory, str(self.folder))
-        scratch = self.folder / ".about"
-        scratch.write_text(json.dumps(asdict(entry)))
-        os.replace(scratch, self.folder / "about.json")
+        entry = Entry(self.id, name, os.getpid(), self._started, root, command, memory, str(self.folder), state, pairs)
+        self._write("about.json", asdict(entry))
+
+    def default(self, defaults: Defaults) -> None:
+        """What its commands have from now on. Raises HostError."""
+        self._write("defaults.json", asdict(defaults))
+
+    def _write(self, name: str, content: object) -> None:
+        """Whole, or not at all."""
+        scratch = self.folder / f".{name}"
+        try:
+            scratch.write_text(json.dumps(content))
+            os.replace(scratch, self.folder / name)
+        except OSError as exc:
+            raise HostError("list a guest", exc.errno or 0, _ELSEWHERE, str(self.folder)) from exc
 
     async def keep(self, console: Console) -> None:
         """Write down what the console prints, until it ends."""

@@ -15,6 +15,7 @@ import pytest
 
 from tests.agent.conftest import Guest, guest
 from tests.everybodys import everybodys
+from tests.limits import HANGS
 from tests.vm.conftest import emulated
 from tests.vm.guest import config
 
@@ -47,12 +48,14 @@ class WithAgent(VM):
 async def sandbox(root, **settings):
     if "WHO" in os.environ:
         print("ids:", *os.getresuid(), *os.getresgid(), os.getgroups(), flush=True)
-    if "NEVER" in os.environ:
-        print("boots", flush=True)
-        await asyncio.sleep(1000)
     changes = {"payload": PayloadConfig(Path(os.environ["KERNEL"]), None, "hx")} if "KERNEL" in os.environ else {}
     async with WithAgent(replace(GUEST, **changes), terminal=False) as vm:
         await vm.start()
+        vm.published = {43210 + (host == 0): guest for host, guest in settings["publish"]}
+        settings["on_start"](vm)
+        if "NEVER" in os.environ:
+            print("boots", flush=True)
+            await asyncio.sleep(1000)
         yield vm
 
 aiovmm.sandboxes.sandbox = sandbox
@@ -90,7 +93,7 @@ def start(guest: Guest, runtime: Path, *words: str, **variables: str) -> subproc
 
 def run(guest: Guest, runtime: Path, *words: str, data: bytes = b"") -> tuple[int, bytes, bytes]:
     process = start(guest, runtime, *words)
-    out, errors = process.communicate(data, timeout=40)
+    out, errors = process.communicate(data, timeout=HANGS)
     return process.returncode, out, errors
 
 
@@ -119,9 +122,27 @@ def test_it_is_listed_while_it_runs(guest: Guest, runtime: Path) -> None:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
     told = json.loads(subprocess.check_output(ps, env=environment))
     assert (told["name"], told["pid"], told["command"]) == ("box", process.pid, "sh -c echo ready; cat")
-    process.communicate(b"", timeout=40)
+    process.communicate(b"", timeout=HANGS)
     assert process.returncode == 0
     assert subprocess.check_output(ps, env=environment) == b""
+
+
+def test_it_is_listed_while_it_boots_and_its_console_followed(guest: Guest, runtime: Path) -> None:
+    process = start(guest, runtime, "--name", "box", "--publish", "0:80", "--", "true", NEVER="1")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"boots\n"
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
+    command = [sys.executable, "-m", "aiovmm"]
+    told = json.loads(subprocess.check_output([*command, "ps", "--json"], env=environment))
+    assert (told["name"], told["state"], told["ports"], told["memory"]) == ("box", "booting", [[43211, 80]], 4 << 20)
+    following = subprocess.Popen([*command, "logs", "-f", "box"], stdout=subprocess.PIPE, env=environment)
+    assert following.stdout is not None
+    assert following.stdout.read(5) == b"hello"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=HANGS)
+    assert errors == b"aiovmm: port 43211 of 127.0.0.1 is the guest's port 80\n"
+    assert following.communicate(timeout=HANGS)[0] == b""
+    assert following.returncode == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -137,14 +158,14 @@ def test_the_hosts_user_is_one_thing_and_the_guests_another(guest: Guest, runtim
     words = ("--host-user", "4321:8765", "--", "echo", "hello")
     with everybodys(config("hx").payload.kernel) as kernel:
         process = start(Guest(guest.process, agent), runtime, *words, WHO="1", KERNEL=str(kernel))
-        out, errors = process.communicate(b"", timeout=40)
+        out, errors = process.communicate(b"", timeout=HANGS)
     assert (process.returncode, errors) == (0, b""), errors
     assert out == b"ids: 4321 4321 4321 8765 8765 8765 []\nhello\n"
 
 
 def test_a_terminal_that_is_none_is_told_before_it_boots(guest: Guest, runtime: Path) -> None:
     process = start(guest, runtime, "--tty", "--", "true", NEVER="1")
-    out, errors = process.communicate(b"", timeout=40)
+    out, errors = process.communicate(b"", timeout=HANGS)
     assert (process.returncode, out, errors.count(b"\n")) == (2, b"", 1)
     assert b"--tty: standard input and output are not a terminal" in errors
 
@@ -155,7 +176,7 @@ def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Sig
     assert process.stdout is not None
     assert process.stdout.readline() == b"boots\n"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=40)
+    _, errors = process.communicate(timeout=HANGS)
     assert (process.returncode, errors) == (128 + number, b"")
     assert list((runtime / "aiovmm/guests").iterdir()) == []
 
@@ -175,6 +196,7 @@ def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ..
     [
         (("--disk", "path=x"), b"--disk: does not go with --rootfs"),
         (("--publish", "x:80"), b"HOST_PORT:GUEST_PORT"),
+        (("--publish", "80:0"), b"HOST_PORT:GUEST_PORT"),
         (("-e", "A"), b"NAME=VALUE"),
         (("--host-user", "root"), b"--host-user: root is root's"),
         (("--host-user", "no-such"), b"--host-user: there is no user"),

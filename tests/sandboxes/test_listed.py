@@ -16,13 +16,22 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from aiovmm import Console, UsageError
+from aiovmm import Console, HostError, UsageError
 from aiovmm.agent import agent_binary
 from aiovmm.cli.commands import cli
 from aiovmm.cli.guest_logs import follow
 from aiovmm.runtime.flock import flocked
 from aiovmm.sandboxes import listed as module
-from aiovmm.sandboxes.listed import Defaults, Listed, defaults_at, find_listed, listed
+from aiovmm.sandboxes.listed import (
+    BOOTING,
+    PREPARING,
+    RUNNING,
+    Defaults,
+    Listed,
+    defaults_at,
+    find_listed,
+    listed,
+)
 from tests.agent.hybrid import HybridFront
 from tests.limits import HANGS
 
@@ -35,8 +44,8 @@ def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_guest_is_listed_until_it_is_closed() -> None:
     one, two = Listed("one", "/root", "make test"), Listed("two", "/root", "")
     assert listed() == []  # they are not there yet
-    one.tell(1 << 28)
-    two.tell(1 << 28)
+    one.tell(RUNNING, 1 << 28)
+    two.tell(RUNNING, 1 << 28)
     assert [(entry.name, entry.pid, entry.memory) for entry in listed()] == [
         ("one", os.getpid(), 1 << 28),
         ("two", os.getpid(), 1 << 28),
@@ -50,10 +59,37 @@ def test_a_guest_is_listed_until_it_is_closed() -> None:
         find_listed("one")
 
 
+def test_how_far_it_has_come_is_told_and_for_how_long_it_has_been_at_it() -> None:
+    entry = Listed("box", "/root", "")
+    began = []
+    for state, memory, ports in (
+        (PREPARING, 0, {}),
+        (BOOTING, 1 << 28, {8080: 80}),
+        (RUNNING, 1 << 28, {8080: 80, 9: 1}),
+    ):
+        entry.tell(state, memory, ports)
+        (told,) = listed()
+        assert (told.state, told.memory, [*map(tuple, told.ports)]) == (state, memory, [*ports.items()])
+        began.append(told.started)
+        shown = CliRunner().invoke(cli, ["ps"]).output.splitlines()[1].split()
+        shows = ("256M" if memory else "-", ",".join(f"{host}:{guest}" for host, guest in ports.items()) or "-")
+        assert (shown[2], shown[5], shown[6]) == (state, *shows)
+    assert len(set(began)) == 1
+    entry.close()
+
+
+def test_a_guest_that_cannot_be_told_of(tmp_path: Path) -> None:
+    entry = Listed("box", "/root", "")
+    (entry.folder / ".about.json").mkdir()
+    with pytest.raises(HostError, match="XDG_RUNTIME_DIR says where else"):
+        entry.tell(PREPARING)
+    entry.close()
+
+
 def test_two_of_one_name_are_told_apart_by_id() -> None:
     pair = [Listed("box", "/", "") for _ in range(2)]
     for entry in pair:
-        entry.tell(1)
+        entry.tell(RUNNING)
     with pytest.raises(UsageError, match="2 guests are named 'box'"):
         find_listed("box")
     assert find_listed(pair[0].id).id == pair[0].id
@@ -64,7 +100,7 @@ def test_two_of_one_name_are_told_apart_by_id() -> None:
 def test_what_a_killed_process_has_left_is_swept_away(tmp_path: Path) -> None:
     program = (
         "import time; from aiovmm.sandboxes.listed import Listed\n"
-        "Listed('gone', '/', '').tell(1); print('ready', flush=True); time.sleep(1000)"
+        "Listed('gone', '/', '').tell('running'); print('ready', flush=True); time.sleep(1000)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -80,7 +116,7 @@ def test_what_a_killed_process_has_left_is_swept_away(tmp_path: Path) -> None:
 
 def test_who_looks_at_the_same_time_is_not_taken_for_the_guests_process() -> None:
     dead = Listed("dead", "/", "")
-    dead.tell(1)
+    dead.tell(RUNNING)
     (entry,) = listed()
     assert entry.lives
     fcntl.flock(dead._lock, fcntl.LOCK_UN)
@@ -106,14 +142,14 @@ def test_one_that_is_being_made_is_left_alone_however_long_that_takes(
         return lock(path, flags, mode)
 
     dead = Listed("dead", "/", "")
-    dead.tell(1)
+    dead.tell(RUNNING)
     fcntl.flock(dead._lock, fcntl.LOCK_UN)
     with monkeypatch.context() as context:
         context.setattr(os, "open", slow)
         entry = Listed("box", "/", "")
     assert looked == [True]
     assert dead.folder.exists()
-    entry.tell(1)
+    entry.tell(RUNNING)
     assert [entry.name for entry in listed()] == ["box"]
     assert not dead.folder.exists()
     entry.close()
@@ -130,7 +166,7 @@ def test_a_runtime_directory_of_somebody_else_is_refused(tmp_path: Path) -> None
 async def test_a_console_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LARGEST", 1000)
     entry, console = Listed("box", "/", ""), Console()
-    entry.tell(1)
+    entry.tell(RUNNING)
     keeping = asyncio.create_task(entry.keep(console))
     for number in range(10):
         console.feed(bytes([number]) * 600)
@@ -172,7 +208,7 @@ def test_following_ends_with_a_process_that_was_killed() -> None:
     """Which leaves all as it was: nothing is written any more, and nothing goes away."""
     program = (
         "import time; from aiovmm.sandboxes.listed import Listed\n"
-        "entry = Listed('box', '/', ''); entry.tell(1); entry.console.write_bytes(b'said'); print('ready', flush=True)\n"
+        "entry = Listed('box', '/', ''); entry.tell('running'); entry.console.write_bytes(b'said'); print('ready', flush=True)\n"
         "time.sleep(1000)"
     )
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
@@ -195,7 +231,7 @@ def test_following_ends_with_a_process_that_was_killed() -> None:
 
 def test_who_follows_leaves_by_an_interrupt_without_a_word() -> None:
     entry = Listed("box", "/", "")
-    entry.tell(1)
+    entry.tell(RUNNING)
     entry.console.write_bytes(b"said")
     following = subprocess.Popen(
         [sys.executable, "-m", "aiovmm", "logs", "-f", "box"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -211,7 +247,8 @@ def test_who_follows_leaves_by_an_interrupt_without_a_word() -> None:
 def test_commands_of_others_have_what_the_image_says(tmp_path: Path) -> None:
     entry = Listed("box", "/", "")
     defaults = Defaults({"A": "image", "B": "image"}, "65534", "/usr")
-    entry.tell(1, defaults.but({"B": "run"}, None, "/tmp"))
+    entry.tell(RUNNING)
+    entry.default(defaults.but({"B": "run"}, None, "/tmp"))
     agent = subprocess.Popen([agent_binary(), "--unix", tmp_path / "agent"])
     fronts = [HybridFront(path, tmp_path / "agent") for path in (entry.folder / "vsock", tmp_path / "vsock")]
     script = ["sh", "-c", 'echo "$A $B"; id -u; pwd']
@@ -236,7 +273,7 @@ def test_commands_of_others_have_what_the_image_says(tmp_path: Path) -> None:
 
 def test_the_command_line() -> None:
     entry = Listed("box", "/some/root", "make test")
-    entry.tell(256 << 20)
+    entry.tell(RUNNING, 256 << 20)
     (entry.folder / "console").write_bytes(b"hello\r\n")
     run = CliRunner().invoke
     shown = run(cli, ["ps"]).output
