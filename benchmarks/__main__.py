@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 from aiovmm import architecture
-from benchmarks import curves, place, report
+from benchmarks import curves, peers, place, report
 from benchmarks.harness import ROUNDS, Options, Result
 from benchmarks.programs import compile_programs
 
@@ -73,6 +73,7 @@ def run_here(names: Sequence[str], options: Options) -> Group:
 def run_nested(names: Sequence[str], options: Options, timeout: float, arch: str) -> Group:
     """The same in the nested host, which has no compiler: the programs are compiled here and go there with the tree."""
     compile_programs()
+    peers.bring(dict.fromkeys(peer for name in names for peer in getattr(modules()[name], "PEERS", ())), arch)
     inside = ["python", "-m", "benchmarks", *names, "--json", _JSON, *as_arguments(options)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "result.json")
