@@ -48,8 +48,9 @@ async def _add(vm: VM, asked: Mapping[str, Any], confinement: Confinement) -> di
         raise UsageError(f"{option!r} is no device; there are {', '.join(DEVICES)}")
     config = _from(Path(here), DEVICES[option](text))
     if isinstance(config, NetConfig) and config.fd:
-        hint = "start the guest with it, or name an interface by tap="
-        raise ConfigError("net.fd", "is a descriptor of another process, which the guest's monitor has not", hint)
+        raise _anothers_descriptor("net.fd", "name an interface by tap=")
+    if isinstance(config, DeviceConfig) and config.fd is not None:
+        raise _anothers_descriptor("device.fd", "name a device by path=")
     try:
         id_ = await vm.add(config, timeout=_seconds(asked))
         return {"id": id_, "place": vm.console.place if option == "console" else ""}
@@ -57,6 +58,11 @@ async def _add(vm: VM, asked: Mapping[str, Any], confinement: Confinement) -> di
         if exc.errno in _REFUSED and (why := confinement.why_refused()):
             raise HostError(f"adding a {option}", exc.errno or 0, f"{exc}; {why}") from exc
         raise
+
+
+def _anothers_descriptor(option: str, instead: str) -> ConfigError:
+    reason = "is a descriptor of another process, which the guest's monitor has not"
+    return ConfigError(option, reason, f"start the guest with it, or {instead}")
 
 
 async def _remove(vm: VM, asked: Mapping[str, Any], _confinement: Confinement) -> dict[str, Any]:
@@ -101,8 +107,13 @@ def _seconds(asked: Mapping[str, Any]) -> float:
 
 def _from(directory: Path, config: PlacedConfig) -> PlacedConfig:
     """The same with the paths that the caller meant."""
-    if isinstance(config, DeviceConfig) and len(config.path.parts) == 1 and ":" in config.path.name:
-        return config  # an address of PCI's
+    if isinstance(config, DeviceConfig) and _is_address(config.path):
+        return config
     paths = {name: path for name in field_types(config) if isinstance(path := getattr(config, name), Path)}
     changes: dict[str, Any] = {name: Path(os.path.join(directory, path)) for name, path in paths.items()}
     return replace(config, **changes) if changes else config
+
+
+def _is_address(path: Path | None) -> bool:
+    """Of PCI's, and not in the caller's directory."""
+    return path is not None and len(path.parts) == 1 and ":" in path.name

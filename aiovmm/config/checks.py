@@ -8,7 +8,7 @@ import re
 
 from aiovmm.errors import ConfigError
 
-__all__ = ["check_id", "check_path", "check_queues", "check_socket", "encoded"]
+__all__ = ["check_descriptor", "check_id", "check_path", "check_queues", "check_socket", "encoded"]
 
 MAX_QUEUE_SIZE = 32768  # VIRTIO 1.2, 2.7: the largest split ring
 MAX_SOCKET_PATH = 107  # struct sockaddr_un, less the byte that ends it
@@ -41,6 +41,13 @@ def check_socket(option: str, path: os.PathLike[str] | str, room: int = 0) -> No
         after = " with a port after it" if room else ""
         reason = f"is too long for a unix socket{after}: {most} bytes at most"
         raise ConfigError(option, reason, "use a relative path, or one in /run or /tmp")
+
+
+def check_descriptor(option: str, fd: int) -> None:
+    """A number that a descriptor which somebody hands in can have; whether it is open shows when it is used."""
+    if not 3 <= fd < 1 << 31:
+        reason = "is standard input, output or error" if 0 <= fd < 3 else "is not a descriptor"
+        raise ConfigError(option, f"{fd} {reason}")
 
 
 def check_id(option: str, name: str) -> None:

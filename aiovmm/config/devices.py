@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
-from aiovmm.config.checks import check_path, check_queues, check_socket, encoded
+from aiovmm.config.checks import check_descriptor, check_path, check_queues, check_socket, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError
@@ -118,15 +118,25 @@ class BalloonConfig(PlacedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig(PlacedConfig):
-    """A host PCI device handed to the guest (VFIO); `path` is its sysfs directory. Of BARs in `x_exclude_mmap_bars` the guest has
-    no page mapped: each access comes here, and is made for it."""
+    """A host PCI device handed to the guest (VFIO); `path` is its sysfs directory. `fd` instead is a descriptor of its own file
+    (/dev/vfio/devices/vfioN), which goes with PlatformConfig.iommufd; the VM uses a copy of it, and a device is bound once in
+    the life of such a file. Of BARs in `x_exclude_mmap_bars` the guest has no page mapped: each access comes here, and is made
+    for it."""
 
-    path: Path
+    path: Path | None = None
+    fd: int | None = None
     x_exclude_mmap_bars: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_place("device")
-        check_path("device.path", self.path)
+        if self.path is not None:
+            check_path("device.path", self.path)
+        if (self.path is None) == (self.fd is None):
+            raise ConfigError(
+                "device.path", "is missing" if self.fd is None else "is given, and fd, too", "give one of them"
+            )
+        if self.fd is not None:
+            check_descriptor("device.fd", self.fd)
         for bar in self.x_exclude_mmap_bars:
             if not 0 <= bar <= _LAST_BAR:
                 raise ConfigError("device.x_exclude_mmap_bars", f"there is no BAR {bar}", f"0 to {_LAST_BAR}")

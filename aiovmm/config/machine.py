@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from pathlib import Path
 
-from aiovmm.config.checks import check_id, check_path, encoded
+from aiovmm.config.checks import check_descriptor, check_id, check_path, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.errors import ConfigError
 
@@ -237,8 +237,9 @@ class PciSegmentConfig:
 @dataclass(frozen=True)
 class PlatformConfig:
     """`num_pci_segments` PCI domains, 1..96, each with a host bridge; devices in `iommu_segments` are behind the IOMMU,
-    whose addresses have `iommu_address_width` bits. `iommufd` and `vfio_p2p_dma` are for devices of the host: neither can
-    be on where there are some.
+    whose addresses have `iommu_address_width` bits. With `iommufd` devices of the host go through /dev/iommu and files of their
+    own (Linux 6.6 with CONFIG_VFIO_DEVICE_CDEV), and not through a VFIO container; `iommufd_fd` is a descriptor of /dev/iommu,
+    of which the VM uses a copy. `vfio_p2p_dma` cannot be on where there are such devices.
 
     The others are what firmware says of the machine (SMBIOS types 1, 3 and 11), which a guest has only if one of them is
     given. `serial_number` and `uuid` are older names for those of the system. `oem_strings` is where systemd looks for
@@ -260,12 +261,17 @@ class PlatformConfig:
     chassis_asset_tag: str | None = None
     iommu_address_width: int = 48
     iommufd: bool = False
+    iommufd_fd: int | None = None
     vfio_p2p_dma: bool | None = None
 
     def __post_init__(self) -> None:
         if not MIN_IOMMU_WIDTH <= self.iommu_address_width <= 64:
             reason = f"{self.iommu_address_width} is not in {MIN_IOMMU_WIDTH}..64"
             raise ConfigError("platform.iommu_address_width", reason)
+        if self.iommufd_fd is not None:
+            check_descriptor("platform.iommufd_fd", self.iommufd_fd)
+            if not self.iommufd:
+                raise ConfigError("platform.iommufd_fd", "goes with iommufd=on")
         if not 1 <= self.num_pci_segments <= MAX_SEGMENTS:
             raise ConfigError("platform.num_pci_segments", f"{self.num_pci_segments} is not in 1..{MAX_SEGMENTS}")
         for segment in self.iommu_segments:

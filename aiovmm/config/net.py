@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiovmm.config.checks import check_queues, check_socket, encoded
+from aiovmm.config.checks import check_descriptor, check_queues, check_socket, encoded
 from aiovmm.config.kinds import dataclass
 from aiovmm.config.rates import LimitedConfig
 from aiovmm.errors import ConfigError
@@ -125,9 +125,7 @@ class NetConfig(LimitedConfig):
 
     def _check_descriptors(self) -> None:
         for fd in self.fd:
-            if not 3 <= fd < 1 << 31:
-                reason = "is standard input, output or error" if 0 <= fd < 3 else "is not a descriptor"
-                raise ConfigError("net.fd", f"{fd} {reason}")
+            check_descriptor("net.fd", fd)
         if len(set(self.fd)) < len(self.fd):
             raise ConfigError("net.fd", "names a descriptor twice", "each queue pair needs one of its own")
         if self.fd and len(self.fd) * 2 != self.num_queues:

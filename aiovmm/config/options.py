@@ -225,8 +225,8 @@ def parse_fs(text: str) -> FsConfig:
 
 
 def parse_device(text: str) -> DeviceConfig:
-    """`path=/sys/bus/pci/devices/...`."""
-    return DeviceConfig(**_convert("device", split_options("device", text), "path"))
+    """`path=/sys/bus/pci/devices/...` or `fd=`."""
+    return DeviceConfig(**_convert("device", split_options("device", text)))
 
 
 def parse_balloon(text: str) -> BalloonConfig:
@@ -282,4 +282,5 @@ def parse_limits(text: str) -> LimitsConfig:
 
 def parse_platform(text: str) -> PlatformConfig:
     """`num_pci_segments=,iommu_segments=,system_uuid=,...`."""
-    return PlatformConfig(**_convert("platform", split_options("platform", text)))
+    values = _convert("platform", split_options("platform", text))
+    return PlatformConfig(**{"iommufd": "iommufd_fd" in values, **values})

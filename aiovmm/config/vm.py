@@ -162,9 +162,8 @@ class VMConfig:
                 raise ConfigError("pci_segment.pci_segment", f"{number} is given twice")
 
     def _check_host_devices(self) -> None:
-        if self.platform.iommufd:
-            reason = "is on, and devices of the host go through a VFIO container of type 1 here"
-            raise ConfigError("platform.iommufd", reason, "leave it out: the guest sees no difference")
+        if not self.platform.iommufd and any(device.fd is not None for device in self.devices):
+            raise ConfigError("device.fd", "goes with platform.iommufd", "say --platform iommufd=on")
         if self.platform.vfio_p2p_dma:
             reason = "is on, and devices of the host cannot reach each other's registers here"
             raise ConfigError("platform.vfio_p2p_dma", reason, "leave it out")

@@ -244,6 +244,6 @@ def _vfio() -> DeviceRow:
         is_wired(devices=(DeviceConfig(path=Path("/sys/bus/pci/devices/0000:00:01.0")),)),
         "off",
         _switch("device"),
-        back_ends="a PCI function of the host that vfio-pci holds, in a container with an IOMMU of type 1",
+        back_ends="a PCI function of the host that vfio-pci holds, in a container with an IOMMU of type 1, or in an iommufd",
         limits="MSI, MSI-X and INTx; no I/O BARs, expansion ROM or extended configuration space; all guest memory is locked",
     )

@@ -1,7 +1,7 @@
 """Devices of the host (VFIO) in one machine: what they reach of its memory, KVM's knowledge of them, their functions on PCI.
 
-    plug      memory mapped for the first that reaches all of it ──► KVM told of its group ──► reset ──► in its slot
-    unplug    out of its slot: BARs and interrupts gone, reset ──► memory unmapped after the last ──► KVM forgets its group
+    plug      memory mapped for the first that reaches all of it ──► KVM told of its file ───► reset ──► in its slot
+    unplug    out of its slot: BARs and interrupts gone, reset ──► memory unmapped after the last ──► KVM forgets its file
 
 The devices are open before, and stay so (`machine.passthrough`). One comes or goes at a time.
 """
@@ -20,8 +20,8 @@ from aiovmm.kvm.vmfd import VmFd
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.pci.root import PciAddress, PciRoot
 from aiovmm.runtime.tasks import Undoing, finish, in_thread
-from aiovmm.vfio import Container, Follower, VfioFunction, VfioServices
-from aiovmm.vfio.container import Group, Reachable
+from aiovmm.vfio import AddressSpace, Follower, VfioFunction, VfioServices
+from aiovmm.vfio.space import Reachable, VfioFile
 
 if TYPE_CHECKING:
     from aiovmm.machine.iommu import MachineIommu
@@ -55,8 +55,8 @@ class MachineHosts:
         self._on_error = on_error
         self._iommu = iommu
         self._kvm: KvmVfio | None = None
-        self._groups: dict[Group, int] = {}  # that KVM knows, and how many devices here are of each
-        self._mapped: dict[Container, int] = {}  # that reach all of memory, and how many devices here are in each
+        self._known: dict[VfioFile, int] = {}  # to KVM, and how many devices here are of each
+        self._mapped: dict[AddressSpace, int] = {}  # that reach all of memory, and how many devices here are in each
         self._followers: list[Follower] = []
         self._there: dict[str, Undoing] = {}
         self._busy = asyncio.Lock()
@@ -124,15 +124,15 @@ class MachineHosts:
 
     async def _came(self, pieces: Iterable[Reachable]) -> None:
         async with self._busy:
-            for container in self._mapped:  # one, since the others go by their followers
-                await self._off_loop(container.map, pieces)
+            for space in self._mapped:  # one, since the others go by their followers
+                await self._off_loop(space.map, pieces)
             for follower in self._followers:
                 await follower.memory_came()
 
     async def _gone(self, pieces: Iterable[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> None:
         async with self._busy:
-            for container in self._mapped:
-                await finish(self._off_loop(container.unmap_ranges, pieces))
+            for space in self._mapped:
+                await finish(self._off_loop(space.unmap_ranges, pieces))
             for follower in self._followers:
                 await follower.forget(ranges)
 
@@ -151,11 +151,10 @@ class MachineHosts:
 
     async def _plug(self, place: HostPlace, steps: Undoing) -> PciAddress:
         if place.iommu:
-            steps.push(partial(self._off_loop, place.container.unmap))
+            steps.push(partial(self._off_loop, place.space.unmap))
         else:
-            await self._map(place.container, steps)
-        assert place.device.group is not None, "it is open"
-        await finish(self._tell_kvm(place.device.group, steps))
+            await self._map(place.space, steps)
+        await finish(self._tell_kvm(place.device.known, steps))
         free = self._root.free_place(place.segment, place.slot)
         function = VfioFunction(place.device, self._services, lambda _, error: self._on_error(place.id, error), free)
         steps.push(function.close)
@@ -166,37 +165,37 @@ class MachineHosts:
             await self._put_behind(place, address, steps)
         return address
 
-    async def _map(self, container: Container, steps: Undoing) -> None:
-        self._mapped[container] = self._mapped.get(container, 0) + 1
-        steps.push(partial(self._unmap, container))  # whatever is mapped when a caller gives up
-        if self._mapped[container] == 1:
-            await self._off_loop(container.map, self._reachable())
+    async def _map(self, space: AddressSpace, steps: Undoing) -> None:
+        self._mapped[space] = self._mapped.get(space, 0) + 1
+        steps.push(partial(self._unmap, space))  # whatever is mapped when a caller gives up
+        if self._mapped[space] == 1:
+            await self._off_loop(space.map, self._reachable())
 
-    async def _unmap(self, container: Container) -> None:
-        self._mapped[container] -= 1
-        if not self._mapped[container]:
-            del self._mapped[container]
-            await self._off_loop(container.unmap)
+    async def _unmap(self, space: AddressSpace) -> None:
+        self._mapped[space] -= 1
+        if not self._mapped[space]:
+            del self._mapped[space]
+            await self._off_loop(space.unmap)
 
-    async def _tell_kvm(self, group: Group, steps: Undoing) -> None:
+    async def _tell_kvm(self, file: VfioFile, steps: Undoing) -> None:
         if self._kvm is None:
             self._kvm = KvmVfio(self._vm)
-        if group not in self._groups:
-            await self._off_loop(self._kvm.add_group, group.fd)
-        self._groups[group] = self._groups.get(group, 0) + 1
-        steps.push(partial(self._have_kvm_forget, group))
+        if file not in self._known:
+            await self._off_loop(self._kvm.add_file, file.fd)
+        self._known[file] = self._known.get(file, 0) + 1
+        steps.push(partial(self._have_kvm_forget, file))
 
-    async def _have_kvm_forget(self, group: Group) -> None:
-        self._groups[group] -= 1
-        if not self._groups[group]:
-            del self._groups[group]
-            assert self._kvm is not None, "it knows the group"
-            await self._off_loop(self._kvm.remove_group, group.fd)
+    async def _have_kvm_forget(self, file: VfioFile) -> None:
+        self._known[file] -= 1
+        if not self._known[file]:
+            del self._known[file]
+            assert self._kvm is not None, "it knows the file"
+            await self._off_loop(self._kvm.remove_file, file.fd)
 
     async def _put_behind(self, place: HostPlace, address: PciAddress, steps: Undoing) -> None:
         assert self._iommu is not None, "a machine with a device behind an IOMMU has one"
         failed = partial(self._on_error, place.id)
-        follower = Follower(self._memory, place.container, failed, place.device.label, self._reachable)
+        follower = Follower(self._memory, place.space, failed, place.device.label, self._reachable)
         steps.push(follower.aclose)
         self._iommu.plugged_behind(address, follower, follower)
         steps.push(partial(self._iommu.unplugged, address))

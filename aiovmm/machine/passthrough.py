@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aiovmm.config import DeviceConfig, VMConfig
 from aiovmm.config.ids import device_ids
 from aiovmm.errors import ConfigError
-from aiovmm.vfio import Container, HostDevice, HostSystem, System
+from aiovmm.vfio import AddressSpace, Container, HostDevice, HostSystem, Ioas, Iommufd, System
 from aiovmm.vfio.limits import check_lockable
 
 __all__ = ["HostPlace", "Passthrough"]
@@ -25,19 +25,20 @@ class HostPlace:
     id: str
     device: HostDevice
     segment: int
-    container: Container
+    space: AddressSpace
     iommu: bool = False
     slot: int | None = None
 
 
 class Passthrough:
-    """See the module. Devices behind the virtual IOMMU have a container each, the others one together, while any of
-    them is there."""
+    """See the module. Devices behind the virtual IOMMU have an address space each, the others one together, while any of
+    them is there: containers of VFIO, or with platform.iommufd spaces of one iommufd."""
 
     def __init__(self, config: VMConfig, system: System | None = None) -> None:
         self._system = HostSystem() if system is None else system
         self._name = config.name
-        self._common = Container(self._system)
+        self._iommufd = Iommufd(self._system, config.platform.iommufd_fd) if config.platform.iommufd else None
+        self._common = self._new_space()
         self._busy = threading.Lock()  # of threads: groups and containers are given back step by step
         self.places = [
             self.place(id_, device, config)
@@ -48,10 +49,15 @@ class Passthrough:
     def place(self, id_: str, device: DeviceConfig, config: VMConfig) -> HostPlace:
         """What a device of this configuration is, that is not open yet and none of `places`."""
         behind = device.iommu or device.pci_segment in config.platform.iommu_segments
-        container = Container(self._system) if behind else self._common
+        space = self._new_space() if behind else self._common
         label, trapped = f"{config.name}: {id_}", device.x_exclude_mmap_bars
-        host = HostDevice(device.path, container, self._system, label, trapped)
-        return HostPlace(id_, host, device.pci_segment, container, behind, device.pci_device_id)
+        where = device.path if device.fd is None else device.fd
+        assert where is not None, "its configuration has one of them"
+        host = HostDevice(where, space, self._system, label, trapped)
+        return HostPlace(id_, host, device.pci_segment, space, behind, device.pci_device_id)
+
+    def _new_space(self) -> AddressSpace:
+        return Container(self._system) if self._iommufd is None else Ioas(self._iommufd)
 
     def open(self) -> None:
         """Take all devices from the host. Blocks. Raises HostError, ConfigError; `close` then gives back what was taken."""
@@ -76,8 +82,8 @@ class Passthrough:
         for other in [other for other in self.places if other is not place and other.device.is_open]:
             if other.device.name == function.address:
                 raise ConfigError("device.path", f"{function.address} is this guest's already, as {other.id!r}")
-            group = other.device.group
-            if group is not None and group.number == function.group and other.container is not place.container:
+            taken = other.device.function
+            if taken is not None and taken.group == function.group and other.space is not place.space:
                 raise ConfigError(
                     "device.iommu",
                     f"{other.device.name} and {function.address} are of one IOMMU group, and cannot reach different memory",

@@ -18,7 +18,7 @@ __all__ = ["keep_private", "let_go"]
 _private: set[int] = set()
 _hooked = False
 
-_BY_NAME = ("anon_inode:kvm-", "anon_inode:[vfio-", "/dev/kvm", "/dev/vfio/")
+_BY_NAME = ("anon_inode:kvm-", "anon_inode:[vfio-", "/dev/kvm", "/dev/vfio/", "/dev/iommu")
 """Of these a mapping has descriptors that nobody tells us of."""
 
 

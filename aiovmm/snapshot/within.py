@@ -15,7 +15,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from aiovmm.config import DeviceConfig, DiskConfig, NetConfig, PayloadConfig, RebootPolicy, VMConfig, VsockConfig
+from aiovmm.config import (
+    DeviceConfig,
+    DiskConfig,
+    NetConfig,
+    PayloadConfig,
+    PlatformConfig,
+    RebootPolicy,
+    VMConfig,
+    VsockConfig,
+)
 from aiovmm.errors import ConfigError, SnapshotError
 from aiovmm.runtime.dataclass import field_types
 
@@ -114,5 +123,7 @@ def _not_by_path(config: Any) -> Iterator[Finding]:
         yield "", f"is {what}"
     elif isinstance(config, DeviceConfig):
         yield "", "is a device of the host"
+    elif isinstance(config, PlatformConfig) and config.iommufd_fd is not None:
+        yield ".iommufd_fd", f"is descriptor {config.iommufd_fd}"
     elif isinstance(config, DiskConfig) and config.backing_files:
         yield ".backing_files", "is on: its image says which files are opened"

@@ -1,23 +1,18 @@
-"""VFIO's container: the IOMMU context of one VM, with the groups in it and the guest memory that their devices reach.
-
-It outlives the guest's reboots. Guest memory does not: it is mapped for each machine, and unmapped before it goes.
-"""
+"""VFIO's container: an IOMMU context of type 1, with the groups in it and the guest memory that their devices reach."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
-from typing import NamedTuple
 
 from aiovmm.errors import HostError
-from aiovmm.memory import GuestMemory
 from aiovmm.vfio import abi
 from aiovmm.vfio.abi import Request
 from aiovmm.vfio.limits import memlock_hint
+from aiovmm.vfio.space import AddressSpace, Opened, VfioFile, call
 from aiovmm.vfio.sysfs import HostFunction, not_viable
 from aiovmm.vfio.system import System
 
-__all__ = ["Container", "Group", "Reachable", "regions_of"]
+__all__ = ["Container", "Group"]
 
 _GROUP_HINTS = {
     errno.EACCES: "become a member of the group that owns it, or `chown` it; vfio needs no other privilege",
@@ -27,50 +22,63 @@ _GROUP_HINTS = {
 }
 
 
-class Reachable(NamedTuple):
-    """`size` bytes at `host` of this process, which devices are to reach at guest-physical `gpa`."""
-
-    gpa: int
-    size: int
-    host: int
-    readonly: bool = False
-
-
-def regions_of(memory: GuestMemory) -> list[Reachable]:
-    """All of it, as it is."""
-    return [Reachable(region.gpa, region.size, region.host, region.readonly) for region in memory.regions]
-
-
-class Group:
+class Group(VfioFile):
     """An IOMMU group in a container; `fd` is its file."""
 
     def __init__(self, number: int, fd: int) -> None:
+        super().__init__(fd)
         self.number = number
-        self.fd = fd
         self.users = 0
 
 
-class Container:
+class Container(AddressSpace):
     """See the module. Opened by the first device, closed with the last."""
 
     def __init__(self, system: System) -> None:
+        super().__init__()
         self._system = system
         self._fd = -1
         self._groups: dict[int, Group] = {}
-        self._mapped: dict[tuple[int, int], None] = {}
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """Those that are in it."""
         return tuple(self._groups.values())
 
-    @property
-    def mapped(self) -> tuple[tuple[int, int], ...]:
-        """(address, bytes) that devices can reach."""
-        return tuple(self._mapped)
+    def open_device(self, function: HostFunction) -> Opened:
+        """See AddressSpace."""
+        group = self._acquire(function)
+        try:
+            name = bytearray(function.address.encode() + b"\0")
+            hints = {errno.ENODEV: "it is not bound to vfio-pci any more", errno.EINVAL: "the group is not set up"}
+            fd = self._call(Request.GROUP_GET_DEVICE_FD, name, f"opening {function.address}", hints, fd=group.fd)
+        except BaseException:
+            self._release(group)
+            raise
+        return Opened(fd, group)
 
-    def acquire(self, function: HostFunction) -> Group:
-        """The group of `function`, in this container; to be given back by `release`. Raises HostError."""
+    def close_device(self, opened: Opened) -> None:
+        """See AddressSpace."""
+        self._system.close(opened.fd)
+        assert isinstance(opened.known, Group)
+        self._release(opened.known)
+
+    def _map(self, iova: int, size: int, host: int, perm: int) -> None:
+        hints = {
+            errno.ENOMEM: memlock_hint(size),
+            errno.ENOSPC: "there are more mappings than dma_entry_limit of vfio_iommu_type1 allows",
+            errno.EINVAL: "the IOMMU of the host cannot map that address: see reserved_regions of the IOMMU group",
+            errno.EFAULT: "the file behind this memory cannot be locked; use one on another file system",
+        }
+        operation = f"letting host devices reach {size} bytes of guest memory at {iova:#x}"
+        self._call(Request.IOMMU_MAP_DMA, abi.dma_map(iova, size, host, perm), operation, hints)
+
+    def _unmap(self, iova: int, size: int) -> None:
+        self._call(Request.IOMMU_UNMAP_DMA, abi.dma_unmap(iova, size), f"unmapping guest memory at {iova:#x}")
+
+    # -- groups
+
+    def _acquire(self, function: HostFunction) -> Group:
         group = self._groups.get(function.group)
         if group is None:
             group = self._join(function)
@@ -78,8 +86,7 @@ class Container:
         group.users += 1
         return group
 
-    def release(self, group: Group) -> None:
-        """Its device is closed."""
+    def _release(self, group: Group) -> None:
         group.users -= 1
         if group.users:
             return
@@ -89,54 +96,6 @@ class Container:
             self._mapped.clear()
             fd, self._fd = self._fd, -1
             self._system.close(fd)
-
-    def map(self, pieces: Iterable[Reachable]) -> None:
-        """Let devices reach `pieces` that they do not reach yet: every page is locked. Blocks. Raises HostError; then they reach
-        none of them."""
-        mapped: list[Reachable] = []
-        try:
-            for piece in pieces:
-                if (piece.gpa, piece.size) not in self._mapped:
-                    perm = abi.DMA_READ | (0 if piece.readonly else abi.DMA_WRITE)
-                    self.map_range(piece.gpa, piece.size, piece.host, perm)
-                    mapped.append(piece)
-        except BaseException:
-            for piece in mapped:
-                self.unmap_range(piece.gpa, piece.size)
-            raise
-
-    def unmap_ranges(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Take (address, bytes) back that were mapped as they are. Blocks. Raises HostError."""
-        for iova, size in ranges:
-            self.unmap_range(iova, size)
-
-    def unmap(self) -> None:
-        """Devices reach nothing any more. Idempotent. Raises HostError."""
-        for iova, size in list(self._mapped):
-            self.unmap_range(iova, size)
-
-    def unmap_range(self, iova: int, size: int) -> None:
-        """Take a range back that was mapped as a whole; nothing if it was not. Raises HostError."""
-        if (iova, size) in self._mapped:
-            self._call(Request.IOMMU_UNMAP_DMA, abi.dma_unmap(iova, size), f"unmapping guest memory at {iova:#x}")
-            del self._mapped[iova, size]
-
-    def map_range(self, iova: int, size: int, host: int, perm: int) -> None:
-        """Let devices reach `size` bytes at `host` of this process at their address `iova`. Raises HostError."""
-        argument = abi.dma_map(iova, size, host, perm)
-        hints = {
-            errno.ENOMEM: memlock_hint(size),
-            errno.ENOSPC: "there are more mappings than dma_entry_limit of vfio_iommu_type1 allows",
-            errno.EINVAL: "the IOMMU of the host cannot map that address: see reserved_regions of the IOMMU group",
-            errno.EFAULT: "the file behind this memory cannot be locked; use one on another file system",
-        }
-        self._call(
-            Request.IOMMU_MAP_DMA,
-            argument,
-            f"letting host devices reach {size} bytes of guest memory at {iova:#x}",
-            hints,
-        )
-        self._mapped[iova, size] = None
 
     def _join(self, function: HostFunction) -> Group:
         first = self._fd < 0
@@ -208,8 +167,4 @@ class Container:
         *,
         fd: int | None = None,
     ) -> int:
-        try:
-            return self._system.ioctl(self._fd if fd is None else fd, request, argument)
-        except OSError as exc:
-            code = exc.errno or 0
-            raise HostError(operation, code, (hints or {}).get(code, "")) from exc
+        return call(self._system, self._fd if fd is None else fd, request, argument, operation, hints)

@@ -6,12 +6,12 @@ import errno
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from aiovmm.errors import HostError, StateError
+from aiovmm.errors import ConfigError, HostError, StateError
 from aiovmm.native.mapping import Mapping
 from aiovmm.vfio import abi
 from aiovmm.vfio.abi import Irq, IrqInfo, Region, RegionInfo, Request
-from aiovmm.vfio.container import Container, Group
-from aiovmm.vfio.sysfs import HostFunction, find
+from aiovmm.vfio.space import AddressSpace, Opened, VfioFile, call
+from aiovmm.vfio.sysfs import HostFunction, find, find_file
 from aiovmm.vfio.system import System
 
 __all__ = ["HostDevice", "MappedArea"]
@@ -34,44 +34,59 @@ class MappedArea:
 
 
 class HostDevice:
-    """The device whose sysfs directory is `path`. `open` acquires it; errors then name the operation and the device."""
+    """The device whose sysfs directory is `place`, or of whose own file that is a descriptor. `open` acquires it, for it to be in
+    `space`; errors then name the operation and the device."""
 
     def __init__(
-        self, path: Path, container: Container, system: System, label: str = "", trapped_bars: Collection[int] = ()
+        self,
+        place: Path | int,
+        space: AddressSpace,
+        system: System,
+        label: str = "",
+        trapped_bars: Collection[int] = (),
     ) -> None:
-        self.path = path
         self.trapped_bars = frozenset(trapped_bars)  # of which no page is to be mapped
-        self.name = path.name
-        self.label = label or path.name  # whose it is, for names of threads
+        self.name = place.name if isinstance(place, Path) else f"descriptor {place}"
+        self.label = label or self.name  # whose it is, for names of threads
         self.regions: tuple[RegionInfo, ...] = ()
         self.irqs: dict[Irq, IrqInfo] = {}
         self.can_reset = False
-        self.group: Group | None = None
-        self._container = container
+        self.function: HostFunction | None = None
+        self._place = place
+        self._space = space
         self._system = system
-        self._fd = -1
+        self._opened: Opened | None = None
         self._areas: list[MappedArea] = []
 
     @property
     def is_open(self) -> bool:
         """Whether it is ours."""
-        return self._fd >= 0
+        return self._opened is not None
+
+    @property
+    def known(self) -> VfioFile:
+        """The file by which KVM is told of it, while it is ours."""
+        assert self._opened is not None, "it is open"
+        return self._opened.known
 
     def find(self) -> HostFunction:
-        """What sysfs says of it. Raises HostError with a remedy if it cannot be handed over."""
-        return find(self.path, self._system.sysfs)
+        """What sysfs says of it. Raises HostError with a remedy if it cannot be handed over, ConfigError."""
+        if isinstance(self._place, Path):
+            return find(self._place, self._system.sysfs)
+        try:
+            number = self._system.device_number(self._place)
+        except OSError as exc:
+            raise ConfigError("device.fd", f"{self._place} is not open: {exc.strerror}") from exc
+        return find_file(self._place, number, self._system.sysfs)
 
     def open(self) -> None:
-        """Find the device, take its group, ask what it has. Raises HostError with a remedy; nothing is held then."""
-        if self._fd >= 0:
+        """Find the device, take it, ask what it has. Raises HostError with a remedy, ConfigError; nothing is held then."""
+        if self._opened is not None:
             return
-        function = self.find()
+        self.function = function = self.find()
         self.name = function.address
-        self.group = self._container.acquire(function)
+        self._opened = self._space.open_device(function)
         try:
-            name = bytearray(function.address.encode() + b"\0")
-            hints = {errno.ENODEV: "it is not bound to vfio-pci any more", errno.EINVAL: "the group is not set up"}
-            self._fd = self._call(Request.GROUP_GET_DEVICE_FD, name, "opening", hints, fd=self.group.fd)
             self._examine()
         except BaseException:
             self.close()
@@ -81,12 +96,9 @@ class HostDevice:
         """Give it back to the host; the kernel resets it. Idempotent."""
         while self._areas:
             self._areas.pop().close()
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            self._system.close(fd)
-        if self.group is not None:
-            group, self.group = self.group, None
-            self._container.release(group)
+        if self._opened is not None:
+            opened, self._opened = self._opened, None
+            self._space.close_device(opened)
 
     def _examine(self) -> None:
         reply = abi.device_info()
@@ -199,14 +211,11 @@ class HostDevice:
         argument: int | bytearray,
         operation: str,
         hints: dict[int, str] | None = None,
-        *,
-        fd: int | None = None,
     ) -> int:
-        target = self._fd if fd is None else fd
-        if target < 0:
+        return call(self._system, self._fd, request, argument, f"{operation} {self.name}", hints)
+
+    @property
+    def _fd(self) -> int:
+        if self._opened is None:
             raise StateError(f"{self.name} is not open")
-        try:
-            return self._system.ioctl(target, request, argument)
-        except OSError as exc:
-            code = exc.errno or 0
-            raise HostError(f"{operation} {self.name}", code, (hints or {}).get(code, "")) from exc
+        return self._opened.fd

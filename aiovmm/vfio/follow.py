@@ -16,7 +16,7 @@ from aiovmm.errors import GuestFault, HostError
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.worker import Worker
-from aiovmm.vfio.container import Container, Reachable, regions_of
+from aiovmm.vfio.space import AddressSpace, Reachable, regions_of
 
 __all__ = ["FollowedDomain", "Follower", "MappedPiece"]
 
@@ -67,13 +67,13 @@ _Wanted = dict[tuple[int, int], tuple[int, int]]  # (address, bytes) of the devi
 
 
 class Follower:
-    """Keeps `container` as the virtual IOMMU says, until `aclose`. `on_error` hears what the host refuses: the device then lacks
+    """Keeps `space` as the virtual IOMMU says, until `aclose`. `on_error` hears what the host refuses: the device then lacks
     it."""
 
     def __init__(
         self,
         memory: GuestMemory,
-        container: Container,
+        space: AddressSpace,
         on_error: Callable[[Exception], None],
         label: str = "vfio",
         reachable: Callable[[], Iterable[Reachable]] | None = None,
@@ -81,7 +81,7 @@ class Follower:
         """`reachable`: what there is of `memory`, for a device that reaches all of it; by default its regions."""
         self._memory = memory
         self._reachable = reachable or (lambda: regions_of(memory))
-        self._container = container
+        self._space = space
         self._on_error = on_error
         self._domain: FollowedDomain | None = None
         self._bypass = False
@@ -142,7 +142,7 @@ class Follower:
             await finish(self._thread.submit(partial(self._unmap_memory, ranges)))
 
     async def aclose(self) -> None:
-        """Follow no more, and wait for what is being carried out; what is mapped is the container's to unmap. Idempotent."""
+        """Follow no more, and wait for what is being carried out; what is mapped is the space's to unmap. Idempotent."""
         self._closed = True
         self.bind(None)
         await finish(self._thread.aclose())
@@ -174,14 +174,14 @@ class Follower:
         for address, size in gone:
             try:
                 if self._mapped.pop((address, size), None) is not None:
-                    self._container.unmap_range(address, size)
+                    self._space.unmap_range(address, size)
             except HostError as exc:
                 self._report(exc)
         for (address, size), (gpa, perm) in new.items():
             self._mapped[address, size] = gpa, perm
             try:
                 if perm:
-                    self._container.map_range(address, size, self._memory.host_address(gpa, size), perm)
+                    self._space.map_range(address, size, self._memory.host_address(gpa, size), perm)
             except HostError as exc:
                 self._report(exc)
             except GuestFault:  # the guest has mapped what went since

@@ -7,23 +7,26 @@ from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aiovmm.errors import HostError
+from aiovmm.errors import ConfigError, HostError
 
-__all__ = ["HostFunction", "find", "not_viable"]
+__all__ = ["HostFunction", "device_file", "find", "find_file", "holders", "not_viable"]
 
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _FREE = ("vfio-pci", "pci-stub", "pcieport")  # drivers that do not keep a group from being handed over
+_FILES = "vfio-dev"  # the directory of a device's own file
 
 
 @dataclass(frozen=True)
 class HostFunction:
-    """A PCI function of the host, `address` as in 0000:00:04.0, in IOMMU group `group`."""
+    """A PCI function of the host, `address` as in 0000:00:04.0, in IOMMU group `group`; `fd`: a descriptor of its own file, where
+    somebody has opened it."""
 
     address: str
     group: int
+    fd: int | None = None
 
 
 def find(path: Path, sysfs: Path) -> HostFunction:
@@ -46,6 +49,24 @@ def find(path: Path, sysfs: Path) -> HostFunction:
     return HostFunction(address, int(group.resolve().name))
 
 
+def find_file(fd: int, number: tuple[int, int], sysfs: Path) -> HostFunction:
+    """The function that descriptor `fd`, of a character device with this (major, minor), is of. Raises ConfigError if it is none
+    of VFIO's, HostError as `find`."""
+    directory = (sysfs / f"dev/char/{number[0]}:{number[1]}").resolve().parent
+    if directory.name != _FILES:
+        hint = "open /dev/vfio/devices/vfioN, of which the device's directory in /sys has the name in vfio-dev"
+        raise ConfigError("device.fd", f"{fd} is not of a VFIO device", hint)
+    return replace(find(directory.parent, sysfs), fd=fd)
+
+
+def device_file(function: HostFunction, sysfs: Path) -> str:
+    """The file that VFIO has for `function` itself. Raises HostError where it has none."""
+    for entry in (sysfs / "bus/pci/devices" / function.address / _FILES).glob("vfio*"):
+        return f"/dev/vfio/devices/{entry.name}"
+    hint = "leave out platform.iommufd: the kernel of this host has no CONFIG_VFIO_DEVICE_CDEV (Linux 6.6 with iommufd)"
+    raise HostError(f"looking for the file of {function.address} alone", errno.ENODEV, hint)
+
+
 def driver_of(directory: Path) -> str:
     """The driver that holds the device in `directory`, or an empty text."""
     link = directory / "driver"
@@ -62,15 +83,20 @@ def bind_hint(address: str, driver: str) -> str:
     )
 
 
-def not_viable(function: HostFunction, sysfs: Path) -> HostError:
-    """Why the group of `function` cannot be handed over: which of its other devices the host still uses."""
+def holders(function: HostFunction, sysfs: Path) -> list[str]:
+    """The devices of its group that the host still uses."""
     devices = sysfs / "kernel/iommu_groups" / str(function.group) / "devices"
     held = []
     for entry in sorted(devices.iterdir()) if devices.exists() else []:
         driver = driver_of(entry.resolve())
         if driver and driver not in _FREE:
             held.append(f"{entry.name} ({driver})")
-    names = ", ".join(held) or "others of the group"
+    return held
+
+
+def not_viable(function: HostFunction, sysfs: Path) -> HostError:
+    """Why the group of `function` cannot be handed over: which of its other devices the host still uses."""
+    names = ", ".join(holders(function, sysfs)) or "others of the group"
     hint = f"the host still uses {names} of IOMMU group {function.group}: give them to vfio-pci too, all or none of a group"
     return HostError(f"handing over {function.address}", errno.EBUSY, hint)
 

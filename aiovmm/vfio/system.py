@@ -22,8 +22,14 @@ class System(Protocol):
     def open(self, path: str) -> int:
         """A file below /dev, for reading and writing."""
 
+    def duplicate(self, fd: int) -> int:
+        """A descriptor of our own of a file that somebody has opened."""
+
+    def device_number(self, fd: int) -> tuple[int, int]:
+        """(major, minor) of the device whose file it is; zeros for another file."""
+
     def close(self, fd: int) -> None:
-        """Close a file that `open` or an ioctl gave."""
+        """Close a file that `open`, `duplicate` or an ioctl gave."""
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         """The result; a bytearray is changed in place."""
@@ -46,6 +52,15 @@ class HostSystem:
     def open(self, path: str) -> int:
         """See System."""
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def duplicate(self, fd: int) -> int:
+        """See System."""
+        return os.dup(fd)
+
+    def device_number(self, fd: int) -> tuple[int, int]:
+        """See System."""
+        number = os.fstat(fd).st_rdev
+        return os.major(number), os.minor(number)
 
     def close(self, fd: int) -> None:
         """See System."""

@@ -114,6 +114,7 @@ def test_a_guest_that_does_not_heed_it(tmp_path: Path, image: Path) -> None:
         (("add", "control", "--disk", "path=missing"), 1, "missing"),
         (("add", "control", "--disk", "colour=red"), 2, "disk.colour: is not known"),
         (("add", "control", "--net", "fd=3"), 2, "net.fd: is a descriptor of another process"),
+        (("add", "control", "--device", "fd=3"), 2, "device.fd: is a descriptor of another process"),
         (("add", "control", "--device", "path=missing"), 1, ": {here}/missing"),
         (("add", "control", "--device", "path=ffff:1f:1f.7"), 1, "`lspci -D` lists them): ffff:1f:1f.7"),
         (("add", "control", "--rng", "src=/dev/urandom"), 2, "rng: is there already"),

@@ -69,15 +69,36 @@ def test_segments_that_cannot_be_are_refused(texts: list[str], message: str) -> 
         )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("iommufd=on", r"platform.iommufd: .* VFIO container"), ("vfio_p2p_dma=on", r"platform.vfio_p2p_dma: is on")],
-)
-def test_what_host_devices_do_not_have_is_refused_where_there_are_some(text: str, message: str) -> None:
-    platform = parse_platform(text)
+def test_what_host_devices_do_not_have_is_refused_where_there_are_some() -> None:
+    platform = parse_platform("vfio_p2p_dma=on")
     VMConfig(PayloadConfig(Path("k")), platform=platform)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=r"platform.vfio_p2p_dma: is on"):
         VMConfig(PayloadConfig(Path("k")), platform=platform, devices=(HOST,))
+
+
+def test_a_descriptor_of_iommufd_asks_for_iommufd() -> None:
+    assert parse_platform("iommufd_fd=5") == PlatformConfig(iommufd=True, iommufd_fd=5)
+    assert parse_platform("iommufd_fd=5,iommufd=on") == parse_platform("iommufd_fd=5")
+    assert not parse_platform("iommufd_fd=").iommufd
+    with pytest.raises(ConfigError, match=r"platform.iommufd_fd: goes with iommufd=on"):
+        parse_platform("iommufd_fd=5,iommufd=off")
+    with pytest.raises(ConfigError, match=r"platform.iommufd_fd: 1 is standard input, output or error"):
+        parse_platform("iommufd_fd=1")
+
+
+def test_a_device_has_a_path_or_a_descriptor_and_that_with_iommufd() -> None:
+    device = parse_device("fd=5,id=gpu")
+    assert (device.fd, device.path, device.id) == (5, None, "gpu")
+    for text, message in (
+        ("id=gpu", r"device.path: is missing"),
+        ("fd=5,path=/d", r"device.path: is given, and fd, too"),
+        ("fd=2", r"device.fd: 2 is standard"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_device(text)
+    with pytest.raises(ConfigError, match=r"device.fd: goes with platform.iommufd .*--platform iommufd=on"):
+        VMConfig(PayloadConfig(Path("k")), devices=(device,))
+    VMConfig(PayloadConfig(Path("k")), platform=parse_platform("iommufd=on"), devices=(device,))
 
 
 def test_bars_are_those_of_pci() -> None:

@@ -115,7 +115,7 @@ async def test_a_drive_behind_the_virtual_iommu(guests: Guests, drive: Path) -> 
         assert re.search(r"0x010802\n\S*/iommu_groups/\d+\n", groups)
         await _write(vm)
         (place,) = vm.machine.parts.hosts
-        reachable = sum(size for _, size in place.container.mapped)
+        reachable = sum(size for _, size in place.space.mapped)
         assert 0 < reachable < 64 * MB  # what the driver has mapped, not all of memory
 
 
@@ -204,9 +204,9 @@ async def test_a_drive_comes_to_a_guest_that_runs_behind_the_virtual_iommu(guest
             assert "/iommu_groups/" in await shell(vm, "readlink /sys/bus/pci/devices/0001:00:01.0/iommu_group")
             await _write(vm)
             (place,) = vm.machine.parts.hosts
-            assert 0 < sum(size for _, size in place.container.mapped) < 64 * MB
+            assert 0 < sum(size for _, size in place.space.mapped) < 64 * MB
             await vm.remove("device0", timeout=120)
-            assert not place.container.mapped
+            assert not place.space.mapped
             assert not _groups_open()
 
 

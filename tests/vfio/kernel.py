@@ -15,6 +15,7 @@ import pytest
 
 from aiovmm.errors import KvmError
 from aiovmm.native.mapping import Mapping
+from tests.vfio.iommufd import MAJOR, DeviceFile, IommufdModel, IommuFile
 
 REGION_SHIFT = 40  # as vfio-pci numbers offsets
 CONFIG = 7
@@ -116,16 +117,16 @@ class FakeDevice:
 
 
 class FakeKernel:
-    """A System. `dma` is what its IOMMU maps; `open_fds` what nobody has closed."""
+    """A System. `open_fds` is what nobody has closed."""
 
     def __init__(self, root: Path) -> None:
         self.sysfs = root
         self.devices: dict[str, FakeDevice] = {}
-        self.dma: dict[int, tuple[int, int]] = {}
-        self.lock_limit = 1 << 40
+        self._dma: dict[int, tuple[int, int]] = {}  # of the container
         self.denied: dict[str, int] = {}
         self.unviable: set[int] = set()
-        self.known_to_kvm: set[int] = set()  # groups, whose files KVM keeps open
+        self.known_to_kvm: set[object] = set()  # groups, and devices' own files, which KVM keeps open
+        self.iommufd = IommufdModel()
         self.kvm_refuses = False
         self.unsafe_interrupts = True
         self.open_fds: dict[int, tuple[str, object]] = {}
@@ -152,7 +153,16 @@ class FakeKernel:
         os.ftruncate(device.memory, (CONFIG + 1) << REGION_SHIFT)
         device.put(CONFIG, 0, device.config)
         self.devices[address] = device
+        if driver == "vfio-pci":
+            self._give_file(directory, list(self.devices).index(address))
         return device
+
+    def _give_file(self, directory: Path, number: int) -> None:
+        """One of the device's own."""
+        own = directory / f"vfio-dev/vfio{number}"
+        own.mkdir(parents=True)
+        (self.sysfs / "dev/char").mkdir(parents=True, exist_ok=True)
+        (self.sysfs / f"dev/char/{MAJOR}:{number}").symlink_to(own)
 
     def path(self, address: str) -> Path:
         return self.sysfs / "bus/pci/devices" / address
@@ -164,13 +174,32 @@ class FakeKernel:
     @property
     def at_rest(self) -> bool:
         """Whether nobody has anything of it."""
-        return not (self.open_fds or self.dma or self.known_to_kvm)
+        return not (self.open_fds or self._dma or self.known_to_kvm) and self.iommufd.at_rest
+
+    @property
+    def dma(self) -> dict[int, tuple[int, int]]:
+        """What the container or the address spaces of iommufd map: address -> (address in the process, bytes)."""
+        return dict(itertools.chain(self._dma.items(), *(space.items() for space in self.iommufd.spaces)))
+
+    @property
+    def lock_limit(self) -> int:
+        """Bytes of memory that may be locked."""
+        return self.iommufd.lock_limit
+
+    @lock_limit.setter
+    def lock_limit(self, size: int) -> None:
+        self.iommufd.lock_limit = size
 
     # -- System
 
     def open(self, path: str) -> int:
         if code := self.denied.get(path):
             raise OSError(code, os.strerror(code))
+        if path == "/dev/iommu":
+            return self._new("iommufd", self.iommufd.open_iommu())
+        if path.startswith("/dev/vfio/devices/vfio"):
+            number = int(path.removeprefix("/dev/vfio/devices/vfio"))
+            return self._new("file", self.iommufd.open_device(list(self.devices.values())[number]))
         name = path.removeprefix("/dev/vfio/")
         if name != "vfio" and int(name) not in {d.group for d in self.devices.values()}:
             raise FileNotFoundError(errno.ENOENT, "no such group")
@@ -180,27 +209,46 @@ class FakeKernel:
 
     def close(self, fd: int) -> None:
         kind, what = self.open_fds.pop(fd)
-        if kind == "device":
-            assert isinstance(what, FakeDevice)
+        if isinstance(what, IommuFile | DeviceFile):
+            self.iommufd.close(what)
+        if isinstance(what, FakeDevice):
             what.irqs.clear()
         if kind == "container":
-            self.dma.clear()
+            self._dma.clear()
+
+    def duplicate(self, fd: int) -> int:
+        kind, what = self._behind(fd)
+        assert isinstance(what, IommuFile | DeviceFile), "the others are nobody's to hand in"
+        what.descriptors += 1
+        return self._new(kind, what)
+
+    def device_number(self, fd: int) -> tuple[int, int]:
+        _, what = self._behind(fd)
+        return (MAJOR, list(self.devices.values()).index(what.device)) if isinstance(what, DeviceFile) else (0, 0)
+
+    def _behind(self, fd: int) -> tuple[str, object]:
+        if fd not in self.open_fds:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self.open_fds[fd]
 
     def ioctl(self, fd: int, request: int, argument: int | bytearray = 0) -> int:
         kind, what = self.open_fds[fd]
         number = request - (ord(";") << 8) - 100
+        if isinstance(what, IommuFile):
+            assert isinstance(argument, bytearray)
+            return self.iommufd.iommu_ioctl(what, number + 100, argument)
+        if isinstance(what, DeviceFile):
+            return self._device_file(what, number, argument)
         result = getattr(self, f"_{kind}")(number, argument, what)
         assert isinstance(result, int)
         return result
 
     def pread(self, fd: int, size: int, offset: int) -> bytes:
-        _, device = self.open_fds[fd]
-        assert isinstance(device, FakeDevice)
+        device = self._hardware(fd)
         return os.pread(device.memory, size, offset)
 
     def pwrite(self, fd: int, data: bytes, offset: int) -> int:
-        _, device = self.open_fds[fd]
-        assert isinstance(device, FakeDevice)
+        device = self._hardware(fd)
         disabled = device.disabled
         written = os.pwrite(device.memory, data, offset)
         if offset >> REGION_SHIFT == CONFIG and offset & 0xFF < 6 and (offset & 0xFF) + len(data) > 4:
@@ -208,8 +256,7 @@ class FakeKernel:
         return written
 
     def mmap(self, fd: int, size: int, offset: int) -> Mapping:
-        _, device = self.open_fds[fd]
-        assert isinstance(device, FakeDevice)
+        device = self._hardware(fd)
         return Mapping(device.memory, size, offset=offset)
 
     # -- ioctls
@@ -233,15 +280,15 @@ class FakeKernel:
             argsz, flags, vaddr, iova, size = struct.unpack("<IIQQQ", argument)
             assert argsz == 32
             assert flags in (1, 2, 3)
-            if any(iova < at + n and at < iova + size for at, (_, n) in self.dma.items()):
+            if any(iova < at + n and at < iova + size for at, (_, n) in self._dma.items()):
                 raise OSError(errno.EEXIST, "mapped already")
-            if sum(n for _, n in self.dma.values()) + size > self.lock_limit:
+            if sum(n for _, n in self._dma.values()) + size > self.lock_limit:
                 raise OSError(errno.ENOMEM, "locked memory")
-            self.dma[iova] = (vaddr, size)
+            self._dma[iova] = (vaddr, size)
             return 0
         if number == 14:
             _, _, iova, size = struct.unpack("<IIQQ", argument)
-            assert self.dma.pop(iova)[1] == size
+            assert self._dma.pop(iova)[1] == size
             return 0
         raise OSError(errno.ENOTTY, "no such ioctl")
 
@@ -280,6 +327,26 @@ class FakeKernel:
         elif number == 10:
             return self._set_irqs(argument, device)
         return 0
+
+    def _device_file(self, file: DeviceFile, number: int, argument: int | bytearray) -> int:
+        given = bytes(argument) if isinstance(argument, bytearray) else b""
+        iommufd: object = None
+        if number == 18:
+            size, flags, fd, _ = struct.unpack("<IIiI", given)
+            assert (size, flags) == (16, 0)
+            _, iommufd = self._behind(fd)
+        if self.iommufd.device_ioctl(file, number, bytearray(given), iommufd):
+            return 0
+        return self._device(number, argument, file.device)
+
+    def _hardware(self, fd: int) -> FakeDevice:
+        _, what = self.open_fds[fd]
+        if isinstance(what, DeviceFile):
+            if what.iommufd is None:
+                raise OSError(errno.EINVAL, "it is not bound")
+            return what.device
+        assert isinstance(what, FakeDevice)
+        return what
 
     def _region_info(self, argument: bytearray, device: FakeDevice) -> None:
         argsz, _, index = struct.unpack_from("<III", argument)
@@ -353,31 +420,35 @@ class FakeKernel:
 
 
 class FakeKvmVfio:
-    """KVM's VFIO device: it holds the files of the groups that it knows."""
+    """KVM's VFIO device: it holds the files of the groups, and of the devices, that it knows."""
 
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
-        self._known: set[int] = set()
+        self._known: set[object] = set()
 
-    def add_group(self, fd: int) -> None:
+    def add_file(self, fd: int) -> None:
         if self._kernel.kvm_refuses:
-            raise KvmError("telling KVM of an IOMMU group", errno.EINVAL)
-        kind, group = self._kernel.open_fds[fd]
-        assert kind == "group"
-        assert isinstance(group, int)
-        assert group not in self._known
-        self._known.add(group)
-        self._kernel.known_to_kvm.add(group)
+            raise KvmError("telling KVM of a host device", errno.EINVAL)
+        kind, file = self._kernel.open_fds[fd]
+        assert kind in ("group", "file")
+        assert file not in self._known
+        self._known.add(file)
+        self._kernel.known_to_kvm.add(file)
+        if isinstance(file, DeviceFile):
+            file.descriptors += 1
 
-    def remove_group(self, fd: int) -> None:
-        group = self._kernel.open_fds[fd][1]
-        assert isinstance(group, int)
-        self._known.remove(group)
-        self._kernel.known_to_kvm.remove(group)
+    def remove_file(self, fd: int) -> None:
+        self._forget(self._kernel.open_fds[fd][1])
 
     def close(self) -> None:
-        self._kernel.known_to_kvm -= self._known
-        self._known.clear()
+        for file in list(self._known):
+            self._forget(file)
+
+    def _forget(self, file: object) -> None:
+        self._known.remove(file)
+        self._kernel.known_to_kvm.remove(file)
+        if isinstance(file, DeviceFile):
+            self._kernel.iommufd.close(file)
 
 
 @contextmanager

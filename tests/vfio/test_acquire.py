@@ -10,7 +10,7 @@ from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory
 from aiovmm.vfio import Container, HostDevice
 from aiovmm.vfio.abi import Irq
-from aiovmm.vfio.container import regions_of
+from aiovmm.vfio.space import regions_of
 from tests.vfio.guest import ADDRESS
 from tests.vfio.kernel import FakeKernel
 

@@ -188,26 +188,26 @@ async def test_one_that_cannot_be_quieted_leaves_no_other_behind(
     """KVM does not forget the group of the last, which is the first to go."""
     for address, group in ((FIRST, 7), (SECOND, 8)):
         kernel.add(address, group)
-    forget, close = FakeKvmVfio.remove_group, kernel.close
+    forget, close = FakeKvmVfio.remove_file, kernel.close
     reached: list[int] = []
 
     def refuse(device: FakeKvmVfio, fd: int) -> None:
         if kernel.open_fds[fd] == ("group", 8):
-            raise KvmError("having KVM forget an IOMMU group", errno.EINVAL)
+            raise KvmError("having KVM forget a host device", errno.EINVAL)
         forget(device, fd)
 
     def closed(fd: int) -> None:
         reached.append(len(kernel.dma))
         close(fd)
 
-    monkeypatch.setattr(FakeKvmVfio, "remove_group", refuse)
+    monkeypatch.setattr(FakeKvmVfio, "remove_file", refuse)
     monkeypatch.setattr(kernel, "close", closed)
     devices = tuple(DeviceConfig(path=kernel.path(address)) for address in (FIRST, SECOND))
     async with AsyncExitStack() as stack:
         vm = await stack.enter_async_context(VM(config("s", devices=devices)))
         await vm.start()
         assert kernel.dma
-        with pytest.raises(HostError, match="having KVM forget an IOMMU group"):
+        with pytest.raises(HostError, match="having KVM forget a host device"):
             await stack.aclose()
     assert reached
     assert not any(reached), "memory has gone before its mappings"
@@ -252,7 +252,7 @@ async def test_a_caller_that_gives_up_as_kvm_is_told_leaves_no_group_with_it(
     kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kernel.add(FIRST)
-    tell = FakeKvmVfio.add_group
+    tell = FakeKvmVfio.add_file
     async with VM(config("s")) as vm:
         await vm.start()
         loop = asyncio.get_running_loop()
@@ -261,7 +261,7 @@ async def test_a_caller_that_gives_up_as_kvm_is_told_leaves_no_group_with_it(
             tell(device, fd)
             loop.call_soon_threadsafe(task.cancel)
 
-        monkeypatch.setattr(FakeKvmVfio, "add_group", told)
+        monkeypatch.setattr(FakeKvmVfio, "add_file", told)
         task = asyncio.ensure_future(vm.add(DeviceConfig(path=kernel.path(FIRST))))
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -329,7 +329,7 @@ async def test_what_goes_while_it_comes_is_not_configured_again(
 
 
 Step = tuple[type, str]
-OUT_OF_ITS_GROUP: Step = FakeKvmVfio, "remove_group"
+OUT_OF_ITS_GROUP: Step = FakeKvmVfio, "remove_file"
 CLOSED: Step = Passthrough, "close_one"
 
 
@@ -476,7 +476,7 @@ def _set(name: str, value: object) -> Callable[[FakeKernel, FakeDevice], None]:
         (_set("unviable", {7}), r"the host still uses others of the group of IOMMU group 7"),
         (_set("unsafe_interrupts", False), "allow_unsafe_interrupts"),
         (_set("lock_limit", RAM - 1), r"letting host devices reach 4194304 bytes.*ulimit -l"),
-        (_set("kvm_refuses", True), "telling KVM of an IOMMU group"),
+        (_set("kvm_refuses", True), "telling KVM of a host device"),
         (_set("fail_reset", True), r"resetting 0000:01:00\.0"),
     ],
 )
@@ -515,7 +515,7 @@ async def test_a_device_that_the_hosts_driver_holds_and_one_that_is_not_there(ke
         ({}, {"id": "there"}, "names two devices"),
         ({}, {"iommu": True}, "behind the IOMMU"),
         ({"balloon": BalloonConfig(size=1 << 20)}, {}, r"balloon: does not go with devices of the host"),
-        ({"platform": PlatformConfig(iommufd=True)}, {}, r"platform\.iommufd"),
+        ({"platform": PlatformConfig(iommufd=True, vfio_p2p_dma=True)}, {}, r"platform\.vfio_p2p_dma"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_the_host_is_asked(

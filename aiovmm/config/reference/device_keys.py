@@ -65,8 +65,8 @@ TABLE = """
 --pmem size | differs | no more than the file has; for a directory, that of an unnamed file in it
 --pmem discard_writes | same |
 --pmem id pci_segment pci_device_id iommu | same |
---device path | differs | by a VFIO container of type 1; no I/O BARs, expansion ROM or extended configuration space
---device fd | refused | devices of the host go through a VFIO container, by path=
+--device path | differs | no I/O BARs, expansion ROM or extended configuration space
+--device fd | differs | goes with iommufd=on, and need not with `iommufd_fd`; not by `aiovmm add`
 --device x_nv_gpudirect_clique | refused | devices are shown to the guest as they are
 --device x_exclude_mmap_bars | same |
 --device id pci_segment pci_device_id iommu | same |

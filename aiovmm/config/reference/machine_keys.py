@@ -50,8 +50,8 @@ TABLE = """
 --platform system_manufacturer system_product_name | differs | unset: aiovmm; without any of these keys there are no SMBIOS tables
 --platform system_version system_serial_number system_uuid system_sku_number system_family chassis_asset_tag | same |
 --platform oem_strings | differs | more than 255 as well; 47 KiB in all
---platform iommufd | differs | on is refused where there are devices of the host, which go through a VFIO container
---platform iommufd_fd | refused | devices of the host go through a VFIO container
+--platform iommufd | same | as `iommufd_fd` says, else off
+--platform iommufd_fd | same |
 --platform vfio_p2p_dma | differs | on is refused where there are devices of the host; unset: off (on there)
 --pci-segment pci_segment | same |
 --pci-segment mmio32_aperture_weight mmio64_aperture_weight | differs | 1 to 512, of which there must be room for the sum
