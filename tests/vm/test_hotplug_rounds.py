@@ -26,9 +26,11 @@ from aiovmm import (
 )
 from aiovmm.config import PlacedConfig
 from aiovmm.devices.virtio.blk.protocol import Request, Status
+from aiovmm.devices.virtio.iommu.wire import Status as IommuStatus
 from aiovmm.errors import AiovmmError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.iommu import endpoint_id
+from aiovmm.pci.root import PciAddress
 from tests.devices.virtio.net_guest import NetGuest
 from tests.devices.virtio.vsock.guest import CID, Guest
 from tests.limits import HANGS
@@ -179,8 +181,13 @@ async def pulse(drivers: list[Driver]) -> None:
 async def behind(vm: VM, iommu: Driver | None, id_: str) -> None:
     """Its addresses are those of DOMAIN from now on, if there is an IOMMU."""
     if iommu is not None:
-        request = struct.pack("<B3xIII4x", 1, DOMAIN, endpoint_id(vm.machine.address(id_)), 0)
-        assert await iommu.request(0, [request], [4]) == bytes(4)
+        assert await attached(iommu, vm.machine.address(id_)) is IommuStatus.OK
+
+
+async def attached(iommu: Driver, place: PciAddress) -> IommuStatus:
+    """The driver asks for what is at `place` to be in DOMAIN."""
+    request = struct.pack("<B3xIII4x", 1, DOMAIN, endpoint_id(place), 0)
+    return IommuStatus((await iommu.request(0, [request], [4]))[0])
 
 
 async def in_the_middle(*uses: Use) -> None:
@@ -204,7 +211,8 @@ class Plugged:
             if not self._goes:
                 raise
 
-    async def go(self, vm: VM) -> None:
+    async def go(self, vm: VM) -> PciAddress:
+        """Where it was."""
         self._goes = True
         place = vm.machine.address(self.id)
         removing = asyncio.create_task(vm.remove(self.id, timeout=HANGS))
@@ -213,6 +221,7 @@ class Plugged:
         assert vendor(vm, place.slot, place.segment) == 0xFFFF
         self._task.cancel()
         await asyncio.wait([self._task])
+        return place
 
 
 class Bench:
@@ -231,6 +240,11 @@ class Bench:
         self.drivers.append(driver)
         return Plugged(id_, use, driver, group)
 
+    async def gone(self, place: PciAddress) -> None:
+        """The IOMMU knows nothing there any more, and nothing of the domain that it was in."""
+        if self.iommu is not None:
+            assert await attached(self.iommu, place) is IommuStatus.NOENT
+
     async def round(self, goes: Image, segment: int, dice: random.Random) -> None:
         """One of each kind comes to `segment`, and goes."""
         vm, there, frames = self.vm, len(self.drivers), Frames(dice)
@@ -246,7 +260,7 @@ class Bench:
                 await in_the_middle(*(use for _, use in devices))
                 dice.shuffle(plugged)
                 for one in plugged:
-                    await one.go(vm)
+                    await self.gone(await one.go(vm))
         goes.check()
         del self.drivers[there:]
 
