@@ -13,6 +13,7 @@ from tests.kvmhost.arch import AARCH64
 
 _X86_ALONE = {
     "test_forks.py": "",
+    "test_many.py": "",
     "test_failed_entry.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",

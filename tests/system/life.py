@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,6 @@ from tests.system.guest import limit, prompt, shell
 from tests.system.programs import program
 from tests.system.traffic import sink
 
-HOST, GUEST = "10.9.1.1", "10.9.1.2"
 VSOCK_PORT = 2000
 NUMBERS = "i=0; while :; do i=$((i+1)); echo n$i; usleep 5000; done"
 FIO = (
@@ -47,28 +47,42 @@ class Done:
     uptime: float
 
 
-def configured(guests: Guests, release: str, folder: Path) -> VMConfig:
+def host_and_guest(subnet: int) -> tuple[str, str]:
+    """The addresses of both ends of a network."""
+    return f"10.9.{subnet}.1", f"10.9.{subnet}.2"
+
+
+def initramfs(guests: Guests, release: str, folder: Path) -> Path:
+    """With the programs that the work needs, in `folder`."""
     tool = program("vsock")
     assert tool is not None, "tests/system/programs are compiled where the tests start"
     files = {"/bin/vsock": tool, "/bin/fio": GUESTS / "bin/fio"}
     image = build_initramfs(busybox=GUESTS / "bin/busybox", modules=GUESTS / release / "modules", files=files)
     (folder / "initramfs").write_bytes(image.data)
-    (folder / "disk").write_bytes(bytes(16 << 20))
+    return folder / "initramfs"
+
+
+def configured(
+    guests: Guests, release: str, image: Path, disk: Path, *, subnet: int = 1, **changes: object
+) -> VMConfig:
+    """A guest with all devices; `disk` is made."""
+    disk.write_bytes(bytes(16 << 20))
     config = guests.config(
         release,
-        cpus=4 if release == "6.1" else 2,
         console=ConsoleConfig(),
         vsock=VsockConfig(),
-        disks=(DiskConfig(path=folder / "disk", direct=False),),
-        nets=(NetConfig(ip=HOST, mask="255.255.255.0"),),
+        disks=(DiskConfig(path=disk, direct=False),),
+        nets=(NetConfig(ip=host_and_guest(subnet)[0], mask="255.255.255.0"),),
+        **changes,  # type: ignore[arg-type]
     )
-    return replace(config, payload=replace(config.payload, initramfs=folder / "initramfs"))
+    return replace(config, payload=replace(config.payload, initramfs=image))
 
 
-async def work(vm: VM, tcp_port: int) -> None:
+async def work(vm: VM, tcp_port: int, subnet: int = 1) -> None:
     """Let the guest begin."""
-    await shell(vm, f"ip address add {GUEST}/24 dev eth0; ip link set eth0 up")
-    await shell(vm, f"(sh -c '{NUMBERS}' | nc {HOST} {tcp_port}) </dev/null 2>/dev/null & true")
+    host, guest = host_and_guest(subnet)
+    await shell(vm, f"ip address add {guest}/24 dev eth0; ip link set eth0 up")
+    await shell(vm, f"(sh -c '{NUMBERS}' | nc {host} {tcp_port}) </dev/null 2>/dev/null & true")
     for command in WORK:
         await shell(vm, command)
 
@@ -97,12 +111,7 @@ async def more(vm: VM, before: Done) -> Done:
 async def live(vm: VM, target: Path, base: Path | None = None, begin: int | None = None) -> tuple[Done, bytes]:
     """Work, for the first time with a connection to the TCP port `begin`, and be saved. What it did, and wrote to hvc0."""
     console = bytearray()
-
-    async def listen() -> None:
-        while data := await vm.console.read(1 << 16):
-            console.extend(data)
-
-    listening = asyncio.create_task(listen())
+    listening = asyncio.create_task(listen(vm, console))
     async with await vm.vsock.listen(VSOCK_PORT, sink):
         if begin is None:
             await vm.resume()
@@ -117,6 +126,44 @@ async def live(vm: VM, target: Path, base: Path | None = None, begin: int | None
     await vm.kill()
     await listening
     return now, bytes(console)
+
+
+async def listen(vm: VM, console: bytearray) -> None:
+    """Take in what the guest writes to hvc0, to its end."""
+    while data := await vm.console.read(1 << 16):
+        console.extend(data)
+
+
+def numbers(console: bytes) -> list[int]:
+    """Those in what a guest has written to hvc0."""
+    return [int(found) for found in re.findall(rb"n(\d+)\r?\n", console)]
+
+
+class Received:
+    """The numbers of one TCP connection, each once and in order."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        while (line := await reader.readline()).endswith(b"\n"):
+            assert line == b"n%d\n" % (self.last + 1)
+            self.last += 1
+        writer.close()
+
+    def close(self) -> None:
+        """The connection of a guest that is gone, which says no goodbye."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def goes_on(self) -> None:
+        """Also after a while in which the other side heard nothing, and waits before it tries again."""
+        seen, deadline = self.last, time.monotonic() + LIMIT
+        while self.last < seen + 20:
+            assert time.monotonic() < deadline, f"TCP stands still after {seen} lines"
+            await asyncio.sleep(0.05)
 
 
 async def _main(source: str, target: str, console: str, increment: str) -> None:

@@ -6,39 +6,17 @@ import asyncio
 import json
 import os
 import platform
-import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from aiovmm import VM
 from tests.system.conftest import Guests
-from tests.system.life import LIMIT, Done, configured, live
+from tests.system.life import Done, Received, configured, initramfs, live, numbers
 
 ROUNDS = int(os.environ.get("AIOVMM_ROUNDS") or (20 if platform.machine() == "x86_64" else 5))
-
-
-class Received:
-    """The numbers of one TCP connection, each once and in order."""
-
-    def __init__(self) -> None:
-        self.last = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await reader.readline():
-            assert line == b"n%d\n" % (self.last + 1)
-            self.last += 1
-        writer.close()
-
-    async def goes_on(self) -> None:
-        """Also after a while in which the other side heard nothing, and waits before it tries again."""
-        seen, deadline = self.last, time.monotonic() + LIMIT
-        while self.last < seen + 20:
-            assert time.monotonic() < deadline, f"TCP stands still after {seen} lines"
-            await asyncio.sleep(0.05)
 
 
 async def in_another_process(source: Path, target: Path, increment: bool) -> tuple[Done, bytes]:
@@ -60,7 +38,9 @@ async def test_nothing_is_lost_and_nothing_is_done_twice(guests: Guests, release
     received = Received()
     async with await asyncio.start_server(received.serve, "0.0.0.0", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with VM(configured(guests, release, folder)) as vm:
+        image = initramfs(guests, release, folder)
+        cpus = 4 if release == "6.1" else 2
+        async with VM(configured(guests, release, image, folder / "disk", cpus=cpus)) as vm:
             before, console = await live(vm, folder / "0", begin=port)
         for number in range(ROUNDS):
             source, target = folder / str(number), folder / str(number + 1)
@@ -80,5 +60,5 @@ async def test_nothing_is_lost_and_nothing_is_done_twice(guests: Guests, release
             if not increment:
                 for old in range(max(0, number - 4), number + 1):
                     shutil.rmtree(folder / str(old), ignore_errors=True)
-        numbers = [int(found) for found in re.findall(rb"n(\d+)\r?\n", console)]
-        assert numbers == list(range(1, len(numbers) + 1))
+        counted = numbers(console)
+        assert counted == list(range(1, len(counted) + 1))
