@@ -1,6 +1,6 @@
-"""Processor time of ten idle guests: one process of ours against ten of QEMU's. Boots stock kernels.
+"""Processor time of twenty idle guests: one process of ours against twenty of QEMU's. Boots stock kernels.
 
-All twenty guests wait for a line on their serial ports. User and system time of the monitors is read at the ends of the same
+All forty guests wait for a line on their serial ports. User and system time of the monitors is read at the ends of the same
 stretches of time.
 """
 
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import uvloop
 
-from aiovmm import VM, MemoryConfig, PayloadConfig, VMConfig
+from aiovmm import VM, MemoryConfig, PayloadConfig, VMConfig, architecture
+from benchmarks.boot import MACHINES
 from benchmarks.guest import AIOVMM, BOOT, CMDLINE, Files, Guest, qemu_command
 from benchmarks.harness import Options, Result, Target, progress
 
@@ -30,13 +31,14 @@ SETTLE = 10.0  # seconds that the guests have to come to rest
 
 def run(options: Options) -> Iterator[Result]:
     """One row: percent of a processor."""
-    count, seconds = options.pick(10, 2), options.pick(5, 1)
-    peer = f"{count} x QEMU q35"
+    count, seconds = options.pick(20, 2), options.pick(5, 1)
+    machine, kind = next(iter(MACHINES[architecture.host().name].items()))
+    peer = f"{count} x {machine}"
     result = Result(f"processor time of {count} idle guests", "%", AIOVMM, (peer,), Target(1.1))
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         files = Files(Path(name), options.release)
         ours = stack.enter_context(holding(files, count))
-        theirs = [stack.enter_context(qemu(files, number)).pid for number in range(count)]
+        theirs = [stack.enter_context(qemu(files, number, kind)).pid for number in range(count)]
         time.sleep(options.pick(SETTLE, 1))
         processes = {peer: theirs, AIOVMM: [ours.pid]}
         for number in range(options.rounds):
@@ -59,10 +61,10 @@ def processor_time(pids: Sequence[int]) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def qemu(files: Files, number: int) -> Guest:
-    """One of QEMU's guests."""
+def qemu(files: Files, number: int, kind: str) -> Guest:
+    """One of QEMU's guests, in a machine of that kind."""
     place = files.folder / f"qemu{number}.sock"
-    return Guest(f"QEMU {number}", qemu_command(files, f"unix:{place},server=on,wait=on", mib=MIB), place)
+    return Guest(f"QEMU {number}", qemu_command(files, f"unix:{place},server=on,wait=on", mib=MIB, machine=kind), place)
 
 
 class holding:  # noqa: N801 - a context manager, used as one
