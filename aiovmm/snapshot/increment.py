@@ -59,13 +59,14 @@ class Writer:
         self._increment.room = len(self._buffer)
         self._increment.at += len(self._buffer)  # what finds no room is after all that did
         for piece in pieces_of(memory):
-            _check(lib.avmm_increment_keep(piece, self._increment, self._kept), "copying guest memory")
+            code = lib.avmm_increment_keep(piece, self._increment, self._kept)
+            _check(code, "copying guest memory", self._copying.place)
 
     def finish(self) -> tuple[Kept, str]:
         """What it has, and the SHA-256 of its bitmaps. Raises HostError."""
         maps = _padded(self._changed) + _padded(self._full)
         code = lib.avmm_increment_flush(self._increment, len(maps), self._kept)
-        _check(code or _write(self._out, maps), "writing guest memory")
+        _check(code or _write(self._out, maps), "writing guest memory", self._copying.place)
         return self._copying.kept, hashlib.sha256(maps).hexdigest()
 
     def close(self) -> None:
@@ -74,9 +75,9 @@ class Writer:
         self._buffer.close()
 
 
-def _check(code: int, doing: str) -> None:
+def _check(code: int, doing: str, path: str | None = None) -> None:
     if code:
-        raise HostError(doing, code)
+        raise HostError(doing, code, path=path)
 
 
 def _write(fd: int, data: bytes) -> int:

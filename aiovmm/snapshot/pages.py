@@ -31,9 +31,10 @@ def ram_of(memory: GuestMemory) -> list[MemoryRegion]:
 
 
 class Copying:
-    """Memory that is copied in a thread: what was kept of it so far."""
+    """Memory that is copied in a thread: what was kept of it so far. `place` is where to, for errors."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: str | None = None) -> None:
+        self.place = place
         self.native = ffi.new("struct avmm_kept *")
 
     @property
@@ -52,7 +53,7 @@ def keep(memory: GuestMemory, out: int, *, release: bool = False, copying: Copyi
     copying = copying or Copying()
     for piece in pieces_of(memory, release=release):
         if code := lib.avmm_pages_keep(piece, out, piece.number * PAGE, copying.native):
-            raise HostError("copying guest memory", code)
+            raise HostError("copying guest memory", code, path=copying.place)
     return copying.kept
 
 

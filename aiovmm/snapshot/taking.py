@@ -130,7 +130,7 @@ class _Taking:
         _refuse(self._vm)
         if self._vm.config.mapped_ram != self._size:
             raise come_or_go(self._vm.name, "memory")
-        saved = SavedMemory(self._vm.machine.memory, self._over, track=self._track)
+        saved = SavedMemory(self._vm.machine.memory, self._over, track=self._track, place=str(self._path))
         saved.check(self._base)
         return saved
 
@@ -153,14 +153,14 @@ def reading(vm: VM, copying: Copying) -> Iterator[None]:
 class SavedMemory:
     """A guest's memory goes into a file: what was written since the snapshot `over`, or all; with `track`, so that what is
     written from then on is known. `begin`, `take` while the guest stands still, and `finish` are called in a thread, and raise
-    SnapshotError, HostError."""
+    SnapshotError, HostError, which names the `place` that cannot be written."""
 
-    def __init__(self, memory: GuestMemory, over: BaseOf | None, *, track: bool) -> None:
+    def __init__(self, memory: GuestMemory, over: BaseOf | None, *, track: bool, place: str | None = None) -> None:
         self._memory = memory
         self._over = over
         self._out = -1
         self._writer: Writer | None = None
-        self.copying = Copying()
+        self.copying = Copying(place)
         self._dirty = DirtyPages.of(memory) if track or over is not None else None
 
     def check(self, base: Path | None) -> None:

@@ -101,7 +101,7 @@ def test_a_disk_that_is_full_leaves_the_old_one(small: Path) -> None:
     path = small / "s"
     write(path, 1, b"first")
     with (small / "rest").open("wb", buffering=0) as rest:
-        _fill(rest.fileno())
+        fill(rest.fileno())
     with pytest.raises(OSError, match="No space"):
         write(path, 2, b"second")
     os.truncate(small / "rest", (small / "rest").stat().st_size - 16 * 4096)
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_leaves_the_old_one(small: Path) -> None:
     assert len(list(path.iterdir())) == 2
 
 
-def _fill(fd: int) -> None:
+def fill(fd: int) -> None:
     with suppress(OSError):
         while True:
             os.write(fd, bytes(4096))
