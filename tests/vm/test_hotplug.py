@@ -242,6 +242,21 @@ async def test_before_it_runs_and_while_it_is_paused(image: Path) -> None:
         assert vm.vsock is not None
 
 
+async def test_where_nothing_tells_a_guest_nothing_comes_and_nothing_goes_once_it_runs(image: Path) -> None:
+    """As on arm64, whose device tree is of what is there at the start."""
+    async with VM(config("s")) as vm:
+        vm.machine.board.slots = None
+        assert await vm.add(DiskConfig(path=image)) == "disk0"
+        await vm.start()
+        before = descriptors()
+        for refused in (vm.add(VsockConfig(cid=7)), vm.remove("disk0")):
+            with pytest.raises(UsageError, match=r"device tree of arm64 .* before start\(\)"):
+                await refused
+        assert descriptors() == before
+        assert vm.device("disk0", BlkDevice) is not None
+        await counts_on(vm)
+
+
 async def test_devices_in_other_segments(image: Path) -> None:
     async with VM(config("s", platform=PlatformConfig(num_pci_segments=3))) as vm:
         await vm.start()
