@@ -8,12 +8,12 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserFs
+from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserDevice, VhostUserFs, VhostUserGeneric
 from aiovmm.errors import PeerError
 from aiovmm.vhost_user import Timing
 from tests.pci.echo import until
@@ -85,13 +85,22 @@ async def test_the_storage_daemon_killed_with_nothing_in_flight(image: Path, tmp
             assert await guest.driver.request(0, [read_header(0)], [512, 1]) == b"x" * 512 + b"\0"
 
 
+def of_its_kind(path: Path) -> VhostUserDevice:
+    return VhostUserFs(path, "tag", queue_size=128, timing=Timing(connect=10))
+
+
+def of_any_kind(path: Path) -> VhostUserDevice:
+    """`--generic-vhost-user device_type=fs,queue_sizes=[128,128]`: nothing is known of it but that."""
+    return VhostUserGeneric(path, VhostUserFs.device_id, (128, 128), timing=Timing(connect=10))
+
+
 @needs_virtiofsd
-async def test_virtiofsd_opens_a_session(tmp_path: Path) -> None:
+@pytest.mark.parametrize("made", [of_its_kind, of_any_kind])
+async def test_virtiofsd_opens_a_session(made: Callable[[Path], VhostUserDevice], tmp_path: Path) -> None:
     path, share = tmp_path / "fs.sock", tmp_path / "share"
     share.mkdir()
     options = ("-o", f"source={share}", "-o", "sandbox=chroot", "--rlimit-nofile=1024")
-    fs = VhostUserFs(path, "tag", queue_size=128, timing=Timing(connect=10))
-    async with running(str(VIRTIOFSD), f"--socket-path={path}", *options) as daemon, Guest(fs) as guest:
+    async with running(str(VIRTIOFSD), f"--socket-path={path}", *options) as daemon, Guest(made(path)) as guest:
         await guest.driver.start()
         init = struct.pack("<IIQQIIII", 56, 26, 7, 0, 0, 0, 0, 0) + struct.pack("<IIII", 7, 31, 0x20000, 0)
         answer = await guest.driver.request(1, [init], [80])  # FUSE_INIT, <linux/fuse.h>

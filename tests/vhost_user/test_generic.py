@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.vhost_user import VhostUserGeneric
 from aiovmm.errors import ConfigError
 from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.virtqueue import Queue, VirtioDevice
+from tests.vhost_user.bench import Guest
 from tests.vhost_user.test_configured import plugged
 
 
@@ -51,9 +52,14 @@ async def test_requests_are_the_back_ends(tmp_path: Path) -> None:
             parse_generic_vhost_user(f"device_type=rng,socket={socket},queue_sizes=64")
         )
         assert device.device_id == 4
-        await device.open()
-        assert device.queue_sizes == (64,)
-        await device.close()
+        async with Guest(device) as guest:
+            assert device.queue_sizes == (64,)
+            for _ in range(2):
+                await guest.driver.start()
+                answers = [await guest.driver.request(0, [], [32]) for _ in range(3)]
+                assert [len(answer) for answer in answers] == [32] * 3
+                assert len(set(answers)) == 3, "of the back end's generator"
+                await guest.driver.reset()
 
 
 async def test_what_a_selector_selects_is_read_after_it_was_written(tmp_path: Path) -> None:
