@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.mem.protocol import Answer, Kind, Request
 from aiovmm.errors import ChainError, ConfigError, SnapshotError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.testing import Harness
+from tests.conftest import THOROUGH
 from tests.devices.virtio.pages import pages_there
 from tests.steps import steps_of
 
@@ -24,6 +25,8 @@ MIB = 1 << 20
 RAM, START, SIZE = 16 * MIB, 1 << 30, 64 * MIB
 COUNT = SIZE // BLOCK_SIZE
 PAGE = b"\xa5" * 4096
+FILLED = PAGE * 256
+LARGE, TIMES = (1 << 30, 20) if THOROUGH else (64 * MIB, 4)
 
 
 def request(kind: int, block: int = 0, count: int = 0) -> bytes:
@@ -33,11 +36,11 @@ def request(kind: int, block: int = 0, count: int = 0) -> bytes:
 class Driver:
     """A harness whose memory has the device's region, and what a driver says to it."""
 
-    def __init__(self, requested: int, *, shared: bool = False) -> None:
-        self.device = MemDevice(SIZE, requested)
+    def __init__(self, requested: int, *, shared: bool = False, size: int = SIZE) -> None:
+        self.device = MemDevice(size, requested)
         self.harness = Harness(self.device)
         self.harness.memory.close()
-        memory = GuestMemory.create([(0, RAM)], shared=shared, later=[(START, SIZE)])
+        memory = GuestMemory.create([(0, RAM)], shared=shared, later=[(START, size)])
         self.harness.memory = self.harness.device_memory = memory
         self.device.power_on(memory.regions[-1])
 
@@ -72,6 +75,25 @@ async def test_blocks_come_and_go_and_their_memory_with_them(shared: bool) -> No
         assert driver.device.blocks.plugged == 0
         assert driver.resident() <= BLOCK_SIZE, "the zeros that were read, which are everybody's"
         assert driver.device.given_back == 8 * BLOCK_SIZE
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shared", [False, True])
+async def test_much_comes_and_goes_again_and_again_and_nothing_of_it_stays(shared: bool) -> None:
+    blocks = LARGE // BLOCK_SIZE
+    driver = Driver(LARGE, shared=shared, size=LARGE)
+    async with driver.harness as h:
+        for number in range(TIMES):
+            assert await driver.ask(Kind.PLUG, 0, blocks) == (Answer.ACK, 0)
+            for address in range(START, START + LARGE, MIB):
+                h.memory.write(address, FILLED)
+            assert driver.resident() == LARGE
+            if number % 2:
+                assert await driver.ask(Kind.UNPLUG_ALL) == (Answer.ACK, 0)
+            else:
+                assert await driver.ask(Kind.UNPLUG, 0, blocks) == (Answer.ACK, 0)
+            assert driver.resident() < 16 * MIB
+        assert driver.device.given_back == TIMES * LARGE
 
 
 async def test_no_more_is_plugged_than_is_asked_for() -> None:
