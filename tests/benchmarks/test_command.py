@@ -46,7 +46,8 @@ def test_many_guests_in_short(tmp_path: Path) -> None:
     data = tmp_path / "many.json"
     assert main(["many", "--quick", "--rounds", "1", "--json", str(data)]) == 0
     results = {result["name"]: result for result in json.loads(data.read_text())["results"]}
-    own = {"from aiovmm import VM", "aiovmm run, to the first byte", "creation", *many.ROWS}
+    starts = {"from aiovmm import VM", "aiovmm run, to the first byte", "aiovmm run --restore, to the first byte"}
+    own = {*starts, "creation", *many.ROWS}
     memory = {f"20 guests, no devices: {what}" for what in many_memory.ROWS}
     scale = {f"{count} guests: {what}" for count in (1, 5) for what in many_scale.ROWS}
     waves = {f"400 guests in waves of 100: {what}" for what in many_waves.ROWS}
