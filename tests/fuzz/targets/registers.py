@@ -7,16 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from aiovmm.devices.acpi import AcpiControl, Ged, PmTimer
+from aiovmm.devices.debug import DebugConsole, PostCode
+from aiovmm.devices.hotplug.slots import SEGMENT_SIZE, SlotRegisters
+from aiovmm.devices.hotplug.units import UnitRegisters
 from aiovmm.devices.i8042 import I8042
 from aiovmm.devices.ioapic import IoApic
+from aiovmm.devices.pl011 import HANDED_OVER, Pl011Port
 from aiovmm.devices.pl031.port import Pl031Rtc
 from aiovmm.devices.pl061.port import Pl061Gpio
+from aiovmm.devices.pvpanic import Pvpanic
 from aiovmm.devices.rtc import Rtc
 from aiovmm.devices.serial import SerialPort
 from aiovmm.irq import RecordingLine
 from tests.fuzz.source import Source
 
-SEEDS = [b"", bytes(range(64)), b"\0\1\2\3" * 20]
+SEEDS = [b"", *(bytes([kind, *range(64)]) + b"\6\0\3\0\0\3" * 4 for kind in range(15)), b"\0\1\2\3" * 20]
 
 
 class _Timer:
@@ -42,6 +47,34 @@ def _later(_seconds: float, _call: Callable[[], None]) -> _Timer:
     return _Timer()
 
 
+class _Slots(SlotRegisters):
+    """Of two segments."""
+
+    SIZE = 2 * SEGMENT_SIZE
+
+    def __init__(self) -> None:
+        super().__init__(2)
+
+    def happen(self, source: Source) -> None:
+        """Something came, is to go, has gone, or is to stay."""
+        what = source.one((self.added, self.ask, self.gone, self.forget))
+        what(source.below(2), source.below(32))
+
+
+class _Units(UnitRegisters):
+    """Eight, of which three are there."""
+
+    SIZE = 8
+
+    def __init__(self) -> None:
+        super().__init__(8, 3)
+
+    def happen(self, source: Source) -> None:
+        """One comes, has gone, is to go, or is to stay."""
+        what = source.one((self.insert, self.withdraw, self.ask, self.keep))
+        what(source.below(8))
+
+
 _NOW = [0.0]
 _KINDS: list[Callable[[], Any]] = [
     lambda: SerialPort(RecordingLine(), lambda _data: None),
@@ -53,7 +86,25 @@ _KINDS: list[Callable[[], Any]] = [
     lambda: Ged(_Level()),
     lambda: Pl031Rtc(_Level(), lambda: _NOW[0], _later),
     lambda: Pl061Gpio(_Level(), _later),
+    lambda: Pl011Port(_Level(), lambda _data: None, call_later=_later, state=HANDED_OVER),
+    _Slots,
+    _Units,
+    lambda: Pvpanic(lambda _event: None),
+    lambda: DebugConsole(lambda _data: None),
+    lambda: PostCode(lambda _code: None),
 ]
+
+
+def _happen(device: Any, source: Source) -> None:
+    """Time passes, and something comes from outside."""
+    _NOW[0] += source.number(3)
+    if hasattr(device, "happen"):
+        device.happen(source)
+    elif hasattr(device, "receive"):
+        data = source.some(40)
+        assert 0 <= device.receive(data) <= len(data)
+    elif hasattr(device, "press_power_button"):
+        device.press_power_button()
 
 
 def run(data: bytes) -> None:
@@ -72,7 +123,7 @@ def run(data: bytes) -> None:
             assert isinstance(answer, bytes)
             assert len(answer) == width
         elif what == 6:
-            _NOW[0] += source.number(3)
+            _happen(device, source)
         elif hasattr(device, "save"):
             state, twin = device.save(), make()
             twin.load(state)
