@@ -8,7 +8,7 @@ from typing import Any
 
 from aiovmm.cli.messages import say
 from aiovmm.console import Terminal
-from aiovmm.console.modes import in_foreground
+from aiovmm.console.modes import hung_up, in_foreground
 from aiovmm.lifecycle import VMState
 from aiovmm.runtime.nowait import read_now
 from aiovmm.vm import VM
@@ -78,5 +78,5 @@ async def _line(fd: int) -> bytes:
         except BlockingIOError:  # somebody else has read it
             continue
         except OSError:
-            if in_foreground(fd):
-                return b""  # it is gone
+            if hung_up(fd):
+                return b""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import signal
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["ModeSetter", "in_foreground", "raw", "raw_output", "same_terminal", "undisturbed"]
+__all__ = ["ModeSetter", "hung_up", "in_foreground", "raw", "raw_output", "same_terminal", "undisturbed"]
 
 Attributes = list[Any]
 
@@ -29,6 +30,16 @@ def in_foreground(fd: int) -> bool:
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
         return True
+
+
+def hung_up(fd: int) -> bool:
+    """Whether a read that gave nothing, or EIO, said that the terminal `fd` is gone. If not, an end was typed, in line mode, or
+    this process was in the background; which it need not be any more, so that is not to be asked. True of what is no terminal."""
+    if not os.isatty(fd):
+        return True
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
 
 
 @contextmanager

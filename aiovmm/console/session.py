@@ -10,7 +10,7 @@ from contextlib import suppress
 from aiovmm.console.fds import Descriptor
 from aiovmm.console.guard import OutputGuard
 from aiovmm.console.keys import DetachKeys
-from aiovmm.console.modes import in_foreground
+from aiovmm.console.modes import hung_up
 from aiovmm.console.replay import asks_terminal
 from aiovmm.console.screen import ScreenModes
 from aiovmm.console.terminal import AttachEnd, FarSide, Terminal
@@ -83,9 +83,9 @@ class Session:
             if not data:
                 if not self._is_typed:  # the end of a file or a pipe is not the end of the session
                     return await _never()
-                if in_foreground(self._terminal.input_fd):
+                if hung_up(self._terminal.input_fd):
                     return AttachEnd.TERMINAL_CLOSED
-                self._terminal.look()  # EIO, for we read from the background: wait for our turn
+                self._terminal.look()  # if we read from the background: wait for our turn
                 continue
             forward, detached = self._detach.feed(data)
             await self._type(forward)

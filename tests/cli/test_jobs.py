@@ -25,11 +25,43 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
 
+LATE = """
+import os, time
+from pathlib import Path
+from aiovmm.cli import main, menu
+from aiovmm.console.fds import OwnedFd
+
+def refused():
+    Path("refused").touch()
+    while os.tcgetpgrp(0) != os.getpgrp():
+        time.sleep(0.01)
+
+async def late(self, *size):
+    data = await read(self, *size)
+    if not data:
+        refused()
+    return data
+
+def late_now(*args):
+    try:
+        return read_now(*args)
+    except OSError as exc:
+        if not isinstance(exc, BlockingIOError):
+            refused()
+        raise
+
+read, OwnedFd.read = OwnedFd.read, late
+read_now, menu.read_now = menu.read_now, late_now
+menu.in_foreground = lambda fd: True  # as it was when it began to wait
+main()
+"""
+"""aiovmm, which gets no processor from when a read in the background was refused until it is in the foreground again."""
+
 
 class Shell:
     """An interactive bash in a terminal of its own; the test is the person before it."""
 
-    def __init__(self, directory: Path, guest: list[str]) -> None:
+    def __init__(self, directory: Path, guest: list[str], program: list[str]) -> None:
         self.master, slave = pty.openpty()
         self.slave = slave
         environment = {**os.environ, "PS1": "$ ", "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(directory)}
@@ -44,7 +76,7 @@ class Shell:
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         self._seen = b""
-        self._aiovmm = shlex.join([sys.executable, "-m", "aiovmm", *guest])
+        self._aiovmm = shlex.join([sys.executable, *program, *guest])
         self.sees("$ ")
 
     def aiovmm(self, does: str) -> str:
@@ -100,8 +132,14 @@ class Shell:
 
 
 @pytest.fixture
-def shell(guest: list[str], tmp_path: Path) -> Iterator[Shell]:
-    shell = Shell(tmp_path, guest)
+def program() -> list[str]:
+    """What Python is to run."""
+    return ["-m", "aiovmm"]
+
+
+@pytest.fixture
+def shell(guest: list[str], tmp_path: Path, program: list[str]) -> Iterator[Shell]:
+    shell = Shell(tmp_path, guest, program)
     yield shell
     shell.close()
 
@@ -168,6 +206,31 @@ def test_stopped_sent_back_and_brought_forth(shell: Shell) -> None:
     shell.type("q")
     shell.sees("$ ")
     assert shell.modes() == before
+
+
+@pytest.mark.parametrize("program", [["-c", LATE]], ids=[""])
+@pytest.mark.parametrize(
+    ("keys", "seen", "again"), [("", "", ""), ("\x10\x11", "the guest runs on", "a\n")], ids=["attached", "at the menu"]
+)
+def test_brought_forth_just_when_a_read_was_refused(shell: Shell, keys: str, seen: str, again: str) -> None:
+    """It wakes for a line that the shell has not read yet, may not read it, and is in the foreground when it asks why."""
+    shell.type(shell.aiovmm("heo") + "\n")
+    shell.sees("hello")
+    shell.until(shell.raw)
+    shell.type(keys)
+    shell.sees(seen)
+    (pid,) = shell.children()
+    os.kill(pid, signal.SIGSTOP)
+    shell.sees("Stopped")
+    shell.type("bg; until [ -e refused ]; do sleep 0.1; done\n")
+    assert "mine" in shell.does("echo mi''ne")
+    shell.type("fg\n")
+    shell.until(lambda: os.tcgetpgrp(shell.master) != shell.pid)
+    shell.type(again)
+    shell.until(shell.raw)
+    shell.type("xyzq")
+    shell.sees("xyzq")
+    shell.sees("$ ")
 
 
 def test_detached_and_sent_to_the_background(shell: Shell) -> None:
