@@ -9,6 +9,7 @@ from aiovmm.console.attach import run_session
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.terminal import AttachEnd, Terminal
 from aiovmm.errors import ConsoleEnded, HostError
+from aiovmm.runtime.awake import awake_timeout
 
 __all__ = ["attach_socket"]
 
@@ -32,7 +33,7 @@ async def attach_socket(
     finally:
         writer.close()
         try:
-            async with asyncio.timeout(_CLOSE):
+            async with awake_timeout(_CLOSE):
                 await writer.wait_closed()
         except (OSError, TimeoutError):  # TimeoutError is an OSError; both mean that it took no more
             writer.transport.abort()

@@ -15,11 +15,12 @@ from aiovmm.console.replay import asks_terminal
 from aiovmm.console.screen import ScreenModes
 from aiovmm.console.terminal import AttachEnd, FarSide, Terminal
 from aiovmm.errors import ConsoleEnded
+from aiovmm.runtime.awake import awake_timeout
 
 __all__ = ["Session"]
 
 _TYPE_AHEAD = 1 << 20  # bytes typed (or pasted) that wait for a guest which does not read; more is refused with a bell
-_LINGER = 0.5  # seconds for the guest to take what was typed before the end
+_LINGER = 0.5  # seconds, in which this process can run, for the guest to take what was typed before the end
 _ANSWER = 0.2  # seconds that a terminal has for its answer to a guest's query, which then does not go to the shell
 _ASKED = 1.0  # seconds after a query in which its answer may still be on its way
 
@@ -62,9 +63,10 @@ class Session:
     async def read_keys(self) -> AttachEnd:
         """Keys from the terminal, until those that detach, or its end."""
         end = await self._read_keys()
-        with suppress(TimeoutError):  # what was typed just before goes to the guest, if it takes it
-            async with asyncio.timeout(_LINGER if self._typed else 0):
-                await self._sent.wait()
+        if self._typed:  # just before: it goes to the guest, if that takes it
+            with suppress(TimeoutError):
+                async with awake_timeout(_LINGER):
+                    await self._sent.wait()
         return end
 
     async def _read_keys(self) -> AttachEnd:
@@ -110,7 +112,7 @@ class Session:
         """Give the terminal time to answer what the guest has asked it last; leaving drops the answer."""
         if self._is_typed and time.monotonic() - self._asked < _ASKED:
             with suppress(TimeoutError, OSError):
-                async with asyncio.timeout(_ANSWER):
+                async with awake_timeout(_ANSWER):
                     while await self._keys.read():
                         pass
 

@@ -5,13 +5,16 @@ import errno
 import fcntl
 import os
 import termios
+import time
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from aiovmm.console import AttachEnd, Console, Terminal
 from aiovmm.console.input import HIGH_WATER
 from aiovmm.errors import UsageError
+from aiovmm.runtime.awake import awake_timeout
 from tests.console.device import StubDevice
 from tests.console.screen import Screen, eventually, screen_of
 from tests.limits import HANGS
@@ -170,6 +173,32 @@ async def test_endless_typing_to_a_deaf_guest_rings_the_bell(screen: Screen) -> 
     await ringing
     await screen.type(b"\x10\x11")
     assert await asyncio.wait_for(task, HANGS) is AttachEnd.DETACHED
+
+
+async def test_what_is_typed_before_the_detach_keys_goes_to_a_slow_guest(
+    screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its time to take it in which this process can run; here it has no processor but for moments."""
+    lingers = asyncio.Event()
+
+    def limit(seconds: float | None) -> AbstractAsyncContextManager[asyncio.Timeout]:
+        lingers.set()
+        return awake_timeout(seconds)
+
+    monkeypatch.setattr("aiovmm.console.session._LINGER", 0.2)
+    monkeypatch.setattr("aiovmm.console.session.awake_timeout", limit)
+    device = StubDevice(room=0)
+    task = await attached(Console(device), screen)
+    typed = b"p" * (3 * HIGH_WATER)
+    await screen.type(typed + b"\x10\x11")
+    await asyncio.wait_for(lingers.wait(), HANGS)
+    for _ in range(10):
+        time.sleep(0.25)  # noqa: ASYNC251 - nobody runs
+        device.make_room(1024)
+        await asyncio.sleep(0)
+    device.make_room(len(typed))
+    assert await asyncio.wait_for(task, HANGS) is AttachEnd.DETACHED
+    await eventually(lambda: device.received == typed)
 
 
 async def test_a_first_detach_key_alone_reaches_the_guest(screen: Screen, monkeypatch: pytest.MonkeyPatch) -> None:
