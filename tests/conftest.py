@@ -12,8 +12,10 @@ import uvloop
 from hypothesis import settings
 
 from tests.grounds import excused, skip_reason
+from tests.interrupt_key import heeded_by_programs
 
 pytest_plugins = ["tests.kvmhost.plugin", "tests.parallel"]
+heeded_by_programs()
 
 
 def pytest_asyncio_loop_factories(
