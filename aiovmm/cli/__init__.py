@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
-from aiovmm.cli.messages import say
+from aiovmm.cli.messages import say, settle
 from aiovmm.cli.run_options import read_plain
 from aiovmm.errors import AiovmmError, UsageError, host_error
 from aiovmm.runtime.lazy import lazy_names
@@ -80,6 +80,7 @@ def _failed(error: BaseException, code: int) -> int:
 def _printed(told: int | None) -> bool:
     """Whether standard output has taken all. If not, there is a word about it, unless the error with the number `told` had one:
     some Pythons keep what could not be printed, and fail at it again."""
+    settle()
     error = _flush(sys.stdout)
     had_one = told is not None and told == getattr(error, "errno", None)
     if error is not None and not had_one and not isinstance(error, BrokenPipeError):

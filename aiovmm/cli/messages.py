@@ -1,4 +1,5 @@
-"""What the command says of its own, on standard error. What cannot be said holds nobody up."""
+"""What the command says of its own, on standard error. What cannot be said holds nobody up: it waits a moment for who reads, and
+where there is an event loop, as that of guests which run, the loop goes on meanwhile."""
 
 from __future__ import annotations
 
@@ -8,12 +9,14 @@ import stat
 import sys
 import time
 from contextlib import suppress
+from typing import Any
 
 from aiovmm.runtime.nowait import write_now
 
-__all__ = ["say"]
+__all__ = ["say", "settle"]
 
 _PATIENCE = 0.25  # seconds for a reader that does not read
+_LOOK = 0.01  # seconds between two looks of a loop whether it does
 
 
 def say(text: str, *, below: bool = False) -> None:
@@ -22,6 +25,11 @@ def say(text: str, *, below: bool = False) -> None:
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # full, closed, or nobody reads it
             _print("\r\n" * below + f"aiovmm: {line}\n")
+
+
+def settle() -> None:
+    """What was said on a loop that has ended is said now, or never."""
+    _unsaid.settle()
 
 
 def _print(text: str) -> None:
@@ -34,18 +42,63 @@ def _print(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
         return
     sys.stderr.flush()
-    left = text.encode(sys.stderr.encoding, "backslashreplace")
-    deadline = time.monotonic() + _PATIENCE
-    while left:
+    _unsaid.say(fd, text.encode(sys.stderr.encoding, "backslashreplace"))
+
+
+class _Unsaid:
+    """What nobody has read yet."""
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._left = b""
+        self._end = 0.0  # of the patience with it
+
+    def say(self, fd: int, data: bytes) -> None:
+        """After what is left of what was said before."""
+        loop = _running_loop()
+        if self._left and time.monotonic() >= self._end:
+            self._left = b""
+        looks = bool(self._left)
+        if not looks:
+            self._end = time.monotonic() + _PATIENCE
+        self._fd = fd
+        self._left += data
+        if loop is None:
+            self.settle()
+        elif not looks:
+            self._look(loop)
+
+    def settle(self) -> None:
+        """Wait for the reader."""
+        while self._write():
+            poller = select.poll()
+            poller.register(self._fd, select.POLLOUT)
+            if not poller.poll(max(0.0, self._end - time.monotonic()) * 1000):
+                self._left = b""
+
+    def _look(self, loop: Any) -> None:
+        if self._write():
+            if time.monotonic() < self._end:
+                loop.call_later(_LOOK, self._look, loop)
+            else:
+                self._left = b""
+
+    def _write(self) -> bool:
+        """As much as is taken at once; whether there is more."""
         try:
-            left = left[write_now(fd, left) :]
+            while self._left:
+                self._left = self._left[write_now(self._fd, self._left) :]
         except BlockingIOError:
-            _wait(fd, deadline)
+            return True
+        except OSError:
+            self._left = b""
+        return False
 
 
-def _wait(fd: int, deadline: float) -> None:
-    """Raises TimeoutError."""
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        raise TimeoutError
+def _running_loop() -> Any:
+    """None where there is none, as before anybody has imported asyncio, which is not done here for that."""
+    asyncio = sys.modules.get("asyncio")
+    return None if asyncio is None else asyncio._get_running_loop()
+
+
+_unsaid = _Unsaid()

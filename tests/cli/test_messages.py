@@ -1,0 +1,78 @@
+"""What the command says on a standard error whose reader is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from aiovmm.cli import messages
+from aiovmm.cli.messages import say, settle
+from tests.limits import HANGS
+
+FULL = 1 << 16
+
+
+@contextmanager
+def full_standard_error(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The reading end of a pipe that is full."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    assert os.write(writing, bytes(FULL)) == FULL
+    os.set_blocking(writing, True)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield reading
+    os.close(reading)
+
+
+async def test_a_loop_goes_on_while_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_PATIENCE", HANGS)
+    with full_standard_error(monkeypatch) as reader:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        say("one line")
+        say("another")
+        assert loop.time() - begun < HANGS / 2
+        assert os.read(reader, FULL) == bytes(FULL)
+        os.set_blocking(reader, False)
+        shown = b""
+        async with asyncio.timeout(HANGS):
+            while not shown.endswith(b"another\n"):
+                await asyncio.sleep(0.01)
+                try:
+                    shown += os.read(reader, FULL)
+                except BlockingIOError:
+                    continue
+        assert shown == b"aiovmm: one line\naiovmm: another\n"
+
+
+def test_what_was_said_last_on_a_loop_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_PATIENCE", HANGS)
+    with full_standard_error(monkeypatch) as reader:
+
+        async def end() -> None:
+            say("the guest ended")
+
+        asyncio.run(end())
+        settling = threading.Thread(target=settle)
+        settling.start()
+        assert os.read(reader, FULL) == bytes(FULL)
+        assert os.read(reader, FULL) == b"aiovmm: the guest ended\n"
+        settling.join(HANGS)
+        assert not settling.is_alive()
+
+
+async def test_who_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "_PATIENCE", 0.02)
+    with full_standard_error(monkeypatch) as reader:
+        say("lost")
+        await asyncio.sleep(0.1)
+        assert os.read(reader, FULL) == bytes(FULL)
+        say("found")
+        assert os.read(reader, FULL) == b"aiovmm: found\n"
