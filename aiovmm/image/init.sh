@@ -133,9 +133,12 @@ fi
 [ ! -x $agent ] || start-stop-daemon -S -b -p /run/aiovmm-agent.pid -a $agent
 
 hold() { # what is typed between two programs that open a terminal is for the later one; and what nobody has open tells nothing
+  before=$held held=
   for tty in $(cat /sys/class/tty/console/active); do
     { sleep 2147483647 & } 3<>"/dev/$tty" # not as its input, which would be /dev/null
+    held="$held $!"
   done
+  [ -z "$before" ] || kill $before # now that others have them open
 }
 hold
 

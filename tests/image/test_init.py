@@ -200,6 +200,9 @@ def test_command_baked_in(boot: Boot) -> None:
     guest = boot("aiovmm.then=shell", run="echo 'it\"s baked in'; exit 7", compression="lz4")
     guest.expect(rb'it"s baked in\r\naiovmm: run end status=7')
     guest.expect(PROMPT)
+    assert guest.run("grep -l 214748364[7] /proc/[0-9]*/cmdline | wc -l") == "1", (
+        "one holds the one console, also after a command's session"
+    )
     guest.type(b"reboot -f\n")
     assert guest.gone()
 
