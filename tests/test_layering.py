@@ -124,10 +124,12 @@ PURE = [
     "rootfs/tar.py",
     "rootfs/tree.py",
     "runtime/quota.py",
+    "runtime/undoing.py",
+    "devices/hotplug/each.py",
     "irq.py",
     "bus.py",
 ]
-PURE_RUNTIME = {"dataclass", "lazy", "patience", "plain", "prepared", "quota"}
+PURE_RUNTIME = {"dataclass", "lazy", "patience", "plain", "prepared", "quota", "undoing"}
 """Of the mechanisms of process and loop, those that a pure file may use."""
 IMPURE = {"asyncio", "os", "threading", "socket", "select", "selectors", "subprocess", "fcntl"}
 

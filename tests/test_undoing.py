@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from aiovmm.runtime.tasks import Undoing
+from aiovmm.runtime.undoing import Undoing
 
 
 class Steps:

@@ -31,7 +31,8 @@ from aiovmm.machine.verdict import Verdict
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.root import PciAddress
-from aiovmm.runtime.tasks import Undoing, finish, in_thread, in_thread_unless, side_by_side
+from aiovmm.runtime.tasks import finish, in_thread, in_thread_unless, side_by_side
+from aiovmm.runtime.undoing import Undoing
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 

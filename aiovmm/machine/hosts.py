@@ -19,7 +19,8 @@ from aiovmm.kvm.vfio import KvmVfio
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.pci.root import PciAddress, PciRoot
-from aiovmm.runtime.tasks import Undoing, finish, in_thread
+from aiovmm.runtime.tasks import finish, in_thread
+from aiovmm.runtime.undoing import Undoing
 from aiovmm.vfio import AddressSpace, Follower, VfioFunction, VfioServices
 from aiovmm.vfio.space import Reachable, VfioFile
 

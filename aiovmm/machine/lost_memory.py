@@ -8,10 +8,7 @@ import os
 from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory, MemoryRegion
 
-__all__ = ["NO_BACKING", "lost_memory"]
-
-NO_BACKING = (errno.EFAULT, 133)  # EHWPOISON
-"""What KVM_RUN fails with when the guest itself is the first to touch such memory."""
+__all__ = ["lost_memory"]
 
 
 def lost_memory(memory: GuestMemory) -> HostError:

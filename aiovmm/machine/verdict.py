@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 from aiovmm.errors import HostError, host_error
@@ -10,12 +11,14 @@ from aiovmm.kvm.exits import RunFailed
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.board import Finding
 from aiovmm.machine.halting import Halting
-from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
 from aiovmm.machine.owner import MachineOwner
 from aiovmm.memory import GuestMemory
 from aiovmm.runtime.tasks import in_thread
 
-__all__ = ["Verdict"]
+__all__ = ["NO_BACKING", "Verdict"]
+
+NO_BACKING = (errno.EFAULT, 133)  # EHWPOISON
+"""What KVM_RUN fails with when the guest itself is the first to touch memory that is not there any more."""
 
 
 class Verdict:
@@ -68,6 +71,11 @@ class Verdict:
     async def _explain_lost_memory(self) -> None:
         error: HostError | None = None
         try:
-            error = await in_thread(f"{self._name}: lost memory", lambda: lost_memory(self._memory))
+            error = await in_thread(f"{self._name}: lost memory", self._lost_memory)
         finally:  # told in any case
             self._halting.ended(ExitReason.ERROR, str(error or "guest memory is lost"), error)
+
+    def _lost_memory(self) -> HostError:
+        from aiovmm.machine.lost_memory import lost_memory  # most guests lose none
+
+        return lost_memory(self._memory)

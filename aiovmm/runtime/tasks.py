@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
-from itertools import pairwise
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from aiovmm.errors import StateError
@@ -16,7 +15,6 @@ from aiovmm.runtime import crew
 __all__ = [
     "SERVED",
     "TaskScope",
-    "Undoing",
     "bury",
     "fail",
     "finish",
@@ -112,51 +110,6 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Future[T], given_up: Cal
     answer: _Answer[T] = _Answer(asyncio.get_running_loop())
     asyncio.ensure_future(work).add_done_callback(answer.take)
     return await answer.wait(given_up)
-
-
-class Undoing:
-    """What is to be done when something is taken apart, the last that was pushed first. For many that live at the same time: an
-    exit stack has ten objects for each, all of which the garbage collector looks through."""
-
-    def __init__(self) -> None:
-        self._steps: list[Callable[[], Awaitable[object] | None]] = []
-
-    def push(self, step: Callable[[], Awaitable[object] | None]) -> None:
-        """What it gives, if that is no None, is awaited."""
-        self._steps.append(step)
-
-    async def aclose(self) -> None:
-        """Do all of it, once, also if some of it fails: then raise what was raised last, in the context of what was before."""
-        errors: list[BaseException] = []
-        while self._steps:
-            try:
-                if (pending := self._steps.pop()()) is not None:
-                    await pending
-            except BaseException as exc:
-                errors.append(exc)
-        self._end(errors)
-
-    def close(self) -> None:
-        """The same, of steps that give nothing to be awaited."""
-        errors: list[BaseException] = []
-        while self._steps:
-            try:
-                pending = self._steps.pop()()
-                assert pending is None, "it would be forgotten"
-            except BaseException as exc:
-                errors.append(exc)
-        self._end(errors)
-
-    @staticmethod
-    def _end(errors: list[BaseException]) -> None:
-        try:
-            for before, error in pairwise(errors):
-                if error.__context__ is None and error is not before:
-                    error.__context__ = before
-            if errors:
-                raise errors[-1]
-        finally:  # whose traceback knows this frame, and what it was made for
-            errors.clear()
 
 
 async def side_by_side(*works: Coroutine[Any, Any, object]) -> None:

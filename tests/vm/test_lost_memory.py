@@ -21,7 +21,8 @@ from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.vsock.packet import HEADER_SIZE, HOST_CID, Header, Op
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.exits import RunFailed
-from aiovmm.machine.lost_memory import NO_BACKING, lost_memory
+from aiovmm.machine.lost_memory import lost_memory
+from aiovmm.machine.verdict import NO_BACKING
 from aiovmm.memory import GuestMemory, MemoryRegion
 from aiovmm.native import lib
 from aiovmm.testing import Harness

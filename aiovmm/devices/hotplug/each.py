@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from itertools import pairwise
+
+from aiovmm.runtime.undoing import raise_last
 
 __all__ = ["Handler", "each"]
 
@@ -11,8 +12,8 @@ Handler = Callable[[], Awaitable[None] | None]
 
 
 def each(handlers: Iterable[Handler]) -> Awaitable[None] | None:
-    """Call all of them; the result is done when what they give is, and None if that is nothing. Raises what was raised first,
-    here or there, and what was raised later is in its context."""
+    """Call all of them; the result is done when what they give is, and None if that is nothing. Raises what was raised
+    last, here or there, in the context of what was before."""
     pending: list[Awaitable[None]] = []
     errors: list[Exception] = []
     for handler in handlers:
@@ -23,7 +24,7 @@ def each(handlers: Iterable[Handler]) -> Awaitable[None] | None:
             errors.append(exc)
     if pending:
         return _all(pending, errors)
-    _tell(errors)
+    raise_last(errors)
     return None
 
 
@@ -33,15 +34,4 @@ async def _all(pending: list[Awaitable[None]], errors: list[Exception]) -> None:
             await wait
         except Exception as exc:
             errors.append(exc)
-    _tell(errors)
-
-
-def _tell(errors: list[Exception]) -> None:
-    try:
-        for error, later in pairwise(errors):
-            if error.__context__ is None and error is not later:
-                error.__context__ = later
-        if errors:
-            raise errors[0]
-    finally:  # whose traceback knows this frame
-        errors.clear()
+    raise_last(errors)
