@@ -22,7 +22,7 @@ NATIVE: dict[str, tuple[str, ...]] = {
     "frames": ("frames.c", *_RING),
     "net": ("tap_*.c", "nowait.c", *_RING),
     "blk": ("blk*.c", "uring.c", "nowait.c", *_RING),
-    "exits": ("vcpu.c", "drain.c", "pace.c", "guard.c", "x86_64/*.c"),
+    "exits": ("vcpu.c", "vcpu_access.c", "vcpu_ring.c", "drain.c", "pace.c", "guard.c", "x86_64/*.c"),
     "pages": ("pages.c",),
     "guest_agent": ("[!m]*.c",),  # all but main.c, which the target has in itself
 }

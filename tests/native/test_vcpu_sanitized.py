@@ -13,7 +13,16 @@ import aiovmm.native
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(aiovmm.native.__file__).resolve().parent / "src"
-PARTS = ("vcpu.c", "vcpu_thread.c", "x86_64/paging.c", "x86_64/exits.c", "drain.c", "pace.c")
+PARTS = (
+    "vcpu.c",
+    "vcpu_access.c",
+    "vcpu_ring.c",
+    "vcpu_thread.c",
+    "x86_64/paging.c",
+    "x86_64/exits.c",
+    "drain.c",
+    "pace.c",
+)
 FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", "-pthread", "-Dioctl=fake_ioctl"]
 
 

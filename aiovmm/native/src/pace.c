@@ -25,7 +25,7 @@ void avmm_vcpu_pace(struct avmm_vcpu *v, enum avmm_paced kind) {
     uint64_t wait = draw(pace, interval), end = avmm_now_ns() + wait;
     for (uint64_t now = end - wait; now < end && atomic_load(&pace->interval) == interval; now = avmm_now_ns()) {
         uint32_t seen = atomic_load(&v->wake);
-        atomic_store(&v->sleeping, AVMM_FOR_PACE); /* pairs with avmm_wake, as in wait_until */
+        atomic_store(&v->sleeping, AVMM_FOR_PACE); /* pairs with avmm_wake, as in avmm_wait_until */
         if (asked_for(v)) /* a pause or a stop does not wait; the exit is drawn all the same */
             break;
         struct timespec left = {(time_t)((end - now) / 1000000000u), (long)((end - now) % 1000000000u)};

@@ -1,4 +1,4 @@
-/* What the two sides of the exit ring share: the vCPU thread's (vcpu.c) and the event loop's (drain.c). Private to them.
+/* What the two sides of the exit ring share: the vCPU thread's (vcpu_ring.c) and the event loop's (drain.c). Private to them.
  *
  * Every field says who writes it; what both touch is atomic, and each ordering names its partner. */
 #ifndef AIOVMM_VCPU_STATE_H
