@@ -1,8 +1,9 @@
 /* The agent's parts and what they share.
  *
- * One thread and one poll: main.c waits, link.c has the connections to the host, channel.c what goes on in each channel. Nothing is
- * queued: what a channel has to say is a set of flags, which is said as there is room, so that memory is bounded by the number of
- * channels. Whatever may block, files among it, is done by a child of its own (spawn.c, applets.c).
+ * One thread and one poll: main.c waits, link.c has the connections to the host, channel.c what goes on in each channel, whose two
+ * directions are channel_in.c and channel_out.c. Nothing is queued: what a channel has to say is a set of flags, which is said as
+ * there is room, so that memory is bounded by the number of channels. Whatever may block, files among it, is done by a child of its
+ * own (spawn.c, applets.c).
  */
 #ifndef AGENT_H
 #define AGENT_H
@@ -64,6 +65,8 @@ struct channel {
     int poll_in, poll_out[2], poll_pid, poll_start;
 };
 
+enum { ENVC_MAX = 4088 }; /* variables of a request */
+
 struct request {
     uint32_t flags, credit[2];
     uint8_t modes[3];
@@ -74,10 +77,15 @@ struct request {
     char *const *env;
 };
 
+/* request.c */
+/* 0 or an errno below it. `pointers` has room for `most`: argv and env point into it, and their texts into `data`. */
+int request_parse(struct request *request, const uint8_t *data, size_t size, char **pointers, size_t most);
+
 /* spawn.c */
 extern struct limit own_files; /* RLIMIT_NOFILE as the agent found it, which its children get */
-int request_parse(struct request *request, const uint8_t *data, size_t size, char **pointers, size_t most);
 int spawn(struct channel *channel, const struct request *request);
+
+/* session.c */
 void kill_session(int session, int number);
 
 /* user.c */
@@ -99,12 +107,26 @@ int write_whole(int fd, const void *from, size_t size);
 struct channel *channel_new(struct link *link, uint32_t id, enum what what);
 struct channel *channel_find(struct link *link, uint32_t id);
 void channels_start(struct link *link, uint32_t id, const uint8_t *data, size_t size);
-void channel_input(struct channel *channel, const uint8_t *data, size_t size);
 void channel_frame(struct channel *channel, int kind, int stream, const uint8_t *data, size_t size);
 void channels_drop(struct link *link);
 int channels_emit(struct link *link);
 int channels_poll(struct pollfd *fds, int count);
 void channels_ready(const struct pollfd *fds);
+/* A direction of it is over: the descriptor goes with the second one, a terminal not before its process, which may be about to end
+ * and would be hung up. */
+void channel_release(struct channel *channel, int fd);
+
+/* channel_in.c */
+void channel_input(struct channel *channel, const uint8_t *data, size_t size);
+void channel_input_ready(struct channel *channel, int events);
+void channel_close_in(struct channel *channel);
+void channel_lose_in(struct channel *channel); /* nobody reads it */
+
+/* channel_out.c */
+/* One frame of a stream, read to where it is sent from. Whether there may be more. */
+int channel_emit_data(struct link *link, struct channel *channel, int i);
+/* What there is to say but data, in the order in which it has to be said; 0 if there is no room. */
+int channel_emit_control(struct link *link, struct channel *channel);
 
 /* net.c */
 void channels_connect(struct link *link, uint32_t id, const uint8_t *data, size_t size);

@@ -57,11 +57,9 @@ void channels_start(struct link *link, uint32_t id, const uint8_t *data, size_t 
     }
 }
 
-/* -- input --------------------------------------------------------------------------------------------------------------------- */
-
 /* A direction of it is over: the descriptor goes with the second one, a terminal not before its process, which may be about to end
  * and would be hung up. */
-static void release(struct channel *channel, int fd)
+void channel_release(struct channel *channel, int fd)
 {
     if (channel->both < 0 || fd != channel->both) {
         sys_close(fd);
@@ -69,108 +67,6 @@ static void release(struct channel *channel, int fd)
         sys_close(channel->both);
         channel->both = -1;
     }
-}
-
-static void close_in(struct channel *channel)
-{
-    static const char end = 4; /* ^D, which ends the input where the terminal is not raw */
-    int fd = channel->in;
-
-    if (fd < 0)
-        return;
-    if (channel->terminal) {
-        if (SYS(write, fd, &end, 1) == -EAGAIN) /* it is full, and is asked again when it is not */
-            return;
-    } else if (channel->both >= 0)
-        SYS(shutdown, fd, SHUT_WR_);
-    channel->in = -1;
-    channel->ring_size = 0;
-    release(channel, fd);
-}
-
-/* Nobody reads it. */
-static void lose_in(struct channel *channel)
-{
-    int fd = channel->in;
-
-    channel->in = -1;
-    channel->ring_size = 0;
-    channel->say |= SAY_INPUT_CLOSED;
-    release(channel, fd);
-}
-
-/* As much of it as is taken now. */
-static size_t put_in(struct channel *channel, const uint8_t *data, size_t size)
-{
-    long result = channel->connecting || !size ? 0 : SYS(write, channel->in, data, size);
-
-    if (result == -EAGAIN || result == -EINTR)
-        return 0;
-    if (result < 0) {
-        lose_in(channel);
-        return size;
-    }
-    channel->owed += (uint32_t)result;
-    return (size_t)result;
-}
-
-void channel_input(struct channel *channel, const uint8_t *data, size_t size)
-{
-    size_t end;
-
-    if (channel->in < 0) /* the host is told of that, or has said it */
-        return;
-    if (size > STDIN_WINDOW - channel->ring_size) {
-        channel->link->broken = 1;
-        return;
-    }
-    if (!channel->ring_size) {
-        size_t taken = put_in(channel, data, size);
-        data += taken;
-        size -= taken;
-        if (!size)
-            return;
-    }
-    end = (channel->ring_start + channel->ring_size) % STDIN_WINDOW;
-    channel->ring_size += (uint32_t)size;
-    if (size > STDIN_WINDOW - end) {
-        memcpy(channel->ring + end, data, STDIN_WINDOW - end);
-        data += STDIN_WINDOW - end;
-        size -= STDIN_WINDOW - end;
-        end = 0;
-    }
-    memcpy(channel->ring + end, data, size);
-}
-
-static void flush_in(struct channel *channel)
-{
-    while (channel->ring_size) {
-        size_t size = STDIN_WINDOW - channel->ring_start, taken;
-        if (size > channel->ring_size)
-            size = channel->ring_size;
-        taken = put_in(channel, channel->ring + channel->ring_start, size);
-        if (!taken)
-            return;
-        channel->ring_start = (channel->ring_start + (uint32_t)taken) % STDIN_WINDOW;
-        channel->ring_size -= channel->ring_size < taken ? channel->ring_size : (uint32_t)taken; /* lost: 0 */
-    }
-    if (channel->in_ends)
-        close_in(channel);
-}
-
-static void input_ready(struct channel *channel, int events)
-{
-    if (!events || channel->in < 0)
-        return;
-    if (channel->connecting) {
-        channel_connected(channel);
-        if (channel->connecting) /* elsewhere now */
-            return;
-    }
-    if (events & (POLLERR | POLLHUP) && channel->in >= 0 && !channel->terminal)
-        lose_in(channel);
-    if (channel->in >= 0)
-        flush_in(channel);
 }
 
 /* -- the host's wishes --------------------------------------------------------------------------------------------------------- */
@@ -184,14 +80,6 @@ static void signal_to(struct channel *channel, uint32_t number, uint32_t whom)
         kill_session(channel->pid, (int)number);
     else
         SYS(kill, whom == WHOM_GROUP ? -channel->pid : channel->pid, number);
-}
-
-static void close_out(struct channel *channel, int i)
-{
-    int fd = channel->out[i];
-
-    channel->out[i] = -1;
-    release(channel, fd);
 }
 
 /* All descriptors; a process that runs on is told by its pipes, and its terminal hangs up. */
@@ -226,7 +114,7 @@ void channel_frame(struct channel *channel, int kind, int stream, const uint8_t 
     case EOF_:
         channel->in_ends = 1;
         if (!channel->ring_size && !channel->connecting)
-            close_in(channel);
+            channel_close_in(channel);
         break;
     case CREDIT:
         if (size >= 4 && (stream == STDOUT || stream == STDERR))
@@ -323,96 +211,6 @@ void channels_drop(struct link *link)
 
 /* -- what it says -------------------------------------------------------------------------------------------------------------- */
 
-static void end_of(struct channel *channel, int i)
-{
-    channel->say |= (uint32_t)SAY_EOF << i;
-    if (channel->terminal && channel->in >= 0)
-        lose_in(channel);
-    close_out(channel, i);
-}
-
-/* One frame of a stream, read to where it is sent from. Whether there may be more. */
-static int emit_data(struct link *link, struct channel *channel, int i)
-{
-    size_t room = link_room(link), most = DATA_MAX;
-    long size;
-
-    if (channel->out[i] < 0 || !channel->ready[i])
-        return 0;
-    if (channel->draining && !channel->drain[i]) {
-        end_of(channel, i);
-        return 0;
-    }
-    if (!channel->credit[i])
-        return 0;
-    if (room < 2 * CONTROL_ROOM + 4096)
-        return 1;
-    if (most > channel->credit[i])
-        most = channel->credit[i];
-    if (most > room - FRAME_HEADER - CONTROL_ROOM)
-        most = room - FRAME_HEADER - CONTROL_ROOM;
-    if (channel->draining && most > channel->drain[i])
-        most = channel->drain[i];
-    size = SYS(read, channel->out[i], link_payload(link), most);
-    if (size > 0) {
-        link_data(link, channel->id, STDOUT + i, (size_t)size);
-        channel->credit[i] -= (uint32_t)size;
-        if (channel->draining)
-            channel->drain[i] -= (uint32_t)size;
-        return channel->ready[i] = (size_t)size == most;
-    }
-    channel->ready[i] = 0;
-    if (size == 0 || (size != -EAGAIN && size != -EINTR) || channel->draining)
-        end_of(channel, i); /* of a terminal that is EIO: nobody has it open */
-    return 0;
-}
-
-static int say_number(struct link *link, struct channel *channel, uint32_t flag, int kind, uint32_t a, uint32_t b, size_t size)
-{
-    uint8_t words[8];
-
-    put32(words, a);
-    put32(words + 4, b);
-    if (!link_say(link, channel->id, kind, 0, words, size))
-        return 0;
-    channel->say &= ~flag;
-    return 1;
-}
-
-/* What there is to say but data, in the order in which it has to be said; 0 if there is no room. */
-static int emit_control(struct link *link, struct channel *channel)
-{
-    uint32_t number = (uint32_t)channel->number;
-
-    if (channel->say & SAY_STARTED && !say_number(link, channel, SAY_STARTED, STARTED, number, 0, 4))
-        return 0;
-    if (channel->say & SAY_FAILED) {
-        if (!say_number(link, channel, SAY_FAILED, FAILED, number, (uint32_t)channel->stage, 8))
-            return 0;
-        channel->closing = 1;
-    }
-    if (channel->owed >= STDIN_WINDOW / 4) { /* less than that keeps nobody waiting */
-        if (!say_number(link, channel, 0, CREDIT, channel->owed, 0, 4))
-            return 0;
-        channel->owed = 0;
-    }
-    for (int i = 0; i < 2; i++) {
-        uint32_t flag = (uint32_t)SAY_EOF << i;
-        if (channel->say & flag) {
-            if (!link_say(link, channel->id, EOF_, STDOUT + i, "", 0))
-                return 0;
-            channel->say &= ~flag;
-        }
-    }
-    if (channel->say & SAY_INPUT_CLOSED) {
-        if (!link_say(link, channel->id, EOF_, STDIN, "", 0))
-            return 0;
-        channel->say &= ~(uint32_t)SAY_INPUT_CLOSED;
-    }
-    return !(channel->say & SAY_EXIT) || channel->startfd >= 0 ||
-           say_number(link, channel, SAY_EXIT, EXIT, (uint32_t)channel->status, 0, 4);
-}
-
 static int is_over(const struct channel *channel)
 {
     if (channel->running || channel->startfd >= 0 || channel->say)
@@ -434,16 +232,16 @@ int channels_emit(struct link *link)
         struct channel *channel = channels[index];
         if (channel->link != link)
             continue;
-        if (!emit_control(link, channel))
+        if (!channel_emit_control(link, channel))
             return 1;
         for (int i = 0; i < 2; i++)
-            more |= emit_data(link, channel, i);
+            more |= channel_emit_data(link, channel, i);
     }
     for (int index = channel_count - 1; index >= 0; index--) {
         struct channel *channel = channels[index];
         if (channel->link != link)
             continue;
-        if (!emit_control(link, channel))
+        if (!channel_emit_control(link, channel))
             return 1;
         if (!is_over(channel))
             continue;
@@ -492,7 +290,7 @@ void channels_ready(const struct pollfd *fds)
         struct channel *channel = channels[n];
         if (channel->poll_start >= 0 && fds[channel->poll_start].revents)
             on_started(channel);
-        input_ready(channel, channel->poll_in < 0 ? 0 : fds[channel->poll_in].revents);
+        channel_input_ready(channel, channel->poll_in < 0 ? 0 : fds[channel->poll_in].revents);
         for (int i = 0; i < 2; i++)
             channel->ready[i] |= channel->poll_out[i] >= 0 && fds[channel->poll_out[i]].revents;
         if (channel->poll_pid >= 0 && fds[channel->poll_pid].revents)
