@@ -190,9 +190,10 @@ def _io_uring() -> Finding:
 
 def _vfio() -> Finding:
     groups = len(list(Path("/sys/kernel/iommu_groups").glob("*"))) if Path("/sys/kernel/iommu_groups").exists() else 0
-    if groups and os.path.exists("/dev/vfio/vfio"):
-        return Finding("device assignment", Verdict.OK, f"{groups} IOMMU groups, /dev/vfio/vfio is there")
-    found = f"{groups} IOMMU groups" + ("" if os.path.exists("/dev/vfio/vfio") else ", no /dev/vfio/vfio")
+    ways = [path for path in ("/dev/vfio/vfio", "/dev/iommu") if os.path.exists(path)]
+    if groups and ways:
+        return Finding("device assignment", Verdict.OK, f"{groups} IOMMU groups; there is {' and '.join(ways)}")
+    found = f"{groups} IOMMU groups" + ("" if ways else ", no /dev/vfio/vfio")
     remedy = "for --device: IOMMU on in firmware (Intel's or AMD's: intel_iommu=on or amd_iommu=on as well), `modprobe vfio-pci`"
     return Finding("device assignment", Verdict.LIMITED, found, remedy)
 

@@ -134,7 +134,8 @@ class VM(Inventory, Changes, Saving, Commands):
         self._keeper = Keeper(self, f"VM {self.name!r}", release.left_behind, release.abandon)
         try:
             c = self._config
-            if c.cpus.affinity or c.nets or c.disks or c.memory.hotplug_size or c.numa:
+            memory = c.memory
+            if c.cpus.affinity or c.nets or c.disks or memory.hotplug_size or memory.thp or memory.mergeable or c.numa:
                 from aiovmm.config.remarks import remarks  # for who has what may be remarked on
 
                 for remark in remarks(c):

@@ -7,11 +7,13 @@ from aiovmm.config.kinds import dataclass
 from aiovmm.config.placed import PlacedConfig
 from aiovmm.errors import ConfigError
 
-__all__ = ["RATES", "LimitedConfig", "RateLimit", "RateLimitGroupConfig"]
+__all__ = ["RATES", "REFILL_TIME", "LimitedConfig", "RateLimit", "RateLimitGroupConfig"]
 
 _BUCKETS = tuple(tuple(f"{kind}_{key}" for key in ("size", "one_time_burst", "refill_time")) for kind in ("bw", "ops"))
 RATES = tuple(key for keys in _BUCKETS for key in keys)
 
+REFILL_TIME = 1000
+"""Milliseconds, where it is not given."""
 _MOST = 1 << 60
 _LONGEST = 1_000_000_000  # milliseconds, eleven days
 
@@ -24,10 +26,10 @@ class RateLimit:
 
     bw_size: int = 0
     bw_one_time_burst: int = 0
-    bw_refill_time: int = 1000
+    bw_refill_time: int = REFILL_TIME
     ops_size: int = 0
     ops_one_time_burst: int = 0
-    ops_refill_time: int = 1000
+    ops_refill_time: int = REFILL_TIME
 
     def __post_init__(self) -> None:
         _check("rate_limit", self)
@@ -52,10 +54,10 @@ class LimitedConfig(PlacedConfig):
 
     bw_size: int = 0
     bw_one_time_burst: int = 0
-    bw_refill_time: int = 1000
+    bw_refill_time: int = REFILL_TIME
     ops_size: int = 0
     ops_one_time_burst: int = 0
-    ops_refill_time: int = 1000
+    ops_refill_time: int = REFILL_TIME
 
     @property
     def rate_limit(self) -> RateLimit | None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aiovmm.config.ids import device_ids
-from aiovmm.config.machine import HotplugMethod
+from aiovmm.config.machine import HotplugMethod, MemoryConfig, MemoryZoneConfig
 from aiovmm.config.net import is_no_station
+from aiovmm.config.rates import REFILL_TIME
 from aiovmm.config.vm import VMConfig
 
 __all__ = ["remarks"]
@@ -25,6 +26,9 @@ def remarks(config: VMConfig) -> Iterator[str]:
     if memory.hotplug_method is HotplugMethod.ACPI and memory.hotplug_size != memory.modules_size:
         reason = f"comes in modules of 128M, of {memory.hotplug_size} bytes {memory.modules_size}"
         yield f"memory.hotplug_size: {reason}; hotplug_method=virtio-mem has smaller steps"
+    if memory.thp or memory.mergeable:
+        yield from _of_pages(config)
+    yield from _of_rates(config)
     ids = device_ids(config)
     for name, net in zip(ids.get("nets", ()), config.nets, strict=True):
         if net.mac is not None and is_no_station(net.mac):
@@ -40,6 +44,39 @@ def remarks(config: VMConfig) -> Iterator[str]:
         for queue, _ in disk.queue_affinity:
             if queue >= disk.num_queues:
                 yield f"disk.queue_affinity: {name} has no queue {queue}, it has {disk.num_queues}: it is passed over"
+
+
+def _of_pages(config: VMConfig) -> Iterator[str]:
+    """Of what is said of all memory, and holds for private memory of small pages alone."""
+    from aiovmm.config.zones import settled
+
+    memory = config.memory
+    others = {zone.id: _not_small(settled(zone, memory)) for zone in config.memory_zones}
+    if memory.thp:
+        whole = "" if config.memory_zones else _not_small(memory)
+        for of, kind in (("it", whole), *others.items()):
+            if kind:
+                yield f"memory.thp: {of} {kind}: transparent huge pages are for other memory"
+    if memory.mergeable:
+        for zone in config.memory_zones:
+            if zone.mergeable is None and (kind := others[zone.id]):
+                yield f"memory.mergeable: {zone.id} {kind}: the kernel merges none of its pages"
+
+
+def _not_small(memory: MemoryConfig | MemoryZoneConfig) -> str:
+    """What keeps it from being private memory of small pages, or nothing."""
+    if isinstance(memory, MemoryZoneConfig) and memory.file is not None:
+        return "has a file"
+    return "has hugepages=on" if memory.hugepages else "has shared=on" if memory.shared else ""
+
+
+def _of_rates(config: VMConfig) -> Iterator[str]:
+    ids = device_ids(config)
+    for option, group, devices in (("net", "nets", config.nets), ("disk", "disks", config.disks)):
+        for name, device in zip(ids.get(group, ()), devices, strict=True):
+            for kind in ("bw", "ops"):
+                if not getattr(device, f"{kind}_size") and getattr(device, f"{kind}_refill_time") != REFILL_TIME:
+                    yield f"{option}.{kind}_refill_time: {name} has no {kind}_size: it limits nothing"
 
 
 def _of_nodes(config: VMConfig, there: int) -> Iterator[str]:

@@ -339,6 +339,10 @@ def nodes(*texts: str) -> VMConfig:
     return made(cpus=parse_cpus("boot=2"), numa=tuple(parse_numa(text) for text in texts))
 
 
+def zones(memory: str, *texts: str) -> VMConfig:
+    return made(memory=parse_memory(f"size=0,{memory}"), memory_zones=tuple(parse_memory_zone(text) for text in texts))
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -351,6 +355,12 @@ def nodes(*texts: str) -> VMConfig:
         (nodes("guest_numa_id=0,cpus=[1-2]"), "numa.cpus: there is no processor 2, the last of 2 is 1"),
         (nodes("guest_numa_id=3,cpus=[0-1]", "guest_numa_id=1,cpus=1"), "numa.cpus: 1 is in node 3 and in 1"),
         (nodes("guest_numa_id=0,cpus=[0],distances=[0@20]"), "20 is said from node 0 to itself: it is 10"),
+        (made(memory=parse_memory("size=64M,thp=on,shared=on")), "memory.thp: it has shared=on"),
+        (made(memory=parse_memory("size=64M,thp=on,hugepages=on")), "memory.thp: it has hugepages=on"),
+        (zones("thp=on", "id=a,size=64M", "id=b,size=64M,shared=on"), "memory.thp: b has shared=on"),
+        (zones("mergeable=on", "id=a,size=64M", "id=b,size=64M,file=/f"), "memory.mergeable: b has a file"),
+        (made(disks=(parse_disk("path=a,bw_refill_time=100"),)), "bw_refill_time: disk0 has no bw_size"),
+        (made(nets=(parse_net("ops_refill_time=100,bw_size=1M,id=n"),)), "ops_refill_time: n has no ops_size"),
     ],
 )
 def test_what_has_less_of_an_effect_than_it_seems_to_have_is_remarked_on(config: VMConfig, said: str) -> None:
@@ -362,7 +372,9 @@ def test_what_has_its_effect_is_not_remarked_on() -> None:
     config = made(
         cpus=parse_cpus("boot=1,max=2,affinity=[1@[0]]"),
         nets=(parse_net("mac=2e:00:00:00:00:01"),),
-        disks=(parse_disk("path=a,num_queues=2,queue_affinity=[1@[0]]"),),
+        disks=(parse_disk("path=a,num_queues=2,queue_affinity=[1@[0]],bw_size=1M,bw_refill_time=100"),),
+        memory=parse_memory("size=0,thp=on,mergeable=on"),
+        memory_zones=(parse_memory_zone("id=a,size=64M"), parse_memory_zone("id=b,size=64M,mergeable=off")),
         numa=tuple(
             parse_numa(text) for text in ("guest_numa_id=0,cpus=[0,0],distances=[0@10]", "guest_numa_id=1,cpus=1")
         ),

@@ -38,7 +38,7 @@ TABLE = """
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API
 --dbus-system-bus | refused | there is no D-Bus API
---event-monitor | differs | the same objects, and with the source `aiovmm` what has no name there
+--event-monitor | differs | the same objects, and with the source `aiovmm` what has no name there; path= or fd=, not both
 --firmware | refused | there is no firmware: give a kernel
 --fw-cfg-config | refused | fw_cfg is not there
 --gdb | refused | there is no debugger's stub
