@@ -138,7 +138,12 @@ def parse_memory(text: str) -> MemoryConfig:
     if text and "=" not in text:
         return MemoryConfig(size=to_size("memory", text))
     values = _convert("memory", split_options("memory", text))
-    values.pop("file", None)  # has no effect in the reference either
+    if values.pop("file", None) is not None:
+        import logging  # for who says what does nothing
+
+        logging.getLogger("aiovmm").warning(
+            "memory.file: has no effect, as in the reference: memory-zone file= has one"
+        )
     return MemoryConfig(**values)
 
 

@@ -14,6 +14,7 @@ from aiovmm.config.options import (
     parse_cpus,
     parse_device,
     parse_disk,
+    parse_memory,
     parse_pci_segment,
     parse_platform,
 )
@@ -105,6 +106,11 @@ def test_bars_are_those_of_pci() -> None:
     assert parse_device("path=/d,x_exclude_mmap_bars=[0,2-3]").x_exclude_mmap_bars == (0, 2, 3)
     with pytest.raises(ConfigError, match=r"x_exclude_mmap_bars: there is no BAR 6"):
         parse_device("path=/d,x_exclude_mmap_bars=6")
+
+
+def test_memory_in_a_file_is_said_to_be_none(caplog: pytest.LogCaptureFixture) -> None:
+    assert parse_memory("size=64M,file=/dev/hugepages") == parse_memory("size=64M,file=")
+    assert caplog.messages == ["memory.file: has no effect, as in the reference: memory-zone file= has one"]
 
 
 def test_of_a_key_given_twice_the_last_holds_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,10 @@ TABLE = """
 --disk lock_granularity | differs | unset: `full` (`byte-range` there); qcow2, VHD and VHDX have QEMU's own locks
 --disk _disable_io_uring | same | threads do the I/O
 --disk _disable_aio | same | Linux AIO is never used
---disk vhost_user | same |
+--disk vhost_user | differs | keys of the image, which have no effect there, are refused
 --disk socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
---disk bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | sizes may have a suffix
+--disk bw_size ops_size | differs | sizes may have a suffix
+--disk bw_one_time_burst ops_one_time_burst | differs | refused without its size, where it has no effect there
 --disk bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --disk rate_limit_group | same |
 --disk queue_affinity | differs | where transfers are made, by threads then, not io_uring; the event loop looks into all queues
@@ -34,11 +35,12 @@ TABLE = """
 --net queue_size | same |
 --net mtu | differs | 68 to 65521, what a TAP takes (65535 with other back ends)
 --net num_queues | differs | counts both directions; may be more than twice the vCPUs; an odd one is rounded down to pairs
---net vhost_user | same |
+--net vhost_user | differs | keys of the host's side of a card, which have no effect there, are refused
 --net socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
 --net fd | differs | also one connected socket
 --net vhost_mode | differs | server without vhost_user=on is refused; a back end that goes away may come again
---net bw_size bw_one_time_burst ops_size ops_one_time_burst | differs | over all queue pairs; sizes may have a suffix
+--net bw_size ops_size | differs | over all queue pairs; sizes may have a suffix
+--net bw_one_time_burst ops_one_time_burst | differs | refused without its size, where it has no effect there
 --net bw_refill_time ops_refill_time | differs | unset: 1000, a second; there, no limit
 --balloon size deflate_on_oom free_page_reporting id pci_segment pci_device_id | same |
 --balloon iommu | differs | the guest finds it behind the IOMMU; addresses are physical, as Linux means them there too
