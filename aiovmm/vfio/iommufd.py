@@ -154,11 +154,9 @@ class Ioas(AddressSpace):
             self._iommufd.drop_space(number)
 
     def _open_file(self, function: HostFunction) -> int:
-        if function.fd is not None:
-            return self._system.duplicate(function.fd)
-        path = device_file(function, self._system.sysfs)
+        path = "" if function.fd is not None else device_file(function, self._system.sysfs)
         try:
-            return self._system.open(path)
+            return self._system.open(path) if function.fd is None else self._system.duplicate(function.fd)
         except OSError as exc:
             code = exc.errno or 0
             raise HostError(f"opening {function.address}", code, _FILE_HINTS.get(code, ""), path) from exc
@@ -173,7 +171,8 @@ class Ioas(AddressSpace):
             raise
         attached = abi.attach(self._space)
         operation = f"putting {function.address} into an I/O address space"
-        self._call(fd, IommuRequest.DEVICE_ATTACH_IOMMUFD_PT, attached, operation)
+        hints = {errno.EINVAL: "another device of its IOMMU group is in another one, perhaps another VM's"}
+        self._call(fd, IommuRequest.DEVICE_ATTACH_IOMMUFD_PT, attached, operation, hints)
 
     def _call(
         self, fd: int, request: IommuRequest, argument: bytearray, operation: str, hints: dict[int, str] | None = None
