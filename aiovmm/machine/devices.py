@@ -97,7 +97,7 @@ def make_device(parts: MachineParts, placed: PlacedConfig, id_: str, kinds: Kind
         case VsockConfig():
             from aiovmm.devices.virtio.vsock import VsockDevice
 
-            return VsockDevice.from_config(placed)
+            return VsockDevice.from_config(placed, _guest_runs(parts))
         case PmemConfig():
             from aiovmm.devices.virtio.pmem import PmemDevice
 
@@ -228,7 +228,7 @@ def _plug_vsock(parts: MachineParts) -> None:
     if (vsock := parts.config.vsock) is not None:
         from aiovmm.devices.virtio.vsock import VsockDevice
 
-        parts.plug(VsockDevice.from_config(vsock), _id(parts, "vsock"), vsock)
+        parts.plug(VsockDevice.from_config(vsock, _guest_runs(parts)), _id(parts, "vsock"), vsock)
 
 
 def _plug_balloon(parts: MachineParts) -> None:
@@ -264,7 +264,12 @@ def _watchdog(parts: MachineParts, watchdog: WatchdogConfig) -> VirtioDevice:
         if owner is not None:
             owner.guest_silent(resets=resets)
 
-    return WatchdogDevice.from_config(watchdog, silent, lambda: owner is None or owner.guest_runs)
+    return WatchdogDevice.from_config(watchdog, silent, _guest_runs(parts))
+
+
+def _guest_runs(parts: MachineParts) -> Callable[[], bool]:
+    owner = parts.owner
+    return lambda: owner is None or owner.guest_runs
 
 
 def _plug_rtc(parts: MachineParts) -> None:

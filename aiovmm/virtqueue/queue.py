@@ -255,13 +255,16 @@ class Queue:
     # -- kicks and interrupts ------------------------------------------------------------------------------------------
 
     async def wait(self, more_than: int = 0) -> None:
-        """Until more than `more_than` chains are available in the ring: a device that has put chains back, because they did
-        not suffice, waits for further ones. A disabled queue waits for ever."""
+        """Until more than `more_than` chains are `offered`: a device that has put chains back, because they did not suffice,
+        waits for further ones. A disabled queue waits for ever."""
+        taken = len(self._taken or ())
+        if taken > more_than:
+            return
         self._listen()
-        self._after = more_than
+        self._after = in_ring = more_than - taken
         try:
             # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
-            while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, more_than):
+            while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, in_ring):
                 self._waiter = self._loop.create_future()
                 await self._waiter
         finally:
@@ -337,6 +340,11 @@ class Queue:
     def native(self) -> Any:
         """`struct avmm_queue *` for native code of a device (see native/src/ring.h). Raises StateError when disabled."""
         return self._live()
+
+    @property
+    def offered(self) -> int:
+        """Chains that the driver has given and nobody has been handed."""
+        return len(self._taken or ()) + (lib.avmm_queue_available(self._live()) if self.enabled else 0)
 
     @property
     def in_flight(self) -> int:

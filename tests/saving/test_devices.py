@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import open_source
+from aiovmm.devices.virtio.vsock import rings
 from aiovmm.devices.virtio.vsock.device import VsockDevice
 from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
 from aiovmm.errors import SnapshotError
@@ -357,6 +358,65 @@ async def test_a_guest_that_goes_on_elsewhere_is_told_that_its_connections_are_g
         await guest.accept(7)
         await connecting
         assert h.queues[2].poll() == [], "it is told once"
+
+
+@contextlib.asynccontextmanager
+async def told(runs: Callable[[], bool]) -> AsyncIterator[tuple[Harness, Guest, VsockDevice]]:
+    """A guest that goes on elsewhere, has been told so, and has not heeded it; it has one more buffer for events."""
+    async with sockets() as (h, guest, device):
+        await guest.until(lambda: device.streams.live)
+        guest.listen(7)
+        await give_back(h, 2)
+        other = VsockDevice(CID, runs=runs)
+        await move(h, other)
+        assert (await h.queues[2].used())[0].data == TRANSPORT_RESET
+        yield h, guest, other
+
+
+async def give_back(h: Harness, buffers: int = 1) -> None:
+    for _ in range(buffers):
+        h.queues[2].add([], [4])
+    h.queues[2].kick()
+    await asyncio.sleep(0.01)
+
+
+async def test_a_pause_does_not_end_the_wait_for_a_guest_that_has_not_heeded_a_reset() -> None:
+    async with told(lambda: True) as (h, guest, device):
+        await pause(h)
+        connecting = asyncio.create_task(device.streams.connect(7))
+        await asyncio.sleep(0.01)
+        assert guest.log == [], "it would forget a connection that it accepted now"
+        await give_back(h)
+        await guest.accept(7)
+        await connecting
+        assert h.queues[2].poll() == [], "it is told once"
+
+
+async def test_a_guest_that_moves_on_before_it_has_heeded_a_reset_is_waited_for_until_it_has_heeded_both() -> None:
+    async with told(lambda: True) as (h, guest, _):
+        device = VsockDevice(CID)
+        await move(h, device)
+        assert (await h.queues[2].used())[0].data == TRANSPORT_RESET
+        connecting = asyncio.create_task(device.streams.connect(7))
+        await give_back(h)
+        assert guest.log == [], "that was the buffer of the first"
+        await give_back(h)
+        await guest.accept(7)
+        await connecting
+
+
+async def test_a_guest_that_stands_still_has_its_time_to_heed_a_reset_once_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rings, "PATIENCE", 0.02)
+    goes_on: list[bool] = []
+    async with told(lambda: bool(goes_on)) as (_, guest, device):
+        connecting = asyncio.create_task(device.streams.connect(7))
+        await asyncio.sleep(0.2)
+        assert guest.log == []
+        goes_on.append(True)
+        await guest.accept(7)  # though it does not heed it
+        await connecting
 
 
 # -- consoles and entropy ------------------------------------------------------------------------------------------------

@@ -179,6 +179,16 @@ async def test_what_two_guests_cannot_both_have(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_fork_that_has_not_gone_on_is_given_the_time_to_heed_that_its_connections_are_gone() -> None:
+    async with await frozen(vsock=VsockConfig()) as template, template.fork() as child:
+        runs = child._power.plugged[0].device._runs  # type: ignore[attr-defined]
+        assert not runs()
+        await child.resume()
+        assert runs()
+        await child.pause()
+        assert not runs()
+
+
 async def test_arguments_that_are_none_leave_the_template_and_the_snapshot_as_they_were(tmp_path: Path) -> None:
     wrong: list[dict[str, Any]] = [
         {"overrides": 5},

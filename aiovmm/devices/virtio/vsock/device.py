@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from aiovmm.config import VsockConfig
 from aiovmm.devices.virtio.vsock.counters import VsockCounters
 from aiovmm.devices.virtio.vsock.hybrid import HybridSocket
 from aiovmm.devices.virtio.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT, Muxer
-from aiovmm.devices.virtio.vsock.rings import Rings
+from aiovmm.devices.virtio.vsock.rings import EVENT, Rings
 from aiovmm.devices.virtio.vsock.streams import Vsock
 from aiovmm.devices.virtio.vsock.switch import Switch
 from aiovmm.virtqueue.device import VirtioDevice
@@ -27,7 +28,7 @@ class VsockDevice(VirtioDevice):
     protocol (see `hybrid`), and a guest's connection to port N goes to the unix socket `<path>_N` unless the program listens.
 
     `buffer`: bytes that a guest may have under way to each host end. `limit`: connections. `connect_timeout`: seconds that a
-    client of the unix socket waits for its handshake and for the guest.
+    client of the unix socket waits for its handshake and for the guest. `runs`: whether the guest does, which may be paused.
     """
 
     device_id = 19
@@ -43,16 +44,19 @@ class VsockDevice(VirtioDevice):
         buffer: int = 64 << 10,
         limit: int = 1024,
         connect_timeout: float = 5.0,
+        runs: Callable[[], bool] = lambda: True,
     ) -> None:
         self.cid = cid
         self._switch = Switch(Muxer(cid, buffer=buffer, limit=limit))
         self.streams = Vsock(self._switch)
         self._hybrid = None if path is None else HybridSocket(self._switch, path, timeout=connect_timeout)
         self._rings: Rings | None = None
+        self._runs = runs
         self._reset_due = False  # the guest is to be told that its connections are gone
+        self._unheeded = 0  # see Rings: it has been told, and stands still since
 
     @classmethod
-    def from_config(cls, config: VsockConfig) -> VsockDevice:
+    def from_config(cls, config: VsockConfig, runs: Callable[[], bool] = lambda: True) -> VsockDevice:
         """Not open yet."""
         return cls(
             config.cid,
@@ -60,6 +64,7 @@ class VsockDevice(VirtioDevice):
             buffer=config.buffer_size,
             limit=config.max_connections,
             connect_timeout=config.connect_timeout,
+            runs=runs,
         )
 
     @property
@@ -97,7 +102,7 @@ class VsockDevice(VirtioDevice):
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve the guest. Listeners outlive it, connections only if it is to go on here."""
-        self._rings = rings = Rings(queues, self._switch)
+        self._rings = rings = Rings(queues, self._switch, self._runs, self._unheeded)
         self._switch.live.set()
         if self._reset_due:
             rings.transport_reset()
@@ -105,20 +110,21 @@ class VsockDevice(VirtioDevice):
             await rings.serve()
         finally:
             self._rings = None
-            self._reset_due = rings.reset_due
+            self._reset_due, self._unheeded = rings.reset_due, rings.unheeded
             if not self.suspending:
                 self.reset()
 
     def reset(self) -> None:
         """The driver has forgotten its connections."""
-        self._reset_due = False
+        self._reset_due, self._unheeded = False, 0
         self._switch.live.clear()
         self._switch.drop("the guest reset its vsock device")
 
     def save(self) -> State:
         """Connections are not in it, for their other ends stay here: the guest is told, where it goes on, that they are
-        gone, and its context id there."""
-        return {"next_port": self._switch.muxer.next_port}
+        gone, and its context id there. That it has not heeded an earlier word of that is."""
+        state: State = {"next_port": self._switch.muxer.next_port}
+        return state | {"unheeded": self._unheeded} if self._unheeded else state
 
     def load(self, state: State) -> None:
         """New connections get ports that the guest has seen none of yet. Raises SnapshotError."""
@@ -126,8 +132,9 @@ class VsockDevice(VirtioDevice):
 
         fields = Fields(state, self.name)
         port = fields.number("next_port", FIRST_HOST_PORT, LAST_HOST_PORT)
+        unheeded = fields.number("unheeded", 1, self.queue_sizes[EVENT]) if "unheeded" in fields else 0
         fields.end()
-        self._switch.muxer.next_port, self._reset_due = port, True
+        self._switch.muxer.next_port, self._unheeded, self._reset_due = port, unheeded, True
 
     def guest_ended(self, why: str) -> None:
         """Nobody waits for it any more: what it has sent is delivered, and then connections are at their end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from aiovmm.devices.virtio.vsock.from_guest import FromGuest
@@ -20,12 +20,19 @@ __all__ = ["EVENT", "RX", "TX", "Rings"]
 RX, TX, EVENT = 0, 1, 2  # §5.10.2
 PATIENCE = 3.0
 """Seconds in which a guest heeds that its connections are gone, before it is sent anything else: fewer than its callers have."""
+_LOOKS = 20  # at whether it runs, meanwhile
 
 
 class Rings:
-    """See the module. Made at DRIVER_OK; of no use when `serve` has ended."""
+    """See the module. Made at DRIVER_OK; of no use when `serve` has ended. `runs`: whether the guest does, which may be paused.
+    `unheeded` is what the Rings before these left, where the guest goes on."""
 
-    def __init__(self, queues: Sequence[Queue], switch: Switch) -> None:
+    def __init__(
+        self, queues: Sequence[Queue], switch: Switch, runs: Callable[[], bool] = lambda: True, unheeded: int = 0
+    ) -> None:
+        self.unheeded = unheeded
+        """Event buffers that there are once the guest has heeded all that it was told; 0: it has."""
+        self._runs = runs
         self._tx, self._event = queues[TX], queues[EVENT]
         self._switch = switch
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -35,7 +42,7 @@ class Rings:
 
     async def serve(self) -> None:
         """Until cancelled. Raises GuestError for malformed chains."""
-        self._to_guest.held = self.reset_due
+        self._to_guest.held = self.reset_due or bool(self.unheeded)
         self._switch.join_rings(self._to_guest.pump, self._to_guest.offer)
         self._to_guest.pump()  # what has come for the guest while nobody served it
         works = self._tx.serve(self._from_guest.turn), self._to_guest.refill(), self._serve_events(), self._broken
@@ -71,26 +78,38 @@ class Rings:
 
     async def _serve_events(self) -> None:
         while True:
-            await self._reset_due.wait()
-            chain = self._event.pop()
-            if chain is None:  # others need not wait for a driver that does not ask
-                self._release()
-                chain = await anext(self._event)
-            chain.write(TRANSPORT_RESET)
-            self._event.push(chain)
-            self._reset_due.clear()
-            if self._to_guest.held:
+            if self.reset_due:
+                await self._tell()
+            if self.unheeded:
                 await self._heeded()
+            if not self.reset_due:
                 self._release()
+                await self._reset_due.wait()
+
+    async def _tell(self) -> None:
+        chain = self._event.pop()
+        if chain is None:  # others need not wait for a driver that does not ask
+            self._release()
+            chain = await anext(self._event)
+        elif not self.unheeded:  # else it has more than one to give back
+            self.unheeded = self._event.offered + 1
+        chain.write(TRANSPORT_RESET)
+        self._event.push(chain)
+        self._reset_due.clear()
 
     async def _heeded(self) -> None:
-        """Drivers give the buffer back when they have done what it says."""
-        from aiovmm.runtime.awake import awake_timeout  # for who goes on elsewhere
-
-        with suppress(TimeoutError):
-            async with awake_timeout(PATIENCE):
-                await self._event.wait()
+        """Drivers give a buffer back when they have done what it says. A guest that stands still has its time when it goes on."""
+        left, ran = _LOOKS, self._runs()
+        while left:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE / _LOOKS if ran else PATIENCE):
+                    await self._event.wait(self.unheeded - 1)
+                    break
+            before, ran = ran, self._runs()
+            left -= before and ran
+        self.unheeded = 0
 
     def _release(self) -> None:
-        self._to_guest.held = False
-        self._to_guest.pump()
+        if self._to_guest.held:
+            self._to_guest.held = False
+            self._to_guest.pump()
