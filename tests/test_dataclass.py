@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import inspect
 import os
 import pickle
+import pkgutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError
@@ -15,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from aiovmm.runtime.dataclass import dataclass, field, field_types, replace
+import aiovmm
+from aiovmm.runtime.dataclass import OFTEN, _compiled, dataclass, field, field_types, replace
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 
@@ -66,6 +69,39 @@ def test_a_call_gives_the_same_values_or_is_refused(args: tuple[Any, ...], kwarg
         ours = Ours(*args, **kwargs)
         assert dataclasses.asdict(ours) == dataclasses.asdict(theirs)
         assert repr(ours) == repr(theirs).replace("Theirs", "Ours")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_class_that_is_made_often_has_an_init_of_its_own_which_does_the_same(frozen: bool) -> None:
+    @dataclass(frozen=frozen)  # type: ignore[literal-required]
+    class Often(Ours if frozen else Placed):  # type: ignore[misc]
+        put: int = 7
+        """Fields may have the names that its text uses."""
+
+    first: dict[str, Any] = {"a": 1, "c": [2]} if frozen else {"z": 1, "name": "n"}
+    general, before = Often.__init__, Often(**first)
+    for _ in range(OFTEN):
+        Often(**first)
+    assert Often.__init__ is not general
+    assert Often(**first) == before
+    assert Often(**first, put=8) != before
+    assert inspect.signature(Often) == inspect.signature(type(before))
+    if frozen:
+        assert Often(1).c is not Often(1).c
+        with pytest.raises(ValueError, match="negative"):
+            Often(-1)
+    for wrong in ({}, {**first, "d": 1}):
+        with pytest.raises(TypeError, match=r"Often\.__init__\(\) "):
+            Often(**wrong)
+
+
+def test_all_classes_can_have_one() -> None:
+    for module in pkgutil.walk_packages(aiovmm.__path__, "aiovmm."):
+        if not module.name.endswith("__main__") and "native.build" not in module.name:
+            for name, cls in vars(importlib.import_module(module.name)).items():
+                if isinstance(cls, type) and "__shape__" in vars(cls):
+                    made = inspect.signature(_compiled(cls, vars(cls)["__shape__"]))
+                    assert [*made.parameters] == ["self", *inspect.signature(cls).parameters], name
 
 
 def test_a_default_factory_makes_a_new_value_each_time() -> None:

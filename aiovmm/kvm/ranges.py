@@ -37,7 +37,9 @@ class RangeTable:
         """Put `ranges` in force for the next exit of every vCPU. They are sorted by base within a space, as Bus has them."""
         if self._vm is None:
             raise StateError("the VM of this range table is closed")
-        self._cells = {r: self._cells.get(r) or _Cells(r) for r in ranges}
+        new = [r for r in ranges if r not in self._cells]
+        made = dict(zip(new, _cells(new), strict=True))
+        self._cells = {r: made[r] if r in made else self._cells[r] for r in ranges}
         table = self._build(ranges)
         lib.avmm_vm_publish(self._vm, table)
         if self._current is not None:
@@ -78,11 +80,26 @@ class _Cells:
     """What native code reads and writes for one range, for as long as it is published. `entry` is its `struct avmm_range`, made
     once: a guest that moves one BAR has all ranges published anew."""
 
-    def __init__(self, rng: Range) -> None:
-        self.counts = ffi.new("uint64_t[]", lib.AVMM_COUNTS)
-        counts, fast = owners.address(self.counts), rng.fast
-        if fast is None:
-            self.entry = _RANGE.pack(rng.base, rng.size, 0, 0, counts)
-            return
-        self._pages = owners.view(fast.policy), owners.view(fast.shadow)
-        self.entry = _RANGE.pack(rng.base, rng.size, *map(owners.address, self._pages), counts)
+    def __init__(self, rng: Range, counts: Any, address: int, at: int) -> None:
+        """Its counts are those from `at` on of the array `counts`, which is at `address`."""
+        self._counts, self._at = counts, at
+        self._pages: tuple[Any, ...] = ()
+        policy = shadow = 0
+        if (fast := rng.fast) is not None:
+            self._pages = owners.view(fast.policy), owners.view(fast.shadow)
+            policy, shadow = map(owners.address, self._pages)
+        self.entry = _RANGE.pack(rng.base, rng.size, policy, shadow, address + at * _COUNT_SIZE)
+
+    @property
+    def counts(self) -> list[int]:
+        return [int(self._counts[self._at + kind]) for kind in range(lib.AVMM_COUNTS)]
+
+
+_COUNT_SIZE = 8
+
+
+def _cells(ranges: Sequence[Range]) -> list[_Cells]:
+    """Of all these, with their counts in one array."""
+    counts = ffi.new("uint64_t[]", lib.AVMM_COUNTS * len(ranges))
+    address = owners.address(counts)
+    return [_Cells(rng, counts, address, lib.AVMM_COUNTS * i) for i, rng in enumerate(ranges)]

@@ -112,6 +112,10 @@ class Machine:
             rest = board.describe(self.memory, self.pci.root, self._iommu)
             if rest is not None:
                 await in_thread(f"{config.name}: describe", rest)
+        else:
+            from aiovmm.machine.standstill import restore  # for machines that do not boot
+
+            await restore(self, self._restored)
         verdict = Verdict(config.name, self.memory, board.judge, self._halting, self._owner)
         self.exits = ExitLoop(
             self.kvm_vm,
@@ -124,11 +128,7 @@ class Machine:
             account=self.parts.account,
         )
         self._stack.push(self.exits.close)
-        self.exits.open()
-        if self._restored is not None:
-            from aiovmm.machine.standstill import restore  # for machines that do not boot
-
-            await restore(self, self._restored)
+        self.exits.open()  # behind all that comes to the bus: it publishes each change
 
     async def _make_host_part(self, opening: Opening | None) -> None:
         """Memory and VM, and meanwhile what is to be opened for devices, but for memory that these bring."""

@@ -26,7 +26,7 @@ from aiovmm.virtqueue.device import VirtioDevice
 if TYPE_CHECKING:  # the transport is imported by machines that have such a device
     from aiovmm.pci.virtio import VirtioPci
 
-__all__ = ["KvmPciServices", "PciBuses", "describe_segments", "start_of_bars"]
+__all__ = ["KvmPciServices", "PciBuses", "describe_segments", "start_of_bars", "wires_of"]
 
 CreateTask = Callable[..., "asyncio.Task[None]"]
 MakeIntxLine = Callable[[Callable[[], None], Place], IntxLine]
@@ -125,14 +125,15 @@ def describe_segments(segments: Sequence[PciSegment]) -> tuple[firmware.PciSegme
             firmware.Window(s.plan.mmio64.base, s.plan.mmio64.size),
             start_bus=s.plan.bus_start,
             end_bus=s.plan.bus_end,
-            intx=_wires(s),
+            intx=wires_of(s),
             bridge=not s.bare,
         )
         for s in segments
     )
 
 
-def _wires(segment: PciSegment) -> tuple[firmware.IntxWire, ...]:
+def wires_of(segment: PciSegment) -> tuple[firmware.IntxWire, ...]:
+    """Of its functions' pins."""
     found = ((slot, function.interrupt_gsi) for slot, function in sorted(segment.functions.items()))
     return tuple(firmware.IntxWire(slot, gsi) for slot, gsi in found if gsi is not None)
 

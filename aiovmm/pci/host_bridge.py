@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from aiovmm.pci.config_space import ConfigSpace, Identity
 from aiovmm.pci.function import PciFunction
 
@@ -12,6 +14,11 @@ _VIRTUAL_BRIDGE = 0x0D57  # the reference monitor's
 _CLASS_HOST_BRIDGE = 0x060000
 
 
+@cache
+def _laid_out() -> ConfigSpace:
+    return ConfigSpace(Identity(_INTEL, _VIRTUAL_BRIDGE, _CLASS_HOST_BRIDGE))
+
+
 def host_bridge() -> PciFunction:
     """A host bridge without BARs or capabilities."""
-    return PciFunction("host-bridge", ConfigSpace(Identity(_INTEL, _VIRTUAL_BRIDGE, _CLASS_HOST_BRIDGE)))
+    return PciFunction("host-bridge", _laid_out().copy())

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["SLOTS", "PciSegment"]
 
 SLOTS = 32
+_SLOTS_OF_DEVICES = frozenset(range(1, SLOTS))
 _SLOT_SHIFT = 15  # ECAM address: bus 27:20, device 19:15, function 14:12 (PCI Express Base 4.0, 7.2.2)
 
 
@@ -62,8 +63,8 @@ class PciSegment:
     def free_slot(self, slot: int | None = None) -> int:
         """`slot`, or the first one, if nothing is in it. Raises UsageError."""
         if slot is None:
-            empty = [n for n in range(1, SLOTS) if n not in self._slots and n not in self._reserved]
-            slot = min(empty, key=lambda n: (n in self._shunned, n), default=None)
+            empty = _SLOTS_OF_DEVICES - self._slots.keys() - self._reserved
+            slot = min(empty - self._shunned or empty, default=None)
             if slot is None:
                 raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
         if slot == 0 and not self.bare:

@@ -21,6 +21,8 @@ __all__ = ["dataclass", "field", "field_types", "replace"]
 
 T = TypeVar("T")
 _MISSING: Any = object()
+OFTEN = 32
+"""More than a process with one guest makes of most classes."""
 
 
 class _Made:
@@ -38,7 +40,8 @@ def field(*, default_factory: Callable[[], T]) -> T:
 class _Shape:
     """Fields of a class, those of its bases first: the text of their annotations, their defaults, which are given by name."""
 
-    def __init__(self, cls: type, *, kw_only: bool) -> None:
+    def __init__(self, cls: type, *, kw_only: bool, frozen: bool) -> None:
+        self.frozen = frozen
         self.types: dict[str, str] = {}
         self.defaults: dict[str, Any] = {}
         self.factories: dict[str, Callable[[], Any]] = {}
@@ -78,15 +81,15 @@ def dataclass(*, frozen: bool = False, eq: bool = True, kw_only: bool = False) -
 
     def complete(cls: type[T]) -> type[T]:
         own = cls.__dict__
-        shape = _Shape(cls, kw_only=kw_only)
+        shape = _Shape(cls, kw_only=kw_only, frozen=frozen)
         methods: dict[str, Any] = {
             "__shape__": shape,
-            "__init__": _init(shape),
+            "__init__": _init(cls, shape),
             "__repr__": _repr,
             "__match_args__": shape.positional,
             "__signature__": _SIGNATURE,
-            "__dataclass_fields__": _Standard("__dataclass_fields__", shape, frozen),
-            "__dataclass_params__": _Standard("__dataclass_params__", shape, frozen),
+            "__dataclass_fields__": _Standard("__dataclass_fields__", shape),
+            "__dataclass_params__": _Standard("__dataclass_params__", shape),
         }
         if eq:
             methods |= _comparison(tuple(shape.types), hashable=frozen)
@@ -111,15 +114,20 @@ def replace(instance: T, **changes: Any) -> T:
     return type(instance)(**{name: getattr(instance, name) for name in field_types(instance)} | changes)
 
 
-def _init(shape: _Shape) -> Callable[..., None]:
+def _init(cls: type, shape: _Shape) -> Callable[..., None]:
     positional, defaults, factories = shape.positional, shape.defaults, shape.factories
     count, names = len(positional), shape.types.keys()
     plain = count == len(names)
     # Where frozen does not reach; and an instance has no dict, which would take more than its fields, until somebody asks for it.
     # It gives None, so that `any` makes all calls.
     put = object.__setattr__
+    made = 0
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        nonlocal made
+        made += 1
+        if made == OFTEN:
+            cls.__init__ = _compiled(cls, shape)  # type: ignore[misc]
         if plain and len(args) == count and not kwargs:
             any(map(put, repeat(self), positional, args))
         else:
@@ -140,6 +148,31 @@ def _init(shape: _Shape) -> Callable[..., None]:
             check()
 
     return __init__
+
+
+def _compiled(cls: type, shape: _Shape) -> Callable[..., None]:
+    """The same for this class alone, as the standard library's `__init__`. No field has a name like those that it uses."""
+    known: dict[str, Any] = {"__put__": object.__setattr__, "__missing__": _MISSING}
+    parameters, body = ["self"], []
+    for at, name in enumerate((*shape.positional, *(name for name in shape.types if name in shape.named))):
+        if at == len(shape.positional):
+            parameters.append("*")
+        value = name
+        if name in shape.factories:
+            known[f"__make{at}__"] = shape.factories[name]
+            parameters.append(f"{name}=__missing__")
+            value = f"__make{at}__() if {name} is __missing__ else {name}"
+        elif name in shape.defaults:
+            known[f"__default{at}__"] = shape.defaults[name]
+            parameters.append(f"{name}=__default{at}__")
+        else:
+            parameters.append(name)
+        body.append(f" __put__(self, {name!r}, {value})" if shape.frozen else f" self.{name} = {value}")
+    body.append(" if (__check__ := getattr(self, '__post_init__', None)) is not None: __check__()")
+    exec("\n".join((f"def __init__({', '.join(parameters)}):", *body)), known)
+    init: Callable[..., None] = known["__init__"]
+    init.__qualname__ = f"{cls.__qualname__}.__init__"
+    return init
 
 
 def _wrong_call(shape: _Shape, values: Set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -191,10 +224,9 @@ _FROZEN = {"__setattr__": _refuse_to_set, "__delattr__": _refuse_to_delete}
 class _Standard:
     """An attribute that the standard library gives a class of its own: that of one with the same fields."""
 
-    def __init__(self, name: str, shape: _Shape, frozen: bool) -> None:
+    def __init__(self, name: str, shape: _Shape) -> None:
         self._name = name
         self._shape = shape
-        self._frozen = frozen
 
     def __get__(self, _instance: object, _cls: object) -> Any:
         import dataclasses
@@ -203,7 +235,7 @@ class _Standard:
         if shape.same is None:
             fields = [(name, kind, _standard_field(shape, name)) for name, kind in shape.types.items()]
             shape.same = dataclasses.make_dataclass(
-                "Same", fields, init=False, repr=False, eq=False, frozen=self._frozen
+                "Same", fields, init=False, repr=False, eq=False, frozen=shape.frozen
             )
         return getattr(shape.same, self._name)
 

@@ -41,11 +41,13 @@ def open_ring(config: QueueConfig, memory: AddressSpace, features: int, position
     queue.max_chain = max(config.max_size, _CHAIN_MIN)
     queue.event_idx = bool(features & EVENT_IDX)
     queue.indirect = bool(features & INDIRECT_DESC)
+    held: list[Any] = []
     for name, (address, size), right in zip(_PARTS, config.parts, _RIGHTS, strict=True):
         found = ffi.new("uint64_t[]", size // PAGE_SIZE + 2)
         if lib.avmm_ring_bind(owners.part(queue, name), memory.table, address, size, right, found) < 0:
             raise GuestFault(address, size, "memory, as a ring has to be")
-        owners.keep(queue, found, *_hold(memory, address, size))
+        held += found, *_hold(memory, address, size)
+    owners.keep(queue, *held)
     if position is not None:
         queue.last_avail = position.last_avail
         queue.used_idx = queue.signalled = position.used_idx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ def test_only_what_is_new_is_made(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> 
     made: list[str] = []
     real = ranges._Cells.__init__
 
-    def noted(self: ranges._Cells, rng: Range) -> None:
+    def noted(self: ranges._Cells, rng: Range, *where: Any) -> None:
         made.append(rng.name)
-        real(self, rng)
+        real(self, rng, *where)
 
     monkeypatch.setattr(ranges._Cells, "__init__", noted)
     ports, pages = make(range(0, 0x800, 0x100), Space.PIO), make(range(0x1000, 0x9000, 0x80), Space.MMIO)

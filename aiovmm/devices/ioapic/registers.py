@@ -226,7 +226,8 @@ class IoApicRegisters:
         route = _NO_ROUTES[pin]
         if entry & LEVEL_TRIGGERED and (not entry & MASKED or entry & REMOTE_IRR):
             route = Route(pin, message_address(entry), message_data(entry))
-        if route == self._routes[pin]:
+        known = self._routes[pin]
+        if route is known or route == known:  # mostly there is none
             return []
         self._routes[pin] = route
         return [route]

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.boot.x86_64 import layout, ram_ranges
-from aiovmm.boot.x86_64.acpi import AcpiPorts
+from aiovmm.boot.x86_64.acpi import AcpiPorts, NumaNode
 from aiovmm.bus import Range, Space
 from aiovmm.config import HotplugMethod, VMConfig
 from aiovmm.devices.acpi import GedEvent
@@ -25,13 +25,12 @@ from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
-from aiovmm.machine.x86_64.tables import describe, tables_are_made, write_generation, write_tables
+from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables
 from aiovmm.machine.x86_64.vcpus import Processor, add_vcpu, create_vcpus
 from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
-from aiovmm.runtime.dataclass import replace
 
 if TYPE_CHECKING:
     from aiovmm.devices.hotplug.units import UnitRegisters  # of machines that are saved, or restored
@@ -161,13 +160,15 @@ class Pc(Board):
 
     def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
         """ACPI and the MP table, which are made once for all guests that are alike."""
-        end = self.device_memory_start
-        machine = describe(self.parts.config, self.legacy, self._ports, root.segments, iommu, end)
-        if self.parts.config.numa:
+        config = self.parts.config
+        numa: tuple[NumaNode, ...] = ()
+        if config.numa:
             from aiovmm.machine.x86_64.numa import numa_nodes
 
-            machine = replace(machine, numa=numa_nodes(self.parts.config, self.ram, self.functions))
-        if not tables_are_made(machine):
+            numa = numa_nodes(config, self.ram, self.functions)
+        end = self.device_memory_start
+        machine = describe(config, self.legacy, self._ports, root.segments, iommu, end, numa)
+        if machine.made is None:
             return partial(write_tables, memory, machine)
         write_tables(memory, machine)
         return None
