@@ -76,12 +76,6 @@ layers=lowerdir=/image,upperdir=/scratch/upper,workdir=/scratch/work
 mount -t overlay -o "$layers,volatile" root /sysroot 2>/dev/null || # nobody wants it after a crash: it need not be synced
   mount -t overlay -o "$layers" root /sysroot || fail "the root cannot be put together: has this kernel overlay?"
 
-for volume in $volumes; do
-  tag=${volume%%:*} rest=${volume#*:}
-  mkdir -p "/sysroot${rest#*:}"
-  mount -t virtiofs -o "${rest%%:*}" "$tag" "/sysroot${rest#*:}" || fail "the volume ${rest#*:} cannot be mounted: has this kernel virtiofs?"
-done
-
 if [ -n "$addresses" ]; then
   ip link set eth0 up
   for address in $addresses; do
@@ -103,4 +97,11 @@ names /sysroot/etc/hosts "$name"
 for d in dev proc sys; do mount --move "/$d" "/sysroot/$d"; done
 mount -t tmpfs -o nosuid,nodev,mode=0755 run /sysroot/run
 cp /sbin/aiovmm-agent /sysroot/run/
+
+for volume in $volumes; do # over all of these: one in /run or /dev is seen, too
+  tag=${volume%%:*} rest=${volume#*:}
+  mkdir -p "/sysroot${rest#*:}"
+  mount -t virtiofs -o "${rest%%:*}" "$tag" "/sysroot${rest#*:}" || fail "the volume ${rest#*:} cannot be mounted: has this kernel virtiofs?"
+done
+
 exec switch_root /sysroot /run/aiovmm-agent
