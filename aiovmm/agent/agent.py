@@ -133,7 +133,8 @@ class Agent:
     # -- its end -------------------------------------------------------------------------------------------------------
 
     def _lost(self, what: str) -> AgentLost:
-        return AgentLost(what, self.place.status(), self.place.console_tail())
+        place = self.place
+        return AgentLost(what, place.status(), place.console_tail(), runs_on=place.hears_of_its_end)
 
     async def lost(self, what: str) -> AgentLost:
         """The error of something that was under way, when it is known whether the guest itself has ended."""

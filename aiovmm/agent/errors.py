@@ -45,14 +45,18 @@ class AgentError(AiovmmError):
 
 
 class AgentLost(AgentError, ConnectionError):
-    """The guest ended, or its agent did, with something under way. `status`: how the guest ended; None if it runs on."""
+    """The guest ended, or its agent did, with something under way. `status`: how the guest ended; None if it runs on, or if
+    that is not known, as of a guest of another process (`runs_on` false)."""
 
-    def __init__(self, what: str, status: ExitStatus | None = None, console_tail: bytes = b"") -> None:
+    def __init__(
+        self, what: str, status: ExitStatus | None = None, console_tail: bytes = b"", *, runs_on: bool = True
+    ) -> None:
         self.status = status
         self.console_tail = console_tail
         text = f"{what}: "
         if status is None:
-            text += "the agent in the guest has ended, or does not answer any more; the guest runs on"
+            text += "the agent in the guest has ended, or does not answer any more"
+            text += "; the guest runs on" if runs_on else ", as when the guest itself has ended"
         else:
             text += f"the guest has ended ({status.reason.value}{': ' if status.detail else ''}{status.detail})"
         super().__init__(text + _ending("; its console ends", console_tail))

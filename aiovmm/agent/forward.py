@@ -80,7 +80,7 @@ class Forwards:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._open: dict[tuple[bool, Place], _Forward] = {}
+        self._open: dict[tuple[bool, int | str], _Forward] = {}
         self._share = PROCESS.share()
         agent.at_close(self.close)
 
@@ -92,7 +92,7 @@ class Forwards:
 
     async def end(self, place: Place, *, back: bool = False) -> None:
         """One of them, and its connections. Raises UsageError if there is none."""
-        forward = self._open.pop((back, _checked(place, "unforward(place)")), None)
+        forward = self._open.pop((back, _spelling(_checked(place, "unforward(place)"))), None)
         if forward is None:
             raise UsageError(f"{place} is not forwarded")
         forward.close()
@@ -132,7 +132,7 @@ class Forwards:
         except BaseException:
             forward.close()
             raise
-        self._open[False, place] = forward
+        self._open[False, _spelling(place)] = forward
         return place
 
     async def _serve(
@@ -175,7 +175,7 @@ class Forwards:
         if channel.started is None:
             raise await self._agent.lost("listening in the guest")
         place = channel.started if isinstance(guest, int) else guest
-        self._open[True, place] = forward
+        self._open[True, _spelling(place)] = forward
         return place
 
     def _accepted(self, forward: _Forward, link: Link, number: int, host: Place, address: str) -> None:
@@ -293,6 +293,11 @@ def _checked(place: object, what: str, least: int = 0) -> Place:
     if isinstance(place, Path):
         return place
     return a_path(place, what)
+
+
+def _spelling(place: Place) -> int | str:
+    """Of a path one, whether it was given as text or as a path object."""
+    return place if isinstance(place, int) else os.path.normpath(place)
 
 
 def _address(guest: Place) -> bytes:

@@ -21,6 +21,8 @@ _TAIL = 8192  # bytes of what the guest printed last
 class GuestPlace:
     """See place.Place. `stopped` is set when the guest has ended. Raises StateError if the VM has no vsock device."""
 
+    hears_of_its_end = True
+
     def __init__(self, vm: VM, stopped: Event) -> None:
         self.name = f"VM {vm.name!r}"
         self._vm = vm

@@ -28,6 +28,8 @@ class Place(Protocol):
     """What an Agent has to know of it."""
 
     name: str
+    hears_of_its_end: bool
+    """Whether `status` tells of the guest's end: None means then that it has not ended."""
 
     async def dial(self, protocol: Callable[[], Link]) -> Link:
         """One try. Waits for the guest's driver. Raises ConnectionError if nobody listens, StateError if nobody ever
@@ -53,6 +55,8 @@ class Place(Protocol):
 
 class UnixPlace:
     """An agent that listens at a unix socket."""
+
+    hears_of_its_end = False
 
     def __init__(self, path: Path) -> None:
         self.name = f"the agent at {path}"

@@ -217,8 +217,11 @@ class Process:
             await self._changed.wait()
 
     async def communicate(self, input: bytes | None = None) -> tuple[bytes | None, bytes | None]:
-        """Send `input`, read all output, wait for the end: (stdout, stderr), None for what is no pipe."""
+        """Send `input`, read all output, wait for the end: (stdout, stderr), None for what is no pipe. Raises StateError for
+        input that there is no pipe for, or that comes after its end."""
         data = b"" if input is None else bytes_like(input, "input")
+        if data and (self.stdin is None or self.stdin.is_closing()):
+            raise StateError("this process takes no input" if self.stdin is None else "this input has been closed")
         stdout, stderr, _ = await asyncio.gather(_read(self.stdout), _read(self.stderr), self._feed(data))
         await self.wait()
         return stdout, stderr

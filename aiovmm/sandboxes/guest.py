@@ -31,6 +31,7 @@ from aiovmm.config import (
 )
 from aiovmm.config.disk import ImageType
 from aiovmm.config.text import to_size
+from aiovmm.devices.virtio.net.passt import find_passt
 from aiovmm.errors import ConfigError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, Image
@@ -42,7 +43,7 @@ from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initra
 from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.publish import held, pairs
 from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch
-from aiovmm.sandboxes.volumes import Volume, served, socket_folder
+from aiovmm.sandboxes.volumes import Volume, require, served, socket_folder
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.vm import VM
 
@@ -121,6 +122,7 @@ async def sandbox(
         raise ConfigError("on_start", f"{on_start!r} cannot be called", "give a function of the sandbox, or None")
     async with AsyncExitStack() as stack:
         listeners = stack.enter_context(held(ports))
+        await in_thread("sandbox: what it needs", _require, shared, wanted.network)
         built = await stack.enter_async_context(_built(image))
         files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
         wanted.volumes = await stack.enter_async_context(_served(shared))
@@ -229,7 +231,7 @@ class _Wanted:
         if scratch is not None:
             disks.append(DiskConfig(path=scratch, image_type=ImageType.RAW))
             words.append("sandbox.scratch=ext4")
-        for volume, fs in self.volumes:
+        for volume, fs in sorted(self.volumes, key=lambda pair: pair[0].guest):  # one that is in another comes after it
             words.append(f"sandbox.volume={fs.tag}:{'ro' if volume.readonly else 'rw'}:{volume.guest}")
         words += self.network.words if self.network else []
         payload = PayloadConfig(files.kernel, initramfs, " ".join([*words, self._cmdline]).strip())
@@ -260,6 +262,14 @@ def _bytes(option: str, size: object) -> int:
 def _check(value: object, option: str, what: str, *kinds: type) -> None:
     if not isinstance(value, kinds):
         raise ConfigError(option, f"{value!r} is not {what}")
+
+
+def _require(volumes: Sequence[Volume], network: Network | None) -> None:
+    """That there are the programs and directories for it: before an image is fetched, which may take minutes. Raises HostError,
+    ConfigError."""
+    require(volumes)
+    if network is not None:
+        find_passt()
 
 
 def _volume(volume: object) -> Volume:

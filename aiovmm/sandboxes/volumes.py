@@ -29,10 +29,11 @@ from aiovmm.runtime.tasks import finish, in_thread
 from aiovmm.runtime.unix_listener import listen_at
 from aiovmm.runtime.user_dirs import runtime_directory
 
-__all__ = ["Volume", "served", "socket_folder"]
+__all__ = ["Volume", "require", "served", "socket_folder"]
 
 _PLACES = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
 _GUEST = re.compile(r"(/[^/\s\"'\\:,]+)+", re.ASCII)
+_TAKEN = ("/dev", "/proc", "/run", "/sys")
 _PATIENCE = 2.0  # seconds until a daemon whose guest is gone is killed
 _READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
 
@@ -49,6 +50,10 @@ class Volume:
         if not _GUEST.fullmatch(self.guest) or "/.." in self.guest:
             hint = "an absolute path, of letters, digits and signs that need no quotes"
             raise ConfigError("volume", f"{self.guest!r} is no place in the guest for a directory", hint)
+        if self.guest in _TAKEN:
+            raise ConfigError(
+                "volume", f"{self.guest} is the guest's own", f"share it at a place below, {self.guest}/host"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Volume:
@@ -57,6 +62,21 @@ class Volume:
         if not colon or not host:
             raise ConfigError("volume", f"{text!r} is no volume", "HOST:GUEST or HOST:GUEST:ro, like src:/src")
         return cls(Path(host), guest, text.endswith(":ro"))
+
+
+def require(volumes: Sequence[Volume]) -> None:
+    """That they can be shared, as far as it can be known before they are. Blocking. Raises HostError, ConfigError."""
+    for number, volume in enumerate(volumes):
+        if volume.guest in [other.guest for other in volumes[:number]]:
+            raise ConfigError("volume", f"two directories are to be at {volume.guest}", "give each a place of its own")
+        _command(_directory(volume), volume.readonly)
+
+
+def _directory(volume: Volume) -> Path:
+    host = volume.host.absolute()
+    if not host.is_dir():
+        raise HostError("share a volume", ENOENT, "a volume is a directory that is there", str(host))
+    return host
 
 
 @contextmanager
@@ -110,10 +130,7 @@ class _Daemon:
         self._process: Child | None = None
 
     async def start(self) -> None:
-        host = self._volume.host.absolute()
-        if not host.is_dir():
-            raise HostError("share a volume", ENOENT, "a volume is a directory that is there", str(host))
-        command = await in_thread("virtiofsd", _command, host, self._volume.readonly)
+        command = await in_thread("virtiofsd", _command, _directory(self._volume), self._volume.readonly)
         with listen_at(self.socket, option="volume", operation="share a volume") as listener:
             listener.setblocking(True)
             fd = listener.fileno()

@@ -76,6 +76,17 @@ async def test_unix_sockets(agent: Agent, tmp_path: Path) -> None:
         assert not (tmp_path / "host").exists()
 
 
+async def test_a_socket_is_found_again_however_its_path_is_spelt(agent: Agent, tmp_path: Path) -> None:
+    for given, said in (
+        (tmp_path / "host", os.fspath(tmp_path / "host")),
+        (os.fspath(tmp_path / "host"), tmp_path / "host"),
+        (os.fsencode(tmp_path / "host"), f"{tmp_path}//host"),
+    ):
+        await agent.forwards.to_guest("/no/such", given, "")  # type: ignore[arg-type]
+        await agent.forwards.end(said)
+        assert not (tmp_path / "host").exists()
+
+
 async def test_back(agent: Agent, guest: Guest, server: int, tmp_path: Path) -> None:
     """What connects in the guest gets the host's server."""
     port = await agent.forwards.to_host(0, server, "127.0.0.1")

@@ -63,6 +63,7 @@ async def test_commands_over_vsock(vm: SimpleNamespace, guest: AgentProcess) -> 
     assert (await run(agent, ["sh", "-c", "exit 5"])).returncode == 5
     running = asyncio.create_task(run(agent, ["sleep", "60"]))
     await guest.busy()
+    assert "does not answer any more; the guest runs on" in str(await agent.lost("asking"))
     vm.status = ExitStatus(ExitReason.KILLED, "for the test")
     stopped.set()
     with pytest.raises(AgentLost, match="for the test"):

@@ -38,6 +38,19 @@ async def test_communicate_and_joined_streams(agent: Agent) -> None:
     assert await process.communicate(b"in") == (b"inerr\n", None)
 
 
+async def test_input_that_nobody_takes_is_not_lost_without_a_word(agent: Agent) -> None:
+    process = await create(agent, ["cat"], (None, -1, -1))
+    with pytest.raises(StateError, match="takes no input"):
+        await process.communicate(b"in")
+    assert await process.communicate(b"") == (b"", b"")
+    process = await create(agent, ["cat"], (-1, -1, -1))
+    assert process.stdin is not None
+    process.stdin.close()
+    with pytest.raises(StateError, match="this input has been closed"):
+        await process.communicate(b"in")
+    assert await process.communicate() == (b"", b"")
+
+
 async def test_communicate_with_one_that_reads_nothing(agent: Agent) -> None:
     process = await begin(agent, "sh", "-c", "exec <&-; echo done")
     assert await process.communicate(bytes(10 << 20)) == (b"done\n", b"")

@@ -225,7 +225,7 @@ async def test_the_agent_dies_in_mid_command(agent: Agent, guest: Guest) -> None
     task = asyncio.create_task(run(agent, ["sleep", "60"]))
     await guest.busy()
     guest.process.kill()
-    with pytest.raises(AgentLost, match=r"'sleep 60'.*runs on") as info:
+    with pytest.raises(AgentLost, match=r"'sleep 60'.*as when the guest itself has ended") as info:
         await task
     assert info.value.status is None
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 import aiovmm
-from aiovmm import DiskConfig, HostError, Image, ImageError, UsageError
+from aiovmm import DiskConfig, FsConfig, HostError, Image, ImageError, UsageError
 from aiovmm.image import KernelFiles
 from aiovmm.rootfs import BuiltImage, ImageConfig
 from aiovmm.rootfs.kinds import kind_of
 from aiovmm.sandboxes.guest import _Wanted
 from aiovmm.sandboxes.kernel import check_drivers
 from aiovmm.sandboxes.scratch import make_scratch
+from aiovmm.sandboxes.volumes import Volume, require
 from tests.rootfs.conftest import archive, file
 
 _NAMES = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -50,6 +51,27 @@ def test_localhost_and_the_guest_have_names(
     command = f"{functions}\nnames '{hosts}' box; names '{hosts}' box"  # twice is as once
     subprocess.run([*shell, "-ec", command], check=True)
     assert hosts.read_text() == after
+
+
+def test_a_volume_is_hidden_by_nothing_that_is_mounted_later() -> None:
+    """In /run, /dev and the like: these are mounted in the new root first, and the agent is there."""
+    script = resources.files("aiovmm.sandboxes").joinpath("init.sh").read_text()
+    part = script[script.index("mkdir /scratch/upper") : script.index("exec switch_root")]
+    told = "mount() { echo mount $*; }; cp() { echo cp $*; }; mkdir() { :; }; chmod() { :; }; hostname() { :; }; names() { :; }"
+    given = "volumes='fs0:ro:/run/host fs1:rw:/dev/x' addresses= dns= name=box"
+    done = subprocess.run(["sh", "-ec", f"{told}\n{given}\n{part}"], check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert lines[-2:] == [
+        "mount -t virtiofs -o ro fs0 /sysroot/run/host",
+        "mount -t virtiofs -o rw fs1 /sysroot/dev/x",
+    ]
+    assert {line.split()[-1] for line in lines[:-2]} >= {"/sysroot/run", "/sysroot/dev", "/sysroot/run/"}
+
+
+@pytest.mark.parametrize("place", ["/dev", "/proc", "/run", "/sys"])
+def test_a_volume_cannot_be_in_the_place_of_what_the_guest_has_there(place: str) -> None:
+    with pytest.raises(UsageError, match=f"{place} is the guest's own"):
+        Volume.parse(f"/tmp:{place}:ro")
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +229,43 @@ def test_disks_that_are_given_come_after_the_sandbox_s_own(tmp_path: Path) -> No
         files, tmp_path / "initramfs", BuiltImage(image, "erofs", ImageConfig({})), tmp_path / "scratch"
     )
     assert [disk.path and disk.path.name for disk in config.disks] == ["image", "scratch", "more", "text"]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"volumes": ["/no/such:/x"]}, "a volume is a directory that is there"),
+        ({"volumes": ["/tmp:/x"]}, "install virtiofsd"),
+        ({"network": True}, "apt-get install passt"),
+    ],
+    ids=["folder", "virtiofsd", "passt"],
+)
+async def test_what_is_missing_on_the_host_is_told_before_an_image_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], reason: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("aiovmm.sandboxes.volumes._PLACES", ())
+    with pytest.raises(HostError, match=reason):
+        async with aiovmm.sandbox(tmp_path / "nothing", **given):
+            pass
+
+
+def test_a_volume_in_another_is_mounted_after_it(tmp_path: Path) -> None:
+    wanted = _Wanted("box", 1, "256M", None, "", {})
+    volumes = [Volume.parse(text) for text in ("a:/x/y", "b:/x", "c:/a")]
+    wanted.volumes = [(volume, FsConfig(tag=f"fs{n}", socket=tmp_path / "s")) for n, volume in enumerate(volumes)]
+    image = tmp_path / "image"
+    image.touch()
+    built = BuiltImage(image, "erofs", ImageConfig({}))
+    config = wanted.config(KernelFiles(tmp_path / "vmlinuz", None, "1.0"), tmp_path / "initramfs", built, None)
+    told = [word for word in (config.payload.cmdline or "").split() if word.startswith("sandbox.volume=")]
+    assert told == [f"sandbox.volume={one}" for one in ("fs2:rw:/a", "fs1:rw:/x", "fs0:rw:/x/y")]
+
+
+async def test_two_volumes_cannot_be_at_one_place(tmp_path: Path) -> None:
+    volumes = [f"{tmp_path}:/x", f"{tmp_path}:/y", f"{tmp_path}:/x:ro"]
+    with pytest.raises(UsageError, match="two directories are to be at /x"):
+        require([Volume.parse(text) for text in volumes])
 
 
 async def test_an_image_that_is_not_there(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ _VERDICT = 1.0  # seconds
 class RemotePlace:
     """See agent.place.Place. `number` is the guest's in `worker`."""
 
+    hears_of_its_end = True
+
     def __init__(self, vm: VM, worker: Worker, number: int, stopped: Event) -> None:
         self.name = f"VM {vm.name!r}"
         self._vm = vm

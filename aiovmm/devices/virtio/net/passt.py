@@ -20,7 +20,7 @@ from aiovmm.devices.virtio.net.sockets import SocketBackend
 from aiovmm.errors import HostError
 from aiovmm.runtime.child import Child
 
-__all__ = ["PasstBackend"]
+__all__ = ["PasstBackend", "find_passt"]
 
 _BUFFER = 4 << 20  # bytes of socket buffer that passt's own documentation recommends at most; the kernel grants less
 _LAST_WORDS = 4096  # bytes of its standard error that are kept
@@ -63,9 +63,7 @@ class PasstBackend(NetBackend):
         """Start passt. Raises HostError."""
         if self._socket is not None:
             return
-        program = shutil.which(self._program)
-        if program is None:
-            raise HostError("start passt", ENOENT, "install it: apt-get install passt", self._program)
+        program = find_passt(self._program)
         ours, theirs = _pair()
         self._socket = SocketBackend(ours if self._relay is None else self._relayed(ours), mtu=self.mtu)
         command = [program, "--foreground", "--quiet", "--fd", str(theirs.fileno())]
@@ -122,6 +120,14 @@ class PasstBackend(NetBackend):
                     await asyncio.wait_for(process.wait(), _PATIENCE)
             finally:
                 await process.aclose()
+
+
+def find_passt(program: str = "passt") -> str:
+    """Its path. Raises HostError if it is not installed."""
+    found = shutil.which(program)
+    if found is None:
+        raise HostError("start passt", ENOENT, "install it: apt-get install passt", program)
+    return found
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
