@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aiovmm.rootfs import Image
-from benchmarks import sandbox_root, sandboxes
+from benchmarks import peers, sandbox_root, sandboxes
 from benchmarks.harness import Options
 from benchmarks.sandbox_worker import Worker, pss
 from benchmarks.sandboxes import MEASURES, PEERS, Contestant, Failed, _compare, _measured
@@ -80,6 +80,35 @@ def test_a_worker_that_ends(tmp_path: Path) -> None:
         one._process.wait()
         with pytest.raises(Failed, match="its process has ended: it said nothing"):
             one.measure("create")
+
+
+def test_a_peer_is_brought_once_and_one_that_cannot_be_had_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def host(arch: str, *words: str, check: bool = False) -> int:
+        asked.append(" ".join(words))
+        return int(words[-1].endswith(("new", "gone")))
+
+    def download(peer: str, arch: str, folder: Path) -> Path:
+        if peer == "gone":
+            raise subprocess.CalledProcessError(1, ["pip", "download", peer])
+        return folder / f"{peer}.whl"
+
+    monkeypatch.setattr(peers, "_host", host)
+    monkeypatch.setattr(peers, "_download", download)
+    peers.bring(["there", "new", "gone"], "x86_64")
+    place = "/var/tmp/aiovmm-peers"
+    assert [words for words in asked if "put" not in words] == [
+        f"run -- test -d {place}/there",
+        f"run -- test -d {place}/new",
+        "run --timeout 600 -- python -m pip install --quiet --no-index --no-deps --no-compile"
+        f" --target {place} /var/tmp/new.whl",
+        f"run -- test -d {place}/gone",
+    ]
+    assert [words.split()[-1] for words in asked if "put" in words] == ["/var/tmp/new.whl"]
+    assert capsys.readouterr().err == "gone is left out: pip download gone ended with 1\n"
 
 
 class Plain:
