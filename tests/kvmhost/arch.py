@@ -56,8 +56,8 @@ X86_64 = Arch(
     console="ttyS0",
     kernel_arguments="mitigations=off tsc=reliable",
     modules=("kvm_amd",),
-    # QEMU is the peer in benchmarks, and brings virtiofsd. The rest is what DPDK's testpmd is linked with there alone.
-    packages=("qemu-system-x86",),
+    # QEMU is the peer in benchmarks, and brings virtiofsd. passt is the network of sandboxes.
+    packages=("qemu-system-x86", "passt"),
     kernels=STOCK_KERNELS,
     newest_needs="Linux 7 does not boot",
     cross_packages=("gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"),

@@ -19,6 +19,7 @@ _X86_ALONE = {
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
     "test_machine.py": "",
+    "test_sandbox.py": "network_by_passt",
     "test_vfio.py": "comes_to_a_guest_that_runs",
     "test_vfio_net.py": "comes_to_a_guest_that_runs",
 }

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
@@ -20,10 +21,11 @@ import pytest
 import aiovmm
 from aiovmm import AgentLost, DiskConfig, Image
 from aiovmm.image import KernelFiles
-from aiovmm.sandboxes import Network
+from aiovmm.sandboxes import Network, Sandbox
 from tests.rootfs.test_image import Layout
 from tests.sandboxes.frames import query
 from tests.sandboxes.name_server import served
+from tests.sandboxes.world import HERE, HERE6, NEAR, OTHER, PAGE, WEB, WEB6, digest, world
 from tests.system.conftest import GUESTS, RELEASES
 from tests.system.guest import BOOT, limit
 
@@ -239,6 +241,55 @@ async def test_names_are_resolved_by_tcp(root: Path, tmp_path: Path, monkeypatch
             done = await vm.run(["sh", "-c", "nc 10.0.2.3 53 < /question | wc -c"], timeout=limit(60))
             assert int(done.stdout) == 2 + size, done
         assert len(servers.asked) == 1
+
+
+async def test_a_network_by_passt(root: Path) -> None:
+    """Out of the guest a page and a file, by IPv4 and IPv6, and into it what it publishes; refused: another network, and this
+    host, by an address of its own that is of an allowed one, and by the gateway's."""
+    network = Network(allow=NEAR)
+    with world() as around, socket.create_server(("::", 8000), family=socket.AF_INET6, dualstack_ipv6=True) as own:
+        own.settimeout(0)
+        async with aiovmm.sandbox(
+            root, kernel=kernel(), timeout=BOOT, network=network, publish={0: 8080}, memory="512M"
+        ) as vm:
+            data = os.urandom(1 << 19).hex().encode()  # busybox takes a zero byte for its end
+            await vm.files.write("/posted", data)
+            for host in (WEB, f"[{WEB6}]"):
+                assert await fetched(vm, f"http://{host}/fetched") == PAGE
+                assert await fetched(vm, "--post-file=/posted", f"http://{host}/posted") == digest(data).encode()
+            for host in (f"{OTHER}:80", f"{HERE}:8000", f"[{HERE6}]:8000", "10.0.2.2:8000"):
+                done = await vm.run(["wget", "-q", "-O-", f"http://{host}/denied"], timeout=limit(60))
+                assert done.returncode != 0, host
+                assert b"can't connect" in done.stderr, done  # at once: it is told by ICMP
+            with pytest.raises(BlockingIOError):
+                own.accept()
+            await vm.create_process("httpd", "-f", "-p", "8080", "-h", "/opt/deep")
+            [port] = vm.published
+            async with asyncio.timeout(limit(60)):
+                assert await taken(port, "/er/data") == (root / "opt/deep/er/data").read_bytes()
+        assert {*around.end()} == {"/fetched", "/posted"}
+
+
+async def fetched(vm: Sandbox, *words: str) -> bytes:
+    """By wget in the guest. passt resets connections whose guest was without a processor for two seconds (its ACK_TIMEOUT)."""
+    async with asyncio.timeout(limit(60)):
+        while (done := await vm.run(["wget", "-q", "-O-", *words])).returncode:
+            print(f"wget {words}: {done.stderr!r}")
+        return done.stdout
+
+
+async def taken(port: int, path: str) -> bytes:
+    """From a web server of the guest's, as soon as it listens."""
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        with suppress(ConnectionError):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            if head:
+                assert b"200 OK" in head, head
+                return body
+        writer.close()
+        await asyncio.sleep(0.1)
 
 
 async def test_disks_of_ones_own_come_after_the_sandboxes(root: Path, folder: Path) -> None:
