@@ -71,7 +71,9 @@ def _type(option: RunOption) -> Any:
 @click.option(
     "--volume", "volumes", multiple=True, metavar="HOST:GUEST[:ro]", help="With --rootfs: a directory of the host."
 )
-@click.option("--publish", multiple=True, metavar="HOST:GUEST", help="With --rootfs: a port of the host's loopback.")
+@click.option(
+    "--publish", multiple=True, metavar="HOST:GUEST", help="With --rootfs: a port of the host's loopback (0: any)."
+)
 @click.option("--network", is_flag=True, help="With --rootfs: a network that needs no privilege (passt).")
 @click.option(
     "--allow", multiple=True, metavar="NETWORK|NAME", help="With --rootfs: a network, which reaches this and no more."
