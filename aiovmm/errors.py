@@ -45,6 +45,7 @@ __all__ = [
     "StateError",
     "UsageError",
     "host_error",
+    "printable",
     "remedy",
 ]
 
@@ -100,8 +101,18 @@ def _had_no_lock(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate" in str(error)
 
 
+def printable(text: str) -> str:
+    """`text` as one line that commands no terminal, whoever it quotes: a guest, a file, a peer. What cannot be printed is there
+    as in a literal of Python's. A text that is so already stays as it is."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class AiovmmError(Exception):
-    """Base of every error that aiovmm raises on purpose."""
+    """Base of every error that aiovmm raises on purpose. Its text is one line that can be printed; its attributes are as they
+    are, also where a guest has written them."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class UsageError(AiovmmError, ValueError):
@@ -147,7 +158,7 @@ class HostError(AiovmmError, OSError):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.strerror}" + (f": {self.filename}" if self.filename else "")
+        return printable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
 
 
 class KvmError(HostError):

@@ -12,7 +12,7 @@ from functools import partial
 
 import pytest
 
-from aiovmm.errors import HostError
+from aiovmm.errors import AiovmmError, HostError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitReason, ExitStatus
 from aiovmm.machine.journal import Journal
@@ -102,3 +102,12 @@ def test_a_record_says_by_itself_whose_error_it_is(caplog: pytest.LogCaptureFixt
     assert caplog.records[1].device == "disk0"  # type: ignore[attr-defined]
     assert [bool(record.exc_info) for record in caplog.records if record.levelno == logging.WARNING] == [False, True]
     assert caplog.text.count("raise ValueError") == 1, "a bug has its traceback, a full disk has none"
+
+
+def test_no_word_of_a_guest_commands_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal("vm")
+    journal.remark("a\x1b]52;c;cm0gLXJm\x07\nb\u202e\x9b6n")
+    journal.device_error("disk0", AiovmmError("x\x1b[6n"))
+    assert len(caplog.records) == 2
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+    assert "\\x1b]52;c;cm0gLXJm\\x07\\nb\\u202e\\x9b6n" in caplog.text

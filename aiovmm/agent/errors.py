@@ -18,7 +18,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from aiovmm.errors import AiovmmError
+from aiovmm.errors import AiovmmError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,7 +125,7 @@ class GuestOSError(AgentError, OSError):
         super().__init__(errno_, f"{operation}: {os.strerror(errno_)}", path)
 
     def __str__(self) -> str:
-        return f"{self.strerror}" + (f": {self.filename}" if self.filename else "")
+        return printable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
 
 
 class CommandNotFound(GuestOSError, FileNotFoundError):

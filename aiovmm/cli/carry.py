@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.cli.messages import say
 from aiovmm.console.fds import Descriptor, open_end
+from aiovmm.console.guard import OutputGuard
 from aiovmm.errors import AiovmmError, ConsoleEnded, HostError, UsageError
 
 if TYPE_CHECKING:
@@ -92,8 +93,8 @@ async def _on_streams(process: Process) -> bool:
     feeding = loop.create_task(_feed(process, keys))
     try:
         async with asyncio.TaskGroup() as group:
-            for stream, end in zip((process.stdout, process.stderr), ends, strict=True):
-                group.create_task(_show(stream, end))
+            for fd, stream, end in zip((1, 2), (process.stdout, process.stderr), ends, strict=True):
+                group.create_task(_show(stream, end, OutputGuard() if os.isatty(fd) else None))
     except* BrokenPipeError:  # who read our output has enough
         written = False
     except* OSError as failed:
@@ -137,6 +138,7 @@ async def _read(keys: Descriptor) -> bytes:
         return b""
 
 
-async def _show(stream: asyncio.StreamReader | None, end: Descriptor) -> None:
+async def _show(stream: asyncio.StreamReader | None, end: Descriptor, guard: OutputGuard | None) -> None:
+    """A terminal that was not given to the process (`--tty`) is none of its: it is shown what draws alone."""
     while stream is not None and (data := await stream.read(_CHUNK)):
-        await end.write(data)
+        await end.write(data if guard is None else guard.feed(data))

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.usage import OneLineGroup, once
-from aiovmm.errors import HostError, UsageError
+from aiovmm.errors import HostError, UsageError, printable
 
 __all__ = ["command"]
 
@@ -87,7 +87,7 @@ def info(image: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts))
         return
     for name, value in facts.items():
-        click.echo(f"{name.replace('_', ' ')}: {value}")
+        click.echo(printable(f"{name.replace('_', ' ')}: {value}"))  # the image's words are among them
 
 
 @command.command("commit", context_settings=_CONTEXT)

@@ -24,13 +24,18 @@ _INTERRUPTED = 130  # as shells say it
 @click.option("-f", "--follow", "follows", is_flag=True, help="Go on until the guest ends.")
 @click.argument("guest")
 def command(guest: str, follows: bool) -> None:
-    """Print what the console of GUEST, a name or an id of `aiovmm ps`, has printed: its kernel's messages and what follows."""
+    """Print what the console of GUEST, a name or an id of `aiovmm ps`, has printed: its kernel's messages and what follows.
+
+    A terminal is shown what draws on it alone: no queries, no clipboard.
+    """
+    from aiovmm.console.guard import OutputGuard
     from aiovmm.sandboxes.listed import find_listed
 
     entry = find_listed(guest)
+    guard = OutputGuard() if sys.stdout.isatty() else None
     try:
         for data in follow(entry.console, wait=follows, lives=lambda: entry.lives):
-            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.write(data if guard is None else guard.feed(data))
             sys.stdout.buffer.flush()
     except KeyboardInterrupt:  # as one leaves what one follows
         sys.exit(_INTERRUPTED)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from aiovmm.cli.usage import OneLineCommand
+from aiovmm.errors import printable
 
 if TYPE_CHECKING:
     from aiovmm.sandboxes.listed import Entry
@@ -33,7 +34,7 @@ def command(as_json: bool) -> None:
     widths = [min(40, max(len(row[column]) for row in rows)) for column in range(len(rows[0]))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        click.echo("  ".join(cells).rstrip())
+        click.echo(printable("  ".join(cells).rstrip()))
 
 
 def _row(entry: Entry) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """Log records of the library, made with the standard `logging` module under the name "aiovmm".
 
 Nothing is configured here: as with every library, warnings go to stderr until the program sets up `logging`. A record's text
-says all there is to say: the VM, the device, what happened, the error. The same values (vm, device, ...) are in its `extra`, and
-so is what the program has bound to structlog's context variables.
+says all there is to say, the VM, the device, what happened, the error, in one line that commands no terminal, whatever of a
+guest's or a file's it quotes. The same values (vm, device, ...) are in its `extra`, and so is what the program has bound to
+structlog's context variables.
 
 structlog is asked only if the program has imported it, and never imported: the first event may be one that a guest causes, and
 an import takes the event loop, and with it all other guests, 80 ms.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from aiovmm.errors import printable
 from aiovmm.runtime.lazy import imported
 
 __all__ = ["Log"]
@@ -51,7 +53,7 @@ def _in_words(event: str, values: dict[str, object]) -> str:
     """`guest: disk0: device failed: error='...' kind=HostError`, for whoever prints no more than a record's message."""
     rest = " ".join(f"{key}={_quoted(value)}" for key, value in values.items() if key not in _IN_FRONT and value != "")
     parts = (values.get("vm"), values.get("device"), event, rest)
-    return ": ".join(str(part) for part in parts if part)
+    return printable(": ".join(str(part) for part in parts if part))
 
 
 def _quoted(value: object) -> str:
