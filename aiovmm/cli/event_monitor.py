@@ -56,11 +56,17 @@ class EventMonitor:
     """Writes them to `fd`; `tell` what the VM itself has no event for."""
 
     def __init__(self, fd: int) -> None:
-        self._writer = RecordWriter(fd)
+        self._writer = RecordWriter(fd, lost=self._lost)
         self._start = time.monotonic_ns()
 
     def tell(self, source: str, event: str, properties: Properties = None) -> None:
-        """One object, now, or never."""
+        """One object, now or soon, or never; then another tells how many were lost."""
+        self._writer.write(self._object(source, event, properties))
+
+    def _lost(self, count: int) -> bytes:
+        return self._object("aiovmm", "lost", {"events": str(count)})
+
+    def _object(self, source: str, event: str, properties: Properties) -> bytes:
         seconds, nanos = divmod(time.monotonic_ns() - self._start, 1_000_000_000)
         row = {
             "timestamp": {"secs": seconds, "nanos": nanos},
@@ -68,13 +74,17 @@ class EventMonitor:
             "event": event,
             "properties": properties,
         }
-        self._writer.write(json.dumps(row, indent=2).encode() + b"\n\n")
+        return json.dumps(row, indent=2).encode() + b"\n\n"
 
     async def follow(self, events: Subscription[Event]) -> None:
         """All that the VM tells, until its last event."""
         async for event in events:
             for source, name, properties in _objects(event):
                 self.tell(source, name, properties)
+
+    async def finish(self) -> None:
+        """All that was told is written, if its storage or its reader takes it."""
+        await self._writer.finish()
 
 
 def _objects(event: Event) -> Iterator[tuple[str, str, Properties]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from typing import Any
 
 from aiovmm.cli.record_writer import RecordWriter
@@ -51,8 +52,17 @@ def open_events(place: str, config: VMConfig, option: str = "--json") -> int:
     return fd
 
 
-async def print_events(events: Subscription[Event], fd: int) -> None:
-    """One line an event, until the last."""
-    writer = RecordWriter(fd)
+async def print_events(events: Subscription[Event], fd: int, vm: str) -> None:
+    """One line an event of `vm`, until the last. Where some were lost, one that says how many."""
+
+    def lost(count: int) -> bytes:
+        return _line({"event": "lost", "vm": vm, "time": time.time(), "detail": f"{count} events"})
+
+    writer = RecordWriter(fd, lost=lost)
     async for event in events:
-        writer.write(json.dumps(event_as_dict(event)).encode() + b"\n")
+        writer.write(_line(event_as_dict(event)))
+    await writer.finish()
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"

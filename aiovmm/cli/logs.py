@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from functools import cached_property
 from typing import TextIO
 
 from aiovmm.cli.record_writer import RecordWriter
+from aiovmm.errors import printable
 
 __all__ = ["configure_logging"]
+
+_OURS = re.compile(r"(\x1b\[[0-9;]*m|\n)")
+"""In a line of the log: colours, and the ends of a traceback's lines."""
 
 
 class _LazyFormatter(logging.Formatter):
@@ -43,11 +48,26 @@ class _Lines:
         self._writer.write(text.encode(self._encoding, "backslashreplace"))
 
     def flush(self) -> None:
-        """Nothing is kept for later."""
+        """After each line: what waits is written as storage takes it."""
+
+    def finish(self) -> None:
+        """All is written, if that can be."""
+        self._writer.finish_now()
 
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
-    """A line that cannot be written is lost: saying so would go the same way."""
+    """A line that cannot be written is lost: saying so would go the same way. What it quotes commands no terminal, tracebacks
+    and messages of others' (asyncio's) included; colours are the formatter's."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        parts = _OURS.split(super().format(record))
+        return "".join(part if number % 2 else printable(part) for number, part in enumerate(parts))
+
+    def close(self) -> None:
+        """At the end of the process, too."""
+        if isinstance(self.stream, _Lines):
+            self.stream.finish()
+        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
         if not isinstance(sys.exception() if hasattr(sys, "exception") else sys.exc_info()[1], OSError):
@@ -60,11 +80,11 @@ def configure_logging(verbosity: int, file: str | None = None, form: str | None 
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbosity, 2)]
     handler = _Handler(_standard_error() if file is None else _opened(file))
     handler.setFormatter(_LazyFormatter() if file is None and form is None else _template(form))
-    logger = logging.getLogger("aiovmm")
-    logger.addHandler(handler)
-    logger.setLevel(level)
-    if file is not None:
-        logger.propagate = False
+    for name in ("aiovmm", "asyncio"):  # what failed in a task that nobody waits for is told by that
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = logger.propagate and file is None
+    logging.getLogger("aiovmm").setLevel(level)
 
 
 def _opened(file: str) -> _Lines:

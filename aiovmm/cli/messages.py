@@ -9,19 +9,25 @@ import stat
 import sys
 import time
 from contextlib import suppress
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
+from aiovmm.errors import printable
 from aiovmm.runtime.nowait import write_now
+
+if TYPE_CHECKING:
+    from aiovmm.runtime.hands import Hands
 
 __all__ = ["say", "settle"]
 
-_PATIENCE = 0.25  # seconds for a reader that does not read
+_PATIENCE = 0.25  # seconds for a reader that does not read, or storage that does not answer
+_MOST = 16  # words that wait for storage
 _LOOK = 0.01  # seconds between two looks of a loop whether it does
 
 
 def say(text: str, *, below: bool = False) -> None:
     """One line for the person who started it, whatever is in the names that it quotes; `below` what a guest left of one."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    line = printable(text)
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # full, closed, or nobody reads it
             _print("\r\n" * below + f"aiovmm: {line}\n")
@@ -30,19 +36,50 @@ def say(text: str, *, below: bool = False) -> None:
 def settle() -> None:
     """What was said on a loop that has ended is said now, or never."""
     _unsaid.settle()
+    if _hands.cache_info().currsize:
+        with suppress(OSError, RuntimeError):
+            _hands().submit(os.fstat, 2).result(_PATIENCE)  # after all that was said before
 
 
 def _print(text: str) -> None:
     try:
         fd = sys.stderr.fileno()
-        stream = not stat.S_ISREG(os.fstat(fd).st_mode)
+        is_file = stat.S_ISREG(os.fstat(fd).st_mode)
     except (OSError, ValueError):  # it is nothing of the system's
-        stream = False
-    if not stream:
         print(text, end="", file=sys.stderr, flush=True)
         return
     sys.stderr.flush()
-    _unsaid.say(fd, text.encode(sys.stderr.encoding, "backslashreplace"))
+    data = text.encode(sys.stderr.encoding, "backslashreplace")
+    if is_file:
+        _write_to_file(fd, data)
+    else:
+        _unsaid.say(fd, data)
+
+
+def _write_to_file(fd: int, data: bytes) -> None:
+    """In a thread: its storage may stand still. Raises OSError."""
+    hands = _hands()
+    if hands.waiting >= _MOST:
+        return
+    try:
+        written = hands.submit(_write_all, fd, data)
+    except RuntimeError:  # no thread can be had
+        _write_all(fd, data)
+        return
+    if _running_loop() is None:
+        written.result(_PATIENCE)
+
+
+@cache
+def _hands() -> Hands:
+    from aiovmm.runtime.hands import Hands  # for whose standard error is a file
+
+    return Hands(1, "aiovmm: stderr")
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 class _Unsaid:

@@ -88,6 +88,8 @@ class Session:
             code = 1
         self._tell("vm", "deleted")
         self._tell("vmm", "shutdown")
+        if self._monitor is not None:
+            await self._monitor.finish()
         return code
 
     def _tell(self, source: str, event: str) -> None:
@@ -129,7 +131,8 @@ class Session:
         if self._events_to is not None:
             from aiovmm.cli.events import open_events, print_events
 
-            self._spawn(print_events(vm.events(from_start=True), open_events(self._events_to, self._config)))
+            fd = open_events(self._events_to, self._config)
+            self._spawn(print_events(vm.events(from_start=True), fd, vm.name))
         if self._monitor is not None:
             self._spawn(self._monitor.follow(vm.events(from_start=True)))
         self._spawn(self._watch_places(vm.events(from_start=True)))

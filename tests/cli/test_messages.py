@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,25 @@ async def test_who_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> N
         assert os.read(reader, FULL) == bytes(FULL)
         say("found")
         assert os.read(reader, FULL) == b"aiovmm: found\n"
+
+
+async def test_a_file_whose_storage_stands_still_holds_no_loop_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes, write = threading.Event(), os.write
+
+    def stands_still(fd: int, data: bytes) -> int:
+        assert goes.wait(HANGS)
+        return write(fd, data)
+
+    fd = os.open(tmp_path / "err", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+    with os.fdopen(fd, "w", encoding="utf-8") as err, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", err)
+        patch.setattr(os, "write", stands_still)
+        for number in range(100):
+            say(f"word {number}")
+        goes.set()
+        await asyncio.to_thread(messages._hands().submit(len, "").result, HANGS)
+    words = (tmp_path / "err").read_text().splitlines()
+    assert words == [f"aiovmm: word {number}" for number in range(len(words))]
+    assert 16 <= len(words) <= 18

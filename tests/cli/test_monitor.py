@@ -106,6 +106,7 @@ async def test_every_kind_of_event_has_a_name_and_texts(tmp_path: Path) -> None:
     stream.end()
     monitor = EventMonitor(open_monitor(f'path="{tmp_path}/ev"', config("o")))
     await monitor.follow(events)
+    await monitor.finish()
     rows = objects((tmp_path / "ev").read_text())
     assert {row["source"] for row in rows} == {"vm", "guest", "virtio-device", "aiovmm"}
     by_name = {(row["source"], row["event"]): row["properties"] for row in rows}
