@@ -92,3 +92,21 @@ async def test_large_messages_are_heard_one_by_one() -> None:
     assert heard.total() == 30
     assert max(heard.values()) == 1
     assert connection.error is None
+
+
+async def test_what_trips_us_up_ends_the_connection_and_is_told() -> None:
+    """Else nobody would hear it any more, and it would live on."""
+    ours, theirs = socket.socketpair()
+    told = list[Any]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    def hear(_message: Any, _data: bytes) -> None:
+        raise RecursionError("so deep")
+
+    connection = await connect(ours, hear)
+    theirs.sendall(encode({"op": "x"}))
+    async with asyncio.timeout(HANGS):
+        await connection.over.wait()
+    theirs.close()
+    assert "so deep" in str(connection.error)
+    assert [type(error) for error in told] == [RecursionError]

@@ -3,7 +3,7 @@
 How the end of asyncio's own subprocesses is told depends on the event loop: by the signal SIGCHLD, which is the whole program's,
 by a thread for each, or not before the end of all pipes, which whoever the process has started may hold open. A pidfd is readable
 when this one process has ended, on any loop. What it says goes into files in memory, and is there as a whole then; of one that
-lives for long its last words are kept (last_words.py).
+lives for long its last words are kept, or all is heard as it comes (last_words.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from aiovmm.runtime.last_words import LastWords
@@ -26,7 +26,7 @@ _UNKNOWN = 255  # the status of one whose end somebody else was told
 class Child:
     """`command`, begun in a session of its own, with `pass_fds` under the same numbers. Where `held` its standard input ends with
     this object or this process; else there is none. `stdout` and `stderr`: whether what it says there is kept; `last_words`: how
-    many bytes of the end of its standard error, if that is not kept as a whole; `shown`: it says all where this process does.
+    many bytes of the end of its standard error, if that is not kept as a whole; `hear` is called with all that it says on either.
     Raises OSError."""
 
     def __init__(
@@ -39,7 +39,7 @@ class Child:
         stdout: bool = False,
         stderr: bool = False,
         last_words: int = 0,
-        shown: bool = False,
+        hear: Callable[[bytes], object] | None = None,
     ) -> None:
         self.returncode: int | None = None
         self._outputs = [subprocess.DEVNULL] * 2
@@ -48,12 +48,15 @@ class Child:
             for stream, kept in enumerate((stdout, stderr)):
                 if kept:
                     self._outputs[stream] = os.memfd_create("output", os.MFD_CLOEXEC)
-            self._words = LastWords(last_words) if last_words else None
+            if hear is not None:
+                self._words = LastWords(last_words, hear)
+            elif last_words:
+                self._words = LastWords(last_words)
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE if held else subprocess.DEVNULL,
-                stdout=None if shown else self._outputs[0],
-                stderr=None if shown else self._outputs[1] if self._words is None else self._words.fd,
+                stdout=self._outputs[0] if hear is None or self._words is None else self._words.fd,
+                stderr=self._outputs[1] if self._words is None else self._words.fd,
                 pass_fds=pass_fds,
                 env=env,
                 start_new_session=True,  # a Ctrl-C at the terminal is not for it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 
 __all__ = ["LastWords"]
 
@@ -12,10 +13,10 @@ _PART = 64 << 10  # bytes in a turn of the loop: all that a pipe holds, unless s
 
 class LastWords:
     """The last `most` bytes of what is written to `fd`, a pipe's end that is the writers' to inherit. Read as it comes, on the
-    running loop, so that nobody who writes waits. Raises OSError."""
+    running loop, so that nobody who writes waits; `hear` is called with all of it, piece by piece. Raises OSError."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, hear: Callable[[bytes], object] = len) -> None:
+        self._most, self._hear = most, hear
         self._words = bytearray()
         self._loop = asyncio.get_running_loop()
         self._read, self.fd = os.pipe2(os.O_CLOEXEC)
@@ -48,6 +49,7 @@ class LastWords:
         except BlockingIOError:
             return
         self._words += part
-        del self._words[: -self._most]
+        del self._words[: max(0, len(self._words) - self._most)]
+        self._hear(part)
         if not part:  # nobody can say more
             self.close()

@@ -12,11 +12,12 @@ SECONDS_EACH = 60.0
 
 
 class Quota:
-    """A bucket of `BURST` that fills by one in `SECONDS_EACH`. It knows nothing of resets: who is told no more often after one
+    """A bucket of `burst` that fills by one in `SECONDS_EACH`. It knows nothing of resets: who is told no more often after one
     cannot be flooded by a guest that resets itself."""
 
-    def __init__(self) -> None:
-        self._left = float(BURST)
+    def __init__(self, burst: int = BURST) -> None:
+        self._burst = burst
+        self._left = float(burst)
         self._since: float | None = None
         self._untold = 0
 
@@ -24,7 +25,7 @@ class Quota:
         """One more at `now`, in seconds by a clock that never goes back: None if it is not to be told, else how many went untold
         since the one before."""
         if self._since is not None:
-            self._left = min(BURST, self._left + (now - self._since) / SECONDS_EACH)
+            self._left = min(self._burst, self._left + (now - self._since) / SECONDS_EACH)
         self._since = now
         if self._left < 1:
             self._untold += 1

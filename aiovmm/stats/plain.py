@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
-from aiovmm.errors import SnapshotError
+from aiovmm.errors import SnapshotError, printable
 from aiovmm.lifecycle import VMState
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.stats.values import ConsoleStats, DeviceStats, LoopStats, VMStats
@@ -20,6 +20,7 @@ from aiovmm.stats.values import ConsoleStats, DeviceStats, LoopStats, VMStats
 __all__ = ["from_state", "to_state"]
 
 _MOST = 1 << 16  # of anything that there are several of
+_LONGEST = 256  # characters of a name: of a device, a task
 
 Reader = Callable[[Plain, str], Any]
 
@@ -63,7 +64,8 @@ def _value(annotation: str, value: Plain, where: str) -> Any:
         return tuple(_value(rest.removesuffix(", ...]"), item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind == "dict" and isinstance(value, dict) and len(value) <= _MOST:
         inner = rest.removeprefix("str, ").removesuffix("]")
-        return {key: _value(inner, item, f"{where}.{key}") for key, item in value.items()}
+        names = [printable(key[:_LONGEST]) for key in value]  # they become labels of an exporter's
+        return {name: _value(inner, item, f"{where}.{name}") for name, item in zip(names, value.values(), strict=True)}
     if kind in (simple := _simple()):
         return simple[kind](value, where)
     if kind in (classes := _classes()):
@@ -76,13 +78,14 @@ def _simple() -> Mapping[str, Reader]:
 
 
 def _int(value: Plain, where: str) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 64:
         raise SnapshotError(f"{where} is no number")
     return value
 
 
 def _float(value: Plain, where: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    is_number = type(value) is float or (type(value) is int and abs(value) < 1 << 64)  # larger ones are none as a float
+    if not is_number or not math.isfinite(value):
         raise SnapshotError(f"{where} is no number")
     return float(value)
 

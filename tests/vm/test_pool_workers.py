@@ -25,6 +25,7 @@ from aiovmm import (
     PayloadConfig,
     Pool,
     PoolEventKind,
+    RngConfig,
     VMState,
 )
 from aiovmm.errors import ConfigError, ConsoleEnded, HostError, ImageError, StateError, UsageError
@@ -246,10 +247,12 @@ async def main():
 
 asyncio.run(main())
 """
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
-        assert parent.stdout.readline() == "hangs\n"
+        assert parent.stdout.readline().startswith("a worker says: hangs: ")
         assert is_there(worker)
         parent.kill()
     asyncio.run(until(lambda: not is_there(worker), 60))
@@ -319,6 +322,17 @@ SAYS = {
     "something else": "send({'op': 'exec', 'vm': vm, 'code': 'import os'})",
     "no places": "send({'op': 'done', 'id': made['id'], 'value': {}})",
     "places that are none": "send({'op': 'done', 'id': made['id'], 'value': [1]})",
+    "a place elsewhere": (
+        "send({'op': 'done', 'id': made['id'], 'value': {'serial': '/etc/passwd', 'console': '', 'debug_console': ''}})"
+    ),
+    "words without end": (
+        "send({'op': 'event', 'vm': vm, 'kind': 'paused', 'detail': 'x' * 5000, 'device': None, 'error': None, 'config': None})"
+    ),
+    "an error of lists": "send({'op': 'failed', 'id': made['id'], 'error': {'kind': 'StateError', 'with': [[[]]]}})",
+    "another image": (
+        "c = made['config']; c['rng'] = {**(c['rng'] or {}), 'src': '/etc/shadow'}\n"
+        "send({'op': 'event', 'vm': vm, 'kind': 'resized', 'detail': '', 'device': None, 'error': None, 'config': c})"
+    ),
 }
 
 
@@ -335,7 +349,10 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(says: str, monkeypatch
     await remains.check()
 
 
-@pytest.mark.parametrize("asked", ["to take a guest apart", "to end a guest", "to heed a cancellation"])
+ASKED = ["to take a guest apart", "to end a guest", "to heed a cancellation", "to tell numbers", "to add a device"]
+
+
+@pytest.mark.parametrize("asked", ASKED)
 async def test_a_worker_that_does_not_answer_is_killed(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "PATIENCE", 0.2)
     before = children()
@@ -344,6 +361,11 @@ async def test_a_worker_that_does_not_answer_is_killed(asked: str, monkeypatch: 
             os.kill(pid_of(vm), signal.SIGSTOP)
             if asked == "to end a guest":
                 assert "had not ended guest 'g-0'" in (await vm.kill()).detail
+            elif asked == "to tell numbers":
+                assert [numbers async for numbers in vm.stats(every=1)] == []
+            elif asked == "to add a device":
+                with pytest.raises(WorkerLost, match="had not answered 'add'"):
+                    await vm.add(RngConfig(), timeout=0)
             elif asked == "to heed a cancellation":
                 pausing = asyncio.create_task(vm.pause())
                 await until(lambda: bool(remote(vm)._worker._requests))
@@ -355,6 +377,31 @@ async def test_a_worker_that_does_not_answer_is_killed(asked: str, monkeypatch: 
         assert "after 0.2 s" in vm.status.detail
         await _use(pool)
     assert children() == before
+
+
+async def test_an_answer_to_who_has_just_given_up_is_heard_by_nobody() -> None:
+    worker = process.Worker(0, "pool", lambda _: None)
+    reply = worker._requests[1] = asyncio.get_running_loop().create_future()
+    reply.cancel()
+    worker._heard({"op": "done", "id": 1, "value": None}, b"")
+    assert not worker._requests
+
+
+async def test_a_worker_has_none_of_the_programs_streams_and_what_it_says_is_in_the_log(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Pool(guests(), max=1, workers=1) as pool:
+        async with pool.acquire() as vm:
+            links = [os.readlink(f"/proc/{pid_of(vm)}/fd/{fd}") for fd in (1, 2)]
+        assert links[0] == links[1]
+        assert links[0].startswith("pipe:")
+        assert links[0] not in [os.readlink(f"/proc/self/fd/{fd}") for fd in (0, 1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_PROGRAM", "import sys; sys.exit('no \x1b[6n worker')")
+        async with Pool(guests(), max=1, workers=1) as pool:
+            with pytest.raises(WorkerLost, match="ended with code 1"):
+                await _use(pool)
+    assert "a worker says: no \\x1b[6n worker" in caplog.text
 
 
 async def test_one_that_cannot_be_joined_to_its_socket_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

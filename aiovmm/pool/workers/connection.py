@@ -111,8 +111,14 @@ class Connection(asyncio.Protocol):
             return found is None
         except (PeerError, SnapshotError) as exc:
             self.error = exc if isinstance(exc, PeerError) else PeerError(str(exc))
-            self.abort()
-            return True
+        except (
+            Exception
+        ) as exc:  # a mistake of ours that it has found: it is not to be deaf to the other end because of it
+            self.error = PeerError(f"what it said cannot be heard: {exc!r}")
+            context = {"message": "hearing what a worker said failed", "exception": exc}
+            asyncio.get_running_loop().call_exception_handler(context)
+        self.abort()
+        return True
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""

@@ -15,7 +15,7 @@ from aiovmm.pool.workers.answers import ANSWERS, seconds_of
 from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection
 from aiovmm.pool.workers.frames import MOST_DATA
-from aiovmm.pool.workers.plain import error_to_state, status_to_state
+from aiovmm.pool.workers.plain import error_to_state, short, status_to_state
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.snapshot.configuration import device_from_state, to_state
@@ -112,7 +112,7 @@ class Guest:
         async for event in vm.events(from_start=True):
             if event.kind is not EventKind.STOPPED:
                 error = error_to_state(event.error) if event.error is not None else None
-                told = {"kind": event.kind.value, "detail": event.detail, "device": event.device, "error": error}
+                told = {"kind": event.kind.value, "detail": short(event.detail), "device": event.device, "error": error}
                 self._send("event", **told, config=to_state(vm.config) if event.kind in _CHANGES else None)
                 await self._connection.drain()
 

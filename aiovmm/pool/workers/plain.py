@@ -1,4 +1,7 @@
-"""Errors and ends of guests as plain data, and back. Pure."""
+"""Errors and ends of guests as plain data, and back. Pure.
+
+Texts are a line each, and of a bounded length: a worker may be a guest's, and the program keeps a thousand events of each guest.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,23 @@ import errno
 from typing import Any
 
 from aiovmm import errors
-from aiovmm.errors import AiovmmError, HostError
+from aiovmm.errors import AiovmmError, HostError, SnapshotError, printable
 from aiovmm.lifecycle import ExitReason, ExitStatus
 from aiovmm.runtime.plain import Fields, Plain, State
 
-__all__ = ["WorkerLost", "error_of", "error_to_state", "status_of", "status_to_state"]
+__all__ = ["LONGEST", "WorkerLost", "error_of", "error_to_state", "short", "status_of", "status_to_state", "words"]
+
+
+LONGEST = 4096
+"""Characters of a text."""
 
 
 class WorkerLost(HostError):
     """The worker process has ended, and its guests with it; `str` tells how. The pool starts another one."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(
-            what, errno.ECHILD, "what it said is on the standard error of this process, if it said anything"
-        )
-        self.what = what
+        self.what = printable(what)[:LONGEST]
+        super().__init__(self.what, errno.ECHILD, "what it said is in the log, if it said anything")
 
     def __str__(self) -> str:
         return f"{self.what} ({self.hint})"
@@ -51,15 +56,31 @@ def error_to_state(error: BaseException) -> State:
     """What can be made again of it elsewhere: one of our own errors, or its text."""
     kind = next((kind for kind in _MADE_OF if isinstance(error, kind)), None)
     if kind is None or isinstance(error, WorkerLost):
-        return {"kind": "AiovmmError", "with": [f"{type(error).__name__}: {error}"]}
+        return {"kind": "AiovmmError", "with": [short(f"{type(error).__name__}: {error}")]}
     return {"kind": kind.__name__, "with": [_argument(error, name) for name in _MADE_OF[kind]]}
 
 
 def _argument(error: BaseException, name: str) -> Plain:
     if not name:
-        return str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        return short(str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error))
     value = getattr(error, name)
-    return value if value is None or isinstance(value, int) else str(value)
+    return value if value is None or isinstance(value, int) else short(str(value))
+
+
+def short(text: str) -> str:
+    """The beginning of it, if it is longer than `words` takes."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def words(fields: Fields, name: str) -> str:
+    """A text of a worker's, as one line that can be printed. Raises SnapshotError for one that is too long."""
+    return _line(fields.text(name), f"{fields.where}.{name}")
+
+
+def _line(text: Plain, where: str) -> str:
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise SnapshotError(f"{where} is no text of at most {LONGEST} characters")
+    return printable(text)
 
 
 def error_of(state: Plain) -> Exception:
@@ -73,7 +94,7 @@ def error_of(state: Plain) -> Exception:
         if name == "errno":
             checked.append(value if type(value) is int and 0 <= value < 1 << 16 else errno.EIO)
         else:
-            checked.append(None if value is None and name == "filename" else str(value))
+            checked.append(None if value is None and name == "filename" else _line(value, f"error.{name or 'text'}"))
     made = kind(*checked)
     return made if isinstance(made, Exception) else AiovmmError(str(made))
 
@@ -81,14 +102,14 @@ def error_of(state: Plain) -> Exception:
 def status_to_state(status: ExitStatus) -> State:
     """Its error is what can be made again of it."""
     error = error_to_state(status.error) if status.error is not None else None
-    return {"reason": status.reason.value, "detail": status.detail, "error": error}
+    return {"reason": status.reason.value, "detail": short(status.detail), "error": error}
 
 
 def status_of(state: Plain) -> ExitStatus:
     """The inverse. Raises SnapshotError for what is none."""
     fields = Fields(state, "status")
     reason = ExitReason(fields.text("reason", among=[reason.value for reason in ExitReason]))
-    detail = fields.text("detail")
+    detail = words(fields, "detail")
     error = None if fields.absent("error") else error_of(fields.state("error"))
     fields.end()
     return ExitStatus(reason, detail, error)

@@ -12,16 +12,17 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from errno import ENOENT
 from typing import Protocol
 
-from aiovmm.errors import AiovmmError, HostError, PeerError
+from aiovmm.errors import HostError, PeerError
 from aiovmm.lifecycle import ExitStatus
 from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
+from aiovmm.pool.workers.voice import Voice
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.plain import Fields, Plain, State
@@ -72,6 +73,7 @@ class Worker:
         self.lost: WorkerLost | None = None
         self.pid = 0
         self._name = f"worker {index} of pool {pool!r}"
+        self._voice = Voice(self._name)
         self._gone = gone
         self._requests: dict[int, asyncio.Future[Plain]] = {}
         self._count = 0
@@ -105,7 +107,7 @@ class Worker:
             await self.over()
             assert self.lost is not None, "it has ended"
             raise WorkerLost(self.lost.what) from None
-        except AiovmmError:
+        except Exception:  # any that it may say
             await self.over()
             raise
 
@@ -130,7 +132,7 @@ class Worker:
     def _spawn(self, fd: int, passing_fd: int) -> Child:
         path = json.dumps([each for each in sys.path if isinstance(each, str)])
         command = [sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path, str(passing_fd)]
-        return Child(command, pass_fds=(fd, passing_fd), shown=True)
+        return Child(command, pass_fds=(fd, passing_fd), hear=self._voice.hear)
 
     def request(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Request:
         """Ask it for something, and have it take a copy of `passing_on`. Raises WorkerLost, HostError if that cannot be sent now,
@@ -156,6 +158,20 @@ class Worker:
         """A request to its end: one that is cancelled has its reply first, which comes soon then."""
         request = self.request(op, vm, passing_on, **fields)
         return await finish(request.reply, request.cancel)
+
+    @contextmanager
+    def patience(self, op: str, seconds: float | None) -> Iterator[None]:
+        """For an answer to `op` that it is to have within so many seconds (None: some time). It is killed if it is late."""
+        timer: asyncio.TimerHandle | None = None
+        if seconds is not None:
+            late = max(seconds, 0) + PATIENCE
+            why = f"had not answered {op!r} after {late:g} s"
+            timer = asyncio.get_running_loop().call_later(late, self.give_up, why)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def tell(self, op: str, vm: int, data: bytes = b"", **fields: Plain) -> None:
         """Something without a reply."""
@@ -209,10 +225,14 @@ class Worker:
         reply = self._requests.get(id_ := fields.number("id"))
         if reply is None:
             raise PeerError(f"an answer to {id_}, which was not asked")
-        if op == "failed":
-            reply.set_exception(error_of(fields.state("error")))
+        error = error_of(fields.state("error")) if op == "failed" else None
+        value = None if error is not None or fields.absent("value") else fields.state("value")
+        if reply.done():  # who waited for it has just given up
+            pass
+        elif error is not None:
+            reply.set_exception(error)
         else:
-            reply.set_result(None if fields.absent("value") else fields.state("value"))
+            reply.set_result(value)
         del self._requests[id_]  # not before: whoever waits for an answer that is none hears of the worker's end
 
     # -- its end
@@ -228,7 +248,9 @@ class Worker:
             process.kill()
             over.cancel()
             await finish(asyncio.wait([ended]))
+            process.said(2, 0)  # the last of it
             await process.aclose()
+            self._voice.end()
             connection.abort()
             if self._passing is not None:
                 self._passing.close()

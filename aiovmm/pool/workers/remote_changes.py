@@ -9,13 +9,15 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from aiovmm.config import LimitsConfig, NetConfig, PlacedConfig, VMConfig
+from aiovmm.config.ids import device_ids
 from aiovmm.errors import ConfigError, SnapshotError, StateError, UsageError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.ram import Ram
 from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.pool.workers.told_config import config_of
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.timeouts import check_seconds
-from aiovmm.snapshot.configuration import from_state, to_state
+from aiovmm.snapshot.configuration import to_state
 from aiovmm.stats.plain import from_state as stats_of
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["RemoteChanges"]
 
 T = TypeVar("T")
-_COMING = 32  # devices that may be added at the same time
 
 
 class RemoteChanges:
@@ -43,6 +44,7 @@ class RemoteChanges:
     _ending: Ending
     _transition: asyncio.Lock
     _config: VMConfig
+    _coming: list[PlacedConfig]  # that are being added
     _limits_now: LimitsConfig
     _left_it: bool
 
@@ -69,14 +71,21 @@ class RemoteChanges:
         if isinstance(device, NetConfig) and device.fd:
             raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
         kind, state = type(device).__name__, to_state(device)
-        id_, config = await self._ask("add", self._added, kind=kind, device=state, timeout=[timeout])
-        self._config = config
+        self._coming.append(device)
+        try:
+            id_, self._config = await self._ask(
+                "add", self._added, within=timeout, kind=kind, device=state, timeout=[timeout]
+            )
+        finally:
+            self._coming.remove(device)
         return id_
 
     async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
         """See VM.remove."""
         check_seconds(timeout, "remove(timeout=)")
-        self._config = await self._ask("remove", self._told_config, device=id_, timeout=[timeout], force=force)
+        self._config = await self._ask(
+            "remove", self._told_config, within=timeout, device=id_, timeout=[timeout], force=force
+        )
 
     async def resize(
         self,
@@ -91,7 +100,7 @@ class RemoteChanges:
             raise UsageError("resize() takes cpus=, memory= in bytes, or both")
         check_seconds(timeout, "resize(timeout=)")
         self._config = await self._ask(
-            "resize", self._told_config, cpus=cpus, memory=memory, zone=zone, timeout=[timeout]
+            "resize", self._told_config, within=timeout, cpus=cpus, memory=memory, zone=zone, timeout=[timeout]
         )
 
     # -- what it has done, and is
@@ -111,15 +120,21 @@ class RemoteChanges:
         check_seconds(seconds, "stats(every=)")
         try:
             while not self._ending.stopped.is_set():
-                yield await self._ask("stats", _stats)
+                yield await self._ask("stats", self._numbers, within=0)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ending.stopped.wait(), seconds)
-            yield await self._ask("stats", _stats)
+            yield await self._ask("stats", self._numbers, within=0)
         except WorkerLost:  # it has ended with its worker
             return
         except StateError:
             if not self._left_it:  # or its pool has taken it back meanwhile
                 raise
+
+    def _numbers(self, fields: Fields) -> VMStats:
+        stats = stats_of(fields.state("stats"))
+        if stats.vm != self.name:
+            raise SnapshotError(f"the numbers are of {stats.vm!r}, not of {self.name!r}")
+        return stats
 
     @property
     def memory(self) -> Ram:
@@ -142,24 +157,22 @@ class RemoteChanges:
         return Snapshot(where, pages, standstill, over)
 
     def _added(self, fields: Fields) -> tuple[str, VMConfig]:
-        return fields.text("id"), self._told_config(fields)
+        config = self._told_config(fields)
+        ids = {id_ for several in device_ids(config).values() for id_ in several}
+        return fields.text("id", among=sorted(ids)), config
 
     def _told_config(self, fields: Fields) -> VMConfig:
-        """What the worker says that the guest is made of by now, if that can have come of what it was before: one that is a
-        guest's may say that it is of twenty thousand disks, which would take a second to be looked at."""
-        state = fields.state("config")
-        there = sum(len(value) for value in state.values() if isinstance(value, list))
-        most = _COMING + sum(len(value) for value in vars(self._config).values() if isinstance(value, tuple))
-        if there > most:
-            raise SnapshotError(f"config has {there} devices, zones and groups, and {most} at most can be there")
-        return from_state(state)
+        """What the guest is made of by now."""
+        return config_of(self._config, self._coming, fields.state("config"))
 
-    async def _ask(self, op: str, read: Callable[[Fields], T], **fields: Plain) -> T:
-        """What `read` makes of the answer. Raises what it failed with, WorkerLost, StateError once it was given back."""
+    async def _ask(self, op: str, read: Callable[[Fields], T], *, within: float | None = None, **fields: Plain) -> T:
+        """What `read` makes of the answer. A worker that has none `PATIENCE` after `within` seconds is killed: that limit is kept
+        there, by one that may be a guest's. Raises what it failed with, WorkerLost, StateError once it was given back."""
         self._home.check()
         if self._left_it:
             raise StateError(self._not_there())
-        answer = await self._worker.ask(op, self._number, **fields)
+        with self._worker.patience(op, within):
+            answer = await self._worker.ask(op, self._number, **fields)
         with self._checked():
             return read(Fields(answer, op))
 
@@ -174,10 +187,6 @@ class RemoteChanges:
 
     def _refuse(self, what: str, instead: str) -> NoReturn:
         raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {instead}")
-
-
-def _stats(fields: Fields) -> VMStats:
-    return stats_of(fields.state("stats"))
 
 
 def _bytes(fields: Fields) -> int:

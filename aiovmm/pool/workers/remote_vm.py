@@ -11,10 +11,11 @@ from aiovmm.config import ConsoleMode, VMConfig
 from aiovmm.errors import ConfigError, PeerError, StateError
 from aiovmm.lifecycle import EventKind, ExitReason, ExitStatus, VMState
 from aiovmm.pool.workers import process
-from aiovmm.pool.workers.plain import WorkerLost, error_of
+from aiovmm.pool.workers.plain import WorkerLost, error_of, words
 from aiovmm.pool.workers.process import Worker
 from aiovmm.pool.workers.remote_changes import RemoteChanges
 from aiovmm.pool.workers.remote_input import RemoteInput
+from aiovmm.pool.workers.told_config import place_of
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import finish
@@ -41,6 +42,7 @@ class RemoteVM(RemoteChanges, VM):
         self._worker = worker
         self._number = number
         self._left_it = False
+        self._coming = []
         self._limits_now = config.limits
         self._consoles = {"serial": self._serial, "console": self._console}
         if self._debug is not None:
@@ -86,8 +88,8 @@ class RemoteVM(RemoteChanges, VM):
     def _happened(self, fields: Fields) -> None:
         kind = EventKind(fields.text("kind", among=_KINDS))
         error = None if fields.absent("error") else error_of(fields.state("error"))
-        device = None if fields.absent("device") else fields.text("device")
-        detail = fields.text("detail")
+        device = None if fields.absent("device") else words(fields, "device")
+        detail = words(fields, "detail")
         if kind is EventKind.STOPPED:
             raise PeerError("the end is no event among others")
         if not fields.absent("config"):  # it may have let go only now of what it was asked for long ago
@@ -112,8 +114,10 @@ class RemoteVM(RemoteChanges, VM):
             self._life.move(VMState.RUNNING)
         with self._checked():
             places = Fields(made, "places")
+            c = self._config
+            configs = {"serial": c.serial, "console": c.console, "debug_console": c.debug_console.console}
             for name, console in self._consoles.items():
-                console.place = places.text(name)
+                console.place = place_of(configs[name], places.text(name))
 
     async def leave(self) -> None:
         """There is nothing of it in the worker any more. Completes even if the caller is cancelled."""
