@@ -13,6 +13,7 @@ import click
 
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.errors import ConfigError
 
 __all__ = ["command"]
 
@@ -23,20 +24,24 @@ _FIRST_CID = 1000
 @click.argument("directory", type=click.Path(path_type=Path))
 @once("-n", "number", type=click.IntRange(1, 10_000), default=1, help="How many guests (1).")
 @once("--sockets", type=click.Path(path_type=Path), help="Where NAME.serial, NAME.console and NAME.vsock are made.")
+@once("--within", metavar="DIR", help="Open nothing that the snapshot names elsewhere: for one that others have made.")
 @once("--stop-timeout", type=click.FloatRange(0, 86400), default=10.0, help="Seconds a guest has to power off (10).")
-def command(directory: Path, number: int, sockets: Path | None, stop_timeout: float) -> None:
+def command(directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float) -> None:
     """Run NUMBER guests that all go on from the snapshot in DIRECTORY, until they end or a signal comes.
 
     They have its memory in common until they write to it, and each disk that can be written to has an overlay of its own,
     which goes with its guest. With --sockets each has its consoles and its vsock there: see `aiovmm attach`, `aiovmm exec`.
+    --within is that of `aiovmm run --restore`.
     The exit code is 1 if one of them failed, as that of `aiovmm run` is.
     """
     import uvloop
 
-    sys.exit(uvloop.run(_run(directory, number, sockets, stop_timeout)))
+    if within == "":  # a variable that nobody has set is no bound
+        raise ConfigError("--within", "is empty", "say --within DIR, or leave it out")
+    sys.exit(uvloop.run(_run(directory, number, sockets, within, stop_timeout)))
 
 
-async def _run(directory: Path, number: int, sockets: Path | None, stop_timeout: float) -> int:
+async def _run(directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float) -> int:
     """The exit code: 1 if a guest did not end as guests should."""
     from aiovmm.snapshot.template import Template
 
@@ -44,7 +49,7 @@ async def _run(directory: Path, number: int, sockets: Path | None, stop_timeout:
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(signum, stop.set)
-    async with await Template.open(directory) as template, AsyncExitStack() as stack:
+    async with await Template.open(directory, within=within) as template, AsyncExitStack() as stack:
         vms = []
         for index in range(number):
             name = f"{template.name}-{index}"

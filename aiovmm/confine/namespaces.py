@@ -3,6 +3,9 @@
 Landlock refuses paths; here they have no names, not even for what asks about them, and neither have mounts that come later.
 System V's shared memory goes, too. Root keeps its user namespace, for TAPs and to become somebody else; who is not root gets one
 of its own to be allowed this, in which it stays who it is, with no capability left in it. The network stays the host's: TAPs are.
+
+/proc is the host's, too, and each process there is a way to that one's root: Landlock refuses that, where the kernel has it, and
+to who is not root his user namespace does.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from aiovmm.confine.landlock import part_from_processes
 from aiovmm.confine.paths import Grant, Right
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.native import lib
@@ -65,6 +69,7 @@ def _enter(wanted: Mapping[str, Grant], names: list[str]) -> None:
     if os.geteuid():
         _checked(lib.avmm_no_new_privileges())
         _checked(lib.avmm_drop_capabilities())
+    part_from_processes()
 
 
 def _outermost(grants: Iterable[Grant], option: str) -> dict[str, Grant]:

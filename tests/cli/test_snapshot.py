@@ -111,6 +111,23 @@ def test_forks_say_how_their_guests_ended(tmp_path: Path, does: str, code: int) 
         assert (monitor.wait(TIME), said.count(b" ended: ")) == (code, 2 * code), said
 
 
+def test_forks_of_what_others_have_made_have_nothing_opened_elsewhere(
+    saved: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    done = run("fork", "s", "--within", str(elsewhere), cwd=saved)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert b"only what is below" in done.stderr
+    done = run("fork", "s", "--within", "", cwd=saved)
+    assert (done.returncode, done.stderr) == (2, b"aiovmm: --within: is empty (say --within DIR, or leave it out)\n")
+    command = [*AIOVMM, "fork", "s", "--within", "/", "--sockets", ".", "--stop-timeout", "0.1"]
+    with subprocess.Popen(command, cwd=saved, stderr=subprocess.PIPE) as monitor:
+        assert monitor.stderr is not None
+        assert monitor.stderr.readline() == b"aiovmm: 1 guests run: warm-0 to warm-0\n"
+        monitor.send_signal(signal.SIGTERM)
+        assert monitor.wait(TIME) == 1
+
+
 def test_what_does_not_go(saved: Path) -> None:
     source = f"source_url=file://{saved}/s"
     for words, what in (

@@ -14,6 +14,7 @@ import pytest
 from aiovmm.confine.namespaces import _outermost
 from aiovmm.confine.paths import KEEP, READ, RUN, Grant
 from aiovmm.errors import ConfigError
+from aiovmm.native import lib
 from tests.confine.tried import TRIED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,11 @@ tried("make at the root", lambda: Path("/new").write_text("x"))
 tried("look outside", lambda: os.listdir("/etc"))
 tried("write what is held", lambda: os.write(held, b"x"))
 tried("go up", lambda: os.listdir("/../../etc"))
+tried("go by another process", lambda: os.listdir(f"/proc/{os.getppid()}/root/etc"))
+tried("go by its files", lambda: os.readlink(f"/proc/{os.getppid()}/fd/0"))
+tried("go by our own", lambda: os.listdir("/proc/self/root/proc/self/fd"))
+tried("rename", lambda: os.rename(place / "kept" / "new", place / "kept" / "moved" / "new"))
+tried("rename back", lambda: os.rename(place / "kept" / "moved" / "new", place / "kept" / "new"))
 told = Path("/proc/self/status").read_text()
 print("root:", *sorted(os.listdir("/")))
 print("ids:", *os.getresuid(), *os.getresgid())
@@ -58,7 +64,7 @@ def place() -> Iterator[Path]:
     """Everybody's, as is the way to it."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:  # the tests' own one is nobody else's
         place = Path(name).resolve()
-        for folder in ("kept/below", "read", "led"):
+        for folder in ("kept/below", "kept/moved", "read", "led"):
             (place / folder).mkdir(parents=True)
         for file in ("read/file", "read/other", "led/inside"):
             (place / file).write_text("there")
@@ -81,6 +87,9 @@ def check(told: dict[str, str], place: Path) -> None:
     assert told["make"] == told["make below"] == told["read"] == told["read by a link"] == "done"
     assert told["write what is held"] == "done"
     assert told["write what is read"] == told["make at the root"] == read_only
+    assert told["go by our own"] == told["rename"] == told["rename back"] == "done"
+    if os.geteuid() or lib.avmm_landlock_version() > 0:
+        assert told["go by another process"] == told["go by its files"] == os.strerror(13)
     assert told["read beside it"] == told["look outside"] == told["go up"] == not_there
     assert set(told["root"].split()) == {place.parts[1], "lib", "proc", "usr"}
     assert (place / "kept" / "new").read_text() == "x"

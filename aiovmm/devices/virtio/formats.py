@@ -17,7 +17,21 @@ import stat
 from io import FileIO
 from typing import NamedTuple
 
-__all__ = ["HEADERS", "OVERLAY", "SECTOR", "Header", "Place", "format_of", "format_of_file", "last_sector", "open_file"]
+from aiovmm.errors import ImageError
+
+__all__ = [
+    "HEADERS",
+    "OVERLAY",
+    "SECTOR",
+    "Header",
+    "Place",
+    "format_of",
+    "format_of_file",
+    "format_of_open_file",
+    "last_sector",
+    "open_file",
+    "open_image",
+]
 
 SECTOR = 512
 """Bytes of the beginning, and of the end, that are looked at."""
@@ -69,9 +83,34 @@ _COMMENTS = re.compile(rb"(?:#[^\n]*\n|[ \r]*\n)*")
 def format_of_file(path: str | os.PathLike[str]) -> str | None:
     """The same of a file or block device. Raises OSError; may block."""
     with open_file(path) as file:
-        first = file.read(SECTOR)
-        file.seek(last_sector(file.seek(0, os.SEEK_END)))
-        return format_of(first, file.read(SECTOR))
+        return format_of_open_file(file)
+
+
+def format_of_open_file(file: FileIO) -> str | None:
+    """The same of one that was just opened."""
+    first = file.read(SECTOR)
+    file.seek(last_sector(file.seek(0, os.SEEK_END)))
+    return format_of(first, file.read(SECTOR))
+
+
+def open_image(path: str | os.PathLike[str], flags: int) -> int:
+    """A descriptor of a file or block device. It is looked at before, since opening a device may do something, and again once it
+    is open: by then there may be another thing, as a FIFO, which would have us wait for somebody. Raises ImageError for what is
+    neither, OSError."""
+    _check_kind(path, os.stat(path))
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _check_kind(path, os.fstat(fd))
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_kind(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISBLK(status.st_mode):
+        raise ImageError(os.fspath(path), "is neither a file nor a block device")
 
 
 def open_file(path: str | os.PathLike[str]) -> FileIO:

@@ -56,6 +56,39 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     assert open_fds() == fds
 
 
+def swapped(monkeypatch: pytest.MonkeyPatch, at: str, path: Path, other: Path) -> None:
+    """Another file takes its place once `at` of module os has looked at it."""
+    look = getattr(os, at)
+
+    def then_swap(*args: Any, **named: Any) -> Any:
+        found = look(*args, **named)
+        if args[0] == path and other.exists():
+            os.replace(other, path)
+        return found
+
+    monkeypatch.setattr(os, at, then_swap)
+
+
+def test_what_takes_its_place_meanwhile_is_waited_for_by_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fds = open_fds()
+    os.mkfifo(path.with_name("fifo"))
+    swapped(monkeypatch, "stat", path, path.with_name("fifo"))
+    with pytest.raises(ImageError, match="neither a file nor a block device"):
+        DiskImage.open(path, readonly=True)
+    assert open_fds() == fds
+
+
+def test_it_is_what_was_looked_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a file that looks raw could stand in for one that does not, and the guest have that one's tables."""
+    fds = open_fds()
+    harmless = path.with_name("harmless")
+    harmless.write_bytes(path.read_bytes())
+    swapped(monkeypatch, "open", path, harmless)
+    with pytest.raises(ImageError, match="was replaced by another file"):
+        DiskImage.open(path)
+    assert open_fds() == fds
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to everything")
 def test_a_file_that_may_not_be_written(path: Path) -> None:
     path.chmod(0o444)

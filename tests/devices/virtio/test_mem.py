@@ -251,6 +251,18 @@ async def test_requests_of_many_blocks_are_fewer_a_turn() -> None:
         assert max(answered) <= 5
 
 
+def test_all_of_a_large_region_costs_what_it_has_and_nothing_if_nothing_is_plugged() -> None:
+    blocks = Blocks(65536 * BLOCK_SIZE)
+    everything = Request(Kind.UNPLUG_ALL, 0, 0)
+    there = blocks._plugged
+    assert blocks.looked_at(everything) == 0
+    assert blocks.handle(everything).answer is Answer.ACK
+    assert blocks._plugged is there
+    blocks.requested = BLOCK_SIZE
+    assert blocks.handle(Request(Kind.PLUG, 0, 1)).answer is Answer.ACK
+    assert blocks.looked_at(everything) == 65536
+
+
 @pytest.mark.parametrize(
     "change", [{"start": 1}, {"requested": SIZE + BLOCK_SIZE}, {"plugged": b"\2" * COUNT}, {"x": 1}]
 )

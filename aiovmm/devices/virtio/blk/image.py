@@ -18,7 +18,7 @@ from aiovmm.config.disk import SERIAL_SIZE, LockGranularity
 from aiovmm.devices.virtio.blk import probe
 from aiovmm.devices.virtio.blk.lock import lock_image
 from aiovmm.devices.virtio.blk.protocol import SECTOR
-from aiovmm.devices.virtio.formats import OVERLAY, format_of_file
+from aiovmm.devices.virtio.formats import OVERLAY, format_of_open_file, open_file, open_image
 from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.native import lib
 from aiovmm.runtime import ofdlock
@@ -84,17 +84,14 @@ class DiskImage:
         name = str(path)
         flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
         try:
-            mode = path.stat().st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):  # opening a FIFO might never return
-                raise ImageError(name, "is neither a file nor a block device")
-            fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+            fd = open_image(path, flags | (os.O_DIRECT if direct else 0))
         except OSError as exc:
             raise HostError("opening the disk image", exc.errno or 0, _open_hint(exc.errno, direct), name) from exc
         try:
             keep_private(fd)
             lock_image(fd, name, shared=readonly, size=probe.size_of(fd) if lock is LockGranularity.BYTE_RANGE else 0)
             if not raw:
-                _refuse_other_formats(path)
+                _refuse_other_formats(path, fd)
             image = cls(path, fd, readonly=readonly, direct=direct, raw=raw, sparse=sparse)
             if image.size % image.geometry.logical and direct:
                 from aiovmm.runtime.log import Log
@@ -216,9 +213,13 @@ def let_go_of(fd: int) -> None:
     os.close(let_go(fd))
 
 
-def _refuse_other_formats(path: Path) -> None:
-    """Raises ImageError for an image that is not raw, as far as one can see, and OSError."""
-    found = format_of_file(path)
+def _refuse_other_formats(path: Path, fd: int) -> None:
+    """Raises ImageError for an image that is not raw, as far as one can see, and OSError. It is read by a descriptor of its own,
+    for `fd` may take whole blocks alone."""
+    with open_file(path) as file:
+        if not os.path.sameopenfile(file.fileno(), fd):
+            raise ImageError(str(path), "was replaced by another file while it was opened", "nobody else is to do so")
+        found = format_of_open_file(file)
     if found == OVERLAY:
         hint = "say path=BASE,overlay=THIS; or overlay=NEW,backing_files=on for an overlay of it"
         raise ImageError(str(path), f"is a {found} image of aiovmm", hint)

@@ -60,10 +60,18 @@ class Blocks:
         """All of it is unplugged; what is requested stays."""
         self._plugged, self._there = bytearray(len(self._plugged)), 0
 
+    def looked_at(self, request: Request) -> int:
+        """How many blocks `handle` goes through."""
+        if request.kind is Kind.UNPLUG_ALL:
+            return len(self._plugged) if self._there else 0
+        return request.blocks
+
     def handle(self, request: Request) -> Outcome:
         """Carry it out, or refuse it. What is freed must have no memory any more before the driver is answered."""
         if request.kind is Kind.UNPLUG_ALL:
-            freed = self._plugged if self._there else b""
+            if not self._there:
+                return Outcome(Answer.ACK)
+            freed = self._plugged
             self.clear()
             return Outcome(Answer.ACK, freed=freed)
         span = self._span(request)

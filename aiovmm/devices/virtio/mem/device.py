@@ -152,7 +152,7 @@ class MemDevice(VirtioDevice):
             raise ChainError("a request to virtio-mem has no room for its answer", chain.head)
         if request is None:
             return Outcome(Answer.ERROR)
-        queue.charge(request.blocks // _BLOCKS_A_TURN)
+        queue.charge(self.blocks.looked_at(request) // _BLOCKS_A_TURN)
         return self.blocks.handle(request)
 
     async def _reached(self, reach: BlockReach, outcome: Outcome) -> Outcome:

@@ -71,7 +71,12 @@ def open_backing(config: PmemConfig) -> Backing:
     """Open `config.file`. Raises HostError, and ConfigError for a size that cannot be the device's."""
     path, shared = config.file, not config.discard_writes
     temporary = config.size is not None and path.is_dir()
-    flags = os.O_CLOEXEC | (os.O_RDWR if shared or temporary else os.O_RDONLY) | (os.O_TMPFILE if temporary else 0)
+    flags = (
+        os.O_CLOEXEC
+        | os.O_NONBLOCK
+        | (os.O_RDWR if shared or temporary else os.O_RDONLY)
+        | (os.O_TMPFILE if temporary else 0)
+    )
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as exc:

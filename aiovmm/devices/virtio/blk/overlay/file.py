@@ -25,6 +25,7 @@ from aiovmm.devices.virtio.blk.overlay.header import (
     newest,
 )
 from aiovmm.devices.virtio.blk.protocol import SECTOR
+from aiovmm.devices.virtio.formats import open_file, open_image
 from aiovmm.errors import HostError, ImageError
 from aiovmm.native import lib
 from aiovmm.runtime.forks import keep_private
@@ -121,11 +122,11 @@ def write_header(fd: int, header: Header) -> None:
 
 def open_overlay(path: Path, *, readonly: bool, direct: bool = False) -> tuple[int, Header]:
     """An overlay's file, locked, and its header. Raises HostError, ImageError."""
-    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | (os.O_DIRECT if direct else 0)
     try:
         if not path.is_file() and path.exists():
             raise ImageError(str(path), "is no overlay: it is no file")
-        fd = os.open(path, flags)
+        fd = open_image(path, flags)
     except OSError as exc:
         hint = "say readonly=off to have it made" if exc.errno == errno.ENOENT and readonly else ""
         raise HostError("opening the overlay", exc.errno or 0, hint, str(path)) from exc
@@ -146,7 +147,7 @@ def is_overlay(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        with open(path, "rb", buffering=0) as file:
+        with open_file(path) as file:
             return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
