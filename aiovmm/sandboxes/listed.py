@@ -21,12 +21,14 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
-from aiovmm.console import Console
+from aiovmm.console import Console, ConsoleReader
 from aiovmm.errors import HostError, UsageError
 from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.user_dirs import runtime_directory
+from aiovmm.runtime.worker import Worker
 
 __all__ = ["BOOTING", "PREPARING", "RUNNING", "Defaults", "Entry", "Listed", "defaults_at", "find_listed", "listed"]
 
@@ -34,6 +36,7 @@ PREPARING, BOOTING, RUNNING = "preparing", "booting", "running"
 """States: its image is made or fetched; its kernel boots; its agent is ready."""
 
 _ELSEWHERE = "XDG_RUNTIME_DIR says where else it may be"
+_PART = 64 << 10  # bytes that are written at once
 _LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
 
 
@@ -128,21 +131,25 @@ class Listed:
             raise HostError("list a guest", exc.errno or 0, _ELSEWHERE, str(self.folder)) from exc
 
     async def keep(self, console: Console) -> None:
-        """Write down what the console prints, until it ends."""
-        path, old = self.console, self.folder / "console.old"
-        reader = console.reader()
+        """Write down what the console prints, until it ends. In threads: the folder may be where storage stands still."""
+        writes, reader = Worker("keep a console"), console.reader()
         try:
             with suppress(OSError):  # no room: the guest need not hear of it
-                while True:
-                    with path.open("wb", buffering=0) as out:
-                        size = 0
-                        while size < _LARGEST and (data := await reader.read()):
-                            size += out.write(data)
-                    if size < _LARGEST:
-                        return
-                    os.replace(path, old)
+                while await self._fill(reader, writes):
+                    await writes.submit(partial(os.replace, self.console, self.folder / "console.old"))
         finally:
             reader.close()
+
+    async def _fill(self, reader: ConsoleReader, writes: Worker) -> bool:
+        """One file; whether it is full."""
+        out = await writes.submit(partial(self.console.open, "wb", buffering=0))
+        size = 0
+        try:
+            while size < _LARGEST and (data := await reader.read(min(_PART, _LARGEST - size))):
+                size += await writes.submit(partial(out.write, data))
+            return size >= _LARGEST
+        finally:
+            writes.submit(out.close)  # when what is written has been
 
     def close(self) -> None:
         """Idempotent."""

@@ -175,7 +175,23 @@ async def test_a_console_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) ->
     console.close()
     await keeping
     assert sum(path.stat().st_size for path in entry.folder.glob("console*")) <= 2 * 1600
-    assert b"".join(follow(entry.console, wait=False)).endswith(b"\x08" * 600 + b"\t" * 600)
+    assert b"".join(follow(entry.console, wait=False)).endswith(b"\x08" * 400 + b"\t" * 600)
+    entry.close()
+
+
+async def test_a_console_whose_file_takes_nothing_holds_up_nobody() -> None:
+    entry, console = Listed("box", "/", ""), Console()
+    os.mkfifo(entry.console)  # whose opening waits for a reader
+    keeping = asyncio.create_task(entry.keep(console))
+    console.feed(b"hello")
+    for _ in range(10):
+        await asyncio.sleep(0.001)
+    assert not keeping.done()
+    reading = os.open(entry.console, os.O_RDONLY | os.O_NONBLOCK)
+    console.close()
+    await asyncio.wait_for(keeping, HANGS)
+    assert os.read(reading, 10) == b"hello"
+    os.close(reading)
     entry.close()
 
 
