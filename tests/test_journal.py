@@ -108,6 +108,8 @@ def test_no_word_of_a_guest_commands_a_terminal(caplog: pytest.LogCaptureFixture
     journal = Journal("vm")
     journal.remark("a\x1b]52;c;cm0gLXJm\x07\nb\u202e\x9b6n")
     journal.device_error("disk0", AiovmmError("x\x1b[6n"))
-    assert len(caplog.records) == 2
+    journal.device_error("disk0", ValueError("y\x1b[6n"))
+    assert [event.detail for event in journal._stream.history] == ["x\\x1b[6n", "ValueError: y\\x1b[6n"]
+    assert len(caplog.records) == 3
     assert all(record.getMessage().isprintable() for record in caplog.records)
     assert "\\x1b]52;c;cm0gLXJm\\x07\\nb\\u202e\\x9b6n" in caplog.text
