@@ -48,12 +48,12 @@ class HistoryRing:
             self._overwrite(view)
 
     def skip(self, size: int) -> None:
-        """`size` bytes, of any number, are lost, and with them what came before."""
+        """`size` bytes, of any number, are lost, and with them what came before. Nothing is written over what cannot be read any
+        more: who says how many were lost may be hostile, and say it again and again."""
         if not size:
             return
-        beyond = max(0, size - self.capacity)
-        self.end += beyond  # all of the buffer is written anew then
-        self.write(bytes(size - beyond))
+        self._buffer += bytes(min(size, self.capacity - len(self._buffer)))
+        self.end += size
         self._floor = self.end
 
     def read(self, offset: int, size: int | None = None) -> bytes:
