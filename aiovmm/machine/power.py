@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from aiovmm.runtime.admission import admitted
 from aiovmm.runtime.event import Event
 from aiovmm.runtime.lazy import imported
 from aiovmm.runtime.tasks import TaskScope, in_thread
+from aiovmm.runtime.undoing import Undoing
 
 if TYPE_CHECKING:  # see `_examine`
     from aiovmm.boot import KernelImage
@@ -177,16 +178,17 @@ class Power:
 
     async def aclose(self) -> None:
         """Release the machine, its tasks, and the parts. Idempotent."""
-        async with AsyncExitStack() as stack:
-            if self._own is not None:
-                stack.callback(self._own.give_back)
-                self._own = None
-            if self.parts is not None:
-                stack.push_async_callback(self.parts.aclose)
-            stack.push_async_callback(self.tasks.aclose)
-            machine, self.machine = self.machine, None
-            if machine is not None:
-                stack.push_async_callback(machine.aclose)
+        undoing = Undoing()
+        if self._own is not None:
+            undoing.push(self._own.give_back)
+            self._own = None
+        if self.parts is not None:
+            undoing.push(self.parts.aclose)
+        undoing.push(self.tasks.aclose)
+        machine, self.machine = self.machine, None
+        if machine is not None:
+            undoing.push(machine.aclose)
+        await undoing.aclose()
         self.parts = None
 
 

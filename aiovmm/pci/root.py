@@ -124,7 +124,10 @@ class PciRoot:
 
     async def close(self) -> None:
         """Unplug everything and leave the bus. Idempotent."""
-        await asyncio.gather(*(segment.close() for segment in reversed(self.segments)))
+        if len(self.segments) == 1:
+            await self.segments[0].close()
+        else:
+            await asyncio.gather(*(segment.close() for segment in reversed(self.segments)))
         if self._ports is not None:
             self._services.bus.remove(self._ports)
             self._ports = None

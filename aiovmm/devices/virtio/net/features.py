@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 __all__ = [
     "ALL_OFFLOADS",
@@ -123,11 +124,13 @@ def offered(
     return bits & ~withheld(offloads)
 
 
+@lru_cache(64)
 def consistent(features: int) -> bool:
     """Whether every bit has what it requires."""
     return all(not features & bit or any(features & need for need in needs) for bit, needs in _NEEDS.items())
 
 
+@lru_cache(64)
 def supported(features: int) -> int:
     """`features` without the bits that lack what they require, so that a driver may accept all that it is offered."""
     while not consistent(features):
