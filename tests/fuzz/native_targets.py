@@ -15,7 +15,7 @@ CLANG = shutil.which("clang") or shutil.which("clang-14")
 HERE = Path(__file__).resolve().parent / "native"
 SOURCE = Path(aiovmm.native.__file__).resolve().parent / "src"
 
-_RING = ("ring.c", "mem.c", "guard.c")
+_RING = ("ring*.c", "mem.c", "guard.c")
 NATIVE: dict[str, tuple[str, ...]] = {
     "ring": _RING,
     "stream": ("stream.c", *_RING),

@@ -20,7 +20,10 @@ pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 def compile_c(folder: Path, name: str, *flags: str) -> Path:
     program = folder / name
-    sources = [HERE / f"{name}.c", *(SOURCE / f"{part}.c" for part in ("stream", "ring", "mem", "guard"))]
+    sources = [
+        HERE / f"{name}.c",
+        *(SOURCE / f"{part}.c" for part in ("stream", "ring", "ring_chain", "ring_record", "mem", "guard")),
+    ]
     command = ["gcc", *FLAGS, *flags, "-I", str(SOURCE), "-o", str(program), *map(str, sources)]
     subprocess.run(command, check=True, timeout=60)
     return program

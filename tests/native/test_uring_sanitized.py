@@ -23,7 +23,7 @@ def built(place: Path, sanitizer: str) -> Path:
     sources = [
         HERE / "blk_fuzz.c",
         *SOURCE.glob("blk*.c"),
-        *(SOURCE / f"{name}.c" for name in ("uring", "ring", "mem")),
+        *(SOURCE / f"{name}.c" for name in ("uring", "ring", "ring_chain", "ring_record", "mem")),
     ]
     sanitize = [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     command = ["gcc", *FLAGS, *sanitize, "-I", str(SOURCE), "-o", str(program), *map(str, sources)]
