@@ -1,16 +1,20 @@
-"""The native arrays that a batch of chains is taken into; reused from batch to batch."""
+"""The native arrays that a batch of chains is taken into, reused from batch to batch; and the batches of a queue, in turn."""
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiovmm.memory import AddressSpace
 from aiovmm.native import ffi, lib
 from aiovmm.native.room import room
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.chain import Chain
 
-__all__ = ["IOV_LIMIT", "Batch"]
+if TYPE_CHECKING:
+    from aiovmm.virtqueue.queue import Queue
+
+__all__ = ["IOV_LIMIT", "Batch", "Batches"]
 
 IOV_LIMIT = 1 << 16
 """Segments of one chain at most. Caps what a guest can make us allocate by mapping one buffer in tiny pieces (an IOMMU)."""
@@ -81,3 +85,23 @@ class Batch:
             )
             for first, n_read, n_write, head, read_bytes, write_bytes in rows
         ]
+
+
+class Batches:
+    """Asynchronous iterator over the batches of a queue."""
+
+    def __init__(self, queue: Queue, batch: Batch) -> None:
+        self._queue = queue
+        self._batch = batch
+        self._again = False
+
+    def __aiter__(self) -> Batches:
+        return self
+
+    async def __anext__(self) -> Batch:
+        if self._again:
+            await next_turn()
+        self._again = True
+        while not self._queue.pop_batch(self._batch):
+            await self._queue.wait()
+        return self._batch

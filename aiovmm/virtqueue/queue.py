@@ -25,37 +25,26 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from aiovmm.errors import ChainError, GuestError, GuestFault, StateError
+from aiovmm.errors import GuestError, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.tasks import fail
 from aiovmm.runtime.turns import next_turn
-from aiovmm.virtqueue.batch import Batch
+from aiovmm.virtqueue.batch import Batch, Batches
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX
-from aiovmm.virtqueue.ring import close_ring, open_ring, position_of, ring_stands
+from aiovmm.virtqueue.ring import close_ring, open_ring, position_of, ring_stands, what_is_wrong
 from aiovmm.virtqueue.serving import Serving, Turn
 
-__all__ = ["Batches", "Queue"]
+__all__ = ["Queue"]
 
 _PIECES = 2048  # segments of chains taken at once: each becomes an object, so more would keep the loop busy for long
 _PIECES_A_TURN = 128  # of a chain that counts for one in the next line
 _DRAIN = 64  # chains handed out before the loop gets a turn, or the queue's size if that is less
-
-_REASONS = {
-    lib.AVMM_RING_BAD_INDEX: "the available index is further ahead than there are free descriptors",
-    lib.AVMM_RING_BAD_HEAD: "its head is outside the descriptor table",
-    lib.AVMM_RING_BAD_NEXT: "a next index is outside the descriptor table",
-    lib.AVMM_RING_TOO_LONG: "it loops, or is longer than the queue",
-    lib.AVMM_RING_TOO_LARGE: "it is longer than 2^32 bytes in total",
-    lib.AVMM_RING_BAD_ORDER: "a device-readable descriptor follows a device-writable one",
-    lib.AVMM_RING_BAD_INDIRECT: "its indirect descriptor is not legal",
-    lib.AVMM_RING_NO_ROOM: "it lies in too many pieces of memory",
-}
 
 
 class Queue:
@@ -248,9 +237,7 @@ class Queue:
         if head is not None and error.code != lib.AVMM_RING_NO_ROOM:
             lib.avmm_queue_push_one(self._q, head, 0)
             self.flush()
-        if error.code == lib.AVMM_RING_FAULT:
-            return GuestFault(error.address, error.length)
-        return ChainError(_REASONS[error.code], head)
+        return what_is_wrong(error)
 
     # -- kicks and interrupts ------------------------------------------------------------------------------------------
 
@@ -414,23 +401,3 @@ class Queue:
         if self._ring is None:
             raise StateError(f"{self!r} is not in use")
         return self._q
-
-
-class Batches:
-    """Asynchronous iterator over the batches of a queue."""
-
-    def __init__(self, queue: Queue, batch: Batch) -> None:
-        self._queue = queue
-        self._batch = batch
-        self._again = False
-
-    def __aiter__(self) -> Batches:
-        return self
-
-    async def __anext__(self) -> Batch:
-        if self._again:
-            await next_turn()
-        self._again = True
-        while not self._queue.pop_batch(self._batch):
-            await self._queue.wait()
-        return self._batch

@@ -10,20 +10,31 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from aiovmm.errors import GuestFault
+from aiovmm.errors import ChainError, GuestError, GuestFault
 from aiovmm.memory import PAGE_SIZE, AddressSpace
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.config import QueueConfig, QueuePosition
 from aiovmm.virtqueue.features import EVENT_IDX, INDIRECT_DESC
 
-__all__ = ["Ring", "close_ring", "open_ring", "position_of", "ring_stands"]
+__all__ = ["Ring", "close_ring", "open_ring", "position_of", "ring_stands", "what_is_wrong"]
 
 _CHAIN_MIN = 32  # Linux fills indirect tables with up to MAX_SKB_FRAGS + 2 descriptors, however small the ring
 
 
 _PARTS = ("desc", "avail", "used")
 _RIGHTS = (lib.AVMM_MEM_READ, lib.AVMM_MEM_READ, lib.AVMM_MEM_READ | lib.AVMM_MEM_WRITE)
+
+_REASONS = {
+    lib.AVMM_RING_BAD_INDEX: "the available index is further ahead than there are free descriptors",
+    lib.AVMM_RING_BAD_HEAD: "its head is outside the descriptor table",
+    lib.AVMM_RING_BAD_NEXT: "a next index is outside the descriptor table",
+    lib.AVMM_RING_TOO_LONG: "it loops, or is longer than the queue",
+    lib.AVMM_RING_TOO_LARGE: "it is longer than 2^32 bytes in total",
+    lib.AVMM_RING_BAD_ORDER: "a device-readable descriptor follows a device-writable one",
+    lib.AVMM_RING_BAD_INDIRECT: "its indirect descriptor is not legal",
+    lib.AVMM_RING_NO_ROOM: "it lies in too many pieces of memory",
+}
 
 
 @dataclass(frozen=True)
@@ -115,3 +126,10 @@ def _hold(memory: AddressSpace, address: int, size: int) -> list[memoryview]:
     end = address + size
     cuts = [address, *range((address // PAGE_SIZE + 1) * PAGE_SIZE, end, PAGE_SIZE), end]
     return [memory.slice(a, b - a) for a, b in itertools.pairwise(cuts)]
+
+
+def what_is_wrong(error: Any) -> GuestError:
+    """With a chain, by the `struct avmm_ring_error *` of who took it."""
+    if error.code == lib.AVMM_RING_FAULT:
+        return GuestFault(error.address, error.length)
+    return ChainError(_REASONS[error.code], None if error.head < 0 else int(error.head))
