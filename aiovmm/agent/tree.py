@@ -1,4 +1,4 @@
-"""A file, or a directory with all below it, as a stream of records: what guest/tree.c sends and takes. Pure.
+"""A file, or a directory with all below it, as a stream of records: what guest/pack.c sends and guest/unpack.c takes. Pure.
 
 A record is u8 type, u8 zero, u16 size of the name, u32 mode, u64 modification time in ns, and the name, which is that
 of an entry of the directory one is in: D enters one, U leaves it, E ends all. Behind F (a file) comes its content, in

@@ -96,7 +96,7 @@ struct user {
 };
 int user_find(const char *wanted, struct user *user);
 
-/* applets.c and tree.c: run in a child, as processes do */
+/* applets.c, pack.c and unpack.c: run in a child, as processes do */
 int applet_run(char *const *argv);
 int pack(const char *path);
 int unpack(const char *path);
