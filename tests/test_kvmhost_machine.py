@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import pytest
 
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL, BootFiles, machine_name, qemu_command
 from tests.kvmhost.errors import KvmHostError, MissingTool
+from tests.kvmhost.initramfs import build
+from tests.kvmhost.iommufd import IommufdImage
 from tests.kvmhost.lock import HostLock, holder
 from tests.kvmhost.machine import Machine
 from tests.kvmhost.qemu import Qemu
@@ -39,6 +42,28 @@ def test_the_vfio_profile_has_an_iommu_and_a_drive_to_pass_through() -> None:
     assert "intel-iommu,intremap=off,caching-mode=on" in command
     assert "nvme,drive=nvme,serial=kvmhost-nvme" in command
     assert option(command, "-append").endswith("intel_iommu=on iommu=nopt")
+
+
+def test_the_iommufd_profile_is_booted_by_a_kernel_of_its_own(tmp_path: pathlib.Path) -> None:
+    """Its drivers ride in the initramfs, and are loaded in their order; the disk is the image's."""
+    image = IommufdImage(tmp_path / "image", tmp_path / "kernel")
+    assert (image.disk, image.kernel) == (tmp_path / "image/disk.img", tmp_path / "kernel/vmlinuz")
+    (image.boot / "drivers").mkdir(parents=True)
+    for name in ("busybox", "virtio_blk.ko", "drivers/iommufd.ko"):
+        (image.boot / name).write_bytes(name.encode())
+    (image.boot / "order").write_text("virtio_blk.ko\n")
+    (image.boot / "drivers/order").write_text("iommufd.ko allow_unsafe_interrupts=1\n")
+    archive = build(image.boot, profile_named("iommufd"))
+    for part in (
+        b"kvmhost/drivers/iommufd.ko\0",
+        b"iommufd.ko allow_unsafe_interrupts=1\n",
+        b"modules/virtio_blk.ko\0",
+    ):
+        assert part in archive
+    shutil.rmtree(image.boot / "drivers")
+    assert b"kvmhost/drivers" not in build(image.boot, profile_named("vfio")).replace(b"/run/kvmhost/drivers", b"")
+    vfio, iommufd = (qemu_command(Qemu(), profile_named(kind), Size(1, GIB), FILES) for kind in ("vfio", "iommufd"))
+    assert {word for word in vfio if word.startswith(("nvme", "intel-iommu", "vmxnet3", "virtio-net"))} <= set(iommufd)
 
 
 def test_devices_to_pass_through_are_the_same_on_arm64_behind_its_own_iommu() -> None:
@@ -74,8 +99,10 @@ def test_each_host_has_a_name_and_so_a_place_of_its_own() -> None:
         profile_named(arch="aarch64"),
         profile_named(arch="aarch64", processor="cortex-a72"),
         profile_named("vfio", "aarch64"),
+        profile_named("iommufd"),
     ]
-    assert [one.name for one in profiles] == ["default", "vfio", "aarch64", "aarch64-cortex-a72", "aarch64-vfio"]
+    names = ["default", "vfio", "aarch64", "aarch64-cortex-a72", "aarch64-vfio", "iommufd"]
+    assert [one.name for one in profiles] == names
     assert profile_named(arch="aarch64", processor="max") == profiles[2]
 
 

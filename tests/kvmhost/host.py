@@ -14,6 +14,7 @@ from .arch import X86_64
 from .channel import Channel, Streams, capture
 from .errors import HostLost
 from .image import Image, ensure_image
+from .iommufd import with_iommufd
 from .lock import HostLock, holder
 from .machine import Machine
 from .messages import Hello, Request, Result
@@ -99,6 +100,8 @@ class Host:
         """A session with a host that fits: the running one, or one started now."""
         arch = self.profile.arch
         image = ensure_image(self._cache, self._say, arch)
+        if self.profile.iommufd:
+            image = with_iommufd(self._cache, image, self._say)
         qemu = ensure_qemu(self._cache, os.environ, self._say, arch)
         pid = self.machine.pid()
         if pid is not None:

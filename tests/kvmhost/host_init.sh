@@ -22,6 +22,13 @@ echo 1 >/proc/sys/vm/overcommit_memory
 echo 1 >/proc/sys/net/ipv4/ip_forward
 ulimit -n 65536
 
+if [ -d /run/kvmhost/drivers ]; then
+    modprobe irqbypass
+    while read -r driver; do
+        # shellcheck disable=SC2086 # a module and its parameters
+        insmod /run/kvmhost/drivers/$driver || echo "kvmhost: insmod $driver failed"
+    done </run/kvmhost/drivers/order
+fi
 for module in virtio_console virtio_rng tun vhost_net vhost_vsock vsock_loopback loop fuse; do
     modprobe "$module" || echo "kvmhost: modprobe $module failed"
 done

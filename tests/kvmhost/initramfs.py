@@ -15,8 +15,10 @@ _AGENT_MODULES = ("frames.py", "messages.py", "job.py", "agent.py")
 
 
 def build(boot: pathlib.Path, profile: Profile) -> bytes:
-    """The archive. `boot` is an image's boot directory: busybox, and the modules of `order` beside it."""
+    """The archive. `boot` is an image's boot directory: busybox, the modules of `order` beside it, and perhaps `drivers` that
+    the disk does not have, with an `order` of insmod's arguments."""
     modules = (boot / "order").read_text().split()
+    drivers = sorted((boot / "drivers").glob("*"))
     return cpio.archive(
         [
             *(cpio.directory(name) for name in ("bin", "dev", "proc", "modules", "root", "kvmhost", "kvmhost/kvmhost")),
@@ -28,6 +30,8 @@ def build(boot: pathlib.Path, profile: Profile) -> bytes:
             cpio.file(
                 "kvmhost/modules", "".join(f"{line}\n" for line in (*profile.arch.modules, *profile.modules)).encode()
             ),
+            *([cpio.directory("kvmhost/drivers")] if drivers else []),
+            *(cpio.file(f"kvmhost/drivers/{path.name}", path.read_bytes()) for path in drivers),
             cpio.file("kvmhost/kvmhost/__init__.py", b""),
             *(cpio.file(f"kvmhost/kvmhost/{name}", (_HERE / name).read_bytes()) for name in _AGENT_MODULES),
         ]

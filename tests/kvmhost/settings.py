@@ -49,6 +49,7 @@ class Profile:
     disks: tuple[Disk, ...] = ()
     kernel_arguments: str = ""
     modules: tuple[str, ...] = ()  # modprobe arguments, run at boot after the common ones
+    iommufd: bool = False  # booted by the kernel of iommufd.py
 
     @property
     def name(self) -> str:
@@ -92,6 +93,16 @@ PROFILES = {
             disks=_DISKS,
             kernel_arguments="intel_iommu=on iommu=nopt",
             modules=("vfio_iommu_type1 allow_unsafe_interrupts=1", "vfio-pci"),
+        ),
+        Profile(
+            "iommufd",
+            machine="kernel-irqchip=off",
+            devices=("-device", "intel-iommu,intremap=off,caching-mode=on", *_TO_PASS_THROUGH),
+            disks=_DISKS,
+            # The check gives up where the emulator has no processor to be in time with its timer.
+            kernel_arguments="intel_iommu=on iommu=nopt no_timer_check",
+            modules=("vfio-pci",),
+            iommufd=True,
         ),
         Profile(arch=AARCH64),
         Profile(

@@ -178,3 +178,12 @@ def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="vhost_user", dir="/var/tmp"))
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture
+def drive() -> Iterator[Path]:
+    """An NVMe drive's directory in sysfs, vfio-pci its driver; nvme again afterwards."""
+    from tests.system.nvme import taken_drive
+
+    with taken_drive() as device:
+        yield device

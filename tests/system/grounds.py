@@ -18,6 +18,7 @@ _X86_ALONE = {
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
     "test_hotplug.py": "",
+    "test_iommufd.py": "",
     "test_machine.py": "",
     "test_sandbox.py": "network_by_passt",
     "test_vfio.py": "comes_to_a_guest_that_runs",

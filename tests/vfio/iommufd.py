@@ -121,7 +121,7 @@ class IommufdModel:
 
     def _bind(self, file: DeviceFile, iommufd: object) -> None:
         if not isinstance(iommufd, IommuFile):
-            raise OSError(errno.EBADF, "no iommufd")
+            raise OSError(errno.EBADFD, os.strerror(errno.EBADFD))
         others = [other for other in self.files if other.iommufd is not None]
         if file.iommufd is not None or any(other.device is file.device for other in others):
             raise OSError(errno.EINVAL, "bound already")
