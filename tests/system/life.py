@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 import time
@@ -21,15 +22,9 @@ from tests.system.programs import program
 from tests.system.traffic import sink
 
 VSOCK_PORT = 2000
-NUMBERS = "i=0; while :; do i=$((i+1)); echo n$i; usleep 5000; done"
 FIO = (
     "fio --name=v --filename=/dev/vda --size=1M --numjobs=4 --offset_increment=1M --thread --rw=randwrite --bs=4k --direct=1"
     " --ioengine=psync --verify=crc32c --verify_fatal=1"
-)
-WORK = (
-    f"(while {FIO} >/tmp/fio 2>&1; do echo >>/tmp/verified; done; mv /tmp/fio /tmp/failed) & true",
-    f"(while :; do vsock connect 2 {VSOCK_PORT} source 262144 >>/tmp/sent 2>/dev/null || sleep 0.1; done) & true",
-    f"(sh -c '{NUMBERS}' >/dev/hvc0) & true",
 )
 LIMIT = limit(120.0)
 
@@ -66,7 +61,8 @@ def configured(
     guests: Guests, release: str, image: Path, disk: Path, *, subnet: int = 1, **changes: object
 ) -> VMConfig:
     """A guest with all devices; `disk` is made."""
-    disk.write_bytes(bytes(16 << 20))
+    disk.touch()
+    os.truncate(disk, 16 << 20)
     config = guests.config(
         release,
         console=ConsoleConfig(),
@@ -78,13 +74,17 @@ def configured(
     return replace(config, payload=replace(config.payload, initramfs=image))
 
 
-async def work(vm: VM, tcp_port: int, subnet: int = 1) -> None:
-    """Let the guest begin."""
+async def work(vm: VM, tcp_port: int, subnet: int = 1, pause: float = 0.0) -> None:
+    """Let the guest begin. `pause`: seconds that it rests after each verification of its disk and each stream, so that many
+    guests have room."""
     host, guest = host_and_guest(subnet)
+    numbers = f"i=0; while :; do i=$((i+1)); echo n$i; usleep {5000 + int(50_000 * pause)}; done"
     await shell(vm, f"ip address add {guest}/24 dev eth0; ip link set eth0 up")
-    await shell(vm, f"(sh -c '{NUMBERS}' | nc {host} {tcp_port}) </dev/null 2>/dev/null & true")
-    for command in WORK:
-        await shell(vm, command)
+    await shell(vm, f"(sh -c '{numbers}' | nc {host} {tcp_port}) </dev/null 2>/dev/null & true")
+    disk = f"while {FIO} >/tmp/fio 2>&1; do echo >>/tmp/verified; sleep {pause}; done; mv /tmp/fio /tmp/failed"
+    streams = f"vsock connect 2 {VSOCK_PORT} source 262144 >>/tmp/sent 2>/dev/null && sleep {pause} || sleep 0.1"
+    for loop in (disk, f"while :; do {streams}; done", f"sh -c '{numbers}' >/dev/hvc0"):
+        await shell(vm, f"({loop}) & true")
 
 
 async def done(vm: VM) -> Done:

@@ -24,7 +24,8 @@ from tests.vm.remains import Remains
 
 COUNT = 16
 ROUNDS = int(os.environ.get("AIOVMM_ROUNDS") or 30)
-AT_ONCE = 4  # that boot: what a guest waits for has a limit
+AT_ONCE = 2  # that boot: what a guest waits for has a limit
+PAUSE = 3.0  # seconds, in which others have the emulated processors
 
 
 class Worker:
@@ -47,7 +48,7 @@ class Worker:
             stack.callback(self._received.close)
             await vm.start()
             await prompt(vm, timeout=AT_ONCE * BOOT)
-            await work(vm, server.sockets[0].getsockname()[1], self._number)
+            await work(vm, server.sockets[0].getsockname()[1], self._number, PAUSE)
             self._done = await more(vm, await done(vm))
             self._stack = stack.pop_all()
         return self
