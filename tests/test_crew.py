@@ -42,6 +42,12 @@ async def test_what_a_call_raises_is_raised() -> None:
     assert await in_thread("test", lambda: 1) == 1, "the thread has gone on"
 
 
+@pytest.mark.parametrize("name", ["\udcff: tap open", "web: \udcff", "\ud800", ""])
+async def test_a_name_that_is_no_utf_8_keeps_nobody_from_work(name: str) -> None:
+    """A TAP may be called so, on whose opening a guest's start waits."""
+    assert await asyncio.wait_for(in_thread(name, lambda: 5), HANGS) == 5
+
+
 async def test_who_has_nothing_to_do_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew, "IDLE", 0.01)
     monkeypatch.setattr(crew, "_idle", [])

@@ -147,13 +147,13 @@ def open_regular(path: str | os.PathLike[str], what: str = "file") -> Iterator[i
     except PermissionError as exc:
         raise ImageError(name, "not readable by this user", "change its mode, or copy it with sudo") from exc
     except (NotADirectoryError, IsADirectoryError) as exc:
-        raise ImageError(name, f"not a {what}") from exc
+        raise ImageError(name, f"is no {what}") from exc
     except OSError as exc:
         raise HostError(f"opening {what}", exc.errno or errno.EIO, path=name) from exc
     try:
         status = os.fstat(fd)
         if stat.S_ISDIR(status.st_mode):
-            raise ImageError(name, f"is a directory, not a {what}")
+            raise ImageError(name, f"is a directory and no {what}")
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(name, f"is not a regular file, so no {what}")
         if status.st_size == 0:

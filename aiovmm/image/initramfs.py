@@ -127,7 +127,7 @@ def build_initramfs(
     for path, source in (files or {}).items():
         _add_file(archive, path, source)
     if run is not None:
-        archive.file("/aiovmm/run", b"#!/bin/sh\n" + run.encode() + b"\n", 0o755)
+        archive.file("/aiovmm/run", b"#!/bin/sh\n" + os.fsencode(run) + b"\n", 0o755)
     if agent is not None:
         archive.file(AGENT, _read(Path(agent)), 0o755)
     if init is not None:
@@ -160,7 +160,7 @@ def _script(name: str) -> bytes:
 
 
 def _bytes(text: str | bytes) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+    return os.fsencode(text) if isinstance(text, str) else text
 
 
 def _add_busybox(archive: CpioArchive, path: Path) -> Architecture:

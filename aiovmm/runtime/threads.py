@@ -75,6 +75,7 @@ class _Beginning(threading.Event):
 def system_name(name: str) -> bytes:
     """What there is room for: what a thread does first, then as much of its VM's name as fits before it."""
     owner, _, what = name.rpartition(": ")
+    owner, what = (part.encode(errors="replace").decode() for part in (owner, what))  # a path's bytes need not be UTF-8
     room = max(_ROOM - 1 - len(what.encode()), 0)
     short = f"{owner.encode()[:room].decode(errors='ignore')} {what}".lstrip()
     return short.encode()[:_ROOM].decode(errors="ignore").encode()

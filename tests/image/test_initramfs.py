@@ -172,10 +172,10 @@ def test_files_and_directories_are_added(tmp_path: Path) -> None:
 
 
 def test_script_to_run_and_an_init_of_ones_own(tmp_path: Path) -> None:
-    image = build_initramfs(init="#!/bin/true\n", run="echo hi")
+    image = build_initramfs(init="#!/bin/true\n# \udcff\n", run="echo \udcff")  # paths on it need not be UTF-8
     out = extract(image, tmp_path)
-    assert (out / "init").read_text() == "#!/bin/true\n"
-    assert (out / "aiovmm/run").read_text() == "#!/bin/sh\necho hi\n"
+    assert (out / "init").read_bytes() == b"#!/bin/true\n# \xff\n"
+    assert (out / "aiovmm/run").read_bytes() == b"#!/bin/sh\necho \xff\n"
     assert os.access(out / "aiovmm/run", os.X_OK)
 
 

@@ -19,7 +19,13 @@ from tests.vm.guest import config, counts_on, until
 
 
 @pytest.mark.parametrize(
-    ("name", "seen"), [("web", "web vcpu-1"), ("a-very-long-name-of-a-guest", "a-very-l vcpu-1"), ("\u00fc" * 8, None)]
+    ("name", "seen"),
+    [
+        ("web", "web vcpu-1"),
+        ("a-very-long-name-of-a-guest", "a-very-l vcpu-1"),
+        ("\u00fc" * 8, None),
+        ("\udcff" * 8, "???????? vcpu-1"),
+    ],
 )
 async def test_threads_of_vcpus_are_named_after_their_vm(name: str, seen: str | None) -> None:
     async with VM(config("x", 2, name=name)) as vm:

@@ -87,4 +87,5 @@ def test_addresses_are_local_and_unicast_and_derived_ones_stay() -> None:
     for mac in (random_mac(), derive_mac("web-1"), random_mac(lambda n: b"\xff" * n)):
         assert mac[0] & 3 == 2
     assert derive_mac("web-1") == derive_mac("web-1") != derive_mac("web-2")
+    assert derive_mac("\udcff") == derive_mac("\udcff") != derive_mac("\udcfe"), "a VM's name need not be UTF-8"
     assert random_mac(os.urandom) != random_mac(os.urandom)

@@ -33,7 +33,7 @@ def random_mac(randbytes: Callable[[int], bytes] = os.urandom) -> bytes:
 
 def derive_mac(name: str) -> bytes:
     """The same, and the same for the same name: a guest keeps its address from one run to the next."""
-    return _local(hashlib.blake2b(name.encode(), digest_size=6).digest())
+    return _local(hashlib.blake2b(os.fsencode(name), digest_size=6).digest())
 
 
 def other_end(mac: bytes) -> bytes:
