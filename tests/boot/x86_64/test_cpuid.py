@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiovmm.boot.x86_64.cpuid import SIGNIFICANT_INDEX, CpuidEntry, CpuTopology, adjust, apic_id
@@ -77,6 +77,10 @@ def test_host_without_the_deadline_timer() -> None:
 
 
 @given(HOST_ENTRIES, TOPOLOGIES)
+@example(INTEL, CpuTopology(1, 127, 2))
+@example(AMD, CpuTopology(1, 127, 2))
+@example(INTEL, CpuTopology(254))
+@example(AMD, CpuTopology(2, 127))
 def test_apic_ids_are_distinct_and_the_same_in_every_leaf(host: list[CpuidEntry], topology: CpuTopology) -> None:
     seen = set()
     for cpu in range(topology.cpus):
@@ -92,6 +96,10 @@ def test_apic_ids_are_distinct_and_the_same_in_every_leaf(host: list[CpuidEntry]
 
 
 @given(HOST_ENTRIES, TOPOLOGIES)
+@example(INTEL, CpuTopology(1, 127, 2))
+@example(AMD, CpuTopology(1, 127, 2))
+@example(INTEL, CpuTopology(254))
+@example(AMD, CpuTopology(2, 127))
 def test_leaf_0xb_places_each_processor_where_the_topology_says(host: list[CpuidEntry], topology: CpuTopology) -> None:
     """Decoded as Intel SDM vol. 3A, 9.9.4 tells software to."""
     for cpu in range(topology.cpus):
@@ -134,18 +142,24 @@ def test_leaves_are_the_hosts_where_there_is_one_die() -> None:
 
 
 @given(TOPOLOGIES)
+@example(CpuTopology(1, 127, 2))
+@example(CpuTopology(1, 254))
+@example(CpuTopology(254))
 def test_intel_caches_are_shared_by_whom_the_topology_says(topology: CpuTopology) -> None:
     entries = adjust(INTEL, 0, topology.cpus, topology=topology)
     threads, die, logical = (1 << n for n in (topology.thread_bits, topology.die_shift, topology.package_shift))
     for index, expected in enumerate((threads, threads, threads, die)):
         e = leaf(entries, 4, index)
         assert (e.eax >> 14 & 0xFFF) + 1 == expected
-        assert (e.eax >> 26) + 1 == logical // threads
+        assert (e.eax >> 26) + 1 == min(logical // threads, 64), "more cores than 6 bits can say"
         assert e.eax & 0x3FFF == leaf(INTEL, 4, index).eax & 0x3FFF, "type and level are the host's"
     assert leaf(entries, 4, 4).eax == 0, "the entry that ends the list"
 
 
 @given(TOPOLOGIES)
+@example(CpuTopology(1, 127, 2))
+@example(CpuTopology(1, 254))
+@example(CpuTopology(254))
 def test_amd_leaves(topology: CpuTopology) -> None:
     entries = adjust(AMD, topology.cpus - 1, topology.cpus, topology=topology)
     sizes = leaf(entries, 0x80000008)
