@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv6Interface, ip_address
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface, ip_address
 
 from aiovmm.errors import ConfigError
 
@@ -16,7 +16,8 @@ def host_interface(ip: str, mask: str) -> IPv4Interface | IPv6Interface:
         address = ip_address(ip)
     except ValueError as exc:
         raise ConfigError("net.ip", str(exc)) from None
-    if address.is_unspecified or address.is_multicast or "%" in ip:
+    everybody = address == IPv4Address("255.255.255.255")  # RFC 919
+    if address.is_unspecified or address.is_multicast or everybody or "%" in ip:
         raise ConfigError("net.ip", f"{ip!r} is not the address of an interface")
     kind = IPv4Interface if address.version == 4 else IPv6Interface
     return kind((int(address), _prefix(mask, address.version, address.max_prefixlen)))

@@ -49,6 +49,16 @@ class Reference:
             raise UsageError("a username and a password, or token, are text")
         if bool(self.username) != bool(self.password):
             raise UsageError("a username and a password go together")
+        if ":" in self.username:
+            raise UsageError("a username has no colon: the password comes after it (RFC 7617, 2)")
+        try:
+            self.credentials()
+        except UnicodeEncodeError:
+            raise UsageError("a username and a password, or token, are text, without surrogates of their own") from None
+
+    def credentials(self) -> bytes:
+        """Both, as registries are told (RFC 7617): in UTF-8, or the bytes that the command line was given."""
+        return f"{self.username}:{self.password}".encode(errors="surrogateescape")
 
     def __repr__(self) -> str:
         """Without the password."""
@@ -94,7 +104,7 @@ def _credentials(reference: Reference, scratch: Path) -> list[str]:
     """In a file, which others cannot see, and not among the arguments, which they can."""
     if not reference.username:
         return []
-    both = base64.b64encode(f"{reference.username}:{reference.password}".encode()).decode()
+    both = base64.b64encode(reference.credentials()).decode()
     path = scratch / "auth.json"
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
         json.dump({"auths": {reference.host: {"auth": both}}}, out)

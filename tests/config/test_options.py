@@ -226,6 +226,8 @@ def test_ids_that_a_device_may_have(name: str) -> None:
         (parse_net, "ip=fd00::1,mask=ffff::ffff", "net.mask"),
         (parse_net, "ip=fe80::1%eth0,mask=64", "net.ip"),
         (parse_net, "ip=0.0.0.0,mask=24", "net.ip"),
+        (parse_net, "ip=255.255.255.255,mask=24", "net.ip"),
+        (parse_net, "ip=255.255.255.255,mask=32", "net.ip"),
         (parse_net, "tap=a/b", "net.tap"),
         (parse_net, "tap=a b", "net.tap"),
         (parse_net, "tap=x%d", "net.tap"),

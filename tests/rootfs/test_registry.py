@@ -187,6 +187,16 @@ def test_what_is_no_name(name: str) -> None:
         Image.from_docker_registry(name)
 
 
+@pytest.mark.parametrize(("username", "word"), [("a:b", "colon"), ("a\ud800", "surrogates"), ("", "together")])
+def test_what_is_no_user(username: str, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        Reference("debian", username, "secret")
+
+
+def test_a_user_named_by_bytes() -> None:
+    assert Reference("debian", os.fsdecode(b"a\xff"), "b").credentials() == b"a\xff:b"
+
+
 def test_the_host_of_a_name() -> None:
     names = ("debian", "team/image:1", "localhost/x", "registry.example:5000/a/b@sha256:0")
     assert [Reference(name).host for name in names] == ["docker.io", "docker.io", "localhost", "registry.example:5000"]
