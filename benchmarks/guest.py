@@ -117,11 +117,20 @@ class Guest:
 
     def run(self, command: str, timeout: float = 60.0) -> str:
         """What a line of shell in the guest prints. Raises RuntimeError if it fails, TimeoutError."""
+        self.begin(command)
+        return self.end(timeout)
+
+    def begin(self, command: str) -> None:
+        """Have the guest begin with a line of shell; `end` waits for it."""
+        self._command_line = command
         self._socket.sendall(command.encode() + b"\n")
+
+    def end(self, timeout: float = 60.0) -> str:
+        """What it has printed. Raises as `run` does."""
         output, status = self._until(_DONE, timeout)
         text = output.decode(errors="replace").replace("\r", "")
         if status[1] != b"0":
-            raise RuntimeError(f"{self.name}: {command!r} ended with {status[1].decode()}: {text}")
+            raise RuntimeError(f"{self.name}: {self._command_line!r} ended with {status[1].decode()}: {text}")
         return text
 
     def result(self, command: str, timeout: float = 60.0) -> float:
