@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aiovmm.cli.record_writer import let_threads_write
 from aiovmm.config import VMConfig
 from aiovmm.runtime.dataclass import dataclass
 
@@ -46,6 +47,10 @@ class Confinement:
             hint = "say --landlock, too, or --namespaces"
             raise ConfigError("--landlock-rules", "there is nothing that it is a rule of", hint)
 
+    def hold_threads(self) -> None:
+        """Before the first line is written to a file: until `begin` has been there are none, if there must not be any."""
+        let_threads_write(not (self.landlock or self.namespaces))
+
     def begin(self, config: VMConfig, outputs: Iterable[Path]) -> None:
         """Before there are threads, and before anything that a guest has is opened, or one of `outputs` is made: give up paths.
         Raises ConfigError, HostError."""
@@ -65,6 +70,7 @@ class Confinement:
             enter_namespaces_of(config, rules, outputs, option="--namespaces")
         if self.landlock:
             confine_paths_to(config, rules, outputs, option="--landlock")
+        let_threads_write(True)
 
     def why_refused(self) -> str:
         """What to say of something that the system did not let this process do; empty if it is not confined."""

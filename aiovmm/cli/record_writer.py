@@ -16,11 +16,20 @@ from aiovmm.cli.messages import say
 from aiovmm.runtime.hands import Hands
 from aiovmm.runtime.nowait import write_now
 
-__all__ = ["ROOM", "RecordWriter"]
+__all__ = ["ROOM", "RecordWriter", "let_threads_write"]
 
 ROOM = 256 << 10
 """Bytes that wait for a file's storage, at most."""
 _PATIENCE = 1.0  # seconds that storage has at the end for what waits
+
+
+_threads_write = True
+
+
+def let_threads_write(may: bool) -> None:
+    """Or not, while this process may have none: until it is confined (confinement.py) there is no guest that would wait."""
+    global _threads_write
+    _threads_write = may
 
 
 def _lost_in_words(count: int) -> bytes:
@@ -59,7 +68,7 @@ class RecordWriter:
             lost, self._lost = self._lost, 0
         if lost:
             data = self._of_lost(lost) + data
-        if self._hands is None:
+        if self._hands is None or not _threads_write:
             self._write_now(data, lost + 1)
         elif not self._written_later(self._hands, data, lost + 1):
             self._count(lost + 1)

@@ -41,6 +41,8 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
             from aiovmm.config.outputs import refuse_input
 
             refuse_input(config, "--log-file", args["log_file"])
+        confinement = Confinement.of(args)
+        confinement.hold_threads()
         configure_logging(args["verbose"], args["log_file"], args["log_format"])
         session = Session(
             config,
@@ -50,7 +52,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
             monitor=args["event_monitor"],
             stays=args["no_shutdown"],
             closed=closed,
-            confinement=Confinement.of(args),
+            confinement=confinement,
             restore=restore,
             control=args["control_socket"],
         )

@@ -120,6 +120,22 @@ def test_output_that_is_no_file(option: str, place: str, aiovmm: Command, guest:
     assert (done.returncode, said) == (0, b"hello\n"), done.stderr
 
 
+@pytest.mark.parametrize(
+    "option", [pytest.param("--landlock", marks=needs_landlock), pytest.param("--namespaces", marks=needs_root)]
+)
+def test_what_is_written_to_files_before_is_written_by_no_thread(option: str, guest: list[str], tmp_path: Path) -> None:
+    places = ("--event-monitor", "path=monitor", "--log-file", "log", "--json", "json", "-vv")
+    command = [sys.executable, "-m", "aiovmm", *guest[:1], *places, *guest[1:], "--cmdline", "ho", option]
+    with open(tmp_path / "stderr", "wb") as stderr:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b"hello\n"), (tmp_path / "stderr").read_bytes()
+    monitor = (tmp_path / "monitor").read_text()
+    assert '"starting"' in monitor
+    assert monitor.rstrip().endswith("}")
+    assert '"shutdown"' in monitor
+    assert (tmp_path / "json").read_bytes()
+
+
 @needs_landlock
 def test_an_output_file_that_cannot_be_made_is_said(aiovmm: Command, guest: list[str]) -> None:
     done = aiovmm.run(*guest, "--cmdline", "u", "--serial", "file=/none/serial", "--landlock")
