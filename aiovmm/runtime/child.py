@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
+from aiovmm.errors import printable
 from aiovmm.runtime.last_words import LastWords
 from aiovmm.runtime.tasks import finish
 
@@ -117,6 +118,11 @@ class Child:
             return self._words.said()[-most:]
         fd = self._outputs[stream - 1]
         return os.pread(fd, most, max(0, os.fstat(fd).st_size - most)) if fd >= 0 else b""
+
+    def complaint(self, most: int) -> str:
+        """The end of what it has said on standard error, for an error's text: one line that can be printed, which may take ten
+        times as many characters as there were bytes, and has at most `most`."""
+        return printable(self.said(2, most).decode(errors="replace").strip())[-most:]
 
     async def aclose(self) -> None:
         """Kill it if it runs, and forget what it has said. Idempotent; completes even if the caller is cancelled."""

@@ -95,7 +95,7 @@ class PasstBackend(NetBackend):
     async def _follow(self, process: Child) -> None:
         """Until it ends, which is told with its last words: the guest sees no more of it than silence."""
         code = await process.wait()
-        said = process.said(2, _LAST_WORDS).decode(errors="replace").strip() or "it said nothing"
+        said = process.complaint(_LAST_WORDS) or "it said nothing"
         how = f"with code {code}" if code >= 0 else f"by signal {-code}"
         hint = "the guest has no network until its VM is started anew"
         self.on_error(HostError(f"passt has ended {how}, saying: {said}", ECHILD, hint))

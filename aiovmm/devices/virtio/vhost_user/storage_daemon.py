@@ -84,8 +84,7 @@ class StorageDaemon:
 
     async def _follow(self, process: Child) -> None:
         code = await process.wait()
-        words = process.said(2, _LAST_WORDS).decode(errors="replace").strip()
-        said = words.replace(f"{PROGRAM}: ", "") or "it said nothing"
+        said = process.complaint(_LAST_WORDS).replace(f"{PROGRAM}: ", "") or "it said nothing"
         await process.aclose()  # there may be another one
         how = f"with code {code}" if code >= 0 else f"by signal {-code}"
         self._ended(HostError(f"QEMU's storage daemon has ended {how}, saying: {said}", ECHILD, "see what it says"))
