@@ -81,7 +81,7 @@ class Theirs(Guest):
 
     def __init__(self, files: Files) -> None:
         self._qmp_place = files.folder / "qmp.sock"
-        devices = ["-device", "pcie-root-port,id=port,chassis=1", "-qmp", f"unix:{self._qmp_place},server=on,wait=off"]
+        devices = ["-device", "pcie-root-port,id=slot,chassis=1", "-qmp", f"unix:{self._qmp_place},server=on,wait=off"]
         for disk in ("first", "second"):
             devices += ["-blockdev", f"driver=file,node-name={disk},filename={files.folder / disk}"]
         devices += ["-device", "virtio-blk-pci,drive=first"]
@@ -101,7 +101,7 @@ class Theirs(Guest):
             tell("qmp_capabilities")
             self.begin(COMES)
             began = time.perf_counter()
-            tell("device_add", driver="virtio-blk-pci", drive="second", id="late", bus="port")
+            tell("device_add", driver="virtio-blk-pci", drive="second", id="late", bus="slot")
             self.end()
             took = time.perf_counter() - began
             tell("device_del", id="late")
