@@ -25,6 +25,7 @@ from benchmarks.harness import Options, Result, Target, run_rounds
 
 NESTED = True
 MIB = 256
+OURS, THEIRS = ("first", "second"), ("qemu-first", "qemu-second")
 COMES = "until [ -b /dev/vdb ]; do usleep 1000; done"
 GOES = "while [ -e /sys/block/vdb ]; do usleep 1000; done"
 
@@ -33,7 +34,7 @@ def run(options: Options) -> Iterator[Result]:
     """One row, in milliseconds."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         files = Files(Path(name), options.release)
-        for disk in ("first", "second"):
+        for disk in (*OURS, *THEIRS):  # a disk each: who has one open locks it
             (files.folder / disk).write_bytes(os.urandom(8 << 20))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner, Theirs(files) as theirs:
             ours = Ours(files)
@@ -47,7 +48,7 @@ class Ours:
     """A guest in this process."""
 
     def __init__(self, files: Files) -> None:
-        first, self._second = (DiskConfig(path=files.folder / disk, direct=False) for disk in ("first", "second"))
+        first, self._second = (DiskConfig(path=files.folder / disk, direct=False) for disk in OURS)
         payload = PayloadConfig(files.kernel, files.initramfs, CMDLINE)
         self._vm = VM(VMConfig(payload, memory=MemoryConfig(MIB << 20), disks=(first,)))
         self._stack = AsyncExitStack()
@@ -81,10 +82,10 @@ class Theirs(Guest):
 
     def __init__(self, files: Files) -> None:
         self._qmp_place = files.folder / "qmp.sock"
-        devices = ["-device", "pcie-root-port,id=slot,chassis=1", "-qmp", f"unix:{self._qmp_place},server=on,wait=off"]
-        for disk in ("first", "second"):
+        devices = ["-device", "pcie-root-port,id=root1,chassis=1", "-qmp", f"unix:{self._qmp_place},server=on,wait=off"]
+        for disk in THEIRS:
             devices += ["-blockdev", f"driver=file,node-name={disk},filename={files.folder / disk}"]
-        devices += ["-device", "virtio-blk-pci,drive=first"]
+        devices += ["-device", "virtio-blk-pci,drive=qemu-first"]
         place = files.folder / "qemu.sock"
         super().__init__(QEMU, qemu_command(files, f"unix:{place},server=on,wait=on", devices, mib=MIB), place)
 
@@ -101,7 +102,7 @@ class Theirs(Guest):
             tell("qmp_capabilities")
             self.begin(COMES)
             began = time.perf_counter()
-            tell("device_add", driver="virtio-blk-pci", drive="second", id="late", bus="slot")
+            tell("device_add", driver="virtio-blk-pci", drive="qemu-second", id="late", bus="root1")
             self.end()
             took = time.perf_counter() - began
             tell("device_del", id="late")
