@@ -6,6 +6,7 @@ the difference between many and few of one process, by their number: what is hel
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -83,7 +84,11 @@ class Floor(AbstractContextManager["Floor"]):
 
     def __init__(self, command: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "FLOOR_STAYS": "1"},
         )
 
     @property
