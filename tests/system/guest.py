@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import re
 
-from aiovmm import VM, Console, ExitStatus, architecture
+from aiovmm import VM, Console, EventKind, ExitStatus, architecture
 
 SLOWER = 3.0
 """How much longer whatever hangs may take in the hosts of arm64: emulated EL2 is slower."""
@@ -25,6 +25,17 @@ BOOT = limit(120.0)
 async def ended(vm: VM) -> ExitStatus:
     """Wait for the guest to end by itself."""
     return await asyncio.wait_for(vm.wait(), limit(60))
+
+
+async def reboot(vm: VM, command: bytes = b"reboot -f") -> None:
+    """Have the guest reboot by a line of shell, and wait until it has."""
+    events = vm.events()
+    vm.serial.write(command + b"\n")
+    async with asyncio.timeout(BOOT):
+        async for event in events:
+            if event.kind is EventKind.REBOOTED:
+                return
+    raise AssertionError(f"the guest ended instead: {await vm.wait()}")
 
 
 async def prompt(vm: VM, console: Console | None = None, timeout: float = BOOT) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import subprocess
@@ -12,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from aiovmm import VM, DeviceConfig, EventKind, RebootPolicy
+from aiovmm import VM, DeviceConfig, RebootPolicy
 from tests.system.conftest import Guests
-from tests.system.guest import limit, prompt, shell
+from tests.system.guest import prompt, reboot, shell
 from tests.system.host_pci import devices_of_class, give_to
 from tests.system.shown import SHOWN
 
@@ -88,11 +87,7 @@ async def writes_reboots_and_is_killed(guests: Guests, drive: Path, **more: Any)
         assert SHOWN.message in interrupts
         assert sum(int(word) for word in interrupts.split() if word.isdigit()) > 8
 
-        vm.serial.write(b"reboot -f\n")
-        async with asyncio.timeout(limit(60)):
-            async for event in vm.events():
-                if event.kind is EventKind.REBOOTED:
-                    break
+        await reboot(vm)
         await prompt(vm)
         assert await checksum(vm) == expected
         vm.serial.write(b"dd if=/dev/nvme0n1 of=/dev/null bs=64k &\n")  # killed with reads under way

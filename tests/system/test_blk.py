@@ -18,7 +18,7 @@ from aiovmm import VM, DiskConfig, EventKind, RebootPolicy, VMConfig
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.blk.engine import IoKind
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import ended, limit, prompt, shell, shell_status
+from tests.system.guest import ended, limit, prompt, reboot, shell, shell_status
 from tests.system.shown import CONSOLE
 
 MB = 1 << 20
@@ -208,11 +208,7 @@ async def test_drivers_come_and_go_and_the_guest_reboots_under_load(guests: Gues
         assert not re.search(r"WARNING: CPU|BUG:|Oops", await shell(vm, "dmesg"))
         for _ in range(2):
             await shell(vm, "for i in 1 2 3 4; do dd if=/dev/zero of=/dev/vda bs=64k & done 2>/dev/null")
-            events = vm.events()
-            vm.serial.write(b"reboot -f\n")
-            async for event in events:
-                if event.kind is EventKind.REBOOTED:
-                    break
+            await reboot(vm)
             await prompt(vm)
         await shell(vm, "dd if=/dev/vda of=/dev/null bs=1M count=64")
         await power_off(vm)

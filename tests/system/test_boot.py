@@ -9,7 +9,7 @@ import pytest
 
 from aiovmm import VM, EventKind, ExitReason, PayloadConfig, RebootPolicy, VMState
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, ended, limit, prompt, shell
+from tests.system.guest import BOOT, ended, limit, prompt, reboot, shell
 from tests.system.shown import SHOWN, with_button
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -98,14 +98,10 @@ async def test_a_reboot_exits_when_the_policy_says_so(guests: Guests, release: s
 @pytest.mark.parametrize("release", EACH)
 async def test_a_reboot_restarts_when_the_policy_says_so(guests: Guests, release: str) -> None:
     async with VM(guests.config(release, on_reboot=RebootPolicy.RESTART)) as vm:
-        events = vm.events()
         await vm.start()
         await prompt(vm)
         await shell(vm, "touch /tmp/first-life")
-        vm.serial.write(b"reboot\n")
-        async for event in events:
-            if event.kind is EventKind.REBOOTED:
-                break
+        await reboot(vm, b"reboot")
         await vm.serial.expect(rb"aiovmm: init", timeout=BOOT)  # a prompt before it is the first life's
         await prompt(vm)
         assert vm.state is VMState.RUNNING

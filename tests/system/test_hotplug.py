@@ -15,7 +15,6 @@ from aiovmm import (
     ConsoleConfig,
     CpusConfig,
     DiskConfig,
-    EventKind,
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
@@ -27,7 +26,7 @@ from aiovmm import (
 )
 from aiovmm.native import lib
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, shell, shell_status
+from tests.system.guest import prompt, reboot, shell, shell_status
 
 MB = 1 << 20
 
@@ -98,11 +97,7 @@ async def test_over_a_reboot_what_was_plugged_stays_plugged(guests: Guests, fold
         await shell(vm, "modprobe virtio_blk")
         await vm.add(DiskConfig(path=late, pci_device_id=7))
         await appears(vm, "/dev/vda")
-        vm.serial.write(b"reboot -f\n")
-        async with asyncio.timeout(120):
-            async for event in vm.events(from_start=True):
-                if event.kind is EventKind.REBOOTED:
-                    break
+        await reboot(vm)
         await prompt(vm)
         assert await md5(vm, "/dev/vda") == hashlib.md5(late.read_bytes()).hexdigest()
         assert "0000:00:07.0" in await shell(vm, "readlink -f /sys/block/vda/device")

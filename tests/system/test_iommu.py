@@ -12,7 +12,7 @@ import pytest
 from aiovmm import VM, DiskConfig, EventKind, ExitReason, NetConfig, RebootPolicy, RngConfig
 from aiovmm.devices.virtio.iommu import IommuDevice
 from tests.system.conftest import Guests
-from tests.system.guest import BOOT, ended, prompt, shell
+from tests.system.guest import BOOT, ended, prompt, reboot, shell
 from tests.system.traffic import sha256, transfer
 
 MIB = 1 << 20
@@ -82,7 +82,6 @@ async def test_devices_work_behind_the_iommu_and_reach_only_what_is_mapped(guest
     async with VM(config) as vm:
         iommu = vm.device("iommu")
         assert isinstance(iommu, IommuDevice)
-        events = vm.events()
         await vm.start()
         await prompt(vm)
         groups = await shell(vm, "ls -d /sys/kernel/iommu_groups/*/devices/*; cat /sys/kernel/iommu_groups/*/type")
@@ -102,10 +101,7 @@ async def test_devices_work_behind_the_iommu_and_reach_only_what_is_mapped(guest
         assert not re.search(r"WARNING|BUG|Oops|fault from EP", log), log
         print(f"{iommu.domains.mapped} mappings at the end, {iommu.faults} faults")
 
-        vm.serial.write(b"reboot\n")
-        async for event in events:
-            if event.kind is EventKind.REBOOTED:
-                break
+        await reboot(vm, b"reboot")
         await vm.serial.expect(rb"aiovmm: init", timeout=BOOT)
         await prompt(vm)
         await write_and_read_back(vm, image, 3)

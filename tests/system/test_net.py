@@ -20,7 +20,7 @@ from aiovmm.devices.virtio.net import NetDevice
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import limit, prompt, shell, shell_status
+from tests.system.guest import limit, prompt, reboot, shell, shell_status
 
 HOST, GUEST = "10.9.0.1", "10.9.0.2"
 NET = NetConfig(ip=HOST, mask="255.255.255.0")
@@ -295,11 +295,7 @@ async def test_the_driver_is_unloaded_and_loaded_under_load_and_the_guest_reboot
 
 
 async def reboot_under_flood(vm: VM, device: NetDevice) -> None:
-    events = vm.events()
-    vm.serial.write(b"reboot\n")
-    async for event in events:
-        if event.kind is EventKind.REBOOTED:
-            break
+    await reboot(vm, b"reboot")
     await vm.serial.expect(rb"aiovmm: init", timeout=limit(60))  # a prompt before it is the first life's
     await prompt(vm)
     assert vm.device("net0") is device

@@ -17,7 +17,7 @@ import pytest
 from aiovmm import VM, EventKind, ExitReason, PmemConfig, RebootPolicy
 from aiovmm.devices.virtio.pmem import PmemDevice
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, PROMPT, ended, limit, prompt, shell
+from tests.system.guest import BOOT, PROMPT, ended, limit, prompt, reboot, shell
 from tests.system.shown import CONSOLE, with_dax
 
 MIB = 1 << 20
@@ -60,7 +60,6 @@ async def test_ext4_with_dax_keeps_its_files_over_reboots_and_in_the_host(
         with_dax(release), pmems=(PmemConfig(file=image), PmemConfig(file=other)), on_reboot=RebootPolicy.RESTART
     )
     async with VM(config) as vm:
-        events = vm.events()
         await vm.start()
         await prompt(vm)
         iomem = await shell(vm, "grep namespace /proc/iomem")
@@ -80,10 +79,7 @@ async def test_ext4_with_dax_keeps_its_files_over_reboots_and_in_the_host(
         device = vm.device("pmem0")
         assert isinstance(device, PmemDevice)
         assert device.flushes > 0
-        vm.serial.write(b"reboot\n")
-        async for event in events:
-            if event.kind is EventKind.REBOOTED:
-                break
+        await reboot(vm, b"reboot")
         await vm.serial.expect(rb"aiovmm: init", timeout=BOOT)
         await prompt(vm)
         assert await shell(vm, "grep namespace /proc/iomem") == iomem

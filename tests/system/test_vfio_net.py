@@ -18,7 +18,7 @@ import pytest
 from aiovmm import VM, DeviceConfig, EventKind, MemoryConfig, PayloadConfig, RebootPolicy
 from aiovmm.image import GUEST_MODULES, build_initramfs
 from tests.system.conftest import GUESTS, Guests
-from tests.system.guest import limit, prompt, shell
+from tests.system.guest import limit, prompt, reboot, shell
 from tests.system.host_pci import give_to, interfaces, network_card
 from tests.system.shown import CONSOLE, SHOWN
 from tests.system.traffic import exchange, transfer
@@ -147,11 +147,7 @@ async def test_a_guest_drives_a_network_card_of_the_host(
         await transfer(vm, HOST, random.Random(1).randbytes(4 * MB))
         assert await interrupts(vm, "eth0", SHOWN.message) > 10
 
-        vm.serial.write(b"reboot -f\n")
-        async with asyncio.timeout(limit(60)):
-            async for event in vm.events():
-                if event.kind is EventKind.REBOOTED:
-                    break
+        await reboot(vm)
         await prompt(vm)
         await plug_in(vm, WITH_MSIX)
         await transfer(vm, HOST, random.Random(2).randbytes(4 * MB))

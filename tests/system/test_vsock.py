@@ -16,7 +16,7 @@ from aiovmm.devices.virtio.vsock import VsockDevice
 from aiovmm.image import build_initramfs
 from examples import vsock_rpc
 from tests.system.conftest import GUESTS, RELEASES, Guests
-from tests.system.guest import BOOT, limit, prompt, shell
+from tests.system.guest import BOOT, limit, prompt, reboot, shell
 from tests.system.programs import program
 from tests.system.traffic import sink
 
@@ -124,9 +124,8 @@ async def hybrid(vm: VM, path: Path) -> None:
     assert "reset by peer" in await shell(vm, "vsock connect 2 4 echo 2>&1 || true")
 
 
-async def reboot(vm: VM, path: Path) -> None:
+async def reboot_with_connections(vm: VM, path: Path) -> None:
     """With connections open: of the program, of a host program at the unix socket, and one that the guest made."""
-    events = vm.events()
     arrived: asyncio.Future[asyncio.StreamReader] = asyncio.get_running_loop().create_future()
 
     async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -141,10 +140,7 @@ async def reboot(vm: VM, path: Path) -> None:
     async with await vm.vsock.listen(2003, echo), await vm.vsock.listen(2004, hold):
         await shell(vm, "(vsock connect 2 2004 ping 10 >/dev/null 2>&1 &)")
         made = await asyncio.wait_for(arrived, limit(20))
-        vm.serial.write(b"reboot\n")
-        async for event in events:
-            if event.kind is EventKind.REBOOTED:
-                break
+        await reboot(vm, b"reboot")
         for end in (reader, client, made):
             with suppress(ConnectionResetError):
                 assert await asyncio.wait_for(end.read(), limit(60)) == b""
@@ -263,7 +259,7 @@ async def test_linux_speaks_vsock(guests: Guests, initramfs: dict[str, Path], re
         async with await vm.vsock.listen(2003, echo):
             print("round trip:", await shell(vm, "vsock connect 2 2003 ping 1000"))
         await vanishing(vm, path)
-        await reboot(vm, path)
+        await reboot_with_connections(vm, path)
     assert not path.exists()
 
 
