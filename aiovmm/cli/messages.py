@@ -7,6 +7,7 @@ import os
 import select
 import stat
 import sys
+import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -83,9 +84,12 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 class _Unsaid:
-    """What nobody has read yet."""
+    """What nobody has read yet. Said on a loop, which looks again, or by threads, which wait for the reader: of any of them."""
 
     def __init__(self) -> None:
+        self._lock = (
+            threading.Lock()
+        )  # of what follows, and of writing it: else two write the same; held while nobody waits
         self._fd = -1
         self._left = b""
         self._end = 0.0  # of the patience with it
@@ -93,16 +97,17 @@ class _Unsaid:
     def say(self, fd: int, data: bytes) -> None:
         """After what is left of what was said before."""
         loop = _running_loop()
-        if self._left and time.monotonic() >= self._end:
-            self._left = b""
-        looks = bool(self._left)
-        if not looks:
-            self._end = time.monotonic() + _PATIENCE
-        self._fd = fd
-        self._left += data
+        with self._lock:
+            if self._left and time.monotonic() >= self._end:
+                self._left = b""
+            is_first = not self._left
+            if is_first:
+                self._end = time.monotonic() + _PATIENCE
+            self._fd = fd
+            self._left += data
         if loop is None:
             self.settle()
-        elif not looks:
+        elif is_first:  # else whoever has said what is left looks after all of it
             self._look(loop)
 
     def settle(self) -> None:
@@ -110,26 +115,24 @@ class _Unsaid:
         while self._write():
             poller = select.poll()
             poller.register(self._fd, select.POLLOUT)
-            if not poller.poll(max(0.0, self._end - time.monotonic()) * 1000):
-                self._left = b""
+            poller.poll(max(0.0, self._end - time.monotonic()) * 1000)
 
     def _look(self, loop: Any) -> None:
         if self._write():
-            if time.monotonic() < self._end:
-                loop.call_later(_LOOK, self._look, loop)
-            else:
-                self._left = b""
+            loop.call_later(_LOOK, self._look, loop)
 
     def _write(self) -> bool:
-        """As much as is taken at once; whether there is more."""
-        try:
-            while self._left:
-                self._left = self._left[write_now(self._fd, self._left) :]
-        except BlockingIOError:
-            return True
-        except OSError:
-            self._left = b""
-        return False
+        """As much as is taken at once; whether there is more that is waited for."""
+        with self._lock:
+            try:
+                while self._left:
+                    self._left = self._left[write_now(self._fd, self._left) :]
+            except BlockingIOError:
+                if time.monotonic() >= self._end:
+                    self._left = b""
+            except OSError:
+                self._left = b""
+            return bool(self._left)
 
 
 def _running_loop() -> Any:

@@ -99,3 +99,27 @@ async def test_a_file_whose_storage_stands_still_holds_no_loop_up(
     words = (tmp_path / "err").read_text().splitlines()
     assert words == [f"aiovmm: word {number}" for number in range(len(words))]
     assert 16 <= len(words) <= 18
+
+
+async def test_what_a_loop_and_a_thread_say_at_once_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the thread that writes a file's events does, of which the disk is full."""
+    reading, writing = os.pipe()
+    written, words = threading.Event(), iter(["the loop's", "the thread's"])
+
+    def is_overtaken(fd: int, data: bytes) -> int:
+        count = os.write(fd, data)
+        if next(words, None) == "the loop's":
+            thread.start()
+            written.wait(0.5)  # for the other to be as far: it is kept from it
+        written.set()
+        return count
+
+    thread = threading.Thread(target=say, args=("the thread's",))
+    monkeypatch.setattr(messages, "write_now", is_overtaken)
+    with os.fdopen(writing, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        say("the loop's")
+        await asyncio.to_thread(thread.join, HANGS)
+        assert not thread.is_alive()
+    with os.fdopen(reading, "rb") as shown:
+        assert shown.read() == b"aiovmm: the loop's\naiovmm: the thread's\n"
