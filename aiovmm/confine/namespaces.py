@@ -4,8 +4,10 @@ Landlock refuses paths; here they have no names, not even for what asks about th
 System V's shared memory goes, too. Root keeps its user namespace, for TAPs and to become somebody else; who is not root gets one
 of its own to be allowed this, in which it stays who it is, with no capability left in it. The network stays the host's: TAPs are.
 
-/proc is the host's, too, and each process there is a way to that one's root: Landlock refuses that, where the kernel has it, and
-to who is not root his user namespace does.
+/proc is the host's, too, and each process there is a way to that one's root. Landlock refuses that, where the kernel has it, and
+to who is not root his user namespace does. Where there is neither, root is still kept from every process that has a capability
+which is given up here, CAP_SYS_PTRACE first, as root's and other users' usually have or are; what is left are processes of root's
+that somebody has taken all of these from.
 """
 
 from __future__ import annotations
@@ -27,6 +29,12 @@ __all__ = ["enter_namespaces"]
 _WRITES = Right.WRITE_FILE | Right.MAKE_REG | Right.MAKE_SOCK
 _STAGE = "/proc"  # every system has it, and what is mounted there is out of the way again before anybody looks
 _FORBIDDEN = (errno.EPERM, errno.EACCES, errno.ENOSPC)  # also by what the new user namespace is to be told
+_KEPT = (
+    *(1, 3, 6, 7),  # DAC_OVERRIDE and FOWNER, for files of others; SETGID and SETUID, to become somebody else
+    *(12, 14, 23, 24),  # NET_ADMIN, for TAPs; IPC_LOCK, for memory that is locked; SYS_NICE, SYS_RESOURCE
+)
+"""Of root's capabilities (<linux/capability.h>). Not those by which one gets out of mounts: SYS_PTRACE, SYS_ADMIN, SYS_CHROOT,
+MKNOD, DAC_READ_SEARCH (by handles of files), SYS_RAWIO, SYS_MODULE."""
 _LINKS = 40  # as many as a path may lead over (path_resolution(7))
 _HINT = (
     "this system lets its users make no namespaces (user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns): "
@@ -66,9 +74,12 @@ def _enter(wanted: Mapping[str, Grant], names: list[str]) -> None:
     _checked(lib.avmm_be_root())
     if os.path.isdir(here):
         os.chdir(here)
+    _checked(lib.avmm_no_new_privileges())
     if os.geteuid():
-        _checked(lib.avmm_no_new_privileges())
-        _checked(lib.avmm_drop_capabilities())
+        _checked(lib.avmm_keep_capabilities(0))
+    else:
+        _checked(lib.avmm_keep_capabilities(sum(1 << number for number in _KEPT)))
+        _checked(lib.avmm_keep_from_others())
     part_from_processes()
 
 

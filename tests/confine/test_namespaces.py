@@ -14,8 +14,8 @@ import pytest
 from aiovmm.confine.namespaces import _outermost
 from aiovmm.confine.paths import KEEP, READ, RUN, Grant
 from aiovmm.errors import ConfigError
-from aiovmm.native import lib
 from tests.confine.tried import TRIED
+from tests.limits import HANGS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = (
@@ -26,6 +26,9 @@ from pathlib import Path
 from aiovmm.confine.namespaces import enter_namespaces
 from aiovmm.confine.paths import KEEP, READ, RUN, Grant
 
+if len(sys.argv) > 2:  # as on a kernel without
+    from aiovmm.confine import landlock
+    landlock.lib = type("Kernel", (), {"avmm_landlock_version": lambda: -38})
 place = Path(sys.argv[1])
 held = os.open(place / "outside", os.O_RDWR | os.O_CREAT)
 os.chdir(place / "kept")
@@ -45,6 +48,9 @@ tried("write what is held", lambda: os.write(held, b"x"))
 tried("go up", lambda: os.listdir("/../../etc"))
 tried("go by another process", lambda: os.listdir(f"/proc/{os.getppid()}/root/etc"))
 tried("go by its files", lambda: os.readlink(f"/proc/{os.getppid()}/fd/0"))
+tried("go by its memory", lambda: os.open(f"/proc/{os.getppid()}/mem", os.O_RDONLY))
+tried("go by one like us", lambda: os.listdir(f"/proc/{sys.argv[-1]}/root/lib"))
+tried("make a device", lambda: os.mknod("device", 0o060600, os.makedev(7, 0)))
 tried("go by our own", lambda: os.listdir("/proc/self/root/proc/self/fd"))
 tried("rename", lambda: os.rename(place / "kept" / "new", place / "kept" / "moved" / "new"))
 tried("rename back", lambda: os.rename(place / "kept" / "moved" / "new", place / "kept" / "new"))
@@ -54,7 +60,8 @@ print("ids:", *os.getresuid(), *os.getresgid())
 print("can:", int(re.search("CapPrm:\\t(.*)", told)[1], 16), int(re.search("CapEff:\\t(.*)", told)[1], 16))
 if os.geteuid():
     tried("another", lambda: enter_namespaces([], "again"))
-print("gains:", re.search("NoNewPrivs:\\t(.*)", told)[1])
+print("gains:", re.search("NoNewPrivs:\\t(.*)", told)[1], flush=True)
+sys.stdin.read()
 """
 )
 
@@ -74,12 +81,17 @@ def place() -> Iterator[Path]:
         yield place
 
 
-def told_by(place: Path, user: list[str]) -> dict[str, str]:
-    command = [*user, sys.executable, "-c", PROGRAM, str(place)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 0, done.stderr
-    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+def started(place: Path, user: list[str], other: str) -> subprocess.Popen[str]:
+    command = [*user, sys.executable, "-c", PROGRAM, str(place), *other.split()]
+    environment, pipe = {**os.environ, "PYTHONPATH": str(ROOT)}, subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def told_by(place: Path, user: list[str], other: str = "") -> dict[str, str]:
+    process = started(place, user, other)
+    out, errors = process.communicate(timeout=HANGS)
+    assert process.returncode == 0, errors
+    return dict(line.split(": ", 1) for line in out.splitlines())
 
 
 def check(told: dict[str, str], place: Path) -> None:
@@ -88,8 +100,8 @@ def check(told: dict[str, str], place: Path) -> None:
     assert told["write what is held"] == "done"
     assert told["write what is read"] == told["make at the root"] == read_only
     assert told["go by our own"] == told["rename"] == told["rename back"] == "done"
-    if os.geteuid() or lib.avmm_landlock_version() > 0:
-        assert told["go by another process"] == told["go by its files"] == os.strerror(13)
+    assert told["go by another process"] == told["go by its files"] == told["go by its memory"] == os.strerror(13)
+    assert told["make a device"] == os.strerror(1)
     assert told["read beside it"] == told["look outside"] == told["go up"] == not_there
     assert set(told["root"].split()) == {place.parts[1], "lib", "proc", "usr"}
     assert (place / "kept" / "new").read_text() == "x"
@@ -102,6 +114,24 @@ def test_root_has_no_path_but_what_is_granted_and_stays_root(place: Path) -> Non
     check(told, place)
     assert told["ids"] == "0 0 0 0 0 0"
     assert told["can"].split()[1] != "0", "TAPs are to be made"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_without_landlock_root_is_kept_from_other_processes_and_from_those_that_have_given_up_as_much(
+    place: Path,
+) -> None:
+    other = started(place, [], "0")
+    assert other.stdout is not None
+    for line in other.stdout:
+        if line.startswith("gains"):
+            break
+    (place / "kept" / "new").unlink()
+    told = told_by(place, [], str(other.pid))
+    other.communicate(timeout=HANGS)
+    check(told, place)
+    assert told["go by one like us"] == os.strerror(13)
+    assert told["gains"] == "1", "what it starts would have all capabilities again"
+    assert int(told["can"].split()[0]) & (1 << 12), "TAPs are to be made"
 
 
 def test_who_is_not_root_has_a_user_namespace_and_nothing_in_it(place: Path) -> None:

@@ -8,4 +8,5 @@ int avmm_make_readonly(int mount, int below);
 int avmm_attach_mount(int mount, const char *path);
 int avmm_part_mounts(void);
 int avmm_be_root(void);
-int avmm_drop_capabilities(void);
+int avmm_keep_capabilities(uint64_t kept);
+int avmm_keep_from_others(void);

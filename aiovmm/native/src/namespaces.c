@@ -53,10 +53,17 @@ int avmm_be_root(void) {
     return result(chdir("/"));
 }
 
-int avmm_drop_capabilities(void) {
+int avmm_keep_capabilities(uint64_t kept) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-    struct __user_cap_data_struct none[2] = {0};
-    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+    struct __user_cap_data_struct has[2] = {0};
+    if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0 || syscall(SYS_capget, &header, has) < 0)
         return -errno;
-    return result(syscall(SYS_capset, &header, none));
+    for (int half = 0; half < 2; half++, kept >>= 32) {
+        has[half].permitted &= (uint32_t)kept;
+        has[half].effective &= (uint32_t)kept;
+        has[half].inheritable = 0;
+    }
+    return result(syscall(SYS_capset, &header, has));
 }
+
+int avmm_keep_from_others(void) { return result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)); }

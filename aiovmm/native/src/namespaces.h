@@ -1,5 +1,6 @@
 #pragma once
 #include <sched.h>
+#include <stdint.h>
 
 /* Namespaces of a process's own (namespaces(7), mount_setattr(2), open_tree(2)); which, and what is mounted there, is Python's
  * (aiovmm/confine/namespaces.py). Each returns 0, or a descriptor, or -errno. All are for a process that has one thread. */
@@ -18,5 +19,7 @@ int avmm_attach_mount(int mount, const char *path);
 int avmm_part_mounts(void);
 /* What is mounted at the current directory is the root, and all else is not mounted here any more. */
 int avmm_be_root(void);
-/* No capability is left, nor comes back. */
-int avmm_drop_capabilities(void);
+/* No capability is left but those whose bits are in `kept` (1 << CAP_*), nor comes back. */
+int avmm_keep_capabilities(uint64_t kept);
+/* No other process of the same user is let into this one (PR_SET_DUMPABLE), nor has it a core file. */
+int avmm_keep_from_others(void);
