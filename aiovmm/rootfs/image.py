@@ -165,24 +165,33 @@ class Image:
             return await self._build_from_registry(cache, self._reference)
         identity = await in_thread("image", self._source.identity)
         while True:
-            if (found := await in_thread("image", cache.find, identity.key)) is not None:
+            if (found := await _found(cache, identity.key)) is not None:
                 return _built(*found)
             lock = await opened_in_thread("image", _close_if_held, cache.try_lock, identity.key)
             if lock is not None:
                 break
             await asyncio.sleep(_POLL)
         try:
-            found = await in_thread("image", cache.find, identity.key)  # whoever had the lock may have made it
-            return _built(*(found or await self._make(cache, identity)))
-        finally:
-            lock.close()
+            found = await _found(cache, identity.key) or await self._make(
+                cache, identity
+            )  # whoever had the lock may have
+        except BaseException:
+            await in_thread("image", lock.close)
+            raise
+        built = _built(*found)
+        try:
+            await in_thread("image", lock.close)
+        except BaseException:
+            built.close()
+            raise
+        return built
 
     async def _build_from_registry(self, cache: Cache, reference: Reference) -> BuiltImage:
         """The name's last image is remembered; a new one is copied into a layout that lives as long as that is read."""
         from aiovmm.rootfs.registry import copy_from_registry
 
         key = self._source.key(reference.name)
-        found = None if self._pull == "always" else await in_thread("image", cache.find, key)
+        found = None if self._pull == "always" else await _found(cache, key)
         if found is not None:
             return _built(*found)
         if self._pull == "never":
@@ -192,9 +201,15 @@ class Image:
             layout = scratch.path / "layout"
             await copy_from_registry(reference, self._source.architecture, layout, self._limits.size)
             built = await Image.from_oci(layout, limits=self._limits, cache=self._cache).build()
-        finally:
+        except BaseException:
             await in_thread("image", scratch.close)
-        await in_thread("image", cache.remember, key, built.about)
+            raise
+        try:
+            await in_thread("image", scratch.close)
+            await in_thread("image", cache.remember, key, built.about)
+        except BaseException:
+            built.close()
+            raise
         return built
 
     async def _make(self, cache: Cache, identity: Identity) -> tuple[Made, Lease]:
@@ -203,9 +218,10 @@ class Image:
             about = await self._told_by_maker(held.fd)
             later = await in_thread("image", self._source.identity)
             key = identity.key if identity.settled and later == identity else None
-            return await in_thread("image", cache.complete, held.fd, held.path, key, about)
-        finally:
-            held.close()
+            return await opened_in_thread("image", _let_go, _completed, cache, held, key, about)
+        except BaseException:
+            await in_thread("image", held.close)
+            raise
 
     async def _told_by_maker(self, fd: int) -> dict[str, Any]:
         limits = {"size": self._limits.size, "entries": self._limits.entries, "seconds": self._limits.seconds}
@@ -233,6 +249,23 @@ class Image:
         if said.get("error") == "host":
             raise HostError("make an image", said["errno"], path=said["path"])
         return said
+
+
+async def _found(cache: Cache, key: str) -> tuple[Made, Lease] | None:
+    return await opened_in_thread("image", _let_go, cache.find, key)
+
+
+def _let_go(found: tuple[Made, Lease] | None) -> None:
+    if found is not None:
+        found[1].close()
+
+
+def _completed(cache: Cache, held: Held, key: str | None, about: dict[str, Any]) -> tuple[Made, Lease]:
+    """Blocking. `held` is closed then."""
+    try:
+        return cache.complete(held.fd, held.path, key, about)
+    finally:
+        held.close()
 
 
 def _close_if_held(lock: Held | None) -> None:

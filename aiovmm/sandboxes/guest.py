@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from aiovmm.architecture import host
+from aiovmm.boot import load_kernel
 from aiovmm.config import (
     ConsoleConfig,
     ConsoleMode,
@@ -32,8 +33,9 @@ from aiovmm.config import (
 from aiovmm.config.disk import ImageType
 from aiovmm.config.text import to_size
 from aiovmm.devices.virtio.net.passt import find_passt
-from aiovmm.errors import ConfigError
+from aiovmm.errors import ConfigError, HostError
 from aiovmm.image import KernelFiles
+from aiovmm.kvm import Kvm
 from aiovmm.rootfs import BuiltImage, Image
 from aiovmm.runtime.arguments import a_list
 from aiovmm.runtime.dataclass import replace
@@ -42,8 +44,9 @@ from aiovmm.runtime.timeouts import check_seconds
 from aiovmm.sandboxes.kernel import MODULES, find_sandbox_kernel, sandbox_initramfs
 from aiovmm.sandboxes.network import Network
 from aiovmm.sandboxes.publish import held, pairs
-from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch
-from aiovmm.sandboxes.volumes import Volume, require, served, socket_folder
+from aiovmm.sandboxes.scratch import LEAST, Scratch, make_scratch, prepare_scratch
+from aiovmm.sandboxes.virtiofsd import Served, require, served
+from aiovmm.sandboxes.volumes import Volume, socket_folder
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.vm import VM
 
@@ -74,6 +77,9 @@ class Sandbox(VM):
     def image(self) -> BuiltImage:
         """What its root is made of."""
         return self._image
+
+    def _volume_ended(self, tag: str, error: HostError) -> None:
+        self._journal.device_error(tag, error)
 
 
 @asynccontextmanager
@@ -122,27 +128,31 @@ async def sandbox(
         raise ConfigError("on_start", f"{on_start!r} cannot be called", "give a function of the sandbox, or None")
     async with AsyncExitStack() as stack:
         listeners = stack.enter_context(held(ports))
-        await in_thread("sandbox: what it needs", _require, shared, wanted.network)
-        built = await stack.enter_async_context(_built(image))
-        files = kernel if kernel is not None else await in_thread("sandbox: kernel", find_sandbox_kernel)
-        wanted.volumes = await stack.enter_async_context(_served(shared))
-        vm = await stack.enter_async_context(_started(wanted, files, built))
-        vm._published = {listener.getsockname()[1]: port for listener, port in listeners}
-        if on_start is not None:
-            on_start(vm)
-        await vm.agent.ready(timeout)
+        source = image if isinstance(image, BuiltImage) else await in_thread("image", Image.of, image)
+        files = await in_thread("sandbox: what it needs", _require, shared, wanted, kernel)
+        initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
+        built = await stack.enter_async_context(_built(source))
+        daemons = await stack.enter_async_context(_served(shared))
+        wanted.volumes = list(zip(shared, daemons.devices, strict=True))
+        async with daemons.needed():
+            vm = await stack.enter_async_context(_started(wanted, files, initramfs, built))
+            daemons.ended = vm._volume_ended
+            vm._published = {listener.getsockname()[1]: port for listener, port in listeners}
+            if on_start is not None:
+                on_start(vm)
+            await vm.agent.ready(timeout)
         for listener, port in listeners:
             await vm.agent.forwards.take(listener, port)
         yield vm
 
 
 @asynccontextmanager
-async def _built(image: Image | BuiltImage | str | os.PathLike[str]) -> AsyncIterator[BuiltImage]:
+async def _built(image: Image | BuiltImage) -> AsyncIterator[BuiltImage]:
     """The image, kept from being pruned meanwhile."""
     if isinstance(image, BuiltImage):
         yield image
         return
-    built = await (await in_thread("image", Image.of, image)).build()
+    built = await image.build()
     try:
         yield built
     finally:
@@ -150,24 +160,25 @@ async def _built(image: Image | BuiltImage | str | os.PathLike[str]) -> AsyncIte
 
 
 @asynccontextmanager
-async def _served(volumes: Sequence[Volume]) -> AsyncIterator[list[tuple[Volume, FsConfig]]]:
-    """Each with the device for it."""
+async def _served(volumes: Sequence[Volume]) -> AsyncIterator[Served]:
+    """The daemons, whose sockets are in a folder of their own."""
     if not volumes:
-        yield []
+        yield Served((), Path())
         return
     sockets = ExitStack()
     folder = await opened_in_thread(  # it waits for who sweeps, in any process
         "sandbox: sockets", lambda _: sockets.close(), sockets.enter_context, socket_folder()
     )
-    with sockets:
-        async with served(volumes, folder) as devices:
-            yield list(zip(volumes, devices, strict=True))
+    try:
+        async with served(volumes, folder) as daemons:
+            yield daemons
+    finally:
+        await in_thread("sandbox: sockets", sockets.close)
 
 
 @asynccontextmanager
-async def _started(wanted: _Wanted, files: KernelFiles, image: BuiltImage) -> AsyncIterator[Sandbox]:
+async def _started(wanted: _Wanted, files: KernelFiles, initramfs: Path, image: BuiltImage) -> AsyncIterator[Sandbox]:
     """Once it runs, nothing of its scratch disk has a name."""
-    initramfs = await in_thread("sandbox: initramfs", sandbox_initramfs, files)
     async with AsyncExitStack() as stack:
         async with _scratch(wanted.scratch) as scratch:
             devices = () if wanted.network is None else (wanted.network.device(),)
@@ -187,7 +198,7 @@ async def _scratch(size: int | None) -> AsyncIterator[Path | None]:
     try:
         yield scratch.path
     finally:
-        scratch.close()
+        await in_thread("sandbox: disk", scratch.close)
 
 
 class _Wanted:
@@ -264,12 +275,18 @@ def _check(value: object, option: str, what: str, *kinds: type) -> None:
         raise ConfigError(option, f"{value!r} is not {what}")
 
 
-def _require(volumes: Sequence[Volume], network: Network | None) -> None:
-    """That there are the programs and directories for it: before an image is fetched, which may take minutes. Raises HostError,
-    ConfigError."""
+def _require(volumes: Sequence[Volume], wanted: _Wanted, kernel: KernelFiles | None) -> KernelFiles:
+    """That there is all for it, before an image is fetched, which may take minutes; the kernel. Blocking. Raises HostError,
+    ConfigError, ImageError."""
     require(volumes)
-    if network is not None:
+    if wanted.network is not None:
         find_passt()
+    Kvm.hold().close()
+    if wanted.scratch is not None:
+        prepare_scratch(wanted.scratch)
+    files = find_sandbox_kernel() if kernel is None else kernel
+    load_kernel(files.kernel)
+    return files
 
 
 def _volume(volume: object) -> Volume:

@@ -12,14 +12,14 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from aiovmm.errors import HostError, ImageError
 from aiovmm.runtime.flock import OF_FILE, flocked
 from aiovmm.runtime.user_dirs import cache_directory
 
-__all__ = ["LEAST", "Scratch", "make_scratch"]
+__all__ = ["LEAST", "Scratch", "make_scratch", "prepare_scratch"]
 
 LEAST = 16 << 20
 """Bytes of the smallest that there is."""
@@ -58,8 +58,21 @@ class Scratch:
         self._stack.close()
 
 
+def prepare_scratch(size: int) -> None:
+    """Do all that can fail beforehand, but for the room that its copy takes. Blocking. Raises HostError, ImageError."""
+    with _templates(size):
+        pass
+
+
 def make_scratch(size: int) -> Scratch:
     """One of `size` bytes, for its caller to close. Blocking, some milliseconds. Raises HostError, ImageError."""
+    with _templates(size) as template:
+        return Scratch(template.with_name(f"{secrets.token_hex(8)}{_DISK}"), size, template)
+
+
+@contextmanager
+def _templates(size: int) -> Iterator[Path]:
+    """The one for `size`, while nobody sweeps beside it."""
     folder = cache_directory() / "scratch"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -67,7 +80,7 @@ def make_scratch(size: int) -> Scratch:
             if is_alone:
                 _sweep(folder)
         with flocked(folder / "lock", fcntl.LOCK_SH, OF_FILE):  # or what is not locked yet might be swept
-            return Scratch(folder / f"{secrets.token_hex(8)}{_DISK}", size, _template(folder, size))
+            yield _template(folder, size)
     except HostError:
         raise
     except OSError as exc:

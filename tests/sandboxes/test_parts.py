@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +17,14 @@ import pytest
 import aiovmm
 from aiovmm import DiskConfig, FsConfig, HostError, Image, ImageError, UsageError
 from aiovmm.image import KernelFiles
+from aiovmm.kvm import Kvm
 from aiovmm.rootfs import BuiltImage, ImageConfig
 from aiovmm.rootfs.kinds import kind_of
 from aiovmm.sandboxes.guest import _Wanted
 from aiovmm.sandboxes.kernel import check_drivers
 from aiovmm.sandboxes.scratch import make_scratch
-from aiovmm.sandboxes.volumes import Volume, require
+from aiovmm.sandboxes.virtiofsd import require
+from aiovmm.sandboxes.volumes import Volume
 from tests.rootfs.conftest import archive, file
 
 _NAMES = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
@@ -237,16 +240,47 @@ def test_disks_that_are_given_come_after_the_sandbox_s_own(tmp_path: Path) -> No
         ({"volumes": ["/no/such:/x"]}, "a volume is a directory that is there"),
         ({"volumes": ["/tmp:/x"]}, "install virtiofsd"),
         ({"network": True}, "apt-get install passt"),
+        ({"KVM": "none"}, "opening KVM: No such file"),
+        ({"KVM": "/dev/null"}, "checking KVM's version|asking .* for its version"),
+        ({}, "apt-get install e2fsprogs, or say disk=None"),
+        ({"disk": None, "kernel": KernelFiles(Path("/no/kernel"), None, "1")}, "/no/kernel: no such kernel"),
+        ({"disk": None, "kernel": KernelFiles(Path(__file__), None, "1")}, "test_parts.py"),
+        ({"disk": None}, "none serves for a sandbox"),
     ],
-    ids=["folder", "virtiofsd", "passt"],
+    ids=[
+        "folder",
+        "virtiofsd",
+        "passt",
+        "no KVM",
+        "no KVM's device",
+        "mke2fs",
+        "no kernel",
+        "no kernel's file",
+        "none found",
+    ],
 )
 async def test_what_is_missing_on_the_host_is_told_before_an_image_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], reason: str
 ) -> None:
+    """Which may take minutes."""
+
+    def finds_none() -> KernelFiles:
+        raise ImageError("kernel", "there is none")
+
+    async def builds(image: Image) -> BuiltImage:
+        raise AssertionError("it is built")
+
+    monkeypatch.setattr(Image, "build", builds)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("aiovmm.sandboxes.volumes._PLACES", ())
-    with pytest.raises(HostError, match=reason):
-        async with aiovmm.sandbox(tmp_path / "nothing", **given):
+    monkeypatch.setattr("aiovmm.sandboxes.virtiofsd._PLACES", ())
+    monkeypatch.setattr("aiovmm.sandboxes.scratch._PATHS", "")
+    for find in ("host_kernel", "kept_kernel", "debian_kernel"):
+        monkeypatch.setattr(f"aiovmm.sandboxes.kernel.{find}", finds_none)
+    wanted = {name: value for name, value in given.items() if name != "KVM"}
+    is_there, place = SimpleNamespace(close=lambda: None), given.get("KVM")
+    monkeypatch.setattr(Kvm, "hold", lambda: is_there if place is None else Kvm.open(str(tmp_path / place)))
+    with pytest.raises((HostError, ImageError), match=reason):
+        async with aiovmm.sandbox(tmp_path, **wanted):
             pass
 
 

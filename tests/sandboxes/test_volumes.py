@@ -20,7 +20,8 @@ from aiovmm import ConfigError, HostError, Network, Volume
 from aiovmm.devices.virtio.net.passt import PasstBackend
 from aiovmm.runtime.flock import flocked
 from aiovmm.sandboxes import guest
-from aiovmm.sandboxes.volumes import served, socket_folder
+from aiovmm.sandboxes.virtiofsd import served
+from aiovmm.sandboxes.volumes import socket_folder
 from tests.limits import HANGS
 
 VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
@@ -67,7 +68,8 @@ def test_what_is_no_volume(text: str) -> None:
 @pytest.mark.parametrize("readonly", [False, True])
 async def test_a_daemon_is_there_and_gone_with_its_block(tmp_path: Path, readonly: bool) -> None:
     (tmp_path / "share").mkdir()
-    async with served([Volume(tmp_path / "share", "/share", readonly)], tmp_path) as (config,):
+    async with served([Volume(tmp_path / "share", "/share", readonly)], tmp_path) as serving:
+        (config,) = serving.devices
         assert config.tag == "fs0"
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(config.socket))
@@ -83,7 +85,8 @@ async def test_a_daemon_is_there_and_gone_with_its_block(tmp_path: Path, readonl
 def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     program = (
-        "import asyncio, sys; from pathlib import Path; from aiovmm.sandboxes.volumes import Volume, served\n"
+        "import asyncio, sys; from pathlib import Path\n"
+        "from aiovmm.sandboxes.virtiofsd import served; from aiovmm.sandboxes.volumes import Volume\n"
         "async def main():\n"
         "    async with served([Volume(Path(sys.argv[1]), '/x', True)], Path(sys.argv[2])):\n"
         "        print('ready', flush=True); await asyncio.sleep(1000)\n"
@@ -188,6 +191,36 @@ def test_passt_serves_the_addresses_that_the_guest_has(network: Network) -> None
         assert gateway + mac + guest in answer
     process.wait(HANGS)
     process.stderr.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def dying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A virtiofsd that complains and ends at once."""
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "virtiofsd"
+    says = r"head -c 20000 /dev/zero | tr '\0' x >&2; printf 'cannot \033]0;serve\n' >&2; exit 3"
+    program.write_text(f'#!/bin/sh\ncase "$*" in --help) echo --shared-dir --readonly;; *) {says};; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("dying")
+async def test_what_waits_for_a_daemon_that_has_ended_fails_at_once_with_its_last_words(tmp_path: Path) -> None:
+    told = []
+    async with asyncio.timeout(HANGS), served([Volume(tmp_path, "/x")], tmp_path) as serving:
+        serving.ended = lambda tag, error: told.append((tag, error))
+        says = r"virtiofsd for /x has ended with code 3, saying: x+cannot \\x1b\]0;serve"
+        with pytest.raises(HostError, match=says) as info:
+            async with serving.needed():
+                await asyncio.sleep(2 * HANGS)
+        assert 4000 < len(str(info.value)) < 4500
+        assert told == [("fs0", info.value)]
+        with pytest.raises(HostError, match=says):
+            async with serving.needed():  # and what is begun then
+                await asyncio.sleep(2 * HANGS)
+        with pytest.raises(ValueError, match="not its doing"):
+            async with serving.needed():
+                raise ValueError("not its doing")
 
 
 @needs_virtiofsd
