@@ -31,14 +31,14 @@ def require_terminal() -> None:
         )
 
 
-async def carry(process: Process, *, terminal: bool) -> int:
+async def carry(process: Process, *, terminal: bool, filtered: bool = False) -> int:
     """The code that this command is to end with: the process's status, or 128 and the number of its signal, as shells say it.
 
-    Signals go to the process. With `terminal` its terminal is ours. Where our output cannot be written any more, or the
-    terminal is gone, it is ended. Raises HostError if that is not because nobody reads it."""
+    Signals go to the process. With `terminal` its terminal is ours; `filtered`: that is shown what draws alone. Where our output
+    cannot be written any more, or the terminal is gone, it is ended. Raises HostError if that is not because nobody reads it."""
     try:
         if terminal:
-            if not await _on_terminal(process):
+            if not await _on_terminal(process, filtered=filtered):
                 return exit_code(-signal.SIGHUP)
         elif not await _on_streams(process):
             return exit_code(-signal.SIGPIPE)
@@ -52,13 +52,13 @@ def exit_code(returncode: int) -> int:
     return returncode if returncode >= 0 else 128 - returncode
 
 
-async def _on_terminal(process: Process) -> bool:
+async def _on_terminal(process: Process, *, filtered: bool) -> bool:
     """Whether it was there to the end."""
     from aiovmm.cli.jobs import follow_job_control
     from aiovmm.console import AttachEnd, Terminal
     from aiovmm.console.attach import run_session
 
-    terminal = Terminal()
+    terminal = Terminal(filtered=filtered)
     follow_job_control(terminal)
     return await run_session(terminal, _Side(process), b"") is not AttachEnd.TERMINAL_CLOSED
 
@@ -139,6 +139,6 @@ async def _read(keys: Descriptor) -> bytes:
 
 
 async def _show(stream: asyncio.StreamReader | None, end: Descriptor, guard: OutputGuard | None) -> None:
-    """A terminal that was not given to the process (`--tty`) is none of its: it is shown what draws alone."""
+    """A terminal that was not given to the process (`--tty`) is none of its: it is shown what draws alone, in any case."""
     while stream is not None and (data := await stream.read(_CHUNK)):
         await end.write(data if guard is None else guard.feed(data))

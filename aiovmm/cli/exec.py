@@ -29,6 +29,7 @@ _OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeou
     context_settings={"help_option_names": ["-h", "--help"], "allow_interspersed_args": False},
 )
 @click.option("-t", "--tty", is_flag=True, help="Give the command a terminal, this one.")
+@click.option("--filter", "filtered", is_flag=True, help="Show what draws alone: no queries, no clipboard.")
 @once("-u", "--user", help="As this user of the guest, name or number, NAME:GROUP too (root).")
 @once("-w", "--cwd", help="Its working directory (/).")
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of its environment.")
@@ -40,6 +41,7 @@ def command(
     socket: Path,
     words: tuple[str, ...],
     tty: bool,
+    filtered: bool,
     user: str | None,
     cwd: str | None,
     env: tuple[str, ...],
@@ -52,6 +54,8 @@ def command(
     Standard input, output and error are the command's, signals go to it, and its status is the exit code; 128 and the
     number of a signal that ended it. It is over when COMMAND has ended, whatever that has left running. 127: there is
     no such command. 126: it cannot be run. 125: aiovmm could not do it.
+
+    A terminal that is not the command's own (--tty) is shown what draws alone in any case.
 
     In a guest of `aiovmm run --rootfs` it has the environment, user and directory that the image or that command said.
     """
@@ -80,7 +84,7 @@ def command(
                 agent, line, (-1, -1, -1), pty=tty, user=how.user, cwd=how.cwd, env=how.env, ends=True
             )
             async with awake_timeout(timeout):
-                return await carry(process, terminal=tty)
+                return await carry(process, terminal=tty, filtered=filtered)
         finally:
             agent.close()
 

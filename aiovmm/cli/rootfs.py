@@ -132,7 +132,7 @@ class _Job:
 
         words = self._words or list(vm.image.config.command) or ["/bin/sh"]
         process = await vm.create_process(*words, ends=True, **self._how)
-        return await carry(process, terminal=self._given["tty"])
+        return await carry(process, terminal=self._given["tty"], filtered=self._given["filtered"])
 
 
 def _network(given: dict[str, Any]) -> Network | bool:

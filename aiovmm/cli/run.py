@@ -16,7 +16,7 @@ from aiovmm.errors import UsageError
 
 __all__ = ["OF_ROOTFS", "command"]
 
-OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "allow", "env", "cwd", "tty", "words")
+OF_ROOTFS = ("rootfs", "scratch", "volumes", "publish", "network", "allow", "env", "cwd", "tty", "filtered", "words")
 """Parameters that mean something with --rootfs alone."""
 
 
@@ -81,6 +81,9 @@ def _type(option: RunOption) -> Any:
 @click.option("-e", "--env", multiple=True, metavar="NAME=VALUE", help="With --rootfs: a variable of its environment.")
 @once("-w", "--cwd", help="With --rootfs: in this directory.")
 @click.option("-t", "--tty", is_flag=True, help="With --rootfs: give the command a terminal, this one.")
+@click.option(
+    "--filter", "filtered", is_flag=True, help="With --rootfs: show what draws alone, as --console tty,filter=on."
+)
 @click.option("-v", "--verbose", count=True, help="Log more (on stderr).")
 @version_option
 @click.argument("words", nargs=-1, metavar="[-- COMMAND...]")
@@ -100,5 +103,5 @@ def command(**args: Any) -> None:
         if given[name] and name != "scratch":
             if name == "words":
                 raise UsageError(f"Got unexpected extra argument ({given[name][0]}): a COMMAND goes with --rootfs")
-            raise UsageError(f"--{name.removesuffix('s')}: goes with --rootfs alone")
+            raise UsageError(f"--{name.removesuffix('s').removesuffix('ed')}: goes with --rootfs alone")
     start(args, click.get_current_context().obj or ())

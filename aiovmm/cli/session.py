@@ -198,7 +198,7 @@ class Session:
 
         if 1 in self._closed:
             say(f"standard output is closed: what the guest prints goes nowhere ({_KEEP})")
-        terminal = Terminal(on_output_lost=self._stdout_lost, filtered=config.filter)
+        terminal = Terminal(on_output_lost=self._stdout_lost, filtered=self._is_filtered())
         if terminal.is_terminal():
             from aiovmm.cli.jobs import follow_job_control
 
@@ -212,6 +212,11 @@ class Session:
 
             if not await menu(vm, terminal):
                 return
+
+    def _is_filtered(self) -> bool:
+        """If any of those that are shown there is: the guest says which of them it prints to."""
+        c = self._config
+        return any(console.filter for console in (c.serial, c.console, c.debug_console))
 
     async def _told_to_leave(self) -> AttachEnd:
         """A signal after the guest's end: its last output need not be read by anybody."""

@@ -66,10 +66,11 @@ class DebugConsoleConfig:
     path: Path | None = None
     iobase: int = 0xE9
     history: int = 1 << 20
+    filter: bool = False
 
     def __post_init__(self) -> None:
         try:
-            ConsoleConfig(self.mode, self.path, self.history)
+            ConsoleConfig(self.mode, self.path, self.history, self.filter)
         except ConfigError as exc:
             raise ConfigError(exc.option.replace("console", "debug_console", 1), exc.reason, exc.hint) from None
         if not 0 <= self.iobase <= 0xFFFF:
@@ -78,4 +79,4 @@ class DebugConsoleConfig:
     @property
     def console(self) -> ConsoleConfig:
         """Where it goes."""
-        return ConsoleConfig(self.mode, self.path, self.history)
+        return ConsoleConfig(self.mode, self.path, self.history, self.filter)

@@ -232,7 +232,7 @@ KEYS: dict[str, dict[str, Converter]] = {
         "queue_sizes": to_ints,
         **_PLACE,
     },
-    "debug-console": {"file": to_path, "socket": to_path, "iobase": to_int},
+    "debug-console": {"file": to_path, "socket": to_path, "iobase": to_int, "filter": to_bool},
     "limits": {"exits": to_int, "lifetime": to_seconds, "idle": to_seconds},
 }
 

@@ -188,7 +188,7 @@ def _console_place(option: str, text: str) -> tuple[ConsoleMode, Path | None, di
 
 
 def parse_debug_console(text: str) -> DebugConsoleConfig:
-    """`off`, `tty`, `pty`, `null`, `file=PATH` or `socket=PATH`, and `iobase=0xe9`."""
+    """`off`, `tty`, `pty`, `null`, `file=PATH` or `socket=PATH`, and `iobase=0xe9`, `filter=on`."""
     mode, path, given = _console_place("debug-console", text)
     return DebugConsoleConfig(mode, path, **given)
 

@@ -200,6 +200,23 @@ def test_a_terminal(aiovmm: Command, socket: str) -> None:
     os.close(slave)
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [(["-t"], b"\x1b]52;c;eA==\x07\x1b[6n\x1b[31mred"), (["-t", "--filter"], b"\x1b[31mred"), ([], b"\x1b[31mred")],
+    ids=["tty", "filtered", "no tty"],
+)
+def test_a_terminal_is_shown_what_draws_alone_if_it_is_not_the_commands_or_filtered(
+    aiovmm: Command, socket: str, options: list[str], shown: bytes
+) -> None:
+    master, slave = pty.openpty()
+    script = r"printf '\033]52;c;eA==\007\033[6n\033[31mred'"
+    process = aiovmm.start("exec", *options, socket, "sh", "-c", script, stdin=slave, stdout=slave)
+    assert _until(master, b"red") == shown
+    assert process.wait(HANGS) == 0
+    os.close(master)
+    os.close(slave)
+
+
 def test_a_terminal_that_goes(aiovmm: Command, socket: str) -> None:
     """Without a signal: it was not the one that controls the session."""
     master, slave = pty.openpty()

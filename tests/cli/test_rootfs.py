@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -78,13 +79,15 @@ def runtime() -> Iterator[Path]:
         yield Path(path)
 
 
-def start(guest: Guest, runtime: Path, *words: str, **variables: str) -> subprocess.Popen[bytes]:
+def start(
+    guest: Guest, runtime: Path, *words: str, stdin: int | None = None, stdout: int | None = None, **variables: str
+) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime), **variables}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(guest.path), *words],
-        stdin=pipe,
-        stdout=pipe,
+        stdin=pipe if stdin is None else stdin,
+        stdout=pipe if stdout is None else stdout,
         stderr=pipe,
         env=environment,
         cwd=ROOT,
@@ -170,6 +173,24 @@ def test_a_terminal_that_is_none_is_told_before_it_boots(guest: Guest, runtime: 
     assert b"--tty: standard input and output are not a terminal" in errors
 
 
+@pytest.mark.parametrize(
+    ("options", "shown"), [((), b"\x1b[6n\x1b[31mred"), (("--filter",), b"\x1b[31mred")], ids=["all", "filtered"]
+)
+def test_its_terminal_may_be_shown_what_draws_alone(
+    guest: Guest, runtime: Path, options: tuple[str, ...], shown: bytes
+) -> None:
+    master, slave = pty.openpty()
+    words = ["--tty", *options, "--", "sh", "-c", r"printf '\033[6n\033[31mred'"]
+    process = start(guest, runtime, *words, stdin=slave, stdout=slave)
+    seen = b""
+    while b"red" not in seen:
+        seen += os.read(master, 4096)
+    assert seen == shown
+    assert process.wait(HANGS) == 0
+    os.close(master)
+    os.close(slave)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Signals) -> None:
     process = start(guest, runtime, "--", "true", NEVER="1")
@@ -183,7 +204,15 @@ def test_a_signal_while_it_boots(guest: Guest, runtime: Path, number: signal.Sig
 
 @pytest.mark.parametrize(
     "words",
-    [("--volume", "a:/b"), ("--publish", "1:2"), ("--network",), ("--allow", "x.org"), ("-e", "A=b"), ("--", "ls")],
+    [
+        ("--volume", "a:/b"),
+        ("--publish", "1:2"),
+        ("--network",),
+        ("--allow", "x.org"),
+        ("-e", "A=b"),
+        ("--filter",),
+        ("--", "ls"),
+    ],
 )
 def test_what_goes_with_a_root_alone_is_refused_without_one(words: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-m", "aiovmm", "run", "--kernel", "k", *words], capture_output=True)

@@ -44,7 +44,8 @@ class Person:
 
 @pytest.fixture
 def person(aiovmm: Command, guest: list[str], request: pytest.FixtureRequest) -> Iterator[Person]:
-    person = Person(aiovmm, [*guest, "--cmdline", request.param, "--stop-timeout", "0.2"])
+    cmdline, *options = request.param.split()
+    person = Person(aiovmm, [*guest, "--cmdline", cmdline, "--stop-timeout", "0.2", *options])
     yield person
     person.close()
 
@@ -67,6 +68,23 @@ def test_a_terminal_for_the_output_alone(aiovmm: Command, guest: list[str]) -> N
         assert process.wait(DEADLINE) == 0
         assert termios.tcgetattr(slave) == before
         os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("person", "shown"),
+    [
+        ("heo", b"\x1b]52;c;eA==\x07\x1b[6n\x1b[31mred"),
+        ("heo --serial tty,filter=on", b"\x1b[31mred"),
+        ("heo --serial tty --debug-console tty,filter=on", b"\x1b[31mred"),  # it prints to either
+    ],
+    indirect=["person"],
+)
+def test_a_terminal_of_which_one_console_is_filtered_is_shown_what_draws_alone(person: Person, shown: bytes) -> None:
+    person.sees(b"hello\n")
+    person.type(b"\x1b]52;c;eA==\x07\x1b[6n\x1b[31mred")
+    assert person.sees(b"red") == shown
+    person.type(b"q")
+    person.ends(0)
 
 
 @pytest.mark.parametrize("person", ["heo"], indirect=True)

@@ -76,5 +76,6 @@ TABLE = """
 --debug-console off null file | same |
 --debug-console tty pty | differs | as `--serial tty` and `--serial pty`; what is typed goes nowhere
 --debug-console socket | ours | as `--serial socket=`
+--debug-console filter | ours | as `--serial tty,filter=on`
 --debug-console iobase | differs | decimal, too; a port that is another device's is refused
 """

@@ -34,6 +34,7 @@ TABLE = """
 --cwd | ours | where it runs
 -t | ours | --tty
 --tty | ours | it gets the terminal
+--filter | ours | that terminal is shown what draws alone, see docs/security.md
 --api-socket | refused | there is no HTTP API: a Python program is the API, see docs/embedding.md
 --dbus-object-path | refused | there is no D-Bus API
 --dbus-service-name | refused | there is no D-Bus API

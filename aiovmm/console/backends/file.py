@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.fds import OwnedFd
+from aiovmm.console.guard import OutputGuard
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError, host_error
@@ -26,7 +27,8 @@ __all__ = ["FileBackend"]
 
 class FileBackend(ConsoleBackend):
     """Writes all output, from the beginning of the history, to the file `path`, off the loop, or to the FIFO, pipe or terminal
-    there, as far as that takes it. There is no input.
+    there, as far as that takes it. There is no input; so a terminal is shown what draws alone: what it would answer, or be told
+    to do, is for whoever has it.
 
     A file is emptied first unless `append`; aiovmm.runtime.output_file says which files are refused, and whose a new one
     is. A disk that is slower than the guest loses the oldest output (`lost`).
@@ -39,6 +41,7 @@ class FileBackend(ConsoleBackend):
         self._reader = console.reader()
         self._file: AsyncFileIO | None = None
         self._stream: OwnedFd | None = None
+        self._guard: OutputGuard | None = None
         self._whose = ": ".join(console.name.rsplit(".", 1)) + " file"
         self._thread = Hands(1, self._whose)  # the loop's are the embedder's to fill
         self._writing = False
@@ -61,6 +64,7 @@ class FileBackend(ConsoleBackend):
         )
         if is_stream(fd):
             self._stream = OwnedFd(fd, shared=stat.S_ISSOCK(os.fstat(fd).st_mode))
+            self._guard = OutputGuard() if os.isatty(fd) else None
         else:
             self._raw = FileIO(fd, self._mode)
             self._file = _in_threads(self._raw, self._thread)
@@ -79,7 +83,7 @@ class FileBackend(ConsoleBackend):
 
     async def _write(self, data: bytes) -> None:
         if self._stream is not None:
-            await self._stream.write(data)
+            await self._stream.write(data if self._guard is None else self._guard.feed(data))
             return
         assert self._file is not None
         view = memoryview(data)

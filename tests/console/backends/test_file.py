@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import pty
 import socket
 from pathlib import Path
 
@@ -34,6 +35,17 @@ async def test_appending(tmp_path: Path) -> None:
     async with FileBackend(console, path, append=True):
         pass
     assert path.read_bytes() == b"one two"
+
+
+async def test_a_terminal_is_shown_what_draws_alone() -> None:
+    master, slave = pty.openpty()
+    console = Console()
+    console.feed(b"\x1b]52;c;eA==\x07history \x1b[")
+    async with FileBackend(console, os.ttyname(slave)):
+        console.feed(b"6n\x1b[31mred")
+    assert os.read(master, 100) == b"history \x1b[31mred"
+    os.close(master)
+    os.close(slave)
 
 
 async def test_the_guests_end_ends_it(tmp_path: Path) -> None:
