@@ -14,9 +14,6 @@ __all__ = ["Room", "room_of"]
 class Room(Protocol):
     """What a room has to say."""
 
-    IOMMU_LIMITS: str
-    """Of the virtio-iommu, whose drivers came at different times."""
-
     def board_rows(self) -> tuple[DeviceRow, ...]:
         """The devices that are not on PCI, in the order of the reference document."""
 

@@ -57,7 +57,7 @@ def device_rows(of: Architecture | None = None) -> tuple[DeviceRow, ...]:
     on a host of another."""
     of = of or architecture.host()
     room = room_of(of)
-    rows = (*room.board_rows(), *_virtio(room.IOMMU_LIMITS), *_vhost_user(), _vfio(), *_small())
+    rows = (*room.board_rows(), *_virtio(), *_vhost_user(), _vfio(), *_small())
     return tuple(dataclasses.replace(row, architecture=of.title) for row in rows)
 
 
@@ -66,7 +66,7 @@ def all_rows() -> tuple[DeviceRow, ...]:
     return tuple(row for of in architecture.ALL for row in device_rows(of))
 
 
-def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
+def _virtio() -> tuple[DeviceRow, ...]:
     from aiovmm.devices.virtio import iommu, mem
     from aiovmm.devices.virtio.balloon import BalloonDevice
     from aiovmm.devices.virtio.balloon import protocol as balloon
@@ -116,7 +116,8 @@ def _virtio(iommu_limits: str) -> tuple[DeviceRow, ...]:
             "iommu=on in the option of any device",
             names_of(iommu.IommuDevice.features, wire),
             "stands before devices that are served here and those of the host (VFIO), not before vhost-user devices",
-            f"48-bit addresses, pages of 4 KiB, {MAPPINGS_LIMIT} mappings; {iommu_limits}",
+            f"48-bit addresses, pages of 4 KiB, {MAPPINGS_LIMIT} mappings; drivers are in Debian's Linux from 6.12 on, "
+            "not in its 6.1",
         ),
         DeviceRow(
             "virtio-mem",

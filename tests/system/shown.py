@@ -20,11 +20,19 @@ class Shown:
     message: str  # and a message, in some of the kernels
     high_memory: str  # of 5 GiB, the last line of RAM in /proc/iomem
     low_end: int  # below which the other lines are
+    told_of_iommu: str  # a command that fails where the kernel is not told of one
 
 
 SHOWN = {
-    X86_64.name: Shown("kvm-clock", "IO-APIC", "PCI-MSI", "100000000-17fffffff", 3 << 30),
-    AARCH64.name: Shown("arch_sys_counter", "GICv3", "ITS-MSI", "100000000-183ffffff", 0xFC000000),
+    X86_64.name: Shown("kvm-clock", "IO-APIC", "PCI-MSI", "100000000-17fffffff", 3 << 30, "dmesg | grep VIOT"),
+    AARCH64.name: Shown(
+        "arch_sys_counter",
+        "GICv3",
+        "ITS-MSI",
+        "100000000-183ffffff",
+        0xFC000000,
+        "find /proc/device-tree/ -name iommu-map | grep iommu-map",
+    ),
 }[_HERE.name]
 
 

@@ -7,9 +7,7 @@ from aiovmm.device_model.row import DeviceRow, no_such
 from aiovmm.device_model.serial import serial_port
 from aiovmm.devices.pl061 import POWER_KEY
 
-__all__ = ["IOMMU_LIMITS", "board_rows"]
-
-IOMMU_LIMITS = "drivers are in all kernels of Debian's"
+__all__ = ["board_rows"]
 
 
 def board_rows() -> tuple[DeviceRow, ...]:

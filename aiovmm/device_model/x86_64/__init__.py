@@ -5,9 +5,7 @@ from __future__ import annotations
 from aiovmm.device_model.row import DeviceRow, no_such
 from aiovmm.device_model.serial import serial_port
 
-__all__ = ["IOMMU_LIMITS", "board_rows"]
-
-IOMMU_LIMITS = "drivers are in Linux 6.12, not in Debian's 6.1"
+__all__ = ["board_rows"]
 
 
 def board_rows() -> tuple[DeviceRow, ...]:
