@@ -1,4 +1,6 @@
-"""Which of these tests run in which nested hosts: all in that of x86, and in those of arm64 what is not of x86 itself.
+"""Which of these tests run in which nested hosts: all in that of x86 but what is of arm64 itself, and in those of arm64 what is
+not of x86 itself: no ACPI, SMBIOS or NUMA, none of its kernels has a driver for pvpanic, and neither passt nor QEMU is
+in its image.
 
 A test is the same in each; of arm64 its parameters begin with the processor: `test_x[aarch64-6.1]`, `test_x[cortex-a72-6.1]`.
 """
@@ -12,12 +14,11 @@ import pytest
 from tests.kvmhost.arch import AARCH64
 
 _X86_ALONE = {
-    "test_forks.py": "",
     "test_many.py": "",
     "test_failed_entry.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
-    "test_hotplug.py": "",
+    "test_hotplug.py": "a_disk over_a_reboot without_hotplug processors memory_modules thirty_rounds",
     "test_iommufd.py": "",
     "test_machine.py": "",
     "test_sandbox.py": "network_by_passt",
@@ -25,6 +26,9 @@ _X86_ALONE = {
     "test_vfio_net.py": "comes_to_a_guest_that_runs",
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
+
+_ARM64_ALONE = ("test_pl031.py", "test_features.py")
+"""Files of what there is on arm64 alone."""
 
 CORE = {
     "test_boot.py": "powers_off[6.1-image] or powers_off[6.12-elf] or powers_off[newest-image] or heeds[6.1]"
@@ -49,6 +53,7 @@ CORE_AARCH64 = {
     "test_boot.py": "powers_off[6.1- or heeds[6.1]",
     "test_blk.py": "four_queues",
     "test_net.py": "test_traffic_both_ways[6.1]",
+    "test_pl031.py": "alarm_wakes[6.1]",
 }
 """The same in the host of arm64, on its usual processor."""
 
@@ -65,6 +70,8 @@ HOSTS = [
 
 def hosts_of(file: str, test: str) -> Sequence[object]:
     """Of HOSTS those in which the test function `test` of `file` runs."""
+    if file in _ARM64_ALONE:
+        return HOSTS[1:]
     alone = _X86_ALONE.get(file)
     is_of_x86 = alone is not None and (not alone or any(part in test for part in alone.split()))
     return HOSTS[:1] if is_of_x86 else HOSTS

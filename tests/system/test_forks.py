@@ -11,13 +11,13 @@ import pytest
 
 from aiovmm import VM, ConsoleConfig, DiskConfig, NetConfig, VMConfig, VsockConfig
 from tests.system.conftest import Guests
-from tests.system.guest import prompt, shell
+from tests.system.guest import limit, prompt, shell
 
 HOST, GUEST = "10.9.0.1", "10.9.0.2"
 NET = NetConfig(ip=HOST, mask="255.255.255.0")
 MIB = 1 << 20
 NUMBERS = "i=0; while :; do i=$((i+1)); echo n$i; usleep 10000; done"
-LIMIT = 60.0
+LIMIT = limit(60.0)
 
 
 class Host:
