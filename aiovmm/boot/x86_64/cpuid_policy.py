@@ -4,8 +4,8 @@ KVM lists what it can offer. It leaves out what only tells of the host (brand, c
 that work only if more is done (AMX's state needs a permission), that not every guest shall have (virtualization), or that none
 shall: asynchronous page faults. KVM would tell a guest that a page is still to come, and later that it is there, where the host
 waits for a page: for a fork's, which others have in common with it, or a restored guest's, which are in a file. What is told and
-not yet taken is in no state that KVM gives, so guests that were saved just then wait for ever, or wake who does not sleep. The
-reference monitor and others show none either; KVM itself has the vCPU wait then.
+not yet taken is in no state that KVM gives, so guests that were saved just then wait for ever, or wake who does not sleep. (The
+reference monitor leaves them in.) KVM itself has the vCPU wait then. docs/reference.md has all that differs from KVM's list.
 Sources: Intel SDM vol. 1, 13.2 and vol. 2A, CPUID; AMD APM vol. 3, appendix E; Documentation/arch/x86/xstate.rst;
 Documentation/virt/kvm/x86/cpuid.rst.
 """
