@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+import stat
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -213,7 +214,16 @@ async def connect(path: str | os.PathLike[str]) -> socket.socket:
     except BaseException as exc:
         sock.close()
         if isinstance(exc, OSError):
-            hint = "is the back end running?" if exc.errno in (errno.ENOENT, errno.ECONNREFUSED) else ""
-            raise HostError("connecting to the vhost-user back end", exc.errno or 0, hint, os.fspath(path)) from exc
+            number = errno.ENOTSOCK if exc.errno == errno.ECONNREFUSED and _is_no_socket(path) else exc.errno or 0
+            hint = "is the back end running?" if number in (errno.ENOENT, errno.ECONNREFUSED) else ""
+            raise HostError("connecting to the vhost-user back end", number, hint, os.fspath(path)) from exc
         raise
     return sock
+
+
+def _is_no_socket(path: str | os.PathLike[str]) -> bool:
+    """Of a file or directory the kernel says, too, that nobody listens there (unix(7)); nobody ever will."""
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False

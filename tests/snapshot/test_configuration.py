@@ -30,6 +30,7 @@ from aiovmm import (
 from aiovmm.config.cpus import TopologyConfig
 from aiovmm.snapshot.configuration import changed, from_state, named, to_state
 from aiovmm.snapshot.document import decode, encode
+from tests.at_limits import NUMBERS
 
 FULL = VMConfig(
     PayloadConfig(Path("/boot/vml\udcffinuz"), Path("initrd"), "console=ttyS0"),
@@ -63,7 +64,7 @@ def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 STATE = to_state(FULL)
 ODD = st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=5) | st.binary(max_size=5)
-ODD |= st.sampled_from([[], {}])
+ODD |= st.sampled_from([[], {}]) | st.sampled_from(NUMBERS)
 
 
 @given(st.sampled_from(places(STATE)), ODD)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aiovmm import VM, AiovmmError, ConsoleConfig, DiskConfig, HostError, RngConfig, SnapshotError, VsockConfig
 from aiovmm.snapshot.directory import STATE
 from aiovmm.snapshot.document import decode, encode
+from tests.at_limits import NUMBERS
 from tests.vm.guest import config, counts_on
 
 pytestmark = pytest.mark.usefixtures("kvm_there")
@@ -20,6 +21,7 @@ ODD: st.SearchStrategy[object] = (
     st.none()
     | st.booleans()
     | st.integers(-1, 1 << 64)
+    | st.sampled_from(NUMBERS)
     | st.text(max_size=4)
     | st.binary(max_size=8)
     | st.sampled_from([[], {}])

@@ -66,6 +66,16 @@ def is_coming(vm: VM) -> bool:
     return vm._hotplug is not None and bool(vm._hotplug._coming)
 
 
+@pytest.mark.parametrize("kind", ["file", "directory", "fifo"])
+async def test_what_is_no_socket_is_not_waited_for(kind: str, path: Path) -> None:
+    """The kernel says "Connection refused" of these, as of a socket whose back end is yet to come."""
+    {"file": path.touch, "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    with pytest.raises(HostError, match="Socket operation on non-socket") as refused:
+        async with asyncio.timeout(LONG):
+            await VhostUserBlk(path).open()
+    assert refused.value.filename == str(path)
+
+
 def test_it_is_waited_for_as_long_as_by_the_reference() -> None:
     assert Timing().connect == 60
 

@@ -23,6 +23,7 @@ from aiovmm.devices.virtio.blk.overlay.header import (
 )
 from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.errors import ImageError
+from tests.at_limits import everywhere, several
 
 U64 = st.integers(0, (1 << 64) - 1)
 
@@ -61,17 +62,12 @@ def sealed(copy: bytes) -> bytes:
 SOUND = layout(1 << 30, Identity(BaseKind.FILE, 1 << 30, 5, 7), Path("base"), bytes(16))
 
 
-@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=12), st.booleans())
-def test_a_damaged_one_is_refused_or_makes_sense(damage: list[tuple[int, int]], mend: bool) -> None:
-    """Whoever made it, checksum and all: what is taken has a map within the file, before the data."""
-    copy = bytearray(SOUND.pack())
-    for at, value in damage:
-        copy[at] = value
+def check_taken_or_refused(copy: bytes, mended: bool) -> None:
     try:
-        header = Header.parse(sealed(bytes(copy)) if mend else bytes(copy), "x")
+        header = Header.parse(copy, "x")
     except ImageError:
         return
-    if not mend:
+    if not mended:
         assert header == SOUND
     assert 0 < header.size <= MAX_SIZE
     assert header.map_at >= 2 * COPY_SIZE
@@ -80,6 +76,15 @@ def test_a_damaged_one_is_refused_or_makes_sense(damage: list[tuple[int, int]], 
     assert 12 <= header.shift <= 16
     assert header.data_at % (1 << header.shift) == 0
     assert header.map_used * 8 << header.shift >= header.size
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=12), st.booleans())
+def test_a_damaged_one_is_refused_or_makes_sense(damage: list[tuple[int, int]], mend: bool) -> None:
+    """Whoever made it, checksum and all: what is taken has a map within the file, before the data."""
+    copy = bytearray(SOUND.pack())
+    for at, value in damage:
+        copy[at] = value
+    check_taken_or_refused(sealed(bytes(copy)) if mend else bytes(copy), mend)
 
 
 @given(st.binary(max_size=2 * COPY_SIZE))
@@ -116,3 +121,15 @@ def test_files_that_are_none(tmp_path: Path, how: str) -> None:
     with pytest.raises(ImageError, match="cut short" if how == "cut" else "is no overlay"):
         OverlayImage.open_over(open_base(base), top)
     OverlayImage.open_over(open_base(base), tmp_path / "other").close()
+
+
+@pytest.mark.parametrize("mend", [False, True])
+def test_numbers_at_their_limits(mend: bool) -> None:
+    for copy in everywhere(SOUND.pack()[:128]):
+        whole = copy + SOUND.pack()[128:]
+        check_taken_or_refused(sealed(whole) if mend else whole, mend)
+
+
+@given(several(SOUND.pack()[:128]))
+def test_several_numbers_at_their_limits(copy: bytes) -> None:
+    check_taken_or_refused(sealed(copy + SOUND.pack()[128:]), True)
