@@ -17,6 +17,7 @@ from aiovmm.cli.messages import say, settle
 from aiovmm.cli.run_options import read_plain
 from aiovmm.errors import AiovmmError, UsageError, host_error
 from aiovmm.runtime.lazy import lazy_names
+from aiovmm.runtime.remarks import heard_by
 from aiovmm.runtime.stdio import fill_standard_descriptors
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def main() -> None:
     closed = fill_standard_descriptors()
     told = None
     try:
-        _run(sys.argv[1:], closed)
+        with heard_by(say):
+            _run(sys.argv[1:], closed)
         code: Any = 0
     except SystemExit as exc:  # click's, and its only way to return
         code = exc.code

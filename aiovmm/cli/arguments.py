@@ -25,6 +25,7 @@ from aiovmm.config import (
 )
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.remarks import remark
 from aiovmm.runtime.stdio import was_given
 
 __all__ = ["build_config", "check_seconds", "refuse_our_own", "spread_lists", "without_absent"]
@@ -144,9 +145,7 @@ def _initramfs(path: Path | None) -> Path | None:
     """None for an empty file, which is none to a kernel, either."""
     path = _file("--initramfs", path)
     if path is not None and os.path.isfile(path) and not os.path.getsize(path):
-        import logging  # for who has one
-
-        logging.getLogger("aiovmm").warning("--initramfs: %s is empty: the guest has none", path)
+        remark(f"--initramfs: {path} is empty: the guest has none")
         return None
     return path
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aiovmm.cli.arguments import build_config, check_seconds
+from aiovmm.runtime.remarks import heard_by
 from aiovmm.runtime.stdio import require_descriptors
 
 __all__ = ["start"]
@@ -19,8 +20,10 @@ _DESCRIPTORS = 16
 def start(args: dict[str, Any], closed: Sequence[int]) -> None:
     """Run a guest to its end; raises SystemExit with the exit code. `closed`: standard descriptors that are not there."""
     restore = None
+    remarks: list[str] = []
     if args["restore"] is None:
-        config = build_config(args)
+        with heard_by(remarks.append):
+            config = build_config(args)
     else:
         from aiovmm.cli.restore import Restore  # for who asks
 
@@ -36,6 +39,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
         from aiovmm.cli.confinement import Confinement
         from aiovmm.cli.logs import configure_logging
         from aiovmm.cli.session import Session
+        from aiovmm.runtime.log import Log
 
         if args["log_file"] is not None:
             from aiovmm.config.outputs import refuse_input
@@ -44,6 +48,8 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
         confinement = Confinement.of(args)
         confinement.hold_threads()
         configure_logging(args["verbose"], args["log_file"], args["log_format"])
+        for text in remarks:
+            Log().warning(text)
         session = Session(
             config,
             detach_keys=args["detach_keys"],

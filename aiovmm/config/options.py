@@ -46,6 +46,7 @@ from aiovmm.config.text import (
     unquote,
 )
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.remarks import remark
 
 __all__ = [
     "KEYS",
@@ -139,11 +140,7 @@ def parse_memory(text: str) -> MemoryConfig:
         return MemoryConfig(size=to_size("memory", text))
     values = _convert("memory", split_options("memory", text))
     if values.pop("file", None) is not None:
-        import logging  # for who says what does nothing
-
-        logging.getLogger("aiovmm").warning(
-            "memory.file: has no effect, as in the reference: memory-zone file= has one"
-        )
+        remark("memory.file: has no effect, as in the reference: memory-zone file= has one")
     return MemoryConfig(**values)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.remarks import remark
 
 __all__ = [
     "Converter",
@@ -62,11 +63,7 @@ def split_options(option: str, text: str) -> dict[str, str | None]:
 
 def _remark_on_the_second(option: str, key: str, value: str | None) -> None:
     """Launchers append what is to hold: the last one does, as in the reference."""
-    import logging  # for who says two things
-
-    logging.getLogger("aiovmm").warning(
-        "%s.%s: is given twice, and the last holds: %s", option, key, repr(value) if value else "nothing"
-    )
+    remark(f"{option}.{key}: is given twice, and the last holds: {repr(value) if value else 'nothing'}")
 
 
 def _parts(option: str, text: str) -> list[str]:

@@ -123,3 +123,13 @@ async def test_what_a_loop_and_a_thread_say_at_once_is_said_once(monkeypatch: py
         assert not thread.is_alive()
     with os.fdopen(reading, "rb") as shown:
         assert shown.read() == b"aiovmm: the loop's\naiovmm: the thread's\n"
+
+
+def test_a_value_that_nobody_reads_to_its_end(capfd: pytest.CaptureFixture[str]) -> None:
+    """What went wrong stands before it, and what to do after it."""
+    say(f"--name: {'x' * 70_000} is too long (at most 64)")
+    said = capfd.readouterr().err
+    assert said.startswith("aiovmm: --name: xxx")
+    assert said.endswith("xxx is too long (at most 64)\n")
+    assert len(said) < 2100
+    assert "[... 68" in said

@@ -121,3 +121,20 @@ def test_a_device_that_is_full(option: str, aiovmm: Command, guest: list[str]) -
     assert b"Traceback" not in done.stderr
     if WRITTEN[option] and option != "log":  # there is nothing to log
         assert b"No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("to_file", [False, True])
+def test_a_remark_on_an_option_goes_where_the_log_does(
+    to_file: bool, aiovmm: Command, guest: list[str], tmp_path: Path
+) -> None:
+    """It is made before there is a log; and it quotes a name."""
+    (tmp_path / "\x1b[2Jempty").touch()
+    log = ["--log-file", "log"] if to_file else []
+    options = ["--cmdline", "o", "--serial", "null", "--initramfs", "\x1b[2Jempty", "--cpus", "boot=1,boot=2"]
+    done = aiovmm.run(*guest, *options, *log)
+    assert done.returncode == 0
+    told = ((tmp_path / "log").read_bytes() if to_file else done.stderr).splitlines()
+    assert (done.stderr == b"") is to_file
+    assert [b"WARN" in line.upper() for line in told] == [True, True]
+    assert told[0].endswith(rb"--initramfs: \x1b[2Jempty is empty: the guest has none")
+    assert told[1].endswith(b"cpus.boot: is given twice, and the last holds: '2'")

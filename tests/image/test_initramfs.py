@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from click.testing import CliRunner
 
 from aiovmm.agent import agent_binary
+from aiovmm.cli.image import initramfs
 from aiovmm.errors import ImageError, UsageError
 from aiovmm.image import Initramfs, build_initramfs, debian_kernel
 from aiovmm.image.modules import ModuleTree
@@ -151,6 +153,25 @@ def test_busybox_and_modules_of_different_architectures(tree: Path, tmp_path: Pa
 def test_equal_inputs_give_equal_bytes(tree: Path) -> None:
     one, other = (build_initramfs(busybox=BUSYBOX, modules=tree, run="true") for _ in range(2))
     assert one.data == other.data
+
+
+@needs_busybox
+def test_the_command_adds_the_modules_that_are_asked_for(tree: Path, tmp_path: Path) -> None:
+    """`aiovmm image initramfs --module NAME`, more than once: they and what they need come beside the usual ones."""
+    (tree / "kernel/lib/extra.ko").write_bytes(ko("extra", depends="needed"))
+    (tree / "kernel/lib/needed.ko").write_bytes(ko("needed"))
+    given = ["--busybox", str(BUSYBOX), "--modules", str(tree)]
+    found = []
+    for asked in ([], ["--module", "later", "--module", "extra"]):
+        done = CliRunner().invoke(initramfs, [str(tmp_path / "image"), *given, *asked], catch_exceptions=False)
+        assert done.exit_code == 0
+        (out := tmp_path / f"out{len(asked)}").mkdir()
+        image = Initramfs((tmp_path / "image").read_bytes(), (), (), RELEASE)
+        found.append({path.stem for path in extract(image, out).rglob("*.ko")})
+    assert found[1] - found[0] == {"later", "extra", "needed"}
+    assert found[0] < found[1]
+    with pytest.raises(ImageError, match="absent"):
+        CliRunner().invoke(initramfs, [str(tmp_path / "image"), *given, "--module", "absent"], catch_exceptions=False)
 
 
 def test_files_and_directories_are_added(tmp_path: Path) -> None:
