@@ -27,6 +27,7 @@ from aiovmm.pci.virtio import VirtioPci
 from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.runtime.worker import Worker
 from aiovmm.testing.pci import ECAM_BASE, MMIO32
+from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena, Used
 from aiovmm.virtqueue.status import Status
 from tests.guests.machine import Machine
@@ -96,13 +97,14 @@ class VcpuGuest:
 
 
 class Running:
-    """The agent guest with one echo device in slot 1."""
+    """The agent guest with one device in slot 1, which echoes unless another is given."""
 
-    def __init__(self, machine: Machine, plan: SegmentPlan = PLAN) -> None:
+    def __init__(self, machine: Machine, plan: SegmentPlan = PLAN, device: VirtioDevice | None = None) -> None:
         self.machine = machine
         self.errors: list[Exception] = []
         self.worker = Worker("kvm calls")
-        intx = IntxPins(IoApic(IoApicSink(machine.vm, self.worker.submit)))
+        self.ioapic = IoApic(IoApicSink(machine.vm, self.worker.submit))
+        intx = IntxPins(self.ioapic)
         services = KvmPciServices(
             machine.vm,
             machine.bus,
@@ -115,7 +117,9 @@ class Running:
         self.root = PciRoot([plan], services)
         self.root.add_config_ports()
         self.device = Echo()
-        self.transport = VirtioPci(self.device, services, on_error=lambda device, exc: self.errors.append(exc))
+        self.transport = VirtioPci(
+            device or self.device, services, on_error=lambda device, exc: self.errors.append(exc)
+        )
         self.address: PciAddress = self.root.add(self.transport)
 
     async def drive(self, scenario: Callable[[VirtioPciDriver], Awaitable[None]]) -> None:
