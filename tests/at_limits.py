@@ -8,7 +8,7 @@ from typing import Literal
 
 from hypothesis import strategies as st
 
-__all__ = ["LIMITS", "NUMBERS", "everywhere", "several"]
+__all__ = ["LIMITS", "NUMBERS", "Order", "everywhere", "several"]
 
 LIMITS = (0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1)
 NUMBERS = (*LIMITS, -1, -(2**31), -(2**63), 2**64, 10**30)

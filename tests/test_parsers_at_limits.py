@@ -23,7 +23,7 @@ from aiovmm.errors import ChainError, ImageError, PeerError, UsageError
 from aiovmm.pool.workers.frames import FROM_WORKER, MOST_DATA, Decoder, encode
 from aiovmm.sandboxes.firewall import Firewall, Rules
 from aiovmm.vfio.host_config import capabilities, identity, memory_bars
-from tests.at_limits import everywhere, several
+from tests.at_limits import Order, everywhere, several
 from tests.boot.images import COMPRESSORS, payload
 from tests.sandboxes.frames import (
     GATEWAY,
@@ -130,7 +130,8 @@ def test_a_number_at_its_limit(name: str) -> None:
 @given(st.data(), st.sampled_from(sorted(READERS)))
 def test_several_at_their_limits(data: st.DataObject, name: str) -> None:
     read, good, refused = READERS[name]
-    order = data.draw(st.sampled_from(("little", "big")))
+    orders: tuple[Order, ...] = ("little", "big")
+    order = data.draw(st.sampled_from(orders))
     with suppress(*refused):
         read(data.draw(several(good, order=order)))
 

@@ -152,7 +152,7 @@ DOCUMENTS: dict[str, tuple[Any, Any]] = {
         },
     ),
 }
-ODD = [
+ODD: list[Any] = [
     *NUMBERS,
     0.5,
     float("inf"),

@@ -63,7 +63,9 @@ def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 STATE = to_state(FULL)
-ODD = st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=5) | st.binary(max_size=5)
+ODD: st.SearchStrategy[Any] = (
+    st.none() | st.booleans() | st.integers(-5, 1 << 70) | st.text(max_size=5) | st.binary(max_size=5)
+)
 ODD |= st.sampled_from([[], {}]) | st.sampled_from(NUMBERS)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,8 @@ def is_coming(vm: VM) -> bool:
 @pytest.mark.parametrize("kind", ["file", "directory", "fifo"])
 async def test_what_is_no_socket_is_not_waited_for(kind: str, path: Path) -> None:
     """The kernel says "Connection refused" of these, as of a socket whose back end is yet to come."""
-    {"file": path.touch, "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}[kind]()
+    make: dict[str, Callable[[], None]] = {"file": path.touch, "directory": path.mkdir, "fifo": lambda: os.mkfifo(path)}
+    make[kind]()
     with pytest.raises(HostError, match="Socket operation on non-socket") as refused:
         async with asyncio.timeout(LONG):
             await VhostUserBlk(path).open()
