@@ -37,7 +37,10 @@ class Policy:
     POSTED_WRITE = 4  # post the write and go on
     LATCH_WRITE = 8  # with POSTED_WRITE: store the written byte into the shadow at once
     IGNORE_WRITE = 16  # drop the write without an exit to the loop
-    POSTED_DWORD = 32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes
+    POSTED_DWORD = (
+        32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes; with
+    )
+    # IGNORE_WRITE it is latched as LATCH_WRITE says and not posted
     LAZY_WRITE = 64  # with a posted write: nobody waits for what it does, so the loop may learn of it some ms later
     DROP_SAME = 128  # with SHADOW_READ: a write of what the shadow shows changes nothing, so drop it
 
@@ -49,9 +52,13 @@ class FastPage:
     another (tests/native/test_owners.py looks) or change its length. `shadow` may be a device's own registers, `policy` other
     pages' as well, where it never changes, and must be `bytes`, which nobody can change, if the shadow ends before the page: all
     accesses behind it wait for the loop. Raises UsageError otherwise.
+
+    With `ecam`, the address of one, the range is that of PCI's configuration mechanism #1: an access to its data, bytes 4 to 7,
+    is one to the ECAM's page that its address register, bytes 0 to 3 of the shadow, names, by that page's policy.
     """
 
     policy: bytearray  # or bytes
+    ecam = 0
 
     def __init__(self, size: int, shadow: bytearray | None = None, policy: bytearray | bytes | None = None) -> None:
         if shadow is not None and len(shadow) != size and not _ends_with(shadow, policy, size):

@@ -73,7 +73,7 @@ class RangeTable:
         return table
 
 
-_RANGE = struct.Struct("@QQNNN")  # struct avmm_range
+_RANGE = struct.Struct("@QQNNNQ")  # struct avmm_range
 
 
 class _Cells:
@@ -84,11 +84,12 @@ class _Cells:
         """Its counts are those from `at` on of the array `counts`, which is at `address`."""
         self._counts, self._at = counts, at
         self._pages: tuple[Any, ...] = ()
-        policy = shadow = 0
+        policy = shadow = ecam = 0
         if (fast := rng.fast) is not None:
             self._pages = owners.view(fast.policy), owners.view(fast.shadow)
             policy, shadow = map(owners.address, self._pages)
-        self.entry = _RANGE.pack(rng.base, rng.size, policy, shadow, address + at * _COUNT_SIZE)
+            ecam = fast.ecam
+        self.entry = _RANGE.pack(rng.base, rng.size, policy, shadow, address + at * _COUNT_SIZE, ecam)
 
     @property
     def counts(self) -> list[int]:

@@ -150,8 +150,13 @@ def _console(parts: MachineParts) -> VirtioDevice:
     return ConsoleDevice(parts.console_output, call_later=_call_later)
 
 
+_CONSOLE_ID = 3  # VIRTIO 1.2 §5
+
+
 def join_console(parts: MachineParts, device: VirtioDevice) -> None:
     """What is written to the VM's console goes to `device`, if it is one. It is plugged in, or about to be."""
+    if device.device_id != _CONSOLE_ID:  # whose modules a machine may do without
+        return
     from aiovmm.devices.virtio.console import ConsoleDevice
 
     if isinstance(device, ConsoleDevice):

@@ -15,7 +15,7 @@ from aiovmm.virtqueue.status import Effect, Negotiation
 if TYPE_CHECKING:
     from aiovmm.runtime.plain import State
 
-__all__ = ["COMMON_SIZE", "DEVICE_STATUS", "CommonConfig"]
+__all__ = ["ACTING", "COMMON_SIZE", "DEVICE_STATUS", "CommonConfig"]
 
 COMMON_SIZE = 64
 _LAYOUT = struct.Struct("<IIIIHHBBHHHHHQQQHH")
@@ -33,6 +33,9 @@ QUEUE_DESC = 0x20
 QUEUE_DRIVER = 0x28
 QUEUE_DEVICE = 0x30
 QUEUE_RESET = 0x3A
+
+ACTING = frozenset((DEVICE_STATUS, QUEUE_ENABLE, QUEUE_ENABLE + 1, QUEUE_RESET, QUEUE_RESET + 1))
+"""The bytes of registers that do something when they are written what they hold; writing that to any other changes nothing."""
 
 _ADDRESSES = {QUEUE_DESC: "desc", QUEUE_DRIVER: "avail", QUEUE_DEVICE: "used"}
 _WIDTHS = {

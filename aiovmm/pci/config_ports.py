@@ -1,8 +1,11 @@
 """Configuration mechanism #1: ports 0xCF8 and 0xCFC (PCI Local Bus 3.0, 3.2.2.3.2), for segment 0, and the reset port.
 
 0xCF8 is a register for dword accesses only; narrower ones are other ports (Linux's probe writes a byte to 0xCFB and
-expects nothing). 0xCF9 among them is the reset control register. A write of the address is posted: the access to the data
-window that follows it waits, and a vCPU's exits are served in order.
+expects nothing). 0xCF9 among them is the reset control register.
+
+A vCPU writes the address into the shadow itself, and accesses data as it does the ECAM's page that the address names (see
+FastPage): what Linux does of both, hundreds of times at its start and each time that a device comes, mostly waits for nobody.
+Guests take a lock around both accesses.
 """
 
 from __future__ import annotations
@@ -33,10 +36,11 @@ class ConfigPorts:
     def __init__(self, segment: PciSegment, reset: Callable[[], None] | None = None) -> None:
         self._segment = segment
         self._reset = reset
-        self._address = 0
         self._reset_control = 0
         self.fast = FastPage(CONFIG_PORTS_SIZE)
-        self.fast.policy[0] = Policy.POSTED_DWORD | Policy.LAZY_WRITE
+        self.fast.policy[:_DATA] = bytes([Policy.LATCH_WRITE]) * _DATA
+        self.fast.policy[0] |= Policy.POSTED_DWORD | Policy.IGNORE_WRITE
+        self.fast.ecam = segment.plan.ecam_base
 
     def read(self, offset: int, size: int) -> bytes | Awaitable[bytes]:
         """The address register, the data window, or the reset control byte; ones elsewhere."""
@@ -55,7 +59,7 @@ class ConfigPorts:
             target = self._target(offset)
             return None if target is None else self._segment.write_config(*target, data)
         if offset == 0 and len(data) == 4:
-            self._address = int.from_bytes(data, "little") & _ADDRESS_BITS
+            self.fast.shadow[:_DATA] = data
         elif offset == _RESET_CONTROL and len(data) == 1:
             self._write_reset_control(data[0])
         return None
@@ -71,7 +75,12 @@ class ConfigPorts:
         fields = Fields(state, "PCI configuration ports")
         address, reset = fields.number("address", 0, 0xFFFFFFFF), fields.number("reset_control", 0, 0xFF)
         fields.end()
-        self._address, self._reset_control = address & _ADDRESS_BITS, reset & 0x0E & ~_RESET_CPU
+        self.fast.shadow[:_DATA] = address.to_bytes(_DATA, "little")
+        self._reset_control = reset & 0x0E & ~_RESET_CPU
+
+    @property
+    def _address(self) -> int:
+        return int.from_bytes(self.fast.shadow[:_DATA], "little") & _ADDRESS_BITS
 
     def _target(self, offset: int) -> tuple[int, int] | None:
         """(slot, register) that the data window shows, or None: off, another bus, or a function but 0."""

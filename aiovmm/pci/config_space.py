@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aiovmm.bus import Policy
 from aiovmm.errors import SnapshotError, UsageError
 from aiovmm.runtime.dataclass import dataclass
 
@@ -102,6 +103,13 @@ class ConfigSpace:
         self._last_link = offset + 1
         self._free = (end + 3) & ~3
         return offset
+
+    def still(self) -> bytes:
+        """What `Policy` has of writes that change nothing, for each byte: of any where no bit can be written, of what it holds
+        elsewhere, of none where ones clear bits."""
+        same, fixed = Policy.DROP_SAME, Policy.DROP_SAME | Policy.IGNORE_WRITE
+        kinds = zip(self._writable, self._clear, strict=True)
+        return bytes(Policy.SYNC if clears else same if writable else fixed for writable, clears in kinds)
 
     def get(self, offset: int, size: int) -> int:
         """The register at `offset` as a number."""

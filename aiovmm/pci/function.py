@@ -56,6 +56,8 @@ class PciFunction:
         self._regions = tuple(regions)
         self.live_registers: tuple[tuple[int, int], ...] = ()
         """(offset, size) of configuration registers whose reads have side effects: they are never shadowed."""
+        self.still_registers: bytes | None = None
+        """Of each byte of configuration space what `Policy` has of writes that change nothing and that nobody is to hear of."""
         self.interrupt_gsi: int | None = None
         """What its INTA is wired to, for the firmware's tables; None: it has no interrupt pin."""
         for bar in self.bars if not laid_out else ():

@@ -7,13 +7,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.bus import FastPage, Policy
-from aiovmm.pci.msix import Deliver, MsixTable, Route
+from aiovmm.pci.msix import ENTRY_SIZE, Deliver, MsixTable, Route
 from aiovmm.pci.services import LineChange, MsiLine, PciServices, Place
 
 if TYPE_CHECKING:
     from aiovmm.runtime.plain import State
 
 __all__ = ["MsixPendingBits", "MsixTableRegisters", "MsixVector", "MsixVectors"]
+
+
+_OPEN = bytes([Policy.SHADOW_READ]) * ENTRY_SIZE
+_LATCHED = Policy.SHADOW_READ | Policy.LATCH_WRITE
+_WORD = bytes([_LATCHED | Policy.POSTED_DWORD | Policy.IGNORE_WRITE, *[_LATCHED] * 3])
+_MASKED = _WORD * 3 + bytes([Policy.SHADOW_READ]) * 4  # the message's three words, then the vector's control
 
 
 class MsixVector:
@@ -61,6 +67,7 @@ class MsixVectors:
         self._place = place
         self._failed = failed
         self.open: dict[int, Callable[[], None]] = {}  # what sends the messages of vectors that are not masked
+        self.fast: FastPage | None = None  # of the table, where it is on the bus
         self._lines: dict[int, MsiLine] = {}  # of those that somebody signals
         self._asked: dict[int, Route] = {}  # what each line was last to be
 
@@ -96,9 +103,25 @@ class MsixVectors:
                 self.open.pop(effect.index, None)
             else:
                 self.open[effect.index] = self._services.message(effect.address, effect.data, self._place)
+            self._let_write(effect.index)
             if effect.index in self._lines:
                 changed.append(effect)
         return self._wire(changed)
+
+    def shown(self) -> FastPage:
+        """The table for the bus. The run loop serves reads, and writes of the messages of masked vectors: who opens one
+        waits, and then the message is looked at."""
+        if self.fast is None:
+            table = self.table.table
+            self.fast = FastPage(len(table), table, bytearray(_MASKED * self.table.vectors))
+            for index in self.open:
+                self._let_write(index)
+        return self.fast
+
+    def _let_write(self, index: int) -> None:
+        if self.fast is not None:
+            at = index * ENTRY_SIZE
+            self.fast.policy[at : at + ENTRY_SIZE] = _OPEN if index in self.open else _MASKED
 
     def pending_bits(self) -> bytes:
         """The pending bit array, with what was signalled through shared fds while masked."""
@@ -163,13 +186,11 @@ def _close_all(lines: list[MsiLine]) -> None:
 
 
 class MsixTableRegisters:
-    """The table in a BAR. Reads are served by the run loop; a write may open a vector, so it waits."""
+    """The table in a BAR. A write that may open a vector, or is of one that is open, waits."""
 
     def __init__(self, vectors: MsixVectors) -> None:
         self._vectors = vectors
-        table = vectors.table.table
-        self.fast = FastPage(len(table), table)
-        self.fast.policy[:] = bytes([Policy.SHADOW_READ]) * len(table)
+        self.fast = vectors.shown()
 
     def read(self, offset: int, size: int) -> bytes:
         """A copy of the table's bytes."""

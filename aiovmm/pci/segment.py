@@ -120,7 +120,7 @@ class PciSegment:
         self._shunned.discard(slot)
 
     def when_looked_at(self, slot: int, callback: Callable[[], None]) -> None:
-        """Call it once the guest has written to the configuration space of what is in `slot`, as all systems do that take a
+        """Call it once the guest has changed the configuration space of what is in `slot`, as all systems do that take a
         function up: to learn how large its BARs are, at least."""
         self._awaited[slot] = callback
 
@@ -175,7 +175,9 @@ class PciSegment:
     def _ecam_range(self, slot: int, function: PciFunction) -> Range:
         """A page on the bus: the run loop answers reads from the configuration bytes, save where reading does something, and
         in the extended space, of which Linux looks at one word, the host bridge's."""
-        fast = FastPage(SIZE, function.config.data, _ecam_policy(tuple(function.live_registers)))
+        fast = FastPage(
+            SIZE, function.config.data, _ecam_policy(tuple(function.live_registers), function.still_registers)
+        )
         base = self.plan.ecam_base + (slot << _SLOT_SHIFT)
         return Range(Space.MMIO, base, SIZE, _EcamPage(self, slot), f"ecam {function.name}", fast)
 
@@ -242,10 +244,12 @@ class PciSegment:
 
 
 @lru_cache(maxsize=64)
-def _ecam_policy(live: tuple[tuple[int, int], ...]) -> bytes:
+def _ecam_policy(live: tuple[tuple[int, int], ...], still: bytes | None) -> bytes:
     """Of a page whose reads do something in `live` registers only (offset, size). One for all functions of the process that have
     the same."""
     policy = bytearray([Policy.SHADOW_READ]) * CAPABILITIES_END + bytes([Policy.SYNC]) * (SIZE - CAPABILITIES_END)
+    for at, dropped in enumerate(still or b""):
+        policy[at] |= dropped
     for offset, size in live:
         policy[offset : offset + size] = bytes([Policy.SYNC]) * size
     return bytes(policy)

@@ -123,7 +123,7 @@ class VirtioPci(PciFunction):
         self._msix_control = layout.msix + 2
         self.interrupt_gsi = self._pin.gsi
         self._window = ConfigWindow(config, layout.window)
-        self.live_registers = (self._window.data,)
+        self.live_registers, self.still_registers = (self._window.data,), layout.still
         device._notify_config = self.config_changed
 
     @property

@@ -9,7 +9,7 @@ from aiovmm.bus import BusDevice, FastPage, Policy
 from aiovmm.errors import GuestError
 from aiovmm.pci.bar import Bar, BarKind
 from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCap, VirtioCapType, msix
-from aiovmm.pci.common_config import COMMON_SIZE, CommonConfig
+from aiovmm.pci.common_config import ACTING, COMMON_SIZE, CommonConfig
 from aiovmm.pci.config_space import ConfigSpace, Identity
 from aiovmm.pci.config_window import add_window
 from aiovmm.pci.doorbells import NOTIFY_MULTIPLIER, Doorbells, notify_size
@@ -43,7 +43,7 @@ class VirtioStructures:
         parts: list[tuple[int, int, BusDevice, str, FastPage | None]] = [
             (0, COMMON_SIZE, self.common, "common", self.common.fast),
             (ISR, IsrStatus.SIZE, self.isr, "isr", None),
-            (DEVICE, DEVICE_SIZE, self.device, "device", None),
+            (DEVICE, DEVICE_SIZE, self.device, "device", self.device.fast),
             (NOTIFY, self.doorbells.size, self.doorbells, "notify", None),
             (PBA, len(self.vectors.table.pending), pending, "pba", None),
             (TABLE, len(self.vectors.table.table), table, "msix", table.fast),
@@ -58,6 +58,7 @@ class Layout:
     config: ConfigSpace
     msix: int
     window: int
+    still: bytes
 
 
 @lru_cache(64)
@@ -74,17 +75,22 @@ def laid_out(identity: Identity, queues: int) -> Layout:
     body, writable = msix(queues + 1, bar=0, table=TABLE, pba=PBA)
     at = config.add_capability(MSIX, body, writable)
     BAR.install(config)
-    return Layout(config, at, add_window(config))
+    return Layout(config, at, add_window(config), config.still())
+
+
+_COMMON_POLICY = bytes(
+    Policy.SHADOW_READ | (0 if at in ACTING else Policy.DROP_SAME) for at in range(COMMON_SIZE)
+)  # Linux selects the queue that is selected before each of its registers, and writes the zeros in the addresses' upper halves
 
 
 class CommonRegisters:
-    """The common configuration on the bus."""
+    """The common configuration on the bus. Reads do not wait, nor do writes of what a register holds."""
 
     def __init__(self, common: CommonConfig, write: Callable[[int, bytes], Awaitable[None] | None]) -> None:
         self._write = write
         self._common = common
         self.fast = FastPage(COMMON_SIZE, common.image)
-        self.fast.policy[:] = bytes([Policy.SHADOW_READ]) * COMMON_SIZE
+        self.fast.policy[:] = _COMMON_POLICY
 
     def read(self, offset: int, size: int) -> bytes:
         """The registers as they are."""
@@ -95,12 +101,25 @@ class CommonRegisters:
         return self._write(offset, data)
 
 
+@lru_cache(64)
+def _lasting_policy(parts: tuple[tuple[int, int], ...]) -> bytes:
+    """Of a device's own configuration, of which these (offset, size) stay as they are."""
+    policy = bytearray(DEVICE_SIZE)
+    for at, size in parts:
+        policy[at : at + size] = bytes([Policy.SHADOW_READ]) * size
+    return bytes(policy)
+
+
 class DeviceRegisters:
-    """The device's own configuration on the bus."""
+    """The device's own configuration on the bus; `fast` if parts of it stay as they are."""
 
     def __init__(self, device: VirtioDevice, broken: Callable[[Exception], None]) -> None:
         self._device = device
         self._broken = broken
+        self.fast: FastPage | None = None
+        if parts := device.lasting_config:
+            shown = bytearray(device.read_config(0, max(at + size for at, size in parts)))
+            self.fast = FastPage(DEVICE_SIZE, shown, _lasting_policy(parts))
 
     def read(self, offset: int, size: int) -> bytes:
         """What the device says."""

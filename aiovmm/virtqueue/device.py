@@ -47,6 +47,9 @@ class VirtioDevice(abc.ABC):
     suspended_last: bool = False
     """Whether others need it until they are suspended, and before they go on (an IOMMU)."""
 
+    lasting_config: tuple[tuple[int, int], ...] = ()
+    """(offset, size) of the parts of its configuration that are the same from `open` on: reads of them wait for nobody."""
+
     suspending: bool = False
     """`run` is cancelled for a moment, or to go on elsewhere, while the guest stands still: it ends what is with the host
     and answers it, as if nothing were, returns or puts back what else it has taken, and forgets nothing that the driver

@@ -42,6 +42,8 @@ def test_only_what_is_new_is_made(kvm: Kvm, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_table_says_what_the_bus_does(kvm: Kvm) -> None:
     ports, pages = make((0x60, 0x170), Space.PIO), make((0x1000, 0x1100), Space.MMIO)
+    assert ports[1].fast is not None
+    ports[1].fast.ecam = 0xE000_0000
     with contextlib.closing(kvm.create_vm(1)) as vm:
         vm.publish(ports + pages)
         vm.publish(ports[1:] + pages)
@@ -51,6 +53,7 @@ def test_the_table_says_what_the_bus_does(kvm: Kvm) -> None:
             for index, rng in enumerate(expected):
                 entry = table.ranges[space][index]
                 assert (entry.base, entry.size) == (rng.base, rng.size)
+                assert entry.ecam == (0xE000_0000 if rng is ports[1] else 0)
                 if rng.fast is None:
                     assert entry.policy == entry.shadow == ffi.NULL
                 else:

@@ -19,7 +19,8 @@ from aiovmm.kvm import Kvm, ioeventfd, routing
 from aiovmm.machine.pci import KvmPciServices
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.memory import GuestMemory
-from aiovmm.pci.capabilities import MSIX
+from aiovmm.pci.capabilities import MSIX, VENDOR, VirtioCapType
+from aiovmm.pci.config_ports import CONFIG_PORTS
 from aiovmm.pci.driver import PciDriver
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciAddress, PciRoot
@@ -148,6 +149,10 @@ class Running:
         (rng,) = (r for r in self.machine.bus.ranges() if r.name == part)
         return self.machine.vm.range_counts(rng).sync
 
+    def all_waits(self) -> int:
+        """Accesses to any device that it waited with."""
+        return sum(self.machine.vm.range_counts(rng).sync for rng in self.machine.bus.ranges())
+
     @staticmethod
     def _create_task(coro: object, *, name: str) -> asyncio.Task[None]:
         return asyncio.get_running_loop().create_task(coro, name=name)  # type: ignore[arg-type]
@@ -183,6 +188,150 @@ async def test_a_device_serves_a_vcpu(kvm: Kvm) -> None:
         await running.drive(scenario)
         assert running.errors == []
         assert ranges_of(running, "e") == []
+
+
+REGISTERS = [
+    (0, 4),
+    (2, 2),
+    (4, 2),
+    (6, 2),
+    (0x0B, 1),
+    (0x0E, 1),
+    (0x10, 4),
+    (0x34, 1),
+    (0x40, 4),
+    (0x53, 1),
+    (0xFC, 4),
+]
+
+
+async def test_what_a_vcpu_reads_by_the_ports_is_what_the_ecam_shows_and_does_not_wait(kvm: Kvm) -> None:
+    """Of slots with something in them and of empty ones; what is elsewhere or off reads as ones."""
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            ports = PciDriver(driver.guest, None)
+            await ports.write(1, 0x3C, 0x0B, 1)
+            before = running.all_waits()
+            for slot in range(32):
+                for offset, size in REGISTERS:
+                    assert ports.read(slot, offset, size) == driver.pci.read(slot, offset, size)
+            assert ports.read(1, 0x3C, 1) == 0x0B
+            for address in (0x80010800, 0x80000900, 0x00000800):  # another bus, another function, not enabled
+                driver.guest.write(CONFIG_PORTS, address.to_bytes(4, "little"), Space.PIO)
+                assert driver.guest.read(CONFIG_PORTS + 4, 4, Space.PIO) == b"\xff" * 4
+            assert running.all_waits() == before
+            assert driver.guest.read(CONFIG_PORTS, 4, Space.PIO) == (0x800).to_bytes(4, "little"), "the last address"
+            (rng,) = ranges_of(running, "pci config ports")
+            assert machine.vm.range_counts(rng).posted == 0
+
+        await running.drive(scenario)
+
+
+async def test_a_register_whose_reading_does_something_does_it_by_the_ports_too(kvm: Kvm) -> None:
+    """The virtio structures through configuration space (VIRTIO 1.2, 4.1.4.9): num_queues."""
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            ports = PciDriver(driver.guest, None)
+            (at,) = (
+                at for kind, at in driver.function.capabilities if kind == VENDOR and ports.read(1, at + 3, 1) == 5
+            )
+            for offset, value, size in ((4, 0, 1), (8, 0x12, 4), (12, 2, 4)):
+                await ports.write(1, at + offset, value, size)
+            before = running.all_waits()
+            assert ports.read(1, at + 16, 2) == driver.common(0x12, 2) != 0
+            assert running.all_waits() == before + 1
+
+        await running.drive(scenario)
+
+
+async def test_what_changes_nothing_does_not_wait_and_what_does_does(kvm: Kvm) -> None:
+    """By the ports as by the ECAM; the other registers are as they were."""
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            await driver.start()
+            for pci in (driver.pci, PciDriver(driver.guest, None)):
+                held = {at: pci.read(1, at) for at in range(0, 0x100, 4)}
+                before = running.all_waits()
+                nothing_to_write = ((0x18, 0xFFFFFFFF, 4), (0x30, 0xFFFFF800, 4), (0x02, 0, 2))
+                for at, value, size in nothing_to_write:
+                    await pci.write(1, at, value, size)
+                for at, size in ((0x04, 2), (0x10, 4), (0x14, 4), (0x3C, 1)):  # as they are
+                    await pci.write(1, at, pci.read(1, at, size), size)
+                assert running.all_waits() == before
+                assert {at: pci.read(1, at) for at in range(0, 0x100, 4)} == held
+                before = running.all_waits()
+                await pci.write(1, 0x3C, pci.read(1, 0x3C, 1) ^ 1, 1)
+                await pci.write(1, 0x06, 0xF900, 2)  # clears bits that are not set
+                assert running.all_waits() == before + 2
+            await driver.set_common(0x16, 1, 2)
+            before = running.waits("echo common")
+            await driver.set_common(0x16, 0, 2)
+            await driver.set_common(0x16, 0, 2)
+            desc = driver.common(0x20, 4)
+            await driver.set_common(0x20, desc, 4)
+            await driver.set_common(0x24, 0, 4)
+            assert (running.waits("echo common"), driver.common(0x20, 4)) == (before + 1, desc)
+            await driver.set_common(0x14, driver.status, 1)  # of the status each write is heard
+            assert running.waits("echo common") == before + 2
+            assert await driver.request(0, [b"there"], [5]) == b"ereht"
+
+        await running.drive(scenario)
+        assert running.errors == []
+
+
+async def test_parts_of_a_devices_configuration_that_last_are_read_without_waiting(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+        running.device.lasting_config = ((1, 2), (4, 4))
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            at = driver.structures[VirtioCapType.DEVICE].address
+            running.device.config[0] = running.device.config[3] = ord("X")
+            before = running.waits("echo device")
+            assert (
+                driver.guest.read(at + 4, 4) + driver.guest.read(at + 1, 2) + driver.guest.read(at + 6, 1) == b"efghbcg"
+            )
+            assert running.waits("echo device") == before
+            assert (
+                driver.guest.read(at, 4) + driver.guest.read(at + 3, 1) + driver.guest.read(at + 8, 4)
+                == b"XbcXX\0\0\0\0"
+            )
+            assert running.waits("echo device") == before + 3
+
+        await running.drive(scenario)
+
+
+async def test_the_message_of_a_masked_vector_is_written_without_waiting_and_sent_when_it_opens(kvm: Kvm) -> None:
+    async with Machine("agent", kvm=kvm, ram=[(0, 8 << 20)]) as machine:
+        running = Running(machine)
+
+        async def scenario(driver: VirtioPciDriver) -> None:
+            await driver.start()
+            first = (0xFEE00000, driver.first_vector + 1)
+            queue, table = driver.queues[0], running.transport._vectors.table
+            await driver.pci.program_vector(driver.function, 1, *first, masked=True)
+            before = running.waits("echo msix")
+            await driver.pci.program_vector(driver.function, 1, 0xFEE01000, 0x55, masked=True)
+            assert running.waits("echo msix") == before + 2, "the vector's control, twice"
+            assert (table.route(1).address, table.route(1).data) == (0xFEE01000, 0x55)
+            await driver.pci.program_vector(driver.function, 1, *first, masked=True)
+            queue.add([b"quiet"], [8])
+            queue.kick()
+            await driver.pci.program_vector(driver.function, 1, *first)
+            assert len(await queue.used(timeout=HANGS)) == 1, "by the interrupt that waited, or as it was open"
+            waits = running.waits("echo msix")
+            entry = driver.structures[VirtioCapType.COMMON].address + 0x8000 + 16
+            driver.guest.write(entry + 8, first[1].to_bytes(4, "little"))
+            assert running.waits("echo msix") == waits + 1, "of an open vector"
+
+        await running.drive(scenario)
+        assert running.errors == []
 
 
 @pytest.mark.timeout(300)

@@ -17,6 +17,7 @@ struct avmm_range {
     const uint8_t *policy;
     uint8_t *shadow;
     uint64_t *counts;
+    uint64_t ecam;
 };
 struct avmm_table {
     uint32_t count[2];

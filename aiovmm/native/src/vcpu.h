@@ -17,7 +17,7 @@
 #define AVMM_POSTED_WRITE 4
 #define AVMM_LATCH_WRITE 8
 #define AVMM_IGNORE_WRITE 16
-#define AVMM_POSTED_DWORD 32
+#define AVMM_POSTED_DWORD 32 /* with AVMM_IGNORE_WRITE: latched, and not posted */
 #define AVMM_LAZY_WRITE 64
 #define AVMM_DROP_SAME 128
 
@@ -34,6 +34,7 @@ struct avmm_range {
     const uint8_t *policy; /* one byte an address, or NULL: every access waits for the loop */
     uint8_t *shadow;
     uint64_t *counts; /* AVMM_COUNTS of them */
+    uint64_t ecam; /* not 0: the ports of PCI's configuration mechanism #1, whose data shows what the ECAM at this address does */
 };
 
 struct avmm_table {

@@ -109,16 +109,47 @@ static enum verdict judge_write(struct avmm_vcpu *v, const struct avmm_range *r,
     for (uint32_t i = 0; i < size; i++)
         if (__atomic_load_n(&r->policy[offset + i], __ATOMIC_RELAXED) & AVMM_LATCH_WRITE)
             __atomic_store_n(&r->shadow[offset + i], p[i], __ATOMIC_RELEASE);
+    if (all & AVMM_IGNORE_WRITE) { /* of a dword that is to be latched alone */
+        count(v, r, AVMM_COUNT_IGNORED);
+        return DONE;
+    }
     count(v, r, AVMM_COUNT_POSTED);
     return all & AVMM_LAZY_WRITE ? POST_LAZILY : POST;
+}
+
+/* ---- configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2) ---- */
+
+#define CONFIG_DATA 4 /* behind the address register */
+#define CONFIG_ENABLE 0x80000000u
+#define CONFIG_ELSEWHERE 0x00ff0700u /* of another bus than 0, or another function */
+
+/* An access to the data is one to the ECAM, which has a page for each function there is, unless the loop is to see it. Guests take a
+ * lock around both accesses, so the address is the one that this vCPU has written. */
+static enum verdict judge_config(struct avmm_vcpu *v, const struct avmm_table *table, const struct avmm_range *r, uint64_t offset,
+                                 uint32_t size, bool is_write, uint8_t *p) {
+    uint32_t at = 0;
+    for (int i = 0; i < CONFIG_DATA; i++)
+        at |= (uint32_t)__atomic_load_n(&r->shadow[i], __ATOMIC_ACQUIRE) << 8 * i;
+    const struct avmm_range *page = NULL;
+    uint64_t address = r->ecam + ((uint64_t)(at >> 11 & 31) << 15) + (at & 0xfc) + offset - CONFIG_DATA;
+    if (at & CONFIG_ENABLE && !(at & CONFIG_ELSEWHERE))
+        page = find(table, 1, address, size);
+    if (!page)
+        return MISS;
+    offset = address - page->base;
+    enum verdict verdict = is_write ? judge_write(v, page, offset, size, p) : judge_read(v, page, offset, size, p);
+    return verdict == DONE ? DONE : SYNC;
 }
 
 /* ---- the access ---- */
 
 bool avmm_guest_access(struct avmm_vcpu *v, int space, bool is_write, uint64_t address, uint32_t size, uint8_t *p) {
     enum verdict verdict = MISS;
-    const struct avmm_range *r = find(hold_table(v), space, address, size);
-    if (r)
+    const struct avmm_table *table = hold_table(v);
+    const struct avmm_range *r = find(table, space, address, size);
+    if (r && r->ecam && address - r->base >= CONFIG_DATA)
+        verdict = judge_config(v, table, r, address - r->base, size, is_write, p);
+    else if (r)
         verdict = is_write ? judge_write(v, r, address - r->base, size, p) : judge_read(v, r, address - r->base, size, p);
     drop_table(v); /* before anything that may wait */
 

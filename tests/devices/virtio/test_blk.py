@@ -247,6 +247,17 @@ async def test_the_cache_mode_cannot_be_switched_unless_negotiated(disk: BlkDevi
         assert not disk._disk.write_through
 
 
+async def test_what_lasts_of_the_configuration_does_whatever_becomes_of_the_rest(disk: BlkDevice) -> None:
+    async with Harness(disk):
+        before, lasting = disk.read_config(0, 64), [disk.read_config(*part) for part in disk.lasting_config]
+        disk.accepts(disk.features)
+        await disk.resize(2 * SIZE)
+        disk.write_config(32, b"\0")
+        after = disk.read_config(0, 64)
+        assert [at for at in range(64) if before[at] != after[at]] == [1, 32]
+        assert [disk.read_config(*part) for part in disk.lasting_config] == lasting
+
+
 # -- size ----------------------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from aiovmm.devices.virtio.blk.engine import Engine, IoKind, Processors, check_p
 from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.blk.opening import opener
 from aiovmm.devices.virtio.blk.protocol import (
+    LASTING_CONFIG,
     MAX_SEGMENT_SECTORS,
     MAX_SEGMENTS,
     SECTOR,
@@ -59,6 +60,7 @@ class BlkDevice(VirtioDevice):
     """
 
     device_id: ClassVar[int] = 2
+    lasting_config = LASTING_CONFIG
     _opens_slowly = True
 
     def __init__(

@@ -10,6 +10,7 @@ import struct
 from dataclasses import dataclass
 
 __all__ = [
+    "LASTING_CONFIG",
     "MAX_SEGMENTS",
     "MAX_SEGMENT_SECTORS",
     "SECTOR",
@@ -90,6 +91,10 @@ class Geometry:
 _CONFIG = struct.Struct("<QIIHBBIBBHIBxHIIIIIB3x")  # struct virtio_blk_config up to unused1, §5.2.4
 _CAPACITY = struct.Struct("<Q")
 _WRITEBACK = 32
+
+
+LASTING_CONFIG = ((8, _WRITEBACK - 8), (_WRITEBACK + 1, _CONFIG.size - _WRITEBACK - 1))
+"""All but the capacity and the cache mode."""
 
 
 class BlkConfigSpace:
