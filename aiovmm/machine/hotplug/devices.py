@@ -134,10 +134,11 @@ class DeviceHotplug:
     ) -> tuple[PciAddress, _Look | None]:
         """In its slot, one of the parts and in the configuration: where, and what `_tell_of` gives; or nothing of that."""
         await device.put_in(parts, machine)
+        self._untold.add(device.id)
+        look = self._tell_of(machine, device)  # who looks meanwhile is served after what follows
         # of now: others may have gone since it was looked at, though none came
         self._keep(parts, pinned(with_device(parts.config, placed), partial(_slot_of, machine)))
-        self._untold.add(device.id)
-        return machine.address(device.id), self._tell_of(machine, device)
+        return machine.address(device.id), look
 
     async def _opened(self, device: Pluggable) -> None:
         """It may wait for another program, and whoever ends the guest meanwhile waits for this."""
