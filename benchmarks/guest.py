@@ -101,7 +101,7 @@ class Guest:
             )
             stack.callback(self._end)
             self._socket = stack.enter_context(connect(self._place, self._alive))
-            self._until(re.compile(rb"benchmark: ready\r?\n"), BOOT)
+            self.until(re.compile(rb"benchmark: ready\r?\n"), BOOT)
             self._stack = stack.pop_all()
         return self
 
@@ -127,7 +127,7 @@ class Guest:
 
     def end(self, timeout: float = 60.0) -> str:
         """What it has printed. Raises as `run` does."""
-        output, status = self._until(_DONE, timeout)
+        output, status = self.until(_DONE, timeout)
         text = output.decode(errors="replace").replace("\r", "")
         if status[1] != b"0":
             raise RuntimeError(f"{self.name}: {self._command_line!r} ended with {status[1].decode()}: {text}")
@@ -154,10 +154,11 @@ class Guest:
         took = time.monotonic() - began
         if output is None:
             self._seen += rest.lstrip(b".")
-        self._until(_DONE, timeout)
+        self.until(_DONE, timeout)
         return took
 
-    def _until(self, pattern: re.Pattern[bytes], timeout: float) -> tuple[bytes, re.Match[bytes]]:
+    def until(self, pattern: re.Pattern[bytes], timeout: float) -> tuple[bytes, re.Match[bytes]]:
+        """What the guest prints before what `pattern` finds, and that. Raises RuntimeError, TimeoutError."""
         deadline = time.monotonic() + timeout
         while (found := pattern.search(self._seen)) is None:
             self._socket.settimeout(max(deadline - time.monotonic(), 0.001))

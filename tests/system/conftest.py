@@ -17,6 +17,7 @@ import uvloop
 from aiovmm import CpusConfig, MemoryConfig, PayloadConfig, VMConfig
 from aiovmm.image import build_initramfs
 from tests.kvmhost.command import NOT_THE_NEWEST_KERNEL
+from tests.system.debian import bring_debian
 from tests.system.grounds import host_of, hosts_of, is_core, is_more_of_the_same, is_of_x86
 from tests.system.guest import SLOWER
 from tests.system.programs import compile_programs
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if not is_core(item):
                 item.add_marker(pytest.mark.thorough)
     compile_programs()  # before the nested host, which has no compiler, gets the tree
+    if any(item.path.name == "test_readers.py" for item in items):
+        bring_debian()
 
 
 def _set_limit(item: pytest.Item) -> None:

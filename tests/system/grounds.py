@@ -21,6 +21,7 @@ _X86_ALONE = {
     "test_hotplug.py": "a_disk over_a_reboot without_hotplug processors memory_modules thirty_rounds",
     "test_iommufd.py": "",
     "test_machine.py": "",
+    "test_readers.py": "",
     "test_sandbox.py": "network_by_passt",
     "test_vfio.py": "comes_to_a_guest_that_runs",
     "test_vfio_net.py": "comes_to_a_guest_that_runs",

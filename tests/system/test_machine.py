@@ -61,6 +61,26 @@ async def test_a_kernel_finds_the_machine_that_was_described(guests: Guests, rel
         assert all(80 << 10 < int(line.split()[3]) <= 128 << 10 for line in sizes.splitlines())
 
 
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("cpus", [64, 254])
+async def test_as_many_processors_are_there_as_were_asked_for(guests: Guests, cpus: int) -> None:
+    """Two threads a core, in two packages, by the x2APIC, as without a remapping of interrupts only a guest of KVM's may."""
+    topology = TopologyConfig(threads=2, cores=cpus // 4, dies=1, packages=2) if cpus % 4 == 0 else None
+    config = replace(guests.config("6.1", memory=1024), cpus=CpusConfig(cpus, topology=topology))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm, timeout=1200)
+        assert (await shell(vm, "cat /sys/devices/system/cpu/online", timeout=300)).strip() == f"0-{cpus - 1}"
+        if topology is not None:
+            told = "cat /sys/devices/system/cpu/cpu*/topology"
+            packages = await shell(vm, f"{told}/physical_package_id | sort | uniq -c", timeout=300)
+            assert packages.split() == [str(cpus // 2), "0", str(cpus // 2), "1"]
+            cores = await shell(vm, f"{told}/thread_siblings_list | sort -u | wc -l", timeout=300)
+            assert int(cores) == cpus // 2
+        said = await shell(vm, "dmesg | grep 'APIC routing'", timeout=300)
+        assert "x2apic" in said
+
+
 @pytest.mark.parametrize("release", EACH)
 async def test_a_kernel_says_itself_that_it_panics(guests: Guests, release: str) -> None:
     async with VM(replace(guests.config(release), pvpanic=PvpanicConfig())) as vm:
