@@ -82,6 +82,17 @@ async def test_a_disk_comes_and_goes(image: Path) -> None:
     assert (EventKind.DEVICE_REMOVED, "disk0") in seen
 
 
+async def test_what_others_are_configured_to_be_is_not_made_anew(image: Path) -> None:
+    disk = DiskConfig(path=image, readonly=True)
+    async with VM(config("s", disks=(disk,))) as vm:
+        await vm.start()
+        await vm.add(disk, timeout=0)
+        before = vm.config
+        await vm.add(disk, timeout=0)
+        assert [one.id for one in vm.config.disks] == ["disk0", "disk1", "disk2"]
+        assert all(one is other for one, other in zip(before.disks, vm.config.disks, strict=False))
+
+
 async def test_a_guest_that_does_not_look_has_no_device(image: Path) -> None:
     async with VM(config("s")) as vm:
         await vm.start()

@@ -82,12 +82,12 @@ def pinned(config: VMConfig, slot_of: SlotOf) -> VMConfig:
     """The same devices, each with its id and its slot, whatever comes or goes beside them."""
     changes: dict[str, Any] = {}
     for field, ids in device_ids(config).items():
-        if field in SINGLE:
-            changes[field] = _pinned(getattr(config, field), ids[0], slot_of)
-        else:
-            items = zip(getattr(config, field), ids, strict=True)
-            changes[field] = tuple(_pinned(item, id_, slot_of) for item, id_ in items)
-    return config.with_changes(changes)
+        there = getattr(config, field)
+        old = (there,) if field in SINGLE else there
+        new = tuple(_pinned(item, id_, slot_of) for item, id_ in zip(old, ids, strict=True))
+        if any(a is not b for a, b in zip(old, new, strict=True)):
+            changes[field] = new[0] if field in SINGLE else new
+    return config.with_changes(changes) if changes else config
 
 
 def with_device(config: VMConfig, placed: PlacedConfig) -> VMConfig:
@@ -114,4 +114,5 @@ def without_device(config: VMConfig, id_: str) -> VMConfig:
 
 def _pinned(item: PlacedConfig, id_: str, slot_of: SlotOf) -> PlacedConfig:
     slot = slot_of(id_)
-    return replace(item, id=id_, pci_device_id=item.pci_device_id if slot is None else slot)
+    slot = item.pci_device_id if slot is None else slot
+    return item if (item.id, item.pci_device_id) == (id_, slot) else replace(item, id=id_, pci_device_id=slot)
