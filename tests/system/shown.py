@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from tests.kvmhost.arch import AARCH64, ARCHES, X86_64
 
-__all__ = ["CONSOLE", "SHOWN", "with_button", "with_dax"]
+__all__ = ["CONSOLE", "SHOWN", "WAITS_FOR_IOMMU", "with_button", "with_dax"]
 
 _HERE = ARCHES[platform.machine()]
 CONSOLE = _HERE.console
+WAITS_FOR_IOMMU = f"console={CONSOLE} panic=-1 quiet deferred_probe_timeout=300"
+"""A kernel's command line: where a device tree tells of the IOMMU drivers wait for its driver, by themselves for ten seconds,
+which may not be enough here, and then pass it by."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from aiovmm import VM, DiskConfig, EventKind, ExitReason, NetConfig, RebootPolic
 from aiovmm.devices.virtio.iommu import IommuDevice
 from tests.system.conftest import Guests
 from tests.system.guest import BOOT, ended, prompt, reboot, shell
-from tests.system.shown import SHOWN
+from tests.system.shown import SHOWN, WAITS_FOR_IOMMU
 from tests.system.traffic import sha256, transfer
 
 MIB = 1 << 20
@@ -58,7 +58,8 @@ async def test_a_disk_behind_the_iommu(guests: Guests, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.touch()
     os.truncate(image, 64 * MIB)
-    async with VM(guests.config("6.12", rng=None, disks=(DiskConfig(path=image, iommu=True),))) as vm:
+    disk = DiskConfig(path=image, iommu=True)
+    async with VM(guests.config("6.12", cmdline=WAITS_FOR_IOMMU, rng=None, disks=(disk,))) as vm:
         iommu = vm.device("iommu")
         assert isinstance(iommu, IommuDevice)
         await vm.start()
@@ -76,6 +77,7 @@ async def test_devices_work_behind_the_iommu_and_reach_only_what_is_mapped(guest
     os.truncate(image, 64 * MIB)
     config = guests.config(
         "6.12",
+        cmdline=WAITS_FOR_IOMMU,
         rng=RngConfig(iommu=True),
         disks=(DiskConfig(path=image, iommu=True),),
         nets=(NetConfig(ip=HOST, mask="255.255.255.0", iommu=True),),

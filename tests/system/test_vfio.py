@@ -15,7 +15,7 @@ from tests.system.conftest import Guests
 from tests.system.guest import prompt, shell
 from tests.system.host_pci import give_to
 from tests.system.nvme import MB, appears, checksum, files_open, read_on_host, write, writes_reboots_and_is_killed
-from tests.system.shown import CONSOLE, SHOWN
+from tests.system.shown import CONSOLE, SHOWN, WAITS_FOR_IOMMU
 
 
 @pytest.mark.kvmhost(profile="vfio")
@@ -38,10 +38,12 @@ async def test_a_guest_that_is_told_to_use_no_messages_drives_it_by_intx(guests:
 
 @pytest.mark.kvmhost(profile="vfio")
 async def test_a_drive_behind_the_virtual_iommu(guests: Guests, drive: Path) -> None:
-    config = guests.config("6.12", memory=256, devices=(DeviceConfig(path=drive, iommu=True),))
+    behind = DeviceConfig(path=drive, iommu=True)
+    config = guests.config("6.12", memory=256, devices=(behind,), cmdline=WAITS_FOR_IOMMU)
     async with VM(config) as vm:
         await vm.start()
         await prompt(vm)
+        await appears(vm)
         groups = await shell(
             vm, "for d in /sys/bus/pci/devices/*; do cat $d/class; readlink $d/iommu_group || echo none; done"
         )
