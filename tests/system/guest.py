@@ -69,3 +69,8 @@ async def shell_status(
     await prompt(vm, stream, limit(timeout))
     text = re.sub(rb"\r+\n", b"\n", output.removesuffix(f"{mark}-end=".encode())).decode(errors="replace")
     return text, int(status)
+
+
+async def appears(vm: VM, path: str) -> None:
+    """Wait until the guest has a file of that name, as a device that its drivers are still to find."""
+    await shell(vm, f"for i in $(seq 600); do test -e {path} && break; sleep 0.05; done; test -e {path}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm import VM, DeviceConfig, RebootPolicy
+from tests.system import guest
 from tests.system.conftest import Guests
 from tests.system.guest import prompt, reboot, shell
 from tests.system.host_pci import devices_of_class, give_to
@@ -64,7 +65,7 @@ async def checksum(vm: VM) -> str:
 
 
 async def appears(vm: VM) -> None:
-    await shell(vm, "for i in $(seq 600); do test -b /dev/nvme0n1 && break; sleep 0.05; done; test -b /dev/nvme0n1")
+    await guest.appears(vm, "/dev/nvme0n1")
 
 
 def files_open() -> list[str]:

@@ -26,7 +26,7 @@ from aiovmm import (
 )
 from aiovmm.native import lib
 from tests.system.conftest import RELEASES, Guests
-from tests.system.guest import prompt, reboot, shell, shell_status
+from tests.system.guest import appears, prompt, reboot, shell, shell_status
 
 MB = 1 << 20
 
@@ -34,10 +34,6 @@ MB = 1 << 20
 def image(path: Path, size: int = 8 * MB) -> Path:
     path.write_bytes(os.urandom(size))
     return path
-
-
-async def appears(vm: VM, path: str) -> None:
-    await shell(vm, f"for i in $(seq 600); do test -e {path} && break; sleep 0.05; done; test -e {path}")
 
 
 async def md5(vm: VM, device: str) -> str:

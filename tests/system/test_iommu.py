@@ -12,7 +12,7 @@ import pytest
 from aiovmm import VM, DiskConfig, EventKind, ExitReason, NetConfig, RebootPolicy, RngConfig
 from aiovmm.devices.virtio.iommu import IommuDevice
 from tests.system.conftest import Guests
-from tests.system.guest import BOOT, ended, prompt, reboot, shell
+from tests.system.guest import BOOT, appears, ended, prompt, reboot, shell
 from tests.system.shown import SHOWN, WAITS_FOR_IOMMU
 from tests.system.traffic import sha256, transfer
 
@@ -124,5 +124,6 @@ async def test_a_kernel_without_a_driver_for_it_works_as_if_it_were_not_there(gu
         await vm.start()
         await prompt(vm)
         await shell(vm, SHOWN.told_of_iommu)
+        await appears(vm, "/dev/vda")  # arm64's waits for the driver for a while
         await write_and_read_back(vm, image, 1)
         await shell(vm, "dd if=/dev/hwrng bs=4096 count=4 iflag=fullblock of=/dev/null 2>/dev/null")
