@@ -46,13 +46,13 @@ echo 0 >/proc/sys/kernel/ctrl-alt-del
 load() { # drivers of the devices whose ids are in these files
   [ ! -f "$1" ] || modprobe -abq $(cat "$@" 2>/dev/null)
 }
-bound() { # every virtio function on PCI has become a virtio device, within 5 seconds
-  tries=0
+bound() { # every virtio function on PCI has become a virtio device, within so many tenths of a second
+  tries=$1
   for f in /sys/bus/pci/devices/*; do
     read -r vendor <"$f/vendor"
     [ "$vendor" = 0x1af4 ] || continue
-    while set -- "$f"/virtio* && [ ! -e "$1" ] && [ $tries -lt 50 ]; do
-      tries=$((tries + 1))
+    while set -- "$f"/virtio* && [ ! -e "$1" ] && [ $tries -gt 0 ]; do
+      tries=$((tries - 1))
       sleep 0.1
     done
   done
@@ -64,9 +64,13 @@ if [ -d /lib/modules ]; then
   IFS=${IFS#, }
   load /sys/bus/platform/devices/*/modalias /sys/bus/pci/devices/*/modalias /sys/bus/acpi/devices/*/modalias
   load /sys/bus/virtio/devices/*/modalias
+  patience=
+  set -- /proc/device-tree/pci*/iommu-map
+  [ ! -e "$1" ] || patience=150 # of an IOMMU without a driver: Linux gives up waiting for one after 10 seconds
   set -- /sys/class/iommu/*
-  if [ -e "$1" ]; then # devices behind an IOMMU appear a moment after its driver was loaded
-    bound
+  [ ! -e "$1" ] || patience=50
+  if [ -n "$patience" ]; then # devices behind an IOMMU appear a moment after its driver was loaded
+    bound $patience
     load /sys/bus/virtio/devices/*/modalias
   fi
   set -- /sys/class/nd/ndctl*

@@ -120,6 +120,22 @@ def test_processors_are_laid_out_as_they_were_asked_for(
 
 
 @pytest.mark.thorough
+def test_a_device_behind_an_iommu_that_the_kernel_has_no_driver_for(
+    debian: tuple[KernelFiles, Path], initramfs: bytes, tmp_path: Path
+) -> None:
+    """Linux waits for the driver for ten seconds; our init then loads the device's own. (Debian's later kernels have one.)"""
+    output = boot(
+        tmp_path,
+        debian[0].kernel,
+        hardware(1, iommu=VirtioIommu(0, 2 << 3, (EndpointRange(0, 1 << 3, 1 << 3),))),
+        cmdline="console=ttyAMA0 quiet",
+        initrd=initramfs,
+        devices=["virtio-rng-pci,addr=1,disable-legacy=on,iommu_platform=on", "virtio-iommu-pci,addr=2"],
+    )
+    assert facts(output)["random"] == "16"
+
+
+@pytest.mark.thorough
 def test_newest_kernel_and_what_is_behind_the_iommu(debian: tuple[KernelFiles, Path], tmp_path: Path) -> None:
     files = stock_kernel_or_skip("newest", AARCH64.debian)
     initramfs = build_initramfs(busybox=debian[1], modules=files.modules, run=SCRIPT)
