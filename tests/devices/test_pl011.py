@@ -9,6 +9,7 @@ import pytest
 from aiovmm.bus import BatchDevice, NotingDevice, Policy, RunDevice
 from aiovmm.devices.pl011 import HANDED_OVER, Pl011, Pl011Port, Pl011State
 from aiovmm.devices.serial.shell import ANSWERS, QUIET
+from aiovmm.errors import SnapshotError
 from aiovmm.irq import RecordingLine
 from tests.devices import linux_pl011 as linux
 from tests.devices.exitloop import Vcpu
@@ -248,6 +249,20 @@ class TestManual:
         assert [rig.guest.read(DR) for _ in range(16)] == list(range(16))
         rig.guest.drain()
         assert rig.output == b""
+
+    def test_what_has_come_back_or_is_a_break_is_saved_and_there_again(self, rig: Rig) -> None:
+        assert rig.port.send_break()
+        rig.guest.write(CR, ON | LBE)
+        for byte in range(15):
+            rig.guest.write(DR, byte)
+        state, again = rig.port.save(), Rig()
+        again.port.load(state)
+        assert [again.guest.read(DR) for _ in range(16)] == [0x400, *range(15)]
+        uart = state["uart"]
+        assert isinstance(uart, dict)
+        for word in (0x1000, 0x8000, 0x20000):
+            with pytest.raises(SnapshotError, match="serial port"):
+                Rig().port.load({**state, "uart": {**uart, "received": [word]}})
 
     def test_overrun_keeps_the_fifo_and_is_told_with_the_next_character(self, rig: Rig) -> None:
         rig.guest.write(CR, ON | LBE)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from aiovmm.devices.pl011.registers import DR_BREAK, DR_OVERRUN, FIFO_DEPTH
 
-__all__ = ["Receiver"]
+__all__ = ["WORDS", "Receiver"]
 
 _NO_DATA = 1 << 16  # it is the guest's own, or a break
 _WORD = 0xFFF
+WORDS = _NO_DATA | _WORD
+"""Bits that those in the queue can have."""
 _ERRORS = 0x7  # framing, parity, break: of the character that UARTDR gave last
 
 

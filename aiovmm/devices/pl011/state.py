@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aiovmm.devices.pl011 import registers as r
+from aiovmm.devices.pl011.receiver import WORDS
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass, field_types
 
@@ -67,9 +68,11 @@ class Pl011State:
         fields = Fields(state, "serial port")
         numbers = {name: fields.number(name, 0, mask) for name, mask in _MASKS.items()}
         flags = {name: fields.flag(name) for name in _FLAGS}
-        received, unsent = fields.numbers("received", high=0xFFF), fields.data("unsent", most=r.FIFO_DEPTH)
+        received, unsent = fields.numbers("received", high=WORDS), fields.data("unsent", most=r.FIFO_DEPTH)
         dropped = fields.data("dropped", most=_DROPPED_LIMIT)
         fields.end()
+        if strange := [word for word in received if word & ~WORDS]:
+            raise SnapshotError(f"serial port: {strange[0]:#x} is none of its characters")
         depth = r.FIFO_DEPTH if numbers["lcr_h"] & r.LCR_FIFOS else 1
         if max(len(received), len(unsent)) > depth or numbers["unseen"] & ~numbers["ris"]:
             raise SnapshotError(
