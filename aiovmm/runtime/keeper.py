@@ -19,6 +19,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
+from aiovmm.errors import printable
 from aiovmm.runtime.event import Event
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.threads import Thread
@@ -119,4 +120,4 @@ class Keeper:
         try:
             asyncio.run(self._abandon())
         except Exception as exc:
-            logging.getLogger("aiovmm").warning("%s: not all of it could be released: %r", self._what, exc)
+            logging.getLogger("aiovmm").warning("%s: not all of it could be released: %r", printable(self._what), exc)

@@ -20,6 +20,7 @@ from contextvars import Context
 from types import FrameType
 from typing import Any, Protocol
 
+from aiovmm.errors import printable
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import SERVED
 from aiovmm.runtime.threads import Thread, name_this_thread
@@ -168,7 +169,7 @@ class Watchdog:
         where = f"{innermost.f_code.co_filename}:{innermost.f_lineno} in {innermost.f_code.co_name}"
         detail = f"keeps the event loop for over {self._blocked:g} s, and with it every guest: {where}"
         stack = "".join(traceback.format_stack(innermost, 6))
-        logging.getLogger("aiovmm").warning("%s: %s\n%s", suspect.who, detail, stack)
+        logging.getLogger("aiovmm").warning("%s: %s\n%s", printable(suspect.who), detail, stack)
         self._loop.call_soon_threadsafe(self.lateness.blame, suspect.who)
         if suspect.vm is not None:
             self._loop.call_soon_threadsafe(suspect.vm.device_slow, suspect.device, detail)

@@ -96,6 +96,14 @@ def test_of_what_a_list_names_twice_the_last_holds_and_is_remarked_on(caplog: py
     ]
 
 
+def test_what_is_remarked_on_is_text_that_can_be_written_whatever_was_said(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ConfigError):
+        parse_net("tap=a,\udcff\x1b=\udcfe,\udcff\x1b=\x1b")
+    assert [record.getMessage() for record in caplog.records] == [
+        r"net.\udcff\x1b: is given twice, and the last holds: '\x1b'"
+    ]
+
+
 def test_ranges_in_lists() -> None:
     assert to_ints("x", "[1-3]") == (1, 2, 3)
     assert to_ints("x", "[1,3-5,0x10]") == (1, 3, 4, 5, 16)
