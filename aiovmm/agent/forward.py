@@ -26,7 +26,7 @@ from aiovmm.errors import AiovmmError, HostError, UsageError
 from aiovmm.runtime.arguments import a_path, whole
 from aiovmm.runtime.descriptors import PROCESS, Share
 from aiovmm.runtime.tasks import in_thread
-from aiovmm.runtime.unix_listener import SocketName, listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
@@ -69,10 +69,16 @@ class _Forward:
             self.server.close()
         if self.channel is not None:
             self.channel.close(kill=False)
-        if self.name is not None:
-            self.name.remove()
         for task in self.tasks:
             task.cancel()
+
+    async def aclose(self) -> None:
+        """The same, and what it has at the host is gone."""
+        self.close()
+        if self.name is not None:
+            await self.name.removed()
+        if self.tasks:
+            await asyncio.wait(self.tasks)
 
 
 class Forwards:
@@ -87,7 +93,10 @@ class Forwards:
     def close(self) -> None:
         """All of them. Idempotent."""
         while self._open:
-            self._open.popitem()[1].close()
+            forward = self._open.popitem()[1]
+            forward.close()
+            if forward.name is not None:
+                forward.name.remove_soon()
         self._share.close()
 
     async def end(self, place: Place, *, back: bool = False) -> None:
@@ -95,9 +104,7 @@ class Forwards:
         forward = self._open.pop((back, _spelling(_checked(place, "unforward(place)"))), None)
         if forward is None:
             raise UsageError(f"{place} is not forwarded")
-        forward.close()
-        if forward.tasks:
-            await asyncio.wait(forward.tasks)
+        await forward.aclose()
 
     # -- the guest's port at the host
 
@@ -130,7 +137,7 @@ class Forwards:
             await forward.server.start_serving()
             self._agent.require_open()  # whose end meanwhile has not heard of this one
         except BaseException:
-            forward.close()
+            await forward.aclose()
             raise
         self._open[False, _spelling(place)] = forward
         return place
@@ -195,8 +202,9 @@ class Forwards:
 async def _listen(forward: _Forward, host: Place, address: str, connected: _Connected) -> asyncio.Server:
     """At the host, without serving yet."""
     if not isinstance(host, int):
-        listener = listen_at(Path(host), option="forward(host=)", operation="forwarding: listening")
-        forward.name = SocketName(Path(host))
+        listener, forward.name = await listen_in_thread(
+            Path(host), option="forward(host=)", operation="forwarding: listening"
+        )
         try:
             return await asyncio.start_unix_server(connected, sock=listener, start_serving=False)
         except BaseException:

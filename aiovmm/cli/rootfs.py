@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from aiovmm.cli.messages import say
 from aiovmm.cli.run_options import OPTIONS
 from aiovmm.config import options as parse
 from aiovmm.errors import ConfigError, UsageError
+from aiovmm.runtime.tasks import opened_in_thread
+from aiovmm.runtime.worker import Worker
 
 if TYPE_CHECKING:
     from aiovmm.sandboxes import Network, Sandbox
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_in_sandbox"]
 
+_PATIENCE = 2.0  # seconds for storage to remove what was listed
 _TAKEN = (
     *("--kernel", "--cmdline", "--cpus", "--memory", "--name", "--rng", "--balloon", "--net", "--pmem"),
     *("--user", "--host-user"),
@@ -68,6 +72,7 @@ class _Job:
         self._words = list(given["words"])
         self._publish = [_ports(text) for text in given["publish"]]
         self._keeping: asyncio.Future[None] | None = None
+        self._lists = Worker("list a guest")  # where that is kept storage may stand still
         self._network = _network(given)
         self._settings = _settings(args)
         self._how = {
@@ -82,23 +87,28 @@ class _Job:
         from aiovmm.sandboxes.listed import PREPARING, RUNNING, Listed
 
         self._settings["kernel"] = await _kernel(self._kernel)
-        entry = Listed(self._name, str(self._given["rootfs"]), " ".join(self._words))
+        about = self._name, str(self._given["rootfs"]), " ".join(self._words)
+        entry = await opened_in_thread("list a guest", Listed.close, Listed, *about)
         try:
-            entry.tell(PREPARING)
+            await self._list(entry.tell, PREPARING)
             async with self._sandbox(entry) as vm:
-                entry.tell(RUNNING, vm.config.memory.size, vm.published)
+                await self._list(entry.tell, RUNNING, vm.config.memory.size, vm.published)
                 return await self._carry(vm)
         finally:
             if self._keeping is not None:
                 self._keeping.cancel()
-            entry.close()
+            await asyncio.wait([self._list(entry.close)], timeout=_PATIENCE)
+
+    def _list(self, call: Callable[..., None], *args: Any) -> asyncio.Future[None]:
+        """In a thread, after what was told before."""
+        return self._lists.submit(partial(call, *args))
 
     def _boots(self, entry: Listed, vm: Sandbox) -> None:
         """From now on others find it: its console, and its agent once that is there."""
         from aiovmm.sandboxes.listed import BOOTING
 
-        entry.default(self._defaults(vm))
-        entry.tell(BOOTING, vm.config.memory.size, vm.published)
+        self._list(entry.default, self._defaults(vm))
+        self._list(entry.tell, BOOTING, vm.config.memory.size, vm.published)
         self._keeping = asyncio.ensure_future(entry.keep(vm.serial))
         if any(not host for host, _ in self._publish):
             for host, guest in vm.published.items():

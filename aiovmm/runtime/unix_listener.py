@@ -3,20 +3,30 @@
 A socket's name comes with `bind`, and who connects before `listen` is refused; one who waits for the name would be, now and then.
 And a second program that starts just then would take the name for one that was left behind, and remove it. So the socket is
 bound to another name in the same directory, and gets its own when it listens.
+
+The directory may be where storage stands still, which then is its guest's affair alone: on an event loop names are made and
+removed by threads (`listen_in_thread`, `SocketName.removed`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.errors import ConfigError, HostError
+from aiovmm.runtime import crew
+from aiovmm.runtime.tasks import opened_in_thread
+from aiovmm.runtime.worker import Worker
 
-__all__ = ["PATH_LIMIT", "SocketName", "listen_at"]
+__all__ = ["PATH_LIMIT", "SocketName", "listen_at", "listen_in_thread"]
+
+_PATIENCE = 2.0  # seconds for storage to remove a name
 
 PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
 
@@ -44,6 +54,23 @@ def listen_at(path: Path, *, option: str, operation: str, backlog: int = 128) ->
     return listener
 
 
+async def listen_in_thread(
+    path: Path, *, option: str, operation: str, backlog: int = 128
+) -> tuple[socket.socket, SocketName]:
+    """The same, and its name."""
+
+    def listen() -> tuple[socket.socket, SocketName]:
+        return listen_at(path, option=option, operation=operation, backlog=backlog), SocketName(path)
+
+    return await opened_in_thread("unix socket", _undone, listen)
+
+
+def _undone(made: tuple[socket.socket, SocketName]) -> None:
+    listener, name = made
+    listener.close()
+    name.remove()
+
+
 class SocketName:
     """Of a socket that was just made at `path`."""
 
@@ -58,6 +85,26 @@ class SocketName:
         if made is not None and _identity(self._path) == made:
             with suppress(OSError):
                 self._path.unlink()
+
+    def remove_soon(self) -> None:
+        """The same by a thread, which nobody waits for."""
+        try:
+            crew.run("unix socket", self._removing)
+        except RuntimeError:  # the host has no room for a thread: slow is better than never
+            self.remove()
+
+    def _removing(self) -> Callable[[], None]:
+        self.remove()
+        return _nothing
+
+    async def removed(self) -> None:
+        """The same by a thread, which is waited for, but not for storage that does not answer."""
+        if self._made is not None:
+            await asyncio.wait([Worker("unix socket").submit(self.remove)], timeout=_PATIENCE)
+
+
+def _nothing() -> None:
+    return
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

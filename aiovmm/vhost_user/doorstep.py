@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aiovmm.errors import HostError
 from aiovmm.runtime.log import Log
-from aiovmm.runtime.unix_listener import SocketName, listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
 __all__ = ["Doorstep"]
 
@@ -27,11 +27,12 @@ class Doorstep:
         self._listener: socket.socket | None = None
         self._name: SocketName | None = None
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Listen, if that is not so yet. Raises HostError, ConfigError."""
         if self._listener is None:
-            self._listener = listen_at(self._path, option=self._option, operation="listening for a vhost-user back end")
-            self._name = SocketName(self._path)
+            self._listener, self._name = await listen_in_thread(
+                self._path, option=self._option, operation="listening for a vhost-user back end"
+            )
 
     async def first(self, who: str) -> socket.socket:
         """The back end that comes, whenever it does; the log says what `who` waits for."""
@@ -50,11 +51,11 @@ class Doorstep:
         sock.setblocking(False)
         return sock
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """With its name, unless somebody else has that now. Idempotent."""
         if self._listener is None:
             return
         self._listener.close()
         self._listener = None
         if self._name is not None:
-            self._name.remove()
+            await self._name.removed()

@@ -100,7 +100,7 @@ class Frontend:
         Log().warning(f"{self.who}: waits for its back end at {os.fspath(self.path)}, for {patience:g} s: {why}")
 
     async def _wait(self, doorstep: Doorstep) -> Connection:
-        doorstep.open()
+        await doorstep.open()
         return await self._connect(await doorstep.first(self.who))
 
     async def reopen(self) -> Connection:
@@ -133,7 +133,7 @@ class Frontend:
         """End everything. Idempotent. Nobody hears of anything any more."""
         self.on_lost = self.on_config = self.on_refused = _nobody
         if self.doorstep is not None:
-            self.doorstep.close()
+            await self.doorstep.close()
         await self.drop()
         for task in list(self._tasks):
             task.cancel()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,7 +137,11 @@ def test_it_is_listed_while_it_boots_and_its_console_followed(guest: Guest, runt
     assert process.stdout.readline() == b"boots\n"
     environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
     command = [sys.executable, "-m", "aiovmm"]
-    told = json.loads(subprocess.check_output([*command, "ps", "--json"], env=environment))
+    deadline = time.monotonic() + HANGS
+    while (told := json.loads(subprocess.check_output([*command, "ps", "--json"], env=environment)))[
+        "state"
+    ] != "booting":
+        assert time.monotonic() < deadline, told  # a thread writes it
     assert (told["name"], told["state"], told["ports"], told["memory"]) == ("box", "booting", [[43211, 80]], 4 << 20)
     following = subprocess.Popen([*command, "logs", "-f", "box"], stdout=subprocess.PIPE, env=environment)
     assert following.stdout is not None

@@ -20,7 +20,7 @@ from aiovmm.errors import ConsoleEnded
 from aiovmm.runtime.descriptors import PROCESS
 from aiovmm.runtime.fair import Account
 from aiovmm.runtime.turns import ACCOUNT, next_turn
-from aiovmm.runtime.unix_listener import SocketName, listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
 __all__ = ["SocketBackend"]
 
@@ -65,8 +65,7 @@ class SocketBackend(ConsoleBackend):
         return len(self._clients)
 
     async def _open(self) -> None:
-        listener = listen_at(self._path, option="socket", operation="listen for the console")
-        self._name = SocketName(self._path)
+        listener, self._name = await listen_in_thread(self._path, option="socket", operation="listen for the console")
         try:  # not serving yet: a cancellation must not leave the loop watching a listener that nobody closes
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, start_serving=False)
         except BaseException:
@@ -100,7 +99,7 @@ class SocketBackend(ConsoleBackend):
         await asyncio.gather(*clients, return_exceptions=True)
         self._share.close()
         if self._name is not None:
-            self._name.remove()
+            await self._name.removed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One client, in a task of its own."""

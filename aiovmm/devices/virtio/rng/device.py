@@ -10,6 +10,7 @@ from aiovmm.config import RngConfig
 from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, ThreadedSource, open_source
 from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.tasks import opened_in_thread
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue, VirtioDevice
 
@@ -29,27 +30,33 @@ _MAX_VIEWS = 64
 
 
 class RngDevice(VirtioDevice):
-    """`open_source` is called by `open`, and what it returns is closed by `close`."""
+    """`open_source` is called by `open`, in a thread if it `may_block`, and what it returns is closed by `close`."""
 
     device_id = 4
     name = "rng"
     queue_sizes = (256,)
 
-    def __init__(self, open_source: Callable[[], EntropySource]) -> None:
+    def __init__(self, open_source: Callable[[], EntropySource], *, may_block: bool = False) -> None:
         self._open_source = open_source
+        self._may_block = may_block
         self._source: EntropySource | None = None
 
     @classmethod
     def from_config(cls, config: RngConfig) -> Self:
         """A device that reads `config.src`."""
-        return cls(lambda: open_source(config.src))
+        return cls(lambda: open_source(config.src), may_block=not config.src.is_relative_to("/dev"))
 
     async def open(self) -> None:
         """Open the source. Raises HostError."""
         if self._source is None:
-            self._source = source = self._open_source()
+            self._source = source = await self._opened()
             if isinstance(source, ThreadedSource):
                 source.label = self.label
+
+    async def _opened(self) -> EntropySource:
+        if not self._may_block:
+            return self._open_source()
+        return await opened_in_thread(f"{self.label}: open", lambda source: source.close(), self._open_source)
 
     async def close(self) -> None:
         """Close it."""

@@ -88,7 +88,7 @@ class VsockDevice(VirtioDevice):
         self._switch.open()
         try:
             if self._hybrid is not None:
-                self._hybrid.open()
+                await self._hybrid.open()
         except BaseException:
             self._switch.close()
             raise

@@ -22,7 +22,7 @@ from aiovmm.devices.virtio.vsock.poller import GONE
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import AiovmmError, ConfigError
 from aiovmm.runtime.turns import next_turn
-from aiovmm.runtime.unix_listener import SocketName, listen_at
+from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
 __all__ = ["HybridSocket"]
 
@@ -65,10 +65,11 @@ class HybridSocket:
         self._again: asyncio.TimerHandle | None = None  # until one of them is tried again
         self._pause: asyncio.TimerHandle | None = None
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Listen. Raises HostError, ConfigError."""
-        self._listener = listen_at(self.path, option="vsock.socket", operation="vsock: listening", backlog=_BACKLOG)
-        self._name = SocketName(self.path)
+        self._listener, self._name = await listen_in_thread(
+            self.path, option="vsock.socket", operation="vsock: listening", backlog=_BACKLOG
+        )
         self._watch()
         self.switch.fallback = self._connect_host
 
@@ -85,7 +86,7 @@ class HybridSocket:
             self._listener.close()
             self._listener = None
         if self._name is not None:
-            self._name.remove()
+            await self._name.removed()
 
     # -- host to guest -------------------------------------------------------------------------------------------------
 
