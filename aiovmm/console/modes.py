@@ -84,6 +84,9 @@ class ModeSetter:
         self._taken = False
 
     def _take(self) -> None:
+        """Between the look at who has the terminal and the call that sets its modes this process may be stopped (SIGSTOP), and go
+        on in the background, where that call is let through: job control is kept from stopping us. So one looks again, and
+        what was not ours to set is put back as it was found: at worst as it was before whoever has it now set it."""
         try:
             now = termios.tcgetattr(self.fd)
         except termios.error as exc:
@@ -92,8 +95,11 @@ class ModeSetter:
             return
         wanted = self._change(now)
         if now != wanted:  # else a shell has set it as it was when we were stopped: what was saved before is right
-            self._saved = now
             _set(self.fd, wanted)
+            if not in_foreground(self.fd):
+                _set(self.fd, now)
+                return
+            self._saved = now
         self._taken = True
 
 

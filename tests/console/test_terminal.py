@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from aiovmm.console import AttachEnd, Console, Terminal
+from aiovmm.console import AttachEnd, Console, Terminal, modes
 from aiovmm.console.input import HIGH_WATER
 from aiovmm.errors import UsageError
 from aiovmm.runtime.awake import awake_timeout
@@ -32,6 +32,20 @@ async def attached(console: Console, screen: Screen, **options: object) -> async
     task = asyncio.create_task(console.attach(screen.terminal, **options))  # type: ignore[arg-type]
     await eventually(lambda: task.done() or screen.state() != before)
     return task
+
+
+def test_a_terminal_that_is_lost_while_its_modes_are_set_has_those_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when this process is stopped just then, and goes on in the background."""
+    master, slave = os.openpty()
+    before, ours = termios.tcgetattr(slave), iter([True, False, True, True])
+    monkeypatch.setattr(modes, "in_foreground", lambda fd: next(ours))
+    setter = modes.ModeSetter(slave, modes.raw, flush=False)
+    assert not setter.look()
+    assert termios.tcgetattr(slave) == before
+    assert setter.look(), "and again once it is"
+    assert termios.tcgetattr(slave) != before
+    os.close(master)
+    os.close(slave)
 
 
 async def stop(task: asyncio.Task[AttachEnd]) -> None:
