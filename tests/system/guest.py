@@ -7,6 +7,7 @@ import itertools
 import re
 
 from aiovmm import VM, Console, EventKind, ExitStatus, architecture
+from tests.system.hung import described
 
 SLOWER = 3.0
 """How much longer whatever hangs may take in the hosts of arm64: emulated EL2 is slower."""
@@ -62,6 +63,8 @@ async def shell_status(
             await stream.readuntil(f"{mark}-begin\r\n".encode())
             output = await stream.readuntil(f"{mark}-end=".encode())
             status = await stream.readuntil(b"\r\n")
+    except TimeoutError as exc:
+        raise AssertionError(f"no end of {command!r} within {limit(timeout)} s: {await described(vm, stream)}") from exc
     except asyncio.IncompleteReadError as exc:
         raise AssertionError(
             f"the guest ended at {command!r}: {await vm.wait()}, {vm.serial.history[-2000:]!r}"

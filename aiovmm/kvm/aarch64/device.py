@@ -1,4 +1,4 @@
-"""KVM's in-kernel devices: made by type, set up by attributes, in groups. vCPUs have such attributes as well."""
+"""KVM's in-kernel devices: made by type, set up by attributes, in groups."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import enum
 import os
 from typing import Any
 
+from aiovmm.kvm.attributes import get_attribute, set_attribute
 from aiovmm.kvm.ioctl import call, try_call
 from aiovmm.kvm.vmfd import VmFd
-from aiovmm.native import ffi, lib, owners
+from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
 
-__all__ = ["DeviceType", "KvmDevice", "get_attribute", "has_attribute", "is_there", "set_attribute"]
+__all__ = ["DeviceType", "KvmDevice", "is_there"]
 
 _TEST = 1  # KVM_CREATE_DEVICE_TEST
 
@@ -27,25 +28,6 @@ class DeviceType(enum.IntEnum):
 def is_there(vm: VmFd, type_: DeviceType) -> bool:
     """Whether this host's KVM has such devices."""
     return try_call(vm.fd, lib.KVM_CREATE_DEVICE, ffi.new("struct kvm_create_device *", (type_, 0, _TEST))) >= 0
-
-
-def set_attribute(fd: int, group: int, attribute: int, value: Any, operation: str) -> None:
-    """Set an attribute of a device or vCPU. `value` is a cdata pointer, or None for one that is a command. Raises KvmError."""
-    address = 0 if value is None else owners.address(value)
-    argument = ffi.new("struct kvm_device_attr *", (0, group, attribute, address))
-    call(fd, lib.KVM_SET_DEVICE_ATTR, argument, operation)
-
-
-def get_attribute(fd: int, group: int, attribute: int, value: Any, operation: str) -> None:
-    """Read an attribute into what the cdata pointer `value` points at. Raises KvmError."""
-    argument = ffi.new("struct kvm_device_attr *", (0, group, attribute, owners.address(value)))
-    call(fd, lib.KVM_GET_DEVICE_ATTR, argument, operation)
-
-
-def has_attribute(fd: int, group: int, attribute: int) -> bool:
-    """Whether a device or vCPU has it."""
-    argument = ffi.new("struct kvm_device_attr *", (0, group, attribute, 0))
-    return try_call(fd, lib.KVM_HAS_DEVICE_ATTR, argument) >= 0
 
 
 class KvmDevice:

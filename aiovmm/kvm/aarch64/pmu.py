@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from aiovmm.kvm.aarch64.device import set_attribute
+from aiovmm.kvm.attributes import set_attribute
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.native import ffi
 

@@ -6,8 +6,7 @@ Setting: CPUID before all that depends on it, the APIC base (in the system regis
 model-specific registers (the deadline of its timer is one), general registers before the events, which they clear.
 
 Time-stamp counters run meanwhile, and those of a guest's vCPUs are to agree: they are read last, of all vCPUs in a row, and set
-likewise, each deadline after the counter that is compared with it. KVM lets the counters of two vCPUs agree if they were set to
-the same moment, by a second; where a busy host took a second from one vCPU to the next they would differ by that for ever.
+likewise (tsc.py), each deadline after the counter that is compared with it.
 
 Sources: Documentation/virt/kvm/api.rst; arch/x86/kvm/x86.c and lapic.c (kvm_apic_set_state, kvm_synchronize_tsc).
 """
@@ -23,7 +22,7 @@ from typing import Any
 from aiovmm.errors import KvmError, SnapshotError
 from aiovmm.kvm.ioctl import Calls, try_call
 from aiovmm.kvm.vcpu import Vcpu
-from aiovmm.kvm.x86_64 import cpuid, msrs
+from aiovmm.kvm.x86_64 import cpuid, msrs, tsc
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry
 from aiovmm.kvm.x86_64.state import Regs, from_plain
 from aiovmm.kvm.x86_64.vcpustate import VcpuState, synic
@@ -31,11 +30,12 @@ from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.dataclass import dataclass, field_types
 from aiovmm.runtime.plain import Fields, State
 
-__all__ = ["VcpuImage", "VcpuSizes", "read_counters", "read_vcpu"]
+__all__ = ["VcpuImage", "VcpuSizes", "put_counters", "read_counters", "read_vcpu"]
 
 _CAP_NESTED_STATE, _CAP_SREGS2, _CAP_XSAVE2 = 157, 200, 208
 _NESTED_HEADER, _NO_VMXON = 128, 0xFFFF_FFFF_FFFF_FFFF
 _TSC, _TSC_DEADLINE = _COUNTED = 0x10, 0x6E0
+_WORD = 0xFFFF_FFFF_FFFF_FFFF
 _LAST_MP_STATE = 9
 _ISR, _IRR = 0x100, 0x200  # in the local APIC's page: eight words of 32 bits each, 16 bytes apart
 _HYPERV = (0x40000001, 0x31237648)  # its leaf for the kind of interface, "Hv#1" (boot.x86_64.hyperv)
@@ -84,10 +84,21 @@ def read_vcpu(vcpu: Vcpu, packed_cpuid: bytes, sizes: VcpuSizes) -> State:
 
 
 def read_counters(vcpus: Sequence[Vcpu], saved: Sequence[State]) -> None:
-    """Have each of what `read_vcpu` gave say what its vCPU's time-stamp counter shows now. Raises KvmError."""
-    for vcpu, state in zip(vcpus, saved, strict=True):
-        now = msrs.get(vcpu.checked_fd(), [_TSC])
+    """Have each of what `read_vcpu` gave say what its vCPU's time-stamp counter shows now, all at one moment. Raises KvmError."""
+    shown = [msrs.get(vcpu.checked_fd(), [_TSC]) for vcpu in vcpus]
+    if _TSC in shown[0] and (ahead := tsc.offsets(vcpus)) is not None:
+        shown = [{_TSC: shown[0][_TSC] + offset - ahead[0] & _WORD} for offset in ahead]
+    for now, state in zip(shown, saved, strict=True):
         state["msrs"] = [[index, now.get(index, value)] for index, value in state["msrs"]]
+
+
+def put_counters(vcpus: Sequence[Vcpu], images: Sequence[VcpuImage], advance_ns: int) -> None:
+    """The time-stamp counters of all vCPUs are `advance_ns` ahead of what they were; and what is compared with them. Raises
+    KvmError, SnapshotError."""
+    values = [image.put_counter(vcpu, advance_ns) for vcpu, image in zip(vcpus, images, strict=True)]
+    tsc.agree(vcpus, values, images[0].tsc_khz)
+    for vcpu, image in zip(vcpus, images, strict=True):
+        image.put_deadline(vcpu)
 
 
 def _refuse_hypervisor(vcpu: Vcpu, sizes: VcpuSizes) -> None:
@@ -157,7 +168,7 @@ class VcpuImage:
             fields.number("mp_state", 0, _LAST_MP_STATE),
             Regs(**values),
             blobs,
-            tuple(_in_order(_msr(fields, row) for row in fields.list("msrs", most=4096))),
+            tuple(dict(_msr(fields, row) for row in fields.list("msrs", most=4096)).items()),  # each once
         )
         fields.end()
         return image
@@ -199,12 +210,24 @@ class VcpuImage:
     def _has_synic(self) -> bool:
         return any((e.function, e.eax) == _HYPERV for e in self.cpuid)
 
-    def put_counter(self, vcpu: Vcpu, advance_ns: int) -> None:
-        """Its time-stamp counter is `advance_ns` ahead of what it was; and what is compared with it. Raises SnapshotError."""
-        ticks = advance_ns * self.tsc_khz // 1_000_000
-        advanced = [(i, v + ticks & 0xFFFF_FFFF_FFFF_FFFF if i == _TSC else v) for i, v in self.msrs if i in _COUNTED]
-        with _refusals_told(vcpu):
-            _set_msrs(vcpu, advanced)
+    @cached_property
+    def _counted(self) -> dict[int, int]:
+        return {index: value for index, value in self.msrs if index in _COUNTED}
+
+    def put_counter(self, vcpu: Vcpu, advance_ns: int) -> int:
+        """Its time-stamp counter is `advance_ns` ahead of what it was: what it shows now. Raises SnapshotError."""
+        value = self._counted.get(_TSC, 0) + advance_ns * self.tsc_khz // 1_000_000 & _WORD
+        self._put_counted(vcpu, _TSC, value)
+        return value
+
+    def put_deadline(self, vcpu: Vcpu) -> None:
+        """When its local APIC's timer is due by that counter. Raises SnapshotError."""
+        self._put_counted(vcpu, _TSC_DEADLINE, self._counted.get(_TSC_DEADLINE, 0))
+
+    def _put_counted(self, vcpu: Vcpu, index: int, value: int) -> None:
+        if index in self._counted:
+            with _refusals_told(vcpu):
+                _set_msrs(vcpu, [(index, value)])
 
     def _put(self, vcpu: Vcpu) -> None:
         state = VcpuState(vcpu)
@@ -257,12 +280,6 @@ def _msr(fields: Fields, row: Any) -> tuple[int, int]:
 
 def _words(fields: Fields, name: str, row: Any, count: int, most: int) -> list[int]:
     return Fields({name: row}, fields.where).numbers(name, count, 0, most)
-
-
-def _in_order(values: Any) -> list[tuple[int, int]]:
-    """The counter before the deadline that is compared with it; each once."""
-    found = dict(values)
-    return sorted(found.items(), key=lambda row: (row[0] == _TSC_DEADLINE) - (row[0] == _TSC))
 
 
 def _set_msrs(vcpu: Vcpu, values: Sequence[tuple[int, int]]) -> None:

@@ -19,7 +19,7 @@ from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.clock import get_clock, set_clock
-from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, read_counters, read_vcpu
+from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, put_counters, read_counters, read_vcpu
 from aiovmm.machine.moment import Moment
 from aiovmm.machine.restored import Restored
 from aiovmm.machine.x86_64.vcpus import Processor, topology_of
@@ -98,8 +98,7 @@ class _Processors:
             image.put(vcpu)
         passed = self.moment.passed_ns()
         set_clock(vm, self.clock_ns + passed)
-        for vcpu, image in zip(vcpus, self.vcpus, strict=True):
-            image.put_counter(vcpu, passed)
+        put_counters(vcpus, self.vcpus, passed)
         return vcpus
 
 
