@@ -14,7 +14,7 @@ IDLE = 20
 """For `vcpu_nice`: the threads of vCPUs are SCHED_IDLE."""
 
 MAX_CPUS = 4096  # their names in the firmware's tables are C000 to CFFF; KVM may have its own, lower limit
-CPU_FEATURES = ("amx", "pmu")
+CPU_FEATURES = ("amx", "invtsc", "pmu")
 """Processor features that a guest gets only if it is asked for."""
 
 
@@ -54,7 +54,9 @@ class CpusConfig:
     package of so many cores. `max_phys_bits` caps the width of guest-physical addresses, in bits (None: 46, and never more than
     the host's). `nested`: the guest may use virtualization itself, where the host lets it; off, for that is much of KVM to look
     for faults in. `kvm_hyperv`: it finds what a guest of Hyper-V would, for Windows, beside what KVM's own guests find.
-    `features` are those that have to be asked for, of CPU_FEATURES: AMX, and performance counters (`pmu`), both of x86.
+    `features` are those that have to be asked for, of CPU_FEATURES, all of x86: AMX; performance counters (`pmu`); and `invtsc`:
+    the guest is told that its time-stamp counter never stops and keeps its frequency also where KVM does not know that of the
+    host's, as on a host that is itself a guest.
     `affinity` says which processors of the host a vCPU may run on; of one
     that is not there it is only remarked. `core_scheduling` says what may share a core with a vCPU.
     `vcpu_nice` is how far its thread stands back behind the event loop's, which serves all guests: 0..19, added to the process's

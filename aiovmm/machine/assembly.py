@@ -429,12 +429,14 @@ class Machine:
         """Park all vCPUs, or, if that fails or is cancelled, none."""
         try:
             await asyncio.gather(*(vcpu.pause() for vcpu in self.vcpus))
+            self.board.stand_still()
         except BaseException:
             self.resume()
             raise
 
     def resume(self) -> None:
         """Let them go on. Raises HostError if one was to be started by that, and cannot."""
+        self.board.go_on()
         for vcpu in self.vcpus:
             vcpu.resume()
         due, self._due = self._due, []

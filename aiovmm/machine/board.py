@@ -159,6 +159,12 @@ class Board(ABC):
 
     # -- while it is there
 
+    def stand_still(self) -> None:  # noqa: B027
+        """All vCPUs are parked. Raises KvmError."""
+
+    def go_on(self) -> None:  # noqa: B027
+        """They are about to run: as they were when they were saved, or parked. Raises KvmError."""
+
     @abstractmethod
     def save(self) -> State:
         """All that `restore` wants to know. In a thread, while the guest stands still, whose memory it may write to: that is read

@@ -51,7 +51,7 @@ async def test_timers_go_on_in_forks() -> None:
 
 
 async def test_counters_of_all_processors_are_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long each takes: they are read in a row after everything else, and set in a row, the deadline after its counter."""
+    """However long each takes: they are read in a row after everything else, and set in a row, deadlines after counters."""
     read, put = list[list[int]](), list[list[int]]()
     get, try_set = msrs.get, msrs.try_set
 
@@ -72,5 +72,5 @@ async def test_counters_of_all_processors_are_of_one_moment(monkeypatch: pytest.
     monkeypatch.setattr(msrs, "get", get)
     monkeypatch.setattr(msrs, "try_set", note_put)
     async with template, template.fork():
-        assert put[-3:] == [[TSC, DEADLINE]] * 3
-        assert not any(index in (TSC, DEADLINE) for indices in put[:-3] for index in indices)
+        assert put[-6:] == [*[[TSC]] * 3, *[[DEADLINE]] * 3]
+        assert not any(index in (TSC, DEADLINE) for indices in put[:-6] for index in indices)

@@ -155,6 +155,7 @@ class Guests:
         *,
         elf: bool = False,
         cpus: int = 1,
+        features: tuple[str, ...] = (),
         memory: int = 256,
         cmdline: str = f"console={CONSOLE} panic=-1 quiet",
         **changes: object,
@@ -163,7 +164,7 @@ class Guests:
         kernel = self._vmlinux[release] if elf else GUESTS / release / "vmlinuz"
         config = VMConfig(
             PayloadConfig(kernel, self._initramfs[release], cmdline),
-            cpus=CpusConfig(cpus),
+            cpus=CpusConfig(cpus, features=features),
             memory=MemoryConfig(memory << 20),
             name="guest",
         )

@@ -23,6 +23,7 @@ _X86_ALONE = {
     "test_machine.py": "",
     "test_readers.py": "",
     "test_sandbox.py": "network_by_passt",
+    "test_snapshot.py": "is_not_mute",
     "test_vfio.py": "comes_to_a_guest_that_runs",
     "test_vfio_net.py": "comes_to_a_guest_that_runs",
 }
@@ -42,7 +43,7 @@ CORE = {
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
     "test_rng_console.py": "carries_bytes_both_ways[6.1] or prints_last_arrives[serial]",
     "test_vfio_net.py": "that_has_intx_alone",
-    "test_snapshot.py": "goes_on_elsewhere[6.1]",
+    "test_snapshot.py": "goes_on_elsewhere[6.1] or not_mute_for_as_long_as_it_stood_still[6.12-kvm-clock]",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_sandbox.py": "commands[6.1]",
     "test_vsock.py": "test_linux_speaks_vsock[6.1]",

@@ -19,6 +19,7 @@ from aiovmm.image import build_initramfs
 from tests.system.conftest import GUESTS, Guests
 from tests.system.guest import limit, prompt, shell
 from tests.system.programs import program
+from tests.system.shown import KEEPS_TIME
 from tests.system.traffic import sink
 
 VSOCK_PORT = 2000
@@ -65,6 +66,7 @@ def configured(
     os.truncate(disk, 16 << 20)
     config = guests.config(
         release,
+        features=KEEPS_TIME,
         console=ConsoleConfig(),
         vsock=VsockConfig(),
         disks=(DiskConfig(path=disk, direct=False),),

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from tests.kvmhost.arch import AARCH64, ARCHES, X86_64
 
-__all__ = ["CONSOLE", "SHOWN", "WAITS_FOR_IOMMU", "with_button", "with_dax"]
+__all__ = ["CONSOLE", "KEEPS_TIME", "SHOWN", "WAITS_FOR_IOMMU", "with_button", "with_dax"]
 
 _HERE = ARCHES[platform.machine()]
 CONSOLE = _HERE.console
 WAITS_FOR_IOMMU = f"console={CONSOLE} panic=-1 quiet deferred_probe_timeout=300"
 """A kernel's command line: where a device tree tells of the IOMMU drivers wait for its driver, by themselves for ten seconds,
 which may not be enough here, and then pass it by."""
+KEEPS_TIME = ("invtsc",) if _HERE is X86_64 else ()
+"""Features of processors by whose counters a guest keeps its time over a gap also in the nested host, whose own the emulator does
+not call invariant."""
 
 
 @dataclass(frozen=True)

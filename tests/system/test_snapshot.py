@@ -16,8 +16,10 @@ import pytest
 from aiovmm import VM, ConsoleConfig, DiskConfig, RebootPolicy, VMConfig, VsockConfig
 from tests.system.conftest import GUESTS, RELEASES, Guests
 from tests.system.guest import ended, prompt, shell
+from tests.system.shown import KEEPS_TIME
 
 MIB = 1 << 20
+GAP = 20.0  # seconds
 
 
 def configured(guests: Guests, release: str, disk: Path, cpus: int = 2) -> VMConfig:
@@ -26,6 +28,7 @@ def configured(guests: Guests, release: str, disk: Path, cpus: int = 2) -> VMCon
     return guests.config(
         release,
         cpus=cpus,
+        features=KEEPS_TIME,
         console=ConsoleConfig(),
         vsock=VsockConfig(),
         disks=(DiskConfig(path=disk, direct=False),),
@@ -91,6 +94,44 @@ async def test_a_guest_is_saved_and_goes_on_elsewhere(guests: Guests, release: s
                 await ended(vm)
             status = await vm.stop(30)
             assert status.ok, status
+
+
+@pytest.mark.parametrize("features", [(), KEEPS_TIME], ids=["kvm-clock", "tsc"])
+@pytest.mark.parametrize("release", RELEASES)
+async def test_a_busy_guest_is_not_mute_for_as_long_as_it_stood_still(
+    guests: Guests, release: str, features: tuple[str, ...], folder: Path
+) -> None:
+    """Both of its tasks go on at once, and its shell: none has run meanwhile by the guest's clocks."""
+    async with VM(guests.config(release, features=features)) as vm:
+        await booted(vm)
+        source = await shell(vm, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+        assert source.strip() == ("tsc" if features else "kvm-clock")
+        await shell(vm, "(while :; do :; done) & A=$!; (while :; do :; done) & B=$!; true")
+        await vm.pause()
+        await asyncio.sleep(GAP)
+        await vm.resume()
+        await both_go_on(vm, bool(features))
+        await vm.snapshot(folder / "snapshot")
+        await vm.kill()
+    await asyncio.sleep(GAP)
+    async with VM.restore(folder / "snapshot") as vm:
+        await vm.resume()
+        await both_go_on(vm, bool(features))
+
+
+async def both_go_on(vm: VM, keeps_time: bool) -> None:
+    began = time.monotonic()
+    now = before = await running_times(vm)
+    assert time.monotonic() - began < GAP
+    async with asyncio.timeout(GAP):
+        while any(then == later for then, later in zip(before, now, strict=True)):
+            now = await running_times(vm)
+    if keeps_time:
+        assert abs(int(await shell(vm, "date +%s")) - time.time()) < 3
+
+
+async def running_times(vm: VM) -> list[int]:
+    return [int(line.split()[13]) for line in (await shell(vm, "cat /proc/$A/stat /proc/$B/stat")).splitlines()]
 
 
 @pytest.mark.parametrize("release", RELEASES)

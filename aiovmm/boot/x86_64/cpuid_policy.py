@@ -76,16 +76,23 @@ def has_amx(entries: Iterable[CpuidEntry]) -> bool:
 
 
 def allow(
-    entries: Iterable[CpuidEntry], *, nested: bool = False, amx: bool = False, pmu: bool = False
+    entries: Iterable[CpuidEntry], *, nested: bool = False, amx: bool = False, pmu: bool = False, invtsc: bool = False
 ) -> list[CpuidEntry]:
     """`entries` without asynchronous page faults, without virtualization unless `nested`, without AMX unless `amx`, without
-    performance counters unless `pmu`."""
+    performance counters unless `pmu`; with an invariant time-stamp counter if `invtsc`."""
     result = [replace(e, eax=e.eax & ~ASYNC_PF) if e.function == _KVM_FEATURES else e for e in entries]
     if not pmu:
         result = [_NO_PMU.get((e.function, e.index), _unchanged)(e) for e in result if e.function not in _PMU_LEAVES]
     if not nested:
         result = [_NO_NESTED.get(e.function, _unchanged)(e) for e in result if e.function != 0x8000000A]
+    if invtsc:
+        result = [e for e in result if e.function != _POWER] + [_invariant(result)]
     return result if amx else _without_amx(result)
+
+
+def _invariant(entries: Iterable[CpuidEntry]) -> CpuidEntry:
+    power = next((e for e in entries if e.function == _POWER), CpuidEntry(_POWER))
+    return replace(power, edx=power.edx | _INVARIANT_TSC)
 
 
 def tell_of_host(

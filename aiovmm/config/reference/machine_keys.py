@@ -12,7 +12,7 @@ TABLE = """
 --cpus max_phys_bits | differs | 32 or more; unset: 46, as there; the second PCI segment stays where the host's paging reaches
 --cpus affinity | differs | a vCPU that is not there is passed over, as there, and remarked on in the log
 --cpus nested | differs | off unless asked for
---cpus features | differs | `amx`, and `pmu`: performance counters, which are there unasked in the reference
+--cpus features | differs | `amx`, `invtsc` (not there), and `pmu`: counters, there unasked
 --cpus vcpu_nice | ours | 0 to 19: how far vCPU threads stand back behind the event loop; 20: they run in idle times only
 --cpus kvm_hyperv | differs | what this KVM has, and its own leaves from 0x40000100 on; refused where KVM has none
 --cpus core_scheduling | differs | unset: off (vm there); refused where SMT is on and the kernel has none (a warning there)

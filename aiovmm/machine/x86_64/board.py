@@ -23,6 +23,7 @@ from aiovmm.machine.board import Board, Finding
 from aiovmm.machine.interrupts import Message
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
+from aiovmm.machine.x86_64.clock import GuestClock
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
 from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables
@@ -49,6 +50,7 @@ class Pc(Board):
     takes_processors = has_ports = True
     legacy: LegacyDevices
     _processor: Processor
+    _clock: GuestClock
     _pins: IntxPins
     _memory: GuestMemory
     _cpuids: list[bytes]  # of each vCPU, as KVM takes it
@@ -157,6 +159,7 @@ class Pc(Board):
         kernel.load_into(memory)
         state = setup_linux(memory, kernel, config.cmdline, config.payload.initramfs, self.ram)
         self.vcpus, self._cpuids = create_vcpus(self._vm, self._processor, state)
+        self._clock = GuestClock(self._vm, self._cpuids[0])
 
     def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
         """ACPI and the MP table, which are made once for all guests that are alike."""
@@ -179,7 +182,7 @@ class Pc(Board):
         from aiovmm.machine.x86_64.saved import make_processors
 
         made = make_processors(restored, self.parts.open_kvm(), self._vm, self.parts.config.cpus)
-        self.vcpus, self._cpuids, self._held = made
+        self.vcpus, self._cpuids, self._clock, self._held = made
 
     async def restore_devices(self, restored: Restored) -> None:
         """On ports, and the I/O APIC."""
@@ -202,11 +205,19 @@ class Pc(Board):
 
     # -- while it is there
 
+    def stand_still(self) -> None:
+        """kvm-clock, with them."""
+        self._clock.stop(self.vcpus)
+
+    def go_on(self) -> None:
+        """kvm-clock, from where it stood."""
+        self._clock.start()
+
     def save(self) -> State:
         """vCPUs, clocks."""
         from aiovmm.machine.x86_64.saved import save_processors  # for machines that are saved
 
-        processors = save_processors(self.parts.open_kvm(), self._vm, self.vcpus, self._cpuids)
+        processors = save_processors(self.parts.open_kvm(), self._vm, self._clock, self.vcpus, self._cpuids)
         return {"address_bits": self.address_bits, "processors": processors}
 
     def save_devices(self) -> State:

@@ -1,7 +1,7 @@
 """A PC's processors and clocks as plain data, and made anew from it.
 
-Time goes on for a guest while it is in a snapshot (machine.moment): its time-stamp counters and kvm-clock are ahead by what has
-passed.
+Time goes on for a guest while it is in a snapshot (machine.moment): its time-stamp counters are ahead by what has passed, and so
+is kvm-clock where the guest keeps its time by that (clock.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from aiovmm.kvm import Kvm
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
-from aiovmm.kvm.x86_64.clock import get_clock, set_clock
+from aiovmm.kvm.x86_64.clock import set_clock
 from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, put_counters, read_counters, read_vcpu
 from aiovmm.machine.moment import Moment
 from aiovmm.machine.restored import Restored
+from aiovmm.machine.x86_64.clock import GuestClock, stands_still
 from aiovmm.machine.x86_64.vcpus import Processor, topology_of
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import Fields, State
@@ -31,26 +32,29 @@ __all__ = ["make_processors", "save_processors"]
 _LONGEST = 1 << 62  # ns
 
 
-def save_processors(kvm: Kvm, vm: VmFd, vcpus: list[Vcpu], cpuids: list[bytes]) -> State:
+def save_processors(kvm: Kvm, vm: VmFd, clock: GuestClock, vcpus: list[Vcpu], cpuids: list[bytes]) -> State:
     """Of all `vcpus`, which stand still and were given these CPUIDs. In a thread. Raises KvmError, SnapshotError."""
     sizes = VcpuSizes.of(kvm.fd, vm.fd)
     saved = [read_vcpu(vcpu, packed, sizes) for vcpu, packed in zip(vcpus, cpuids, strict=True)]
-    moment = {"clock_ns": get_clock(vm), **Moment.now().save()}
+    moment = {"clock_ns": clock.now, **Moment.now().save()}
     read_counters(vcpus, saved)  # at that moment, too
     return {**moment, "vcpus": saved}
 
 
 def make_processors(
     restored: Restored, kvm: Kvm, vm: VmFd, cpus: CpusConfig
-) -> tuple[list[Vcpu], list[bytes], Collection[int]]:
-    """All vCPUs as they were, in `vm`, and the CPUID of each; and the vectors that their local APICs hold. In a thread. Raises
-    KvmError, SnapshotError."""
+) -> tuple[list[Vcpu], list[bytes], GuestClock, Collection[int]]:
+    """All vCPUs as they were, in `vm`, and the CPUID of each; kvm-clock; and the vectors that their local APICs hold. In a
+    thread. Raises KvmError, SnapshotError."""
 
     def read() -> _Processors:
         return _Processors.read(Fields(restored.state, "machine").fields("board").fields("processors"), kvm, vm, cpus)
 
     processors = restored.once("processors", read)
-    return processors.make(vm), [image.packed for image in processors.vcpus], processors.held
+    passed = processors.moment.passed_ns()
+    vcpus = processors.make(vm, passed)
+    clock = processors.make_clock(vm, passed)
+    return vcpus, [image.packed for image in processors.vcpus], clock, processors.held
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +94,23 @@ class _Processors:
                     "they are"
                 )
 
-    def make(self, vm: VmFd) -> list[Vcpu]:
-        """All vCPUs, as they were. In a thread. Raises KvmError, SnapshotError."""
+    @cached_property
+    def _clock_stood(self) -> bool:
+        return stands_still(self.vcpus[0].packed, (vcpu.mp_state for vcpu in self.vcpus))
+
+    def make_clock(self, vm: VmFd, passed: int) -> GuestClock:
+        """kvm-clock, `passed` ns after it was saved: it stands until the guest runs, or has gone on. Raises KvmError."""
+        if self._clock_stood:
+            return GuestClock(vm, self.vcpus[0].packed, self.clock_ns)
+        set_clock(vm, self.clock_ns + passed)
+        return GuestClock(vm, self.vcpus[0].packed)
+
+    def make(self, vm: VmFd, passed: int) -> list[Vcpu]:
+        """All vCPUs, as they were, `passed` ns ago. In a thread. Raises KvmError, SnapshotError."""
         topology = topology_of(self.cpus)
         vcpus = [vm.create_vcpu(index, id_=apic_id(topology, index)) for index in range(len(self.vcpus))]
         for vcpu, image in zip(vcpus, self.vcpus, strict=True):
             image.put(vcpu)
-        passed = self.moment.passed_ns()
-        set_clock(vm, self.clock_ns + passed)
         put_counters(vcpus, self.vcpus, passed)
         return vcpus
 

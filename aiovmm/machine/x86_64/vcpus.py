@@ -9,6 +9,7 @@ from aiovmm.boot.x86_64 import CpuState, boot_msrs
 from aiovmm.boot.x86_64.cpuid import CpuTopology, adjust, apic_id
 from aiovmm.boot.x86_64.cpuid_policy import HOST_LEAVES, allow, has_amx, reachable_bits, tell_of_host, visible_bits
 from aiovmm.config import CpusConfig
+from aiovmm.config.cpus import CPU_FEATURES
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
 from aiovmm.kvm.vcpu import Vcpu
@@ -65,7 +66,8 @@ class Processor:
         if amx and not has_amx(supported):
             raise ConfigError("cpus.features", "KVM offers no AMX on this host", "leave features=amx out")
         cap = cpus.max_phys_bits
-        entries = allow(supported, nested=cpus.nested, amx=amx, pmu="pmu" in cpus.features)
+        asked = {name: name in cpus.features for name in CPU_FEATURES}
+        entries = allow(supported, nested=cpus.nested, **asked)
         host = _plain(of_host(HOST_LEAVES))
         hyperv = _plain(cpuid.get_supported_hyperv(kvm.fd)) if cpus.kvm_hyperv else []
         visible, reachable = visible_bits(supported, cap), reachable_bits(supported, cap)

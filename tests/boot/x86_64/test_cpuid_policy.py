@@ -160,3 +160,11 @@ def test_a_guest_that_was_shown_pages_to_come_before_nobody_was_goes_on(leaf_of_
     shown, here = CpuidEntry(leaf_of_kvm, eax=0x01007FFB), CpuidEntry(leaf_of_kvm, eax=0x01007FFB & ~0x4410)
     assert missing([shown], [here]) == []
     assert len(missing([shown], [replace(here, eax=here.eax & ~1)])) == 1
+
+
+@pytest.mark.parametrize("there", [[], [CpuidEntry(0x80000007, edx=0x11)], [CpuidEntry(0x80000007, edx=0x100)]])
+def test_an_invariant_counter_is_shown_to_who_asks_for_it(there: list[CpuidEntry]) -> None:
+    before = there[0].edx if there else 0
+    shown = [e for e in allow([CpuidEntry(1), *there], invtsc=True) if e.function == 0x80000007]
+    assert [e.edx for e in shown] == [before | 0x100]
+    assert [e for e in allow([CpuidEntry(1), *there]) if e.function == 0x80000007] == there

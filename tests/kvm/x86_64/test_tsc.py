@@ -85,7 +85,7 @@ def test_nothing_is_set_where_there_is_nothing_to_say(count: int, tells: bool, m
 
 @pytest.fixture
 def pair(kvm: Kvm) -> Iterator[Any]:
-    vm = kvm.create_vm()
+    vm = kvm.create_vm(2)
     yield [vm.create_vcpu(0), vm.create_vcpu(1)]
     vm.close()
 
