@@ -23,7 +23,7 @@ BARE = {"addressof", "cast", "from_buffer", "from_handle", "gc", "new_handle", "
 ADDRESSES = {
     "devices/virtio/balloon/device.py",
     "devices/virtio/iommu/table.py",
-    "kvm/aarch64/device.py",
+    "kvm/attributes.py",
     "kvm/aarch64/registers.py",
     "kvm/ioctl.py",
     "kvm/ranges.py",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from aiovmm import VM
+from aiovmm.kvm.x86_64 import clock
 from aiovmm.kvm.x86_64.clock import get_clock
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry, pack
-from aiovmm.machine.x86_64 import clock, saved
+from aiovmm.machine.x86_64 import saved
 from tests.limits import HANGS
 from tests.vm.guest import config, counts_on
 

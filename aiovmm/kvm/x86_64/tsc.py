@@ -31,7 +31,7 @@ def offsets(vcpus: Sequence[Vcpu]) -> list[int] | None:
 def agree(vcpus: Sequence[Vcpu], values: Sequence[int], khz: int) -> None:
     """The counters were set to `values` one after the other, however long that took: those that are to show what the first one
     shows, by a second, do. Raises KvmError."""
-    if len(vcpus) == 1 or not has_attribute(vcpus[0].checked_fd(), _CONTROL, _OFFSET):
+    if not has_attribute(vcpus[0].checked_fd(), _CONTROL, _OFFSET):
         return
     offset = ffi.new("uint64_t *", _offset(vcpus[0]))
     for vcpu, value in zip(vcpus[1:], values[1:], strict=True):

@@ -22,7 +22,7 @@ from typing import Any
 from aiovmm.errors import KvmError, SnapshotError
 from aiovmm.kvm.ioctl import Calls, try_call
 from aiovmm.kvm.vcpu import Vcpu
-from aiovmm.kvm.x86_64 import cpuid, msrs, tsc
+from aiovmm.kvm.x86_64 import cpuid, msrs
 from aiovmm.kvm.x86_64.cpuid import CpuidEntry
 from aiovmm.kvm.x86_64.state import Regs, from_plain
 from aiovmm.kvm.x86_64.vcpustate import VcpuState, synic
@@ -85,6 +85,8 @@ def read_vcpu(vcpu: Vcpu, packed_cpuid: bytes, sizes: VcpuSizes) -> State:
 
 def read_counters(vcpus: Sequence[Vcpu], saved: Sequence[State]) -> None:
     """Have each of what `read_vcpu` gave say what its vCPU's time-stamp counter shows now, all at one moment. Raises KvmError."""
+    from aiovmm.kvm.x86_64 import tsc  # of what is saved, or has more vCPUs than one
+
     shown = [msrs.get(vcpu.checked_fd(), [_TSC]) for vcpu in vcpus]
     if _TSC in shown[0] and (ahead := tsc.offsets(vcpus)) is not None:
         shown = [{_TSC: shown[0][_TSC] + offset - ahead[0] & _WORD} for offset in ahead]
@@ -96,7 +98,10 @@ def put_counters(vcpus: Sequence[Vcpu], images: Sequence[VcpuImage], advance_ns:
     """The time-stamp counters of all vCPUs are `advance_ns` ahead of what they were; and what is compared with them. Raises
     KvmError, SnapshotError."""
     values = [image.put_counter(vcpu, advance_ns) for vcpu, image in zip(vcpus, images, strict=True)]
-    tsc.agree(vcpus, values, images[0].tsc_khz)
+    if len(vcpus) > 1:
+        from aiovmm.kvm.x86_64 import tsc
+
+        tsc.agree(vcpus, values, images[0].tsc_khz)
     for vcpu, image in zip(vcpus, images, strict=True):
         image.put_deadline(vcpu)
 

@@ -15,6 +15,7 @@ from aiovmm.devices.hotplug.slots import SlotRegisters
 from aiovmm.devices.ioapic import IntxLine, IntxPins
 from aiovmm.kvm import FinalExit, Kvm, Vcpu, VmFd
 from aiovmm.kvm.exits import EMULATION, InternalError, Shutdown
+from aiovmm.kvm.x86_64.clock import GuestClock
 from aiovmm.kvm.x86_64.counters import take_counters
 from aiovmm.kvm.x86_64.harm import bound_harm
 from aiovmm.kvm.x86_64.irqchip import set_identity_pages, split_irqchip
@@ -23,7 +24,6 @@ from aiovmm.machine.board import Board, Finding
 from aiovmm.machine.interrupts import Message
 from aiovmm.machine.iommu import MachineIommu
 from aiovmm.machine.x86_64.blame import emulation_failed, triple_fault
-from aiovmm.machine.x86_64.clock import GuestClock
 from aiovmm.machine.x86_64.interrupts import IoApicSink, message_for_kvm
 from aiovmm.machine.x86_64.legacy import LegacyDevices
 from aiovmm.machine.x86_64.tables import describe, write_generation, write_tables

@@ -1,7 +1,7 @@
 """A PC's processors and clocks as plain data, and made anew from it.
 
 Time goes on for a guest while it is in a snapshot (machine.moment): its time-stamp counters are ahead by what has passed, and so
-is kvm-clock where the guest keeps its time by that (clock.py).
+is kvm-clock where the guest keeps its time by that (kvm/x86_64/clock.py).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from aiovmm.kvm import Kvm
 from aiovmm.kvm.vcpu import Vcpu
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.kvm.x86_64 import cpuid
-from aiovmm.kvm.x86_64.clock import set_clock
+from aiovmm.kvm.x86_64.clock import GuestClock, set_clock, stands_still
 from aiovmm.kvm.x86_64.vcpuimage import VcpuImage, VcpuSizes, put_counters, read_counters, read_vcpu
 from aiovmm.machine.moment import Moment
 from aiovmm.machine.restored import Restored
-from aiovmm.machine.x86_64.clock import GuestClock, stands_still
 from aiovmm.machine.x86_64.vcpus import Processor, topology_of
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import Fields, State
