@@ -15,6 +15,7 @@ from aiovmm import (
     ConsoleConfig,
     CpusConfig,
     DiskConfig,
+    HotplugError,
     HotplugMethod,
     HotplugTimeout,
     MemoryConfig,
@@ -27,6 +28,7 @@ from aiovmm import (
 from aiovmm.native import lib
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import appears, prompt, reboot, shell, shell_status
+from tests.system.test_vhost_user import storage_daemon
 
 MB = 1 << 20
 
@@ -132,6 +134,65 @@ async def test_memory_comes_is_filled_and_comes_back(guests: Guests, release: st
             await vm.resize(memory=size, timeout=120)
             assert abs(await mem_total(vm) - total) < 64 * MB
             assert hot_resident(vm) < 16 * MB
+        assert (await shell(vm, "echo alive")).strip() == "alive"
+
+
+@pytest.mark.parametrize("release", ["6.1", "newest"])
+async def test_memory_comes_and_goes_while_there_is_little(guests: Guests, release: str) -> None:
+    """A writer waits for memory and fills it as it comes; what is full is not given back, and nothing of it is lost."""
+    size, more = 256 * MB, 512 * MB
+    memory = MemoryConfig(size, hotplug_size=more, hotplug_method=HotplugMethod.VIRTIO_MEM)
+    async with VM(replace(guests.config(release), memory=memory)) as vm:
+        await vm.start()
+        await prompt(vm)
+        await shell(vm, "echo online_movable > /sys/devices/system/memory/auto_online_blocks")
+        await shell(vm, "mkdir /big; mount -t tmpfs -o size=700m none /big")
+        await shell(vm, f"({FILL}) > /dev/null 2>&1 & true")
+        await appears(vm, "/big/2.sum")
+        await asyncio.sleep(1)  # it waits, or what follows comes sooner; no matter
+        assert (await shell_status(vm, "test -e /tmp/full"))[1] == 1
+        await vm.resize(memory=size + more, timeout=120)
+        await shell(
+            vm, "for i in $(seq 1200); do test -e /tmp/full && break; sleep 0.1; done; test -e /tmp/full", timeout=240
+        )
+        assert await vm.memory.resident() > 480 * MB
+        with pytest.raises(HotplugError):
+            await vm.resize(memory=size, timeout=5)
+        await shell(vm, "cd /big; for n in $(seq 23); do md5sum -c -s $n.sum || exit 1; done; cd /", timeout=240)
+        assert not [
+            line for line in (await shell(vm, "dmesg")).splitlines() if "Out of memory" in line or "oom" in line
+        ]
+        await shell(vm, "umount /big")
+        await vm.resize(memory=size, timeout=120)
+        assert hot_resident(vm) < 16 * MB
+
+
+FILL = (
+    "cd /big; free() { awk '/MemAvailable/ {print $2}' /proc/meminfo; }; for n in $(seq 23); do "
+    "while test $(free) -lt 61440; do usleep 20000; done; "
+    "dd if=/dev/urandom of=$n bs=1M count=20; md5sum $n > $n.new; mv $n.new $n.sum; done; echo > /tmp/full"
+)
+"""Files of 20 MiB while there are 60 to be had."""
+
+
+async def test_a_vhost_user_device_comes_to_a_guest_that_runs(guests: Guests, folder: Path) -> None:
+    disk = image(folder / "late.img", 16 * MB)
+    path = folder / "qsd.sock"
+    config = guests.config("6.1")
+    config = replace(config, memory=replace(config.memory, shared=True))
+    async with VM(config) as vm:
+        await vm.start()
+        await prompt(vm)
+        for _ in range(2):
+            async with storage_daemon(disk, path):
+                id_ = await vm.add(DiskConfig(vhost_user=True, socket=path))
+                await shell(vm, "modprobe virtio_blk")
+                await appears(vm, "/dev/vda")
+                assert await md5(vm, "/dev/vda") == hashlib.md5(disk.read_bytes()).hexdigest()
+                await shell(vm, "dd if=/dev/urandom of=/dev/vda bs=1M count=16 conv=fsync 2>/dev/null")
+                assert await md5(vm, "/dev/vda") == hashlib.md5(disk.read_bytes()).hexdigest()
+                await vm.remove(id_)
+                assert (await shell_status(vm, "test -e /dev/vda"))[1] == 1
         assert (await shell(vm, "echo alive")).strip() == "alive"
 
 
