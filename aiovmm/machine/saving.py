@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from aiovmm.devices.port import PortDevice
@@ -75,6 +75,10 @@ class Saving:
             pages=pages,
             within=None if within is None else path_of(within),
         )
+
+    def _maker(self) -> Callable[..., VM]:
+        """What makes its forks, called as its class is: `(config, devices=, ports=, terminal=)`. It does not hold this one."""
+        return cast("type[VM]", type(self))
 
     async def freeze(self) -> Template:
         """Stop the guest for good, and have it as a template of any number of forks. Raises StateError, SnapshotError for what

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -32,8 +33,9 @@ from aiovmm.config import (
 )
 from aiovmm.config.disk import ImageType
 from aiovmm.config.text import to_size
+from aiovmm.devices.port import PortDevice
 from aiovmm.devices.virtio.net.passt import find_passt
-from aiovmm.errors import ConfigError, HostError
+from aiovmm.errors import ConfigError, HostError, StateError
 from aiovmm.image import KernelFiles
 from aiovmm.kvm import Kvm
 from aiovmm.rootfs import BuiltImage, Image
@@ -58,14 +60,22 @@ _MORE = {"disks", "fs"}  # of which it has some of its own, before those that ar
 
 class Sandbox(VM):
     """A VM with an image as its root. Commands have what the image says of its own: environment, user, working directory, unless
-    they are told otherwise."""
+    they are told otherwise. So have those of its forks; a snapshot does not know the image."""
 
-    def __init__(self, config: VMConfig, image: BuiltImage, devices: Sequence[VirtioDevice] = ()) -> None:
-        super().__init__(config, devices=devices, terminal=False)
+    def __init__(
+        self,
+        config: VMConfig,
+        image: BuiltImage | None = None,
+        devices: Sequence[VirtioDevice] = (),
+        ports: Sequence[PortDevice] = (),
+        terminal: bool = False,
+    ) -> None:
+        super().__init__(config, devices=devices, ports=ports, terminal=terminal)
         self._image = image
-        self._env = image.config.env
-        self._cwd = image.config.workdir or None
-        self._user = image.config.user or None
+        if image is not None:
+            self._env = image.config.env
+            self._cwd = image.config.workdir or None
+            self._user = image.config.user or None
         self._published: dict[int, int] = {}
 
     @property
@@ -75,8 +85,14 @@ class Sandbox(VM):
 
     @property
     def image(self) -> BuiltImage:
-        """What its root is made of."""
+        """What its root is made of. Raises StateError for one that was restored."""
+        if self._image is None:
+            raise StateError(f"{self.name!r} is of a snapshot, which does not know its image")
         return self._image
+
+    def _maker(self) -> Callable[..., Sandbox]:
+        """Of sandboxes of the same image."""
+        return partial(type(self), image=self._image)
 
     def _volume_ended(self, tag: str, error: HostError) -> None:
         self._journal.device_error(tag, error)

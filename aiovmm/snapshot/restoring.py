@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -155,13 +155,13 @@ async def restored(
 
 
 def going_on(
-    cls: type[V],
+    make: Callable[..., V],
     config: VMConfig,
     restored: Restored,
     devices: Sequence[VirtioDevice] = (),
     ports: Sequence[PortDevice] = (),
 ) -> V:
     """A VM that stands, paused, where `restored` was saved, once it is entered."""
-    vm = cls(config, devices=devices, ports=ports, terminal=False)
+    vm = make(config, devices=devices, ports=ports, terminal=False)
     vm._power.restored = restored
     return vm

@@ -40,8 +40,8 @@ class Template:
     """What `VM.freeze` gives: guests are forked from it, any number and at any time, until `close`. Those that are there live on
     after that, and its memory goes with the last of them."""
 
-    def __init__(self, kind: type[VM], config: VMConfig, state: State, base: Base, disks: DiskBases) -> None:
-        self._kind = kind
+    def __init__(self, make: Callable[..., VM], config: VMConfig, state: State, base: Base, disks: DiskBases) -> None:
+        self._make = make
         self._config = config
         self._base = base
         self._restored = Restored(kept(state), base.map)
@@ -148,7 +148,7 @@ class Template:
             async with AsyncExitStack() as stack:
                 with self._held() as bases:
                     config = self._fork_config(given, vsock_cid, disks, nets)
-                    vm = going_on(self._kind, config, self._restored, devices, ports)
+                    vm = going_on(self._make, config, self._restored, devices, ports)
                     if disks == "overlay":
                         vm._power.images = bases.overlays()
                     await stack.enter_async_context(vm)
@@ -241,7 +241,7 @@ async def freeze(vm: VM) -> Template:
             if error is exc:
                 raise
             raise error from exc
-        template = Template(type(vm), config, state["machine"], base, disks)
+        template = Template(vm._maker(), config, state["machine"], base, disks)
         status = ExitStatus(ExitReason.KILLED, "it was frozen into a template")
         await finish(vm._ending.end(status))  # before anybody else has a guest without memory
     await finish(vm._close(status))

@@ -6,15 +6,18 @@ import asyncio
 import os
 import pwd
 import signal
+import subprocess
+import sys
 from array import array
 from pathlib import Path
 
 import pytest
 
 from aiovmm import AgentLost, CommandFailed, CommandTimeout, OutputTooLong, UsageError
-from aiovmm.agent import Agent
+from aiovmm.agent import Agent, agent_binary
+from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.run import run
-from tests.agent.conftest import Guest, gone
+from tests.agent.conftest import Guest, gone, listens
 from tests.limits import HANGS
 
 
@@ -228,6 +231,34 @@ async def test_the_agent_dies_in_mid_command(agent: Agent, guest: Guest) -> None
     with pytest.raises(AgentLost, match=r"'sleep 60'.*as when the guest itself has ended") as info:
         await task
     assert info.value.status is None
+
+
+async def test_what_has_only_just_begun_is_hung_up_as_well(tmp_path: Path) -> None:
+    """Before it is a program it has the agent's signals, of which the agent may ignore this one: it comes later then."""
+    path = tmp_path / "socket"
+    ignores = (
+        "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", ignores, agent_binary(), "--unix", path])  # noqa: ASYNC220 - no wait
+    guest = Guest(process, path)
+    try:
+        async with asyncio.timeout(HANGS):
+            while not listens(path):  # noqa: ASYNC110 - another process's doing
+                await asyncio.sleep(0.01)
+        before = guest.descriptors
+        agent = Agent(UnixPlace(path), patience=10)
+        for _ in range(300):
+            await agent.ready(10)
+            task = asyncio.create_task(run(agent, ["sleep", "64"]))
+            await asyncio.sleep(0)  # it has asked
+            (await agent.link()).close()
+            with pytest.raises(AgentLost):
+                await task
+        agent.close()
+        await guest.idle(before)
+    finally:
+        process.kill()
+        process.wait()
 
 
 async def test_a_connection_that_ends_hangs_up(agent: Agent, guest: Guest) -> None:

@@ -211,7 +211,7 @@ def test_a_terminal_is_shown_what_draws_alone_if_it_is_not_the_commands_or_filte
     master, slave = pty.openpty()
     script = r"printf '\033]52;c;eA==\007\033[6n\033[31mred'"
     process = aiovmm.start("exec", *options, socket, "sh", "-c", script, stdin=slave, stdout=slave)
-    assert _until(master, b"red") == shown
+    assert _until(master, b"red")[: len(shown)] == shown  # and then what the terminal is left with
     assert process.wait(HANGS) == 0
     os.close(master)
     os.close(slave)

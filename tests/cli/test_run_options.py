@@ -56,7 +56,7 @@ lines = st.lists(words.map(lambda word: (word,)) | pairs, max_size=6).map(lambda
 _WITHOUT_ROOTFS = {
     **dict.fromkeys(OF_ROOTFS),
     **dict.fromkeys(("volumes", "publish", "allow", "env", "words"), ()),
-    **dict.fromkeys(("network", "tty"), False),
+    **dict.fromkeys(("network", "tty", "filtered"), False),
     "scratch": "2G",
 }
 

@@ -15,7 +15,7 @@ from aiovmm.machine.x86_64 import saved
 from tests.limits import HANGS
 from tests.vm.guest import config, counts_on
 
-pytestmark = pytest.mark.usefixtures("kvm_there")
+pytestmark = [pytest.mark.usefixtures("kvm_there"), pytest.mark.kvm]
 
 APART = 0.3  # seconds that the guest stands still
 STILL = 0.25  # less than which it has run meanwhile, as busy as the host may be: what it runs is measured

@@ -250,6 +250,7 @@ static int open_ends(const struct request *request, struct ends *ends)
 int spawn(struct channel *channel, const struct request *request)
 {
     struct ends ends = {{-1, -1, -1}, {-1, -1, -1}, {-1, -1}};
+    unsigned long all = ~0ul, own; /* what comes for the child before it has its own signals waits: the agent may ignore some */
     long pid, result = open_ends(request, &ends);
 
     channel->stage = request->flags & START_PTY ? STAGE_TERMINAL : STAGE_RESOURCES;
@@ -257,9 +258,11 @@ int spawn(struct channel *channel, const struct request *request)
         close_ends(&ends);
         return (int)result;
     }
+    SYS(rt_sigprocmask, 2 /* SIG_SETMASK */, &all, &own, 8);
     pid = sys_fork();
     if (pid == 0)
         become(request, &ends);
+    SYS(rt_sigprocmask, 2, &own, 0, 8);
     result = pid < 0 ? pid : SYS(pidfd_open, pid, 0);
     if (result < 0) {
         if (pid > 0) {
