@@ -27,10 +27,11 @@ class Shown:
     high_memory: str  # of 5 GiB, the last line of RAM in /proc/iomem
     low_end: int  # below which the other lines are
     told_of_iommu: str  # a command that fails where the kernel is not told of one
+    hotplug: bool  # devices can come to a guest that runs
 
 
 SHOWN = {
-    X86_64.name: Shown("kvm-clock", "IO-APIC", "PCI-MSI", "100000000-17fffffff", 3 << 30, "dmesg | grep VIOT"),
+    X86_64.name: Shown("kvm-clock", "IO-APIC", "PCI-MSI", "100000000-17fffffff", 3 << 30, "dmesg | grep VIOT", True),
     AARCH64.name: Shown(
         "arch_sys_counter",
         "GICv3",
@@ -38,6 +39,7 @@ SHOWN = {
         "100000000-183ffffff",
         0xFC000000,
         "find /proc/device-tree/ -name iommu-map | grep iommu-map",
+        False,
     ),
 }[_HERE.name]
 
