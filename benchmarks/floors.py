@@ -30,9 +30,10 @@ def _x86_64(files: Files, mib: int, cmdline: str) -> list[Word]:
 
 
 def _aarch64(files: Files, mib: int, cmdline: str) -> list[Word]:
-    """Kernel, tree and initramfs where ours would be; of the machine it has what the floor has, and no PCI."""
+    """Kernel, tree and initramfs where ours would be; of the machine it has what the floor has, and a PCI bus that is empty."""
     from aiovmm.boot.aarch64 import Hardware, device_tree, fresh_seeds, gic_of, layout, load_kernel, ram_ranges
     from aiovmm.boot.fdt import flatten
+    from aiovmm.boot.pci import PciSegment, Window
 
     image = load_kernel(files.kernel)
     content = memoryview(bytearray(image.source.size))
@@ -40,7 +41,10 @@ def _aarch64(files: Files, mib: int, cmdline: str) -> list[Word]:
     size = files.initramfs.stat().st_size
     ram = ram_ranges(mib << 20)
     initrd = (sum(ram[0]) - size) & -layout.PAGE
-    hardware = Hardware((0,), gic_of(1), pmu=_has_pmu(), gpio=None)
+    bus = PciSegment(
+        0, layout.ECAM, Window(layout.PCI_MMIO32, layout.PCI_MMIO32_SIZE), Window(_ABOVE_RAM, layout.PCI_MMIO32_SIZE)
+    )
+    hardware = Hardware((0,), gic_of(1), (bus,), pmu=_has_pmu(), gpio=None)
     tree = device_tree(hardware, ram, cmdline=cmdline.encode(), initrd=(initrd, size), seeds=fresh_seeds())
     kernel = _put(files.folder / "Image", content)
     blob = _put(files.folder / "tree.dtb", flatten(tree))
@@ -56,6 +60,7 @@ def _has_pmu() -> bool:
 
 
 _CAP_ARM_PMU_V3 = 126
+_ABOVE_RAM = 1 << 40
 
 
 def _put(path: Path, data: bytes | memoryview) -> Path:

@@ -4,8 +4,9 @@
  *
  * Each file goes to its guest-physical address: the kernel, its device tree, an initramfs. GICv3 with an ITS, timers and PSCI are KVM's
  * own; the vCPU has what KVM can give one (SVE, PMU, pointer authentication), as a guest of ours does. Of the PL011 there is what
- * Linux needs to print, of the PL031 the time. No event loop, no second thread. It ends when the guest powers off or resets, or has printed the line
- * "aiovmm: init". What aiovmm takes longer than this is what aiovmm costs.
+ * Linux needs to print, of the PL031 the time; whatever else it reads is ones, so a PCI bus is empty. No event loop, no second
+ * thread. It ends when the guest powers off or resets, or has printed the line "aiovmm: init". What aiovmm takes longer than this is
+ * what aiovmm costs.
  */
 #include <err.h>
 #include <fcntl.h>
