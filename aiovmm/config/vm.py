@@ -115,7 +115,8 @@ class VMConfig:
     name: str = "vm"
 
     def __post_init__(self) -> None:
-        if self.serial != ConsoleConfig(self.serial.mode, self.serial.path, self.serial.history):
+        serial = self.serial
+        if serial != ConsoleConfig(serial.mode, serial.path, serial.history, serial.filter):
             raise ConfigError("serial", "takes no id, and no place: the serial port is not on PCI")
         encoded("name", self.name, 64)
         if self.memory_zones or self.numa or not self.memory.size:
