@@ -230,7 +230,7 @@ static struct avmm_table *make_table(void) {
     for (int space = 0; space < 2; space++) {
         struct avmm_range *r = calloc(3, sizeof *r);
         for (int i = 0; i < 3; i++)
-            r[i] = (struct avmm_range){ASK + 0x10 * i, 8, i ? policies[i] : NULL, &shadow_byte, counts[i]};
+            r[i] = (struct avmm_range){ASK + 0x10 * i, 8, i ? policies[i] : NULL, &shadow_byte, counts[i], 0};
         t->ranges[space] = r;
         t->count[space] = 3;
     }

@@ -20,7 +20,7 @@ static struct kvm_run *run;
 static int events_fd, run_fd;
 static uint8_t policies[RANGES][SPAN], shadows[RANGES][SPAN];
 static uint64_t counts[RANGES][AVMM_COUNTS];
-static struct avmm_range ranges[RANGES];
+static struct avmm_range ranges[RANGES], ports[3]; /* of which one shows what the memory from the first range on does, as the ECAM */
 static struct avmm_table table;
 static uint32_t last_seq, asked; /* asked: what waits for an answer, or 0 */
 static uint64_t answer;
@@ -121,8 +121,10 @@ static void open_vm(void) {
     EXPECT(vcpu && !error);
     run = mmap(NULL, RUN, PROT_READ | PROT_WRITE, MAP_SHARED, run_fd, 0);
     for (uint32_t i = 0; i < RANGES; i++)
-        ranges[i] = (struct avmm_range){i == 3 ? 0ull - SPAN : 0x10 + 0x20 * i, SPAN, i ? policies[i] : NULL, shadows[i], counts[i]};
-    table = (struct avmm_table){{3, RANGES}, {ranges, ranges}};
+        ranges[i] = (struct avmm_range){i == 3 ? 0ull - SPAN : 0x10 + 0x20 * i, SPAN, i ? policies[i] : NULL, shadows[i], counts[i], 0};
+    memcpy(ports, ranges, sizeof ports);
+    ports[1].ecam = ranges[0].base;
+    table = (struct avmm_table){{3, RANGES}, {ports, ranges}};
     avmm_vm_publish(vm, &table);
 }
 
