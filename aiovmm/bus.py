@@ -37,10 +37,9 @@ class Policy:
     POSTED_WRITE = 4  # post the write and go on
     LATCH_WRITE = 8  # with POSTED_WRITE: store the written byte into the shadow at once
     IGNORE_WRITE = 16  # drop the write without an exit to the loop
-    POSTED_DWORD = (
-        32  # post a write of exactly four bytes that begins here, whatever the policy of its other bytes; with
-    )
-    # IGNORE_WRITE it is latched as LATCH_WRITE says and not posted
+    POSTED_DWORD = 32
+    """Post a write of exactly four bytes that begins here, whatever the policy of its other bytes; with IGNORE_WRITE it is
+    latched, as LATCH_WRITE says, and not posted."""
     LAZY_WRITE = 64  # with a posted write: nobody waits for what it does, so the loop may learn of it some ms later
     DROP_SAME = 128  # with SHADOW_READ: a write of what the shadow shows changes nothing, so drop it
 

@@ -124,6 +124,14 @@ class Child:
         times as many characters as there were bytes, and has at most `most`."""
         return printable(self.said(2, most).decode(errors="replace").strip())[-most:]
 
+    async def aclose_after(self, patience: float) -> None:
+        """The same once it has had `patience` seconds to end by itself."""
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.wait(), patience)
+        finally:
+            await self.aclose()
+
     async def aclose(self) -> None:
         """Kill it if it runs, and forget what it has said. Idempotent; completes even if the caller is cancelled."""
         self.kill()

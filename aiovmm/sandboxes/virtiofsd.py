@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from errno import ECHILD, ENOENT
 from functools import lru_cache, partial
 from pathlib import Path
@@ -139,11 +139,7 @@ class _Daemon:
         await in_thread("virtiofsd: socket", partial(self.socket.unlink, missing_ok=True))
         process = self._process
         if process is not None:
-            try:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), _PATIENCE)
-            finally:
-                await process.aclose()
+            await process.aclose_after(_PATIENCE)
 
 
 def _command(volume: Volume) -> list[str]:

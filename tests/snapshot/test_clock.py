@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -34,13 +36,20 @@ def shown(vm: VM) -> int:
     return get_clock(vm.machine.kvm_vm)
 
 
-async def test_a_pause_is_none_of_the_guests_time(stands: bool) -> None:
+@asynccontextmanager
+async def stood() -> AsyncIterator[tuple[VM, int]]:
+    """A guest that has stood still for a while, and what it was shown before."""
     async with asyncio.timeout(HANGS), VM(config("s")) as vm:
         await vm.start()
         await counts_on(vm)
         await vm.pause()
         before = shown(vm)
         await asyncio.sleep(APART)
+        yield vm, before
+
+
+async def test_a_pause_is_none_of_the_guests_time(stands: bool) -> None:
+    async with stood() as (vm, before):
         vm.machine.board.go_on()  # the first thing that `resume` does
         passed = (shown(vm) - before) / 1e9
         assert (passed < STILL) == stands, passed
@@ -50,12 +59,7 @@ async def test_a_pause_is_none_of_the_guests_time(stands: bool) -> None:
 
 @pytest.mark.parametrize("restored_early", [True, False])
 async def test_nor_is_the_time_in_a_snapshot(stands: bool, restored_early: bool, tmp_path: Path) -> None:
-    async with asyncio.timeout(HANGS), VM(config("s")) as vm:
-        await vm.start()
-        await counts_on(vm)
-        await vm.pause()
-        before = shown(vm)
-        await asyncio.sleep(APART)
+    async with stood() as (vm, before):
         await vm.snapshot(tmp_path / "s")
     if not restored_early:
         await asyncio.sleep(APART)

@@ -5,7 +5,7 @@ kvm-clock has not, where the guest keeps its time by those counters: Linux does 
 long each of its tasks has run. With the gap in it the task that ran when the guest was stopped would have run all the time since,
 and others would wait for it, or it for them, for as long again: a busy guest of Linux 6.12 was mute for 31 s after 30 s of pause.
 Where the counters are not invariant kvm-clock is all the time that there is. There it goes on if no vCPU was at work, whose task
-it could be taken for; else the guest is behind by the gap, as it is in other monitors, until something sets its clock.
+it could be taken for; else the guest is behind by the gap until something sets its clock.
 
 Sources: Linux, arch/x86/kernel/kvmclock.c (kvmclock_init, kvm_sched_clock_init), kernel/sched/fair.c (update_curr).
 """

@@ -10,7 +10,6 @@ import asyncio
 import shutil
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
 from errno import ECHILD, ENOENT
 from typing import Any
 
@@ -115,11 +114,7 @@ class PasstBackend(NetBackend):
             self._watch = None
         process, self._process = self._process, None
         if process is not None:
-            try:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), _PATIENCE)
-            finally:
-                await process.aclose()
+            await process.aclose_after(_PATIENCE)
 
 
 def find_passt(program: str = "passt") -> str:

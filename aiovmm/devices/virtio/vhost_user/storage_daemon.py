@@ -10,7 +10,6 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from errno import ECHILD, ENOENT
 from pathlib import Path
 from typing import Any
@@ -115,11 +114,7 @@ class StorageDaemon:
 
 async def _end(process: Child) -> None:
     process.kill(signal.SIGTERM)
-    try:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _PATIENCE)
-    finally:
-        await process.aclose()
+    await process.aclose_after(_PATIENCE)
 
 
 def _arguments(config: DiskConfig, kind: ImageType) -> tuple[str, ...]:
