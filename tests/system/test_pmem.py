@@ -9,7 +9,7 @@ import random
 import re
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,7 @@ async def test_ext4_with_dax_keeps_its_files_over_reboots_and_in_the_host(
 MONITOR = """
 import asyncio, pathlib, re, sys
 from aiovmm import VM, VMConfig, PayloadConfig, PmemConfig, MemoryConfig
+from tests.system.guest import limit
 kernel, initramfs, image = map(pathlib.Path, sys.argv[2:])
 run = "mount -t ext4 -o dax=always /dev/pmem0 /mnt; dd if=/dev/urandom of=/mnt/x bs=64k count=64 conv=fsync; sha256sum /mnt/x"
 async def main():
@@ -103,7 +104,7 @@ async def main():
     config = VMConfig(PayloadConfig(kernel, initramfs, cmdline), memory=MemoryConfig(256 << 20), pmems=(PmemConfig(file=image),))
     async with VM(config) as vm:
         await vm.start()
-        found = await vm.serial.expect(rb"([0-9a-f]{64})  /mnt/x", timeout=limit(120))
+        await vm.serial.expect(rb"([0-9a-f]{64})  /mnt/x", timeout=limit(120))
         print(re.search(rb"([0-9a-f]{64})  /mnt/x", vm.serial.history).group(1).decode(), flush=True)
         await vm.wait()
 asyncio.run(main())
@@ -120,8 +121,10 @@ async def test_what_was_synced_survives_the_death_of_the_monitor(initramfs: dict
     try:
         assert monitor.stdout is not None
         line = await asyncio.wait_for(monitor.stdout.readline(), limit(150))
+        assert line, "it has told what it wrote"
     finally:
-        monitor.kill()
+        with suppress(ProcessLookupError):
+            monitor.kill()
         status = await monitor.wait()
     assert status == -9
     found = await asyncio.to_thread(extract, image, "x", tmp_path / "x")
