@@ -4,8 +4,9 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 TESTS ?= tests
-JOBS ?= 1
-# JOBS=2: in two processes; the tests of one file, and all in the nested host, stay together (tests/parallel.py).
+# In two processes where there are processors for them; the tests of one file, and all in the nested host, stay together
+# (tests/parallel.py).
+JOBS ?= $(shell n=$$(nproc); echo $$((n > 1 ? 2 : 1)))
 PYTEST = $(PY) -m pytest $(if $(filter 1,$(JOBS)),,-n $(JOBS))
 
 .PHONY: help demo fuzz soak test test-thorough test-sanitized lint format native setup setup-test bench clean
@@ -16,7 +17,9 @@ demo: ## boot a stock Debian guest to a shell (ARGS=--script: unattended, shows 
 	@tools/setup guest
 	@$(PY) -m examples.demo $(ARGS)
 
-test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it, JOBS=2 in two processes)
+# asyncio's own loop is CI's, too; test-thorough has both
+test: export AIOVMM_LOOPS ?= uvloop
+test: setup-test ## all tests on every ground that this machine has (TESTS=path narrows it, JOBS=1 in one process)
 	$(PYTEST) $(TESTS) $(ARGS)
 
 test-thorough: setup-test ## also what takes long: every device under three kernels, loads, reloads, a bare Debian 13, newer Pythons, VT-x in Bochs

@@ -29,7 +29,7 @@ _X86_ALONE = {
 }
 """Of each file all (""), or the tests that have one of these parts in their names."""
 
-_ARM64_ALONE = ("test_pl031.py", "test_features.py")
+_ARM64_ALONE = ("test_pl031.py", "test_features.py", "test_counter.py")
 """Files of what there is on arm64 alone."""
 
 CORE = {
@@ -43,7 +43,7 @@ CORE = {
     "test_pmem.py": "root_file_system_is_on_pmem[shared]",
     "test_rng_console.py": "carries_bytes_both_ways[6.1] or prints_last_arrives[serial]",
     "test_vfio_net.py": "that_has_intx_alone",
-    "test_snapshot.py": "goes_on_elsewhere[6.1] or not_mute_for_as_long_as_it_stood_still[6.12-kvm-clock]",
+    "test_snapshot.py": "goes_on_elsewhere[6.1]",
     "test_vhost_user.py": "storage_daemons_disk",
     "test_sandbox.py": "commands[6.1]",
     "test_vsock.py": "test_linux_speaks_vsock[6.1]",
