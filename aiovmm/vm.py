@@ -332,7 +332,7 @@ class VM(Inventory, Changes, Saving, Commands):
 
     @property
     def memory(self) -> Ram:
-        """The guest's RAM as the host sees it: `await vm.memory.resident()`, `await vm.memory.reclaim()`."""
+        """The guest's RAM as the host sees it: `await vm.memory.resident()`, `own()`, `reclaim()`."""
         from aiovmm.machine.ram import Ram  # for who asks
 
         return Ram(self.name, lambda: self.machine.memory)
