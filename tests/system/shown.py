@@ -16,7 +16,7 @@ WAITS_FOR_IOMMU = f"console={CONSOLE} panic=-1 quiet deferred_probe_timeout=300"
 which may not be enough here, and then pass it by."""
 KEEPS_TIME = ("invtsc",) if _HERE is X86_64 else ()
 """Features of processors by whose counters a guest keeps its time over a gap also in the nested host, whose own the emulator does
-not call invariant."""
+not call invariant. None: a guest that was at work is behind by the gap."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ features   what vCPUs can have here, and their reset
 device     KVM's in-kernel devices and the attributes they are set up by
 gic        the interrupt controller, GICv3 with an ITS for messages
 pmu        performance counters
+clock      the counter that a guest's clocks are made of
+translation  where a virtual address of a guest's lies
 pins       lines to the interrupt controller, and how the end of their interrupts is told
 
 Source: Linux, Documentation/virt/kvm/api.rst and devices/{arm-vgic-v3,arm-vgic-its,vcpu}.rst.

@@ -22,6 +22,7 @@ from aiovmm.config import VMConfig
 from aiovmm.errors import KvmError
 from aiovmm.kvm import FinalExit, Kvm
 from aiovmm.kvm.aarch64 import pmu
+from aiovmm.kvm.aarch64.clock import GuestCounter
 from aiovmm.kvm.aarch64.features import VcpuFeatures
 from aiovmm.kvm.aarch64.gic import Gic
 from aiovmm.kvm.aarch64.host import CAP_NISV_TO_USER, address_bits
@@ -54,6 +55,8 @@ class Virt(Board):
     """vCPUs come first: the interrupt controller has a part for each, and everything else is joined to it."""
 
     _vm: VmFd
+    _memory: GuestMemory
+    _counter: GuestCounter
     _features: VcpuFeatures
     _places: GicPlaces
     _processors: Processors | None = None  # of a machine that goes on from a saved one
@@ -143,6 +146,7 @@ class Virt(Board):
         kernel = self.parts.kernel
         assert isinstance(kernel, KernelImage), "it was loaded on this host"
         kernel.load_into(memory)
+        self._memory, self._counter = memory, GuestCounter()
 
     def describe(self, memory: GuestMemory, root: PciRoot, iommu: MachineIommu | None) -> Callable[[], None] | None:
         """By the device tree, for the kernel's own protocol."""
@@ -172,6 +176,7 @@ class Virt(Board):
         assert self._processors is not None, "it was examined"
         assert self._gic is not None, "it was set up"
         self._processors.put(self.vcpus, self._gic)
+        self._memory, self._counter = memory, GuestCounter(self._processors.stood)
 
     async def restore_devices(self, restored: Restored) -> None:
         """Serial port, clock, power button, which assert their lines again."""
@@ -190,12 +195,20 @@ class Virt(Board):
 
     # -- while it is there
 
+    def stand_still(self) -> None:
+        """The counter, if they were at work."""
+        self._counter.stop(self.vcpus, self._memory)
+
+    def go_on(self) -> None:
+        """The counter, from where it stood."""
+        self._counter.start(self.vcpus)
+
     def save(self) -> State:
         """vCPUs, the interrupt controller, clocks."""
         from aiovmm.machine.aarch64.saved import save_processors  # for machines that are saved
 
         assert self._gic is not None, "it was set up"
-        processors = save_processors(self.vcpus, self._features, self._gic)
+        processors = save_processors(self.vcpus, self._features, self._gic, self._counter)
         return {"address_bits": self.address_bits, "processors": processors}
 
     def save_devices(self) -> State:

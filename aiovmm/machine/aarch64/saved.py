@@ -1,7 +1,7 @@
 """Processors, interrupt controller and clocks of an arm64 machine as plain data, and made anew from it.
 
-Time goes on for a guest while it is in a snapshot (machine.moment): its counters are ahead by what has passed. They have to count
-as fast as they did, for a guest asks once how fast that is, and nothing scales it.
+Time goes on for a guest while it is in a snapshot (machine.moment): its counters are ahead by what has passed, unless it was at
+work (kvm/aarch64/clock.py). They have to count as fast as they did: a guest asks once how fast that is, and nothing scales it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from aiovmm.config import CpusConfig
 from aiovmm.errors import KvmError, SnapshotError
+from aiovmm.kvm.aarch64.clock import GuestCounter
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.gic import Gic
 from aiovmm.kvm.aarch64.gicstate import GicImage, read_gic
@@ -29,9 +30,11 @@ _FEATURES = {"pmu": "performance counters", "sve": "SVE", "pointer_authenticatio
 _FASTEST = 1 << 32  # Hz
 
 
-def save_processors(vcpus: Sequence[Vcpu], features: VcpuFeatures, gic: Gic) -> State:
+def save_processors(vcpus: Sequence[Vcpu], features: VcpuFeatures, gic: Gic, counter: GuestCounter) -> State:
     """Of all `vcpus`, which stand still. In a thread; part of it is written to the guest's memory. Raises KvmError."""
+    stood = {} if counter.stood is None else {"counter_stood": counter.stood}
     return {
+        **stood,
         "features": {name: getattr(features, name) for name in _FEATURES},
         "counter_hz": int(lib.avmm_counter_hz()),
         **Moment.now().save(),
@@ -42,11 +45,13 @@ def save_processors(vcpus: Sequence[Vcpu], features: VcpuFeatures, gic: Gic) -> 
 
 @dataclass(frozen=True, eq=False)
 class Processors:
-    """Those of one guest, checked, for any number of machines."""
+    """Those of one guest, checked, for any number of machines. `stood`: what its counter goes on from when it runs, if not from
+    where it has come to by then."""
 
     features: VcpuFeatures
     moment: Moment
     counter_hz: int
+    stood: int | None
     vcpus: tuple[VcpuImage, ...]
     gic: GicImage
 
@@ -63,11 +68,12 @@ class Processors:
         features = VcpuFeatures(**{name: had.flag(name) for name in _FEATURES})
         had.end()
         moment, hz = Moment.read(fields), fields.number("counter_hz", 1, _FASTEST)
+        stood = fields.number("counter_stood") if "counter_stood" in fields else None
         vcpus = tuple(VcpuImage.read(vcpu) for vcpu in fields.several("vcpus", cpus.boot))
         gic = GicImage.read(fields.fields("gic"), cpus.boot)
         fields.end()
         _check_host(features, here, hz)
-        return cls(features, moment, hz, vcpus, gic)
+        return cls(features, moment, hz, stood, vcpus, gic)
 
     def create(self, vm: VmFd) -> list[Vcpu]:
         """All vCPUs, in whose state nothing is yet. Raises SnapshotError, KvmError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 
@@ -11,6 +12,7 @@ from aiovmm.boot.aarch64 import gic_of
 from aiovmm.errors import GuestError, KvmError
 from aiovmm.kvm import Kvm
 from aiovmm.kvm import aarch64 as room
+from aiovmm.kvm.aarch64.clock import waits
 from aiovmm.kvm.aarch64.features import VcpuFeatures, reset
 from aiovmm.kvm.aarch64.gic import FIRST_SPI, SPIS, Gic
 from aiovmm.kvm.aarch64.gicstate import GicImage, read_gic
@@ -320,3 +322,20 @@ def test_what_this_host_has() -> None:
         vm.close()
     finally:
         kvm.close()
+
+
+@pytest.mark.parametrize("waiting", [True, False], ids=["waits", "computes"])
+async def test_who_waits_is_told_from_who_computes(waiting: bool) -> None:
+    """Wherever the host stops it: at rest it is nowhere but behind its WFI."""
+    rest = [WFI, branch(-1)] if waiting else [branch(0)]
+    async with ArmMachine(program(move(1, DEVICE), store(8, 3, 1, 0), rest)) as m:
+        m.start()
+        await m.until(lambda: 0 in m.device.written)
+        for _ in range(20):
+            await m.cpus[0].pause()
+            found = waits(m.cpus[0], m.memory)
+            m.cpus[0].resume()
+            if found == waiting:  # it may have been on its way there
+                break
+            await asyncio.sleep(0.01)
+        assert found == waiting

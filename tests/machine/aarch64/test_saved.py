@@ -9,6 +9,7 @@ import pytest
 
 from aiovmm.config import CpusConfig
 from aiovmm.errors import SnapshotError
+from aiovmm.kvm.aarch64.clock import GuestCounter
 from aiovmm.kvm.aarch64.features import VcpuFeatures
 from aiovmm.machine.aarch64 import saved
 from aiovmm.machine.aarch64.saved import Processors
@@ -29,9 +30,9 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return lib
 
 
-def restored(features: VcpuFeatures = ALL, vcpus: int = 2) -> Restored:
+def restored(features: VcpuFeatures = ALL, vcpus: int = 2, stood: int | None = None) -> Restored:
     vm: Any = [None] * vcpus
-    state = saved.save_processors(vm, features, gic(told_apart))
+    state = saved.save_processors(vm, features, gic(told_apart), GuestCounter(stood))
     return Restored({"board": {"address_bits": 40, "processors": state}}, lambda _: pytest.fail("it asks for memory"))
 
 
@@ -81,7 +82,12 @@ def test_counters_are_ahead_by_what_has_passed(monkeypatch: pytest.MonkeyPatch) 
     put: list[Any] = []
     image = SimpleNamespace(put=lambda vcpu: put.append(vcpu), put_counters=lambda vcpu, ticks: put.append(ticks))
     monkeypatch.setattr(Moment, "passed_ns", lambda _: 2_000_000_000)
-    one = Processors(processors.features, processors.moment, HZ, (image,), processors.gic)  # type: ignore[arg-type]
+    one = Processors(processors.features, processors.moment, HZ, None, (image,), processors.gic)  # type: ignore[arg-type]
     vcpu: Any = object()
     one.put([vcpu], gic())
     assert put == [vcpu, 2 * HZ]
+
+
+@pytest.mark.parametrize("stood", [None, 0, 1 << 63])
+def test_a_counter_that_stood_is_told_of(stood: int | None) -> None:
+    assert read(restored(stood=stood)).stood == stood
