@@ -220,7 +220,7 @@ async def test_an_owner_whose_callback_raises(kvm: Kvm) -> None:
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: contexts.append(context))
     async with Machine("hello", kvm=kvm) as m:
         m.device.on_write = fail
-        m.loop._on_device_error = fail
+        m.loop._dispatch._on_device_error = fail
         m.start()
         await m.until(lambda: m.written == b"AbcdE" and len(contexts) == 2)
 

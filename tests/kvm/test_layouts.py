@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aiovmm.bus import Policy
-from aiovmm.kvm import exitloop, routing
+from aiovmm.kvm import event_batch, routing
 from aiovmm.kvm.x86_64 import cpuid, msrs
 from aiovmm.native import ffi, lib
 
@@ -12,7 +12,7 @@ def test_sizes() -> None:
     assert cpuid._ENTRY.size == ffi.sizeof("struct kvm_cpuid_entry2")
     assert msrs._ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
     assert routing._ENTRY.size == ffi.sizeof("struct kvm_irq_routing_entry")
-    assert exitloop._EVENT.size == ffi.sizeof("struct avmm_event")
+    assert event_batch.EVENT.size == ffi.sizeof("struct avmm_event")
 
 
 def test_the_run_loops_policy_bits_are_the_buss() -> None:

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from aiovmm.bus import Policy
-from aiovmm.kvm import Kvm, exitloop
+from aiovmm.kvm import Kvm, dispatch, event_batch, exitloop
 from aiovmm.kvm.exits import Stopped
 from aiovmm.runtime import turns
 from aiovmm.runtime.patience import LONGEST_DOZE
@@ -25,7 +25,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        for module in (exitloop, turns):
+        for module in (exitloop, dispatch, turns):
             monkeypatch.setattr(module, "perf_counter", lambda: self.now)
 
 
@@ -73,7 +73,7 @@ async def test_a_flood_of_exits_leaves_the_loop_a_turn_after_each_budget(
 async def test_what_is_left_of_a_batch_comes_in_later_turns_whole_and_in_order(
     kvm: Kvm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exitloop, "_BYTES", 1)  # each write for itself
+    monkeypatch.setattr(event_batch, "_BYTES", 1)  # each write for itself
     clock = Clock(monkeypatch)
     async with Machine("burst", kvm=kvm) as m:
         loop, served, values, ended = Turns(), [], bytearray(), []
@@ -190,7 +190,7 @@ class Raced(list[object]):
 async def test_loops_of_other_threads_may_take_the_last_room_for_exits(
     kvm: Kvm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exitloop, "_spare", Raced())
+    monkeypatch.setattr(event_batch, "_spare", Raced())
     async with Machine("hello", kvm=kvm) as m:
         m.start()
         await m.until(lambda: m.written.startswith(b"A"))
@@ -210,9 +210,9 @@ async def test_where_no_memory_is_to_be_had_for_a_drain_the_guest_is_served_from
 
     for guest in ("ask", "flood"):
         async with Machine(guest, kvm=kvm) as m:
-            exitloop._spare.clear()
+            event_batch._spare.clear()
             with monkeypatch.context() as short:
-                short.setattr(exitloop, "room", none)
+                short.setattr(event_batch, "room", none)
                 m.start()
                 await m.until(partial(_has_served, m.log))
                 await m.cpu.pause()
@@ -221,8 +221,8 @@ async def test_where_no_memory_is_to_be_had_for_a_drain_the_guest_is_served_from
                 m.cpu.stop()
                 assert await m.ended(timeout=HANGS) == Stopped()
             assert not m.errors
-            assert [batch.is_reserve for batch in exitloop._reserve.batches] == [True]
-            assert not exitloop._spare, "it was not used"
+            assert [batch.is_reserve for batch in event_batch._reserve.batches] == [True]
+            assert not event_batch._spare, "it was not used"
 
 
 async def test_a_guest_whose_exits_are_lost_is_told_of_and_others_go_on(
@@ -232,13 +232,13 @@ async def test_a_guest_whose_exits_are_lost_is_told_of_and_others_go_on(
     async with Machine("ask", kvm=kvm) as fails, Machine("ask", kvm=kvm) as works:
         lost: list[Exception] = []
         fails.loop._on_failure = lost.append
-        read = fails.loop._read
+        read = fails.loop._dispatch._read
 
         def fail(*_event: int) -> None:
-            monkeypatch.setattr(fails.loop, "_read", read)
+            monkeypatch.setattr(fails.loop._dispatch, "_read", read)
             raise MemoryError
 
-        monkeypatch.setattr(fails.loop, "_read", fail)
+        monkeypatch.setattr(fails.loop._dispatch, "_read", fail)
         fails.start()
         await fails.until(lambda: bool(lost))
         works.start()

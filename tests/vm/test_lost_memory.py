@@ -120,7 +120,7 @@ async def test_kvm_finds_no_memory_behind_an_address(code: int, short: Path) -> 
     async with VM(guest.config("x", pmems=(PmemConfig(file=short),))) as vm:
         await vm.start()
         os.truncate(short, 0)
-        vm.machine.exits._on_exit(0, RunFailed(code))
+        vm.machine.exits._dispatch._on_exit(0, RunFailed(code))
         status = await vm.wait()
         assert status.reason is ExitReason.ERROR
         assert "cut short to 0 bytes" in status.detail
@@ -129,7 +129,7 @@ async def test_kvm_finds_no_memory_behind_an_address(code: int, short: Path) -> 
 async def test_memory_that_was_lost_before_it_had_a_guest(kvm: Kvm, short: Path) -> None:
     lost = []
     async with Machine("forever", kvm=kvm) as m:
-        m.loop._on_memory_lost = lambda: lost.append(1)
+        m.loop._dispatch._on_memory_lost = lambda: lost.append(1)
         with short.open("r+b") as file:
             m.memory.map_fd(FAR, SIZE, file.fileno())
             os.truncate(short, 4096)
