@@ -253,7 +253,7 @@ class VM(Inventory, Changes, Saving, Commands):
             if self.state is VMState.CREATED:
                 raise StateError(f"VM {self.name!r} has not been started: start() it")
             if self._life.check(VMState.PAUSED):
-                await self.machine.pause()
+                await self.machine.processors.pause()
                 self._life.move(VMState.PAUSED)  # raises if the guest has ended meanwhile
                 self._journal.emit(EventKind.PAUSED)
 
@@ -266,7 +266,7 @@ class VM(Inventory, Changes, Saving, Commands):
                 raise StateError(f"VM {self.name!r} has not been started: start() it")
             if self._life.check(VMState.RUNNING):
                 try:
-                    self.machine.resume()
+                    self.machine.processors.resume()
                 except HostError as exc:
                     await finish(self._ending.end(failed("it could not go on", exc)))
                     raise

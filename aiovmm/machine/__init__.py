@@ -5,6 +5,9 @@ power       the machine from the first power-on to the last, resets in between
 owner       whom a machine tells
 halting     how a guest is stopped for good, and that it is told
 assembly    Machine: memory, KVM, bus, devices, tables, vCPUs, built in order and torn down in reverse
+guest_memory, device_memory  what its memory is made of
+plugging    MachineDevices: what is on its PCI, by id, when it is built and as it comes and goes
+processors  its vCPUs: started, paused, one more or less, ended
 pci         segments, virtio transports, and their services by KVM
 board       what an architecture makes of it, in the room of its name; architecture selects the host's
 interrupts  messages of PCI functions by KVM

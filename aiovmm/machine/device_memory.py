@@ -118,7 +118,7 @@ async def map_later(machine: Machine, plugged: PluggedDevice) -> None:
         region = machine.memory.map_fd(address, piece.size, piece.fd, shared=piece.shared)
         device.placed(address)
         await _tell_kvm(machine)
-        await machine.memory_came(region)
+        await machine.devices.memory_came(region)
     except BaseException:
         await finish(unmap(machine, plugged))  # also for who is cancelled a second time meanwhile
         segment.aperture.give_back(address)
@@ -135,7 +135,7 @@ async def unmap(machine: Machine, plugged: PluggedDevice) -> None:
     for region in [region for region in machine.memory.regions if region.fd == fd and not region.ram]:
         machine.memory.retire(region)
         await _tell_kvm(machine)
-        await machine.memory_gone(region)
+        await machine.devices.memory_gone(region)
         await machine.worker.submit(partial(machine.memory.blank, region))
         machine.pci.root.segments[plugged.segment].aperture.give_back(region.gpa)
 

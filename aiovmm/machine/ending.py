@@ -185,7 +185,7 @@ class Ending:
         error = of_host("ending", self._config.name, error)
         self.life.end(ExitStatus(ExitReason.ERROR, f"its end could not be handled: {_said(error)}", error))
         if self.power.machine is not None:
-            self.power.machine.halt()
+            self.power.machine.processors.halt()
         self._tell()
 
     def _tell(self) -> None:

@@ -133,7 +133,7 @@ class Limits:
         if machine is None:
             return done, 0.0
         for plugged in self._ending.power.plugged:
-            done += sum(queue.popped + queue.pushed for queue in machine.queue_counters(plugged.id))
+            done += sum(queue.popped + queue.pushed for queue in machine.devices.queue_counters(plugged.id))
         return done, sum(_worked(vcpu) for vcpu in machine.vcpus)
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.bus import Space
+from aiovmm.bus import Bus, Range, Space
 from aiovmm.devices.port import PortDevice, is_int
 from aiovmm.errors import ConfigError, SnapshotError, StateError
+from aiovmm.lifecycle import ExitReason
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.virtqueue.device import VirtioDevice
 
 if TYPE_CHECKING:
+    from aiovmm.machine.board import Board
+    from aiovmm.pci.plan import SegmentPlan
     from aiovmm.runtime.plain import State
 
-__all__ = ["OwnDevices", "check_devices", "load_ports", "refuse_taken", "save_ports"]
+__all__ = ["OwnDevices", "check_devices", "load_ports", "plug_ports", "save_ports"]
 
 _LARGEST = 32768  # VIRTIO 1.2, 2.7: the largest split ring
 
@@ -67,7 +71,29 @@ def check_devices(devices: Any) -> tuple[VirtioDevice, ...]:
     return tuple(checked)
 
 
-def refuse_taken(ports: Sequence[PortDevice], taken: Sequence[tuple[str, int, int]], free: tuple[int, int]) -> None:
+def plug_ports(
+    ports: Sequence[PortDevice],
+    bus: Bus,
+    board: Board,
+    plans: Sequence[SegmentPlan],
+    ended: Callable[[ExitReason, str], None],
+) -> None:
+    """Put them on a machine's bus. `ended` is told when one ends the guest. Raises ConfigError or UsageError where something is
+    there already, or may come to be."""
+    start = board.device_memory_start
+    memory = [*board.ram, (start, plans[0].mmio64.base - start)]  # of devices too
+    taken = [("the guest's memory", base, size) for base, size in memory]
+    taken += [("a PCI window", window.base, window.size) for plan in plans for window in plan.windows]
+    _refuse_taken(ports, [*taken, *board.taken], board.free)
+    for port in ports:
+        if port.space is Space.PIO and not board.has_ports:
+            raise ConfigError("ports", f"{port.name} is at a port, which this machine has not", "give it an address")
+        port._end = partial(ended, ExitReason.SHUTDOWN)
+        port.reset()
+        bus.add(Range(port.space, port.base, port.size, port, port.name))
+
+
+def _refuse_taken(ports: Sequence[PortDevice], taken: Sequence[tuple[str, int, int]], free: tuple[int, int]) -> None:
     """Raises ConfigError for an address that is not the bus's to decide on: there is memory, or KVM answers, or a driver may put
     a PCI device there: `taken`, (what, base, size). `free`, (start, end), is told to who asks for that."""
     for port in ports:

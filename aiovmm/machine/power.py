@@ -116,7 +116,7 @@ class Power:
 
     async def on(self, machine: Machine, *, paused: bool = False) -> None:
         """The first instruction, unless the machine is halted before. Raises KvmError."""
-        await machine.start(paused=paused)
+        await machine.processors.start(paused=paused)
         self._since = _now()
         self.began = self.began or self._since
         self.power_ons += 1
@@ -172,7 +172,7 @@ class Power:
     async def off(self) -> None:
         """No further instruction. Idempotent."""
         if self.machine is not None:
-            await self.machine.stop()
+            await self.machine.processors.stop()
         if self.began:
             self._ended = self._ended or _now()
 

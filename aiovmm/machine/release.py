@@ -83,7 +83,7 @@ class Release:
                 stack.push_async_callback(self.places.aclose)
             stack.callback(self._end_watch)
             if self._ending.power.machine is not None:
-                stack.callback(self._ending.power.machine.cut_off)
+                stack.callback(self._ending.power.machine.processors.cut_off)
             with suppress(RuntimeError):  # from each that waits for it on the closed loop, and will for ever
                 self._ending.give_up(StateError("its event loop was closed"))
 

@@ -235,7 +235,7 @@ def come_or_go(name: str, what: str) -> StateError:
 
 def _refuse_halted(vm: VM, machine: Machine) -> None:
     """Where it stands there is no going on from."""
-    if machine.halted:
+    if machine.processors.halted:
         raise StateError(f"VM {vm.name!r} has just ended, or resets itself: there is no snapshot of that")
 
 
@@ -245,7 +245,7 @@ async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncI
     StateError for a guest that has ended by then."""
     running = vm.state is VMState.RUNNING
     if running:
-        await machine.pause()
+        await machine.processors.pause()
     over = False
     try:
         await suspend(machine)
@@ -258,7 +258,7 @@ async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncI
                 await finish(unsuspend(machine))
     finally:
         if running and not over:
-            machine.resume()
+            machine.processors.resume()
 
 
 async def state_of(vm: VM, machine: Machine) -> State:

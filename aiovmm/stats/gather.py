@@ -64,7 +64,7 @@ def _device(plugged: PluggedDevice, machine: Machine | None) -> DeviceStats:
         net = plugged.device.counters  # type: ignore[attr-defined]
     elif kind.startswith("aiovmm.devices.virtio.vsock"):
         vsock = plugged.device.counters  # type: ignore[attr-defined]
-    queues = machine.queue_counters(plugged.id) if machine is not None else ()
+    queues = machine.devices.queue_counters(plugged.id) if machine is not None else ()
     return DeviceStats(tuple(queues), disk, net, vsock)
 
 

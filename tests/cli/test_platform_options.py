@@ -133,9 +133,9 @@ async def test_a_balloon_behind_the_iommu_is_told_of_and_means_physical_addresse
     balloon = BalloonConfig(iommu=not platform.iommu_segments)
     async with VM(config("s", balloon=balloon, platform=platform)) as vm:
         machine = vm.machine
-        assert machine.iommu is not None
-        told = machine.iommu.describe()
-        place = machine.address("balloon")
+        assert machine.devices.iommu is not None
+        told = machine.devices.iommu.describe()
+        place = machine.devices.address("balloon")
         assert told is not None
         assert any(r.first_bdf <= place.requester_id <= r.last_bdf for r in told.endpoints)
-        assert not machine.functions["balloon"].device.features & ACCESS_PLATFORM
+        assert not machine.devices.functions["balloon"].device.features & ACCESS_PLATFORM

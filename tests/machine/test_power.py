@@ -36,6 +36,7 @@ class Costly:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self.processors = self
 
     async def aclose(self) -> None:
         self._clock.passes(0.5)

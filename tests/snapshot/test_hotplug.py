@@ -78,8 +78,8 @@ async def test_what_came_and_went_is_there_and_not_there(tmp_path: Path, disks: 
         await vm.snapshot(tmp_path / "s")
     async with VM.restore(tmp_path / "s") as again:
         assert [p.id for p in again._plugged()] == ["disk1", "disk0"]
-        assert again.machine.address("disk0") == PciAddress(0, 9)
-        assert again.machine.address("disk1") == PciAddress(0, 2)
+        assert again.machine.devices.address("disk0") == PciAddress(0, 9)
+        assert again.machine.devices.address("disk1") == PciAddress(0, 2)
         assert len(again.machine.vcpus) == 3
         assert again.machine.memory.read(modules.START + 5000, 11) == b"in a module"
         await again.resume()

@@ -520,7 +520,7 @@ async def test_a_disk_may_be_ejected_while_others_are_flushed(tmp_path: Path, mo
             await vm.remove("disk1", timeout=0.01)
         snapshot = asyncio.ensure_future(vm.snapshot(tmp_path / "s"))
         await asyncio.wait_for(flushing.wait(), 60)
-        await slots.eject(vm, 1 << vm.machine.address("disk1").slot)
+        await slots.eject(vm, 1 << vm.machine.devices.address("disk1").slot)
         await event(vm, EventKind.DEVICE_REMOVED)
         go_on.set()
         await snapshot

@@ -192,7 +192,7 @@ async def test_a_guest_is_paused_saved_and_reset_while_what_was_to_be_added_is_w
         assert not adding.done()
         async with serve(path):
             assert await soon(adding) == "remote"
-            assert {"disk0", "remote"} == set(vm.machine.functions)
+            assert {"disk0", "remote"} == set(vm.machine.devices.functions)
             assert [entry.id for entry in vm.config.disks] == ["disk0", "remote"]
             await vm.remove("remote", timeout=0, force=True)
         await counts_on(vm)

@@ -70,7 +70,7 @@ class Driver(VirtioPciDriver):
 
 async def start_driver(vm: VM, id_: str, base: int = 0x140000, size: int = 0x80000) -> Driver:
     """A driver for one device, of whichever segment."""
-    side, place = _Side(vm), vm.machine.address(id_)
+    side, place = _Side(vm), vm.machine.devices.address(id_)
     base_of_config = vm.machine.pci.root.segments[place.segment].plan.ecam_base
     driver = Driver(side, vm.machine.memory, PciDriver(side, base_of_config), place.slot, Arena(base, size))
     await driver.probe()

@@ -209,7 +209,7 @@ async def test_what_is_plugged_stays_over_a_reset_and_what_is_asked_for_goes(ima
         await event(vm, EventKind.REBOOTED)
         await asyncio.wait_for(removal, LONG)
         assert [vendor(vm, slot) for slot in (1, 9)] == [0xFFFF, 0x1AF4]
-        assert vm.machine.address("late") == PciAddress(0, 9)
+        assert vm.machine.devices.address("late") == PciAddress(0, 9)
         removal = asyncio.ensure_future(vm.remove("late"))
         assert await let_go(vm) == [9]
         await removal
@@ -274,7 +274,7 @@ async def test_devices_in_other_segments(image: Path) -> None:
         task = asyncio.ensure_future(vm.add(DiskConfig(path=image, pci_segment=2)))
         assert await look(vm, 2) == [1]
         await task
-        assert vm.machine.address("disk0") == PciAddress(2, 1)
+        assert vm.machine.devices.address("disk0") == PciAddress(2, 1)
         task2 = asyncio.ensure_future(vm.remove("disk0"))
         assert await let_go(vm, 2) == [1]
         await task2

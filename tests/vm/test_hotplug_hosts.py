@@ -582,7 +582,7 @@ async def test_it_stays_over_a_reset_in_its_slot(kernel: FakeKernel) -> None:
         resets = hardware.resets
         vm.machine.bus.write(Space.PIO, 0x600, b"\x01")
         await event(vm, EventKind.REBOOTED)
-        assert vm.machine.address("late") == PciAddress(0, 9)
+        assert vm.machine.devices.address("late") == PciAddress(0, 9)
         assert vendor(vm, 9) == 0x8086
         assert hardware.resets > resets
         assert hardware.opened == 1
@@ -793,7 +793,7 @@ async def test_behind_the_virtual_iommu(kernel: FakeKernel, tmp_path: Path) -> N
     platform = PlatformConfig(num_pci_segments=2, iommu_segments=(1,))
     async with VM(config("s", platform=platform)) as vm:
         await vm.start()
-        iommu = vm.machine.iommu
+        iommu = vm.machine.devices.iommu
         assert iommu is not None
         for _ in range(2):
             assert await added(vm, DeviceConfig(path=kernel.path(FIRST), pci_segment=1), [1], 1) == "device0"

@@ -26,9 +26,9 @@ from aiovmm.errors import KvmError
 from aiovmm.kvm import VmFd, vcpu
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
 from aiovmm.machine.architecture import board_of_host
-from aiovmm.machine.assembly import Machine
 from aiovmm.machine.hotplug import units
 from aiovmm.machine.hotplug.processors import ProcessorHotplug
+from aiovmm.machine.processors import Processors
 from aiovmm.native import ffi, lib
 from tests.vm.ejected import ejected_and_reset
 from tests.vm.guest import config, counts_on, event, until
@@ -101,10 +101,10 @@ async def test_one_that_goes_while_the_machine_pauses_runs_when_it_comes_again()
     async with VM(made()) as vm:
         await vm.start()
         await resized(vm, 2)
-        await vm.machine.pause()
-        await vm.machine.remove_processor(1)
-        vm.machine.resume()
-        await vm.machine.add_processor(1)
+        await vm.machine.processors.pause()
+        await vm.machine.processors.remove(1)
+        vm.machine.processors.resume()
+        await vm.machine.processors.add(1)
         assert [vcpu.paused for vcpu in vm.machine.vcpus] == [False, False]
         await counts_on(vm)
 
@@ -125,7 +125,7 @@ async def test_one_that_could_not_be_prepared_is_when_it_comes_again(monkeypatch
         await vm.start()
         monkeypatch.setattr(VcpuState, "set_packed_cpuid", fails)
         with pytest.raises(KvmError):
-            await vm.machine.add_processor(1)
+            await vm.machine.processors.add(1)
         assert len(vm.machine.vcpus) == 1
         assert 1 in vm.machine.kvm_vm.vcpus
         monkeypatch.setattr(VcpuState, "set_packed_cpuid", gives)
@@ -248,19 +248,19 @@ async def test_one_that_is_to_stay_after_all_stays(count: int) -> None:
 
 async def test_one_that_is_on_its_way_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     goes, may_go = asyncio.Event(), asyncio.Event()
-    remove = Machine.remove_processor
+    remove = Processors.remove
 
-    async def remove_slowly(machine: Machine, index: int) -> None:
+    async def remove_slowly(processors: Processors, index: int) -> None:
         goes.set()
         await may_go.wait()
-        await remove(machine, index)
+        await remove(processors, index)
 
     async with VM(made()) as vm:
         await vm.start()
         await resized(vm, 2)
         with pytest.raises(HotplugTimeout, match="has not let go of it"):
             await vm.resize(cpus=1, timeout=0.05)
-        monkeypatch.setattr(Machine, "remove_processor", remove_slowly)
+        monkeypatch.setattr(Processors, "remove", remove_slowly)
         ejected = asyncio.ensure_future(say(vm, await notified(vm, LET_GO), EJECT))
         await goes.wait()
         task = asyncio.ensure_future(vm.resize(cpus=3, timeout=0.05))
@@ -275,13 +275,13 @@ async def test_one_that_is_on_its_way_out_is_waited_for(monkeypatch: pytest.Monk
 
 async def test_patience_is_with_the_guest_and_not_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """It has let go of one in time, which takes longer than that to go."""
-    goes, out_of_patience, remove = asyncio.Event(), asyncio.Event(), Machine.remove_processor
+    goes, out_of_patience, remove = asyncio.Event(), asyncio.Event(), Processors.remove
 
-    async def remove_slowly(machine: Machine, index: int) -> None:
+    async def remove_slowly(processors: Processors, index: int) -> None:
         goes.set()
         await out_of_patience.wait()
         await asyncio.sleep(0.01)
-        await remove(machine, index)
+        await remove(processors, index)
 
     async def wait(*_: object) -> None:
         await goes.wait()
@@ -291,7 +291,7 @@ async def test_patience_is_with_the_guest_and_not_with_the_host(monkeypatch: pyt
     async with VM(made()) as vm:
         await vm.start()
         await resized(vm, 2)
-        monkeypatch.setattr(Machine, "remove_processor", remove_slowly)
+        monkeypatch.setattr(Processors, "remove", remove_slowly)
         monkeypatch.setattr(units, "wait_for_guest", wait)
         await resized(vm, 1)
         assert [vcpu.index for vcpu in vm.machine.vcpus] == [0]

@@ -181,7 +181,7 @@ async def pulse(drivers: list[Driver]) -> None:
 async def behind(vm: VM, iommu: Driver | None, id_: str) -> None:
     """Its addresses are those of DOMAIN from now on, if there is an IOMMU."""
     if iommu is not None:
-        assert await attached(iommu, vm.machine.address(id_)) is IommuStatus.OK
+        assert await attached(iommu, vm.machine.devices.address(id_)) is IommuStatus.OK
 
 
 async def attached(iommu: Driver, place: PciAddress) -> IommuStatus:
@@ -214,7 +214,7 @@ class Plugged:
     async def go(self, vm: VM) -> PciAddress:
         """Where it was."""
         self._goes = True
-        place = vm.machine.address(self.id)
+        place = vm.machine.devices.address(self.id)
         removing = asyncio.create_task(vm.remove(self.id, timeout=HANGS))
         assert await let_go(vm, place.segment) == [place.slot]
         await removing

@@ -28,7 +28,7 @@ from aiovmm import (
 )
 from aiovmm.errors import StateError
 from aiovmm.kvm import Kvm, Vcpu, VmFd
-from aiovmm.machine import assembly
+from aiovmm.machine import processors
 from aiovmm.memory import GuestMemory
 from tests.limits import HANGS
 from tests.vm.guest import config, counts_on, event
@@ -98,7 +98,7 @@ async def test_a_full_executor_of_the_embedders_holds_up_no_guest(tmp_path: Path
 
 async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each costs a thread; with a hundred of them a guest that resets itself would hold up the others each time."""
-    monkeypatch.setattr(assembly, "TURN", 0.0)  # a turn for each
+    monkeypatch.setattr(processors, "TURN", 0.0)  # a turn for each
     turns, started, real = 0, [], Vcpu.start
 
     def count() -> None:
@@ -123,7 +123,7 @@ async def test_many_vcpus_are_started_in_turns_and_the_boot_processor_last(monke
 async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instruction(
     monkeypatch: pytest.MonkeyPatch, resets: int
 ) -> None:
-    monkeypatch.setattr(assembly, "TURN", 0.0)
+    monkeypatch.setattr(processors, "TURN", 0.0)
     lives, killed, real = 0, list[asyncio.Future[ExitStatus]](), Vcpu.start
 
     def noted(self: Vcpu, nice: int, *, core: int) -> None:
@@ -147,7 +147,7 @@ async def test_a_guest_that_is_killed_while_its_vcpus_are_started_runs_no_instru
 @pytest.mark.parametrize("resets", [0, 1])
 async def test_an_end_that_comes_while_vcpus_are_started_is_told(monkeypatch: pytest.MonkeyPatch, resets: int) -> None:
     """A processor that waits for its start-up message may fail, too."""
-    monkeypatch.setattr(assembly, "TURN", 0.0)
+    monkeypatch.setattr(processors, "TURN", 0.0)
     lives, real = 0, Vcpu.start
 
     def noted(self: Vcpu, nice: int, *, core: int) -> None:

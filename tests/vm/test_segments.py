@@ -77,7 +77,7 @@ async def test_in_each_a_disk_comes_is_read_and_goes(image: Path) -> None:
         await counts_on(vm, 2)  # the guest has sized the last one's BARs
         slots = [1 + (segment in PLACES) for segment in segments]
         for segment, slot in enumerate(slots):
-            assert vm.machine.address(f"d{segment}") == PciAddress(segment, slot)
+            assert vm.machine.devices.address(f"d{segment}") == PciAddress(segment, slot)
             driver = await start_driver(vm, f"d{segment}")
             answer = await driver.request(0, [struct.pack("<IIQ", Request.IN, 0, 0)], [512, 1])
             assert answer == b"of segment 50".ljust(512, b"\0") + bytes([Status.OK])

@@ -138,7 +138,7 @@ class DeviceHotplug:
         look = self._tell_of(machine, device)  # who looks meanwhile is served after what follows
         # of now: others may have gone since it was looked at, though none came
         self._keep(parts, pinned(with_device(parts.config, placed), partial(_slot_of, machine)))
-        return machine.address(device.id), look
+        return machine.devices.address(device.id), look
 
     async def _opened(self, device: Pluggable) -> None:
         """It may wait for another program, and whoever ends the guest meanwhile waits for this."""
@@ -157,7 +157,7 @@ class DeviceHotplug:
 
     def _tell_of(self, machine: Machine, device: Pluggable) -> _Look | None:
         """Done when the guest has looked at it; None: it does so when it starts, or goes on."""
-        slots, address = machine.board.slots, machine.address(device.id)
+        slots, address = machine.board.slots, machine.devices.address(device.id)
         if slots is None or self._ending.life.state is VMState.CREATED:
             return None
         look: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -228,7 +228,7 @@ class DeviceHotplug:
                 f"VM {self._name!r} is paused, and cannot let go of {device.id!r}: resume() it, or force=True"
             )
         assert machine.board.slots is not None
-        address = machine.address(device.id)
+        address = machine.devices.address(device.id)
         machine.board.slots.ask(address.segment, address.slot)
         machine.board.slots_changed()
 
@@ -237,7 +237,7 @@ class DeviceHotplug:
         if machine is not self._machine or self._power.parts is None:  # it goes, and what was asked for with it
             return None
         for id_ in self._removals:
-            if id_ not in self._leaving and machine.address(id_) == PciAddress(segment, slot):
+            if id_ not in self._leaving and machine.devices.address(id_) == PciAddress(segment, slot):
                 return self._let_go(machine, find(self._power.parts, id_))
         return None
 
@@ -258,7 +258,7 @@ class DeviceHotplug:
         self, machine: Machine, device: Pluggable, *, tell: bool = False, out: asyncio.Future[None] | None = None
     ) -> None:
         """Out of its slot, then closed, whatever fails on the way. `tell`: the guest was not asked. `out` is done in between."""
-        address, parts = machine.address(device.id), self._power.parts
+        address, parts = machine.devices.address(device.id), self._power.parts
         left: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._leaves(device, left)
         if parts is not None:  # before its slot is free for another, as is what is asked of the slot
@@ -344,7 +344,7 @@ class DeviceHotplug:
 
 def _slot_of(machine: Machine, id_: str) -> int | None:
     try:
-        return machine.address(id_).slot
+        return machine.devices.address(id_).slot
     except KeyError:  # none of its own: pvpanic
         return None
 

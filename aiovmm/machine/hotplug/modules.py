@@ -60,7 +60,7 @@ class ModuleHotplug(OneByOne):
         region = next(region for region in machine.memory.regions if region.gpa == place[0])
         try:
             await self._tell_kvm(machine)
-            await machine.memory_came(region)
+            await machine.devices.memory_came(region)
         except BaseException:
             await self._remove(machine, unit)
             raise
@@ -70,7 +70,7 @@ class ModuleHotplug(OneByOne):
         region = next(region for region in machine.memory.regions if region.gpa == gpa)
         machine.memory.put_aside(region)
         await self._tell_kvm(machine)
-        await machine.memory_gone(region)
+        await machine.devices.memory_gone(region)
         span = ffi.new("struct avmm_span[]", [(region.host, region.size)])
         await finish(
             machine.worker.submit(lambda: lib.avmm_mem_give_back(span, 1))

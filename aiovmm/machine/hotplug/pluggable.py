@@ -95,7 +95,7 @@ class _Virtio:
 
     async def _in_its_slot(self, machine: Machine) -> PciAddress:
         try:
-            return machine.plug(self._plugged)
+            return machine.devices.plug(self._plugged)
         except BaseException:
             await finish(unmap(machine, self._plugged))
             raise
@@ -104,7 +104,7 @@ class _Virtio:
         return any(p.device is self._device for p in parts.plugged)
 
     async def take_out(self, machine: Machine) -> None:
-        await machine.unplug(self.id)
+        await machine.devices.unplug(self.id)
         await unmap(machine, self._plugged)
 
     def forget(self, parts: MachineParts) -> None:
@@ -139,7 +139,7 @@ class _Host:
         await in_thread(self._thread, self._passthrough.open_one, self._place, self._memory_size)
 
     async def put_in(self, parts: MachineParts, machine: Machine) -> None:
-        address = await machine.plug_host(self._place)
+        address = await machine.devices.plug_host(self._place)
         self._place = replace(self._place, slot=address.slot)
         self._passthrough.places.append(self._place)
 
@@ -147,7 +147,7 @@ class _Host:
         return any(place.device is self._device for place in parts.hosts)
 
     async def take_out(self, machine: Machine) -> None:
-        await machine.unplug(self.id)
+        await machine.devices.unplug(self.id)
 
     def forget(self, parts: MachineParts) -> None:
         self._passthrough.places = [p for p in self._passthrough.places if p.device is not self._device]
@@ -199,6 +199,7 @@ def ids(parts: MachineParts) -> set[str]:
 
 
 def _check_behind(machine: Machine, wanted: PluggedDevice | HostPlace) -> None:
-    if wanted.iommu and (machine.iommu is None or not machine.iommu.takes_later(wanted.segment)):
+    iommu = machine.devices.iommu
+    if wanted.iommu and (iommu is None or not iommu.takes_later(wanted.segment)):
         hint = "put it into a segment of PlatformConfig(iommu_segments=)"
         raise ConfigError(f"{wanted.id}.iommu", "a guest learns at its start what is behind the IOMMU", hint)

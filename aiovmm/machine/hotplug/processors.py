@@ -47,10 +47,10 @@ class ProcessorHotplug(OneByOne):
         return len(machine.vcpus)
 
     async def _add(self, machine: Machine, unit: int) -> None:
-        await machine.add_processor(unit)
+        await machine.processors.add(unit)
 
     async def _remove(self, machine: Machine, unit: int) -> None:
-        await machine.remove_processor(unit)
+        await machine.processors.remove(unit)
 
     def _changed(self, config: VMConfig, count: int) -> VMConfig:
         return config.with_changes({"cpus": replace(config.cpus, boot=count)})
