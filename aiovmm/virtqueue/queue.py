@@ -21,7 +21,6 @@ other queues' as well (bell.py). A device that hands the queue on (vhost) has `o
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import Any
 
@@ -30,15 +29,13 @@ from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.native import lib
 from aiovmm.runtime.dataclass import replace
-from aiovmm.runtime.tasks import fail
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.batch import Batch, Batches
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.config import QueueConfig, QueueCounters, QueuePosition
-from aiovmm.virtqueue.features import EVENT_IDX
+from aiovmm.virtqueue.notification import NotifiedQueue
 from aiovmm.virtqueue.ring import close_ring, open_ring, position_of, ring_stands, what_is_wrong
-from aiovmm.virtqueue.serving import Serving, Turn
 
 __all__ = ["Queue"]
 
@@ -47,8 +44,8 @@ _PIECES_A_TURN = 128  # of a chain that counts for one in the next line
 _DRAIN = 64  # chains handed out before the loop gets a turn, or the queue's size if that is less
 
 
-class Queue:
-    """One live queue. Made by `activate`; of no use after `close`. One coroutine at a time waits on it."""
+class Queue(NotifiedQueue):
+    """One live queue. Made by `activate`; of no use after `close`. How its two sides notify each other is in the base class."""
 
     def __init__(
         self,
@@ -61,33 +58,20 @@ class Queue:
         interrupt: IrqLine,
         position: QueuePosition | None = None,
     ) -> None:
+        self._ring = open_ring(config, memory, features, position) if config.ready else None
+        queue = self._ring.queue if self._ring is not None else None
+        super().__init__(queue, bell, interrupt, features, enabled=config.ready)
         self.config = replace(config)  # the transport's own changes when the driver resets
         self.memory = memory
         self._table = memory.table
-        self._event_idx = bool(features & EVENT_IDX)  # then a kick is given once, without being asked not to go on
         self.index = index
         self.features = features
-        self._bell = bell
-        self.interrupt = interrupt
         self.size = config.size
-        self.enabled = config.ready
-        self.interrupts = 0  # raised
-        self.kicks = 0  # seen
-        self._ring = open_ring(config, memory, features, position) if config.ready else None
-        self._q: Any = self._ring.queue if self._ring is not None else None
-        self._loop = asyncio.get_running_loop()
-        self._waiter: asyncio.Future[None] | None = None
-        self._serving: Serving | None = None
-        self._listening = False
-        self._after = 0  # chains in the ring that whoever waits knows of
-        self._flush: asyncio.Handle | None = None
-        self._taken: deque[Chain] | None = None  # of who takes them one by one
         self._out: dict[Chain, None] = {}  # handed out and not returned, in order
         self._budget = self._drain = min(self.size, _DRAIN)
         self._batch: Batch | None = None
         self._position = position or QueuePosition()
         self._moved = (0, 0)
-        self._closed = False
 
     @classmethod
     def activate(
@@ -219,11 +203,6 @@ class Queue:
         if wanted:
             self.signal()
 
-    def signal(self) -> None:
-        """Interrupt the driver, who wants that: native code has asked it."""
-        self.interrupts += 1
-        self.interrupt.pulse()
-
     def batches(self, batch: Batch | None = None) -> Batches:
         """Batches of at least one chain, for ever; the loop gets a turn between two. The same object each time."""
         if batch is None:
@@ -238,88 +217,6 @@ class Queue:
             lib.avmm_queue_push_one(self._q, head, 0)
             self.flush()
         return what_is_wrong(error)
-
-    # -- kicks and interrupts ------------------------------------------------------------------------------------------
-
-    async def wait(self, more_than: int = 0) -> None:
-        """Until more than `more_than` chains are `offered`: a device that has put chains back, because they did not suffice,
-        waits for further ones. A disabled queue waits for ever."""
-        taken = len(self._taken or ())
-        if taken > more_than:
-            return
-        self._listen()
-        self._after = in_ring = more_than - taken
-        try:
-            # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
-            while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, in_ring):
-                self._waiter = self._loop.create_future()
-                await self._waiter
-        finally:
-            self._waiter = None
-        lib.avmm_queue_disable_notify(self._q)
-
-    async def serve(self, turn: Turn) -> None:
-        """Call `turn` whenever there may be chains, straight from the loop's callbacks, until it wants to return. It does not
-        wait, and bounds what it does; what it returns says how it goes on. Raises what it raises, StateError when closed."""
-        self._listen()
-        self._after = 0
-        self._serving = Serving(self, turn)
-        try:
-            await self._serving.run()
-        finally:
-            self._serving = None
-
-    def end_turn(self) -> bool:
-        """Ask for a kick. False: there are chains already, and no kick will tell of them."""
-        if not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, 0):
-            return True
-        lib.avmm_queue_disable_notify(self._q)
-        return False
-
-    def _listen(self) -> None:
-        if self._waiter is not None or self._serving is not None:
-            raise StateError(f"two tasks wait on {self!r}")
-        if self._closed:
-            raise StateError(f"{self!r} is closed")
-        if not self._listening:
-            self._bell.join(self)
-            self._listening = True
-
-    @property
-    def kick_fd(self) -> int:
-        """The eventfd of its kicks, which may be other queues' as well."""
-        return self._bell.fd
-
-    def due(self) -> bool:
-        """Whether somebody waits for chains that are in the ring."""
-        if self._serving is None and self._waiter is None:
-            return False
-        return self._ring is not None and bool(lib.avmm_queue_available(self._q) > self._after)
-
-    def kicked(self) -> bool:
-        """The driver has kicked (bell.py). True: a coroutine was woken."""
-        self.kicks += 1
-        if self._serving is not None:
-            if not self._event_idx and self._ring is not None:
-                lib.avmm_queue_disable_notify(self._q)
-            self._serving.kicked()
-        elif self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-            return True
-        return False
-
-    def flush_soon(self) -> None:
-        """Call `flush` when the loop gets its turn, once for all that is pushed until then."""
-        if self._flush is None:
-            self._flush = self._loop.call_soon(self.flush)
-
-    def flush(self) -> None:
-        """Interrupt the driver if it wants that for what was pushed (EVENT_IDX or flags, §2.7.7, §2.7.10)."""
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        if self._usable and lib.avmm_queue_needs_interrupt(self._q):
-            self.signal()
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -375,17 +272,7 @@ class Queue:
             return
         self._position = self.position
         self._moved = self.counters.popped, self.counters.pushed
-        self._closed = True
-        if self._listening:
-            self._bell.leave(self)
-            self._listening = False
-        if self._flush is not None:
-            self._flush.cancel()
-            self._flush = None
-        if self._waiter is not None:
-            fail(self._waiter, StateError(f"{self!r} was closed"))
-        if self._serving is not None:
-            self._serving.fail(StateError(f"{self!r} was closed"))
+        self._end()
         self._taken = None
         self._out.clear()
         if self._ring is not None:
