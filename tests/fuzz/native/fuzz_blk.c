@@ -8,24 +8,37 @@
 enum { SECTORS = 24, BASE = SECTORS * 512 - 700 };
 
 static int image, base;
+static off_t image_size;             /* as it was left */
+static uint8_t *in_image, *in_base; /* what is in the files */
 static uint64_t map[AVMM_BLK_MAP_PAGE / 8];
-static uint8_t zeros[SECTORS * 512], old[BASE];
+static uint8_t old[BASE];
 
 static void open_files(void) {
     memset(old, 'o', sizeof old);
     image = memfd_create("image", 0), base = memfd_create("base", 0);
     EXPECT(image >= 0 && base >= 0 && pwrite(base, old, sizeof old, 0) == sizeof old);
+    in_image = mmap(NULL, SECTORS * 512, PROT_READ | PROT_WRITE, MAP_SHARED, image, 0);
+    in_base = mmap(NULL, BASE, PROT_READ, MAP_SHARED, base, 0);
+    EXPECT(in_image != MAP_FAILED && in_base != MAP_FAILED);
+}
+
+/* An image of zeros, in a file whose last sector is whole or not. */
+static void clear_image(bool whole) {
+    off_t size = SECTORS * 512 - (whole ? 0 : 100);
+    if (size != image_size)
+        EXPECT(ftruncate(image, image_size = size) == 0);
+    memset(in_image, 0, SECTORS * 512);
 }
 
 static void check_files(const struct avmm_blk *disk) {
-    uint8_t sector[512] = {0}, now[BASE + 1];
-    EXPECT(lseek(image, 0, SEEK_END) <= SECTORS * 512);
-    EXPECT(pread(image, sector, 512, 0) >= 0 && !avmm_blk_is_marked(disk, sector, false));
-    memset(sector, 0, sizeof sector);
-    EXPECT(pread(image, sector, 512, (SECTORS - 1) * 512) >= 0 && !avmm_blk_is_marked(disk, sector, true));
+    off_t was = image_size;
+    image_size = lseek(image, 0, SEEK_END);
+    EXPECT(was <= image_size && image_size <= SECTORS * 512);
+    EXPECT(!avmm_blk_is_marked(disk, in_image, false));
+    EXPECT(!avmm_blk_is_marked(disk, in_image + (SECTORS - 1) * 512, true));
     if (!disk->layer)
         return;
-    EXPECT(pread(base, now, sizeof now, 0) == BASE && !memcmp(now, old, BASE));
+    EXPECT(lseek(base, 0, SEEK_END) == BASE && !memcmp(in_base, old, BASE));
 }
 
 /* A request whose header is about right, from descriptor 0 on. */
@@ -108,8 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         disk.layer = NULL;
     else
         disk.layer = &top;
-    EXPECT(pwrite(image, zeros, sizeof zeros, 0) == sizeof zeros);
-    EXPECT(ftruncate(image, SECTORS * 512 - (how >> 3 & 1 ? 100 : 0)) == 0);
+    clear_image(!(how >> 3 & 1));
     struct avmm_blk_queue q = {.disk = &disk, .vq = &vq, .mem = &memory, .bit = 1};
     EXPECT(avmm_blk_queue_open(&q, 1 + below(vq.size), 2 + below(36)) == 0);
     while (input_left() && !q.malformed) {

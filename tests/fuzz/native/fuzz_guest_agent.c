@@ -10,8 +10,11 @@
 typedef long jmp_buf[64];
 int _setjmp(jmp_buf at) __attribute__((returns_twice));
 _Noreturn void longjmp(jmp_buf to, int value);
-void *calloc(size_t count, size_t size);
-void free(void *at);
+void *mmap(void *at, size_t size, int access, int flags, int fd, long offset);
+int madvise(void *at, size_t size, int advice);
+/* And of the address sanitizer. */
+void __asan_poison_memory_region(void const volatile *at, size_t size);
+void __asan_unpoison_memory_region(void const volatile *at, size_t size);
 
 #define EXPECT(what)                                                                                                   \
     do {                                                                                                               \
@@ -19,13 +22,15 @@ void free(void *at);
             __builtin_trap();                                                                                          \
     } while (0)
 
-enum { PORT = 3, MOST_OPEN = 64, FDS = PORT + 2 + MOST_OPEN, MOST_CALLS = 1000 };
+enum { PAGE = 4096, PORT = 3, MOST_OPEN = 64, FDS = PORT + 2 + MOST_OPEN, MOST_CALLS = 1000 };
+#define ARENA (640ul << 20) /* for the largest there is at each call */
 enum { FREE, OPEN, LINK };
 
 static const uint8_t *input_at, *input_end;
 static uint8_t fds[FDS];
 static int open_count, in_child, calls;
-static size_t pages;
+static uint8_t *arena; /* what the agent maps, up to `arena_used`, in `pages` pieces as of now */
+static size_t arena_used, pages;
 static jmp_buf over;
 static struct {
     uint8_t bytes[FRAME_HEADER + FRAME_MAX];
@@ -222,10 +227,25 @@ static long waited(struct child_info *info) {
     return 0;
 }
 
+/* Of one input each has addresses of its own, which are nobody's before and after; behind it is a page that is nobody's, too. To let
+ * the kernel clear what was touched is much cheaper than the sanitizer's allocator, which maps each anew. */
 static long map_pages(size_t size) {
-    void *at = below(64) == 63 ? NULL : calloc(1, size);
-    pages += at != NULL;
-    return at ? (long)at : -ENOMEM;
+    size_t most = (size + 2 * PAGE - 1) & ~(size_t)(PAGE - 1);
+    if (below(64) == 63)
+        return -ENOMEM;
+    EXPECT(arena_used + most <= ARENA);
+    uint8_t *at = arena + arena_used;
+    arena_used += most;
+    __asan_unpoison_memory_region(at, size);
+    __asan_poison_memory_region(at + size, most - size);
+    pages++;
+    return (long)at;
+}
+
+static long unmap_pages(uint8_t *at, size_t size) {
+    __asan_poison_memory_region(at, size);
+    pages--;
+    return 0;
 }
 
 long sys6(long n, long a, long b, long c, long d, long e, long f) {
@@ -242,9 +262,7 @@ long sys6(long n, long a, long b, long c, long d, long e, long f) {
     case __NR_mmap:
         return map_pages((size_t)b);
     case __NR_munmap:
-        free((void *)a);
-        pages--;
-        return 0;
+        return unmap_pages((uint8_t *)a, (size_t)b);
     case __NR_ppoll:
         return a ? poll_all((struct pollfd *)a, b) : 0;
     case __NR_accept4:
@@ -298,12 +316,17 @@ static void end_all(void) {
     }
     EXPECT(count == 0);
     EXPECT(pages == 0);
+    if (arena_used)
+        EXPECT(madvise(arena, arena_used, 4 /* MADV_DONTNEED: zeros */) == 0);
+    arena_used = 0;
     EXPECT(was_child || open_count == 0); /* of what it was to have the agent has not heard */
     memset(fds, FREE, sizeof fds);
     open_count = 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (!arena)
+        EXPECT((arena = mmap(NULL, ARENA, 3, 0x4022 /* private, anonymous, not accounted for */, -1, 0)) != (void *)-1);
     input_at = data, input_end = data + size;
     calls = 0;
     if (!_setjmp(over))
