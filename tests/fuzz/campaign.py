@@ -16,6 +16,7 @@ from pathlib import Path
 from tests.fuzz.corpus import pack, unpack
 from tests.fuzz.native_targets import CLANG, NATIVE, build
 from tests.fuzz.targets import PYTHON, load
+from tests.limits import HANGS
 
 __all__ = ["ATHERIS", "Report", "commands", "run", "run_all"]
 
@@ -54,7 +55,12 @@ def run(name: str, command: list[str], place: Path, *bounds: str) -> Report:
     """`bounds` are libFuzzer's: -max_total_time=, -runs=. What it finds lies in `place`, as NAME-crash-... ."""
     corpus = place / f"{name}-corpus"
     unpack(name, corpus, load(name).SEEDS if name in PYTHON else ())
-    options = [f"-max_len={MAX_INPUT.get(name, 4096)}", "-print_final_stats=1", "-timeout=25", "-rss_limit_mb=4096"]
+    options = [
+        f"-max_len={MAX_INPUT.get(name, 4096)}",
+        "-print_final_stats=1",
+        f"-timeout={HANGS:.0f}",
+        "-rss_limit_mb=4096",
+    ]
     began = time.monotonic()
     log = place / f"{name}.log"
     with log.open("wb") as out:
