@@ -44,16 +44,28 @@ _SLOTS = list(_KINDS)
 _QUEUES, _SIZE, _AVAILABLE, _USED, _DATA = 4, 16, 0x400, 0x800, 0xC00  # as a driver has them, in a page a queue
 _PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 1 << 30))[0]
 _COMMON = (0, 4, 8, 12, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60)  # of the first BAR
+_SIZES = (1, 4, 8, 12, 16, 24, 64, 512)
+
+
+def _size(least: int) -> int:
+    return sum(least > size for size in _SIZES)
+
+
+def _good(slot: int, kind: type[Target]) -> bytes:
+    """To bring it up, and what it answers."""
+    made = [bytes([slot - 1, 7, 0, 6, kind.queue, len(kind.readable) + len(kind.room) - 1, len(kind.readable)])]
+    for part in kind.readable:
+        made.append(bytes([_size(len(part)), len(part)]) + part)
+    made += [bytes([_size(room)]) for room in kind.room]
+    return bytes([slot - 1, 7, 0, 4, 0]) + b"".join(made) * 2
+
+
 SEEDS = [
     b"",
     b"\0\1\4\2\6\0" * 8,
     bytes([1, 0x14, 0, 1, 1, 0x14, 0, 3, 3, 0, 1, 0, 16, 1, 0, 8, 4, 0, 0, 5]) * 4,
     bytes(range(200)),
-    *(
-        bytes([slot - 1, 7, 0, 4, 0]) + bytes([slot - 1, 7, 0, 6, queue, 1, 1, 4, 16, *range(16), 6]) * 2
-        for slot in _KINDS
-        for queue in range(2)
-    ),
+    *(_good(slot, kind) for slot, kind in _KINDS.items()),
 ]
 
 
@@ -233,7 +245,7 @@ async def _request(machine: _Machine, slot: int, source: Source) -> None:
     number = int.from_bytes(machine.memory.read(at + _AVAILABLE + 2, 2), "little")
     head = 4 * number % _SIZE
     for i in range(count):
-        size, data = source.one((1, 4, 8, 12, 16, 24, 64, 512)), at + _DATA + 256 * i
+        size, data = source.one(_SIZES), at + _DATA + 256 * i
         flags = (i + 1 < count) | (i >= readable) << 1
         machine.write(at + 16 * (head + i), struct.pack("<QIHH", data, size, flags, head + i + 1))
         machine.write(data, source.take(min(size, source.number())) if i < readable else b"")
