@@ -268,6 +268,7 @@ async def test_a_network_card_served_by_ours(guests: Guests, folder: Path) -> No
         await first.__aexit__(None, None, None)
         async with server():
             await until(lambda: vhost_user(vm, "net0").connected)
+            await shell(vm, "ip neigh flush dev eth0")  # the TAP is another, with an address of its own
             assert await _send(vm, own, blob) == hashlib.md5(blob).hexdigest()
             await vm.kill()
 
