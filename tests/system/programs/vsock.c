@@ -94,8 +94,10 @@ static void source(int fd, uint64_t size, int check) {
     printf("%llu %08x ", (unsigned long long)size, sum);
     while ((n = read(fd, buffer, sizeof buffer)) > 0)
         fwrite(buffer, 1, n, stdout);
-    if (n < 0)
+    if (n < 0) {
+        printf("\n"); /* a line of its own for what comes next, however much of the answer was there */
         die("read");
+    }
     printf(" in %.3f\n", now() - start);
 }
 
