@@ -18,7 +18,7 @@ _X86_ALONE = {
     "test_failed_entry.py": "",
     "test_boot.py": "triple_fault before_it_has_run_user_space",
     "test_vhost_user.py": "qemu_is_served",
-    "test_hotplug.py": "a_disk over_a_reboot without_hotplug processors memory_modules thirty_rounds",
+    "test_hotplug.py": "a_disk vhost_user_device over_a_reboot without_hotplug processors memory_modules thirty_rounds",
     "test_iommufd.py": "",
     "test_machine.py": "",
     "test_readers.py": "",
