@@ -42,10 +42,19 @@ def bring_debian() -> None:
             except ArchiveError:
                 return
             _pick(root, picked)
-            picked.rename(kept)
+            _put(picked, kept)
         _THERE.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(kept, Path(scratch, "copy"))
-        Path(scratch, "copy").replace(_THERE)
+        _put(Path(scratch, "copy"), _THERE)
+
+
+def _put(made: Path, place: Path) -> None:
+    """Unless another process was first."""
+    try:
+        made.rename(place)
+    except OSError:
+        if not place.exists():
+            raise
 
 
 def _pick(root: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ def compile_programs() -> None:
         for source in HERE.glob("*.c"):
             target = BIN / arch.name / source.stem
             if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-                fresh = target.with_suffix(".new")
+                fresh = target.with_suffix(f".{os.getpid()}")  # another process may be about it, too
                 subprocess.run([compiler, "-O2", "-static", "-Wall", "-o", fresh, source], check=True, timeout=60)
                 fresh.replace(target)
 
