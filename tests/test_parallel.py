@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.parallel import NESTED, group
+from tests.system import debian
 
 pytest_plugins = ["pytester"]
 
@@ -47,3 +50,23 @@ def test_the_tests_of_a_file_run_in_one_worker_each(pytester: pytest.Pytester, m
     workers = {name: {worker for one, worker in lines if one == name} for name in names}
     assert all(len(of) == 1 for of in workers.values()), workers
     assert workers["test_n_a"] == workers["test_n_z"]
+
+
+def test_workers_that_collect_at_once_all_compile_what_guests_run(tmp_path: Path) -> None:
+    there = f"programs.BIN = pathlib.Path({str(tmp_path)!r})"
+    code = f"import pathlib; from tests.system import programs; {there}; programs.compile_programs()"
+    workers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) for _ in range(4)]
+    assert [worker.wait() for worker in workers] == [0] * 4
+    assert {path.name for path in tmp_path.glob("*/*")} == {"features", "vsock"}, "and nothing is left"
+
+
+def test_what_another_worker_has_brought_is_there(tmp_path: Path) -> None:
+    for name in ("mine", "theirs"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    debian._put(tmp_path / "mine", tmp_path / "theirs")
+    assert (tmp_path / "theirs/file").read_text() == "theirs"
+    debian._put(tmp_path / "mine", tmp_path / "place")
+    assert (tmp_path / "place/file").read_text() == "mine"
+    with pytest.raises(OSError):
+        debian._put(tmp_path / "mine", tmp_path / "gone")
