@@ -10,8 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,10 +137,16 @@ def test_sockets_of_killed_processes_are_swept_away(tmp_path: Path, monkeypatch:
     assert list(mine.parent.iterdir()) == []
 
 
-async def test_a_process_that_was_stopped_while_it_swept_keeps_only_who_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A directory whose name is short: sockets lie two below it, and of a worker's directories some are too long for that."""
+    with tempfile.TemporaryDirectory(prefix="aiovmm-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("runtime")
+async def test_a_process_that_was_stopped_while_it_swept_keeps_only_who_waits_for_it(tmp_path: Path) -> None:
     with socket_folder() as mine:
         sweeping = flocked(mine.parent, fcntl.LOCK_EX)
         sweeping.__enter__()
