@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aiovmm.errors import GuestFault
 from aiovmm.kvm.aarch64.registers import PC, PSTATE, VIRTUAL_COUNTER, Registers, system_register
 from aiovmm.kvm.aarch64.translation import Translation
 from aiovmm.kvm.vcpu import Vcpu
@@ -44,9 +45,11 @@ def waits(vcpu: Vcpu, memory: GuestMemory) -> bool:
 
 
 def _read(memory: GuestMemory, address: int, size: int) -> int:
-    """Of RAM, which cannot be cut short as a file can: nothing elsewhere."""
-    inside = any(r.ram and r.gpa <= address and address + size <= r.end for r in memory.regions)
-    return int.from_bytes(memory.read(address, size), "little") if inside else 0
+    """Nothing where a guest's tables lead to no memory."""
+    try:
+        return int.from_bytes(memory.read(address, size), "little")
+    except GuestFault:
+        return 0
 
 
 class GuestCounter:

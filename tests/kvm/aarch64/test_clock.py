@@ -8,7 +8,7 @@ import pytest
 
 from aiovmm.kvm.aarch64 import clock
 from aiovmm.kvm.aarch64.clock import GuestCounter, waits
-from aiovmm.kvm.aarch64.registers import PC, PSTATE, VIRTUAL_COUNTER
+from aiovmm.kvm.aarch64.registers import PC, PSTATE, VIRTUAL_COUNTER, system_register
 from aiovmm.memory import GuestMemory
 
 RAM, SIZE, CODE = 0x4000_0000, 2 << 20, 0x4001_0000
@@ -79,12 +79,12 @@ def test_a_processor_waits_after_its_wfi(its: dict[str, int], expected: bool, me
     assert waits(vcpu(**its), memory) == expected
 
 
-def test_what_is_no_ram_is_not_looked_at(memory: GuestMemory) -> None:
-    """A file's, that can be cut short, would end us."""
-    image = memory.map_fd(1 << 32, SIZE, memory.regions[0].fd, 0, shared=True)
-    assert not image.ram
-    memory.write((1 << 32) + 0x1000, WFI)
-    assert not waits(vcpu(pc=(1 << 32) + 0x1004), memory)
+@pytest.mark.parametrize("table", [0, RAM + SIZE - 8, RAM + SIZE, (1 << 48) - 8])
+def test_tables_that_lead_nowhere_are_of_one_who_does_not_wait(table: int, memory: GuestMemory) -> None:
+    one = vcpu()
+    sctlr, tcr, ttbr0 = (system_register(3, 0, crn, 0, op2) for crn, op2 in ((1, 0), (2, 2), (2, 0)))
+    one.registers |= {sctlr: 1, tcr: 25, ttbr0: table}
+    assert not waits(one, memory)
 
 
 def test_the_counter_of_a_busy_guest_stands_still(memory: GuestMemory) -> None:
