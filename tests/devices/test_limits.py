@@ -17,7 +17,7 @@ from aiovmm.config.options import parse_disk, parse_net, parse_rate_limit_group
 from aiovmm.devices.limits import Limiter
 from aiovmm.devices.limits.bucket import UNLIMITED, Bucket
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage
-from aiovmm.errors import ConfigError
+from aiovmm.errors import ConfigError, UsageError
 from aiovmm.testing import Harness
 from tests.devices.virtio.blk_driver import get_id, read
 from tests.devices.virtio.net_guest import NetGuest
@@ -244,3 +244,26 @@ async def test_a_card_sends_and_receives_no_more_than_its_rate() -> None:
             await guest.send(bytes([i]) * 1000)
         assert time.monotonic() - begin >= (29 - 10) / 10 * 0.05
         assert [(await arrives(sock))[0] for _ in range(30)] == list(range(30)), "nothing is lost"
+
+
+async def test_what_is_no_limit_changes_nothing(image: Path) -> None:
+    disk = BlkDevice(DiskImage.open(image), limiter=Limiter(NEVER))
+    async with Harness(disk) as h:
+        await read(h, 0, 512)
+        for wrong in ("10M", 5, {"bw_size": 5}):
+            with pytest.raises(UsageError, match="rate_limit = "):
+                disk.rate_limit = wrong  # type: ignore[assignment]
+        assert disk.rate_limit == NEVER
+        disk.rate_limit = None
+        await asyncio.wait_for(read(h, 0, 512), HANGS)
+
+
+async def test_who_waits_no_more_leaves_no_timer() -> None:
+    limiter = Limiter(NEVER)
+    limiter._allowance.ops = 0
+    waiting = asyncio.create_task(limiter.wait())
+    await asyncio.sleep(0)
+    assert limiter._timer is not None
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    assert limiter._timer is None, "which would be due in eleven days"

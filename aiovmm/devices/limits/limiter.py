@@ -10,6 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from aiovmm.errors import UsageError
 from aiovmm.native import ffi, owners
 
 if TYPE_CHECKING:
@@ -44,20 +45,24 @@ class Limiter:
         owners.link(user, allowance=ffi.NULL)
 
     def set(self, limit: RateLimit | None) -> None:
-        """From now on, with full buckets. Who waits is let through as the new limit has it."""
-        self.limit = limit
+        """From now on, with full buckets. Who waits is let through as the new limit has it.
+        Raises UsageError for what is none, and nothing was changed."""
         if limit is not None:
             self._fill(limit)
         else:
             self._allowance = ffi.NULL
+        self.limit = limit
         for user in self._users:
             owners.link(user, allowance=self._allowance)
         if self._line:
             self._rearm()
 
     def _fill(self, limit: RateLimit) -> None:
-        from aiovmm.devices.limits.bucket import Bucket  # for who limits
+        from aiovmm.config import RateLimit  # for who limits
+        from aiovmm.devices.limits.bucket import Bucket
 
+        if not isinstance(limit, RateLimit):
+            raise UsageError(f"rate_limit = {limit!r}: a RateLimit, or None")
         now = time.monotonic_ns()
         self._ops = Bucket(limit.ops_size, limit.ops_refill_time, limit.ops_one_time_burst, now)
         self._bytes = Bucket(limit.bw_size, limit.bw_refill_time, limit.bw_one_time_burst, now)
@@ -87,6 +92,9 @@ class Limiter:
         finally:
             if turn in self._line:
                 self._line.remove(turn)
+            if not self._line and self._timer is not None:  # it may be days off, and would keep all of this until then
+                self._timer.cancel()
+                self._timer = None
 
     def _rearm(self) -> None:
         """See again when enough for the next one has come together."""
