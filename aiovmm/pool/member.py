@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from aiovmm.errors import StateError
 from aiovmm.vm import VM
 
 __all__ = ["Member", "Owner"]
@@ -42,6 +43,11 @@ class Member:
         self.task = asyncio.get_running_loop().create_task(self._live(source, ready), name=f"guest {name} of a pool")
         self.task.add_done_callback(lambda _: owner.gone(self))  # also if it is cancelled before it has begun
 
+    @property
+    def has_ended(self) -> bool:
+        """Its guest, which was ready: nobody else is to have it."""
+        return self.vm is not None and self.vm.status is not None
+
     def release(self) -> None:
         """Leave the guest: at once if it is not ready yet."""
         self._released.set()
@@ -56,8 +62,12 @@ class Member:
                 self.vm = vm
                 self._owner.started(self)
                 await self._until_it_may_go(vm)
-        except asyncio.CancelledError:
-            return  # by `release`, or at the end of the loop: nobody awaits the task for what it gives
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # what `ready` or the source has awaited was: no end of ours
+                error = StateError(f"guest {self.name!r}: what its start, or its end, has awaited was cancelled")
+                error.__cause__ = exc
+                self._owner.failed(self, error)
         except Exception as exc:
             self._owner.failed(self, exc)
 

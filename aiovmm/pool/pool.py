@@ -196,8 +196,16 @@ class Pool:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
             elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give(waiter.result())  # it came just when nobody wanted it any more
+                self._give_back(waiter.result())
             raise
+
+    def _give_back(self, member: Member) -> None:
+        """It came just when nobody wanted it any more. If it has ended meanwhile nobody will be told (`died`): no spare."""
+        if member.has_ended:
+            member.release()
+        else:
+            self._give(member)
+            self._fill()
 
     def _give(self, member: Member) -> None:
         """To the first who waits, or to the spares, if one is missing."""
@@ -259,8 +267,10 @@ class Pool:
         self._emit(PoolEventKind.FAILED, member, str(error) or type(error).__name__, error)
         if member in self._starting:
             self._hold_back()
-            if self._waiters and not (waiter := self._waiters.popleft()).done():
-                waiter.set_exception(error)
+            while self._waiters:
+                if not (waiter := self._waiters.popleft()).done():
+                    waiter.set_exception(error)
+                    break
 
     def gone(self, member: Member) -> None:
         """See Owner."""
@@ -291,11 +301,12 @@ class Pool:
             self._hold_back()
 
     def _hold_back(self) -> None:
-        """Spares that die or do not start are tried again after a while, a longer one each time; one that is used ends that."""
+        """Spares that die or do not start are tried again after a while, a longer one each time; one that is used ends that.
+        Those that do so meanwhile are of the same time: any number of them may have been started together."""
+        if self._retry is not None:
+            return
         delay = min(_FIRST_DELAY * 2**self._in_a_row, _LONGEST_DELAY)
         self._in_a_row = min(self._in_a_row + 1, 20)
-        if self._retry is not None:
-            self._retry.cancel()
         self._retry = asyncio.get_running_loop().call_later(delay, self._try_again)
 
     def _try_again(self) -> None:

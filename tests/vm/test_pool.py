@@ -160,11 +160,47 @@ async def test_a_spare_that_dies_is_replaced(workers: int) -> None:
 @here_and_there
 async def test_guests_that_all_die_are_made_ever_more_slowly(workers: int) -> None:
     async with Pool(guests("o"), workers=workers, warm=4, max=20) as pool:  # which power themselves off
-        await until(lambda: pool.stats().died >= 4)
-        assert pool._in_a_row >= 4
+        await until(lambda: pool._in_a_row >= 4)
+        assert pool.stats().died >= 4
         assert pool._retry is not None
         made = pool.stats().made
         await until(lambda: pool.stats().made > made)
+
+
+async def test_spares_that_fail_together_are_tried_again_as_soon_as_one_that_does() -> None:
+    source = Gate()
+    source.fails = ImageError("kernel", "is broken")
+    async with Pool(source, warm=8, starting=8) as pool:
+        await until(lambda: source.entered == 8)
+        for _ in range(8):
+            source.gate.release()
+        await until(lambda: pool.stats().failed == 8)
+        assert pool._in_a_row <= 2, "one time, or two on a machine that is very busy"
+
+
+async def test_a_start_that_is_cancelled_from_within_is_a_failure_like_any_other() -> None:
+    async def ready(vm: VM) -> None:
+        (never := asyncio.get_running_loop().create_future()).cancel()
+        await never
+
+    async with Pool(guests(), max=2, ready=ready) as pool:
+        with pytest.raises(StateError, match="was cancelled"):
+            async with pool.acquire(timeout=HANGS):
+                pass
+        assert pool.stats().failed == 1
+        assert pool._retry is not None
+
+
+async def test_one_that_is_given_back_after_its_end_is_no_spare() -> None:
+    async with Pool(guests(), warm=1, max=1) as pool:
+        member = await pool._take(HANGS)
+        assert member.vm is not None
+        await member.vm.kill()  # while it was on its way to who waited
+        pool._used.discard(member)
+        pool._give_back(member)  # who was cancelled in that instant
+        assert not pool._spares
+        await pool.warmed(HANGS)
+        assert member not in pool._spares
 
 
 async def test_who_waits_hears_why_there_is_none_and_others_go_on() -> None:
