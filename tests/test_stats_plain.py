@@ -52,7 +52,7 @@ STATS = st.builds(
     st.dictionaries(NAME, DEVICE, max_size=3),
     COUNT,
     COUNT,
-    st.none() | st.builds(LoopStats, COUNT, SECONDS, SECONDS, SECONDS, st.dictionaries(NAME, COUNT, max_size=3)),
+    st.none() | st.builds(LoopStats, COUNT, SECONDS, SECONDS, SECONDS, st.dictionaries(NAME, COUNT, max_size=3), COUNT),
     st.dictionaries(NAME, counters(ConsoleStats), max_size=2),
     SECONDS,
 )

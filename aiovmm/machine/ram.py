@@ -28,6 +28,10 @@ class Ram:
         since; the rest it has with its template, or with the snapshot's file. Raises StateError."""
         return await in_thread(f"{self._name}: count pages", _own, _regions(self._memory()))
 
+    async def both(self) -> tuple[int, int]:
+        """`resident` and `own` of one moment, by one look. Raises StateError."""
+        return await in_thread(f"{self._name}: count pages", _both, _regions(self._memory()))
+
     async def reclaim(self) -> int:
         """Have the kernel move to swap what the guest has not used lately; how many bytes less are resident then. The guest goes
         on, and has its pages again as it touches them. Without swap nothing moves: see the balloon. Raises StateError."""
@@ -45,6 +49,10 @@ def _resident(regions: list[MemoryRegion]) -> int:
 
 def _own(regions: list[MemoryRegion]) -> int:
     return sum(lib.avmm_mem_own(region.host, region.size) for region in regions)
+
+
+def _both(regions: list[MemoryRegion]) -> tuple[int, int]:
+    return _resident(regions), _own(regions)
 
 
 def _reclaim(regions: list[MemoryRegion]) -> int:

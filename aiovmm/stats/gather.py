@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -82,5 +83,5 @@ def _loop() -> LoopStats | None:
     if late is None:
         return None
     return LoopStats(
-        late.signs, late.total / late.signs if late.signs else 0.0, late.most, late.last, dict(late.blamed)
+        late.signs, late.total / late.signs if late.signs else 0.0, late.most, late.last, dict(late.blamed), os.getpid()
     )

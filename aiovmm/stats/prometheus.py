@@ -12,44 +12,116 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
-from dataclasses import fields
-from typing import cast
+from dataclasses import fields, replace
+from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aiovmm.stats.values import VMStats
+from aiovmm.errors import StateError
+from aiovmm.stats.values import LoopStats, VMStats
 from aiovmm.vm import VM
 
 __all__ = ["VMCollector"]
 
 _PATIENCE = 10.0  # seconds: a loop that is later than that is not well, which the scraper should see as a failure
+_LATE = 5.0  # seconds for one VM: the others' numbers do not wait for a worker that does not answer
+
+
+class _Numbers(NamedTuple):
+    """Of one VM. `pages` are bytes that are resident, and of them its own, if they were asked for and it has memory."""
+
+    stats: VMStats
+    pages: tuple[int, int] | None
 
 
 class VMCollector(Collector):
-    """`vms` is called on the event loop on which this was made, at each scrape; VMs that have ended may be among them."""
+    """`vms` is called on the event loop on which this was made, at each scrape; VMs that have ended may be among them. Of VMs
+    that share a name all but the first are NAME#2, NAME#3, ... in the label `vm`, each the same as long as it is there.
 
-    def __init__(self, vms: Callable[[], Iterable[VM]]) -> None:
+    `memory`: count, at each scrape and in a thread, what of each guest's RAM is resident, and what of that is its own, as
+    `vm.memory.resident()` and `own()` do.
+    """
+
+    def __init__(self, vms: Callable[[], Iterable[VM]], *, memory: bool = False) -> None:
         self._vms = vms
+        self._memory = memory
         self._loop = asyncio.get_running_loop()
+        self._labels: WeakKeyDictionary[VM, str] = WeakKeyDictionary()
+        self._late: set[asyncio.Task[_Numbers | None]] = set()
+
+    def describe(self) -> Iterator[Metric]:
+        """What there is, without numbers: what a registry asks first, perhaps on the event loop."""
+        return _metrics([])
 
     def collect(self) -> Iterator[Metric]:
-        """All numbers of all VMs. In another thread than the loop's. Raises TimeoutError."""
-        stats = asyncio.run_coroutine_threadsafe(self._read(), self._loop).result(_PATIENCE)
-        yield from _of_vms(stats)
-        yield from _of_devices(stats)
-        yield from _of_loop(stats)
+        """All numbers of all VMs. In another thread than the loop's. Raises TimeoutError, and StateError on the loop."""
+        if asyncio._get_running_loop() is self._loop:
+            raise StateError("the event loop would wait for itself: await asyncio.to_thread(generate_latest, registry)")
+        reading = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        try:
+            numbers = reading.result(_PATIENCE)
+        finally:
+            reading.cancel()
+        return _metrics(numbers)
 
-    async def _read(self) -> list[VMStats]:
-        found = await asyncio.gather(*map(_now, self._vms()))
-        return [stats for stats in found if stats is not None]
+    async def _read(self) -> list[_Numbers]:
+        tasks = [asyncio.create_task(self._now(vm), name=f"numbers of {vm.name}") for vm in self._vms()]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=_LATE)
+            for task in late:
+                task.cancel()
+                self._late.add(task)  # else nobody would hold it
+                task.add_done_callback(self._late.discard)
+        found = [task.result() for task in tasks if task.done()]
+        return [numbers for numbers in found if numbers is not None]
+
+    async def _now(self, vm: VM) -> _Numbers | None:
+        """Also of one that is in a pool's worker; None of one that was lost with it."""
+        label = self._label(vm)
+        iterator = cast(AsyncGenerator[VMStats, None], vm.stats(every=_PATIENCE))
+        async with aclosing(iterator):
+            stats = await anext(iterator, None)
+        if stats is None:
+            return None
+        return _Numbers(replace(stats, vm=label), await _pages(vm) if self._memory else None)
+
+    def _label(self, vm: VM) -> str:
+        if vm not in self._labels:
+            taken, number, label = set(self._labels.values()), 1, vm.name
+            while label in taken:
+                number += 1
+                label = f"{vm.name}#{number}"
+            self._labels[vm] = label
+        return self._labels[vm]
 
 
-async def _now(vm: VM) -> VMStats | None:
-    """Also of one that is in a pool's worker; None of one that was lost with it."""
-    numbers = cast(AsyncGenerator[VMStats, None], vm.stats(every=_PATIENCE))
-    async with aclosing(numbers):
-        return await anext(numbers, None)
+async def _pages(vm: VM) -> tuple[int, int] | None:
+    try:
+        return await vm.memory.both()
+    except StateError:  # it has none now
+        return None
+
+
+def _metrics(numbers: list[_Numbers]) -> Iterator[Metric]:
+    stats = [one.stats for one in numbers]
+    yield from _of_vms(stats)
+    yield from _of_devices(stats)
+    yield from _of_memory(numbers)
+    yield from _of_loops(stats)
+
+
+def _of_memory(numbers: list[_Numbers]) -> Iterator[Metric]:
+    resident = GaugeMetricFamily(
+        "aiovmm_memory_resident_bytes", "Of the guest's RAM, that take up the host's", labels=["vm"]
+    )
+    own = GaugeMetricFamily("aiovmm_memory_own_bytes", "Of them, that no other guest has", labels=["vm"])
+    for one in numbers:
+        if one.pages is not None:
+            resident.add_metric([one.stats.vm], one.pages[0])
+            own.add_metric([one.stats.vm], one.pages[1])
+    yield from (resident, own)
 
 
 def _of_vms(stats: list[VMStats]) -> Iterator[Metric]:
@@ -113,15 +185,19 @@ def _of_devices(stats: list[VMStats]) -> Iterator[Metric]:
     yield from (queues, disks, seconds, nets, vsocks)
 
 
-def _of_loop(stats: list[VMStats]) -> Iterator[Metric]:
-    loop = next((one.loop for one in stats if one.loop is not None), None)
-    if loop is None:
-        return
-    yield GaugeMetricFamily(
-        "aiovmm_loop_lag_seconds", "How late the event loop was with its last sign", value=loop.last
+def _of_loops(stats: list[VMStats]) -> Iterator[Metric]:
+    """This process's, and those of a pool's workers."""
+    lag = GaugeMetricFamily(
+        "aiovmm_loop_lag_seconds", "How late the event loop was with its last sign", labels=["process"]
     )
-    yield GaugeMetricFamily("aiovmm_loop_lag_max_seconds", "The latest of all", value=loop.max)
-    blamed = CounterMetricFamily("aiovmm_loop_blocked", "Times that somebody kept the loop for long", labels=["who"])
-    for who, times in loop.blamed.items():
-        blamed.add_metric([who], times)
-    yield blamed
+    most = GaugeMetricFamily("aiovmm_loop_lag_max_seconds", "The latest of all", labels=["process"])
+    blamed = CounterMetricFamily(
+        "aiovmm_loop_blocked", "Times that somebody kept the loop for long", labels=["process", "who"]
+    )
+    loops: dict[int, LoopStats] = {one.loop.pid: one.loop for one in stats if one.loop is not None}
+    for pid, loop in loops.items():
+        lag.add_metric([str(pid)], loop.last)
+        most.add_metric([str(pid)], loop.max)
+        for who, times in loop.blamed.items():
+            blamed.add_metric([str(pid), who], times)
+    yield from (lag, most, blamed)

@@ -21,7 +21,8 @@ __all__ = ["ConsoleStats", "DeviceStats", "LoopStats", "VMStats"]
 class LoopStats:
     """How late the event loop has answered a sign that it is given four times a second while a guest runs on it, in seconds.
 
-    All guests of a loop share it. `blamed` counts who kept it for longer than half a second, "VM: device" or a task's name.
+    All guests of a loop share it; `pid` is the process that it is in, a pool's worker for one. `blamed` counts who kept it for
+    longer than half a second, "VM: device" or a task's name.
     """
 
     signs: int
@@ -29,6 +30,7 @@ class LoopStats:
     max: float
     last: float
     blamed: dict[str, int]
+    pid: int
 
 
 @dataclass(frozen=True)

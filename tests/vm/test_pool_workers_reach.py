@@ -347,3 +347,8 @@ async def test_a_scraper_has_the_numbers_of_both_kinds() -> None:
         found = await asyncio.get_running_loop().run_in_executor(None, lambda: list(collector.collect()))
         names = {sample.labels["vm"] for metric in found for sample in metric.samples if "vm" in sample.labels}
         assert names == {"g", "g-0"}
+        await other.start()
+        await until(lambda: other.stats().loop is not None)
+        metrics = {metric.name: metric for metric in await asyncio.to_thread(lambda: list(collector.collect()))}
+        loops = {sample.labels["process"] for sample in metrics["aiovmm_loop_lag_seconds"].samples}
+        assert loops == {str(os.getpid()), str(pid_of(vm))}, "each has one of its own"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
 
 from aiovmm import VM, ConsoleStats, DiskConfig, EventKind, RebootPolicy, VMState, VMStats
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Latency
@@ -174,6 +176,65 @@ async def test_a_scraper_gets_all_of_it(tmp_path: Path) -> None:
             await asyncio.to_thread(server.shutdown)
             server.server_close()
             await asyncio.to_thread(thread.join)
+
+
+async def test_a_registry_on_the_loop_neither_waits_for_itself_nor_holds_it_up() -> None:
+    """Which asks for the names, as `prometheus_client.REGISTRY.register(VMCollector(...))` in a program does."""
+    async with VM(config("x")) as vm:
+        registry = CollectorRegistry(auto_describe=True)
+        registry.register(collector := VMCollector(lambda: [vm]))
+        with pytest.raises(ValueError, match="Duplicated timeseries"):
+            registry.register(VMCollector(lambda: [vm]))
+        with pytest.raises(StateError, match="to_thread"):
+            generate_latest(registry)
+        metrics = await asyncio.to_thread(lambda: list(collector.collect()))
+        assert [metric.name for metric in collector.describe()] == [metric.name for metric in metrics]
+
+
+async def test_vms_of_one_name_are_told_apart_and_keep_their_labels() -> None:
+    async with VM(config("x")) as one, VM(config("x")) as two, VM(config("x", name="guest#2")) as three:
+        vms = [one, three, two]
+        collector = VMCollector(lambda: vms)
+        assert await labels(collector) == ["guest", "guest#2", "guest#3"]
+        vms = [two, three]
+        assert await labels(collector) == ["guest#3", "guest#2"]
+
+
+async def labels(collector: VMCollector) -> list[str]:
+    return [labels["vm"] for labels, _ in (await scraped(collector))["aiovmm_memory_bytes"]]
+
+
+async def scraped(collector: VMCollector) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """What there is of each name: labels and values."""
+    metrics = await asyncio.to_thread(lambda: list(collector.collect()))
+    return {metric.name: [(sample.labels, sample.value) for sample in metric.samples] for metric in metrics}
+
+
+async def test_resident_memory_is_scraped_where_it_is_asked_for() -> None:
+    async with VM(config("x")) as vm, VM(config("x", name="two")) as two:
+        vm.machine.memory.write(2 * MIB, bytes([1]) * MIB)
+        await two.aclose()
+        samples = await scraped(VMCollector(lambda: [vm, two], memory=True))
+        assert samples["aiovmm_memory_resident_bytes"] == [({"vm": "guest"}, await vm.memory.resident())]
+        assert samples["aiovmm_memory_own_bytes"] == [({"vm": "guest"}, await vm.memory.own())]
+        assert (await scraped(VMCollector(lambda: [vm])))["aiovmm_memory_resident_bytes"] == []
+        assert await vm.memory.both() == (await vm.memory.resident(), await vm.memory.own())
+
+
+async def test_one_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mute(VM):
+        def stats(self, *, every: float | None = None) -> Any:
+            return self.never()
+
+        async def never(self) -> AsyncIterator[VMStats]:
+            await asyncio.Event().wait()
+            yield VM.stats(self)
+
+    monkeypatch.setattr("aiovmm.stats.prometheus._LATE", 0.2)
+    async with VM(config("x")) as vm, Mute(config("x", name="mute")) as mute:
+        collector = VMCollector(lambda: [mute, vm])
+        assert await labels(collector) == ["guest"]
+        await until(lambda: not collector._late)
 
 
 def exits(text: str) -> float:

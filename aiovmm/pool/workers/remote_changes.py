@@ -215,6 +215,10 @@ class _RemoteRam(Ram):
         """See Ram."""
         return await self._count("own")
 
+    async def both(self) -> tuple[int, int]:
+        """See Ram."""
+        return await self._count("resident"), await self._count("own")
+
     async def reclaim(self) -> int:
         """See Ram."""
         return await self._count("reclaim")
