@@ -110,8 +110,8 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
     if config.memory_zones or new.memory_zones:
         _same("memory_zones", _sizes(config), _sizes(new))
     _same("platform", config.platform, new.platform)
-    _same("serial", _is_there(config.serial), _is_there(new.serial))
-    _same("console", _is_there(config.console), _is_there(new.console))
+    _stays("serial", _is_there(config.serial), _is_there(new.serial))
+    _stays("console", _is_there(config.console), _is_there(new.console))
     _same_place("console", config.console, new.console)
     for name in _PLACED:
         old, now = getattr(config, name), getattr(new, name)
@@ -125,7 +125,7 @@ def changed(config: VMConfig, overrides: Mapping[str, Any]) -> VMConfig:
         one, other = getattr(config, name), getattr(new, name)
         if one is other:
             continue
-        _same(name, one is None, other is None)
+        _stays(name, one is not None, other is not None)
         if one is not None:
             _same_place(name, one, other)
     return new
@@ -161,6 +161,12 @@ def _same_place(option: str, old: PlacedConfig, new: PlacedConfig) -> None:
     for name in _PLACE:
         if hasattr(old, name):
             _same(f"{option}.{name}", getattr(old, name), getattr(new, name))
+
+
+def _stays(option: str, there: bool, now: bool) -> None:
+    if there != now:
+        reason = "cannot go: the guest has seen it" if there else "cannot come: the guest has seen that there is none"
+        raise ConfigError(option, reason, "leave it as it was saved")
 
 
 def _same(option: str, old: Any, new: Any) -> None:

@@ -54,12 +54,12 @@ class Written:
         self._path = path
         self._size = size
         self._name = f"memory-{os.urandom(8).hex()}"
-        self._committed = False
+        self._committed = self._made = False
         self._directory = -1
 
     def open(self) -> None:
         """Raises HostError, SnapshotError if somebody else writes there."""
-        self._directory = _attempt(self._path, lambda: _open_directory(self._path))
+        self._directory, self._made = _attempt(self._path, lambda: _open_directory(self._path))
         self.memory = _attempt(self._path, lambda: self._create(self._name))
         if self._base is None:
             _attempt(self._path, lambda: os.ftruncate(self.memory, self._size))
@@ -103,13 +103,16 @@ class Written:
         return os.open(name, flags, 0o600, dir_fd=self._directory)
 
     def close(self) -> None:
-        """Idempotent. What was not committed goes."""
+        """Idempotent. What was not committed goes, and the directory, if it was made for that."""
         if self._directory < 0:
             return
         if not self._committed:
             for name in (self._name, _ASIDE):
                 with suppress(OSError):
                     os.unlink(name, dir_fd=self._directory)
+            if self._made:
+                with suppress(OSError):  # somebody has put something there, or something else in its place
+                    self._path.rmdir()
         if self.memory >= 0:
             os.close(self.memory)
         fcntl.flock(self._directory, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
@@ -130,19 +133,26 @@ def _failed(doing: str, path: Path, exc: OSError) -> HostError:
     return HostError(doing, exc.errno or errno.EIO, path=str(path))
 
 
-def _open_directory(path: Path) -> int:
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-        _sync_name(path)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(fd)
-        if not isinstance(exc, BlockingIOError):
-            raise
-        raise SnapshotError(f"{path}: another snapshot is being written there: give each guest a directory") from None
-    return fd
+def _open_directory(path: Path) -> tuple[int, bool]:
+    """For one alone, and whether it was made. Another that failed may take along what it had made, just when it was found."""
+    while True:
+        made = False
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+            made = True
+            _sync_name(path)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return fd, made
+            os.close(fd)
+        except OSError as exc:
+            os.close(fd)
+            if not isinstance(exc, BlockingIOError):
+                raise
+            other = "another snapshot is being written there: give each guest a directory"
+            raise SnapshotError(f"{path}: {other}") from None
 
 
 def _sync_name(path: Path) -> None:

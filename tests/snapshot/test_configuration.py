@@ -103,8 +103,16 @@ def test_a_field_that_nobody_knows_is_refused() -> None:
     ],
 )
 def test_what_the_guest_has_seen_stays(option: str, changes: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=f"{option}: cannot become"):
+    with pytest.raises(ConfigError, match=f"{option}: cannot (become|go)"):
         changed(FULL, changes)
+
+
+def test_what_comes_or_goes_is_called_that() -> None:
+    """And not by what the comparison made of it."""
+    with pytest.raises(ConfigError, match="vsock: cannot go: the guest has seen it"):
+        changed(FULL, {"vsock": None})
+    with pytest.raises(ConfigError, match="vsock: cannot come: the guest has seen that there is none"):
+        changed(FULL.with_changes({"vsock": None}), {"vsock": VsockConfig()})
 
 
 def test_what_it_cannot_see_may_change() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -76,6 +77,41 @@ def test_one_that_is_not_finished_leaves_the_old_one(tmp_path: Path) -> None:
     written.close()
     assert sorted(os.listdir(path)) == before
     assert opened(path).state == STATE_OF_ONE
+
+
+def test_one_that_is_not_finished_takes_the_directory_along_that_was_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    written = Written(path, SIZE)
+    written.open()
+    written.close()
+    assert not path.exists()
+    path.mkdir()
+    written.open()
+    written.close()
+    assert path.exists(), "which somebody else has made"
+    path.rmdir()
+    written.open()
+    (path / "mine").touch()
+    written.close()
+    assert os.listdir(path) == ["mine"]
+
+
+def test_a_directory_that_goes_while_it_is_opened_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one that failed, between another's open and lock."""
+    first, second = (Written(tmp_path / "s", SIZE) for _ in range(2))
+    first.open()
+    lock = fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        first.close()
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    second.open()
+    second.commit(STATE_OF_ONE, 0, 0)
+    second.close()
+    assert opened(tmp_path / "s").state == STATE_OF_ONE
 
 
 def test_a_child_that_was_forked_meanwhile_does_not_keep_others_from_writing_there(tmp_path: Path) -> None:
