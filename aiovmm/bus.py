@@ -215,7 +215,8 @@ class Bus:
 
     def _changed(self) -> None:
         self._changes += 1
-        self._publish()
+        if not self._batches:
+            self._publish()
 
     def _publish(self) -> None:
         if self._batches or not self._changes:

@@ -3,7 +3,7 @@ remarked on in the log. For configurations that have such keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from aiovmm.config.ids import device_ids
 from aiovmm.config.machine import HotplugMethod, MemoryConfig, MemoryZoneConfig
@@ -28,8 +28,8 @@ def remarks(config: VMConfig) -> Iterator[str]:
         yield f"memory.hotplug_size: {reason}; hotplug_method=virtio-mem has smaller steps"
     if memory.thp or memory.mergeable:
         yield from _of_pages(config)
-    yield from _of_rates(config)
     ids = device_ids(config)
+    yield from _of_rates(config, ids)
     for name, net in zip(ids.get("nets", ()), config.nets, strict=True):
         if net.mac is not None and is_no_station(net.mac):
             kind = "a multicast address" if net.mac.strip("0:") else "nobody's address"
@@ -70,8 +70,7 @@ def _not_small(memory: MemoryConfig | MemoryZoneConfig) -> str:
     return "has hugepages=on" if memory.hugepages else "has shared=on" if memory.shared else ""
 
 
-def _of_rates(config: VMConfig) -> Iterator[str]:
-    ids = device_ids(config)
+def _of_rates(config: VMConfig, ids: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     for option, group, devices in (("net", "nets", config.nets), ("disk", "disks", config.disks)):
         for name, device in zip(ids.get(group, ()), devices, strict=True):
             for kind in ("bw", "ops"):

@@ -86,8 +86,9 @@ class _Cells:
         self._pages: tuple[Any, ...] = ()
         policy = shadow = ecam = 0
         if (fast := rng.fast) is not None:
-            self._pages = owners.view(fast.policy), owners.view(fast.shadow)
-            policy, shadow = map(owners.address, self._pages)
+            policies, policy = owners.placed(fast.policy)
+            shadows, shadow = owners.placed(fast.shadow)
+            self._pages = policies, shadows
             ecam = fast.ecam
         self.entry = _RANGE.pack(rng.base, rng.size, policy, shadow, address + at * _COUNT_SIZE, ecam)
 

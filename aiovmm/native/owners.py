@@ -5,7 +5,7 @@ a pointer read back from a structure: when the last owner goes, such a pointer r
 else by then. And a structure that native code walks does not keep what its fields point at. So both are made here and nowhere
 else (tests/native/test_owners.py looks), and here a pointer without an owner is refused:
 
-- `view` and `part`: a pointer into a buffer, or to a field of a structure, which keeps it;
+- `view`, `placed` and `part`: a pointer into a buffer, or to a field of a structure, which keeps it;
 - `link`: store pointers in a structure; what they point at lives as long as it does, or until the next `link`;
 - `keep`: the same for what a structure knows by its address only;
 - `address`: a bare number, for a system call that is over when the owner, a local variable, still stands.
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 from aiovmm.native import ffi
 
-__all__ = ["address", "drop", "keep", "link", "part", "pointers", "view"]
+__all__ = ["address", "drop", "keep", "link", "part", "placed", "pointers", "view"]
 
 _links: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()
 
@@ -43,6 +43,12 @@ def view(buffer: Any, ctype: str = "uint8_t[]", start: int = 0) -> Any:
         return ffi.from_buffer(ctype, buffer)
     holder = ffi.from_buffer(buffer)
     return ffi.gc(ffi.cast(ctype, ffi.cast("uint8_t *", holder) + start), functools.partial(_forget, holder))
+
+
+def placed(buffer: Any) -> tuple[Any, int]:
+    """`view` of all of it, and where that is, a number that is right for as long as the view is kept."""
+    pointer = ffi.from_buffer("uint8_t[]", buffer)
+    return pointer, int(ffi.cast("uintptr_t", pointer))
 
 
 def part(owner: Any, *fields: str | int) -> Any:

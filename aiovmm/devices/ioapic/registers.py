@@ -119,7 +119,12 @@ class IoApicRegisters:
         if len(state.entries) != PINS:
             raise ValueError(f"an I/O APIC has {PINS} entries, not {len(state.entries)}")
         self._set(state)
-        return [effect for pin in range(PINS) for effect in self._route(pin)]
+        pins = [
+            pin
+            for pin, entry in enumerate(self.entries)
+            if entry & LEVEL_TRIGGERED or self._routes[pin] is not _NO_ROUTES[pin]
+        ]
+        return [effect for pin in pins for effect in self._route(pin)]
 
     def _set(self, state: IoApicState) -> None:
         self.identity, self.select, self.levels = state.identity, state.select, state.levels
