@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from weakref import WeakKeyDictionary
 
 __all__ = ["admitted"]
@@ -57,27 +56,34 @@ class _Door:
 _doors: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[_Door, _Door]] = WeakKeyDictionary()
 
 
-@asynccontextmanager
-async def admitted(*, to_end: bool = False) -> AsyncIterator[None]:
+class _Admission:
+    """One's place inside: see admitted. No generator, since each VM has three in its life."""
+
+    def __init__(self, door: _Door, loop: asyncio.AbstractEventLoop) -> None:
+        self._door = door
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> None:
+        await self._door.enter()
+        self._timer = self._loop.call_later(PATIENCE, self._leave)
+
+    async def __aexit__(self, *_exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Once: when it is done, or has counted for long enough."""
+        self._timer = None
+        self._door.leave()
+
+
+def admitted(*, to_end: bool = False) -> AbstractAsyncContextManager[None]:
     """Wait for one's turn on this event loop; inside, be one of the `AT_ONCE` that are at work, for `PATIENCE` at most. Those who
     are there `to_end` are `ENDING`, and the others do not wait for them."""
     loop = asyncio.get_running_loop()
     doors = _doors.get(loop)
     if doors is None:
         doors = _doors[loop] = _Door(AT_ONCE), _Door(ENDING)
-    door = doors[to_end]
-    await door.enter()
-    inside = True
-
-    def leave() -> None:
-        nonlocal inside
-        if inside:
-            inside = False
-            door.leave()
-
-    timer = loop.call_later(PATIENCE, leave)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        leave()
+    return _Admission(doors[to_end], loop)

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(host().name != "x86_64" or sys.version_info[:2] != (3, 11), reason="the numbers are theirs"),
 ]
 
-START, FORK = 500, 1425
+START, END, FORK = 500, 231, 1425
 OURS = str(Path(aiovmm.__file__).parent)
 
 
@@ -54,6 +54,20 @@ async def test_a_guest_that_boots() -> None:
 
     calls = await calls_of(live)
     assert START / 2 < calls <= START, calls
+
+
+async def test_the_end_of_a_guest() -> None:
+    what = config("i")
+
+    async def live() -> None:
+        count = sys.getprofile()
+        sys.setprofile(None)  # its start is counted above
+        async with VM(what) as vm:
+            await vm.start()
+            sys.setprofile(count)
+
+    calls = await calls_of(live)
+    assert END / 2 < calls <= END, calls
 
 
 async def test_a_fork_with_five_devices(tmp_path: Path) -> None:
