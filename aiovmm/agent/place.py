@@ -4,7 +4,6 @@ it)."""
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Coroutine
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.agent.wire import AGENT_PORT
 from aiovmm.errors import HostError
+from aiovmm.runtime.stream_socket import socket_path
 
 if TYPE_CHECKING:
     from aiovmm.agent.link import Link
@@ -65,7 +65,7 @@ class UnixPlace:
     async def dial(self, protocol: Callable[[], Link]) -> Link:
         """See Place."""
         try:
-            _, link = await asyncio.get_running_loop().create_unix_connection(protocol, os.fspath(self.path))
+            _, link = await asyncio.get_running_loop().create_unix_connection(protocol, socket_path(self.path))
         except FileNotFoundError as exc:
             raise ConnectionRefusedError(exc.errno, f"nobody listens at {self.path}") from exc
         return link
@@ -100,7 +100,7 @@ class HybridPlace(UnixPlace):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             try:
-                await loop.sock_connect(sock, os.fspath(self.path))
+                await loop.sock_connect(sock, socket_path(self.path))
             except OSError as exc:
                 raise HostError("connecting to a guest's vsock", exc.errno or 0, _HINT, str(self.path)) from exc
             await _shake_hands(sock)

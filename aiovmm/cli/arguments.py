@@ -28,7 +28,7 @@ from aiovmm.errors import ConfigError
 from aiovmm.runtime.remarks import remark
 from aiovmm.runtime.stdio import was_given
 
-__all__ = ["build_config", "check_seconds", "refuse_our_own", "spread_lists", "without_absent"]
+__all__ = ["build_config", "check_outputs", "check_seconds", "refuse_our_own", "spread_lists", "without_absent"]
 
 _UNSEEN = (ConsoleMode.OFF, ConsoleMode.NULL)
 _YEAR = 366 * 86400.0
@@ -137,7 +137,7 @@ def _or(text: str | None, parser: Callable[[str], Any], default: Callable[[], An
 
 def _file(option: str, path: Path | None) -> Path | None:
     if path == Path():  # what an empty argument makes, and the working directory
-        raise ConfigError(option, "is no file")
+        raise ConfigError(option, "is no file", "an empty value is the working directory")
     return path
 
 
@@ -148,6 +148,20 @@ def _initramfs(path: Path | None) -> Path | None:
         remark(f"--initramfs: {path} is empty: the guest has none")
         return None
     return path
+
+
+def check_outputs(log_file: str | None, control_socket: Path | None) -> None:
+    """Raise ConfigError for what can be no place of theirs, before there is a guest."""
+    if log_file == "":
+        raise ConfigError("--log-file", "is no file", "its value is empty")
+    _file("--control-socket", control_socket)
+    if control_socket is not None:
+        from aiovmm.runtime.stream_socket import socket_path  # for who has one
+
+        try:
+            socket_path(control_socket)
+        except OSError as exc:
+            raise ConfigError("--control-socket", "is too long", str(exc.strerror)) from exc
 
 
 def check_seconds(option: str, seconds: float) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.signals import heed
+from aiovmm.cli.usage import NAMED, OneLineCommand, once
 from aiovmm.runtime.stdio import require_descriptors
 
 __all__ = ["command"]
@@ -19,7 +20,7 @@ _DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 
 
 @click.command("attach", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=NAMED)
 @once("--detach-keys", default="ctrl-p,ctrl-q", help="Keys that detach; the guest runs on (ctrl-p,ctrl-q).")
 @click.option("--filter", "filtered", is_flag=True, help="Show what draws alone: no queries, no clipboard.")
 def command(path: Path, detach_keys: str, filtered: bool) -> None:
@@ -33,12 +34,10 @@ def command(path: Path, detach_keys: str, filtered: bool) -> None:
         terminal = Terminal(
             on_output_lost=lambda exc: say(f"standard output cannot be written: {exc.strerror}"), filtered=filtered
         )
-        loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
         follow_job_control(terminal)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, task.cancel)
+        heed(signal.SIGTERM, signal.SIGHUP, by=lambda _: task.cancel())
         return await attach_socket(path, terminal=terminal, detach=parse_keys(detach_keys))
 
     require_descriptors(_DESCRIPTORS)

@@ -7,9 +7,11 @@ import errno
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.cli.messages import say
+from aiovmm.cli.signals import heed
 from aiovmm.console.fds import Descriptor, open_end
 from aiovmm.console.guard import OutputGuard
 from aiovmm.errors import AiovmmError, ConsoleEnded, HostError, UsageError
@@ -86,8 +88,7 @@ class _Side:
 async def _on_streams(process: Process) -> bool:
     """Whether all could be written."""
     loop = asyncio.get_running_loop()
-    for number in _FORWARDED:
-        loop.add_signal_handler(number, _forward, process, number)
+    heed(*_FORWARDED, by=partial(_forward, process))
     keys = open_end(0, os.O_RDONLY)
     ends = [open_end(1, os.O_WRONLY), open_end(2, os.O_WRONLY)]
     feeding = loop.create_task(_feed(process, keys))

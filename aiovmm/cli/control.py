@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from aiovmm.cli.messages import say
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from aiovmm.runtime.descriptors import PROCESS, Share
+from aiovmm.runtime.stream_socket import socket_path
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 from aiovmm.vm import VM
 
@@ -44,7 +45,8 @@ def listening(path: Path) -> Iterator[socket | None]:
     try:
         listener = listen_at(path, option="--control-socket", operation="listening for commands")
     except (UsageError, HostError) as exc:
-        say(f"--control-socket: {exc}; the guest runs on without it")
+        told = exc if isinstance(exc, UsageError) else f"--control-socket: {exc}"  # the former names it
+        say(f"{told}; the guest runs on without it")
         yield None
         return
     name = SocketName(path)
@@ -155,7 +157,7 @@ async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
 async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     """The answer, which `has` fields of these kinds. Raises HostError, AiovmmError if it is an error, PeerError if it is none."""
     try:
-        reader, writer = await asyncio.open_unix_connection(path)
+        reader, writer = await asyncio.open_unix_connection(socket_path(path))
     except OSError as exc:
         hint = "start the guest by `aiovmm run --control-socket PATH`"
         raise HostError("asking a guest's monitor", exc.errno or 0, hint, str(path)) from exc

@@ -11,7 +11,7 @@ import click
 
 from aiovmm.cli.exec import unless_signalled
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.usage import OneLineCommand, Seconds, once
 from aiovmm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ __all__ = ["command", "split"]
 
 @click.command("cp", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @once("-u", "--user", help="As this user of the guest (root).")
-@once("--wait", type=click.FloatRange(min=0), default=30.0, help="Seconds to wait for the guest's agent (30).")
+@once("--wait", type=Seconds(), default=30.0, help="Seconds to wait for the guest's agent (30).")
 @once("--limit", metavar="SIZE", help="Bytes to take out of a guest at most, sparse or not (64G).")
 @click.argument("source")
 @click.argument("target")

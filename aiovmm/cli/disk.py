@@ -7,14 +7,13 @@ from pathlib import Path
 
 import click
 
-from aiovmm.cli.usage import OneLineGroup, once
+from aiovmm.cli.usage import NAMED, OneLineGroup, once
 from aiovmm.errors import HostError, UsageError, printable
 
 __all__ = ["command"]
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
-_PATH = click.Path(path_type=Path)
-_base = once("--base", type=_PATH, metavar="IMAGE", help="The image, device or overlay that it is over.")
+_base = once("--base", type=NAMED, metavar="IMAGE", help="The image, device or overlay that it is over.")
 _backing = click.option(
     "--backing-files", is_flag=True, help="A base may be an overlay: the bases that it names are opened."
 )
@@ -27,7 +26,7 @@ def command() -> None:
 
 
 @command.command("create", context_settings=_CONTEXT)
-@click.argument("new", type=_PATH)
+@click.argument("new", type=NAMED)
 @_base
 @once("--size", metavar="SIZE", help="Bytes of the disk, with K, M, G or T (default: those of the base).")
 @_raw
@@ -76,7 +75,7 @@ def _create_overlay(new: Path, base: Path, size: int | None, *, raw: bool, backi
 
 
 @command.command("info", context_settings=_CONTEXT)
-@click.argument("image", type=_PATH)
+@click.argument("image", type=NAMED)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def info(image: Path, as_json: bool) -> None:
     """Say what IMAGE is: format, bytes of the disk and the file, and of an overlay its base, which is not opened."""
@@ -91,7 +90,7 @@ def info(image: Path, as_json: bool) -> None:
 
 
 @command.command("commit", context_settings=_CONTEXT)
-@click.argument("overlay", type=_PATH)
+@click.argument("overlay", type=NAMED)
 @_base
 @_raw
 def commit(overlay: Path, base: Path | None, raw: bool) -> None:
@@ -106,9 +105,9 @@ def commit(overlay: Path, base: Path | None, raw: bool) -> None:
 
 
 @command.command("rebase", context_settings=_CONTEXT)
-@click.argument("overlay", type=_PATH)
+@click.argument("overlay", type=NAMED)
 @_base
-@once("--from", "old", type=_PATH, metavar="IMAGE", help="The base that it has now.")
+@once("--from", "old", type=NAMED, metavar="IMAGE", help="The base that it has now.")
 @click.option("--same", is_flag=True, help="You know that the content is the same: only the header is changed.")
 @_raw
 @_backing
@@ -129,9 +128,9 @@ def rebase(overlay: Path, base: Path | None, old: Path | None, same: bool, raw: 
 
 
 @command.command("copy", context_settings=_CONTEXT)
-@click.argument("image", type=_PATH)
-@click.argument("new", type=_PATH)
-@once("--overlay", type=_PATH, metavar="FILE", help="Copy what a guest of IMAGE with this overlay sees.")
+@click.argument("image", type=NAMED)
+@click.argument("new", type=NAMED)
+@once("--overlay", type=NAMED, metavar="FILE", help="Copy what a guest of IMAGE with this overlay sees.")
 @_raw
 @_backing
 def copy(image: Path, new: Path, overlay: Path | None, raw: bool, backing_files: bool) -> None:

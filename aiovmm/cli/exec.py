@@ -13,7 +13,8 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.signals import heed
+from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import AiovmmError, UsageError
 from aiovmm.runtime.stdio import require_descriptors
 
@@ -33,9 +34,9 @@ _OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeou
 @once("-u", "--user", help="As this user of the guest, name or number, NAME:GROUP too (root).")
 @once("-w", "--cwd", help="Its working directory (/).")
 @click.option("-e", "--env", "env", multiple=True, metavar="NAME=VALUE", help="A variable of its environment.")
-@once("--timeout", type=click.FloatRange(min=0), help="Seconds after which it is killed: exit code 124.")
-@once("--wait", type=click.FloatRange(min=0), default=30.0, help="Seconds to wait for the guest's agent (30).")
-@click.argument("socket", type=click.Path(path_type=Path))
+@once("--timeout", type=Seconds(), help="Seconds after which it is killed: exit code 124.")
+@once("--wait", type=Seconds(), default=30.0, help="Seconds to wait for the guest's agent (30).")
+@click.argument("socket", type=NAMED)
 @click.argument("words", nargs=-1, required=True, metavar="COMMAND...")
 def command(
     socket: Path,
@@ -125,8 +126,7 @@ async def unless_signalled(work: Coroutine[Any, Any, int]) -> int:
         came.append(number)
         task.cancel()
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, leave, number)
+    heed(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, by=leave)
     try:
         return await work
     except asyncio.CancelledError:

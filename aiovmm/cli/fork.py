@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.signals import heed
+from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import ConfigError
 
 __all__ = ["command"]
@@ -21,11 +22,11 @@ _FIRST_CID = 1000
 
 
 @click.command("fork", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=NAMED)
 @once("-n", "number", type=click.IntRange(1, 10_000), default=1, help="How many guests (1).")
-@once("--sockets", type=click.Path(path_type=Path), help="Where NAME.serial, NAME.console and NAME.vsock are made.")
+@once("--sockets", type=NAMED, help="Where NAME.serial, NAME.console and NAME.vsock are made.")
 @once("--within", metavar="DIR", help="Open nothing that the snapshot names elsewhere: for one that others have made.")
-@once("--stop-timeout", type=click.FloatRange(0, 86400), default=10.0, help="Seconds a guest has to power off (10).")
+@once("--stop-timeout", type=Seconds(86400), default=10.0, help="Seconds a guest has to power off (10).")
 def command(directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float) -> None:
     """Run NUMBER guests that all go on from the snapshot in DIRECTORY, until they end or a signal comes.
 
@@ -43,12 +44,35 @@ def command(directory: Path, number: int, sockets: Path | None, within: str | No
 
 async def _run(directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float) -> int:
     """The exit code: 1 if a guest did not end as guests should."""
+    signals = _Signals()
+    try:
+        return await _forked(directory, number, sockets, within, stop_timeout, signals)
+    except asyncio.CancelledError:
+        if not signals.told.is_set():
+            raise
+        say("ended by a signal before the guests were there")
+        return 1
+
+
+class _Signals:
+    """The first stops the guests, and whoever makes them, for that may wait for somebody; a second one kills them."""
+
+    def __init__(self) -> None:
+        self.told, self.again = asyncio.Event(), asyncio.Event()
+        self.making = asyncio.current_task()
+        heed(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, by=self._came)
+
+    def _came(self, _number: int) -> None:
+        (self.again if self.told.is_set() else self.told).set()
+        if self.making is not None:
+            self.making.cancel()
+
+
+async def _forked(
+    directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float, signals: _Signals
+) -> int:
     from aiovmm.snapshot.template import Template
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, stop.set)
     async with await Template.open(directory, within=within) as template, AsyncExitStack() as stack:
         vms = []
         for index in range(number):
@@ -57,17 +81,26 @@ async def _run(directory: Path, number: int, sockets: Path | None, within: str |
             vm = await stack.enter_async_context(fork)
             await vm.resume()
             vms.append(vm)
+        signals.making = None
         say(f"{number} guests run: {vms[0].name} to {vms[-1].name}")
         ended = asyncio.gather(*(vm.wait() for vm in vms))
-        told = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
-        told.cancel()
-        if not ended.done():
-            await asyncio.gather(*(vm.stop(stop_timeout) for vm in vms))
+        if await _comes_before(ended, signals.told):
+            stopped = asyncio.gather(*(vm.stop(stop_timeout) for vm in vms))
+            if await _comes_before(stopped, signals.again):
+                await asyncio.gather(*(vm.kill("by a signal") for vm in vms))
+            await stopped
         failed = [(vm.name, status) for vm, status in zip(vms, await ended, strict=True) if not status.ok]
         for name, status in failed:
             say(f"{name} ended: {status.reason.value}: {status.detail}")
     return 1 if failed else 0
+
+
+async def _comes_before(done: asyncio.Future[Any], event: asyncio.Event) -> bool:
+    """Whether `event` does."""
+    came = asyncio.ensure_future(event.wait())
+    await asyncio.wait((done, came), return_when=asyncio.FIRST_COMPLETED)
+    came.cancel()
+    return not done.done()
 
 
 def _places(config: Any, name: str, sockets: Path | None, cid: int) -> dict[str, Any]:

@@ -11,18 +11,18 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import UsageError
 
 __all__ = ["add", "remove", "resize"]
 
 Decorator = Callable[[Any], Any]
 _SETTINGS = {"help_option_names": ["-h", "--help"]}
-_SOCKET = click.argument("socket", type=click.Path(path_type=Path))
+_SOCKET = click.argument("socket", type=NAMED)
 
 
 def _timeout(default: float, more: str = "") -> Decorator:
-    kind = click.FloatRange(0, 86400)
+    kind = Seconds(86400)
     return once("--timeout", type=kind, default=default, help=f"Seconds that the guest has for it ({default:g}){more}.")
 
 

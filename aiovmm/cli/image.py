@@ -9,7 +9,7 @@ import click
 
 from aiovmm import architecture
 from aiovmm.architecture import Architecture
-from aiovmm.cli.usage import OneLineGroup, once
+from aiovmm.cli.usage import NAMED, OneLineGroup, once
 from aiovmm.errors import HostError, UsageError
 
 __all__ = ["command"]
@@ -73,10 +73,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @command.command("initramfs", context_settings=_CONTEXT)
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=NAMED)
 @_arch
-@once("--busybox", type=click.Path(path_type=Path), help="Static busybox (default: this machine's or Debian's).")
-@once("--modules", type=click.Path(path_type=Path), help="Modules directory, as /lib/modules/RELEASE.")
+@once("--busybox", type=NAMED, help="Static busybox (default: this machine's or Debian's).")
+@once("--modules", type=NAMED, help="Modules directory, as /lib/modules/RELEASE.")
 @click.option("--module", "wanted", multiple=True, metavar="NAME", help="Add this module, and what it needs.")
 @click.option("--file", "specs", multiple=True, metavar="GUEST=HOST", help="Add a file or a directory.")
 @click.option("--agent", is_flag=True, help="Add the agent, for `aiovmm exec` and VM.run; the guest needs --vsock.")

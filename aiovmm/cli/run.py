@@ -10,7 +10,7 @@ import click
 from aiovmm.cli.arguments import spread_lists, without_absent
 from aiovmm.cli.run_options import OPTIONS, RunOption
 from aiovmm.cli.start import start
-from aiovmm.cli.usage import OneLineCommand, once, version_option
+from aiovmm.cli.usage import NAMED, OneLineCommand, once, version_option
 from aiovmm.config.options import KEYS
 from aiovmm.errors import UsageError
 
@@ -64,7 +64,7 @@ def _type(option: RunOption) -> Any:
 @_options
 @once(
     "--rootfs",
-    type=click.Path(path_type=Path),
+    type=NAMED,
     help="Run COMMAND in a guest with this root: directory, tar, OCI layout.",
 )
 @once("--scratch", metavar="SIZE", default="2G", help="With --rootfs: space for what it writes (2G), or memory.")

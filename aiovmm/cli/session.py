@@ -11,10 +11,12 @@ import signal
 import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.confinement import Confinement
 from aiovmm.cli.messages import say
+from aiovmm.cli.signals import heed
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
@@ -236,9 +238,7 @@ class Session:
         say(f"{where}: {error}; the guest runs on, what it prints is lost")
 
     def _handle_signals(self, vm: VM) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal, vm, number)
+        heed(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, by=partial(self._on_signal, vm))
         for number in (
             signal.SIGTTOU,
             signal.SIGTTIN,

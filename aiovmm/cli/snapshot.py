@@ -8,16 +8,16 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.usage import OneLineCommand, once
+from aiovmm.cli.usage import NAMED, OneLineCommand, once
 
 __all__ = ["command"]
 
 
 @click.command("snapshot", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("socket", type=click.Path(path_type=Path))
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("socket", type=NAMED)
+@click.argument("directory", type=NAMED)
 @once("--track", is_flag=True, help="So that the next one can have this one as its base.")
-@once("--base", type=click.Path(path_type=Path), help="A snapshot: only what was written since is in the new one.")
+@once("--base", type=NAMED, help="A snapshot: only what was written since is in the new one.")
 def command(socket: Path, directory: Path, track: bool, base: Path | None) -> None:
     """Write the guest of `aiovmm run --control-socket SOCKET` to DIRECTORY. It stands still for a moment, and runs on.
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from aiovmm.cli.arguments import build_config, check_seconds
+from aiovmm.cli.arguments import build_config, check_outputs, check_seconds
 from aiovmm.runtime.remarks import heard_by
 from aiovmm.runtime.stdio import require_descriptors
 
@@ -30,6 +30,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
         restore = Restore.of(args)
         config = restore.config
     check_seconds("--stop-timeout", args["stop_timeout"])
+    check_outputs(args["log_file"], args["control_socket"])
     gc.disable()  # what a start imports and makes is no garbage; the session enables it when the guest runs
     try:
         import asyncio

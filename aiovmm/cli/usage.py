@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from aiovmm.errors import UsageError
 
-__all__ = ["OneLineCommand", "OneLineGroup", "once", "version_option"]
+__all__ = ["NAMED", "OneLineCommand", "OneLineGroup", "Seconds", "once", "version_option"]
 
 
 @contextmanager
@@ -49,6 +50,33 @@ class OneLineGroup(click.Group):
         """Raises UsageError."""
         with one_line():
             return super().resolve_command(ctx, args)
+
+
+class _Named(click.Path):
+    """A path. An empty one, as a variable makes that nobody has set, is none: it would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("it is empty: say a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+NAMED = _Named(path_type=Path)
+"""The type of an argument or option that is a Path."""
+
+
+class Seconds(click.FloatRange):
+    """Seconds, not negative. NaN is in no range, though no comparison says so."""
+
+    def __init__(self, most: float | None = None) -> None:
+        super().__init__(0, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See click.ParamType."""
+        seconds = super().convert(value, param, ctx)
+        if seconds != seconds:
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
 
 
 def once(*names: str, default: Any = None, **settings: Any) -> Callable[[Any], Any]:

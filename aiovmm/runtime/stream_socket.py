@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["join_socket", "let_go"]
+__all__ = ["PATH_LIMIT", "join_socket", "let_go", "socket_path"]
+
+PATH_LIMIT = 107
+"""Bytes of a unix socket's path: sun_path of unix(7), less its terminating zero."""
+
+
+def socket_path(path: str | os.PathLike[str]) -> str:
+    """`path` to connect to. Raises OSError (ENAMETOOLONG) for one that no socket can have: uvloop would take its beginning, which
+    may be another's, and asyncio says so without an errno."""
+    name = os.fspath(path)
+    if len(os.fsencode(name)) > PATH_LIMIT:
+        raise OSError(
+            errno.ENAMETOOLONG, f"a unix socket's path has at most {PATH_LIMIT} bytes: a relative one may be shorter"
+        )
+    return name
+
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 

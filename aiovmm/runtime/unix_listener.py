@@ -21,14 +21,13 @@ from pathlib import Path
 
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime import crew
+from aiovmm.runtime.stream_socket import PATH_LIMIT
 from aiovmm.runtime.tasks import opened_in_thread
 from aiovmm.runtime.worker import Worker
 
 __all__ = ["PATH_LIMIT", "SocketName", "listen_at", "listen_in_thread"]
 
 _PATIENCE = 2.0  # seconds for storage to remove a name
-
-PATH_LIMIT = 107  # bytes: sun_path of unix(7), less its terminating zero
 
 
 def listen_at(path: Path, *, option: str, operation: str, backlog: int = 128) -> socket.socket:

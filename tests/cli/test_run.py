@@ -250,3 +250,20 @@ def test_a_reader_of_events_that_is_gone_does_not_stop_the_guest(aiovmm: Command
     process.stdin.write(b"q")
     process.stdin.flush()
     assert process.wait(DEADLINE) == 0
+
+
+@pytest.mark.parametrize("ignored", [True, False], ids=["nohup", "heeded"])
+def test_who_is_to_outlive_its_terminal_does(ignored: bool, aiovmm: Command, guest: list[str]) -> None:
+    def nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    process = aiovmm.start(*guest, "--cmdline", "heo", preexec_fn=nohup)
+    read_until(process.stdout, b"hello")
+    process.send_signal(signal.SIGHUP)
+    if ignored:
+        assert process.stdin is not None
+        process.stdin.write(b"xq")
+        process.stdin.flush()
+        read_until(process.stdout, b"x")
+    assert process.wait(DEADLINE) == int(not ignored)
+    assert (b"by SIGHUP" in process.communicate()[1]) == (not ignored)

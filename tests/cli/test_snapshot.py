@@ -94,6 +94,30 @@ def test_several_guests_go_on_in_one(saved: Path) -> None:
         assert monitor.wait(TIME) == 1, "they did not power off by themselves"
 
 
+def test_a_second_signal_kills_forks(saved: Path) -> None:
+    """Which do not heed the power button, and have time."""
+    with subprocess.Popen([*AIOVMM, "fork", "s", "-n", "2"], cwd=saved, stderr=subprocess.PIPE) as monitor:
+        assert monitor.stderr is not None
+        assert b"2 guests run" in monitor.stderr.readline()
+        monitor.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            monitor.wait(0.5)
+        monitor.send_signal(signal.SIGINT)
+        assert monitor.wait(5) == 1
+        assert monitor.stderr.read().count(b"by a signal") == 2
+
+
+def test_a_signal_while_forks_are_made(saved: Path) -> None:
+    """The rest of them is not made."""
+    command = [*AIOVMM, "fork", "s", "-n", "2000", "--sockets", "."]
+    with subprocess.Popen(command, cwd=saved, stderr=subprocess.PIPE) as monitor:
+        until(lambda: (saved / "warm-0.serial").exists())
+        monitor.send_signal(signal.SIGTERM)
+        assert monitor.stderr is not None
+        assert monitor.stderr.read() == b"aiovmm: ended by a signal before the guests were there\n"
+        assert monitor.wait(TIME) == 1
+
+
 @pytest.mark.parametrize(("does", "code"), [("heo", 0), ("het", 1)], ids=["power-off", "triple-fault"])
 def test_forks_say_how_their_guests_ended(tmp_path: Path, does: str, code: int) -> None:
     save(tmp_path, does)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -261,3 +262,81 @@ def test_a_start_that_fails_leaves_the_garbage_collector_as_it_was(tmp_path: Pat
     result = CliRunner().invoke(command, ["--kernel", str(tmp_path / "none")])
     assert result.exit_code != 0
     assert gc.isenabled()
+
+
+EMPTY = [
+    *(("attach", ""), ("exec", "", "true"), ("snapshot", "", "to"), ("snapshot", "from", ""), ("fork", "")),
+    *(("snapshot", "a", "b", "--base", ""), ("fork", "a", "--sockets", ""), ("add", "", "--disk", "path=a")),
+    *(("remove", "", "a"), ("resize", "", "--cpus", "1"), ("disk", "create", "", "--size", "1M")),
+    *(("disk", "create", "a", "--base", ""), ("disk", "info", ""), ("disk", "copy", "a", ""), ("disk", "commit", "")),
+    *(("image", "initramfs", ""), ("image", "initramfs", "a", "--modules", ""), ("run", "--rootfs", "", "--", "x")),
+    *(("run", "--kernel", "kernel", "--log-file", ""), ("run", "--kernel", "kernel", "--control-socket", "")),
+]
+
+
+@pytest.mark.parametrize("words", EMPTY, ids=" ".join)
+def test_an_empty_path_is_not_the_working_directory(words: tuple[str, ...], aiovmm: Command, tmp_path: Path) -> None:
+    """As a variable makes that nobody has set."""
+    (tmp_path / "kernel").write_bytes(b"")
+    done = aiovmm.run(*words)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert b"empty" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(
+            ("fork", "s", "--stop-timeout"),
+            ("exec", "s", "--timeout"),
+            ("exec", "s", "--wait"),
+            ("cp", "s:/a", "b", "--wait"),
+        ),
+        *(("add", "s", "--disk", "path=a", "--timeout"), ("remove", "s", "a", "--timeout")),
+        ("resize", "s", "--cpus", "2", "--timeout"),
+    ],
+    ids=" ".join,
+)
+def test_no_number_is_no_time(words: tuple[str, ...], aiovmm: Command) -> None:
+    first, *rest = words
+    done = aiovmm.run(first, rest[-1], "nan", *rest[:-1], *(["true"] if first == "exec" else []))
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert rest[-1].encode() in done.stderr
+
+
+@pytest.mark.parametrize("name", [".", "/"])
+def test_what_is_no_name_of_a_new_disk(name: str, aiovmm: Command) -> None:
+    done = aiovmm.run("disk", "create", name, "--size", "1M")
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done.stderr
+    assert b"choose another name" in done.stderr
+
+
+LONG = "long" * 40
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("attach", LONG),
+        ("exec", LONG, "true"),
+        ("snapshot", LONG, "s"),
+        ("remove", LONG, "a"),
+        ("cp", f"{LONG}:/a", "b"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_socket_whose_path_is_too_long_is_said_to_be(
+    words: tuple[str, ...], aiovmm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is not that at the beginning of its path, which is another's."""
+    with socket.socket(socket.AF_UNIX) as other:
+        monkeypatch.chdir(tmp_path)
+        other.bind(LONG[:107])
+        other.listen()
+        other.setblocking(False)
+        done = aiovmm.run(*words)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+    assert done.stderr.count(b"\n") == 1
+    assert b"File name too long" in done.stderr

@@ -101,6 +101,8 @@ def _copy_data(layer: Layer, at: int, size: int, target: int, depth: int) -> Non
 def appearing(path: Path) -> Iterator[int]:
     """A new file that gets its name when the block ends well, and is on the medium then. Raises HostError, also for the block's
     OSErrors."""
+    if not path.name:  # "/" and "."
+        raise HostError("making the file", errno.EEXIST, "choose another name", str(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
