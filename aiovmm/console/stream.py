@@ -11,6 +11,7 @@ from aiovmm.console.input import INPUT_LIMIT, InputQueue
 from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.reader import CHUNK, ConsoleReader, OutputLog
 from aiovmm.console.search import OVERLAP, Pattern
+from aiovmm.errors import UsageError
 from aiovmm.runtime.home import HomeLoop, Use
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ __all__ = ["DEFAULT_HISTORY", "Console"]
 
 DEFAULT_HISTORY = 1 << 20
 """Bytes of output that are kept."""
+
+_LONGEST = 0xFFFF  # columns or rows, of a device's register and of struct winsize
 
 
 class Console:
@@ -81,6 +84,8 @@ class Console:
 
     def copy_to(self, other: Console | None) -> None:
         """What the guest says here from now on is said at `other` too, at once: two consoles on one terminal."""
+        if not isinstance(other, Console | None):
+            raise UsageError(f"copy_to({other!r}): that is no Console")
         self._copy = other
 
     def appear(self) -> str:
@@ -237,7 +242,10 @@ class Console:
     # Terminals.
 
     def resize(self, cols: int, rows: int) -> None:
-        """The terminal's size, for a device that can tell the guest (kept for one that is connected later)."""
+        """The terminal's size, for a device that can tell the guest (kept for one that is connected later). Raises UsageError for
+        what is no size."""
+        if not all(isinstance(n, int) and 0 <= n <= _LONGEST for n in (cols, rows)):
+            raise UsageError(f"resize({cols!r}, {rows!r}): columns and rows are numbers up to {_LONGEST}")
         self._size = (cols, rows)
         if isinstance(self._device, ResizableDevice):
             self._device.resize(cols, rows)

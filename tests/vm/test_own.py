@@ -9,13 +9,14 @@ import pydoc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import aiovmm.config
 from aiovmm import (
     VM,
+    BalloonConfig,
     ConsoleConfig,
     ConsoleMode,
     CpusConfig,
@@ -35,7 +36,10 @@ from aiovmm import (
     VirtioDevice,
     VMConfig,
     VMState,
+    VsockConfig,
 )
+from aiovmm.config import ImageType
+from aiovmm.devices.virtio.balloon import BalloonDevice
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.errors import ConfigError
@@ -369,3 +373,50 @@ async def test_who_blocks_the_loop_is_named() -> None:
         assert told[0].startswith("guest: pm timer: keeps the event loop for over 0.5 s")
         assert "in slow" in told[0]
         assert vm.state is VMState.RUNNING
+
+
+UNFIT = [4096.0, "4M", None, b"x", [], float("nan"), 1 << 70]
+"""Of which none is a size, a port or a number of anything."""
+
+
+@pytest.mark.parametrize("value", UNFIT, ids=repr)
+async def test_what_a_running_guest_is_told_is_looked_at_first(value: Any, tmp_path: Path) -> None:
+    """What it would read from a register later, or what would fail when it next prints."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    disk = DiskConfig(path=image, image_type=ImageType.RAW)
+    devices: dict[str, Any] = {"disks": (disk,), "vsock": VsockConfig(), "balloon": BalloonConfig(size=0)}
+    async with VM(config("s", memory=MemoryConfig(16 << 20), console=ConsoleConfig(), **devices)) as vm:
+        await vm.start()
+        balloon, blk = vm.device("balloon", BalloonDevice), vm.device("disk0", BlkDevice)
+
+        def limit() -> None:
+            blk.rate_limit = value
+
+        calls: dict[str, Callable[[], Any]] = {
+            "balloon": lambda: balloon.resize(value, 0.1),
+            "disk": lambda: blk.resize(value),
+            "columns": lambda: vm.console.resize(value, 1),
+            "rows": lambda: vm.console.resize(1, value),
+            "read": lambda: vm.serial.readexactly(value),
+            "connect": lambda: vm.vsock.connect(value, timeout=0.1),
+            "listen": lambda: vm.vsock.listen(value),
+        }
+        if value is not None:
+            calls |= {"copy": lambda: vm.serial.copy_to(value), "limit": limit}
+            calls["time"] = lambda: balloon.resize(0, cast("float", "soon"))
+        for name, call in calls.items():
+            assert isinstance(await _refused(call), UsageError), name
+        assert (balloon.target, blk.capacity) == (0, 1 << 20)
+        vm.serial.feed(b"x")
+        await counts_on(vm)
+
+
+async def _refused(call: Callable[[], Any]) -> Exception | None:
+    try:
+        result = call()
+        if result is not None:
+            await result
+    except Exception as exc:
+        return exc
+    return None

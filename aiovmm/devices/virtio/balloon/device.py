@@ -80,9 +80,9 @@ class BalloonDevice(VirtioDevice):
         )
 
     def _check(self, size: int) -> int:
-        if not 0 <= size < self._memory_size or size % PAGE:
+        if not isinstance(size, int) or not 0 <= size < self._memory_size or size % PAGE:
             raise UsageError(
-                f"a balloon of {size} bytes: it has whole pages of {PAGE}, and less than the guest's {self._memory_size}"
+                f"a balloon of {size!r} bytes: it has whole pages of {PAGE}, and less than the guest's {self._memory_size}"
             )
         return size
 
@@ -105,8 +105,10 @@ class BalloonDevice(VirtioDevice):
         it can spare, and with `deflate_on_oom` may take it back. Raises UsageError for a size that cannot be.
         """
         from aiovmm.runtime.awake import awake_timeout  # for who asks
+        from aiovmm.runtime.timeouts import check_seconds
 
         self._home.check()
+        check_seconds(timeout, "resize(timeout=)")
         self._target = self._check(size)
         self.config_changed()
         try:
@@ -122,8 +124,10 @@ class BalloonDevice(VirtioDevice):
         """What the guest says of its memory now. Raises TimeoutError if it does not answer, StateError if it has no driver for
         the balloon, or one that keeps no statistics."""
         from aiovmm.runtime.awake import awake_timeout
+        from aiovmm.runtime.timeouts import check_seconds
 
         self._home.check()
+        check_seconds(timeout, "stats(timeout=)")
         if not self._live:
             raise StateError("the guest has no driver for the balloon that keeps statistics")
         if self._stats is None:

@@ -27,7 +27,7 @@ from aiovmm.devices.virtio.blk.protocol import (
 )
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
-from aiovmm.errors import HostError, SnapshotError, StateError
+from aiovmm.errors import HostError, SnapshotError, StateError, UsageError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
@@ -48,6 +48,7 @@ _MAX_REQUEST = 64 << 20  # bytes; overlapping descriptors let a small guest ask 
 _PUNT_BYTES = 256 << 10
 _INLINE_BYTES = 1 << 20
 _NEVER = 0xFFFF_FFFF
+_SIZE_MAX = 2**63 - 1  # of a file, off_t
 
 
 class BlkDevice(VirtioDevice):
@@ -331,6 +332,8 @@ class BlkDevice(VirtioDevice):
     async def resize(self, size: int) -> None:
         """Make the image file `size` bytes long and tell the guest. Shrinking cuts off what lies beyond, whatever the guest has
         there. Raises UsageError, HostError, StateError (from another event loop, or when it is closed)."""
+        if not isinstance(size, int) or size > _SIZE_MAX:
+            raise UsageError(f"resize({size!r}): a disk has a whole number of bytes, up to {_SIZE_MAX}")
         await self._change_size(lambda image: image.resize(size), max(size, 0) // SECTOR)
 
     async def refresh(self) -> None:

@@ -358,5 +358,5 @@ class VsockServer:
 
 
 def _check_port(port: int) -> None:
-    if not 0 <= port <= _PORT_MAX:
-        raise UsageError(f"{port} is not a vsock port (0..{_PORT_MAX:#x})")
+    if not isinstance(port, int) or not 0 <= port <= _PORT_MAX:
+        raise UsageError(f"{port!r} is not a vsock port (0..{_PORT_MAX:#x})")
