@@ -34,6 +34,9 @@ WRONG = {
     ("--kernel", "other"): b"--kernel: is given twice",
     ("--vsock", ""): b"vsock.cid",
     ("--initramfs", ""): b"--initramfs",
+    ("--log-file", ""): b"--log-file",
+    ("--control-socket", ""): b"--control-socket",
+    ("--control-socket", "long" * 40): b"--control-socket",
     ("--disk", "/tmp/x.img"): b"did you mean path=/tmp/x.img?",
     ("--disk", "path=/tmp/x.img,readonly"): b"readonly=...",
     ("--balloon", "size=64T"): b"balloon.size",
@@ -270,7 +273,6 @@ EMPTY = [
     *(("remove", "", "a"), ("resize", "", "--cpus", "1"), ("disk", "create", "", "--size", "1M")),
     *(("disk", "create", "a", "--base", ""), ("disk", "info", ""), ("disk", "copy", "a", ""), ("disk", "commit", "")),
     *(("image", "initramfs", ""), ("image", "initramfs", "a", "--modules", ""), ("run", "--rootfs", "", "--", "x")),
-    *(("run", "--kernel", "kernel", "--log-file", ""), ("run", "--kernel", "kernel", "--control-socket", "")),
 ]
 
 
