@@ -10,9 +10,8 @@ from pathlib import Path
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.signals import heed
 from aiovmm.cli.usage import NAMED, OneLineCommand, once
-from aiovmm.runtime.stdio import require_descriptors
+from aiovmm.runtime.stdio import heed, require_descriptors
 
 __all__ = ["command"]
 

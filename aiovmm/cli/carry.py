@@ -11,10 +11,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.signals import heed
 from aiovmm.console.fds import Descriptor, open_end
 from aiovmm.console.guard import OutputGuard
 from aiovmm.errors import AiovmmError, ConsoleEnded, HostError, UsageError
+from aiovmm.runtime.stdio import heed
 
 if TYPE_CHECKING:
     from aiovmm.agent.process import Process

@@ -13,10 +13,9 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.signals import heed
 from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import AiovmmError, UsageError
-from aiovmm.runtime.stdio import require_descriptors
+from aiovmm.runtime.stdio import heed, require_descriptors
 
 __all__ = ["code_of", "command", "unless_signalled", "variables"]
 

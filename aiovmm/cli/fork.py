@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from aiovmm.cli.messages import say
-from aiovmm.cli.signals import heed
 from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import ConfigError
+from aiovmm.runtime.stdio import heed
 
 __all__ = ["command"]
 

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.confinement import Confinement
 from aiovmm.cli.messages import say
-from aiovmm.cli.signals import heed
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.events import Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
+from aiovmm.runtime.stdio import heed
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:

@@ -1,11 +1,13 @@
-"""Descriptors as a program finds them at its start: standard input, output and error, there or not, and others."""
+"""What a program finds at its start: standard input, output and error, there or not, others, and signals that are ignored."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
 
-__all__ = ["fill_standard_descriptors", "require_descriptors", "was_given"]
+__all__ = ["fill_standard_descriptors", "heed", "require_descriptors", "was_given"]
 
 
 def fill_standard_descriptors() -> tuple[int, ...]:
@@ -44,6 +46,17 @@ def require_descriptors(number: int) -> None:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+def heed(*numbers: signal.Signals, by: Callable[[signal.Signals], object]) -> None:
+    """Have the running loop call `by` with each that comes. SIGHUP stays ignored for whoever was started so, by `nohup`: it is to
+    outlive its terminal."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    for number in numbers:
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, by, number)
 
 
 def _is_open(fd: int) -> bool:
