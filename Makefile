@@ -42,7 +42,7 @@ MINUTES ?= 60
 soak: setup-test ## guests of every kind and all that can happen to them, for MINUTES=60
 	.venv/bin/python -m tests.soak --minutes $(MINUTES)
 
-# Atheris for the targets in Python; clang, for those in C, comes with setup-test.
+# Atheris for the targets in Python; clang, for those in C, comes with setup-test. ARGS="--executions 10000000": that many of each
 fuzz: setup-test ## coverage-guided fuzzing of all targets on all processors, for MINUTES=60 together (ARGS=TARGET narrows it)
 	$(VENV)/bin/python -c 'import atheris' 2>/dev/null || $(VENV)/bin/pip install -q --disable-pip-version-check -e '.[fuzz]'
 	$(PY) -m tests.fuzz --minutes $(MINUTES) $(ARGS)

@@ -1,4 +1,4 @@
-"""python -m tests.fuzz [--minutes N] [--keep] [TARGET...]"""
+"""python -m tests.fuzz [--minutes N | --executions N] [--keep] [TARGET...]"""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def main() -> int:
     """The exit code: 1 if something was found, whose input is then kept, or if nothing could be run."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
     parser.add_argument("--minutes", type=float, default=10, help="of all together, on all processors")
+    parser.add_argument(
+        "--executions",
+        type=int,
+        default=0,
+        help="of each target in C, however long it takes; a tenth of those in Python",
+    )
     parser.add_argument("--keep", action="store_true", help="replace the kept corpora by what this run has")
     parser.add_argument("--place", type=Path, help="where to work; else a temporary folder")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join([*NATIVE, *PYTHON]))
@@ -28,7 +34,9 @@ def main() -> int:
         print("Atheris is not there: targets in Python are left out", file=sys.stderr)
     place = options.place or Path(tempfile.mkdtemp(prefix="aiovmm-fuzz-"))
     place.mkdir(parents=True, exist_ok=True)
-    reports = run_all(options.targets or [*NATIVE, *PYTHON], place, options.minutes * 60, keep=options.keep)
+    reports = run_all(
+        options.targets or [*NATIVE, *PYTHON], place, options.minutes * 60, options.executions, keep=options.keep
+    )
     found = [report for report in reports if report.failure]
     if found:
         print(f"inputs and logs are in {place}")

@@ -73,14 +73,22 @@ def run(name: str, command: list[str], place: Path, *bounds: str) -> Report:
     return Report(name, max(executed, default=0), int(edges[-1]) if edges else 0, time.monotonic() - began, failure)
 
 
-def run_all(names: Sequence[str], place: Path, seconds: float, *, keep: bool = False) -> list[Report]:
-    """All processors are in use for about `seconds`, shared evenly by the targets. `keep`: put what was found into corpus/."""
+def run_all(
+    names: Sequence[str], place: Path, seconds: float, executions: int = 0, *, keep: bool = False
+) -> list[Report]:
+    """All processors are in use for about `seconds`, shared evenly by the targets; or, with `executions`, until each target in C
+    has had as many and each in Python, where one takes longer, a tenth. `keep`: put what was found into corpus/."""
     cores = len(os.sched_getaffinity(0))
     calls = commands(names, place)
     each = max(1, int(seconds * cores / max(1, len(calls))))
 
+    def bound(name: str) -> str:
+        if not executions:
+            return f"-max_total_time={each}"
+        return f"-runs={executions if name in NATIVE else max(1, executions // 10)}"
+
     def one(name: str) -> Report:
-        report = run(name, calls[name], place, f"-max_total_time={each}")
+        report = run(name, calls[name], place, bound(name))
         print(report, flush=True)
         if keep and not report.failure:
             _merge(name, calls[name], place)

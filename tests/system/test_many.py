@@ -1,8 +1,8 @@
 """Sixteen Debian guests in one process use all their devices while bare-metal neighbours flood the loop; one after another is
 killed and replaced.
 
-What each does in a round is asked of it, and all do it at once: guests that worked without end would have so little of the nested
-host's processors that none got anywhere.
+What each does in a round is asked of it, and five do it at once, at the end all: guests that worked without end, or all sixteen
+in each round, would have so little of the nested host's processors that none got anywhere.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tests.vm.remains import Remains
 COUNT = 16
 ROUNDS = int(os.environ.get("AIOVMM_ROUNDS") or 30)
 AT_ONCE = 2  # that boot: what a guest waits for has a limit
+AT_WORK = 5  # in a round, when one is killed; the others are idle
 TURN = 300.0  # seconds for a command, when all have one
 
 
@@ -100,8 +101,9 @@ async def test_one_is_killed_and_replaced_and_the_others_work_on(guests: Guests,
             await begin(vm, does)
         for round_ in range(ROUNDS):
             began = time.monotonic()
-            victim = chance.randrange(COUNT)
-            turns = {number: asyncio.create_task(worker.turn()) for number, worker in workers.items()}
+            at_work = chance.sample(range(COUNT), AT_WORK)
+            victim = at_work[0]
+            turns = {number: asyncio.create_task(workers[number].turn()) for number in at_work}
             await asyncio.sleep(chance.random())  # it is in the middle of anything
             turns[victim].cancel()
             await asyncio.wait([turns.pop(victim)])
@@ -110,6 +112,7 @@ async def test_one_is_killed_and_replaced_and_the_others_work_on(guests: Guests,
             workers[victim] = await begun(victim)
             await asyncio.gather(*(counts_on(vm) for vm in neighbours))
             print(f"round {round_}: worker{victim} is replaced after {time.monotonic() - began:.1f} s")
+        await asyncio.gather(*(worker.turn() for worker in workers.values()))
         for worker in workers.values():
             await worker.kill()
     await before.check()
