@@ -308,7 +308,8 @@ static void end_all(void) {
     for (struct link *link = links; link < links + LINKS_MAX; link++)
         if (link->in)
             link_close(link);
-    for (int round = 0; round < 8 && (count = channels_poll(polled, 0)); round++) {
+    /* In each round one of the processes that are left has ended. */
+    for (int round = 0; round < CHANNELS_MAX + 8 && (count = channels_poll(polled, 0)); round++) {
         for (int i = 0; i < count; i++)
             polled[i].revents = POLLIN | POLLHUP;
         input_at = exited, input_end = exited + 2; /* waitid says so, and all else is zero */
