@@ -198,7 +198,7 @@ class Agent:
 
     async def shutdown(self, how: str = "poweroff") -> None:
         """Ask the guest to end in order: "poweroff", "reboot" or "halt". Returns when it has been asked."""
-        if how not in _POWER:
+        if not isinstance(how, str) or how not in _POWER:
             raise UsageError(f"shutdown({how!r}): one of {', '.join(_POWER)}")
         await self._ask("shutting down", Kind.POWER, struct.pack("<I", _POWER[how]))
 

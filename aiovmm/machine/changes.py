@@ -102,6 +102,8 @@ class Changes:
         UsageError.
         """
         self._home.check()
+        if not isinstance(id_, str):
+            raise UsageError(f"remove({id_!r}): an id is text, like 'disk0'")
         await self._devices().remove(id_, timeout, force=force)
         if self._release.places is not None and self._config.console.mode is ConsoleMode.OFF:
             await self._release.places.leave("console")

@@ -43,6 +43,8 @@ class Inventory:
         An id is the one that the configuration gives, or disk0, disk1, net0, pmem0, fs0, rng, console, vsock, balloon, iommu, and
         custom0, custom1 for `devices=[...]`; where one of these was given to another device, the next that is free.
         """
+        if not isinstance(id_, str):
+            raise UsageError(f"device({id_!r}): an id is text, like 'disk0'")
         known = {plugged.id: plugged.device for plugged in self._plugged()}
         if id_ not in known:
             there = f"there are: {', '.join(sorted(known))}" if known else "there are none"

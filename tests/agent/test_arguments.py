@@ -8,7 +8,7 @@ import signal
 from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -84,6 +84,7 @@ REFUSED: dict[str, Call] = {
     "no entropy": lambda vm: vm.agent.add_entropy(b""),
     "more entropy than is taken": lambda vm: vm.agent.add_entropy(bytes(1 << 20)),
     "an end that there is not": lambda vm: vm.agent.shutdown("off"),
+    "an end that is no text": lambda vm: vm.agent.shutdown(cast("str", [])),
 }
 
 

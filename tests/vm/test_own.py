@@ -402,6 +402,8 @@ async def test_what_a_running_guest_is_told_is_looked_at_first(value: Any, tmp_p
             "connect": lambda: vm.vsock.connect(value, timeout=0.1),
             "listen": lambda: vm.vsock.listen(value),
         }
+        if not isinstance(value, str):
+            calls |= {"device": lambda: vm.device(value), "remove": lambda: vm.remove(value)}
         if value is not None:
             calls |= {"copy": lambda: vm.serial.copy_to(value), "limit": limit}
             calls["time"] = lambda: balloon.resize(0, cast("float", "soon"))
