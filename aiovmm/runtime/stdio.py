@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from signal import Signals
 
 __all__ = ["fill_standard_descriptors", "heed", "require_descriptors", "was_given"]
 
@@ -48,10 +51,11 @@ def require_descriptors(number: int) -> None:
             os.close(fd)
 
 
-def heed(*numbers: signal.Signals, by: Callable[[signal.Signals], object]) -> None:
+def heed(*numbers: Signals, by: Callable[[Signals], object]) -> None:
     """Have the running loop call `by` with each that comes. SIGHUP stays ignored for whoever was started so, by `nohup`: it is to
     outlive its terminal."""
-    import asyncio
+    import asyncio  # for who has a loop, and with it both
+    import signal
 
     loop = asyncio.get_running_loop()
     for number in numbers:
