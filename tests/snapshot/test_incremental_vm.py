@@ -131,7 +131,7 @@ async def test_what_it_cannot_be(tmp_path: Path) -> None:
         await vm.start()
         with pytest.raises(SnapshotError, match="needs private memory"):
             await vm.snapshot(tmp_path / "1", track=True)
-        assert not list((tmp_path / "1").iterdir())
+        assert not (tmp_path / "1").exists()
         await counts_on(vm)
 
 
