@@ -104,14 +104,14 @@ class ConsoleReader:
 
     async def read(self, n: int = CHUNK) -> bytes:
         """1..`n` bytes, as soon as there are any; b"" at the end."""
-        if not isinstance(n, int) or n < 0:
+        if type(n) is not int or n < 0:
             raise UsageError("read(n) needs a size: a console's output has no bound to read up to")
         await self._until(lambda: n == 0 or self._available() > 0)
         return self._take(min(n, self._available()))
 
     async def readexactly(self, n: int) -> bytes:
         """`n` bytes, no more than the history holds (else UsageError); asyncio.IncompleteReadError at the end."""
-        if not isinstance(n, int) or not 0 <= n <= self._log.ring.capacity:
+        if type(n) is not int or not 0 <= n <= self._log.ring.capacity:
             raise UsageError(f"readexactly({n!r}): the history holds {self._log.ring.capacity} bytes")
         if not await self._until(lambda: self._available() >= n):
             raise IncompleteReadError(self._take(self._available()), n)

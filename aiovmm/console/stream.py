@@ -244,8 +244,10 @@ class Console:
     def resize(self, cols: int, rows: int) -> None:
         """The terminal's size, for a device that can tell the guest (kept for one that is connected later). Raises UsageError for
         what is no size."""
-        if not all(isinstance(n, int) and 0 <= n <= _LONGEST for n in (cols, rows)):
-            raise UsageError(f"resize({cols!r}, {rows!r}): columns and rows are numbers up to {_LONGEST}")
+        from aiovmm.runtime.arguments import whole  # for who asks
+
+        whole(cols, "cols", 0, _LONGEST)
+        whole(rows, "rows", 0, _LONGEST)
         self._size = (cols, rows)
         if isinstance(self._device, ResizableDevice):
             self._device.resize(cols, rows)

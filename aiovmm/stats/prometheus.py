@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from aiovmm.errors import StateError
+from aiovmm.errors import AiovmmError, StateError
 from aiovmm.stats.values import LoopStats, VMStats
 from aiovmm.vm import VM
 
@@ -100,7 +100,7 @@ class VMCollector(Collector):
 async def _pages(vm: VM) -> tuple[int, int] | None:
     try:
         return await vm.memory.both()
-    except StateError:  # it has none now
+    except AiovmmError:  # it has none now, or is gone with its worker
         return None
 
 

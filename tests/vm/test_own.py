@@ -375,7 +375,7 @@ async def test_who_blocks_the_loop_is_named() -> None:
         assert vm.state is VMState.RUNNING
 
 
-UNFIT = [4096.0, "4M", None, b"x", [], float("nan"), 1 << 70]
+UNFIT = [4096.0, "4M", None, True, b"x", [], float("nan"), 1 << 70]
 """Of which none is a size, a port or a number of anything."""
 
 

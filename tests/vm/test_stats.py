@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest, start_http_ser
 
 from aiovmm import VM, ConsoleStats, DiskConfig, EventKind, RebootPolicy, VMState, VMStats
 from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, Latency
-from aiovmm.errors import StateError, UsageError
+from aiovmm.errors import PeerError, StateError, UsageError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
 from aiovmm.stats.prometheus import VMCollector
@@ -219,6 +219,19 @@ async def test_resident_memory_is_scraped_where_it_is_asked_for() -> None:
         assert samples["aiovmm_memory_own_bytes"] == [({"vm": "guest"}, await vm.memory.own())]
         assert (await scraped(VMCollector(lambda: [vm])))["aiovmm_memory_resident_bytes"] == []
         assert await vm.memory.both() == (await vm.memory.resident(), await vm.memory.own())
+
+
+async def test_one_whose_worker_goes_while_its_pages_are_counted_has_the_rest_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def gone(_ram: object) -> tuple[int, int]:
+        raise PeerError("the worker is gone")
+
+    async with VM(config("x")) as vm:
+        monkeypatch.setattr(type(vm.memory), "both", gone)
+        samples = await scraped(VMCollector(lambda: [vm], memory=True))
+        assert samples["aiovmm_memory_resident_bytes"] == []
+        assert await labels(VMCollector(lambda: [vm], memory=True)) == ["guest"]
 
 
 async def test_one_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

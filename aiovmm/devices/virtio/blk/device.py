@@ -27,7 +27,7 @@ from aiovmm.devices.virtio.blk.protocol import (
 )
 from aiovmm.devices.virtio.blk.service import BlkService
 from aiovmm.devices.virtio.formats import HEADERS
-from aiovmm.errors import HostError, SnapshotError, StateError, UsageError
+from aiovmm.errors import HostError, SnapshotError, StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import in_thread
@@ -332,9 +332,10 @@ class BlkDevice(VirtioDevice):
     async def resize(self, size: int) -> None:
         """Make the image file `size` bytes long and tell the guest. Shrinking cuts off what lies beyond, whatever the guest has
         there. Raises UsageError, HostError, StateError (from another event loop, or when it is closed)."""
-        if not isinstance(size, int) or size > _SIZE_MAX:
-            raise UsageError(f"resize({size!r}): a disk has a whole number of bytes, up to {_SIZE_MAX}")
-        await self._change_size(lambda image: image.resize(size), max(size, 0) // SECTOR)
+        from aiovmm.runtime.arguments import whole  # for who asks
+
+        whole(size, "size", 0, _SIZE_MAX)
+        await self._change_size(lambda image: image.resize(size), size // SECTOR)
 
     async def refresh(self) -> None:
         """Look at the image's size and tell the guest if it has changed: it was resized by other means. Raises HostError."""

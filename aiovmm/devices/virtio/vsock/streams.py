@@ -358,5 +358,6 @@ class VsockServer:
 
 
 def _check_port(port: int) -> None:
-    if not isinstance(port, int) or not 0 <= port <= _PORT_MAX:
-        raise UsageError(f"{port!r} is not a vsock port (0..{_PORT_MAX:#x})")
+    from aiovmm.runtime.arguments import whole  # for who asks
+
+    whole(port, "vsock port", 0, _PORT_MAX)
