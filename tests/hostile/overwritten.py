@@ -31,6 +31,7 @@ from tests.hostile.targets import SECTOR, Target
 __all__ = ["FREED", "GIVEN", "KINDS", "environment"]
 
 FREED, GIVEN = 0xE3, 0x1C
+_ALL = 1 << 30  # bytes: no piece is larger
 _RUN = 8  # bytes: random ones (the entropy device's) are not so by chance
 _IN, _OUT = 0, 1
 _ASKED = ("requests", "chains") if os.environ.get("AIOVMM_THOROUGH") else ("requests",)
@@ -38,9 +39,11 @@ _ASKED = ("requests", "chains") if os.environ.get("AIOVMM_THOROUGH") else ("requ
 
 def environment() -> dict[str, str]:
     """For such a process: M_PERTURB, none of its memory by mmap, which would be zeros (mallopt(3)), and none by the thread's
-    cache, which is not filled."""
+    cache, which is not filled. The sanitizer's malloc, where tests run on that, has its own words for it."""
+    fills = f"max_malloc_fill_size={_ALL}:malloc_fill_byte={GIVEN}:max_free_fill_size={_ALL}:free_fill_byte={FREED}"
     return {
         **os.environ,
+        "ASAN_OPTIONS": ":".join(filter(None, [os.environ.get("ASAN_OPTIONS"), fills])),
         "MALLOC_PERTURB_": str(FREED),
         "MALLOC_MMAP_THRESHOLD_": str(1 << 25),
         "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",

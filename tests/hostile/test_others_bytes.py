@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.native import lib
 from tests.hostile.overwritten import KINDS, environment
 from tests.limits import HANGS
 
-pytestmark = pytest.mark.skipif(
-    bool(lib.AVMM_SANITIZED), reason="there malloc is another, which does not fill all of it"
-)
 ROOT = Path(__file__).resolve().parents[2]
 
 
