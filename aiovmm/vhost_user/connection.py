@@ -75,6 +75,11 @@ class Connection:
             raise
         return connection
 
+    def check(self) -> None:
+        """Raises what has ended it, if anything has."""
+        if self._error is not None:
+            raise self._error
+
     async def carry_out(self, sequence: Sequence[T]) -> T:
         """Send its requests and hand it the answers, all within `timeout` from now, the wait for a sequence before it included.
         Raises what the sequence raises, PeerError, or ChannelClosed."""
@@ -111,8 +116,7 @@ class Connection:
         acked = not expected and bool(self.offer.protocol & ProtocolFeature.REPLY_ACK)
         if acked:
             request = Message(request.request, request.payload, request.fds, Flag.NEED_REPLY)
-        if self._error is not None:
-            raise self._error
+        self.check()
         answered = expected or acked
         self._asked = request if answered else None
         future = self._answer = asyncio.get_running_loop().create_future()

@@ -115,6 +115,7 @@ class Frontend:
                 raise PeerError(f"the back end came back with other features (without {missing:#x})")
             self._untold = dict(self._written)
             await self._tell(connection)
+            connection.check()  # see _connect
         except BaseException:
             await connection.close()
             raise
@@ -169,12 +170,13 @@ class Frontend:
             on_config_change=self._config_changed,
             timeout=self.timing.answer,
         )
-        if self.mtu is not None and connection.offer.protocol & ProtocolFeature.MTU:
-            try:
+        try:
+            if self.mtu is not None and connection.offer.protocol & ProtocolFeature.MTU:
                 await connection.carry_out(set_mtu(self.mtu))
-            except BaseException:
-                await connection.close()
-                raise
+            connection.check()  # one that goes with its last answer: nobody hears of that as long as nobody has the connection
+        except BaseException:
+            await connection.close()
+            raise
         return connection
 
     def _lost(self, connection: Connection, error: PeerError) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.devices.virtio.vhost_user import VhostUserBlk
+from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserNet
 from aiovmm.errors import PeerError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
@@ -531,3 +531,48 @@ async def test_one_that_dies_is_told_at_once(path: Path) -> None:
         assert "its back end is gone" in str(told[0])
         await until(lambda: guest.backend.connected)
         await guest.driver.reset()
+
+
+class GoesWithItsLastAnswer:
+    """The last one while it is being found out about, as often as `times` says."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    async def __call__(self, channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if message.request is F.GET_PROTOCOL_FEATURES:
+            await channel.send(Message(message.request, Word(P.MQ | P.CONFIG), flags=Flag.REPLY))
+            return True
+        if message.request is not F.GET_QUEUE_NUM:
+            return False
+        await channel.send(Message(message.request, Word(2), flags=Flag.REPLY))
+        if self.times:
+            self.times -= 1
+            sock.shutdown(socket.SHUT_RDWR)
+        return True
+
+
+async def test_one_that_goes_with_its_last_answer_is_looked_for_again(path: Path) -> None:
+    """Its end is known before anybody has the connection, so nobody would be told of it."""
+    goes = GoesWithItsLastAnswer()
+    timing = Timing(connect=1, answer=1, patience=HANGS)
+    async with FakeBackEnd(path, goes) as fake, Guest(VhostUserBlk(path, timing=timing)) as guest:
+        await guest.driver.start()
+        goes.times = 3
+        await guest.device.frontend.drop()  # type: ignore[attr-defined]
+        guest.backend._lost(ChannelClosed("it went"))
+        await until(lambda: fake.connections == 5)
+        await until(lambda: guest.backend.connected)
+        assert guest.errors == []
+
+
+async def test_one_that_goes_with_its_first_last_answer(path: Path) -> None:
+    """A device without anything more to ask would be there, its back end not, and its guest wait for ever."""
+    goes = GoesWithItsLastAnswer()
+    goes.times = 1
+    timing = Timing(connect=HANGS, answer=1, patience=HANGS)
+    async with FakeBackEnd(path, goes) as fake, Guest(VhostUserNet(path, timing=timing)) as guest:
+        assert fake.connections == 2
+        await guest.driver.start()
+        await until(lambda: guest.backend.connected)
+        assert guest.errors == []

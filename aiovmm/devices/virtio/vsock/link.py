@@ -28,9 +28,10 @@ _AGAIN = (-errno.EAGAIN, -errno.EWOULDBLOCK)
 
 
 class Link:
-    """`opened(connection)` is called when the guest accepts, before any payload; `failed(error)` if it refuses; `aborted`
-    if the established connection ends otherwise than by both sides' will. `changed(link)` asks for a look at it: it has
-    something to send, or is closed. `offer`, if given, is called instead when all that is new is something to send."""
+    """`opened(connection)` is called when the guest accepts, before any payload; `failed(error)` if it refuses, or the host's end
+    goes before that; `aborted` if the established connection ends otherwise than by both sides' will. `changed(link)` asks for a
+    look at it: it has something to send, or is closed. `offer`, if given, is called instead when all that is new is something to
+    send."""
 
     def __init__(
         self,
@@ -224,6 +225,8 @@ class Link:
             return
         self.closed = True
         self.readable = False
+        if self.connection.state is State.REQUESTED:
+            self.failed(ConnectionResetError(errno.ECONNRESET, "the host's end went before the guest had answered"))
         self.connection.end(SHUTDOWN_BOTH)
         self.changed(self)
         self.sock.close()
