@@ -110,6 +110,8 @@ class InputQueue:
             try:
                 await waiter
             except asyncio.CancelledError:
+                if waiter in self._waiters:  # else as many as are given up while a guest reads nothing would stay
+                    self._waiters.remove(waiter)
                 self._wake()  # the turn may have been ours already
                 raise
         if self._ended:

@@ -7,6 +7,7 @@ import re
 from asyncio import IncompleteReadError
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import perf_counter
 
 from aiovmm.console.ring import HistoryRing
 from aiovmm.console.search import OVERLAP, Found, Look, Pattern, PatternSearch, SeparatorSearch
@@ -18,6 +19,10 @@ __all__ = ["ConsoleReader", "OutputLog"]
 
 CHUNK = 64 << 10
 """Default size of a read, in bytes."""
+
+_IN_A_ROW = 0.0005
+"""Seconds in which a reader finds what it wants without waiting: then others have their turn. What is taken apart line by line a
+guest prints a hundred times as fast."""
 
 
 class OutputLog:
@@ -74,6 +79,7 @@ class ConsoleReader:
         self._stop: int | None = None
         self._waiting = False
         self._lost = 0
+        self._went_on = self._left = 0.0  # when others last had their turn, and when somebody last found something here
 
     @property
     def lost(self) -> int:
@@ -149,6 +155,7 @@ class ConsoleReader:
 
         search = PatternSearch(pattern, overlap)
         check_seconds(timeout, "expect(timeout=)")
+        await self._give_way()  # before: what is there is found in no time
         try:
             async with awake_timeout(timeout):
                 found = await self._search_pattern(search)
@@ -204,12 +211,21 @@ class ConsoleReader:
 
     async def _until(self, ready: Callable[[], bool]) -> bool:
         """Wait until `ready()`; False if the end came first. `ready` is asked once for each change."""
+        await self._give_way()
         with self._alone():
             while not ready():
                 if self._final():
                     return False
                 await self._log.changed()
             return True
+
+    async def _give_way(self) -> None:
+        now = perf_counter()
+        if now - self._left > _IN_A_ROW:  # it comes from somewhere else
+            self._went_on = now
+        elif now - self._went_on > _IN_A_ROW:
+            await asyncio.sleep(0)
+            self._went_on = perf_counter()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -221,6 +237,7 @@ class ConsoleReader:
             yield
         finally:
             self._waiting = False
+            self._left = perf_counter()
 
     def _take(self, n: int) -> bytes:
         data = self._log.ring.read(self._catch_up(), n)

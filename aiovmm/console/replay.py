@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["QueryFilter", "asks_terminal"]
+__all__ = ["LONGEST_QUERY", "QueryFilter", "asks_terminal"]
 
 _QUERIES = re.compile(
     rb"\x1b\[(?:\?[\d;]*)?[56]n"  # DSR: status, cursor position (ECMA-48 8.3.35)
@@ -28,7 +28,8 @@ _QUERIES = re.compile(
 )
 
 _UNFINISHED = re.compile(rb"\x1b(?:\[[>=?\d;]{0,58}[$*&'\x22#+]?|[\]P_][^\x07\x1b]{0,60}\x1b?)?\Z")
-_LONGEST = 64  # bytes of one: what is longer is not one of the queries above
+LONGEST_QUERY = 64
+"""Bytes of one: what is longer is not one of the queries above."""
 
 
 def asks_terminal(output: bytes) -> bool:
@@ -45,7 +46,7 @@ class QueryFilter:
     def feed(self, output: bytes) -> bytes:
         """What is to be shown of `output`, and of what was held back before it as a query's possible beginning."""
         output = _QUERIES.sub(b"", self._held + output)
-        unfinished = _UNFINISHED.search(output, max(0, len(output) - _LONGEST))
+        unfinished = _UNFINISHED.search(output, max(0, len(output) - LONGEST_QUERY))
         self._held = unfinished.group() if unfinished else b""
         return output[: len(output) - len(self._held)]
 

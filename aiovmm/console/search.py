@@ -180,9 +180,14 @@ class SeparatorSearch:
     def run(self, ring: HistoryRing, cursor: int, end: int) -> int | None:
         """The offset just behind the first separator in `cursor..end`."""
         base = max(cursor, self._seen - len(self._separator) + 1)
-        index = ring.read(base, end - base).find(self._separator)
+        while end - base >= len(self._separator):
+            window = min(end - base, STEP + len(self._separator))  # not all that there is, for each line of it
+            index = ring.read(base, window).find(self._separator)
+            if index >= 0:
+                return base + index + len(self._separator)
+            base += STEP + 1
         self._seen = end
-        return None if index < 0 else base + index + len(self._separator)
+        return None
 
 
 def _compile(pattern: Any) -> re.Pattern[bytes]:

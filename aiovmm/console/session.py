@@ -11,7 +11,8 @@ from aiovmm.console.fds import Descriptor
 from aiovmm.console.guard import OutputGuard
 from aiovmm.console.keys import DetachKeys
 from aiovmm.console.modes import hung_up
-from aiovmm.console.replay import asks_terminal
+from aiovmm.console.pieces import in_pieces
+from aiovmm.console.replay import LONGEST_QUERY, asks_terminal
 from aiovmm.console.screen import ScreenModes
 from aiovmm.console.terminal import AttachEnd, FarSide, Terminal
 from aiovmm.errors import ConsoleEnded
@@ -41,6 +42,7 @@ class Session:
         self._modes = ScreenModes()
         self._guard = OutputGuard() if terminal.filtered and self._is_shown else None
         self._asked = float("-inf")
+        self._shown = b""  # last: a query may have begun there
         self._typed = bytearray()
         self._more = asyncio.Event()
         self._sent = asyncio.Event()
@@ -49,16 +51,22 @@ class Session:
         """Output to the screen, until the far side ends or the terminal is gone."""
         try:
             while data := await self._far.read():
-                if self._guard is not None:
-                    data = self._guard.feed(data)
-                self._modes.feed(data)
-                if self._is_shown and asks_terminal(data):
-                    self._asked = time.monotonic()
-                    self._terminal.drop_input()
-                await self._screen.write(data)
+                async for piece in in_pieces(data):
+                    await self._screen.write(self._looked_at(piece))
         except OSError as exc:
             return _terminal_closed(exc)
         return AttachEnd.GUEST_ENDED
+
+    def _looked_at(self, data: bytes) -> bytes:
+        """What is to be shown of it."""
+        if self._guard is not None:
+            data = self._guard.feed(data)
+        self._modes.feed(data)
+        if self._is_shown and asks_terminal(self._shown + data):
+            self._asked = time.monotonic()
+            self._terminal.drop_input()
+        self._shown = data[-LONGEST_QUERY:]
+        return data
 
     async def read_keys(self) -> AttachEnd:
         """Keys from the terminal, until those that detach, or its end."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from aiovmm.console.pieces import PIECE
 from aiovmm.console.reader import CHUNK, ConsoleReader
 from aiovmm.console.replay import QueryFilter
 
@@ -26,10 +29,11 @@ class ConsoleView:
         """The next piece to show; b"" at the end."""
         while True:
             old = self._live_from - self._reader.position
-            data = await self._reader.read(min(old, CHUNK) if old > 0 else CHUNK)
+            data = await self._reader.read(min(old, PIECE) if old > 0 else CHUNK)
             shown = self._note() + (self._filter.feed(data) if old > 0 and data else self._filter.flush() + data)
             if shown or not data:
                 return shown
+            await asyncio.sleep(0)  # a history of nothing that is shown may be long
 
     @property
     def position(self) -> int:

@@ -165,3 +165,18 @@ async def test_a_device_may_call_back_from_within_receive() -> None:
     queue.connect(device)
     queue.put(b"hello world")
     assert (bytes(device.received), len(queue)) == (b"hello", 6)
+
+
+async def test_of_those_who_gave_up_waiting_nothing_is_kept() -> None:
+    """A guest that takes nothing would have all stay who ever typed to it."""
+    queue, device = connected()
+    queue.put(bytes(HIGH_WATER))
+    waits = asyncio.create_task(queue.drain())
+    for _ in range(100):
+        task = asyncio.create_task(queue.send(b"x"))
+        await settle()
+        task.cancel()
+        await asyncio.wait([task])
+    assert len(queue._waiters) == 1
+    device.make_room(HIGH_WATER)
+    await asyncio.wait_for(waits, HANGS)

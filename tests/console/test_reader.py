@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm.console import Console, ConsoleReader
+from aiovmm.console.ring import HistoryRing
 from aiovmm.errors import ConsoleEnded, ExpectTimeout, StateError, UsageError
 from tests.limits import HANGS
 
@@ -190,6 +191,61 @@ async def test_a_hostile_line_and_a_slow_pattern_leave_the_loop_to_others() -> N
             console.feed(b"login: ")
     assert turns > 4
     assert (await task).group().endswith(b"alogin: ")
+
+
+async def lines_of(console: Console) -> int:
+    return sum([1 async for _ in console.lines()])
+
+
+async def lines_expected(console: Console) -> int:
+    lines = 0
+    while not console.at_eof():
+        await console.expect(b"\n")
+        lines += 1
+    return lines
+
+
+@pytest.mark.parametrize("count", [lines_of, lines_expected])
+async def test_one_who_takes_a_flood_of_short_lines_apart_leaves_the_loop_to_others(
+    count: Callable[[Console], Awaitable[int]],
+) -> None:
+    """Each is there at once: the guest has printed them in less time than it takes to look at the first ones."""
+    console = console_with(b"\n" * 20_000, ended=True)
+    task = asyncio.ensure_future(count(console))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert await task == 20_000
+    assert turns > 20
+
+
+async def test_a_line_costs_its_length_and_not_all_that_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest prints a MiB of short lines: to copy what is left of it for each takes minutes."""
+    console, copied, read = console_with(b"short\n" * 100_000), 0, HistoryRing.read
+
+    def counted(ring: HistoryRing, offset: int, size: int | None = None) -> bytes:
+        nonlocal copied
+        data = read(ring, offset, size)
+        copied += len(data)
+        return data
+
+    monkeypatch.setattr(HistoryRing, "read", counted)
+    for _ in range(100):
+        assert await console.readline() == b"short\n"
+    assert copied < 100 * 10_000
+
+
+@pytest.mark.parametrize("before", [0, 8190, 8191, 8192, 8193, 16_384, 100_000])
+async def test_a_separator_is_found_wherever_it_lies(before: int) -> None:
+    console = console_with(b"x" * before + b"-=-rest-=-")
+    assert len(await console.readuntil(b"-=-")) == before + 3
+    reader = console.reader()
+    reader.close()
+    console.feed(b"-=-")
+    assert await reader.readuntil(b"rest") == b"x" * before + b"-=-rest"
+    with pytest.raises(IncompleteReadError):
+        await reader.readuntil(b"-=--=-")
 
 
 async def test_expect_goes_on_over_what_was_lost() -> None:

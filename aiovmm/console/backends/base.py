@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from aiovmm.errors import StateError
 from aiovmm.runtime.keeper import Keeper
 from aiovmm.runtime.tasks import bury
 
-__all__ = ["LINGER", "LINGER_LONGEST", "ConsoleBackend", "linger"]
+__all__ = ["LINGER", "LINGER_LONGEST", "ConsoleBackend", "linger", "type_in"]
 
 LINGER = 1.0
 """Seconds that the other side has, at the end, to take more of the output that is left."""
@@ -37,6 +38,26 @@ async def linger(tasks: Iterable[asyncio.Future[Any]], progress: Callable[[], ob
             pending = {task for task in pending if not task.done()}
             if pending and progress() == before:
                 return
+
+
+_LOOKS = round(LINGER_LONGEST / LINGER)
+
+
+async def type_in(console: Console, data: bytes, gone: Callable[[], bool]) -> None:
+    """Give the guest `data`, a few KiB, when it has room. Raises ConnectionResetError if whoever has typed it is `gone`, and the guest
+    takes nothing for `LINGER_LONGEST` seconds: one that hangs would have all keep their place who ever typed to it."""
+    looks, taken = _LOOKS, console.bytes_in
+    while looks:
+        try:
+            async with asyncio.timeout(LINGER):
+                await console.drain()
+        except TimeoutError:
+            stands = gone() and console.bytes_in == taken
+            looks, taken = looks - 1 if stands else _LOOKS, console.bytes_in
+        else:
+            console.write(data)
+            return
+    raise ConnectionResetError(errno.ECONNRESET, "the guest takes no input, and who typed it has gone")
 
 
 class ConsoleBackend(ABC):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from aiovmm.console.backends.base import ConsoleBackend
 from aiovmm.console.fds import OwnedFd
 from aiovmm.console.guard import OutputGuard
+from aiovmm.console.pieces import in_pieces
 from aiovmm.console.stream import Console
 from aiovmm.console.terminal import AttachEnd
 from aiovmm.errors import HostError, host_error
@@ -82,8 +83,12 @@ class FileBackend(ConsoleBackend):
         return AttachEnd.GUEST_ENDED
 
     async def _write(self, data: bytes) -> None:
+        if self._stream is not None and self._guard is not None:
+            async for piece in in_pieces(data):
+                await self._stream.write(self._guard.feed(piece))
+            return
         if self._stream is not None:
-            await self._stream.write(data if self._guard is None else self._guard.feed(data))
+            await self._stream.write(data)
             return
         assert self._file is not None
         view = memoryview(data)

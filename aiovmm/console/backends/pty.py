@@ -16,7 +16,7 @@ import tty
 from pathlib import Path
 from typing import Any
 
-from aiovmm.console.backends.base import ConsoleBackend, linger
+from aiovmm.console.backends.base import ConsoleBackend, linger, type_in
 from aiovmm.console.backends.duplex import CHUNK, GONE
 from aiovmm.console.fds import OwnedFd
 from aiovmm.console.race import first
@@ -79,11 +79,8 @@ class PtyBackend(ConsoleBackend):
 
     async def _opened(self, end: asyncio.Future[Any]) -> bool:
         """Wait until somebody has it open: True; False if it is over (which `end` tells) and nobody is to be served."""
-        assert self._master is not None
-        poller = select.poll()
-        poller.register(self._master.fileno(), select.POLLIN)
         while True:
-            events = dict(poller.poll(0)).get(self._master.fileno(), 0)
+            events = self._events()
             if not events & select.POLLHUP:
                 return not self._over() or self._view is None
             if events & select.POLLIN:  # somebody opened it, wrote and closed it again meanwhile
@@ -92,6 +89,15 @@ class PtyBackend(ConsoleBackend):
                 return False
             else:
                 await asyncio.wait([end], timeout=_POLL)
+
+    def _events(self) -> int:
+        assert self._master is not None
+        poller = select.poll()
+        poller.register(self._master.fileno(), select.POLLIN)
+        return dict(poller.poll(0)).get(self._master.fileno(), 0)
+
+    def _is_closed(self) -> bool:
+        return bool(self._events() & select.POLLHUP)
 
     async def _until_over(self) -> None:
         await first(self._console.wait_closed(), self._finished.wait())
@@ -127,9 +133,11 @@ class PtyBackend(ConsoleBackend):
         assert self._master is not None
         while data := await self._master.read(CHUNK):
             try:
-                await self._console.send(data)
+                await type_in(self._console, data, self._is_closed)
             except ConsoleEnded:
                 continue
+            except ConnectionResetError:
+                break
         return AttachEnd.TERMINAL_CLOSED
 
     async def _taken(self) -> None:

@@ -7,10 +7,11 @@ import os
 import select
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from aiovmm.console.backends.base import ConsoleBackend, linger
+from aiovmm.console.backends.base import ConsoleBackend, linger, type_in
 from aiovmm.console.backends.duplex import CHUNK
 from aiovmm.console.race import first
 from aiovmm.console.stream import Console
@@ -128,17 +129,12 @@ class SocketBackend(ConsoleBackend):
     async def _take(self, reader: asyncio.StreamReader, sock: _Socket) -> None:
         try:
             while data := await reader.read(CHUNK):
-                await self._console.send(data)
+                await type_in(self._console, data, partial(_is_gone, sock))
                 async with self._turn:
                     await next_turn()
         except ConsoleEnded:
             pass  # the client is shown what is left
-        fd = sock.fileno()
-        if fd < 0:  # all is shown, and it is closed
-            return
-        poller = select.poll()
-        poller.register(fd, 0)
-        while not poller.poll(0):  # noqa: ASYNC110 (POLLHUP, that it has closed both sides, makes no event of its own)
+        while not _is_gone(sock):  # noqa: ASYNC110 (that it has closed both sides makes no event of its own)
             await asyncio.sleep(_HALF_CLOSED_POLL)
 
 
@@ -149,6 +145,16 @@ async def _show(view: ConsoleView, writer: asyncio.StreamWriter) -> None:
     writer.write_eof()  # which the client sees also if a child that was forked meanwhile has the socket open yet
     writer.close()
     await writer.wait_closed()
+
+
+def _is_gone(sock: _Socket) -> bool:
+    """Whether it has closed both sides (POLLHUP), or all is shown, and it is closed."""
+    fd = sock.fileno()
+    if fd < 0:
+        return True
+    poller = select.poll()
+    poller.register(fd, 0)
+    return bool(poller.poll(0))
 
 
 def _end(writer: asyncio.StreamWriter, sock: _Socket) -> None:

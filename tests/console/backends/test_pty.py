@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.console import AttachEnd, Console
-from aiovmm.console.backends import PtyBackend
+from aiovmm.console.backends import PtyBackend, base
 from aiovmm.console.fds import OwnedFd
 from aiovmm.errors import ConfigError
 from tests.console.device import StubDevice
@@ -94,6 +94,20 @@ async def test_one_who_writes_and_closes_at_once_is_heard() -> None:
         with client_of(pty.name) as client:
             await client.fd.write(b"echo hello\r")
         await eventually(lambda: device.received == b"echo hello\r")
+
+
+async def test_who_opens_it_while_the_guest_takes_no_input_is_shown_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who typed to it before is not waited for."""
+    monkeypatch.setattr(base, "LINGER", 0.01)
+    console = Console(StubDevice(room=0))
+    console.feed(b"login: ")
+    console.write(bytes(64 << 10))
+    async with PtyBackend(console) as pty:
+        for _ in range(2):
+            with client_of(pty.name) as client:
+                await client.until(b"login: ")
+                await client.fd.write(b"root\r")
+            await eventually(lambda: pty._view is None)
 
 
 async def test_while_nobody_has_it_open_the_loop_is_idle() -> None:

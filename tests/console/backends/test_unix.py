@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.console import AttachEnd, Console
-from aiovmm.console.backends import SocketBackend
+from aiovmm.console.backends import SocketBackend, base
 from aiovmm.errors import ConfigError, HostError
 from tests.console.device import StubDevice
 from tests.console.screen import DEADLINE, eventually
@@ -97,6 +97,28 @@ async def test_who_has_gone_is_counted_no_more(ends: str, tmp_path: Path, caplog
             await eventually(lambda: backend.clients == 0)
         assert backend._share.held == 0
     assert [record.getMessage() for record in caplog.records] == []
+
+
+async def test_who_has_gone_is_not_kept_by_a_guest_that_takes_no_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one who is there sent away. A script that types to a guest that hangs would take all descriptors in time."""
+    monkeypatch.setattr(base, "LINGER", 0.01)
+    path, device = tmp_path / "console", StubDevice(room=0)
+    console = Console(device)
+    console.write(bytes(64 << 10))
+    async with SocketBackend(console, path) as backend, client_of(path) as (_, stays):
+        stays.write(b"stays")
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(path))
+                client.sendall(b"goes")
+                await eventually(lambda: backend.clients == 2)
+            await eventually(lambda: backend.clients == 1)
+        assert backend._share.held == 1
+        device.make_room(1 << 20)
+        await eventually(lambda: device.received.endswith(b"stays"))
+    assert device.received == bytes(64 << 10) + b"stays"
 
 
 async def test_input_of_any_size_waits_for_the_guest(tmp_path: Path) -> None:
