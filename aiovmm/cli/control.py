@@ -6,16 +6,20 @@
 {"do": "remove", "id": "disk1", "force": false, "timeout": 30}                                      {"ok": {}}
 {"do": "resize", "cpus": 2, "memory": 1073741824, "timeout": 60}       either may be null           {"ok": {}}
 
+A space before the answer says that the monitor is at work: one comes as soon as it is, and another each 5 s.
+
 Whoever may connect is answered, whatever he says, and has a bound: a line of 16 KiB, 10 s to say it and as many to take the
-answer, and 64 callers at a time. And whoever asks believes no monitor: a guest may have taken it over.
+answer, and 64 callers at a time. And whoever asks believes no monitor: a guest may have taken it over, and one that says nothing
+for 30 s is stopped, or hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -36,6 +40,9 @@ _LONGEST = 16 << 10  # bytes of a line
 _LONGEST_REASON = 4096  # characters: of a request it may have all, six characters for each
 _PATIENCE = 10.0  # seconds that a caller may take to say what it wants, and to take the answer
 _LINGER = 1.0  # seconds
+_BEAT = 5.0  # seconds between two words of a monitor that is at work
+_MUTE = 30.0  # seconds in which there is none from one that is not
+_LONGEST_ANSWER = 64 << 10  # bytes
 _CALLERS = 64
 
 
@@ -63,7 +70,7 @@ async def serve(vm: VM, listener: socket, confinement: Confinement) -> None:
 
     async def called(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with _place(callers) as has_place:
-            answer = await _answer(reader, vm, confinement) if has_place else _FULL
+            answer = await _answer(reader, writer, vm, confinement) if has_place else _FULL
             await _tell(reader, writer, answer, _LINGER if has_place else 0)
 
     try:
@@ -84,11 +91,14 @@ def _place(callers: Share) -> Iterator[bool]:
             callers.give()
 
 
-async def _answer(reader: asyncio.StreamReader, vm: VM, confinement: Confinement) -> dict[str, Any] | None:
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, vm: VM, confinement: Confinement
+) -> dict[str, Any] | None:
     try:
         async with asyncio.timeout(_PATIENCE):
             line = await reader.readline()
-        return await _done(vm, confinement, line)
+        async with _at_work(writer):
+            return await _done(vm, confinement, line)
     except ValueError:  # asyncio's, of a line that goes on
         return _refused(f"a request has more than {_LONGEST} bytes")
     except TimeoutError:
@@ -98,6 +108,22 @@ async def _answer(reader: asyncio.StreamReader, vm: VM, confinement: Confinement
     except Exception as exc:  # a mistake of ours: told to both
         asyncio.get_running_loop().call_exception_handler({"message": "answering a request failed", "exception": exc})
         return {"error": f"a fault of the guest's monitor: {exc!r}", "code": 1}
+
+
+@asynccontextmanager
+async def _at_work(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Who asked is told, for as long as this is entered."""
+
+    async def beat() -> None:
+        while not writer.is_closing():  # white space, before the answer's JSON
+            writer.write(b" ")
+            await asyncio.sleep(_BEAT)
+
+    beating = asyncio.get_running_loop().create_task(beat(), name="control: at work")
+    try:
+        yield
+    finally:
+        beating.cancel()
 
 
 async def _tell(
@@ -155,22 +181,49 @@ async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
-    """The answer, which `has` fields of these kinds. Raises HostError, AiovmmError if it is an error, PeerError if it is none."""
+    """The answer, which `has` fields of these kinds, however long it takes. Raises HostError, AiovmmError if it is an error,
+    PeerError if it is none, or nothing at all comes."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket_path(path))
     except OSError as exc:
-        hint = "start the guest by `aiovmm run --control-socket PATH`"
-        raise HostError("asking a guest's monitor", exc.errno or 0, hint, str(path)) from exc
+        raise _nobody_there(path, exc) from exc
     try:
         writer.write(json.dumps(what).encode() + b"\n")
-        line = await reader.readline()
+        line = await _said(reader)
     except ConnectionError:
         line = b""
-    except ValueError:
-        line = b"no JSON: longer than an answer is"
+    except TimeoutError:
+        more = "it is stopped, or hangs; what it was asked for it may do yet"
+        raise PeerError(f"{path}: the guest's monitor has said nothing for {_MUTE:g} s: {more}") from None
+    except OSError as exc:  # on some event loops one who found no room to connect hears of it now
+        raise _nobody_there(path, exc) from exc
     finally:
         writer.close()
     return _taken_apart(path, line, has)
+
+
+def _nobody_there(path: Path, error: OSError) -> HostError:
+    full = error.errno in (errno.EAGAIN, errno.ENOTCONN)  # unix(7): of a listener who has as many waiting as he may
+    hint = (
+        "others wait there already: is it stopped?" if full else "start the guest by `aiovmm run --control-socket PATH`"
+    )
+    return HostError("asking a guest's monitor", errno.EAGAIN if full else error.errno or 0, hint, str(path))
+
+
+async def _said(reader: asyncio.StreamReader) -> bytes:
+    """A line, or what there is of it, without what says that it is to come. Raises TimeoutError, OSError."""
+    from aiovmm.runtime.awake import awake_timeout  # for who asks
+
+    line = b""
+    while not line.endswith(b"\n"):
+        async with awake_timeout(_MUTE):
+            piece = await reader.read(_LONGEST_ANSWER)
+        line = (line + piece).lstrip(b" ")
+        if len(line) > _LONGEST_ANSWER:
+            return b"no JSON: longer than an answer is"
+        if not piece:
+            break
+    return line
 
 
 def _taken_apart(path: Path, line: bytes, has: Mapping[str, type]) -> dict[str, Any]:

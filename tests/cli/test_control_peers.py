@@ -5,28 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiovmm.cli import control
-from aiovmm.errors import AiovmmError, PeerError, UsageError
+from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from tests.limits import HANGS
 
 
 class Guest:
     """A VM of which nothing is as it should be."""
 
+    def __init__(self, takes: float = 0.0) -> None:
+        self.takes = takes
+
     async def resize(self, **_: object) -> None:
-        raise ZeroDivisionError("a mistake of ours")
+        await asyncio.sleep(self.takes)
+        if not self.takes:
+            raise ZeroDivisionError("a mistake of ours")
 
 
 @asynccontextmanager
-async def served(path: Path) -> AsyncIterator[Path]:
-    vm: Any = Guest()
+async def served(path: Path, takes: float = 0.0) -> AsyncIterator[Path]:
+    vm: Any = Guest(takes)
     with control.listening(path) as listener:
         assert listener is not None
         serving = asyncio.create_task(control.serve(vm, listener, vm))
@@ -136,6 +142,50 @@ async def test_what_a_monitor_answers(tmp_path: Path) -> None:
         await asked_of(tmp_path / "2", b"")
     with pytest.raises(UsageError, match="no such thing"):
         await asked_of(tmp_path / "3", b'{"error": "no such thing", "code": 2}\n')
+
+
+async def test_a_monitor_that_is_at_work_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_MUTE", 10.0)
+    monkeypatch.setattr(control, "_BEAT", 0.05)
+    async with served(tmp_path / "control", takes=0.5) as path:
+        assert await control.ask(path, {"do": "resize", "cpus": 1, "timeout": 60}) == {}
+        monkeypatch.setattr(control, "_MUTE", 0.2)
+        monkeypatch.setattr(control, "_BEAT", HANGS)
+        with pytest.raises(PeerError, match=r"said nothing for 0\.2 s"):
+            await control.ask(path, {"do": "resize", "cpus": 1, "timeout": 60})
+
+
+@pytest.mark.parametrize("said", [b"", b'{"ok": {"id": "disk0"', b"     "])
+async def test_a_monitor_that_says_nothing_more(tmp_path: Path, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_MUTE", 0.2)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen()
+        listener.setblocking(False)
+        asking = asyncio.ensure_future(control.ask(tmp_path / "control", {"do": "add"}, id=str, place=str))
+        stopped, _ = await asyncio.get_running_loop().sock_accept(listener)
+        with stopped:
+            stopped.sendall(said)
+            async with asyncio.timeout(HANGS):
+                with pytest.raises(PeerError, match=r"said nothing for 0\.2 s: it is stopped"):
+                    await asking
+
+
+async def test_a_monitor_at_which_as_many_wait_as_may(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as stack:
+        listener.bind(str(tmp_path / "control"))
+        listener.listen(0)
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+            waiting.setblocking(False)
+            waiting.connect_ex(str(tmp_path / "control"))
+        with pytest.raises(HostError, match="others wait there already"):
+            await control.ask(tmp_path / "control", {"do": "add"}, id=str, place=str)
+
+
+async def test_white_space_without_end_is_no_answer_and_takes_no_memory(tmp_path: Path) -> None:
+    with pytest.raises(AiovmmError, match="its monitor has ended"):
+        await asked_of(tmp_path / "control", b" " * (1 << 20))
 
 
 async def asked_of(path: Path, said: bytes) -> dict[str, Any]:

@@ -95,7 +95,7 @@ async def test_of_a_terminal_in_the_place_of_a_file(watched: Watched) -> None:
     async with FileBackend(console, os.ttyname(slave)):
         console.feed(OUTPUT)
         async with asyncio.timeout(HANGS):
-            while watched.all < len(OUTPUT):
+            while watched.all < len(OUTPUT):  # noqa: ASYNC110
                 await asyncio.sleep(0)
     turns.cancel()
     os.close(master)
@@ -108,7 +108,8 @@ async def test_a_question_that_is_cut_is_one() -> None:
     master, slave = pty.openpty()
 
     class Far:
-        parts = [b"x" * (PIECE - 2) + b"\x1b[6n", b"\x1b[", b"6n", b""]
+        def __init__(self) -> None:
+            self.parts = [b"x" * (PIECE - 2) + b"\x1b[6n", b"\x1b[", b"6n", b""]
 
         async def read(self) -> bytes:
             return self.parts.pop(0)

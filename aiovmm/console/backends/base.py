@@ -44,8 +44,8 @@ _LOOKS = round(LINGER_LONGEST / LINGER)
 
 
 async def type_in(console: Console, data: bytes, gone: Callable[[], bool]) -> None:
-    """Give the guest `data`, a few KiB, when it has room. Raises ConnectionResetError if whoever has typed it is `gone`, and the guest
-    takes nothing for `LINGER_LONGEST` seconds: one that hangs would have all keep their place who ever typed to it."""
+    """Give the guest `data`, a few KiB, when it has room. Raises ConnectionResetError if whoever has typed it is `gone`, and the
+    guest takes nothing for `LINGER_LONGEST` seconds: one that hangs would have all keep their place who ever typed to it."""
     looks, taken = _LOOKS, console.bytes_in
     while looks:
         try:
