@@ -69,7 +69,9 @@ class FastPage:
 
 def _ends_with(shadow: bytearray, policy: bytearray | bytes | None, size: int) -> bool:
     """Whether no access behind the shadow will ever be answered from it."""
-    return isinstance(policy, bytes) and len(shadow) < size == len(policy) and not any(policy[len(shadow) :])
+    if not isinstance(policy, bytes) or not len(shadow) < size == len(policy):
+        return False
+    return policy.endswith(bytes(size - len(shadow)))
 
 
 class BusDevice(Protocol):

@@ -9,13 +9,11 @@ Sources: ACPI specification 6.4, sections 4.8.3.3 (PM timer), 4.8.3.7 (sleep con
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.irq import LevelLine
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["AcpiControl", "Ged", "GedEvent", "GedEvents", "PmCounter", "PmTimer"]
 
@@ -99,8 +97,6 @@ class PmTimer:
 
     def load(self, state: State) -> None:
         """Go on counting from there. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "PM timer")
         count = fields.number("count", 0, (1 << self._counter.bits) - 1)
         fields.end()
@@ -177,8 +173,6 @@ class Ged:
 
     def load(self, state: State) -> None:
         """As `restore`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "GED")
         pending = fields.number("pending", 0, 0xFF)
         fields.end()

@@ -14,14 +14,12 @@ drivers/input/serio/i8042.c (6.1) for the order of the probe.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.irq import IrqLine
 from aiovmm.runtime.dataclass import dataclass, field_types
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State, once
 
 __all__ = ["I8042", "I8042Registers", "I8042State"]
 
@@ -61,8 +59,6 @@ class I8042State:
     @classmethod
     def read(cls, state: State) -> I8042State:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "i8042")
         output = None if fields.absent("output") else fields.number("output", 0, 0xFFFF)
         read = cls(
@@ -236,8 +232,6 @@ class I8042:
 
     def load(self, state: State) -> None:
         """As `restore`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import once
-
         self.restore(once(state, I8042State.read))
 
     def _read(self, offset: int) -> int:

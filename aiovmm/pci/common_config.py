@@ -7,13 +7,10 @@ from it. A write of the register's own width is taken (64-bit addresses also in 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
+from aiovmm.runtime.plain import Fields, State, once
 from aiovmm.virtqueue.config import NO_VECTOR, QueueConfig
 from aiovmm.virtqueue.status import Effect, Negotiation
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["ACTING", "COMMON_SIZE", "DEVICE_STATUS", "CommonConfig"]
 
@@ -86,8 +83,6 @@ class CommonConfig:
 
     def load(self, state: State) -> None:
         """Raises SnapshotError; see Negotiation.load."""
-        from aiovmm.runtime.plain import once
-
         vector, negotiation = once(state, _read)
         self.negotiation.load(negotiation, self._vectors)
         self.config_vector = self._vector(vector)
@@ -177,8 +172,6 @@ class CommonConfig:
 
 def _read(state: State) -> tuple[int, State]:
     """The configuration's vector, and what there is of the negotiation."""
-    from aiovmm.runtime.plain import Fields
-
     fields = Fields(state, "common configuration")
     read = fields.number("config_vector", 0, NO_VECTOR), fields.state("negotiation")
     fields.end()

@@ -11,13 +11,10 @@ Guests take a lock around both accesses.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.pci.segment import PciSegment
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["CONFIG_PORTS", "CONFIG_PORTS_SIZE", "ConfigPorts"]
 
@@ -70,8 +67,6 @@ class ConfigPorts:
 
     def load(self, state: State) -> None:
         """Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "PCI configuration ports")
         address, reset = fields.number("address", 0, 0xFFFFFFFF), fields.number("reset_control", 0, 0xFF)
         fields.end()

@@ -9,14 +9,10 @@ extended space (0x100 and up) there are no bytes: it reads as zero in every func
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiovmm.bus import Policy
 from aiovmm.errors import SnapshotError, UsageError
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State, once
 
 __all__ = ["CAPABILITIES_END", "COMMAND", "STATUS", "ConfigSpace", "Identity", "overlaps"]
 
@@ -145,8 +141,6 @@ class ConfigSpace:
     def load(self, state: State) -> None:
         """What the guest had written; an interrupt that is pending its pin tells. Raises SnapshotError if these are not
         the registers of this function."""
-        from aiovmm.runtime.plain import once
-
         layout = bytes(self.data), bytes(self._writable), bytes(self._clear)
         self.data[:] = once(state, _registers, *layout)
 
@@ -157,8 +151,6 @@ class ConfigSpace:
 
 def _registers(state: State, now: bytes, writable: bytes, clear: bytes) -> bytes:
     """What was saved of registers that are `now` so, and have these masks."""
-    from aiovmm.runtime.plain import Fields
-
     fields = Fields(state, "PCI configuration")
     saved = bytearray(fields.data("registers", CAPABILITIES_END))
     fields.end()

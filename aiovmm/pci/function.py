@@ -8,16 +8,13 @@ memory slots instead of registers declares no regions and does all in `bar_moved
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING
 
 from aiovmm.bus import BusDevice, FastPage
 from aiovmm.pci.bar import Bar
 from aiovmm.pci.config_space import ConfigSpace
 from aiovmm.pci.services import Place
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["BarRegion", "PciFunction", "together"]
 
@@ -110,8 +107,6 @@ class PciFunction:
 
     async def load(self, state: State) -> None:
         """Become what `save` told of, and stay suspended. The segment looks at the BARs afterwards. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         self.config.load(fields.state("config"))
         fields.end()

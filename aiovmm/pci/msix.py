@@ -10,13 +10,10 @@ Table and pending bits are the flat bytes that the guest reads, so the run loop 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
 from aiovmm.errors import UsageError
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State, once
 
 __all__ = ["ENTRY_SIZE", "MAX_VECTORS", "Deliver", "MsixTable", "Route"]
 
@@ -102,8 +99,6 @@ class MsixTable:
 
     def load(self, state: State) -> list[Route | Deliver]:
         """Of a table that is as after reset. Raises SnapshotError."""
-        from aiovmm.runtime.plain import once
-
         table, pending, enabled, masked = once(state, _read, self.vectors)
         self.table[:], self.pending[:] = table, pending
         self.enabled, self.function_masked = enabled, masked
@@ -127,8 +122,6 @@ class MsixTable:
 
 def _read(state: State, vectors: int) -> tuple[bytes, bytes, bool, bool]:
     """Table and pending bits of so many vectors, and the bits of the control word. Raises SnapshotError."""
-    from aiovmm.runtime.plain import Fields
-
     fields = Fields(state, "MSI-X")
     table, pending = (
         bytearray(fields.data("table", vectors * ENTRY_SIZE)),

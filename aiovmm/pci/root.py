@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
 
 from aiovmm.bus import Range, Space
 from aiovmm.errors import UsageError
@@ -14,9 +13,7 @@ from aiovmm.pci.plan import SegmentPlan
 from aiovmm.pci.segment import PciSegment
 from aiovmm.pci.services import PciServices, Place
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["PciAddress", "PciRoot"]
 
@@ -108,8 +105,6 @@ class PciRoot:
 
     async def load(self, state: State) -> None:
         """Into functions that were plugged in as they had been; they are suspended then. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "PCI")
         segments = fields.list("segments", len(self.segments))
         ports = None if self._config_ports is None else fields.state("ports")

@@ -5,13 +5,11 @@ A transport fills a `QueueConfig` from register writes, as they come and uncheck
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiovmm.errors import ChainError, SnapshotError
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import Fields, State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["NO_VECTOR", "QUEUE_SIZE_MAX", "QueueConfig", "QueueCounters", "QueuePosition"]
 

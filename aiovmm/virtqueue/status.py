@@ -22,15 +22,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.plain import Fields, State, once
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_RESET, VERSION_1
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["Activate", "DriverFailed", "Effect", "Negotiation", "ResetDevice", "ResetQueue", "Status"]
 
@@ -216,8 +213,6 @@ class Negotiation:
     def load(self, state: State, vectors: int) -> None:
         """Of a device with `vectors` vectors. Raises SnapshotError, also if the driver relies on what this device does not
         offer."""
-        from aiovmm.runtime.plain import once
-
         saved = once(state, _read, tuple(queue.max_size for queue in self.queues), vectors)
         self._check_status(saved.status, saved.driver_features)
         self.status, self.driver_features = Status(saved.status), saved.driver_features
@@ -297,8 +292,6 @@ class _Saved:
 
 def _read(state: State, sizes: tuple[int, ...], vectors: int) -> _Saved:
     """Of a device with `vectors` vectors, and queues of `sizes` at most. Raises SnapshotError."""
-    from aiovmm.runtime.plain import Fields
-
     fields = Fields(state, "virtio")
     status, features = fields.number("status", 0, 0xFF), fields.number("driver_features", 0, (1 << 128) - 1)
     device_select, driver_select = (fields.number(f"{n}_feature_select", 0, _MASK32) for n in ("device", "driver"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.ioapic.registers import PINS, Effect, Inject, IoApicRegisters, IoApicState
 from aiovmm.errors import UsageError
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import State, once
 
 __all__ = ["IoApic", "MsiSink", "PinLine"]
 
@@ -145,8 +143,6 @@ class IoApic:
 
     def load(self, state: State) -> Awaitable[None] | None:
         """As `restore`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import once
-
         return self.restore(once(state, IoApicState.read))
 
     def _refused(self, address: int, data: int) -> None:

@@ -19,8 +19,6 @@ Source: Intel 82093AA I/O APIC data sheet (290566-001, May 1996), section 3; the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiovmm.devices.ioapic.entry import (
     LEVEL_TRIGGERED,
     MASKED,
@@ -34,9 +32,7 @@ from aiovmm.devices.ioapic.entry import (
 )
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["PINS", "Effect", "Inject", "IoApicRegisters", "IoApicState", "Route"]
 
@@ -91,8 +87,6 @@ class IoApicState:
     @classmethod
     def read(cls, state: State) -> IoApicState:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "I/O APIC")
         identity, select = fields.number("identity", 0, 0x0F), fields.number("select", 0, 0xFF)
         levels, entries = fields.number("levels", 0, (1 << PINS) - 1), fields.numbers("entries", PINS)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiovmm.devices.pl011 import registers as r
 from aiovmm.devices.pl011.receiver import WORDS
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass, field_types
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["HANDED_OVER", "Pl011State"]
 
@@ -63,8 +59,6 @@ class Pl011State:
     @classmethod
     def read(cls, state: State) -> Pl011State:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "serial port")
         numbers = {name: fields.number(name, 0, mask) for name, mask in _MASKS.items()}
         flags = {name: fields.flag(name) for name in _FLAGS}

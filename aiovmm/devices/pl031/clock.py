@@ -14,12 +14,9 @@ Source: ARM PrimeCell Real Time Clock (PL031) Technical Reference Manual, DDI 02
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["Pl031", "Pl031State"]
 
@@ -49,8 +46,6 @@ class Pl031State:
     @classmethod
     def read(cls, state: State) -> Pl031State:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "RTC")
         read = cls(
             offset=fields.number("offset", -_FAR, _FAR),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.devices.pl031.clock import Pl031, Pl031State
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, write_registers
 from aiovmm.devices.timer import LONGEST_WAIT, CallLater, Timer
 from aiovmm.irq import LevelLine
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import State, once
 
 __all__ = ["Pl031Rtc"]
 
@@ -62,8 +60,6 @@ class Pl031Rtc:
 
     def load(self, state: State) -> None:
         """As `restore`, but that time goes on with `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import once
-
         self._clock.restore(once(state, Pl031State.read))
         self._set_level()
         self._stop_timer()

@@ -12,12 +12,9 @@ Source: ARM PrimeCell General Purpose Input/Output (PL061) Technical Reference M
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from aiovmm.runtime.dataclass import dataclass
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["DATA_END", "GPIOIC", "GPIOIE", "GPIOMIS", "Pl061", "Pl061State"]
 
@@ -56,8 +53,6 @@ class Pl061State:
     @classmethod
     def read(cls, state: State) -> Pl061State:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "GPIO")
         read = cls(**{f.name: fields.number(f.name, 0, _LINES) for f in dataclasses.fields(Pl061State)})
         fields.end()

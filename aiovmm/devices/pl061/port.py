@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.devices.pl061.key import PATIENCE, Key, KeyState
 from aiovmm.devices.pl061.lines import DATA_END, GPIOIC, Pl061, Pl061State
 from aiovmm.devices.primecell import SIZE, fast_page, read_registers, write_registers
 from aiovmm.devices.timer import CallLater, Timer
 from aiovmm.irq import LevelLine
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["POWER_KEY", "Pl061Gpio"]
 
@@ -70,8 +68,6 @@ class Pl061Gpio:
 
     def load(self, state: State) -> None:
         """What the key waits for begins anew, with `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "GPIO")
         lines = Pl061State.read(fields.state("lines"))
         key, waits = fields.number("key", 0, max(k.value for k in KeyState)), fields.flag("waits")

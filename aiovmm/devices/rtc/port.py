@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aiovmm.bus import FastPage, Policy
 from aiovmm.devices.rtc.registers import CmosClock, CmosState
 from aiovmm.devices.timer import LONGEST_WAIT, CallLater, Timer
 from aiovmm.irq import IrqLine
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import State, once
 
 __all__ = ["Rtc"]
 
@@ -78,8 +76,6 @@ class Rtc:
 
     def load(self, state: State) -> None:
         """As `restore`, but that nothing interrupts before `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import once
-
         self._clock.restore(once(state, CmosState.read))
         self._stop_timer()
 

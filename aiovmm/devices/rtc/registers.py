@@ -14,13 +14,9 @@ rtc-mc146818-lib.c and rtc-cmos.c for how they are used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiovmm.devices.rtc.calendar import clock_fields, clock_seconds, next_alarm, weekday_shift
 from aiovmm.runtime.dataclass import dataclass, field_types
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["CMOS_SIZE", "CmosClock", "CmosState"]
 
@@ -69,8 +65,6 @@ class CmosState:
     @classmethod
     def read(cls, state: State) -> CmosState:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "RTC")
         ram = bytearray(fields.data("ram", CMOS_SIZE))
         ram[_A] &= ~_A_UIP

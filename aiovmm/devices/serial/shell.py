@@ -13,14 +13,12 @@ console that prints reads it as one that waits for input does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from aiovmm.bus import FastPage
 from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State, once
 
 __all__ = ["QUIET", "Uart", "UartPort"]
 
@@ -144,8 +142,6 @@ class UartPort(Generic[UartT]):
     def load(self, state: State) -> None:
         """As `restore`; what has come for this port since it was made comes behind what it had, and not before
         `unsuspend`. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields, once
-
         fields = Fields(state, "serial port")
         uart = once(fields.state("uart"), self._read_state)
         held, kept = fields.flag("held"), fields.flag("kept")

@@ -16,8 +16,6 @@ Source: National Semiconductor PC16550D data sheet, June 1995, section 8; the se
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aiovmm.devices.serial.uart_modem import Modem
 from aiovmm.devices.serial.uart_receiver import Receiver
 from aiovmm.devices.serial.uart_registers import (
@@ -49,9 +47,7 @@ from aiovmm.devices.serial.uart_registers import (
 )
 from aiovmm.errors import SnapshotError
 from aiovmm.runtime.dataclass import dataclass, field_types
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["Uart16550", "UartState"]
 
@@ -96,8 +92,6 @@ class UartState:
     @classmethod
     def read(cls, state: State) -> UartState:
         """What `save` gave. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "serial port")
         numbers = {name: fields.number(name, 0, mask) for name, mask in _MASKS.items()}
         flags = {name: fields.flag(name) for name in ("fifo", "overrun", "tx_empty", "transmitting", "interrupt")}

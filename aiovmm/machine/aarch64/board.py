@@ -41,12 +41,12 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
+from aiovmm.runtime.plain import Fields, State
 
 if TYPE_CHECKING:
     from aiovmm.boot.aarch64.layout import Gic as GicPlaces
     from aiovmm.machine.aarch64.saved import Processors
     from aiovmm.machine.restored import Restored
-    from aiovmm.runtime.plain import State
 
 __all__ = ["Virt"]
 
@@ -180,8 +180,6 @@ class Virt(Board):
 
     async def restore_devices(self, restored: Restored) -> None:
         """Serial port, clock, power button, which assert their lines again."""
-        from aiovmm.runtime.plain import Fields
-
         assert self._devices is not None
         await self._devices.load(Fields(restored.state, "machine").state("devices"))
 

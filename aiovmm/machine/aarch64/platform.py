@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
 
 from aiovmm.boot.aarch64.hardware import GPIO, RTC, UART, PrimeCell
 from aiovmm.bus import Bus, BusDevice, FastPage, Range, Space
@@ -16,9 +15,7 @@ from aiovmm.devices.pl061 import Pl061Gpio
 from aiovmm.kvm.aarch64.pins import SpiLine
 from aiovmm.kvm.vmfd import VmFd
 from aiovmm.machine.parts import MachineParts
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["PlatformDevices"]
 
@@ -48,8 +45,6 @@ class PlatformDevices:
 
     async def load(self, state: State) -> None:
         """No timer runs yet, see `unsuspend`. Raises SnapshotError, also if there were others."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "devices that are not on PCI")
         states = {name: fields.state(name) for name, _ in self._saved}
         fields.end()

@@ -32,11 +32,11 @@ from aiovmm.memory import GuestMemory
 from aiovmm.pci.plan import SegmentPlan, Window, plan_segments
 from aiovmm.pci.root import PciRoot
 from aiovmm.pci.services import Place
+from aiovmm.runtime.plain import Fields, State
 
 if TYPE_CHECKING:
     from aiovmm.devices.hotplug.units import UnitRegisters  # of machines that are saved, or restored
     from aiovmm.machine.restored import Restored
-    from aiovmm.runtime.plain import State
 
 __all__ = ["Pc"]
 
@@ -186,8 +186,6 @@ class Pc(Board):
 
     async def restore_devices(self, restored: Restored) -> None:
         """On ports, and the I/O APIC."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(restored.state, "machine").fields("devices")
         assert self.slots is not None, "there is PCI"
         self.slots.load(fields.state("slots"))

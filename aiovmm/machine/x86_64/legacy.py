@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from aiovmm.boot.x86_64 import layout
 from aiovmm.boot.x86_64.acpi import AcpiPorts
@@ -20,9 +20,7 @@ from aiovmm.devices.serial import SerialPort
 from aiovmm.errors import ConfigError
 from aiovmm.lifecycle import ExitReason
 from aiovmm.machine.parts import MachineParts
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import Saved, State
+from aiovmm.runtime.plain import Fields, Saved, State
 
 __all__ = ["COM1", "GED_PIN", "SERIAL_PIN", "LegacyDevices"]
 
@@ -76,8 +74,6 @@ class LegacyDevices:
 
     async def load(self, state: State) -> None:
         """The I/O APIC first. No timer runs yet, see `unsuspend`. Raises SnapshotError, also if there were others."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "devices that are not on PCI")
         states = {name: fields.state(name) for name in ("ioapic", *(name for name, _ in self._saved))}
         fields.end()

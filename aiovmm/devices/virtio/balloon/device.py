@@ -11,7 +11,7 @@ import asyncio
 import bisect
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from aiovmm.config import BalloonConfig
 from aiovmm.devices.virtio.balloon.protocol import (
@@ -31,13 +31,11 @@ from aiovmm.errors import ChainError, GuestFault, HostError, StateError, UsageEr
 from aiovmm.memory import GuestMemory
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["BalloonDevice"]
 
@@ -174,8 +172,6 @@ class BalloonDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         target, actual = (
             fields.number("target", 0, self._memory_size // PAGE - 1),

@@ -30,12 +30,12 @@ from aiovmm.devices.virtio.formats import HEADERS
 from aiovmm.errors import HostError, SnapshotError, StateError
 from aiovmm.native import ffi, lib, owners
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.virtqueue import Queue, VirtioDevice
 
 if TYPE_CHECKING:
     from aiovmm.devices.virtio.blk.overlay.base import Base
-    from aiovmm.runtime.plain import State
 
 __all__ = ["BlkDevice"]
 
@@ -287,8 +287,6 @@ class BlkDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """The driver is told if the image has grown. Raises SnapshotError if it has shrunk."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         write_back, sectors = fields.flag("write_back"), fields.number("sectors")
         serial = fields.data("serial", SERIAL_SIZE) if "serial" in fields else None  # none in those of earlier versions

@@ -17,16 +17,13 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
 from aiovmm.devices.virtio.console.input import InputFiller
 from aiovmm.devices.virtio.console.output import OutputCopier
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue import Queue, VirtioDevice
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["F_EMERG_WRITE", "F_SIZE", "PRINTED", "QUIET", "ConsoleDevice"]
 
@@ -123,8 +120,6 @@ class ConsoleDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """Raises SnapshotError. A size that is another now the driver is told of."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         cols, rows = fields.numbers("size", 2, 0, 0xFFFF)
         kept = fields.flag("held")

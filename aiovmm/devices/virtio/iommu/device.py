@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Collection, Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aiovmm.devices.virtio.iommu.domains import MAPPINGS_LIMIT, Added, Bound, Domains, Effect, Outcome, Removed
 from aiovmm.devices.virtio.iommu.table import DomainTable
@@ -31,11 +31,9 @@ from aiovmm.devices.virtio.iommu.wire import (
 )
 from aiovmm.errors import ChainError, SnapshotError, StateError
 from aiovmm.memory import PAGE_SIZE, GuestMemory
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import finish
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["Endpoint", "IommuDevice", "Reach"]
 
@@ -163,8 +161,6 @@ class IommuDevice(VirtioDevice):
 
     async def load(self, state: State) -> None:
         """Into the IOMMU of a machine with the same devices behind it. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         domains, faults = fields.state("domains"), fields.list("faults", most=_FAULTS_KEPT)
         fields.end()

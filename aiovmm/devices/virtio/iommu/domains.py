@@ -15,7 +15,6 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from aiovmm.devices.virtio.iommu.mappings import Mapping, Mappings
 from aiovmm.devices.virtio.iommu.wire import (
@@ -32,9 +31,7 @@ from aiovmm.devices.virtio.iommu.wire import (
     msi_region,
 )
 from aiovmm.errors import SnapshotError
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import Fields, State
+from aiovmm.runtime.plain import Fields, State
 
 __all__ = ["MAPPINGS_LIMIT", "Added", "Bound", "Domains", "Effect", "Outcome", "Removed"]
 
@@ -172,8 +169,6 @@ class Domains:
         """Of an IOMMU with the same endpoints, none of which is attached: the driver's requests that lead there. It may be long,
         so it is done as far as it is iterated: nothing (None) has changed until all of it is known to be good, then what has.
         Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, "IOMMU")
         bypass, domains = fields.flag("bypass"), fields.several("domains")
         trial = Domains(input_end=self.input_end, messages=self.messages, granule=self.granule, limit=self.limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aiovmm.config import RateLimit
 from aiovmm.devices.limits import Limiter
@@ -31,11 +31,9 @@ from aiovmm.devices.virtio.net.port import Port
 from aiovmm.errors import ConfigError, PeerError, SnapshotError
 from aiovmm.runtime.dataclass import dataclass, replace
 from aiovmm.runtime.home import HomeLoop
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["NetDevice"]
 
@@ -207,8 +205,6 @@ class NetDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """Raises SnapshotError. The driver is told of a link that is another now, and to announce itself on it."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         features, status = fields.number("features", 0, (1 << 128) - 1), fields.number("status", 0, LINK_UP | ANNOUNCE)
         chosen = _Chosen(fields.number("pairs", 1, self.backend.pairs), fields.number("offloads") & f.OFFLOADS)

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from aiovmm.config import PmemConfig
 from aiovmm.devices.virtio.pmem.backing import ALIGNMENT, Backing, open_backing
 from aiovmm.devices.virtio.pmem.protocol import FAILURE, SUCCESS, config_space, is_flush
 from aiovmm.errors import HostError, SnapshotError, StateError
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue import Chain, Queue, VirtioDevice
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["PmemDevice"]
 
@@ -100,8 +98,6 @@ class PmemDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """Raises SnapshotError unless it is as large as it was, and in the same place."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         was = {name: fields.number(name) for name in ("start", "size")}
         fields.end()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from aiovmm.config import RngConfig
 from aiovmm.devices.virtio.rng.source import EntropySource, ImmediateSource, ThreadedSource, open_source
 from aiovmm.errors import ChainError
 from aiovmm.native import ffi, lib
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.runtime.tasks import opened_in_thread
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue, VirtioDevice
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["REQUEST_LIMIT", "RngDevice"]
 
@@ -70,8 +68,6 @@ class RngDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         Fields(state, self.name).end()
 
     async def run(self, queues: list[Queue], features: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aiovmm.config import VsockConfig
 from aiovmm.devices.virtio.vsock.counters import VsockCounters
@@ -14,11 +13,9 @@ from aiovmm.devices.virtio.vsock.muxer import FIRST_HOST_PORT, LAST_HOST_PORT, M
 from aiovmm.devices.virtio.vsock.rings import EVENT, Rings
 from aiovmm.devices.virtio.vsock.streams import Vsock
 from aiovmm.devices.virtio.vsock.switch import Switch
+from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.queue import Queue
-
-if TYPE_CHECKING:
-    from aiovmm.runtime.plain import State
 
 __all__ = ["VsockDevice"]
 
@@ -128,8 +125,6 @@ class VsockDevice(VirtioDevice):
 
     def load(self, state: State) -> None:
         """New connections get ports that the guest has seen none of yet. Raises SnapshotError."""
-        from aiovmm.runtime.plain import Fields
-
         fields = Fields(state, self.name)
         port = fields.number("next_port", FIRST_HOST_PORT, LAST_HOST_PORT)
         unheeded = fields.number("unheeded", 1, self.queue_sizes[EVENT]) if "unheeded" in fields else 0
