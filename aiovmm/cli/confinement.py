@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ from aiovmm.config import VMConfig
 from aiovmm.runtime.dataclass import dataclass
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+
     from aiovmm.confine.identity import Identity
 
 __all__ = ["Confinement"]
@@ -96,7 +98,21 @@ class Confinement:
             return
         from aiovmm.confine.seccomp import confine_calls
 
+        if config.disks:
+            from aiovmm.devices.virtio.blk.rings import keep
+
+            keep(config.disks)
         confine_calls(log=self.seccomp == "log")
+
+    def loop_factory(self, make: Callable[[], AbstractEventLoop]) -> Callable[[], AbstractEventLoop]:
+        """`make`, or what makes such loops without what calls could be made by that are given up later."""
+        if self.seccomp == "false":
+            return make
+        from functools import partial
+
+        from aiovmm.confine.seccomp import without_rings
+
+        return partial(without_rings, make)
 
     def _become(self, identity: Identity, config: VMConfig) -> None:
         from aiovmm.confine.identity import become

@@ -64,7 +64,7 @@ def start(args: dict[str, Any], closed: Sequence[int]) -> None:
             control=args["control_socket"],
         )
         require_descriptors(_DESCRIPTORS)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=confinement.loop_factory(uvloop.new_event_loop)) as runner:
             sys.exit(runner.run(session.run()))
     finally:  # also where it never ran: whoever called this in his own process goes on
         gc.enable()

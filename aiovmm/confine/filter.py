@@ -2,6 +2,7 @@
 
 wrong architecture                        the process ends: its numbers would mean other calls
 ioctl                                     not TIOCSTI and TIOCLINUX, which type into terminals of others
+ioctl, fcntl                              not FIOSETOWN, SIOCSPGRP, F_SETOWN, F_SETOWN_EX: by them the kernel signals any process
 socket                                    of the given families
 clone                                     threads; no process, no namespace
 kill, tgkill                              signals to the given processes
@@ -18,9 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from aiovmm.confine.calls import ALLOWED, NOT_KNOWN
 
-__all__ = ["make_filter"]
+__all__ = ["JUDGED", "make_filter", "make_refusal"]
 
-_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # <linux/bpf_common.h>
+JUDGED = ("ioctl", "fcntl", "socket", "clone", "kill", "tgkill", "prlimit64")
+"""Calls that are judged by their arguments."""
+
+_LOAD, _EQUAL, _ANY_BIT, _AT_LEAST, _JUMP, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x05, 0x06  # <linux/bpf_common.h>
+_FARTHEST = 255  # instructions that are jumped over by a condition
 _NUMBER, _ARCH, _ARGUMENTS = (
     0,
     4,
@@ -29,6 +34,8 @@ _NUMBER, _ARCH, _ARGUMENTS = (
 _ALLOW, _LOG, _KILL, _ERRNO = 0x7FFF0000, 0x7FFC0000, 0x80000000, 0x00050000  # <linux/seccomp.h>
 _X32 = 0x40000000  # the third set of numbers of an x86-64 kernel
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_FIOSETOWN, _SIOCSPGRP = 0x8901, 0x8902
+_F_SETOWN, _F_SETOWN_EX = 8, 15
 _CLONE_THREAD = 0x00010000
 _NAMESPACES = 0x7E020080  # CLONE_NEW*
 
@@ -39,7 +46,7 @@ def make_filter(
     numbers: Mapping[str, int], audit: int, *, families: Sequence[int], signals_to: Iterable[int], log: bool = False
 ) -> bytes:
     """An array of `struct sock_filter`. `numbers` of the calls that the architecture `audit` has; `families` of sockets that may
-    still be made; `signals_to`: ids of processes, 0 and negative ones as kill(2) takes them. With `log` what would be refused
+    still be made; `signals_to`: ids of processes, negative ones as kill(2) takes them. With `log` what would be refused
     is done, and logged."""
     refuse = _LOG if log else _ERRNO | errno.EPERM
     code: _Code = [
@@ -48,7 +55,9 @@ def make_filter(
         _load(_NUMBER),
         *_if_at_least(_X32, [_ret(_ERRNO | errno.ENOSYS)]),
     ]
-    code += _for(numbers["ioctl"], [_load_argument(1), *_one_of([_TIOCSTI, _TIOCLINUX], refuse), _ret(_ALLOW)])
+    commands = [_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP]
+    code += _for(numbers["ioctl"], [_load_argument(1), *_one_of(commands, refuse), _ret(_ALLOW)])
+    code += _for(numbers["fcntl"], [_load_argument(1), *_one_of([_F_SETOWN, _F_SETOWN_EX], refuse), _ret(_ALLOW)])
     code += _for(numbers["socket"], [_load_argument(0), *_one_of(families, _ALLOW), _ret(refuse)])
     code += _for(
         numbers["clone"],
@@ -70,6 +79,17 @@ def make_filter(
     code += _one_of([numbers[name] for name in NOT_KNOWN if name in numbers], _ERRNO | errno.ENOSYS)
     code += _if_at_least(max(numbers.values()) + 1, [_ret(_ERRNO | errno.ENOSYS)])  # newer than all that we know of
     code.append(_ret(refuse))
+    return _packed(code)
+
+
+def make_refusal(number: int, audit: int) -> bytes:
+    """Of this one call: there is none (ENOSYS). Calls of other architectures go on."""
+    code = [_load(_ARCH), *_unless_equal(audit, [_ret(_ALLOW)]), _load(_NUMBER)]
+    code += [*_one_of([number], _ERRNO | errno.ENOSYS), _ret(_ALLOW)]
+    return _packed(code)
+
+
+def _packed(code: _Code) -> bytes:
     return b"".join(struct.pack("<HBBI", *each) for each in code)
 
 
@@ -99,6 +119,8 @@ def _if_at_least(value: int, then: _Code) -> _Code:
 
 def _for(number: int, then: _Code) -> _Code:
     """`then` ends with a return, since it loads something else."""
+    if len(then) > _FARTHEST:
+        return [(_EQUAL, 1, 0, number), (_JUMP, 0, 0, len(then)), *then]
     return [(_EQUAL, 0, len(then), number), *then]
 
 

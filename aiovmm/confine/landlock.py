@@ -15,15 +15,15 @@ from aiovmm.native import lib
 __all__ = ["confine_paths", "part_from_processes"]
 
 _TCP, _TCP_SINCE = 3, 4  # bind and connect, and the version of Landlock that knows them
-_ABSTRACT_SOCKETS, _SCOPES_SINCE = 1, 6
+_OF_OTHERS, _SCOPES_SINCE = 3, 6  # abstract sockets, and signals
 _MISSING = (errno.ENOSYS, errno.EOPNOTSUPP)
 _HINT = "this kernel has no Landlock (landlock is not among lsm= of its command line): leave it out"
 
 
 def confine_paths(grants: Iterable[Grant]) -> None:
     """This thread, and those and the processes that it starts, for good: no path but what is granted, no TCP, no abstract sockets
-    of others; what is open stays so. Raises HostError, and ConfigError while there are other threads, which would go on as
-    they are."""
+    of others and no signals to them; what is open stays so. Raises HostError, and ConfigError while there are other threads,
+    which would go on as they are."""
     version = lib.avmm_landlock_version()
     if version < 0:
         raise HostError("confine to paths", -version, _HINT)
@@ -32,7 +32,7 @@ def confine_paths(grants: Iterable[Grant]) -> None:
     handled = known_rights(version)
     ruleset = _checked(
         lib.avmm_landlock_ruleset(
-            handled, _TCP if version >= _TCP_SINCE else 0, _ABSTRACT_SOCKETS if version >= _SCOPES_SINCE else 0
+            handled, _TCP if version >= _TCP_SINCE else 0, _OF_OTHERS if version >= _SCOPES_SINCE else 0
         )
     )
     try:
@@ -52,7 +52,7 @@ def part_from_processes() -> None:
     if version < 0:
         return
     handled = known_rights(version) & (Right.MAKE_BLOCK | Right.REFER)  # there is no domain without some
-    ruleset = _checked(lib.avmm_landlock_ruleset(handled, 0, _ABSTRACT_SOCKETS if version >= _SCOPES_SINCE else 0))
+    ruleset = _checked(lib.avmm_landlock_ruleset(handled, 0, _OF_OTHERS if version >= _SCOPES_SINCE else 0))
     try:
         _allow(ruleset, Grant(Path("/"), handled), handled)
         _checked(lib.avmm_no_new_privileges())

@@ -107,10 +107,14 @@ class Child:
         return os.waitstatus_to_exitcode(status)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """A signal, if it has not ended. Not by kill(2), which a confined monitor may use for its own threads alone."""
+        """A signal, if it has not ended. A confined monitor may signal its children by their numbers alone, of which nobody else
+        has one as long as it has not heard of their end."""
         if self.returncode is None:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
+                try:
+                    signal.pidfd_send_signal(self._pidfd, number)
+                except PermissionError:
+                    os.kill(self._process.pid, number)
 
     def said(self, stream: int, most: int) -> bytes:
         """The last `most` bytes that it has said on `stream`, 1 or 2, so far."""

@@ -12,12 +12,14 @@ import pytest
 
 from aiovmm.native import lib
 from tests.cli.conftest import Command
+from tests.confine.tried import FOREIGN_RINGS
 from tests.limits import HANGS
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, or unprivileged user namespaces")
 needs_landlock = pytest.mark.skipif(lib.avmm_landlock_version() < 0, reason="this kernel has no Landlock")
 
-PROGRAM = """
+PROGRAM = f"""
+{FOREIGN_RINGS}
 import os, socket, sys
 from aiovmm.cli import main
 from aiovmm.vm import VM
@@ -37,6 +39,7 @@ async def tries(vm):
     tried("network", lambda: socket.socket(socket.AF_INET))
     tried("file", lambda: open("/etc/shadow").read())
     tried("module", lambda: __import__("colorsys"))
+    print("rings:", *foreign_rings(), file=sys.stderr)
     await start(vm)
 
 VM.start = tries
@@ -71,6 +74,7 @@ def test_a_guest_runs_and_reboots_in_a_process_that_can_do_little(
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *command], input=b"q", capture_output=True, timeout=60, cwd=tmp_path
     )
+    assert "rings:" in done.stderr.decode().splitlines()
     told = dict(line.split(": ") for line in done.stderr.decode().splitlines() if line.count(": ") == 1)
     assert done.stdout.startswith(b"hello"), done.stderr
     assert done.returncode == 0

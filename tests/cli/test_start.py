@@ -80,7 +80,7 @@ def test_it_does_not_import(name: str, start: dict[str, Any]) -> None:
 
 
 def test_its_own_modules_are_not_more_than_they_need_to_be(start: dict[str, Any]) -> None:
-    assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 150
+    assert len([module for module in start["modules"] if module.startswith("aiovmm.")]) <= 154
 
 
 RESTORED = """

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 
 from aiovmm.architecture import AARCH64, X86_64
 from aiovmm.confine.calls import ALLOWED, NOT_KNOWN
-from aiovmm.confine.filter import make_filter
+from aiovmm.confine.filter import JUDGED, make_filter, make_refusal
 
-JUDGED = ("ioctl", "socket", "clone", "kill", "tgkill", "prlimit64")
 NUMBERS = {name: number for number, name in enumerate((*ALLOWED, *NOT_KNOWN, *JUDGED, "execve", "newest"), 3)}
 NEWEST = max(NUMBERS.values())
 ALLOW, LOG, KILL, ERRNO = 0x7FFF0000, 0x7FFC0000, 0x80000000, 0x00050000
 EPERM, ENOSYS = ERRNO | errno.EPERM, ERRNO | errno.ENOSYS
 WORD = st.integers(0, 0xFFFFFFFF)
-INTERESTING = st.sampled_from([0, 1, 2, 77, 0xFFFFFFFF, 0x5412, 0x541C, 0x3D0F00, 0x10000, 0x10000000, 0x1200011, 0x80])
+INTERESTING = st.sampled_from(
+    [0, 1, 2, 8, 15, 77, 78, 0xFFFFFFFF, 0x5412, 0x541C, 0x8901, 0x8902, 0x3D0F00, 0x10000, 0x10000000, 0x1200011, 0x80]
+)
 
 
 def judge(code: bytes, number: int, *arguments: int, arch: int = X86_64.audit) -> int:
@@ -31,6 +32,8 @@ def judge(code: bytes, number: int, *arguments: int, arch: int = X86_64.audit) -
         at += 1
         if op == 0x20:  # BPF_LD | BPF_W | BPF_ABS
             (accumulator,) = struct.unpack_from("<I", data, k)
+        elif op == 0x05:  # BPF_JMP | BPF_JA
+            at += k
         elif op == 0x06:  # BPF_RET | BPF_K
             return int(k)
         else:
@@ -41,17 +44,18 @@ def judge(code: bytes, number: int, *arguments: int, arch: int = X86_64.audit) -
 def wanted(name: str, arguments: tuple[int, ...]) -> int:
     first, second = arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF
     fine = {
-        "ioctl": second not in (0x5412, 0x541C),
+        "ioctl": second not in (0x5412, 0x541C, 0x8901, 0x8902),
+        "fcntl": second not in (8, 15),
         "socket": first == 1,
         "clone": bool(first & 0x10000) and not first & 0x7E020080,
-        "kill": first in (77, 0),
-        "tgkill": first in (77, 0),
+        "kill": first in (77, 78),
+        "tgkill": first in (77, 78),
         "prlimit64": not arguments[2],
     }.get(name, name in ALLOWED)
     return ALLOW if fine else ENOSYS if name in NOT_KNOWN else EPERM
 
 
-CODE = make_filter(NUMBERS, X86_64.audit, families=(1,), signals_to=(77, 0))
+CODE = make_filter(NUMBERS, X86_64.audit, families=(1,), signals_to=(77, 78))
 
 
 POINTER = st.sampled_from([0, 1, 1 << 32, 0x7FFF_0000_0000]) | st.integers(0, (1 << 64) - 1)
@@ -90,6 +94,28 @@ def test_a_process_group_may_be_given() -> None:
     code = make_filter(NUMBERS, X86_64.audit, families=(), signals_to=(-5,))
     assert judge(code, NUMBERS["kill"], -5 & 0xFFFFFFFFFFFFFFFF) == ALLOW
     assert judge(code, NUMBERS["kill"], 5) == EPERM
+
+
+def test_helpers_may_be_many() -> None:
+    code = make_filter(NUMBERS, X86_64.audit, families=(), signals_to=range(100, 400))
+    for name in ("kill", "tgkill"):
+        assert [pid for pid in range(500) if judge(code, NUMBERS[name], pid) == ALLOW] == [*range(100, 400)]
+    assert judge(code, NUMBERS["read"]) == ALLOW
+    assert judge(code, NUMBERS["prlimit64"], 0, 0, 1) == EPERM
+
+
+@given(WORD, WORD)
+def test_one_call_may_not_be_there(arch: int, number: int) -> None:
+    code = make_refusal(425, X86_64.audit)
+    assert judge(code, number, arch=arch) == (ENOSYS if (number, arch) == (425, X86_64.audit) else ALLOW)
+    assert judge(code, 425) == ENOSYS
+
+
+@pytest.mark.parametrize(
+    "name", ["io_uring_setup", "io_uring_register", "pidfd_send_signal", "execve", "ptrace", "setns"]
+)
+def test_what_no_filter_sees_through_is_not_among_them(name: str) -> None:
+    assert name not in ALLOWED
 
 
 @pytest.mark.parametrize("name", [*ALLOWED, *NOT_KNOWN])

@@ -95,6 +95,8 @@ tried("remove outside", (outside / "held").unlink)
 tried("move out", lambda: (readable / "file").rename(outside / "file"))
 tried("what is open", lambda: os.write(held, b"x"))
 tried("passwords", lambda: open("/etc/shadow").read())
+tried("signal another", lambda: os.kill(os.getppid(), 0))
+tried("signal itself", lambda: os.kill(os.getpid(), 0))
 """
 )
 
@@ -114,6 +116,8 @@ def test_what_is_not_granted_cannot_be_opened(tmp_path: Path) -> None:
         **dict.fromkeys(("make inside", "move inside", "remove inside", "read", "what is open"), "done"),
         **dict.fromkeys(("write what is to be read", "read outside", "make outside", "remove outside"), refused),
         **dict.fromkeys(("move out", "passwords"), refused),
+        "signal another": os.strerror(1) if lib.avmm_landlock_version() >= 6 else "done",
+        "signal itself": "done",
     }
     assert (tmp_path / "readable/file").read_text() == "kept"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import os
 import select
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from tests.devices.virtio.blk_driver import header
 from tests.limits import HANGS
 
 REFUSE = Path(__file__).with_name("refuse_io_uring.py")
+R_DISABLED = 1 << 6
 
 
 @pytest.fixture
@@ -54,6 +57,27 @@ def test_no_ring_of_that_size() -> None:
     ring = ffi.new("struct avmm_uring *")
     assert lib.avmm_uring_open(ring, 1 << 30, 0) == -errno.EINVAL
     assert ring.fd < 0
+    lib.avmm_uring_close(ring)
+
+
+@pytest.mark.parametrize(
+    "operation", [45, 18, 28, 16, 46, 0], ids=["socket", "openat", "openat2", "connect", "command", "nothing"]
+)
+def test_a_ring_does_what_disks_need_and_nothing_else(ring: Any, operation: int) -> None:
+    """Whoever takes over a process that has given up system calls has its rings. Of sockets the kernel would say EAFNOSUPPORT."""
+    user_data, result = ffi.new("uint64_t *"), ffi.new("int32_t *")
+    sqe = lib.avmm_uring_sqe(ring)
+    sqe.opcode, sqe.fd = operation, -1
+    assert lib.avmm_uring_submit(ring) == 0
+    assert lib.avmm_uring_reap(ring, user_data, result) == 1
+    restricted = ring.setup_flags & R_DISABLED  # since Linux 5.10; before that io_uring made no sockets
+    assert not restricted or result[0] == -errno.EACCES
+    lib.avmm_uring_close(ring)
+
+
+def test_nobody_frees_a_ring_of_that(ring: Any) -> None:
+    for operation in (11, 12):  # restrictions, and the beginning
+        assert ctypes.CDLL(None).syscall(lib.SYS_io_uring_register, ring.fd, operation, None, 0) == -1
     lib.avmm_uring_close(ring)
 
 

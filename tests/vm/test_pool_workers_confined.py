@@ -28,8 +28,9 @@ from aiovmm import (
     VsockConfig,
 )
 from aiovmm.errors import ConfigError, HostError, StateError, UsageError
-from aiovmm.native import lib
+from aiovmm.native import ffi, lib
 from aiovmm.pool.workers import process
+from tests.confine.tried import FOREIGN_RINGS
 from tests.everybodys import everybodys
 from tests.vm.remains import Remains
 from tests.vm.test_pool import guests, lives
@@ -43,7 +44,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, or unpriv
 FILE: dict[Confinement | None, str] = {LANDLOCK: os.strerror(13), NAMESPACES: os.strerror(2)}
 """What comes of opening one that is not configured."""
 
-TRIES = """
+TRIES = (
+    FOREIGN_RINGS
+    + """
 import os, socket
 from aiovmm.errors import StateError
 from aiovmm.pool.workers import answers
@@ -63,11 +66,22 @@ async def tries(*_):
         "file": tried(lambda: open("/etc/shadow").read()),
         "here": tried(lambda: os.listdir("HERE")),
         "module": tried(lambda: __import__("colorsys")),
+        "rings": str(len(foreign_rings())),
+        "disks": str(sum(map(len, __import__("aiovmm.devices.virtio.blk.rings").devices.virtio.blk.rings._rings.values()))),
     }
     raise StateError("; ".join(map(": ".join, outcomes.items())))
 
 answers.ANSWERS["pause"] = tries
 main(int"""
+)
+
+
+def has_rings() -> bool:
+    """Whether the host lets anybody have an io_uring."""
+    ring = ffi.new("struct avmm_uring *")
+    error = lib.avmm_uring_open(ring, 1, 1)
+    lib.avmm_uring_close(ring)
+    return not error
 
 
 def with_all(place: Path) -> VMConfig:
@@ -119,6 +133,7 @@ async def test_a_worker_can_do_little_and_its_guests_all(confinement: Confinemen
             assert found["file"] == FILE.get(confinement, "done")
             assert found["here"] == (os.strerror(13) if confinement is LANDLOCK else "done")
             assert found["module"] == "done"
+            assert (found["rings"], found["disks"]) == ("0", str(int(has_rings())))
             status = status_of(pid_of(vm))
             assert "NoNewPrivs:\t1" in status
             assert "Seccomp:\t2" in status
@@ -155,6 +170,7 @@ async def test_it_can_be_left_out() -> None:
     allowed = Confinement(seccomp=Seccomp.ALLOWED)
     async with Pool(guests(), max=1, workers=1, confinement=allowed) as pool, pool.acquire() as vm:
         found = await outcomes(vm)
+        assert (found.pop("rings"), found.pop("disks")) == ("1", "0")
         assert set(found.values()) == {"done"}
 
 

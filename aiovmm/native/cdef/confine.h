@@ -6,7 +6,7 @@ int avmm_no_new_privileges(void);
 int avmm_new_keyring(void);
 int avmm_own_again(void);
 int avmm_lower_limit(int which, uint64_t most);
-int avmm_filter_calls(const uint8_t *program, size_t instructions);
+int avmm_filter_calls(const uint8_t *program, size_t instructions, int of_all);
 int avmm_landlock_version(void);
 int avmm_landlock_ruleset(uint64_t fs, uint64_t net, uint64_t scoped);
 int avmm_landlock_allow(int ruleset, int path_fd, uint64_t rights);

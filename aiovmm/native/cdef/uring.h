@@ -1,5 +1,6 @@
 struct io_uring_sqe {
     uint8_t opcode;
+    int32_t fd;
     uint64_t addr;
     ...;
 };
@@ -15,6 +16,9 @@ struct avmm_uring {
 };
 int avmm_uring_open(struct avmm_uring *ring, uint32_t entries, uint32_t completions);
 void avmm_uring_close(struct avmm_uring *ring);
+struct io_uring_sqe *avmm_uring_sqe(struct avmm_uring *ring);
+int avmm_uring_submit(struct avmm_uring *ring);
+int avmm_uring_reap(struct avmm_uring *ring, uint64_t *user_data, int32_t *result);
 struct avmm_blk_ring {
     struct avmm_uring uring;
     uint32_t cancels;

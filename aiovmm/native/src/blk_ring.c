@@ -1,10 +1,5 @@
 #include "blk_parts.h"
 #include <errno.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#define MAX_WORKERS 19u         /* IORING_REGISTER_IOWQ_MAX_WORKERS, since Linux 5.15 */
-#define WORKERS (1u << 15)      /* as many as are wanted: how many are is bounded by AVMM_BLK_WAITS */
 
 #define SUBMISSIONS 128u /* in one system call */
 #define TURN 128u        /* completions taken in by one call: those of guests' requests come as fast as we start them */
@@ -12,11 +7,7 @@
 int avmm_blk_ring_open(struct avmm_blk_ring *ring, uint32_t completions) {
     *ring = (struct avmm_blk_ring){0};
     ring->stalled_end = &ring->stalled;
-    int error = avmm_uring_open(&ring->uring, SUBMISSIONS, completions);
-    uint32_t workers[2] = {WORKERS, 0}; /* for files, and for all else: as it is */
-    if (!error)
-        syscall(SYS_io_uring_register, ring->uring.fd, MAX_WORKERS, workers, 2); /* refused: the kernel's own number must do */
-    return error;
+    return avmm_uring_open(&ring->uring, SUBMISSIONS, completions);
 }
 
 void avmm_blk_ring_close(struct avmm_blk_ring *ring) { avmm_uring_close(&ring->uring); }

@@ -40,11 +40,11 @@ int avmm_lower_limit(int which, uint64_t most) {
     return result(setrlimit(which, &limit));
 }
 
-int avmm_filter_calls(const uint8_t *program, size_t instructions) {
+int avmm_filter_calls(const uint8_t *program, size_t instructions, int of_all) {
     struct sock_fprog filter = {.len = (unsigned short)instructions, .filter = (struct sock_filter *)program};
     if (instructions > BPF_MAXINSNS)
         return -EINVAL;
-    int done = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &filter));
+    int done = result(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, of_all ? SECCOMP_FILTER_FLAG_TSYNC : 0, &filter));
     return done > 0 ? -EBUSY : done; /* the thread that has a filter of its own */
 }
 

@@ -24,9 +24,9 @@ int avmm_own_again(void);
 #define AVMM_AS_NOW UINT64_MAX
 int avmm_lower_limit(int which, uint64_t most);
 
-/* Judge every system call of all threads of the process by this program, beside those that are there. -EBUSY: a thread could not be
- * made to. */
-int avmm_filter_calls(const uint8_t *program, size_t instructions);
+/* Judge every system call by this program, beside those that are there: this thread's, or `of_all` threads of the process. -EBUSY:
+ * a thread could not be made to. */
+int avmm_filter_calls(const uint8_t *program, size_t instructions, int of_all);
 
 /* The kernel's version of Landlock; -ENOSYS or -EOPNOTSUPP: none. */
 int avmm_landlock_version(void);

@@ -16,11 +16,34 @@
 #define IORING_SETUP_SUBMIT_ALL (1U << 7)
 #endif
 
+#ifndef IORING_SETUP_R_DISABLED /* Linux 5.10 */
+#define IORING_SETUP_R_DISABLED (1U << 6)
+#endif
+#define REGISTER_RESTRICTIONS 11u
+#define REGISTER_ENABLE_RINGS 12u
+#define REGISTER_MAX_WORKERS 19u /* since Linux 5.15 */
+#define WORKERS (1u << 15)       /* as many as are wanted: how many are is bounded by AVMM_BLK_WAITS */
+
+/* What disks do by it. Whoever takes over a process that has given up system calls has its rings: and io_uring opens sockets, past
+ * every filter, and connects them (Linux 5.19, 5.5). The layout is io_uring_register(2)'s. */
+struct restriction {
+    uint16_t kind;
+    uint8_t what;
+    uint8_t reserved[13];
+};
+enum { OF_OPERATIONS = 1, OF_FLAGS = 2 };
+static const struct restriction restrictions[] = {
+    {OF_OPERATIONS, IORING_OP_READ, {0}},  {OF_OPERATIONS, IORING_OP_WRITE, {0}}, {OF_OPERATIONS, IORING_OP_READV, {0}},
+    {OF_OPERATIONS, IORING_OP_WRITEV, {0}}, {OF_OPERATIONS, IORING_OP_FSYNC, {0}}, {OF_OPERATIONS, IORING_OP_ASYNC_CANCEL, {0}},
+    {OF_FLAGS, IOSQE_ASYNC, {0}},
+};
+
 #define NEEDED (IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_SUBMIT_STABLE)
 
 static const uint32_t wishes[] = {
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
-    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
+    IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
+    IORING_SETUP_R_DISABLED | IORING_SETUP_COOP_TASKRUN | IORING_SETUP_SUBMIT_ALL,
+    IORING_SETUP_R_DISABLED,
     0,
 };
 
@@ -33,6 +56,19 @@ static int setup(uint32_t entries, uint32_t completions, struct io_uring_params 
             return fd >= 0 ? fd : -errno;
     }
     return -EINVAL;
+}
+
+/* As it stays: nobody sets anything afterwards. */
+static int settle(int fd, uint32_t flags) {
+    uint32_t workers[2] = {WORKERS, 0}; /* for files, and for all else: as it is */
+    syscall(SYS_io_uring_register, fd, REGISTER_MAX_WORKERS, workers, 2); /* refused: the kernel's own number must do */
+    if (!(flags & IORING_SETUP_R_DISABLED))
+        return 0;
+    const size_t count = sizeof restrictions / sizeof *restrictions;
+    if (syscall(SYS_io_uring_register, fd, REGISTER_RESTRICTIONS, restrictions, count) < 0 ||
+        syscall(SYS_io_uring_register, fd, REGISTER_ENABLE_RINGS, NULL, 0) < 0)
+        return -errno;
+    return 0;
 }
 
 static int map(struct avmm_uring *r, const struct io_uring_params *p) {
@@ -62,6 +98,8 @@ int avmm_uring_open(struct avmm_uring *r, uint32_t entries, uint32_t completions
     if (r->fd < 0)
         return r->fd;
     int error = (p.features & NEEDED) == NEEDED ? map(r, &p) : -ENOSYS;
+    if (!error)
+        error = settle(r->fd, p.flags);
     if (error) {
         avmm_uring_close(r);
         return error;

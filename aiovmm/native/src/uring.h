@@ -22,7 +22,8 @@ struct avmm_uring {
 
 /* Make a ring for `entries` submissions in one system call and `completions` requests in flight at once (both rounded up to a power
  * of two, and as many completions as submissions at least). 0, or -errno: ENOSYS, EPERM where io_uring is absent or forbidden, or
- * lacks what we count on (Linux 5.5: iovecs need not outlive submission, no lost completion). */
+ * lacks what we count on (Linux 5.5: iovecs need not outlive submission, no lost completion). It does what disks need, and nothing
+ * else (Linux 5.10). */
 int avmm_uring_open(struct avmm_uring *ring, uint32_t entries, uint32_t completions);
 
 /* Nothing may be in flight. Idempotent. */

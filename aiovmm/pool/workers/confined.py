@@ -11,6 +11,7 @@ from aiovmm.confine.guests import check_programs, confine_paths_to, enter_namesp
 from aiovmm.confine.identity import become, find, keep_from_gaining
 from aiovmm.confine.limits import limit_resources
 from aiovmm.confine.seccomp import confine_calls
+from aiovmm.devices.virtio.blk.rings import keep
 from aiovmm.errors import ConfigError
 from aiovmm.kvm import Kvm
 from aiovmm.machine.hotplug.configured import with_device
@@ -20,6 +21,8 @@ from aiovmm.snapshot.configuration import from_state, to_state
 __all__ = ["Confined", "to_state_of"]
 
 _OPTION = "confinement"
+_GUESTS = 64
+"""Of a worker, whose disks' requests go by io_uring; those of more go by threads."""
 
 
 def to_state_of(config: VMConfig, confinement: Confinement) -> State:
@@ -65,6 +68,8 @@ class Confined:
         if identity is not None or self._seccomp is not Seccomp.ALLOWED:
             limit_resources()
         if self._seccomp is not Seccomp.ALLOWED:
+            if self._config.disks:
+                keep(self._config.disks * _GUESTS)
             confine_calls(log=self._seccomp is Seccomp.LOGGED, families=self._families)
 
     def check(self, config: VMConfig, device: PlacedConfig) -> None:

@@ -7,6 +7,8 @@ import errno
 import gc
 import os
 import resource
+import subprocess
+import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -528,3 +530,49 @@ async def test_a_host_that_refuses_rings_is_told_of_once(
     assert record.levelname == "WARNING"
     assert said in record.message
     assert record.message.endswith("threads do disks' requests, which is slower")
+
+
+KEPT = """
+import asyncio, sys
+from pathlib import Path
+
+import uvloop
+
+from aiovmm.config import DiskConfig
+from aiovmm.confine.seccomp import confine_calls
+from aiovmm.devices.virtio.blk import BlkDevice, DiskImage, rings
+from aiovmm.testing import Harness
+from tests.devices.virtio.blk_driver import read
+
+async def run(path):
+    for _ in range(3):  # as over resets, and when one is added
+        disks = [BlkDevice(DiskImage.open(f"{path}{number}")) for number in range(2)]
+        async with Harness(disks[0]) as h, Harness(disks[1]) as other:
+            found = [await read(each, 0, 512) for each in (h, other)]
+            print(*(disk.io.value for disk in disks), *(data[:1] for data in found))
+    try:
+        rings.join(4096).leave(4096, None)
+        print("made")
+    except OSError as exc:
+        print(exc.errno)
+
+when, path = sys.argv[1:]
+with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    if when == "before":
+        runner.run(run(path))
+    rings.keep([DiskConfig(path=Path(path), queue_size=1024)])
+    confine_calls()
+    runner.run(run(path))
+"""
+
+
+@pytest.mark.parametrize("when", ["never", "before"])
+def test_who_may_make_no_ring_any_more_keeps_those_that_there_are(when: str, tmp_path: Path) -> None:
+    for name in ("disk0", "disk1"):
+        (tmp_path / name).write_bytes(b"d" * SIZE)
+    command = [sys.executable, "-c", KEPT, when, str(tmp_path / "disk")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
+    assert done.stderr == ""
+    lines = ["io_uring io_uring b'd' b'd'"] * 3
+    before = [*lines, "made"] if when == "before" else []
+    assert done.stdout.splitlines() == [*before, *lines, str(errno.EPERM)]

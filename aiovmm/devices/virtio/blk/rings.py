@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -20,9 +21,12 @@ from aiovmm.native import ffi, lib
 from aiovmm.runtime.forks import keep_private, let_go
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from aiovmm.config import DiskConfig
     from aiovmm.runtime.awake import Awake
 
-__all__ = ["PATIENCE", "Member", "SharedRing", "join"]
+__all__ = ["PATIENCE", "Member", "SharedRing", "join", "keep"]
 
 _FIRST, _MOST = 512, 65536  # completions of a ring; io_uring has at most that
 _GROWTH = 8
@@ -53,9 +57,7 @@ class SharedRing:
     has; it is one of `among` when it is to go. Used in the loop's thread alone. Raises OSError where io_uring is refused."""
 
     def __init__(self, completions: int, among: list[SharedRing]) -> None:
-        self.native = ffi.new("struct avmm_blk_ring *")
-        if error := -lib.avmm_blk_ring_open(self.native, completions):
-            raise OSError(error, os.strerror(error))
+        self.native = _taken(completions) or _opened(completions)
         self.fd: int = keep_private(self.native.uring.fd)
         self._places: int = self.native.uring.cq_entries - lib.AVMM_BLK_CANCELS
         self.free = self._places
@@ -107,7 +109,7 @@ class SharedRing:
         if self.native.uring.fd >= 0:
             self._among.remove(self)
             let_go(self.fd)
-            lib.avmm_blk_ring_close(self.native)
+            _let_go(self.native)
 
     def heed(self, mask: int) -> None:
         """What native code tells with the mask of one disk of the ring itself, and of the other disks."""
@@ -149,6 +151,44 @@ class SharedRing:
         for member in list(self._members.values()):
             member.refused(self.native.refused)
         self._tell(lib.avmm_blk_ring_give_up(self.native, self._mask))
+
+
+_kept: list[Any] | None = None
+"""Rings that nobody has, of a process that can make none any more; None in any other."""
+
+
+def keep(disks: Iterable[DiskConfig]) -> None:
+    """From now on this process may be refused any ring: it has one for such disks, as far as there can be, and closes none. To be
+    called in the thread that uses it."""
+    global _kept
+    _kept = _kept or []
+    places = sum(disk.num_queues * disk.queue_size for disk in disks) + lib.AVMM_BLK_CANCELS
+    with suppress(OSError):
+        _kept.append(_opened(min(places, _MOST)))
+
+
+def _taken(completions: int) -> Any:
+    """One of those that were kept, the smallest that will do."""
+    fitting = [ring for ring in _kept or () if ring.uring.cq_entries >= completions]
+    ring = min(fitting, key=lambda ring: ring.uring.cq_entries, default=None)
+    if ring is not None and _kept is not None:
+        _kept.remove(ring)
+    return ring
+
+
+def _let_go(ring: Any) -> None:
+    if _kept is not None and not ring.given_up:
+        _kept.append(ring)
+    else:
+        lib.avmm_blk_ring_close(ring)
+
+
+def _opened(completions: int) -> Any:
+    """Raises OSError."""
+    ring = ffi.new("struct avmm_blk_ring *")
+    if error := -lib.avmm_blk_ring_open(ring, completions):
+        raise OSError(error, os.strerror(error))
+    return ring
 
 
 _rings: WeakKeyDictionary[asyncio.AbstractEventLoop, list[SharedRing]] = WeakKeyDictionary()
