@@ -10,6 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aiovmm.agent.errors import guest_os_error
@@ -32,6 +33,9 @@ _BATCH = 1 << 20
 _WINDOW = 1 << 20
 _RECORD = struct.Struct("<IIIIQqHH")
 _LIST_MAX = 64 << 20  # bytes of a listing
+_ENTRIES_MAX = 1 << 18  # of a directory: as objects each is ten times what it was sent as
+_STAT_MAX = _RECORD.size + 2 * 0xFFFF
+_LONG = 1 << 20  # bytes that are put together elsewhere than on the loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,7 @@ class Files:
                     content.add(piece)
                 if content.size > limit:
                     raise UsageError(f"{os.fsdecode(path)} in the guest has more than {limit} bytes: copy_out() it")
-        return bytes(content)
+        return bytes(content) if content.size < _LONG else await in_thread("read", bytes, content)
 
     async def write(
         self,
@@ -101,16 +105,16 @@ class Files:
             await _feed(process, (content[at : at + _PIECE] for at in range(0, len(content), _PIECE)))
 
     async def list(self, path: Text = "/", *, user: str | int | None = None) -> list[Stat]:
-        """What is in a directory, by name."""
+        """What is in a directory, by name. Raises PeerError for one of more than 262,144 entries: ask a program for those."""
         async with self._applet("listing", "list", path, user=user) as process:
-            data = await _all(process)
+            data = await _all(process, _LIST_MAX)
         return await in_thread("list", _sorted, data)
 
     async def stat(self, path: Text, *, follow: bool = True, user: str | int | None = None) -> Stat:
         """What it is; with `follow` what a link leads to."""
         async with self._applet("looking at", "stat", path, "follow" if follow else "link", user=user) as process:
-            data = await _all(process)
-        found = list(_stats(data))
+            data = await _all(process, _STAT_MAX)
+        found = list(islice(_stats(bytes(data)), 2))
         if len(found) != 1 or found[0].name:
             raise PeerError("the agent in the guest sent no stat")
         return found[0]
@@ -193,13 +197,14 @@ async def _taken(process: Process) -> list[bytes]:
     return await process.pieces.take()
 
 
-async def _all(process: Process) -> bytes:
-    data = bytearray()
+async def _all(process: Process, most: int) -> Gathered:
+    data = Gathered()
     while pieces := await _taken(process):
-        data += b"".join(pieces)
-        if len(data) > _LIST_MAX:
+        for piece in pieces:
+            data.add(piece)
+        if data.size > most:
             raise PeerError("the agent in the guest lists without end")
-    return bytes(data)
+    return data
 
 
 async def _feed(process: Process, pieces: Iterator[bytes]) -> None:
@@ -264,10 +269,13 @@ def _stats(data: bytes) -> Iterator[Stat]:
         yield Stat(text, mode, size, mtime / 1e9, uid, gid, link)
 
 
-def _sorted(data: bytes) -> list[Stat]:
+def _sorted(data: Gathered) -> list[Stat]:
     """In a thread: what a guest lists may be long. Names are those of entries: a program may make a path of one, and of the
     host's at that."""
-    found = sorted(_stats(data), key=lambda stat: stat.name)
+    found = list(islice(_stats(bytes(data)), _ENTRIES_MAX + 1))
+    if len(found) > _ENTRIES_MAX:
+        raise PeerError(f"the agent in the guest lists more than {_ENTRIES_MAX} entries")
+    found.sort(key=lambda stat: stat.name)
     for entry in found:
         if not is_plain(os.fsencode(entry.name)):
             raise PeerError(f"the agent in the guest lists {entry.name!r}, which is no name of a file")

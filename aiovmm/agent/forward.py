@@ -22,7 +22,7 @@ from aiovmm.agent.channel import Channel
 from aiovmm.agent.errors import guest_os_error
 from aiovmm.agent.process import Input, Output
 from aiovmm.agent.wire import Kind, Stream
-from aiovmm.errors import AiovmmError, HostError, UsageError
+from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from aiovmm.runtime.arguments import a_path, whole
 from aiovmm.runtime.descriptors import PROCESS, Share
 from aiovmm.runtime.stream_socket import socket_path
@@ -87,25 +87,29 @@ class Forwards:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
-        self._open: dict[tuple[bool, int | str], _Forward] = {}
+        # at the same port of two addresses there may be two, and a guest may say of two that they are at one
+        self._open: dict[tuple[bool, int | str], list[_Forward]] = {}
         self._share = PROCESS.share()
         agent.at_close(self.close)
 
     def close(self) -> None:
         """All of them. Idempotent."""
         while self._open:
-            forward = self._open.popitem()[1]
-            forward.close()
-            if forward.name is not None:
-                forward.name.remove_soon()
+            for forward in self._open.popitem()[1]:
+                forward.close()
+                if forward.name is not None:
+                    forward.name.remove_soon()
         self._share.close()
 
     async def end(self, place: Place, *, back: bool = False) -> None:
-        """One of them, and its connections. Raises UsageError if there is none."""
-        forward = self._open.pop((back, _spelling(_checked(place, "unforward(place)"))), None)
-        if forward is None:
+        """What there is at this place, and its connections. Raises UsageError if there is nothing."""
+        found = self._open.pop((back, _spelling(_checked(place, "unforward(place)"))), None)
+        if found is None:
             raise UsageError(f"{place} is not forwarded")
-        await forward.aclose()
+        await asyncio.gather(*(forward.aclose() for forward in found))
+
+    def _keep(self, forward: _Forward, place: Place, *, back: bool) -> None:
+        self._open.setdefault((back, _spelling(place)), []).append(forward)
 
     # -- the guest's port at the host
 
@@ -140,7 +144,7 @@ class Forwards:
         except BaseException:
             await forward.aclose()
             raise
-        self._open[False, _spelling(place)] = forward
+        self._keep(forward, place, back=False)
         return place
 
     async def _serve(
@@ -163,7 +167,7 @@ class Forwards:
     # -- the host's port in the guest
 
     async def to_host(self, guest: Place, host: Place, address: str) -> Place:
-        """Listen in the guest. Raises UsageError, GuestOSError."""
+        """Listen in the guest. Raises UsageError, GuestOSError, PeerError."""
         guest = _checked(guest, "forward(guest)")
         payload = _address(guest)
         host = _checked(host, "forward(host), where the guest's connections go,", 1)
@@ -182,8 +186,11 @@ class Forwards:
             raise guest_os_error("listening in the guest", channel.failed[0], str(guest))
         if channel.started is None:
             raise await self._agent.lost("listening in the guest")
-        place = channel.started if isinstance(guest, int) else guest
-        self._open[True, _spelling(place)] = forward
+        place = guest or channel.started  # only of a port that is to be any there is something to say
+        if isinstance(place, int) and not 0 < place < 1 << 16:
+            channel.close(kill=False)
+            raise PeerError(f"the agent in the guest listens at port {place}, which is none")
+        self._keep(forward, place, back=True)
         return place
 
     def _accepted(self, forward: _Forward, link: Link, number: int, host: Place, address: str) -> None:

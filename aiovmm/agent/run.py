@@ -92,15 +92,16 @@ class _Command:
             await self._changed.wait()
             self._changed.clear()
             if self.stdout.is_too_long or self.stderr.is_too_long:
-                raise OutputTooLong(self.words, self._limit, bytes(self.stdout), bytes(self.stderr))
+                raise OutputTooLong(self.words, self._limit, *await self.printed())
         if channel.failed is not None:
             raise start_error(channel.failed, self._request)
         if channel.exit is None:
             raise await self._agent.lost(command_line(self.words))
-        return Completed(self.words, channel.exit, *await self._whole())
+        return Completed(self.words, channel.exit, *await self.printed())
 
-    async def _whole(self) -> tuple[bytes, bytes]:
-        """What is long is put together in a thread: nobody else waits for it."""
+    async def printed(self) -> tuple[bytes, bytes]:
+        """All, once no more comes. What is long is put together in a thread: nobody else waits for it."""
+        self.close()
         if self.stdout.size + self.stderr.size < _LONG:
             return bytes(self.stdout), bytes(self.stderr)
         return await in_thread("output", lambda: (bytes(self.stdout), bytes(self.stderr)))
@@ -147,8 +148,7 @@ async def run(
     except TimeoutError:
         if limit is None or not limit.expired():
             raise
-        output = bytes(command.stdout), bytes(command.stderr)
-        raise CommandTimeout(*output, command=command.words, timeout=timeout or 0.0) from None
+        raise CommandTimeout(*await command.printed(), command=command.words, timeout=timeout or 0.0) from None
     finally:
         command.close()
     if check and done.returncode:

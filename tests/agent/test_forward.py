@@ -7,7 +7,7 @@ import os
 import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from aiovmm.agent import Agent
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.wire import Frame, FrameBuffer, Kind
 from aiovmm.agent.wire import frame as framed
+from aiovmm.errors import PeerError
 from tests.agent.conftest import Guest
 from tests.agent.test_hostile_agent import HELLO
 from tests.limits import HANGS
@@ -130,6 +131,64 @@ async def test_a_connection_that_crosses_the_end_of_its_port_is_closed(tmp_path:
                 pass
         assert (frame.kind, frame.payload) == (Kind.CLOSE, bytes(4))
         agent.close()
+
+
+@asynccontextmanager
+async def listens_at(path: Path, port: int) -> AsyncIterator[tuple[Agent, list[Frame]]]:
+    """An agent that says so of all that it is asked to listen at, and what it has heard."""
+    heard: list[Frame] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HELLO)
+        frames = FrameBuffer()
+        while data := await reader.read(1000):
+            frames.room()[: len(data)] = data
+            for frame in frames.filled(len(data)):
+                heard.append(frame)
+                if frame.kind == Kind.LISTEN:
+                    writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", port)))
+        writer.close()
+
+    async with await asyncio.start_unix_server(serve, path):
+        agent = Agent(UnixPlace(path))
+        try:
+            yield agent, heard
+        finally:
+            agent.close()
+
+
+async def test_what_a_guest_says_is_at_one_port_ends_together(tmp_path: Path) -> None:
+    """Else it kept the first after its program has ended it."""
+    async with listens_at(tmp_path / "agent", 8080) as (agent, heard):
+        assert [await agent.forwards.to_host(0, port, "127.0.0.1") for port in (80, 81)] == [8080, 8080]
+        await agent.forwards.end(8080, back=True)
+        async with asyncio.timeout(HANGS):
+            while len(closed := [frame for frame in heard if frame.kind == Kind.CLOSE]) < 2:  # noqa: ASYNC110 - its own task
+                await asyncio.sleep(0)
+        assert sorted(frame.channel for frame in closed) == [0, 1]
+
+
+@pytest.mark.parametrize("said", [0, 99, 70000, 1 << 31])
+async def test_a_port_that_was_named_is_that_whatever_a_guest_says(said: int, tmp_path: Path) -> None:
+    async with listens_at(tmp_path / "agent", said) as (agent, heard):
+        assert await agent.forwards.to_host(8080, 80, "127.0.0.1") == 8080
+        await agent.forwards.end(8080, back=True)
+        if said != 99:
+            with pytest.raises(PeerError, match="which is none"):
+                await agent.forwards.to_host(0, 80, "127.0.0.1")
+            async with asyncio.timeout(HANGS):
+                while [frame.kind for frame in heard[1:]] != [Kind.LISTEN, Kind.CLOSE] * 2:  # noqa: ASYNC110 - its own task
+                    await asyncio.sleep(0)
+
+
+async def test_a_port_of_two_addresses_is_two(agent: Agent) -> None:
+    port = await agent.forwards.to_guest(1, 0, "127.0.0.1")
+    assert isinstance(port, int)
+    assert await agent.forwards.to_guest(1, port, "127.0.0.2") == port
+    await agent.forwards.end(port)
+    for address in ("127.0.0.1", "127.0.0.2"):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(address, port)
 
 
 async def test_who_listens_at_the_loopback_of_ipv6_alone(agent: Agent, guest: Guest) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from aiovmm import AgentError, AgentLost, AiovmmError, BootTimeout
 from aiovmm.agent import Agent, wire
 from aiovmm.agent.channel import Channel, Sink
-from aiovmm.agent.files import Files, _stats
+from aiovmm.agent.files import _ENTRIES_MAX, Files, _sorted, _stats
 from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.host_tree import TreeWriter
 from aiovmm.agent.link import Link
@@ -424,6 +424,29 @@ async def test_a_stat_has_no_name(tmp_path: Path) -> None:
     async with says(tmp_path / "a", HELLO, said, hangs=True) as agent:
         with pytest.raises(PeerError, match="sent no stat"):
             await Files(agent).stat("/x")
+
+
+async def test_a_stat_is_one(tmp_path: Path) -> None:
+    """And not some megabytes of them, which the loop would take apart."""
+    many = frame(0, Kind.DATA, listed(b"") * 1000, 1) * 5
+    ends = frame(0, Kind.EXIT, bytes(4)) + frame(0, Kind.CLOSED)
+    async with says(tmp_path / "a", HELLO, STARTED + many + ends, hangs=True) as agent:
+        with pytest.raises(PeerError, match="without end"):
+            await Files(agent).stat("/x")
+
+
+def test_a_listing_has_no_more_entries_than_there_is_memory_for() -> None:
+    """Each costs ten times its bytes as an object."""
+    said = Gathered()
+    said.add(listed(b"a") * _ENTRIES_MAX)
+    assert len(_sorted(said)) == _ENTRIES_MAX
+    said.add(listed(b"a") * 1_000_000)
+    tracemalloc.start()
+    with pytest.raises(PeerError, match="more than 262144 entries"):
+        _sorted(said)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 160 << 20
 
 
 @given(st.binary(max_size=600))

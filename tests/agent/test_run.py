@@ -8,6 +8,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import threading
 from array import array
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import pytest
 
 from aiovmm import AgentLost, CommandFailed, CommandTimeout, OutputTooLong, UsageError
 from aiovmm.agent import Agent, agent_binary
+from aiovmm.agent.files import Files
+from aiovmm.agent.gathered import Gathered
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.run import run
 from tests.agent.conftest import Guest, gone, listens
@@ -270,3 +273,28 @@ async def test_a_connection_that_ends_hangs_up(agent: Agent, guest: Guest) -> No
         await task
     await agent.ready(10)  # another connection
     await guest.idle(before)
+
+
+async def test_what_is_long_is_put_together_elsewhere_than_on_the_loop(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it ends: a guest chooses how much it is, and the loop is others', too."""
+    (tmp_path / "long").write_bytes(bytes(3 << 20))
+    joined: list[int] = []
+    join = Gathered.__bytes__
+
+    def told(self: Gathered) -> bytes:
+        if self.size >= 1 << 20:
+            joined.append(threading.get_ident())
+        return join(self)
+
+    monkeypatch.setattr(Gathered, "__bytes__", told)
+    command = ["sh", "-c", f"cat {tmp_path / 'long'}; cat {tmp_path / 'long'} >&2; sleep 60"]
+    with pytest.raises(OutputTooLong) as much:
+        await run(agent, command, output_limit=2 << 20)
+    assert max(len(much.value.stdout), len(much.value.stderr)) == 2 << 20
+    with pytest.raises(CommandTimeout):
+        await run(agent, command, timeout=2.0)
+    assert await Files(agent).read(tmp_path / "long") == bytes(3 << 20)
+    assert len(joined) >= 4
+    assert threading.get_ident() not in joined
