@@ -17,7 +17,17 @@ from tests.debian.root import PROJECT, Root
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = "not kvm and not kvmhost and not kvmhost_client"  # what needs nothing but the Python
-pytestmark = [pytest.mark.thorough, pytest.mark.timeout(3600)]
+UNITS = (
+    "-m",
+    "pytest",
+    "-q",
+    "-m",
+    HERE,
+    *(("-n", "2") if (os.cpu_count() or 1) > 1 else ()),
+    "tests",
+)  # as `make test`
+UNITS_LIMIT = 5400.0  # seconds: a quarter of an hour where nothing else wants the processors
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(2 * UNITS_LIMIT)]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root alone can enter another system")
 
@@ -65,7 +75,7 @@ def test_units_pass_with_the_python_of_a_newer_debian(system: str, python: str, 
     version = root.run(f"{PROJECT}/.venv/bin/python", "--version", timeout=30).split()[1]
     if not version.startswith(f"{python}."):
         pytest.skip(f"no Python {python}: Debian {system} has {version}")
-    assert " passed" in root.run(f"{PROJECT}/.venv/bin/python", "-m", "pytest", "-q", "-m", HERE, "tests", timeout=2400)
+    assert " passed" in root.run(f"{PROJECT}/.venv/bin/python", *UNITS, timeout=UNITS_LIMIT)
 
 
 def interpreters(version: str) -> Iterator[str]:
@@ -95,11 +105,17 @@ def test_units_pass_with_another_python_of_this_machine(version: str, tmp_path: 
     bare = {
         name: value for name, value in os.environ.items() if not name.startswith(("AIOVMM_", "PYTEST_", "VIRTUAL_ENV"))
     }
-    options = {"cwd": tree, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 2400}
+    options = {
+        "cwd": tree,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+        "timeout": UNITS_LIMIT,
+    }
     path = f"{tmp_path}/bin:{bare['PATH']}"
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/python3").symlink_to(python)  # the one that tools/setup finds
     setup = subprocess.run(["make", "setup-test"], env={**bare, "PATH": path}, **options)  # type: ignore[call-overload]
     assert setup.returncode == 0, setup.stdout[-4000:]
-    done = subprocess.run([".venv/bin/python", "-m", "pytest", "-q", "-m", HERE, "tests"], env=bare, **options)  # type: ignore[call-overload]
+    done = subprocess.run([".venv/bin/python", *UNITS], env=bare, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout[-8000:]
