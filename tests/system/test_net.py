@@ -250,7 +250,7 @@ async def test_offloads_switched_at_run_time(net_guests: NetGuests, blob: Path, 
         assert "tcp-segmentation-offload: on" in await shell(vm, "ethtool -k eth0")
         await tcp_both_ways(vm, blob, tmp_path)
         merged = device.counters.rx_packets
-        assert merged < SIZE // 4000
+        assert merged < SIZE // 1448
         await shell(vm, "ethtool -K eth0 rx-gro-hw off tso off gso off tx off")  # rx-gro-hw: CTRL_GUEST_OFFLOADS
         await tcp_both_ways(vm, blob, tmp_path)
         assert device.counters.rx_packets - merged > SIZE // 1500
