@@ -184,7 +184,7 @@ async def test_traffic_both_ways(net_guests: NetGuests, release: str, blob: Path
         c = device.counters
         assert c.rx_bytes > SIZE < c.tx_bytes
         assert (c.tx_errors, c.rx_dropped) == (0, lost)
-        assert c.tx_packets < SIZE // 1448  # segmentation was left to the host: else its data alone were as many, besides answers
+        assert c.tx_packets < SIZE // 1448  # segmentation was left to the host: its data alone were more
         await link_down_and_up(vm, device)
 
 
