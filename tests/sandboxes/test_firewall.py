@@ -91,7 +91,9 @@ def test_every_segment_of_a_connection_passes_both_ways(target: str, padding: in
     "target",
     [
         *("127.0.0.1", "127.1.2.3", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255"),
-        *("::", "::1", "::ffff:1.2.3.4", "::127.0.0.1", "fe80::1", "ff02::1", "fd00:ec2::254", OWN),
+        *("::", "::1", "::ffff:1.2.3.4", "::127.0.0.1", "fe80::1", "ff02::1", OWN),
+        *("fd00:ec2::254", "168.63.129.16", "100.100.100.200", "fd20:ce::254", "192.0.0.192"),  # clouds' metadata
+        *("64:ff9b::127.0.0.1", "64:ff9b::169.254.169.254", "2002:a9fe:a9fe::1"),  # by a translator, or a tunnel
     ],
 )
 def test_what_nobody_means_who_allows_all(target: str) -> None:
@@ -102,7 +104,7 @@ def test_what_nobody_means_who_allows_all(target: str) -> None:
 
 def test_what_has_to_be_named_may_be() -> None:
     assert passes(firewall("169.254.169.254"), syn("169.254.169.254"))
-    for never in ("127.0.0.1", "::1", "::ffff:1.2.3.4"):
+    for never in ("127.0.0.1", "::1", "::ffff:1.2.3.4", "64:ff9b::169.254.169.254"):
         assert not passes(firewall(never), syn(never))
 
 
@@ -112,6 +114,13 @@ def test_the_host_is_reached_where_that_is_asked_for() -> None:
         assert passes(firewall(host=True), syn(target))
     assert passes(firewall(OWN, host=True), syn(OWN))
     assert not passes(firewall(OWN), syn(OWN))
+
+
+def test_the_host_is_not_reached_by_a_translator() -> None:
+    by = "64:ff9b::" + OWN
+    assert not passes(firewall("::/0"), syn(by))
+    assert passes(firewall("::/0"), syn("64:ff9b::" + WEB))
+    assert passes(firewall("::/0", host=True), syn(by))
 
 
 # -- names

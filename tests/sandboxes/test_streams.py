@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiovmm.sandboxes.firewall import Firewall, Rules, relay
-from aiovmm.sandboxes.firewall.answers import _ask, name_servers
+from aiovmm.sandboxes.firewall.answers import Answers, _ask, name_servers
 from aiovmm.sandboxes.firewall.packet import dissect
 from aiovmm.sandboxes.firewall.streams import Streams
 from aiovmm.sandboxes.firewall.tcp import Segment, segment_of
@@ -221,6 +221,79 @@ def test_no_guest_gets_at_more_than_it_may(said: list[tuple[int, int, int, int, 
     for stream in streams._open.values():
         assert len(stream.data) <= 8192
         assert stream.unread <= (64 << 10) + 8192
+
+
+def talk(streams: Streams, flags: int, number: int, acknowledged: int = 0, data: bytes = b"") -> list[Segment]:
+    """What is answered to a segment from port 1."""
+    frame = frames.segment(RESOLVER, flags, data, port=53, source_port=1, number=number, acknowledged=acknowledged)
+    packet = dissect(frame)
+    assert packet is not None
+    found = [segment_of(back) for answer in streams.received(packet, 1.0) if (back := dissect(answer)) is not None]
+    return [segment for segment in found if segment is not None]
+
+
+def test_nothing_is_kept_of_connections_that_a_guest_has_begun_again() -> None:
+    streams = Streams(lambda name: True)
+    for _ in range(100):
+        (begun,) = talk(streams, 2, 100, data=bytes(9000))
+        assert talk(streams, 17, 101, begun.number + 1)[-1].flags == 17  # both ends are said
+    assert len(streams._under_way) == len(streams._open) == 1
+    assert len(streams.waiting) == 1
+
+
+def test_questions_of_connections_that_are_over_are_few() -> None:
+    """A name server may take its time, and a guest begins others meanwhile."""
+    streams = Streams(lambda name: True)
+    message = query("w.example")
+    many = (len(message).to_bytes(2, "big") + message) * 4
+    for _ in range(100):
+        (begun,) = talk(streams, 2, 100)
+        talk(streams, 16, 101, begun.number + 1, many)
+        talk(streams, 4, 101 + len(many))
+    assert len(streams.asked) == 64
+    (begun,) = talk(streams, 2, 100)
+    answers = talk(streams, 16, 101, begun.number + 1, many)
+    assert len(streams.asked) == 64
+    assert [segment.data[2:14] for segment in answers if segment.data] == [
+        struct.pack(">HHHHHH", 7, 0x8182, 1, 0, 0, 0)
+    ] * 4
+    for asked in list(streams.asked):
+        streams.answer(asked, None)
+    streams.asked.clear()
+    talk(streams, 16, 101 + len(many), begun.number + 1, many)
+    assert len(streams.asked) == 4
+
+
+async def test_nobody_is_asked_for_a_connection_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, asked_for, begun = firewall("w.example"), list[bytes](), asyncio.Event()
+
+    async def never(server: str, message: bytes) -> bytes:
+        asked_for.append(message[:2])
+        begun.set()
+        never_answered: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        return await never_answered
+
+    async def write(frames: object) -> None:
+        pass
+
+    monkeypatch.setattr("aiovmm.sandboxes.firewall.answers._ask", never)
+    monkeypatch.setattr("aiovmm.sandboxes.firewall.answers._AT_A_TIME", 1)
+    monkeypatch.setattr("aiovmm.sandboxes.firewall.answers._PATIENCE", 0.01)
+    monkeypatch.setattr("aiovmm.sandboxes.firewall.answers.name_servers", lambda path: ["192.0.2.1"])
+    async with Answers(wall, write) as answers:
+        for number in range(3):
+            (begun_at,) = talk(wall.streams, 2, 100)
+            message = query("w.example", number=number)
+            many = len(message).to_bytes(2, "big") + message
+            talk(wall.streams, 16, 101, begun_at.number + 1, many)
+            if number:
+                talk(wall.streams, 4, 101 + len(many))
+            answers.look()
+            if not number:
+                await begun.wait()
+                talk(wall.streams, 4, 101 + len(many))
+        await asyncio.wait(answers._tasks)
+    assert asked_for == [bytes(2)]
 
 
 def test_a_segment_that_is_none() -> None:

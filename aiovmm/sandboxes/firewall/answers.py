@@ -85,18 +85,18 @@ class Answers:
 
     async def _answer(self, asked: Asked) -> None:
         await next_turn()
-        message = await self._asked(asked.message)
+        message = await self._asked(asked)
         await next_turn()
         await self._write(self._firewall.answered(asked, message, time.monotonic()))
 
-    async def _asked(self, message: bytes) -> bytes | None:
+    async def _asked(self, asked: Asked) -> bytes | None:
         async with self._gate:
-            if not self._share.take():
+            if asked.stream.over or not self._share.take():
                 return None
             try:
                 for server in await in_thread("name servers", name_servers, _CONFIGURATION):
                     with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                        return await asyncio.wait_for(_ask(server, message), _PATIENCE)
+                        return await asyncio.wait_for(_ask(server, asked.message), _PATIENCE)
             finally:
                 self._share.give()
         return None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from aiovmm.sandboxes.firewall import dns
 from aiovmm.sandboxes.firewall.packet import ARP, ICMPV6, TCP, UDP, Packet, answer, dissect, prohibited
-from aiovmm.sandboxes.firewall.rules import Rules
+from aiovmm.sandboxes.firewall.rules import Rules, spellings
 from aiovmm.sandboxes.firewall.streams import Asked, Streams
 
 __all__ = ["Firewall", "Verdict"]
@@ -111,7 +111,7 @@ class Firewall:
         yes, until = self._known.get(address, (False, -1.0))
         if now < until:
             return yes
-        yes = self._allows(address, now) and (self._host or not self._is_own(address))
+        yes = self._allows(address, now) and (self._host or not any(map(self._is_own, spellings(address))))
         if len(self._known) >= _MOST:
             self._known.clear()
         self._known[address] = yes, now + _SURE

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from aiovmm.errors import ConfigError
 
-__all__ = ["Rules"]
+__all__ = ["Rules", "spellings"]
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -26,8 +26,16 @@ _NEVER = tuple(
         *("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "fe80::/10", "ff00::/8"),  # with those that are IPv4 in disguise
     )
 )
-_BY_NAME = tuple(ip_network(text) for text in ("169.254.0.0/16", "fd00:ec2::254/128"))
+_BY_NAME = tuple(
+    ip_network(text)
+    for text in (
+        *("169.254.0.0/16", "fd00:ec2::254/128"),  # link-local, and Amazon's metadata service
+        *("168.63.129.16", "100.100.100.200", "fd20:ce::254"),  # Azure's, Alibaba's, Google's
+        *("192.0.0.192", "fd00:c1::a9fe:a9fe", "fd00:42::42"),  # Oracle's, Scaleway's
+    )
+)
 _TRANSLATED = tuple(ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+_CARRIED = ((ip_network("64:ff9b::/96"), 12), (ip_network("2002::/16"), 2))  # RFC 6052, 3056: and where in it, in bytes
 _NAME = re.compile(rb"(\*\.)?([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _LONGEST = 253
 
@@ -70,6 +78,8 @@ class Rules:
         address = ip_address(packed)
         if any(address in network for network in _NEVER):
             return False
+        if any(each in network for each in map(ip_address, spellings(packed)[1:]) for network in (*_NEVER, *_BY_NAME)):
+            return False
         meant = next((network for network in _BY_NAME if address in network), None)
         return any(address in network and (meant is None or _within(network, meant)) for network in self._networks)
 
@@ -85,6 +95,12 @@ class Rules:
         """Whether an address may be reached for being that of an allowed name."""
         address = ip_address(packed)
         return address.is_global and not any(address in network for network in (*_NEVER, *_BY_NAME, *_TRANSLATED))
+
+
+def spellings(packed: bytes) -> list[bytes]:
+    """An address, and the one of IPv4 that a translator or a tunnel on the way takes it to, if there is one."""
+    address = ip_address(packed)
+    return [packed, *(packed[at : at + 4] for network, at in _CARRIED if address in network)]
 
 
 def _within(network: Network, other: Network) -> bool:

@@ -18,6 +18,7 @@ __all__ = ["Asked", "Streams"]
 
 _MOST = 16  # connections
 _AT_A_TIME = 4  # questions of one
+_UNDER_WAY = _MOST * _AT_A_TIME  # of all, and of those that are over: name servers may take their time
 _UNREAD = 64 << 10  # bytes of answers that one may have and not acknowledge before more of its questions are heard
 _LONGEST = 4096  # bytes of a question, whose name has 255: options may fill it up
 _LARGEST = 65535
@@ -39,6 +40,7 @@ class Streams:
         self._may_ask = may_ask
         self._open: dict[tuple[bytes, bytes, int], Stream] = {}  # the one that was heard of last is the last
         self._under_way: dict[Stream, int] = {}
+        self._asked = 0
         self.asked: deque[Asked] = deque()
 
     @property
@@ -53,7 +55,9 @@ class Streams:
             return []
         key = packet.source, packet.target, packet.ports[0]
         stream = self._open.pop(key, None)
-        if stream is None or (segment.flags & SYN and stream.ended):
+        if stream is not None and segment.flags & SYN and stream.ended:
+            stream.over = True  # its guest has begun another one
+        if stream is None or stream.over:
             return self._begun(key, packet, segment, now)
         frames = stream.received(segment)
         if not stream.over:
@@ -61,8 +65,9 @@ class Streams:
         return frames + self._taken(stream)
 
     def answer(self, asked: Asked, message: bytes | None) -> list[bytes]:
-        """Frames with the answer to a question; None is that there is none."""
+        """Frames with the answer to a question, one for each; None is that there is none."""
         stream = asked.stream
+        self._asked -= 1
         if stream.over:
             return []
         message = dns.failure(asked.question) if message is None or len(message) > _LARGEST else message
@@ -100,12 +105,13 @@ class Streams:
             question = dns.question(message)
             if question is None:
                 return frames + stream.broken()
-            if self._may_ask(question.name):
+            if self._may_ask(question.name) and self._asked < _UNDER_WAY:
                 self._under_way[stream] += 1
+                self._asked += 1
                 self.asked.append(Asked(stream, question, message))
             else:
-                refusal = dns.refusal(question)
-                frames += stream.write(len(refusal).to_bytes(2, "big") + refusal)
+                no = dns.failure(question) if self._may_ask(question.name) else dns.refusal(question)
+                frames += stream.write(len(no).to_bytes(2, "big") + no)
         if stream.over:
             return frames
         if was_low and not stream.is_low:
