@@ -8,26 +8,29 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from aiovmm.errors import ImageError
 from aiovmm.rootfs.blocks import Blocks
 from aiovmm.rootfs.layer import LeftOut, kept_xattrs
+from aiovmm.rootfs.limits import DEEPEST
 from aiovmm.rootfs.tree import Node, Tree
 
 __all__ = ["add_directory", "fingerprint"]
 
 _PART = 1 << 20
 _SETTLED = 2.0  # seconds after which a file that is written again has another time for sure
+_ANY = 1 << 62  # entries: a tree has its own limit
 _KEPT = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO)
 
 
-def fingerprint(root: Path) -> tuple[str, bool]:
+def fingerprint(root: Path, entries: int) -> tuple[str, bool]:
     """What changes when anything below `root` does, and whether it can be relied on later: not if a file changed just now, which
-    might change again within the same tick of the file system's clock. Raises ImageError."""
+    might change again within the same tick of the file system's clock. Raises ImageError, for more than `entries`, too."""
     digest = hashlib.sha256()
     newest = 0
-    for path, status, _ in _walk(root):
+    for path, status, _ in _walk(root, entries):
         fields = (status.st_mode, status.st_uid, status.st_gid, status.st_size, status.st_ino, status.st_dev)
         digest.update(path + b"\0%r" % (repr((*fields, status.st_mtime_ns, status.st_ctime_ns)).encode(),))
         newest = max(newest, status.st_ctime_ns)
@@ -39,7 +42,7 @@ def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> 
     his files are root's. Raises ImageError, TreeError, TooLarge."""
     tree.begin_layer()
     first: dict[tuple[int, int], bytes] = {}
-    for path, status, directory in _walk(root):
+    for path, status, directory in _walk(root, _ANY):
         if stat.S_IFMT(status.st_mode) not in _KEPT:
             left_out.devices += not stat.S_ISSOCK(status.st_mode)
             continue
@@ -55,10 +58,11 @@ def add_directory(tree: Tree, blocks: Blocks, root: Path, left_out: LeftOut) -> 
             raise _unreadable(root, path, exc) from exc
 
 
-def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result, int]]:
+def _walk(root: Path, entries: int) -> Iterator[tuple[bytes, os.stat_result, int]]:
     """Paths below `root`, itself first as b"", parents first, in an order of their own; with what is at each and, until the next
-    is asked for, the directory that it is in."""
-    directory = b""
+    is asked for, the directory that it is in. Not more than `entries`, nor deeper than an image may be: who shares it may put any
+    number there, and each level costs all above it again."""
+    directory, left = b"", entries
     try:
         base = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -67,7 +71,8 @@ def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result, int]]:
             pending = [b""]
             while pending:
                 directory = pending.pop()
-                for path, status, fd in _listed(base, directory):
+                for path, status, fd in _listed(base, directory, left):
+                    left -= 1
                     yield path, status, fd
                     if stat.S_ISDIR(status.st_mode) and status.st_dev == top.st_dev:
                         pending.append(path)
@@ -81,14 +86,20 @@ def _walk(root: Path) -> Iterator[tuple[bytes, os.stat_result, int]]:
         raise _unreadable(root, directory, exc) from exc
 
 
-def _listed(base: int, directory: bytes) -> Iterator[tuple[bytes, os.stat_result, int]]:
+def _listed(base: int, directory: bytes, most: int) -> Iterator[tuple[bytes, os.stat_result, int]]:
     fd = os.dup(base)
     try:
         for name in directory.split(b"/") if directory else ():
             inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
             os.close(fd)
             fd = inner
-        for name in sorted(map(os.fsencode, os.listdir(fd))):
+        with os.scandir(fd) as there:
+            names = [os.fsencode(entry.name) for entry in islice(there, most + 1)]
+        if len(names) > most:
+            raise ImageError(os.fsdecode(directory) or ".", "has more entries than an image may have")
+        if names and directory.count(b"/") + 1 >= DEEPEST and directory:
+            raise ImageError(os.fsdecode(directory), f"is more than {DEEPEST} directories in each other")
+        for name in sorted(names):
             yield os.path.join(directory, name), os.stat(name, dir_fd=fd, follow_symlinks=False), fd
     finally:
         os.close(fd)

@@ -163,7 +163,7 @@ class Image:
         cache = Cache(self._cache)
         if self._reference is not None:
             return await self._build_from_registry(cache, self._reference)
-        identity = await in_thread("image", self._source.identity)
+        identity = await in_thread("image", self._source.identity, self._limits.entries)
         while True:
             if (found := await _found(cache, identity.key)) is not None:
                 return _built(*found)
@@ -216,7 +216,7 @@ class Image:
         held = await opened_in_thread("image", Held.close, cache.begin)
         try:
             about = await self._told_by_maker(held.fd)
-            later = await in_thread("image", self._source.identity)
+            later = await in_thread("image", self._source.identity, self._limits.entries)
             key = identity.key if identity.settled and later == identity else None
             return await opened_in_thread("image", _let_go, _completed, cache, held, key, about)
         except BaseException:

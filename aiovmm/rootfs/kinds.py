@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+import time
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from aiovmm.errors import ImageError
-from aiovmm.rootfs.streams import EXPANDING_ERRORS, Hashed, expanded
+from aiovmm.rootfs.streams import EXPANDING_ERRORS, expanded
 from aiovmm.rootfs.tar import TarError, TarReader
 
 __all__ = ["file_system_of", "kind_of"]
@@ -20,7 +23,8 @@ _SMALL = (
     1 << 20
 )  # bytes of a first member that may come before one that tells more: what it unpacks to may be terabytes
 
-_STORED = 16 << 20  # bytes of a file that are looked at for that: any number of them may unpack to nothing
+_STORED = 4 << 20  # bytes of a file that are looked at for that: any number of them may unpack to nothing,
+_SECONDS = 1.0  # and take a processor seconds
 
 
 def kind_of(path: Path) -> str:
@@ -59,12 +63,34 @@ def _is_layout(path: Path) -> bool:
     """By the first names in the archive."""
     with open(path, "rb") as file:
         try:
-            for member in islice(TarReader(expanded(Hashed(file, most=_STORED)).read), 2):
+            for member in islice(TarReader(expanded(_Bounded(file)).read), 2):
                 first = member.path.removeprefix(b"./").split(b"/")[0]
                 if first in _OF_LAYOUTS or _OF_SAVED.fullmatch(first):
                     return True
                 if member.size > _SMALL:
                     return False
-        except (TarError, *EXPANDING_ERRORS, OSError):  # told when it is made into an image
+        except (TarError, *EXPANDING_ERRORS, OSError, MemoryError):  # told when it is made into an image
             return False
     return False
+
+
+class _Bounded(io.RawIOBase):
+    """What is looked at of a file: `_STORED` bytes of it, as far as one comes in `_SECONDS` of this thread's. Others want to run
+    meanwhile, and a name in gzip's header is read byte by byte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._left = _STORED
+        self._until = time.thread_time() + _SECONDS
+
+    def readable(self) -> bool:
+        """True: see io.RawIOBase."""
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Raises EOFError at the end of the time."""
+        if time.thread_time() > self._until:
+            raise EOFError("it takes too long to be looked at")
+        data = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(data)
+        return data

@@ -47,8 +47,8 @@ class Source:
     architecture: str
     tag: str | None = None
 
-    def identity(self) -> Identity:
-        """Blocking. Raises ImageError."""
+    def identity(self, entries: int) -> Identity:
+        """Blocking. Raises ImageError, also for a directory of more than so many."""
         if self.kind == "oci" and not self._is_packed():
             return Identity(self.key(open_layout(Path(self.path), self.architecture, self.tag).digest), True)
         if self.kind in ("tar", "oci"):
@@ -57,7 +57,7 @@ class Source:
             text += (status.st_mtime_ns, status.st_ctime_ns)
             text += (self.tag,) if self.kind == "oci" else ()
             return Identity(self.key(repr(text)), time.time_ns() - status.st_ctime_ns > _SETTLED)
-        text_of, settled = fingerprint(Path(self.path))
+        text_of, settled = fingerprint(Path(self.path), entries)
         return Identity(self.key(text_of), settled)
 
     def fill(self, tree: Tree, blocks: Blocks, left_out: LeftOut, folder: Path, most: int) -> Configuration:

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import io
+import lzma
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -15,9 +22,10 @@ from aiovmm.rootfs import tree as trees
 from aiovmm.rootfs.blocks import Allowance, TooLarge
 from aiovmm.rootfs.documents import DocumentError, parse_configuration
 from aiovmm.rootfs.image import Image
+from aiovmm.rootfs.kinds import kind_of
 from aiovmm.rootfs.layer import LeftOut
 from aiovmm.rootfs.layout import FilesOfArchive
-from aiovmm.rootfs.limits import Limits
+from aiovmm.rootfs.limits import DEEPEST, Limits
 from aiovmm.rootfs.streams import expanded
 from aiovmm.rootfs.tar import TarError
 from aiovmm.rootfs.tree import Node, Tree, TreeError
@@ -179,3 +187,64 @@ def test_members_of_a_layout_are_bounded_whatever_they_are(tmp_path: Path, monke
     path.write_bytes(archive(*([directory("d")] * 101)))
     with pytest.raises(TarError, match="more than 100 files"):
         FilesOfArchive(path)
+
+
+def nested(path: Path, depth: int) -> None:
+    """Directories in each other, of which paths would be too long to be named."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
+async def test_a_directory_that_a_guest_shares_is_looked_through_as_far_as_it_can_be_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the program, before anything is made: each level costs all above it again."""
+    nested(tmp_path, DEEPEST + 50)
+    opened = 0
+    really = os.open
+
+    def counted(*args: Any, **options: Any) -> int:
+        nonlocal opened
+        opened += 1
+        return really(*args, **options)
+
+    monkeypatch.setattr(os, "open", counted)
+    with pytest.raises(ImageError, match="more than 256 directories in each other"):
+        await Image.from_directory(tmp_path, cache=tmp_path / "cache").build()
+    assert opened < (DEEPEST + 2) ** 2 // 2
+    monkeypatch.undo()
+    (tmp_path / "other").mkdir()
+    nested(tmp_path / "other", DEEPEST)
+    assert (await Image.from_directory(tmp_path / "other", cache=tmp_path / "cache").build()).size
+    few = Limits(entries=DEEPEST - 1)
+    with pytest.raises(ImageError, match="more entries than an image may have"):
+        await Image.from_directory(tmp_path / "other", limits=few, cache=tmp_path / "cache").build()
+
+
+def test_an_archive_is_told_by_little_work(tmp_path: Path) -> None:
+    """In the program: a name in gzip's header is read byte by byte, and members without anything one by one."""
+    path = tmp_path / "x"
+    for content in (b"\x1f\x8b\x08\x08" + bytes(6) + b"n" * (64 << 20), gzip.compress(b"") * 1_000_000):
+        path.write_bytes(content)
+        before = time.thread_time()
+        assert kind_of(path) == "tar"
+        assert time.thread_time() - before < 2
+
+
+def test_an_archive_that_wants_more_memory_than_there_is_is_left_to_its_maker(tmp_path: Path) -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1536 << 20}]
+    (tmp_path / "x").write_bytes(lzma.compress(b"hello", filters=filters))
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from aiovmm.rootfs.kinds import kind_of\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "print(kind_of(Path(sys.argv[1])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "x")], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("tar\n", "")
