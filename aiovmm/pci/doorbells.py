@@ -64,10 +64,11 @@ class Doorbells:
 
     async def close(self) -> None:
         """The device goes for good, and reads its eventfds no more. Idempotent."""
-        self._base = None
-        pending = self._bind()
-        if pending is not None:
-            await pending
+        self._base = self._bound = None
+        if self._kicks:  # behind what was asked for before, for KVM is told by their descriptors which to unbind
+            pending = self._services.off_loop(partial(self._rebind, None, ()))
+            if pending is not None:
+                await pending
         self._let_go()
 
     def moved(self, base: int | None) -> Awaitable[None] | None:

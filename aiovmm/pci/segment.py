@@ -89,11 +89,13 @@ class PciSegment:
                 changes = self.aperture.claim(key, bar.space, None, bar.size)
                 waits += self._place(changes, gone={slot: function})
                 self._last.pop(key, None)
+        self._release(
+            slot, function
+        )  # at once: whoever comes into the slot meanwhile has addresses under the same names
         try:
             if (pending := together(*waits)) is not None:
                 await pending
         finally:
-            self._release(slot, function)
             await function.close()
 
     async def close(self) -> None:
