@@ -95,6 +95,7 @@ class VsockDevice(VirtioDevice):
         self.streams.close()
         if self._hybrid is not None:
             await self._hybrid.close()
+        await self._switch.end()
         self._switch.close()
 
     async def run(self, queues: list[Queue], features: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
+from aiovmm.devices.virtio.vsock.endings import Endings
 from aiovmm.devices.virtio.vsock.link import Link
 from aiovmm.devices.virtio.vsock.muxer import Muxer
 from aiovmm.devices.virtio.vsock.packet import HOST_CID, SHUTDOWN_BOTH, STREAM, Header, Op
@@ -56,6 +57,7 @@ class Switch:
         self.share = PROCESS.share()
         """Of this guest. Host ends, and whatever is on its way to be one, are drawn from it: a link gives its own back."""
         self._ends: set[Link] = set()  # with those whose connection is over but who linger
+        self._endings = Endings()
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._opened = False
 
@@ -66,12 +68,22 @@ class Switch:
         self.poller.open(self._wake)
         self._opened = True
 
-    def close(self) -> None:
-        """End everything. Idempotent."""
+    async def end(self) -> None:
+        """End all host ends, in turns, once those ends are told of that have come before. `close` follows."""
         self._opened = False
+        await self._endings.finished()
+        self.drop("the device was closed")
+        self._endings.add([functools.partial(_abort, link, "the device was closed") for link in self._ends])
+        await self._endings.finished()
+
+    def close(self) -> None:
+        """End everything that has not ended yet. Idempotent."""
+        self._opened = False
+        self._endings.finish()
         self.drop("the device was closed")
         for link in list(self._ends):
-            link.abort(ConnectionResetError(errno.ECONNRESET, "the device was closed"))
+            _abort(link, "the device was closed")
+        self._endings.close()
         self.poller.close()
         self.share.close()
 
@@ -82,22 +94,19 @@ class Switch:
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        for connection in gone:
-            link = self.links.pop(connection, None)
-            if link is not None:
-                error = ConnectionResetError(errno.ECONNRESET, why)
-                link.failed(error)
-                link.abort(error)
+        links = [link for connection in gone if (link := self.links.pop(connection, None)) is not None]
+        self._endings.add([functools.partial(_abort, link, why) for link in links])
 
     def guest_gone(self, why: str) -> None:
         """There is no guest any more. What it has sent reaches the host's ends, and then its end; what was still asked of it has
         failed."""
-        for connection in list(self.muxer.connections.values()):
-            link = self.links.get(connection)
-            if link is None:
-                continue
-            if connection.state in (State.REQUESTED, State.PENDING):
-                link.failed(ConnectionResetError(errno.ECONNRESET, why))
+        self._endings.add([functools.partial(self._last, link, why) for link in self.links.values()])
+
+    def _last(self, link: Link, why: str) -> None:
+        connection = link.connection
+        if connection.state in (State.REQUESTED, State.PENDING):
+            link.failed(ConnectionResetError(errno.ECONNRESET, why))
+        if connection.state is not State.CLOSED:  # meanwhile
             effect = connection.receive(_last_word(connection))
             self._carry_out(Effect.ABORTED if effect is Effect.NONE else effect, link)
 
@@ -242,6 +251,12 @@ class Switch:
         connection.refuse()
         self.settle(connection)
         self._wake()
+
+
+def _abort(link: Link, why: str) -> None:
+    error = ConnectionResetError(errno.ECONNRESET, why)
+    link.failed(error)
+    link.abort(error)
 
 
 def _last_word(connection: Connection) -> Header:
