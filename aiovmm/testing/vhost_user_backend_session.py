@@ -115,7 +115,7 @@ class Session:
             case e.MapMemory(regions):
                 self._use_memory(_map(regions, fds))
             case e.RingFd(kind, index, _):
-                self.rings.fds[index].replace(_RING_FDS[kind], _eventfd(fds.pop()) if fds else -1)
+                await self._use_eventfd(kind, index, _eventfd(fds.pop()) if fds else -1)
             case e.UpdateRings():
                 await self.rings.update()
             case e.ReportBase(index):
@@ -134,6 +134,17 @@ class Session:
             case e.ResetDevice():
                 self.rings.forget_all()
                 self.device.reset()
+
+    async def _use_eventfd(self, kind: FrontendRequest, index: int, fd: int) -> None:
+        """A kick is never closed while it is watched, as that of a ring that is not live yet may be: the front end's open file
+        stays, and the event loop's selector would know it by a number that is another's. The rings are served anew behind it."""
+        if kind is FrontendRequest.SET_VRING_KICK:
+            try:
+                await self.rings.halt()
+            except BaseException:
+                close_fds([fd])
+                raise
+        self.rings.fds[index].replace(_RING_FDS[kind], fd)
 
     async def _reply(self, message: Message, payload: Payload, fds: tuple[int, ...] = ()) -> None:
         await self._channel.send(Message(message.request, payload, fds, Flag.REPLY))

@@ -35,10 +35,13 @@ class Doorstep:
             )
 
     async def first(self, who: str) -> socket.socket:
-        """The back end that comes, whenever it does; the log says what `who` waits for."""
+        """The back end that comes, whenever it does; the log says what `who` waits for. Raises HostError."""
         assert self._listener is not None
         Log().warning(f"{who}: waits for its back end to connect to {self._path}")
-        return (await asyncio.get_running_loop().sock_accept(self._listener))[0]
+        try:
+            return (await asyncio.get_running_loop().sock_accept(self._listener))[0]
+        except OSError as exc:
+            raise HostError("accepting a vhost-user back end", exc.errno or 0, path=os.fspath(self._path)) from exc
 
     def next(self) -> socket.socket:
         """The one that has come already. Raises HostError if there is none."""

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserNet
-from aiovmm.errors import PeerError
+from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserGeneric, VhostUserNet
+from aiovmm.errors import HostError, PeerError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import lib
+from aiovmm.pci.capabilities import VirtioCapType
 from aiovmm.vhost_user import Timing
 from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
 from aiovmm.vhost_user.connection import Connection, connect
+from aiovmm.vhost_user.doorstep import Doorstep
 from aiovmm.vhost_user.lines import EventReader
 from aiovmm.vhost_user.memory_table import shared_regions
 from aiovmm.vhost_user.messages import Message
@@ -576,3 +578,39 @@ async def test_one_that_goes_with_its_first_last_answer(path: Path) -> None:
         await guest.driver.start()
         await until(lambda: guest.backend.connected)
         assert guest.errors == []
+
+
+async def test_one_that_has_not_agreed_to_hear_of_a_configuration_hears_of_none(path: Path) -> None:
+    """It would end the connection of a guest that writes there."""
+    asked = []
+
+    async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        asked.append(message.request)
+        if message.request is F.GET_PROTOCOL_FEATURES:
+            await channel.send(Message(message.request, Word(P.MQ), flags=Flag.REPLY))
+        elif message.request is F.SET_CONFIG:
+            sock.shutdown(socket.SHUT_RDWR)
+        return message.request in (F.GET_PROTOCOL_FEATURES, F.SET_CONFIG)
+
+    device = VhostUserGeneric(path, 18, (64,), timing=Timing(connect=1, answer=1, patience=0.3))
+    async with FakeBackEnd(path, answer), Guest(device) as guest:
+        await guest.driver.start()
+        await guest.driver.store(VirtioCapType.DEVICE, 0, 7, 1)
+        await guest.driver.reset()
+        await guest.driver.start()
+        assert guest.backend.connected
+    assert F.SET_CONFIG not in asked
+
+
+async def test_no_descriptor_for_one_that_comes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doorstep = Doorstep(path, "net.socket")
+    await doorstep.open()
+    assert doorstep._listener is not None
+
+    async def full(_sock: socket.socket) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_accept", full)
+    with pytest.raises(HostError, match="accepting a vhost-user back end"):
+        await doorstep.first("net0")
+    await doorstep.close()

@@ -139,6 +139,28 @@ async def test_fds_in_the_middle_of_a_message(peer: Peer) -> None:
     assert "file descriptors" in await peer.complaint()
 
 
+async def test_a_ring_that_is_started_anew_beside_one_that_runs(peer: Peer) -> None:
+    """Its device waits for the kick that it had before, whose open file the front end keeps."""
+    peer.say(Message(F.SET_FEATURES, Word(VERSION_1)))  # without the protocol's bit rings are enabled from the start
+    peer.remember()
+    for index in (1, 0):
+        at = USER + index * 0x8000
+        peer.say(Message(F.SET_VRING_NUM, VringState(index, 16)))
+        peer.say(Message(F.SET_VRING_ADDR, VringAddr(index, at, at + 0x2000, at + 0x4000)))
+    await until(lambda: peer.server.session is not None)
+    assert peer.server.session is not None
+    rings = peer.server.session.state.rings
+    for _ in range(4):
+        for index in (1, 0):
+            peer.say(Message(F.SET_VRING_KICK, Word(index), (peer.event,)))
+            await until(lambda ring=rings[index]: ring.live)  # type: ignore[misc]
+            await asyncio.sleep(0.01)
+        for index in (1, 0):
+            peer.say(Message(F.GET_VRING_BASE, VringState(index)))
+            await until(lambda ring=rings[index]: not ring.live)  # type: ignore[misc]
+    assert peer.errors == []
+
+
 async def test_going_away_in_the_middle_of_a_message_with_fds(peer: Peer) -> None:
     socket.send_fds(peer.sock, [encode(Message(F.SET_OWNER))[:4]], [peer.event] * 5)
     await until(lambda: peer.server.session is not None)

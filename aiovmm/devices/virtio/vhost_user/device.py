@@ -111,8 +111,10 @@ class VhostUserDevice(VirtioDevice):
         return bytes(self._config[offset : offset + size]).ljust(size, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> Awaitable[None] | None:
-        """Passed on, where the space is the back end's; the driver waits until that has it."""
-        if not data or offset + len(data) > self.config_size:
+        """Passed on, where the space is the back end's; the driver waits until that has it. One that has not agreed to hear of it
+        would end the connection."""
+        has_config = self.frontend.offer.protocol & ProtocolFeature.CONFIG
+        if not data or not has_config or offset + len(data) > self.config_size:
             return None
         self._config[offset : offset + len(data)] = data
         return self.frontend.write_config(offset, data)
