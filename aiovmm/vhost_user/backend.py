@@ -204,6 +204,13 @@ class VhostUserBackend:
                 for fd in (ring.kick, ring.call):
                     if fd is not None:
                         lib.avmm_event_signal(fd)  # which waits for nothing: the fds are the back end's as well
+        await self._catch_up(connection, live)
+
+    async def _catch_up(self, connection: Connection, told: Live) -> None:
+        """The driver may have had other rings enabled while the back end was told all."""
+        while (live := self._live) is not None and live.enabled != told.enabled and connection.offer.has_protocol:
+            await connection.carry_out(_enable(sorted(live.enabled ^ told.enabled), live.enabled))
+            told = live
 
     def _resumed(self, live: Live) -> Live:
         """Rings from where they stand. Raises PeerError if that cannot be known."""
