@@ -25,7 +25,7 @@ from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from aiovmm.runtime.arguments import a_path, whole
 from aiovmm.runtime.descriptors import PROCESS, Share
-from aiovmm.runtime.stream_socket import socket_path
+from aiovmm.runtime.stream_socket import streams_to
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
@@ -232,7 +232,7 @@ async def _to_host(channel: Channel, output: Output, host: Place, address: str) 
         if isinstance(host, int):
             reader, writer = await _connected(await _resolved(address), host)
         else:
-            reader, writer = await asyncio.open_unix_connection(socket_path(host))
+            reader, writer = await streams_to(host)
     except BaseException as exc:
         channel.close(kill=False)
         if isinstance(exc, OSError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiovmm.agent.wire import AGENT_PORT
 from aiovmm.errors import HostError
-from aiovmm.runtime.stream_socket import socket_path
+from aiovmm.runtime.stream_socket import connected_to, join_socket
 
 if TYPE_CHECKING:
     from aiovmm.agent.link import Link
@@ -65,10 +65,11 @@ class UnixPlace:
     async def dial(self, protocol: Callable[[], Link]) -> Link:
         """See Place."""
         try:
-            _, link = await asyncio.get_running_loop().create_unix_connection(protocol, socket_path(self.path))
+            return await join_socket(connected_to(self.path), protocol)
         except FileNotFoundError as exc:
             raise ConnectionRefusedError(exc.errno, f"nobody listens at {self.path}") from exc
-        return link
+        except BlockingIOError as exc:
+            raise _no_room(exc, self.path) from exc
 
     def stage(self) -> str:
         """See Place."""
@@ -97,12 +98,13 @@ class HybridPlace(UnixPlace):
     async def dial(self, protocol: Callable[[], Link]) -> Link:
         """See Place. Raises HostError if there is no such socket."""
         loop = asyncio.get_running_loop()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            try:
-                await loop.sock_connect(sock, socket_path(self.path))
-            except OSError as exc:
-                raise HostError("connecting to a guest's vsock", exc.errno or 0, _HINT, str(self.path)) from exc
+            sock = connected_to(self.path)
+        except BlockingIOError as exc:
+            raise _no_room(exc, self.path) from exc
+        except OSError as exc:
+            raise HostError("connecting to a guest's vsock", exc.errno or 0, _HINT, str(self.path)) from exc
+        try:
             await _shake_hands(sock)
             _, link = await loop.create_unix_connection(protocol, sock=sock)
         except BaseException:
@@ -111,6 +113,11 @@ class HybridPlace(UnixPlace):
         if not isinstance(link.socket, TransportSocket):  # uvloop's transport has the descriptor, not the socket
             sock.detach()
         return link
+
+
+def _no_room(error: OSError, path: Path) -> ConnectionRefusedError:
+    """Of a listener who has as many waiting as he may: he may have room later."""
+    return ConnectionRefusedError(error.errno, f"others wait at {path} already")
 
 
 async def _shake_hands(sock: socket.socket) -> None:

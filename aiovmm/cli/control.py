@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from aiovmm.cli.messages import say
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from aiovmm.runtime.descriptors import PROCESS, Share
-from aiovmm.runtime.stream_socket import socket_path
+from aiovmm.runtime.stream_socket import streams_to
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 from aiovmm.vm import VM
 
@@ -184,7 +184,7 @@ async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     """The answer, which `has` fields of these kinds, however long it takes. Raises HostError, AiovmmError if it is an error,
     PeerError if it is none, or nothing at all comes."""
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_path(path))
+        reader, writer = await streams_to(path)
     except OSError as exc:
         raise _nobody_there(path, exc) from exc
     try:
@@ -195,19 +195,16 @@ async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     except TimeoutError:
         more = "it is stopped, or hangs; what it was asked for it may do yet"
         raise PeerError(f"{path}: the guest's monitor has said nothing for {_MUTE:g} s: {more}") from None
-    except OSError as exc:  # on some event loops one who found no room to connect hears of it now
-        raise _nobody_there(path, exc) from exc
     finally:
         writer.close()
     return _taken_apart(path, line, has)
 
 
 def _nobody_there(path: Path, error: OSError) -> HostError:
-    full = error.errno in (errno.EAGAIN, errno.ENOTCONN)  # unix(7): of a listener who has as many waiting as he may
-    hint = (
-        "others wait there already: is it stopped?" if full else "start the guest by `aiovmm run --control-socket PATH`"
-    )
-    return HostError("asking a guest's monitor", errno.EAGAIN if full else error.errno or 0, hint, str(path))
+    hint = "start the guest by `aiovmm run --control-socket PATH`"
+    if error.errno == errno.EAGAIN:
+        hint = "others wait there already: is it stopped?"
+    return HostError("asking a guest's monitor", error.errno or 0, hint, str(path))
 
 
 async def _said(reader: asyncio.StreamReader) -> bytes:

@@ -10,7 +10,7 @@ from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.terminal import AttachEnd, Terminal
 from aiovmm.errors import ConsoleEnded, HostError
 from aiovmm.runtime.awake import awake_timeout
-from aiovmm.runtime.stream_socket import socket_path
+from aiovmm.runtime.stream_socket import streams_to
 
 __all__ = ["attach_socket"]
 
@@ -26,7 +26,7 @@ async def attach_socket(
     The window's size does not go over a plain byte stream. Raises HostError if nobody listens there.
     """
     try:
-        reader, writer = await asyncio.open_unix_connection(socket_path(path))
+        reader, writer = await streams_to(path)
     except OSError as exc:
         raise HostError("attach to the console", exc.errno or 0, _HINT, str(path)) from exc
     try:

@@ -10,7 +10,7 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["PATH_LIMIT", "join_socket", "let_go", "socket_path"]
+__all__ = ["PATH_LIMIT", "connected_to", "join_socket", "let_go", "socket_path", "streams_to"]
 
 PATH_LIMIT = 107
 """Bytes of a unix socket's path: sun_path of unix(7), less its terminating zero."""
@@ -25,6 +25,32 @@ def socket_path(path: str | os.PathLike[str]) -> str:
             errno.ENAMETOOLONG, f"a unix socket's path has at most {PATH_LIMIT} bytes: a relative one may be shorter"
         )
     return name
+
+
+def connected_to(path: str | os.PathLike[str]) -> socket.socket:
+    """A non-blocking socket that is connected to who listens at `path`. Raises OSError.
+
+    It is, or not, at once: a unix socket never is on its way (unix(7)). One for which the listener has no room says EAGAIN, which
+    asyncio would take for that, and then for connected: what is said there fails, with ENOTCONN."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.connect(socket_path(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def streams_to(path: str | os.PathLike[str]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Streams over such a socket. Raises OSError."""
+    sock = connected_to(path)
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    let_go(sock, writer.get_extra_info("socket"))
+    return reader, writer
 
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from aiovmm.errors import AiovmmError, HostError
+from aiovmm.runtime.stream_socket import connected_to
 from aiovmm.testing.vhost_user_backend_session import PROTOCOL_FEATURES, Session
 from aiovmm.vhost_user.protocol import ProtocolFeature
 from aiovmm.virtqueue.device import VirtioDevice
@@ -90,14 +91,8 @@ class VhostUserServer:
 
     async def _connect(self) -> socket.socket:
         while True:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-            try:
-                await asyncio.get_running_loop().sock_connect(sock, self.path)
-                return sock
-            except BaseException as exc:
-                sock.close()
-                if not isinstance(exc, FileNotFoundError | ConnectionRefusedError):
-                    raise
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                return connected_to(self.path)
             await asyncio.sleep(_AGAIN)
 
     async def _serve(self, listener: socket.socket | None) -> None:

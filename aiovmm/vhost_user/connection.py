@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from aiovmm.errors import HostError, PeerError
 from aiovmm.runtime.awake import awake_timeout
+from aiovmm.runtime.stream_socket import connected_to
 from aiovmm.vhost_user.channel import Channel, ChannelClosed, close_fds
 from aiovmm.vhost_user.messages import Message, answer_layout
 from aiovmm.vhost_user.payloads import Word
@@ -210,19 +211,14 @@ def _hand_over(fd: int) -> Sequence[None]:
     yield Message(FrontendRequest.SET_BACKEND_REQ_FD, fds=(fd,))
 
 
-async def connect(path: str | os.PathLike[str]) -> socket.socket:
+def connect(path: str | os.PathLike[str]) -> socket.socket:
     """A socket connected to `path`. Raises HostError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        await asyncio.get_running_loop().sock_connect(sock, os.fspath(path))
-    except BaseException as exc:
-        sock.close()
-        if isinstance(exc, OSError):
-            number = errno.ENOTSOCK if exc.errno == errno.ECONNREFUSED and _is_no_socket(path) else exc.errno or 0
-            hint = "is the back end running?" if number in (errno.ENOENT, errno.ECONNREFUSED) else ""
-            raise HostError("connecting to the vhost-user back end", number, hint, os.fspath(path)) from exc
-        raise
-    return sock
+        return connected_to(path)
+    except OSError as exc:
+        number = errno.ENOTSOCK if exc.errno == errno.ECONNREFUSED and _is_no_socket(path) else exc.errno or 0
+        hint = "is the back end running?" if number in (errno.ENOENT, errno.ECONNREFUSED) else ""
+        raise HostError("connecting to the vhost-user back end", number, hint, os.fspath(path)) from exc
 
 
 def _is_no_socket(path: str | os.PathLike[str]) -> bool:

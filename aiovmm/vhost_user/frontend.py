@@ -25,7 +25,7 @@ from aiovmm.vhost_user.sequences import Offer, read_config, set_mtu, write_confi
 __all__ = ["Frontend", "Timing"]
 
 Place = tuple[int, int]  # offset and size in bytes of a write to the configuration space
-_ABSENT = (errno.ENOENT, errno.ECONNREFUSED)
+_ABSENT = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)  # the last: others wait there already
 _PAUSE = 0.05  # seconds between two looks
 _UNTOLD = 1.0  # seconds that a back end which is started at the same time may take, before anything is said
 
@@ -83,7 +83,7 @@ class Frontend:
         with awake_budget(patience) as left:
             while True:
                 try:
-                    return await self._connect(await connect(self.path))
+                    return await self._connect(connect(self.path))
                 except (HostError, ChannelClosed) as exc:
                     absent = exc
                 if isinstance(absent, HostError) and absent.errno not in _ABSENT:
@@ -108,7 +108,7 @@ class Frontend:
         not there yet, PeerError if it is another than it was."""
         if self.connection is not None:
             return self.connection
-        connection = await self._connect(self.doorstep.next() if self.doorstep else await connect(self.path))
+        connection = await self._connect(self.doorstep.next() if self.doorstep else connect(self.path))
         try:
             missing = self.offer.features & ~connection.offer.features
             if missing or connection.offer.protocol != self.offer.protocol:

@@ -313,7 +313,7 @@ async def test_a_flood_of_configuration_changes_is_read_one_at_a_time(path: Path
 async def connection(path: Path, answer: Answer) -> AsyncIterator[tuple[Connection, list[PeerError]]]:
     lost: list[PeerError] = []
     async with FakeBackEnd(path, answer):
-        sock = await connect(path)
+        sock = connect(path)
         opened = await Connection.open(
             sock, OFFER, on_lost=lambda c, error: lost.append(error), on_config_change=lambda: None, timeout=0.3
         )
@@ -614,3 +614,35 @@ async def test_no_descriptor_for_one_that_comes(path: Path, monkeypatch: pytest.
     with pytest.raises(HostError, match="accepting a vhost-user back end"):
         await doorstep.first("net0")
     await doorstep.close()
+
+
+async def test_rings_that_are_enabled_while_one_that_came_back_is_told_all_are_told_too(path: Path) -> None:
+    """The driver was told that they are, and would wait for ever at those that are not."""
+    enabled: dict[int, int] = {}
+    asked = False
+
+    async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        nonlocal asked
+        if message.request is F.GET_QUEUE_NUM:
+            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+            return True
+        if message.request is F.SET_VRING_ENABLE:
+            assert isinstance(message.payload, VringState)
+            enabled[message.payload.index] = message.payload.num
+        elif message.request is F.SET_VRING_KICK and fake.connections == 2:
+            asked = True
+            await guest.backend.enable(frozenset(range(4)))
+        return False
+
+    timing = Timing(connect=1, answer=HANGS, patience=HANGS)
+    async with (
+        FakeBackEnd(path, answer) as fake,
+        Guest(VhostUserNet(path, pairs=2, timing=timing)) as guest,
+    ):
+        await guest.driver.start()
+        assert enabled == {0: 1, 1: 1, 2: 0, 3: 0}
+        await guest.device.frontend.drop()  # type: ignore[attr-defined]
+        guest.backend._lost(ChannelClosed("it went"))
+        await until(lambda: guest.backend.connected)
+        assert asked
+        assert enabled == {0: 1, 1: 1, 2: 1, 3: 1}
