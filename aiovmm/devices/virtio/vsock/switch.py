@@ -11,10 +11,9 @@ import errno
 import functools
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from aiovmm.devices.virtio.vsock.connection import Connection, Effect, State
-from aiovmm.devices.virtio.vsock.endings import Endings
 from aiovmm.devices.virtio.vsock.link import Link
 from aiovmm.devices.virtio.vsock.muxer import Muxer
 from aiovmm.devices.virtio.vsock.packet import HOST_CID, SHUTDOWN_BOTH, STREAM, Header, Op
@@ -23,6 +22,9 @@ from aiovmm.errors import HostError, StateError
 from aiovmm.runtime.descriptors import PROCESS
 from aiovmm.runtime.event import Event
 from aiovmm.virtqueue.batch import Batch
+
+if TYPE_CHECKING:
+    from aiovmm.devices.virtio.vsock.endings import Endings
 
 __all__ = ["Acceptor", "HostEnd", "Switch"]
 
@@ -57,7 +59,7 @@ class Switch:
         self.share = PROCESS.share()
         """Of this guest. Host ends, and whatever is on its way to be one, are drawn from it: a link gives its own back."""
         self._ends: set[Link] = set()  # with those whose connection is over but who linger
-        self._endings = Endings()
+        self._endings: Endings | None = None  # of those, what is yet to be told
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._opened = False
 
@@ -71,19 +73,23 @@ class Switch:
     async def end(self) -> None:
         """End all host ends, in turns, once those ends are told of that have come before. `close` follows."""
         self._opened = False
-        await self._endings.finished()
+        if self._endings is not None:
+            await self._endings.finished()
         self.drop("the device was closed")
-        self._endings.add([functools.partial(_abort, link, "the device was closed") for link in self._ends])
-        await self._endings.finished()
+        self._tell([functools.partial(_abort, link, "the device was closed") for link in self._ends])
+        if self._endings is not None:
+            await self._endings.finished()
 
     def close(self) -> None:
         """End everything that has not ended yet. Idempotent."""
         self._opened = False
-        self._endings.finish()
+        if self._endings is not None:
+            self._endings.finish()
         self.drop("the device was closed")
         for link in list(self._ends):
             _abort(link, "the device was closed")
-        self._endings.close()
+        if self._endings is not None:
+            self._endings.close()
         self.poller.close()
         self.share.close()
 
@@ -95,12 +101,22 @@ class Switch:
             timer.cancel()
         self._timers.clear()
         links = [link for connection in gone if (link := self.links.pop(connection, None)) is not None]
-        self._endings.add([functools.partial(_abort, link, why) for link in links])
+        self._tell([functools.partial(_abort, link, why) for link in links])
 
     def guest_gone(self, why: str) -> None:
         """There is no guest any more. What it has sent reaches the host's ends, and then its end; what was still asked of it has
         failed."""
-        self._endings.add([functools.partial(self._last, link, why) for link in self.links.values()])
+        self._tell([functools.partial(self._last, link, why) for link in self.links.values()])
+
+    def _tell(self, calls: list[Callable[[], None]]) -> None:
+        """That they are at their end: in turns, if they are many."""
+        if not calls:
+            return
+        if self._endings is None:
+            from aiovmm.devices.virtio.vsock.endings import Endings  # a guest without connections needs none
+
+            self._endings = Endings()
+        self._endings.add(calls)
 
     def _last(self, link: Link, why: str) -> None:
         connection = link.connection
