@@ -29,7 +29,7 @@ class Ram:
         return await in_thread(f"{self._name}: count pages", _own, _regions(self._memory()))
 
     async def both(self) -> tuple[int, int]:
-        """`resident` and `own` of one moment, by one look. Raises StateError."""
+        """`resident` and `own`, looked at together. Raises StateError."""
         return await in_thread(f"{self._name}: count pages", _both, _regions(self._memory()))
 
     async def reclaim(self) -> int:
@@ -52,7 +52,8 @@ def _own(regions: list[MemoryRegion]) -> int:
 
 
 def _both(regions: list[MemoryRegion]) -> tuple[int, int]:
-    return _resident(regions), _own(regions)
+    own = _own(regions)  # first: what the guest touches meanwhile makes it no more than what is resident
+    return _resident(regions), own
 
 
 def _reclaim(regions: list[MemoryRegion]) -> int:

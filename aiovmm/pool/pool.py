@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from aiovmm.config import VMConfig
 from aiovmm.errors import StateError, UsageError
@@ -91,7 +91,7 @@ class Pool:
         self._members: set[Member] = set()
         self._starting: set[Member] = set()
         self._spares: deque[Member] = deque()
-        self._used: set[Member] = set()
+        self._used: dict[Member, asyncio.Task[Any] | None] = {}  # and which task took it
         self._waiters: deque[asyncio.Future[Member]] = deque()
         self._changed = asyncio.Event()  # renewed each time
         self._made = self._died = self._failed = self._in_a_row = 0
@@ -129,7 +129,7 @@ class Pool:
         try:
             yield member.vm
         finally:
-            self._used.discard(member)
+            self._used.pop(member, None)
             self._emit(PoolEventKind.RELEASED, member)
             await finish(self._leave(member))
 
@@ -141,13 +141,21 @@ class Pool:
                 self._check_open()
                 await self._changed.wait()
 
-    async def drain(self) -> None:
+    async def drain(self, timeout: float | None = None) -> None:
         """Let the guests that are in use come to their ends, and give nobody another. Spares go at once. It does not end them:
-        leaving the pool does."""
+        leaving the pool does. Raises TimeoutError if some are in use after `timeout` seconds, and StateError in a task that has
+        taken one of them, which would wait for itself: nothing is changed then."""
         self._home.check()
+        task = asyncio.current_task()
+        if own := [member.name for member, user in self._used.items() if user is task]:
+            raise StateError(
+                f"drain() of pool {self.name!r} waits until all guests were given back, and this task has taken "
+                f"{', '.join(own)}: leave its `async with pool.acquire()` before, or drain in a task of its own"
+            )
         self._shut("being drained")
-        while self._members:
-            await self._changed.wait()
+        async with time_limit(timeout, f"the users of pool {self.name!r}"):
+            while self._members:
+                await self._changed.wait()
 
     async def aclose(self) -> None:
         """End all guests, those in use, too. Idempotent; completes even if the caller is cancelled."""
@@ -180,7 +188,7 @@ class Pool:
         self._home.check()
         self._check_open()
         member = self._spares.popleft() if self._spares else await self._wait(timeout)
-        self._used.add(member)
+        self._used[member] = asyncio.current_task()
         self._emit(PoolEventKind.ACQUIRED, member)
         self._fill()
         return member

@@ -196,7 +196,7 @@ async def test_one_that_is_given_back_after_its_end_is_no_spare() -> None:
         member = await pool._take(HANGS)
         assert member.vm is not None
         await member.vm.kill()  # while it was on its way to who waited
-        pool._used.discard(member)
+        pool._used.pop(member)
         pool._give_back(member)  # who was cancelled in that instant
         assert not pool._spares
         await pool.warmed(HANGS)
@@ -303,6 +303,21 @@ async def test_draining_lets_users_finish_and_gives_nobody_another(workers: int)
         await asyncio.wait_for(draining, HANGS)
         with pytest.raises(StateError, match="being drained"):
             await _use(pool)
+
+
+@here_and_there
+async def test_who_drains_a_pool_of_which_he_has_a_guest_hears_that_he_would_wait_for_himself(workers: int) -> None:
+    async with Pool(guests(), workers=workers, max=2) as pool:
+        async with pool.acquire() as vm:
+            with pytest.raises(StateError, match=f"this task has taken {vm.name}"):
+                async with asyncio.timeout(HANGS):  # wait_for makes a task of it, of Python 3.11
+                    await pool.drain()
+            await lives(vm)
+            async with pool.acquire():  # nothing was changed
+                pass
+            with pytest.raises(TimeoutError, match="the users of pool 'g'"):
+                await asyncio.create_task(pool.drain(timeout=0.1))
+        await asyncio.wait_for(pool.drain(), HANGS)
 
 
 @here_and_there

@@ -10,7 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -377,6 +379,45 @@ async def test_a_worker_that_does_not_answer_is_killed(asked: str, monkeypatch: 
         assert "after 0.2 s" in vm.status.detail
         await _use(pool)
     assert children() == before
+
+
+async def test_a_worker_that_is_stopped_is_lost_though_nobody_asks_it_for_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "SILENCE", 0.6)
+    async with Pool(guests(), max=2, workers=1) as pool, pool.acquire() as vm:
+        await lives(vm)
+        os.kill(pid_of(vm), signal.SIGSTOP)
+        status = await asyncio.wait_for(vm.wait(), HANGS)
+        assert isinstance(status.error, WorkerLost)
+        assert "had not answered for 0.6 s: it was stopped" in status.detail
+
+
+async def test_a_worker_is_not_blamed_for_what_the_programs_own_loop_has_slept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "SILENCE", 3.0)
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        for _ in range(2):
+            time.sleep(3.5)  # noqa: ASYNC251 - that is the point
+            await lives(vm)
+        assert vm.status is None
+
+
+async def test_pages_are_counted_at_once_where_both_numbers_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        await lives(vm)
+        worker, asked = remote(vm)._worker, list[str]()
+        request = worker.request
+
+        def counted(op: str, *args: Any, **fields: Any) -> process.Request:
+            asked.append(op)
+            return request(op, *args, **fields)
+
+        monkeypatch.setattr(worker, "request", counted)
+        resident, own = await vm.memory.both()
+        assert 0 < own <= resident <= 4 << 20
+        assert asked.count("memory") == 1
 
 
 async def test_an_answer_to_who_has_just_given_up_is_heard_by_nobody() -> None:

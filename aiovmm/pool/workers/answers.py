@@ -62,7 +62,10 @@ async def _stats(vm: VM, _: Fields) -> Plain:
 
 async def _memory(vm: VM, fields: Fields) -> Plain:
     """See machine.ram.Ram."""
-    what = fields.text("what", among=("resident", "own", "reclaim"))
+    what = fields.text("what", among=("resident", "own", "reclaim", "both"))
+    if what == "both":
+        resident, own = await vm.memory.both()
+        return {"bytes": resident, "own": own}
     return {"bytes": await getattr(vm.memory, what)()}
 
 

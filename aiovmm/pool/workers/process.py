@@ -1,6 +1,6 @@
 """One worker as its pool sees it: a process, the socket to it, what it was asked, and the guests in it.
 
-start ──► confined ──► hello ──► asked, and heard ──► close
+start ──► confined ──► hello ──► asked, and heard ──► close       asked all the time whether it is there: heartbeat.py
      it dies, breaks the protocol, or does not answer ──► killed, reaped, told
 """
 
@@ -21,6 +21,7 @@ from aiovmm.errors import HostError, PeerError
 from aiovmm.lifecycle import ExitStatus
 from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
+from aiovmm.pool.workers.heartbeat import Heartbeat
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
 from aiovmm.pool.workers.voice import Voice
 from aiovmm.runtime.awake import awake_timeout
@@ -28,7 +29,7 @@ from aiovmm.runtime.child import Child
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.runtime.tasks import finish
 
-__all__ = ["PATIENCE", "Remote", "Request", "Worker"]
+__all__ = ["PATIENCE", "SILENCE", "Remote", "Request", "Worker"]
 
 _PROGRAM = """
 import json, sys
@@ -38,6 +39,8 @@ main(int(sys.argv[1]), int(sys.argv[4]), int(sys.argv[2]))
 """
 PATIENCE = 30.0
 """Seconds that a worker has for what may not be waited for for ever: to end a guest, to take it apart, to heed a cancellation."""
+SILENCE = 30.0
+"""Seconds of it after which a worker is lost, whether or not anybody has asked it for something."""
 _START = 60.0  # seconds to its first word, on a machine that is busy
 _END = 20.0  # to its end, once it was told; it has its own patience with its guests, which is less
 _LAST_WORD = 1.0  # between the ends of its socket and of itself
@@ -83,6 +86,7 @@ class Worker:
         self._connection: Connection | None = None
         self._passing: socket.socket | None = None  # for what goes with requests
         self._task: asyncio.Task[None] | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def __repr__(self) -> str:
         return f"<Worker {self.index} pid {self.pid}: {self.lost or f'{len(self.guests)} guests'}>"
@@ -110,6 +114,10 @@ class Worker:
         except Exception:  # any that it may say
             await self.over()
             raise
+        self._heartbeat = Heartbeat(lambda: self.request("alive", 0).reply, self._mute, SILENCE)
+
+    def _mute(self) -> None:
+        self.give_up(f"had not answered for {SILENCE:g} s: it was stopped, or hangs")
 
     async def _joined(self) -> tuple[Child, Connection]:
         with ExitStack() as stack:
@@ -192,6 +200,8 @@ class Worker:
     async def aclose(self) -> None:
         """Tell it to end, and wait for that. Idempotent; completes even if the caller is cancelled."""
         self._closing = True
+        if self._heartbeat is not None:
+            self._heartbeat.close()
         if self._connection is not None:
             self._connection.close()
             await finish(self.over())
@@ -245,6 +255,8 @@ class Worker:
             if not (connection.error or self._silent):
                 await asyncio.wait((ended, over), timeout=_END if self._closing else _LAST_WORD)
         finally:
+            if self._heartbeat is not None:
+                self._heartbeat.close()
             process.kill()
             over.cancel()
             await finish(asyncio.wait([ended]))

@@ -136,6 +136,8 @@ class Server:
             return made.make()
         if op == "leave":
             return self._leave(number)
+        if op == "alive":
+            return _alive()
         return _refused() if guest is None else guest.answer(fields)
 
     def _begin(self, id_: int, work: Coroutine[Any, Any, Plain], sock: socket.socket | None = None) -> None:
@@ -177,6 +179,11 @@ class Server:
     async def aclose(self) -> None:
         """End all guests."""
         await asyncio.gather(*(self._leave(number) for number in tuple(self._guests)), return_exceptions=True)
+
+
+async def _alive() -> Plain:
+    """What is asked all the time: that there is an answer is all."""
+    return None
 
 
 async def _refused() -> Plain:

@@ -141,7 +141,7 @@ class RemoteChanges:
         """See VM.memory."""
         return _RemoteRam(self.name, self._count)
 
-    async def _count(self, what: str) -> int:
+    async def _count(self, what: str) -> list[int]:
         return await self._ask("memory", _bytes, what=what)
 
     async def snapshot(
@@ -189,8 +189,8 @@ class RemoteChanges:
         raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {instead}")
 
 
-def _bytes(fields: Fields) -> int:
-    return fields.number("bytes")
+def _bytes(fields: Fields) -> list[int]:
+    return [fields.number(name) for name in ("bytes", "own") if not fields.absent(name)]
 
 
 def _snapshot(fields: Fields) -> tuple[int, float]:
@@ -200,7 +200,7 @@ def _snapshot(fields: Fields) -> tuple[int, float]:
 class _RemoteRam(Ram):
     """See Ram: the pages are counted where they are."""
 
-    def __init__(self, name: str, count: Callable[[str], Awaitable[int]]) -> None:
+    def __init__(self, name: str, count: Callable[[str], Awaitable[list[int]]]) -> None:
         def none() -> NoReturn:
             raise StateError(f"the memory of VM {name!r} is in a worker process")
 
@@ -209,16 +209,17 @@ class _RemoteRam(Ram):
 
     async def resident(self) -> int:
         """See Ram."""
-        return await self._count("resident")
+        return (await self._count("resident"))[0]
 
     async def own(self) -> int:
         """See Ram."""
-        return await self._count("own")
+        return (await self._count("own"))[0]
 
     async def both(self) -> tuple[int, int]:
         """See Ram."""
-        return await self._count("resident"), await self._count("own")
+        resident, own = await self._count("both")
+        return resident, own
 
     async def reclaim(self) -> int:
         """See Ram."""
-        return await self._count("reclaim")
+        return (await self._count("reclaim"))[0]
