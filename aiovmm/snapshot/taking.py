@@ -16,7 +16,7 @@ from aiovmm.errors import ConfigError, HostError, SnapshotError, StateError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.standstill import save, suspend, unsuspend
 from aiovmm.memory import GuestMemory
-from aiovmm.runtime.dataclass import dataclass, replace
+from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.plain import State
 from aiovmm.runtime.tasks import finish, in_thread, in_thread_unless
 from aiovmm.snapshot.chain import base_at
@@ -27,12 +27,11 @@ from aiovmm.snapshot.increment import Writer
 from aiovmm.snapshot.pages import Copying, Kept, keep, ram_of
 
 if TYPE_CHECKING:
-    from aiovmm.config import VMConfig
     from aiovmm.machine import Machine
     from aiovmm.virtqueue.device import VirtioDevice
     from aiovmm.vm import VM
 
-__all__ = ["Snapshot", "at_rest", "config_of", "machine_of", "path_of", "reading", "state_of", "take"]
+__all__ = ["Snapshot", "at_rest", "machine_of", "path_of", "reading", "state_of", "take"]
 
 
 @dataclass(frozen=True)
@@ -263,24 +262,10 @@ async def at_rest(vm: VM, machine: Machine, *, for_good: bool = False) -> AsyncI
 
 async def state_of(vm: VM, machine: Machine) -> State:
     """All but the memory, of a VM that is at rest. Raises SnapshotError, KvmError."""
+    from aiovmm.snapshot.present import config_of  # for who saves: whoever restores needs the rest of this file
+
     return {
         "architecture": host().name,
         "config": to_state(config_of(vm)),
         "machine": await save(machine),
     }
-
-
-def config_of(vm: VM) -> VMConfig:
-    """Its configuration, with what was made up for it and its guest has seen: the addresses of its network devices."""
-    config = vm.config
-    if all(net.mac is not None for net in config.nets):
-        return config
-    from aiovmm.config.ids import device_ids
-    from aiovmm.devices.virtio.net import NetDevice, format_mac  # it has such a device, and with it this
-
-    ids = device_ids(config)["nets"]
-    macs = {plugged.id: plugged.device.mac for plugged in vm._power.plugged if isinstance(plugged.device, NetDevice)}
-    nets = zip(config.nets, ids, strict=True)
-    return replace(
-        config, nets=tuple(replace(net, mac=format_mac(macs[id_])) if id_ in macs else net for net, id_ in nets)
-    )

@@ -24,7 +24,7 @@ from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.forking import Disks, fork_changes, without_places
 from aiovmm.snapshot.pages import Copying
 from aiovmm.snapshot.restoring import Source, bound_of, going_on, open_source, receive_source
-from aiovmm.snapshot.taking import at_rest, config_of, machine_of, path_of, reading, state_of
+from aiovmm.snapshot.taking import at_rest, machine_of, path_of, reading, state_of
 
 if TYPE_CHECKING:
     from aiovmm.devices.port import PortDevice
@@ -223,6 +223,8 @@ async def _frozen(vm: VM, memory: GuestMemory) -> Base:
 
 async def freeze(vm: VM) -> Template:
     """See VM.freeze."""
+    from aiovmm.snapshot.present import config_of  # not for who opens a snapshot
+
     vm._home.check()
     async with vm._transition:
         machine = machine_of(vm)

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import gc
 import os
+import shutil
 import threading
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,11 @@ from aiovmm import (
     DiskConfig,
     ExitReason,
     HostError,
+    LimitsConfig,
     MemoryConfig,
     NetConfig,
+    RateLimit,
+    RateLimitGroupConfig,
     RngConfig,
     SnapshotError,
     StateError,
@@ -40,9 +45,10 @@ from aiovmm.kvm import Vcpu
 from aiovmm.runtime.forks import let_go
 from aiovmm.snapshot import base
 from aiovmm.snapshot.disks import DiskBases
-from aiovmm.snapshot.taking import config_of
+from aiovmm.snapshot.present import config_of
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
+from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on, until
 from tests.vm.remains import Remains
 
@@ -241,6 +247,54 @@ async def test_a_guest_keeps_the_address_that_was_made_up_for_it(tmp_path: Path)
             assert [net.mac for net in last.nets] == [first, second]
     async with VM.restore(tmp_path / "snapshot", overrides={"nets": (passt, passt)}) as vm:
         assert [net.mac for net in vm.nets] == [first, second]
+
+
+@pytest.mark.parametrize("how", ["restored", "forked"])
+async def test_limits_are_those_that_the_guest_had_when_it_was_saved(how: str, tmp_path: Path) -> None:
+    """Not those that it was made with: whoever has slowed it down has slowed down what goes on from it."""
+    for name in ("own", "first", "second", "loose"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    groups = (RateLimitGroupConfig(id="g", bw_size=1 << 20), RateLimitGroupConfig(id="free", ops_size=5))
+    disks = tuple(
+        DiskConfig(path=tmp_path / name, rate_limit_group=group, ops_size=0 if group else 7)
+        for name, group in (("own", None), ("first", "g"), ("second", "g"), ("loose", "free"))
+    )
+    nets = (NetConfig(passt=True, bw_size=1 << 30),) if shutil.which("passt") else ()
+    limits = LimitsConfig(exits=50_000, lifetime=HANGS)
+    async with VM(config("s", disks=disks, nets=nets, rate_limit_groups=groups, limits=limits)) as vm:
+        assert config_of(vm).with_changes({"nets": nets}) == vm.config
+        await vm.start()
+        await counts_on(vm)
+        vm.set_limits(exits=40_000, idle=HANGS)
+        slow, slower = RateLimit(bw_size=3 << 20, bw_refill_time=100), RateLimit(ops_size=9, ops_one_time_burst=4)
+        vm.disks[0].rate_limit, vm.disks[1].rate_limit = None, slow
+        vm.disks[3].rate_limit = None
+        for net in vm.nets:
+            net.rate_limit = slower
+        async with going_on(vm, how, tmp_path) as again:
+            assert again.limits == LimitsConfig(exits=40_000, lifetime=HANGS, idle=HANGS)
+            await again.resume()
+            assert again.machine.parts.exits_limit == 40_000
+            assert again.disks[0].rate_limit is None
+            for disk in again.disks[1:3]:
+                assert disk.rate_limit is not None
+                assert (disk.rate_limit.bw_size, disk.rate_limit.bw_refill_time) == (3 << 20, 100)
+            assert again.disks[3].rate_limit is not None  # of the group, which lets through what there is
+            assert (again.disks[3].rate_limit.ops_size, again.disks[3].rate_limit.bw_size) == (0, 1 << 60)
+            assert [net.rate_limit for net in again.nets] == [slower] * len(nets)
+            await counts_on(again)
+
+
+@asynccontextmanager
+async def going_on(vm: VM, how: str, tmp_path: Path) -> AsyncIterator[VM]:
+    if how == "restored":
+        await vm.snapshot(tmp_path / "s")
+        await vm.aclose()
+        async with VM.restore(tmp_path / "s") as again:
+            yield again
+    else:
+        async with await vm.freeze() as template, template.fork() as again:
+            yield again
 
 
 async def test_whose_address_is_whose_where_one_came_later_than_the_programs_own() -> None:
