@@ -110,4 +110,5 @@ def initramfs(
         compression=compression,
     )
     _write(output, image.data)
-    click.echo(f"{output}: {len(image.data)} bytes, {len(image.modules)} modules of {image.release}", err=True)
+    modules_of = f"{len(image.modules)} modules of {image.release}" if image.modules else "no modules"
+    click.echo(f"{output}: {len(image.data)} bytes, {modules_of}", err=True)

@@ -210,7 +210,14 @@ def _add_modules(
     archive: CpioArchive, tree: ModuleTree, wanted: Iterable[str], required: Iterable[str]
 ) -> list[Module]:
     """The modules, flat in /lib/modules/RELEASE, with the modules.dep and modules.alias that modprobe reads."""
+    wanted = tuple(wanted)
     order = tree.load_order([*(name for name in wanted if name in tree), *required])
+    if not order and not tree.builtin and (wanted or not tree.names):
+        reason = "has none of the kernel modules that a guest is driven by" if tree.names else "has no kernel modules"
+        hint = (
+            "give the directory of one kernel, as /lib/modules/RELEASE; its modules.builtin says what needs no module"
+        )
+        raise ImageError(str(tree.directory), reason, hint)
     releases = {m.release for m in order}
     if len(releases) > 1:
         raise ImageError(str(tree.directory), f"holds modules of several kernels: {', '.join(sorted(releases))}")

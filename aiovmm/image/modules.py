@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,11 @@ class ModuleTree:
 
     def __contains__(self, name: str) -> bool:
         return module_name(name) in self._paths
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of all modules."""
+        return self._paths.keys()
 
     @cached_property
     def builtin(self) -> frozenset[str]:

@@ -174,6 +174,30 @@ def test_the_command_adds_the_modules_that_are_asked_for(tree: Path, tmp_path: P
         CliRunner().invoke(initramfs, [str(tmp_path / "image"), *given, "--module", "absent"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize(
+    ("there", "said"), [((), "has no kernel modules"), (("snd.ko",), "none of the kernel modules that a guest")]
+)
+def test_a_directory_without_what_a_guest_is_driven_by_is_none(
+    there: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    """Its guest would have neither a disk nor a network, and nobody would know why."""
+    (modules := tmp_path / "modules").mkdir()
+    for name in there:
+        (modules / name).write_bytes(ko(name.removesuffix(".ko")))
+    with pytest.raises(ImageError, match=said) as caught:
+        build_initramfs(modules=modules, files={"/init": b"#!/bin/sh"})
+    assert "/lib/modules/RELEASE" in str(caught.value)
+    with pytest.raises(ImageError, match=said):
+        CliRunner().invoke(
+            initramfs,
+            [str(tmp_path / "image"), "--busybox", str(BUSYBOX), "--modules", str(modules)],
+            catch_exceptions=False,
+        )
+    assert not (tmp_path / "image").exists()
+    (modules / "modules.builtin").write_text("kernel/drivers/virtio/virtio_pci.ko\n")
+    assert build_initramfs(modules=modules, files={"/init": b"#!/bin/sh"}).modules == ()
+
+
 def test_files_and_directories_are_added(tmp_path: Path) -> None:
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
