@@ -133,12 +133,24 @@ def _files() -> Finding:
 
 def _meminfo() -> dict[str, int]:
     """/proc/meminfo in KiB (or pages, as it says)."""
-    rows = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    rows = (line.split() for line in _lines("/proc/meminfo"))
     return {row[0].rstrip(":"): int(row[1]) for row in rows}
 
 
+def _lines(path: str) -> list[str]:
+    """None where it cannot be read, as in a chroot without /proc."""
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
 def _memory() -> Finding:
-    available = _meminfo().get("MemAvailable", 0) >> 10
+    info = _meminfo()
+    if not info:
+        remedy = "for this report, and for what the host's devices and disks are asked: `mount -t proc proc /proc`"
+        return Finding("memory", Verdict.LIMITED, "/proc/meminfo cannot be read", remedy)
+    available = info.get("MemAvailable", 0) >> 10
     found = f"{available} MiB available"
     if available < 512:
         return Finding("memory", Verdict.LIMITED, found, "a stock guest wants 128 to 512 MiB: free some")
@@ -171,14 +183,12 @@ def _tap() -> Finding:
 
 
 def _has_net_admin() -> bool:
-    rows = [line.split() for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff")]
+    rows = [line.split() for line in _lines("/proc/self/status") if line.startswith("CapEff")]
     return bool(rows) and bool(int(rows[0][1], 16) >> 12 & 1)  # CAP_NET_ADMIN is 12
 
 
 def _io_uring() -> Finding:
-    switch = Path("/proc/sys/kernel/io_uring_disabled")
-    disabled = switch.read_text().strip() if switch.exists() else "0"
-    if disabled == "0":
+    if _lines("/proc/sys/kernel/io_uring_disabled")[:1] in ([], ["0"]):
         return Finding("io_uring", Verdict.OK, "allowed")
     return Finding(
         "io_uring",

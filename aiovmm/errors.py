@@ -57,9 +57,12 @@ _REMEDIES = {
     errno.EDQUOT: ("", "free some space there, or have the quota raised"),
     errno.ENOMEM: (
         "RLIMIT_AS",
-        "give the guest less memory, or raise the limits: `ulimit -v` and `-l`, the cgroup's memory.max",
+        "give the guest less memory, or raise the limits: `ulimit -v`, `-d` and `-l`, the cgroup's memory.max",
     ),
 }
+
+_NONE_LEFT = (errno.EMFILE, errno.ENFILE)
+"""There may be anything where one looks, if one could look."""
 
 MORE_THREADS = "raise the limits of threads and of memory: `ulimit -u` and `-v`, the cgroup's pids.max"
 
@@ -67,12 +70,19 @@ MORE_THREADS = "raise the limits of threads and of memory: `ulimit -u` and `-v`,
 def remedy(number: int) -> str:
     """What to do about an errno that says that there is not enough of something; with the limit in force, where there is one."""
     name, text = _REMEDIES.get(number, ("", ""))
-    if name:
-        import resource  # for who has run into one
+    limit = _limit(name) if name else -1
+    return f"{text}, now {limit}" if limit >= 0 else text
 
-        limit = resource.getrlimit(getattr(resource, name))[0]
-        text += f", now {limit}" if limit != resource.RLIM_INFINITY else ""
-    return text
+
+def _limit(name: str) -> int:
+    """The one in force; -1 if there is none, or it cannot be had."""
+    if name == "RLIMIT_NOFILE":
+        return os.sysconf("SC_OPEN_MAX")  # nothing could be imported
+    try:
+        import resource  # for who has run into one
+    except ImportError:  # it is a file to be mapped, and there is no room for that either
+        return -1
+    return resource.getrlimit(getattr(resource, name))[0]  # RLIM_INFINITY is -1
 
 
 def host_error(operation: str, error: BaseException) -> HostError | None:
@@ -86,19 +96,47 @@ def host_error(operation: str, error: BaseException) -> HostError | None:
         return HostError(operation, error.errno or errno.EIO, path=path)
     if isinstance(error, MemoryError) or _lost_its_error(error) or _had_no_lock(error):
         return HostError(operation, errno.ENOMEM)
+    if isinstance(error, ImportError):
+        return _not_loaded(operation, error)
     if isinstance(error, RuntimeError) and "new thread" in str(error):  # all that `threading` says
         return HostError(f"{operation}: starting a thread", errno.EAGAIN, MORE_THREADS)
     return None
 
 
+_NO_ERROR = ("without exception set", "without setting an exception")
+
+
 def _lost_its_error(error: BaseException) -> bool:
     """The interpreter's word where it had no memory for the MemoryError either."""
-    return isinstance(error, SystemError) and "without exception set" in str(error)
+    return isinstance(error, SystemError) and any(words in str(error) for words in _NO_ERROR)
 
 
 def _had_no_lock(error: BaseException) -> bool:
     """The interpreter's word for too little memory where it opens a file."""
     return isinstance(error, RuntimeError) and "can't allocate" in str(error)
+
+
+_UNLOADED = {
+    "failed to map segment": errno.ENOMEM,
+    "cannot create shared object descriptor": errno.ENOMEM,
+    "cannot allocate": errno.ENOMEM,
+    "cannot map zero-fill pages": errno.ENOMEM,
+    "Cannot allocate memory": errno.ENOMEM,
+    "Error 24": errno.EMFILE,
+    "Too many open files": errno.EMFILE,
+}
+"""The dynamic linker's words for a module that it had too little of something for; others are a broken installation's."""
+
+
+def _not_loaded(operation: str, error: ImportError) -> HostError | None:
+    """A module is one of several that need each other: what is said of the last may be that another one is not there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = next((number for words, number in _UNLOADED.items() if words in str(cause)), 0)
+        if number or isinstance(cause, MemoryError):
+            return HostError(f"{operation}: loading a library", number or errno.ENOMEM)
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def printable(text: str) -> str:
@@ -151,7 +189,8 @@ class HostError(AiovmmError, OSError):
     """The host refused `operation`: `errno` and its text, the file if there is one, and a hint what to do next."""
 
     def __init__(self, operation: str, errno_: int, hint: str = "", path: str | None = None) -> None:
-        hint = hint or remedy(errno_)
+        if not hint or errno_ in _NONE_LEFT:  # what else was to be done about the operation is not what is wrong
+            hint = remedy(errno_)
         text = f"{operation}: {os.strerror(errno_)}" + (f" ({hint})" if hint else "")
         super().__init__(errno_, text, path)
         self.operation = operation

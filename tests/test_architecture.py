@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -44,6 +47,21 @@ def test_the_doctor_looks_at_any_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "x86-64 or arm64" in found["system"].remedy
     assert found["kvm"].verdict is doctor.Verdict.MISSING
     assert "nested host" not in found
+
+
+def test_the_doctor_looks_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_text
+
+    def none_in_proc(self: Path, *args: Any, **kwargs: Any) -> str:
+        if str(self).startswith("/proc/"):
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(self))
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", none_in_proc)
+    found = {finding.question: finding for finding in doctor.examine("/nowhere/kvm")}
+    assert found["memory"].verdict is doctor.Verdict.LIMITED
+    assert "mount -t proc" in found["memory"].remedy
+    assert {"huge pages", "network", "io_uring", "guest images"} <= found.keys()
 
 
 def test_what_kvm_lacks_for_every_guest_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,7 @@ def main() -> None:
         code = _failed(exc, 2)
     except AiovmmError as exc:
         code = _failed(exc, 1)
-    except (OSError, MemoryError, RuntimeError, SystemError) as exc:
+    except (OSError, MemoryError, ImportError, RuntimeError, SystemError) as exc:
         error = host_error(" ".join(["aiovmm", *sys.argv[1:2]]), exc)
         if error is None:
             raise

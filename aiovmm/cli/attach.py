@@ -11,11 +11,9 @@ import click
 
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import NAMED, OneLineCommand, once
-from aiovmm.runtime.stdio import heed, require_descriptors
+from aiovmm.runtime.stdio import heed
 
 __all__ = ["command"]
-
-_DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 
 
 @click.command("attach", cls=OneLineCommand, context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,9 +22,8 @@ _DESCRIPTORS = 12  # uvloop's, the socket, and the terminal's
 @click.option("--filter", "filtered", is_flag=True, help="Show what draws alone: no queries, no clipboard.")
 def command(path: Path, detach_keys: str, filtered: bool) -> None:
     """Attach this terminal to the console at the unix socket PATH. What the guest printed before is shown first."""
-    import uvloop
-
     from aiovmm.cli.jobs import follow_job_control
+    from aiovmm.cli.loops import run_on_uvloop
     from aiovmm.console import AttachEnd, Terminal, attach_socket, parse_keys
 
     async def run() -> AttachEnd:
@@ -39,9 +36,8 @@ def command(path: Path, detach_keys: str, filtered: bool) -> None:
         heed(signal.SIGTERM, signal.SIGHUP, by=lambda _: task.cancel())
         return await attach_socket(path, terminal=terminal, detach=parse_keys(detach_keys))
 
-    require_descriptors(_DESCRIPTORS)
     try:
-        end = uvloop.run(run())
+        end = run_on_uvloop(run)
     except asyncio.CancelledError:
         sys.exit(1)
     say(end.value, below=True)

@@ -35,8 +35,7 @@ def command(source: str, target: str, user: str | None, wait: float, limit: str 
     Of modes the permissions are kept, setuid is not. Out of a guest come files, directories, and links that stay within
     them.
     """
-    import uvloop
-
+    from aiovmm.cli.loops import run_on_uvloop
     from aiovmm.config.text import to_size
 
     most = None if limit is None else to_size("--limit", limit)
@@ -64,7 +63,7 @@ def command(source: str, target: str, user: str | None, wait: float, limit: str 
     async def told() -> int:
         return _told(await run(), source)
 
-    sys.exit(uvloop.run(unless_signalled(told())))
+    sys.exit(run_on_uvloop(lambda: unless_signalled(told())))
 
 
 def _told(copied: Copied, source: str) -> int:

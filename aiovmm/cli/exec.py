@@ -6,7 +6,7 @@ import asyncio
 import errno
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import click
 from aiovmm.cli.messages import say
 from aiovmm.cli.usage import NAMED, OneLineCommand, Seconds, once
 from aiovmm.errors import AiovmmError, UsageError
-from aiovmm.runtime.stdio import heed, require_descriptors
+from aiovmm.runtime.stdio import heed
 
 __all__ = ["code_of", "command", "unless_signalled", "variables"]
 
-_DESCRIPTORS = 12  # uvloop's, the socket, and the standard streams'
 _OURS, _CANNOT, _NOT_FOUND, _OVER_TIME = 125, 126, 127, 124  # as env(1), timeout(1) and shells have them
 
 
@@ -88,19 +87,17 @@ def command(
         finally:
             agent.close()
 
-    sys.exit(code_of(unless_signalled(run()), timeout))
+    sys.exit(code_of(lambda: unless_signalled(run()), timeout))
 
 
-def code_of(work: Coroutine[Any, Any, int], timeout: float | None = None) -> int:
+def code_of(work: Callable[[], Coroutine[Any, Any, int]], timeout: float | None = None) -> int:
     """The exit code of a command in a guest; what cannot be done is said."""
-    import uvloop
-
     from aiovmm.agent.errors import AgentError, CommandNotFound, GuestOSError
     from aiovmm.agent.process import RUNNING
+    from aiovmm.cli.loops import run_on_uvloop
 
-    require_descriptors(_DESCRIPTORS)
     try:
-        return uvloop.run(work)
+        return run_on_uvloop(work)
     except UsageError:
         raise
     except CommandNotFound as exc:

@@ -35,11 +35,11 @@ def command(directory: Path, number: int, sockets: Path | None, within: str | No
     --within is that of `aiovmm run --restore`.
     The exit code is 1 if one of them failed, as that of `aiovmm run` is.
     """
-    import uvloop
+    from aiovmm.cli.loops import run_on_uvloop
 
     if within == "":  # a variable that nobody has set is no bound
         raise ConfigError("--within", "is empty", "say --within DIR, or leave it out")
-    sys.exit(uvloop.run(_run(directory, number, sockets, within, stop_timeout)))
+    sys.exit(run_on_uvloop(lambda: _run(directory, number, sockets, within, stop_timeout)))
 
 
 async def _run(directory: Path, number: int, sockets: Path | None, within: str | None, stop_timeout: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -95,5 +94,6 @@ def resize(socket: Path, cpus: int | None, memory: str | None, zone: str | None,
 
 def _ask(socket: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     from aiovmm.cli.control import ask
+    from aiovmm.cli.loops import run
 
-    return asyncio.run(ask(socket, what, **has))
+    return run(lambda: ask(socket, what, **has))

@@ -45,7 +45,7 @@ def run_in_sandbox(given: dict[str, Any], args: dict[str, Any]) -> None:
     if args["host_user"] is not None:
         _be(args["host_user"])
     configure_logging(args["verbose"])
-    sys.exit(code_of(unless_signalled(job.run())))
+    sys.exit(code_of(lambda: unless_signalled(job.run())))
 
 
 def _be(user: str) -> None:

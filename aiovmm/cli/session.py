@@ -19,8 +19,7 @@ from aiovmm.cli.messages import say
 from aiovmm.config import ConsoleConfig, ConsoleMode, VMConfig
 from aiovmm.console import Console, parse_keys
 from aiovmm.errors import ConfigError, HostError
-from aiovmm.events import Subscription
-from aiovmm.lifecycle import Event, EventKind, ExitStatus
+from aiovmm.lifecycle import ExitStatus
 from aiovmm.runtime.stdio import heed
 from aiovmm.vm import VM
 
@@ -120,7 +119,9 @@ class Session:
             return 1
         from aiovmm.cli.status import command_status
 
-        return command_status(vm) or int(self._output_lost)
+        errors = (console.place_error for _, console in _by_importance(self._config, vm))
+        lost = self._output_lost or any(isinstance(error, OSError) for error in errors)  # the journal has told of these
+        return command_status(vm) or int(lost)
 
     def _outputs(self) -> list[Path]:
         """What is made once paths are given up, and is no part of the guest's configuration."""
@@ -137,7 +138,6 @@ class Session:
             self._spawn(print_events(vm.events(from_start=True), fd, vm.name))
         if self._monitor is not None:
             self._spawn(self._monitor.follow(vm.events(from_start=True)))
-        self._spawn(self._watch_places(vm.events(from_start=True)))
 
     def _listening(self) -> AbstractContextManager[socket | None]:
         """Where others ask for something. Made by whoever this process is at its start, so before it is somebody else."""
@@ -185,12 +185,6 @@ class Session:
         if not shown and self._events_to != "2":
             say("no console of the guest is shown (--serial tty shows one)")
         return terminal
-
-    async def _watch_places(self, events: Subscription[Event]) -> None:
-        """A console whose place takes no more output: the journal has said so at once, and the exit code will."""
-        async for event in events:
-            if event.kind is EventKind.DEVICE_ERROR and event.device in ("serial", "console", "debug_console"):
-                self._output_lost |= isinstance(event.error, OSError)
 
     async def _interact(self, vm: VM, config: ConsoleConfig, console: Console) -> None:
         """Give this terminal to the console until the guest ends; without one, standard input and output as they are."""

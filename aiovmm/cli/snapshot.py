@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import click
@@ -28,9 +27,10 @@ def command(socket: Path, directory: Path, track: bool, base: Path | None) -> No
     one that the guest was restored from, or the last one taken with --track or --base.
     """
     from aiovmm.cli.control import ask
+    from aiovmm.cli.loops import run
 
     what = {"do": "snapshot", "path": str(directory.absolute()), "track": bool(track)}
     if base is not None:
         what["base"] = str(base.absolute())
-    done = asyncio.run(ask(socket, what, pages=int, standstill=float))
+    done = run(lambda: ask(socket, what, pages=int, standstill=float))
     say(f"{directory}: {done['pages'] * 4} KiB of memory; the guest stood still for {done['standstill'] * 1000:.1f} ms")

@@ -35,7 +35,7 @@ class Places:
         backend = open_backend(config, console)
         await backend.open()
         console.place = backend.place
-        watch = asyncio.create_task(self._watch(id_, backend), name=f"{console.name} at {backend.place}")
+        watch = asyncio.create_task(self._watch(id_, console, backend), name=f"{console.name} at {backend.place}")
         self._joined.append((id_, console, backend, watch))
 
     async def leave(self, id_: str) -> None:
@@ -57,8 +57,9 @@ class Places:
             if not bury(watch):
                 await asyncio.wait([watch])
 
-    async def _watch(self, id_: str, backend: ConsoleBackend) -> None:
+    async def _watch(self, id_: str, console: Console, backend: ConsoleBackend) -> None:
         try:
             await backend.wait()
         except Exception as exc:
+            console.place_error = exc
             self._on_error(id_, exc)

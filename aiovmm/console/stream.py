@@ -54,6 +54,9 @@ class Console:
         self.name = name
         self.place = ""
         """Where else it is: the path of its pseudo-terminal, socket or file; "" if only the program has it."""
+        self.place_error: Exception | None = None
+        """What that place has failed with, so that output is missing there. It may fail with the last of the output only when
+        the guest has ended, after all events."""
         self._use = Use(home or HomeLoop(f"console {name!r}"), absent)
         self._log = OutputLog(history, self._use)
         self._main = ConsoleReader(self._log, 0)

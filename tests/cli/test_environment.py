@@ -132,6 +132,18 @@ def test_a_full_standard_output(size: str, aiovmm: Command, guest: list[str]) ->
     check_the_guest_ends_by_itself(process, 1, b"standard output: write the guest's output: No space left on device")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("console", ["--serial", "--debug-console"])
+def test_output_is_lost_also_if_its_place_takes_none_only_when_the_guest_has_ended(
+    console: str, aiovmm: Command, guest: list[str]
+) -> None:
+    """The file is written by a thread: of a guest that prints little and goes it fails after all events."""
+    for _ in range(3):
+        done = aiovmm.run(*guest, "--cmdline", "hDo", console, "file=/dev/full")
+        assert done.returncode == 1
+        assert b"No space left on device" in done.stderr
+
+
 def test_a_limit_of_file_sizes(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         process = aiovmm.start(*guest, "--cmdline", "F1eo", stdout=out, preexec_fn=limited(FSIZE=65536))
@@ -213,6 +225,32 @@ def test_few_descriptors(aiovmm: Command, guest: list[str]) -> None:
         else:
             assert out == b"hello\n"
     assert outcomes == {0, 1}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["snapshot", "ctl", "s"],
+        ["resize", "ctl", "--cpus", "1"],
+        ["remove", "ctl", "disk0"],
+        ["add", "ctl", "--disk", "path=disk"],
+        ["attach", "ctl"],
+        ["exec", "ctl", "--", "true"],
+        ["cp", "ctl:/etc/motd", "motd"],
+        ["fork", "s"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_few_descriptors_of_other_commands(command: list[str], aiovmm: Command, tmp_path: Path) -> None:
+    """One line that says which limit, and not what else might be wrong, at any number of them that is too small."""
+    for number in (5, 6, 8):
+        code, out, err = no_traceback(aiovmm.start(*command, preexec_fn=limited(NOFILE=number)))
+        if b"ulimit -n" in err:
+            assert (code, out) == (1, b"")
+            assert err.count(b"\n") == 1, (number, err)
+        else:
+            assert number == 8, err
+            assert b"No such file" in err  # nobody listens here
 
 
 def test_little_address_space(aiovmm: Command, guest: list[str]) -> None:

@@ -27,6 +27,7 @@ from aiovmm import (
 from aiovmm.boot import x86_64
 from aiovmm.boot.x86_64 import KernelImage, acpi
 from aiovmm.devices.virtio.rng import RngDevice
+from aiovmm.errors import host_error
 from aiovmm.kvm import ExitLoop, Kvm, Vcpu, VmFd
 from aiovmm.kvm.x86_64 import cpuid
 from aiovmm.kvm.x86_64.vcpustate import VcpuState
@@ -326,7 +327,26 @@ LIMITS: list[tuple[BaseException, int, str]] = [
     (RuntimeError("can't start new thread"), errno.EAGAIN, "pids.max"),
     (RuntimeError("can't allocate read lock"), errno.ENOMEM, "less memory"),
     (SystemError("error return without exception set"), errno.ENOMEM, "less memory"),
+    (SystemError("<built-in function exec> returned NULL without setting an exception"), errno.ENOMEM, "less memory"),
+    (ImportError("libcrypto.so.3: failed to map segment from shared object"), errno.ENOMEM, "less memory"),
+    (ImportError("resource.so: cannot create shared object descriptor"), errno.ENOMEM, "less memory"),
+    (ImportError("_ssl.so: cannot open shared object file: Too many open files"), errno.EMFILE, "ulimit -n"),
 ]
+
+
+def test_a_module_that_is_not_there_is_no_limit() -> None:
+    missing = ImportError("cannot import name 'sha512' from 'hashlib'")
+    assert host_error("starting", missing) is None
+    missing.__context__ = ImportError("libcrypto.so.3: failed to map segment from shared object")
+    limit = host_error("starting", missing)
+    assert limit is not None
+    assert limit.errno == errno.ENOMEM
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_where_no_descriptor_is_left_nothing_else_is_the_remedy(number: int) -> None:
+    assert "open files" in HostError("asking", number, "start a guest first").hint
+    assert HostError("asking", errno.ENOENT, "start a guest first").hint == "start a guest first"
 
 
 MEETING: list[tuple[Any, str]] = [(GuestMemory, "create"), (Vcpu, "start"), (VcpuState, "set_packed_cpuid")]
