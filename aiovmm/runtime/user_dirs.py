@@ -31,15 +31,19 @@ def cache_directory() -> Path:
     return found
 
 
-def runtime_directory() -> Path:
+def runtime_directory(*, make: bool = True) -> Path:
     """Where sockets and the like of running programs go: `$XDG_RUNTIME_DIR/aiovmm`, else /run/aiovmm for root and
-    /tmp/aiovmm-UID for others. It is made, and is this user's alone. Raises UsageError where it is somebody else's, OSError."""
+    /tmp/aiovmm-UID for others. It is made, unless one is only to look there, and is this user's alone. Raises UsageError where
+    it is somebody else's, OSError."""
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if base.startswith("/"):
         path = Path(base) / "aiovmm"
     else:
         path = Path(f"/tmp/aiovmm-{os.getuid()}") if os.getuid() else Path("/run/aiovmm")
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if make:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    elif not path.exists() and not path.is_symlink():
+        return path
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise UsageError(f"{path} is not a directory of this user alone: remove it, or set XDG_RUNTIME_DIR")

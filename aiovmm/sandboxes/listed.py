@@ -162,7 +162,8 @@ class Listed:
 def listed() -> list[Entry]:
     """All of this user's, the oldest first. Raises UsageError, HostError."""
     try:
-        return sorted(_entries(_parent()), key=lambda entry: entry.started)
+        parent = runtime_directory(make=False) / "guests"
+        return sorted(_entries(parent), key=lambda entry: entry.started) if parent.is_dir() else []
     except OSError as exc:
         raise HostError("list guests", exc.errno or 0, path=exc.filename) from exc
 
@@ -180,7 +181,7 @@ def defaults_at(socket: Path) -> Defaults:
     """Of the guest with that socket, if it is one of this user's that are listed."""
     folder = socket.resolve().parent
     try:
-        if folder.parent == (runtime_directory() / "guests").resolve():
+        if folder.parent == (runtime_directory(make=False) / "guests").resolve():
             return Defaults(**json.loads((folder / "defaults.json").read_text()))
     except (OSError, ValueError, TypeError, UsageError):  # it has ended, or there are none that could be listed
         pass
@@ -208,13 +209,13 @@ def _entries(parent: Path) -> list[Entry]:
 
 def _is_unlocked(folder: Path) -> bool:
     """Raises OSError if there is no lock."""
-    with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDWR | os.O_CLOEXEC) as is_locked:
+    with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDONLY | os.O_CLOEXEC) as is_locked:
         return is_locked  # as by any others that look just now
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Or just begun, where that may be."""
+    """Or just begun, where that may be. Raises OSError: who cannot look, for want of descriptors, has not seen that."""
     try:
         return _is_unlocked(folder)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -39,6 +41,30 @@ from tests.limits import HANGS
 @pytest.fixture(autouse=True)
 def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+def test_where_none_can_be_listed_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that cannot be made, as on a read-only file system."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/proc/nowhere")
+    assert listed() == []
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_guest_that_could_not_be_looked_at_is_not_swept_away(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, opened = Listed("one", "/root", ""), os.open
+
+    def none_left(path: str | Path, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == "lock":
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *args, **kwargs)
+
+    one.tell(RUNNING)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", none_left)
+        with pytest.raises(HostError, match="list guests"):
+            listed()
+    assert [entry.name for entry in listed()] == ["one"]
+    one.close()
 
 
 def test_a_guest_is_listed_until_it_is_closed() -> None:
