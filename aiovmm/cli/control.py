@@ -25,7 +25,7 @@ from socket import socket
 from typing import TYPE_CHECKING, Any
 
 from aiovmm.cli.messages import say
-from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
+from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError, host_error
 from aiovmm.runtime.descriptors import PROCESS, Share
 from aiovmm.runtime.stream_socket import streams_to
 from aiovmm.runtime.unix_listener import SocketName, listen_at
@@ -170,6 +170,10 @@ async def _done(vm: VM, confinement: Confinement, line: bytes) -> dict[str, Any]
         return _refused(str(exc))
     except (AiovmmError, OSError) as exc:
         return {"error": str(exc)[:_LONGEST_REASON], "code": 1}
+    except (ImportError, MemoryError, RuntimeError, SystemError) as exc:
+        if (limit := host_error("doing what it was asked", exc)) is None:
+            raise
+        return {"error": str(limit), "code": 1}
 
 
 async def _snapshot(vm: VM, asked: dict[str, Any]) -> dict[str, Any]:

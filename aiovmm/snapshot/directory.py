@@ -243,7 +243,7 @@ def _base_in(memory: Fields) -> tuple[BaseOf, str]:
 def _read_state(path: Path, directory: int) -> bytes:
     fd = _open_regular(path, directory, STATE)
     with open(fd, "rb") as file:
-        data = file.read(LARGEST + 1)
+        data = file.read(min(os.fstat(file.fileno()).st_size, LARGEST) + 1)  # no room is made for what is not there
     if len(data) > LARGEST:
         raise SnapshotError(f"{STATE} has more than {LARGEST} bytes")
     return data

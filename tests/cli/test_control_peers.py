@@ -196,3 +196,18 @@ async def asked_of(path: Path, said: bytes) -> dict[str, Any]:
 
     async with await asyncio.start_unix_server(answer, path):
         return await control.ask(path, {"do": "add"}, id=str, place=str)
+
+
+@pytest.mark.parametrize(
+    "met", [MemoryError(), RuntimeError("can't start new thread"), ImportError("x.so: failed to map segment")], ids=repr
+)
+async def test_what_the_monitor_had_too_little_of_is_told_as_such(met: Exception) -> None:
+    class Small:
+        async def snapshot(self, *_: object, **__: object) -> None:
+            raise met
+
+    vm: Any = Small()
+    answer = await control._done(vm, vm, b'{"do": "snapshot", "path": "/s"}')
+    assert answer["code"] == 1
+    assert "doing what it was asked" in answer["error"]
+    assert "raise the limits" in answer["error"]

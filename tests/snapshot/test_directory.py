@@ -284,3 +284,10 @@ def test_more_state_than_can_be_read_is_not_written(tmp_path: Path, monkeypatch:
     with pytest.raises(SnapshotError, match="no snapshot may have more than 4096"):
         write(tmp_path / "s", 2, text="x" * 4096)
     assert opened(tmp_path / "s").state["machine"] == {"n": 1}
+
+
+def test_no_room_is_made_for_state_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as a state may be at most is more than some processes may have (`ulimit -v`)."""
+    write(tmp_path / "s")
+    monkeypatch.setattr(directory, "LARGEST", 1 << 50)
+    assert opened(tmp_path / "s").state["machine"] == {"n": 1}

@@ -13,6 +13,7 @@ import select
 import struct
 import termios
 import tty
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,8 +181,9 @@ class PtyBackend(ConsoleBackend):
     async def _close(self) -> None:
         if self._linked and self._symlink is not None:
             self._linked = False
-            if self._symlink.is_symlink() and os.readlink(self._symlink) == self.name:
-                self._symlink.unlink()
+            with suppress(OSError):  # somebody was faster, or nothing is written there any more
+                if os.readlink(self._symlink) == self.name:
+                    self._symlink.unlink()
         if self._master is not None:
             self._master.close()
             self._master = None

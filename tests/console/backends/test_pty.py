@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import termios
 import time
@@ -164,6 +165,22 @@ async def test_a_link_leads_to_it_while_it_is_there(tmp_path: Path) -> None:
         with client_of(str(link)) as client:
             await client.until(b"hello")
     assert os.listdir(tmp_path) == []
+
+
+async def test_a_link_that_cannot_be_removed_any_more_keeps_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that was mounted anew, to be read alone."""
+    console, before = Console(StubDevice()), len(os.listdir("/proc/self/fd"))
+    pty = PtyBackend(console, symlink=tmp_path / "console")
+    await pty.open()
+
+    def read_only(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", read_only)
+    await pty.aclose()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_file_in_the_place_of_the_link_is_left_alone(tmp_path: Path) -> None:
