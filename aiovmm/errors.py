@@ -45,6 +45,7 @@ __all__ = [
     "StateError",
     "UsageError",
     "host_error",
+    "not_started",
     "printable",
     "remedy",
 ]
@@ -104,6 +105,12 @@ def host_error(operation: str, error: BaseException) -> HostError | None:
 
 
 _NO_ERROR = ("without exception set", "without setting an exception")
+
+
+def not_started(operation: str, error: OSError, path: str) -> HostError:
+    """What the system said where it did not begin the program at `path`: of a process EAGAIN is a limit."""
+    hint = MORE_THREADS if error.errno == errno.EAGAIN else ""
+    return HostError(operation, error.errno or errno.EIO, hint, path)
 
 
 def _lost_its_error(error: BaseException) -> bool:

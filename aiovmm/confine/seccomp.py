@@ -16,7 +16,7 @@ from typing import TypeVar
 from aiovmm import architecture
 from aiovmm.confine.calls import ALLOWED, NOT_KNOWN
 from aiovmm.confine.filter import JUDGED, make_filter, make_refusal
-from aiovmm.errors import HostError
+from aiovmm.errors import MORE_THREADS, HostError
 from aiovmm.native import lib, owners
 from aiovmm.runtime.threads import Thread
 
@@ -54,7 +54,7 @@ def without_rings(make: Callable[[], T]) -> T:
     try:
         thread.start()
     except RuntimeError:
-        raise HostError("start a thread", errno.EAGAIN) from None
+        raise HostError("start a thread", errno.EAGAIN, MORE_THREADS) from None
     thread.join()
     while os.path.exists(f"/proc/self/task/{thread.native_id}"):  # the kernel has it for a moment longer
         os.sched_yield()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiovmm import architecture
-from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.errors import HostError, ImageError, UsageError, not_started
 from aiovmm.rootfs.cache import Cache, Held, Lease, Made
 from aiovmm.rootfs.kinds import file_system_of, kind_of
 from aiovmm.rootfs.limits import Limits
@@ -229,7 +229,7 @@ class Image:
         try:
             maker = Child(command, pass_fds=(fd,), env=_environment(), held=True, stdout=True, stderr=True)
         except OSError as exc:
-            raise HostError("start the maker of images", exc.errno or 0, path=sys.executable) from exc
+            raise not_started("start the maker of images", exc, sys.executable) from exc
         try:
             code = await maker.wait()
             return self._checked(maker.said(1, _MOST_WORDS), maker.said(2, _LAST_WORDS), code)

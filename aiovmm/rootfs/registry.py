@@ -17,7 +17,7 @@ from errno import ENOENT
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from aiovmm.errors import HostError, ImageError, UsageError
+from aiovmm.errors import HostError, ImageError, UsageError, not_started
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.tasks import in_thread
@@ -115,7 +115,7 @@ async def _run(command: Sequence[str], name: str, layout: Path, most: int) -> No
     try:
         skopeo = Child(command, last_words=_LAST_WORDS)
     except OSError as exc:
-        raise HostError("start skopeo", exc.errno or 0, path=command[0]) from exc
+        raise not_started("start skopeo", exc, command[0]) from exc
     try:
         code = await _ended(skopeo, name, layout, most)
         said = skopeo.said(2, _LAST_WORDS)

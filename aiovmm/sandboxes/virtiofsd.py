@@ -19,7 +19,7 @@ from pathlib import Path
 from socket import socket
 
 from aiovmm.config import FsConfig
-from aiovmm.errors import AiovmmError, ConfigError, HostError
+from aiovmm.errors import AiovmmError, ConfigError, HostError, not_started
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.tasks import finish, in_thread, opened_in_thread
 from aiovmm.runtime.unix_listener import listen_at
@@ -118,7 +118,7 @@ class _Daemon:
             try:
                 self._process = Child([*command, f"--fd={fd}"], pass_fds=(fd,), last_words=_LAST_WORDS)
             except OSError as exc:
-                raise HostError("start virtiofsd", exc.errno or 0, path=command[0]) from exc
+                raise not_started("start virtiofsd", exc, command[0]) from exc
         self.following = asyncio.get_running_loop().create_task(self._follow(self._process), name="virtiofsd")
 
     async def _follow(self, process: Child) -> None:

@@ -282,6 +282,17 @@ async def test_a_worker_that_cannot_start(
     await remains.check()
 
 
+async def test_a_process_that_the_system_has_no_room_for_is_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    async with Pool(guests(), max=1, workers=1) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", none_left)
+            with pytest.raises(HostError, match=r"ulimit -u.*pids\.max"):
+                await _use(pool)
+
+
 async def test_a_guest_that_cannot_be_made(tmp_path: Path) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(b"no kernel" * 100)

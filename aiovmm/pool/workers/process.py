@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from errno import ENOENT
 from typing import Protocol
 
-from aiovmm.errors import HostError, PeerError
+from aiovmm.errors import HostError, PeerError, not_started
 from aiovmm.lifecycle import ExitStatus
 from aiovmm.pool.workers import passing
 from aiovmm.pool.workers.connection import Connection, connect
@@ -99,7 +99,7 @@ class Worker:
         try:
             process, self._connection = await self._joined()
         except OSError as exc:
-            raise HostError(f"start {self._name}", exc.errno or 0, path=sys.executable) from exc
+            raise not_started(f"start {self._name}", exc, sys.executable) from exc
         self.pid = process.pid
         self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
         self.tell("confine", 0, **confined)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aiovmm.devices.virtio.blk.rings import SharedRing, join
-from aiovmm.errors import HostError
+from aiovmm.errors import MORE_THREADS, HostError
 from aiovmm.native import ffi
 from aiovmm.runtime.hands import Hands
 from aiovmm.runtime.threads import Thread, name_this_thread
@@ -87,7 +87,7 @@ class Engine:
         try:
             return asyncio.wrap_future(self.threads(processors).submit(work, *arguments))
         except RuntimeError:
-            raise HostError("starting a thread", errno.EAGAIN) from None
+            raise HostError("starting a thread", errno.EAGAIN, MORE_THREADS) from None
 
     async def call(self, work: Callable[..., T], *arguments: Any) -> T:
         """Have a thread do `work`. When this ends, also by cancellation, the thread is done with it.

@@ -16,7 +16,7 @@ from typing import Any
 from aiovmm.devices.virtio.net.backend import NetBackend
 from aiovmm.devices.virtio.net.port import Port
 from aiovmm.devices.virtio.net.sockets import SocketBackend
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, not_started
 from aiovmm.runtime.child import Child
 
 __all__ = ["PasstBackend", "find_passt"]
@@ -73,7 +73,7 @@ class PasstBackend(NetBackend):
                 self._process = Child([*command, *self.arguments], pass_fds=fds, last_words=_LAST_WORDS)
         except OSError as exc:
             await self.close()
-            raise HostError("start passt", exc.errno or 0, path=program) from exc
+            raise not_started("start passt", exc, program) from exc
         self._watch = asyncio.get_running_loop().create_task(self._follow(self._process), name="passt")
 
     def _relayed(self, passt: socket.socket) -> socket.socket:

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from aiovmm.errors import HostError
+from aiovmm.errors import MORE_THREADS, HostError
 from aiovmm.runtime.threads import Thread, name_this_thread
 
 __all__ = ["EntropySource", "ImmediateSource", "PolledSource", "ThreadedSource", "open_source"]
@@ -207,7 +207,7 @@ class ThreadedSource(_FileSource):
             Thread(work, name=self.label).start()
         except RuntimeError:
             os.close(fd)
-            raise HostError("starting a thread", errno.EAGAIN, path=self.path) from None
+            raise HostError("starting a thread", errno.EAGAIN, MORE_THREADS, self.path) from None
         return future
 
     def _own(self) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.config import DiskConfig, ImageType
-from aiovmm.errors import HostError
+from aiovmm.errors import HostError, not_started
 from aiovmm.runtime.child import Child
 
 __all__ = ["DRIVERS", "StorageDaemon"]
@@ -78,7 +78,7 @@ class StorageDaemon:
         try:
             self._process = Child(command, pass_fds=(fd,), last_words=_LAST_WORDS)
         except OSError as exc:
-            raise HostError("starting QEMU's storage daemon", exc.errno or 0, path=program) from exc
+            raise not_started("starting QEMU's storage daemon", exc, program) from exc
         self._watch = asyncio.get_running_loop().create_task(self._follow(self._process), name="storage daemon")
 
     async def _follow(self, process: Child) -> None:
