@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 from aiovmm.boot import pci as firmware
@@ -23,7 +24,7 @@ from aiovmm.pci.services import IntxLine, LineChange, Place
 from aiovmm.runtime.worker import Worker
 from aiovmm.virtqueue.device import VirtioDevice
 
-if TYPE_CHECKING:  # the transport is imported by machines that have such a device
+if TYPE_CHECKING:
     from aiovmm.pci.virtio import VirtioPci
 
 __all__ = ["KvmPciServices", "PciBuses", "describe_segments", "start_of_bars", "wires_of"]
@@ -138,6 +139,13 @@ def wires_of(segment: PciSegment) -> tuple[firmware.IntxWire, ...]:
     return tuple(firmware.IntxWire(slot, gsi) for slot, gsi in found if gsi is not None)
 
 
+@cache
+def _transport() -> type[VirtioPci]:
+    from aiovmm.pci.virtio import VirtioPci  # for machines that have such a device
+
+    return VirtioPci
+
+
 class PciBuses:
     """All segments of a machine with what is plugged into them."""
 
@@ -152,10 +160,8 @@ class PciBuses:
         if covered and not plugged.device.physical:
             assert iommu is not None
             return self._plug_behind(plugged, on_error, iommu)
-        from aiovmm.pci.virtio import VirtioPci
-
         place = self.root.free_place(plugged.segment, plugged.slot)
-        function = VirtioPci(plugged.device, self._services, on_error=on_error, place=place)
+        function = _transport()(plugged.device, self._services, on_error=on_error, place=place)
         address = self.root.add(function, place.segment, place.slot)
         if iommu is not None and covered:
             iommu.plugged_beside(address)
@@ -164,7 +170,6 @@ class PciBuses:
         return function
 
     def _plug_behind(self, plugged: PluggedDevice, on_error: DeviceError, iommu: MachineIommu) -> VirtioPci:
-        from aiovmm.pci.virtio import VirtioPci
         from aiovmm.virtqueue.features import ACCESS_PLATFORM, RING_FEATURES
         from aiovmm.virtqueue.runner import DeviceRunner
 
@@ -174,7 +179,7 @@ class PciBuses:
 
         translation, features = iommu.translation(), RING_FEATURES | ACCESS_PLATFORM
         place = self.root.free_place(plugged.segment, plugged.slot)
-        function = VirtioPci(
+        function = _transport()(
             plugged.device, self._services, memory=translation, features=features, on_error=failed, place=place
         )
         address = self.root.add(function, place.segment, place.slot)

@@ -8,6 +8,7 @@ addresses. A BAR that loses answers nowhere, until the conflict is gone: then th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from aiovmm.bus import Space
@@ -41,6 +42,9 @@ class _Claim:
 
     def overlaps(self, other: _Claim) -> bool:
         return self.space == other.space and self.base < other.base + other.size and other.base < self.base + self.size
+
+
+_BASE = attrgetter("base")
 
 
 class Aperture:
@@ -77,8 +81,9 @@ class Aperture:
 
     def _free(self, window: Window, size: int, alignment: int, taken: Sequence[_Claim]) -> int:
         base = -(-window.base // alignment) * alignment
-        for start, end in sorted((c.base, c.base + c.size) for c in taken):
-            if base < end and start < base + size:
+        for claim in sorted(taken, key=_BASE):
+            end = claim.base + claim.size
+            if base < end and claim.base < base + size:
                 base = -(-end // alignment) * alignment
         if not window.holds(base, size):
             raise UsageError(f"PCI segment {self._plan.number} has no room for {size:#x} more bytes of BARs")

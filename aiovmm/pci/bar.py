@@ -8,6 +8,7 @@ lets the function decode that space.
 from __future__ import annotations
 
 import enum
+from functools import cached_property
 
 from aiovmm.bus import Space
 from aiovmm.errors import UsageError
@@ -45,22 +46,22 @@ class Bar:
         if not 0 <= self.index <= (4 if self.kind is BarKind.MEM64 else 5):
             raise UsageError(f"BAR {self.index} does not exist for {self.kind.value}")
 
-    @property
+    @cached_property
     def space(self) -> Space:
         """The address space it decodes."""
         return Space.PIO if self.kind is BarKind.IO else Space.MMIO
 
-    @property
+    @cached_property
     def register(self) -> int:
         """Its offset in configuration space."""
         return FIRST_BAR + 4 * self.index
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Bytes of configuration space it takes."""
         return 8 if self.kind is BarKind.MEM64 else 4
 
-    @property
+    @cached_property
     def alignment(self) -> int:
         """What its first address should be aligned to: its size, and a page so that it can be mapped alone."""
         return self.size if self.kind is BarKind.IO else max(self.size, _PAGE)
@@ -84,16 +85,16 @@ class Bar:
             return None
         return self.address(config)
 
-    @property
+    @cached_property
     def _flags(self) -> int:
         if self.kind is BarKind.IO:
             return 0x1
         return (0x4 if self.kind is BarKind.MEM64 else 0x0) | (0x8 if self.prefetchable else 0x0)
 
-    @property
+    @cached_property
     def _address_mask(self) -> int:
         return (1 << 8 * self.width) - self.size
 
-    @property
+    @cached_property
     def _decode_bit(self) -> int:
         return COMMAND_IO if self.kind is BarKind.IO else COMMAND_MEM

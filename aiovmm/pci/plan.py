@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
 
 from aiovmm.errors import UsageError
 from aiovmm.runtime.dataclass import dataclass
@@ -63,10 +64,18 @@ def plan_segments(
     how many shares of each window a segment has. Raises UsageError if there is not 1 MiB for a share."""
     if not 1 <= count <= MAX_SEGMENTS:
         raise UsageError(f"{count} PCI segments: there can be 1 to {MAX_SEGMENTS}")
-    shares = list(weights) or [(1, 1)] * count
+    return list(_planned(count, ecam, mmio32, mmio64, tuple(weights)))
+
+
+@lru_cache(64)
+def _planned(
+    count: int, ecam: int, mmio32: Window, mmio64: Window, weights: tuple[tuple[int, int], ...]
+) -> tuple[SegmentPlan, ...]:
+    """The same for all machines that are alike."""
+    shares = weights or ((1, 1),) * count
     low = _divided(mmio32, [share for share, _ in shares])
     high = _divided(mmio64, [share for _, share in shares])
-    return [SegmentPlan(n, ecam + n * ECAM_SIZE, low[n], high[n]) for n in range(count)]
+    return tuple(SegmentPlan(n, ecam + n * ECAM_SIZE, low[n], high[n]) for n in range(count))
 
 
 def _divided(window: Window, shares: Sequence[int]) -> list[Window]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["SLOTS", "PciSegment"]
 
 SLOTS = 32
-_SLOTS_OF_DEVICES = frozenset(range(1, SLOTS))
 _SLOT_SHIFT = 15  # ECAM address: bus 27:20, device 19:15, function 14:12 (PCI Express Base 4.0, 7.2.2)
 
 
@@ -63,8 +62,8 @@ class PciSegment:
     def free_slot(self, slot: int | None = None) -> int:
         """`slot`, or the first one, if nothing is in it. Raises UsageError."""
         if slot is None:
-            empty = _SLOTS_OF_DEVICES - self._slots.keys() - self._reserved
-            slot = min(empty - self._shunned or empty, default=None)
+            slot = next((slot for slot in self._empty if slot not in self._shunned), None)
+            slot = next(self._empty, None) if slot is None else slot
             if slot is None:
                 raise UsageError(f"PCI segment {self.plan.number} is full: {SLOTS} slots")
         if slot == 0 and not self.bare:
@@ -74,6 +73,11 @@ class PciSegment:
         if not 0 <= slot < SLOTS or slot in self._slots:
             raise UsageError(f"PCI segment {self.plan.number}: slot {slot} is taken or does not exist")
         return slot
+
+    @property
+    def _empty(self) -> Iterator[int]:
+        """Slots that may be given to who asks for none."""
+        return (slot for slot in range(1, SLOTS) if slot not in self._slots and slot not in self._reserved)
 
     async def remove(self, slot: int) -> None:
         """Unplug what is in `slot`: the guest sees it no more, then it is closed. Raises UsageError if it is empty."""

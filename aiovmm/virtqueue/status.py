@@ -81,7 +81,6 @@ _STEPS = (
     (Status.DRIVER_OK, Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK),
     (Status.FAILED, Status(0)),
 )
-_NUMBERS = tuple((int(bit), int(needed)) for bit, needed in _STEPS)  # with which it is faster to reckon
 
 
 class Negotiation:
@@ -214,18 +213,15 @@ class Negotiation:
         """Of a device with `vectors` vectors. Raises SnapshotError, also if the driver relies on what this device does not
         offer."""
         saved = once(state, _read, tuple(queue.max_size for queue in self.queues), vectors)
-        self._check_status(saved.status, saved.driver_features)
-        self.status, self.driver_features = Status(saved.status), saved.driver_features
+        if int(saved.status) & int(Status.FEATURES_OK):
+            self._check_features(saved.driver_features)
+        self.status, self.driver_features = saved.status, saved.driver_features
         self.device_feature_select, self.driver_feature_select = saved.device_select, saved.driver_select
         self.queue_select, self.config_generation = saved.queue_select, saved.config_generation
         for queue, was in zip(self.queues, saved.queues, strict=True):
             queue.become(was)
 
-    def _check_status(self, status: int, features: int) -> None:
-        if status and (status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _NUMBERS)):
-            raise SnapshotError(f"no driver takes a device to the status {status:#x}")
-        if not status & int(Status.FEATURES_OK):
-            return
+    def _check_features(self, features: int) -> None:
         if missing := features & ~self.offered:
             bits = ", ".join(str(bit) for bit in range(128) if missing >> bit & 1)
             raise SnapshotError(f"its driver uses features that the device does not offer here: bits {bits}")
@@ -281,7 +277,7 @@ class Negotiation:
 class _Saved:
     """What `Negotiation.save` gave. Nobody changes the queues."""
 
-    status: int
+    status: Status
     driver_features: int
     device_select: int
     driver_select: int
@@ -299,4 +295,6 @@ def _read(state: State, sizes: tuple[int, ...], vectors: int) -> _Saved:
     several = zip(fields.several("queues", len(sizes)), sizes, strict=True)
     queues = tuple(QueueConfig.read(saved, size, vectors) for saved, size in several)
     fields.end()
-    return _Saved(status, features, device_select, driver_select, select, generation, queues)
+    if status & 0x30 or any(status & bit and status & needed != needed for bit, needed in _STEPS):
+        raise SnapshotError(f"no driver takes a device to the status {status:#x}")
+    return _Saved(Status(status), features, device_select, driver_select, select, generation, queues)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from aiovmm.config import DiskConfig, RateLimit
 from aiovmm.config.checks import encoded
@@ -155,9 +156,7 @@ class BlkDevice(VirtioDevice):
         serial = image.serial if self._serial is None else self._serial
         disk.id = serial.encode(errors="surrogateescape").ljust(SERIAL_SIZE, b"\0")
         disk.n_magics = len(HEADERS) if image.guarded else 0
-        for magic, header in zip(disk.magics, HEADERS, strict=False):
-            magic.place, magic.offset, magic.size = header.place, header.offset, len(header.magic)
-            magic.bytes = header.magic.ljust(len(magic.bytes), b"\0")
+        disk.magics = _guarded().magics
 
     @property
     def capacity(self) -> int:
@@ -363,3 +362,13 @@ def _close_all(*opened: Engine | DiskImage | None) -> None:
     for one in opened:
         if one is not None:
             one.close()
+
+
+@cache
+def _guarded() -> Any:
+    """A disk with what the guest may not write to one that is guarded, to be copied: that is the same for all."""
+    disk = ffi.new("struct avmm_blk *")
+    for magic, header in zip(disk.magics, HEADERS, strict=False):
+        magic.place, magic.offset, magic.size = header.place, header.offset, len(header.magic)
+        magic.bytes = header.magic.ljust(len(magic.bytes), b"\0")
+    return disk

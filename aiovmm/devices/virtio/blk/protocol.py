@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 import struct
 from dataclasses import dataclass
+from functools import cache
 
 __all__ = [
     "LASTING_CONFIG",
@@ -44,6 +45,7 @@ class Feature(enum.IntFlag):
     WRITE_ZEROES = 1 << 14
 
 
+@cache
 def offered(*, readonly: bool, discard: bool, queues: int) -> Feature:
     """What a disk offers. `discard`: the back end can give space back, which makes no sense for one that is read only."""
     bits = Feature.SEG_MAX | Feature.BLK_SIZE | Feature.TOPOLOGY | Feature.FLUSH | Feature.CONFIG_WCE
