@@ -6,14 +6,15 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.config import VMConfig
 from aiovmm.config.ids import device_ids
 from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
-from aiovmm.confine.paths import READ, Grant, files_of, of_config, of_output, of_program, of_rule
-from aiovmm.errors import ConfigError, HostError
+from aiovmm.confine.paths import KEEP, READ, Grant, files_of, of_config, of_output, of_program, of_rule
+from aiovmm.errors import AiovmmError, ConfigError, HostError
 from aiovmm.runtime.user_dirs import find_cache_directory
 
 __all__ = ["check_programs", "confine_paths_to", "enter_namespaces_of", "families_of"]
@@ -44,13 +45,25 @@ def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iter
     cache = find_cache_directory()
     if cache is not None:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _keep_sockets_in(cache, config, option)
+        _unpack_kernel(config)
+    sockets = _keep_sockets_in(cache, config, option)
     for path in files_of(config):
         _make(path)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
     imported: tuple[str | Path, ...] = (here, *_looked_in(), sys.prefix, sys.base_prefix)
     bases = [Grant(base, READ) for base in _bases(config)]
-    return [*of_program(imported, cache), *of_config(config), *bases, *map(of_rule, rules), *map(of_output, outputs)]
+    ours = [*of_program(imported, cache), *sockets]
+    return [*ours, *of_config(config), *bases, *map(of_rule, rules), *map(of_output, outputs)]
+
+
+def _unpack_kernel(config: VMConfig) -> None:
+    """Into the cache, which is only read from then on: other guests of this user boot from it as well. What is wrong with the
+    kernel is said by who boots it."""
+    if config.payload.kernel is not None:
+        from aiovmm.boot import load_kernel  # which who boots it takes anyway
+
+        with suppress(AiovmmError, OSError):
+            load_kernel(config.payload.kernel)
 
 
 def _bases(config: VMConfig) -> Iterator[Path]:
@@ -78,15 +91,20 @@ def _make(path: Path) -> None:
         raise HostError("open the console's file", exc.errno or 0, path=str(path)) from exc
 
 
-def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> None:
-    """QEMU's storage daemon has a socket in the directory of temporary files, which the rest of the system has as well."""
+def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> list[Grant]:
+    """QEMU's storage daemon has a socket in the directory of temporary files, which the rest of the system has as well: here in
+    one of this user's."""
     for name in _disks_of_qemu(config):
         if cache is None:
             reason = f"{name} is QEMU's, whose socket needs a directory of this user's"
             raise ConfigError(option, reason, "set HOME or XDG_CACHE_HOME")
         import tempfile
 
-        tempfile.tempdir = str(cache)
+        sockets = cache / "sockets"
+        sockets.mkdir(mode=0o700, exist_ok=True)
+        tempfile.tempdir = str(sockets)
+        return [Grant(sockets, KEEP)]
+    return []
 
 
 def _disks_of_qemu(config: VMConfig) -> Iterator[str]:

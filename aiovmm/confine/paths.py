@@ -63,12 +63,13 @@ class Grant:
 
 
 def of_program(imported_from: Iterable[str | Path], cache: Path | None) -> list[Grant]:
-    """The interpreter and its modules, what the system has for all, devices, and the `cache` of kernels."""
+    """The interpreter and its modules, what the system has for all, devices, and the `cache` of kernels, which is not
+    this guest's alone."""
     grants = [Grant(Path(path), RUN) for path in _SYSTEM.split()]
     grants += [Grant(Path("/dev") / name, DEVICE) for name in _DEVICES.split()]
     grants += [Grant(Path(path), RUN) for path in imported_from]
     if cache is not None:
-        grants.append(Grant(cache, KEEP))
+        grants.append(Grant(cache, READ))
     return grants
 
 
