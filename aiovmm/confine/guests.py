@@ -15,7 +15,7 @@ from aiovmm.config.landlock import LandlockRuleConfig
 from aiovmm.confine.landlock import confine_paths
 from aiovmm.confine.paths import KEEP, READ, Grant, files_of, of_config, of_output, of_program, of_rule
 from aiovmm.errors import AiovmmError, ConfigError, HostError
-from aiovmm.runtime.user_dirs import find_cache_directory
+from aiovmm.runtime.user_dirs import find_cache_directory, runtime_directory
 
 __all__ = ["check_programs", "confine_paths_to", "enter_namespaces_of", "families_of"]
 
@@ -46,7 +46,7 @@ def _grants(config: VMConfig, rules: Iterable[LandlockRuleConfig], outputs: Iter
     if cache is not None:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         _unpack_kernel(config)
-    sockets = _keep_sockets_in(cache, config, option)
+    sockets = _keep_sockets(config)
     for path in files_of(config):
         _make(path)
     here = Path(__file__).parent.parent  # of an installation by link, which is in no directory of the path
@@ -91,20 +91,20 @@ def _make(path: Path) -> None:
         raise HostError("open the console's file", exc.errno or 0, path=str(path)) from exc
 
 
-def _keep_sockets_in(cache: Path | None, config: VMConfig, option: str) -> list[Grant]:
+def _keep_sockets(config: VMConfig) -> list[Grant]:
     """QEMU's storage daemon has a socket in the directory of temporary files, which the rest of the system has as well: here in
-    one of this user's."""
-    for name in _disks_of_qemu(config):
-        if cache is None:
-            reason = f"{name} is QEMU's, whose socket needs a directory of this user's"
-            raise ConfigError(option, reason, "set HOME or XDG_CACHE_HOME")
-        import tempfile
+    one of this user's. Raises UsageError, HostError."""
+    if not any(_disks_of_qemu(config)):
+        return []
+    import tempfile
 
-        sockets = cache / "sockets"
+    try:
+        sockets = runtime_directory() / "sockets"
         sockets.mkdir(mode=0o700, exist_ok=True)
-        tempfile.tempdir = str(sockets)
-        return [Grant(sockets, KEEP)]
-    return []
+    except OSError as exc:
+        raise HostError("make a directory for sockets", exc.errno or 0, "set XDG_RUNTIME_DIR", exc.filename) from exc
+    tempfile.tempdir = str(sockets)
+    return [Grant(sockets, KEEP)]
 
 
 def _disks_of_qemu(config: VMConfig) -> Iterator[str]:

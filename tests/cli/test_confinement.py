@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -231,12 +232,12 @@ def test_disks_with_files_and_programs_of_their_own(
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(image), "1M"], check=True)
     disks = ["--disk", f"path={tmp_path / 'base'},overlay={tmp_path / 'top'}", "--disk", f"path={image}"]
     command = [*guest, "--cmdline", "heo", *disks, *(["--landlock"] if landlock else [])]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run(
-        [sys.executable, "-m", "aiovmm", *command], input=b"q", capture_output=True, timeout=60, env=environment
-    )
-    assert (done.stdout[:5], done.returncode) == (b"hello", 0), done.stderr
+    with tempfile.TemporaryDirectory(prefix="aiovmm-") as place:  # short, for sockets
+        environment = {**os.environ, "XDG_RUNTIME_DIR": place}
+        done = subprocess.run(
+            [sys.executable, "-m", "aiovmm", *command], input=b"q", capture_output=True, timeout=60, env=environment
+        )
+        assert (done.stdout[:5], done.returncode) == (b"hello", 0), done.stderr
+        assert not landlock or os.listdir(Path(place) / "aiovmm/sockets") == []
     assert (tmp_path / "top").exists()
-    assert not landlock or os.listdir(tmp_path / "cache/aiovmm") == ["sockets"]
-    assert not landlock or os.listdir(tmp_path / "cache/aiovmm/sockets") == []
     subprocess.run(["qemu-img", "check", str(image)], check=True, capture_output=True)  # nobody has it locked

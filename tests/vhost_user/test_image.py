@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.blk.opening import kind_of
 from aiovmm.devices.virtio.formats import format_of_file
 from aiovmm.devices.virtio.vhost_user import image as image_module
 from aiovmm.devices.virtio.vhost_user.image import ImageBlk, check_backing
+from aiovmm.devices.virtio.vhost_user.storage_daemon import StorageDaemon
 from aiovmm.errors import ConfigError, HostError, ImageError
 from tests.pci.echo import until
 from tests.vhost_user.bench import Guest
@@ -42,6 +43,18 @@ def own_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     left = os.listdir(place)
     shutil.rmtree(place)
     assert not left
+
+
+def test_a_socket_whose_path_would_be_too_long_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("x" * 100)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    daemon = StorageDaemon(DiskConfig(path=tmp_path / "disk"), ImageType.QCOW2, print)
+    with pytest.raises(HostError, match=r"File name too long \(.*at most 107 bytes: set TMPDIR.*" + str(place)):
+        daemon.listen()
+    assert not os.listdir(place)
 
 
 def qemu_img(*arguments: object) -> str:

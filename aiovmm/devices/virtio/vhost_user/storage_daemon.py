@@ -10,13 +10,14 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable
-from errno import ECHILD, ENOENT
+from errno import ECHILD, ENAMETOOLONG, ENOENT
 from pathlib import Path
 from typing import Any
 
 from aiovmm.config import DiskConfig, ImageType
 from aiovmm.errors import HostError, not_started
 from aiovmm.runtime.child import Child
+from aiovmm.runtime.stream_socket import PATH_LIMIT, socket_path
 
 __all__ = ["DRIVERS", "StorageDaemon"]
 
@@ -24,6 +25,9 @@ PROGRAM = "qemu-storage-daemon"
 DRIVERS = {ImageType.QCOW2: "qcow2", ImageType.VHD: "vpc", ImageType.VHDX: "vhdx"}
 """QEMU's names."""
 
+_SHORTER = (
+    f"a socket's path has at most {PATH_LIMIT} bytes: set TMPDIR (confined to paths: XDG_RUNTIME_DIR) to a shorter one"
+)
 _LAST_WORDS = 4096  # bytes of its standard error that are kept
 _PATIENCE = 10.0  # seconds for writing what it has in its caches, then it is killed
 
@@ -55,13 +59,13 @@ class StorageDaemon:
         try:
             self._directory = tempfile.mkdtemp(prefix="aiovmm-")
             self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._listener.bind(os.fspath(self.path))
+            self._listener.bind(socket_path(self.path))
             self._listener.listen()
         except OSError as exc:
+            place = self._directory or None
             self._close_socket()
-            raise HostError(
-                "listening for QEMU's storage daemon", exc.errno or 0, path=self._directory or None
-            ) from exc
+            hint = _SHORTER if exc.errno == ENAMETOOLONG else ""
+            raise HostError("listening for QEMU's storage daemon", exc.errno or 0, hint, place) from exc
 
     async def start(self) -> None:
         """Start it, or another one after its end. Raises HostError, which names the package if there is none."""
