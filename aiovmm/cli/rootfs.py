@@ -109,7 +109,7 @@ class _Job:
 
         self._list(entry.default, self._defaults(vm))
         self._list(entry.tell, BOOTING, vm.config.memory.size, vm.published)
-        self._keeping = asyncio.ensure_future(entry.keep(vm.serial))
+        self._keeping = asyncio.ensure_future(entry.keep(vm.serial, self._lists))
         if any(not host for host, _ in self._publish):
             for host, guest in vm.published.items():
                 say(f"port {host} of 127.0.0.1 is the guest's port {guest}")

@@ -130,9 +130,10 @@ class Listed:
         except OSError as exc:
             raise HostError("list a guest", exc.errno or 0, _ELSEWHERE, str(self.folder)) from exc
 
-    async def keep(self, console: Console) -> None:
-        """Write down what the console prints, until it ends. In threads: the folder may be where storage stands still."""
-        writes, reader = Worker("keep a console"), console.reader()
+    async def keep(self, console: Console, writes: Worker) -> None:
+        """Write down what the console prints, until it ends. In a thread: the folder may be where storage stands still; and in
+        that by which this is closed, or what is being made there would be left."""
+        reader = console.reader()
         try:
             with suppress(OSError):  # no room: the guest need not hear of it
                 while await self._fill(reader, writes):

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from aiovmm.agent import agent_binary
 from aiovmm.cli.commands import cli
 from aiovmm.cli.guest_logs import follow
 from aiovmm.runtime.flock import flocked
+from aiovmm.runtime.worker import Worker
 from aiovmm.sandboxes import listed as module
 from aiovmm.sandboxes.listed import (
     BOOTING,
@@ -193,7 +195,7 @@ async def test_a_console_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "_LARGEST", 1000)
     entry, console = Listed("box", "/", ""), Console()
     entry.tell(RUNNING)
-    keeping = asyncio.create_task(entry.keep(console))
+    keeping = asyncio.create_task(entry.keep(console, Worker("keep")))
     for number in range(10):
         console.feed(bytes([number]) * 600)
         await asyncio.sleep(0)
@@ -208,7 +210,7 @@ async def test_a_console_is_kept_and_bounded(monkeypatch: pytest.MonkeyPatch) ->
 async def test_a_console_whose_file_takes_nothing_holds_up_nobody() -> None:
     entry, console = Listed("box", "/", ""), Console()
     os.mkfifo(entry.console)  # whose opening waits for a reader
-    keeping = asyncio.create_task(entry.keep(console))
+    keeping = asyncio.create_task(entry.keep(console, Worker("keep")))
     console.feed(b"hello")
     for _ in range(10):
         await asyncio.sleep(0.001)
@@ -324,3 +326,33 @@ def test_the_command_line() -> None:
     assert (told["name"], told["socket"]) == ("box", str(entry.folder / "vsock"))
     assert run(cli, ["logs", "box"]).stdout_bytes == b"hello\r\n"
     entry.close()
+
+
+async def test_it_is_not_removed_while_something_is_made_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes as its guest begins to print: the file would be made anew in what is being emptied."""
+    lists, console = Worker("list"), Console()
+    entry = Listed("one", "/root", "")
+    begun, gate, opened, removes = threading.Event(), threading.Event(), Path.open, shutil.rmtree
+    steps: list[str] = []
+
+    def slow(path: Path, *args: Any, **kwargs: Any) -> Any:
+        begun.set()
+        assert gate.wait(HANGS)
+        steps.append("made")
+        return opened(path, *args, **kwargs)
+
+    def remove(path: Path, **kwargs: Any) -> None:
+        steps.append("removed")
+        removes(path, **kwargs)
+
+    monkeypatch.setattr(Path, "open", slow)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    keeping = asyncio.create_task(entry.keep(console, lists))
+    assert await asyncio.to_thread(begun.wait, HANGS)
+    keeping.cancel()
+    closing = lists.submit(entry.close)
+    asyncio.get_running_loop().call_later(0.1, gate.set)  # by then whoever does not wait has removed it
+    await asyncio.wait([keeping, closing])
+    await lists.aclose()
+    assert steps == ["made", "removed"]
+    assert not entry.folder.exists()
