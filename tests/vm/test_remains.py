@@ -268,7 +268,7 @@ STEPS: list[tuple[Any, str]] = [
     (legacy, "SerialPort"),
     (board, "LegacyDevices"),
     (assembly, "PciBuses"),
-    (virtio, "VirtioPci"),
+    (virtio.VirtioPci, "__init__"),
     (acpi, "build"),
     (GuestMemory, "write"),
     (KernelImage, "load_into"),

@@ -66,7 +66,7 @@ async def _memory(vm: VM, fields: Fields) -> Plain:
     if what == "both":
         resident, own = await vm.memory.both()
         return {"bytes": resident, "own": own}
-    return {"bytes": await getattr(vm.memory, what)()}
+    return {"bytes": await getattr(vm.memory, what)(), "own": None}
 
 
 def seconds_of(fields: Fields) -> float | None:
