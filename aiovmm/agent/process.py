@@ -16,6 +16,7 @@ from aiovmm.agent.request import DEVNULL, PIPE, Request, Text, pty_size
 from aiovmm.agent.wire import Kind, Stage, Stream, Whom
 from aiovmm.errors import StateError
 from aiovmm.runtime.arguments import bytes_like, whole
+from aiovmm.runtime.sharing_reader import SharingReader
 
 if TYPE_CHECKING:
     from aiovmm.agent.agent import Agent
@@ -92,7 +93,7 @@ class Output:
     transport."""
 
     def __init__(self, channel: Channel, stream: Stream, window: int) -> None:
-        self.reader = asyncio.StreamReader(limit=max(window // 2, 1 << 16))
+        self.reader = SharingReader(limit=max(window // 2, 1 << 16))
         self.reader.set_transport(cast(asyncio.Transport, self))
         self._channel = channel
         self._stream = stream

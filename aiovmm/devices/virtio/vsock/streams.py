@@ -44,8 +44,10 @@ class _Half:
         self._error: OSError | None = None
 
     async def streams(self) -> Streams:
+        from aiovmm.runtime.sharing_reader import open_streams  # for who has one
+
         try:
-            reader, writer = await asyncio.open_connection(sock=self.sock)
+            reader, writer = await open_streams(self.sock)
         except BaseException:
             self.sock.close()
             raise
