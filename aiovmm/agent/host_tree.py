@@ -76,12 +76,14 @@ class _Level:
     name: bytes
     mode: int
     mtime: int
+    made: bool  # by this copy; one that was there stays as it was, for whom its owner has it
 
 
 class TreeWriter:
     """Writes what comes to `path`, whose directory is there. Below it everything is made relative to the directory that
     it is in, which is never reached by a link; files are new ones, in the place of files and links that were there. Owners
-    are not kept, and of modes the permissions. `limit`: bytes of all files, of which each entry counts as 4096 more."""
+    are not kept, and of modes the permissions; a directory that was there keeps its own. `limit`: bytes of all files, of which
+    each entry counts as 4096 more."""
 
     def __init__(self, path: str, limit: int = COPY_LIMIT) -> None:
         self._path = os.fsencode(path)
@@ -183,16 +185,19 @@ class TreeWriter:
 
     def _enter(self, item: Directory) -> None:
         name, directory = self._at(item.name)
+        made = False
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=directory)
+            made = True
         fd = os.open(name, _INTO if self._levels else _INTO & ~os.O_NOFOLLOW, dir_fd=directory)
-        self._levels.append(_Level(fd, item.name, item.mode, item.mtime))
+        self._levels.append(_Level(fd, item.name, item.mode, item.mtime, made))
 
     def _leave(self) -> None:
         level = self._levels.pop()
         try:
-            os.fchmod(level.fd, level.mode | stat.S_IRWXU)  # its owner can always remove it again
-            os.utime(level.fd, ns=(level.mtime, level.mtime))
+            if level.made:
+                os.fchmod(level.fd, level.mode | stat.S_IRWXU)  # its owner can always remove it again
+                os.utime(level.fd, ns=(level.mtime, level.mtime))
         finally:
             os.close(level.fd)
 

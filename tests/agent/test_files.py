@@ -145,6 +145,18 @@ def check_tree(path: Path) -> None:
     assert os.readlink(path / "sub/link") == "../a"
 
 
+async def test_a_directory_that_was_there_is_for_whom_it_was(files: Files, tmp_path: Path) -> None:
+    """A guest opens no directory of the host's to others."""
+    (tmp_path / "guest/sub/new").mkdir(parents=True)
+    for name in ("guest", "guest/sub", "guest/sub/new"):
+        (tmp_path / name).chmod(0o777)
+    (tmp_path / "back/sub").mkdir(mode=0o700, parents=True)
+    (tmp_path / "back").chmod(0o750)
+    await files.copy_out(tmp_path / "guest", tmp_path / "back")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("back", "back/sub", "back/sub/new")]
+    assert modes == [0o750, 0o700, 0o777]
+
+
 async def test_files_that_do_not_say_how_much_there_is(files: Files, tmp_path: Path) -> None:
     """Those of /proc have no size, and no sendfile."""
     copied = await files.copy_out("/proc/version", tmp_path / "version")
