@@ -104,6 +104,15 @@ async def test_back(agent: Agent, guest: Guest, server: int, tmp_path: Path) -> 
         await asyncio.open_connection("127.0.0.1", port)
 
 
+async def said(reader: asyncio.StreamReader) -> AsyncIterator[Frame]:
+    """What an agent is told, until nobody tells it more."""
+    frames = FrameBuffer()
+    while data := await reader.read(1000):
+        frames.room()[: len(data)] = data
+        for frame in frames.filled(len(data)):
+            yield frame
+
+
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
 async def test_a_connection_that_crosses_the_end_of_its_port_is_closed(tmp_path: Path) -> None:
     """The agent has taken it, and has heard of the end a moment later."""
@@ -111,16 +120,13 @@ async def test_a_connection_that_crosses_the_end_of_its_port_is_closed(tmp_path:
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HELLO)
-        frames = FrameBuffer()
-        while data := await reader.read(1000):
-            frames.room()[: len(data)] = data
-            for frame in frames.filled(len(data)):
-                await heard.put(frame)
-                if frame.kind == Kind.LISTEN:
-                    writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", 8080)))
-                elif frame.kind == Kind.CLOSE and frame.channel < 1 << 31:
-                    writer.write(framed(frame.channel, Kind.ACCEPTED, struct.pack("<I", 1 << 31 | 5)))
-                    writer.write(framed(frame.channel, Kind.CLOSED))
+        async for frame in said(reader):
+            await heard.put(frame)
+            if frame.kind == Kind.LISTEN:
+                writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", 8080)))
+            elif frame.kind == Kind.CLOSE and frame.channel < 1 << 31:
+                writer.write(framed(frame.channel, Kind.ACCEPTED, struct.pack("<I", 1 << 31 | 5)))
+                writer.write(framed(frame.channel, Kind.CLOSED))
 
     async with await asyncio.start_unix_server(serve, tmp_path / "agent"):
         agent = Agent(UnixPlace(tmp_path / "agent"))
@@ -140,13 +146,10 @@ async def listens_at(path: Path, port: int) -> AsyncIterator[tuple[Agent, list[F
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HELLO)
-        frames = FrameBuffer()
-        while data := await reader.read(1000):
-            frames.room()[: len(data)] = data
-            for frame in frames.filled(len(data)):
-                heard.append(frame)
-                if frame.kind == Kind.LISTEN:
-                    writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", port)))
+        async for frame in said(reader):
+            heard.append(frame)
+            if frame.kind == Kind.LISTEN:
+                writer.write(framed(frame.channel, Kind.STARTED, struct.pack("<I", port)))
         writer.close()
 
     async with await asyncio.start_unix_server(serve, path):
