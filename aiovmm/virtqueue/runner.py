@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
-from aiovmm.errors import GuestFault, SnapshotError, StateError
+from aiovmm.errors import AiovmmError, GuestFault, SnapshotError, StateError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
 from aiovmm.runtime.fair import Account
@@ -133,9 +133,7 @@ class DeviceRunner:
                 queue.close()
 
     def _broken(self, exc: Exception) -> None:
-        while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
-            exc = exc.exceptions[0]  # a device with a task for each queue: name the culprit
-        self.error = exc
+        self.error = exc = _culprit(exc)
         if self._needs_reset() and self._config_irq is not None:
             self._config_irq.pulse()  # §2.1.2: a configuration change notification tells the driver
         self._report(exc)
@@ -244,6 +242,22 @@ class DeviceRunner:
     def positions(self) -> list[QueuePosition]:
         """Where each queue of a suspended device stands; none of one that no driver has started."""
         return [queue.position for queue in self.queues]
+
+
+def _culprit(exc: Exception) -> Exception:
+    """Of what the tasks of a device raised at once: its bug, all of it if there are several, or the first of the guest's faults.
+    A guest breaks as many queues as it likes in one turn of the loop."""
+    several = list(_leaves(exc))
+    bugs = [one for one in several if not isinstance(one, AiovmmError)]
+    return exc if len(bugs) > 1 else (bugs or several)[0]
+
+
+def _leaves(exc: Exception) -> Iterator[Exception]:
+    if isinstance(exc, ExceptionGroup):
+        for one in exc.exceptions:
+            yield from _leaves(one)
+    else:
+        yield exc
 
 
 def _cancelled_from_outside() -> bool:

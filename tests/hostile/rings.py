@@ -78,6 +78,14 @@ def available(ahead: int) -> Does:
     return does
 
 
+async def available_of_all(rig: Rig) -> None:
+    """All queues of the device break in one turn of the loop."""
+    for queue in rig.driver.queues:
+        queue.publish(512)
+    for queue in rig.driver.queues:
+        queue.kick(force=True)
+
+
 def scribbled(part: str, content: bytes) -> Does:
     """A part of the ring is filled with that, and then a good request made."""
 
@@ -137,7 +145,7 @@ CASES: list[Case] = [
     *for_all("rings", PLACED, Verdict.EITHER),
     *for_all("rings", SIZED, Verdict.EITHER),
     *for_all("rings", {"all parts in one place": same_place()}, Verdict.EITHER),
-    *for_all("indices", AHEAD, Verdict.BREAKS),
+    *for_all("indices", {**AHEAD, "available indices of all queues": available_of_all}, Verdict.BREAKS),
     *for_all("indices", SCRIBBLED, Verdict.EITHER),
     *for_all("indices", {"goes back": available_index_goes_back}, Verdict.BREAKS),
     *for_all("indices", {"event index at random": used_event_at_random}, Verdict.SERVES),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm import VM
-from aiovmm.errors import KvmError
+from aiovmm.errors import AiovmmError, KvmError
 from aiovmm.kvm import Kvm
 from tests.hostile.case import Case
 from tests.hostile.cases import CASES, judge
@@ -76,6 +76,7 @@ async def test_a_guest_whose_driver(case: Case, kvm: Kvm, tmp_path: Path) -> Non
         await judge(case, rig)
 
     async with asyncio.timeout(100), neighbour() as longest:
-        _, on_the_bus = await guest_rig(case.target, tmp_path, kvm, scenario)
+        errors, on_the_bus = await guest_rig(case.target, tmp_path, kvm, scenario)
     assert on_the_bus == []
+    assert [error for error in errors if not isinstance(error, AiovmmError)] == []
     assert longest[0] < HANGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+from collections.abc import Sequence
 
 import pytest
 
@@ -90,20 +91,41 @@ async def test_what_run_raises_breaks_that_device_only(fault: Exception) -> None
         assert await h.request(0, [b"alive"], [5]) == b"alive"
 
 
-async def test_the_one_error_of_a_device_with_many_tasks_is_named() -> None:
-    class Two(Device):
-        async def run(self, queues: list[Queue], features: int) -> None:
-            async with asyncio.TaskGroup() as group:
-                for queue in queues:
-                    group.create_task(self.serve(queue))
+class Two(Device):
+    """A task for each queue; which of them have a bug."""
 
-        async def serve(self, queue: Queue) -> None:
-            async for chain in queue:
-                chain.read(100)
+    def __init__(self, bugs: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.bugs = bugs
 
-    async with Harness(Two()) as h:
-        poke(h)
-        assert isinstance(await h.broken(), ChainError)
+    async def run(self, queues: list[Queue], features: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for queue in queues:
+                group.create_task(self.serve(queue))
+
+    async def serve(self, queue: Queue) -> None:
+        async for chain in queue:
+            if queue.index in self.bugs:
+                raise ValueError("a bug")
+            chain.read(100)
+
+
+@pytest.mark.parametrize(
+    ("poked", "bugs", "named"),
+    [((0,), (), ChainError), ((0, 1), (), ChainError), ((0, 1), (1,), ValueError)],
+    ids=["one", "two at once", "a bug beside a guest's fault"],
+)
+async def test_one_error_of_a_device_with_many_tasks_is_named(
+    poked: Sequence[int], bugs: Sequence[int], named: type[Exception]
+) -> None:
+    async with Harness(Two(bugs)) as h:
+        await asyncio.sleep(0)
+        for i in poked:
+            h.queues[i].add([b"x"], [1])
+            h.queues[i].kick()
+        error = await h.broken()
+        assert isinstance(error, named)
+        assert not isinstance(error, ExceptionGroup)
 
 
 async def test_counters_go_on_over_resets() -> None:
