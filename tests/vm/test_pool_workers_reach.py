@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -266,6 +268,22 @@ async def test_waiting_for_an_agent_is_cancelled_without_a_trace() -> None:
 
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+async def test_a_worker_without_a_descriptor_for_an_agent_keeps_its_guests() -> None:
+    with_vsock = guests().with_changes({"vsock": VsockConfig()})
+    async with Pool(with_vsock, max=2, workers=1) as pool, pool.acquire() as vm, pool.acquire() as other:
+        limits = resource.prlimit(
+            pid_of(vm), resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+        with pytest.raises(HostError, match="raise the limit of open files") as info:
+            await vm.agent.ready(20)
+        assert info.value.errno == errno.EMFILE
+        await lives(other)
+        resource.prlimit(pid_of(vm), resource.RLIMIT_NOFILE, limits)
+        with pytest.raises(BootTimeout):  # the next one finds its own
+            await vm.agent.ready(0.1)
+        await lives(vm)
 
 
 async def test_what_is_of_this_process_cannot_be_added() -> None:

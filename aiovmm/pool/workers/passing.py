@@ -37,16 +37,19 @@ def hand_over(over: socket.socket, id_: int, sock: socket.socket) -> None:
 
 
 def accept(over: socket.socket, id_: int) -> socket.socket:
-    """The one that belongs to the request `id_`, which has come. Raises PeerError if that is not what is there."""
+    """The one that belongs to the request `id_`, which has come. Raises HostError where there is no descriptor to be had for it,
+    PeerError if that is not what is there."""
     room = array.array("i").itemsize * _MOST
     try:
-        data, ancillary, _, _ = over.recvmsg(_ID.size, socket.CMSG_SPACE(room), socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = over.recvmsg(_ID.size, socket.CMSG_SPACE(room), socket.MSG_CMSG_CLOEXEC)
     except OSError as exc:
         raise PeerError(f"request {id_} came without its socket: {os.strerror(exc.errno or errno.EIO)}") from exc
     fds = array.array("i")
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if data == _ID.pack(id_) and not fds and flags & socket.MSG_CTRUNC:  # the kernel had none left, and has closed it
+        raise HostError("take a socket", errno.EMFILE, "raise the limit of open files: `ulimit -n`")
     if data != _ID.pack(id_) or len(fds) != 1:
         for fd in fds:
             os.close(fd)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from aiovmm.errors import AiovmmError, StateError
+from aiovmm.errors import AiovmmError, HostError, StateError
 from aiovmm.pool.workers.confined import Confined
 from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.frames import FROM_POOL, FROM_WORKER, Decoder
@@ -122,11 +122,17 @@ class Server:
             if guest is not None:  # else it has gone
                 guest.heard(op, fields, data)
         elif op == "dial":
-            sock = accept(self._over, id_ := fields.number("id"))
-            port = fields.number("port")
-            self._begin(id_, _refused() if guest is None else guest.dial(port, sock), sock)
+            self._dial(fields.number("id"), guest, fields.number("port"))
         else:
             self._begin(fields.number("id"), self._answer_of(op, number, guest, fields))
+
+    def _dial(self, id_: int, guest: Guest | None, port: int) -> None:
+        try:
+            sock = accept(self._over, id_)
+        except HostError as exc:  # of this request alone: other guests go on
+            self._failed(id_, exc)
+        else:
+            self._begin(id_, _refused() if guest is None else guest.dial(port, sock), sock)
 
     def _answer_of(self, op: str, number: int, guest: Guest | None, fields: Fields) -> Coroutine[Any, Any, Plain]:
         if op == "make":
