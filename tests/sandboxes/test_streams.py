@@ -223,11 +223,17 @@ def test_no_guest_gets_at_more_than_it_may(said: list[tuple[int, int, int, int, 
         assert stream.unread <= (64 << 10) + 8192
 
 
-def talk(streams: Streams, flags: int, number: int, acknowledged: int = 0, data: bytes = b"") -> list[Segment]:
+def talk(
+    streams: Streams, flags: int, number: int, acknowledged: int = 0, data: bytes = b"", options: bytes = b""
+) -> list[Segment]:
     """What is answered to a segment from port 1."""
-    frame = frames.segment(RESOLVER, flags, data, port=53, source_port=1, number=number, acknowledged=acknowledged)
+    frame = frames.segment(
+        RESOLVER, flags, options + data, port=53, source_port=1, number=number, acknowledged=acknowledged
+    )
     packet = dissect(frame)
     assert packet is not None
+    offset = bytes([0x50 + (len(options) // 4 << 4)])
+    packet = packet._replace(payload=packet.payload[:12] + offset + packet.payload[13:])
     found = [segment_of(back) for answer in streams.received(packet, 1.0) if (back := dissect(answer)) is not None]
     return [segment for segment in found if segment is not None]
 
@@ -254,9 +260,8 @@ def test_questions_of_connections_that_are_over_are_few() -> None:
     (begun,) = talk(streams, 2, 100)
     answers = talk(streams, 16, 101, begun.number + 1, many)
     assert len(streams.asked) == 64
-    assert [segment.data[2:14] for segment in answers if segment.data] == [
-        struct.pack(">HHHHHH", 7, 0x8182, 1, 0, 0, 0)
-    ] * 4
+    failed = struct.pack(">HHHHHH", 7, 0x8182, 1, 0, 0, 0) + message[12:]
+    assert b"".join(segment.data for segment in answers) == (len(failed).to_bytes(2, "big") + failed) * 4
     for asked in list(streams.asked):
         streams.answer(asked, None)
     streams.asked.clear()
@@ -294,6 +299,30 @@ async def test_nobody_is_asked_for_a_connection_that_is_over(monkeypatch: pytest
                 talk(wall.streams, 4, 101 + len(many))
         await asyncio.wait(answers._tasks)
     assert asked_for == [bytes(2)]
+
+
+@pytest.mark.parametrize("mss", [0, 1, 64, 1220])
+def test_no_guest_has_an_answer_cut_into_a_thousand_segments(mss: int) -> None:
+    """All of them are made in one turn of the loop."""
+    wall = firewall("*.example")
+    (begun,) = talk(wall.streams, 2, 100, options=struct.pack(">BBH", 2, 4, mss))
+    message = query("w.example")
+    talk(wall.streams, 16, 101, begun.number + 1, len(message).to_bytes(2, "big") + message)
+    answered = wall.answered(wall.streams.asked.popleft(), bytes(65535), 1.0)
+    assert 65535 // 1220 < len(answered) <= 65537 // 536 + 1
+
+
+def test_questions_that_are_refused_together_are_answered_together() -> None:
+    streams = Streams(lambda name: False)
+    (begun,) = talk(streams, 2, 100)
+    message = query("w")
+    many = (len(message).to_bytes(2, "big") + message) * 380
+    answers = talk(streams, 16, 101, begun.number + 1, many)
+    assert sum(len(segment.data) for segment in answers) == 380 * 21
+    assert len(answers) < 20
+    assert [
+        segment.flags & 4 for segment in talk(streams, 16, 101 + len(many), begun.number + 1, many[:21] + bytes(2))
+    ][-1], "what is no question ends the connection, behind the answers before it"
 
 
 def test_a_segment_that_is_none() -> None:

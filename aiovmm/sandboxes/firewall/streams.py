@@ -92,26 +92,27 @@ class Streams:
 
     def _taken(self, stream: Stream) -> list[bytes]:
         """Whole questions out of what has come."""
-        frames: list[bytes] = []
+        refused = b""  # told together: there may be hundreds
         was_low = stream.is_low
         while not stream.over and self._has_room(stream) and len(stream.data) >= 2:
             size = int.from_bytes(stream.data[:2], "big")
             if size > _LONGEST:
-                return frames + stream.broken()
+                return stream.write(refused) + stream.broken()
             if len(stream.data) < 2 + size:
                 break
             message = bytes(stream.data[2 : 2 + size])
             del stream.data[: 2 + size]
             question = dns.question(message)
             if question is None:
-                return frames + stream.broken()
+                return stream.write(refused) + stream.broken()
             if self._may_ask(question.name) and self._asked < _UNDER_WAY:
                 self._under_way[stream] += 1
                 self._asked += 1
                 self.asked.append(Asked(stream, question, message))
             else:
                 no = dns.failure(question) if self._may_ask(question.name) else dns.refusal(question)
-                frames += stream.write(len(no).to_bytes(2, "big") + no)
+                refused += len(no).to_bytes(2, "big") + no
+        frames = stream.write(refused)
         if stream.over:
             return frames
         if was_low and not stream.is_low:

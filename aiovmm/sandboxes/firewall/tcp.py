@@ -19,7 +19,7 @@ _HEADER = struct.Struct(">HHIIBBHHH")
 _CHECKSUM = 16  # where it is
 _WINDOW = 8192  # bytes of what comes that are kept until they are taken
 _MSS = 1220  # bytes of a segment to whoever says nothing of more, and at most: IPv6's least MTU has room for it
-_LEAST_MSS = 64
+_LEAST_MSS = 536  # every host takes so much (RFC 9293, 3.7.1); with less an answer would be a thousand segments at once
 _MASK = 0xFFFFFFFF
 
 
