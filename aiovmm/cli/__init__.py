@@ -18,7 +18,7 @@ from aiovmm.cli.run_options import read_plain
 from aiovmm.errors import AiovmmError, UsageError, host_error
 from aiovmm.runtime.lazy import lazy_names
 from aiovmm.runtime.remarks import heard_by
-from aiovmm.runtime.stdio import fill_standard_descriptors
+from aiovmm.runtime.stdio import Ended, die_by, end_by_exceptions, fill_standard_descriptors
 
 if TYPE_CHECKING:
     from aiovmm.cli.commands import cli
@@ -35,11 +35,15 @@ def main() -> None:
     """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback; so does
     what the host refuses: a descriptor, memory, a thread, room for what is printed."""
     closed = fill_standard_descriptors()
-    told = None
+    end_by_exceptions()
+    told = by = None
     try:
         with heard_by(say):
             _run(sys.argv[1:], closed)
         code: Any = 0
+    except Ended as exc:
+        by = exc.number
+        code = _failed(exc, 128 + by)
     except SystemExit as exc:  # click's, and its only way to return
         code = exc.code
     except KeyboardInterrupt:  # before the session has its own handlers
@@ -55,7 +59,10 @@ def main() -> None:
             raise
         code = _failed(error, 1)
         told = getattr(exc, "errno", None)
-    sys.exit(code if _printed(told) else code or 1)
+    printed = _printed(told)
+    if by is not None:
+        die_by(by)
+    sys.exit(code if printed else code or 1)
 
 
 def _run(args: list[str], closed: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from aiovmm.errors import UsageError
+from aiovmm.errors import AiovmmError, UsageError
 
 __all__ = ["NAMED", "OneLineCommand", "OneLineGroup", "Seconds", "once", "version_option"]
 
@@ -25,13 +25,27 @@ def one_line() -> Iterator[None]:
         raise UsageError(" ".join(exc.format_message().split())) from exc
 
 
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """A KeyboardInterrupt goes by click, which has words of its own for it."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise AiovmmError("interrupted") from exc
+
+
 class OneLineCommand(click.Command):
-    """A command whose usage errors are one line."""
+    """A command whose usage errors are one line, and so is an interrupt."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Raises UsageError."""
         with one_line():
             return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Raises AiovmmError."""
+        with interruptible():
+            return super().invoke(ctx)
 
 
 class OneLineGroup(click.Group):
@@ -43,6 +57,11 @@ class OneLineGroup(click.Group):
         """Raises UsageError."""
         with one_line():
             return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Raises AiovmmError."""
+        with interruptible():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -1,16 +1,29 @@
-"""What a program finds at its start: standard input, output and error, there or not, others, and signals that are ignored."""
+"""What a program finds at its start: standard input, output and error, there or not, others, and signals that are ignored.
+
+A signal that would end a command where it stands is an exception instead (`end_by_exceptions`), so that what it has begun is
+undone: a file that is not whole yet, a program that it waits for. Who has an event loop heeds signals there (`heed`)."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from signal import Signals
 
-__all__ = ["fill_standard_descriptors", "heed", "require_descriptors", "was_given"]
+__all__ = [
+    "Ended",
+    "die_by",
+    "end_by_exceptions",
+    "fill_standard_descriptors",
+    "heed",
+    "require_descriptors",
+    "was_given",
+]
 
 
 def fill_standard_descriptors() -> tuple[int, ...]:
@@ -54,13 +67,39 @@ def require_descriptors(number: int) -> None:
 def heed(*numbers: Signals, by: Callable[[Signals], object]) -> None:
     """Have the running loop call `by` with each that comes. SIGHUP stays ignored for whoever was started so, by `nohup`: it is to
     outlive its terminal."""
-    import asyncio  # for who has a loop, and with it both
-    import signal
+    import asyncio  # for who has a loop, and with it that
 
     loop = asyncio.get_running_loop()
     for number in numbers:
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, by, number)
+
+
+class Ended(SystemExit):
+    """By the signal `number`, which kills the second time: undoing may take longer than somebody waits."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(f"ended by {number.name}")
+        self.number = number
+
+
+def end_by_exceptions() -> None:
+    """From now on, unless who started us has them ignored, as `nohup` does."""
+    with suppress(ValueError):  # in a thread: of a program whose signals are its own
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, _raise)
+
+
+def _raise(number: int, _frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_DFL)
+    raise Ended(signal.Signals(number))
+
+
+def die_by(number: signal.Signals) -> None:
+    """As if nobody had caught it, so that who waits for us sees what it was. The first process of a container lives on."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _is_open(fd: int) -> bool:
