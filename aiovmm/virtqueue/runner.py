@@ -99,6 +99,7 @@ class DeviceRunner:
                 )
                 self.queues.append(queue)
         except Exception as exc:
+            self._end_queues()  # a position of some of them would be that of no device
             self._broken(exc)
             return
         body = self._run(list(self.queues), features)
@@ -186,11 +187,14 @@ class DeviceRunner:
             await asyncio.wait([self._task])
 
     def _let_go(self) -> None:
+        self._end_queues()
+        self._config_irq = None
+
+    def _end_queues(self) -> None:
         for queue in self.queues:
             queue.close()
             self._past[queue.index] += queue.counters
         self.queues.clear()
-        self._config_irq = None
 
     async def reset(self) -> None:
         """Stop the device and wait until it has stopped, its host I/O ended. Idempotent; may be cancelled and called again."""
@@ -240,7 +244,7 @@ class DeviceRunner:
         return totals
 
     def positions(self) -> list[QueuePosition]:
-        """Where each queue of a suspended device stands; none of one that no driver has started."""
+        """Where each queue of a suspended device stands; none of one that no driver has started, or could."""
         return [queue.position for queue in self.queues]
 
 

@@ -234,6 +234,28 @@ async def test_a_broken_device_stays_broken_until_it_is_reset() -> None:
         assert await driver.request(0, [b"on"], [2]) == b"no"
 
 
+@pytest.mark.parametrize(("register", "value", "size"), [(0x18, 3, 2), (0x30, 0xFFFFF000, 4)], ids=["size", "place"])
+async def test_a_device_whose_last_queue_cannot_be_goes_on_elsewhere_until_it_is_reset(
+    register: int, value: int, size: int
+) -> None:
+    async with Traveller(lambda: [Slow()]) as guest:
+        driver = guest.drivers[0]
+        await driver.reset()
+        await driver.negotiate()
+        driver.msix = False
+        driver.queues = [await driver._setup_queue(index, 4) for index in (0, 1)]
+        await driver.set_common(register, value, size)
+        for index in (0, 1):
+            await driver.set_common(0x16, index, 2)
+            await driver.set_common(0x1C, 1, 2)
+        await driver.set_common(0x14, driver.status | Status.DRIVER_OK, 1)
+        for _ in range(2):
+            assert driver.status & Status.NEEDS_RESET
+            await guest.move()
+        await driver.start()
+        assert await driver.request(0, [b"on"], [2]) == b"no"
+
+
 async def test_a_half_configured_driver_goes_on() -> None:
     async with Traveller(lambda: [Slow()]) as guest:
         driver = guest.drivers[0]
