@@ -35,6 +35,7 @@ from tests.devices.virtio.test_blk_properties import SECTORS, Model, image_file
 from tests.devices.virtio.vsock.guest import CID, Guest
 from tests.limits import HANGS
 from tests.saving.stopped import move, pause
+from tests.saving.text import through_text
 
 # -- disks ---------------------------------------------------------------------------------------------------------------
 
@@ -291,6 +292,18 @@ async def test_a_card_keeps_what_its_driver_has_chosen() -> None:
             guest = NetGuest(h)
             await guest.send(b"x" * 60)
             assert second[1].recv(2000)[12:] == b"x" * 60
+
+
+async def test_a_card_whose_driver_has_gone_goes_on_elsewhere() -> None:
+    ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    with ends[0][1], ends[1][1]:
+        first, second = (NetDevice(SocketBackend(ours, vnet_hdr=True)) for ours, _ in ends)
+        async with Harness(first) as h:
+            await ready(first)
+            assert first.save()["offloads"]
+            await h.reset()
+            second.load(through_text(first.save()))
+        await second.close()
 
 
 # -- sockets -------------------------------------------------------------------------------------------------------------

@@ -191,6 +191,7 @@ class NetDevice(VirtioDevice):
     def reset(self) -> None:
         """Forget what the driver had chosen."""
         self._negotiated = 0
+        self._chosen = _Chosen()
         self._space.status &= ~ANNOUNCE
 
     def save(self) -> State:
