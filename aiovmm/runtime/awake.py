@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-__all__ = ["Awake", "awake_budget", "awake_timeout", "counted", "ends_within"]
+__all__ = ["Awake", "awake_budget", "awake_later", "awake_timeout", "counted", "ends_within"]
 
 _LOOKS = 20
 _SHORTEST, _LONGEST = 0.005, 3600.0  # seconds between two looks
@@ -79,6 +79,13 @@ class _Looks:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
+
+
+def awake_later(seconds: float, call: Callable[[], object]) -> Callable[[], None]:
+    """`call_later` of the running loop, of such a limit. What it gives calls that off; idempotent."""
+    looks = _Looks(Awake.begun(seconds), call)
+    looks.look()
+    return looks.end
 
 
 @asynccontextmanager

@@ -415,6 +415,27 @@ async def test_a_worker_is_not_blamed_for_what_the_programs_own_loop_has_slept(
         assert vm.status is None
 
 
+async def test_nor_for_an_answer_that_has_come_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PATIENCE", 0.5)
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        await lives(vm)
+        numbers = vm.stats(every=60)
+        asking = asyncio.ensure_future(anext(numbers))
+        await asyncio.sleep(0)
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        assert (await asking).vm == vm.name
+        pausing = asyncio.create_task(vm.pause())
+        await asyncio.sleep(0)
+        pausing.cancel()
+        await asyncio.sleep(0)
+        time.sleep(1.5)  # noqa: ASYNC251
+        await asyncio.wait([pausing])
+        assert pausing.cancelled()
+        await vm.resume()
+        await lives(vm)
+        assert vm.status is None
+
+
 async def test_pages_are_counted_at_once_where_both_numbers_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
         await lives(vm)

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from errno import ENOENT
+from functools import partial
 from typing import Protocol
 
 from aiovmm.errors import HostError, PeerError, not_started
@@ -24,7 +25,7 @@ from aiovmm.pool.workers.connection import Connection, connect
 from aiovmm.pool.workers.heartbeat import Heartbeat
 from aiovmm.pool.workers.plain import WorkerLost, error_of, status_of
 from aiovmm.pool.workers.voice import Voice
-from aiovmm.runtime.awake import awake_timeout
+from aiovmm.runtime.awake import awake_later, awake_timeout
 from aiovmm.runtime.child import Child
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.runtime.tasks import finish
@@ -159,8 +160,8 @@ class Worker:
     def _cancel(self, vm: int, id_: int, reply: asyncio.Future[Plain]) -> None:
         self.tell("cancel", vm, id=id_)
         why = f"had not let go of what it was asked for after {PATIENCE:g} s"
-        timer = asyncio.get_running_loop().call_later(PATIENCE, self.give_up, why)
-        reply.add_done_callback(lambda _: timer.cancel())
+        call_off = awake_later(PATIENCE, partial(self.give_up, why))
+        reply.add_done_callback(lambda _: call_off())
 
     async def ask(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Plain:
         """A request to its end: one that is cancelled has its reply first, which comes soon then."""
@@ -170,16 +171,15 @@ class Worker:
     @contextmanager
     def patience(self, op: str, seconds: float | None) -> Iterator[None]:
         """For an answer to `op` that it is to have within so many seconds (None: some time). It is killed if it is late."""
-        timer: asyncio.TimerHandle | None = None
-        if seconds is not None:
-            late = max(seconds, 0) + PATIENCE
-            why = f"had not answered {op!r} after {late:g} s"
-            timer = asyncio.get_running_loop().call_later(late, self.give_up, why)
+        if seconds is None:
+            yield
+            return
+        late = max(seconds, 0) + PATIENCE
+        call_off = awake_later(late, partial(self.give_up, f"had not answered {op!r} after {late:g} s"))
         try:
             yield
         finally:
-            if timer is not None:
-                timer.cancel()
+            call_off()
 
     def tell(self, op: str, vm: int, data: bytes = b"", **fields: Plain) -> None:
         """Something without a reply."""
