@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from aiovmm.devices.virtio.blk.extents import Extent
 from aiovmm.devices.virtio.blk.overlay import merging
 from aiovmm.devices.virtio.blk.overlay.chain import open_base
 from aiovmm.devices.virtio.blk.overlay.copying import copy_image, pieces, read_at, write_all
+from aiovmm.devices.virtio.blk.overlay.header import Header
 from aiovmm.devices.virtio.blk.overlay.image import OverlayImage
 from aiovmm.devices.virtio.blk.overlay.layer import Layer
 from aiovmm.devices.virtio.blk.protocol import SECTOR
@@ -148,6 +150,38 @@ def test_a_rebase_changes_nothing_that_is_seen(seed: int, after: int, alike: boo
             merging.rebase(top, base, other)
         assert seen(other, top) == content
         assert base.exists()
+
+
+@pytest.mark.parametrize("name", ["commit", "rebase"])
+def test_a_disk_of_which_a_guest_has_trimmed_each_other_cluster_takes_no_memory_for_that(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It costs the guest no room: of a disk of a tebibyte a list of them took tens of GiB."""
+    base, other, top = (tmp_path / name for name in ("base", "other", "top"))
+    for path in (base, other):
+        path.touch()
+        os.truncate(path, 128 << 20)
+    image = OverlayImage.open_over(open_base(base), top)
+    cluster = 1 << int(image.top_layer.native.shift)
+    for at in range(0, image.size, 2 * cluster):
+        lib.avmm_blk_layer_mark(image.top_layer.native, at, at + cluster)
+    image.close()
+    peaks = []
+    put_header = (
+        OverlayImage.put_header
+    )  # the last word, when all of the disk has been seen; the map is emptied after it
+
+    def put(image: OverlayImage, header: Header) -> None:
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        put_header(image, header)
+
+    monkeypatch.setattr(OverlayImage, "put_header", put)
+    tracemalloc.start()
+    try:
+        merging.commit(top, base) if name == "commit" else merging.rebase(top, base, other)
+    finally:
+        tracemalloc.stop()
+    assert peaks[-1] < 2 << 20
 
 
 def test_the_word_of_the_user_is_taken(tmp_path: Path) -> None:

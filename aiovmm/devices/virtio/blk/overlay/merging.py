@@ -62,7 +62,7 @@ def _commit(top: OverlayImage, target: DiskImage) -> int:
         os.ftruncate(target.fd, top.size)
         target.refresh()
     done = 0
-    for at, size, depth in list(pieces(top.top_layer, top.size)):
+    for at, size, depth in pieces(top.top_layer, top.size):
         if depth == 0:
             _put(top, target, at, size)
             done += size
@@ -140,7 +140,7 @@ def rebase(overlay: Path, old: Path, new: Path, *, raw: bool = False, backing_fi
 def _bring_differences(top: OverlayImage, after: Base) -> int:
     cluster = 1 << int(top.top_layer.native.shift)
     done = 0
-    for at, size, depth in list(pieces(top.top_layer, top.size)):
+    for at, size, depth in pieces(top.top_layer, top.size):
         if depth == 0:
             continue
         for part in range(at // cluster * cluster, at + size, _STEP):
