@@ -43,6 +43,7 @@ _LINGER = 1.0  # seconds
 _BEAT = 5.0  # seconds between two words of a monitor that is at work
 _MUTE = 30.0  # seconds in which there is none from one that is not
 _LONGEST_ANSWER = 64 << 10  # bytes
+_LARGEST_NUMBER = 1 << 63
 _CALLERS = 64
 
 
@@ -244,5 +245,7 @@ def _taken_apart(path: Path, line: bytes, has: Mapping[str, type]) -> dict[str, 
 
 
 def _is_a(kind: type, value: object) -> bool:
-    """A number, or text that commands no terminal."""
+    """A number that can be printed, or text that commands no terminal."""
+    if isinstance(value, int | float):
+        return isinstance(value, kind) and 0 <= value < _LARGEST_NUMBER
     return isinstance(value, kind) and (not isinstance(value, str) or value.isprintable())

@@ -17,12 +17,14 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from aiovmm.console import Console, ConsoleReader
 from aiovmm.errors import HostError, UsageError
@@ -38,6 +40,8 @@ PREPARING, BOOTING, RUNNING = "preparing", "booting", "running"
 _ELSEWHERE = "XDG_RUNTIME_DIR says where else it may be"
 _PART = 64 << 10  # bytes that are written at once
 _LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
+_LONGEST = 64 << 20  # bytes of a document: a command line may have 6 MiB, and six characters for each of them
+_MOST = 1 << 63  # of bytes, or seconds
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,16 @@ def defaults_at(socket: Path) -> Defaults:
     folder = socket.resolve().parent
     try:
         if folder.parent == (runtime_directory(make=False) / "guests").resolve():
-            return Defaults(**json.loads((folder / "defaults.json").read_text()))
-    except (OSError, ValueError, TypeError, UsageError):  # it has ended, or there are none that could be listed
+            defaults = Defaults(**_document(folder / "defaults.json"))
+            _check(str, *defaults.env, *defaults.env.values(), defaults.user or "", defaults.cwd or "")
+            return defaults
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        UsageError,
+    ):  # it has ended, or there are none that could be listed
         pass
     return Defaults()
 
@@ -204,13 +216,44 @@ def _entries(parent: Path) -> list[Entry]:
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
             with suppress(OSError, ValueError, TypeError):  # it has just begun, or just ended
-                found.append(Entry(**json.loads((folder / "about.json").read_text())))
+                found.append(_sound(replace(Entry(**_document(folder / "about.json")), folder=str(folder))))
     return found
+
+
+def _document(path: Path) -> Any:
+    """What a guest's monitor wrote, or who has taken it over: whatever that is, other guests are listed. Raises OSError,
+    ValueError."""
+    with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+        text = file.read(_LONGEST + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    if not text or len(text) > _LONGEST:
+        raise ValueError("no document")
+    try:
+        return json.loads(text)
+    except RecursionError as exc:
+        raise ValueError("no document") from exc
+
+
+def _sound(entry: Entry) -> Entry:
+    """It, if it is of what it says that it is of. Raises TypeError, ValueError."""
+    numbers = [entry.pid, entry.memory]
+    for host, guest in entry.ports:
+        numbers += [host, guest]
+    _check(int, *numbers)
+    _check(str, entry.id, entry.name, entry.root, entry.command, entry.state)
+    if not all(0 <= number < _MOST for number in (*numbers, entry.started)):
+        raise ValueError("no entry")
+    return entry
+
+
+def _check(kind: type, *values: object) -> None:
+    if not all(isinstance(value, kind) for value in values):
+        raise TypeError(f"not {kind}")
 
 
 def _is_unlocked(folder: Path) -> bool:
     """Raises OSError if there is no lock."""
-    with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDONLY | os.O_CLOEXEC) as is_locked:
+    how = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, how) as is_locked:
         return is_locked  # as by any others that look just now
 
 

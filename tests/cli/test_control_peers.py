@@ -183,19 +183,26 @@ async def test_a_monitor_at_which_as_many_wait_as_may(tmp_path: Path) -> None:
             await control.ask(tmp_path / "control", {"do": "add"}, id=str, place=str)
 
 
+@pytest.mark.parametrize("number", ["9" * 4300, "1e999", "NaN", "-1"], ids=lambda number: number[:5])
+async def test_numbers_that_nobody_could_print(tmp_path: Path, number: str) -> None:
+    """Four times the first has more digits than Python prints."""
+    with pytest.raises(PeerError, match=re.escape("does not answer as a guest's monitor does")):
+        await asked_of(tmp_path / "1", b'{"ok": {"n": %b}}\n' % number.encode(), n=type(json.loads(number)))
+
+
 async def test_white_space_without_end_is_no_answer_and_takes_no_memory(tmp_path: Path) -> None:
     with pytest.raises(AiovmmError, match="its monitor has ended"):
         await asked_of(tmp_path / "control", b" " * (1 << 20))
 
 
-async def asked_of(path: Path, said: bytes) -> dict[str, Any]:
+async def asked_of(path: Path, said: bytes, **has: type) -> dict[str, Any]:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(said)
         writer.close()
 
     async with await asyncio.start_unix_server(answer, path):
-        return await control.ask(path, {"do": "add"}, id=str, place=str)
+        return await control.ask(path, {"do": "add"}, **(has or {"id": str, "place": str}))
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,71 @@ def test_a_guest_is_listed_until_it_is_closed() -> None:
         find_listed("one")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"id": 5},
+        {"name": ["box"]},
+        {"state": None},
+        {"pid": "1"},
+        {"started": "now"},
+        {"started": 10**400},
+        {"started": float("nan")},
+        {"memory": "1G"},
+        {"memory": int("9" * 4300)},
+        {"ports": 5},
+        {"ports": [80]},
+        {"ports": [["a", "b"]]},
+        {"more": 1},
+        "[" * 100000,
+    ],
+    ids=lambda wrong: str(wrong)[:30],
+)
+def test_what_one_says_of_itself_keeps_no_other_from_being_listed(wrong: dict[str, Any] | str) -> None:
+    good, bad = Listed("tidy", "/", ""), Listed("wild", "/", "")
+    good.tell(RUNNING)
+    bad.tell(RUNNING)
+    about = bad.folder / "about.json"
+    about.write_text(wrong if isinstance(wrong, str) else json.dumps({**json.loads(about.read_text()), **wrong}))
+    for words in (["ps"], ["ps", "--json"]):
+        shown = CliRunner().invoke(cli, words)
+        assert shown.exit_code == 0
+        assert "tidy" in shown.output
+        assert "wild" not in shown.output
+    assert find_listed("tidy").folder == str(good.folder)
+    good.close()
+    bad.close()
+
+
+def test_its_folder_is_where_it_was_found() -> None:
+    good, bad = Listed("good", "/", ""), Listed("bad", "/", "")
+    bad.tell(RUNNING)
+    about = bad.folder / "about.json"
+    about.write_text(json.dumps({**json.loads(about.read_text()), "folder": str(good.folder)}))
+    assert find_listed("bad").socket == bad.folder / "vsock"
+    good.close()
+    bad.close()
+
+
+@pytest.mark.parametrize("name", ["about.json", "lock", "defaults.json"])
+def test_nobody_waits_for_a_pipe_in_the_place_of_its_files(name: str) -> None:
+    entry = Listed("box", "/", "")
+    entry.tell(RUNNING)
+    (entry.folder / name).unlink(missing_ok=True)
+    os.mkfifo(entry.folder / name)
+    assert [found.name for found in listed()] == (["box"] if name == "defaults.json" else [])
+    assert defaults_at(entry.folder / "vsock") == Defaults()
+    entry.close()
+
+
+@pytest.mark.parametrize("wrong", [{"env": 5}, {"env": {"A": 1}}, {"user": 5}, {"cwd": ["/"]}], ids=str)
+def test_defaults_that_are_none(wrong: dict[str, Any]) -> None:
+    entry = Listed("box", "/", "")
+    (entry.folder / "defaults.json").write_text(json.dumps(wrong))
+    assert defaults_at(entry.folder / "vsock") == Defaults()
+    entry.close()
+
+
 def test_how_far_it_has_come_is_told_and_for_how_long_it_has_been_at_it() -> None:
     entry = Listed("box", "/root", "")
     began = []
