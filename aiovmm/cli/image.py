@@ -59,17 +59,19 @@ def _files(specs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole, or not at all. Not over what a running guest has locked."""
+    """Whole, or not at all, also where a signal comes. Not over what a running guest has locked."""
     from aiovmm.runtime.output_file import open_output_file
 
     fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True, streams=False)
     try:
         with open(fd, "wb") as file:
             file.write(data)
-    except OSError as exc:
+    except BaseException as exc:
         if path.is_file():
-            path.unlink()
-        raise HostError("write the initramfs", exc.errno or 0, path=str(path)) from exc
+            path.resolve().unlink()  # a link may lead there
+        if isinstance(exc, OSError):
+            raise HostError("write the initramfs", exc.errno or 0, path=str(path)) from exc
+        raise
 
 
 @command.command("initramfs", context_settings=_CONTEXT)

@@ -1,8 +1,9 @@
-"""Commands that a signal ends in the middle: a line, the signal's own end, and nothing that they had begun."""
+"""Commands that end in the middle, by a signal or for want of room: a line, and nothing that they had begun."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from contextlib import suppress
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.cli.image import _write
+from aiovmm.errors import HostError
 from tests.cli.conftest import Command
 from tests.cli.test_run import DEADLINE, wait_for
 
@@ -69,3 +72,17 @@ def test_who_is_to_outlive_its_terminal_is_not_ended(aiovmm: Command, slow: dict
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == -signal.SIGTERM
+
+
+def test_an_initramfs_that_has_no_room_leaves_no_half_and_the_link_that_led_there(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(HostError, match="write the initramfs"):
+            _write(link, bytes(8192))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert link.is_symlink()
+    assert not target.exists()
