@@ -106,6 +106,16 @@ async def test_more_than_the_window_goes_both_ways(monkeypatch: pytest.MonkeyPat
         assert vm.serial.bytes_in == len(data)
 
 
+@pytest.mark.parametrize("size", [(0, 0), (80, 0), (65535, 65535)], ids=str)
+async def test_a_terminal_of_any_size_is_none_that_ends_the_worker(size: tuple[int, int]) -> None:
+    """One that nobody has told its size has none."""
+    async with Pool(guests(), max=2, workers=1) as pool, pool.acquire() as vm, pool.acquire() as other:
+        for console in (vm.serial, vm.console):
+            console.resize(*size)
+        await lives(vm)
+        await lives(other)
+
+
 async def test_the_power_button_and_stop() -> None:
     async with Pool(guests("bo"), max=2, workers=1) as pool:
         async with pool.acquire() as vm:

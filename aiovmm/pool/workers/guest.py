@@ -125,7 +125,7 @@ class Guest:
         """Input, or a terminal's size. Raises SnapshotError for what is none of the pool's."""
         name = fields.text("console", among=tuple(self._consoles))
         if op == "size":
-            self._consoles[name].resize(fields.number("cols", 1, 65535), fields.number("rows", 1, 65535))
+            self._consoles[name].resize(fields.number("cols", 0, 65535), fields.number("rows", 0, 65535))
             return
         if name not in self._typed:
             self._typed[name] = asyncio.Queue()  # no larger than the window of who sends
