@@ -29,6 +29,10 @@ _PATIENCE = 10.0  # seconds: a loop that is later than that is not well, which t
 _LATE = 5.0  # seconds for one VM: the others' numbers do not wait for a worker that does not answer
 
 
+_REFUSED = (AiovmmError, OSError, KeyError)
+"""What a guest's worker may answer, which may be the guest's own by now: others' numbers are told all the same."""
+
+
 class _Numbers(NamedTuple):
     """Of one VM. `pages` are bytes that are resident, and of them its own, if they were asked for and it has memory."""
 
@@ -78,11 +82,14 @@ class VMCollector(Collector):
         return [numbers for numbers in found if numbers is not None]
 
     async def _now(self, vm: VM) -> _Numbers | None:
-        """Also of one that is in a pool's worker; None of one that was lost with it."""
+        """Also of one that is in a pool's worker; None of one that was lost with it, or that tells none."""
         label = self._label(vm)
         iterator = cast(AsyncGenerator[VMStats, None], vm.stats(every=_PATIENCE))
         async with aclosing(iterator):
-            stats = await anext(iterator, None)
+            try:
+                stats = await anext(iterator, None)
+            except _REFUSED:
+                return None
         if stats is None:
             return None
         return _Numbers(replace(stats, vm=label), await _pages(vm) if self._memory else None)
@@ -100,7 +107,7 @@ class VMCollector(Collector):
 async def _pages(vm: VM) -> tuple[int, int] | None:
     try:
         return await vm.memory.both()
-    except AiovmmError:  # it has none now, or is gone with its worker
+    except _REFUSED:  # it has none now, or is gone with its worker
         return None
 
 

@@ -370,3 +370,23 @@ async def test_a_scraper_has_the_numbers_of_both_kinds() -> None:
         metrics = {metric.name: metric for metric in await asyncio.to_thread(lambda: list(collector.collect()))}
         loops = {sample.labels["process"] for sample in metrics["aiovmm_loop_lag_seconds"].samples}
         assert loops == {str(os.getpid()), str(pid_of(vm))}, "each has one of its own"
+
+
+REFUSALS = ["{'kind': 'KeyError', 'with': ['x']}", "{'kind': 'HostError', 'with': ['no', 5, '', None]}"]
+
+
+@pytest.mark.parametrize("error", [*REFUSALS, "{'kind': 'StateError', 'with': ['x']}"])
+async def test_a_worker_that_tells_no_numbers_hides_nobody_elses(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a guest's by now."""
+    says = f"""
+send({{'op': 'done', 'id': made['id'], 'value': {{'serial': '', 'console': ''}}}})
+while True:
+    send({{'op': 'failed', 'id': hear()['id'], 'error': {error}}})
+"""
+    monkeypatch.setattr(process, "_PROGRAM", FAKE + says)
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm, VM(guests()) as other:
+        collector = VMCollector(lambda: [vm, other], memory=True)
+        metrics = await asyncio.to_thread(lambda: list(collector.collect()))
+        names = {sample.labels["vm"] for metric in metrics for sample in metric.samples if "vm" in sample.labels}
+        assert names == {"g"}
+        vm._worker.give_up("is of no use")  # type: ignore[attr-defined]
