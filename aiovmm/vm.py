@@ -202,6 +202,8 @@ class VM(Inventory, Changes, Saving, Commands):
         return self._power.machine
 
     def _not_there(self) -> str:
+        if self.status is None and self._power.power_ons and self._power.parts is not None:
+            return f"VM {self.name!r} is being reset: it has no machine for a moment; try again"
         ended = f" has ended ({self.status.reason.value}: {self.status.detail})" if self.status else ""
         return f"VM {self.name!r}{ended or ' is not there'}: it is used inside `async with`"
 

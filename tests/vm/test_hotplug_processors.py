@@ -14,6 +14,7 @@ from aiovmm import (
     VM,
     CpusConfig,
     EventKind,
+    ExitReason,
     HotplugError,
     HotplugTimeout,
     RebootPolicy,
@@ -321,6 +322,22 @@ async def test_over_a_reset_they_stay() -> None:
         await event(vm, EventKind.REBOOTED)
         assert len(vm.machine.vcpus) == 3
         await resized(vm, 2)
+
+
+async def test_who_asks_in_the_middle_of_a_reset_asks_the_next_machine() -> None:
+    async with VM(made(on_reboot=RebootPolicy.RESTART)) as vm:
+        await vm.start()
+        vm._ending.guest_ended(ExitReason.REBOOT, "as by a reset")
+        await until(lambda: vm._power.machine is None)
+        task = asyncio.ensure_future(vm.resize(cpus=2, timeout=None))
+        await asyncio.sleep(0)
+        with pytest.raises(StateError, match="is being reset"):
+            await vm.memory.resident()
+        await event(vm, EventKind.REBOOTED)
+        assert await notified(vm, LOOK) == 1
+        await say(vm, 1, TAKEN)
+        await asyncio.wait_for(task, LONG)
+        assert len(vm.machine.vcpus) == vm.config.cpus.boot == 2
 
 
 async def test_one_that_a_guest_lets_go_of_as_it_is_reset_goes_before_its_machine(

@@ -35,7 +35,7 @@ class ModuleHotplug(OneByOne):
 
     async def _resize(self, size: int, left: Callable[[], float | None]) -> None:
         async with self._busy:
-            machine = self._running()
+            machine = await self._found()
             board, config = machine.board, machine.parts.config
             if board.modules is None or config.memory.hotplug_method is not HotplugMethod.ACPI:
                 hint = "say MemoryConfig(hotplug_size=), on arm64 with hotplug_method=HotplugMethod.VIRTIO_MEM"

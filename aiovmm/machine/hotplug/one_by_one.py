@@ -53,6 +53,11 @@ class OneByOne(ABC):
     def _changed(self, config: VMConfig, count: int) -> VMConfig:
         """The configuration of a VM with so many."""
 
+    async def _found(self) -> Machine:
+        """The one that runs; of a guest that is just being reset the next. Raises StateError."""
+        async with self._ending.transition:
+            return self._running()
+
     def _running(self) -> Machine:
         machine = self._ending.power.machine
         if machine is None or self._ending.life.state is not VMState.RUNNING:

@@ -32,7 +32,7 @@ class ProcessorHotplug(OneByOne):
 
     async def _resize(self, count: int, left: Callable[[], float | None]) -> None:
         async with self._busy:
-            machine = self._running()
+            machine = await self._found()
             board, cpus = machine.board, machine.parts.config.cpus
             if board.processors is None or cpus.max is None:
                 hint = "say CpusConfig(max=), on x86-64"
