@@ -463,6 +463,42 @@ def nothing(_data: bytes) -> None:
     """Of what is printed."""
 
 
+async def test_what_is_printed_in_long_chains_is_printed_once_however_often_a_console_stops() -> None:
+    printed = bytearray()
+    async with Harness(ConsoleDevice(printed.extend)) as h:
+        ring = h.queues[1]
+        parts = [[bytes([chain, part]) * 3000 for part in range(25)] for chain in range(5)]
+        for chain in parts:
+            ring.add(chain)
+        ring.kick()
+        stops = 0
+        while ring.outstanding:
+            before = len(printed)
+            while len(printed) == before and ring.outstanding:
+                await asyncio.sleep(0)
+                ring.poll()
+            await (pause(h) if stops % 2 else move(h, ConsoleDevice(printed.extend)))
+            ring.poll()
+            stops += 1
+        assert printed == b"".join(b"".join(chain) for chain in parts)
+        assert stops > 5
+        assert h.errors == []
+
+
+async def test_a_chain_that_was_half_printed_as_its_driver_went_is_forgotten() -> None:
+    printed = bytearray()
+    async with Harness(ConsoleDevice(printed.extend)) as h:
+        h.queues[1].add([b"x" * 4096] * 40)
+        h.queues[1].kick()
+        while not printed:  # noqa: ASYNC110 - by a turn at a time
+            await asyncio.sleep(0)
+        await h.runner.suspend()
+        assert 0 < len(printed) < 4096 * 40
+        assert h.device.save()["half"] == len(printed)  # type: ignore[index]
+        await h.reset()
+        assert h.device.save() == {"size": [80, 24], "held": False}
+
+
 async def test_a_terminal_of_another_size_is_told_where_a_console_goes_on() -> None:
     async with Harness(ConsoleDevice(nothing, size=(80, 24))) as h:
         before = h.config_irq.pulses

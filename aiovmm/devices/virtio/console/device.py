@@ -21,7 +21,7 @@ from collections.abc import Callable
 from aiovmm.devices.hold import InputHold
 from aiovmm.devices.timer import CallLater
 from aiovmm.devices.virtio.console.input import InputFiller
-from aiovmm.devices.virtio.console.output import OutputCopier
+from aiovmm.devices.virtio.console.output import CHAIN_MAX, OutputCopier
 from aiovmm.runtime.plain import Fields, State
 from aiovmm.virtqueue import Queue, VirtioDevice
 
@@ -61,6 +61,7 @@ class ConsoleDevice(VirtioDevice):
         self._hold = InputHold(call_later, QUIET)
         self._size = self._told = size  # the terminal's now, and when the driver was last told
         self._kept = True  # input is kept from the driver when `run` goes on
+        self._half = 0  # bytes of the next chain that were printed before `run` goes on
         self._writable: Callable[[], None] | None = None
         self._refused = False  # `receive` took less than it was given
         self._input: InputFiller | None = None  # of a live device
@@ -102,29 +103,38 @@ class ConsoleDevice(VirtioDevice):
             self.config_changed()  # Linux reads the size only when it is told of a change
         self._told = self._size
         self._input = InputFiller(receiveq, self._room)
+        output = OutputCopier(transmitq, self._printed, self._half if self.resumed else 0)
         if self._kept or not self.resumed:
             self._hold.begin()
             self._hold.wait(self._invite)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._input.serve(), name="console input")
-                group.create_task(OutputCopier(transmitq, self._printed).serve(), name="console output")
+                group.create_task(output.serve(), name="console output")
         finally:
             self._input = None
+            self._half = output.put_back() if self.suspending else 0
             self._kept = self._hold.active
             self._hold.end()
 
+    def reset(self) -> None:
+        """What was printed of a chain is the last driver's."""
+        self._half = 0
+
     def save(self) -> State:
-        """The size that the driver knows, and whether it is still being set up. Input that it has not taken is the writer's."""
-        return {"size": list(self._told), "held": self._kept}
+        """The size that the driver knows, whether it is still being set up, and how far a long chain is printed. Input that it
+        has not taken is the writer's."""
+        state: State = {"size": list(self._told), "held": self._kept}
+        return state | {"half": self._half} if self._half else state
 
     def load(self, state: State) -> None:
         """Raises SnapshotError. A size that is another now the driver is told of."""
         fields = Fields(state, self.name)
         cols, rows = fields.numbers("size", 2, 0, 0xFFFF)
         kept = fields.flag("held")
+        half = fields.number("half", 1, CHAIN_MAX) if "half" in fields else 0
         fields.end()
-        self._told, self._kept = (cols, rows), kept
+        self._told, self._kept, self._half = (cols, rows), kept, half
 
     def _printed(self, data: bytes) -> None:
         self._output(data)

@@ -19,10 +19,13 @@ from aiovmm.runtime.patience import look_ns
 from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue import Batch, Queue
 
-__all__ = ["HOLD", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
+__all__ = ["CHAIN_MAX", "HOLD", "LOOKS", "PIECE", "TURN", "LookPolicy", "OutputCopier"]
 
 PIECE = 64 << 10
 """Bytes handed on at once. Bounds memory and a turn: a chain of overlapping descriptors can be 4 GiB of output."""
+
+CHAIN_MAX = 1 << 32
+"""Bytes of a chain (VIRTIO 1.2 §2.7.5)."""
 
 TURN = 500_000
 """Nanoseconds of a native call before the loop gets its turn."""
@@ -57,9 +60,9 @@ class LookPolicy:
 
 
 class OutputCopier:
-    """Serves one live queue. `output` gets pieces of 1..PIECE bytes."""
+    """Serves one live queue. `output` gets pieces of 1..PIECE bytes, without the first `printed` ones."""
 
-    def __init__(self, queue: Queue, output: Callable[[bytes], None]) -> None:
+    def __init__(self, queue: Queue, output: Callable[[bytes], None], printed: int = 0) -> None:
         self._queue = queue
         self._output = output
         self._batch = Batch(queue.size, 4 * queue.size)
@@ -70,6 +73,7 @@ class OutputCopier:
         self._use_room()
         self._piece = room("uint8_t[]", PIECE)
         self._held = 0  # bytes of it that have not been handed on
+        self._again = printed  # bytes that come once more
         self._handed_on = -HOLD  # when, the last time
         self._policy = LookPolicy()
 
@@ -81,6 +85,16 @@ class OutputCopier:
                 await self._take()
             finally:
                 self._hand_on()
+
+    def put_back(self) -> int:
+        """What was taken and is not printed, for who goes on with the queue; how many bytes of its first chain are printed."""
+        at = self._at.at
+        left, self._at.count = self._at.count - at.chain, 0
+        if not left:
+            return self._again
+        self._queue.put_back_batch(left)
+        first = self._batch.chains[at.chain].iov
+        return self._again + int(at.offset) + sum(int(self._batch.iov[first + i].iov_len) for i in range(at.segment))
 
     async def _take(self) -> None:
         """All that the guest prints, until it pauses."""
@@ -96,7 +110,7 @@ class OutputCopier:
             queue.native, queue.memory.table, at, self._piece + held, PIECE - held, self._policy.look, TURN, batch.error
         )
         queue.flush()
-        self._held += size
+        self._held += self._new(held, size)
         if self._held == PIECE or (self._held and time.monotonic() - self._handed_on >= HOLD):
             self._hand_on()
         if batch.error.code == lib.AVMM_RING_NO_ROOM and batch.grow():
@@ -107,6 +121,14 @@ class OutputCopier:
         if at.taken:
             self._policy.note(at.found > 0)
         return bool(size or at.taken)
+
+    def _new(self, at: int, size: int) -> int:
+        """How many of `size` bytes that were copied to `at` are new; they stand there then."""
+        again = min(self._again, size)
+        if again:
+            self._again -= again
+            ffi.memmove(self._piece + at, self._piece + at + again, size - again)
+        return size - again
 
     def _use_room(self) -> None:
         owners.link(self._at, iov=self._batch.iov)
