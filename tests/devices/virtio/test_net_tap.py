@@ -452,6 +452,34 @@ async def test_a_driver_without_multiqueue_has_its_control_queue_after_the_first
         task.cancel()
 
 
+async def test_of_queues_that_a_driver_switches_each_has_a_turn_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and also where a driver that used many is gone: the kernel takes its time for each."""
+    turn, turns, set_queue = 0, [], tun.set_queue
+    loop = asyncio.get_running_loop()
+
+    def tick() -> None:
+        nonlocal turn
+        turn += 1
+        loop.call_soon(tick)
+
+    def noted(fd: int, attached: bool) -> None:
+        turns.append(turn)
+        set_queue(fd, attached)
+
+    device = NetDevice(TapBackend(pairs=8, host=ADDRESS), mac=MAC)
+    monkeypatch.setattr(tun, "set_queue", noted)
+    async with Harness(device) as harness:
+        tick()
+        await ready(device)
+        for pairs in (8, 2, 8):
+            assert await harness.request(16, [b"\4\0" + struct.pack("<H", pairs)], [1]) == CONTROL_OK
+        await harness.reset()
+        await harness.start()
+        await ready(device)
+    assert len(turns) >= 7 + 6 + 6 + 7
+    assert len(set(turns)) == len(turns)
+
+
 async def test_a_new_driver_starts_with_one_pair() -> None:
     device = NetDevice(TapBackend(pairs=2, host=ADDRESS), mac=MAC)
     async with Harness(device) as harness:

@@ -44,8 +44,8 @@ class NetBackend(abc.ABC):
         """What the driver takes from now on, as GUEST_ feature bits. Raises OSError."""
         return
 
-    def activate(self, pairs: int) -> None:
-        """Frames go to the first `pairs` ports alone. Raises OSError."""
+    async def activate(self, pairs: int) -> None:
+        """Frames go to the first `pairs` ports alone. Each that this changes has a turn of the loop. Raises OSError."""
         return
 
     def set_carrier(self, up: bool) -> None:

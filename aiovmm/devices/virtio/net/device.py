@@ -38,8 +38,8 @@ from aiovmm.virtqueue.queue import Queue
 __all__ = ["NetDevice"]
 
 _CONTROL_SIZE = 64
-# Seconds after each command: switching queues and offloads takes the host's RTNL lock and a grace period of its kernel, so a
-# guest that did nothing else could hold up the loop, and the host's other network configuration.
+# Seconds after each command, for each pair that it has switched: switching queues and offloads takes the host's RTNL lock and a
+# grace period of its kernel, so a guest that did nothing else could hold up the loop, and the host's other network configuration.
 _COMMAND_PAUSE = 0.001
 _MAX_PAIRS = 0x8000  # §5.1.4.1
 
@@ -243,12 +243,13 @@ class NetDevice(VirtioDevice):
 
     async def _control(self, queue: Queue, pairs: ActivePairs) -> None:
         async for chain in queue:
+            before = pairs.count
             ok = await self._command(chain.read_all(COMMAND_LIMIT), pairs)
             chain.write(ACK_OK if ok else ACK_ERR)
             queue.push(chain)
             queue.flush()
             del chain  # it would hold guest memory while this waits, and longer: a cancelled group of tasks is a cycle
-            await asyncio.sleep(_COMMAND_PAUSE)
+            await asyncio.sleep(_COMMAND_PAUSE * max(1, abs(pairs.count - before)))
 
     async def _command(self, data: bytes, pairs: ActivePairs) -> bool:
         """Carry out a command; whether it was legal and the host went along (§5.1.6.5)."""

@@ -54,7 +54,7 @@ class ActivePairs:
             await _stop(self._tasks.pop())
             self._watches[self.count].close()
         if not self._backend.ports[0].ended:
-            self._backend.activate(count)
+            await self._backend.activate(count)
         while self.count < count:
             i, self.count = self.count, self.count + 1
             port, watch = self._backend.ports[i], self._watches[i]

@@ -18,6 +18,7 @@ from aiovmm.devices.virtio.net.port import Port, PortKind
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.forks import keep_private, let_go
 from aiovmm.runtime.tasks import in_thread
+from aiovmm.runtime.turns import next_turn
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Interface, IPv6Interface
@@ -195,14 +196,16 @@ class TapBackend(NetBackend):
         if self.vnet_hdr:
             tun.set_offload(self._fds[0], tun_offloads(features if self.uso else features & (1 << 32) - 1))
 
-    def activate(self, pairs: int) -> None:
-        """Detach and attach queues."""
+    async def activate(self, pairs: int) -> None:
+        """Detach and attach queues; for one the host's kernel takes some tenths of a millisecond."""
         while self._active > pairs:
             tun.set_queue(self._fds[self._active - 1], attached=False)
             self._active -= 1
+            await next_turn()
         while self._active < pairs:
             tun.set_queue(self._fds[self._active], attached=True)
             self._active += 1
+            await next_turn()
 
     def set_carrier(self, up: bool) -> None:
         """The host sees the cable plugged or pulled."""
