@@ -616,6 +616,38 @@ async def test_no_descriptor_for_one_that_comes(path: Path, monkeypatch: pytest.
     await doorstep.close()
 
 
+async def test_a_card_that_is_reset_while_its_rings_are_enabled_keeps_its_connection(path: Path) -> None:
+    """There are back ends that end when it does, and a guest may do that as often as it likes."""
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
+        if message.request is F.GET_QUEUE_NUM:
+            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+            return True
+        if message.request is F.SET_VRING_ENABLE and message.payload == VringState(2, 1):
+            asked.set()
+            await told.wait()
+        return False
+
+    timing = Timing(connect=1, answer=HANGS, patience=HANGS)
+    async with (
+        FakeBackEnd(path, answer) as fake,
+        Guest(VhostUserNet(path, pairs=2, timing=timing)) as guest,
+    ):
+        await guest.driver.start()
+        guest.driver.queues[4].add([b"\4\0\2\0"], [1])
+        guest.driver.queues[4].kick()
+        await asked.wait()
+        reset = asyncio.create_task(guest.driver.reset())
+        await asyncio.sleep(0.01)
+        told.set()
+        await reset
+        await guest.driver.start()
+        assert guest.backend.connected
+        assert guest.backend.losses == 0
+        assert fake.connections == 1
+
+
 async def test_rings_that_are_enabled_while_one_that_came_back_is_told_all_are_told_too(path: Path) -> None:
     """The driver was told that they are, and would wait for ever at those that are not."""
     enabled: dict[int, int] = {}

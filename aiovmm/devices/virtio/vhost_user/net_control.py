@@ -9,6 +9,7 @@ from aiovmm.devices.virtio.net.control import ACK_ERR, ACK_OK, COMMAND_LIMIT, Se
 from aiovmm.errors import PeerError
 from aiovmm.irq import IrqLine
 from aiovmm.memory import AddressSpace
+from aiovmm.runtime.tasks import finish
 from aiovmm.vhost_user import VhostUserBackend
 from aiovmm.virtqueue.config import QueueConfig
 from aiovmm.virtqueue.device import VirtioDevice
@@ -42,8 +43,9 @@ class _Control(VirtioDevice):
             queue.push(chain)
 
     async def _use(self, pairs: int) -> bool:
+        """To its end in any case: a connection on which an answer is not waited for is of no use any more."""
         try:
-            await self._served.enable(frozenset(range(2 * pairs)))
+            await finish(self._served.enable(frozenset(range(2 * pairs))))
         except PeerError:
             return False
         return True
