@@ -84,13 +84,13 @@ async def go_on(function: VirtioPci) -> None:
     if not isinstance(runner, DeviceRunner) or (standstill.positions is None and not function.device.suspending):
         return
     await runner.stopped()
+    loaded, standstill.loaded = standstill.loaded, False
     if not function._active or function.negotiation.status & Status.NEEDS_RESET:
         return
     positions, standstill.positions = standstill.positions or runner.positions(), None
     live = positions and await function._go_live(runner.resume, function.negotiation.features, positions)
-    if live and standstill.loaded:
+    if live and loaded:
         function._tell_driver(there=True)
-    standstill.loaded = False
 
 
 def _runner(function: VirtioPci) -> DeviceRunner:

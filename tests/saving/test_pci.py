@@ -234,6 +234,24 @@ async def test_a_broken_device_stays_broken_until_it_is_reset() -> None:
         assert await driver.request(0, [b"on"], [2]) == b"no"
 
 
+async def test_a_driver_of_a_device_that_came_broken_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(Slow, "_notify_driver", staticmethod(told.append))
+    async with Traveller(lambda: [Slow()]) as guest:
+        driver = guest.drivers[0]
+        await driver.start()
+        driver.queues[0].add([b"break"], [3])
+        driver.queues[0].kick()
+        await driver.config_interrupt()
+        await guest.move()
+        told.clear()
+        await driver.start()
+        for _ in range(2):
+            await guest.root.suspend()
+            await guest.root.unsuspend()
+        assert told == [False, True]
+
+
 @pytest.mark.parametrize(("register", "value", "size"), [(0x18, 3, 2), (0x30, 0xFFFFF000, 4)], ids=["size", "place"])
 async def test_a_device_whose_last_queue_cannot_be_goes_on_elsewhere_until_it_is_reset(
     register: int, value: int, size: int
