@@ -165,6 +165,19 @@ async def test_a_file_that_ends_breaks_the_device_and_says_so(tmp_path: Path) ->
             await h.request(0, [], [60])
 
 
+async def test_a_read_that_failed_is_told_once_and_the_next_driver_has_one_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "bytes"
+    path.touch()
+    async with Harness(device(path)) as h:
+        with pytest.raises(HostError, match="the source has ended"):
+            await h.request(0, [], [60])
+        path.write_bytes(b"more")
+        await h.reset()
+        await h.start()
+        assert await h.request(0, [], [60]) == b"more"
+        h.errors.clear()
+
+
 async def test_an_immediate_source_that_fails_breaks_the_device() -> None:
     async with Harness(through(ImmediateSource(os.open("/dev/null", os.O_RDONLY), "/dev/null"))) as h:
         with pytest.raises(HostError, match="the source has ended"):

@@ -175,9 +175,10 @@ class ThreadedSource(_FileSource):
         if not self._left:
             if self._reading is None:
                 self._reading = self._start(sum(map(len, views)))
-            data = await _uncancelled(self._reading)
+            reading = self._reading
+            await asyncio.wait([reading])  # whoever is cancelled leaves it to the next
             self._reading = None
-            self._left = memoryview(data)
+            self._left = memoryview(reading.result())
         done = 0
         for view in views:
             part = self._left[: len(view)]
@@ -229,9 +230,3 @@ def _settle(future: asyncio.Future[bytes], outcome: bytes | HostError) -> None:
         future.exception()  # it is raised to the next reader, if there is one
     else:
         future.set_result(outcome)
-
-
-async def _uncancelled(future: asyncio.Future[bytes]) -> bytes:
-    """The future's result. Cancelling the waiter does not cancel the future."""
-    await asyncio.wait([future])
-    return future.result()
