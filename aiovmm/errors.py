@@ -198,6 +198,8 @@ class HostError(AiovmmError, OSError):
     def __init__(self, operation: str, errno_: int, hint: str = "", path: str | None = None) -> None:
         if not hint or errno_ in _NONE_LEFT:  # what else was to be done about the operation is not what is wrong
             hint = remedy(errno_)
+        if errno_ == errno.ENOENT and not os.path.isabs(path or "") and not _has_directory():
+            hint = "the working directory is not there any more: change to one that is"
         text = f"{operation}: {os.strerror(errno_)}" + (f" ({hint})" if hint else "")
         super().__init__(errno_, text, path)
         self.operation = operation
@@ -205,6 +207,14 @@ class HostError(AiovmmError, OSError):
 
     def __str__(self) -> str:
         return printable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
+
+
+def _has_directory() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
 
 
 class KvmError(HostError):

@@ -275,6 +275,32 @@ def test_no_file_may_be_written(aiovmm: Command, guest: list[str]) -> None:
     assert (code, out) == (0, b"hello\n"), err
 
 
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["exec", "socket", "true"], 125),
+        (["snapshot", "socket", "there"], 1),
+        (["add", "socket", "--disk", "path=a"], 1),
+        (["disk", "create", "new", "--size", "1M"], 1),
+        (["run", "--kernel", "k", "--log-file", "log"], 1),
+    ],
+    ids=str,
+)
+def test_a_working_directory_that_was_removed_is_said(
+    command: list[str], code: int, aiovmm: Command, tmp_path: Path
+) -> None:
+    def lose() -> None:
+        (tmp_path / "lost").mkdir()
+        os.chdir(tmp_path / "lost")
+        os.rmdir(tmp_path / "lost")
+
+    process = aiovmm.start(*command, preexec_fn=lose)
+    _, err = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code, err
+    assert b"the working directory is not there any more: change to one that is" in err
+    assert err.count(b"\n") == 1
+
+
 def test_no_thread_can_be_started(aiovmm: Command, guest: list[str], tmp_path: Path) -> None:
     """As under `ulimit -u`, which does not hold for root: by a C library that refuses."""
     refuses = tmp_path / "refuses.so"
