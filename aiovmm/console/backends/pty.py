@@ -144,20 +144,30 @@ class PtyBackend(ConsoleBackend):
     async def _taken(self) -> None:
         """Wait until the reader has taken the last output: closing the master throws away what it has not. One that takes no
         more is not waited for."""
-        slave = os.open(self.name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        taken = asyncio.ensure_future(self._until_taken())
         try:
-            taken = asyncio.ensure_future(self._until_empty(slave))
-            try:
-                await linger([taken], self._progress)
-            finally:
-                taken.cancel()
-                await asyncio.wait([taken])
+            await linger([taken], self._progress)
+        finally:
+            taken.cancel()
+            await asyncio.wait([taken])
+
+    async def _until_taken(self) -> None:
+        try:
+            slave = os.open(self.name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (
+            OSError
+        ):  # its reader has it alone (TIOCEXCL), or there are no descriptors: what it has taken cannot be seen
+            await self._until_closed()
+            return
+        try:
+            while unread := _readable(slave):
+                self._unread = unread
+                await asyncio.sleep(_POLL_TAKEN)
         finally:
             os.close(slave)
 
-    async def _until_empty(self, slave: int) -> None:
-        while unread := _readable(slave):
-            self._unread = unread
+    async def _until_closed(self) -> None:
+        while not self._is_closed():  # noqa: ASYNC110 (see the module)
             await asyncio.sleep(_POLL_TAKEN)
 
     def _progress(self) -> object:

@@ -223,3 +223,29 @@ async def test_a_reader_that_reads_no_more_does_not_hold_up_the_end(size: int, m
             console.feed(b"x" * size)
             console.close()
             await asyncio.wait_for(pty.aclose(), DEADLINE)
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+async def test_a_program_that_has_it_alone_is_no_error_at_the_end(
+    leaves: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TIOCEXCL, as picocom(1) sets it: nobody else can open it then, but for root."""
+    opened = os.open
+
+    def alone(path: str, *args: int, **kwargs: int) -> int:
+        if path == pty.name:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), path)
+        return opened(path, *args, **kwargs)
+
+    console = Console(StubDevice())
+    async with PtyBackend(console) as pty:
+        with client_of(pty.name) as client:
+            console.feed(b"up\n")
+            await client.until(b"up\n")
+            monkeypatch.setattr(os, "open", alone)
+            console.feed(b"bye\n")
+            console.close()
+            await client.until(b"bye\n")
+            if not leaves:
+                assert await pty.wait() is AttachEnd.GUEST_ENDED
+        assert await pty.wait() in (AttachEnd.GUEST_ENDED, AttachEnd.TERMINAL_CLOSED)
