@@ -38,7 +38,7 @@ from aiovmm.pool.workers.remote_vm import RemoteVM
 from aiovmm.stats.prometheus import VMCollector
 from tests.agent.conftest import Guest, guest  # noqa: F401 - a fixture
 from tests.limits import HANGS
-from tests.vm.guest import until
+from tests.vm.guest import event, until
 from tests.vm.remains import Remains
 from tests.vm.test_pool import guests, here_and_there, lives
 from tests.vm.test_pool_workers import FAKE, children, pid_of
@@ -138,10 +138,56 @@ async def test_a_device_that_the_guest_lets_go_of_later_is_not_in_its_configurat
         events = vm.events()
         await vm._worker.ask("remove", vm._number, device="disk0", timeout=[0], force=True)
         async with asyncio.timeout(60):
-            async for event in events:
-                if event.kind is EventKind.DEVICE_REMOVED:
+            async for happened in events:
+                if happened.kind is EventKind.DEVICE_REMOVED:
                     break
         assert vm.config.disks == ()
+
+
+@here_and_there
+async def test_a_device_that_the_guest_did_not_look_at_is_not_in_its_configuration(
+    workers: int, tmp_path: Path
+) -> None:
+    """Though another came meanwhile, of which was told what there was then."""
+    paths = tmp_path / "a", tmp_path / "b"
+    for path in paths:
+        path.write_bytes(bytes(4096))
+    async with Pool(guests(), max=1, workers=workers) as pool, pool.acquire() as vm:
+        late = asyncio.ensure_future(vm.add(DiskConfig(path=paths[0]), timeout=0.5))
+        await asyncio.sleep(0)
+        await vm.add(DiskConfig(path=paths[1]), timeout=0)
+        with pytest.raises(HotplugTimeout):
+            await late
+        assert [disk.path for disk in vm.config.disks] == [paths[1]]
+
+
+CANCELLED = """
+import time
+send({'op': 'done', 'id': made['id'], 'value': {'serial': '', 'console': ''}})
+asked = hear()
+assert hear()['op'] == 'cancel'
+config = {**made['config'], 'disks': [{**asked['device'], 'id': 'disk0'}]}
+send({'op': 'done', 'id': asked['id'], 'value': {'id': 'disk0', 'config': config}})
+time.sleep(0.2)
+event = {'kind': 'device-added', 'detail': '', 'device': 'disk0', 'error': None, 'config': config}
+send({'op': 'event', 'vm': vm, **event})
+while True:
+    send({'op': 'done', 'id': hear()['id'], 'value': None})
+"""
+
+
+async def test_who_gives_up_an_add_that_was_just_done_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event tells of a device that nobody waits for any more, and that is there."""
+    monkeypatch.setattr(process, "_PROGRAM", FAKE + CANCELLED)
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        adding = asyncio.create_task(vm.add(DiskConfig(path=Path("/dev/null")), timeout=0))
+        await asyncio.sleep(0)
+        adding.cancel()
+        await asyncio.wait([adding])
+        assert adding.cancelled()
+        await event(vm, EventKind.DEVICE_ADDED)
+        assert vm.status is None
+        assert [disk.id for disk in vm.config.disks] == ["disk0"]
 
 
 @here_and_there

@@ -152,7 +152,12 @@ class Guest:
         device = device_from_state(fields.text("kind"), fields.state("device"))
         if self._confined is not None:
             await in_thread(f"{self._vm.name}: look at a device", self._confined.check, self._vm.config, device)
-        id_ = await self._vm.add(device, timeout=seconds_of(fields))
+        try:
+            id_ = await self._vm.add(device, timeout=seconds_of(fields))
+        except BaseException:  # others may have been told of it meanwhile
+            if not self._leaving.is_set():  # after that the pool knows no such guest
+                self._send("config", config=to_state(self._vm.config))
+            raise
         return {"id": id_, "config": to_state(self._vm.config)}
 
     async def dial(self, port: int, sock: socket.socket) -> None:

@@ -47,6 +47,10 @@ _END = 20.0  # to its end, once it was told; it has its own patience with its gu
 _LAST_WORD = 1.0  # between the ends of its socket and of itself
 
 
+Heard = Callable[[Plain], object]
+"""Raises SnapshotError for what is no answer."""
+
+
 class Remote(Protocol):
     """A guest in a worker: what is heard of it."""
 
@@ -80,6 +84,7 @@ class Worker:
         self._voice = Voice(self._name)
         self._gone = gone
         self._requests: dict[int, asyncio.Future[Plain]] = {}
+        self._hearers: dict[int, Heard] = {}  # of some of their replies
         self._count = 0
         self._closing = False
         self._silent = ""  # what it has not answered to
@@ -143,9 +148,12 @@ class Worker:
         command = [sys.executable, "-P", "-c", _PROGRAM, str(fd), str(os.getpid()), path, str(passing_fd)]
         return Child(command, pass_fds=(fd, passing_fd), hear=self._voice.hear)
 
-    def request(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Request:
+    def request(
+        self, op: str, vm: int, passing_on: socket.socket | None = None, heard: Heard | None = None, **fields: Plain
+    ) -> Request:
         """Ask it for something, and have it take a copy of `passing_on`. Raises WorkerLost, HostError if that cannot be sent now,
-        UsageError for what is too large. The reply is a value, or an error."""
+        UsageError for what is too large. The reply is a value, which is `heard` in its turn, whoever waits for it still, or an
+        error."""
         if self.lost is not None:
             raise WorkerLost(self.lost.what)
         self._count += 1
@@ -154,6 +162,8 @@ class Worker:
             passing.hand_over(self._passing, id_, passing_on)
         self.tell(op, vm, id=id_, **fields)
         self._requests[id_] = reply
+        if heard is not None:
+            self._hearers[id_] = heard
         reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())  # seen: who asked may be gone
         return Request(reply, lambda: self._cancel(vm, id_, reply))
 
@@ -163,9 +173,11 @@ class Worker:
         call_off = awake_later(PATIENCE, partial(self.give_up, why))
         reply.add_done_callback(lambda _: call_off())
 
-    async def ask(self, op: str, vm: int, passing_on: socket.socket | None = None, **fields: Plain) -> Plain:
+    async def ask(
+        self, op: str, vm: int, passing_on: socket.socket | None = None, heard: Heard | None = None, **fields: Plain
+    ) -> Plain:
         """A request to its end: one that is cancelled has its reply first, which comes soon then."""
-        request = self.request(op, vm, passing_on, **fields)
+        request = self.request(op, vm, passing_on, heard, **fields)
         return await finish(request.reply, request.cancel)
 
     @contextmanager
@@ -237,6 +249,8 @@ class Worker:
             raise PeerError(f"an answer to {id_}, which was not asked")
         error = error_of(fields.state("error")) if op == "failed" else None
         value = None if error is not None or fields.absent("value") else fields.state("value")
+        if (heard := self._hearers.pop(id_, None)) is not None and error is None:
+            heard(value)
         if reply.done():  # who waited for it has just given up
             pass
         elif error is not None:
@@ -288,6 +302,7 @@ class Worker:
         if not self._hello.cancelled():
             self._hello.exception()  # seen
         self._requests.clear()
+        self._hearers.clear()
         for guest in tuple(self.guests.values()):
             guest.lost(error)
         self._gone(self)

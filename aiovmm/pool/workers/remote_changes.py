@@ -73,9 +73,7 @@ class RemoteChanges:
         kind, state = type(device).__name__, to_state(device)
         self._coming.append(device)
         try:
-            id_, self._config = await self._ask(
-                "add", self._added, within=timeout, kind=kind, device=state, timeout=[timeout]
-            )
+            id_ = await self._ask("add", self._added, within=timeout, kind=kind, device=state, timeout=[timeout])
         finally:
             self._coming.remove(device)
         return id_
@@ -83,9 +81,7 @@ class RemoteChanges:
     async def remove(self, id_: str, *, timeout: float | None = 30.0, force: bool = False) -> None:
         """See VM.remove."""
         check_seconds(timeout, "remove(timeout=)")
-        self._config = await self._ask(
-            "remove", self._told_config, within=timeout, device=id_, timeout=[timeout], force=force
-        )
+        await self._ask("remove", self._tell_config, within=timeout, device=id_, timeout=[timeout], force=force)
 
     async def resize(
         self,
@@ -99,9 +95,8 @@ class RemoteChanges:
         if cpus is None and memory is None:
             raise UsageError("resize() takes cpus=, memory= in bytes, or both")
         check_seconds(timeout, "resize(timeout=)")
-        self._config = await self._ask(
-            "resize", self._told_config, within=timeout, cpus=cpus, memory=memory, zone=zone, timeout=[timeout]
-        )
+        sizes: dict[str, Plain] = {"cpus": cpus, "memory": memory, "zone": zone}
+        await self._ask("resize", self._tell_config, within=timeout, timeout=[timeout], **sizes)
 
     # -- what it has done, and is
 
@@ -156,13 +151,17 @@ class RemoteChanges:
         pages, standstill = await self._ask("snapshot", _snapshot, **fields)
         return Snapshot(where, pages, standstill, over)
 
-    def _added(self, fields: Fields) -> tuple[str, VMConfig]:
-        config = self._told_config(fields)
-        ids = {id_ for several in device_ids(config).values() for id_ in several}
-        return fields.text("id", among=sorted(ids)), config
+    def _added(self, fields: Fields) -> str:
+        self._tell_config(fields)
+        ids = {id_ for several in device_ids(self._config).values() for id_ in several}
+        return fields.text("id", among=sorted(ids))
+
+    def _tell_config(self, fields: Fields) -> None:
+        """What the guest is made of by now. Not later than it is heard: what is heard next may be of a device that came, or
+        went, whose caller has given up since."""
+        self._config = self._told_config(fields)
 
     def _told_config(self, fields: Fields) -> VMConfig:
-        """What the guest is made of by now."""
         return config_of(self._config, self._coming, fields.state("config"))
 
     async def _ask(self, op: str, read: Callable[[Fields], T], *, within: float | None = None, **fields: Plain) -> T:
@@ -171,10 +170,12 @@ class RemoteChanges:
         self._home.check()
         if self._left_it:
             raise StateError(self._not_there())
+        found: list[T] = []
         with self._worker.patience(op, within):
-            answer = await self._worker.ask(op, self._number, **fields)
-        with self._checked():
-            return read(Fields(answer, op))
+            await self._worker.ask(
+                op, self._number, heard=lambda answer: found.append(read(Fields(answer, op))), **fields
+            )
+        return found[0]
 
     @contextmanager
     def _checked(self) -> Iterator[None]:

@@ -82,6 +82,8 @@ class RemoteVM(RemoteChanges, VM):
             self._inputs[fields.text("console", among=tuple(self._inputs))].taken(fields.number("size"))
         elif op == "event":
             self._happened(fields)
+        elif op == "config":
+            self._tell_config(fields)
         else:
             raise PeerError(f"{op!r} is nothing that can be heard")
 
@@ -93,7 +95,7 @@ class RemoteVM(RemoteChanges, VM):
         if kind is EventKind.STOPPED:
             raise PeerError("the end is no event among others")
         if not fields.absent("config"):  # it may have let go only now of what it was asked for long ago
-            self._config = self._told_config(fields)
+            self._tell_config(fields)
         self._journal.emit(kind, detail, device=device, error=error)
 
     def ended(self, status: ExitStatus) -> None:
