@@ -190,6 +190,31 @@ async def test_who_gives_up_an_add_that_was_just_done_ends_no_worker(monkeypatch
         assert [disk.id for disk in vm.config.disks] == ["disk0"]
 
 
+PAUSED = """
+send({'op': 'done', 'id': made['id'], 'value': {'serial': '', 'console': ''}})
+asked = hear()
+assert hear()['op'] == 'cancel'
+send({'op': 'done', 'id': asked['id'], 'value': None})
+while True:
+    asked = hear()
+    if asked['op'] == 'resume':
+        send({'op': 'event', 'vm': vm, 'kind': 'resumed', 'detail': '', 'device': None, 'error': None, 'config': None})
+    send({'op': 'done', 'id': asked['id'], 'value': None})
+"""
+
+
+async def test_a_pause_that_is_given_up_as_it_is_done_lets_the_guest_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_PROGRAM", FAKE + PAUSED)
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        pausing = asyncio.create_task(vm.pause())
+        await asyncio.sleep(0)
+        pausing.cancel()
+        await asyncio.wait([pausing])
+        assert pausing.cancelled()
+        assert vm.state is VMState.RUNNING
+        await event(vm, EventKind.RESUMED)
+
+
 @here_and_there
 async def test_processors_are_asked_for(workers: int) -> None:
     two = guests().with_changes({"cpus": CpusConfig(1, max=2)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -168,7 +169,15 @@ class RemoteVM(RemoteChanges, VM):
                 await request.reply
                 self._life.move(state)  # raises if the guest has ended meanwhile
 
-            await finish(settled(), request.cancel)
+            try:
+                await finish(settled(), request.cancel)
+            except asyncio.CancelledError:
+                if (
+                    op == "pause" and self.state is VMState.PAUSED
+                ):  # it was done just then: the guest goes on all the same
+                    self._worker.request("resume", self._number)
+                    self._life.move(VMState.RUNNING)
+                raise
 
     def shutdown(self) -> None:
         """See VM.shutdown."""
