@@ -432,6 +432,22 @@ async def test_a_guest_that_stands_still_has_its_time_to_heed_a_reset_once_it_go
         await connecting
 
 
+async def test_a_guest_whose_ring_says_that_it_has_more_event_buffers_than_there_can_be_goes_on_elsewhere() -> None:
+    async with sockets() as (h, guest, device):
+        await guest.until(lambda: device.streams.live)
+        events = h.queues[2]
+        await give_back(h, 2)
+        device.transport_reset()
+        await events.used()
+        await give_back(h)
+        await guest.until(lambda: device._rings is not None and not device._rings.unheeded)
+        h.memory.write(events.avail + 2, b"\xff\xef")
+        device.transport_reset()
+        await asyncio.sleep(0.01)
+        await move(h, VsockDevice(CID))
+        assert h.errors == []
+
+
 # -- consoles and entropy ------------------------------------------------------------------------------------------------
 
 

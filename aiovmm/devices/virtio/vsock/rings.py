@@ -92,7 +92,7 @@ class Rings:
             self._release()
             chain = await anext(self._event)
         elif not self.unheeded:  # else it has more than one to give back
-            self.unheeded = self._event.offered + 1
+            self.unheeded = min(self._event.offered + 1, self._event.size)  # whatever its ring says
         chain.write(TRANSPORT_RESET)
         self._event.push(chain)
         self._reset_due.clear()
