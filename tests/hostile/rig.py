@@ -29,8 +29,9 @@ from tests.hostile.rarer import RARER
 from tests.hostile.targets import USUAL, Disk, Target
 from tests.limits import HANGS
 from tests.pci.test_kvm import VcpuGuest
+from tests.saving.text import through_text
 
-__all__ = ["RAM", "Rig", "guest_rig", "simulated_rig"]
+__all__ = ["RAM", "Rig", "SimulatedRig", "guest_rig", "simulated_rig"]
 
 RAM = 16 << 20
 PLAN = plan_segments(1, ECAM_BASE, MMIO32, Window(4 << 30, 1 << 30))[0]
@@ -139,25 +140,63 @@ def _functions(kind: str, place: Path, services: PciServices, errors: list[Excep
     return target, other, root
 
 
+class SimulatedRig(Rig):
+    """Without KVM: the driver is on the loop of the devices. Its guest can be saved and go on in devices that were made anew."""
+
+    def __init__(self, kind: str, place: Path, errors: list[Exception]) -> None:
+        self._kind, self._place, self._errors = kind, place, errors
+        self._handlers: dict[tuple[int, int], Callable[[], None]] = {}  # of interrupts: the guest's
+        memory = GuestMemory.create([(0, RAM)])
+        super().__init__(*self._made(memory), self._services, memory)
+
+    def _made(self, memory: GuestMemory) -> tuple[Target, Disk]:
+        self._services = RecordingServices(memory)
+        self._services._handlers = self._handlers
+        target, other, self._root = _functions(self._kind, self._place, self._services, self._errors)
+        return target, other
+
+    async def open(self) -> None:
+        """The devices."""
+        await self.target.open()
+        await self.other.open()
+
+    async def move(self) -> None:
+        """To devices that were made anew, by way of a file."""
+        await self._root.suspend()
+        status = self.driver.status
+        state = through_text(self._root.save())
+        await self._end()
+        self.target, self.other = self._made(self.memory)
+        for at in (self, self.pci, self.driver, self.disk):
+            at.guest = self._services
+        await self.open()
+        await self._root.load(state)
+        assert self.driver.status == status
+        await self._root.unsuspend()
+
+    async def _end(self) -> None:
+        await self._root.close()
+        await self.target.close()
+        await self.other.close()
+        self._services.close()
+
+    async def close(self) -> None:
+        """Idempotent."""
+        await self._end()
+        self.memory.close()
+
+
 @asynccontextmanager
-async def simulated_rig(kind: str, place: Path) -> AsyncIterator[tuple[Rig, list[Exception]]]:
-    """Without KVM: the driver is on the loop of the devices."""
-    memory = GuestMemory.create([(0, RAM)])
-    services = RecordingServices(memory)
+async def simulated_rig(kind: str, place: Path) -> AsyncIterator[tuple[SimulatedRig, list[Exception]]]:
+    """One that has been started, and errors of its devices."""
     errors: list[Exception] = []
-    target, other, root = _functions(kind, place, services, errors)
+    rig = SimulatedRig(kind, place, errors)
     try:
-        await target.open()
-        await other.open()
-        rig = Rig(target, other, services, memory)
+        await rig.open()
         await rig.start()
         yield rig, errors
     finally:
-        await root.close()
-        await target.close()
-        await other.close()
-        services.close()
-        memory.close()
+        await rig.close()
 
 
 async def guest_rig(

@@ -14,7 +14,7 @@ from aiovmm import VM
 from aiovmm.errors import AiovmmError, KvmError
 from aiovmm.kvm import Kvm
 from tests.hostile.case import Case
-from tests.hostile.cases import CASES, judge
+from tests.hostile.cases import CASES, QUICK, judge
 from tests.hostile.rig import Rig, guest_rig
 from tests.limits import HANGS
 from tests.vm.guest import config, counter, counts_on
@@ -22,17 +22,6 @@ from tests.vm.guest import config, counter, counts_on
 pytestmark = pytest.mark.kvm
 
 
-def _some(cases: list[Case]) -> Iterator[Case]:
-    """Of each category one for each target: the rest is thorough."""
-    seen = set()
-    for case in cases:
-        key = case.category, case.target
-        if key not in seen:
-            seen.add(key)
-            yield case
-
-
-QUICK = {case.id for case in _some(CASES)}
 PARAMS = [pytest.param(case, id=case.id, marks=[] if case.id in QUICK else [pytest.mark.thorough]) for case in CASES]
 
 

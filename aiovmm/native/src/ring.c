@@ -86,7 +86,7 @@ int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm
         if (r < 0) {
             if (n)
                 break; /* met again, and reported, by the next call */
-            if (r != AVMM_RING_NO_ROOM)
+            if (r != AVMM_RING_NO_ROOM && err->head >= 0) /* a head outside the table nobody could return: it is met again */
                 took(q, head);
             return err->code = r;
         }
