@@ -470,6 +470,17 @@ async def test_an_answer_to_who_has_just_given_up_is_heard_by_nobody() -> None:
     assert not worker._requests
 
 
+async def test_one_that_reads_no_more_does_not_keep_who_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_END", 0.2)
+    monkeypatch.setattr(process, "_PROGRAM", FAKE + "import time; time.sleep(1000)")
+    worker = process.Worker(0, "pool", lambda _: None)
+    await worker.start({})
+    for _ in range(20):
+        worker.tell("input", 0, bytes(60_000))
+    async with asyncio.timeout(HANGS):
+        await worker.aclose()
+
+
 async def test_a_worker_has_none_of_the_programs_streams_and_what_it_says_is_in_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

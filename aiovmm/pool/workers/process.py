@@ -216,7 +216,11 @@ class Worker:
             self._heartbeat.close()
         if self._connection is not None:
             self._connection.close()
-            await finish(self.over())
+            call_off = awake_later(_END, self._connection.abort)  # it may read no more of what it was sent before
+            try:
+                await finish(self.over())
+            finally:
+                call_off()
 
     # -- what it says
 
