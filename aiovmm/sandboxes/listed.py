@@ -190,13 +190,7 @@ def defaults_at(socket: Path) -> Defaults:
             defaults = Defaults(**_document(folder / "defaults.json"))
             _check(str, *defaults.env, *defaults.env.values(), defaults.user or "", defaults.cwd or "")
             return defaults
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        UsageError,
-    ):  # it has ended, or there are none that could be listed
+    except (OSError, ValueError, TypeError, AttributeError, UsageError):  # it has ended, or none could be listed
         pass
     return Defaults()
 

@@ -154,9 +154,7 @@ class PtyBackend(ConsoleBackend):
     async def _until_taken(self) -> None:
         try:
             slave = os.open(self.name, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (
-            OSError
-        ):  # its reader has it alone (TIOCEXCL), or there are no descriptors: what it has taken cannot be seen
+        except OSError:  # what it has taken cannot be seen: it has it alone (TIOCEXCL), or there are no descriptors
             await self._until_closed()
             return
         try:

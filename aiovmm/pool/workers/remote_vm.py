@@ -172,9 +172,7 @@ class RemoteVM(RemoteChanges, VM):
             try:
                 await finish(settled(), request.cancel)
             except asyncio.CancelledError:
-                if (
-                    op == "pause" and self.state is VMState.PAUSED
-                ):  # it was done just then: the guest goes on all the same
+                if op == "pause" and self.state is VMState.PAUSED:  # done just then: the guest goes on all the same
                     self._worker.request("resume", self._number)
                     self._life.move(VMState.RUNNING)
                 raise

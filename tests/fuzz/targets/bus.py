@@ -104,12 +104,12 @@ class _Machine:
 
     async def open(self) -> None:
         for slot in _KINDS:
+            self._places[slot] = tempfile.TemporaryDirectory(prefix="aiovmm-fuzz-")
             await self._open_device(slot)
             self._plug_in(slot)
             self._new[slot] = bytes(self._functions[slot].config.data)
 
     async def _open_device(self, slot: int) -> None:
-        self._places[slot] = tempfile.TemporaryDirectory(prefix="aiovmm-fuzz-")
         self._targets[slot] = target = _KINDS[slot](Path(self._places[slot].name))
         target.power_on(self.memory)
         await target.open()
@@ -139,7 +139,7 @@ class _Machine:
             await self._segment.remove(slot)
             if slot in self.used:
                 await self._targets[slot].close()
-                self._places[slot].cleanup()
+                self._clear(slot)
                 await self._open_device(slot)
             self._plug_in(slot)
             assert self._functions[slot].config.data == self._new[slot]
@@ -153,6 +153,11 @@ class _Machine:
         self.changed.clear()
         self.reached.clear()
         self.used.clear()
+
+    def _clear(self, slot: int) -> None:
+        """Of its files. The directory stays: a file system takes long for one."""
+        for path in Path(self._places[slot].name).iterdir():
+            path.unlink()
 
     async def _rewrite(self, slot: int) -> None:
         """The function has not decoded its addresses, so this is all."""
