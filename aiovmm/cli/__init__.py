@@ -35,7 +35,6 @@ def main() -> None:
     """Entry point. Errors that aiovmm raises on purpose become one line on stderr and an exit code, never a traceback; so does
     what the host refuses: a descriptor, memory, a thread, room for what is printed."""
     closed = fill_standard_descriptors()
-    end_by_exceptions()
     told = by = None
     try:
         with heard_by(say):
@@ -68,6 +67,7 @@ def main() -> None:
 def _run(args: list[str], closed: Sequence[int]) -> None:
     plain = read_plain(args[1:]) if args[:1] == ["run"] and _COMPLETION not in os.environ else None
     if plain is not None:
+        end_by_exceptions()
         gc.disable()  # what a start imports is no garbage; it is enabled when the guest runs
         try:
             from aiovmm.cli.start import start

@@ -45,10 +45,10 @@ def open_events(place: str, config: VMConfig, option: str = "--json") -> int:
 
         refuse_input(config, option, place)
         return open_output_file(place, option, "open the file of events")
-    fd = int(place)
+    fd = int(place) if len(place) < 10 else -1
     if not was_given(fd) or fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
         hint = "the shell opens it by `3>FILE`; a file of that name is ./" + place
-        raise ConfigError(option, f"no descriptor {place} for writing was given to this program", hint)
+        raise ConfigError(option, f"no descriptor {place[:20]} for writing was given to this program", hint)
     return fd
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from aiovmm.errors import AiovmmError, UsageError
+from aiovmm.runtime.stdio import end_by_exceptions
 
 __all__ = ["NAMED", "OneLineCommand", "OneLineGroup", "Seconds", "once", "version_option"]
 
@@ -44,6 +45,7 @@ class OneLineCommand(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Raises AiovmmError."""
+        end_by_exceptions()
         with interruptible():
             return super().invoke(ctx)
 

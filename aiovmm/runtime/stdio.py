@@ -6,7 +6,6 @@ undone: a file that is not whole yet, a program that it waits for. Who has an ev
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -67,7 +66,8 @@ def require_descriptors(number: int) -> None:
 def heed(*numbers: Signals, by: Callable[[Signals], object]) -> None:
     """Have the running loop call `by` with each that comes. SIGHUP stays ignored for whoever was started so, by `nohup`: it is to
     outlive its terminal."""
-    import asyncio  # for who has a loop, and with it that
+    import asyncio  # for who has a loop, and with it both
+    import signal
 
     loop = asyncio.get_running_loop()
     for number in numbers:
@@ -78,13 +78,15 @@ def heed(*numbers: Signals, by: Callable[[Signals], object]) -> None:
 class Ended(SystemExit):
     """By the signal `number`, which kills the second time: undoing may take longer than somebody waits."""
 
-    def __init__(self, number: signal.Signals) -> None:
+    def __init__(self, number: Signals) -> None:
         super().__init__(f"ended by {number.name}")
         self.number = number
 
 
 def end_by_exceptions() -> None:
     """From now on, unless who started us has them ignored, as `nohup` does."""
+    import signal  # for who does something: help does without
+
     with suppress(ValueError):  # in a thread: of a program whose signals are its own
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
@@ -92,12 +94,16 @@ def end_by_exceptions() -> None:
 
 
 def _raise(number: int, _frame: object) -> NoReturn:
+    import signal
+
     signal.signal(number, signal.SIG_DFL)
     raise Ended(signal.Signals(number))
 
 
-def die_by(number: signal.Signals) -> None:
+def die_by(number: Signals) -> None:
     """As if nobody had caught it, so that who waits for us sees what it was. The first process of a container lives on."""
+    import signal
+
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -185,8 +185,8 @@ def find_listed(what: str) -> Entry:
 def defaults_at(socket: Path) -> Defaults:
     """Of the guest with that socket, if it is one of this user's that are listed."""
     try:
-        folder = socket.resolve().parent
-        if folder.parent == (runtime_directory(make=False) / "guests").resolve():
+        folder = Path(os.path.realpath(socket)).parent
+        if folder.parent == Path(os.path.realpath(runtime_directory(make=False) / "guests")):
             defaults = Defaults(**_document(folder / "defaults.json"))
             _check(str, *defaults.env, *defaults.env.values(), defaults.user or "", defaults.cwd or "")
             return defaults

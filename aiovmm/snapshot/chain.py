@@ -114,7 +114,7 @@ def base_at(base: Path, path: Path, size: int) -> BaseOf:
         raise SnapshotError(f"{base}: there are {MOST} snapshots one over the other already: take a whole one")
     if _is_one_of(path, chain.places):
         raise SnapshotError(f"{path}: the snapshot there is needed by the new one: give that another directory")
-    return BaseOf(os.path.relpath(base.resolve(), path.resolve()), chain.identity)
+    return BaseOf(os.path.relpath(os.path.realpath(base), os.path.realpath(path)), chain.identity)
 
 
 def _is_one_of(path: Path, places: list[Path]) -> bool:

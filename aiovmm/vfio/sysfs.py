@@ -6,6 +6,7 @@ Everything is looked at before a VM exists; nothing is changed.
 from __future__ import annotations
 
 import errno
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,4 +110,4 @@ def _directory(path: Path, sysfs: Path) -> Path:
     """`path` without links; a bare address is one below sysfs."""
     if _ADDRESS.fullmatch(str(path)):
         path = sysfs / "bus/pci/devices" / path
-    return path.resolve()
+    return Path(os.path.realpath(path))  # which has an answer for links in a circle, too

@@ -99,6 +99,13 @@ def test_a_path_that_is_no_pci_device(kernel: FakeKernel) -> None:
     assert "lspci -D" in refusal(kernel, "0000:09:00.0")
 
 
+def test_a_path_that_is_a_link_in_a_circle(kernel: FakeKernel) -> None:
+    loop = kernel.path("loop")
+    loop.parent.mkdir(parents=True, exist_ok=True)
+    loop.symlink_to(loop)
+    assert "lspci -D" in refusal(kernel, "loop")
+
+
 def test_a_group_of_which_the_host_uses_another_device(kernel: FakeKernel) -> None:
     kernel.add(ADDRESS)
     kernel.add("0000:01:00.1", driver="snd_hda_intel")
