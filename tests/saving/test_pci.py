@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from aiovmm.errors import GuestError, SnapshotError
 from aiovmm.pci.capabilities import VirtioCapType
+from aiovmm.pci.virtio_driver import VirtioPciDriver
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.device import VirtioDevice
 from aiovmm.virtqueue.driver import Arena, DriverQueue
@@ -219,14 +220,20 @@ async def test_a_kick_that_nobody_heard_is_heard_afterwards() -> None:
         assert [used.data for used in await driver.queues[0].used()] == [b"cba"]
 
 
+async def moved_broken(guest: Traveller) -> VirtioPciDriver:
+    """Its device has broken, and then moved; the driver."""
+    driver = guest.drivers[0]
+    await driver.start()
+    driver.queues[0].add([b"break"], [3])
+    driver.queues[0].kick()
+    await driver.config_interrupt()
+    await guest.move()
+    return driver
+
+
 async def test_a_broken_device_stays_broken_until_it_is_reset() -> None:
     async with Traveller(lambda: [Slow()]) as guest:
-        driver = guest.drivers[0]
-        await driver.start()
-        driver.queues[0].add([b"break"], [3])
-        driver.queues[0].kick()
-        await driver.config_interrupt()
-        await guest.move()
+        driver = await moved_broken(guest)
         assert driver.status & Status.NEEDS_RESET
         await driver.start()
         device = slow_of(guest)
@@ -238,12 +245,7 @@ async def test_a_driver_of_a_device_that_came_broken_is_told_of_once(monkeypatch
     told: list[bool] = []
     monkeypatch.setattr(Slow, "_notify_driver", staticmethod(told.append))
     async with Traveller(lambda: [Slow()]) as guest:
-        driver = guest.drivers[0]
-        await driver.start()
-        driver.queues[0].add([b"break"], [3])
-        driver.queues[0].kick()
-        await driver.config_interrupt()
-        await guest.move()
+        driver = await moved_broken(guest)
         told.clear()
         await driver.start()
         for _ in range(2):

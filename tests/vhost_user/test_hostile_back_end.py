@@ -393,10 +393,7 @@ async def test_all_answers_together_have_one_deadline(path: Path) -> None:
     async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
         if slow:
             await asyncio.sleep(0.3)
-        if message.request is F.GET_QUEUE_NUM:
-            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
-            return True
-        return False
+        return await said_four_queues(channel, message)
 
     device = VhostUserBlk(path, num_queues=4, timing=Timing(connect=1, answer=1, patience=0.3))
     async with FakeBackEnd(path, answer), Guest(device) as guest:
@@ -616,24 +613,31 @@ async def test_no_descriptor_for_one_that_comes(path: Path, monkeypatch: pytest.
     await doorstep.close()
 
 
+async def said_four_queues(channel: Channel, message: Message) -> bool:
+    """Whether that was the question."""
+    if message.request is not F.GET_QUEUE_NUM:
+        return False
+    await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+    return True
+
+
+def two_pairs(path: Path) -> Guest:
+    return Guest(VhostUserNet(path, pairs=2, timing=Timing(connect=1, answer=HANGS, patience=HANGS)))
+
+
 async def test_a_card_that_is_reset_while_its_rings_are_enabled_keeps_its_connection(path: Path) -> None:
     """There are back ends that end when it does, and a guest may do that as often as it likes."""
     asked, told = asyncio.Event(), asyncio.Event()
 
     async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
-        if message.request is F.GET_QUEUE_NUM:
-            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+        if await said_four_queues(channel, message):
             return True
         if message.request is F.SET_VRING_ENABLE and message.payload == VringState(2, 1):
             asked.set()
             await told.wait()
         return False
 
-    timing = Timing(connect=1, answer=HANGS, patience=HANGS)
-    async with (
-        FakeBackEnd(path, answer) as fake,
-        Guest(VhostUserNet(path, pairs=2, timing=timing)) as guest,
-    ):
+    async with FakeBackEnd(path, answer) as fake, two_pairs(path) as guest:
         await guest.driver.start()
         guest.driver.queues[4].add([b"\4\0\2\0"], [1])
         guest.driver.queues[4].kick()
@@ -655,8 +659,7 @@ async def test_rings_that_are_enabled_while_one_that_came_back_is_told_all_are_t
 
     async def answer(channel: Channel, message: Message, sock: socket.socket) -> bool:
         nonlocal asked
-        if message.request is F.GET_QUEUE_NUM:
-            await channel.send(Message(message.request, Word(4), flags=Flag.REPLY))
+        if await said_four_queues(channel, message):
             return True
         if message.request is F.SET_VRING_ENABLE:
             assert isinstance(message.payload, VringState)
@@ -666,11 +669,7 @@ async def test_rings_that_are_enabled_while_one_that_came_back_is_told_all_are_t
             await guest.backend.enable(frozenset(range(4)))
         return False
 
-    timing = Timing(connect=1, answer=HANGS, patience=HANGS)
-    async with (
-        FakeBackEnd(path, answer) as fake,
-        Guest(VhostUserNet(path, pairs=2, timing=timing)) as guest,
-    ):
+    async with FakeBackEnd(path, answer) as fake, two_pairs(path) as guest:
         await guest.driver.start()
         assert enabled == {0: 1, 1: 1, 2: 0, 3: 0}
         await guest.device.frontend.drop()  # type: ignore[attr-defined]
