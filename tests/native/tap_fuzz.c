@@ -57,6 +57,7 @@ static struct avmm_chain *add_chain(uint32_t total, uint32_t pieces, int writabl
 
 static struct avmm_queue ring;
 static uint32_t ring_at, ring_done, malformed_at; /* chains taken, chains returned */
+static int headless;                             /* the malformed one has no head, so it is not taken */
 static uint32_t written[MAX_CHAINS];              /* bytes, of those returned */
 static int wants;                                 /* one in so many times an interrupt */
 static uint64_t first, behind;                    /* malformed chains */
@@ -78,7 +79,9 @@ int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm
         if (ring_at == malformed_at) {
             if (n)
                 break;
-            ring_at++;
+            err->head = headless ? -1 : 0;
+            if (!headless)
+                ring_at++;
             return err->code = AVMM_RING_TOO_LONG;
         }
         if (filled + chains[ring_at].n_read + chains[ring_at].n_write > max_iov)
@@ -133,9 +136,11 @@ static void new_turn(uint32_t most, uint32_t budget) {
 static int was_malformed(int status) {
     assert(turn.used <= turn.n && turn.n <= turn.max_chains && (turn.interrupt == 0 || turn.interrupt == 1));
     if (status == AVMM_NET_RING) {
-        assert(!turn.n && turn.error.code == (ring_at > ring_done ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM));
-        first += ring_at > ring_done;
-        ring_done = ring_at; /* the malformed one is given back */
+        int malformed = ring_at > ring_done || (headless && ring_at == malformed_at);
+        assert(!turn.n && turn.error.code == (malformed ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM));
+        first += malformed;
+        ring_done = ring_at; /* the malformed one is given back, or mended */
+        malformed_at = malformed ? UINT32_MAX : malformed_at;
         return 1;
     }
     assert(ring_at == ring_done);
@@ -222,7 +227,7 @@ static void receive_round(struct avmm_net_rx *rx, int wire) {
         for (uint32_t n = below(MAX_CHAINS); n--;)
             add_chain(rx->mergeable ? 12 + below(below(2) ? 100 : 6000) : 1500 + below(70000), 1 + below(below(4) ? 4 : 600), 1);
         ring_at = ring_done = 0;
-        malformed_at = below(4) ? UINT32_MAX : below(10);
+        malformed_at = below(4) ? UINT32_MAX : below(10), headless = below(2);
         wants = 1 + (int)below(8);
         new_turn(below(8) ? MAX_CHAINS : below(MAX_CHAINS), 1 << 20);
         int status = avmm_net_receive_turn(rx, &turn);
@@ -259,7 +264,7 @@ static void send_round(struct avmm_net_tx *tx, int wire) {
             memset(iov[c->iov + k].iov_base, below(3) ? 0 : (int)rnd(), iov[c->iov + k].iov_len);
     }
     ring_at = ring_done = 0;
-    malformed_at = below(4) ? UINT32_MAX : below(10);
+    malformed_at = below(4) ? UINT32_MAX : below(10), headless = below(2);
     wants = 1 + (int)below(8);
     for (int i = 0; ring_done < n_chains || tx->left_at < tx->left_end; i++) {
         assert(i < 100000);

@@ -183,7 +183,7 @@ static bool take(struct avmm_blk_queue *q, uint32_t *segments) {
             break;
     }
     if (n < 0) {
-        if (n != AVMM_RING_NO_ROOM && error.head >= 0)
+        if (avmm_ring_has_taken(&error))
             avmm_queue_put_back(q->vq, 1);
         q->malformed = n;
         q->malformed_head = -1;

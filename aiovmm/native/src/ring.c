@@ -86,9 +86,10 @@ int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm
         if (r < 0) {
             if (n)
                 break; /* met again, and reported, by the next call */
-            if (r != AVMM_RING_NO_ROOM && err->head >= 0) /* a head outside the table nobody could return: it is met again */
+            err->code = r;
+            if (avmm_ring_has_taken(err))
                 took(q, head);
-            return err->code = r;
+            return r;
         }
         filled += c->n_read + c->n_write;
         took(q, head);

@@ -77,7 +77,7 @@ enum avmm_ring_code {
 
 struct avmm_ring_error {
     int32_t code;     /* enum avmm_ring_code */
-    int32_t head;     /* the chain's head, or -1; a known head has been taken and can be returned */
+    int32_t head;     /* the chain's head, or -1 */
     uint64_t address; /* AVMM_RING_FAULT: the range that is not memory */
     uint64_t length;
 };
@@ -91,6 +91,12 @@ int avmm_ring_bind(struct avmm_ring_part *part, const struct avmm_mem *mem, uint
  * before a malformed one are delivered first; a malformed chain that comes first fills `err` and gives its code. */
 int avmm_queue_pop(struct avmm_queue *q, const struct avmm_mem *mem, struct avmm_chain *chains, uint32_t max_chains,
                    struct iovec *iov, uint64_t *address, uint32_t max_iov, struct avmm_ring_error *err);
+
+/* Whether the malformed chain of a failed pop was taken, and is to be returned or put back. Not so where it has no head that could
+ * be returned, or where there was no room for it: such a chain is met again. */
+static inline int avmm_ring_has_taken(const struct avmm_ring_error *err) {
+    return err->code != AVMM_RING_NO_ROOM && err->head >= 0;
+}
 
 /* The head that stands at a position of the available ring, which the driver may change at any time. */
 uint16_t avmm_queue_offered(const struct avmm_queue *q, uint16_t position);

@@ -40,8 +40,8 @@ static bool take_more(struct receive *r) {
     if (r->dry || !most)
         return false;
     int got = avmm_net_take(t, most);
-    r->dry = got < (int)most;
-    r->empty = r->dry && got >= 0;
+    r->dry = got <= 0; /* fewer than asked for may be those before a malformed one: the next look tells */
+    r->empty = !got;
     r->step *= 2;
     r->malformed = got < 0 && !t->n;
     return got > 0;

@@ -50,7 +50,7 @@ static inline int avmm_net_take(struct avmm_net_turn *t, uint32_t most) {
         base = last->iov + last->n_read + last->n_write;
     }
     int got = avmm_queue_pop(t->queue, t->mem, t->chains + t->n, most, t->iov + base, NULL, t->max_iov - base, &t->error);
-    if (got < 0 && t->n && got != AVMM_RING_BAD_INDEX && got != AVMM_RING_NO_ROOM)
+    if (got < 0 && t->n && avmm_ring_has_taken(&t->error))
         avmm_queue_put_back(t->queue, 1);
     for (int i = 0; i < got; i++)
         t->chains[t->n++].iov += base;

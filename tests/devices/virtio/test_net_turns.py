@@ -17,7 +17,7 @@ from aiovmm.errors import ChainError, GuestFault
 from aiovmm.native import lib
 from aiovmm.virtqueue.batch import Batch
 from aiovmm.virtqueue.config import QueueConfig
-from aiovmm.virtqueue.driver import WRITE, Descriptor, DriverQueue
+from aiovmm.virtqueue.driver import NEXT, WRITE, Descriptor, DriverQueue
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
 from aiovmm.virtqueue.queue import Queue
@@ -188,6 +188,39 @@ async def test_a_malformed_chain_behind_good_ones_is_met_when_it_is_their_turn(g
         assert port.rx.packets == good
 
 
+@pytest.mark.parametrize("good", range(9))
+async def test_a_head_outside_the_table_behind_good_ones_is_met_when_it_is_its_turn(good: int) -> None:
+    """It is not taken, so there is nothing to put back, and no good one may be put back in its stead."""
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness, sizes=lambda: [100])
+        guest.fill(good)
+        guest.rx.offer(0x8000)
+        guest.rx.kick()
+        for i in range(12):
+            send(peer, bytes([i]) * 180)  # of two buffers each; lost where there is one
+        send(peer, SMALL)
+        assert isinstance(await harness.broken(), ChainError)
+        assert len(guest.rx.poll()) == good
+        assert port.rx.packets == good // 2 + good % 2
+
+
+@pytest.mark.parametrize("offered", [0, 0x8000], ids=["a loop", "outside the table"])
+async def test_a_packet_for_which_a_malformed_chain_leaves_no_room_is_lost(offered: int) -> None:
+    """It is not looked at again and again, as if the driver had posted some more meanwhile."""
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness, sizes=lambda: [100])
+        head = guest.rx.add([], [100])
+        guest.rx.put(200, Descriptor(0, 0, NEXT, 200))
+        guest.rx.offer(offered or 200)
+        guest.rx.kick()
+        send(peer, bytes(180))
+        await until(lambda: port.rx.dropped == 1)
+        assert not port.rx.pending
+        send(peer, SMALL)
+        assert isinstance(await harness.broken(), ChainError)
+        assert next((u.head, len(u.data)) for u in guest.rx.poll()) == (head, 76)
+
+
 @pytest.mark.parametrize("good", range(6))
 async def test_no_receive_buffer_behind_good_ones(good: int) -> None:
     async with card() as (harness, port, peer):
@@ -317,6 +350,22 @@ async def test_a_malformed_frame_behind_good_ones_is_met_when_it_is_its_turn(goo
         assert port.tx.packets == good
         for _ in range(good):
             assert peer.recv(100)[12:] == SMALL
+
+
+@pytest.mark.parametrize("good", [1, 15, 16, 17, 33])
+async def test_a_head_outside_the_table_behind_frames_is_met_when_it_is_its_turn(good: int) -> None:
+    async with card() as (harness, port, peer):
+        guest = NetGuest(harness)
+        for _ in range(good):
+            guest.offer(SMALL)
+        guest.tx.offer(0x8000)
+        guest.tx.kick()
+        assert isinstance(await harness.broken(), ChainError)
+        assert len(guest.tx.poll()) == port.tx.packets == good
+        for _ in range(good):
+            assert peer.recv(100)[12:] == SMALL
+        with pytest.raises(BlockingIOError):
+            peer.recv(100)
 
 
 async def test_more_frames_than_a_turn_takes() -> None:
