@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import click
 
 from aiovmm.cli.usage import OneLineCommand
+from aiovmm.errors import UsageError
 
 __all__ = ["command", "follow"]
 
 _POLL = 0.1  # seconds between two looks at a file
 _PART = 1 << 16
+_HOW = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY
 _INTERRUPTED = 130  # as shells say it
 
 
@@ -44,11 +48,11 @@ def command(guest: str, follows: bool) -> None:
 def follow(path: Path, *, wait: bool, lives: Callable[[], bool] = lambda: True) -> Iterator[bytes]:
     """What is in the file before, and in the file at `path`; with `wait` what is written to it and to its successors, until
     there is none, or nobody `lives` who writes. Nothing is left out where one follows the other: a file is read to its end once
-    it has another name."""
+    it has another name. Raises UsageError for what is no file."""
     before: Path | None = path.with_name(f"{path.name}.old")
     while path.parent.exists():
         try:
-            file = open(path, "rb")  # noqa: SIM115 - closed below
+            file = _opened(path)
         except FileNotFoundError:
             if not wait or not lives():
                 break
@@ -56,16 +60,44 @@ def follow(path: Path, *, wait: bool, lives: Callable[[], bool] = lambda: True) 
             continue
         with file:
             if before is not None:
-                old = before.read_bytes() if before.exists() else b""
-                if not _is_at(file.fileno(), path):
-                    continue  # they have changed places meanwhile
-                yield old
+                with _opened_if_there(before) as old:
+                    if not _is_at(file.fileno(), path):
+                        continue  # they have changed places meanwhile
+                    yield from _rest(old)
                 before = None
             alive = yield from _to_its_end(file, path, wait, lives)
         if not alive:
             return
-    if before is not None and before.exists():
-        yield before.read_bytes()
+    if before is not None:
+        with _opened_if_there(before) as old:
+            yield from _rest(old)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The folder is its guest's monitor's, which may be the guest's own by now: no FIFO keeps who looks, no link leads him
+    elsewhere. Raises FileNotFoundError, UsageError."""
+    try:
+        file = open(os.open(path, _HOW), "rb")  # noqa: SIM115 - who asks closes it
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise UsageError(f"{path} cannot be read: {os.strerror(exc.errno or 0)}") from exc
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UsageError(f"{path} is no file: its guest's monitor has put something else there")
+
+
+def _opened_if_there(path: Path) -> BinaryIO:
+    try:
+        return _opened(path)
+    except FileNotFoundError:
+        return BytesIO()
+
+
+def _rest(file: BinaryIO) -> Iterator[bytes]:
+    while data := file.read(_PART):
+        yield data
 
 
 def _to_its_end(file: BinaryIO, path: Path, wait: bool, lives: Callable[[], bool]) -> Generator[bytes, None, bool]:
@@ -74,8 +106,7 @@ def _to_its_end(file: BinaryIO, path: Path, wait: bool, lives: Callable[[], bool
     while True:
         alive = wait and lives()
         last = not alive or not _is_at(file.fileno(), path)
-        while data := file.read(_PART):
-            yield data
+        yield from _rest(file)
         if last:
             return alive
         time.sleep(_POLL)

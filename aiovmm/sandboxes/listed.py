@@ -12,6 +12,7 @@ yet: whoever makes one, and who sweeps, has a lock on the folder of all.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -41,6 +42,7 @@ _ELSEWHERE = "XDG_RUNTIME_DIR says where else it may be"
 _PART = 64 << 10  # bytes that are written at once
 _LARGEST = 1 << 20  # bytes of a console's file, of which there are two: the folder may be in memory
 _LONGEST = 64 << 20  # bytes of a document: a command line may have 6 MiB, and six characters for each of them
+_NO_LOCK = (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ELOOP, errno.EACCES)
 _MOST = 1 << 63  # of bytes, or seconds
 
 
@@ -246,14 +248,17 @@ def _check(kind: type, *values: object) -> None:
 
 def _is_unlocked(folder: Path) -> bool:
     """Raises OSError if there is no lock."""
-    how = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    how = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
     with flocked(folder / "lock", fcntl.LOCK_SH | fcntl.LOCK_NB, how) as is_locked:
         return is_locked  # as by any others that look just now
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Or just begun, where that may be. Raises OSError: who cannot look, for want of descriptors, has not seen that."""
+    """Or just begun, where that may be, or has something else in its lock's place. Raises OSError: who cannot look, for want of
+    descriptors, has not seen that."""
     try:
         return _is_unlocked(folder)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as exc:
+        if exc.errno not in _NO_LOCK:
+            raise
         return True

@@ -9,10 +9,12 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,50 @@ def test_nobody_waits_for_a_pipe_in_the_place_of_its_files(name: str) -> None:
     os.mkfifo(entry.folder / name)
     assert [found.name for found in listed()] == (["box"] if name == "defaults.json" else [])
     assert defaults_at(entry.folder / "vsock") == Defaults()
+    entry.close()
+
+
+def a_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+def a_link(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("put", [a_socket, a_link, Path.mkdir, lambda path: path.touch(0)])
+def test_what_is_no_lock_keeps_no_other_from_being_listed(put: Callable[[Path], object]) -> None:
+    good, bad = Listed("good", "/", ""), Listed("bad", "/", "")
+    good.tell(RUNNING)
+    (bad.folder / "lock").unlink()
+    put(bad.folder / "lock")
+    assert [found.name for found in listed()] == ["good"]
+    good.close()
+    bad.close()
+
+
+@pytest.mark.parametrize("put", [a_socket, a_link, Path.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", ["console", "console.old"])
+def test_what_is_no_file_of_a_console_is_told_and_not_waited_for(name: str, put: Callable[[Path], object]) -> None:
+    entry = Listed("box", "/", "")
+    entry.tell(RUNNING)
+    entry.console.write_bytes(b"hello")
+    (entry.folder / name).unlink(missing_ok=True)
+    put(entry.folder / name)
+    shown = subprocess.run([sys.executable, "-m", "aiovmm", "logs", "box"], capture_output=True, timeout=HANGS)
+    assert (shown.returncode, shown.stdout) == (2, b"")
+    assert len(shown.stderr.splitlines()) == 1
+    assert f"{entry.folder / name} ".encode() in shown.stderr
+    entry.close()
+
+
+def test_the_file_before_is_shown_in_parts_however_large_it_says_it_is() -> None:
+    entry = Listed("box", "/", "")
+    entry.console.touch()
+    with open(entry.folder / "console.old", "wb") as old:
+        old.truncate(1 << 40)
+    assert len(next(follow(entry.console, wait=False))) < 1 << 20
     entry.close()
 
 
