@@ -29,7 +29,7 @@ _PATIENCE = 10.0  # seconds: a loop that is later than that is not well, which t
 _LATE = 5.0  # seconds for one VM: the others' numbers do not wait for a worker that does not answer
 
 
-_REFUSED = (AiovmmError, OSError, KeyError)
+_REFUSED = (AiovmmError, OSError)
 """What a guest's worker may answer, which may be the guest's own by now: others' numbers are told all the same."""
 
 

@@ -446,15 +446,30 @@ async def test_a_scraper_has_the_numbers_of_both_kinds() -> None:
 REFUSALS = ["{'kind': 'KeyError', 'with': ['x']}", "{'kind': 'HostError', 'with': ['no', 5, '', None]}"]
 
 
-@pytest.mark.parametrize("error", [*REFUSALS, "{'kind': 'StateError', 'with': ['x']}"])
-async def test_a_worker_that_tells_no_numbers_hides_nobody_elses(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be a guest's by now."""
+def tells(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Of its guest, whatever it is asked."""
     says = f"""
 send({{'op': 'done', 'id': made['id'], 'value': {{'serial': '', 'console': ''}}}})
 while True:
-    send({{'op': 'failed', 'id': hear()['id'], 'error': {error}}})
+    send({{'id': hear()['id'], {what}}})
 """
     monkeypatch.setattr(process, "_PROGRAM", FAKE + says)
+
+
+@pytest.mark.parametrize("value", ["{'bytes': 4096, 'own': None}", "{'bytes': None, 'own': None}", "None"])
+async def test_a_worker_that_counts_pages_by_halves_breaks_the_protocol(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tells(monkeypatch, f"'op': 'done', 'value': {value}")
+    async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm:
+        with pytest.raises(WorkerLost, match="broke the protocol"):
+            await vm.memory.both()
+
+
+@pytest.mark.parametrize("error", [*REFUSALS, "{'kind': 'StateError', 'with': ['x']}"])
+async def test_a_worker_that_tells_no_numbers_hides_nobody_elses(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a guest's by now."""
+    tells(monkeypatch, f"'op': 'failed', 'error': {error}")
     async with Pool(guests(), max=1, workers=1) as pool, pool.acquire() as vm, VM(guests()) as other:
         collector = VMCollector(lambda: [vm, other], memory=True)
         metrics = await asyncio.to_thread(lambda: list(collector.collect()))

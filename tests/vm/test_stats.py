@@ -234,6 +234,18 @@ async def test_one_whose_worker_goes_while_its_pages_are_counted_has_the_rest_to
         assert await labels(VMCollector(lambda: [vm], memory=True)) == ["guest"]
 
 
+async def test_a_fault_of_ours_is_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scrape that fails is looked into; numbers that are not there are not."""
+
+    def wrong(*_: object) -> VMStats:
+        raise KeyError("net0")
+
+    async with VM(config("x")) as vm:
+        monkeypatch.setattr("aiovmm.stats.gather", wrong)
+        with pytest.raises(KeyError, match="net0"):
+            await scraped(VMCollector(lambda: [vm]))
+
+
 async def test_one_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mute(VM):
         def stats(self, *, every: float | None = None) -> Any:

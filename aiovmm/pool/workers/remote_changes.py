@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from aiovmm.config import LimitsConfig, NetConfig, PlacedConfig, VMConfig
 from aiovmm.config.ids import device_ids
-from aiovmm.errors import ConfigError, SnapshotError, StateError, UsageError
+from aiovmm.errors import ConfigError, PeerError, SnapshotError, StateError, UsageError
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.ram import Ram
 from aiovmm.pool.workers.plain import WorkerLost
@@ -115,10 +116,10 @@ class RemoteChanges:
         check_seconds(seconds, "stats(every=)")
         try:
             while not self._ending.stopped.is_set():
-                yield await self._ask("stats", self._numbers, within=0)
+                yield await self._look("stats", self._numbers, within=0)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._ending.stopped.wait(), seconds)
-            yield await self._ask("stats", self._numbers, within=0)
+            yield await self._look("stats", self._numbers, within=0)
         except WorkerLost:  # it has ended with its worker
             return
         except StateError:
@@ -137,7 +138,9 @@ class RemoteChanges:
         return _RemoteRam(self.name, self._count)
 
     async def _count(self, what: str) -> list[int]:
-        return await self._ask("memory", _bytes, what=what)
+        return await self._look(
+            "memory", partial(_bytes, ("bytes", "own") if what == "both" else ("bytes",)), what=what
+        )
 
     async def snapshot(
         self, path: os.PathLike[str] | str, *, base: os.PathLike[str] | str | None = None, track: bool = False
@@ -177,6 +180,14 @@ class RemoteChanges:
             )
         return found[0]
 
+    async def _look(self, op: str, read: Callable[[Fields], T], *, within: float | None = None, **fields: Plain) -> T:
+        """What it tells of itself. Nothing is named there that may not be: a KeyError is a refusal like any other, and who asks
+        for numbers of many may take those of our own for the faults that they are. Raises what `_ask` does."""
+        try:
+            return await self._ask(op, read, within=within, **fields)
+        except KeyError as exc:
+            raise PeerError(f"the worker of VM {self.name!r} refused to tell its {op}: {exc}") from exc
+
     @contextmanager
     def _checked(self) -> Iterator[None]:
         """An answer that is none of this request is as bad as a frame that is none."""
@@ -190,8 +201,8 @@ class RemoteChanges:
         raise StateError(f"VM {self.name!r} runs in a worker process, where {what} cannot be had: {instead}")
 
 
-def _bytes(fields: Fields) -> list[int]:
-    return [fields.number(name) for name in ("bytes", "own") if not fields.absent(name)]
+def _bytes(names: Sequence[str], fields: Fields) -> list[int]:
+    return [fields.number(name) for name in names]
 
 
 def _snapshot(fields: Fields) -> tuple[int, float]:
