@@ -15,6 +15,7 @@ from aiovmm.errors import StateError
 from aiovmm.irq import IrqLine
 from aiovmm.native import lib
 from aiovmm.runtime.tasks import fail
+from aiovmm.runtime.turns import next_turn
 from aiovmm.virtqueue.bell import Bell
 from aiovmm.virtqueue.chain import Chain
 from aiovmm.virtqueue.features import EVENT_IDX
@@ -49,20 +50,25 @@ class NotifiedQueue:
 
     async def wait(self, more_than: int = 0) -> None:
         """Until more than `more_than` chains are `offered`: a device that has put chains back, because they did not suffice,
-        waits for further ones. A disabled queue waits for ever."""
+        waits for further ones. A disabled queue waits for ever. The loop has a turn in any case: a driver may offer a chain
+        whenever it sees that the ring was found empty."""
         taken = len(self._taken or ())
         if taken > more_than:
             return
         self._listen()
         self._after = in_ring = more_than - taken
+        slept = False
         try:
             # enable_notify looks at the ring again after it has asked for kicks, so no kick is lost in between.
             while not self.enabled or not lib.avmm_queue_enable_notify_after(self._q, in_ring):
+                slept = True
                 self._waiter = self._loop.create_future()
                 await self._waiter
         finally:
             self._waiter = None
         lib.avmm_queue_disable_notify(self._q)
+        if not slept:
+            await next_turn()
 
     async def serve(self, turn: Turn) -> None:
         """Call `turn` whenever there may be chains, straight from the loop's callbacks, until it wants to return. It does not

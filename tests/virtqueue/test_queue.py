@@ -96,6 +96,34 @@ async def test_the_loop_gets_its_turn_from_a_guest_that_never_stops(live: Live) 
     await asyncio.wait([task])
 
 
+async def test_the_loop_gets_its_turn_from_a_guest_that_offers_a_chain_as_soon_as_the_ring_was_found_empty(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from a processor that is interrupted for the last one before the device has begun to wait."""
+    enough, taken = 1000, [0]
+    queue = live.activate(features=VERSION_1)
+
+    async def device() -> None:
+        async for chain in queue:
+            taken[-1] += 1
+            queue.push(chain)
+
+    def offer() -> None:
+        live.driver.poll()
+        if sum(taken) < enough:
+            live.driver.add([b"x"])
+
+    monkeypatch.setattr(live.driver.irq, "pulse", offer)
+    live.driver.add([b"x"])
+    task = asyncio.create_task(device())
+    while sum(taken) < enough:
+        taken.append(0)
+        await asyncio.sleep(0)
+    assert 0 < max(taken) <= live.driver.size
+    task.cancel()
+    await asyncio.wait([task])
+
+
 async def test_batches_give_the_loop_its_turn_too(live: Live) -> None:
     queue = live.activate()
 

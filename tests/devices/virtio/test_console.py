@@ -56,6 +56,33 @@ async def received(h: Harness, size: int, *, refill: int = 0) -> bytes:
     return data
 
 
+async def test_buffers_without_room_leave_the_loop_its_turns_however_fast_they_come() -> None:
+    """As from a processor that offers the next one as soon as it has the last one back, while somebody types."""
+    enough, invited = 1000, [0]
+    device = ConsoleDevice(lambda data: None)
+
+    def type_again() -> None:
+        invited[-1] += 1
+        assert device.receive(b"x") == 0
+        offer_one()
+
+    async with Harness(device) as h:
+
+        def offer_one() -> None:
+            h.queues[RX].poll()
+            if sum(invited) < enough:
+                h.queues[RX].add_raw([Descriptor(0x300000, 0, WRITE, 0)])
+
+        device.set_writable_callback(type_again)
+        assert device.receive(b"x") == 0
+        offer_one()
+        h.queues[RX].kick()
+        while sum(invited) < enough:
+            invited.append(0)
+            await asyncio.sleep(0)
+    assert max(invited) == 1
+
+
 async def test_output_arrives_in_order() -> None:
     pair = Pair()
     async with Harness(pair.device) as h:
