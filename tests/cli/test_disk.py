@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from aiovmm.cli.commands import cli
+from tests.limits import HANGS
 
 
 def run(*arguments: object) -> Result:
@@ -55,6 +61,55 @@ def test_the_life_of_an_overlay(base: Path, tmp_path: Path) -> None:
     assert "--same" in refused("copy", other, tmp_path / "x", "--overlay", top)
     ok("rebase", top, "--base", other, "--same")
     ok("copy", other, tmp_path / "x", "--overlay", top)
+
+
+DOOMED = """
+import os, signal, sys
+from aiovmm.cli import main
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+sys.argv[1:1] = ["disk", "copy"]
+main()
+"""
+
+
+def test_a_copy_that_is_killed_leaves_nothing(base: Path, tmp_path: Path) -> None:
+    """It would be as large as the disk, and hidden."""
+    _require_unnamed_files(tmp_path)
+    done = subprocess.run([sys.executable, "-c", DOOMED, base, tmp_path / "new"], timeout=HANGS, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert os.listdir(tmp_path) == [base.name]
+
+
+def _require_unnamed_files(place: Path) -> None:
+    try:
+        os.close(os.open(place, os.O_RDWR | os.O_TMPFILE))
+    except OSError as exc:
+        pytest.skip(f"none have no name there: {exc}")
+
+
+@pytest.mark.parametrize("is_without", [errno.EOPNOTSUPP, errno.EISDIR, 0])
+def test_a_copy_appears_whole_and_in_nobodys_place(
+    base: Path, tmp_path: Path, is_without: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no file may be without a name."""
+    opened = os.open
+
+    def without(path: str | Path, flags: int, *args: Any, **kwargs: Any) -> int:
+        if is_without and flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(is_without, os.strerror(is_without), str(path))
+        return opened(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", without)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_bytes(b"somebody's")
+    (tmp_path / "link").symlink_to("nowhere")
+    ok("copy", base.name, "new")
+    assert "choose another name" in refused("copy", base, "taken")
+    assert "choose another name" in refused("copy", base, "link")
+    assert (tmp_path / "new").read_bytes() == base.read_bytes()
+    assert (tmp_path / "taken").read_bytes() == b"somebody's"
+    assert sorted(os.listdir(tmp_path)) == sorted([base.name, "link", "new", "taken"])
+    assert os.stat("new").st_mode & 0o777 == os.stat("base.img").st_mode & 0o777
 
 
 def test_info_says_what_a_file_is(base: Path, tmp_path: Path) -> None:
