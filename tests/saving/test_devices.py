@@ -9,6 +9,7 @@ import random
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from aiovmm.devices.virtio.console import ConsoleDevice
 from aiovmm.devices.virtio.net import NetDevice, SocketBackend
 from aiovmm.devices.virtio.net import features as f
 from aiovmm.devices.virtio.net.config_space import ANNOUNCE, LINK_UP
+from aiovmm.devices.virtio.net.tap import TapBackend
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.devices.virtio.rng.source import open_source
 from aiovmm.devices.virtio.vsock import rings
@@ -29,6 +31,7 @@ from aiovmm.devices.virtio.vsock.packet import TRANSPORT_RESET
 from aiovmm.errors import SnapshotError
 from aiovmm.virtqueue.features import EVENT_IDX, RING_FEATURES
 from aiovmm.virtqueue.harness import Harness
+from aiovmm.virtqueue.status import Status as DeviceStatus
 from tests.devices.virtio.blk_driver import contents, get_id, header, read, write
 from tests.devices.virtio.net_guest import NetGuest, ready
 from tests.devices.virtio.test_blk_properties import SECTORS, Model, image_file
@@ -304,6 +307,39 @@ async def test_a_card_whose_driver_has_gone_goes_on_elsewhere() -> None:
             await h.reset()
             second.load(through_text(first.save()))
         await second.close()
+
+
+async def test_two_pairs_without_multiqueue_are_no_drivers() -> None:
+    """Two coroutines would wait on the control queue."""
+    card = NetDevice(TapBackend(pairs=2))
+    state = {"features": f.CTRL_VQ, "pairs": 2, "offloads": 0, "status": LINK_UP}
+    with pytest.raises(SnapshotError, match="net: no driver uses 2 queue pairs with the features 0x20000"):
+        card.load(state)
+    assert card.save()["pairs"] == 1
+    card.load({**state, "features": f.CTRL_VQ | f.MQ})
+    assert card.save()["pairs"] == 2
+
+
+async def test_a_card_that_comes_with_what_its_driver_has_not_negotiated_needs_a_reset() -> None:
+    """Its own state has the features a second time."""
+
+    class Altered(NetDevice):
+        def save(self) -> dict[str, Any]:
+            return {**super().save(), "features": f.CTRL_VQ | f.MQ | f.GUEST_CSUM, "offloads": f.GUEST_CSUM}
+
+    ends = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
+    with ends[0][1], ends[1][1]:
+        cards = [
+            kind(SocketBackend(ours, vnet_hdr=True)) for kind, (ours, _) in zip((Altered, NetDevice), ends, strict=True)
+        ]
+        async with Harness(cards[0], features=RING_FEATURES | f.CTRL_VQ) as h:
+            await ready(cards[0])
+            await move(h, cards[1])
+            while not h.errors:  # noqa: ASYNC110 - told when it runs
+                await asyncio.sleep(0)
+            assert [str(error) for error in h.errors] == ["net: no driver takes the offloads 0x2 of 0x130020000"]
+            assert h.negotiation.status & DeviceStatus.NEEDS_RESET
+            h.errors.clear()
 
 
 # -- sockets -------------------------------------------------------------------------------------------------------------

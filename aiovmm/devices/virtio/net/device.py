@@ -210,16 +210,27 @@ class NetDevice(VirtioDevice):
         features, status = fields.number("features", 0, (1 << 128) - 1), fields.number("status", 0, LINK_UP | ANNOUNCE)
         chosen = _Chosen(fields.number("pairs", 1, self.backend.pairs), fields.number("offloads") & f.OFFLOADS)
         fields.end()
-        if not f.consistent(features) or not f.consistent(chosen.offloads) or chosen.offloads & ~features:
+        if not f.consistent(features) or not f.consistent(chosen.offloads):
             raise SnapshotError(f"{self.name}: no driver takes the offloads {chosen.offloads:#x} of {features:#x}")
+        self._check(chosen, features)
         self._negotiated, self._chosen, self._space.status = features, chosen, status
         self._elsewhere = True
+
+    def _check(self, chosen: _Chosen, features: int) -> None:
+        """Raises SnapshotError for what no driver with these features can have set."""
+        if chosen.offloads & ~features:
+            raise SnapshotError(f"{self.name}: no driver takes the offloads {chosen.offloads:#x} of {features:#x}")
+        if chosen.pairs > 1 and not features & f.MQ:
+            raise SnapshotError(
+                f"{self.name}: no driver uses {chosen.pairs} queue pairs with the features {features:#x}"
+            )
 
     async def run(self, queues: list[Queue], features: int) -> None:
         """Serve all queues. What is not asynchronous ends at once, so nothing is in flight when it is cancelled."""
         self._negotiated = features
         if not self.resumed:
             self._chosen = _Chosen(1, features & f.OFFLOADS)
+        self._check(self._chosen, features)  # what was loaded had features of its own
         if self._ended is None:
             self._set_offloads(self._chosen.offloads)
         self._show_link()
