@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aiovmm import (
+    ConfigError,
     ConsoleConfig,
     ConsoleMode,
     CpusConfig,
@@ -23,7 +25,8 @@ from aiovmm import (
 )
 from aiovmm.config import HotplugMethod
 from aiovmm.machine.hotplug.configured import pinned, with_device, without_device
-from aiovmm.pool.workers.told_config import config_of, place_of
+from aiovmm.pool.workers.frames import FROM_WORKER, encode
+from aiovmm.pool.workers.told_config import check_told, config_of, place_of
 from aiovmm.runtime.dataclass import replace
 from aiovmm.snapshot.configuration import to_state
 
@@ -54,6 +57,30 @@ SLOTS = {"console": 1, "disk0": 2, "disk1": 3, "net0": 4, "rng": 5, "new": 6, "v
 def slots(config: VMConfig) -> VMConfig:
     """As when it is changed for the first time."""
     return pinned(config, SLOTS.get)
+
+
+def with_disks(count: int) -> VMConfig:
+    platform = replace(KNOWN.platform, num_pci_segments=64)
+    disks = tuple(DiskConfig(path=Path(f"/images/{n}"), pci_segment=n // 30) for n in range(count))
+    return replace(KNOWN, platform=platform, disks=disks)
+
+
+def test_as_many_devices_as_are_taken_can_be_told_of_with_all_that_they_are_given() -> None:
+    most = bisect(range(1000), 0, key=lambda count: not is_taken(with_disks(count))) - 1
+    assert most > 400
+    placed = pinned(with_disks(most), {f"disk{n}": n % 30 + 1 for n in range(most)}.get)
+    told = {"op": "event", "vm": 1 << 32, "detail": "x" * 4096, "device": "disk999", "config": to_state(placed)}
+    assert encode(told, bound=FROM_WORKER)
+    with pytest.raises(ConfigError, match=f"{most + 3} are more than a worker process can tell of"):
+        check_told(with_disks(most), [DISK])
+
+
+def is_taken(config: VMConfig) -> bool:
+    try:
+        check_told(config)
+    except ConfigError:
+        return False
+    return True
 
 
 def test_ids_and_slots_are_given_and_devices_come_and_go() -> None:

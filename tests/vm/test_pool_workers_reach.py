@@ -9,6 +9,7 @@ import resource
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ from aiovmm import (
 )
 from aiovmm.errors import ConfigError, HostError, StateError, UsageError
 from aiovmm.lifecycle import EventKind
-from aiovmm.pool.workers import process
+from aiovmm.pool.workers import process, told_config
+from aiovmm.pool.workers.frames import Bound
 from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.pool.workers.remote_vm import RemoteVM
 from aiovmm.stats.prometheus import VMCollector
@@ -441,6 +443,22 @@ async def test_a_scraper_has_the_numbers_of_both_kinds() -> None:
         metrics = {metric.name: metric for metric in await asyncio.to_thread(lambda: list(collector.collect()))}
         loops = {sample.labels["process"] for sample in metrics["aiovmm_loop_lag_seconds"].samples}
         assert loops == {str(os.getpid()), str(pid_of(vm))}, "each has one of its own"
+
+
+async def test_no_device_is_added_that_its_worker_could_not_tell_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be silent of the guest's end, too, which would seem to run for ever."""
+    (tmp_path / "disk").write_bytes(bytes(512))
+    disks = tuple(DiskConfig(path=tmp_path / "disk", readonly=True, pci_segment=n // 30) for n in range(600))
+    many = replace(guests(), platform=replace(guests().platform, num_pci_segments=20), disks=disks)
+    with pytest.raises(ConfigError, match="600 are more than a worker process can tell of"):
+        Pool(many, workers=1)
+    async with Pool(replace(many, disks=disks[:1]), max=1, workers=1) as pool, pool.acquire() as vm:
+        monkeypatch.setattr(told_config, "FROM_WORKER", Bound(12 << 10, 1 << 10))
+        with pytest.raises(ConfigError, match="2 are more than a worker process can tell of"):
+            await vm.add(DiskConfig(path=tmp_path / ("x" * 4000), readonly=True))
+        await lives(vm)
 
 
 REFUSALS = ["{'kind': 'KeyError', 'with': ['x']}", "{'kind': 'HostError', 'with': ['no', 5, '', None]}"]

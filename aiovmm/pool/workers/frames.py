@@ -13,7 +13,7 @@ from typing import NamedTuple
 from aiovmm.errors import PeerError, UsageError
 from aiovmm.runtime.plain import State
 
-__all__ = ["FROM_POOL", "FROM_WORKER", "MOST_DATA", "Bound", "Decoder", "encode"]
+__all__ = ["FROM_POOL", "FROM_WORKER", "MOST_DATA", "Bound", "Decoder", "encode", "fits"]
 
 
 class Bound(NamedTuple):
@@ -27,7 +27,7 @@ FROM_POOL = Bound(4 << 20, 1 << 20)
 """A configuration is the largest of them."""
 FROM_WORKER = Bound(256 << 10, 16 << 10)
 """Which may be a guest's by then: it is understood on the pool's loop, in 2 ms at most (4 MiB of lists would be 400). A
-configuration that is told back may have some 300 devices."""
+configuration that is told back may have some 450 devices: told_config.check_told."""
 MOST_DATA = 64 << 10
 """Bytes: a piece of what a console has said."""
 _HEAD = struct.Struct("<II")
@@ -35,12 +35,25 @@ _HEAD = struct.Struct("<II")
 
 def encode(message: State, data: bytes = b"", bound: Bound = FROM_POOL) -> bytes:
     """One frame. Raises UsageError if it is larger than the other end takes."""
-    text = json.dumps(message, separators=(",", ":")).encode()
-    if len(text) > bound.size or _parts(text) > bound.parts or len(data) > MOST_DATA:
+    text = _text(message)
+    if not _is_within(text, bound) or len(data) > MOST_DATA:
         raise UsageError(
             f"{len(text)} bytes of {message.get('op')!r} with {len(data)} of data are too much between a pool and a worker"
         )
     return b"".join((_HEAD.pack(len(text), len(data)), text, data))
+
+
+def fits(message: State, bound: Bound) -> bool:
+    """Whether the other end would take it."""
+    return _is_within(_text(message), bound)
+
+
+def _text(message: State) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _is_within(text: bytes, bound: Bound) -> bool:
+    return len(text) <= bound.size and _parts(text) <= bound.parts
 
 
 class Decoder:

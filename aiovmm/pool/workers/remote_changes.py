@@ -15,7 +15,7 @@ from aiovmm.errors import ConfigError, PeerError, SnapshotError, StateError, Usa
 from aiovmm.lifecycle import VMState
 from aiovmm.machine.ram import Ram
 from aiovmm.pool.workers.plain import WorkerLost
-from aiovmm.pool.workers.told_config import config_of
+from aiovmm.pool.workers.told_config import check_told, config_of
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.timeouts import check_seconds
 from aiovmm.snapshot.configuration import to_state
@@ -72,6 +72,7 @@ class RemoteChanges:
         if isinstance(device, NetConfig) and device.fd:
             raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
         kind, state = type(device).__name__, to_state(device)
+        check_told(self._config, [*self._coming, device])
         self._coming.append(device)
         try:
             id_ = await self._ask("add", self._added, within=timeout, kind=kind, device=state, timeout=[timeout])

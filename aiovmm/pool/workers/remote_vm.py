@@ -16,7 +16,7 @@ from aiovmm.pool.workers.plain import WorkerLost, error_of, words
 from aiovmm.pool.workers.process import Worker
 from aiovmm.pool.workers.remote_changes import RemoteChanges
 from aiovmm.pool.workers.remote_input import RemoteInput
-from aiovmm.pool.workers.told_config import place_of
+from aiovmm.pool.workers.told_config import check_told, place_of
 from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.plain import Fields, Plain
 from aiovmm.runtime.tasks import finish
@@ -261,3 +261,4 @@ def check_remote(config: VMConfig) -> None:
             raise ConfigError(name, "a guest in a worker process has no terminal", "say null, and attach() it")
     if any(net.fd for net in config.nets):
         raise ConfigError("net.fd", "a guest in a worker process does not have this one's descriptors", "say tap=")
+    check_told(config)

@@ -8,17 +8,18 @@ asked for, by which ids and in which slots, how many processors, and how much me
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from aiovmm.config import ConsoleConfig, ConsoleMode, PlacedConfig, VMConfig
-from aiovmm.config.ids import LISTS, SINGLE, is_there
+from aiovmm.config.ids import LISTS, SINGLE, device_ids, is_there
 from aiovmm.errors import ConfigError, SnapshotError
+from aiovmm.pool.workers.frames import FROM_WORKER, fits
 from aiovmm.runtime.dataclass import replace
 from aiovmm.runtime.plain import Fields, Plain, State
 from aiovmm.snapshot.configuration import to_state
 
-__all__ = ["config_of", "place_of"]
+__all__ = ["check_told", "config_of", "place_of"]
 
 T = TypeVar("T")
 
@@ -28,6 +29,22 @@ _GROWS = {"cpus": "boot", "memory": "hotplugged_size", "memory_zones": "hotplugg
 _NO_CONSOLE = to_state(ConsoleConfig(ConsoleMode.OFF))
 _TERMINAL = re.compile("/dev/pts/[0-9]{1,9}")
 _BY_PATH = (ConsoleMode.FILE, ConsoleMode.SOCKET)
+_BESIDE = "," * 64 + "x" * (8 << 10)
+"""More than what else is in the frame of a configuration, by values and by bytes."""
+_GIVEN = 32  # bytes that an id and a slot add to a device, when it is given them
+
+
+def check_told(config: VMConfig, coming: Sequence[PlacedConfig] = ()) -> None:
+    """Raises ConfigError for more devices, with those of `coming`, than a worker could tell of in one frame: it would be silent
+    of its guest's end, too."""
+    more = [to_state(device) for device in coming]
+    count = len(more) + sum(map(len, device_ids(config).values()))
+    if not fits({"config": to_state(config), "more": more, "beside": _BESIDE + "x" * _GIVEN * count}, FROM_WORKER):
+        raise ConfigError(
+            "devices",
+            f"{count} are more than a worker process can tell of",
+            f"give a guest there fewer: {FROM_WORKER.size >> 10} KiB hold what most guests have of some 450",
+        )
 
 
 def config_of(known: VMConfig, coming: Iterable[PlacedConfig], told: State) -> VMConfig:
