@@ -18,6 +18,7 @@ from aiovmm.devices.virtio.iommu.mappings import Mapping, Mappings
 from aiovmm.devices.virtio.iommu.rows import Leaf, Rows
 from aiovmm.devices.virtio.iommu.table import DomainTable, Pieces
 from aiovmm.devices.virtio.iommu.wire import Attach, Detach, Map, Status, Unmap
+from aiovmm.errors import SnapshotError
 from aiovmm.memory import GuestMemory
 from aiovmm.native import ffi, lib
 from aiovmm.testing.pci import MESSAGES
@@ -212,6 +213,30 @@ async def test_mappings_that_cross_many_regions_are_fewer(monkeypatch: pytest.Mo
     assert answers == [Status.OK] * 4 + [Status.NOMEM] * 2
     assert status(Unmap(1, 0, span - 1, b"")) is Status.OK
     assert status(Map(1, 0, span - 1, 0, 3)) is Status.OK
+    device.power_off()
+    memory.close()
+
+
+@pytest.mark.parametrize("count", [4, 5, 6])
+async def test_no_more_of_them_come_with_a_snapshot(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them may be small, and their records together more than the host has memory for."""
+    monkeypatch.setattr(device_module, "PIECES_LIMIT", 20)
+    regions, span = 5, 5 << 20
+    memory = GuestMemory.create([(n << 20, 8 * PAGE) for n in range(regions)])
+    device, saved = IommuDevice(MESSAGES), Domains(input_end=(1 << 48) - 1, messages=MESSAGES)
+    device.power_on(memory)
+    device.add_endpoint(1, device.translation(), Nobody())
+    saved.add_endpoint(1)
+    assert saved.handle(Attach(1, 1, 0, b"")).status is Status.OK
+    for n in range(count):
+        assert saved.handle(Map(1, n * span, (n + 1) * span - 1, 0, 3)).status is Status.OK
+    state = {"domains": saved.save(), "faults": []}
+    if count == 4:
+        await device.load(state)
+        assert device.save() == state
+    else:
+        with pytest.raises(SnapshotError, match="iommu: its mappings take more than 20 pieces of memory"):
+            await device.load(state)
     device.power_off()
     memory.close()
 

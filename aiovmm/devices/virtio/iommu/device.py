@@ -170,7 +170,9 @@ class IommuDevice(VirtioDevice):
             if effect is not None:
                 self._carry_out([effect])
             if number % _LOADED_A_TURN == 0:
+                self._check_pieces()
                 await asyncio.sleep(0)
+        self._check_pieces()
         self._pending.extend(faults)
 
     async def close(self) -> None:
@@ -208,9 +210,20 @@ class IommuDevice(VirtioDevice):
             chain.write(tail(outcome.status))
             queue.push(chain)
 
-    def _handle(self, request: Request) -> Outcome:
+    @property
+    def _pieces(self) -> int:
         """A mapping takes as many records as it crosses regions of memory, of which there may be hundreds."""
-        if isinstance(request, Map) and sum(map(len, self._tables.values())) >= PIECES_LIMIT:
+        return sum(map(len, self._tables.values()))
+
+    def _check_pieces(self) -> None:
+        """Raises SnapshotError for more than `_handle` lets a driver have."""
+        regions = 0 if self._memory is None else len(self._memory.regions)
+        if self._pieces >= PIECES_LIMIT + regions:
+            raise SnapshotError(f"{self.name}: its mappings take more than {PIECES_LIMIT} pieces of memory")
+
+    def _handle(self, request: Request) -> Outcome:
+        """Carry it out, if there is room for it."""
+        if isinstance(request, Map) and self._pieces >= PIECES_LIMIT:
             return Outcome(Status.NOMEM)
         return self.domains.handle(request)
 
