@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 __all__ = ["keep_private", "let_go"]
 
@@ -43,12 +44,16 @@ def _take_away() -> None:
     if not _private:
         return
     files = {identity for fd in _private if (identity := _file(fd)) is not None}
+    spare = next(iter(_private))
+    with suppress(OSError):
+        os.close(spare)  # there may be no number left, and what follows takes one
+    there = {spare, *map(int, os.listdir("/proc/self/fd"))}
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        if fd != nothing and (fd in _private or _file(fd) in files or _is_ours_by_name(fd)):
+    for fd in there - {nothing}:
+        if fd in _private or _file(fd) in files or _is_ours_by_name(fd):
             os.dup2(nothing, fd, inheritable=False)
-    os.close(nothing)
+    if nothing not in _private:
+        os.close(nothing)
     _private.clear()
 
 

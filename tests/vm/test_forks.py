@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -124,3 +125,34 @@ def test_what_is_not_ours_stays() -> None:
     assert os.read(reading, 1000).decode().split("\n") == ["/dev/null", "/dev/null", "/memfd:theirs (deleted)"]
     for fd in (reading, writing, let_go(ours), also_ours, theirs):
         os.close(fd)
+
+
+AT_THE_LIMIT = """
+import os, resource, sys
+from aiovmm.runtime.forks import keep_private
+
+own = [keep_private(os.open(path, os.O_RDWR)) for path in sys.argv[1:]]
+copies = [os.dup(fd) for fd in own]
+other = os.open(sys.argv[1] + "-other", os.O_RDWR | os.O_CREAT)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+last = other
+try:
+    while True:
+        last = os.dup(other)
+except OSError:
+    pass
+if child := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+nothing = os.stat(os.devnull).st_rdev
+kept = [fd for fd in [*own, *copies] if os.fstat(fd).st_rdev != nothing]
+lost = [fd for fd in range(other, last + 1) if not os.path.samestat(os.fstat(fd), os.fstat(other))]
+print(kept, lost)
+"""
+
+
+def test_a_child_that_is_forked_at_the_limit_of_descriptors_keeps_none_of_them(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).touch()
+    command = [sys.executable, "-c", AT_THE_LIMIT, str(tmp_path / "a"), str(tmp_path / "b")]
+    done = subprocess.run(command, capture_output=True, timeout=HANGS, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[] []\n", "")
