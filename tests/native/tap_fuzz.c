@@ -137,7 +137,7 @@ static int was_malformed(int status) {
     assert(turn.used <= turn.n && turn.n <= turn.max_chains && (turn.interrupt == 0 || turn.interrupt == 1));
     if (status == AVMM_NET_RING) {
         int malformed = ring_at > ring_done || (headless && ring_at == malformed_at);
-        assert(!turn.n && turn.error.code == (malformed ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM));
+        assert(turn.error.code == (malformed ? AVMM_RING_TOO_LONG : AVMM_RING_NO_ROOM) && !(malformed && turn.n));
         first += malformed;
         ring_done = ring_at; /* the malformed one is given back, or mended */
         malformed_at = malformed ? UINT32_MAX : malformed_at;

@@ -30,6 +30,7 @@ struct receive {
     uint32_t charged; /* against the turn's budget */
     bool dry;         /* there is no further chain, for this turn */
     bool empty;       /* because the driver has posted none */
+    bool cramped;     /* because there is no room for its segments: the caller makes some, or has it refused */
     bool malformed;   /* not even a first one */
 };
 
@@ -42,6 +43,7 @@ static bool take_more(struct receive *r) {
     int got = avmm_net_take(t, most);
     r->dry = got <= 0; /* fewer than asked for may be those before a malformed one: the next look tells */
     r->empty = !got;
+    r->cramped = got == AVMM_RING_NO_ROOM;
     r->step *= 2;
     r->malformed = got < 0 && !t->n;
     return got > 0;
@@ -272,6 +274,8 @@ static int give_pending(struct receive *r, bool chain) {
     struct avmm_net_rx *rx = r->rx;
     if (place_pending(r))
         return AVMM_NET_MORE;
+    if (!rx->discard && r->cramped && !r->turn->used)
+        return AVMM_NET_RING;
     if (!rx->discard && (!chain || (rx->mergeable && (r->empty || r->turn->used))))
         return AVMM_NET_ROOM;
     rx->pending = 0;

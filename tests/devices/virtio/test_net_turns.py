@@ -63,6 +63,17 @@ def send(peer: socket.socket, frame: bytes) -> None:
     peer.send(bytes(12) + frame)
 
 
+async def test_a_packet_for_buffers_in_more_pieces_than_there_is_room_for_at_first() -> None:
+    """Two chains of sixteen pieces each, of a queue of four: the room grows for the second as it does for a first."""
+    async with card(queue_size=4) as (harness, port, peer):
+        guest = NetGuest(harness, sizes=lambda: [100] * 16, indirect=True)
+        guest.fill(3)
+        guest.rx.kick()
+        send(peer, bytes(2500))
+        await until(lambda: port.rx.packets or port.rx.dropped)
+        assert (await guest.receive()).frame == bytes(2500)
+
+
 @pytest.mark.parametrize("before", [0, 1, 40])
 async def test_a_large_packet_after_small_ones_arrives_whole(before: int) -> None:
     async with card() as (harness, port, peer):
