@@ -235,9 +235,16 @@ def _open(path: Path, directory: int, document: bytes, with_memory: bool) -> Ope
 
 def _base_in(memory: Fields) -> tuple[BaseOf, str]:
     base = memory.text("base")
-    if "\0" in base or not base:
+    if not _can_be_named(base):
         raise SnapshotError("snapshot.memory.base is no name of a directory")
     return BaseOf(base, memory.text("base_sha256")), memory.text("maps_sha256")
+
+
+def _can_be_named(path: str) -> bool:
+    try:
+        return bool(path) and b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a character, which JSON can have
+        return False
 
 
 def _read_state(path: Path, directory: int) -> bytes:

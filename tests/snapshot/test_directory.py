@@ -211,6 +211,9 @@ def test_what_is_damaged_is_refused(tmp_path: Path, change: Callable[[Path, Path
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+MEMORY = {"file": "memory-0", "size": 1, "pages": 0, "sum": 0, "base_sha256": "", "maps_sha256": ""}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -218,6 +221,9 @@ def test_what_is_damaged_is_refused(tmp_path: Path, change: Callable[[Path, Path
         ({"format": "tar"}, "format"),
         ({"more": 1}, "does not know: 'more'"),
         ({"memory": {"file": "../../etc/passwd", "size": 1, "pages": 0, "sum": 0}}, "no name of such a file"),
+        ({"memory": {**MEMORY, "base": ""}}, "base is no name of a directory"),
+        ({"memory": {**MEMORY, "base": "a\0"}}, "base is no name of a directory"),
+        ({"memory": {**MEMORY, "base": "\ud800"}}, "base is no name of a directory"),
         ({"memory": 5}, "memory"),
         ({"config": None}, "config"),
     ],
