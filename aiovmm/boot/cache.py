@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +23,15 @@ from typing import Any
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource
 from aiovmm.errors import ImageError
 from aiovmm.runtime.dataclass import dataclass
+from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.user_dirs import find_cache_directory
 
 __all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
 
 _FORMAT = 1
 _HOLE = 16384  # bytes; smaller holes would cost more system calls than they save copying
+_BEGUN = ".tmp-"
+_TO_LOCK = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 _SETTLED_NS = 2_000_000_000  # a file changed less than this ago may change again within its timestamps' granularity
 
 
@@ -184,10 +188,9 @@ def sha256(data: bytes) -> str:
 
 
 def _write_atomically(path: Path, data: bytes, *, sparse: bool = False) -> None:
-    import tempfile  # for cold starts only, like hashlib
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    _sweep(path.parent)
+    fd, name = _begun(path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
             if sparse:
@@ -196,11 +199,32 @@ def _write_atomically(path: Path, data: bytes, *, sparse: bool = False) -> None:
                 file.write(data)
                 file.flush()
             os.fsync(file.fileno())  # or a crash could leave the name with no content behind it
-        os.replace(name, path)
+            os.replace(name, path)  # before it is unlocked
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def _begun(folder: Path) -> tuple[int, str]:
+    """A new file, which is locked for as long as it is written."""
+    import tempfile  # for cold starts only, like hashlib
+
+    while True:
+        fd, name = tempfile.mkstemp(dir=folder, prefix=_BEGUN)
+        with contextlib.suppress(OSError):  # where nobody can lock nobody sweeps
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:  # else another has swept it away before it was locked
+            return fd, name
+        os.close(fd)
+
+
+def _sweep(folder: Path) -> None:
+    """What killed writers have left, each as large as a kernel."""
+    for left in folder.glob(f"{_BEGUN}*"):
+        with contextlib.suppress(OSError), flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB, _TO_LOCK) as is_left:
+            if is_left:
+                left.unlink()
 
 
 def _write_sparse(fd: int, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
@@ -169,6 +170,34 @@ def test_cache_that_cannot_be_written(path: Path, tmp_path: Path, unpacked: list
 def test_nothing_temporary_is_left(path: Path, cache: Path) -> None:
     assert isinstance(load_kernel(path, cache=cache).source, FileSource)
     assert not [p for p in cache.rglob("*") if p.name.startswith(".tmp")]
+
+
+def test_what_killed_writers_have_left_goes_and_what_is_being_written_stays(path: Path, cache: Path) -> None:
+    """Each is as large as a kernel, and hidden."""
+    cache.mkdir()
+    for name in (".tmp-left", ".tmp-written"):
+        (cache / name).write_bytes(bytes(4096))
+    with open(cache / ".tmp-written", "rb") as written:
+        fcntl.flock(written, fcntl.LOCK_EX)
+        assert isinstance(load_kernel(path, cache=cache).source, FileSource)
+    assert [found for found in cache.rglob("*") if found.name.startswith(".tmp")] == [cache / ".tmp-written"]
+
+
+def test_one_that_was_swept_away_before_it_was_locked_is_begun_again(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    swept: list[str] = []
+
+    def late(fd: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            swept.append(os.readlink(f"/proc/self/fd/{fd}"))
+            os.unlink(swept[0])
+        lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert isinstance(load_kernel(path, cache=cache).source, FileSource)
+    assert swept
 
 
 def test_file_just_written_is_hashed_again_next_time(put: Callable[..., Path], cache: Path) -> None:
