@@ -50,6 +50,8 @@ async def load(function: VirtioPci, state: State) -> None:
     positions = once(state, _positions, function.name, sizes)
     await load_device(function.device, device)
     if function.negotiation.status & Status.DRIVER_OK:
+        if not function.negotiation.status & Status.NEEDS_RESET:
+            _refuse_lost(positions)
         function._active = function._standstill.loaded = True
         function._standstill.positions = list(positions)
         _runner(function).take_over()
@@ -76,6 +78,15 @@ def _positions(state: State, name: str, sizes: tuple[int, ...]) -> tuple[QueuePo
     if saved and len(saved) != len(sizes):
         raise SnapshotError(f"{len(saved)} queues were live, of {len(sizes)}")
     return tuple(QueuePosition.read(one, size) for one, size in zip(saved, sizes, strict=False))
+
+
+def _refuse_lost(positions: tuple[QueuePosition, ...]) -> None:
+    """Only a device that is broken stops with chains that nobody returns: see DeviceRunner.suspend. Raises SnapshotError."""
+    for number, position in enumerate(positions):
+        if lost := position.in_flight - len(position.again):
+            raise SnapshotError(
+                f"queues[{number}]: {lost} chains were taken that do not come again, by a device that works"
+            )
 
 
 async def go_on(function: VirtioPci) -> None:

@@ -276,6 +276,19 @@ async def test_a_device_whose_last_queue_cannot_be_goes_on_elsewhere_until_it_is
         assert await driver.request(0, [b"on"], [2]) == b"no"
 
 
+@pytest.mark.parametrize(("last_avail", "used_idx"), [(1, 0), (0, 0xFFFF)])
+async def test_chains_that_would_never_come_back_are_refused(last_avail: int, used_idx: int) -> None:
+    """Such a guest could be restored, and never be saved again."""
+    async with Traveller(lambda: [Slow()]) as guest:
+        await guest.drivers[0].start()
+        state = await guest.leave()
+        position = state["segments"][0]["functions"][1]["state"]["queues"][0]
+        position["last_avail"], position["used_idx"] = last_avail, used_idx
+        await guest._build()
+        with pytest.raises(SnapshotError, match=r"slow: queues\[0\]: 1 chains were taken that do not come again"):
+            await guest.root.load(state)
+
+
 async def test_a_half_configured_driver_goes_on() -> None:
     async with Traveller(lambda: [Slow()]) as guest:
         driver = guest.drivers[0]
