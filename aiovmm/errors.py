@@ -47,6 +47,7 @@ __all__ = [
     "host_error",
     "not_started",
     "printable",
+    "readable",
     "remedy",
 ]
 
@@ -152,12 +153,27 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+_LONGEST = 2000  # characters: a path may have 4096 bytes, and a value whatever a file has room for
+_LONGEST_OUTPUT = 12_000  # of one that ends with what a guest has printed, whose last 2000 bytes are spelt there
+
+
+def readable(text: str, most: int = _LONGEST) -> str:
+    """`printable`, without the middle of one that quotes a value nobody would read to its end."""
+    if len(text) <= most and len(line := printable(text)) <= most:
+        return line
+    left = f"[... of {len(text)} characters ...]"
+    half = (most - len(left)) // 2
+    return printable(text[:half])[:half] + left + printable(text[-half:])[-half:]
+
+
 class AiovmmError(Exception):
-    """Base of every error that aiovmm raises on purpose. Its text is one line that can be printed; its attributes are as they
-    are, also where a guest has written them."""
+    """Base of every error that aiovmm raises on purpose. Its text is one line that can be printed, of a bounded length; its
+    attributes are as they are, also where a guest has written them."""
+
+    _longest = _LONGEST
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return readable(super().__str__(), self._longest)
 
 
 class UsageError(AiovmmError, ValueError):
@@ -206,7 +222,7 @@ class HostError(AiovmmError, OSError):
         self.hint = hint
 
     def __str__(self) -> str:
-        return printable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
+        return readable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
 
 
 def _has_directory() -> bool:
@@ -263,6 +279,8 @@ class PeerError(AiovmmError):
 class ConsoleEnded(AiovmmError, EOFError):
     """The console ended: its guest is gone. `received` is what had arrived and was not read."""
 
+    _longest = _LONGEST_OUTPUT
+
     def __init__(self, what: str, received: bytes = b"") -> None:
         self.received = received
         tail = f"; {len(received)} unread bytes end: {received[-2000:]!r}" if received else ""
@@ -271,6 +289,8 @@ class ConsoleEnded(AiovmmError, EOFError):
 
 class ExpectTimeout(AiovmmError, TimeoutError):
     """The console did not match `pattern` in `timeout` seconds; `received` is what did arrive."""
+
+    _longest = _LONGEST_OUTPUT
 
     def __init__(self, pattern: bytes, timeout: float, received: bytes) -> None:
         self.pattern = pattern

@@ -18,7 +18,7 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
-from aiovmm.errors import AiovmmError, printable
+from aiovmm.errors import AiovmmError, readable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +42,8 @@ _TAIL = 2000  # bytes of output in a message
 
 class AgentError(AiovmmError):
     """Base of all that comes from running something in a guest."""
+
+    _longest = 20_000  # characters, spelt: _TAIL of what it has printed and of its errors
 
 
 class AgentLost(AgentError, ConnectionError):
@@ -125,7 +127,7 @@ class GuestOSError(AgentError, OSError):
         super().__init__(errno_, f"{operation}: {os.strerror(errno_)}", path)
 
     def __str__(self) -> str:
-        return printable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
+        return readable(f"{self.strerror}" + (f": {self.filename}" if self.filename else ""))
 
 
 class CommandNotFound(GuestOSError, FileNotFoundError):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from aiovmm.errors import printable
+from aiovmm.errors import readable
 from aiovmm.runtime.nowait import write_now
 
 if TYPE_CHECKING:
@@ -22,24 +22,16 @@ if TYPE_CHECKING:
 __all__ = ["say", "settle"]
 
 _PATIENCE = 0.25  # seconds for a reader that does not read, or storage that does not answer
-_LONGEST = 2000  # characters of a line: a path may have 4096 bytes, and a value whatever a command line has room for
 _MOST = 16  # words that wait for storage
 _LOOK = 0.01  # seconds between two looks of a loop whether it does
 
 
 def say(text: str, *, below: bool = False) -> None:
     """One line for the person who started it, whatever is in the names that it quotes; `below` what a guest left of one."""
-    line = _bounded(printable(text))
+    line = readable(text)
     if sys.stderr is not None:
         with suppress(OSError, ValueError):  # full, closed, or nobody reads it
             _print("\r\n" * below + f"aiovmm: {line}\n")
-
-
-def _bounded(line: str) -> str:
-    """Without the middle of one that quotes a value nobody would read to its end."""
-    left_out = len(line) - _LONGEST
-    half = _LONGEST // 2
-    return line if left_out <= 0 else f"{line[:half]}[... {left_out} characters ...]{line[-half:]}"
 
 
 def settle() -> None:

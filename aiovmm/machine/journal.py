@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 
-from aiovmm.errors import AiovmmError, printable
+from aiovmm.errors import AiovmmError, readable
 from aiovmm.events import EventStream, Subscription
 from aiovmm.lifecycle import Event, EventKind, ExitStatus
 from aiovmm.runtime.home import HomeLoop
@@ -77,7 +77,7 @@ class Journal:
 
 def _words(error: BaseException) -> str:
     """What an error says, in a line, and its kind where that is half of the message (KeyError: 'x')."""
-    text = printable(str(error))
+    text = str(error) if isinstance(error, AiovmmError) else readable(str(error))
     if isinstance(error, AiovmmError | OSError) and text:
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from aiovmm.errors import printable
+from aiovmm.errors import readable
 
 __all__ = ["heard_by", "remark"]
 
@@ -16,11 +16,11 @@ _hearers: list[Callable[[str], object]] = []
 def remark(text: str) -> None:
     """To whoever listens, as one line that can be printed, whatever it quotes."""
     if _hearers:
-        _hearers[-1](printable(text))
+        _hearers[-1](readable(text))
         return
     import logging  # for who has something to remark
 
-    logging.getLogger("aiovmm").warning("%s", printable(text))
+    logging.getLogger("aiovmm").warning("%s", readable(text))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from aiovmm import errors
 from aiovmm.agent import errors as agent_errors
 from aiovmm.cli.commands import cli
 from aiovmm.cli.logs import configure_logging
-from aiovmm.errors import AiovmmError, HostError, printable
+from aiovmm.errors import AiovmmError, ConfigError, ExpectTimeout, HostError, StateError, printable
 from aiovmm.pool.workers.plain import WorkerLost
 from aiovmm.sandboxes.listed import RUNNING, Listed
 from tests.limits import HANGS
@@ -62,6 +62,33 @@ def test_the_text_of_every_error_is_one_line_that_can_be_printed(kind: type[Aiov
     text = str(made(kind))
     assert text.isprintable()
     assert "52;c;" in text
+
+
+@pytest.mark.parametrize("kind", sorted(set(kinds()), key=str))
+def test_the_text_of_every_error_has_an_end_whatever_it_quotes(
+    kind: type[AiovmmError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value of a snapshot's, a document's or a peer's is as long as it likes."""
+    monkeypatch.setitem(made.__globals__, "EVIL", EVIL * 100_000)
+    text = str(made(kind))
+    assert text.isprintable()
+    assert len(text) <= 20_000
+
+
+def test_an_error_that_quotes_too_much_says_how_much_it_was_and_what_to_do_all_the_same() -> None:
+    error = ConfigError("memory.size", f"{'9' * 1_000_000} is more than any machine has", "like 2G")
+    text = str(error)
+    assert len(text) <= 2000
+    assert text.startswith("memory.size: 999")
+    assert "[... of 1000052 characters ...]" in text
+    assert text.endswith("999 is more than any machine has (like 2G)")
+    assert str(StateError(text)) == text
+    assert len(error.reason) > 1_000_000
+
+
+def test_what_a_guest_printed_last_is_quoted_whole() -> None:
+    said = b"".join(b"line %d\r\n" % number for number in range(1000))
+    assert repr(said[-2000:]) in str(ExpectTimeout(b"login", 1.0, said))
 
 
 @pytest.fixture

@@ -54,6 +54,16 @@ def test_it_comes_back_as_it_was() -> None:
     assert from_state(to_state(small)) == small
 
 
+@pytest.mark.parametrize("value", [10**4000, "9" * 4_000_000, "\x1b" * 100_000], ids=["number", "text", "spelt"])
+def test_a_value_as_long_as_it_likes_makes_no_message_of_that_length(value: int | str) -> None:
+    state = decode(encode(to_state(FULL)))
+    for name in ("memory", "disks", "name"):
+        with pytest.raises((ConfigError, SnapshotError)) as refused:
+            from_state({**state, name: value})
+        assert len(str(refused.value)) <= 2000, name
+        assert str(refused.value).isprintable(), name
+
+
 def places(state: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     found = [path] if path else []
     items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
