@@ -9,7 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -175,6 +175,23 @@ async def _refused() -> None:
         await asyncio.open_connection(RESOLVER, 54)
     except OSError as exc:  # EHOSTUNREACH, as "administratively prohibited" is
         raise ConnectionRefusedError from exc
+
+
+async def test_a_name_server_that_answers_what_it_was_not_asked_is_not_heard_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without end, and as fast as it can: nothing of that is waited for, so the loop would never have its turn."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(bytes(1000))
+        with suppress(ConnectionError):
+            await reader.read()  # until it is let go
+        writer.close()
+
+    async with asyncio.timeout(HANGS), await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        monkeypatch.setattr(sys.modules[_ask.__module__], "_PORT", server.sockets[0].getsockname()[1])
+        with pytest.raises(ConnectionError, match="not asked"):
+            await _ask("127.0.0.1", query("100.example", number=7))
 
 
 def test_which_name_servers_there_are(tmp_path: Path) -> None:

@@ -103,14 +103,14 @@ class Answers:
 
 
 async def _ask(server: str, message: bytes) -> bytes:
-    """Raises OSError, IncompleteReadError."""
+    """Raises OSError, also if it answers what it was not asked, which it may go on with for ever; IncompleteReadError."""
     reader, writer = await asyncio.open_connection(server, _PORT)
     try:
         writer.write(len(message).to_bytes(2, "big") + message)
-        while True:  # an answer to somebody else's question is none
-            answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-            if answer[:2] == message[:2]:
-                return answer
+        answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
+        if answer[:2] != message[:2]:
+            raise ConnectionError(f"{server} answers what it was not asked")
+        return answer
     finally:
         writer.transport.abort()
 
