@@ -16,7 +16,8 @@ __all__ = ["CpioArchive", "CpioEntry"]
 
 _TRAILER = "TRAILER!!!"
 _BLOCK = 512  # archives are padded to it, as GNU cpio does
-_LONGEST_PATH = 4095  # the kernel skips members with longer ones (PATH_MAX)
+_LONGEST_PATH = 4095  # bytes: the kernel leaves out members with longer ones, and links to longer ones (PATH_MAX)
+_LONGEST_NAME = 255  # bytes, likewise (NAME_MAX)
 _LARGEST_FILE = 0xFFFFFFFF  # c_filesize has eight hexadecimal digits
 
 
@@ -54,8 +55,11 @@ class CpioArchive:
         self._add(path, CpioEntry(stat.S_IFREG | mode, data))
 
     def symlink(self, path: str, target: str) -> None:
-        """A symbolic link to `target`."""
-        self._add(path, CpioEntry(stat.S_IFLNK | 0o777, target.encode(errors="surrogateescape")))
+        """A symbolic link to `target`. Raises UsageError for what cannot be a path."""
+        data = _bytes(target)
+        if not 0 < len(data) <= _LONGEST_PATH or b"\0" in data:
+            raise UsageError(f"{path}: a symbolic link to {len(data)} bytes that cannot be a path")
+        self._add(path, CpioEntry(stat.S_IFLNK | 0o777, data))
 
     def character_device(self, path: str, major: int, minor: int, mode: int = 0o600) -> None:
         """A character device node."""
@@ -87,13 +91,21 @@ def _normal(path: str) -> str:
     if not parts or ".." in parts or "\0" in path:
         raise UsageError(f"not a path for a file in an archive: {path!r}")
     name = "/".join(parts)
-    if len(name) > _LONGEST_PATH:
-        raise UsageError(f"a path of {len(name)} bytes is too long for a file in an archive")
+    if name == _TRAILER:
+        raise UsageError(f"no file in an archive can be called {name!r}, which says that the archive ends")
+    if (size := len(_bytes(name))) > _LONGEST_PATH:
+        raise UsageError(f"a path of {size} bytes is too long for a file in an archive")
+    if (size := max(len(_bytes(part)) for part in parts)) > _LONGEST_NAME:
+        raise UsageError(f"a name of {size} bytes is too long for a file in an archive")
     return name
 
 
+def _bytes(path: str) -> bytes:
+    return path.encode(errors="surrogateescape")
+
+
 def _append(out: bytearray, inode: int, path: str, entry: CpioEntry) -> None:
-    name = path.encode(errors="surrogateescape") + b"\0"
+    name = _bytes(path) + b"\0"
     links = 2 if stat.S_ISDIR(entry.mode) else 1
     major, minor = entry.device
     fields = (inode, entry.mode, 0, 0, links, 0, len(entry.data), 0, 0, major, minor, len(name), 0)

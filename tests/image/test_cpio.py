@@ -137,3 +137,19 @@ def test_names_that_are_no_utf8_and_names_too_long() -> None:
     assert b"\xfe" in data
     with pytest.raises(UsageError, match="too long"):
         archive.file("/" + "x/" * 3000 + "y", b"")
+
+
+@pytest.mark.parametrize("path", ["a/" + "é" * 128, "é/" * 1400 + "x", "TRAILER!!!"])
+def test_what_a_kernel_would_leave_out_without_a_word_is_refused(path: str) -> None:
+    archive = CpioArchive()
+    with pytest.raises(UsageError, match="in an archive"):
+        archive.file(path, b"x")
+    archive.file("a/" + "é" * 127 + "x", b"x")
+    archive.file("a/TRAILER!!!", b"x")
+
+
+@pytest.mark.parametrize("target", ["", "é" * 2048, "a\0b"])
+def test_a_link_that_a_kernel_would_leave_out_is_refused(target: str) -> None:
+    archive = CpioArchive()
+    with pytest.raises(UsageError, match="cannot be a path"):
+        archive.symlink("a", target)
