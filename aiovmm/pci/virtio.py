@@ -335,6 +335,8 @@ class VirtioPci(PciFunction):
         region = self._region(bar, offset, size)
         data = b"\xff" * size if region is None else region.device.read(offset - region.offset, size)
         assert isinstance(data, bytes), "registers of ours answer at once"
+        if len(data) != size:  # a device of the embedder's: more would be in the place of other registers
+            raise ValueError(f"{self.name}: a read of {size} bytes gave {len(data)}")
         return data
 
     def _write_bar(self, bar: int, offset: int, data: bytes) -> Awaitable[None] | None:

@@ -505,6 +505,21 @@ async def test_the_pci_cfg_window_reads_writes_and_notifies(machine: Machine) ->
         assert machine.device.config == b"untouche"
 
 
+async def test_a_device_that_gives_more_than_it_was_asked_for_overwrites_no_register(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor makes a configuration space that is larger than its window."""
+    function, pci = machine.driver.function, machine.pci
+    window = next(o for c, o in function.capabilities if c == VENDOR and pci.read(1, o + 3, 1) == 5)
+    await pci.write(1, window + 8, 0x2000)
+    await pci.write(1, window + 12, 4)
+    before = bytes(machine.transport.config.data)
+    monkeypatch.setattr(machine.device, "read_config", lambda offset, size: b"x" * 8192)
+    with pytest.raises(ValueError, match="a read of 4 bytes gave 8192"):
+        pci.read(1, window + 16)
+    assert machine.transport.config.data == before
+
+
 async def test_unplugging_a_live_device_stops_it(machine: Machine) -> None:
     await machine.driver.start()
     await machine.driver.request(0, [b"x"], [1])
