@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from aiovmm import architecture
 from aiovmm.architecture import Architecture
 from aiovmm.errors import HostError
 from aiovmm.image.apt import Apt, foreign_apt
+from aiovmm.runtime.flock import OF_DIRECTORY, flocked
 from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["Packages", "package_directory", "packages_for"]
+
+_BEGUN = ".tmp-"
 
 
 class Packages:
@@ -56,7 +63,7 @@ class Packages:
 
     def _download(self, package: str, version: str, target: Path, parts: list[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".tmp-") as scratch:
+        with _scratch(target.parent) as scratch:
             self._apt.run(["apt-get", "download", f"{package}={version}", *parts], package, cwd=scratch)
             for archive in sorted(Path(scratch).glob("*.deb")):
                 self._apt.run(["dpkg-deb", "-x", str(archive), f"{scratch}/root"], package)
@@ -65,6 +72,29 @@ class Packages:
             except OSError:
                 if not target.is_dir():  # else another process was faster, with the same content
                     raise
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[str]:
+    """A directory that is locked, and goes with the block; or with the next one that is made, if this process is killed."""
+    _sweep(folder)
+    with ExitStack() as stack:
+        while True:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=_BEGUN))
+            with suppress(OSError):  # where nobody can lock nobody sweeps
+                stack.enter_context(flocked(scratch, fcntl.LOCK_EX))
+            if os.path.isdir(scratch):  # else another has swept it away before it was locked
+                break
+        yield scratch
+
+
+def _sweep(folder: Path) -> None:
+    """What killed ones have left, each as large as a package and what is in it."""
+    how, flags = fcntl.LOCK_EX | fcntl.LOCK_NB, OF_DIRECTORY | os.O_NOFOLLOW
+    for left in folder.glob(f"{_BEGUN}*"):
+        with suppress(OSError), flocked(left, how, flags) as is_left:
+            if is_left:
+                shutil.rmtree(left)
 
 
 def packages_for(wanted: Architecture, cache: str | os.PathLike[str] | None = None) -> Packages:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,9 @@ import pytest
 from aiovmm.errors import ImageError
 from aiovmm.image import cloud_kernel, debian_kernel, find_kernel, host_kernel
 from aiovmm.image import kernel as kernel_module
+from aiovmm.runtime.flock import flocked
 from tests.image.conftest import GOOD, install, script
+from tests.limits import HANGS
 
 
 def test_newest_installed_kernel(tmp_path: Path) -> None:
@@ -136,6 +142,39 @@ def test_damaged_package_leaves_nothing(apt: Path, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="not a Debian archive"):
         debian_kernel(cache=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_what_a_download_that_was_killed_has_left_goes_with_the_next(apt: Path, tmp_path: Path) -> None:
+    """It is as large as a kernel and its package, and hidden. apt-get and dpkg-deb may run yet: what is locked stays."""
+    package(apt, tmp_path)
+    cache = tmp_path / "cache"
+    script(apt, "dpkg-deb", 'kill -9 "$PPID"')
+    command = [sys.executable, "-c", f"from aiovmm.image import debian_kernel; debian_kernel(cache={str(cache)!r})"]
+    assert subprocess.run(command, timeout=HANGS, capture_output=True).returncode == -signal.SIGKILL
+    assert list(cache.glob(".tmp-*/linux.deb"))
+    (written := cache / ".tmp-written").mkdir()
+    script(apt, "dpkg-deb", f'cp -r {tmp_path}/content "$3"')
+    with flocked(written, fcntl.LOCK_EX):
+        debian_kernel(cache=cache)
+    assert [path for path in cache.iterdir() if path.name.startswith(".")] == [written]
+
+
+def test_one_that_was_swept_away_before_it_was_locked_is_begun_again(
+    apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+    swept: list[str] = []
+
+    def late(fd: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not swept:
+            swept.append(os.readlink(f"/proc/self/fd/{fd}"))
+            os.rmdir(swept[0])
+        lock(fd, how)
+
+    package(apt, tmp_path)
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert debian_kernel(cache=tmp_path / "cache").release
+    assert swept
 
 
 def test_machine_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
