@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -15,6 +19,7 @@ from aiovmm.errors import HostError, UsageError
 __all__ = ["command"]
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
+_WRITE = "write the initramfs"
 _arch = once(
     "--arch",
     type=click.Choice([known.name for known in architecture.ALL]),
@@ -59,18 +64,58 @@ def _files(specs: tuple[str, ...]) -> dict[str, str]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole, or not at all, also where a signal comes. Not over what a running guest has locked."""
+    """Whole, or not at all, also where it is killed. Not over what a running guest has locked."""
+    from aiovmm.runtime.new_file import appearing
+
+    target = Path(os.path.realpath(path))  # a link may lead there
+    try:
+        with _claimed(path) as there:
+            if there is not None and not _is_replaceable(there, target):
+                _overwrite(there, target, data)
+                return
+            with appearing(target, replacing=True) as fd:
+                if there is not None:
+                    os.fchmod(fd, stat.S_IMODE(os.fstat(there).st_mode))
+                with open(fd, "wb", closefd=False) as file:
+                    file.write(data)
+    except HostError:
+        raise
+    except OSError as exc:
+        raise HostError(_WRITE, exc.errno or 0, path=str(path)) from exc
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[int | None]:
+    """What is there."""
     from aiovmm.runtime.output_file import open_output_file
 
-    fd = open_output_file(path, "OUTPUT", "write the initramfs", mode=0o666, follow=True, streams=False)
+    if not os.path.exists(path):
+        yield None
+        return
+    fd = open_output_file(path, "OUTPUT", _WRITE, append=True, follow=True, streams=False)
     try:
-        with open(fd, "wb") as file:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _is_replaceable(fd: int, target: Path) -> bool:
+    """By another file, and nobody could tell: not one that has other names or none, an owner to keep, or a closed directory."""
+    there = os.fstat(fd)
+    is_plain = stat.S_ISREG(there.st_mode) and there.st_nlink == 1 and there.st_uid == os.geteuid()
+    return is_plain and os.path.exists(target) and os.access(target.parent, os.W_OK)
+
+
+def _overwrite(fd: int, target: Path, data: bytes) -> None:
+    """Whole, or not at all, also where a signal comes."""
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                os.ftruncate(fd, 0)
             file.write(data)
-    except BaseException as exc:
-        if path.is_file():
-            path.resolve().unlink()  # a link may lead there
-        if isinstance(exc, OSError):
-            raise HostError("write the initramfs", exc.errno or 0, path=str(path)) from exc
+    except BaseException:
+        if target.is_file():
+            target.unlink()
         raise
 
 

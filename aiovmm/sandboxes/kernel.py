@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from importlib import resources
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from aiovmm.agent import agent_binary
 from aiovmm.errors import HostError, ImageError
 from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel, host_kernel, kept_kernel
 from aiovmm.image.modules import ModuleTree
+from aiovmm.runtime.new_file import appearing
 from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["MODULES", "find_sandbox_kernel", "sandbox_initramfs"]
@@ -88,12 +87,8 @@ def _keep(folder: Path, target: Path, data: bytes) -> None:
     """Whole, or not at all; of two who do it at once one stays, and they are equal."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        scratch = folder / f".{secrets.token_hex(8)}"
-        try:
-            scratch.write_bytes(data)
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with appearing(target, replacing=True) as fd, open(fd, "wb", closefd=False) as file:
+            file.write(data)
     except OSError as exc:
         hint = "XDG_CACHE_HOME says where else it may be kept"
         raise HostError("keep an initramfs", exc.errno or 0, hint, str(folder)) from exc

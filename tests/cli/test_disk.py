@@ -67,20 +67,22 @@ DOOMED = """
 import os, signal, sys
 from aiovmm.cli import main
 os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
-sys.argv[1:1] = ["disk", "copy"]
+sys.argv[1:1] = ["disk"]
 main()
 """
 
 
-def test_a_copy_that_is_killed_leaves_nothing(base: Path, tmp_path: Path) -> None:
-    """It would be as large as the disk, and hidden."""
-    _require_unnamed_files(tmp_path)
-    done = subprocess.run([sys.executable, "-c", DOOMED, base, tmp_path / "new"], timeout=HANGS, capture_output=True)
+@pytest.mark.parametrize("asked", ["copy base.img new", "create new --base base.img"])
+def test_one_that_is_killed_leaves_nothing(asked: str, base: Path, tmp_path: Path) -> None:
+    """Of a copy it would be as large as the disk, and hidden."""
+    require_unnamed_files(tmp_path)
+    command = [sys.executable, "-c", DOOMED, *asked.split()]
+    done = subprocess.run(command, timeout=HANGS, capture_output=True, cwd=tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert os.listdir(tmp_path) == [base.name]
 
 
-def _require_unnamed_files(place: Path) -> None:
+def require_unnamed_files(place: Path) -> None:
     try:
         os.close(os.open(place, os.O_RDWR | os.O_TMPFILE))
     except OSError as exc:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,14 @@ from click.testing import CliRunner
 
 from aiovmm.agent import agent_binary
 from aiovmm.cli.image import initramfs
-from aiovmm.errors import ImageError, UsageError
+from aiovmm.errors import ConfigError, HostError, ImageError, UsageError
 from aiovmm.image import Initramfs, build_initramfs, debian_kernel
 from aiovmm.image.modules import ModuleTree
+from aiovmm.runtime import ofdlock
 from tests.boot.images import INTERP, elf
+from tests.cli.test_disk import require_unnamed_files
 from tests.image.conftest import RELEASE, ko
+from tests.limits import HANGS
 
 BUSYBOX = shutil.which("busybox")
 needs_busybox = pytest.mark.skipif(BUSYBOX is None, reason="no busybox (package busybox-static)")
@@ -284,3 +289,74 @@ def test_modules_of_two_kernels(tree: Path) -> None:
 def test_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         build_initramfs(files={"/init": str(tmp_path / "none")})
+
+
+def _ask(path: Path, modules: Path, *before: str) -> list[str]:
+    """For a process of its own."""
+    start = "import signal; from aiovmm.cli import main"
+    code = "; ".join([start, *before, "main()"])
+    return [
+        sys.executable,
+        "-c",
+        code,
+        "image",
+        "initramfs",
+        str(path),
+        "--busybox",
+        str(BUSYBOX),
+        "--modules",
+        str(modules),
+    ]
+
+
+DOOMED = (
+    "import resource",
+    "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)",
+    "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))",
+)
+
+
+@needs_busybox
+@pytest.mark.parametrize("is_there", [False, True])
+def test_one_whose_making_is_killed_leaves_what_was_there(is_there: bool, tree: Path, tmp_path: Path) -> None:
+    """Half of one would be there under its name, and boot nothing."""
+    (out := tmp_path / "out").mkdir()
+    require_unnamed_files(out)
+    if is_there:
+        (out / "image").write_bytes(b"the last one")
+    done = subprocess.run(_ask(out / "image", tree, *DOOMED), timeout=HANGS, capture_output=True)
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    assert [path.read_bytes() for path in out.iterdir()] == [b"the last one"] * is_there
+
+
+@needs_busybox
+def test_one_in_the_place_of_another_keeps_its_mode_its_links_and_what_it_is(tree: Path, tmp_path: Path) -> None:
+    (out := tmp_path / "out").mkdir()
+    given = ["--busybox", str(BUSYBOX), "--modules", str(tree)]
+
+    def made(name: str) -> bytes:
+        assert CliRunner().invoke(initramfs, [str(out / name), *given], catch_exceptions=False).exit_code == 0
+        return (out / name).read_bytes()
+
+    whole = made("image")
+    (out / "image").write_bytes(b"x")
+    (out / "image").chmod(0o640)
+    (out / "link").symlink_to("image")
+    assert made("link") == whole
+    assert (out / "link").is_symlink()
+    assert (out / "image").stat().st_mode & 0o777 == 0o640
+    (out / "other").hardlink_to(out / "image")
+    (out / "image").write_bytes(b"x" * (len(whole) + 1))
+    assert made("image") == (out / "other").read_bytes() == whole
+    (out / "dangling").symlink_to("new")
+    assert made("dangling") == (out / "new").read_bytes() == whole
+    with open(out / "new", "r+b") as taken:
+        ofdlock.lock(taken.fileno(), shared=False)
+        with pytest.raises(ConfigError, match="in use by another program"):
+            made("new")
+    assert CliRunner().invoke(initramfs, ["/dev/null", *given], catch_exceptions=False).exit_code == 0
+    assert Path("/dev/null").is_char_device()
+    with pytest.raises(HostError, match=r"write the initramfs: No such file.*absent/image"):
+        made("absent/image")
+    assert sorted(path.name for path in out.iterdir()) == ["dangling", "image", "link", "new", "other"]

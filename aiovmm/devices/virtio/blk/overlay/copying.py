@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiovmm.devices.virtio.blk.image import DiskImage
@@ -16,12 +15,12 @@ from aiovmm.devices.virtio.blk.overlay.layer import Layer
 from aiovmm.devices.virtio.blk.protocol import SECTOR
 from aiovmm.errors import HostError
 from aiovmm.native import ffi, lib
+from aiovmm.runtime import new_file
 
 __all__ = ["appearing", "copy_image", "pieces", "read_at", "write_all"]
 
 _FICLONE = 0x40049409  # <linux/fs.h>
 _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EPERM)
-_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 _STEP = 4 << 20
 _HOLE = 64 << 10  # bytes of zeros that are worth one
 
@@ -105,38 +104,11 @@ def appearing(path: Path) -> Iterator[int]:
     if not path.name:  # "/" and "."
         raise HostError("making the file", errno.EEXIST, "choose another name", str(path))
     try:
-        fd, temporary = _begun(path)
-        try:
+        with new_file.appearing(path) as fd:
             yield fd
-            os.fsync(fd)
-            if temporary is None:
-                os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)  # by linkat(2), which can follow that link
-            else:
-                os.link(temporary, path)
-        finally:
-            os.close(fd)
-            if temporary is not None:
-                with suppress(OSError):
-                    os.unlink(temporary)
         sync_directory(path)
     except HostError:
         raise
     except OSError as exc:
         hint = "remove that file, or choose another name" if exc.errno == errno.EEXIST else ""
         raise HostError("making the file", exc.errno or 0, hint, str(path)) from exc
-
-
-def _begun(path: Path) -> tuple[int, Path | None]:
-    """A new file in the directory of `path`, without a name where the file system has such: whoever is killed meanwhile leaves
-    nothing of it, which may be as large as a disk. Its name, if it has one. Raises OSError."""
-    try:
-        fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
-    except OSError as exc:
-        if exc.errno not in _NO_UNNAMED:
-            raise
-    else:
-        if os.path.exists(f"/proc/self/fd/{fd}"):
-            return fd, None
-        os.close(fd)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-    return os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), temporary

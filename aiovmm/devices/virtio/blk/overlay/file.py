@@ -8,7 +8,6 @@ import os
 import stat
 import tempfile
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 from aiovmm.devices.virtio.blk.image import let_go_of
@@ -29,6 +28,7 @@ from aiovmm.devices.virtio.formats import open_file, open_image
 from aiovmm.errors import HostError, ImageError
 from aiovmm.native import lib
 from aiovmm.runtime.forks import keep_private
+from aiovmm.runtime.new_file import appearing
 
 __all__ = [
     "create_overlay",
@@ -68,18 +68,10 @@ def create_overlay(path: Path, base: Base) -> None:
     try:
         header = layout(image.sectors * SECTOR, identity_of(base), name_of_base(path, image.path), uuid.uuid4().bytes)
         copy = header.pack()
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
+        with appearing(path) as fd:
             os.ftruncate(fd, header.data_at + header.size)
             reserve_map(fd, header)
             os.pwrite(fd, copy, 0)
-            os.fsync(fd)
-            os.link(temporary, path)
-        finally:
-            os.close(fd)
-            with suppress(OSError):
-                os.unlink(temporary)
         sync_directory(path)
     except OSError as exc:
         raise HostError("making the overlay", exc.errno or 0, "", str(path)) from exc
