@@ -14,12 +14,13 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import fields, replace
 from typing import NamedTuple, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from aiovmm.errors import AiovmmError, StateError
+from aiovmm.runtime.log import Log
 from aiovmm.stats.values import LoopStats, VMStats
 from aiovmm.vm import VM
 
@@ -54,6 +55,7 @@ class VMCollector(Collector):
         self._loop = asyncio.get_running_loop()
         self._labels: WeakKeyDictionary[VM, str] = WeakKeyDictionary()
         self._late: set[asyncio.Task[_Numbers | None]] = set()
+        self._left_out: WeakSet[VM] = WeakSet()  # and said to be
 
     def describe(self) -> Iterator[Metric]:
         """What there is, without numbers: what a registry asks first, perhaps on the event loop."""
@@ -71,13 +73,14 @@ class VMCollector(Collector):
         return _metrics(numbers)
 
     async def _read(self) -> list[_Numbers]:
-        tasks = [asyncio.create_task(self._now(vm), name=f"numbers of {vm.name}") for vm in self._vms()]
+        tasks = {asyncio.create_task(self._now(vm), name=f"numbers of {vm.name}"): vm for vm in self._vms()}
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=_LATE)
             for task in late:
                 task.cancel()
                 self._late.add(task)  # else nobody would hold it
                 task.add_done_callback(self._late.discard)
+                self._leave_out(tasks[task], f"no answer within {_LATE:g} s")
         found = [task.result() for task in tasks if task.done()]
         return [numbers for numbers in found if numbers is not None]
 
@@ -88,11 +91,18 @@ class VMCollector(Collector):
         async with aclosing(iterator):
             try:
                 stats = await anext(iterator, None)
-            except _REFUSED:
+            except _REFUSED as exc:
+                self._leave_out(vm, str(exc))
                 return None
         if stats is None:
             return None
         return _Numbers(replace(stats, vm=label), await _pages(vm) if self._memory else None)
+
+    def _leave_out(self, vm: VM, why: str) -> None:
+        """Said once of each: a scrape without it looks like one of fewer VMs."""
+        if vm not in self._left_out:
+            self._left_out.add(vm)
+            Log(vm=self._label(vm)).warning("left out of a scrape: it tells no numbers", error=why)
 
     def _label(self, vm: VM) -> str:
         if vm not in self._labels:

@@ -246,7 +246,9 @@ async def test_a_fault_of_ours_is_no_refusal(monkeypatch: pytest.MonkeyPatch) ->
             await scraped(VMCollector(lambda: [vm]))
 
 
-async def test_one_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_does_not_answer_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     class Mute(VM):
         def stats(self, *, every: float | None = None) -> Any:
             return self.never()
@@ -260,6 +262,25 @@ async def test_one_that_does_not_answer_holds_up_nobody(monkeypatch: pytest.Monk
         collector = VMCollector(lambda: [mute, vm])
         assert await labels(collector) == ["guest"]
         await until(lambda: not collector._late)
+        assert "mute: left out of a scrape: it tells no numbers: error='no answer within 0.2 s'" in caplog.text
+
+
+async def test_one_that_refuses_its_numbers_is_said_to_be_left_out_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a worker's whose numbers are more than a frame: what is not there looks like a guest that is not."""
+
+    def refuse(*_: object) -> VMStats:
+        raise UsageError("too much between a pool and a worker")
+
+    async with VM(config("x")) as vm:
+        collector = VMCollector(lambda: [vm])
+        assert await labels(collector) == ["guest"]
+        assert not caplog.records
+        monkeypatch.setattr("aiovmm.stats.gather", refuse)
+        assert await labels(collector) == await labels(collector) == []
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["guest: left out of a scrape: it tells no numbers: error='too much between a pool and a worker'"]
 
 
 def exits(text: str) -> float:
