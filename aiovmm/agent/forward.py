@@ -25,7 +25,7 @@ from aiovmm.agent.wire import Kind, Stream
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from aiovmm.runtime.arguments import a_path, whole
 from aiovmm.runtime.descriptors import PROCESS, Share
-from aiovmm.runtime.stream_socket import streams_to
+from aiovmm.runtime.stream_socket import require_connected, streams_to
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
@@ -293,8 +293,10 @@ async def _to_channel(reader: asyncio.StreamReader, into: Input) -> None:
 
 async def _from_channel(out: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await out.read(_CHUNK):
+        require_connected(writer)
         writer.write(data)
         await writer.drain()
+    require_connected(writer)
     with suppress(OSError, NotImplementedError):
         writer.write_eof()
     await writer.drain()

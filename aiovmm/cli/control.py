@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from aiovmm.cli.messages import say
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError, host_error
 from aiovmm.runtime.descriptors import PROCESS, Share
-from aiovmm.runtime.stream_socket import streams_to
+from aiovmm.runtime.stream_socket import require_connected, streams_to
 from aiovmm.runtime.unix_listener import SocketName, listen_at
 from aiovmm.vm import VM
 
@@ -134,6 +134,7 @@ async def _tell(
     unread resets the connection, and who has just been answered may be told of that alone."""
     try:
         if answer is not None:
+            require_connected(writer)
             writer.transport.set_write_buffer_limits(0)  # all of it is the kernel's then
             writer.write(json.dumps(answer).encode() + b"\n")
             async with asyncio.timeout(_PATIENCE):

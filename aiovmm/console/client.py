@@ -10,7 +10,7 @@ from aiovmm.console.keys import DEFAULT_DETACH
 from aiovmm.console.terminal import AttachEnd, Terminal
 from aiovmm.errors import ConsoleEnded, HostError
 from aiovmm.runtime.awake import awake_timeout
-from aiovmm.runtime.stream_socket import streams_to
+from aiovmm.runtime.stream_socket import require_connected, streams_to
 
 __all__ = ["attach_socket"]
 
@@ -55,6 +55,7 @@ class _SocketSide:
 
     async def send(self, data: bytes) -> None:
         try:
+            require_connected(self._writer)
             self._writer.write(data)
             await self._writer.drain()
         except ConnectionError as exc:

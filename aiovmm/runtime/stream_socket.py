@@ -10,7 +10,7 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["PATH_LIMIT", "connected_to", "join_socket", "let_go", "socket_path", "streams_to"]
+__all__ = ["PATH_LIMIT", "connected_to", "join_socket", "let_go", "require_connected", "socket_path", "streams_to"]
 
 PATH_LIMIT = 107
 """Bytes of a unix socket's path: sun_path of unix(7), less its terminating zero."""
@@ -25,6 +25,13 @@ def socket_path(path: str | os.PathLike[str]) -> str:
             errno.ENAMETOOLONG, f"a unix socket's path has at most {PATH_LIMIT} bytes: a relative one may be shorter"
         )
     return name
+
+
+def require_connected(writer: asyncio.StreamWriter) -> None:
+    """Before a write: of a connection that the other end has reset asyncio forgets what is written, and `drain` tells; uvloop
+    raises RuntimeError, which nobody takes for that. Raises ConnectionResetError."""
+    if writer.is_closing():
+        raise ConnectionResetError("the connection is closed")
 
 
 def connected_to(path: str | os.PathLike[str]) -> socket.socket:

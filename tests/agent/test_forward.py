@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from aiovmm import GuestOSError, HostError, StateError, UsageError
 from aiovmm.agent import Agent
+from aiovmm.agent.forward import _from_channel
 from aiovmm.agent.place import UnixPlace
 from aiovmm.agent.wire import Frame, FrameBuffer, Kind
 from aiovmm.agent.wire import frame as framed
@@ -356,3 +358,26 @@ async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
     for name in ("nobody.invalid", "not..a.name", "x" * 80):
         with pytest.raises(UsageError, match=f"'{name}' is no address of this host's"):
             await agent.forwards.to_guest(server, 0, name)
+
+
+@pytest.mark.parametrize("said", [b"x", b""])
+async def test_a_client_that_has_reset_its_connection_is_gone_whatever_the_guest_says_then(said: bytes) -> None:
+    there = asyncio.get_running_loop().create_future()
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.set_result(writer)
+
+    async with asyncio.timeout(HANGS), await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        client = socket.create_connection(server.sockets[0].getsockname())
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer = await there
+        client.close()
+        while not writer.is_closing():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        for _ in range(10):  # until uvloop has closed it
+            await asyncio.sleep(0)
+        out = asyncio.StreamReader()
+        out.feed_data(said)
+        out.feed_eof()
+        with pytest.raises(ConnectionError):
+            await _from_channel(out, writer)

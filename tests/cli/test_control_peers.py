@@ -96,6 +96,18 @@ async def test_callers_that_stay_are_so_many(tmp_path: Path) -> None:
             writer.close()
 
 
+async def test_who_leaves_while_his_request_is_worked_on_is_no_fault_of_the_monitor(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tmp_path / "control", takes=0.3) as path, asyncio.timeout(HANGS):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(path))
+            caller.send(b'{"do": "resize", "cpus": 1, "timeout": 9}\n')
+            await asyncio.sleep(0.1)  # what is said while it is at work is not read, so that the connection is reset
+        await asyncio.sleep(0.4)
+    assert caplog.text == ""
+
+
 async def test_who_does_not_take_the_answer_has_no_place_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

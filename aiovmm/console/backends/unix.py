@@ -20,6 +20,7 @@ from aiovmm.console.view import ConsoleView
 from aiovmm.errors import ConsoleEnded
 from aiovmm.runtime.descriptors import PROCESS
 from aiovmm.runtime.fair import Account
+from aiovmm.runtime.stream_socket import require_connected
 from aiovmm.runtime.turns import ACCOUNT, next_turn
 from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
@@ -140,8 +141,10 @@ class SocketBackend(ConsoleBackend):
 
 async def _show(view: ConsoleView, writer: asyncio.StreamWriter) -> None:
     while data := await view.read():
+        require_connected(writer)
         writer.write(data)
         await writer.drain()
+    require_connected(writer)
     writer.write_eof()  # which the client sees also if a child that was forked meanwhile has the socket open yet
     writer.close()
     await writer.wait_closed()
