@@ -53,7 +53,8 @@ class Places:
         try:
             await backend.aclose()
         finally:
-            console.place = ""
+            if all(joined is not console for _, joined, *_ in self._joined):  # to another place meanwhile
+                console.place = ""
             if not bury(watch):
                 await asyncio.wait([watch])
 

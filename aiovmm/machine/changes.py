@@ -105,7 +105,8 @@ class Changes:
         if not isinstance(id_, str):
             raise UsageError(f"remove({id_!r}): an id is text, like 'disk0'")
         await self._devices().remove(id_, timeout, force=force)
-        if self._release.places is not None and self._config.console.mode is ConsoleMode.OFF:
+        coming = self._adds_console  # its place is joined before it is in the configuration
+        if self._release.places is not None and self._config.console.mode is ConsoleMode.OFF and not coming:
             await self._release.places.leave("console")
 
     async def resize(

@@ -14,6 +14,7 @@ from aiovmm import (
     VM,
     BalloonConfig,
     ConfigError,
+    Console,
     ConsoleConfig,
     ConsoleMode,
     DebugConsoleConfig,
@@ -36,6 +37,7 @@ from aiovmm import (
     VsockConfig,
 )
 from aiovmm.bus import Space
+from aiovmm.console.places import Places
 from aiovmm.devices.virtio.blk import BlkDevice
 from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.machine.architecture import board_of_host
@@ -347,6 +349,49 @@ async def test_of_two_consoles_that_come_at_once_the_first_keeps_its_place(tmp_p
         assert vm.console.place == str(tmp_path / "one")
         vm.console.write(b"taken")
         assert not (tmp_path / "two").exists()
+
+
+async def test_what_goes_while_a_console_comes_leaves_its_place_alone(
+    image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined, go_on = asyncio.Event(), asyncio.Event()
+    join = Places.join
+
+    async def then_wait(self: Places, id_: str, console: Console, config: ConsoleConfig) -> None:
+        await join(self, id_, console, config)
+        joined.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(Places, "join", then_wait)
+    async with VM(config("s", disks=(DiskConfig(path=image),))) as vm:
+        coming = asyncio.ensure_future(vm.add(ConsoleConfig(ConsoleMode.FILE, tmp_path / "one"), timeout=0))
+        await joined.wait()
+        await vm.remove("disk0")
+        go_on.set()
+        assert await coming == "console"
+        assert vm.console.place == str(tmp_path / "one")
+
+
+async def test_a_console_that_comes_while_the_last_ones_place_is_let_go_of_keeps_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lingers, go_on = asyncio.Event(), asyncio.Event()
+
+    async def linger(*_: object) -> None:
+        lingers.set()
+        await go_on.wait()
+
+    monkeypatch.setattr("aiovmm.console.backends.base.linger", linger)
+    one, two = (ConsoleConfig(ConsoleMode.FILE, tmp_path / name) for name in ("one", "two"))
+    async with VM(config("s")) as vm:
+        await vm.start()
+        await vm.add(one, timeout=0)
+        going = asyncio.ensure_future(vm.remove("console", timeout=0, force=True))
+        await lingers.wait()
+        await vm.add(two, timeout=0)
+        go_on.set()
+        await going
+        assert vm.console.place == str(tmp_path / "two")
 
 
 async def test_a_console_that_the_guest_does_not_look_at_leaves_its_place(tmp_path: Path) -> None:
