@@ -24,6 +24,7 @@ from aiovmm.runtime.descriptors import Share
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.quota import Quota
 from aiovmm.runtime.stream_socket import join_socket, let_go
+from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import time_limit
 
 __all__ = ["Streams", "Vsock", "VsockServer"]
@@ -42,8 +43,27 @@ class _Half:
         self.sock = sock
         self._reader: asyncio.StreamReader | None = None
         self._error: OSError | None = None
+        self._untaken: Streams | None = None  # made for somebody who wanted them no more
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has come to an abrupt end."""
+        return self._error is not None
+
+    def keep(self, streams: Streams) -> None:
+        """For whoever asks next: what the guest has said by now is in there."""
+        self._untaken = streams
+
+    def close(self) -> None:
+        """Nobody wants it."""
+        if self._untaken is not None:
+            self._untaken[1].transport.abort()
+        self.drop()
 
     async def streams(self) -> Streams:
+        if self._untaken is not None:
+            untaken, self._untaken = self._untaken, None
+            return untaken
         from aiovmm.runtime.sharing_reader import open_streams  # for who has one
 
         try:
@@ -260,8 +280,28 @@ class VsockServer:
                 raise StateError(f"vsock port {self.port} is not listened at any more")
             self._news.clear()
             await self._news.wait()
+        half = self._waiting.popleft()
+        making = asyncio.ensure_future(half.streams())
+        try:
+            streams = await finish(making)
+        except BaseException:
+            self._not_accepted(half, making)
+            raise
         self._share.give()
-        return await self._waiting.popleft().streams()
+        return streams
+
+    def _not_accepted(self, half: _Half, making: asyncio.Future[Streams]) -> None:
+        """The guest knows nothing of who wanted it no more: it is the next one's."""
+        if making.cancelled() or making.exception() is not None:
+            self._share.give()
+            return
+        half.keep(making.result())
+        if half.is_over or self._closed.is_set():
+            half.close()
+            self._share.give()
+        else:
+            self._waiting.appendleft(half)
+            self._news.set()
 
     def close(self) -> None:
         """Take no more connections; those there are stay. Idempotent. Raises StateError in another thread than the loop's."""
@@ -271,7 +311,7 @@ class VsockServer:
         self._closed.set()
         self._gone(self)
         while self._waiting:
-            self._waiting.popleft().sock.close()
+            self._waiting.popleft().close()
             self._share.give()
         self._news.set()
 
@@ -330,7 +370,7 @@ class VsockServer:
         half.aborted(error)
         if half in self._waiting:
             self._waiting.remove(half)
-            half.sock.close()
+            half.close()
             self._share.give()
 
     async def _call(self, half: _Half) -> None:

@@ -249,6 +249,43 @@ async def test_the_guest_connects_to_an_acceptor() -> None:
         assert await reader.read() == b""
 
 
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_connection_that_comes_to_who_has_just_given_up_is_the_next_ones(turns: int) -> None:
+    async with running() as (device, guest), await device.streams.listen(80) as server:
+        sock = await guest.connect(80)
+        await sock.send(b"first")
+        accepting = asyncio.create_task(server.accept())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        accepting.cancel()
+        (came,) = await asyncio.gather(accepting, return_exceptions=True)
+        if isinstance(came, asyncio.CancelledError):
+            came = await asyncio.wait_for(server.accept(), HANGS)
+        assert not isinstance(came, BaseException)
+        reader, writer = came
+        assert await reader.readexactly(5) == b"first"
+        writer.write(b"hello")
+        assert await sock.recv_exactly(5) == b"hello"
+        writer.close()
+
+
+@pytest.mark.parametrize("how", ["the server closes", "the guest resets it"])
+async def test_a_connection_that_nobody_accepts_after_all_is_closed(how: str) -> None:
+    async with running() as (device, guest), await device.streams.listen(80) as server:
+        sock = await guest.connect(80)
+        accepting = asyncio.create_task(server.accept())
+        await asyncio.sleep(0)
+        accepting.cancel()
+        await asyncio.wait([accepting])
+        if how == "the server closes":
+            server.close()
+            assert await sock.recv_all() == b""
+        else:
+            await guest.send(sock.header(Op.RST))
+        await guest.until(lambda: device.connections == 0)
+        assert not server._waiting
+
+
 async def test_a_server_that_ends_before_its_callback_has_begun_closes_the_connection() -> None:
     async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise AssertionError("it was cancelled before")
