@@ -194,6 +194,7 @@ async def ask(path: Path, what: dict[str, Any], **has: type) -> dict[str, Any]:
     except OSError as exc:
         raise _nobody_there(path, exc) from exc
     try:
+        require_connected(writer)
         writer.write(json.dumps(what).encode() + b"\n")
         line = await _said(reader)
     except ConnectionError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import struct
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from aiovmm.errors import PeerError
 from tests.agent.conftest import Guest
 from tests.agent.test_hostile_agent import HELLO
 from tests.limits import HANGS
+from tests.reset_peer import reset_connection
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -362,22 +362,9 @@ async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
 
 @pytest.mark.parametrize("said", [b"x", b""])
 async def test_a_client_that_has_reset_its_connection_is_gone_whatever_the_guest_says_then(said: bytes) -> None:
-    there = asyncio.get_running_loop().create_future()
-
-    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there.set_result(writer)
-
-    async with asyncio.timeout(HANGS), await asyncio.start_server(connected, "127.0.0.1", 0) as server:
-        client = socket.create_connection(server.sockets[0].getsockname())
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer = await there
-        client.close()
-        while not writer.is_closing():  # noqa: ASYNC110 - nobody tells
-            await asyncio.sleep(0)
-        for _ in range(10):  # until uvloop has closed it
-            await asyncio.sleep(0)
-        out = asyncio.StreamReader()
-        out.feed_data(said)
-        out.feed_eof()
+    out = asyncio.StreamReader()
+    out.feed_data(said)
+    out.feed_eof()
+    async with reset_connection() as (_, writer):
         with pytest.raises(ConnectionError):
             await _from_channel(out, writer)

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from aiovmm.cli import control
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from tests.limits import HANGS
+from tests.reset_peer import reset_connection
 
 
 class Guest:
@@ -205,6 +207,15 @@ async def test_numbers_that_nobody_could_print(tmp_path: Path, number: str) -> N
 async def test_white_space_without_end_is_no_answer_and_takes_no_memory(tmp_path: Path) -> None:
     with pytest.raises(AiovmmError, match="its monitor has ended"):
         await asked_of(tmp_path / "control", b" " * (1 << 20))
+
+
+async def test_a_monitor_that_resets_the_connection_before_it_is_asked_has_said_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with reset_connection() as streams:
+        monkeypatch.setattr(control, "streams_to", AsyncMock(return_value=streams))
+        with pytest.raises(AiovmmError, match="its monitor has ended"):
+            await control.ask(tmp_path / "control", {"do": "add"}, id=str, place=str)
 
 
 async def asked_of(path: Path, said: bytes, **has: type) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,7 @@ from aiovmm.sandboxes.firewall.streams import Streams
 from aiovmm.sandboxes.firewall.tcp import Segment, segment_of
 from tests.devices.virtio.netns import ip, namespace
 from tests.limits import HANGS
+from tests.reset_peer import reset_connection
 from tests.sandboxes import frames
 from tests.sandboxes.frames import GATEWAY, GATEWAY6, GUEST, GUEST6, RESOLVER, RESOLVER6, packed, query
 from tests.sandboxes.name_server import WEB, served
@@ -192,6 +194,15 @@ async def test_a_name_server_that_answers_what_it_was_not_asked_is_not_heard_on(
         monkeypatch.setattr(sys.modules[_ask.__module__], "_PORT", server.sockets[0].getsockname()[1])
         with pytest.raises(ConnectionError, match="not asked"):
             await _ask("127.0.0.1", query("100.example", number=7))
+
+
+async def test_a_name_server_that_resets_the_connection_before_it_is_asked_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with reset_connection() as streams:
+        monkeypatch.setattr(asyncio, "open_connection", AsyncMock(return_value=streams))
+        with pytest.raises(ConnectionError):
+            await _ask("127.0.0.1", query("100.example"))
 
 
 def test_which_name_servers_there_are(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 from aiovmm.console.backends.duplex import CHUNK, DuplexBackend
 from aiovmm.console.stream import Console
+from aiovmm.runtime.stream_socket import require_connected
 
 __all__ = ["StreamBackend"]
 
@@ -30,5 +31,6 @@ class StreamBackend(DuplexBackend):
 
     async def _write(self, data: bytes) -> None:
         if self._writer is not None:
+            require_connected(self._writer)
             self._writer.write(data)
             await self._writer.drain()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from aiovmm.runtime.descriptors import PROCESS
+from aiovmm.runtime.stream_socket import require_connected
 from aiovmm.runtime.tasks import in_thread
 from aiovmm.runtime.turns import next_turn
 from aiovmm.sandboxes.firewall.firewall import Firewall
@@ -106,6 +107,7 @@ async def _ask(server: str, message: bytes) -> bytes:
     """Raises OSError, also if it answers what it was not asked, which it may go on with for ever; IncompleteReadError."""
     reader, writer = await asyncio.open_connection(server, _PORT)
     try:
+        require_connected(writer)
         writer.write(len(message).to_bytes(2, "big") + message)
         answer = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
         if answer[:2] != message[:2]:

@@ -9,6 +9,7 @@ from aiovmm.console import AttachEnd, Console
 from aiovmm.console.backends import StdioBackend, StreamBackend
 from tests.console.device import StubDevice
 from tests.console.screen import DEADLINE, eventually
+from tests.reset_peer import reset_connection
 
 
 async def test_a_pair_of_streams() -> None:
@@ -30,6 +31,13 @@ async def test_a_pair_of_streams() -> None:
                 await asyncio.sleep(0.005)
             assert ended.result() is AttachEnd.TERMINAL_CLOSED
     writer.close()
+
+
+async def test_a_stream_whose_other_end_has_reset_it_has_ended() -> None:
+    console = Console(StubDevice())
+    async with reset_connection() as (_, writer), StreamBackend(console, None, writer) as backend:
+        console.feed(b"more")
+        assert await asyncio.wait_for(backend.wait(), DEADLINE) is AttachEnd.TERMINAL_CLOSED
 
 
 async def test_output_alone() -> None:
