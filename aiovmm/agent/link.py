@@ -70,8 +70,8 @@ class Link(asyncio.BufferedProtocol):
         return await answer
 
     def send(self, data: bytes) -> None:
-        """A frame."""
-        if self._transport is not None and not self.lost:
+        """A frame, which nobody has once the connection is closed: that is told soon."""
+        if self._transport is not None and not self.lost and not self._transport.is_closing():
             self._transport.write(data)
 
     def close_after(self, event: Coroutine[Any, Any, object]) -> None:

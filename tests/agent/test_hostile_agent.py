@@ -32,6 +32,7 @@ from aiovmm.agent.wire import Frame, Kind, Stream, frame
 from aiovmm.errors import PeerError, UsageError
 from aiovmm.runtime.descriptors import PROCESS
 from tests.limits import HANGS
+from tests.reset_peer import reset_connection
 
 HELLO = frame(0, Kind.HELLO, struct.pack("<8sHHIIIQII", wire.MAGIC, 1, 0, 1024, 65536, 262144, 0, 0, 0))
 STARTED = frame(0, Kind.STARTED, struct.pack("<I", 5))
@@ -592,3 +593,10 @@ async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:
     async with says(tmp_path / "a", HELLO, STARTED + tree + end, hangs=True) as agent:
         with pytest.raises(PeerError, match="half a tree"):
             await Files(agent).copy_out("/x", tmp_path / "out")
+
+
+async def test_what_is_said_to_an_agent_that_has_just_reset_its_connection_is_heard_by_nobody() -> None:
+    async with reset_connection() as (_, writer):
+        link = Link()  # which has not been told yet
+        link._transport = writer.transport
+        link.send(b"said")
