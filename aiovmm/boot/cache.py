@@ -23,7 +23,6 @@ from typing import Any
 from aiovmm.boot.source import BytesSource, FileIdentity, FileSource
 from aiovmm.errors import ImageError
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.flock import flocked
 from aiovmm.runtime.user_dirs import find_cache_directory
 
 __all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
@@ -221,6 +220,8 @@ def _begun(folder: Path) -> tuple[int, str]:
 
 def _sweep(folder: Path) -> None:
     """What killed writers have left, each as large as a kernel."""
+    from aiovmm.runtime.flock import flocked  # for cold starts only
+
     for left in folder.glob(f"{_BEGUN}*"):
         with contextlib.suppress(OSError), flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB, _TO_LOCK) as is_left:
             if is_left:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -10,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 __all__ = ["appearing"]
-
-_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL)
 
 
 @contextmanager
@@ -39,12 +36,10 @@ def appearing(path: Path, *, replacing: bool = False) -> Iterator[int]:
 
 def _begun(path: Path) -> tuple[int, Path | None]:
     """And its name, if it has one."""
-    try:
+    with suppress(
+        OSError
+    ):  # file systems refuse it each in its own way; what is wrong with the directory says the other
         fd = os.open(path.parent, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
-    except OSError as exc:
-        if exc.errno not in _NO_UNNAMED:
-            raise
-    else:
         if os.path.exists(f"/proc/self/fd/{fd}"):
             return fd, None
         os.close(fd)
