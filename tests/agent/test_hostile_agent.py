@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import pytest
 from hypothesis import example, given, settings
@@ -598,5 +599,5 @@ async def test_half_a_tree_is_an_error(tmp_path: Path) -> None:
 async def test_what_is_said_to_an_agent_that_has_just_reset_its_connection_is_heard_by_nobody() -> None:
     async with reset_connection() as (_, writer):
         link = Link()  # which has not been told yet
-        link._transport = writer.transport
+        link._transport = cast(asyncio.Transport, writer.transport)
         link.send(b"said")

@@ -217,11 +217,11 @@ async def test_what_waits_for_a_daemon_that_has_ended_fails_at_once_with_its_las
     told = []
     async with asyncio.timeout(HANGS), served([Volume(tmp_path, "/x")], tmp_path) as serving:
         serving.ended = lambda tag, error: told.append((tag, error))
-        says = r"virtiofsd for /x has ended with code 3, saying: x+cannot \\x1b\]0;serve"
+        says = r"virtiofsd for /x has ended with code 3, saying: x+.* characters .*x+cannot \\x1b\]0;serve"
         with pytest.raises(HostError, match=says) as info:
             async with serving.needed():
                 await asyncio.sleep(2 * HANGS)
-        assert 4000 < len(str(info.value)) < 4500
+        assert 1900 < len(str(info.value)) <= 2000
         assert told == [("fs0", info.value)]
         with pytest.raises(HostError, match=says):
             async with serving.needed():  # and what is begun then
