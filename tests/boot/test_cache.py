@@ -22,6 +22,7 @@ from aiovmm.errors import ImageError, UsageError
 from aiovmm.image import debian_busybox
 from aiovmm.memory import GuestMemory
 from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
+from tests.sweeping import sweeps_before_it_is_locked
 
 
 @pytest.fixture
@@ -186,16 +187,7 @@ def test_what_killed_writers_have_left_goes_and_what_is_being_written_stays(path
 def test_one_that_was_swept_away_before_it_was_locked_is_begun_again(
     path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = fcntl.flock
-    swept: list[str] = []
-
-    def late(fd: int, how: int) -> None:
-        if how == fcntl.LOCK_EX and not swept:
-            swept.append(os.readlink(f"/proc/self/fd/{fd}"))
-            os.unlink(swept[0])
-        lock(fd, how)
-
-    monkeypatch.setattr(fcntl, "flock", late)
+    swept = sweeps_before_it_is_locked(monkeypatch, os.unlink)
     assert isinstance(load_kernel(path, cache=cache).source, FileSource)
     assert swept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -99,14 +100,28 @@ async def test_callers_that_stay_are_so_many(tmp_path: Path) -> None:
 
 
 async def test_who_leaves_while_his_request_is_worked_on_is_no_fault_of_the_monitor(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with served(tmp_path / "control", takes=0.3) as path, asyncio.timeout(HANGS):
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def work(*_: object, **__: object) -> None:
+        begun.set()
+        await left.wait()
+
+    monkeypatch.setattr(Guest, "resize", work)
+    async with served(tmp_path / "control") as path, asyncio.timeout(HANGS):
+        before = asyncio.all_tasks()
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(path))
             caller.send(b'{"do": "resize", "cpus": 1, "timeout": 9}\n')
-            await asyncio.sleep(0.1)  # what is said while it is at work is not read, so that the connection is reset
-        await asyncio.sleep(0.4)
+            await begun.wait()
+            while not select.select([caller], [], [], 0)[0]:  # noqa: ASYNC110 - what is said, and not read: a reset
+                await asyncio.sleep(0)
+        for _ in range(10):  # until the loop has seen it
+            await asyncio.sleep(0)
+        left.set()
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110 - nobody tells that he was answered
+            await asyncio.sleep(0)
     assert caplog.text == ""
 
 

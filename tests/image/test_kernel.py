@@ -17,6 +17,7 @@ from aiovmm.image import kernel as kernel_module
 from aiovmm.runtime.flock import flocked
 from tests.image.conftest import GOOD, install, script
 from tests.limits import HANGS
+from tests.sweeping import sweeps_before_it_is_locked
 
 
 def test_newest_installed_kernel(tmp_path: Path) -> None:
@@ -162,17 +163,8 @@ def test_what_a_download_that_was_killed_has_left_goes_with_the_next(apt: Path, 
 def test_one_that_was_swept_away_before_it_was_locked_is_begun_again(
     apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock = fcntl.flock
-    swept: list[str] = []
-
-    def late(fd: int, how: int) -> None:
-        if how == fcntl.LOCK_EX and not swept:
-            swept.append(os.readlink(f"/proc/self/fd/{fd}"))
-            os.rmdir(swept[0])
-        lock(fd, how)
-
     package(apt, tmp_path)
-    monkeypatch.setattr(fcntl, "flock", late)
+    swept = sweeps_before_it_is_locked(monkeypatch, os.rmdir)
     assert debian_kernel(cache=tmp_path / "cache").release
     assert swept
 
