@@ -23,6 +23,7 @@ from aiovmm.runtime import crew
 from tests.guests.machine import Machine
 from tests.host_threads import of_vcpus, threads
 from tests.limits import HANGS
+from tests.open_files import descriptors
 
 
 async def stop_timed(m: Machine, record_property: Callable[[str, object], None]) -> None:
@@ -264,11 +265,6 @@ async def test_no_signal_of_the_process_is_lost_to_a_vcpu_that_is_kicked_meanwhi
             assert sent == 2000
     finally:
         signal.signal(signal.SIGURG, old)
-
-
-def descriptors() -> int:
-    gc.collect()  # of what earlier tests have dropped
-    return len(os.listdir("/proc/self/fd"))
 
 
 def mappings() -> int:

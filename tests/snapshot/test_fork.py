@@ -49,6 +49,7 @@ from aiovmm.snapshot.present import config_of
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
 from tests.limits import HANGS
+from tests.open_files import descriptors
 from tests.vm.guest import config, counter, counts_on, until
 from tests.vm.remains import Remains
 
@@ -348,7 +349,7 @@ async def test_a_template_may_be_closed_while_a_fork_of_its_begins(
         await opening(device)
 
     monkeypatch.setattr(BlkDevice, "open", close_first)
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     async with template.fork() as child:
         image = child.device("disk0", BlkDevice)._image
         assert image is not None
@@ -356,7 +357,7 @@ async def test_a_template_may_be_closed_while_a_fork_of_its_begins(
         assert os.pread(image.base.image.fd, 8, 0) == b"basebase"
         await child.resume()
         await counts_on(child)
-    assert len(os.listdir("/proc/self/fd")) < before
+    assert descriptors() < before
     DiskImage.open(tmp_path / "disk").close()  # nobody has it locked any more
 
 

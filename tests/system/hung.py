@@ -14,28 +14,45 @@ _ISR, _IRR = 0x100, 0x200  # of a local APIC's page: eight words of 32 bits, 16 
 
 
 async def described(vm: VM, console: Console) -> str:
-    """Some lines; takes some seconds, and types a newline: an interrupt that was lost comes again with the next."""
-    before = vm.stats()
+    """Some lines, what tells most first; takes some seconds, and types a newline: an interrupt that was lost comes again with the
+    next."""
+    before, threads = vm.stats(), _threads(vm)
     await asyncio.sleep(2)
-    lines = [f"its console's end: {console.history[-1500:]!r}", f"stats: {before}", f"2 s later: {vm.stats()}"]
+    lines = ["", *threads, *_threads(vm), f"stats: {before}", f"2 s later: {vm.stats()}"]
     try:
-        lines += [str(line) for line in await _state(vm)]
+        processors, board = await _state(vm)
+        lines = ["", *processors, *(await _state(vm))[0], *lines[1:]]
         seen = len(console.history)
         await console.send(b"\n")
         await asyncio.sleep(5)
-        lines.append(f"5 s after a newline: {console.history[seen:]!r}")
+        lines += [f"5 s after a newline: {console.history[seen:]!r}", str(board)]
     except Exception as exc:  # it is told with what made us look, whose place it does not take
         lines.append(f"no more is known: {exc!r}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"its console's end: {console.history[-1500:]!r}"])
 
 
-async def _state(vm: VM) -> list[Any]:
+def _threads(vm: VM) -> list[str]:
+    """What each processor's does: "running" is in the guest or on its way, 16 an ioctl(), 202 a wait for us; and how long it has
+    run and waited for the host's, in nanoseconds."""
+    return [f"thread of {vcpu.index}: {_of_thread(vcpu.thread_id)}" for vcpu in vm.machine.vcpus]
+
+
+def _of_thread(thread: int | None) -> str:
+    try:
+        return ", ".join(
+            Path(f"/proc/self/task/{thread}/{name}").read_text().strip() for name in ("syscall", "schedstat")
+        )
+    except OSError as exc:
+        return str(exc)
+
+
+async def _state(vm: VM) -> tuple[list[str], Any]:
     """As a snapshot has it: of each processor, and of all else on the board."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         await vm.snapshot(folder)
         board = decode((Path(folder) / "state.json").read_bytes())["machine"]["board"]
     vcpus = board.pop("processors")["vcpus"]
-    return [*map(_processor, vcpus), board]
+    return [f"processor {number}: {_processor(vcpu)}" for number, vcpu in enumerate(vcpus)], board
 
 
 def _processor(vcpu: Any) -> dict[str, Any]:

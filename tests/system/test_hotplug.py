@@ -26,6 +26,7 @@ from aiovmm import (
     VsockConfig,
 )
 from aiovmm.native import lib
+from tests.open_files import descriptors
 from tests.system.conftest import RELEASES, Guests
 from tests.system.guest import appears, prompt, reboot, shell, shell_status
 from tests.system.test_vhost_user import storage_daemon
@@ -275,7 +276,7 @@ async def test_thirty_rounds_of_everything_under_load(guests: Guests, folder: Pa
             "for m in virtio_net vmw_vsock_virtio_transport virtio_console; do modprobe $m; done; "
             "ls /sys/class/net > /tmp/nets",
         )
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         for number in range(ROUNDS):
             segment = 2 * (number % 2)
             disk = await vm.add(DiskConfig(path=goes, pci_segment=segment, serial=f"round{number}"))
@@ -299,7 +300,7 @@ async def test_thirty_rounds_of_everything_under_load(guests: Guests, folder: Pa
             await shell(vm, "rm /tmp/over")
             assert await md5(vm, "/dev/vda") == expected[stays]
             assert [p.id for p in vm._plugged() if p.id not in ("rng", "disk0", "iommu")] == []
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert descriptors() <= before
     assert hashlib.md5(goes.read_bytes()).hexdigest() == expected[goes]
 
 

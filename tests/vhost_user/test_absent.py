@@ -30,6 +30,7 @@ from aiovmm.devices.virtio.vhost_user import VhostUserBlk
 from aiovmm.testing.vhost_user_backend import VhostUserServer
 from aiovmm.vhost_user import Timing, frontend
 from aiovmm.vhost_user.channel import ChannelClosed
+from tests.open_files import descriptors
 from tests.vhost_user.bench import Guest
 from tests.vhost_user.disks import RamDisk, read_header
 from tests.vm.guest import config, counts_on, event, until
@@ -161,13 +162,13 @@ async def test_a_guest_that_ends_ends_the_wait_for_what_was_to_be_added(path: Pa
     async with VM(config("s", memory=MemoryConfig(4 << 20, shared=True))) as vm:
         await vm.start()
         await counts_on(vm)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         adding = asyncio.ensure_future(vm.add(disk(path)))
         await until(lambda: is_coming(vm))
         await vm.kill()
         with pytest.raises(StateError, match="the guest has ended"):
             await soon(adding)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert descriptors() <= before
 
 
 async def test_a_guest_is_paused_saved_and_reset_while_what_was_to_be_added_is_waited_for(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable
 
 from aiovmm import VM
@@ -57,7 +56,3 @@ async def eject(vm: VM, mask: int, segment: int = 0) -> None:
     pending: Awaitable[None] | None = vm.machine.bus.write(Space.PIO, SLOTS + 8 * segment, mask.to_bytes(4, "little"))
     if pending is not None:
         await asyncio.wait_for(pending, LONG)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))

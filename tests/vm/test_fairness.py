@@ -39,7 +39,7 @@ async def test_an_echo_does_not_wait_until_the_loop_looks_by_itself(does: str, m
     """Of a guest that polls its port and of one that takes interrupts, neither of which wants one for its output."""
     async with VM(config(does)) as vm:
         await vm.start()
-        await asyncio.sleep(0.1)  # what it sets up is over, and its looks
+        await echo(vm, b"a")  # what it sets up is over
         monkeypatch.setattr(exitloop, "DOZE", 60.0)
         for number in range(100):
             await echo(vm, b"%c" % (ord("a") + number % 16))

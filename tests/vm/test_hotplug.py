@@ -43,8 +43,9 @@ from aiovmm.devices.virtio.rng import RngDevice
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.native import ffi
 from aiovmm.pci.root import PciAddress
+from tests.open_files import descriptors
 from tests.vm.guest import config, counts_on, event, until
-from tests.vm.hotplug_guest import LONG, descriptors, eject, let_go, look, notified, vendor
+from tests.vm.hotplug_guest import LONG, eject, let_go, look, notified, vendor
 
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 

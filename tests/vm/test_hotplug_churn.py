@@ -17,9 +17,9 @@ from aiovmm.bus import Space
 from aiovmm.config import PlacedConfig
 from aiovmm.machine.architecture import board_of_host
 from tests.limits import HANGS
+from tests.open_files import descriptors
 from tests.vfio.kernel import FakeKernel, in_the_hosts_place
 from tests.vm.guest import config
-from tests.vm.hotplug_guest import descriptors
 
 RAM = 4 << 20
 ROUNDS = 12

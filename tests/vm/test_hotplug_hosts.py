@@ -42,11 +42,12 @@ from aiovmm.errors import KvmError
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.machine.passthrough import Passthrough
 from aiovmm.pci.root import PciAddress
+from tests.open_files import descriptors
 from tests.vfio.kernel import CONFIG, MSIX, FakeDevice, FakeKernel, FakeKvmVfio, in_the_hosts_place
 from tests.vm import test_hotplug_modules as modules
 from tests.vm.drivers import start_driver
 from tests.vm.guest import config, counts_on, event, until
-from tests.vm.hotplug_guest import LONG, descriptors, eject, let_go, look, notified, vendor
+from tests.vm.hotplug_guest import LONG, eject, let_go, look, notified, vendor
 
 FIRST, SECOND = "0000:01:00.0", "0000:02:00.0"
 RAM = 4 << 20

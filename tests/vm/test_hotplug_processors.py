@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from dataclasses import replace
 from typing import Any
@@ -31,6 +30,7 @@ from aiovmm.machine.hotplug import units
 from aiovmm.machine.hotplug.processors import ProcessorHotplug
 from aiovmm.machine.processors import Processors
 from aiovmm.native import ffi, lib
+from tests.open_files import descriptors
 from tests.vm.ejected import ejected_and_reset
 from tests.vm.guest import config, counts_on, event, until
 
@@ -174,13 +174,13 @@ async def test_one_that_kvm_has_and_we_had_no_memory_for_can_come_later(
 
     async with VM(made()) as vm:
         await vm.start()
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         with monkeypatch.context() as short:
             short.setattr(vcpu, "room", none) if failure == "memory" else short.setattr(vcpu, "lib", _Without(none))
             with pytest.raises((KvmError, MemoryError)):
                 await vm.resize(cpus=2)
         assert len(vm.machine.vcpus) == 1
-        assert len(os.listdir("/proc/self/fd")) == before + 1, "KVM takes none back, nor makes the same again"
+        assert descriptors() == before + 1, "KVM takes none back, nor makes the same again"
         await resized(vm, 2)
         await counts_on(vm)
 

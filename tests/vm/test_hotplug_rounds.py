@@ -34,9 +34,10 @@ from aiovmm.pci.root import PciAddress
 from tests.devices.virtio.net_guest import NetGuest
 from tests.devices.virtio.vsock.guest import CID, Guest
 from tests.limits import HANGS
+from tests.open_files import descriptors
 from tests.vm.drivers import Driver, start_driver
 from tests.vm.guest import config, until
-from tests.vm.hotplug_guest import descriptors, let_go, look, vendor
+from tests.vm.hotplug_guest import let_go, look, vendor
 
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 

@@ -15,10 +15,11 @@ from aiovmm import VM, ConfigError, DeviceConfig, EventKind, PlatformConfig, Reb
 from aiovmm.bus import Space
 from aiovmm.machine.architecture import board_of_host
 from aiovmm.vfio import Ioas, Iommufd
+from tests.open_files import descriptors
 from tests.vfio.kernel import MSIX, FakeKernel, in_the_hosts_place
 from tests.vm import test_hotplug_hosts as hosts
 from tests.vm.guest import config, counts_on, event
-from tests.vm.hotplug_guest import descriptors, vendor
+from tests.vm.hotplug_guest import vendor
 
 pytestmark = pytest.mark.skipif(not board_of_host().has_ports, reason="a PC's registers")
 
