@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 from aiovmm.errors import HostError
 from aiovmm.memory import GuestMemory
+from aiovmm.runtime.undoing import raise_last
 from aiovmm.vfio import abi
 from aiovmm.vfio.sysfs import HostFunction
 from aiovmm.vfio.system import System
@@ -70,27 +72,31 @@ class AddressSpace(ABC):
     def map(self, pieces: Iterable[Reachable]) -> None:
         """Let devices reach `pieces` that they do not reach yet: every page is locked. Blocks. Raises HostError; then they reach
         none of them."""
-        mapped: list[Reachable] = []
+        mapped: list[tuple[int, int]] = []
         try:
             for piece in pieces:
                 if (piece.gpa, piece.size) not in self._mapped:
                     perm = abi.DMA_READ | (0 if piece.readonly else abi.DMA_WRITE)
                     self.map_range(piece.gpa, piece.size, piece.host, perm)
-                    mapped.append(piece)
+                    mapped.append((piece.gpa, piece.size))
         except BaseException:
-            for piece in mapped:
-                self.unmap_range(piece.gpa, piece.size)
+            with suppress(HostError):  # why they cannot be mapped is what there is to say
+                self.unmap_ranges(mapped)
             raise
 
     def unmap_ranges(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Take (address, bytes) back that were mapped as they are. Blocks. Raises HostError."""
+        """Take (address, bytes) back that were mapped as they are, all that can be. Blocks. Raises HostError."""
+        errors: list[HostError] = []
         for iova, size in ranges:
-            self.unmap_range(iova, size)
+            try:
+                self.unmap_range(iova, size)
+            except HostError as exc:
+                errors.append(exc)
+        raise_last(errors)
 
     def unmap(self) -> None:
         """Devices reach nothing any more. Idempotent. Raises HostError."""
-        for iova, size in list(self._mapped):
-            self.unmap_range(iova, size)
+        self.unmap_ranges(tuple(self._mapped))
 
     def map_range(self, iova: int, size: int, host: int, perm: int) -> None:
         """Let devices reach `size` bytes at `host` of this process at their address `iova`. Raises HostError."""

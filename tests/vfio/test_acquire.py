@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 
@@ -167,5 +168,42 @@ def test_the_limit_of_locked_memory_is_named_and_nothing_stays_mapped(kernel: Fa
     with pytest.raises(HostError, match="ulimit -l"):
         container.map(regions_of(memory))
     assert not kernel.dma
+    memory.close()
+    host.close()
+
+
+@pytest.mark.parametrize(
+    ("count", "taken_back", "told"),
+    [
+        (5, lambda container, memory: container.map(regions_of(memory)), "ulimit -l"),
+        (3, lambda container, _: container.unmap(), "unmapping guest memory"),
+        (3, lambda container, _: container.unmap_ranges(container.mapped), "unmapping guest memory"),
+    ],
+    ids=["map", "unmap", "unmap_ranges"],
+)
+def test_what_cannot_be_unmapped_keeps_nothing_else_mapped(
+    kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, count: int, taken_back: Any, told: str
+) -> None:
+    """And why memory could not be mapped is told, not what else went wrong then."""
+    kernel.add(ADDRESS)
+    kernel.lock_limit = 0x40000
+    container = Container(kernel)
+    host = device(kernel, container=container)
+    host.open()
+    memory = GuestMemory.create([(at << 32, 0x10000) for at in range(count)])
+    unmap = Container._unmap
+
+    def fail(self: Container, iova: int, size: int) -> None:
+        if iova == 1 << 32:
+            raise HostError("unmapping guest memory", errno.EINVAL)
+        unmap(self, iova, size)
+
+    if count == 3:
+        container.map(regions_of(memory))
+    monkeypatch.setattr(Container, "_unmap", fail)
+    with pytest.raises(HostError, match=told):
+        taken_back(container, memory)
+    assert list(kernel.dma) == [1 << 32]
+    assert container.mapped == ((1 << 32, 0x10000),)
     memory.close()
     host.close()
