@@ -49,6 +49,7 @@ __all__ = [
     "printable",
     "readable",
     "remedy",
+    "shortened",
 ]
 
 _REMEDIES = {
@@ -164,6 +165,13 @@ def readable(text: str, most: int = _LONGEST) -> str:
     left = f"[... of {len(text)} characters ...]"
     half = (most - len(left)) // 2
     return printable(text[:half])[:half] + left + printable(text[-half:])[-half:]
+
+
+def shortened(text: str, most: int) -> str:
+    """`text` as it is, without its middle if it has more than `most` characters."""
+    left = f"[... of {len(text)} characters ...]"
+    half = (most - len(left)) // 2
+    return text if len(text) <= most else text[:half] + left + text[-half:]
 
 
 class AiovmmError(Exception):

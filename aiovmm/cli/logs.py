@@ -10,16 +10,19 @@ from functools import cached_property
 from typing import TextIO
 
 from aiovmm.cli.record_writer import RecordWriter
-from aiovmm.errors import printable
+from aiovmm.errors import printable, shortened
 
 __all__ = ["configure_logging"]
 
 _OURS = re.compile(r"(\x1b\[[0-9;]*m|\n)")
 """In a line of the log: colours, and the ends of a traceback's lines."""
+_LONGEST = 24_000
+"""Characters of a record with its traceback, which may be spelt by ten each: less than waits for a file's storage."""
 
 
 class _LazyFormatter(logging.Formatter):
-    """structlog's formatter for terminals, imported with the first line that is printed: most runs print none."""
+    """structlog's formatter for terminals, imported with the first line that is printed: most runs print none. Tracebacks are
+    not painted, for that takes a minute of the event loop where an exception quotes some 100,000 characters."""
 
     @cached_property
     def _formatter(self) -> logging.Formatter:
@@ -29,7 +32,10 @@ class _LazyFormatter(logging.Formatter):
             foreign_pre_chain=[structlog.stdlib.add_log_level],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ),
+                structlog.dev.ConsoleRenderer(
+                    colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
+                    exception_formatter=structlog.dev.plain_traceback,
+                ),
             ],
         )
 
@@ -57,10 +63,10 @@ class _Lines:
 
 class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
     """A line that cannot be written is lost: saying so would go the same way. What it quotes commands no terminal, tracebacks
-    and messages of others' (asyncio's) included; colours are the formatter's."""
+    and messages of others' (asyncio's) included, and has an end; colours are the formatter's."""
 
     def format(self, record: logging.LogRecord) -> str:
-        parts = _OURS.split(super().format(record))
+        parts = _OURS.split(shortened(super().format(record), _LONGEST))
         return "".join(part if number % 2 else printable(part) for number, part in enumerate(parts))
 
     def close(self) -> None:

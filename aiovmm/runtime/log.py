@@ -1,9 +1,9 @@
 """Log records of the library, made with the standard `logging` module under the name "aiovmm".
 
 Nothing is configured here: as with every library, warnings go to stderr until the program sets up `logging`. A record's text
-says all there is to say, the VM, the device, what happened, the error, in one line that commands no terminal, whatever of a
-guest's or a file's it quotes. The same values (vm, device, ...) are in its `extra`, and so is what the program has bound to
-structlog's context variables.
+says all there is to say, the VM, the device, what happened, the error, in one line that commands no terminal and has an end,
+whatever of a guest's or a file's it quotes. The same values (vm, device, ...) are in its `extra`, and so is what the program
+has bound to structlog's context variables.
 
 structlog is asked only if the program has imported it, and never imported: the first event may be one that a guest causes, and
 an import takes the event loop, and with it all other guests, 80 ms.
@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from aiovmm.errors import printable
+from aiovmm.errors import readable
 from aiovmm.runtime.lazy import imported
 
 __all__ = ["Log"]
 
 _IN_FRONT = ("vm", "device")
+_LONGEST = 16_000  # characters: more than any of our errors has
 
 
 class Log:
@@ -53,7 +54,7 @@ def _in_words(event: str, values: dict[str, object]) -> str:
     """`guest: disk0: device failed: error='...' kind=HostError`, for whoever prints no more than a record's message."""
     rest = " ".join(f"{key}={_quoted(value)}" for key, value in values.items() if key not in _IN_FRONT and value != "")
     parts = (values.get("vm"), values.get("device"), event, rest)
-    return printable(": ".join(str(part) for part in parts if part))
+    return readable(": ".join(str(part) for part in parts if part), _LONGEST)
 
 
 def _quoted(value: object) -> str:

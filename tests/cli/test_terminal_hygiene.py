@@ -20,8 +20,10 @@ from aiovmm import errors
 from aiovmm.agent import errors as agent_errors
 from aiovmm.cli.commands import cli
 from aiovmm.cli.logs import configure_logging
+from aiovmm.cli.record_writer import ROOM
 from aiovmm.errors import AiovmmError, ConfigError, ExpectTimeout, HostError, StateError, printable
 from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.runtime.log import Log
 from aiovmm.sandboxes.listed import RUNNING, Listed
 from tests.limits import HANGS
 
@@ -114,6 +116,40 @@ async def test_a_line_of_the_log_and_the_traceback_of_what_nobody_awaited(
     assert text.count("52;c;cm0gLXJmIC8K") >= 3
     assert all(line.isprintable() for line in text.split("\n"))
     assert "Traceback" in text or "ValueError" in text
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize("form", [None, "{level} {msg}"])
+async def test_a_line_of_the_log_and_a_traceback_have_an_end_whatever_they_quote(
+    capsys: pytest.CaptureFixture[str], form: str | None
+) -> None:
+    """A fault of ours may quote a message as long as a guest, a peer or a file likes: painted, it took the loop for minutes."""
+    configure_logging(0, None, form)
+    much = EVIL * 50_000
+    Log(vm="web1").warning("device failed", device="disk0", error=much, exc_info=fault(much))
+    asyncio.get_running_loop().call_exception_handler({"message": much, "exception": fault(much)})
+    text = capsys.readouterr().err
+    assert len(text) <= 2 * ROOM
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert text.count("characters ...]") >= 2
+    assert "web1: disk0: device failed" in text
+
+
+def test_the_text_of_a_record_has_an_end_for_who_prints_it_himself(caplog: pytest.LogCaptureFixture) -> None:
+    Log(vm="web1").warning("device failed", device="disk0", error=EVIL * 50_000, kind="ValueError")
+    [text] = caplog.messages
+    assert len(text) <= 20_000
+    assert text.isprintable()
+    assert text.startswith("web1: disk0: device failed: error=")
+    assert text.endswith("kind=ValueError")
+
+
+def fault(text: str) -> ValueError:
+    """As it comes from where it was raised."""
+    try:
+        raise ValueError(text)
+    except ValueError as exc:
+        return exc
 
 
 def test_what_is_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
