@@ -105,6 +105,7 @@ class Agent:
             stage[0] = "greeting"
             try:
                 await asyncio.shield(link.greeted)
+                link.require()
             except ConnectionError:
                 stage[0] = "agent"
                 await asyncio.sleep(_RETRY)
@@ -117,6 +118,7 @@ class Agent:
             if self._renews:
                 try:
                     await _renew(link)
+                    link.require()
                 except ConnectionError:  # as of one that does not greet
                     await asyncio.sleep(_RETRY)
                     continue

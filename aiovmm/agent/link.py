@@ -59,6 +59,11 @@ class Link(asyncio.BufferedProtocol):
             self.send(frame(number, kind, payload))
         return channel
 
+    def require(self) -> None:
+        """Raises what it was lost by, if it was: nobody would end a channel that is begun then."""
+        if self.lost:
+            raise self.error or ConnectionResetError("the agent is gone")
+
     async def ask(self, kind: Kind, payload: bytes = b"") -> int:
         """An errno, or 0. Answers come in the order of questions."""
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()

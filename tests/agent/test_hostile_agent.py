@@ -258,6 +258,19 @@ async def test_a_failure_that_is_no_errno(tmp_path: Path) -> None:
             await run(agent, ["true"])
 
 
+DONE = frame(0, Kind.DONE, bytes(4))
+
+
+@pytest.mark.parametrize("renews", [False, True])
+async def test_one_that_breaks_the_protocol_as_it_is_found_is_told_of(renews: bool, tmp_path: Path) -> None:
+    """In one breath with its greeting, or its answers to a guest that is renewed: what was asked of it then had no end."""
+    said = [HELLO, DONE + DONE + frame(0, Kind.DONE)] if renews else [HELLO + frame(0, Kind.DONE)]
+    async with says(tmp_path / "a", *said, hangs=True) as agent, asyncio.timeout(HANGS):
+        agent._renews = renews
+        with pytest.raises(PeerError, match="kind 19 with 0 bytes"):
+            await run(agent, ["true"])
+
+
 async def test_channels_that_nobody_asked_for(tmp_path: Path) -> None:
     """Of connections that it says its listener took: few are taken, and no number twice."""
     accepted = b"".join(frame(0, Kind.ACCEPTED, struct.pack("<I", (1 << 31) | n % 1000)) for n in range(3000))
