@@ -11,11 +11,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from errno import ENOENT
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from aiovmm.errors import HostError, ImageError, UsageError, not_started
 from aiovmm.runtime.child import Child
@@ -28,6 +27,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@\[\]-]*", re.ASCII)
 _LAST_WORDS = 16 << 10
 _LOOK = 0.2  # seconds between two looks at how much has come: a registry may send without end
 _BESIDES = 16 << 20  # bytes of documents, and of what does not get smaller by being packed
+_DYING = ("setpriv", "--pdeathsig", "KILL", "--")  # with this process, which alone knows how much may come
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
 
@@ -84,11 +84,13 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
     program = shutil.which("skopeo")
     if program is None:
         raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
-    with TemporaryDirectory(dir=layout.parent) as scratch:
-        command = [program, *_policy(), "--override-os", "linux", "--override-arch", architecture, "copy", "--quiet"]
-        command += [*_credentials(reference, Path(scratch)), f"--src-tls-verify={str(reference.tls_verify).lower()}"]
+    command = [*_DYING, program, *_policy(), "--override-os", "linux", "--override-arch", architecture]
+    with _credentials(reference) as fds:
+        command += ["copy", "--quiet", *(f"--src-authfile=/proc/self/fd/{fd}" for fd in fds)]
+        command += [f"--src-tls-verify={str(reference.tls_verify).lower()}"]
         await _run(
             [*command, f"docker://{reference.source}", f"oci:{layout}:latest"],
+            fds,
             reference.name,
             layout,
             most + most // 16 + _BESIDES,
@@ -100,20 +102,22 @@ def _policy() -> list[str]:
     return [] if any(os.path.exists(os.path.expanduser(path)) for path in _POLICIES) else ["--insecure-policy"]
 
 
-def _credentials(reference: Reference, scratch: Path) -> list[str]:
-    """In a file, which others cannot see, and not among the arguments, which they can."""
+@contextmanager
+def _credentials(reference: Reference) -> Iterator[tuple[int, ...]]:
+    """In a file without a name: nobody is left one by who is killed, and others cannot see it, as they can arguments."""
     if not reference.username:
-        return []
+        yield ()
+        return
     both = base64.b64encode(reference.credentials()).decode()
-    path = scratch / "auth.json"
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as out:
+    with open(os.memfd_create("auth.json", os.MFD_CLOEXEC), "w") as out:
         json.dump({"auths": {reference.host: {"auth": both}}}, out)
-    return ["--src-authfile", str(path)]
+        out.flush()
+        yield (out.fileno(),)
 
 
-async def _run(command: Sequence[str], name: str, layout: Path, most: int) -> None:
+async def _run(command: Sequence[str], fds: Sequence[int], name: str, layout: Path, most: int) -> None:
     try:
-        skopeo = Child(command, last_words=_LAST_WORDS)
+        skopeo = Child(command, pass_fds=fds, last_words=_LAST_WORDS)
     except OSError as exc:
         raise not_started("start skopeo", exc, command[0]) from exc
     try:

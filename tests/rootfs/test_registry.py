@@ -8,15 +8,19 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from aiovmm import HostError, Image, ImageError, UsageError
+from aiovmm.rootfs.cache import Cache
 from aiovmm.rootfs.limits import Limits
 from aiovmm.rootfs.registry import Reference, _policy
+from tests.limits import HANGS
 from tests.rootfs.simulated_registry import SimulatedRegistry
 from tests.rootfs.test_image import extracted
 
@@ -268,6 +272,46 @@ async def test_what_a_registry_does_wrong_leaves_nothing(
     ):
         await Image.from_docker_registry(f"{place}/box", tls_verify=False, cache=tmp_path, limits=SMALL).build()
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "locks"] == []  # noqa: ASYNC240
+
+
+BUILD = """import asyncio, sys; from aiovmm import Image
+image = Image.from_docker_registry(sys.argv[1], username="me", password="secret", tls_verify=False, cache=sys.argv[2])
+asyncio.run(image.build())"""
+
+
+@needs_tools
+def test_a_copy_whose_program_is_killed_ends_and_leaves_no_password_and_nothing_to_the_next(
+    layout: Path, tmp_path: Path
+) -> None:
+    """Nobody else knows how much may come of a registry that sends without end."""
+    with SimulatedRegistry(layout, "password", "endless").serving() as place:
+        builder = subprocess.Popen([sys.executable, "-c", BUILD, f"{place}/box", tmp_path])
+        try:
+            wait_until(lambda: any(path.stat().st_size > 1 << 20 for path in tmp_path.glob("layouts/*/layout/*")))
+            [skopeo] = Path(f"/proc/{builder.pid}/task/{builder.pid}/children").read_text().split()
+            assert list(tmp_path.rglob("auth.json")) == []
+        finally:
+            builder.kill()
+            builder.wait()
+        wait_until(lambda: not running(skopeo))
+    assert list(tmp_path.glob("layouts/*"))
+    Cache(tmp_path).begin_layout().close()
+    assert list(tmp_path.glob("layouts/*")) == []
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + HANGS
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def running(pid: str) -> bool:
+    """And no zombie that its new parent has not asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_the_password_is_not_shown() -> None:
