@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .again import Again, lost
 from .arch import AARCH64, X86_64, Arch
 from .delegate import RemoteSession, keep_ahead
 from .host import Host
@@ -173,6 +174,18 @@ def _tear_down_for(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     call = pytest.CallInfo.from_call(lambda: item.session._setupstate.teardown_exact(nextitem), when="teardown")
     if call.excinfo is not None:
         item.ihook.pytest_runtest_logreport(report=pytest.TestReport.from_item_and_call(item, call))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if INSIDE:
+        config.pluginmanager.register(Again())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [one for some in terminalreporter.stats.values() for one in some if isinstance(one, pytest.TestReport)]
+    for nodeid, text in lost(reports).items():
+        terminalreporter.section(f"run again, for the nested host's emulator had lost its guest: {nodeid}")
+        terminalreporter.write_line(text)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -7,7 +7,7 @@ import itertools
 import re
 
 from aiovmm import VM, Console, EventKind, ExitStatus, architecture
-from tests.system.hung import described
+from tests.system.hung import failure
 
 SLOWER = 3.0
 """How much longer whatever hangs may take in the hosts of arm64: emulated EL2 is slower."""
@@ -25,7 +25,10 @@ BOOT = limit(120.0)
 
 async def ended(vm: VM) -> ExitStatus:
     """Wait for the guest to end by itself."""
-    return await asyncio.wait_for(vm.wait(), limit(60))
+    try:
+        return await asyncio.wait_for(vm.wait(), limit(60))
+    except TimeoutError as exc:
+        raise await failure(vm, vm.serial, f"it does not end within {limit(60)} s") from exc
 
 
 async def reboot(vm: VM, command: bytes = b"reboot -f") -> None:
@@ -41,7 +44,11 @@ async def reboot(vm: VM, command: bytes = b"reboot -f") -> None:
 
 async def prompt(vm: VM, console: Console | None = None, timeout: float = BOOT) -> None:
     """Wait for the shell."""
-    await (console or vm.serial).expect(PROMPT, timeout=timeout)
+    stream = console or vm.serial
+    try:
+        await stream.expect(PROMPT, timeout=timeout)
+    except TimeoutError as exc:
+        raise await failure(vm, stream, str(exc)) from exc
 
 
 async def shell(vm: VM, command: str, *, timeout: float = 60.0, console: Console | None = None) -> str:
@@ -64,7 +71,7 @@ async def shell_status(
             output = await stream.readuntil(f"{mark}-end=".encode())
             status = await stream.readuntil(b"\r\n")
     except TimeoutError as exc:
-        raise AssertionError(f"no end of {command!r} within {limit(timeout)} s: {await described(vm, stream)}") from exc
+        raise await failure(vm, stream, f"no end of {command!r} within {limit(timeout)} s") from exc
     except asyncio.IncompleteReadError as exc:
         raise AssertionError(
             f"the guest ended at {command!r}: {await vm.wait()}, {vm.serial.history[-2000:]!r}"
