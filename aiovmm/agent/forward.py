@@ -177,20 +177,23 @@ class Forwards:
         settled = asyncio.Event()
         channel.on_settled = channel.on_over = settled.set
         channel.on_accepted = lambda number: self._accepted(forward, link, number, host, address)
-        try:
+        try:  # an agent may have said that it took connections, whatever it says then
             await settled.wait()
+            place = await self._listens_at(channel, guest)
         except BaseException:
-            channel.close(kill=False)
+            await forward.aclose()
             raise
+        self._keep(forward, place, back=True)
+        return place
+
+    async def _listens_at(self, channel: Channel, guest: Place) -> Place:
         if channel.failed is not None:
             raise guest_os_error("listening in the guest", channel.failed[0], str(guest))
         if channel.started is None:
             raise await self._agent.lost("listening in the guest")
         place = guest or channel.started  # only of a port that is to be any there is something to say
         if isinstance(place, int) and not 0 < place < 1 << 16:
-            channel.close(kill=False)
             raise PeerError(f"the agent in the guest listens at port {place}, which is none")
-        self._keep(forward, place, back=True)
         return place
 
     def _accepted(self, forward: _Forward, link: Link, number: int, host: Place, address: str) -> None:

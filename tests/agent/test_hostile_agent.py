@@ -306,6 +306,29 @@ async def test_connections_take_no_more_descriptors_than_a_guests_share(
             await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("then", ["cancelled", "failed", "no port"])
+async def test_no_connection_is_left_of_a_port_that_came_to_nothing(then: str, tmp_path: Path) -> None:
+    """The agent has said that it took one before it says anything of the port; nobody could end that."""
+    accepted = frame(0, Kind.ACCEPTED, struct.pack("<I", 1 << 31))
+    last = {
+        "cancelled": b"",
+        "failed": frame(0, Kind.FAILED, struct.pack("<ii", 98, 0)),
+        "no port": frame(0, Kind.STARTED, struct.pack("<I", 0)),
+    }[then]
+    connected = asyncio.Event()
+    server = await asyncio.start_server(lambda r, w: connected.set(), "127.0.0.1", 0)
+    said = [HELLO, accepted + last]
+    async with server, says(tmp_path / "a", *said, hangs=True) as agent, asyncio.timeout(HANGS):
+        asking = asyncio.create_task(agent.forwards.to_host(0, server.sockets[0].getsockname()[1], "127.0.0.1"))
+        if then == "cancelled":
+            await connected.wait()
+            asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled() or isinstance(asking.exception(), AiovmmError | OSError)
+        assert not (await agent.link()).channels
+        assert not agent.forwards._share.held
+
+
 anything = st.lists(
     st.tuples(
         st.sampled_from([0, 0, 0, 1, 1 << 31]),
