@@ -50,8 +50,9 @@ class Member:
 
     def release(self) -> None:
         """Leave the guest: at once if it is not ready yet."""
+        is_again = self._released.is_set()
         self._released.set()
-        if self.vm is None:
+        if self.vm is None and not is_again:  # what its source does at its end is not to be cancelled, too
             self.task.cancel()
 
     async def _live(self, source: Source, ready: Ready | None) -> None:

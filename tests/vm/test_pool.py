@@ -278,6 +278,28 @@ async def test_leaving_the_pool_ends_all_guests(when: str, workers: int) -> None
     await remains.check()
 
 
+async def test_a_start_that_is_given_up_is_cleaned_up_after_in_peace() -> None:
+    """Whoever drains the pool, ends it, or both."""
+    begun, cleaned_up = asyncio.Event(), []
+
+    @asynccontextmanager
+    async def source(name: str) -> AsyncIterator[VM]:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+            yield VM(guests())
+        finally:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            cleaned_up.append(name)
+
+    async with Pool(source, warm=1, name="p") as pool:
+        await begun.wait()
+        with pytest.raises(TimeoutError):
+            await pool.drain(0)
+    assert cleaned_up == ["p-0"]
+
+
 @here_and_there
 async def test_draining_lets_users_finish_and_gives_nobody_another(workers: int) -> None:
     async with Pool(guests(), workers=workers, warm=1, max=1) as pool:
