@@ -144,14 +144,14 @@ async def in_thread_unless(given_up: Callable[[], object], name: str, call: Call
 async def opened_in_thread(
     name: str, close: Callable[[T], object], call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """As `in_thread`, for what somebody has to close: where a cancelled caller does not hear of it, `close` does. A descriptor
-    that nobody knows keeps its lock for as long as the process lives."""
+    """As `in_thread`, for what somebody has to close: where a cancelled caller does not hear of it, `close` does, in a thread as
+    well. A descriptor that nobody knows keeps its lock for as long as the process lives."""
     opened: list[T] = []
     try:
         await in_thread(name, lambda: opened.append(call(*args, **kwargs)))
     except asyncio.CancelledError:
-        for result in opened:
-            close(result)
+        if opened:
+            await in_thread(name, close, opened.pop())
         raise
     return opened[0]
 

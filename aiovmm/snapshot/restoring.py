@@ -95,7 +95,8 @@ def open_source(path: Path, within: Within | None = None) -> Source:
 async def receive_source(name: str, path: Path, pages: Pages) -> Source:
     """The snapshot at `path`, with its memory from `pages`. Raises what `open_source` does, and whatever `pages` raises."""
     opened, base = await received(name, path, pages)
-    return _source(opened.state, base, [path], Kept(opened.pages, opened.sum))
+    kept = Kept(opened.pages, opened.sum)
+    return await opened_in_thread(f"{name}: open snapshot", Source.close, _source, opened.state, base, [path], kept)
 
 
 def _source(state: State, base: Base, places: list[Path], kept: Kept) -> Source:
@@ -151,7 +152,8 @@ async def restored(
         async with source.vm(cls, config, devices, ports, prefault=prefault, last=True) as vm:
             yield vm
     finally:
-        source.close()  # if it never had its memory, which it gives back in a thread
+        if not source.closed:  # it never had its memory, which it gives back itself
+            await in_thread(f"{label}: close snapshot", source.close)
 
 
 def going_on(

@@ -79,10 +79,10 @@ class Template:
             try:
                 base = await _common(source.base, where)
             except BaseException:
-                disks.release()
+                await in_thread(name, disks.release)
                 raise
         except BaseException:
-            source.close()
+            await in_thread(f"{label}: close", source.close)
             raise
         return cls(kind, source.config, source.state, base, disks)
 
@@ -226,25 +226,33 @@ async def freeze(vm: VM) -> Template:
     from aiovmm.snapshot.present import config_of  # not for who opens a snapshot
 
     vm._home.check()
-    async with vm._transition:
-        machine = machine_of(vm)
-        async with at_rest(vm, machine, for_good=True):
-            state, config = await state_of(vm, machine), config_of(vm)
-        try:
-            disks = await DiskBases.frozen(list(vm._power.plugged))
-            try:
-                base = await _frozen(vm, machine.memory)
-            except BaseException:
-                disks.release()
-                raise
-        except BaseException as exc:
-            error = of_host("freezing", vm.name, exc)
-            await finish(vm._ending.end(failed("it could not be frozen, and its memory is lost", error)))
-            if error is exc:
-                raise
-            raise error from exc
-        template = Template(vm._maker(), config, state["machine"], base, disks)
-        status = ExitStatus(ExitReason.KILLED, "it was frozen into a template")
-        await finish(vm._ending.end(status))  # before anybody else has a guest without memory
-    await finish(vm._close(status))
+    async with AsyncExitStack() as given_up:
+        async with vm._transition:
+            machine = machine_of(vm)
+            async with at_rest(vm, machine, for_good=True):
+                state, config = await state_of(vm, machine), config_of(vm)
+            base, disks = await _kept_of(vm, machine.memory)
+            template = Template(vm._maker(), config, state["machine"], base, disks)
+            await given_up.enter_async_context(template)
+            status = ExitStatus(ExitReason.KILLED, "it was frozen into a template")
+            await finish(vm._ending.end(status))  # before anybody else has a guest without memory
+        await finish(vm._close(status))
+        given_up.pop_all()
     return template
+
+
+async def _kept_of(vm: VM, memory: GuestMemory) -> tuple[Base, DiskBases]:
+    """What its forks have in common. If that cannot be had, the guest has ended."""
+    try:
+        disks = await DiskBases.frozen(list(vm._power.plugged))
+        try:
+            return await _frozen(vm, memory), disks
+        except BaseException:
+            await in_thread(f"{vm.name}: close disks", disks.release)
+            raise
+    except BaseException as exc:
+        error = of_host("freezing", vm.name, exc)
+        await finish(vm._ending.end(failed("it could not be frozen, and its memory is lost", error)))
+        if error is exc:
+            raise
+        raise error from exc

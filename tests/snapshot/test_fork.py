@@ -42,16 +42,16 @@ from aiovmm.devices.virtio.blk.image import DiskImage
 from aiovmm.devices.virtio.net import NetDevice
 from aiovmm.devices.virtio.net.passt import PasstBackend
 from aiovmm.kvm import Vcpu
-from aiovmm.runtime.forks import let_go
-from aiovmm.snapshot import base
 from aiovmm.snapshot.disks import DiskBases
 from aiovmm.snapshot.present import config_of
 from aiovmm.snapshot.template import Template
 from tests.host_threads import of_vcpus
 from tests.limits import HANGS
 from tests.open_files import descriptors
+from tests.snapshot.test_received import whoever_closes
 from tests.vm.guest import config, counter, counts_on, until
 from tests.vm.remains import Remains
+from tests.vm.test_remains import cancel_everywhere
 
 pytestmark = pytest.mark.usefixtures("kvm_there")
 
@@ -429,13 +429,7 @@ async def test_whoever_has_the_memory_last_gives_it_back_in_a_thread(
     first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A base of some GiB takes a second to go, and the other guests' event loop would wait for that."""
-    closed_by: list[threading.Thread] = []
-
-    def note(fd: int) -> int:
-        closed_by.append(threading.current_thread())
-        return let_go(fd)
-
-    monkeypatch.setattr(base, "let_go", note)
+    closed_by = whoever_closes(monkeypatch)
     async with AsyncExitStack() as outer, AsyncExitStack() as inner:
         template = await (inner if first == "template" else outer).enter_async_context(await frozen())
         child = await (outer if first == "template" else inner).enter_async_context(template.fork())
@@ -446,3 +440,21 @@ async def test_whoever_has_the_memory_last_gives_it_back_in_a_thread(
     assert len(closed_by) == 1
     assert closed_by[0] is not threading.main_thread()
     assert bases() == 0
+
+
+@pytest.mark.parametrize("woken", [False, True], ids=["while it waits", "as it is woken"])
+async def test_so_does_whoever_gives_up_to_make_it(woken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any step: nobody has heard of it yet, or will."""
+
+    async def freezes() -> None:
+        async with VM(config("s")) as vm:
+            await vm.start()
+            async with await vm.freeze():
+                pass
+
+    await freezes()
+    remains = Remains.now()
+    closed_by = whoever_closes(monkeypatch)
+    assert await cancel_everywhere(freezes, remains, woken=woken) > 8
+    assert closed_by[1:]
+    assert threading.main_thread() not in closed_by

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aiovmm import VM, ConsoleConfig, HostError, SnapshotError, UsageError
+from aiovmm.architecture import AARCH64, X86_64, host
 from aiovmm.runtime.forks import let_go
 from aiovmm.snapshot import base
 from aiovmm.snapshot.pages import extents
@@ -187,6 +188,32 @@ async def test_an_increment_alone_is_refused(tmp_path: Path) -> None:
 
 async def test_its_end_does_not_keep_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await saved(tmp_path / "s")
+    closed_by = whoever_closes(monkeypatch)
+    async with VM.restore(tmp_path / "s", pages=Storage(tmp_path / "s")) as vm:
+        await vm.resume()
+        assert not closed_by
+    assert len(closed_by) == 1
+    assert closed_by[0] is not threading.main_thread()
+
+
+async def test_nor_does_the_end_of_one_that_is_no_guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory has come by the time that is found out."""
+    await saved(tmp_path / "s")
+    closed_by = whoever_closes(monkeypatch)
+    storage = Storage(tmp_path / "s")
+    with pytest.raises(UsageError):
+        async with VM.restore(tmp_path / "s", pages=storage, overrides={"nothing": 1}):
+            pass
+    assert len(closed_by) == 1
+    monkeypatch.setattr("aiovmm.snapshot.restoring.host", lambda: X86_64 if host() is AARCH64 else AARCH64)
+    with pytest.raises(SnapshotError, match="it is of a guest for"):
+        await Template.open(tmp_path / "s", pages=storage)
+    assert len(closed_by) == 2
+    assert threading.main_thread() not in closed_by
+
+
+def whoever_closes(monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
+    """The threads that have closed a guest's memory."""
     closed_by: list[threading.Thread] = []
 
     def note(fd: int) -> int:
@@ -194,8 +221,4 @@ async def test_its_end_does_not_keep_the_event_loop(tmp_path: Path, monkeypatch:
         return let_go(fd)
 
     monkeypatch.setattr(base, "let_go", note)
-    async with VM.restore(tmp_path / "s", pages=Storage(tmp_path / "s")) as vm:
-        await vm.resume()
-        assert not closed_by
-    assert len(closed_by) == 1
-    assert closed_by[0] is not threading.main_thread()
+    return closed_by
