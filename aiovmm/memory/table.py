@@ -73,6 +73,19 @@ class RegionTable:
             raise GuestFault(address, size)
         return self._views[i][start : start + size]
 
+    def pieces(self, address: int, size: int) -> list[tuple[int, memoryview]]:
+        """(offset, writable view) of what [address, address + size) consists of, where one region follows another. Raises
+        GuestFault."""
+        found, done = [], 0
+        while done < size:
+            i = bisect.bisect_right(self._bases, address + done) - 1
+            length = 0 if i < 0 else min(size - done, self._regions[i].end - address - done)
+            if length <= 0:
+                raise GuestFault(address, size)
+            found.append((done, self.slice(address + done, length)))
+            done += length
+        return found
+
     def host_address(self, address: int, size: int) -> int:
         """Host virtual address of [address, address + size). Raises GuestFault."""
         i = bisect.bisect_right(self._bases, address) - 1

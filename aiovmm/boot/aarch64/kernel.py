@@ -78,14 +78,15 @@ class KernelImage:
         """
         entry = self.entry
         try:
-            view = memory.slice(entry.address, entry.end - entry.address)
+            pieces = memory.pieces(entry.address, self.source.size)
+            rest = memory.pieces(entry.address + self.source.size, entry.end - entry.address - self.source.size)
         except GuestFault as exc:
             needed = entry.end - layout.RAM
             reason = f"the kernel and what has to be before it need {needed} bytes of memory, more than the guest has"
             raise ImageError(self.path, reason, f"give the guest at least {-(-needed // layout.MIB)}M") from exc
-        if not fresh:
-            view[self.source.size :] = bytes(len(view) - self.source.size)
-        self.source.read_into([(0, view[: self.source.size])], zeroed=fresh)
+        for _, view in rest if not fresh else ():
+            view[:] = bytes(len(view))
+        self.source.read_into(pieces, zeroed=fresh)
         return entry
 
 

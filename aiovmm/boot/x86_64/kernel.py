@@ -87,17 +87,18 @@ class KernelImage:
         """
         if self.entry.address >= layout.RAM_ABOVE_4G:
             raise ImageError(self.path, f"the kernel's entry {self.entry.address:#x} lies above 4 GiB", "link it lower")
-        pieces = []
+        pieces: list[tuple[int, memoryview]] = []
         for segment in self.elf.segments:
             if any(segment.address < end and start < segment.end for start, end in layout.BOOT_AREAS):
                 raise ImageError(self.path, _in_the_way(segment), "link it to run at 1 MiB or above")
             try:
-                view = memory.slice(segment.address, segment.memory_size)
+                places = memory.pieces(segment.address, segment.file_size)
+                rest = memory.pieces(segment.address + segment.file_size, segment.memory_size - segment.file_size)
             except GuestFault as exc:
                 raise ImageError(self.path, _no_room(segment), "give the guest more memory") from exc
-            pieces.append((segment.offset, view[: segment.file_size]))
-            if not fresh:
-                view[segment.file_size :] = bytes(segment.memory_size - segment.file_size)
+            pieces += [(segment.offset + offset, view) for offset, view in places]
+            for _, view in rest if not fresh else ():
+                view[:] = bytes(len(view))
         self.source.read_into(pieces, zeroed=fresh)
         return self.entry
 

@@ -67,7 +67,7 @@ def _place_initrd(
     for floor, top in places:
         address = (top - source.size) & -layout.PAGE
         if address >= floor:
-            source.read_into([(0, memory.slice(address, source.size))])
+            source.read_into(memory.pieces(address, source.size))
             return address, source.size
     free = max(0, *(top - floor for floor, top in places))
     reason = f"{source.size} bytes long, but the kernel leaves {free} bytes of the guest's memory for it"

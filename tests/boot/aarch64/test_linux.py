@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -52,15 +53,33 @@ def test_initramfs_lies_at_the_top_of_low_memory(kernel: KernelImage, memory: Gu
         assert memory.read(start, len(content)) == content
 
 
+def test_kernel_and_initramfs_lie_across_zones_of_memory(put: Callable[[bytes], Path], cache: Path) -> None:
+    """A guest's memory may be of many regions, which end where they like."""
+    data, content = image(size=8 << 20), bytes(range(256)) * 40000
+    kernel = load_kernel(put(data), cache=cache)
+    starts = [layout.RAM, ADDRESS + 4096, ADDRESS + (4 << 20), layout.RAM + (60 << 20), layout.RAM + (64 << 20)]
+    zones = GuestMemory.create([(start, end - start) for start, end in pairwise(starts)])
+    try:
+        for fresh in (True, False):
+            kernel.load_into(zones, fresh=fresh)
+            assert b"".join(view for _, view in zones.pieces(ADDRESS, 8 << 20)) == data.ljust(8 << 20, b"\0")
+            zones.slice(starts[2], 4)[:] = b"used"
+        setup_linux(zones, kernel, "", content, RAM, hardware())
+        [start] = tree_in(zones).at("/chosen").quads("linux,initrd-start")
+        assert b"".join(view for _, view in zones.pieces(start, len(content))) == content
+    finally:
+        zones.close()
+
+
 class Placed:
     """Guest memory of any size, which remembers the first thing put into it; nothing is there."""
 
     def __init__(self) -> None:
         self.at: list[tuple[int, int]] = []
 
-    def slice(self, address: int, size: int) -> memoryview:
+    def pieces(self, address: int, size: int) -> list[tuple[int, memoryview]]:
         self.at.append((address, size))
-        return memoryview(bytearray(0))
+        return []
 
     def write(self, address: int, data: bytes) -> None:
         pass

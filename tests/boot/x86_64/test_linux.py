@@ -98,15 +98,34 @@ def test_initrd_that_would_overwrite_the_kernel_is_refused(memory: GuestMemory, 
     setup_linux(memory, kernel, "", bytes(room & ~4095), RAM)
 
 
+def test_kernel_and_initrd_lie_across_zones_of_memory(put: Put, cache: Path) -> None:
+    """A guest's memory may be of many regions, which end where they like."""
+    code, content = bytes(range(256)) * 40, bytes(range(256)) * 40000
+    kernel = load_kernel(put(elf([(KERNEL_ADDRESS, code, 8 << 20)])), cache=cache)
+    starts = [0, KERNEL_ADDRESS + 4096, KERNEL_ADDRESS + (4 << 20), 60 << 20, 64 << 20]
+    zones = GuestMemory.create([(start, end - start) for start, end in itertools.pairwise(starts)])
+    try:
+        for fresh in (True, False):
+            kernel.load_into(zones, fresh=fresh)
+            found = b"".join(view for _, view in zones.pieces(KERNEL_ADDRESS, 8 << 20))
+            assert found == code.ljust(8 << 20, b"\0")
+            zones.slice(starts[2], 4)[:] = b"used"
+        state = setup_linux(zones, kernel, "", content, RAM)
+        start, size = struct.unpack("<II", zones.read(state.rsi + 0x218, 8))
+        assert b"".join(view for _, view in zones.pieces(start, size)) == content
+    finally:
+        zones.close()
+
+
 class Placed:
     """Guest memory of any size, of which only the address that something goes to is of interest."""
 
     def __init__(self) -> None:
         self.at: dict[int, int] = {}
 
-    def slice(self, address: int, size: int) -> memoryview:
+    def pieces(self, address: int, size: int) -> list[tuple[int, memoryview]]:
         self.at[address] = size
-        return memoryview(bytearray(0))
+        return []
 
     def write(self, address: int, data: bytes) -> None:
         pass
