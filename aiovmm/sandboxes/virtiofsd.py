@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -31,6 +32,7 @@ _PLACES = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
 _PATIENCE = 2.0  # seconds until a daemon whose guest is gone is killed
 _AGONY = 0.5  # seconds for one that does not serve any more to have ended
 _LAST_WORDS = 4096  # bytes of its standard error that are kept
+_SEPARATORS, _ESCAPED = re.compile(r"[\\,]"), r"\\\g<0>"  # of FUSE's options: behind a comma comes another one
 _READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
 
 
@@ -153,7 +155,7 @@ def _command(volume: Volume) -> list[str]:
             "volume", f"{program} runs as root alone", "apt-get install virtiofsd (Debian 13), or be root"
         )
     else:
-        own = ["-o", f"source={host}", "-o", "sandbox=chroot"]
+        own = ["-o", f"source={_SEPARATORS.sub(_ESCAPED, str(host))}", "-o", "sandbox=chroot"]
     dying = ["setpriv", "--pdeathsig", "KILL", "--"]
     if not volume.readonly:
         return [*dying, program, *own]

@@ -84,6 +84,28 @@ async def test_a_daemon_is_there_and_gone_with_its_block(tmp_path: Path, readonl
 
 
 @needs_virtiofsd
+@pytest.mark.parametrize("name", ["a,source=/etc", "a,b", "a\\b,"])
+async def test_what_is_served_is_the_directory_whatever_its_name_says(name: str, tmp_path: Path) -> None:
+    """It may be a stranger's, as what has been unpacked is: it named another directory of the host's."""
+    share = tmp_path / name
+    share.mkdir(parents=True)
+    async with served([Volume(share, "/share")], tmp_path) as serving:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(serving.devices[0].socket))
+            async with asyncio.timeout(HANGS), serving.needed():
+                while {root := root_of(pid) for pid in daemons(os.getpid())} <= {"/", ""}:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    assert root == str(share)
+
+
+def root_of(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/root")
+    except OSError:
+        return ""
+
+
+@needs_virtiofsd
 def test_a_daemon_dies_with_whoever_started_it(tmp_path: Path) -> None:
     (tmp_path / "share").mkdir()
     program = (
