@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import time
 from types import SimpleNamespace
@@ -12,15 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiovmm import ExitReason, ExitStatus
+from aiovmm.agent import Agent
+from aiovmm.console.search import Trial
+from aiovmm.console.trial import try_match
 from aiovmm.errors import HostError, HotplugTimeout, PeerError
 from aiovmm.machine.hotplug.waiting import wait_for_guest
 from aiovmm.runtime.awake import Awake, awake_budget, awake_timeout, ends_within
+from aiovmm.runtime.child import Child
 from aiovmm.vhost_user.backend import Resume, VhostUserBackend
 from aiovmm.vhost_user.channel import ChannelClosed
 from aiovmm.vhost_user.connection import Connection
 from aiovmm.vhost_user.frontend import Frontend, Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
 from aiovmm.vhost_user.retry import RetryPolicy
+from tests.limits import HANGS
 
 
 @given(st.floats(0.001, 1e5), st.lists(st.floats(0, 2), max_size=60))
@@ -215,3 +222,57 @@ def test_so_is_one_that_went_away_under_a_live_device() -> None:
         assert backend._retry.left == 0
 
     assert run_stopped(waits) >= 0.3
+
+
+def stopped_soon(loop: StoppedLoop) -> None:
+    loop.call_later(0.01, lambda: setattr(loop, "away", 100.0))
+
+
+def test_a_program_that_was_stopped_as_well_ends_by_itself() -> None:
+    """A disk's daemon writes what it has in its caches, and was killed meanwhile."""
+
+    async def waits(loop: StoppedLoop) -> None:
+        child = Child(["sh", "-c", "sleep 0.3; exit 7"])
+        stopped_soon(loop)
+        await child.aclose_after(HANGS)
+        assert await child.wait() == 7
+
+    run_stopped(waits)
+
+
+def test_a_pattern_that_was_tried_meanwhile_is_not_too_slow() -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        stopped_soon(loop)
+        trial = Trial(re.compile(b"login"), b"login", 0, anywhere=True)
+        assert await try_match(trial)
+
+    run_stopped(waits)
+
+
+def test_a_guest_that_has_ended_meanwhile_is_known_to_have() -> None:
+    """Else an error says that its agent alone may have gone."""
+
+    async def waits(loop: StoppedLoop) -> None:
+        stopped = asyncio.Event()
+        status: list[ExitStatus] = []
+        place = SimpleNamespace(
+            name="a guest",
+            hears_of_its_end=True,
+            ended=stopped.wait,
+            console_tail=lambda: b"",
+            status=lambda: status[0] if status else None,
+        )
+
+        async def ends() -> None:
+            await asyncio.sleep(0.01)
+            for _ in range(20):  # of the loop's turns
+                await asyncio.sleep(0)
+            status.append(ExitStatus(ExitReason.KILLED))
+            stopped.set()
+
+        stopped_soon(loop)
+        ending = loop.create_task(ends())
+        assert "killed" in str(await Agent(cast(Any, place)).lost("asking"))
+        await ending
+
+    run_stopped(waits)

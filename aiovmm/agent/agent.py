@@ -142,7 +142,8 @@ class Agent:
         """The error of something that was under way, when it is known whether the guest itself has ended."""
         if self.place.status() is None and (ended := self.place.ended()) is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(ended, _VERDICT)
+                async with awake_timeout(_VERDICT):
+                    await ended
         return self._lost(what)
 
     @property

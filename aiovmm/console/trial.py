@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from aiovmm.console.search import Trial
 from aiovmm.errors import PatternTooSlow
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.child import Child
 
 __all__ = ["GOOD_TIME", "try_match"]
@@ -43,7 +43,8 @@ async def try_match(trial: Trial) -> bool:
         process = Child(command, pass_fds=(fd,), stdout=True)
     try:
         with suppress(TimeoutError):
-            await asyncio.wait_for(process.wait(), _PATIENCE)
+            async with awake_timeout(_PATIENCE):
+                await process.wait()
             output = process.said(1, _ANSWER)
     finally:
         await process.aclose()

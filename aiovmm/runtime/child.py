@@ -130,9 +130,12 @@ class Child:
 
     async def aclose_after(self, patience: float) -> None:
         """The same once it has had `patience` seconds to end by itself."""
+        from aiovmm.runtime.awake import awake_timeout  # not at a start
+
         try:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.wait(), patience)
+                async with awake_timeout(patience):
+                    await self.wait()
         finally:
             await self.aclose()
 

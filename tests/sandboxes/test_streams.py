@@ -11,6 +11,8 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 from unittest.mock import AsyncMock
 
 import pytest
@@ -28,6 +30,7 @@ from tests.reset_peer import reset_connection
 from tests.sandboxes import frames
 from tests.sandboxes.frames import GATEWAY, GATEWAY6, GUEST, GUEST6, RESOLVER, RESOLVER6, packed, query
 from tests.sandboxes.name_server import WEB, served
+from tests.test_awake import StoppedLoop, run_stopped
 
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI = 0x400454CA, 2, 0x1000
 
@@ -194,6 +197,29 @@ async def test_a_name_server_that_answers_what_it_was_not_asked_is_not_heard_on(
         monkeypatch.setattr(sys.modules[_ask.__module__], "_PORT", server.sockets[0].getsockname()[1])
         with pytest.raises(ConnectionError, match="not asked"):
             await _ask("127.0.0.1", query("100.example", number=7))
+
+
+def test_an_answer_that_came_while_nobody_ran_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question was given up in the moment in which it could be read."""
+
+    async def asks(loop: StoppedLoop) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            said = await reader.readexactly(2 + len(asked.message))
+            loop.away = 100.0
+            for _ in range(20):  # of the loop's turns
+                await asyncio.sleep(0)
+            writer.write(said)
+            writer.close()
+
+        asked = cast(Any, SimpleNamespace(stream=SimpleNamespace(over=False), message=query("100.example")))
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            module = sys.modules[_ask.__module__]
+            monkeypatch.setattr(module, "name_servers", lambda _: ["127.0.0.1"])
+            monkeypatch.setattr(module, "_PORT", server.sockets[0].getsockname()[1])
+            async with Answers(cast(Any, SimpleNamespace(streams=None)), cast(Any, None)) as answers:
+                assert await answers._asked(asked) == asked.message
+
+    run_stopped(asks)
 
 
 async def test_a_name_server_that_resets_the_connection_before_it_is_asked_is_gone(

@@ -3,7 +3,6 @@ more than any other connection of the guest's."""
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from aiovmm.agent.wire import AGENT_PORT
 from aiovmm.errors import HostError, StateError
 from aiovmm.pool.workers.plain import WorkerLost
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.event import Event
 from aiovmm.runtime.stream_socket import join_socket
 
@@ -62,7 +62,8 @@ class RemotePlace:
     async def _end_is_told(self) -> None:
         """That the guest ends may be heard first from what was asked of it, and a moment later how."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopped.wait(), _VERDICT)
+            async with awake_timeout(_VERDICT):
+                await self._stopped.wait()
 
     def stage(self) -> str:
         """See Place."""

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Self
 
+from aiovmm.runtime.awake import awake_timeout
 from aiovmm.runtime.descriptors import PROCESS
 from aiovmm.runtime.stream_socket import require_connected
 from aiovmm.runtime.tasks import in_thread
@@ -97,7 +98,8 @@ class Answers:
             try:
                 for server in await in_thread("name servers", name_servers, _CONFIGURATION):
                     with suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                        return await asyncio.wait_for(_ask(server, asked.message), _PATIENCE)
+                        async with awake_timeout(_PATIENCE):
+                            return await _ask(server, asked.message)
             finally:
                 self._share.give()
         return None

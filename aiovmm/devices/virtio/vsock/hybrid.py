@@ -21,6 +21,7 @@ from aiovmm.devices.virtio.vsock.connection import Connection
 from aiovmm.devices.virtio.vsock.poller import GONE
 from aiovmm.devices.virtio.vsock.switch import Accepted, Switch
 from aiovmm.errors import AiovmmError, ConfigError
+from aiovmm.runtime.awake import awake_later
 from aiovmm.runtime.turns import next_turn
 from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
@@ -201,8 +202,7 @@ class _Handshake:
         self._port: int | None = None
         self._waiter: asyncio.Task[None] | None = None
         sock.setblocking(False)
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(hybrid.timeout, self.close)
+        self._call_off = awake_later(hybrid.timeout, self.close)
         self._switch.poller.watch(self._fd, self._on_event)
 
     def close(self) -> None:
@@ -214,7 +214,7 @@ class _Handshake:
             self._switch.share.give()
 
     def _finish(self) -> None:
-        self._timer.cancel()
+        self._call_off()
         if self._waiter is not None:
             self._waiter.cancel()
             self._waiter = None
@@ -273,14 +273,14 @@ class _Handshake:
         except AiovmmError:
             self.close()
             return
-        self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(self._hybrid.timeout, link.close)
+        self._call_off()
+        self._call_off = awake_later(self._hybrid.timeout, link.close)
         self._hybrid.done(self)
 
     def _opened(self, connection: Connection) -> None:
-        self._timer.cancel()
+        self._call_off()
         with contextlib.suppress(OSError):  # it has gone, as an event is about to tell
             self._sock.send(b"OK %d\n" % connection.host_port)
 
     def _failed(self, error: OSError) -> None:
-        self._timer.cancel()
+        self._call_off()

@@ -19,6 +19,7 @@ from aiovmm.errors import ConfigError, HostError
 from aiovmm.virtqueue.harness import Harness
 from tests.devices.virtio.vsock.guest import Guest, make_device
 from tests.limits import HANGS
+from tests.test_awake import StoppedLoop, run_stopped
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -247,6 +248,25 @@ async def test_the_program_that_listens_comes_before_the_unix_socket(path: Path)
         await guest.connect(80)
         _, writer = await server.accept()
         writer.close()
+
+
+def test_a_client_waits_no_less_for_a_guest_that_was_stopped_as_well(path: Path) -> None:
+    async def waits(loop: StoppedLoop) -> None:
+        device = make_device(path=path, connect_timeout=HANGS)
+        async with Harness(device) as harness:
+            await harness.reset()
+            reader, writer = await ask(path, b"CONNECT 7\n")
+            while not any(h._waiter for h in device._hybrid._handshakes):  # type: ignore[union-attr]  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            loop.away = 100.0
+            await asyncio.sleep(0.01)
+            await harness.start()
+            async with Guest(harness) as guest:
+                guest.listen(7)
+                assert (await reader.readline()).startswith(b"OK ")
+                writer.close()
+
+    run_stopped(waits)
 
 
 async def test_a_program_whose_backlog_is_full_is_waited_for(path: Path) -> None:
