@@ -27,7 +27,6 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._:/@\[\]-]*", re.ASCII)
 _LAST_WORDS = 16 << 10
 _LOOK = 0.2  # seconds between two looks at how much has come: a registry may send without end
 _BESIDES = 16 << 20  # bytes of documents, and of what does not get smaller by being packed
-_DYING = ("setpriv", "--pdeathsig", "KILL", "--")  # with this process, which alone knows how much may come
 _POLICIES = ("/etc/containers/policy.json", "~/.config/containers/policy.json")
 
 
@@ -84,7 +83,7 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
     program = shutil.which("skopeo")
     if program is None:
         raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
-    command = [*_DYING, program, *_policy(), "--override-os", "linux", "--override-arch", architecture]
+    command = [*_dying(), program, *_policy(), "--override-os", "linux", "--override-arch", architecture]
     with _credentials(reference) as fds:
         command += ["copy", "--quiet", *(f"--src-authfile=/proc/self/fd/{fd}" for fd in fds)]
         command += [f"--src-tls-verify={str(reference.tls_verify).lower()}"]
@@ -95,6 +94,12 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
             layout,
             most + most // 16 + _BESIDES,
         )
+
+
+def _dying() -> list[str]:
+    """With this process, which alone knows how much may come."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
 def _policy() -> list[str]:

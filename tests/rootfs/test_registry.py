@@ -185,6 +185,15 @@ async def test_without_skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         await Image.from_docker_registry("box", cache=tmp_path / "cache").build()
 
 
+@needs_tools
+async def test_without_setpriv(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/skopeo").symlink_to(shutil.which("skopeo") or "")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    image = Image.from_docker_registry(f"{registry.place}/box:v1", tls_verify=False, cache=tmp_path / "cache")
+    assert (await image.build()).config.user == "7"
+
+
 @pytest.mark.parametrize("name", ["", "-x", "--all", "a b", "a\nb", "$(x)"])
 def test_what_is_no_name(name: str) -> None:
     with pytest.raises(UsageError, match="no name of an image"):
