@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.errors import HostError
+from aiovmm.runtime.new_file import appearing
 from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["Cache", "Held", "Lease", "Made"]
@@ -197,9 +198,8 @@ class Cache:
         return path
 
     def _write(self, path: Path, text: str) -> None:
-        scratch = path.with_name(f".{secrets.token_hex(8)}")
-        scratch.write_text(text)
-        os.replace(scratch, path)
+        with appearing(path, replacing=True) as fd, open(fd, "w", closefd=False) as out:
+            out.write(text)
 
     @contextmanager
     def _told(self, operation: str) -> Iterator[None]:

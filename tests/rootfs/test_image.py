@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import hashlib
 import io
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from aiovmm import Image, ImageError
+from aiovmm import HostError, Image, ImageError
 from aiovmm.architecture import host
 from aiovmm.rootfs import Limits
 from aiovmm.rootfs import directory as rootfs_directory
@@ -443,6 +444,16 @@ def test_a_builder_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> 
                 await asyncio.sleep(0.01)
 
     asyncio.run(again())
+
+
+def test_what_cannot_be_remembered_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_names: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(HostError, match="keep an image: No space left"):
+        Cache(tmp_path).remember("key", {"content": "0"})
+    assert list((tmp_path / "sources").iterdir()) == []
 
 
 async def test_cancelling_ends_the_maker(tmp_path: Path) -> None:
