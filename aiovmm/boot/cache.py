@@ -187,8 +187,11 @@ def sha256(data: bytes) -> str:
 
 
 def _write_atomically(path: Path, data: bytes, *, sparse: bool = False) -> None:
+    from aiovmm.runtime.flock import sweep  # for cold starts only
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path.parent)
+    left = path.parent.glob(f"{_BEGUN}*")  # what killed writers have left, each as large as a kernel
+    sweep(left, os.unlink, _TO_LOCK)
     fd, name = _begun(path.parent)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -216,16 +219,6 @@ def _begun(folder: Path) -> tuple[int, str]:
         if os.fstat(fd).st_nlink:  # else another has swept it away before it was locked
             return fd, name
         os.close(fd)
-
-
-def _sweep(folder: Path) -> None:
-    """What killed writers have left, each as large as a kernel."""
-    from aiovmm.runtime.flock import flocked  # for cold starts only
-
-    for left in folder.glob(f"{_BEGUN}*"):
-        with contextlib.suppress(OSError), flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB, _TO_LOCK) as is_left:
-            if is_left:
-                left.unlink()
 
 
 def _write_sparse(fd: int, data: bytes) -> None:

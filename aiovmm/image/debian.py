@@ -15,7 +15,7 @@ from aiovmm import architecture
 from aiovmm.architecture import Architecture
 from aiovmm.errors import HostError
 from aiovmm.image.apt import Apt, foreign_apt
-from aiovmm.runtime.flock import OF_DIRECTORY, flocked
+from aiovmm.runtime.flock import flocked, sweep
 from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["Packages", "package_directory", "packages_for"]
@@ -77,7 +77,7 @@ class Packages:
 @contextmanager
 def _scratch(folder: Path) -> Iterator[str]:
     """A directory that is locked, and goes with the block; or with the next one that is made, if this process is killed."""
-    _sweep(folder)
+    sweep(folder.glob(f"{_BEGUN}*"), shutil.rmtree)  # each as large as a package and what is in it
     with ExitStack() as stack:
         while True:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix=_BEGUN))
@@ -86,15 +86,6 @@ def _scratch(folder: Path) -> Iterator[str]:
             if os.path.isdir(scratch):  # else another has swept it away before it was locked
                 break
         yield scratch
-
-
-def _sweep(folder: Path) -> None:
-    """What killed ones have left, each as large as a package and what is in it."""
-    how, flags = fcntl.LOCK_EX | fcntl.LOCK_NB, OF_DIRECTORY | os.O_NOFOLLOW
-    for left in folder.glob(f"{_BEGUN}*"):
-        with suppress(OSError), flocked(left, how, flags) as is_left:
-            if is_left:
-                shutil.rmtree(left)
 
 
 def packages_for(wanted: Architecture, cache: str | os.PathLike[str] | None = None) -> Packages:

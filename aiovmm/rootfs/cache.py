@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from aiovmm.errors import HostError
+from aiovmm.runtime.flock import sweep
 from aiovmm.runtime.new_file import appearing
 from aiovmm.runtime.user_dirs import cache_directory
 
@@ -139,7 +140,7 @@ class Cache:
         """An empty directory for an OCI layout that is copied, which is locked. What killed copiers have left is swept away."""
         with self._told("copy an image"):
             folder = self.folder("layouts")
-            _sweep_layouts(folder)
+            sweep(folder.iterdir(), _discard)
             while True:
                 path = folder / secrets.token_hex(8)
                 path.mkdir(mode=0o700)
@@ -178,7 +179,7 @@ class Cache:
         count = size = 0
         with self._told("prune images"):
             _sweep(self.folder("making"))
-            _sweep_layouts(self.folder("layouts"))
+            sweep(self.folder("layouts").iterdir(), _discard)
             for path in sorted(self.folder("content").glob("*.erofs")):
                 if (removed := _remove(path, time.time() - unused_for)) is not None:
                     count, size = count + 1, size + removed
@@ -214,17 +215,6 @@ class Cache:
 def _sweep(folder: Path) -> None:
     for path in folder.iterdir():
         _remove(path, float("inf"))
-
-
-def _sweep_layouts(folder: Path) -> None:
-    for path in folder.iterdir():
-        with suppress(OSError):  # in use; or another was faster
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _discard(path)
-            finally:
-                os.close(fd)
 
 
 def _discard(path: Path) -> None:

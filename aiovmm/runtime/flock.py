@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-__all__ = ["OF_DIRECTORY", "OF_FILE", "flocked"]
+__all__ = ["OF_DIRECTORY", "OF_FILE", "flocked", "sweep"]
 
 OF_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 OF_FILE = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -28,3 +29,11 @@ def flocked(path: str | os.PathLike[str], how: int, flags: int = OF_DIRECTORY) -
     finally:
         fcntl.flock(fd, fcntl.LOCK_UN)  # a child that was forked meanwhile may have it open yet
         os.close(fd)
+
+
+def sweep(paths: Iterable[Path], remove: Callable[[Path], object], flags: int = OF_DIRECTORY | os.O_NOFOLLOW) -> None:
+    """Remove those of `paths` that nobody has locked: they are of processes that are gone. What cannot be removed stays."""
+    for path in paths:
+        with suppress(OSError), flocked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, flags) as is_left:
+            if is_left:
+                remove(path)

@@ -7,13 +7,14 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from errno import ENOENT
+from functools import partial
 from pathlib import Path
 
 from aiovmm.errors import ConfigError, HostError
 from aiovmm.runtime.dataclass import dataclass
-from aiovmm.runtime.flock import flocked
+from aiovmm.runtime.flock import flocked, sweep
 from aiovmm.runtime.user_dirs import runtime_directory
 
 __all__ = ["Volume", "directory", "socket_folder"]
@@ -64,7 +65,7 @@ def socket_folder() -> Iterator[Path]:
             parent = runtime_directory() / "volumes"
             parent.mkdir(mode=0o700, exist_ok=True)
             with flocked(parent, fcntl.LOCK_EX):
-                _sweep(parent)
+                sweep(parent.iterdir(), partial(shutil.rmtree, ignore_errors=True))
                 folder = parent / secrets.token_hex(8)
                 folder.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -74,11 +75,3 @@ def socket_folder() -> Iterator[Path]:
                 "share volumes", exc.errno or 0, "XDG_RUNTIME_DIR says where else their sockets may be"
             ) from exc
         yield folder
-
-
-def _sweep(parent: Path) -> None:
-    """Folders that nobody has locked are of processes that are gone, whatever runs under their numbers now."""
-    for left in parent.iterdir():
-        with suppress(OSError), flocked(left, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_left:
-            if is_left:
-                shutil.rmtree(left, ignore_errors=True)
