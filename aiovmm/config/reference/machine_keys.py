@@ -63,7 +63,7 @@ TABLE = """
 --serial tty | differs | keys (ctrl-p ctrl-q) detach
 --serial pty | differs | its path is said on standard error
 --serial file | same |
---serial socket | differs | any number of clients, with 1 MiB of history each; `aiovmm attach` is one
+--serial socket | differs | up to 256 clients, with 1 MiB of history each; `aiovmm attach` is one
 --serial filter | ours | `tty,filter=on` shows what draws alone: no queries, no clipboard, no windows
 --console off | differs | the terminal then has ttyS0, where the reference leaves it null and the guest mute
 --console null | differs | likewise

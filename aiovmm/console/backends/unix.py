@@ -1,4 +1,4 @@
-"""A unix socket at which any number of clients see the console and type to it."""
+"""A unix socket at which many clients see the console and type to it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from aiovmm.runtime.unix_listener import SocketName, listen_in_thread
 
 __all__ = ["SocketBackend"]
 
+_CLIENTS_MAX = 256  # all may leave in one moment, and each has a copy of what the guest prints
+_CROWDED = b"aiovmm: this console has %d clients already, which is all that it takes; try again when one has left\r\n"
 _FULL = b"aiovmm: this console has as many clients as this process has descriptors for; try again later\r\n"
 _HALF_CLOSED_POLL = 1.0  # seconds between looks whether a client that sends no more still listens
 
@@ -110,8 +112,9 @@ class SocketBackend(ConsoleBackend):
         if task is None or sock is None or self._closed:  # accepted just before the end, or gone already
             writer.transport.abort()
             return
-        if not self._share.take():
-            writer.write(_FULL)
+        crowded = len(self._clients) >= _CLIENTS_MAX
+        if crowded or not self._share.take():
+            writer.write(_CROWDED % _CLIENTS_MAX if crowded else _FULL)
             writer.close()
             return
         ACCOUNT.set(self._account)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.console import AttachEnd, Console
-from aiovmm.console.backends import SocketBackend, base
+from aiovmm.console.backends import SocketBackend, base, unix
 from aiovmm.errors import ConfigError, HostError
 from tests.console.device import StubDevice
 from tests.console.screen import DEADLINE, eventually
@@ -52,6 +52,21 @@ async def test_clients_see_history_and_output_and_type(tmp_path: Path) -> None:
         assert await reader2.read() == b""
         assert await backend.wait() is AttachEnd.GUEST_ENDED
     assert not path.exists()
+
+
+async def test_one_client_too_many_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands that left in one moment held the loop for most of a second."""
+    monkeypatch.setattr(unix, "_CLIENTS_MAX", 2)
+    path, console = tmp_path / "console", Console()
+    console.feed(b"boot\n")
+    async with SocketBackend(console, path) as backend, client_of(path) as (first, _):
+        async with client_of(path) as (second, _), client_of(path) as (third, _):
+            assert await first.readline() == await second.readline() == b"boot\n"
+            assert (await third.read()).startswith(b"aiovmm: this console has 2 clients already")
+            assert backend.clients == 2
+        await eventually(lambda: backend.clients == 1)
+        async with client_of(path) as (fourth, _):
+            assert await fourth.readline() == b"boot\n"
 
 
 async def test_only_the_owner_may_connect(tmp_path: Path) -> None:
