@@ -94,7 +94,7 @@ class FsConfig(PlacedConfig):
 
     def __post_init__(self) -> None:
         self._check_place("fs")
-        check_queues("fs", self.num_queues, self.queue_size)
+        check_queues("fs", self.num_queues, self.queue_size, most=255)  # a back end is told 8 bits of a ring's number
         encoded("fs.tag", self.tag, 36)
         check_socket("fs.socket", self.socket)
 

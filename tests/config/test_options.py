@@ -275,6 +275,7 @@ def test_ids_that_a_device_may_have(name: str) -> None:
         (parse_pmem, "size=2M", "pmem.file"),
         (parse_pmem, "file=/x,size=3M", "pmem.size"),
         (parse_fs, "tag=,socket=/x", "fs.tag"),
+        (parse_fs, "tag=t,socket=/x,num_queues=256", "fs.num_queues"),
         (parse_platform, "num_pci_segments=97", "platform.num_pci_segments"),
         (parse_platform, "uuid=1", "platform.uuid"),
     ],

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from aiovmm.config import FsConfig
 from aiovmm.devices.virtio.vhost_user import VhostUserBlk, VhostUserFs
-from aiovmm.errors import PeerError
+from aiovmm.errors import ConfigError, PeerError
 from aiovmm.testing.vhost_user_backend import PROTOCOL_FEATURES, VhostUserServer
 from aiovmm.vhost_user import Timing
 from aiovmm.vhost_user.protocol import ProtocolFeature
@@ -227,6 +228,24 @@ async def test_what_the_driver_wrote_to_the_configuration_is_told_again(path: Pa
             await until(lambda: again.config == b"ABCdefgh")
             await until(lambda: guest.backend.connected)
             assert guest.device.read_config(0, 8) == b"ABCdefgh"
+
+
+async def test_a_file_system_has_as_many_queues_as_messages_can_name(path: Path) -> None:
+    """Of a ring's number 8 bits go with its eventfds; the one for what is urgent is beside those of the configuration."""
+    most = 255
+    config = FsConfig(tag="tag", socket=path, num_queues=most, queue_size=64)
+
+    class Files(Echo):
+        device_id = 26
+        features = 0
+        queue_sizes = (64,) * (1 + most)  # type: ignore[assignment]
+
+    async with VhostUserServer(Files(), path), Guest(VhostUserFs.from_config(config)) as guest:
+        await guest.driver.start()
+        assert guest.backend.connected
+        await guest.driver.reset()
+    with pytest.raises(ConfigError, match=r"fs\.num_queues: 256 is not in 1\.\.255"):
+        FsConfig(tag="tag", socket=path, num_queues=most + 1)
 
 
 async def test_the_session_of_a_file_system_does_not_survive_its_server(path: Path) -> None:
