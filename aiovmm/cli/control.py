@@ -95,8 +95,10 @@ def _place(callers: Share) -> Iterator[bool]:
 async def _answer(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, vm: VM, confinement: Confinement
 ) -> dict[str, Any] | None:
+    from aiovmm.runtime.awake import awake_timeout  # for who is asked
+
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with awake_timeout(_PATIENCE):
             line = await reader.readline()
         async with _at_work(writer):
             return await _done(vm, confinement, line)
@@ -132,12 +134,14 @@ async def _tell(
 ) -> None:
     """And nothing more, whether or not it is taken. What else was said is read first, for so many seconds: to close with that
     unread resets the connection, and who has just been answered may be told of that alone."""
+    from aiovmm.runtime.awake import awake_timeout
+
     try:
         if answer is not None:
             require_connected(writer)
             writer.transport.set_write_buffer_limits(0)  # all of it is the kernel's then
             writer.write(json.dumps(answer).encode() + b"\n")
-            async with asyncio.timeout(_PATIENCE):
+            async with awake_timeout(_PATIENCE):
                 await writer.drain()
             writer.write_eof()
             async with asyncio.timeout(linger):

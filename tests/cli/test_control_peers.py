@@ -19,6 +19,7 @@ from aiovmm.cli import control
 from aiovmm.errors import AiovmmError, HostError, PeerError, UsageError
 from tests.limits import HANGS
 from tests.reset_peer import reset_connection
+from tests.test_awake import StoppedLoop, run_stopped
 
 
 class Guest:
@@ -75,6 +76,22 @@ async def test_every_line_has_an_answer(
     assert answer["code"] == 2
     assert error in answer["error"]
     assert [record.getMessage() for record in caplog.records] == []
+
+
+def test_who_asks_a_monitor_that_was_stopped_meanwhile_has_the_rest_of_his_time(tmp_path: Path) -> None:
+    async def asks(loop: StoppedLoop) -> None:
+        async with served(tmp_path / "control") as path:
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b"[")
+            await asyncio.sleep(0.05)  # it waits for the rest
+            loop.away = 100.0
+            for _ in range(20):  # of the loop's turns
+                await asyncio.sleep(0)
+            writer.write(b"]\n")
+            assert "JSON object" in json.loads(await reader.read())["error"]
+            writer.close()
+
+    run_stopped(asks)
 
 
 async def test_a_mistake_of_ours_is_told_to_who_asked_and_to_who_runs_it(
