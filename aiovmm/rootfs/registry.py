@@ -84,12 +84,12 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
     if program is None:
         raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
     command = [*_dying(), program, *_policy(), "--override-os", "linux", "--override-arch", architecture]
-    with _credentials(reference) as fds:
+    with _credentials(reference) as fds, _folder(layout.parent) as folder:
         command += ["copy", "--quiet", *(f"--src-authfile=/proc/self/fd/{fd}" for fd in fds)]
         command += [f"--src-tls-verify={str(reference.tls_verify).lower()}"]
         await _run(
-            [*command, f"docker://{reference.source}", f"oci:{layout}:latest"],
-            fds,
+            [*command, f"docker://{reference.source}", f"oci:/proc/self/fd/{folder}/{layout.name}:latest"],
+            (*fds, folder),
             reference.name,
             layout,
             most + most // 16 + _BESIDES,
@@ -118,6 +118,16 @@ def _credentials(reference: Reference) -> Iterator[tuple[int, ...]]:
         json.dump({"auths": {reference.host: {"auth": both}}}, out)
         out.flush()
         yield (out.fileno(),)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    """By a descriptor: for skopeo a path ends at the first colon."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 async def _run(command: Sequence[str], fds: Sequence[int], name: str, layout: Path, most: int) -> None:

@@ -186,6 +186,13 @@ async def test_without_skopeo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @needs_tools
+async def test_a_cache_whose_name_has_a_colon(registry: Registry, tmp_path: Path) -> None:
+    image = Image.from_docker_registry(f"{registry.place}/box:v1", tls_verify=False, cache=tmp_path / "a:b")
+    assert (await image.build()).config.user == "7"
+    assert os.listdir(tmp_path) == ["a:b"]
+
+
+@needs_tools
 async def test_without_setpriv(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/skopeo").symlink_to(shutil.which("skopeo") or "")
