@@ -80,10 +80,8 @@ class Reference:
 async def copy_from_registry(reference: Reference, architecture: str, layout: Path, most: int) -> None:
     """Copy the image for `architecture` (Go's name), which has `most` bytes unpacked, into the new OCI layout `layout`. Raises
     ImageError, HostError."""
-    program = shutil.which("skopeo")
-    if program is None:
-        raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
-    command = [*_dying(), program, *_policy(), "--override-os", "linux", "--override-arch", architecture]
+    command = await in_thread("registry", _skopeo)
+    command += ["--override-os", "linux", "--override-arch", architecture]
     with _credentials(reference) as fds, _folder(layout.parent) as folder:
         command += ["copy", "--quiet", *(f"--src-authfile=/proc/self/fd/{fd}" for fd in fds)]
         command += [f"--src-tls-verify={str(reference.tls_verify).lower()}"]
@@ -94,6 +92,14 @@ async def copy_from_registry(reference: Reference, architecture: str, layout: Pa
             layout,
             most + most // 16 + _BESIDES,
         )
+
+
+def _skopeo() -> list[str]:
+    """In a thread: homes are on servers."""
+    program = shutil.which("skopeo")
+    if program is None:
+        raise HostError("copy an image from a registry", ENOENT, "apt-get install skopeo", "skopeo")
+    return [*_dying(), program, *_policy()]
 
 
 def _dying() -> list[str]:

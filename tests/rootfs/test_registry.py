@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -328,6 +329,25 @@ def running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+async def test_no_file_is_looked_for_on_the_loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A policy may be in a home that is on a server, and a program in a PATH that is."""
+    skopeo = tmp_path / "skopeo"
+    skopeo.write_text("#!/bin/sh\necho no such thing >&2; exit 1\n")
+    skopeo.chmod(0o755)
+    looked: list[threading.Thread] = []
+
+    def look(_name: str) -> str:
+        looked.append(threading.current_thread())
+        return str(skopeo)
+
+    monkeypatch.setattr("shutil.which", look)
+    monkeypatch.setattr("os.path.expanduser", look)
+    with pytest.raises(ImageError, match="no such thing"):
+        await Image.from_docker_registry("host.example/x", cache=tmp_path / "cache").build()
+    assert looked
+    assert threading.main_thread() not in looked
 
 
 def test_the_password_is_not_shown() -> None:
