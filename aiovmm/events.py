@@ -54,11 +54,11 @@ class Subscription(AsyncIterator[E]):
 
 
 class EventStream(Generic[E]):
-    """Fans events out. `history` keeps the last ones, so that a late subscriber can ask for them."""
+    """Fans events out. `history` keeps the last ones, so that a late subscriber can ask for them; so many."""
 
-    def __init__(self, home: HomeLoop | None = None) -> None:
+    def __init__(self, home: HomeLoop | None = None, *, kept: int = LIMIT) -> None:
         self._home = home or HomeLoop("a subscription to events")
-        self.history: deque[E] = deque(maxlen=LIMIT)
+        self.history: deque[E] = deque(maxlen=kept)
         self._subscriptions: weakref.WeakSet[Subscription[E]] = (
             weakref.WeakSet()
         )  # one that is dropped costs nothing more

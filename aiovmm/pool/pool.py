@@ -25,6 +25,7 @@ from aiovmm.runtime.arguments import whole
 from aiovmm.runtime.home import HomeLoop
 from aiovmm.runtime.tasks import finish
 from aiovmm.runtime.timeouts import time_limit
+from aiovmm.runtime.traces import let_go
 from aiovmm.vm import VM
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Pool:
             self._source = source
         self._warm, self._max, self._ready = warm, max, ready
         self._home = HomeLoop(f"pool {self.name!r}")
-        self._events: EventStream[PoolEvent] = EventStream(self._home)
+        self._events: EventStream[PoolEvent] = EventStream(self._home, kept=0)  # nobody can ask for what was before
         self._members: set[Member] = set()
         self._starting: set[Member] = set()
         self._spares: deque[Member] = deque()
@@ -271,6 +272,7 @@ class Pool:
 
     def failed(self, member: Member, error: Exception) -> None:
         """See Owner. Who waits first hears of it: there is nothing better to give."""
+        let_go(error)  # else all there was of the guest stays as long as somebody has this
         self._failed += 1
         self._emit(PoolEventKind.FAILED, member, str(error) or type(error).__name__, error)
         if member in self._starting:

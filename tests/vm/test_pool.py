@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import re
 import subprocess
@@ -15,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from aiovmm import VM, ExitReason, Pool, PoolEventKind, VMConfig, VMState
-from aiovmm.errors import ImageError, StateError, UsageError
+from aiovmm import VM, DiskConfig, ExitReason, Pool, PoolEventKind, VMConfig, VMState
+from aiovmm.errors import HostError, ImageError, StateError, UsageError
 from tests.limits import HANGS
 from tests.vm.guest import config, until
 from tests.vm.remains import Remains
@@ -216,6 +217,22 @@ async def test_who_waits_hears_why_there_is_none_and_others_go_on() -> None:
         source.gate.release()
         async with pool.acquire(timeout=HANGS) as vm:
             await lives(vm)
+
+
+@here_and_there
+async def test_nothing_stays_of_guests_that_could_not_be_started(workers: int) -> None:
+    """However many, and though somebody has not read of it yet."""
+    broken = replace(guests(), disks=(DiskConfig(path=Path("/nowhere")),))
+    async with Pool(broken, max=2, workers=workers) as pool:
+        events = pool.events()
+        for _ in range(20):
+            with pytest.raises(HostError, match="/nowhere"):
+                async with pool.acquire():
+                    pass
+        failed = [await anext(events) for _ in range(20)]
+        assert sum(event.error is not None for event in failed) > 5
+        gc.collect()
+        assert sum(isinstance(one, VM) for one in gc.get_objects()) < 5
 
 
 async def test_a_time_out_and_a_cancelled_wait_take_nothing_with_them() -> None:
