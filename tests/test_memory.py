@@ -247,6 +247,13 @@ def _flags(address: int) -> list[str]:
     raise AssertionError("it is not mapped")
 
 
+def test_where_it_is_never_quiet_those_that_have_gone_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "at_rest", [])
+    for _ in range(300):
+        GuestMemory().close()
+    assert len(trimming.left) <= trimming._MANY
+
+
 def test_once_many_have_gone_the_system_has_back_what_was_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What lies between the C library's other pieces it keeps, however much it is."""
     calls: list[str] = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from aiovmm.native import lib, room
 from aiovmm.runtime import crew
 
-left: list[None] = []
-"""One for each GuestMemory that was closed, and one when it is no more: with it goes what its guest had beside the mappings, at
-once, if nobody has kept a part of it."""
 _MANY = 32  # guests that were closed or have gone, of which the C library may have kept a megabyte
+left: deque[None] = deque(maxlen=_MANY)
+"""One for each GuestMemory that was closed, and one when it is no more: with it goes what its guest had beside the mappings, at
+once, if nobody has kept a part of it. No more than matter, for it may never be quiet."""
 _trimmed = False  # for many that had left, and not since
 
 
