@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import random
 import signal
@@ -373,6 +374,20 @@ async def test_a_worker_that_breaks_the_protocol_is_ended(says: str, monkeypatch
 
 
 ASKED = ["to take a guest apart", "to end a guest", "to heed a cancellation", "to tell numbers", "to add a device"]
+
+
+async def test_a_pool_that_is_closed_waits_for_no_worker_that_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what becomes of that, which nobody waits for any more, is no traceback."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    monkeypatch.setattr(process, "_PROGRAM", "import time; time.sleep(1000)")
+    for is_begun in (True, False):
+        async with asyncio.timeout(HANGS), Pool(guests(), workers=1, warm=1):
+            if is_begun:
+                await until(lambda: bool(children()))
+        assert not children()
+        gc.collect()
+        assert not told
 
 
 @pytest.mark.parametrize("asked", ASKED)

@@ -109,6 +109,8 @@ class Worker:
         self.pid = process.pid
         self._task = asyncio.get_running_loop().create_task(self._follow(process, self._connection), name=self._name)
         self.tell("confine", 0, **confined)
+        if self._silent:  # it has been given up before there was a connection
+            self._connection.abort()
         try:
             async with awake_timeout(_START):
                 await self._hello

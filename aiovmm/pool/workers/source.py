@@ -19,6 +19,7 @@ from aiovmm.vm import VM
 
 __all__ = ["Workers"]
 
+_CLOSED = "was closed before it had begun"
 _TRIES = 3  # to make a guest whose worker dies meanwhile
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 30.0  # seconds until one that could not be started is wanted again
 
@@ -30,6 +31,7 @@ class _Slot:
         self.index = index
         self.load = 0
         self.worker: Worker | None = None
+        self.beginning: Worker | None = None
         self.starting: asyncio.Task[Worker] | None = None
         self.failures = 0
         self.not_before = 0.0
@@ -106,11 +108,14 @@ class Workers:
             slot.starting = asyncio.get_running_loop().create_task(
                 self._start(slot), name=f"worker {slot.index}: start"
             )
+            slot.starting.add_done_callback(lambda start: start.cancelled() or start.exception())  # seen
         return await asyncio.shield(slot.starting)
 
     async def _start(self, slot: _Slot) -> Worker:
         """Once for all that wait for it; not cancelled with them."""
-        worker = Worker(slot.index, self._pool, self._gone)
+        worker = slot.beginning = Worker(slot.index, self._pool, self._gone)
+        if self._closed:
+            worker.give_up(_CLOSED)
         try:
             await worker.start(self._confined)
         except BaseException:
@@ -118,7 +123,7 @@ class Workers:
             slot.failures = min(slot.failures + 1, 20)
             raise
         finally:
-            slot.starting = None
+            slot.starting = slot.beginning = None
         slot.failures, slot.not_before = 0, 0.0
         slot.worker = worker
         self._started(worker)
@@ -137,6 +142,9 @@ class Workers:
         await finish(self._end())
 
     async def _end(self) -> None:
+        for slot in self._slots:
+            if slot.beginning is not None:
+                slot.beginning.give_up(_CLOSED)
         if starting := [slot.starting for slot in self._slots if slot.starting is not None]:
             await asyncio.wait(starting)
         async with asyncio.TaskGroup() as group:
