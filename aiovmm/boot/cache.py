@@ -6,7 +6,7 @@
 
 An unpacked file whose identity is the recorded one is taken as it is. Any other (copied, restored, damaged) is hashed
 again, and thrown away if it is not what was stored. Everything is written to a temporary name and renamed. A directory
-that cannot be used costs time, never an error. Delete it at will.
+that cannot be used costs time, never an error. Delete it at will; the newest KEPT kernels stay by themselves.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ from aiovmm.errors import ImageError
 from aiovmm.runtime.dataclass import dataclass
 from aiovmm.runtime.user_dirs import find_cache_directory
 
-__all__ = ["CachedKernel", "KernelCache", "default_directory", "sha256"]
+__all__ = ["KEPT", "CachedKernel", "KernelCache", "default_directory", "sha256"]
 
+KEPT = 32
+"""Kernels: some GB at most. Who boots whatever is sent to him would fill his disk."""
+
+_SHORTCUTS = 32 * KEPT
 _FORMAT = 1
 _HOLE = 16384  # bytes; smaller holes would cost more system calls than they save copying
 _BEGUN = ".tmp-"
@@ -129,6 +133,8 @@ class KernelCache:
 
     def store(self, content_hash: str, vmlinux: bytes, header: bytes, compression: str) -> CachedKernel | None:
         """Keep `vmlinux`. None if the directory cannot be written."""
+        from aiovmm.runtime.newest import keep_newest  # for cold starts only
+
         try:
             path = self._vmlinux(content_hash)
             _write_atomically(path, vmlinux, sparse=True)
@@ -141,15 +147,19 @@ class KernelCache:
                 "identity": dict(vars(source.identity)),
             }
             self._write_meta(content_hash, meta)
+            keep_newest(self.directory, KEPT)
         except OSError:
             return None
         return CachedKernel(source, header, compression)
 
     def remember(self, identity: FileIdentity, content_hash: str) -> None:
         """Note that the file with `identity` has this content, unless it is so new that it may still be changing."""
+        from aiovmm.runtime.newest import keep_newest
+
         if time.time_ns() - max(identity.ctime_ns, identity.mtime_ns) > _SETTLED_NS:
             with contextlib.suppress(OSError):  # without the shortcut the next start hashes again
                 _write_atomically(self._by_stat / _key(identity), content_hash.encode())
+                keep_newest(self._by_stat, _SHORTCUTS)
 
     @property
     def _by_stat(self) -> Path:

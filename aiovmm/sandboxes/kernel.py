@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from aiovmm.errors import HostError, ImageError
 from aiovmm.image import KernelFiles, build_initramfs, debian_busybox, debian_kernel, host_kernel, kept_kernel
 from aiovmm.image.modules import ModuleTree
 from aiovmm.runtime.new_file import appearing
+from aiovmm.runtime.newest import keep_newest
 from aiovmm.runtime.user_dirs import cache_directory
 
 __all__ = ["MODULES", "find_sandbox_kernel", "sandbox_initramfs"]
@@ -32,6 +35,8 @@ MODULES = (
     "squashfs",
 )
 """Drivers that are in the initramfs as far as a kernel has them as modules."""
+
+_KEPT = 32  # initramfses, one a kernel and a version of what is in it
 
 _NEEDED = ("virtio_blk", "vmw_vsock_virtio_transport", "erofs", "overlay")
 _HINT = "Debian's cloud kernel has all of them: aiovmm image kernel --debian"
@@ -80,6 +85,9 @@ def sandbox_initramfs(files: KernelFiles) -> Path:
     if not target.exists():
         image = build_initramfs(busybox=busybox, modules=files.modules, wanted=MODULES, init=script, agent=agent)
         _keep(folder, target, image.data)
+    else:
+        with suppress(OSError):
+            os.utime(target)  # it stays longest
     return target
 
 
@@ -89,6 +97,7 @@ def _keep(folder: Path, target: Path, data: bytes) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with appearing(target, replacing=True) as fd, open(fd, "wb", closefd=False) as file:
             file.write(data)
+        keep_newest(folder, _KEPT)
     except OSError as exc:
         hint = "XDG_CACHE_HOME says where else it may be kept"
         raise HostError("keep an initramfs", exc.errno or 0, hint, str(folder)) from exc

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from aiovmm.architecture import AARCH64
+from aiovmm.boot import cache as cached
 from aiovmm.boot import unpack
 from aiovmm.boot.cache import default_directory
 from aiovmm.boot.source import BytesSource, FileSource
@@ -171,6 +172,27 @@ def test_cache_that_cannot_be_written(path: Path, tmp_path: Path, unpacked: list
 def test_nothing_temporary_is_left(path: Path, cache: Path) -> None:
     assert isinstance(load_kernel(path, cache=cache).source, FileSource)
     assert not [p for p in cache.rglob("*") if p.name.startswith(".tmp")]
+
+
+def test_the_newest_stay(put: Callable[..., Path], cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all that was ever booted, and of the shortcuts to it."""
+    monkeypatch.setattr(cached, "KEPT", 2)
+    monkeypatch.setattr(cached, "_SHORTCUTS", 3)
+    images = []
+    for number in range(5):
+        packed = put(bzimage(payload(elf([(KERNEL_ADDRESS, b"%d" % number * 200, 4096)]), "gzip")), f"kernel{number}")
+        os.utime(packed, (1_000_000_000, 1_000_000_000))
+        monkeypatch.setattr(cached, "_SETTLED_NS", -(10**12))  # as if it had been there for long
+        images.append(load_kernel(packed, cache=cache))
+        for file in cache.rglob("*"):
+            back = file.stat().st_mtime_ns - 10**9
+            os.utime(file, ns=(back, back))
+    kept = [Path(image.source.path) for image in images if isinstance(image.source, FileSource)][-2:]
+    assert {file.stem for file in cache.iterdir() if file.is_file()} == {path.stem for path in kept}
+    assert len(list((cache / "by-stat").iterdir())) == 3
+    memory = GuestMemory.create([(0, 32 << 20)])
+    images[0].load_into(memory)  # a guest that has it is reset
+    assert memory.read(KERNEL_ADDRESS, 3) == b"000"
 
 
 def test_what_killed_writers_have_left_goes_and_what_is_being_written_stays(path: Path, cache: Path) -> None:
