@@ -148,10 +148,13 @@ class VM(Inventory, Changes, Saving, Commands):
                 await self._stand()
         except BaseException as exc:
             error = of_host("building", self.name, exc)
-            await finish(self._close(failed("it could not be built", error)))
-            if error is exc:
-                raise
-            raise error from exc
+            try:
+                await finish(self._close(failed("it could not be built", error)))
+                if error is exc:
+                    raise
+                raise error from exc
+            finally:  # its traceback knows this frame: what was built would stay until the next collection
+                del error
         return self
 
     async def _stand(self) -> None:

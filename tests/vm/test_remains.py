@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import replace
 from typing import Any
@@ -235,6 +237,27 @@ async def test_who_is_cancelled_while_memory_is_prefaulted_does_not_wait_for_all
         await entering
     assert len(filled) <= 2, "of 32 pieces"
     await remains.check()
+
+
+async def test_a_vm_that_is_given_up_while_it_is_built_waits_for_no_collector() -> None:
+    made: list[weakref.ref[VM]] = []
+
+    async def enters() -> None:
+        vm = VM(full("s"))
+        made.append(weakref.ref(vm))
+        await vm.__aenter__()
+
+    async def run() -> None:
+        await CancelAt(enters(), 1, woken=False)
+
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.create_task(run())
+        await until(lambda: made[0]() is None)
+    finally:
+        gc.enable()
 
 
 async def test_cancelled_twice_while_it_closes(remains: Remains) -> None:
