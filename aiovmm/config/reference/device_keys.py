@@ -60,7 +60,7 @@ TABLE = """
 --net id pci_segment pci_device_id iommu | same |
 --fs tag queue_size | same |
 --fs socket | differs | memory is shared without being asked for; 60 s for the back end to come, as there
---fs num_queues | differs | may be more than there are vCPUs
+--fs num_queues | differs | may be more than there are vCPUs, and 255 at most
 --fs id pci_segment pci_device_id | same |
 --fs iommu | ours | refused: a vhost-user back end reaches memory by itself
 --pmem file | differs | locked while it is in use
