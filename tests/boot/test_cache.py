@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -19,7 +20,7 @@ from aiovmm.boot import unpack
 from aiovmm.boot.cache import default_directory
 from aiovmm.boot.source import BytesSource, FileSource
 from aiovmm.boot.x86_64 import load_kernel
-from aiovmm.errors import ImageError, UsageError
+from aiovmm.errors import HostError, ImageError, UsageError
 from aiovmm.image import debian_busybox
 from aiovmm.memory import GuestMemory
 from tests.boot.images import CODE, KERNEL_ADDRESS, bzimage, elf, payload
@@ -157,6 +158,23 @@ def test_a_kernel_that_is_nowhere_any_more_is_said_to_have_changed(path: Path, c
     path.write_bytes(bzimage(payload(elf([(KERNEL_ADDRESS, other, len(other))]), "zstd")))
     memory = GuestMemory.create([(0, 32 << 20)])
     with pytest.raises(ImageError, match="changed after it was examined"):
+        image.load_into(memory)
+    memory.close()
+
+
+def test_a_disk_that_fails_as_a_kernel_is_unpacked_again_is_told_of(
+    path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a reset, of one whose cache entry is gone."""
+    image = load_kernel(path, cache=cache)
+    shutil.rmtree(cache)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fails)
+    memory = GuestMemory.create([(0, 32 << 20)])
+    with pytest.raises(HostError, match="its disk or server fails"):
         image.load_into(memory)
     memory.close()
 

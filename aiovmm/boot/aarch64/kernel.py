@@ -155,7 +155,7 @@ def _unpacked_kernel(name: str, data: bytes, identity: FileIdentity, cache: Kern
 def _unpack_again(name: str) -> bytes:
     """The Image in the packed file `name`, as it is now; for a kernel whose cache entry is gone."""
     with open_regular(name, "kernel") as fd:
-        data = os.pread(fd, min(os.fstat(fd).st_size, LARGEST), 0)
+        data = read_at(fd, 0, min(os.fstat(fd).st_size, LARGEST), name)
     source = _unpack(name, data).source
     assert isinstance(source, BytesSource)
     return bytes(source.data)

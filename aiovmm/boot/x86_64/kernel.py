@@ -192,7 +192,7 @@ def _unpack_again(name: str) -> bytes:
     """The vmlinux in the bzImage `name`, as it is now; for a kernel whose cache entry is gone."""
     with open_regular(name, "kernel") as fd:
         size = min(os.fstat(fd).st_size, _LARGEST)
-        data = os.pread(fd, size, 0)
+        data = read_at(fd, 0, size, name)
     source = _unpack(name, data, _setup_header(name, data[:HEAD_SIZE], len(data))).source
     assert isinstance(source, BytesSource)
     return bytes(source.data)
