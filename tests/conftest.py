@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.grounds import excused, skip_reason
 from tests.interrupt_key import heeded_by_programs
 
-pytest_plugins = ["tests.kvmhost.plugin", "tests.parallel"]
+pytest_plugins = ["tests.kvmhost.plugin", "tests.parallel", "tests.time_limits"]
 heeded_by_programs()
 
 
