@@ -456,12 +456,14 @@ async def test_what_fails_for_a_disk_that_is_kicked_costs_no_other_its_answers(
             def published(mask: int) -> None:
                 raise OSError(errno.EIO, "no interrupts today")
 
-            monkeypatch.setattr(service, "published", published)
             os.write(writer, b"w" * 512)
-            offer(fails)
-            with pytest.raises(OSError, match="no interrupts"):
-                service._queues[0]._turn()  # before the loop hears of it
-            monkeypatch.undo()
+            fails.queues[0].add(
+                [header(Request.GET_ID)], [20, 1]
+            )  # answered in the turn itself, however slow storage is
+            with monkeypatch.context() as patch:  # undone whatever comes, or the end would wait for ever
+                patch.setattr(service, "published", published)
+                with pytest.raises(OSError, match="no interrupts"):
+                    service._queues[0]._turn()  # before the loop hears of it
             (used,) = await asyncio.wait_for(waits.queues[0].used(), HANGS)
             assert used.data == b"w" * 512 + b"\0"
 
