@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks import many, many_memory, many_scale, many_waves
 from benchmarks.__main__ import main, modules
+from benchmarks.harness import Options, Result
 
 
 def test_without_a_name_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,6 +40,38 @@ def test_a_quick_run_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_p
     assert main(["virtqueue_cost", "--quick", "--only", "ring", "--from", str(data), "--json", str(again)]) == 0
     names = [result["name"] for result in json.loads(again.read_text())["results"]]
     assert names == ["import aiovmm", "ring, depth 1", "ring, depth 32"]
+
+
+@pytest.mark.parametrize(("nested", "lost", "status"), [(True, 1, 0), (True, 2, 1), (False, 1, 1)])
+def test_a_guest_that_the_nested_host_lost_has_another_attempt(
+    nested: bool,
+    lost: int,
+    status: int,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One more, of all its rows."""
+    attempts: list[int] = []
+
+    def run(_: Options) -> Iterator[Result]:
+        attempts.append(len(attempts))
+        yield Result("first row", "s", "aiovmm", ("other",), samples={"aiovmm": [1.0], "other": [1.0]})
+        if len(attempts) <= lost:
+            raise TimeoutError("QEMU q35: no answer")
+        yield Result("second row", "s", "aiovmm", ("other",), samples={"aiovmm": [1.0], "other": [1.0]})
+
+    monkeypatch.setattr(modules()["startup"], "run", run)
+    if nested:
+        monkeypatch.setenv("AIOVMM_KVMHOST", "1")
+    else:
+        monkeypatch.delenv("AIOVMM_KVMHOST", raising=False)
+    data = tmp_path / "a.json"
+    assert main(["startup", "--quick", "--json", str(data)]) == status
+    assert len(attempts) == min(lost + 1, 1 + nested)
+    assert "no answer" in capsys.readouterr().err
+    names = [result["name"] for result in json.loads(data.read_text())["results"]]
+    assert names == ([] if status else ["first row", "second row"])
 
 
 @pytest.mark.kvm
