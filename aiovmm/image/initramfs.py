@@ -196,9 +196,9 @@ def _told(path: Path) -> list[str]:
 
 def _read_from(data: bytes) -> list[str]:
     """Those of one that does not: its table of names, sorted, each with its NUL (applet_names of include/applet_tables.h)."""
-    start = data.find(b"\0[\0[[\0")
+    start = data.find(b"[\0[[\0")  # whatever lies before it
     names: list[str] = []
-    for word in data[start + 1 : start + 1 + _MOST_NAMES].split(b"\0") if start >= 0 else []:
+    for word in data[start : start + _MOST_NAMES].split(b"\0") if start >= 0 else []:
         name = word.decode(errors="replace")
         if not name or (names and name <= names[-1]):
             break

@@ -41,6 +41,7 @@ def require(volumes: Sequence[Volume]) -> None:
     for number, volume in enumerate(volumes):
         if volume.guest in [other.guest for other in volumes[:number]]:
             raise ConfigError("volume", f"two directories are to be at {volume.guest}", "give each a place of its own")
+    for volume in volumes:
         _command(volume)
 
 

@@ -352,7 +352,11 @@ async def test_a_host_by_its_name(agent: Agent, server: int) -> None:
     asyncio.get_running_loop().set_default_executor(Nobodys())
     port = await agent.forwards.to_guest(server, 0, "localhost")
     assert isinstance(port, int)
-    await ask(*await asyncio.open_connection("127.0.0.1", port), 1000)
+    try:
+        streams = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:  # that name has its IPv6 address first here
+        streams = await asyncio.open_connection("::1", port)
+    await ask(*streams, 1000)
     back = await agent.forwards.to_host(0, server, "localhost")
     assert isinstance(back, int)
     await ask(*await asyncio.open_connection("127.0.0.1", back), 1000)

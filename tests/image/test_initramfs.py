@@ -122,7 +122,7 @@ NAMES += ["start-stop-daemon", "stty", "timeout", "umount", "yes"]
 def foreign(names: list[str] = NAMES, machine: int = 183) -> bytes:
     """A program for another processor, with a table of names as busybox has it between other strings."""
     table = b"".join(name.encode() + b"\0" for name in names)
-    return elf([(0x400000, b"usage\0" + table + b"applet not found\0", 4096)], machine=machine)
+    return elf([(0x400000, b"usage " + table + b"\0applet not found\0", 4096)], machine=machine)
 
 
 def test_busybox_that_does_not_run_here(tree: Path, tmp_path: Path) -> None:

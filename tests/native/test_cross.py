@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,19 @@ ELF_AARCH64 = 183  # e_machine
 
 def build(target: str, directory: Path, cc: str) -> subprocess.CompletedProcess[str]:
     """Build the extension for `target` below `directory`, warnings being errors."""
+    own = Path(
+        f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}/python{sysconfig.get_python_version()}/pyconfig.h"
+    )
+    if own.exists():  # Debian's Python has one for each architecture; this one's will do, the sizes are the same
+        place = directory / f"include/{target}-linux-gnu/python{sysconfig.get_python_version()}"
+        place.mkdir(parents=True)
+        shutil.copy(own, place)
     environment = {
         **os.environ,
         "_PYTHON_HOST_PLATFORM": f"linux-{target}",
         "CC": cc,
         "LDSHARED": f"{cc} -shared",
-        "CFLAGS": "-Werror -O0",
+        "CFLAGS": f"-Werror -O0 -I{directory}/include",
     }
     places = ["--build-lib", str(directory / "lib"), "--build-temp", str(directory / "tmp")]
     command = [sys.executable, "-W", "ignore", "setup.py", "-q", "build_ext", *places]

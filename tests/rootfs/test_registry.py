@@ -276,7 +276,7 @@ async def test_ways_of_registries(layout: Path, tmp_path: Path, ways: tuple[str,
         (("wrong",), "Digest did not match"),
         (("wrong", "redirect"), "Digest did not match"),
         (("cut",), "EOF"),
-        (("password",), "unauthorized"),
+        (("password",), "(unauthorized|authentication required)"),
         (("endless",), "it is larger than it may be"),
     ],
 )

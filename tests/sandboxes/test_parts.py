@@ -20,6 +20,7 @@ from aiovmm.image import KernelFiles
 from aiovmm.kvm import Kvm
 from aiovmm.rootfs import BuiltImage, ImageConfig
 from aiovmm.rootfs.kinds import kind_of
+from aiovmm.sandboxes import virtiofsd
 from aiovmm.sandboxes.guest import _Wanted
 from aiovmm.sandboxes.kernel import check_drivers
 from aiovmm.sandboxes.scratch import make_scratch
@@ -296,7 +297,10 @@ def test_a_volume_in_another_is_mounted_after_it(tmp_path: Path) -> None:
     assert told == [f"sandbox.volume={one}" for one in ("fs2:rw:/a", "fs1:rw:/x", "fs0:rw:/x/y")]
 
 
-async def test_two_volumes_cannot_be_at_one_place(tmp_path: Path) -> None:
+async def test_two_volumes_cannot_be_at_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is said whether or not there is a program to share them."""
+    monkeypatch.setattr(virtiofsd, "_PLACES", ())
+    monkeypatch.setenv("PATH", "")
     volumes = [f"{tmp_path}:/x", f"{tmp_path}:/y", f"{tmp_path}:/x:ro"]
     with pytest.raises(UsageError, match="two directories are to be at /x"):
         require([Volume.parse(text) for text in volumes])

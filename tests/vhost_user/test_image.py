@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -172,7 +173,7 @@ async def test_it_goes_with_a_monitor_that_is_killed(tmp_path: Path) -> None:
         "async def main():\n d=ImageBlk(DiskConfig(path=sys.argv[1]),ImageType.QCOW2)\n await d.open()\n"
         " print(d.daemon.pid, d.daemon._directory, flush=True)\n await asyncio.sleep(600)\nasyncio.run(main())"
     )
-    process = await asyncio.create_subprocess_exec("python3", "-c", script, str(image), stdout=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(image), stdout=subprocess.PIPE)
     assert process.stdout is not None
     pid, directory = (await process.stdout.readline()).split()
     process.kill()

@@ -55,7 +55,7 @@ def test_dtc_reads_it() -> None:
     )
     source = decompile(flatten(tree, reserved=[(0x1000, 0x2000)], boot_cpu=3))
     assert "/memreserve/\t0x0000000000001000 0x0000000000002000;" in source
-    assert 'words = "first\\0second";' in source
+    assert 'words = "first\\0second";' in source or 'words = "first", "second";' in source  # as newer ones have it
     assert "odd = [01 02 03];" in source
     assert "reg = <0x01 0x00 0x1000>;" in source
 
