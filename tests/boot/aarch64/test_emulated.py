@@ -30,7 +30,7 @@ say amba ls /sys/bus/amba/devices
 say seconds cat /sys/class/rtc/rtc0/since_epoch
 say pci ls /sys/bus/pci/devices
 say random sh -c 'dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c'
-say messages grep -c ITS-MSI /proc/interrupts
+say messages grep -cE 'ITS-(PCI-)?MSI' /proc/interrupts
 say platform ls /sys/bus/platform/devices
 say log sh -c "dmesg | grep -iE 'KASLR|crng init|perfevents|PSCIv|violation|of_irq_parse'"
 say cores sh -c 'cat /sys/devices/system/cpu/cpu*/topology/core_id'
