@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["keep_newest"]
@@ -10,13 +11,15 @@ __all__ = ["keep_newest"]
 
 def keep_newest(folder: Path, most: int) -> None:
     """Of the files in `folder`, the hidden ones apart, which are not whole yet: all of one name together, whatever they end with,
-    the oldest go but for `most`. Blocking. Raises OSError."""
-    kept: dict[str, list[tuple[int, str]]] = {}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
-                written = entry.stat(follow_symlinks=False).st_mtime_ns
-                kept.setdefault(entry.name.partition(".")[0], []).append((written, entry.path))
+    the oldest go but for `most`. What cannot be looked at or removed stays, or has been removed by another. Blocking."""
+    kept: dict[str, list[tuple[int, Path]]] = {}
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                status = path.lstat()
+                if not path.name.startswith(".") and stat.S_ISREG(status.st_mode):
+                    kept.setdefault(path.name.partition(".")[0], []).append((status.st_mtime_ns, path))
     for files in sorted(kept.values(), key=max)[:-most]:
         for _, path in files:
-            Path(path).unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
